@@ -1,0 +1,34 @@
+# Every target sets up what it needs: .venv is made on first use and reused afterwards.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup test test-all lint quickstart tiny-base clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[quickstart,test]"
+	touch $@
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quickstart: setup
+	$(BIN)/python -m launch.quickstart
+
+tiny-base: setup
+	$(BIN)/python -m launch.tiny_base
+
+clean:
+	rm -rf $(VENV) build *.egg-info

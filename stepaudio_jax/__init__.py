@@ -1,0 +1,1 @@
+"""stepaudio_jax: audio reasoning models in JAX."""

@@ -1,0 +1,94 @@
+"""A configuration from a Python file and overrides: `configs/sft.py`, `stages.sft.optimizer.learning_rate=3e-5`."""
+
+import ast
+import pathlib
+import runpy
+from collections.abc import Iterable
+from typing import Any
+
+from stepaudio_jax.config.resolve import ConfigError, build, to_dict, unknown_key
+from stepaudio_jax.config.run import Config
+
+
+def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """The configuration of a file, with overrides applied in order.
+
+    Args:
+        path: a Python file whose `get_config()` returns a `Config`.
+        overrides: dotted keys and values as text. A stage is named by its name or its index. A value is read as a Python
+            literal (3, 1e-5, True, None, ('adaptor', 'decoder')), and as a string where it is none.
+
+    Raises:
+        ConfigError: naming the file, or the key and what is allowed.
+    """
+    config = _run_config_file(pathlib.Path(path))
+    for key, text in overrides:
+        config = override(config, key, text)
+    return config
+
+
+def override(config: Config, key: str, text: str) -> Config:
+    """`config` with the setting at dotted `key` replaced by the value that `text` spells."""
+    values = to_dict(config)
+    *parents, last = key.split(".")
+    node = values
+    walked = "config"
+    for name in parents:
+        node = _child(node, name, walked)
+        walked += f".{name}"
+    value = _parse(text)
+    if last == "preset":
+        if not isinstance(node, dict):
+            raise ConfigError(f"{walked} has no presets")
+        node.clear()
+        node["preset"] = value
+    elif isinstance(node, list):
+        node[_index(node, last, walked)] = value
+    else:
+        _child(node, last, walked)
+        node[last] = value
+    return build(Config, values)
+
+
+def _run_config_file(path: pathlib.Path) -> Config:
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist")
+    try:
+        namespace = runpy.run_path(str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"config file {path}, line {error.lineno}: {error.msg}") from None
+    if "get_config" not in namespace:
+        raise ConfigError(f"config file {path} does not define get_config()")
+    config = namespace["get_config"]()
+    if not isinstance(config, Config):
+        raise ConfigError(f"get_config() of {path} must return a stepaudio_jax.config.Config, got {type(config).__name__}")
+    return config
+
+
+def _child(node: Any, name: str, walked: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, name, walked)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"{walked}={node!r} is a single value: it has no key {name!r}")
+    if name not in node:
+        raise ConfigError(unknown_key(f"{walked}.{name}", name, node))
+    return node[name]
+
+
+def _index(items: list[Any], name: str, walked: str) -> int:
+    names = [item.get("name", "") if isinstance(item, dict) else "" for item in items]
+    if name in names and name:
+        return names.index(name)
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    known = ", ".join([f"0 to {len(items) - 1}", *filter(None, names)]) if items else "none: it is empty"
+    raise ConfigError(f"{walked} has no item {name!r} (allowed: {known})")
+
+
+def _parse(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,155 @@
+"""From a plain nested mapping to the typed, frozen configuration, and back.
+
+A configuration is written as plain values (a config file, the command line, a checkpoint's JSON). `build` turns such a mapping
+into a dataclass: it fills in defaults, checks every type, and names the full key, the offending value and the nearest valid
+key when something is wrong. Nothing unknown is ever ignored.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+DataclassT = TypeVar("DataclassT")
+
+
+class ConfigError(ValueError):
+    """A configuration key is unknown, missing, or holds a value of the wrong type or range."""
+
+
+def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config") -> DataclassT:
+    """Builds dataclass `cls` from a nested mapping.
+
+    Args:
+        cls: a dataclass whose fields are annotated with plain types, `Literal`, `X | None`, `tuple[X, ...]`,
+            `Mapping[str, X]`, or other such dataclasses. Where the class has a `presets` static method (returning a mapping
+            from name to instance), the mapping may hold the extra key `preset`, and the other keys then replace fields of it.
+        values: the values given; fields that are absent take the dataclass's (or the preset's) default.
+        key: the dotted name of this mapping, for error messages.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{key} must be a mapping of settings, got {values!r}")
+    given = dict(values)
+    preset = None
+    if "preset" in given and hasattr(cls, "presets"):
+        preset = _preset(cls, given.pop("preset"), key)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for name in given:
+        if name not in fields:
+            raise ConfigError(unknown_key(f"{key}.{name}", name, fields))
+    arguments = {}
+    for name, value in given.items():
+        default = getattr(preset, name) if preset is not None else None
+        arguments[name] = _convert(hints[name], value, f"{key}.{name}", default)
+    if preset is None:
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in arguments and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{key} needs a value for: {', '.join(missing)}")
+    try:
+        return dataclasses.replace(preset, **arguments) if preset is not None else cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def to_dict(config: Any) -> Any:
+    """The inverse of `build`: nested plain dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {name: to_dict(value) for name, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def _preset(cls: type, name: Any, key: str) -> Any:
+    presets = cls.presets()  # type: ignore[attr-defined]
+    if name not in presets:
+        raise ConfigError(unknown_key(f"{key}.preset={name!r}", str(name), presets, kind="preset"))
+    return presets[name]
+
+
+def unknown_key(full_key: str, name: str, allowed: Mapping[str, Any], kind: str = "key") -> str:
+    """The message for a key (or preset) that does not exist, with the nearest one that does."""
+    nearest = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {full_key}{hint} (allowed: {', '.join(sorted(allowed))})"
+
+
+def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
+    """Checks `value` against the annotation `hint`; `default` is the preset's value of a nested dataclass, if any."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(typing.get_args(hint), value, key, default)
+    if origin is typing.Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(repr, allowed))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(typing.get_args(hint), value, key)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} must be a mapping, got {value!r}")
+        _, value_hint = typing.get_args(hint)
+        return {str(name): _convert(value_hint, item, f"{key}.{name}", None) for name, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if default is not None and isinstance(value, Mapping) and "preset" not in value:
+            return build(hint, {**_shallow(default), **value}, key)  # type: ignore[arg-type]
+        return build(hint, value, key)  # type: ignore[arg-type]
+    return _convert_scalar(hint, value, key)
+
+
+def _shallow(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _convert_union(members: tuple[Any, ...], value: Any, key: str, default: Any) -> Any:
+    if value is None:
+        if type(None) in members:
+            return None
+        raise ConfigError(f"{key} must not be None")
+    errors = []
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return _convert(member, value, key, default)
+        except ConfigError as error:
+            errors.append(str(error))
+    raise ConfigError("; or ".join(errors))
+
+
+def _convert_tuple(members: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{key} must be a list or tuple, got {value!r}")
+    if len(members) == 2 and members[1] is Ellipsis:
+        return tuple(_convert(members[0], item, f"{key}.{index}", None) for index, item in enumerate(value))
+    if len(members) != len(value):
+        raise ConfigError(f"{key} must have {len(members)} values, got {value!r}")
+    return tuple(
+        _convert(member, item, f"{key}.{index}", None) for index, (member, item) in enumerate(zip(members, value, strict=True))
+    )
+
+
+def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
+    # bool is an int in Python; a learning rate of True or a step count of 0.5 is a mistake, not a number.
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    raise ConfigError(f"{key}={value!r} is not of type {getattr(hint, '__name__', hint)}")

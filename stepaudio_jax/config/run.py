@@ -1,0 +1,194 @@
+"""A training run: where its weights come from, what it reads, and its stages in order."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from stepaudio_jax.config.model import FloatDtype, ModelConfig
+from stepaudio_jax.config.resolve import ConfigError
+
+Part = Literal["encoder", "adaptor", "decoder"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Where the run's weights come from. An empty path means freshly initialised.
+
+    `model` is a checkpoint made by this project or a Hugging Face folder (Step-Audio). `encoder` and `decoder` override their
+    part with a folder of their own (Qwen2-Audio, Qwen2/Qwen2.5); the adaptor is then fresh unless `model` gives it.
+    """
+
+    model: str = ""
+    encoder: str = ""
+    decoder: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One JSONL file (or a glob of them) and its share of the mixture."""
+
+    path: str
+    weight: float = 1.0
+    name: str = ""  # shown in metrics; the file's stem when empty
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ConfigError(f"weight={self.weight} of source {self.path!r} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random changes to the sound and its log-mel, in training only. Zero switches each one off."""
+
+    max_shift_s: float = 0.0  # silence put in front of a clip
+    noise_probability: float = 0.0
+    noise_snr_db: tuple[float, float] = (10.0, 40.0)
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    frequency_masks: int = 0
+    frequency_mask_bins: int = 0  # widest mask, in mel bins
+    time_masks: int = 0
+    time_mask_frames: int = 0  # widest mask, in mel frames
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and the static shape of a batch (see `stepaudio_jax.data.Batch`)."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    rows: int = 8  # B: rows of the global batch
+    tokens_per_row: int = 4096  # T
+    chunks_per_row: int = 4  # C: audio chunks (of at most 25 s) a row can hold
+    frames_per_chunk: int = 2500  # F: mel frames a chunk is padded to; 2500 holds 25 s
+    augmentation: AugmentationConfig = AugmentationConfig()
+    loss_on_reasoning: bool = True
+    on_bad_audio: Literal["error", "skip"] = "error"  # "skip" drops the record and counts it
+    on_too_long: Literal["error", "skip"] = "error"  # a dialogue that does not fit an empty row
+    packing_rows: int = 16  # rows that the packer fills side by side; more pack tighter and cost memory
+    threads: int = 2  # threads that read and prepare records
+    prefetch_batches: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "tokens_per_row", "packing_rows", "threads", "prefetch_batches"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon for matrices with AdamW for the rest; warm-up, then decay."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    final_learning_rate_fraction: float = 0.1  # of learning_rate, reached at the stage's last step
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices only: never on biases, norms, embeddings' positions
+    clip_norm: float = 1.0  # global norm of the gradients; 0 switches clipping off
+    muon_learning_rate: float = 0.02  # of the matrices, when name is "muon"; learning_rate is that of the rest
+    muon_momentum: float = 0.95
+    moment_dtype: FloatDtype = "float32"  # of the first moment (momentum)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.muon_learning_rate <= 0:
+            raise ConfigError("learning rates must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuxiliaryConfig:
+    """Losses on heads that exist in training only, for an encoder that starts from nothing.
+
+    A word-level CTC loss on the adaptor's output, and a classifier on the encoder's mean feature for each attribute of a clip.
+    Records give them as `transcript` and `attributes` of an audio part. The heads are never exported.
+    """
+
+    ctc_weight: float = 0.0
+    ctc_words: tuple[str, ...] = ()  # the closed vocabulary; other words of a transcript are an error
+    attribute_weight: float = 0.0
+    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # name -> its values
+
+    @property
+    def enabled(self) -> bool:
+        return self.ctc_weight > 0 or self.attribute_weight > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out loss during training; no sources means none."""
+
+    data: DataConfig = DataConfig()
+    every_steps: int = 0  # 0: only at the end of the stage
+    batches: int = 8
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.data.sources)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of a run: its data, its objective, what learns and how."""
+
+    name: str
+    steps: int
+    objective: Literal["next_token"] = "next_token"  # mid-training and SFT: R1.5 eq. (1)
+    data: DataConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    trainable: tuple[Part, ...] = ("adaptor", "decoder")
+    gradient_accumulation: int = 1  # micro-batches a step; rows must be a multiple of it
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0:
+            raise ConfigError(f"steps={self.steps} must be positive")
+        if not self.data.sources:
+            raise ConfigError("data.sources is empty: nothing to train on")
+        if self.gradient_accumulation <= 0 or self.data.rows % self.gradient_accumulation:
+            raise ConfigError(
+                f"data.rows={self.data.rows} must be a multiple of gradient_accumulation={self.gradient_accumulation}"
+            )
+        if not self.trainable:
+            raise ConfigError("trainable is empty: nothing would learn")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole state is saved, and how many of the saved states are kept."""
+
+    every_steps: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the model is computed, as opposed to what it is."""
+
+    dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
+    param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
+    remat: Literal["none", "full"] = "full"
+    unroll: int = 1  # layers unrolled in the scan; on CPU, all of them (0) is about twice as fast
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    run_dir: str
+    stages: tuple[StageConfig, ...]
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    initial: InitialWeights = InitialWeights()
+    tokenizer: str = ""  # a folder (tokenizer.json, or vocab.json and merges.txt); "bytes"; empty: initial.model's own
+    compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("stages is empty: nothing to run")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"stages must have different names, got {names}")

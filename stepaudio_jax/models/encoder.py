@@ -1,0 +1,159 @@
+"""The Whisper-style audio encoder of Qwen2-Audio, exact under static shapes.
+
+The reference runs one clip alone at its own length. Here a clip is padded to a bucket, and three masks keep the numbers
+those of the clip alone: mel and the first convolution's output are zero beyond the clip (a convolution sees its zero padding
+there), keys beyond the clip are masked, and frames beyond the clip are zero after the pool (the adaptor's convolution sees
+its padding).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from stepaudio_jax.config import ComputeConfig, EncoderConfig, LengthConvention
+from stepaudio_jax.models.attention import attention
+from stepaudio_jax.models.layers import Conv, LayerNorm, Projection, normal, parameter
+from stepaudio_jax.models.stack import scan_layers
+
+
+class EncoderAttention(nnx.Module):
+    """Bidirectional attention; query, value and output have biases, the key has none."""
+
+    def __init__(self, config: EncoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        sizes = {"H": config.hidden, "N": config.heads, "D": config.head_dim}
+        options: dict[str, Any] = {"sizes": sizes, "stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = Projection("BTH,HND->BTND", use_bias=True, **options)
+        self.key = Projection("BTH,HND->BTND", use_bias=False, **options)
+        self.value = Projection("BTH,HND->BTND", use_bias=True, **options)
+        self.output = Projection("BTND,NDH->BTH", use_bias=True, **options)
+
+    def __call__(self, x: jax.Array, key_segments: jax.Array) -> jax.Array:
+        out = attention(
+            self.query(x),
+            self.key(x),
+            self.value(x),
+            query_segments=jnp.ones_like(key_segments),  # queries are not masked
+            key_segments=key_segments,
+        )
+        return self.output(out)
+
+
+class EncoderMLP(nnx.Module):
+    """down(gelu(up(x))), exact GELU."""
+
+    def __init__(self, config: EncoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        sizes = {"H": config.hidden, "F": config.ffn}
+        options: dict[str, Any] = {
+            "sizes": sizes,
+            "use_bias": True,
+            "stack": config.layers,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.up = Projection("BTH,HF->BTF", **options)
+        self.down = Projection("BTF,FH->BTH", **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(gelu(self.up(x)))
+
+
+class EncoderLayer(nnx.Module):
+    """Pre-norm block."""
+
+    def __init__(self, config: EncoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        stack: dict[str, Any] = {"stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
+        self.attention_norm = LayerNorm(config.hidden, eps=config.norm_eps, **stack)
+        self.attention = EncoderAttention(config, param_dtype=param_dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.hidden, eps=config.norm_eps, **stack)
+        self.mlp = EncoderMLP(config, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key_segments: jax.Array) -> jax.Array:
+        x = x + self.attention(self.attention_norm(x), key_segments)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Encoder(nnx.Module):
+    """Log-mel at 100 Hz -> features at 25 Hz."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        length_convention: LengthConvention,
+        compute: ComputeConfig,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.compute = compute
+        self.length_convention = length_convention
+        self.conv1 = Conv(config.mel_bins, config.hidden, stride=1, letters="WMH", **common)
+        self.conv2 = Conv(config.hidden, config.hidden, stride=2, letters="WIO", **common)
+        self.positions = parameter(rngs, "PH", {"P": config.positions, "H": config.hidden}, normal(0.02), param_dtype)
+        self.layers = EncoderLayer(config, **common)
+        self.norm = LayerNorm(config.hidden, eps=config.norm_eps, **common)
+
+    def __call__(self, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
+        """Encodes a batch of chunks.
+
+        Args:
+            mel: [B,M,F] fp32, F mel frames (the bucket).
+            mel_lengths: [B] i32, frames of each chunk; 0 for an empty place.
+
+        Returns:
+            [B, ceil(F/2) // 2, H] in the compute dtype, zero beyond each chunk.
+
+        Raises:
+            ValueError: the bucket is longer than the positional table.
+        """
+        mel_frames = mel.shape[-1]
+        frames = -(-mel_frames // 2)
+        if frames > self.config.positions:
+            raise ValueError(
+                f"{mel_frames} mel frames need {frames} encoder positions, and the table has {self.config.positions}"
+            )
+        x = jnp.where(_before(mel_lengths, mel_frames), mel.swapaxes(1, 2), 0).astype(self.compute.dtype)
+        x = jnp.where(_before(mel_lengths, mel_frames), gelu(self.conv1(x)), 0)
+        x = gelu(self.conv2(x))
+        x = x + self.positions[...][:frames].astype(x.dtype)
+        visible = visible_frames(mel_lengths, frames, self.length_convention).astype(jnp.int32)
+
+        def apply(layer: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return layer(x, visible), None
+
+        x, _ = scan_layers(self.layers, apply, x, remat=self.compute.remat, unroll=self.compute.unroll)
+        pooled = x[:, : frames // 2 * 2].reshape(x.shape[0], frames // 2, 2, -1).mean(axis=2)
+        pooled_lengths = -(-mel_lengths // 2) // 2
+        return jnp.where(_before(pooled_lengths, frames // 2), self.norm(pooled), 0)
+
+
+def visible_frames(mel_lengths: jax.Array, frames: int, convention: LengthConvention) -> jax.Array:
+    """Which encoder frames (50 Hz) may be attended to: [B] i32 -> [B, frames] bool.
+
+    The released mask is `(arange(T) < L)[(T + 1) % 2 :: 2]`, with T the clip's mel frames and L = T - 2 ("hf") or T ("vllm").
+    """
+    total = mel_lengths[:, None]
+    counted = total - 2 if convention == "hf" else total
+    frame = jnp.arange(frames)[None, :]
+    mel_frame = (total + 1) % 2 + 2 * frame
+    return (mel_frame < counted) & (frame < -(-total // 2))
+
+
+def adaptor_outputs(mel_lengths: jax.Array, convention: LengthConvention) -> jax.Array:
+    """How many of the adaptor's outputs stand for a chunk: N = ((L + 1) // 2 // 2 - 1) // 2 + 1 with L as above, i32."""
+    counted = mel_lengths - 2 if convention == "hf" else mel_lengths
+    features = jnp.maximum(counted + 1, 0) // 2 // 2
+    return (features - 1) // 2 + 1
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _before(lengths: jax.Array, frames: int) -> jax.Array:
+    """[B] -> [B, frames, 1] bool: is this frame inside the clip?"""
+    return (jnp.arange(frames)[None, :] < lengths[:, None])[:, :, None]

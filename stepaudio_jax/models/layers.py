@@ -1,0 +1,181 @@
+"""The layers that encoder, adaptor and decoder share.
+
+A parameter is declared once, by dimension letters: `Projection("BTH,HND->BTND", ...)` fixes the kernel's shape [H,N,D], its
+bias's shape [N,D] and the logical axes of both. Everything derived from the parameters (initial values, shardings, checkpoint
+layout) follows from that declaration.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# What each dimension letter of a parameter means; rules map these names to mesh axes.
+LOGICAL_AXES: Mapping[str, str] = {
+    "L": "layers",
+    "V": "vocab",
+    "H": "embed",
+    "N": "heads",
+    "K": "kv_heads",
+    "D": "head_dim",
+    "F": "ffn",
+    "M": "mel_bins",
+    "P": "positions",
+    "W": "conv_width",
+    "I": "conv_input",
+    "O": "embed",  # the model's hidden size where it is an output beside an input of the same size
+}
+
+Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+Sizes = Mapping[str, int]
+
+
+def parameter(
+    rngs: nnx.Rngs, letters: str, sizes: Sizes, initializer: Initializer, dtype: jnp.dtype, *, contracted: str = ""
+) -> nnx.Param:
+    """A parameter of shape `[sizes[letter] for letter in letters]`.
+
+    Its metadata says what it is: `axes`, the logical name of each dimension, and `contracted`, the dimensions that a matrix
+    product with it sums over (none for biases, norms and tables).
+    """
+    shape = tuple(sizes[letter] for letter in letters)
+    axes = tuple(LOGICAL_AXES[letter] for letter in letters)
+    summed = tuple(letters.index(letter) for letter in contracted)
+    return nnx.Param(initializer(rngs.params(), shape, dtype), axes=axes, contracted=summed)
+
+
+def normal(stddev: float) -> Initializer:
+    """Normal distribution with mean 0."""
+    return jax.nn.initializers.normal(stddev)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """All ones."""
+    return jnp.ones(shape, dtype)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """All zeros."""
+    return jnp.zeros(shape, dtype)
+
+
+class Projection(nnx.Module):
+    """A linear map written as an einsum, with a bias over its output dimensions where asked.
+
+    Args:
+        einsum: "inputs,kernel->outputs" in dimension letters, for example "BTH,HND->BTND".
+        sizes: the size of every letter of the kernel.
+        stack: number of layers stacked in front of the kernel (0: not stacked). A stacked projection is applied after its
+            layer's slice has been taken, so the einsum never mentions L.
+        init_scale: multiplies the initial standard deviation, 1 / sqrt(fan in).
+    """
+
+    def __init__(
+        self,
+        einsum: str,
+        sizes: Sizes,
+        *,
+        use_bias: bool,
+        stack: int = 0,
+        init_scale: float = 1.0,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        inputs, outputs = einsum.split("->")
+        kernel = inputs.split(",")[1]
+        bias = "".join(letter for letter in kernel if letter in outputs)
+        prefix, sizes = _stacked(stack, sizes)
+        contracted = "".join(letter for letter in kernel if letter not in outputs)
+        initial = normal(init_scale / math.sqrt(math.prod(sizes[letter] for letter in contracted)))
+        self.einsum = einsum
+        self.kernel = parameter(rngs, prefix + kernel, sizes, initial, param_dtype, contracted=contracted)
+        self.bias = parameter(rngs, prefix + bias, sizes, zeros, param_dtype) if use_bias else None
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        outputs = contract(self.einsum, inputs, self.kernel[...].astype(inputs.dtype))
+        return outputs if self.bias is None else outputs + self.bias[...].astype(inputs.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """An einsum of activations and a kernel, whose gradients are einsums in the same order of operands.
+
+    The derivative that JAX would derive gives the kernel's gradient with its dimensions in another order and then transposes it,
+    which the CPU backend does as a pass of its own; written this way, each gradient is one matrix product.
+    """
+    return jnp.einsum(einsum, inputs, kernel)
+
+
+def _contract_forward(einsum: str, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return contract(einsum, inputs, kernel), (inputs, kernel)
+
+
+def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = saved
+    operands, out = einsum.split("->")
+    left, right = operands.split(",")
+    return jnp.einsum(f"{out},{right}->{left}", gradient, kernel), jnp.einsum(f"{left},{out}->{right}", inputs, gradient)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+class Conv(nnx.Module):
+    """One-dimensional convolution of width 3, one frame of zeros on each side: [B,F,I] -> [B, ceil(F / stride), O].
+
+    Written as three shifted matrix products: the same arithmetic as a convolution, and faster on CPU.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, letters: str, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        sizes = {"W": 3, letters[1]: inputs, letters[2]: outputs}
+        self.stride = stride
+        initial = normal(1 / math.sqrt(3 * inputs))
+        self.kernel = parameter(rngs, letters, sizes, initial, param_dtype, contracted=letters[:2])
+        self.bias = parameter(rngs, letters[2], sizes, zeros, param_dtype)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        frames = -(-inputs.shape[1] // self.stride)
+        last = (frames - 1) * self.stride + 1
+        padded = jnp.pad(inputs, ((0, 0), (1, 1), (0, 0)))
+        windows = jnp.stack([padded[:, shift : shift + last : self.stride] for shift in range(3)], axis=2)
+        outputs = contract("BFWI,WIO->BFO", windows, self.kernel[...].astype(inputs.dtype))
+        return outputs + self.bias[...].astype(inputs.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, in fp32 (Zhang and Sennrich 2019, eq. 4)."""
+
+    def __init__(self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        prefix, sizes = _stacked(stack, {"H": size})
+        self.eps = eps
+        self.scale = parameter(rngs, prefix + "H", sizes, ones, param_dtype)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        x = inputs.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        # The scale is applied in the compute dtype, as Qwen2 does.
+        return x.astype(inputs.dtype) * self.scale[...].astype(inputs.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / std * scale + bias over the last axis, in fp32."""
+
+    def __init__(self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        prefix, sizes = _stacked(stack, {"H": size})
+        self.eps = eps
+        self.scale = parameter(rngs, prefix + "H", sizes, ones, param_dtype)
+        self.bias = parameter(rngs, prefix + "H", sizes, zeros, param_dtype)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        x = inputs.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        x = x * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return x.astype(inputs.dtype)
+
+
+def _stacked(stack: int, sizes: Sizes) -> tuple[str, Sizes]:
+    return ("L", {**sizes, "L": stack}) if stack else ("", sizes)
