@@ -1,0 +1,1 @@
+"""Speed and memory, always side by side with the peer."""

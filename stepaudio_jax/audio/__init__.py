@@ -1,0 +1,34 @@
+"""Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
+
+from stepaudio_jax.audio.decoding import load_audio
+from stepaudio_jax.audio.error import AudioError
+from stepaudio_jax.audio.lengths import (
+    CHUNK_SAMPLES,
+    MAX_CHUNK_SAMPLES,
+    SAMPLE_RATE,
+    LengthConvention,
+    audio_token_count,
+    chunk_lengths,
+    mel_frames,
+    split_chunks,
+    tokens_of_frames,
+)
+from stepaudio_jax.audio.resampling import resample
+from stepaudio_jax.audio.spectrogram import MEL_BINS, log_mel
+
+__all__ = [
+    "CHUNK_SAMPLES",
+    "MAX_CHUNK_SAMPLES",
+    "MEL_BINS",
+    "SAMPLE_RATE",
+    "AudioError",
+    "LengthConvention",
+    "audio_token_count",
+    "chunk_lengths",
+    "load_audio",
+    "log_mel",
+    "mel_frames",
+    "resample",
+    "split_chunks",
+    "tokens_of_frames",
+]

@@ -1,0 +1,184 @@
+"""The frames of an MP3 file: whether it was cut short, and how many there are (ISO 11172-3, 13818-3)."""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# kbit/s by (version, layer) and the header's four bits, from 1 to 14; 0 is "free format", 15 is invalid.
+_BITRATES = {
+    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_SAMPLE_RATES = (44_100, 48_000, 32_000)  # of version 1: halved in version 2, quartered in version 2.5
+_VERSIONS = {3: (1, 1), 2: (2, 2), 0: (2, 4)}  # header bits -> (row of the bit rates, divisor of the sample rate)
+_HEADER_BYTES = 4
+_SAME_IN_ALL_FRAMES = 0xFFFE0C00  # sync word, version, layer, sample rate
+_LAYER_3 = 1  # header bits
+_BITRATE_AND_PADDING = 0xF200
+_NO_CHECKSUM = 1 << 16
+_HEADER_BITRATE = 9 << 12  # gives a frame of at least 192 bytes; decoders look for a count in no smaller than 152
+_XING_HAS_FRAMES = 1
+
+
+class _Frame(NamedTuple):
+    start: int
+    length: int
+    kind: int
+    bits_per_s: int
+
+
+class Stream(NamedTuple):
+    """What a scan of an MP3 file found.
+
+    Attributes:
+        first: its first frame.
+        frames: how many there are, a header frame included.
+        end: where the last one ends, which may be beyond the file's end.
+        count_at: where a Xing or Info header holds the number of frames; None where there is none.
+        declared: that number.
+        constant_bit_rate: whether all frames have the same.
+    """
+
+    first: _Frame
+    frames: int
+    end: int
+    count_at: int | None
+    declared: int
+    constant_bit_rate: bool
+
+
+def scan(content: bytes) -> Stream | None:
+    """Goes through all frames of a file; None where it has none."""
+    if not (content[:3] == b"ID3" or content[:1] == b"\xff"):
+        return None  # libsndfile looks for MP3 only behind these
+    first, frames, end, bit_rates = None, 0, 0, set()
+    for frame in _frames(content):
+        if first is None:
+            first = frame
+        frames += 1
+        bit_rates.add(frame.bits_per_s)
+        end = frame.start + frame.length
+    if first is None:
+        return None
+    count_at = _frame_count_at(content, first)
+    declared = 0 if count_at is None else struct.unpack_from(">I", content, count_at)[0]
+    return Stream(first, frames, end, count_at, declared, len(bit_rates) == 1)
+
+
+def defect(content: bytes, stream: Stream) -> str | None:
+    """Why the file would be heard only in part, or None where no reason is known."""
+    if stream.end > len(content) or _is_part_of_header(content[stream.end :], stream.first):
+        return "is cut short: its last MP3 frame is incomplete"
+    if stream.frames < stream.declared:
+        return f"is cut short: its header counts {stream.declared} MP3 frames and {stream.frames - 1} are there"
+    return None
+
+
+def with_frame_count(content: bytes, stream: Stream) -> bytes:
+    """The file with a header frame that counts its frames rightly.
+
+    libsndfile reads as many frames as the header says, and without one as many as the first bit rate lets it guess: it would
+    drop the end of a file of variable bit rate, and all but the first of several files put together. Where a header is added,
+    the decoder leaves out its own delay (529 samples), as it does in any file that has one.
+    """
+    audio_frames = stream.frames - (stream.count_at is not None)
+    if stream.count_at is not None:
+        if stream.declared >= audio_frames:
+            return content
+        return content[: stream.count_at] + struct.pack(">I", audio_frames) + content[stream.count_at + 4 :]
+    (header,) = struct.unpack_from(">I", content, stream.first.start)
+    if stream.constant_bit_rate or header >> 17 & 3 != _LAYER_3:
+        return content  # the guess is right; or decoders do not look for a count
+    header = header & ~_BITRATE_AND_PADDING | _NO_CHECKSUM | _HEADER_BITRATE
+    place = stream.first.start
+    frame = _frame_at(struct.pack(">I", header), 0, None)
+    assert frame is not None
+    info = (
+        struct.pack(">I", header)
+        + bytes(_side_info_bytes(header))
+        + struct.pack(">4sII", b"Info", _XING_HAS_FRAMES, audio_frames)
+    )
+    return content[:place] + info.ljust(frame.length, b"\0") + content[place:]
+
+
+def _frames(content: bytes) -> Iterator[_Frame]:
+    """Frame after frame; the last one may reach beyond the end. Skips what lies between them, as decoders do."""
+    position, kind = _after_id3(content), None
+    while position + _HEADER_BYTES <= len(content):
+        frame = _frame_at(content, position, kind)
+        if frame is None:
+            frame = _resume(content, position + 1, kind)
+            if frame is None:
+                return
+        yield frame
+        kind, position = frame.kind, frame.start + frame.length
+
+
+def _resume(content: bytes, position: int, kind: int | None) -> _Frame | None:
+    """The next frame that another one follows: a sync word alone is found in any tag or picture."""
+    while (position := content.find(b"\xff", position)) >= 0:
+        frame = _frame_at(content, position, kind)
+        if frame is not None and _frame_at(content, frame.start + frame.length, frame.kind) is not None:
+            return frame
+        position += 1
+    return None
+
+
+def _frame_at(content: bytes, position: int, kind: int | None) -> _Frame | None:
+    """The frame whose header is at `position`; None where there is no header, or not one of this `kind`."""
+    if position + _HEADER_BYTES > len(content):
+        return None
+    (header,) = struct.unpack_from(">I", content, position)
+    if header >> 21 != 0x7FF or (kind is not None and header & _SAME_IN_ALL_FRAMES != kind):
+        return None
+    version, layer, bitrate_bits, rate_bits = header >> 19 & 3, 4 - (header >> 17 & 3), header >> 12 & 15, header >> 10 & 3
+    if version not in _VERSIONS or layer == 4 or bitrate_bits in (0, 15) or rate_bits == 3:
+        return None
+    row, divisor = _VERSIONS[version]
+    bits_per_s = 1000 * _BITRATES[row, layer][bitrate_bits - 1]
+    rate = _SAMPLE_RATES[rate_bits] // divisor
+    padding = header >> 9 & 1
+    if layer == 1:
+        length = (12 * bits_per_s // rate + padding) * 4
+    else:
+        length = (72 if layer == 3 and row == 2 else 144) * bits_per_s // rate + padding
+    return _Frame(position, length, header & _SAME_IN_ALL_FRAMES, bits_per_s)
+
+
+def _is_part_of_header(rest: bytes, frame: _Frame) -> bool:
+    """Whether the last bytes are the beginning of a frame's header."""
+    missing_bits = 8 * (_HEADER_BYTES - len(rest))
+    if not 0 < missing_bits < 32:
+        return False
+    return (int.from_bytes(rest, "big") << missing_bits ^ frame.kind) & _SAME_IN_ALL_FRAMES >> missing_bits << missing_bits == 0
+
+
+def _frame_count_at(content: bytes, frame: _Frame) -> int | None:
+    """Where a Xing or Info header in this frame holds the number of frames."""
+    (header,) = struct.unpack_from(">I", content, frame.start)
+    place = frame.start + _HEADER_BYTES + _side_info_bytes(header)
+    if place + 12 > min(frame.start + frame.length, len(content)) or content[place : place + 4] not in (b"Xing", b"Info"):
+        return None
+    (flags,) = struct.unpack_from(">I", content, place + 4)
+    return place + 8 if flags & _XING_HAS_FRAMES else None
+
+
+def _side_info_bytes(header: int) -> int:
+    """Bytes of a layer III frame between its header and where a Xing header would be."""
+    mono, version_1 = header >> 6 & 3 == 3, header >> 19 & 3 == 3
+    return (17 if mono else 32) if version_1 else (9 if mono else 17)
+
+
+def _after_id3(content: bytes) -> int:
+    """Where the sound begins, after any ID3v2 tags (their sizes have seven bits a byte)."""
+    position = 0
+    while content[position : position + 3] == b"ID3" and position + 10 <= len(content):
+        size = 0
+        for byte in content[position + 6 : position + 10]:
+            size = size << 7 | byte & 0x7F
+        position += 10 + size
+    return position

@@ -1,0 +1,80 @@
+"""What the model wrote -> reasoning and reply: the inverse of rendering."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from stepaudio_jax.text.rendering import THINK_END
+from stepaudio_jax.text.tokenizer import Tokenizer
+
+Problem = Literal[
+    "not_ended",  # it does not end in <|EOT|>: cut off at the limit of length
+    "no_think_end",  # </think> never comes: all of it is reasoning
+    "several_think_ends",  # </think> comes again within the reply
+    "think_end_not_on_its_line",
+    "empty_reply",  # nothing but white space
+    "special_token",  # one within the text (speech, a second turn)
+    "invalid_utf8",
+]
+_TAG = THINK_END.strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedReply:
+    r"""What the model wrote, taken apart.
+
+    Attributes:
+        reasoning: what comes before the first `</think>`; everything, where there is none.
+        reply: what comes after it.
+        problems: each way in which it departs from `{reasoning}\n</think>\n{reply}<|EOT|>`.
+        special_tokens: the names of special tokens within it; they are in neither reasoning nor reply.
+    """
+
+    reasoning: str
+    reply: str
+    problems: tuple[Problem, ...] = ()
+    special_tokens: tuple[str, ...] = ()
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the text is exactly of the format."""
+        return not self.problems
+
+
+def parse_reply(tokens: Sequence[int], tokenizer: Tokenizer, *, ended: bool | None = None) -> ParsedReply:
+    """Takes generated tokens apart.
+
+    Args:
+        tokens: all that was generated after the prompt; `<|EOT|>` at the end is allowed.
+        tokenizer: of the model.
+        ended: whether the model ended its turn itself, where `<|EOT|>` was taken off; None: by whether the last token is it.
+    """
+    has_eot = bool(tokens) and tokens[-1] == tokenizer.special.eot
+    written = tokens[:-1] if has_eot else tokens
+    special = tuple(tokenizer.decode([token]) for token in written if tokenizer.is_special(token))
+    content = b"".join(tokenizer.token_bytes(token) for token in written if not tokenizer.is_special(token))
+    problems: list[Problem] = []
+    if special:
+        problems.append("special_token")
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        problems.append("invalid_utf8")
+    parsed = parse_reply_text(content.decode(errors="replace"), ended=has_eot if ended is None else ended)
+    return dataclasses.replace(parsed, problems=(*parsed.problems, *problems), special_tokens=special)
+
+
+def parse_reply_text(text: str, *, ended: bool) -> ParsedReply:
+    """Takes generated text apart; `ended` says whether the model ended its turn itself (`<|EOT|>` is not in the text)."""
+    problems: list[Problem] = [] if ended else ["not_ended"]
+    reasoning, tag, reply = text.partition(_TAG)
+    if not tag:
+        return ParsedReply(reasoning, "", (*problems, "no_think_end"))
+    if _TAG in reply:
+        problems.append("several_think_ends")
+    if not (reasoning.endswith("\n") and reply.startswith("\n")):
+        problems.append("think_end_not_on_its_line")
+    reasoning, reply = reasoning.removesuffix("\n"), reply.removeprefix("\n")
+    if not reply.strip():
+        problems.append("empty_reply")
+    return ParsedReply(reasoning, reply, tuple(problems))

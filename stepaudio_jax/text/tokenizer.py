@@ -1,0 +1,111 @@
+"""Text <-> token ids, with special tokens that text can never spell."""
+
+import builtins
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import tokenizers
+from tokenizers import AddedToken
+
+from stepaudio_jax.text import tokenizer_files
+from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, byte_bpe, learn_merges, qwen2_tokenizer
+from stepaudio_jax.text.error import TextError
+from stepaudio_jax.text.special_tokens import SpecialTokens, small_layout
+
+
+class Tokenizer:
+    """A byte-level BPE and, after it, special tokens.
+
+    Attributes:
+        special: the ids of the special tokens that the prompt format uses.
+        vocab_size: one more than the largest id. A model's vocabulary may be larger (it is padded).
+    """
+
+    def __init__(self, bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken]):
+        """Use `from_folder` or `bytes`.
+
+        Args:
+            bpe: the tokenizer of plain text, without added tokens.
+            added: all special tokens by id.
+        """
+        self._bpe = bpe
+        self._added = dict(sorted(added.items()))
+        self.special = SpecialTokens.find({token.content: index for index, token in added.items()})
+        self.vocab_size = max(bpe.get_vocab_size() - 1, *added) + 1
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+        """Reads the tokenizer of a Hugging Face folder, or of a bare Qwen2 vocabulary.
+
+        The BPE is in `tokenizer.json`, or in `vocab.json` and `merges.txt`; the added tokens in `tokenizer.json`,
+        `tokenizer_config.json` or `added_tokens.json`. Where those have none of Step-Audio's tokens, and the BPE is Qwen2's,
+        they are put where Step-Audio has them (`special_tokens.qwen2_layout`).
+
+        Raises:
+            TokenizerError: naming the file and what is wrong with it: missing, malformed, not a byte-level BPE, or without some
+                of the special tokens.
+        """
+        return cls(*tokenizer_files.read(os.fspath(folder)))
+
+    @classmethod
+    def bytes(cls) -> Self:
+        """The tokenizer of small models: a token for each of the 256 bytes, its id the byte's value; 290 tokens in all."""
+        return cls._small([])
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], merges: int) -> Self:
+        """A small tokenizer for texts of one kind: the 256 bytes, `merges` merges learnt from the texts, the special tokens."""
+        return cls._small(learn_merges(texts, merges))
+
+    @classmethod
+    def _small(cls, merges: Sequence[tuple[str, str]]) -> Self:
+        layout = small_layout(256 + len(merges))
+        added = {index: AddedToken(content, special=True, normalized=False) for index, content in layout.items()}
+        return cls(qwen2_tokenizer(byte_bpe(merges)), added)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of plain text, normalised to NFC. Never a special token, whatever the text contains.
+
+        Raises:
+            TextError: the text has half of a surrogate pair, which is no character.
+        """
+        try:
+            return self._bpe.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if not isinstance(text, str):
+                raise
+            place = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+            raise TextError(f"text has half of a surrogate pair ({text[place]!a}) at character {place}; remove it") from None
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of any tokens; special tokens are written by name, bytes that are not UTF-8 as U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> builtins.bytes:
+        """What a token adds to the text: its bytes (perhaps part of a character), a special token's name.
+
+        An id without a token, in the padding of a model's vocabulary, is written `<|unknown_ID|>`.
+
+        Raises:
+            TextError: a negative id.
+        """
+        if token < 0:
+            raise TextError(f"{token} is not a token id")
+        if token in self._added:
+            return self._added[token].content.encode()
+        symbols = self._bpe.id_to_token(token)
+        if symbols is None:
+            return f"<|unknown_{token}|>".encode()
+        return bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is not text: a special token, or an id without a token."""
+        return token in self._added or token < 0 or self._bpe.id_to_token(token) is None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the files from which Hugging Face's `AutoTokenizer` makes the same tokenizer.
+
+        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`, `merges.txt`. The folder is created.
+        """
+        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special)

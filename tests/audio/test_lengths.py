@@ -1,0 +1,127 @@
+"""Chunks, frames and tokens against what convolutions of these shapes really give."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from stepaudio_jax.audio import (
+    CHUNK_SAMPLES,
+    MAX_CHUNK_SAMPLES,
+    audio_token_count,
+    chunk_lengths,
+    log_mel,
+    mel_frames,
+    split_chunks,
+    tokens_of_frames,
+)
+
+SECOND = 16_000
+
+
+@functools.cache
+def frames_of_stft(samples):
+    """Frames of a centred STFT, its last one dropped: padded and cut by torch, on no values."""
+    with torch.device("meta"):
+        padded = torch.nn.functional.pad(torch.empty(1, samples + 479), (200, 200), mode="reflect")
+        return padded[0].unfold(0, 400, 160).shape[0] - 1
+
+
+def features_of_frames(frames):
+    """Length after encoder and adaptor: convolution k3 s2 p1, average pool 2, convolution k3 s2 p1. By torch, on no values."""
+    with torch.device("meta"):
+        after_encoder = torch.nn.Conv1d(1, 1, 3, stride=2, padding=1)(torch.empty(1, 1, frames))
+        if after_encoder.shape[-1] < 2:
+            return 0
+        pooled = torch.nn.AvgPool1d(2, stride=2)(after_encoder)
+        return torch.nn.Conv1d(1, 1, 3, stride=2, padding=1)(pooled).shape[-1]
+
+
+@functools.cache
+def brute_force_tokens(frames, length_convention):
+    counted = frames - 2 if length_convention == "hf" else frames
+    return features_of_frames(counted) if counted > 0 else 0
+
+
+def brute_force(samples, length_convention):
+    total = 0
+    while samples > 0:
+        chunk = min(samples, 25 * SECOND)
+        total += brute_force_tokens(frames_of_stft(chunk), length_convention)
+        samples -= chunk
+    return total
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(1, 13), (5, 63), (10, 125), (25, 313)])
+def test_the_table_of_the_reference(seconds, tokens):
+    assert audio_token_count(seconds * SECOND) == tokens
+
+
+def test_the_longest_chunk():
+    assert tokens_of_frames(mel_frames(round(29.9 * SECOND))) == 374
+    assert mel_frames(MAX_CHUNK_SAMPLES) == 3000
+    assert mel_frames(MAX_CHUNK_SAMPLES + 1) == 3001
+
+
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+def test_every_length_from_0_to_60_s(length_convention):
+    for samples in range(0, 60 * SECOND + 1, 160):
+        assert audio_token_count(samples, length_convention) == brute_force(samples, length_convention), samples
+
+
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+@pytest.mark.parametrize("offset", [-1, 1, 79, 81])
+def test_lengths_between_frames(length_convention, offset):
+    for samples in [
+        *range(160, 4 * SECOND, 160),
+        *range(24 * SECOND, 26 * SECOND, 160),
+        *range(50 * SECOND - 800, 50 * SECOND + 801, 160),
+    ]:
+        assert audio_token_count(samples + offset, length_convention) == brute_force(samples + offset, length_convention), (
+            samples
+        )
+
+
+def test_the_conventions_differ_where_the_reference_says():
+    differ = {frames % 8 for frames in range(8, 3001) if tokens_of_frames(frames, "hf") != tokens_of_frames(frames, "vllm")}
+    assert differ == {3, 4}
+
+
+@pytest.mark.parametrize("samples", [1, 159, 160, 161, 320, 321, 5000, 16_001])
+def test_frames_are_those_of_log_mel(samples):
+    assert mel_frames(samples) == log_mel(np.zeros(samples, np.float32)).shape[1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "chunks"),
+    [
+        (0, []),
+        (1, [1]),
+        (CHUNK_SAMPLES - 1, [CHUNK_SAMPLES - 1]),
+        (CHUNK_SAMPLES, [CHUNK_SAMPLES]),
+        (CHUNK_SAMPLES + 10, [CHUNK_SAMPLES, 10]),
+        (2 * CHUNK_SAMPLES, [CHUNK_SAMPLES, CHUNK_SAMPLES]),
+    ],
+)
+def test_split_chunks(samples, chunks):
+    waveform = np.arange(samples, dtype=np.float32)
+    pieces = split_chunks(waveform)
+    assert [len(piece) for piece in pieces] == chunks
+    assert chunk_lengths(samples) == chunks
+    np.testing.assert_array_equal(np.concatenate([*pieces, np.zeros(0, np.float32)]), waveform)
+
+
+def test_a_last_chunk_of_20_ms_is_kept_and_has_no_token():
+    for rest in (1, 320):
+        assert audio_token_count(CHUNK_SAMPLES + rest) == 313
+        assert log_mel(split_chunks(np.ones(CHUNK_SAMPLES + rest, np.float32))[1]).shape == (128, mel_frames(rest))
+    assert audio_token_count(CHUNK_SAMPLES + 321) == 314
+    assert audio_token_count(CHUNK_SAMPLES + 1, "vllm") == 314
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="-1 samples"):
+        audio_token_count(-1)
+    with pytest.raises(ValueError, match="'hf', 'vllm'"):
+        tokens_of_frames(100, "whisper")
