@@ -49,6 +49,17 @@ class AugmentationConfig:
     time_masks: int = 0
     time_mask_frames: int = 0  # widest mask, in mel frames
 
+    def __post_init__(self) -> None:
+        for name in ("max_shift_s", "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.noise_probability <= 1:
+            raise ConfigError(f"noise_probability={self.noise_probability} must be between 0 and 1")
+        for name in ("noise_snr_db", "gain_db"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ConfigError(f"{name}=({low}, {high}) must be (least, greatest)")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -58,9 +69,10 @@ class DataConfig:
     rows: int = 8  # B: rows of the global batch
     tokens_per_row: int = 4096  # T
     chunks_per_row: int = 4  # C: audio chunks (of at most 25 s) a row can hold
-    frames_per_chunk: int = 2500  # F: mel frames a chunk is padded to; 2500 holds 25 s
+    frames_per_chunk: int = 2504  # F: mel frames a chunk is padded to; 25 s have 2502
     augmentation: AugmentationConfig = AugmentationConfig()
     loss_on_reasoning: bool = True
+    history_reasoning: bool = False  # later turns see the reasoning of earlier ones (see text.training_views)
     on_bad_audio: Literal["error", "skip"] = "error"  # "skip" drops the record and counts it
     on_too_long: Literal["error", "skip"] = "error"  # a dialogue that does not fit an empty row
     packing_rows: int = 16  # rows that the packer fills side by side; more pack tighter and cost memory
@@ -68,9 +80,11 @@ class DataConfig:
     prefetch_batches: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("rows", "tokens_per_row", "packing_rows", "threads", "prefetch_batches"):
+        for name in ("rows", "tokens_per_row", "frames_per_chunk", "packing_rows", "threads", "prefetch_batches"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if self.chunks_per_row < 0:
+            raise ConfigError(f"chunks_per_row={self.chunks_per_row} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,235 @@
+"""From the files of a DataConfig to batches: order -> prepare -> pack -> assemble, ahead of the training step."""
+
+import atexit
+import collections
+import logging
+import sys
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grain
+
+from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, ConfigError, DataConfig, ModelConfig, to_dict
+from stepaudio_jax.data.assembly import assemble
+from stepaudio_jax.data.batch import Batch
+from stepaudio_jax.data.jsonl import JsonlSource
+from stepaudio_jax.data.order import Visit, evaluation_streams, training_streams
+from stepaudio_jax.data.packing import Lookahead, Prepared, RowPacker
+from stepaudio_jax.data.preparation import Preparation
+from stepaudio_jax.data.record import DataError
+from stepaudio_jax.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_LOOKAHEAD_PER_ROW = 2
+_STATE_VERSION = 1
+
+
+class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
+    """Batches of one process, made ahead on threads of their own.
+
+    `get_state()` gives plain, JSON-ready data that says which batch comes next; `set_state` makes any iterator over the same
+    data go on from there, bit for bit, or raises a DataError where the data or its settings are others. `close()` ends the
+    threads.
+    """
+
+    def __init__(self, rows: "_RowsIterator", prefetch: int):
+        super().__init__(rows, prefetch)
+        _open_iterators.add(self)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What this process has used up to the batch given last; part of the state.
+
+        "records" and "records/SOURCE" went into batches, or lie in a row that is still open; "skipped_bad_audio" and
+        "skipped_too_long" did not.
+        """
+        return dict(self.get_state()["counts"])
+
+    def __del__(self) -> None:
+        # When the interpreter ends, what `close` needs may be gone, and `_close_all` has called it already.
+        if not sys.is_finalizing():
+            self.close()
+
+
+_open_iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends the threads before the interpreter ends: one that is then in native code would abort the process."""
+    for iterator in tuple(_open_iterators):
+        iterator.close()
+
+
+def batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    seed: int,
+    auxiliary: AuxiliaryConfig | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> BatchIterator:
+    """Endless training batches.
+
+    The global batch is the same whatever the number of processes: process i of n computes rows [i * rows/n, (i + 1) * rows/n)
+    of it. Two iterators with the same arguments give the same batches, bit for bit.
+
+    Args:
+        config: sources, sizes, augmentation, what to do with records that cannot be used.
+        tokenizer: its vocabulary must lie within the model's.
+        model: the encoder's table and the length convention decide what an audio chunk becomes.
+        seed: of order and augmentation.
+        auxiliary: which labels of the clips the batches carry.
+        shard_index, shard_count: `jax.process_index()` and `jax.process_count()`.
+
+    Raises:
+        DataError: a source has no file or no record; later, from the iterator, a record that cannot be used.
+        ConfigError: settings that contradict each other.
+    """
+    sources = tuple(JsonlSource(source) for source in config.sources)
+    streams = training_streams([len(s) for s in sources], [s.weight for s in config.sources], seed=seed, rows=config.rows)
+    prepare = Preparation(config, tokenizer, model, auxiliary, sources, seed=seed)
+    rows = _RowsIterator(config, sources, streams, prepare, seed=seed, shard_index=shard_index, shard_count=shard_count)
+    return BatchIterator(rows, config.prefetch_batches)
+
+
+def evaluation_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    auxiliary: AuxiliaryConfig | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    count: int | None = None,
+) -> BatchIterator:
+    """Every record once, in a fixed order, never augmented; the last batches are filled up with empty rows.
+
+    Args:
+        count: exactly so many batches, empty ones once the records are used up: several processes then agree on the number,
+            which without it each process decides by its own rows. None: as many as the records fill.
+        config, tokenizer, model, auxiliary, shard_index, shard_count: as of `batches`. The sources' weights do not apply.
+
+    Raises:
+        DataError, ConfigError: as of `batches`; and a ConfigError where `config` augments.
+    """
+    if config.augmentation != AugmentationConfig():
+        raise ConfigError("augmentation changes the sound in training only; leave it out of evaluation.data")
+    sources = tuple(JsonlSource(source) for source in config.sources)
+    streams = evaluation_streams([len(source) for source in sources], rows=config.rows)
+    prepare = Preparation(config, tokenizer, model, auxiliary, sources, seed=0)
+    rows = _RowsIterator(
+        config, sources, streams, prepare, seed=0, shard_index=shard_index, shard_count=shard_count, count=count
+    )
+    return BatchIterator(rows, config.prefetch_batches)
+
+
+class _RowsIterator(grain.DatasetIterator[Batch]):
+    """Packs the rows of one process and lays them side by side. `count`: see `evaluation_batches`."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        sources: Sequence[JsonlSource],
+        streams: Sequence[grain.MapDataset[Visit]],
+        prepare: Preparation,
+        *,
+        seed: int,
+        shard_index: int,
+        shard_count: int,
+        count: int | None = None,
+    ):
+        super().__init__()
+        self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
+        if config.rows % shard_count or not 0 <= shard_index < shard_count:
+            raise ConfigError(
+                f"rows={config.rows} cannot be divided among shard_count={shard_count} processes (shard_index={shard_index});"
+                " make rows a multiple of the processes"
+            )
+        self._shape = prepare.shape
+        self._names = [source.name for source in sources]
+        self._identity = _identity(config, sources, seed)
+        self._count = count
+        self._given = 0
+        self._counts: collections.Counter[str] = collections.Counter()
+        own = config.rows // shard_count
+        self._packers = {
+            row: RowPacker(
+                Lookahead(
+                    streams[row],
+                    prepare,
+                    self._executor,
+                    depth=max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // own)),
+                ),
+                tokens=config.tokens_per_row,
+                chunks=config.chunks_per_row,
+                open_rows=config.packing_rows,
+                on_record=self._note,
+                patience=max(100, sum(len(source) for source in sources)),
+            )
+            for row in range(shard_index * own, (shard_index + 1) * own)
+        }
+
+    def __next__(self) -> Batch:
+        if self._given == self._count:
+            raise StopIteration
+        rows = [packer.next_row() for packer in self._packers.values()]
+        if self._count is None and not any(rows):
+            raise StopIteration
+        self._given += 1
+        return assemble(rows, self._shape)
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "version": _STATE_VERSION,
+            "data": self._identity,
+            "given": self._given,
+            "counts": dict(self._counts),
+            "rows": {str(row): packer.get_state() for row, packer in self._packers.items()},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state.get("version") != _STATE_VERSION:
+            raise DataError(f"the data state is of version {state.get('version')}, this program reads {_STATE_VERSION}")
+        for key, now in self._identity.items():
+            if (then := state["data"].get(key)) != now:
+                raise DataError(f"cannot resume: the data's {key} was {then} and is now {now}; restore it, or start a new run")
+        if missing := [row for row in self._packers if str(row) not in state["rows"]]:
+            raise DataError(
+                f"the data state has rows {', '.join(state['rows'])} and not {missing}; it belongs to another process,"
+                " or the number of processes has changed"
+            )
+        self._given = state["given"]
+        self._counts = collections.Counter(state["counts"])
+        for row, packer in self._packers.items():
+            packer.set_state(state["rows"][str(row)])
+
+    def close(self) -> None:
+        super().close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _note(self, record: Prepared) -> None:
+        if record.skipped:
+            self._counts[f"skipped_{record.skipped}"] += 1
+            logger.warning("skipped: %s", record.message)
+        else:
+            self._counts["records"] += 1
+            self._counts[f"records/{self._names[record.visit.source]}"] += 1
+
+
+def _identity(config: DataConfig, sources: Sequence[JsonlSource], seed: int) -> dict[str, Any]:
+    """What must not change between saving a state and resuming from it, JSON-ready."""
+    settings = to_dict(config)
+    for name in ("sources", "threads", "prefetch_batches"):
+        del settings[name]
+    settings["seed"] = seed
+    settings["sources"] = [
+        {"weight": given.weight, "records": len(source), "bytes": source.bytes}
+        for given, source in zip(config.sources, sources, strict=True)
+    ]
+    return settings

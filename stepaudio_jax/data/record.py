@@ -1,0 +1,33 @@
+"""Record: one dialogue, as every reader yields it and every consumer takes it."""
+
+import dataclasses
+
+from stepaudio_jax.text.dialogue import Message
+
+
+class DataError(ValueError):
+    """A data file, one of its lines, or a clip in it cannot be used; the message names it (file:line), why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """One line of a rubric; a negative weight marks what a reply must not do."""
+
+    text: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A dialogue and what else is known of it.
+
+    `id` is unique within its source; `origin` names the file and line it was read from, for error messages.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    source: str
+    origin: str
+    reference_reply: str | None = None
+    rubric: tuple[Criterion, ...] = ()
+    answer: str | None = None  # verifiable

@@ -1,0 +1,204 @@
+"""The JSON form of a dialogue -> Record, checked key by key.
+
+    {"messages": [
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": [{"type": "text", "text": "Who speaks?"}, {"type": "audio", "audio": "clips/a.wav"}]},
+        {"role": "assistant", "reasoning_content": "A low voice.", "content": "A man."}],
+     "id": "a", "reference_reply": "..", "rubric": [{"criterion": "..", "weight": 1}], "answer": "7", "source": ".."}
+
+Every key of a message and of a part must be known, because a misspelt one would silently change what is learnt; a record may
+carry further keys of its own, which are left alone.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard, get_args
+
+from stepaudio_jax.data.record import Criterion, DataError, Record
+from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
+
+_ROLES: Mapping[str, Role] = {
+    **{role: role for role in get_args(Role)},
+    "human": "user",
+    "tools": "tool_json_schemas",
+    "tool": "input",
+}
+_MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
+_PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio", "transcript", "attributes")}
+_SHOWN_CHARACTERS = 60
+_THINK, _END_THINK = "<think>", "</think>"
+
+
+def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
+    """Checks one JSON value and turns it into a Record.
+
+    Args:
+        value: what `json.loads` gave.
+        origin: `file:line`, the start of every error message.
+        folder: what relative audio paths are relative to. Whether the files exist is not looked at here.
+        source: the record's source where it does not name one itself.
+        default_id: its id where it has none.
+
+    Raises:
+        DataError: naming the origin, the key, the value and what is allowed.
+    """
+    if not isinstance(value, Mapping):
+        raise DataError(f"{origin}: a record must be a JSON object with the key 'messages', got {_shown(value)}")
+    if "messages" not in value:
+        raise DataError(f"{origin}: the key 'messages' is missing (keys given: {_shown(list(value))})")
+    messages = value["messages"]
+    if not _is_list(messages) or not messages:
+        raise DataError(f"{origin}: 'messages' must be a list of at least one message, got {_shown(messages)}")
+    return Record(
+        id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
+        messages=tuple(_message(item, f"{origin}: message {number}", folder) for number, item in enumerate(messages, 1)),
+        source=_scalar_text(value.get("source"), f"{origin}: 'source'") or source,
+        origin=origin,
+        reference_reply=_scalar_text(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
+        rubric=_rubric(value.get("rubric"), origin),
+        answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
+    )
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The end of an error message: what a misspelt word probably means, or nothing."""
+    close = difflib.get_close_matches(str(word).lower(), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _message(value: Any, where: str, folder: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where} must be an object with 'role' and 'content', got {_shown(value)}")
+    _check_keys(value, _MESSAGE_KEYS, where)
+    if "role" not in value:
+        raise DataError(f"{where} has no 'role' (allowed: {', '.join(_ROLES)})")
+    role = value["role"]
+    if not isinstance(role, str) or role not in _ROLES:
+        raise DataError(f"{where} has the unknown role {_shown(role)}{nearest(role, _ROLES)} (allowed: {', '.join(_ROLES)})")
+    where = f"{where} ({role})"
+    if value.get("content") is None:
+        raise DataError(f"{where} has no 'content'; give its text or parts, or remove the turn")
+    parts = _parts(value["content"], where, folder)
+    if _ROLES[role] != "assistant":
+        for key in ("reasoning_content", "loss", "weight"):
+            # `loss: false` on a user's turn says what is true anyway; anything else there is a mistake.
+            if value.get(key) and value[key] is not None:
+                raise DataError(f"{where} has {key!r}, which only an assistant turn can have")
+        return Message(role=_ROLES[role], parts=parts)
+    if any(isinstance(part, AudioPart) for part in parts):
+        raise DataError(f"{where} has an audio part; an assistant turn is text")
+    text = "".join(part.text for part in parts if isinstance(part, TextPart))
+    reasoning, reply = _split_reasoning(value.get("reasoning_content"), text, where)
+    if not reply.strip():
+        raise DataError(f"{where} has an empty reply; give its text in 'content', or remove the turn")
+    return Message(role="assistant", parts=(TextPart(reply),), reasoning=reasoning, in_loss=_in_loss(value, where))
+
+
+def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None, str]:
+    """(reasoning, reply) of an assistant turn, from its own key or from `<think>..</think>` at the start of the content."""
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise DataError(f"{where}: 'reasoning_content' must be a string, got {_shown(reasoning)}")
+    inline = text.lstrip()
+    if not inline.startswith(_THINK):
+        return reasoning, text
+    if reasoning is not None:
+        raise DataError(f"{where} has both 'reasoning_content' and a {_THINK} in its content; keep one")
+    thought, end, reply = inline.removeprefix(_THINK).partition(_END_THINK)
+    if not end:
+        raise DataError(f"{where} opens {_THINK} and never closes it with {_END_THINK}")
+    return thought.strip(), reply.lstrip("\n")
+
+
+def _in_loss(value: Mapping[str, Any], where: str) -> bool:
+    """Whether an assistant turn is learnt: `loss` (a boolean) or `weight` (0 or 1) says so; True where neither is given."""
+    loss, weight = value.get("loss"), value.get("weight")
+    if loss is not None and not isinstance(loss, bool):
+        raise DataError(f"{where}: 'loss' must be true or false, got {_shown(loss)}")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise DataError(f"{where}: 'weight' must be 0 or 1, got {_shown(weight)}")
+    if loss is not None and weight is not None and loss != bool(weight):
+        raise DataError(f"{where}: 'loss' {_shown(loss)} and 'weight' {_shown(weight)} contradict each other; keep one")
+    if loss is not None:
+        return loss
+    return weight is None or weight == 1
+
+
+def _parts(content: Any, where: str, folder: str) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        if not content:
+            raise DataError(f"{where}: 'content' is empty; give its text or parts, or remove the turn")
+        return (TextPart(content),)
+    if not _is_list(content) or not content:
+        raise DataError(f"{where}: 'content' must be a string or a list of at least one part, got {_shown(content)}")
+    return tuple(_part(item, f"{where}: part {number}", folder) for number, item in enumerate(content, 1))
+
+
+def _part(value: Any, where: str, folder: str) -> Part:
+    if not isinstance(value, Mapping) or "type" not in value:
+        raise DataError(f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {_shown(value)}")
+    kind = value["type"]
+    if not isinstance(kind, str) or kind not in _PART_KEYS:
+        raise DataError(
+            f"{where} has the unknown type {_shown(kind)}{nearest(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
+        )
+    _check_keys(value, _PART_KEYS[kind], where)
+    if kind not in value:
+        raise DataError(f"{where} is of type {kind!r} and has no key {kind!r}")
+    body = value[kind]
+    if not isinstance(body, str) or (kind == "audio" and not body):
+        wanted = "a string" if kind == "text" else "the path of a file"
+        raise DataError(f"{where}: {kind!r} must be {wanted}, got {_shown(body)}")
+    if kind == "text":
+        return TextPart(body)
+    transcript, attributes = value.get("transcript"), value.get("attributes") or {}
+    if transcript is not None and not isinstance(transcript, str):
+        raise DataError(f"{where}: 'transcript' must be a string, got {_shown(transcript)}")
+    if not isinstance(attributes, Mapping) or not all(isinstance(item, str) for item in attributes.values()):
+        raise DataError(f"{where}: 'attributes' must be an object of strings, got {_shown(attributes)}")
+    return AudioPart(path=os.path.join(folder, body), transcript=transcript, attributes=dict(attributes))
+
+
+def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
+    if value is None:
+        return ()
+    form = "a list of strings or of objects {'criterion': text, 'weight': number}"
+    if not _is_list(value):
+        raise DataError(f"{origin}: 'rubric' must be {form}, got {_shown(value)}")
+    criteria = []
+    for number, item in enumerate(value, 1):
+        fields = {"criterion": item} if isinstance(item, str) else item
+        if not isinstance(fields, Mapping) or not isinstance(fields.get("criterion"), str) or not fields["criterion"]:
+            raise DataError(f"{origin}: 'rubric' must be {form}, criterion {number} is {_shown(item)}")
+        _check_keys(fields, ("criterion", "weight"), f"{origin}: criterion {number}")
+        weight = fields.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
+            raise DataError(f"{origin}: criterion {number}: 'weight' must be a finite number, got {_shown(weight)}")
+        criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
+    return tuple(criteria)
+
+
+def _scalar_text(value: Any, what: str) -> str | None:
+    """A string, or a number as written in JSON: an answer of 7 is the answer "7"."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{what} must be a string or a number, got {_shown(value)}")
+    return json.dumps(value)
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _check_keys(value: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+    for key in value:
+        if key not in allowed:
+            raise DataError(f"{where} has the unknown key {_shown(key)}{nearest(key, allowed)} (allowed: {', '.join(allowed)})")
+
+
+def _shown(value: Any) -> str:
+    """A value on one line of a readable length."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}.."

@@ -1,0 +1,170 @@
+"""Random changes to the sound: each as strong as asked, and from the generator alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from stepaudio_jax import audio
+from stepaudio_jax.config import AugmentationConfig, ConfigError
+from stepaudio_jax.data import batches, evaluation_batches, outputs_per_chunk
+from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
+from tests.data.corpus import MODEL, TOKENIZER, audio_record, settings, write_clip, write_records, write_spoken
+
+CLIP = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
+
+
+def augmented(seed: int = 0, room: int = 1 << 30, **changes) -> np.ndarray:
+    config = AugmentationConfig(**changes)
+    return augment_waveform(CLIP, config, np.random.default_rng(seed), room=room, rate=16_000)
+
+
+def test_nothing_changes_by_default():
+    assert np.array_equal(augmented(), CLIP)
+    mel = audio.log_mel(CLIP)
+    assert np.array_equal(mask_log_mel(mel, AugmentationConfig(), np.random.default_rng(0)), mel)
+
+
+def test_gain_is_uniform_in_decibels():
+    gains = np.array([20 * np.log10(augmented(seed, gain_db=(-6, 12))[0] / CLIP[0]) for seed in range(300)])
+    assert -6 <= gains.min() < -5
+    assert 11 < gains.max() <= 12
+    assert abs(gains.mean() - 3) < 4 * 18 / np.sqrt(12 * 300)
+    np.testing.assert_allclose(augmented(gain_db=(6, 6)), CLIP * 10 ** (6 / 20), rtol=1e-6)
+
+
+def test_shift_is_silence_in_front_within_the_room():
+    for longest, room in ((0.5, 1 << 30), (0.5, 100), (0.5, 0)):
+        clips = [augmented(seed, room=room, max_shift_s=longest) for seed in range(200)]
+        shifts = np.array([clip.size - CLIP.size for clip in clips])
+        limit = min(8000, room)
+        assert 0 <= shifts.min() <= 0.05 * limit
+        assert 0.95 * limit <= shifts.max() <= limit
+        assert all(
+            not clip[:shift].any() and np.array_equal(clip[shift:], CLIP) for clip, shift in zip(clips, shifts, strict=True)
+        )
+
+
+@pytest.mark.parametrize("snr_db", [-5.0, 10.0, 30.0])
+def test_noise_has_the_power_asked_for(snr_db):
+    """16 000 samples of white noise: the measured ratio is within 0.15 dB (six standard deviations)."""
+    noise = augmented(noise_probability=1, noise_snr_db=(snr_db, snr_db)).astype(np.float64) - CLIP
+    measured = 10 * np.log10(np.mean(CLIP.astype(np.float64) ** 2) / np.mean(noise**2))
+    assert abs(measured - snr_db) < 0.15
+    assert abs(np.mean(noise[1:] * noise[:-1])) < 0.05 * np.mean(noise**2)
+
+
+def test_noise_comes_as_often_as_asked():
+    noisy = sum(not np.array_equal(augmented(seed, noise_probability=0.25), CLIP) for seed in range(400))
+    assert abs(noisy - 100) < 4 * np.sqrt(400 * 0.25 * 0.75)
+
+
+def test_a_silent_clip_stays_silent():
+    config = AugmentationConfig(noise_probability=1, gain_db=(6, 6))
+    assert not augment_waveform(np.zeros(800, np.float32), config, np.random.default_rng(0), room=0, rate=16_000).any()
+
+
+def test_masks_are_bands_and_stretches_of_the_floor():
+    mel = audio.log_mel(CLIP)
+    floor = mel.min()
+    for seed in range(40):
+        config = AugmentationConfig(frequency_masks=1, frequency_mask_bins=20, time_masks=1, time_mask_frames=30)
+        masked = mask_log_mel(mel, config, np.random.default_rng(seed))
+        changed = masked != mel
+        assert (masked[changed] == floor).all()
+        rows, columns = (masked == floor).all(axis=1), (masked == floor).all(axis=0)
+        assert rows.sum() <= 20
+        assert columns.sum() <= 30
+        assert (changed <= rows[:, None] | columns[None, :]).all()
+        for masked_lines in (rows, columns):
+            assert np.count_nonzero(np.diff(masked_lines.astype(int))) <= 2  # one stretch
+    everything = AugmentationConfig(frequency_masks=1, frequency_mask_bins=1000, time_masks=1, time_mask_frames=1000)
+    widths = [
+        np.count_nonzero((mask_log_mel(mel, everything, np.random.default_rng(s)) == floor).all(axis=1)) for s in range(60)
+    ]
+    assert max(widths) > 110
+
+
+def test_the_log_mel_given_is_left_alone():
+    mel = audio.log_mel(CLIP)
+    before = mel.copy()
+    mask_log_mel(mel, AugmentationConfig(time_masks=2, time_mask_frames=50), np.random.default_rng(0))
+    assert np.array_equal(mel, before)
+
+
+STRONG = AugmentationConfig(
+    max_shift_s=0.3,
+    noise_probability=0.5,
+    gain_db=(-6, 6),
+    frequency_masks=1,
+    frequency_mask_bins=10,
+    time_masks=1,
+    time_mask_frames=10,
+)
+
+
+def test_augmented_batches_keep_tokens_and_sound_together(tmp_path):
+    """The clip a shift has lengthened has as many audio tokens as its own log-mel makes."""
+    config = settings(write_spoken(tmp_path), augmentation=STRONG)
+    plain = dataclasses.replace(config, augmentation=AugmentationConfig())
+    iterator, plain_iterator = batches(config, TOKENIZER, MODEL, seed=0), batches(plain, TOKENIZER, MODEL, seed=0)
+    longer, outputs = 0, outputs_per_chunk(config.frames_per_chunk)
+    for _ in range(5):
+        batch = next(iterator)
+        for row in range(4):
+            slots = batch.audio_slot[row][batch.audio_slot[row] >= 0]
+            for chunk, frames in enumerate(batch.mel_lengths[row]):
+                offsets = set((slots[slots // outputs == chunk] % outputs).tolist())
+                assert offsets == set(range(audio.tokens_of_frames(int(frames))))
+        longer += int(batch.mel_lengths.sum()) - int(next(plain_iterator).mel_lengths.sum())
+    assert longer > 0
+
+
+def test_an_epoch_sounds_different_from_the_last_and_the_same_when_repeated(tmp_path):
+    write_clip(tmp_path / "a.wav", 1.0, seed=0)
+    path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")])
+    loud = AugmentationConfig(gain_db=(-10, 10), noise_probability=1)
+    config = settings(path, rows=1, tokens_per_row=100, packing_rows=1, augmentation=loud)  # one dialogue a row
+
+    def sounds(seed: int) -> list[bytes]:
+        iterator = batches(config, TOKENIZER, MODEL, seed=seed)
+        return [next(iterator).mel.tobytes() for _ in range(3)]
+
+    assert sounds(0) == sounds(0)
+    assert len({*sounds(0), *sounds(1)}) == 6
+
+
+def test_a_shift_never_makes_a_dialogue_too_long(tmp_path):
+    """Neither for the row, nor for the chunk's frames, nor by a second chunk: it is shortened, or left out."""
+    write_clip(tmp_path / "a.wav", 1.0, seed=0)
+    write_clip(tmp_path / "long.wav", 24.9, seed=0)
+    shift = AugmentationConfig(max_shift_s=2.0)
+
+    def frames(clip: str, **sizes: int) -> set[int]:
+        path = write_records(tmp_path / "d.jsonl", [audio_record(0, clip)])
+        iterator = batches(settings(path, rows=1, packing_rows=1, augmentation=shift, **sizes), TOKENIZER, MODEL, seed=0)
+        return {int(next(iterator).mel_lengths.max()) for _ in range(8)}
+
+    assert max(frames("a.wav", frames_per_chunk=110)) in range(105, 111)
+    plain = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")])
+    (batch,) = evaluation_batches(settings(plain, rows=1), TOKENIZER, MODEL)
+    exact = int(np.count_nonzero(batch.segment_ids))
+    assert frames("a.wav", frames_per_chunk=300, tokens_per_row=exact) <= {102, 103, 104, 105, 106}  # no further token
+    assert max(frames("a.wav", frames_per_chunk=300, tokens_per_row=exact + 99)) > 150
+    assert max(frames("long.wav", frames_per_chunk=2502, chunks_per_row=1)) in range(2495, 2503)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_shift_s": -0.1},
+        {"max_shift_s": float("nan")},
+        {"noise_probability": 1.5},
+        {"noise_snr_db": (20.0, 10.0)},
+        {"gain_db": (3.0, -3.0)},
+        {"time_masks": -1},
+    ],
+)
+def test_impossible_settings_are_errors(changes):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        AugmentationConfig(**changes)

@@ -1,0 +1,211 @@
+"""The reader: what a line means, and what is said of a line that means nothing."""
+
+import json
+import pathlib
+
+import grain
+import pytest
+
+from stepaudio_jax.config import SourceConfig
+from stepaudio_jax.data import Criterion, DataError, JsonlFile, JsonlSource, Record, read_jsonl, require_audio
+from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
+
+REPLY = {"role": "assistant", "content": "yes"}
+
+
+def write(folder: pathlib.Path, *lines: object, name: str = "d.jsonl") -> pathlib.Path:
+    path = folder / name
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines))
+    return path
+
+
+def read_one(folder: pathlib.Path, value: object) -> Record:
+    return next(read_jsonl(write(folder, value)))
+
+
+def messages(*items: object) -> dict[str, object]:
+    return {"messages": list(items)}
+
+
+def test_a_full_record_is_read_key_by_key(tmp_path):
+    line = {
+        "id": 7,
+        "source": "exam",
+        "answer": 4.5,
+        "reference_reply": "It is 4.5.",
+        "rubric": ["names the number", {"criterion": "rambles", "weight": -1}],
+        "anything_else": [1, 2],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "tools", "content": "[]"},
+            {
+                "role": "human",
+                "content": [
+                    {"type": "text", "text": "Hear "},
+                    {"type": "audio", "audio": "clips/a.wav", "transcript": "nine", "attributes": {"gender": "female"}},
+                    {"type": "text", "text": "!"},
+                ],
+            },
+            {"role": "assistant", "content": "Nine.", "reasoning_content": "A nine.", "loss": False},
+            {"role": "tool", "content": "{}"},
+            {"role": "user", "content": "Half?", "weight": 0},
+            {"role": "assistant", "content": [{"type": "text", "text": "4."}, {"type": "text", "text": "5"}], "weight": 1},
+        ],
+    }
+    clip = AudioPart(str(tmp_path / "clips/a.wav"), "nine", {"gender": "female"})
+    assert read_one(tmp_path, line) == Record(
+        id="7",
+        source="exam",
+        origin=f"{tmp_path}/d.jsonl:1",
+        reference_reply="It is 4.5.",
+        answer="4.5",
+        rubric=(Criterion("names the number", 1.0), Criterion("rambles", -1.0)),
+        messages=(
+            Message("system", (TextPart("Be brief."),)),
+            Message("tool_json_schemas", (TextPart("[]"),)),
+            Message("user", (TextPart("Hear "), clip, TextPart("!"))),
+            Message("assistant", (TextPart("Nine."),), reasoning="A nine.", in_loss=False),
+            Message("input", (TextPart("{}"),)),
+            Message("user", (TextPart("Half?"),)),
+            Message("assistant", (TextPart("4.5"),), in_loss=True),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "reply"),
+    [
+        ("<think>\nA man.\n</think>\nYes.", "A man.", "Yes."),
+        ("\n<think>a\n\nb</think>\n\nYes.\n", "a\n\nb", "Yes.\n"),
+        ("<think>\n\n</think>\nYes.", "", "Yes."),
+        ("Say <think>x</think>", None, "Say <think>x</think>"),  # not at the start: text of the reply
+        ("Yes.", None, "Yes."),
+    ],
+)
+def test_inline_reasoning(tmp_path, content, reasoning, reply):
+    turn = read_one(tmp_path, messages({"role": "assistant", "content": content})).messages[0]
+    assert (turn.reasoning, turn.text) == (reasoning, reply)
+
+
+def test_absolute_audio_paths_stay(tmp_path):
+    record = read_one(tmp_path, messages({"role": "user", "content": [{"type": "audio", "audio": "/elsewhere/a.wav"}]}))
+    assert record.messages[0].audio[0].path == "/elsewhere/a.wav"
+
+
+def test_random_access_skips_blank_lines_and_keeps_line_numbers(tmp_path):
+    """Offsets are in bytes: multi-byte characters, CRLF, blank lines, a byte-order mark and a last line without an end."""
+    texts = ["你好", "é", "plain", "last"]
+    lines = [json.dumps(messages({"role": "user", "content": text}), ensure_ascii=False).encode() for text in texts]
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines[0] + b"\r\n\r\n   \n" + lines[1] + b"\n" + lines[2] + b"\n\n" + lines[3])
+    file = JsonlFile(path)
+    assert [file[index].messages[0].text for index in (3, 0, 2, 1)] == ["last", "你好", "plain", "é"]
+    assert [file[index].origin.rpartition(":")[2] for index in range(len(file))] == ["1", "4", "5", "7"]
+    assert [file[index].id for index in range(2)] == ["d:1", "d:4"]
+    assert [record.messages[0].text for record in grain.MapDataset.source(file)] == texts
+
+
+def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
+    for name in ("b", "a", "c"):
+        lines = [messages({"role": "user", "content": f"{name}{number}"}) for number in range({"a": 2, "b": 1, "c": 0}[name])]
+        write(tmp_path, *lines, name=f"{name}.jsonl")
+    source = JsonlSource(SourceConfig(path=f"{tmp_path}/*.jsonl", name="mine"))
+    assert [source[index].messages[0].text for index in range(len(source))] == ["a0", "a1", "b0"]
+    assert {source[index].source for index in range(3)} == {"mine"}
+    brackets = write(tmp_path, messages({"role": "user", "content": "x"}), name="[ab].jsonl")
+    assert len(JsonlSource(SourceConfig(path=str(brackets)))) == 1  # a file of that very name, not a pattern
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("missing.jsonl", "no such file"),
+        ("none-*.jsonl", "no file matches"),
+        (".", "cannot be read"),
+        ("empty.jsonl", "no records"),
+    ],
+)
+def test_a_source_without_records_is_an_error(tmp_path, path, complaint):
+    write(tmp_path, b"", b"  ", name="empty.jsonl")
+    with pytest.raises(DataError, match=complaint) as error:
+        JsonlSource(SourceConfig(path=str(tmp_path / path)))
+    assert str(tmp_path / path) in str(error.value)
+
+
+AUDIO = {"type": "audio", "audio": "a.wav"}
+BAD_LINES = {
+    "not JSON": (b'{"messages": [', "not JSON"),
+    "not an object": (["x"], "JSON object"),
+    "a bare number": (3, "JSON object"),
+    "not UTF-8": (b'{"messages": "\xff"}', "UTF-8"),
+    "half a surrogate pair": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "surrogate"),
+    "nested without end": (b"[" * 100_000, "usable JSON"),
+    "a number without end": (b"1" * 5_000, "usable JSON"),
+    "misspelt messages": ({"mesages": []}, "keys given: ..mesages"),
+    "no messages": (messages(), "at least one message"),
+    "messages as text": ({"messages": "hello"}, "at least one message"),
+    "a message that is text": (messages("hello"), "message 1 must be an object"),
+    "no role": (messages({"content": "x"}), "message 1 has no 'role'"),
+    "unknown role": (messages(REPLY, {"role": "assistent", "content": "x"}), "message 2 .*did you mean 'assistant'"),
+    "role of another type": (messages({"role": 5, "content": "x"}), "unknown role 5"),
+    "misspelt key": (messages({**REPLY, "reasoning_contnet": "x"}), "did you mean 'reasoning_content'"),
+    "assistant without content": (messages({"role": "assistant"}), r"message 1 \(assistant\) has no 'content'"),
+    "assistant with null content": (messages({"role": "assistant", "content": None}), "no 'content'"),
+    "assistant with empty content": (messages({"role": "assistant", "content": ""}), "empty"),
+    "assistant that only thinks": (messages({"role": "assistant", "content": "<think>x</think>\n"}), "empty reply"),
+    "thought without end": (messages({"role": "assistant", "content": "<think>x"}), "never closes"),
+    "two thoughts": (messages({"role": "assistant", "content": "<think>x</think>y", "reasoning_content": "z"}), "keep one"),
+    "a thought that is no text": (messages({**REPLY, "reasoning_content": ["x"]}), "must be a string"),
+    "an assistant with audio": (messages({"role": "assistant", "content": [AUDIO]}), "assistant turn is text"),
+    "a user who thinks": (messages({"role": "user", "content": "x", "reasoning_content": "y"}), "only an assistant"),
+    "a user to be learnt": (messages({"role": "user", "content": "x", "loss": True}), "only an assistant"),
+    "a loss that is no boolean": (messages({**REPLY, "loss": "no"}), "true or false"),
+    "a weight of a half": (messages({**REPLY, "weight": 0.5}), "0 or 1"),
+    "loss against weight": (messages({**REPLY, "loss": True, "weight": 0}), "contradict"),
+    "user without content": (messages({"role": "user"}), "no 'content'"),
+    "content without parts": (messages({"role": "user", "content": []}), "at least one part"),
+    "content as an object": (messages({"role": "user", "content": {"text": "x"}}), "string or a list"),
+    "a part without type": (messages({"role": "user", "content": [{"text": "x"}]}), "'type'"),
+    "unknown part type": (messages({"role": "user", "content": [{"type": "adio", "audio": "a"}]}), "did you mean 'audio'"),
+    "a part without its key": (messages({"role": "user", "content": [{"type": "audio"}]}), "no key 'audio'"),
+    "a part with another key": (
+        messages({"role": "user", "content": [{"type": "text", "text": "x", "audio": "a"}]}),
+        "unknown key",
+    ),
+    "an empty path": (messages({"role": "user", "content": [{"type": "audio", "audio": ""}]}), "path of a file"),
+    "audio as an object": (messages({"role": "user", "content": [{"type": "audio", "audio": {"url": "x"}}]}), "path of a file"),
+    "a transcript of words": (messages({"role": "user", "content": [{**AUDIO, "transcript": ["a"]}]}), "'transcript'"),
+    "attributes of numbers": (messages({"role": "user", "content": [{**AUDIO, "attributes": {"age": 3}}]}), "'attributes'"),
+    "a rubric of text": ({**messages(REPLY), "rubric": "good"}, "'rubric' must be"),
+    "a criterion without text": ({**messages(REPLY), "rubric": [{"weight": 1}]}, "criterion 1"),
+    "a criterion of infinite weight": (
+        b'{"messages": [{"role": "user", "content": "x"}], "rubric": [{"criterion": "a", "weight": NaN}]}',
+        "finite",
+    ),
+    "an id that is a list": ({**messages(REPLY), "id": [1]}, "'id' must be"),
+    "an answer that is a boolean": ({**messages(REPLY), "answer": True}, "'answer' must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_one_line_naming_file_and_line(tmp_path, case):
+    bad, complaint = BAD_LINES[case]
+    path = write(tmp_path, messages(REPLY), bad, messages(REPLY))
+    file = JsonlFile(path)
+    with pytest.raises(DataError, match=complaint) as error:
+        file[1]
+    text = str(error.value)
+    assert text.startswith(f"{path}:2: ")
+    assert "\n" not in text
+    assert len(text) < len(str(path)) + 350
+    assert file[2].messages[0].text == "yes"  # the neighbours are readable still
+
+
+def test_a_missing_clip_is_named_with_file_and_line(tmp_path):
+    path = write(tmp_path, messages(REPLY), messages({"role": "user", "content": [AUDIO]}, REPLY))
+    record = JsonlFile(path)[1]
+    with pytest.raises(DataError, match="does not exist") as error:
+        require_audio(record)
+    assert str(error.value).startswith(f"{path}:2: audio {tmp_path / 'a.wav'}")
+    (tmp_path / "a.wav").write_bytes(b"")
+    require_audio(record)

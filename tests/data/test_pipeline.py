@@ -1,0 +1,222 @@
+"""Batches: the same for the same seed, resumable anywhere, the same for any number of processes, finite for evaluation."""
+
+import collections
+import dataclasses
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from stepaudio_jax.config import AugmentationConfig, ConfigError, SourceConfig
+from stepaudio_jax.data import Batch, DataError, batches, evaluation_batches
+from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_clip, write_records, write_spoken, write_written
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    return write_spoken(folder), write_written(folder)
+
+
+def take(iterator, count: int) -> list[Batch]:
+    return list(itertools.islice(iterator, count))
+
+
+def same(first: Batch, second: Batch) -> bool:
+    leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in leaves)
+
+
+def replies(batch: Batch) -> list[str]:
+    """What each dialogue of a batch ends with."""
+    texts = []
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            texts.append(TOKENIZER.decode(batch.tokens[row][batch.segment_ids[row] == segment][-24:-1]).rpartition("\n")[2])
+    return texts
+
+
+def test_batches_are_the_seeds_whatever_the_threads(corpus):
+    loud = AugmentationConfig(noise_probability=0.5, max_shift_s=0.05, time_masks=1, time_mask_frames=5)
+    first = take(batches(settings(*corpus, augmentation=loud, threads=1), TOKENIZER, MODEL, seed=4), 8)
+    second = take(batches(settings(*corpus, augmentation=loud, threads=5, prefetch_batches=1), TOKENIZER, MODEL, seed=4), 8)
+    assert all(map(same, first, second))
+    other = take(batches(settings(*corpus, augmentation=loud), TOKENIZER, MODEL, seed=5), 8)
+    assert not any(map(same, first, other))
+    assert not any(same(one, two) for one, two in itertools.combinations(first, 2))
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 11])
+def test_resuming_gives_the_same_batches_bit_for_bit(corpus, done):
+    """In another iterator, through JSON, with prefetching having run ahead; and again in the iterator itself."""
+    loud = AugmentationConfig(noise_probability=0.5, max_shift_s=0.05, gain_db=(-3, 3))
+    config = settings(*corpus, augmentation=loud, packing_rows=3)
+    iterator = batches(config, TOKENIZER, MODEL, seed=1)
+    take(iterator, done)
+    state = json.dumps(iterator.get_state())
+    expected, counts = take(iterator, 6), iterator.counts
+    resumed = batches(config, TOKENIZER, MODEL, seed=1)
+    take(resumed, 3)  # wherever it stood before
+    for again in (resumed, iterator):
+        again.set_state(json.loads(state))
+        assert again.get_state() == json.loads(state)
+        assert all(map(same, expected, take(again, 6)))
+        assert again.counts == counts
+
+
+def test_resuming_in_the_middle_of_a_records_examples(tmp_path):
+    """A record whose views take a row each: some are given, some lie in open rows, some are not yet placed."""
+    turns = [{"role": role, "content": f"{role} {turn} " + "word " * 10} for turn in range(7) for role in ("user", "assistant")]
+    path = write_records(tmp_path / "d.jsonl", [{"messages": turns}] * 3)
+    config = settings(path, rows=1, tokens_per_row=1100, chunks_per_row=0, packing_rows=2)
+    straight = take(batches(config, TOKENIZER, MODEL, seed=0), 14)
+    assert max(batch.segment_ids.max() for batch in straight) > 1
+    for done in range(10):
+        iterator = batches(config, TOKENIZER, MODEL, seed=0)
+        take(iterator, done)
+        resumed = batches(config, TOKENIZER, MODEL, seed=0)
+        resumed.set_state(iterator.get_state())
+        assert all(map(same, straight[done : done + 4], take(resumed, 4)))
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_the_global_batch_is_the_same_for_any_number_of_processes(corpus, shards):
+    config = settings(*corpus)
+    alone = take(batches(config, TOKENIZER, MODEL, seed=2), 6)
+    parts = [
+        take(batches(config, TOKENIZER, MODEL, seed=2, shard_index=shard, shard_count=shards), 6) for shard in range(shards)
+    ]
+    for step, whole in enumerate(alone):
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(part[step] for part in parts))
+        assert same(joined, whole)
+
+
+def test_processes_share_out_the_records(corpus):
+    """In evaluation, where each record comes once: no record on two processes, and none left out."""
+    seen = [
+        collections.Counter(
+            reply
+            for batch in evaluation_batches(settings(corpus[1]), TOKENIZER, MODEL, shard_index=shard, shard_count=2)
+            for reply in replies(batch)
+        )
+        for shard in range(2)
+    ]
+    assert not seen[0] & seen[1]
+    assert seen[0] + seen[1] == collections.Counter(f"reply {number}" for number in range(40))
+
+
+def test_rows_must_divide_among_processes(corpus):
+    for shard_index, shard_count in ((0, 3), (2, 2), (-1, 2)):
+        with pytest.raises(ConfigError, match=f"shard_count={shard_count}"):
+            batches(settings(*corpus), TOKENIZER, MODEL, seed=0, shard_index=shard_index, shard_count=shard_count)
+
+
+def test_sources_are_mixed_by_weight_in_the_batches(corpus):
+    spoken, written = corpus
+    config = settings(SourceConfig(path=str(spoken), name="heard"), SourceConfig(path=str(written), weight=3.0))
+    iterator = batches(config, TOKENIZER, MODEL, seed=0)
+    take(iterator, 40)
+    counts = iterator.counts
+    assert counts["records"] == counts["records/heard"] + counts["records/written"]
+    assert abs(counts["records/heard"] - counts["records"] / 4) < 2 * config.rows
+
+
+def test_text_only_batches_need_no_place_for_audio(corpus):
+    batch = next(batches(settings(corpus[1], chunks_per_row=0), TOKENIZER, MODEL, seed=0))
+    assert batch.mel.shape == (4, 0, 128, 160)
+    assert batch.mel_lengths.shape == (4, 0)
+    assert (batch.audio_slot == -1).all()
+    with pytest.raises(DataError, match="chunks_per_row=0"):
+        next(batches(settings(corpus[0], chunks_per_row=0), TOKENIZER, MODEL, seed=0))
+
+
+def test_evaluation_is_finite_and_fixed(corpus):
+    config = settings(*corpus)
+    first, second = (list(evaluation_batches(config, TOKENIZER, MODEL)) for _ in range(2))
+    assert len(first) == len(second)
+    assert all(map(same, first, second))
+    iterator = evaluation_batches(config, TOKENIZER, MODEL)
+    list(iterator)
+    assert iterator.counts == {"records": 64, "records/spoken": 24, "records/written": 40}
+    assert not first[-1].segment_ids.any(axis=1).all()  # the last batch has empty rows, and its shape is that of the others
+    assert first[-1].tokens.shape == first[0].tokens.shape
+
+
+def test_evaluation_gives_as_many_batches_as_asked(corpus):
+    config = settings(corpus[1])
+    every = list(evaluation_batches(config, TOKENIZER, MODEL))
+    assert all(map(same, every[:1], evaluation_batches(config, TOKENIZER, MODEL, count=1)))
+    padded = list(evaluation_batches(config, TOKENIZER, MODEL, count=len(every) + 2))
+    assert len(padded) == len(every) + 2
+    assert all(map(same, every, padded))
+    assert not padded[-1].segment_ids.any()
+    assert not padded[-1].loss_weights.any()
+
+
+def test_evaluation_is_not_augmented(corpus):
+    with pytest.raises(ConfigError, match="training only"):
+        evaluation_batches(settings(*corpus, augmentation=AugmentationConfig(time_masks=1)), TOKENIZER, MODEL)
+
+
+def test_a_state_of_other_data_is_refused(corpus, tmp_path):
+    spoken, written = corpus
+    state = batches(settings(spoken, written), TOKENIZER, MODEL, seed=0).get_state()
+
+    def resume(config, seed=0, **shard):
+        batches(config, TOKENIZER, MODEL, seed=seed, **shard).set_state(state)
+
+    resume(settings(spoken, written, threads=7, prefetch_batches=1))  # what changes no batch may change
+    shorter = write_records(tmp_path / "written.jsonl", [text_record(0, 3)])
+    for config, seed, key in (
+        (settings(spoken, shorter), 0, "sources"),
+        (settings(spoken), 0, "sources"),
+        (settings(spoken, SourceConfig(path=str(written), weight=2.0)), 0, "sources"),
+        (settings(spoken, written, tokens_per_row=600), 0, "tokens_per_row"),
+        (settings(spoken, written, loss_on_reasoning=False), 0, "loss_on_reasoning"),
+        (settings(spoken, written), 1, "seed"),
+    ):
+        with pytest.raises(DataError, match=f"cannot resume: the data's {key}"):
+            resume(config, seed)
+    half = batches(settings(spoken, written), TOKENIZER, MODEL, seed=0, shard_index=0, shard_count=2).get_state()
+    with pytest.raises(DataError, match=r"not \[2, 3\]"):
+        batches(settings(spoken, written), TOKENIZER, MODEL, seed=0).set_state(half)
+
+
+def test_the_models_sizes_are_respected(corpus, tmp_path):
+    with pytest.raises(ConfigError, match=r"decoder\.vocab_size=200"):
+        batches(settings(*corpus), TOKENIZER, _smaller(vocab_size=200), seed=0)
+    with pytest.raises(ConfigError, match="at most 3000"):
+        batches(settings(*corpus, frames_per_chunk=3001), TOKENIZER, MODEL, seed=0)
+    with pytest.raises(DataError, match="max_positions=40"):
+        next(batches(settings(*corpus), TOKENIZER, _smaller(max_positions=40), seed=0))
+    assert evaluation_batches(settings(corpus[1], frames_per_chunk=3001, chunks_per_row=0), TOKENIZER, MODEL)
+
+
+def _smaller(**changes):
+    return dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, **changes))
+
+
+def test_a_program_that_ends_with_batches_under_way_ends_cleanly(tmp_path):
+    """Threads in native code at the interpreter's end would abort the process, or write a traceback."""
+    write_clip(tmp_path / "clips/0.wav", 1.0, seed=0)
+    write_spoken(tmp_path)
+    program = f"""
+        import sys
+        from stepaudio_jax.data import batches
+        from tests.data.corpus import MODEL, TOKENIZER, settings
+        import pathlib
+        path = pathlib.Path({str(tmp_path / "spoken.jsonl")!r})
+        started = [batches(settings(path, prefetch_batches=3), TOKENIZER, MODEL, seed=seed) for seed in range(3)]
+        next(started[0]), next(started[1])
+        sys.exit("the end")
+    """
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "the end\n")
