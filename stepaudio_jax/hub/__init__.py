@@ -1,0 +1,33 @@
+"""Weights to and from Hugging Face, streaming: memory does not grow with the model."""
+
+from stepaudio_jax.hub.checkpoint import is_checkpoint, write_checkpoint_config
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.inventory import Inventory, inspect_folder
+from stepaudio_jax.hub.parameter_reader import ArrayReader, ParameterReader, StoredReader
+from stepaudio_jax.hub.random_weights import write_random_weights
+from stepaudio_jax.hub.read_weights import read_model_config, read_parameters, weight_sources
+from stepaudio_jax.hub.save_checkpoint import save_checkpoint
+from stepaudio_jax.hub.tokenizer_files import load_tokenizer
+from stepaudio_jax.hub.weight_export import MAX_SHARD_BYTES, export_parameters, export_weights
+from stepaudio_jax.hub.weight_import import import_weights
+
+__all__ = [
+    "MAX_SHARD_BYTES",
+    "ArrayReader",
+    "CheckpointError",
+    "Inventory",
+    "ParameterReader",
+    "StoredReader",
+    "export_parameters",
+    "export_weights",
+    "import_weights",
+    "inspect_folder",
+    "is_checkpoint",
+    "load_tokenizer",
+    "read_model_config",
+    "read_parameters",
+    "save_checkpoint",
+    "weight_sources",
+    "write_checkpoint_config",
+    "write_random_weights",
+]

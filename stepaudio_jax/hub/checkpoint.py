@@ -1,0 +1,50 @@
+"""This project's checkpoint folder: `config.json`, `tokenizer/`, and `parameters/`, an Orbax checkpoint of the tree."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+from stepaudio_jax.config import ConfigError, ModelConfig, build, to_dict
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.hugging_face_config import CONFIG, read_json
+
+FORMAT = "stepaudio_jax checkpoint"
+VERSION = 1
+PARAMETERS = "parameters"
+TOKENIZER = "tokenizer"
+ORBAX_ITEM = "state"  # the name under which ocp.save keeps a tree
+
+
+def is_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether the folder is one of this project's checkpoints."""
+    try:
+        return json.loads((folder / CONFIG).read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_checkpoint_config(folder: pathlib.Path, config: ModelConfig, sources: Mapping[str, str]) -> None:
+    """Writes `config.json`; `sources` says in words where each part's weights came from."""
+    values = {"format": FORMAT, "version": VERSION, "model": to_dict(config), "sources": dict(sources)}
+    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def read_checkpoint_config(folder: pathlib.Path) -> ModelConfig:
+    """The model's shape, from `config.json`.
+
+    Raises:
+        CheckpointError: naming the file and the key.
+    """
+    file = folder / CONFIG
+    values = read_json(file)
+    if values.get("version") != VERSION:
+        raise CheckpointError(f"{file}: version={values.get('version')!r} is not {VERSION}; update stepaudio-jax")
+    try:
+        return build(ModelConfig, values.get("model", {}), key="model")
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Where a checkpoint folder's tree lies (see `StoredReader`)."""
+    return checkpoint / PARAMETERS / ORBAX_ITEM

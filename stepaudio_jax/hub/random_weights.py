@@ -1,0 +1,73 @@
+"""A valid Hugging Face folder with random weights, to try everything without a download."""
+
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.hub.fresh_weights import random_values
+from stepaudio_jax.hub.hugging_face_config import ConfigForm
+from stepaudio_jax.hub.new_folder import new_folder
+from stepaudio_jax.hub.pipeline import Progress, in_order
+from stepaudio_jax.hub.safetensors_writer import PlannedTensor, ShardWriter
+from stepaudio_jax.hub.tensor_names import STEP_AUDIO, Block, Tensor, tensors
+from stepaudio_jax.hub.tokenizer_files import require_vocabulary
+from stepaudio_jax.hub.weight_export import MAX_SHARD_BYTES, write_description
+from stepaudio_jax.text import Tokenizer
+
+
+def write_random_weights(
+    config: ModelConfig,
+    output: str | pathlib.Path,
+    *,
+    tokenizer: Tokenizer,
+    seed: int = 0,
+    dtype: np.dtype[Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    form: ConfigForm = "nested",
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Writes a Step-Audio folder with random weights, seeded tensor by tensor.
+
+    Matrices and biases are normal with standard deviation 0.02 (biases too, so that a conversion that loses one shows), norm
+    scales one plus that. The values do not depend on the dtype but for its rounding, nor on the sharding.
+
+    Args:
+        config: the shape.
+        output: the folder to create.
+        tokenizer: whose files are written.
+        seed: of the weights.
+        dtype: of the weights; bfloat16 if None.
+        max_shard_bytes: of the tensors in one shard.
+        form: of `config.json`.
+        progress: called as bytes are written.
+
+    Raises:
+        CheckpointError: the output exists.
+    """
+    dtype = np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype
+    require_vocabulary(tokenizer, config.decoder.vocab_size)
+    expected = tensors(config, STEP_AUDIO)
+    planned = [PlannedTensor(tensor.name, tensor.shape, dtype) for tensor in expected]
+
+    def values(item: tuple[Tensor, Block]) -> NDArray[Any]:
+        tensor, block = item
+        shape = (block.rows.stop - block.rows.start, *tensor.shape[1:])
+        drawn = random_values(seed, tensor.name, block.rows.start, shape, np.dtype(np.float32))
+        if tensor.path[-1] == "scale":
+            drawn += 1
+        return drawn.astype(dtype, copy=False)
+
+    total = sum(tensor.bytes for tensor in planned)
+    done = 0
+    with new_folder(pathlib.Path(output)) as folder:
+        tokenizer.save(folder)
+        write_description(folder, config, tokenizer, dtype=str(dtype), form=form)
+        with ShardWriter(folder, planned, max_shard_bytes) as writer:
+            for rows in in_order(values, ((tensor, block) for tensor in expected for block in tensor.blocks())):
+                writer.append(rows)
+                done += rows.nbytes
+                progress(done, total)

@@ -1,0 +1,156 @@
+"""Reading the tensors of a folder of safetensors shards, a run of rows at a time.
+
+The format (safetensors' README): eight bytes, the length of the header (little-endian); the header, JSON, giving each
+tensor's dtype, shape and place among the data; the data, row-major. Files are read by offset, not mapped: mapped pages would
+count as resident memory, and the point is that it does not grow with the model.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.hub.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a shard: its dtype's code and shape, and where its bytes start in the file."""
+
+    file: pathlib.Path
+    dtype_code: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype; KeyError for a code that is not a floating-point type of `DTYPES`."""
+        return DTYPES[self.dtype_code]
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the file; 0 for a dtype that is not of `DTYPES`."""
+        return math.prod(self.shape) * self.dtype.itemsize if self.dtype_code in DTYPES else 0
+
+    def read(self, rows: slice | None = None) -> NDArray[Any]:
+        """The tensor, or the rows `rows` of its first axis, in the file's dtype."""
+        start, stop, _ = (rows or slice(None)).indices(self.shape[0] if self.shape else 1)
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        values = np.empty(shape, self.dtype)
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.offset + start * row_bytes)
+            target = values.reshape(-1).view(np.uint8).data
+            while target:
+                count = file.readinto(target)
+                if not count:
+                    raise CheckpointError(f"{self.file} ended while it was read; was it changed meanwhile?")
+                target = target[count:]
+        return values
+
+
+def read_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder, by name; only headers are read.
+
+    The index decides which files are read; without one, all `*.safetensors` files of the folder are.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or malformed, or two files hold the same tensor.
+    """
+    index = folder / INDEX
+    if index.exists():
+        weight_map = _read_index(index)
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{index} names {len(missing)} files that do not exist: {', '.join(missing)}")
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{folder} holds no safetensors files (neither {INDEX} nor *.safetensors)")
+        _require_whole_set(folder, [file.name for file in files])
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(f"tensor {name!r} is both in {tensors[name].file} and in {file.name}")
+            tensors[name] = tensor
+    return tensors
+
+
+def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        CheckpointError: the file is truncated or malformed.
+    """
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise CheckpointError(f"{file} is not a safetensors file, or is truncated: no header of {length} bytes in {size}")
+        try:
+            header = json.loads(opened.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not a safetensors file: its header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} is not a safetensors file: its header is not a mapping")
+    header.pop("__metadata__", None)
+    return {name: _stored_tensor(file, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
+    try:
+        code, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        valid = all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop))
+    except (TypeError, KeyError, ValueError):
+        valid = False
+    if not valid or not isinstance(code, str):
+        raise CheckpointError(f"{file} is malformed: the header's entry of tensor {name!r} is {entry!r}")
+    if code in DTYPES and stop - start != math.prod(shape) * DTYPES[code].itemsize:
+        raise CheckpointError(f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start} bytes")
+    if data + stop > size:
+        raise CheckpointError(f"{file} is truncated: tensor {name!r} ends at byte {data + stop} of {size}")
+    return StoredTensor(file, code, shape, data + start)
+
+
+def _read_index(index: pathlib.Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{index} is not JSON with a key 'weight_map'") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: 'weight_map' must map tensor names to file names")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise CheckpointError(f"{index}: tensor {name!r} must be in a file of the folder, not in {file!r}")
+    return weight_map
+
+
+def _require_whole_set(folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Without an index, `-of-00004` is the only sign that a shard was not copied."""
+    for name in names:
+        numbered = re.fullmatch(r"(.*)-\d+-of-(\d+)\.safetensors", name)
+        if numbered:
+            total = int(numbered[2])
+            expected = [f"{numbered[1]}-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
+            missing = sorted(set(expected) - set(names))
+            if missing:
+                raise CheckpointError(f"{folder} lacks {len(missing)} of {total} shards: {', '.join(missing)}")

@@ -1,0 +1,46 @@
+"""Parameters in memory -> a checkpoint folder."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
+from stepaudio_jax.hub.new_folder import new_folder
+from stepaudio_jax.hub.parameter_reader import ArrayReader
+from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter
+from stepaudio_jax.hub.tensor_names import PARTS, STEP_AUDIO, parameter_shapes, tensors
+from stepaudio_jax.text import Tokenizer
+
+
+def save_checkpoint(
+    target: str | pathlib.Path, parameters: Mapping[str, Any], config: ModelConfig, tokenizer: Tokenizer, *, source: str
+) -> None:
+    """Writes a checkpoint folder, whole or not at all.
+
+    Args:
+        target: must not exist, or be an empty folder.
+        parameters: the model's tree; every part must be there.
+        config: its shape.
+        tokenizer: its tokenizer.
+        source: in words, where the weights came from.
+
+    Raises:
+        CheckpointError: the target exists.
+    """
+    with new_folder(pathlib.Path(target)) as folder:
+        _write_parameters(folder / PARAMETERS, ArrayReader(parameters), config)
+        tokenizer.save(folder / TOKENIZER)
+        write_checkpoint_config(folder, config, dict.fromkeys(parameters, source))
+
+
+def _write_parameters(directory: pathlib.Path, reader: ArrayReader, config: ModelConfig) -> None:
+    shapes = parameter_shapes(config)
+    stored = list(tensors(config, STEP_AUDIO, PARTS))
+    layout = {
+        tensor.path: StoredParameter(shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape()) for tensor in stored
+    }
+    with ParameterWriter(directory, layout) as writer:
+        for tensor in stored:
+            for block in tensor.blocks():
+                writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))

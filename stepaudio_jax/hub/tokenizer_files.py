@@ -1,0 +1,62 @@
+"""The tokenizer that lies beside weights."""
+
+import dataclasses
+import pathlib
+import shutil
+
+from stepaudio_jax.hub.checkpoint import TOKENIZER, is_checkpoint
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.text import Tokenizer
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, a Hugging Face folder, or a folder of tokenizer files.
+
+    Raises:
+        ValueError: the folder has none, or it cannot be read.
+    """
+    return Tokenizer.from_folder(tokenizer_folder(pathlib.Path(folder)))
+
+
+def tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Where the tokenizer's files lie."""
+    return folder / TOKENIZER if is_checkpoint(folder) else folder
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a tokenizer's files as they are, so that nothing a loader knows of is lost.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    files = [source / name for name in _FILES if (source / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{source} has no tokenizer files")
+    target.mkdir(exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+
+
+def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer with a special token of the prompt format that has no row in the embedding.
+
+    Raises:
+        CheckpointError: naming the id that does not fit.
+    """
+    name, highest = max(dataclasses.asdict(tokenizer.special).items(), key=lambda item: item[1])
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer's special token {name} is {highest} and the vocabulary has {vocab_size} rows; "
+            f"it needs at least {highest + 1}"
+        )

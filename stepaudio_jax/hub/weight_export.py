@@ -1,0 +1,151 @@
+"""A model -> a Hugging Face folder in the Step-Audio format."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.hub.checkpoint import parameters_directory, read_checkpoint_config
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.hugging_face_config import CONFIG, ConfigForm, hugging_face_config
+from stepaudio_jax.hub.new_folder import new_folder
+from stepaudio_jax.hub.parameter_reader import ParameterReader, StoredReader
+from stepaudio_jax.hub.pipeline import Progress, in_order
+from stepaudio_jax.hub.safetensors_reader import DTYPES
+from stepaudio_jax.hub.safetensors_writer import PlannedTensor, ShardWriter
+from stepaudio_jax.hub.tensor_names import STEP_AUDIO, Block, Tensor, tensors
+from stepaudio_jax.hub.tokenizer_files import copy_tokenizer, load_tokenizer, require_vocabulary, tokenizer_folder
+from stepaudio_jax.text import Tokenizer
+
+MAX_SHARD_BYTES = 5 * 10**9
+_TEMPERATURE = 0.7  # the released generation setting
+
+
+def export_weights(
+    source: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    dtype: np.dtype[Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    form: ConfigForm = "nested",
+    remote_code: str = "",
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Exports one of this project's checkpoint folders; the rest as in `export_parameters`."""
+    source = pathlib.Path(source)
+    export_parameters(
+        StoredReader(parameters_directory(source)),
+        read_checkpoint_config(source),
+        tokenizer_folder(source),
+        output,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        form=form,
+        remote_code=remote_code,
+        progress=progress,
+    )
+
+
+def export_parameters(
+    parameters: ParameterReader,
+    config: ModelConfig,
+    tokenizer: Tokenizer | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    dtype: np.dtype[Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    form: ConfigForm = "nested",
+    remote_code: str = "",
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Exports parameters, wherever they are, to a folder that Hugging Face and vLLM loaders accept.
+
+    Writes safetensors shards and their index, `config.json`, `generation_config.json` and the tokenizer's files.
+
+    Args:
+        parameters: read a block at a time (`ArrayReader` for a tree in memory, `StoredReader` for an Orbax checkpoint).
+        config: the shape of the model.
+        tokenizer: the tokenizer, or a folder whose tokenizer files are copied as they are.
+        output: the folder to create.
+        dtype: what the weights are cast to; None keeps them as they are.
+        max_shard_bytes: of the tensors in one shard; a tensor that is larger gets a shard of its own.
+        form: of `config.json`, "nested" (Step-Audio-2) or "flat" (Step-Audio-R1).
+        remote_code: a Hub repository with the modelling code, named in `config.json` for `trust_remote_code`.
+        progress: called as bytes are written.
+
+    Raises:
+        CheckpointError: a parameter is missing, or the output exists. Nothing is written.
+    """
+    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, pathlib.Path) else tokenizer
+    require_vocabulary(loaded, config.decoder.vocab_size)
+    planned = [
+        PlannedTensor(tensor.name, tensor.shape, dtype or _supported(parameters.dtype(tensor.path), tensor))
+        for tensor in tensors(config, STEP_AUDIO)
+    ]
+    with new_folder(pathlib.Path(output)) as folder:
+        if isinstance(tokenizer, pathlib.Path):
+            copy_tokenizer(tokenizer, folder)
+        else:
+            tokenizer.save(folder)
+        name = str(next(tensor.dtype for tensor in planned if tensor.name == "model.embed_tokens.weight"))
+        write_description(folder, config, loaded, dtype=name, form=form, remote_code=remote_code)
+        _write_tensors(folder, parameters, config, planned, max_shard_bytes, progress)
+
+
+def write_description(
+    folder: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, *, dtype: str, form: ConfigForm, remote_code: str = ""
+) -> None:
+    """Writes `config.json` and `generation_config.json`."""
+    special = tokenizer.special
+    described = hugging_face_config(config, dtype=dtype, eos=special.pad, pad=special.pad, form=form, remote_code=remote_code)
+    generation = {
+        "do_sample": True,
+        "temperature": _TEMPERATURE,
+        "eos_token_id": [special.eot],
+        "pad_token_id": special.pad,
+    }
+    _write_json(folder / CONFIG, described)
+    _write_json(folder / "generation_config.json", generation)
+
+
+def _write_tensors(
+    folder: pathlib.Path,
+    parameters: ParameterReader,
+    config: ModelConfig,
+    planned: list[PlannedTensor],
+    max_shard_bytes: int,
+    progress: Progress,
+) -> None:
+    def prepare(item: tuple[Tensor, np.dtype[Any], Block]) -> NDArray[Any]:
+        tensor, dtype, block = item
+        values = parameters.read(tensor.path, block.index)
+        if values.shape != block.shape:
+            raise CheckpointError(f"parameter {'/'.join(tensor.path)} is {values.shape} where {block.shape} was expected")
+        return tensor.from_parameter(values.astype(dtype, copy=False), block)
+
+    blocks = (
+        (tensor, plan.dtype, block)
+        for tensor, plan in zip(tensors(config, STEP_AUDIO), planned, strict=True)
+        for block in tensor.blocks()
+    )
+    total = sum(plan.bytes for plan in planned)
+    done = 0
+    with ShardWriter(folder, planned, max_shard_bytes) as writer:
+        for rows in in_order(prepare, blocks):
+            writer.append(rows)
+            done += rows.nbytes
+            progress(done, total)
+
+
+def _supported(dtype: np.dtype[Any], tensor: Tensor) -> np.dtype[Any]:
+    if dtype not in DTYPES.values():
+        raise CheckpointError(f"parameter {'/'.join(tensor.path)} is {dtype}; choose a dtype to export in")
+    return dtype
+
+
+def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n")

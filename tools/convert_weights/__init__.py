@@ -1,0 +1,1 @@
+"""Hugging Face <-> Orbax, from the command line."""

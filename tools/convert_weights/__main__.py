@@ -1,0 +1,202 @@
+"""Hugging Face <-> this project's checkpoints.
+
+python -m tools.convert_weights import  --source DIR [--encoder-source DIR] --output CKPT
+python -m tools.convert_weights export  --source CKPT --output DIR [--dtype bfloat16] [--max-shard-size 5GB]
+python -m tools.convert_weights random  --preset tiny|mini_8b|r1_32b --output DIR [--tokenizer DIR] [--seed 0]
+python -m tools.convert_weights inspect DIR
+"""
+
+import argparse
+import dataclasses
+import logging
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.text import Tokenizer
+
+_DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, or 2 where the user must do something, told in one line."""
+    options = _parser().parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # converting needs no accelerator, and must not take one from a running job
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's chatter
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is removed
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _import(options: argparse.Namespace) -> int:
+    with _Bar() as bar:
+        sources = hub.import_weights(
+            options.source,
+            options.output,
+            encoder_source=options.encoder_source,
+            tokenizer=options.tokenizer,
+            dtype=_DTYPES[options.dtype] if options.dtype else None,
+            vocab_size=options.vocab_size,
+            seed=options.seed,
+            progress=bar.show,
+        )
+    for part, source in sources.items():
+        print(f"{part}: {source}")
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    if not hub.is_checkpoint(options.source):
+        raise hub.CheckpointError(f"{options.source} is not a checkpoint made by `import` or by training")
+    with _Bar() as bar:
+        hub.export_weights(
+            options.source,
+            options.output,
+            dtype=_DTYPES[options.dtype] if options.dtype else None,
+            max_shard_bytes=options.max_shard_size,
+            form=options.config_form,
+            remote_code=options.remote_code,
+            progress=bar.show,
+        )
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _random(options: argparse.Namespace) -> int:
+    config = ModelConfig.presets()[options.preset]
+    if options.layers is not None:
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, layers=options.layers))
+    tokenizer = hub.load_tokenizer(options.tokenizer) if options.tokenizer else Tokenizer.bytes()
+    with _Bar() as bar:
+        hub.write_random_weights(
+            config,
+            options.output,
+            tokenizer=tokenizer,
+            seed=options.seed,
+            dtype=_DTYPES[options.dtype],
+            max_shard_bytes=options.max_shard_size,
+            form=options.config_form,
+            progress=bar.show,
+        )
+    of = f"tokenizer of {options.tokenizer}" if options.tokenizer else "byte tokenizer (no --tokenizer was given)"
+    print(f"wrote {options.output}: {of}, {tokenizer.vocab_size} tokens for {config.decoder.vocab_size} rows")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = hub.inspect_folder(options.folder)
+    model = found.model
+    lines = [
+        f"kind        {found.kind}",
+        f"parts       {', '.join(found.parts)}",
+        f"tensors     {found.tensors}",
+        f"parameters  {found.parameters:,}",
+        f"bytes       {found.bytes:,}",
+        f"dtypes      {', '.join(f'{name} x {count}' for name, count in sorted(found.dtypes.items()))}",
+    ]
+    for part in found.parts:
+        values = dataclasses.asdict(getattr(model, part))
+        lines.append(f"{part:<11} {', '.join(f'{name}={value}' for name, value in values.items())}")
+    if found.problems:
+        lines += [f"problems    {len(found.problems)}", *(f"  {problem}" for problem in found.problems)]
+    else:
+        lines.append("problems    none")
+    print("\n".join(lines))
+    if found.problems:
+        print(f"error: {options.folder} is not whole: {len(found.problems)} problems, listed above", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Bar:
+    """A progress bar, on a terminal only."""
+
+    def __enter__(self) -> "_Bar":
+        self._bar: Any = tqdm(total=None, unit="B", unit_scale=True, disable=None, leave=False)
+        return self
+
+    def show(self, done: int, total: int) -> None:
+        """Shows how many bytes of all are written."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB, 500MB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.convert_weights", description="Hugging Face <-> Orbax checkpoints.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("import", help="Hugging Face folders -> a checkpoint")
+    command.set_defaults(run=_import)
+    command.add_argument("--source", type=pathlib.Path, required=True, help="a Step-Audio, Qwen2 or Qwen2.5 folder")
+    command.add_argument("--encoder-source", type=pathlib.Path, help="a Qwen2-Audio or Step-Audio folder for the encoder")
+    command.add_argument("--tokenizer", type=pathlib.Path, help="a folder with the tokenizer; that of --source by default")
+    command.add_argument("--output", type=pathlib.Path, required=True, help="the checkpoint to create")
+    command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
+    command.add_argument(
+        "--vocab-size", type=int, help="rows of the embedding; 158720 as released; by default those of --source"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of what is newly initialised (adaptor, added rows)")
+
+    command = commands.add_parser("export", help="a checkpoint -> a Hugging Face folder")
+    command.set_defaults(run=_export)
+    command.add_argument("--source", type=pathlib.Path, required=True, help="a checkpoint")
+    command.add_argument("--output", type=pathlib.Path, required=True, help="the folder to create")
+    command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
+    command.add_argument("--remote-code", default="", help="a Hub repository with the modelling code, for trust_remote_code")
+    _add_layout(command)
+
+    command = commands.add_parser("random", help="a Hugging Face folder with random weights")
+    command.set_defaults(run=_random)
+    command.add_argument("--preset", choices=ModelConfig.presets(), required=True)
+    command.add_argument("--output", type=pathlib.Path, required=True, help="the folder to create")
+    command.add_argument("--tokenizer", type=pathlib.Path, help="a folder with the tokenizer; a byte tokenizer by default")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--layers", type=int, help="of the decoder, in place of the preset's")
+    command.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
+    _add_layout(command)
+
+    command = commands.add_parser("inspect", help="what a folder holds, and whether it is whole")
+    command.set_defaults(run=_inspect)
+    command.add_argument("folder", type=pathlib.Path)
+    return parser
+
+
+def _add_layout(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-shard-size", type=_size, default=hub.MAX_SHARD_BYTES, help="such as 5GB or 500MB")
+    command.add_argument("--config-form", choices=("nested", "flat"), default="nested", help="of config.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
