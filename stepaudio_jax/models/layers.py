@@ -103,8 +103,8 @@ class Projection(nnx.Module):
 def contract(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """An einsum of activations and a kernel, whose gradients are einsums in the same order of operands.
 
-    The derivative that JAX would derive gives the kernel's gradient with its dimensions in another order and then transposes it,
-    which the CPU backend does as a pass of its own; written this way, each gradient is one matrix product.
+    What JAX derives gives the kernel's gradient with its dimensions in another order and then transposes it, which the CPU
+    backend does as a pass of its own; written this way, each gradient is one matrix product.
     """
     return jnp.einsum(einsum, inputs, kernel)
 

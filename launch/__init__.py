@@ -1,0 +1,1 @@
+"""The programs people start: argument parsing, and nothing else."""

@@ -1,0 +1,37 @@
+"""Writes the synthetic spoken corpus: `python -m launch.corpus --output DIR [--recipe base|quickstart] [--seed 0]`."""
+
+import argparse
+import sys
+
+from launch.errors import reported
+from stepaudio_jax.corpus import CLIPS, write_corpus
+
+
+def main(arguments: list[str]) -> None:
+    """Writes a corpus; prints what it holds."""
+    parser = argparse.ArgumentParser(prog="python -m launch.corpus", description=__doc__)
+    parser.add_argument("--output", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--recipe", choices=tuple(CLIPS), default="quickstart")
+    parser.add_argument(
+        "--clips", type=int, help=f"clips of training (default: {', '.join(f'{n} {r}' for r, n in CLIPS.items())})"
+    )
+    parser.add_argument("--per-task", type=int, default=200, help="questions of each task of the evaluation, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="default: as many as there are processors")
+    asked = parser.parse_args(arguments)
+    with reported():
+        facts = write_corpus(
+            asked.output,
+            asked.recipe,
+            clips=asked.clips,
+            per_task=asked.per_task,
+            seed=asked.seed,
+            threads=asked.threads,
+        )
+        for name, records in facts["records"].items():
+            print(f"{asked.output}/{name}.jsonl: {records} dialogues")
+        print(f"{facts['train']['clips']} clips of training, {facts['held_out']['clips']} held out")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,24 @@
+"""Generation: prompts, sampling, the batched engine, and scoring of given replies."""
+
+from stepaudio_jax.generation.answering import LoadedModel, answer_file, load_model, prompt_of, require_room, score_file
+from stepaudio_jax.generation.engine import Completion, Engine, GenerationError, Sampling
+from stepaudio_jax.generation.prompt import Prompt, ReadAudio, lay_out
+from stepaudio_jax.generation.scoring import Scorer, TurnScore
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "GenerationError",
+    "LoadedModel",
+    "Prompt",
+    "ReadAudio",
+    "Sampling",
+    "Scorer",
+    "TurnScore",
+    "answer_file",
+    "lay_out",
+    "load_model",
+    "prompt_of",
+    "require_room",
+    "score_file",
+]

@@ -1,0 +1,159 @@
+"""From a file of dialogues to a file of replies or of scores: one line out for each line in, in order."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+
+from stepaudio_jax import hub
+from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
+from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.generation.engine import Completion, Engine, GenerationError, Sampling
+from stepaudio_jax.generation.prompt import Prompt, ReadAudio, lay_out
+from stepaudio_jax.generation.scoring import Scorer
+from stepaudio_jax.models import Parameters
+from stepaudio_jax.text import TextError, Tokenizer, parse_reply, render_prompt
+
+PathLike = str | pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer."""
+
+    config: ModelConfig
+    parameters: Parameters
+    tokenizer: Tokenizer
+    compute: ComputeConfig
+
+
+def load_model(folder: PathLike, dtype: FloatDtype | None = None) -> LoadedModel:
+    """Loads a Hugging Face folder or a checkpoint of this project.
+
+    Args:
+        folder: either kind.
+        dtype: of weights and computation; by default bfloat16, and float32 on a CPU, which computes it faster.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = dtype or ("float32" if on_cpu else "bfloat16")
+    compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", unroll=0 if on_cpu else 1)
+    config = hub.read_model_config(folder)
+    return LoadedModel(config, hub.read_parameters(folder, dtype=dtype), hub.load_tokenizer(folder), compute)
+
+
+def answer_file(model: LoadedModel, input_path: PathLike, output_path: PathLike, sampling: Sampling, *, rows: int = 16) -> int:
+    """Answers every dialogue of a JSONL file; returns their number.
+
+    A line of the output holds id, reasoning, reply, finish_reason ("stop", "length"), well_formed, problems, prompt_tokens and
+    completion_tokens. Dialogue number i draws from seed (sampling.seed, i), whatever it is batched with. The output appears when
+    it is complete.
+
+    Raises:
+        DataError: a line cannot be used; names file and line. Nothing is written.
+        GenerationError: a prompt is too long for the model; names file and line.
+    """
+    records = list(read_jsonl(input_path))
+    prompts = [prompt_of(model, record) for record in records]
+    for record, prompt in zip(records, prompts, strict=True):
+        require_room(model, record, prompt, sampling)
+    engine = Engine(
+        model.config,
+        model.parameters,
+        compute=model.compute,
+        stop_token=model.tokenizer.special.eot,
+        rows=min(rows, len(prompts)),
+    )
+    samplings = [dataclasses.replace(sampling, seed=_seed(sampling.seed, index)) for index in range(len(records))]
+    completions: dict[int, Completion] = dict(engine.generate(prompts, samplings))
+    lines = (_reply_line(model, records[index], prompts[index], completions[index]) for index in range(len(records)))
+    _write_lines(output_path, lines)
+    return len(records)
+
+
+def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) -> int:
+    """Scores every assistant turn of every dialogue of a JSONL file; returns the number of dialogues.
+
+    A line of the output holds id and turns, each with token_ids and logprobs.
+
+    Raises:
+        DataError: a line cannot be used; names file and line. Nothing is written.
+    """
+    scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute)
+
+    def lines() -> Iterator[dict[str, object]]:
+        for record in read_jsonl(input_path):
+            try:
+                turns = scorer.score(record.messages)
+            except (AudioError, TextError) as error:
+                raise DataError(f"{record.origin}: {error}") from None
+            yield {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]}
+
+    return _write_lines(output_path, lines())
+
+
+def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audio) -> Prompt:
+    """The prompt of a record's dialogue, its clips heard through `read`.
+
+    Raises:
+        DataError: naming the record's file and line.
+    """
+    try:
+        segments = render_prompt(record.messages, model.tokenizer)
+        return lay_out(segments, model.tokenizer, model.config.length_convention, read=read)
+    except (AudioError, TextError) as error:
+        raise DataError(f"{record.origin}: {error}") from None
+
+
+def require_room(model: LoadedModel, record: Record, prompt: Prompt, sampling: Sampling) -> None:
+    """Checks that a prompt and what may follow it fit the model's positions.
+
+    Raises:
+        GenerationError: naming the record's file and line.
+    """
+    limit = model.config.decoder.max_positions
+    excess = prompt.length + sampling.max_new_tokens - limit
+    if excess > 0:
+        raise GenerationError(
+            f"{record.origin}: the prompt has {prompt.length} tokens, and with {sampling.max_new_tokens} new ones it exceeds the "
+            f"model's {limit} positions by {excess}; lower max_new_tokens or shorten the dialogue"
+        )
+
+
+def _reply_line(model: LoadedModel, record: Record, prompt: Prompt, completion: Completion) -> dict[str, object]:
+    parsed = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
+    return {
+        "id": record.id,
+        "reasoning": parsed.reasoning,
+        "reply": parsed.reply,
+        "finish_reason": completion.finish_reason,
+        "well_formed": parsed.well_formed,
+        "problems": list(parsed.problems),
+        "prompt_tokens": prompt.length,
+        "completion_tokens": len(completion.tokens),
+    }
+
+
+def _seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _write_lines(path: PathLike, lines: Iterable[dict[str, object]]) -> int:
+    """Writes JSON lines under a temporary name that becomes `path` when all are written."""
+    final = pathlib.Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(final.name + ".partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

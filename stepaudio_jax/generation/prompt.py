@@ -1,0 +1,132 @@
+"""A prompt as arrays, and prompts side by side as one batch."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.audio import load_audio, log_mel, split_chunks, tokens_of_frames
+from stepaudio_jax.config import LengthConvention
+from stepaudio_jax.data import Array
+from stepaudio_jax.text import Segment, Tokenizer, audio_tokens
+
+_SMALLEST_BUCKET = 32
+_BUCKETS_PER_DOUBLING = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A rendered dialogue with its sound (T tokens, audio tokens included).
+
+    Attributes:
+        tokens: [T] i32.
+        is_audio: [T] bool, where an adaptor output replaces the token's embedding.
+        in_loss: [T] bool, the tokens that the model is to write (none in a prompt to be answered).
+        chunks: the log-mel [128, F] f32 of each audio chunk that has tokens, in order.
+        chunk_tokens: how many audio tokens each of them has.
+    """
+
+    tokens: NDArray[np.int32]
+    is_audio: NDArray[np.bool_]
+    in_loss: NDArray[np.bool_]
+    chunks: tuple[NDArray[np.float32], ...]
+    chunk_tokens: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens, audio tokens included."""
+        return len(self.tokens)
+
+    @property
+    def longest_chunk(self) -> int:
+        """Mel frames of its longest chunk; 0 without audio."""
+        return max((chunk.shape[1] for chunk in self.chunks), default=0)
+
+
+class ReadAudio(Protocol):
+    """Gives the waveform of a clip, [samples] f32 at 16 kHz; `stepaudio_jax.audio.load_audio` is one."""
+
+    def __call__(self, source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]: ...
+
+
+def lay_out(
+    segments: Sequence[Segment], tokenizer: Tokenizer, convention: LengthConvention, *, read: ReadAudio = load_audio
+) -> Prompt:
+    """Hears the clips of rendered segments and puts their audio tokens in place.
+
+    Args:
+        segments: of one dialogue.
+        tokenizer: of the model.
+        convention: how the audio tokens of a clip are counted.
+        read: gives the waveform of a clip by its path; another one lets the model hear something else than the file.
+
+    Raises:
+        AudioError: a clip cannot be read.
+    """
+    tokens: list[int] = []
+    in_loss: list[bool] = []
+    chunks: list[NDArray[np.float32]] = []
+    chunk_tokens: list[int] = []
+    for segment in segments:
+        added: Sequence[int] = segment.tokens
+        if segment.audio is not None:
+            heard = [log_mel(chunk) for chunk in split_chunks(read(segment.audio.path, length_convention=convention))]
+            counts = [tokens_of_frames(mel.shape[1], convention) for mel in heard]
+            added = audio_tokens(counts, tokenizer)
+            chunks += [mel for mel, count in zip(heard, counts, strict=True) if count]
+            chunk_tokens += filter(None, counts)
+        tokens += added
+        in_loss += [segment.in_loss] * len(added)
+    array = np.array(tokens, np.int32)
+    is_audio = array == tokenizer.special.audio_patch
+    return Prompt(array, is_audio, np.array(in_loss, np.bool_), tuple(chunks), tuple(chunk_tokens))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Prompts padded to one shape: tokens, audio_slot [B,T] i32, lengths [B] i32, mel [B,C,M,F] f32, mel_lengths [B,C] i32."""
+
+    tokens: Array
+    audio_slot: Array
+    lengths: Array
+    mel: Array
+    mel_lengths: Array
+
+
+def stack_prompts(prompts: Sequence[Prompt], *, rows: int, mel_bins: int) -> PromptBatch:
+    """Pads prompts to buckets, and to `rows` with one-token prompts without audio."""
+    tokens_bucket = bucket(max(prompt.length for prompt in prompts))
+    chunk_count = max(len(prompt.chunks) for prompt in prompts)
+    frames_bucket = bucket(max(prompt.longest_chunk for prompt in prompts)) if chunk_count else 0
+    per_chunk = -(-(-(-frames_bucket // 2) // 2) // 2)  # the adaptor's outputs for a chunk of the bucket's length
+    batch = PromptBatch(
+        tokens=np.zeros((rows, tokens_bucket), np.int32),
+        audio_slot=np.full((rows, tokens_bucket), -1, np.int32),
+        lengths=np.ones(rows, np.int32),
+        mel=np.zeros((rows, chunk_count, mel_bins, frames_bucket), np.float32),
+        mel_lengths=np.zeros((rows, chunk_count), np.int32),
+    )
+    for row, prompt in enumerate(prompts):
+        batch.tokens[row, : prompt.length] = prompt.tokens
+        batch.lengths[row] = prompt.length
+        slots = [index * per_chunk + offset for index, count in enumerate(prompt.chunk_tokens) for offset in range(count)]
+        batch.audio_slot[row, : prompt.length][prompt.is_audio] = slots
+        for index, chunk in enumerate(prompt.chunks):
+            batch.mel[row, index, :, : chunk.shape[1]] = chunk
+            batch.mel_lengths[row, index] = chunk.shape[1]
+    return batch
+
+
+def bucket(size: int) -> int:
+    """The smallest bucket that holds `size`: 32, 48, 64, 96, 128, .. (two a doubling), so padding costs at most half again."""
+    base = _SMALLEST_BUCKET
+    while True:
+        for part in range(_BUCKETS_PER_DOUBLING):
+            candidate = base + base * part // _BUCKETS_PER_DOUBLING
+            if size <= candidate:
+                return candidate
+        base *= 2

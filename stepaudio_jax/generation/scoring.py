@@ -1,0 +1,68 @@
+"""What a model thinks of given replies: the log-probability of every token of every assistant turn."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from stepaudio_jax.config import ComputeConfig, ModelConfig
+from stepaudio_jax.generation.prompt import Prompt, PromptBatch, lay_out, stack_prompts
+from stepaudio_jax.models import Parameters, abstract_model
+from stepaudio_jax.text import Tokenizer, render_training, training_views
+from stepaudio_jax.text.dialogue import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnScore:
+    """One assistant turn: the tokens the model is to write (reasoning, its end, reply, `<|EOT|>`) and log p of each."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Scorer:
+    """Scores dialogues with one model, one turn at a time; every length is padded to a bucket."""
+
+    def __init__(self, config: ModelConfig, parameters: Parameters, tokenizer: Tokenizer, *, compute: ComputeConfig):
+        self._config = config
+        self._parameters = parameters
+        self._tokenizer = tokenizer
+        graphdef, _ = abstract_model(config, dataclasses.replace(compute, remat="none"))
+
+        @jax.jit
+        def logprobs(parameters: Parameters, batch: PromptBatch) -> jax.Array:
+            """[B,T]: log p of each token given those before it; the first column means nothing."""
+            model = nnx.merge(graphdef, parameters)
+            audio = model.encode_audio(batch.mel, batch.mel_lengths) if batch.mel.shape[1] else None
+            tokens = jnp.asarray(batch.tokens)
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            embeddings = model.embed(tokens, audio, jnp.asarray(batch.audio_slot))
+            hidden, _ = model.decode(embeddings, positions, jnp.ones_like(positions))
+            log_probs = jax.nn.log_softmax(model.logits(hidden), axis=-1)
+            following = jnp.roll(tokens, -1, axis=1)
+            picked = jnp.take_along_axis(log_probs, following[:, :, None], axis=-1)[:, :, 0]
+            return jnp.roll(picked, 1, axis=1)
+
+        self._logprobs = logprobs
+
+    def score(self, messages: Sequence[Message]) -> list[TurnScore]:
+        """Scores every assistant turn, each after the history that the model would have seen before it.
+
+        Raises:
+            DialogueError, AudioError: the dialogue cannot be rendered, or a clip cannot be read.
+        """
+        asked = [dataclasses.replace(message, in_loss=message.role == "assistant") for message in messages]
+        return [self._score_view(view) for view in training_views(asked)]
+
+    def _score_view(self, view: Sequence[Message]) -> TurnScore:
+        segments = render_training(view, self._tokenizer)
+        prompt: Prompt = lay_out(segments, self._tokenizer, self._config.length_convention)
+        batch = stack_prompts([prompt], rows=1, mel_bins=self._config.encoder.mel_bins)
+        logprobs = np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
+        return TurnScore(
+            token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
+            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.in_loss]),
+        )

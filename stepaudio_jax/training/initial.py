@@ -1,0 +1,55 @@
+"""The weights a run starts from."""
+
+import dataclasses
+
+import jax
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config, ConfigError, ModelConfig
+from stepaudio_jax.models import Parameters, initial_parameters
+from stepaudio_jax.text import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialState:
+    """What a run starts from: the model's shape, as its weights say where there are any, its tokenizer and its parameters."""
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    parameters: Parameters
+
+
+def initial_state(config: Config) -> InitialState:
+    """Reads or draws the weights that `config.initial` asks for.
+
+    Parts that no folder gives are drawn from `config.seed`: all of them for a run from nothing, the adaptor where encoder and
+    decoder come from folders of their own.
+
+    Raises:
+        ConfigError: neither `initial` nor `tokenizer` says which tokenizer to use, or its ids exceed the model's vocabulary.
+        CheckpointError: a folder cannot be read.
+    """
+    initial = config.initial
+    sources = hub.weight_sources(initial.model, encoder=initial.encoder, decoder=initial.decoder)
+    model = hub.read_model_config(sources) if sources else config.model
+    tokenizer = _tokenizer(config)
+    if tokenizer.vocab_size > model.decoder.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary only {model.decoder.vocab_size}: "
+            "choose another tokenizer, or a model.decoder.vocab_size that holds it"
+        )
+    # Everything stays in fp32 here: what a stage freezes, it casts itself.
+    parameters: Parameters = hub.read_parameters(sources, config=model, dtype="float32") if sources else {}
+    if len(parameters) < len(("encoder", "adaptor", "decoder")):
+        fresh = initial_parameters(model, jax.random.key(config.seed), config.compute)
+        parameters = {**fresh, **parameters}
+    return InitialState(model=model, tokenizer=tokenizer, parameters=parameters)
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    if config.tokenizer == "bytes":
+        return Tokenizer.bytes()
+    folder = config.tokenizer or config.initial.model or config.initial.decoder
+    if not folder:
+        raise ConfigError('tokenizer is empty, and there is no initial.model to take one from: name a folder, or "bytes"')
+    return hub.load_tokenizer(folder)

@@ -1,0 +1,69 @@
+"""Where a run's figures go: `metrics.jsonl`, TensorBoard and a progress bar."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+import tqdm
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Writes one line of `metrics.jsonl` and one TensorBoard point a logged step.
+
+    A run that resumes from a step drops what was logged after it, so every step stands once, in order.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
+        path = run_dir / "metrics.jsonl"
+        self._stage = stage
+        if path.exists():
+            _drop_after(path, stage, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs the figures of a step of this stage."""
+        line = {"stage": self._stage, "step": step} | {name: float(value) for name, value in figures.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        self._board.close()
+
+
+def _drop_after(path: pathlib.Path, stage: str, step: int) -> None:
+    """Rewrites `metrics.jsonl` without lines of `stage` after `step` (a last line cut short by a kill goes too)."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if entry["stage"] != stage or entry["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".jsonl.partial")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def progress_bar(stage: str, steps: int, done: int) -> "tqdm.tqdm[None]":
+    """A bar on standard error that counts steps of a stage."""
+    return tqdm.tqdm(total=steps, initial=done, desc=stage, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+
+
+def bar_figures(figures: Mapping[str, float]) -> dict[str, str]:
+    """The few figures that the progress bar shows."""
+    shown = {
+        "loss": f"{figures['loss']:.3f}",
+        "tok/s": f"{figures['tokens_per_second']:.0f}",
+        "audio-s/s": f"{figures['audio_seconds_per_second']:.1f}",
+        "data-wait": f"{100 * figures['data_wait_share']:.0f}%",
+    }
+    return shown

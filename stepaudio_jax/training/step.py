@@ -1,0 +1,110 @@
+"""The train step: a pure function from state and batch to state and metrics."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from stepaudio_jax.config import StageConfig
+from stepaudio_jax.data.batch import Batch
+from stepaudio_jax.models import Parameters, StepAudio
+from stepaudio_jax.training.auxiliary import AuxiliaryHeads
+from stepaudio_jax.training.objective import NEXT_TOKEN, combine, term_sums, term_weights
+
+HEADS = "auxiliary"  # beside encoder, adaptor and decoder in the tree of trainable parameters
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
+EvaluationStep = Callable[[Parameters, Batch], Metrics]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step changes, and the frozen parameters it reads.
+
+    Only `trainable` is differentiated: what is frozen has no gradients, no optimizer state and no stored activations.
+    """
+
+    step: jax.Array  # i32, steps done in this stage
+    trainable: Parameters
+    frozen: Parameters
+    optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDefinition:
+    """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters."""
+
+    model: Any
+    heads: Any | None
+
+    def merge(self, parameters: Parameters) -> tuple[StepAudio, AuxiliaryHeads | None]:
+        """The modules holding `parameters` (encoder, adaptor, decoder and, where there are heads, auxiliary)."""
+        parts = {name: value for name, value in parameters.items() if name != HEADS}
+        heads = None if self.heads is None or HEADS not in parameters else nnx.merge(self.heads, parameters[HEADS])
+        return nnx.merge(self.model, parts), heads
+
+
+def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: optax.GradientTransformation) -> TrainStep:
+    """The step of a stage, not yet jitted.
+
+    The batch is cut into `gradient_accumulation` micro-batches by rows; their gradients add up to those of the whole batch.
+    Metrics are scalars: the loss, the mean of each of its terms, token_accuracy, gradient_norm, and the batch's tokens,
+    learnt_tokens and audio_seconds.
+    """
+
+    def loss(trainable: Parameters, frozen: Parameters, batch: Batch, weights: Metrics) -> tuple[jax.Array, Metrics]:
+        model, heads = definition.merge({**trainable, **frozen})
+        sums, counts = term_sums(model, heads, batch)
+        total, means = combine(sums, weights, stage.auxiliary)
+        accuracy = counts["correct_tokens"] / jnp.maximum(weights[NEXT_TOKEN], 1.0)
+        return total, {"loss": total, "token_accuracy": accuracy} | {f"loss/{name}": mean for name, mean in means.items()}
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        weights = term_weights(batch)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+
+        def micro_step(carry: tuple[Parameters, Metrics], part: Batch) -> tuple[tuple[Parameters, Metrics], None]:
+            (_, metrics), gradients = gradient(state.trainable, state.frozen, part, weights)
+            return jax.tree.map(jnp.add, carry, (gradients, metrics)), None
+
+        if stage.gradient_accumulation == 1:
+            (_, metrics), gradients = gradient(state.trainable, state.frozen, batch, weights)
+        else:
+            parts = split_rows(batch, stage.gradient_accumulation)
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(gradient, state.trainable, state.frozen, first, weights)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
+            (gradients, metrics), _ = jax.lax.scan(micro_step, zeros, parts)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics |= {
+            "gradient_norm": optax.global_norm(gradients),
+            "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
+            "learnt_tokens": weights[NEXT_TOKEN],
+            "audio_seconds": jnp.sum(batch.mel_lengths) / 100,
+        }
+        new_state = TrainState(step=state.step + 1, trainable=trainable, frozen=state.frozen, optimizer=optimizer_state)
+        return new_state, metrics
+
+    return train_step
+
+
+def make_evaluation_step(definition: ModelDefinition) -> EvaluationStep:
+    """Sums over one batch, to be added over batches: loss_sum, correct_tokens and learnt_tokens."""
+
+    def evaluation_step(parameters: Parameters, batch: Batch) -> Metrics:
+        model, _ = definition.merge({name: value for name, value in parameters.items() if name != HEADS})
+        sums, counts = term_sums(model, None, batch)
+        return {"loss_sum": sums[NEXT_TOKEN], "learnt_tokens": jnp.sum(batch.loss_weights), **counts}
+
+    return evaluation_step
+
+
+def split_rows(batch: Batch, parts: int) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...] in every leaf."""
+    return jax.tree.map(lambda x: jnp.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:])), batch)
