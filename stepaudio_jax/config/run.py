@@ -75,7 +75,7 @@ class DataConfig:
     history_reasoning: bool = False  # later turns see the reasoning of earlier ones (see text.training_views)
     on_bad_audio: Literal["error", "skip"] = "error"  # "skip" drops the record and counts it
     on_too_long: Literal["error", "skip"] = "error"  # a dialogue that does not fit an empty row
-    packing_rows: int = 16  # rows that the packer fills side by side; more pack tighter and cost memory
+    packing_rows: int = 4  # rows kept open for each row of the batch; more pack a little tighter and cost memory
     threads: int = 2  # threads that read and prepare records
     prefetch_batches: int = 2
 

@@ -136,7 +136,7 @@ def require_audio(record: Record) -> None:
 
 def _json(line: bytes, origin: str) -> object:
     try:
-        text = line.decode("utf-8-sig")
+        text = line.decode("utf-8-sig").rstrip()
         value = json.loads(text)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -150,6 +150,8 @@ def _json(line: bytes, origin: str) -> object:
         raise DataError(
             f"{origin}: is not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested beyond any dialogue
-        raise DataError(f"{origin}: is not usable JSON ({str(error).splitlines()[0]}); correct the line") from None
+    except RecursionError:
+        raise DataError(f"{origin}: is nested too deeply to be a dialogue; correct the line") from None
+    except ValueError:  # the only other one: Python's limit of 4300 digits
+        raise DataError(f"{origin}: has a number of more than 4300 digits; correct the line") from None
     return value

@@ -138,7 +138,11 @@ class RowPacker:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `get_state` was called, reading the examples of the open rows again."""
+        """Goes to where `get_state` was called, reading the examples of the open rows again.
+
+        Raises:
+            DataError: one of them cannot be used any more.
+        """
         self._records.seek(state["index"])
         self._next_example = state["example"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
@@ -147,7 +151,10 @@ class RowPacker:
         for places in state["open"]:
             row = OpenRow()
             for index, which in places:
-                row.add(reading[index].result().examples[which], (index, which))
+                record = reading[index].result()
+                if which >= len(record.examples):
+                    raise DataError(f"cannot resume: a record that was used can no longer be: {record.message}")
+                row.add(record.examples[which], (index, which))
             self._open.append(row)
 
     def _row_for(self, example: Example) -> OpenRow | None:

@@ -163,7 +163,7 @@ class Preparation:
             self._check_fits(view, clips)
             views.append(view)
         chunks = {path: self._chunks(clip, augmentation, rng) for path, clip in clips.items()}
-        return tuple(self._example(group, clips, chunks) for group in self._groups(views, clips))
+        return tuple(self._example(group, clips, chunks) for group in self._groups(views))
 
     def _clip(self, part: AudioPart, augmentation: AugmentationConfig, rng: np.random.Generator) -> Clip:
         waveform = load_audio(part.path, length_convention=self._convention)
@@ -208,23 +208,21 @@ class Preparation:
                 f"the dialogue has {chunks} audio chunks, more than chunks_per_row={self._config.chunks_per_row}; raise it"
             )
 
-    def _groups(self, views: Sequence[View], clips: dict[str, Clip]) -> list[list[View]]:
-        """Neighbouring views that share a clip, as many together as a row holds: the clip is encoded once for all of them."""
+    def _groups(self, views: Sequence[View]) -> list[list[View]]:
+        """Neighbouring views that share a clip, as many together as a row holds: the clip is encoded once for all of them.
+
+        Each view's clips are among the next one's (the history only grows), so a group has the chunks of its last view.
+        """
         groups: list[list[View]] = []
-        paths: frozenset[str] = frozenset()
         for view in views:
-            together = paths | view.paths
-            fits = (
-                bool(groups)
+            if (
+                groups
+                and groups[-1][-1].paths & view.paths
                 and sum(other.tokens.size for other in groups[-1]) + view.tokens.size <= self._config.tokens_per_row
-                and sum(clips[path].heard for path in together) <= self._config.chunks_per_row
-            )
-            if fits and paths & view.paths:
+            ):
                 groups[-1].append(view)
-                paths = together
             else:
                 groups.append([view])
-                paths = view.paths
         return groups
 
     def _chunks(self, clip: Clip, augmentation: AugmentationConfig, rng: np.random.Generator) -> list[Chunk]:

@@ -170,7 +170,7 @@ def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
     for number, item in enumerate(value, 1):
         fields = {"criterion": item} if isinstance(item, str) else item
         if not isinstance(fields, Mapping) or not isinstance(fields.get("criterion"), str) or not fields["criterion"]:
-            raise DataError(f"{origin}: 'rubric' must be {form}, criterion {number} is {_shown(item)}")
+            raise DataError(f"{origin}: 'rubric' must be {form}, got {_shown(item)} as number {number}")
         _check_keys(fields, ("criterion", "weight"), f"{origin}: criterion {number}")
         weight = fields.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):

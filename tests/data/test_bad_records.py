@@ -1,5 +1,6 @@
 """Records that cannot be used: one line naming file, line and clip, or skipped and counted where the configuration says so."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_bad_audio_is_skipped_and_counted_where_asked(tmp_path, caplog, kind):
     assert (report.records, report.read, report.prepared, report.skipped) == (6, 6, 6, 2)
 
 
+def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):
+    """10 ms: no audio token under "hf", one under "vllm"."""
+    write_clip(tmp_path / "a.wav", 0.01, seed=0)
+    config = settings(write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")]))
+    model = dataclasses.replace(MODEL, length_convention="vllm")
+    assert np.count_nonzero(next(evaluation_batches(config, TOKENIZER, model)).audio_slot == 0) == 1
+    with pytest.raises(BadAudioError, match="too short"):
+        next(evaluation_batches(config, TOKENIZER, MODEL))
+
+
 def too_long_cases(folder):
     write_clip(folder / "a.wav", 1.0, seed=0)
     write_clip(folder / "b.wav", 1.0, seed=1)
@@ -130,6 +141,18 @@ def test_skipping_everything_ends_in_an_error_not_in_an_endless_search(tmp_path)
     path = write_records(tmp_path / "d.jsonl", [text_record(number, 150) for number in range(3)])
     with pytest.raises(DataError, match=rf"last 100 records were all skipped.*{path}:\d"):
         next(batches(settings(path, on_too_long="skip"), TOKENIZER, MODEL, seed=0))
+
+
+def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_skipped(tmp_path):
+    clip = write_clip(tmp_path / "a.wav", 0.5, seed=0)
+    config = settings(write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")]), on_bad_audio="skip")
+    iterator = batches(config, TOKENIZER, MODEL, seed=0)
+    next(iterator)
+    state = iterator.get_state()
+    iterator.close()
+    clip.unlink()
+    with pytest.raises(DataError, match=r"cannot resume: .*d.jsonl:1: audio .*a.wav: does not exist"):
+        batches(config, TOKENIZER, MODEL, seed=0).set_state(state)
 
 
 @pytest.mark.parametrize(

@@ -134,13 +134,13 @@ def test_a_source_without_records_is_an_error(tmp_path, path, complaint):
 
 AUDIO = {"type": "audio", "audio": "a.wav"}
 BAD_LINES = {
-    "not JSON": (b'{"messages": [', "not JSON"),
+    "not JSON": (b'{"messages": [', "not JSON .*column 15"),
     "not an object": (["x"], "JSON object"),
     "a bare number": (3, "JSON object"),
     "not UTF-8": (b'{"messages": "\xff"}', "UTF-8"),
     "half a surrogate pair": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "surrogate"),
-    "nested without end": (b"[" * 100_000, "usable JSON"),
-    "a number without end": (b"1" * 5_000, "usable JSON"),
+    "nested without end": (b"[" * 100_000, "nested too deeply"),
+    "a number without end": (b"1" * 5_000, "4300 digits"),
     "misspelt messages": ({"mesages": []}, "keys given: ..mesages"),
     "no messages": (messages(), "at least one message"),
     "messages as text": ({"messages": "hello"}, "at least one message"),
@@ -177,7 +177,7 @@ BAD_LINES = {
     "a transcript of words": (messages({"role": "user", "content": [{**AUDIO, "transcript": ["a"]}]}), "'transcript'"),
     "attributes of numbers": (messages({"role": "user", "content": [{**AUDIO, "attributes": {"age": 3}}]}), "'attributes'"),
     "a rubric of text": ({**messages(REPLY), "rubric": "good"}, "'rubric' must be"),
-    "a criterion without text": ({**messages(REPLY), "rubric": [{"weight": 1}]}, "criterion 1"),
+    "a criterion without text": ({**messages(REPLY), "rubric": [{"weight": 1}]}, "as number 1"),
     "a criterion of infinite weight": (
         b'{"messages": [{"role": "user", "content": "x"}], "rubric": [{"criterion": "a", "weight": NaN}]}',
         "finite",

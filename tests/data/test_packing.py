@@ -176,6 +176,15 @@ def test_views_and_turns_share_the_chunks_of_a_clip(tmp_path):
     assert [np.count_nonzero(batch.mel_lengths) for batch in split] == [1, 2]
 
 
+def test_views_without_audio_are_packed_apart(tmp_path):
+    """They share nothing, and smaller pieces pack tighter: here the long second view leaves the first beside another record."""
+    turns = [{"role": role, "content": f"{role} " + "word " * 20} for role in ("user", "assistant")] * 2
+    path = write_records(tmp_path / "d.jsonl", [text_record(0, 1), {"messages": turns}])
+    _, first, second = sorted(len(dialogue) for dialogue in alone(path))
+    config = settings(path, rows=1, tokens_per_row=first + second, chunks_per_row=0, packing_rows=1)
+    assert [batch.segment_ids.max() for batch in evaluation_batches(config, TOKENIZER, MODEL)] == [2, 1]
+
+
 def test_clips_of_several_chunks(tmp_path):
     """26 s: two chunks. 25.02 s: a last chunk without audio tokens, which takes no place among the row's chunks."""
     write_clip(tmp_path / "a.wav", 26, seed=1)
