@@ -22,14 +22,22 @@ def require_absent(target: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside the target, renamed to it at the end, removed if anything is raised.
 
+    Args:
+        target: the folder that will be.
+        needed_bytes: what will be written, so that a disk that is too full is found before the work.
+
     Raises:
-        CheckpointError: the target exists and is not an empty folder.
+        CheckpointError: the target exists and is not an empty folder, or does not fit the disk.
     """
     require_absent(target)
     target = target.absolute()
+    disk = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(disk).free
+    if free < needed_bytes:
+        raise CheckpointError(f"{target} needs {needed_bytes / 1e9:.1f} GB, and {disk} has {free / 1e9:.1f} GB free")
     created = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
     try:

@@ -14,13 +14,17 @@ import numpy as np
 import tensorstore
 from numpy.typing import NDArray
 
+from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import read_json
-from stepaudio_jax.hub.tensor_names import Index, Path, flatten
+from stepaudio_jax.hub.tensor_names import Index, Path, flatten, parameter_shapes
 
 
 class ParameterReader(Protocol):
     """Parameters that can be read a block at a time, wherever they are."""
+
+    def shape(self, path: Path) -> tuple[int, ...]:
+        """The shape of a parameter; CheckpointError where there is none."""
 
     def dtype(self, path: Path) -> np.dtype[Any]:
         """The dtype of a parameter."""
@@ -34,6 +38,10 @@ class ArrayReader:
 
     def __init__(self, parameters: Mapping[str, Any]):
         self._leaves = flatten(parameters)
+
+    def shape(self, path: Path) -> tuple[int, ...]:
+        """The shape of a parameter; CheckpointError where there is none."""
+        return tuple(self._leaf(path).shape)
 
     def dtype(self, path: Path) -> np.dtype[Any]:
         """The dtype of a parameter."""
@@ -68,6 +76,10 @@ class StoredReader:
         self._ocdbt = bool(metadata.get("use_ocdbt"))
         self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         self._arrays: dict[Path, tensorstore.TensorStore] = {}
+
+    def shape(self, path: Path) -> tuple[int, ...]:
+        """The shape of a parameter; CheckpointError where there is none."""
+        return tuple(self.array(path).shape)
 
     def dtype(self, path: Path) -> np.dtype[Any]:
         """The dtype of a parameter."""
@@ -108,3 +120,22 @@ class StoredReader:
             file = self._directory / ".".join((*self._prefix, *path)) / ".".join(map(str, position))
             if not file.is_file() or file.stat().st_size != expected:
                 yield str(file)
+
+
+def require_parameters(parameters: ParameterReader, config: ModelConfig) -> None:
+    """Refuses parameters that are not those of a model of this shape.
+
+    Raises:
+        CheckpointError: listing every one that is missing or misshapen.
+    """
+    problems = []
+    for path, shape in parameter_shapes(config).items():
+        try:
+            found = parameters.shape(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if found != shape:
+            problems.append(f"{'/'.join(path)} is {found}, expected {shape}")
+    if problems:
+        raise CheckpointError(f"these are not the parameters of the model: {'; '.join(problems)}")

@@ -63,7 +63,7 @@ def write_random_weights(
 
     total = sum(tensor.bytes for tensor in planned)
     done = 0
-    with new_folder(pathlib.Path(output)) as folder:
+    with new_folder(pathlib.Path(output), total) as folder:
         tokenizer.save(folder)
         write_description(folder, config, tokenizer, dtype=str(dtype), form=form)
         with ShardWriter(folder, planned, max_shard_bytes) as writer:

@@ -7,9 +7,9 @@ from typing import Any
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
 from stepaudio_jax.hub.new_folder import new_folder
-from stepaudio_jax.hub.parameter_reader import ArrayReader
+from stepaudio_jax.hub.parameter_reader import ArrayReader, require_parameters
 from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter
-from stepaudio_jax.hub.tensor_names import PARTS, STEP_AUDIO, parameter_shapes, tensors
+from stepaudio_jax.hub.tensor_names import STEP_AUDIO, parameter_shapes, tensors
 from stepaudio_jax.text import Tokenizer
 
 
@@ -26,21 +26,19 @@ def save_checkpoint(
         source: in words, where the weights came from.
 
     Raises:
-        CheckpointError: the target exists.
+        CheckpointError: the target exists, or a parameter is missing or misshapen.
     """
-    with new_folder(pathlib.Path(target)) as folder:
-        _write_parameters(folder / PARAMETERS, ArrayReader(parameters), config)
+    reader = ArrayReader(parameters)
+    require_parameters(reader, config)
+    shapes = parameter_shapes(config)
+    layout = {
+        tensor.path: StoredParameter(shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape())
+        for tensor in tensors(config, STEP_AUDIO)
+    }
+    with new_folder(pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())) as folder:
+        with ParameterWriter(folder / PARAMETERS, layout) as writer:
+            for tensor in tensors(config, STEP_AUDIO):
+                for block in tensor.blocks():
+                    writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, dict.fromkeys(parameters, source))
-
-
-def _write_parameters(directory: pathlib.Path, reader: ArrayReader, config: ModelConfig) -> None:
-    shapes = parameter_shapes(config)
-    stored = list(tensors(config, STEP_AUDIO, PARTS))
-    layout = {
-        tensor.path: StoredParameter(shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape()) for tensor in stored
-    }
-    with ParameterWriter(directory, layout) as writer:
-        for tensor in stored:
-            for block in tensor.blocks():
-                writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))

@@ -13,7 +13,7 @@ from stepaudio_jax.hub.checkpoint import parameters_directory, read_checkpoint_c
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import CONFIG, ConfigForm, hugging_face_config
 from stepaudio_jax.hub.new_folder import new_folder
-from stepaudio_jax.hub.parameter_reader import ParameterReader, StoredReader
+from stepaudio_jax.hub.parameter_reader import ParameterReader, StoredReader, require_parameters
 from stepaudio_jax.hub.pipeline import Progress, in_order
 from stepaudio_jax.hub.safetensors_reader import DTYPES
 from stepaudio_jax.hub.safetensors_writer import PlannedTensor, ShardWriter
@@ -78,15 +78,16 @@ def export_parameters(
         progress: called as bytes are written.
 
     Raises:
-        CheckpointError: a parameter is missing, or the output exists. Nothing is written.
+        CheckpointError: a parameter is missing or misshapen, or the output exists. Nothing is written.
     """
     loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, pathlib.Path) else tokenizer
     require_vocabulary(loaded, config.decoder.vocab_size)
+    require_parameters(parameters, config)
     planned = [
         PlannedTensor(tensor.name, tensor.shape, dtype or _supported(parameters.dtype(tensor.path), tensor))
         for tensor in tensors(config, STEP_AUDIO)
     ]
-    with new_folder(pathlib.Path(output)) as folder:
+    with new_folder(pathlib.Path(output), sum(tensor.bytes for tensor in planned)) as folder:
         if isinstance(tokenizer, pathlib.Path):
             copy_tokenizer(tokenizer, folder)
         else:
@@ -123,8 +124,6 @@ def _write_tensors(
     def prepare(item: tuple[Tensor, np.dtype[Any], Block]) -> NDArray[Any]:
         tensor, dtype, block = item
         values = parameters.read(tensor.path, block.index)
-        if values.shape != block.shape:
-            raise CheckpointError(f"parameter {'/'.join(tensor.path)} is {values.shape} where {block.shape} was expected")
         return tensor.from_parameter(values.astype(dtype, copy=False), block)
 
     blocks = (

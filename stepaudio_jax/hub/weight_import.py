@@ -56,17 +56,17 @@ def import_weights(
     output = pathlib.Path(output)
     require_absent(output)
     plan = _plan(pathlib.Path(source), pathlib.Path(encoder_source) if encoder_source else None, vocab_size)
-    dtypes = _parameter_dtypes(plan, dtype)
+    layout = _layout(plan, dtype)
     tokens = pathlib.Path(tokenizer) if tokenizer else pathlib.Path(source)
     loaded = load_tokenizer(tokens)
     require_vocabulary(loaded, plan.config.decoder.vocab_size)
-    with new_folder(output) as folder:
+    with new_folder(output, sum(parameter.bytes for parameter in layout.values())) as folder:
         if plan.folders["decoder"].config.naming is STEP_AUDIO and tokenizer is None:
             copy_tokenizer(tokenizer_folder(tokens), folder / TOKENIZER)
         else:  # plain Qwen2 files lack the special tokens
             loaded.save(folder / TOKENIZER)
         write_checkpoint_config(folder, plan.config, plan.described)
-        _write_parameters(folder / PARAMETERS, plan, dtypes, seed, progress)
+        _write_parameters(folder / PARAMETERS, plan, layout, seed, progress)
     return plan.described
 
 
@@ -117,26 +117,27 @@ def _plan(source: pathlib.Path, encoder_source: pathlib.Path | None, vocab_size:
     return _Plan(config, folders, described)
 
 
-def _parameter_dtypes(plan: _Plan, dtype: np.dtype[Any] | None) -> dict[Path, np.dtype[Any]]:
-    if dtype is not None:
-        return {tensor.path: dtype for _, tensor in plan.tensors}
-    return {path: stored for part, folder in plan.folders.items() for path, stored in folder.parameter_dtypes([part]).items()}
+def _layout(plan: _Plan, dtype: np.dtype[Any] | None) -> dict[Path, StoredParameter]:
+    """How each parameter will be stored; a new adaptor has the dtype of the embedding."""
+    dtypes: dict[Path, np.dtype[Any]] = {}
+    if dtype is None:
+        for part, folder in plan.folders.items():
+            dtypes |= folder.parameter_dtypes([part])
+    shapes = parameter_shapes(plan.config)
+    return {
+        tensor.path: StoredParameter(
+            shapes[tensor.path],
+            dtype or dtypes.get(tensor.path) or dtypes["decoder", "embedding"],
+            tensor.chunk_shape(),
+        )
+        for tensor in tensors(plan.config, STEP_AUDIO)
+    }
 
 
 def _write_parameters(
-    directory: pathlib.Path, plan: _Plan, dtypes: Mapping[Path, np.dtype[Any]], seed: int, progress: Progress
+    directory: pathlib.Path, plan: _Plan, layout: Mapping[Path, StoredParameter], seed: int, progress: Progress
 ) -> None:
-    shapes = parameter_shapes(plan.config)
-    layout = {
-        tensor.path: StoredParameter(shapes[tensor.path], dtypes[tensor.path], tensor.chunk_shape())
-        for _, tensor in plan.tensors
-    }
-    new: Mapping[str, Any] = {}
-    if "adaptor" not in plan.folders:
-        new = fresh_adaptor(plan.config, seed)
-        dtype = dtypes["decoder", "embedding"]
-        for tensor in tensors(plan.config, STEP_AUDIO, ["adaptor"]):
-            layout[tensor.path] = StoredParameter(shapes[tensor.path], dtype, tensor.chunk_shape())
+    new = {} if "adaptor" in plan.folders else flatten(fresh_adaptor(plan.config, seed))
     blocks = [(folder, tensor, block) for folder, tensor in plan.tensors for block in tensor.blocks()]
 
     def prepare(item: tuple[HuggingFaceFolder, Tensor, Block]) -> tuple[Path, Block, NDArray[Any]]:
@@ -151,7 +152,7 @@ def _write_parameters(
             writer.write(path, block.index, values)
             done += values.nbytes
             progress(done, total)
-        for path, leaf in flatten(new).items():
+        for path, leaf in new.items():
             writer.write(path, tuple(slice(0, size) for size in leaf.shape), np.asarray(leaf).astype(layout[path].dtype))
 
 

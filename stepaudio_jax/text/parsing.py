@@ -1,6 +1,7 @@
 """What the model wrote -> reasoning and reply: the inverse of rendering."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -51,17 +52,22 @@ def parse_reply(tokens: Sequence[int], tokenizer: Tokenizer, *, ended: bool | No
     """
     has_eot = bool(tokens) and tokens[-1] == tokenizer.special.eot
     written = tokens[:-1] if has_eot else tokens
-    special = tuple(tokenizer.decode([token]) for token in written if tokenizer.is_special(token))
-    content = b"".join(tokenizer.token_bytes(token) for token in written if not tokenizer.is_special(token))
+    special: list[str] = []
+    text: list[str] = []
     problems: list[Problem] = []
+    for is_special, run in itertools.groupby(written, tokenizer.is_special):
+        if is_special:
+            special += [tokenizer.decode([token]) for token in run]
+            continue
+        content = b"".join(map(tokenizer.token_bytes, run))
+        text.append(content.decode(errors="replace"))
+        if text[-1].encode() != content:
+            problems.append("invalid_utf8")
     if special:
         problems.append("special_token")
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        problems.append("invalid_utf8")
-    parsed = parse_reply_text(content.decode(errors="replace"), ended=has_eot if ended is None else ended)
-    return dataclasses.replace(parsed, problems=(*parsed.problems, *problems), special_tokens=special)
+    parsed = parse_reply_text("".join(text), ended=has_eot if ended is None else ended)
+    found = tuple(dict.fromkeys((*parsed.problems, *problems)))
+    return dataclasses.replace(parsed, problems=found, special_tokens=tuple(special))
 
 
 def parse_reply_text(text: str, *, ended: bool) -> ParsedReply:

@@ -109,3 +109,11 @@ def as_numpy(tree: Any) -> Any:
     """bfloat16 leaves as their bits, so that equality is of bits."""
     leaf = np.asarray(tree)
     return leaf.view(np.uint16) if leaf.dtype.itemsize == 2 else leaf
+
+
+def assert_same_tensors(first: pathlib.Path, second: pathlib.Path) -> None:
+    left, right = read_tensors(first), read_tensors(second)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype, name
+        assert torch.equal(tensor, right[name]), name

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the user must do something, told in one line."""
     options = _parser().parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # converting needs no accelerator, and must not take one from a running job
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's chatter
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax repeats in traces what it raises
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is removed
     try:
         return options.run(options)

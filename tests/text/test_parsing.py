@@ -1,0 +1,89 @@
+"""Generated tokens and text, well-formed and in every way not. (The round trip with rendering is in test_rendering.)"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepaudio_jax.text import parse_reply, parse_reply_text
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "reply", "problems"),
+    [
+        ("low voice\n</think>\nA man.", "low voice", "A man.", ()),
+        ("\n</think>\nA man.", "", "A man.", ()),
+        ("a\n\n</think>\n\n b", "a\n", "\n b", ()),
+        ("<think>\nx\n</think>\ny", "<think>\nx", "y", ()),
+        ("never ends", "never ends", "", ("no_think_end",)),
+        ("", "", "", ("no_think_end",)),
+        ("a</think>b", "a", "b", ("think_end_not_on_its_line",)),
+        ("a\n</think>b", "a", "b", ("think_end_not_on_its_line",)),
+        ("a </think>\nb", "a ", "b", ("think_end_not_on_its_line",)),
+        ("</think>\nb", "", "b", ("think_end_not_on_its_line",)),
+        ("a\n</think>\nb\n</think>\nc", "a", "b\n</think>\nc", ("several_think_ends",)),
+        ("a\n</think>\n", "a", "", ("empty_reply",)),
+        ("a\n</think>\n \n", "a", " \n", ("empty_reply",)),
+        ("a\n</think>", "a", "", ("think_end_not_on_its_line", "empty_reply")),
+    ],
+)
+def test_text(byte_level, text, reasoning, reply, problems):
+    parsed = parse_reply_text(text, ended=True)
+    assert (parsed.reasoning, parsed.reply, parsed.problems) == (reasoning, reply, problems)
+    assert parsed.well_formed == (not problems)
+    assert parse_reply_text(text, ended=False).problems == ("not_ended", *problems)
+    # Tokens say the same.
+    assert parse_reply([*byte_level.encode(text), byte_level.special.eot], byte_level) == parsed
+    assert parse_reply(byte_level.encode(text), byte_level, ended=True) == parsed
+    assert parse_reply(byte_level.encode(text), byte_level).problems == ("not_ended", *problems)
+
+
+def test_no_tokens(byte_level):
+    assert parse_reply([], byte_level).problems == ("not_ended", "no_think_end")
+
+
+def test_special_tokens_are_no_text(qwen2):
+    """Step-Audio-2 can answer in speech: its codes are told apart from the words."""
+    special = qwen2.special
+    spoken = [special.tts_start, *qwen2.encode("x\n</think>\nHi"), 151696, 158257, special.tts_end, special.eot]
+    parsed = parse_reply(spoken, qwen2)
+    assert (parsed.reasoning, parsed.reply) == ("x", "Hi")
+    assert parsed.problems == ("special_token",)
+    assert parsed.special_tokens == ("<tts_start>", "<audio_0>", "<audio_6561>", "<tts_end>")
+
+
+def test_a_second_turn_is_a_problem(byte_level):
+    special = byte_level.special
+    tokens = [*byte_level.encode("x\n</think>\ny"), special.eot, special.bot, *byte_level.encode("human\nz"), special.eot]
+    parsed = parse_reply(tokens, byte_level)
+    assert parsed.problems == ("special_token",)
+    assert parsed.special_tokens == ("<|EOT|>", "<|BOT|>")
+
+
+def test_an_id_of_the_padded_vocabulary(qwen2):
+    parsed = parse_reply([*qwen2.encode("x\n</think>\ny"), 158_700, qwen2.special.eot], qwen2)
+    assert parsed.problems == ("special_token",)
+    assert parsed.special_tokens == ("<|unknown_158700|>",)
+
+
+def test_written_names_are_text(byte_level):
+    parsed = parse_reply([*byte_level.encode("<|EOT|>\n</think>\n<tts_start>y"), byte_level.special.eot], byte_level)
+    assert parsed.well_formed
+    assert (parsed.reasoning, parsed.reply) == ("<|EOT|>", "<tts_start>y")
+
+
+def test_half_a_character(byte_level):
+    tokens = [*byte_level.encode("x\n</think>\ny"), 0xE4, 0xBD]
+    assert parse_reply([*tokens, byte_level.special.eot], byte_level).problems == ("invalid_utf8",)
+    assert parse_reply([*tokens, 0xA0, byte_level.special.eot], byte_level).reply == "y你"
+    # A special token does not join the halves of a character around it.
+    joined = [*tokens, byte_level.special.tts_end, 0xA0, byte_level.special.eot]
+    assert parse_reply(joined, byte_level).problems == ("invalid_utf8", "special_token")
+
+
+@settings(max_examples=200, deadline=None)
+@given(tokens=st.lists(st.integers(0, 320), max_size=60))
+def test_any_tokens_can_be_parsed(byte_level, tokens):
+    parsed = parse_reply(tokens, byte_level)
+    if parsed.well_formed:
+        written = f"{parsed.reasoning}\n</think>\n{parsed.reply}"
+        assert tokens == [*written.encode(), byte_level.special.eot]
