@@ -43,7 +43,7 @@ def byte_bpe(merges: Sequence[tuple[str, str]] = ()) -> models.BPE:
 
 
 def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """The `count` merges that byte-pair encoding learns from texts (Sennrich et al. 2016), fewer where the texts have no more."""
+    """The `count` merges that byte-pair encoding (Sennrich et al. 2016) learns from texts; fewer where they have no more."""
     learner = qwen2_tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=len(SYMBOLS) + count, initial_alphabet=list(SYMBOLS), min_frequency=2, show_progress=False

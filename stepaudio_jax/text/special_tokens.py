@@ -75,5 +75,5 @@ def qwen2_layout() -> dict[int, str]:
 
 
 def small_layout(first: int) -> dict[int, str]:
-    """The special tokens of a small vocabulary by id, from `first` on: Qwen2's and Step-Audio's, without the codes of speech."""
+    """The special tokens of a small vocabulary by id, from `first` on: Qwen2's and Step-Audio's, without codes of speech."""
     return dict(enumerate((*QWEN2_TOKENS, *STEP_AUDIO_TOKENS), start=first))

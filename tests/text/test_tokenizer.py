@@ -8,7 +8,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepaudio_jax.text import TextError
+from stepaudio_jax.text import TextError, Tokenizer
 from stepaudio_jax.text.special_tokens import AUDIO_CODES, QWEN2_TOKENS, QWEN25_TOKENS, STEP_AUDIO_TOKENS
 
 TEXTS = [
@@ -116,3 +116,18 @@ def test_survives_pickling(byte_level):
     copy = pickle.loads(pickle.dumps(byte_level))
     assert copy.encode("a<|EOT|>") == byte_level.encode("a<|EOT|>")
     assert copy.special == byte_level.special
+
+
+def test_a_learnt_tokenizer_shortens_its_texts_and_loses_nothing(tmp_path):
+    texts = ["the doctor is here", "the river is cold", "妈妈有面条", "the doctor is cold"] * 3
+    learnt, spelled = Tokenizer.learn(texts, merges=30), Tokenizer.bytes()
+    assert learnt.vocab_size <= spelled.vocab_size + 30
+    for text in (*texts, "unseen: émigré 🙂\n\n", "<|EOT|>"):
+        tokens = learnt.encode(text)
+        assert learnt.decode(tokens) == text
+        assert len(tokens) <= len(spelled.encode(text))
+        assert not any(learnt.is_special(token) for token in tokens)
+    assert len(learnt.encode(texts[0])) < len(spelled.encode(texts[0])) / 2
+    learnt.save(tmp_path / "tokenizer")
+    assert Tokenizer.from_folder(tmp_path / "tokenizer").encode(texts[2]) == learnt.encode(texts[2])
+    assert Tokenizer.learn(texts, merges=30).encode(texts[1]) == learnt.encode(texts[1])

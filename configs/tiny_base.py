@@ -1,0 +1,83 @@
+"""The small base model: from nothing to hearing words, speaker and manner of speech, on two cores (`make tiny-base`).
+
+Mid-training on "what do you hear" and text. There are no weights to start from, so the encoder learns too, helped by auxiliary
+losses: word-level CTC on the adaptor's output and attribute classifiers on the encoder's mean feature.
+"""
+
+from stepaudio_jax.config import (
+    AdaptorConfig,
+    AugmentationConfig,
+    AuxiliaryConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    StageConfig,
+)
+from stepaudio_jax.corpus import ATTRIBUTES, vocabulary
+
+CORPUS = "runs/corpus/base"
+
+MODEL = ModelConfig(
+    encoder=EncoderConfig(hidden=128, heads=4, layers=4),
+    adaptor=AdaptorConfig(ffn=256),
+    decoder=DecoderConfig(
+        vocab_size=704, hidden=128, ffn=384, layers=4, heads=2, kv_heads=1, head_dim=64, rope_theta=1e4, max_positions=4096
+    ),
+)
+
+
+def sources(split: str) -> tuple[SourceConfig, ...]:
+    return (
+        SourceConfig(path=f"{CORPUS}/{split}/heard.jsonl", weight=3.0),
+        SourceConfig(path=f"{CORPUS}/{split}/two_turn.jsonl"),
+        SourceConfig(path=f"{CORPUS}/{split}/text.jsonl"),
+    )
+
+
+def get_config() -> Config:
+    shape = {"rows": 48, "tokens_per_row": 160, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
+    return Config(
+        run_dir="runs/tiny_base",
+        model=MODEL,
+        tokenizer="runs/tiny_base_tokenizer",  # learnt from the corpus by `launch.tiny_base`
+        stages=(
+            StageConfig(
+                name="midtrain",
+                steps=8000,
+                trainable=("encoder", "adaptor", "decoder"),
+                data=DataConfig(
+                    sources=sources("train"),
+                    augmentation=AugmentationConfig(
+                        max_shift_s=0.1,
+                        noise_probability=0.5,
+                        gain_db=(-10.0, 6.0),
+                        frequency_masks=1,
+                        frequency_mask_bins=12,
+                        time_masks=1,
+                        time_mask_frames=10,
+                    ),
+                    **shape,
+                ),
+                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=250),
+                optimizer=OptimizerConfig(
+                    name="muon",
+                    learning_rate=2e-3,
+                    muon_learning_rate=0.02,
+                    warmup_steps=100,
+                    decay="linear",
+                    final_learning_rate_fraction=0.02,
+                    weight_decay=0.01,
+                ),
+                auxiliary=AuxiliaryConfig(ctc_weight=0.3, ctc_words=vocabulary(), attribute_weight=0.5, attributes=ATTRIBUTES),
+            ),
+        ),
+        compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
+        checkpoint=CheckpointConfig(every_steps=250),
+    )

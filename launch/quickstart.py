@@ -1,0 +1,25 @@
+"""A small model learns to answer spoken questions: `python -m launch.quickstart` (minutes on two cores)."""
+
+import argparse
+import pathlib
+
+from launch.errors import reported
+from stepaudio_jax.config import load_config
+
+
+def main() -> None:
+    """Parses arguments, runs the quickstart, prints its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--corpus", type=pathlib.Path, default=pathlib.Path("runs/corpus/quickstart"))
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/quickstart"))
+    arguments = parser.parse_args()
+    with reported():
+        from stepaudio_jax.quickstart import run_quickstart
+
+        print(run_quickstart(load_config(arguments.config), arguments.corpus, arguments.output))
+        print(f"report: {arguments.output / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Writes the report of a run as one HTML page: `python -m launch.report RUN_DIR [--output FILE] [--title TITLE]`."""
+
+import argparse
+import pathlib
+
+from launch.errors import reported
+
+
+def main() -> None:
+    """Parses arguments and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=pathlib.Path, help="the folder of a run, finished or not")
+    parser.add_argument("--output", type=pathlib.Path, help="default: report.html in the run's folder")
+    parser.add_argument("--title", help="default: the folder's name")
+    arguments = parser.parse_args()
+    with reported():
+        from stepaudio_jax.evaluation import write_report
+
+        title = arguments.title or arguments.run_dir.resolve().name
+        print(write_report(arguments.output or arguments.run_dir / "report.html", arguments.run_dir, title))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Makes the small base model from nothing: `python -m launch.tiny_base` (on two cores; interrupt and go on at will)."""
+
+import argparse
+import pathlib
+
+from launch.errors import reported
+from stepaudio_jax.config import load_config
+
+
+def main() -> None:
+    """Parses arguments, makes the model, prints its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/tiny_base.py")
+    parser.add_argument("--corpus", type=pathlib.Path, default=pathlib.Path("runs/corpus/base"))
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("models/tiny_base"))
+    arguments = parser.parse_args()
+    with reported():
+        from stepaudio_jax.quickstart import make_tiny_base
+
+        print(make_tiny_base(load_config(arguments.config), arguments.corpus, arguments.output))
+
+
+if __name__ == "__main__":
+    main()

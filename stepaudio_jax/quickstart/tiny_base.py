@@ -1,0 +1,64 @@
+"""The small base model: a corpus of synthesised speech, a tokenizer learnt from it, training, and a folder to ship."""
+
+import itertools
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config
+from stepaudio_jax.corpus import write_corpus
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.evaluation import Results, answer_questions, as_markdown, as_text, read_questions, score
+from stepaudio_jax.generation import load_model
+from stepaudio_jax.quickstart.card import model_card
+from stepaudio_jax.text import Tokenizer, render_training, training_views
+from stepaudio_jax.training import train
+
+MERGES = 400
+_RECORDS_FOR_MERGES = 5000  # of each file
+# What the base has been asked about in training; the tasks that need reasoning over it are the quickstart's.
+TASKS_OF_BASE = ("gender", "rate", "pitch", "language")
+
+
+def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -> str:
+    """Makes the base model, or goes on where an interrupted run was; returns its table as text.
+
+    Args:
+        config: of the training run; `config.tokenizer` is the folder that the learnt tokenizer is written to.
+        corpus: where the corpus is, or is to be made.
+        output: the Step-Audio folder to write, weights in bfloat16; replaced if it exists.
+    """
+    if not corpus.exists():
+        write_corpus(corpus, "base")
+    tokenizer = pathlib.Path(config.tokenizer)
+    if not tokenizer.exists():
+        Tokenizer.learn(_texts(corpus), MERGES).save(tokenizer)
+    trained = train(config)
+    fresh = output.with_name(f"{output.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    hub.export_weights(trained, fresh, dtype=np.dtype("bfloat16"))
+    model = load_model(fresh)  # what is shipped is what is measured
+    questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS_OF_BASE)
+    results = Results(
+        after=score(answer_questions(model, questions)), silenced=score(answer_questions(model, questions, silenced=True))
+    )
+    (fresh / "README.md").write_text(
+        model_card(pathlib.Path(config.run_dir), model.config, as_markdown(results)), encoding="utf-8"
+    )
+    shutil.rmtree(output, ignore_errors=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh.rename(output)
+    return as_text(results)
+
+
+def _texts(corpus: pathlib.Path) -> Iterator[str]:
+    """What the model will read and write, in the pieces in which it is tokenised."""
+    spell = Tokenizer.bytes()
+    for file in sorted((corpus / "train").glob("*.jsonl")):
+        for record in itertools.islice(read_jsonl(file), _RECORDS_FOR_MERGES):
+            for view in training_views(record.messages, history_reasoning=True):
+                for segment in render_training(view, spell, history_reasoning=True):
+                    yield spell.decode(token for token in segment.tokens if not spell.is_special(token))
