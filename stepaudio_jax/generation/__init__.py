@@ -1,8 +1,8 @@
 """Generation: prompts, sampling, the batched engine, and scoring of given replies."""
 
 from stepaudio_jax.generation.answering import LoadedModel, answer_file, load_model, prompt_of, require_room, score_file
-from stepaudio_jax.generation.engine import Completion, Engine, GenerationError, Sampling
-from stepaudio_jax.generation.prompt import Prompt, ReadAudio, lay_out
+from stepaudio_jax.generation.engine import Completion, Engine, Sampling
+from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, lay_out
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 
 __all__ = [

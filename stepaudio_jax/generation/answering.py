@@ -1,5 +1,6 @@
 """From a file of dialogues to a file of replies or of scores: one line out for each line in, in order."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,8 +14,8 @@ from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
 from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
-from stepaudio_jax.generation.engine import Completion, Engine, GenerationError, Sampling
-from stepaudio_jax.generation.prompt import Prompt, ReadAudio, lay_out
+from stepaudio_jax.generation.engine import Completion, Engine, Sampling
+from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, lay_out, require_fit
 from stepaudio_jax.generation.scoring import Scorer
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import TextError, Tokenizer, parse_reply, render_prompt
@@ -50,14 +51,14 @@ def answer_file(model: LoadedModel, input_path: PathLike, output_path: PathLike,
     """Answers every dialogue of a JSONL file; returns their number.
 
     A line of the output holds id, reasoning, reply, finish_reason ("stop", "length"), well_formed, problems, prompt_tokens and
-    completion_tokens. Dialogue number i draws from seed (sampling.seed, i), whatever it is batched with. The output appears when
-    it is complete.
+    completion_tokens. Dialogue number i draws from seed (sampling.seed, i), whatever it is batched with. The output appears
+    when it is complete.
 
     Raises:
-        DataError: a line cannot be used; names file and line. Nothing is written.
+        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written.
         GenerationError: a prompt is too long for the model; names file and line.
     """
-    records = list(read_jsonl(input_path))
+    records = _read(input_path)
     prompts = [prompt_of(model, record) for record in records]
     for record, prompt in zip(records, prompts, strict=True):
         require_room(model, record, prompt, sampling)
@@ -81,15 +82,16 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
     A line of the output holds id and turns, each with token_ids and logprobs.
 
     Raises:
-        DataError: a line cannot be used; names file and line. Nothing is written.
+        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written.
     """
+    records = _read(input_path)
     scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute)
 
     def lines() -> Iterator[dict[str, object]]:
-        for record in read_jsonl(input_path):
+        for record in records:
             try:
                 turns = scorer.score(record.messages)
-            except (AudioError, TextError) as error:
+            except (AudioError, TextError, GenerationError) as error:
                 raise DataError(f"{record.origin}: {error}") from None
             yield {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]}
 
@@ -115,13 +117,18 @@ def require_room(model: LoadedModel, record: Record, prompt: Prompt, sampling: S
     Raises:
         GenerationError: naming the record's file and line.
     """
-    limit = model.config.decoder.max_positions
-    excess = prompt.length + sampling.max_new_tokens - limit
-    if excess > 0:
-        raise GenerationError(
-            f"{record.origin}: the prompt has {prompt.length} tokens, and with {sampling.max_new_tokens} new ones it exceeds the "
-            f"model's {limit} positions by {excess}; lower max_new_tokens or shorten the dialogue"
-        )
+    try:
+        require_fit(prompt, model.config, new_tokens=sampling.max_new_tokens)
+    except GenerationError as error:
+        raise GenerationError(f"{record.origin}: {error}") from None
+
+
+def _read(path: PathLike) -> list[Record]:
+    """All records of a file, so that a mistake in its last line is found before the first is answered."""
+    records = list(read_jsonl(path))
+    if not records:
+        raise DataError(f"{path}: has no records; give at least one dialogue")
+    return records
 
 
 def _reply_line(model: LoadedModel, record: Record, prompt: Prompt, completion: Completion) -> dict[str, object]:
@@ -143,17 +150,22 @@ def _seed(seed: int, index: int) -> int:
 
 
 def _write_lines(path: PathLike, lines: Iterable[dict[str, object]]) -> int:
-    """Writes JSON lines under a temporary name that becomes `path` when all are written."""
-    final = pathlib.Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    """Writes JSON lines under a temporary name that becomes `path` when all are written; else leaves nothing behind."""
+    final = pathlib.Path(path).absolute()
     partial = final.with_name(final.name + ".partial")
+    created = [folder for folder in final.parents if not folder.exists()]
     count = 0
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 count += 1
         os.replace(partial, final)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        for folder in created:
+            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
+                folder.rmdir()
+        raise
     return count

@@ -6,6 +6,7 @@ compiled programs is bounded by the buckets and not by the prompts.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,9 @@ from flax import nnx
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.prompt import Prompt, PromptBatch, stack_prompts
+from stepaudio_jax.generation.prompt import GenerationError, Prompt, PromptBatch, embed_prompts, require_fit, stack_prompts
 from stepaudio_jax.generation.sampling import sample
 from stepaudio_jax.models import KVCache, Parameters, StepAudio, abstract_model
-
-
-class GenerationError(ValueError):
-    """A request that cannot be answered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +39,14 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise GenerationError(f"temperature={self.temperature} must be 0 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise GenerationError(f"temperature={self.temperature} must be 0 or more, and finite")
         if not 0 < self.top_p <= 1:
             raise GenerationError(f"top_p={self.top_p} must lie in (0, 1]")
         if self.max_new_tokens <= 0:
             raise GenerationError(f"max_new_tokens={self.max_new_tokens} must be positive")
+        if not 0 <= self.seed < 2**32:
+            raise GenerationError(f"seed={self.seed} must lie between 0 and 2**32 - 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +84,14 @@ class Engine:
         compute: dtype of the computation and of the cache.
         stop_token: ends a reply.
         rows: prompts answered side by side.
+
+    Raises:
+        GenerationError: rows is not positive.
     """
 
     def __init__(self, config: ModelConfig, parameters: Parameters, *, compute: ComputeConfig, stop_token: int, rows: int):
+        if rows <= 0:
+            raise GenerationError(f"{rows} prompts cannot be answered side by side; at least 1 is needed")
         self._config = config
         self._compute = dataclasses.replace(compute, remat="none")
         self._parameters = parameters
@@ -102,20 +106,16 @@ class Engine:
         Raises:
             GenerationError: a prompt and its new tokens do not fit the model's positions.
         """
-        limit = self._config.decoder.max_positions
         for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-            if prompt.length + sampling.max_new_tokens > limit:
-                raise GenerationError(
-                    f"prompt {index} has {prompt.length} tokens; with max_new_tokens={sampling.max_new_tokens} it exceeds the "
-                    f"model's {limit} positions by {prompt.length + sampling.max_new_tokens - limit}"
-                )
+            try:
+                require_fit(prompt, self._config, new_tokens=sampling.max_new_tokens)
+            except GenerationError as error:
+                raise GenerationError(f"prompt {index}: {error}") from None
         order = sorted(range(len(prompts)), key=lambda index: _size(prompts[index]), reverse=True)
         for start in range(0, len(order), self._rows):
             indices = order[start : start + self._rows]
             group = [samplings[index] for index in indices]
-            batch = stack_prompts(
-                [prompts[index] for index in indices], rows=self._rows, mel_bins=self._config.encoder.mel_bins
-            )
+            batch = stack_prompts([prompts[index] for index in indices], self._config, rows=self._rows)
             new_tokens = max(sampling.max_new_tokens for sampling in group)
             group += [dataclasses.replace(group[-1], max_new_tokens=1)] * (self._rows - len(group))
             tokens, logprobs, lengths, finished = jax.device_get(
@@ -166,6 +166,7 @@ class Engine:
         finished = state.finished | (token == self._stop_token) | (lengths >= sampling["max_new_tokens"])
         position = (prompt_lengths + state.count)[:, None]
         hidden, cache = model.decode(model.embed(token[:, None]), position, jnp.ones_like(position), state.cache)
+        assert cache is not None  # one was given
         return _Decoding(
             count=state.count + 1,
             logits=model.logits(hidden)[:, 0],
@@ -179,10 +180,8 @@ class Engine:
 
 def _prefill(model: StepAudio, batch: PromptBatch, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """Reads the prompts into the cache; returns the logits [B,V] after each prompt's last token."""
-    audio = model.encode_audio(batch.mel, batch.mel_lengths) if batch.mel.shape[1] else None
-    embeddings = model.embed(batch.tokens, audio, batch.audio_slot)
     positions = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
-    hidden, filled = model.decode(embeddings, positions, jnp.ones_like(positions), cache)
+    hidden, filled = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions), cache)
     assert filled is not None  # a cache was given
     last = jnp.take_along_axis(hidden, (jnp.asarray(batch.lengths) - 1)[:, None, None], axis=1)
     return model.logits(last)[:, 0], filled

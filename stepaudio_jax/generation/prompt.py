@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import load_audio, log_mel, split_chunks, tokens_of_frames
-from stepaudio_jax.config import LengthConvention
+from stepaudio_jax.config import LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
+from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import Segment, Tokenizer, audio_tokens
 
 _SMALLEST_BUCKET = 32
 _BUCKETS_PER_DOUBLING = 2
+
+
+class GenerationError(ValueError):
+    """A request that cannot be answered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +103,39 @@ class PromptBatch:
     mel_lengths: Array
 
 
-def stack_prompts(prompts: Sequence[Prompt], *, rows: int, mel_bins: int) -> PromptBatch:
-    """Pads prompts to buckets, and to `rows` with one-token prompts without audio."""
+def require_fit(prompt: Prompt, config: ModelConfig, *, new_tokens: int = 0) -> None:
+    """Checks that a model's positions hold a prompt, the tokens that may follow it, and each of its chunks.
+
+    Raises:
+        GenerationError: saying by how much they do not.
+    """
+    limit = config.decoder.max_positions
+    excess = prompt.length + new_tokens - limit
+    if excess > 0:
+        raise GenerationError(
+            f"the dialogue has {prompt.length} tokens and may get {new_tokens} new ones, {excess} more than the model's {limit}"
+            f" positions; {'lower max_new_tokens or ' if new_tokens else ''}shorten the dialogue"
+        )
+    frames = 2 * config.encoder.positions
+    if prompt.longest_chunk > frames:
+        raise GenerationError(
+            f"the dialogue has an audio chunk of {prompt.longest_chunk} mel frames, more than the {frames} that the model's "
+            f"encoder.positions={config.encoder.positions} hold; cut the clip"
+        )
+
+
+def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) -> PromptBatch:
+    """Pads prompts that fit the model to buckets, and to `rows` with one-token prompts without audio."""
     tokens_bucket = bucket(max(prompt.length for prompt in prompts))
     chunk_count = max(len(prompt.chunks) for prompt in prompts)
-    frames_bucket = bucket(max(prompt.longest_chunk for prompt in prompts)) if chunk_count else 0
+    longest_chunk = max(prompt.longest_chunk for prompt in prompts)
+    frames_bucket = min(bucket(longest_chunk), 2 * config.encoder.positions) if chunk_count else 0
     per_chunk = -(-(-(-frames_bucket // 2) // 2) // 2)  # the adaptor's outputs for a chunk of the bucket's length
     batch = PromptBatch(
         tokens=np.zeros((rows, tokens_bucket), np.int32),
         audio_slot=np.full((rows, tokens_bucket), -1, np.int32),
         lengths=np.ones(rows, np.int32),
-        mel=np.zeros((rows, chunk_count, mel_bins, frames_bucket), np.float32),
+        mel=np.zeros((rows, chunk_count, config.encoder.mel_bins, frames_bucket), np.float32),
         mel_lengths=np.zeros((rows, chunk_count), np.int32),
     )
     for row, prompt in enumerate(prompts):
@@ -119,6 +147,14 @@ def stack_prompts(prompts: Sequence[Prompt], *, rows: int, mel_bins: int) -> Pro
             batch.mel[row, index, :, : chunk.shape[1]] = chunk
             batch.mel_lengths[row, index] = chunk.shape[1]
     return batch
+
+
+def embed_prompts(model: StepAudio, batch: PromptBatch) -> jax.Array:
+    """Embeddings [B,T,H] of prompts, their sound in place."""
+    audio = None
+    if batch.mel.shape[1]:
+        audio = model.encode_audio(jnp.asarray(batch.mel), jnp.asarray(batch.mel_lengths))
+    return model.embed(jnp.asarray(batch.tokens), audio, jnp.asarray(batch.audio_slot))
 
 
 def bucket(size: int) -> int:

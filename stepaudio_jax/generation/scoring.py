@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.prompt import Prompt, PromptBatch, lay_out, stack_prompts
+from stepaudio_jax.generation.prompt import PromptBatch, embed_prompts, lay_out, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
@@ -36,11 +36,9 @@ class Scorer:
         def logprobs(parameters: Parameters, batch: PromptBatch) -> jax.Array:
             """[B,T]: log p of each token given those before it; the first column means nothing."""
             model = nnx.merge(graphdef, parameters)
-            audio = model.encode_audio(batch.mel, batch.mel_lengths) if batch.mel.shape[1] else None
             tokens = jnp.asarray(batch.tokens)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-            embeddings = model.embed(tokens, audio, jnp.asarray(batch.audio_slot))
-            hidden, _ = model.decode(embeddings, positions, jnp.ones_like(positions))
+            hidden, _ = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
             log_probs = jax.nn.log_softmax(model.logits(hidden), axis=-1)
             following = jnp.roll(tokens, -1, axis=1)
             picked = jnp.take_along_axis(log_probs, following[:, :, None], axis=-1)[:, :, 0]
@@ -52,15 +50,17 @@ class Scorer:
         """Scores every assistant turn, each after the history that the model would have seen before it.
 
         Raises:
-            DialogueError, AudioError: the dialogue cannot be rendered, or a clip cannot be read.
+            DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip cannot be read, or the model's
+                positions do not hold it.
         """
         asked = [dataclasses.replace(message, in_loss=message.role == "assistant") for message in messages]
         return [self._score_view(view) for view in training_views(asked)]
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
         segments = render_training(view, self._tokenizer)
-        prompt: Prompt = lay_out(segments, self._tokenizer, self._config.length_convention)
-        batch = stack_prompts([prompt], rows=1, mel_bins=self._config.encoder.mel_bins)
+        prompt = lay_out(segments, self._tokenizer, self._config.length_convention)
+        require_fit(prompt, self._config)
+        batch = stack_prompts([prompt], self._config, rows=1)
         logprobs = np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
         return TurnScore(
             token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),

@@ -31,7 +31,7 @@ with espeak-ng. It hears English and Mandarin phrases of up to two seconds: the 
 language. It is the starting point of `make quickstart`, and no model for use: it has heard no human being.
 
 Made by `make tiny-base` (`configs/tiny_base.py`): mid-training on "what do you hear" and text, encoder, adaptor and decoder
-trained together, with a word-level CTC loss and attribute classifiers that are left out of this folder. The weights are bfloat16.
+trained together, with a word-level CTC loss and attribute classifiers that are left out of this folder. Weights are bfloat16.
 
 ## On held-out speakers and held-out phrases
 

@@ -23,6 +23,8 @@ class AuxiliaryHeads(nnx.Module):
         sizes = {"H": model.decoder.hidden, "V": len(config.ctc_words) + 1}  # 0 is CTC's blank
         dtype = jnp.dtype(jnp.float32)
         self.words = Projection("BTH,HV->BTV", sizes, use_bias=True, param_dtype=dtype, rngs=rngs)
+        attributes = config.attributes if config.attribute_weight > 0 else {}
+        self.names = tuple(attributes)  # in the order of the labels; nnx sorts what it holds by name
         self.attributes = nnx.Dict(
             {
                 name: Projection(
@@ -32,7 +34,7 @@ class AuxiliaryHeads(nnx.Module):
                     param_dtype=dtype,
                     rngs=rngs,
                 )
-                for name, values in config.attributes.items()
+                for name, values in attributes.items()
             }
         )
 
@@ -68,9 +70,9 @@ def auxiliary_sums(
     lengths = -(-jnp.asarray(batch.mel_lengths) // 2) // 2
     mean = jnp.sum(features.astype(jnp.float32), axis=2) / jnp.maximum(lengths, 1)[:, :, None]
     total = jnp.float32(0)
-    for index, head in enumerate(heads.attributes.values()):
+    for index, name in enumerate(heads.names):
         value = jnp.asarray(labels.attributes)[:, :, index]
-        log_probs = jax.nn.log_softmax(head(mean), axis=-1)
+        log_probs = jax.nn.log_softmax(heads.attributes[name](mean), axis=-1)
         picked = jnp.take_along_axis(log_probs, jnp.maximum(value, 0)[..., None], axis=-1)[..., 0]
         total -= jnp.sum(jnp.where(value == UNKNOWN, 0.0, picked))
     sums["attributes"] = total

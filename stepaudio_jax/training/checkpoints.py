@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from stepaudio_jax.training.run_folder import CHECKPOINTS
 from stepaudio_jax.training.step import TrainState
 
 STATE, DATA = "state", "data"
@@ -60,7 +61,7 @@ def has_checkpoint(run_dir: pathlib.Path, index: int, stage: str) -> bool:
 
 
 def _folder(run_dir: pathlib.Path, index: int, stage: str) -> pathlib.Path:
-    return run_dir / "checkpoints" / f"{index}_{stage}"
+    return run_dir / CHECKPOINTS / f"{index}_{stage}"
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -42,15 +42,13 @@ class Meter:
         self._metrics.append(metrics)
 
     def figures(self) -> dict[str, float]:
-        """Means over the steps since the last call; tokens, audio seconds and steps a second; share of time waiting for data."""
+        """Means over the steps since the last call; tokens, audio seconds and steps a second; the share of time data took."""
         steps = jax.device_get(self._metrics)
         elapsed = time.perf_counter() - self._start
-        figures = {
-            name: float(sum(float(step[name]) for step in steps) / len(steps)) for name in steps[0] if name not in _COUNTS
-        }
+        figures = {name: sum(float(step[name]) for step in steps) / len(steps) for name in steps[0] if name not in _COUNTS}
         figures |= {
-            "tokens_per_second": float(sum(step["tokens"] for step in steps)) / elapsed,
-            "audio_seconds_per_second": float(sum(step["audio_seconds"] for step in steps)) / elapsed,
+            "tokens_per_second": sum(float(step["tokens"]) for step in steps) / elapsed,
+            "audio_seconds_per_second": sum(float(step["audio_seconds"]) for step in steps) / elapsed,
             "steps_per_second": len(steps) / elapsed,
             "data_wait_share": self._waited / elapsed,
         }

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import tqdm
 from tensorboardX import SummaryWriter
 
+from stepaudio_jax.training.run_folder import METRICS
+
 
 class MetricsWriter:
     """Writes one line of `metrics.jsonl` and one TensorBoard point a logged step.
@@ -17,7 +19,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
-        path = run_dir / "metrics.jsonl"
+        path = run_dir / METRICS
         self._stage = stage
         if path.exists():
             _drop_after(path, stage, resume_step)

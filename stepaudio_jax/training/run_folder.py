@@ -7,31 +7,48 @@ from typing import Any
 
 from stepaudio_jax.config import Config, ConfigError, to_dict
 
+CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
+
 # These change what is kept and shown, not what is computed, so a continued run may differ in them.
 _FREE_TO_CHANGE = ("checkpoint", "log_every_steps")
 
 
-def claim_run_folder(config: Config) -> pathlib.Path:
-    """Makes `config.run_dir`, or checks that it holds a run of the same configuration, and writes config.json into it.
+def require_same_run(config: Config) -> None:
+    """Checks that `config.run_dir` is free, or holds a run of the same configuration; writes nothing.
 
     Raises:
-        ConfigError: it holds another run; the message names the keys that differ.
+        ConfigError: it holds another run; the message names the keys that differ. Or what it holds is no run.
     """
     run_dir = pathlib.Path(config.run_dir)
-    path = run_dir / "config.json"
-    resolved = to_dict(config)
-    if path.exists():
-        differing = sorted(_differences(json.loads(path.read_text(encoding="utf-8")), resolved))
-        differing = [key for key in differing if key.split(".")[0] not in _FREE_TO_CHANGE]
-        if differing:
+    path = run_dir / CONFIG
+    if not path.exists():
+        found = [name for name in (CHECKPOINTS, MODEL, METRICS) if (run_dir / name).exists()]
+        if found:
             raise ConfigError(
-                f"{run_dir} holds a run with another configuration (differs in {', '.join(differing)}): "
-                "choose another run_dir, or remove that folder to start again"
+                f"run_dir={config.run_dir!r} holds {', '.join(found)} and no {CONFIG} that says of which run: "
+                "choose another run_dir, or remove them"
             )
+        return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON, so it is no run's: choose another run_dir, or remove that file") from None
+    differing = sorted(_differences(earlier, to_dict(config)))
+    differing = [key for key in differing if key.split(".")[0] not in _FREE_TO_CHANGE]
+    if differing:
+        raise ConfigError(
+            f"{run_dir} holds a run with another configuration (differs in {', '.join(differing)}): "
+            "choose another run_dir, or remove that folder to start again"
+        )
+
+
+def claim_run_folder(config: Config) -> pathlib.Path:
+    """Makes `config.run_dir` and writes config.json into it; returns it."""
+    run_dir = pathlib.Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial = run_dir / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, run_dir / CONFIG)
     return run_dir
 
 
