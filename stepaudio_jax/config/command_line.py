@@ -1,11 +1,15 @@
 """A configuration from a Python file and overrides: `configs/sft.py`, `stages.sft.optimizer.learning_rate=3e-5`."""
 
 import ast
+import dataclasses
 import pathlib
+import re
 import runpy
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
+from stepaudio_jax.config import model, run
 from stepaudio_jax.config.resolve import ConfigError, build, to_dict, unknown_key
 from stepaudio_jax.config.run import Config
 
@@ -19,7 +23,7 @@ def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
             literal (3, 1e-5, True, None, ('adaptor', 'decoder')), and as a string where it is none.
 
     Raises:
-        ConfigError: naming the file, or the key and what is allowed.
+        ConfigError: naming the file and its line, or the key and what is allowed.
     """
     config = _run_config_file(pathlib.Path(path))
     for key, text in overrides:
@@ -55,14 +59,35 @@ def _run_config_file(path: pathlib.Path) -> Config:
         raise ConfigError(f"config file {path} does not exist")
     try:
         namespace = runpy.run_path(str(path))
-    except SyntaxError as error:
-        raise ConfigError(f"config file {path}, line {error.lineno}: {error.msg}") from None
+        config = namespace["get_config"]() if "get_config" in namespace else None
+    except Exception as error:  # whatever it is, it is the file's own
+        raise ConfigError(f"config file {path}{_line(path, error)}: {_said(error)}") from error
     if "get_config" not in namespace:
         raise ConfigError(f"config file {path} does not define get_config()")
-    config = namespace["get_config"]()
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() of {path} must return a stepaudio_jax.config.Config, got {type(config).__name__}")
-    return config
+    try:
+        return build(Config, to_dict(config))  # a dataclass does not check its types, and this does
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}") from None
+
+
+def _line(path: pathlib.Path, error: Exception) -> str:
+    """The line of the config file that an error comes from, as words; empty where none is known."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if not lines and isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    return f", line {lines[-1]}" if lines and lines[-1] else ""
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    unknown = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    cls = ({**vars(model), **vars(run)}).get(unknown[1]) if unknown else None
+    if unknown and cls is not None:
+        return unknown_key(f"{unknown[1]}.{unknown[2]}", unknown[2], {field.name: None for field in dataclasses.fields(cls)})
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 def _child(node: Any, name: str, walked: str) -> Any:

@@ -1,6 +1,7 @@
 """A training run: where its weights come from, what it reads, and its stages in order."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -95,7 +96,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-5
     warmup_steps: int = 0
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    final_learning_rate_fraction: float = 0.1  # of learning_rate, reached at the stage's last step
+    final_learning_rate_fraction: float = 0.1  # of learning_rate, reached when the stage's last step is done
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -108,6 +109,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.muon_learning_rate <= 0:
             raise ConfigError("learning rates must be positive")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,13 @@ class AuxiliaryConfig:
     attribute_weight: float = 0.0
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # name -> its values
 
+    def __post_init__(self) -> None:
+        for name, needed in (("ctc_weight", "ctc_words"), ("attribute_weight", "attributes")):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+            if getattr(self, name) > 0 and not getattr(self, needed):
+                raise ConfigError(f"{name}={getattr(self, name)} needs {needed}, which is empty")
+
     @property
     def enabled(self) -> bool:
         return self.ctc_weight > 0 or self.attribute_weight > 0
@@ -135,6 +146,14 @@ class EvaluationConfig:
     data: DataConfig = DataConfig()
     every_steps: int = 0  # 0: only at the end of the stage
     batches: int = 8
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0:
+            raise ConfigError(f"every_steps={self.every_steps} must not be negative")
+        if self.batches <= 0:
+            raise ConfigError(f"batches={self.batches} must be positive")
+        if self.data.augmentation != AugmentationConfig():
+            raise ConfigError("augmentation changes the sound in training only; leave it out of evaluation.data")
 
     @property
     def enabled(self) -> bool:
@@ -156,6 +175,8 @@ class StageConfig:
     gradient_accumulation: int = 1  # micro-batches a step; rows must be a multiple of it
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):  # it names folders, and keys on the command line
+            raise ConfigError(f"the stage's name={self.name!r} must be of letters, digits, '_' and '-'")
         if self.steps <= 0:
             raise ConfigError(f"steps={self.steps} must be positive")
         if not self.data.sources:
@@ -172,8 +193,14 @@ class StageConfig:
 class CheckpointConfig:
     """When the whole state is saved, and how many of the saved states are kept."""
 
-    every_steps: int = 500
+    every_steps: int = 500  # 0: only at the end of each stage
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0:
+            raise ConfigError(f"every_steps={self.every_steps} must not be negative")
+        if self.keep <= 0:
+            raise ConfigError(f"keep={self.keep} must be positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,8 +228,14 @@ class Config:
     log_every_steps: int = 10
 
     def __post_init__(self) -> None:
+        if not self.run_dir:
+            raise ConfigError("run_dir is empty: name the folder that the run is to make")
         if not self.stages:
             raise ConfigError("stages is empty: nothing to run")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must not be negative")
+        if self.log_every_steps <= 0:
+            raise ConfigError(f"log_every_steps={self.log_every_steps} must be positive")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")

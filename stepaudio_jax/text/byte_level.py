@@ -38,7 +38,8 @@ def qwen2_tokenizer(bpe: models.BPE) -> tokenizers.Tokenizer:
 
 def byte_bpe(merges: Sequence[tuple[str, str]] = ()) -> models.BPE:
     """A BPE of 256 bytes, each byte's id its value, and a token after them for each merge of two symbols."""
-    symbols = (*SYMBOLS, *(left + right for left, right in merges))
+    # Different merges can make the same token.
+    symbols = dict.fromkeys((*SYMBOLS, *(left + right for left, right in merges)))
     return models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=list(merges))
 
 

@@ -60,9 +60,9 @@ class Tokenizer:
 
     @classmethod
     def _small(cls, merges: Sequence[tuple[str, str]]) -> Self:
-        layout = small_layout(256 + len(merges))
-        added = {index: AddedToken(content, special=True, normalized=False) for index, content in layout.items()}
-        return cls(qwen2_tokenizer(byte_bpe(merges)), added)
+        bpe = qwen2_tokenizer(byte_bpe(merges))
+        layout = small_layout(bpe.get_vocab_size())
+        return cls(bpe, {index: AddedToken(content, special=True, normalized=False) for index, content in layout.items()})
 
     def encode(self, text: str) -> list[int]:
         """The tokens of plain text, normalised to NFC. Never a special token, whatever the text contains.

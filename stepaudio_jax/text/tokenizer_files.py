@@ -114,7 +114,12 @@ def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
     missing = [byte for byte, symbol in enumerate(SYMBOLS) if bpe.token_to_id(symbol) is None]
     if missing:
         raise TokenizerError(f"{path}: has no token for {len(missing)} of the 256 bytes; only a byte-level BPE can be used")
-    foreign = sorted(token for token in bpe.get_vocab(with_added_tokens=False) if not BYTE_OF_SYMBOL.keys() >= set(token))
+    vocabulary = bpe.get_vocab(with_added_tokens=False)
+    if max(vocabulary.values()) != len(vocabulary) - 1:
+        raise TokenizerError(
+            f"{path}: has {len(vocabulary)} tokens and ids up to {max(vocabulary.values())}; none may be left out"
+        )
+    foreign = sorted(token for token in vocabulary if not BYTE_OF_SYMBOL.keys() >= set(token))
     if foreign:
         raise TokenizerError(f"{path}: has {foreign[0]!r}, which stands for no bytes; only a byte-level BPE can be used")
     probe = "a  b\n1 你好🙂"

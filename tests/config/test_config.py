@@ -58,6 +58,16 @@ def test_overrides(config, key, text, read):
         ("stages.sft.gradient_accumulation", "3", "multiple of gradient_accumulation=3"),
         ("stages", "()", "nothing to run"),
         ("run_dir", "None", "must not be None|not of type str"),
+        ("run_dir", "", "run_dir is empty"),
+        ("seed", "-1", "seed=-1 must not be negative"),
+        ("log_every_steps", "0", "log_every_steps=0 must be positive"),
+        ("checkpoint.keep", "0", "config.checkpoint: keep=0 must be positive"),
+        ("stages.sft.name", "a/b", "name='a/b' must be of letters"),
+        ("stages.sft.optimizer.warmup_steps", "-1", "warmup_steps=-1 must not be negative"),
+        ("stages.sft.evaluation.batches", "0", "batches=0 must be positive"),
+        ("stages.sft.evaluation.data.augmentation.max_shift_s", "0.1", "leave it out of evaluation.data"),
+        ("stages.sft.auxiliary.ctc_weight", "0.3", "ctc_weight=0.3 needs ctc_words"),
+        ("stages.sft.auxiliary.attribute_weight", "0.3", "attribute_weight=0.3 needs attributes"),
     ],
 )
 def test_wrong_overrides_name_the_key(config, key, text, message):
@@ -72,6 +82,22 @@ def test_wrong_overrides_name_the_key(config, key, text, message):
         ("def get_config(:", "line 1"),
         ("x = 1", "does not define get_config"),
         ("def get_config(): return {}", "must return a stepaudio_jax.config.Config, got dict"),
+        ("\0", "null bytes"),
+        ("import nothing_of_this_name", "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        (
+            "from stepaudio_jax.config import *\ndef get_config():\n    return OptimizerConfig(\n        learning_rat=1)",
+            r"line 3: unknown key OptimizerConfig.learning_rat; did you mean 'learning_rate'\? \(allowed: b1",
+        ),
+        (
+            "from stepaudio_jax.config import *\ndef get_config():\n    return SourceConfig(path='a', weight=0)",
+            "line 3: weight=0 of source 'a' must be positive",
+        ),
+        (
+            "from stepaudio_jax.config import *\n"
+            "data = DataConfig(sources=(SourceConfig(path='a'),))\n"
+            "get_config = lambda: Config(run_dir='r', stages=(StageConfig(name='a', steps=2.5, data=data),))",
+            r"config.stages.0.steps=2.5 is not of type int",
+        ),
     ],
 )
 def test_wrong_config_files_are_named(tmp_path, content, message):

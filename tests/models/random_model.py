@@ -17,12 +17,12 @@ SMALL = ModelConfig(
 FLOAT32 = ComputeConfig(dtype="float32", remat="none", unroll=1)
 
 
-def random_parameters(config: ModelConfig, seed: int = 0) -> Any:
+def random_parameters(config: ModelConfig, seed: int = 0, scale: float = 0.15) -> Any:
     """Normal values of a size that keeps activations of order one, in every leaf."""
     leaves, tree = jax.tree.flatten(abstract_parameters(config))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return jax.tree.unflatten(
-        tree, [0.15 * jax.random.normal(key, leaf.shape, jnp.float32) for key, leaf in zip(keys, leaves, strict=True)]
+        tree, [scale * jax.random.normal(key, leaf.shape, jnp.float32) for key, leaf in zip(keys, leaves, strict=True)]
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio_jax.config import ComputeConfig
+from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.models import KVCache
 from tests.models import torch_reference
 from tests.models.random_model import FLOAT32, SMALL, model_with, random_parameters
@@ -37,9 +37,19 @@ def random_tokens(rows, length, seed=0):
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_equal_qwen2(tied):
     config = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, tied_embeddings=tied))
-    parameters = random_parameters(config, seed=1)
+    assert_logits_equal_qwen2(config, random_parameters(config, seed=1), tokens=random_tokens(2, 1500))
+
+
+@pytest.mark.slow
+def test_logits_equal_qwen2_at_full_width():
+    """Step-Audio-2-mini's decoder, two of its layers and a tenth of its vocabulary."""
+    decoder = dataclasses.replace(ModelConfig.presets()["mini_8b"].decoder, layers=2, vocab_size=16000)
+    config = dataclasses.replace(SMALL, decoder=decoder)
+    assert_logits_equal_qwen2(config, random_parameters(config, seed=1, scale=0.01), tokens=random_tokens(1, 1500))
+
+
+def assert_logits_equal_qwen2(config, parameters, tokens):
     oracle = torch_reference.qwen2(torch_reference.to_torch(parameters)["decoder"], config.decoder)
-    tokens = random_tokens(2, 1500)
     with torch.no_grad():
         expected = oracle(torch.tensor(tokens)).logits.numpy()
     actual = np.asarray(forward(parameters, tokens, config=config))

@@ -32,9 +32,21 @@ def clip(frames: int, seed: int) -> np.ndarray:
 
 
 def test_equals_qwen2_audio_encoder_at_3000_frames(parameters, reference):
+    assert_equals_qwen2_audio_encoder(SMALL, parameters, reference)
+
+
+@pytest.mark.slow
+def test_equals_qwen2_audio_encoder_at_full_size():
+    """The released encoder's shape, 32 layers of 1280; the decoder stays small."""
+    config = dataclasses.replace(SMALL, encoder=ModelConfig().encoder)
+    parameters = random_parameters(config, scale=0.03)
+    assert_equals_qwen2_audio_encoder(config, parameters, torch_reference.to_torch({"encoder": parameters["encoder"]}))
+
+
+def assert_equals_qwen2_audio_encoder(config, parameters, reference):
     from transformers import Qwen2AudioEncoder, Qwen2AudioEncoderConfig
 
-    shape = SMALL.encoder
+    shape = config.encoder
     oracle = Qwen2AudioEncoder(
         Qwen2AudioEncoderConfig(
             num_mel_bins=shape.mel_bins,
@@ -72,7 +84,7 @@ def test_equals_qwen2_audio_encoder_at_3000_frames(parameters, reference):
     mask[..., 1499:] = -1e10
     with torch.no_grad():
         expected = oracle(torch.tensor(mel)[None], attention_mask=mask).last_hidden_state[0]
-    actual = model_with(parameters, SMALL).encoder(jnp.asarray(mel)[None], jnp.array([3000]))[0]
+    actual = model_with(parameters, config).encoder(jnp.asarray(mel)[None], jnp.array([3000]))[0]
     assert actual.shape == (750, shape.hidden)
     assert relative_error(actual, expected) <= 1e-4
 

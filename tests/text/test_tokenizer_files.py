@@ -6,6 +6,7 @@ import pytest
 import transformers
 
 from stepaudio_jax.text import Tokenizer, TokenizerError
+from stepaudio_jax.text.byte_level import byte_bpe, qwen2_tokenizer
 from stepaudio_jax.text.special_tokens import AUDIO_CODES, QWEN2_TOKENS, QWEN25_TOKENS, STEP_AUDIO_TOKENS
 from tests.text.test_tokenizer import TEXTS
 
@@ -62,6 +63,26 @@ def test_what_is_saved_is_read_again(byte_level, folder, removed):
     assert again.special == byte_level.special
     assert ids_by_name(again) == ids_by_name(byte_level)
     assert all(again.encode(text) == byte_level.encode(text) for text in TEXTS)
+
+
+def test_a_learnt_tokenizer(tmp_path, byte_level):
+    texts = ["The speaker is a man.", "The speaker is a woman.", "说话的是一位女士。", "abc abc bc ab abcd"] * 10
+    learnt = Tokenizer.learn(texts, merges=60)
+    assert learnt.vocab_size <= byte_level.vocab_size + 60
+    assert all(2 * len(learnt.encode(text)) < len(byte_level.encode(text)) for text in texts)
+    assert list(ids_by_name(learnt)) == list(ids_by_name(byte_level))
+    assert learnt.encode("<|EOT|>") != [learnt.special.eot]
+    learnt.save(tmp_path)
+    check_auto_tokenizer(tmp_path, learnt)
+    assert ids_by_name(Tokenizer.from_folder(tmp_path)) == ids_by_name(learnt)
+
+
+def test_merges_that_make_the_same_token():
+    """Were their ids counted twice, one would be left out and the special tokens would stand one too far."""
+    merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
+    bpe = qwen2_tokenizer(byte_bpe(merges))
+    assert bpe.get_vocab_size() == 259
+    assert bpe.encode("abc").ids == [258]
 
 
 def test_a_real_vocabulary_is_read_again(qwen2, qwen2_folder):
@@ -152,6 +173,7 @@ BAD_WHOLE = [
     (lambda content: content.update(model=None), "the model is None"),
     (lambda content: content["model"].update(vocab={"a": 0}), "has no token for 255 of the 256 bytes"),
     (lambda content: content["model"]["vocab"].update({"▁the": 256}), "'▁the', which stands for no bytes"),
+    (lambda content: content["model"]["vocab"].update({"ab": 999}), "257 tokens and ids up to 999"),
     (lambda content: content.update(pre_tokenizer=None), "does not give back the text"),
     (lambda content: content.update(normalizer={"type": "Lowercase"}, decoder=5), "is not a tokenizer file"),
     (lambda content: content.update(added_tokens=[{"id": 1}]), "must have 'content'"),

@@ -1,0 +1,123 @@
+"""What a run left in its folder: its configuration and its figures over time."""
+
+import dataclasses
+import functools
+import json
+import numbers
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from stepaudio_jax.training.run_folder import CONFIG, METRICS
+
+Point = tuple[float, float]
+
+
+class ReportError(ValueError):
+    """A folder does not hold what a report is made of; the message names the file and what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggedLine:
+    """The figures that one step of a stage logged."""
+
+    stage: str
+    step: int
+    figures: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpan:
+    """A stage's place among the steps of the whole run: after `start` of them, up to and including `end`."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggedRun:
+    """A run, finished or not.
+
+    Attributes:
+        folder: where it is.
+        config: the resolved configuration, as plain values.
+        lines: of metrics.jsonl, in order.
+    """
+
+    folder: pathlib.Path
+    config: Mapping[str, Any]
+    lines: tuple[LoggedLine, ...]
+
+    @functools.cached_property
+    def spans(self) -> tuple[StageSpan, ...]:
+        """The stages that logged something, in order, as far as they got."""
+        last: dict[str, int] = {}
+        for line in self.lines:
+            last[line.stage] = max(line.step, last.get(line.stage, 0))
+        spans: list[StageSpan] = []
+        for name, steps in last.items():
+            start = spans[-1].end if spans else 0
+            spans.append(StageSpan(name, start, start + steps))
+        return tuple(spans)
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """All that was logged, in the order in which it first was."""
+        return tuple(dict.fromkeys(name for line in self.lines for name in line.figures))
+
+    def points(self, figure: str) -> dict[str, list[Point]]:
+        """A figure over time: stage -> (step of the whole run, value), stages without it left out."""
+        starts = {span.name: span.start for span in self.spans}
+        found: dict[str, list[Point]] = {}
+        for line in self.lines:
+            if figure in line.figures:
+                found.setdefault(line.stage, []).append((starts[line.stage] + line.step, line.figures[figure]))
+        return found
+
+
+def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
+    """Reads config.json and metrics.jsonl of a run's folder.
+
+    A last line of metrics.jsonl without its end, which the run is writing or was killed in, is left out.
+
+    Raises:
+        ReportError: a file is missing or cannot be read.
+    """
+    path = pathlib.Path(folder)
+    if not path.is_dir():
+        raise ReportError(f"{path} is not a folder; name the run_dir of a run")
+    config = _json(_text(path / CONFIG), f"{path / CONFIG}")
+    if not isinstance(config, dict):
+        raise ReportError(f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?")
+    *whole, _ = _text(path / METRICS).split("\n")  # what follows the last line end is not whole
+    lines = tuple(_line(text, f"{path / METRICS}:{number}") for number, text in enumerate(whole, 1))
+    return LoggedRun(path, config, lines)
+
+
+def _line(text: str, origin: str) -> LoggedLine:
+    value = _json(text, origin)
+    if not isinstance(value, dict) or not isinstance(value.get("stage"), str) or type(value.get("step")) is not int:
+        raise ReportError(f"{origin} must be an object with 'stage', a string, and 'step', a whole number")
+    figures = {name: figure for name, figure in value.items() if name not in ("stage", "step")}
+    for name, figure in figures.items():
+        if not isinstance(figure, numbers.Real):
+            raise ReportError(f"{origin}: {name!r} must be a number, got {figure!r}")
+    return LoggedLine(value["stage"], value["step"], {name: float(figure) for name, figure in figures.items()})
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ReportError(f"{path} does not exist; is {path.parent} the run_dir of a run?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path} cannot be read: {error}") from None
+
+
+def _json(text: str, origin: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ReportError(f"{origin} is not JSON: {error}") from None

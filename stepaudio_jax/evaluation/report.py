@@ -1,0 +1,95 @@
+"""The report of a run: one HTML page that needs nothing else, neither network nor script."""
+
+import json
+import os
+import pathlib
+import string
+from collections.abc import Sequence
+from importlib import resources
+
+from stepaudio_jax.evaluation.chart import draw
+from stepaudio_jax.evaluation.curves import charts
+from stepaudio_jax.evaluation.examples import choose_examples, example_card
+from stepaudio_jax.evaluation.grading import Answer
+from stepaudio_jax.evaluation.logged_run import LoggedRun, read_run
+from stepaudio_jax.evaluation.markup import Html, element, escaped, joined
+from stepaudio_jax.evaluation.results_section import results_table
+from stepaudio_jax.evaluation.run_summary import run_facts, stage_table
+from stepaudio_jax.evaluation.table import Results
+
+PathLike = str | os.PathLike[str]
+
+
+def write_report(
+    path: PathLike,
+    run_dir: PathLike,
+    title: str,
+    results: Results | None = None,
+    answers: Sequence[Answer] = (),
+) -> pathlib.Path:
+    """Writes the report of a run, finished or not: results, curves, examples, configuration.
+
+    Args:
+        path: the HTML file. It appears when it is complete.
+        run_dir: the run's folder, with config.json and metrics.jsonl.
+        title: of the page.
+        results: of an evaluation; None leaves the table out.
+        answers: of that evaluation. `choose_examples` takes a few of each task, which are shown with their clips; without
+            answers there are no examples.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ReportError: the folder does not hold a run.
+        AudioError: a clip of an example cannot be read.
+    """
+    run = read_run(run_dir)
+    sections = {
+        "Results": results_table(results) if results is not None else None,
+        "Curves": _curves(run),
+        "Examples": _examples(choose_examples(answers)) if answers else None,
+        "Configuration": _configuration(run),
+    }
+    present = {name: content for name, content in sections.items() if content is not None}
+    template = resources.files("stepaudio_jax.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    page = string.Template(template).substitute(
+        title=escaped(title),
+        subtitle=escaped(str(run.folder)),
+        navigation=joined(*(element("a", name, href=f"#{name.lower()}") for name in present)),
+        sections=joined(*(_section(name, content) for name, content in present.items())),
+    )
+    final = pathlib.Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f"{final.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, final)
+    return final
+
+
+def _section(name: str, content: Html) -> Html:
+    heading = f"{name.lower()}-heading"
+    return element("section", element("h2", name, id=heading), content, id=name.lower(), aria_labelledby=heading)
+
+
+def _curves(run: LoggedRun) -> Html:
+    drawn = [draw(chart) for chart in charts(run)]
+    if not drawn:
+        return element("p", "Nothing has been logged yet.", class_="muted")
+    return element("div", *drawn, class_="charts")
+
+
+def _examples(examples: Sequence[Answer]) -> Html:
+    right = sum(answer.correct for answer in examples)
+    note = f"{len(examples)} questions, {right} of these answered rightly; the table has the accuracy over all questions."
+    cards = (example_card(answer, number) for number, answer in enumerate(examples, 1))
+    return joined(element("p", note, class_="muted"), element("div", *cards, class_="examples"))
+
+
+def _configuration(run: LoggedRun) -> Html:
+    whole = json.dumps(run.config, indent=2, ensure_ascii=False)
+    return joined(
+        run_facts(run),
+        stage_table(run),
+        element("details", element("summary", "The whole configuration"), element("pre", whole)),
+    )

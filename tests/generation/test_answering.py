@@ -1,0 +1,163 @@
+"""A file of dialogues in, a file of replies or scores out: one line for each, in order, or nothing."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.data import DataError
+from stepaudio_jax.generation import GenerationError, LoadedModel, Sampling, Scorer, answer_file, score_file
+from stepaudio_jax.text import Message, TextPart
+from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
+from tests.models.random_model import FLOAT32
+
+SAMPLING = Sampling(temperature=0.9, max_new_tokens=6, seed=5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LoadedModel(CONFIG, lively_parameters(), BYTES, FLOAT32)
+
+
+def dialogue(*parts, **keys):
+    return {"messages": [{"role": "user", "content": list(parts)}], **keys}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def write(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n")[:-1]]
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def dialogues(tmp_path):
+    """Short and long, with and without sound, so that the engine's order is not the file's."""
+    write_clip(tmp_path / "a.wav", 0.5)
+    clip = {"type": "audio", "audio": "a.wav"}
+    return write(
+        tmp_path / "dialogues.jsonl",
+        dialogue(text("1+1?")),
+        dialogue(text("Listen: "), clip, id="日本"),
+        "",
+        dialogue(text("a much longer question than any other one here"), id=7),
+        dialogue(clip, text("é\u2028☂?"), id="q"),
+        dialogue(text("1+1?")),
+    )
+
+
+def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
+    output = tmp_path / "new" / "folder" / "replies.jsonl"
+    assert answer_file(model, dialogues, output, SAMPLING, rows=3) == 5
+    replies = read(output)
+    assert [reply["id"] for reply in replies] == ["dialogues:1", "日本", "7", "q", "dialogues:6"]
+    questions = ["1+1?", "Listen: ", "a much longer question than any other one here", "é\u2028☂?", "1+1?"]
+    audio = [0, 6 + 2, 0, 6 + 2, 0]
+    around = len("Bhuman\nEBassistant\n<think>\n")
+    assert [reply["prompt_tokens"] for reply in replies] == [
+        around + len(question.encode()) + tokens for question, tokens in zip(questions, audio, strict=True)
+    ]
+    for reply in replies:
+        assert reply.keys() == {
+            *("id", "reasoning", "reply", "finish_reason", "well_formed"),
+            *("problems", "prompt_tokens", "completion_tokens"),
+        }
+        assert reply["finish_reason"] == "length"
+        assert reply["completion_tokens"] == 6
+        assert "not_ended" in reply["problems"]
+        assert reply["well_formed"] is False
+    assert "日本" in output.read_text(encoding="utf-8")  # written as it is, not as \u escapes
+    assert files(output.parent) == ["replies.jsonl"]
+
+    # What a dialogue is batched with changes nothing; equal dialogues draw from seeds of their own.
+    answer_file(model, dialogues, tmp_path / "together.jsonl", SAMPLING, rows=5)
+    assert read(tmp_path / "together.jsonl") == replies
+    assert replies[0]["reasoning"] != replies[4]["reasoning"]
+
+
+def test_the_seed_decides(model, tmp_path):
+    given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")))
+    outputs = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        answer_file(model, given, tmp_path / name, dataclasses.replace(SAMPLING, seed=seed))
+        outputs.append(read(tmp_path / name))
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def scored(*turns):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[index % 2], "content": content} for index, content in enumerate(turns)]}
+
+
+def test_scores_are_those_of_the_scorer(model, tmp_path):
+    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"), scored("x?", "y", "z?", "é"))
+    assert score_file(model, given, tmp_path / "scores.jsonl") == 2
+    first, second = read(tmp_path / "scores.jsonl")
+    assert (first["id"], second["id"]) == ("d:1", "d:2")
+    scorer = Scorer(CONFIG, model.parameters, BYTES, compute=FLOAT32)
+    turns = [user("x?"), Message("assistant", (TextPart("y"),)), user("z?"), Message("assistant", (TextPart("é"),))]
+    for written, score in zip(second["turns"], scorer.score(turns), strict=True):
+        assert written["token_ids"] == list(score.token_ids)
+        np.testing.assert_allclose(written["logprobs"], score.logprobs, rtol=1e-6)
+
+
+BAD_ANSWER = {
+    "not JSON": ("{", "dialogues.jsonl:3: is not JSON"),
+    "missing clip": (dialogue({"type": "audio", "audio": "b.wav"}), "dialogues.jsonl:3: audio .*b.wav: does not exist"),
+    "answered": (scored("1+1?", "2"), "dialogues.jsonl:3: message 2 .assistant. is the last one"),
+    "too long": (dialogue(text("x" * 500)), "dialogues.jsonl:3: the dialogue has 527 tokens"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWER)
+def test_one_bad_dialogue_and_nothing_is_written(model, tmp_path, kind):
+    line, message = BAD_ANSWER[kind]
+    given = write(tmp_path / "dialogues.jsonl", dialogue(text("1+1?")), "", line)
+    (tmp_path / "old.jsonl").write_text("kept")
+    before = files(tmp_path)
+    for output in ("new/replies.jsonl", "old.jsonl"):
+        with pytest.raises((DataError, GenerationError), match=message):
+            answer_file(model, given, tmp_path / output, SAMPLING)
+    assert files(tmp_path) == before
+    assert (tmp_path / "old.jsonl").read_text() == "kept"
+
+
+BAD_SCORE = {
+    "not JSON": ("{", "d.jsonl:2: is not JSON"),
+    "no reply": (scored("1+1?"), "d.jsonl:2: no assistant turn"),
+    "too long": (scored("x" * 500, "2"), "d.jsonl:2: the dialogue has .* shorten the dialogue"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SCORE)
+def test_one_dialogue_that_cannot_be_scored_and_nothing_is_written(model, tmp_path, kind):
+    """The first one was scored by then: neither its line nor the folders made for it stay."""
+    line, message = BAD_SCORE[kind]
+    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"), line)
+    (tmp_path / "old.jsonl").write_text("kept")
+    before = files(tmp_path)
+    for output in ("new/folder/scores.jsonl", "old.jsonl"):
+        with pytest.raises(DataError, match=message):
+            score_file(model, given, tmp_path / output)
+    assert files(tmp_path) == before
+    assert (tmp_path / "old.jsonl").read_text() == "kept"
+
+
+@pytest.mark.parametrize("program", [functools.partial(answer_file, sampling=SAMPLING), score_file])
+def test_a_file_without_dialogues_is_a_mistake(model, tmp_path, program):
+    given = write(tmp_path / "d.jsonl", "", "  ")
+    with pytest.raises(DataError, match=r"d\.jsonl: has no records"):
+        program(model, given, tmp_path / "o")
+    assert files(tmp_path) == ["d.jsonl"]

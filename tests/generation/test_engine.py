@@ -1,0 +1,172 @@
+"""The engine: greedy decoding against transformers' generate, the cache against no cache, seeds, and how a reply ends."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling, lay_out
+from stepaudio_jax.text import Message, TextPart, render_prompt
+from tests.generation.small_model import BYTES, CONFIG, TorchDialogue, lively_parameters, user, write_clip
+from tests.models import torch_reference
+from tests.models.random_model import FLOAT32
+
+NEVER = -1  # no token has this id
+GREEDY = Sampling(temperature=0.0, max_new_tokens=48)
+CLEAR = 1e-3  # logits are computed to about 1e-5
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    return lively_parameters()
+
+
+@pytest.fixture(scope="module")
+def engine(parameters):
+    return Engine(CONFIG, parameters, compute=FLOAT32, stop_token=NEVER, rows=4)
+
+
+def text_prompt(length, seed):
+    tokens = np.random.default_rng(seed).integers(0, CONFIG.decoder.vocab_size, size=length).astype(np.int32)
+    return Prompt(tokens, np.zeros(length, bool), np.zeros(length, bool), (), ())
+
+
+def answer(engine, prompts, samplings):
+    completions = dict(engine.generate(prompts, samplings))
+    return [completions[index] for index in range(len(prompts))]
+
+
+def test_greedy_equals_transformers_generate(parameters):
+    """16 prompts of 1 to 61 tokens, 48 new tokens; the second batch of 12 has places that nobody asked for."""
+    prompts = [text_prompt(1 + 4 * index, seed=index) for index in np.random.default_rng(0).permutation(16)]
+    engine = Engine(CONFIG, parameters, compute=FLOAT32, stop_token=NEVER, rows=12)
+    completions = answer(engine, prompts, [GREEDY] * 16)
+    oracle = torch_reference.qwen2(torch_reference.to_torch(parameters)["decoder"], CONFIG.decoder)
+    longest = max(prompt.length for prompt in prompts)
+    tokens, mask = np.zeros((2, 16, longest), np.int64)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - prompt.length :] = prompt.tokens
+        mask[row, longest - prompt.length :] = 1
+    generated = oracle.generate(
+        torch.tensor(tokens),
+        attention_mask=torch.tensor(mask),
+        do_sample=False,
+        max_new_tokens=48,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logits = torch.stack(generated.logits, dim=1)
+    best = logits.topk(2, dim=-1).values
+    assert (best[..., 0] - best[..., 1]).min() > CLEAR  # else rounding could decide, and the test would say nothing
+    expected = generated.sequences[:, longest:]
+    assert len(expected.unique()) > 50  # nor would it of replies that are all the same
+    assert [completion.tokens for completion in completions] == [tuple(row) for row in expected.tolist()]
+    picked = torch.log_softmax(logits, dim=-1).gather(2, expected[..., None])[..., 0]
+    np.testing.assert_allclose([completion.logprobs for completion in completions], picked.numpy(), atol=2e-4)
+    assert {completion.finish_reason for completion in completions} == {"length"}
+
+
+def test_audio_in_two_turns_equals_recomputing_everything_at_every_step(tmp_path, parameters):
+    """Beside shorter prompts with a longer clip; the oracle is torch, which hears each clip alone and keeps no cache."""
+    clips = [write_clip(tmp_path / f"{seed}.wav", seconds, seed) for seed, seconds in enumerate((0.6, 0.41, 0.9, 0.9))]
+    reply = Message(role="assistant", parts=(TextPart("high"),), reasoning="not shown")
+    dialogues = [[user("What ", clips[0], "?"), reply, user(clips[1])], [user(clips[2])], [user(clips[3])]]
+    prompts = [lay_out(render_prompt(messages, BYTES), BYTES, CONFIG.length_convention) for messages in dialogues]
+    engine = Engine(CONFIG, parameters, compute=FLOAT32, stop_token=NEVER, rows=3)
+    *completions, other = answer(engine, prompts, [dataclasses.replace(GREEDY, max_new_tokens=12)] * 3)
+    assert prompts[1].tokens.tolist() == prompts[2].tokens.tolist()
+    assert abs(completions[1].logprobs[0] - other.logprobs[0]) > CLEAR  # sound matters, so the rest cannot pass deaf
+
+    special = BYTES.special
+    first = TorchDialogue(parameters).write(special.bot, "human\nWhat ").hear(clips[0]).write("?", special.eot)
+    first.write(special.bot, "assistant\nhigh", special.eot, special.bot, "human\n").hear(clips[1])
+    second = TorchDialogue(parameters).write(special.bot, "human\n").hear(clips[2])
+    for dialogue, prompt, completion in zip((first, second), prompts[:2], completions, strict=True):
+        dialogue.write(special.eot, special.bot, "assistant\n<think>\n")
+        assert dialogue.tokens == prompt.tokens.tolist()
+        for token, logprob in zip(completion.tokens, completion.logprobs, strict=True):
+            following = dialogue.logprobs()[-1]
+            best, next_best = np.argsort(following)[:-3:-1]
+            assert following[best] - following[next_best] > CLEAR
+            assert token == best
+            assert logprob == pytest.approx(following[best], abs=2e-4)
+            dialogue.write(int(token))
+
+
+def test_a_seed_gives_its_tokens_alone_and_in_any_company(engine):
+    prompts = [text_prompt(length, seed=length) for length in (30, 9, 45, 9, 17)]
+    samplings = [Sampling(temperature=0.8, top_p=0.95, max_new_tokens=16, seed=seed) for seed in (7, 8, 9, 10, 7)]
+    together = answer(engine, prompts, samplings)
+    for index in (0, 1, 4):
+        assert answer(engine, [prompts[index]], [samplings[index]]) == [
+            dataclasses.replace(together[index], logprobs=pytest.approx(together[index].logprobs, abs=1e-4))
+        ]
+    again = answer(engine, [prompts[1]] * 3, [samplings[1], dataclasses.replace(samplings[1], seed=99), samplings[1]])
+    assert again[0].tokens == again[2].tokens == together[1].tokens
+    assert again[1].tokens != again[0].tokens
+
+
+def test_logprobs_are_those_of_the_distribution_before_temperature_and_nucleus(engine, parameters):
+    prompt = text_prompt(20, seed=5)
+    sampling = Sampling(temperature=1.7, top_p=0.6, max_new_tokens=16, seed=3)
+    (completion,) = answer(engine, [prompt], [sampling])
+    oracle = torch_reference.qwen2(torch_reference.to_torch(parameters)["decoder"], CONFIG.decoder)
+    sequence = torch.tensor([[*prompt.tokens.tolist(), *completion.tokens]])
+    with torch.no_grad():
+        log_probs = torch.log_softmax(oracle(sequence).logits[0, prompt.length - 1 : -1], dim=-1)
+    picked = log_probs.gather(1, sequence[0, prompt.length :, None])[:, 0]
+    np.testing.assert_allclose(completion.logprobs, picked.numpy(), atol=2e-4)
+
+
+def test_a_reply_ends_at_the_stop_token_or_at_its_own_limit(engine, parameters):
+    """Greedy replies without a stop token are known; one token of the first, made the stop token, must cut it there."""
+    prompts = [text_prompt(length, seed=40 + length) for length in (12, 25)]
+    sampling = dataclasses.replace(GREEDY, max_new_tokens=16)
+    first, second = (completion.tokens for completion in answer(engine, prompts, [sampling] * 2))
+    place = next(index for index in range(3, 15) if first[index] not in (*first[:index], *second))
+    stopping = Engine(CONFIG, parameters, compute=FLOAT32, stop_token=first[place], rows=4)
+    asked = [(prompts[0], 16), (prompts[1], 16), (prompts[0], place + 1), (prompts[0], place)]
+    completions = answer(
+        stopping, [prompt for prompt, _ in asked], [dataclasses.replace(sampling, max_new_tokens=limit) for _, limit in asked]
+    )
+    assert (
+        [(completion.tokens, completion.finish_reason) for completion in completions]
+        == [
+            (first[:place], "stop"),
+            (second, "length"),
+            (first[:place], "stop"),  # the stop token as the last one allowed is a stop, not a cut
+            (first[:place], "length"),
+        ]
+    )
+    assert [len(completion.logprobs) for completion in completions] == [place, 16, place, place]
+
+
+def test_what_cannot_be_answered_is_refused_before_anything_is_computed(engine):
+    prompts = [text_prompt(10, seed=1), text_prompt(380, seed=2)]
+    with pytest.raises(GenerationError, match="prompt 1: the dialogue has 380 tokens and may get 21 new ones, 1 more than"):
+        next(engine.generate(prompts, [dataclasses.replace(GREEDY, max_new_tokens=21)] * 2))
+    with pytest.raises(GenerationError, match="0 prompts cannot be answered side by side"):
+        Engine(CONFIG, {}, compute=FLOAT32, stop_token=NEVER, rows=0)
+    assert list(engine.generate([], [])) == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+        {"top_p": float("nan")},
+        {"max_new_tokens": 0},
+        {"seed": -1},
+        {"seed": 2**32},
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(setting):
+    with pytest.raises(GenerationError, match=next(iter(setting))):
+        Sampling(**setting)

@@ -1,0 +1,75 @@
+"""Scores of given replies against a torch composition that is taught the same tokens."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.generation import GenerationError, Scorer
+from stepaudio_jax.text import DialogueError, Message, TextPart
+from tests.generation.small_model import BYTES, CONFIG, TorchDialogue, lively_parameters, user, write_clip
+from tests.models.random_model import FLOAT32
+
+SPECIAL = BYTES.special
+
+
+def assistant(reply, reasoning=None, in_loss=True):
+    return Message(role="assistant", parts=(TextPart(reply),), reasoning=reasoning, in_loss=in_loss)
+
+
+def expected_scores(prompt, written):
+    """A prompt written out by hand, and what follows it -> ids and log p of each token of what follows."""
+    start = len(prompt.tokens)
+    prompt.write(*written)
+    ids = prompt.tokens[start:]
+    return ids, prompt.logprobs()[start - 1 : -1][np.arange(len(ids)), ids]
+
+
+@pytest.mark.parametrize("convention", ["hf", "vllm"])
+def test_two_turns_with_audio_and_reasoning_equal_torch(tmp_path, convention):
+    """Each turn is scored after what the model would have seen: of the first turn, the second sees the reply alone.
+
+    0.57 s has 59 mel frames, for which the two conventions count 7 and 8 audio tokens.
+    """
+    config = dataclasses.replace(CONFIG, length_convention=convention)
+    parameters = lively_parameters(config)
+    clips = [write_clip(tmp_path / f"{seed}.wav", seconds, seed) for seed, seconds in enumerate((0.57, 0.4))]
+    messages = [
+        Message(role="system", parts=(TextPart("Be brief."),)),
+        user("What ", clips[0], "?"),
+        assistant("high", "I hear it.", in_loss=False),  # scored whether or not it is learnt
+        user(clips[1], "and 现在?"),
+        assistant("low ☂", "Lower."),
+    ]
+    first = TorchDialogue(parameters, config).write(SPECIAL.bot, "system\nBe brief.", SPECIAL.eot, SPECIAL.bot, "human\nWhat ")
+    first.hear(clips[0]).write("?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n")
+    assert first.tokens.count(SPECIAL.audio_patch) == {"hf": 7, "vllm": 8}[convention]
+    second = TorchDialogue(parameters, config).write(SPECIAL.bot, "system\nBe brief.", SPECIAL.eot, SPECIAL.bot, "human\nWhat ")
+    second.hear(clips[0]).write("?", SPECIAL.eot, SPECIAL.bot, "assistant\nhigh", SPECIAL.eot, SPECIAL.bot, "human\n")
+    second.hear(clips[1]).write("and 现在?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n")
+    expected = [
+        expected_scores(first, ["I hear it.\n</think>\nhigh", SPECIAL.eot]),
+        expected_scores(second, ["Lower.\n</think>\nlow ☂", SPECIAL.eot]),
+    ]
+    scores = Scorer(config, parameters, BYTES, compute=FLOAT32).score(messages)
+    assert [list(score.token_ids) for score in scores] == [ids for ids, _ in expected]
+    for score, (_, logprobs) in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
+        assert np.ptp(logprobs) > 1  # a comparison of equal numbers would show little
+
+
+def test_a_turn_without_reasoning_is_scored_with_an_empty_one():
+    parameters = lively_parameters()
+    prompt = TorchDialogue(parameters).write(SPECIAL.bot, "human\n2+2?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n")
+    ids, logprobs = expected_scores(prompt, ["\n</think>\n4", SPECIAL.eot])
+    (score,) = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32).score([user("2+2?"), assistant("4")])
+    assert list(score.token_ids) == ids
+    np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
+
+
+def test_what_cannot_be_scored_is_refused():
+    scorer = Scorer(CONFIG, lively_parameters(), BYTES, compute=FLOAT32)
+    with pytest.raises(DialogueError, match="no assistant turn"):
+        scorer.score([user("2+2?")])
+    with pytest.raises(GenerationError, match="more than the model's 400 positions; shorten the dialogue"):
+        scorer.score([user("2+2? " * 80), assistant("4")])
