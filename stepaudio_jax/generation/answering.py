@@ -42,7 +42,7 @@ def load_model(folder: PathLike, dtype: FloatDtype | None = None) -> LoadedModel
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
-    compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", unroll=0 if on_cpu else 1)
+    compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
     return LoadedModel(config, hub.read_parameters(folder, dtype=dtype), hub.load_tokenizer(folder), compute)
 

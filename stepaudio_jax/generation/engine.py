@@ -61,6 +61,15 @@ class Completion:
     finish_reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What a compiled program depends on beside the shapes of its arguments."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    stop_token: int
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Decoding:
@@ -93,12 +102,10 @@ class Engine:
         if rows <= 0:
             raise GenerationError(f"{rows} prompts cannot be answered side by side; at least 1 is needed")
         self._config = config
-        self._compute = dataclasses.replace(compute, remat="none")
+        self._program = _Program(config, dataclasses.replace(compute, remat="none"), stop_token)
         self._parameters = parameters
         self._stop_token = stop_token
         self._rows = rows
-        self._graphdef, _ = abstract_model(config, self._compute)
-        self._answer = jax.jit(self._answer_batch, static_argnames=("new_tokens",))
 
     def generate(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> Iterator[tuple[int, Completion]]:
         """Answers every prompt; yields (index of the prompt, completion) as batches finish, longest prompts first.
@@ -119,7 +126,7 @@ class Engine:
             new_tokens = max(sampling.max_new_tokens for sampling in group)
             group += [dataclasses.replace(group[-1], max_new_tokens=1)] * (self._rows - len(group))
             tokens, logprobs, lengths, finished = jax.device_get(
-                self._answer(self._parameters, batch, _arrays(group), new_tokens=new_tokens)
+                _answer_batch(self._program, self._parameters, batch, _arrays(group), new_tokens)
             )
             for row, index in enumerate(indices):
                 count = int(lengths[row])
@@ -134,37 +141,36 @@ class Engine:
                     ),
                 )
 
-    def _answer_batch(
-        self, parameters: Parameters, batch: PromptBatch, sampling: dict[str, jax.Array], new_tokens: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Prefills the prompts and decodes until every row has ended: tokens, logprobs [B,N], lengths, finished [B]."""
-        model = nnx.merge(self._graphdef, parameters)
-        rows, prompt_tokens = batch.tokens.shape
-        cache = KVCache.zeros(self._config.decoder, rows, prompt_tokens + new_tokens, jnp.dtype(self._compute.dtype))
-        logits, cache = _prefill(model, batch, cache)
-        keys = jax.vmap(jax.random.key)(sampling["seed"])
-        start = _Decoding(
-            count=jnp.zeros((), jnp.int32),
-            logits=logits,
-            cache=cache,
-            tokens=jnp.zeros((rows, new_tokens), jnp.int32),
-            logprobs=jnp.zeros((rows, new_tokens), jnp.float32),
-            lengths=jnp.zeros(rows, jnp.int32),
-            finished=jnp.zeros(rows, bool),
-        )
-        step = functools.partial(self._decode_step, model, keys, jnp.asarray(batch.lengths), sampling)
-        end = jax.lax.while_loop(lambda state: ~jnp.all(state.finished), step, start)
-        return end.tokens, end.logprobs, end.lengths, end.finished
 
-    def _decode_step(
-        self, model: StepAudio, keys: jax.Array, prompt_lengths: jax.Array, sampling: dict[str, jax.Array], state: _Decoding
-    ) -> _Decoding:
+# Jitted once for the module, not for each engine: engines of one shape (a model before and after training) share programs.
+@functools.partial(jax.jit, static_argnames=("program", "new_tokens"))
+def _answer_batch(
+    program: _Program, parameters: Parameters, batch: PromptBatch, sampling: dict[str, jax.Array], new_tokens: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Prefills the prompts and decodes until every row has ended: tokens, logprobs [B,N], lengths, finished [B]."""
+    graphdef, _ = abstract_model(program.config, program.compute)
+    model = nnx.merge(graphdef, parameters)
+    rows, prompt_tokens = batch.tokens.shape
+    cache = KVCache.zeros(program.config.decoder, rows, prompt_tokens + new_tokens, jnp.dtype(program.compute.dtype))
+    logits, cache = _prefill(model, batch, cache)
+    keys = jax.vmap(jax.random.key)(sampling["seed"])
+    start = _Decoding(
+        count=jnp.zeros((), jnp.int32),
+        logits=logits,
+        cache=cache,
+        tokens=jnp.zeros((rows, new_tokens), jnp.int32),
+        logprobs=jnp.zeros((rows, new_tokens), jnp.float32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        finished=jnp.zeros(rows, bool),
+    )
+
+    def decode_step(state: _Decoding) -> _Decoding:
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.count)
         token = sample(state.logits, step_keys, temperature=sampling["temperature"], top_p=sampling["top_p"])
         logprob = jnp.take_along_axis(jax.nn.log_softmax(state.logits, axis=-1), token[:, None], axis=-1)[:, 0]
         lengths = jnp.where(state.finished, state.lengths, state.lengths + 1)
-        finished = state.finished | (token == self._stop_token) | (lengths >= sampling["max_new_tokens"])
-        position = (prompt_lengths + state.count)[:, None]
+        finished = state.finished | (token == program.stop_token) | (lengths >= sampling["max_new_tokens"])
+        position = (jnp.asarray(batch.lengths) + state.count)[:, None]
         hidden, cache = model.decode(model.embed(token[:, None]), position, jnp.ones_like(position), state.cache)
         assert cache is not None  # one was given
         return _Decoding(
@@ -176,6 +182,9 @@ class Engine:
             lengths=lengths,
             finished=finished,
         )
+
+    end = jax.lax.while_loop(lambda state: ~jnp.all(state.finished), decode_step, start)
+    return end.tokens, end.logprobs, end.lengths, end.finished
 
 
 def _prefill(model: StepAudio, batch: PromptBatch, cache: KVCache) -> tuple[jax.Array, KVCache]:

@@ -20,11 +20,16 @@ def sample(logits: jax.Array, keys: jax.Array, *, temperature: jax.Array, top_p:
         [B] i32.
     """
     greedy = jnp.argmax(logits, axis=-1)
-    # Shifted first: a tiny temperature then sends the others to -inf, and nothing overflows.
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = shifted / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(nucleus(scaled, top_p), scaled, -jnp.inf))
-    return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
+
+    def draw() -> jax.Array:
+        # Shifted first: a tiny temperature then sends the others to -inf, and nothing overflows.
+        shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+        scaled = shifted / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(nucleus(scaled, top_p), scaled, -jnp.inf))
+        return jnp.where(temperature > 0, drawn, greedy)
+
+    # A batch that is all greedy, an evaluation's, does not pay for sorting the vocabulary.
+    return jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy).astype(jnp.int32)
 
 
 def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:

@@ -1,0 +1,84 @@
+"""Who says what: lines shared out among speakers, as the sessions to record."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from stepaudio_jax.corpus.booth import AIMED_HZ
+from stepaudio_jax.corpus.measurement import RATES, Rate
+from stepaudio_jax.corpus.phrases import Kind, Phrase, draw, draw_list
+from stepaudio_jax.corpus.recording import Line, Session
+from stepaudio_jax.corpus.voices import ACCENTS, Gender, Speaker, families
+
+_RATE_SHARES: Mapping[Rate, float] = MappingProxyType({"slow": 0.42, "normal": 0.27, "fast": 0.31})
+"""Of the lines. More than a third are asked to be slow because some of them are too long for a clip, and are said faster."""
+
+_LIST_WORDS = (2, 6)
+
+
+class Cast:
+    """Draws speakers: genders equally often, then families, then the variants of a family."""
+
+    def __init__(self, *, held_out: bool):
+        genders: tuple[Gender, ...] = ("female", "male")
+        self._families = [families(gender, held_out=held_out) for gender in genders]
+
+    def draw(self, rng: np.random.Generator) -> Speaker:
+        """A speaker."""
+        gender = self._families[rng.integers(len(self._families))]
+        family = gender[rng.integers(len(gender))]
+        return family[rng.integers(len(family))]
+
+
+def training_sessions(lines: int, shares: Mapping[Kind, float], seed: int) -> list[Session]:
+    """Sessions of the training speakers.
+
+    Args:
+        lines: how many in all.
+        shares: of each kind of phrase, which sum to one.
+        seed: of every draw.
+    """
+    rng = np.random.default_rng((seed, 0))
+    cast = Cast(held_out=False)
+    kinds = rng.choice(np.array(list(shares)), size=lines, p=list(shares.values()))
+    spoken = []
+    for kind in kinds.tolist():
+        phrase = draw_list(rng, int(rng.integers(*_LIST_WORDS))) if kind == "list" else draw(kind, rng, held_out=False)
+        spoken.append((phrase, cast.draw(rng)))
+    return _sessions([[pair] for pair in spoken], "train", (seed, 1), rng)
+
+
+def evaluation_sessions(takes: Sequence[Sequence[Phrase]], seed: int) -> list[Session]:
+    """Sessions of the held-out speakers. The phrases of one take are said by one speaker, one after the other."""
+    rng = np.random.default_rng((seed, 2))
+    cast = Cast(held_out=True)
+    spoken = []
+    for take in takes:
+        speaker = cast.draw(rng)
+        spoken.append([(phrase, speaker) for phrase in take])
+    return _sessions(spoken, "evaluation", (seed, 3), rng)
+
+
+def _sessions(
+    takes: Sequence[Sequence[tuple[Phrase, Speaker]]], split: str, seed: tuple[int, ...], rng: np.random.Generator
+) -> list[Session]:
+    """One session for each speaker in each accent, in the order of their names."""
+    rates: list[Rate] = list(RATES)
+    rate_shares = [_RATE_SHARES[rate] for rate in rates]
+    lines: dict[tuple[str, str], list[Line]] = collections.defaultdict(list)
+    cast: dict[str, Speaker] = {}
+    for number, take in enumerate(takes):
+        phrase, speaker = take[0]
+        cast[speaker.variant] = speaker
+        accents = ACCENTS[phrase.language]
+        accent = accents[rng.integers(len(accents))]
+        pitches = tuple(AIMED_HZ[speaker.gender])
+        for phrase, _ in take:
+            rate = rates[rng.choice(len(rates), p=rate_shares)]
+            lines[speaker.variant, accent].append(Line(phrase, rate, pitches[rng.integers(len(pitches))], number))
+    return [
+        Session(f"{split}-{variant}-{accent}", cast[variant], accent, tuple(said), (*seed, number))
+        for number, ((variant, accent), said) in enumerate(sorted(lines.items()))
+    ]

@@ -1,0 +1,226 @@
+"""A small corpus, read back: what the readers of the project see, and whether it is true."""
+
+import collections
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from stepaudio_jax.audio import audio_token_count, load_audio, mel_frames
+from stepaudio_jax.config import AuxiliaryConfig
+from stepaudio_jax.corpus import (
+    ATTRIBUTES,
+    TASKS,
+    CorpusError,
+    EspeakError,
+    planning,
+    tasks,
+    vocabulary,
+    words,
+    write_corpus,
+    writing,
+)
+from stepaudio_jax.corpus.measurement import pitch_label, pitch_range
+from stepaudio_jax.corpus.voices import speakers
+from stepaudio_jax.data import read_jsonl, require_audio
+from stepaudio_jax.data.labels import Labeller
+from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
+
+CLIPS, PER_TASK = 240, 16
+
+
+@pytest.fixture(scope="module", params=["base", "quickstart"])
+def corpus(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "corpus"
+    write_corpus(folder, request.param, clips=CLIPS, per_task=PER_TASK, threads=2)
+    return folder
+
+
+def _records(corpus, pattern):
+    return [record for path in sorted(corpus.glob(pattern)) for record in read_jsonl(path)]
+
+
+def _clips(records):
+    return [clip for record in records for message in record.messages for clip in message.audio]
+
+
+def _variant(clip):
+    return clip.path.rsplit("audio/", 1)[1].split("/")[0].split("-")[1]
+
+
+def test_every_record_reads_and_renders(corpus):
+    tokenizer = Tokenizer.bytes()
+    for record in _records(corpus, "*/*.jsonl"):
+        require_audio(record)
+        if record.answer is None:
+            for view in training_views(record.messages):
+                render_training(view, tokenizer)
+        else:
+            render_prompt(record.messages, tokenizer)
+
+
+def test_length_tells_nothing(corpus):
+    tokens = set()
+    for clip in _clips(_records(corpus, "*/*.jsonl")):
+        info = soundfile.info(clip.path)
+        assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
+        assert 33_600 <= info.frames <= 35_200
+        assert mel_frames(info.frames) <= 224
+        tokens.add(audio_token_count(info.frames))
+    assert tokens <= {26, 27, 28}
+
+
+def test_labels_fit_the_heads_of_a_training_run(corpus):
+    config = AuxiliaryConfig(ctc_weight=1, ctc_words=vocabulary(), attribute_weight=1, attributes=ATTRIBUTES)
+    labeller = Labeller(config, outputs_per_chunk=28)
+    for clip in _clips(_records(corpus, "*/*.jsonl")):
+        (label,) = labeller.label(clip, (26,))
+        assert label.words
+        assert label.attributes[list(ATTRIBUTES).index("gender")] >= 0
+
+
+def test_held_out_clips_measure_what_their_labels_say(corpus):
+    genders = {speaker.variant: speaker.gender for speaker in speakers(held_out=True)}
+    pitches = collections.Counter()
+    for clip in _clips(_records(corpus, "evaluation/*.jsonl")):
+        waveform = load_audio(clip.path)
+        assert 0.2 < np.abs(waveform).max() < 0.96
+        assert not waveform[:300].any(), "silence in front"
+        assert clip.attributes["gender"] == genders[_variant(clip)]
+        measured = pitch_label(pitch_range(waveform))
+        pitches[measured == clip.attributes.get("pitch")] += 1
+        is_mandarin = any(ord(character) > 0x3000 for character in clip.transcript)
+        assert clip.attributes["language"] == ("Mandarin" if is_mandarin else "English")
+    assert pitches[True] >= 0.97 * pitches.total(), "frames begin elsewhere in the padded clip, so a bound may be crossed"
+
+
+def test_faster_clips_of_a_phrase_are_shorter(corpus):
+    seconds = collections.defaultdict(list)
+    for clip in _clips(_records(corpus, "*/heard.jsonl")):
+        if "rate" in clip.attributes and clip.attributes["language"] == "English":
+            sound = np.flatnonzero(load_audio(clip.path))
+            seconds[clip.attributes["rate"]].append((sound[-1] - sound[0]) / 16_000 / len(clip.transcript))
+    slow, normal, fast = (np.median(seconds[rate]) for rate in ATTRIBUTES["rate"])
+    assert slow > 1.2 * normal > 1.2 * 1.2 * fast
+
+
+def test_evaluation_is_balanced_held_out_and_true(corpus):
+    trained = _clips(_records(corpus, "train/*.jsonl"))
+    heard_in_training = {clip.transcript for clip in trained}
+    held_out = {speaker.variant for speaker in speakers(held_out=True)}
+    assert not {_variant(clip) for clip in trained} & held_out
+    for name, task in TASKS.items():
+        records = _records(corpus, f"evaluation/{name}.jsonl")
+        counts = collections.Counter(record.answer for record in records)
+        assert set(counts) == set(task.answers)
+        assert set(counts.values()) == {-(-PER_TASK // len(task.answers))}
+        assert len({record.id for record in records}) == len(records)
+        for record in records:
+            assert record.source == name
+            assert record.messages[-1].role == "user"
+            clips = _clips([record])
+            assert len(clips) == (2 if name == "two_turn" else int(task.spoken))
+            assert all(_variant(clip) in held_out and clip.transcript not in heard_in_training for clip in clips)
+            assert record.answer == _true_answer(name, record, clips)
+
+
+def _true_answer(task, record, clips):
+    said = [clip.transcript.split() for clip in clips]
+    if task in ATTRIBUTES:
+        return clips[0].attributes[task]
+    if task == "keyword":
+        (keyword,) = set(said[0]) & set(words.KEYWORDS)
+        return keyword
+    if task == "sum":
+        return str(sum(words.DIGITS.index(word) + 1 for word in said[0] if word in words.DIGITS))
+    if task == "text_sum":
+        return str(sum(int(character) for character in record.messages[0].text if character.isdigit()))
+    (asked,) = set(said[1]) & {"colour", "animal"}
+    (word,) = set(said[0]) & set(words.COLOURS if asked == "colour" else words.ANIMALS)
+    assert word not in record.messages[1].text, "the first reply gives nothing away"
+    assert record.messages[1].reasoning is None
+    assert _variant(clips[0]) == _variant(clips[1])
+    return word
+
+
+def test_what_is_learnt_is_short_reasoned_and_true(corpus):
+    recipe = json.loads((corpus / "corpus.json").read_text())["recipe"]
+    topics = collections.Counter()
+    for record in _records(corpus, "train/*.jsonl"):
+        for question, answer in zip(record.messages[::2], record.messages[1::2], strict=True):
+            assert len(question.text) <= 80
+            assert len((answer.reasoning or "") + answer.text) <= 80
+            if answer.in_loss and (clips := _clips([record])):
+                assert (answer.reasoning is not None) == (recipe == "quickstart")
+                if answer.text in clips[0].attributes.values():
+                    topics[answer.text] += 1
+                    assert answer.reasoning is None or answer.text in answer.reasoning
+    assert set(topics) == {value for values in ATTRIBUTES.values() for value in values}
+
+
+def test_a_corpus_follows_from_its_arguments(corpus, tmp_path):
+    def digests(folder):
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    facts = json.loads((corpus / "corpus.json").read_text())
+    again = write_corpus(tmp_path / "again", facts["recipe"], clips=CLIPS, per_task=PER_TASK, threads=3)
+    assert again == facts
+    assert digests(tmp_path / "again") == digests(corpus)
+    assert len(digests(corpus)) > CLIPS
+
+
+def test_another_seed_says_something_else():
+    said = [tasks.takes(PER_TASK, np.random.default_rng(seed)) for seed in (0, 1)]
+    assert len(said[0]) == len(said[1])
+    assert said[0] != said[1]
+    sessions = [planning.training_sessions(CLIPS, {"keyword": 0.5, "list": 0.5}, seed) for seed in (0, 1)]
+    assert sessions[0] != sessions[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recipe": "sft"}, "recipe='sft' is not one of base, quickstart"),
+        ({"clips": 99}, "clips=99 must be at least 100"),
+        ({"per_task": 3}, "per_task=3 must be at least 16"),
+        ({"seed": -1}, "seed=-1"),
+        ({"threads": 0}, "threads=0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_and_nothing_is_written(tmp_path, arguments, message):
+    with pytest.raises(CorpusError, match=message):
+        write_corpus(tmp_path / "corpus", **{"recipe": "base", **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(CorpusError, match="exists and is not an empty folder"):
+        write_corpus(tmp_path, "base")
+    with pytest.raises(CorpusError, match="exists and is not an empty folder"):
+        write_corpus(tmp_path / "mine", "base")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
+    def fail(session, folder):
+        raise EspeakError("espeak-ng is not installed")
+
+    monkeypatch.setattr(writing, "record", fail)
+    with pytest.raises(EspeakError):
+        write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_tells_a_mistake_in_one_line(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    command = [sys.executable, "-m", "launch.corpus", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: output=")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,92 @@
+"""The synthesizer: what it says is reproducible, and what it cannot say is refused."""
+
+import builtins
+import concurrent.futures
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.corpus import espeak
+from stepaudio_jax.corpus.espeak import EspeakError, Synthesizer, variant_genders
+
+
+def _session(order):
+    """Sounds of several voices, two of which draw noise (`breath`, klatt) and all of which flutter, said in the given order."""
+    voices = [
+        ("en-us", "m3", "what is three"),
+        ("en-gb-x-rp", "f5", "add two"),
+        ("cmn", "f2", "红茶"),
+        ("en-us", "klatt4", "hello"),
+    ]
+    with Synthesizer() as synthesizer:
+        return [synthesizer.say(voices[i][2], language=voices[i][0], variant=voices[i][1]) for i in order]
+
+
+def _same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_session_is_the_same_whatever_was_said_before_it_and_beside_it():
+    order = [0, 1, 2, 3, 0]
+    alone = _session(order)
+    assert not np.array_equal(alone[0], alone[4]), "state lives on within a session; without that this test shows nothing"
+    _session([3, 2, 1])
+    assert _same(alone, _session(order))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for beside in pool.map(_session, [order] * 6):
+            assert _same(alone, beside)
+
+
+def test_parameters_reach_the_voice():
+    def samples(**how):
+        with Synthesizer() as synthesizer:
+            return synthesizer.say("what is three plus four", language="en-us", **how)
+
+    normal = samples()
+    assert normal.dtype == np.int16
+    assert len(samples(words_per_minute=120)) > 1.3 * len(normal) > 1.3 * 1.3 * len(samples(words_per_minute=270))
+    assert not np.array_equal(samples(pitch=80)[:5000], normal[:5000])
+    assert not np.array_equal(samples(variant="f3")[:5000], normal[:5000])
+    assert not np.array_equal(samples(pitch_range=0)[:9000], normal[:9000])
+
+
+def test_genders_are_read_from_the_variants_files():
+    genders = variant_genders()
+    assert genders["f1"] == "female"  # "gender female 70"
+    assert genders["Andy"] == "male"  # "gender Male"
+    assert genders["zac"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variant": "f99"}, r"variant='f99' is none of espeak-ng's 104; the nearest is 'f[0-9]'"),
+        ({"variant": "M3"}, r"variant='M3'"),
+        ({"variant": "../voices/!v/f1"}, r"variant='\.\./"),
+        ({"language": "en-gb"}, r"language='en-gb' is none of espeak-ng's"),
+        ({"language": "en-us+f1"}, r"language='en-us\+f1'"),
+        ({"words_per_minute": 79}, "words_per_minute=79 must be from 80 to 450"),
+        ({"words_per_minute": 451}, "words_per_minute=451"),
+        ({"pitch": 100}, "pitch=100 must be from 0 to 99"),
+        ({"pitch_range": -1}, "pitch_range=-1"),
+        ({"text": ""}, "made no sound of text=''"),
+        ({"text": " . "}, "made no sound"),
+        ({"text": "a\0b"}, "zero character"),
+    ],
+)
+def test_what_it_does_not_have_is_refused(arguments, message):
+    with Synthesizer() as synthesizer, pytest.raises(EspeakError, match=message):
+        synthesizer.say(**{"text": "hello", "language": "en-us", **arguments})
+
+
+def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
+    real_import = builtins.__import__
+
+    def without_espeak(name, *arguments, **keywords):
+        if name == "espeakng_loader":
+            raise ModuleNotFoundError(name)
+        return real_import(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_espeak)
+    with pytest.raises(EspeakError, match=r"pip install 'stepaudio-jax\[quickstart\]'"):
+        espeak.Synthesizer()
