@@ -37,35 +37,35 @@ def make_optimizer(config: OptimizerConfig, axes: Any, contracted: Any, steps: i
     """
     is_matrix = jax.tree.map(bool, contracted, is_leaf=_is_tuple)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    if config.name == "adamw":
-        optimizer = optax.adamw(
-            schedule(config, config.learning_rate, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=is_matrix,
-            mu_dtype=config.moment_dtype,
-        )
-    else:
+    optimizer = optax.adamw(
+        schedule(config, config.learning_rate, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=is_matrix,
+        mu_dtype=config.moment_dtype,
+    )
+    if config.name == "muon":
         dimensions = jax.tree.map(_muon_dimensions, axes, contracted, is_leaf=_is_tuple)
-        optimizer = muon(
+        matrices = muon(
             schedule(config, config.muon_learning_rate, steps),
             beta=config.muon_momentum,
             weight_decay=config.weight_decay,
-            weight_decay_mask=is_matrix,
             mu_dtype=config.moment_dtype,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_learning_rate=schedule(config, config.learning_rate, steps),
             muon_weight_dimension_numbers=dimensions,
         )
+        # optax's muon would take the rest too, but with Nesterov's momentum in AdamW and no weight decay.
+        names = jax.tree.map(
+            lambda leaf: "muon" if isinstance(leaf, MuonDimensionNumbers) else "adamw", dimensions, is_leaf=_is_tuple
+        )
+        optimizer = optax.partition({"muon": matrices, "adamw": optimizer}, names)
     return optax.chain(*clip, optimizer)
 
 
-def _muon_dimensions(axes: tuple[str, ...], contracted: tuple[int, ...]) -> MuonDimensionNumbers | None:
+def _muon_dimensions(axes: tuple[str, ...], contracted: tuple[int, ...]) -> MuonDimensionNumbers | optax.MaskedNode:
     if not contracted or "vocab" in axes:
-        return None
+        return optax.MaskedNode()
     return MuonDimensionNumbers(reduction_axis=contracted, output_axis=tuple(range(contracted[-1] + 1, len(axes))))
 
 

@@ -1,0 +1,138 @@
+"""Checkpoints: what is restored is what was saved, and what was not saved whole does not count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from stepaudio_jax.config import AuxiliaryConfig, Config, build
+from stepaudio_jax.models import abstract_parameters
+from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
+from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.step import TrainState
+from tests.models.random_model import SMALL
+
+AUXILIARY = AuxiliaryConfig(attribute_weight=0.5, attributes={"rate": ("a", "b"), "gender": ("f", "m")})
+# As the data iterator gives it: nested, with empty lists and names that are no identifiers.
+DATA = {
+    "version": 1,
+    "counts": {},
+    "data": {"sources": [{"weight": 0.1 + 0.2, "records": 3}], "on_bad_audio": "error", "seed": 2**40},
+    "rows": {"0": {"index": 7, "open": []}, "1": {"index": 8, "open": [[[3, 0]], [[5, 0], [6, 1]]]}},
+}
+
+
+def started(optimizer):
+    """A stage before its first step: frozen parts and moments in bf16, auxiliary heads; and an update by random gradients."""
+    values = {
+        "run_dir": "unused",
+        "stages": [
+            {
+                "name": "sft",
+                "steps": 10,
+                "data": {"sources": [{"path": "unused"}], "rows": 4},
+                "trainable": ["adaptor"],
+                "optimizer": {"name": optimizer, "learning_rate": 0.01, "moment_dtype": "bfloat16"},
+                "auxiliary": AUXILIARY,
+            }
+        ],
+    }
+    config = dataclasses.replace(build(Config, values), model=SMALL)
+    rng = np.random.default_rng(4)
+    weights = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract_parameters(SMALL))
+    _, transformation, state = start_stage(config, 0, SMALL, weights)
+
+    @jax.jit
+    def update(state, gradients):
+        updates, optimizer_state = transformation.update(gradients, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        return dataclasses.replace(state, step=state.step + 1, trainable=trainable, optimizer=optimizer_state)
+
+    def advance(state, seed):
+        rng = np.random.default_rng(seed)
+        return update(state, jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), state.trainable))
+
+    return state, advance
+
+
+def assert_equal(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for (path, one), other in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True):
+        assert one.dtype == other.dtype, jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(one, other, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_restored_equals_saved_to_the_bit_and_goes_on_alike(tmp_path, optimizer):
+    fresh, advance = started(optimizer)
+    state = advance(advance(fresh, seed=1), seed=2)
+    checkpoints = StageCheckpoints(tmp_path, 0, "sft", keep=1)
+    checkpoints.save(state, DATA)
+    checkpoints.close()
+    checkpoints = StageCheckpoints(tmp_path, 0, "sft", keep=1)
+    assert checkpoints.latest_step == 2
+    restored, data = checkpoints.restore(fresh)
+    checkpoints.close()
+    assert data == DATA
+    assert {leaf.dtype for leaf in jax.tree.leaves(restored.frozen)} == {jnp.dtype("bfloat16")}
+    assert_equal(restored, state)
+    assert_equal(advance(restored, seed=3), advance(state, seed=3))
+
+
+@pytest.fixture(scope="module")
+def small_state():
+    weights = {"adaptor": {"bias": jnp.arange(3.0)}}
+    return TrainState(step=jnp.int32(0), trainable=weights, frozen={"encoder": {"bias": jnp.ones(2)}}, optimizer=weights)
+
+
+def at_step(state, step):
+    return dataclasses.replace(state, step=jnp.int32(step))
+
+
+def folders(tmp_path):
+    return sorted(path.name for path in (tmp_path / "checkpoints" / "1_sft").iterdir())
+
+
+def test_the_last_few_are_kept(tmp_path, small_state):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    assert checkpoints.latest_step is None
+    for step in (5, 10, 15):
+        checkpoints.save(at_step(small_state, step), {"given": step})
+    checkpoints.save(at_step(small_state, 15), {"given": 15})  # the last step may be due twice
+    checkpoints.close()
+    assert folders(tmp_path) == ["10", "15"]
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    restored, data = checkpoints.restore(small_state)
+    assert (checkpoints.latest_step, int(restored.step), data) == (15, 15, {"given": 15})
+    checkpoints.close()
+
+
+def test_what_a_killed_process_was_writing_does_not_count_and_is_cleaned_away(tmp_path, small_state):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    checkpoints.save(at_step(small_state, 5), {"given": 5})
+    checkpoints.close()
+    half = tmp_path / "checkpoints" / "1_sft" / "10.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    assert checkpoints.latest_step == 5
+    checkpoints.save(at_step(small_state, 10), {"given": 10})
+    assert checkpoints.latest_step == 10
+    checkpoints.close()
+    assert folders(tmp_path) == ["10", "5"]
+
+
+def test_only_a_complete_checkpoint_says_that_a_stage_has_begun(tmp_path, small_state):
+    """A later stage that has one makes the run pass over the earlier stages, so half of one must not count."""
+    assert not has_checkpoint(tmp_path, 1, "sft")
+    (tmp_path / "checkpoints" / "1_sft" / "5.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert not has_checkpoint(tmp_path, 1, "sft")
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    assert not has_checkpoint(tmp_path, 1, "sft")
+    checkpoints.save(at_step(small_state, 5), {"given": 5})
+    checkpoints.close()
+    assert has_checkpoint(tmp_path, 1, "sft")
+    assert not has_checkpoint(tmp_path, 0, "sft")
+    assert not has_checkpoint(tmp_path, 1, "mid")

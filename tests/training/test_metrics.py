@@ -1,0 +1,122 @@
+"""What is logged: means and throughput, and a file in which every step stands once, whatever happened to the run."""
+
+import json
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from stepaudio_jax.training.meter import Meter
+from stepaudio_jax.training.metrics import MetricsWriter, bar_figures
+
+
+def write(run_dir, stage, resume_step, steps, value=0.0):
+    writer = MetricsWriter(run_dir, stage=stage, resume_step=resume_step)
+    for step in steps:
+        writer.write(step, {"loss": jnp.float32(value + step), "data_wait_share": 0.5})
+    writer.close()
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def steps_of(run_dir):
+    return [(line["stage"], line["step"], line["loss"]) for line in lines(run_dir)]
+
+
+def test_a_line_holds_its_figures(tmp_path):
+    write(tmp_path, "sft", 0, [3])
+    assert lines(tmp_path) == [{"stage": "sft", "step": 3, "loss": 3.0, "data_wait_share": 0.5}]
+    assert list((tmp_path / "tensorboard" / "sft").glob("events.*"))
+
+
+def test_a_resumed_stage_drops_what_it_will_log_again_and_nothing_else(tmp_path):
+    write(tmp_path, "mid", 0, [2, 4, 6])
+    write(tmp_path, "sft", 0, [2, 4, 6, 8])
+    write(tmp_path, "sft", 4, [6, 8, 10], value=100.0)
+    assert steps_of(tmp_path) == [
+        *(("mid", step, step) for step in (2, 4, 6)),
+        *(("sft", step, step) for step in (2, 4)),
+        *(("sft", step, 100 + step) for step in (6, 8, 10)),
+    ]
+
+
+def test_a_stage_that_starts_again_drops_all_its_lines(tmp_path):
+    write(tmp_path, "mid", 0, [2])
+    write(tmp_path, "sft", 0, [2, 4])
+    write(tmp_path, "mid", 2, [])  # the finished stage is opened again on the way to the next one
+    write(tmp_path, "sft", 0, [2], value=100.0)
+    assert steps_of(tmp_path) == [("mid", 2, 2), ("sft", 2, 102)]
+
+
+@pytest.mark.parametrize("torn", [1, 20, 10_000])
+def test_a_last_line_cut_short_by_a_kill_is_dropped(tmp_path, torn):
+    """Cut in its middle, or just before its newline (it is whole then, and kept)."""
+    write(tmp_path, "sft", 0, [2, 4])
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(f"{first}\n{second[:torn]}", encoding="utf-8")
+    write(tmp_path, "sft", 4, [6])
+    kept = [2, 4, 6] if torn > len(second) else [2, 6]
+    assert [line["step"] for line in lines(tmp_path)] == kept
+
+
+def test_every_line_is_on_disk_once_it_is_written(tmp_path):
+    """A killed process must not lose lines in a buffer, or a run that resumes would lack them."""
+    writer = MetricsWriter(tmp_path, stage="sft", resume_step=0)
+    writer.write(1, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    writer.close()
+
+
+def step_metrics(loss, tokens=100, audio_seconds=2.0):
+    return {
+        "loss": jnp.float32(loss),
+        "tokens": jnp.int32(tokens),
+        "learnt_tokens": jnp.float32(10),
+        "audio_seconds": jnp.float32(audio_seconds),
+    }
+
+
+def test_figures_are_means_over_the_steps_since_the_last_ones():
+    meter = Meter()
+    meter.add(step_metrics(5.0))
+    meter.figures()
+    for loss in (1.0, 3.0):
+        meter.add(step_metrics(loss))
+    figures = meter.figures()
+    assert figures["loss"] == 2.0
+    assert "tokens" not in figures
+    assert figures["tokens_per_second"] == pytest.approx(100 * figures["steps_per_second"])
+    assert figures["audio_seconds_per_second"] == pytest.approx(2 * figures["steps_per_second"])
+
+
+def test_paused_time_is_left_out_and_waiting_is_a_share():
+    meter = Meter()
+    start = time.perf_counter()
+    with meter.waiting_for_data():
+        time.sleep(0.1)
+    with meter.paused():
+        time.sleep(0.5)
+    meter.add(step_metrics(1.0))
+    figures = meter.figures()
+    elapsed = time.perf_counter() - start
+    assert figures["steps_per_second"] >= 1 / (elapsed - 0.5)
+    assert figures["steps_per_second"] <= 1 / 0.1
+    assert figures["data_wait_share"] >= 0.1 / (elapsed - 0.5)
+    assert figures["data_wait_share"] <= 1
+
+
+def test_counts_do_not_overflow_between_two_log_lines():
+    """Three billion tokens: more than an i32 holds, fewer than a log line of a large run may cover."""
+    meter = Meter()
+    for _ in range(3):
+        meter.add(step_metrics(1.0, tokens=1_000_000_000))
+    figures = meter.figures()
+    assert figures["tokens_per_second"] == pytest.approx(1e9 * figures["steps_per_second"])
+
+
+def test_the_bar_shows_loss_throughput_and_waiting():
+    figures = {"loss": 1.2345, "tokens_per_second": 999.6, "audio_seconds_per_second": 12.34, "data_wait_share": 0.256}
+    assert bar_figures(figures) == {"loss": "1.234", "tok/s": "1000", "audio-s/s": "12.3", "data-wait": "26%"}

@@ -1,0 +1,79 @@
+"""The folder of a run: what may be continued, and what is refused without touching it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from stepaudio_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, SourceConfig, StageConfig, build, override
+from stepaudio_jax.training.run_folder import claim_run_folder, require_same_run
+
+
+@pytest.fixture
+def config(tmp_path):
+    stage = StageConfig(name="sft", steps=10, data=DataConfig(sources=(SourceConfig(path="日本.jsonl"),)))
+    return Config(run_dir=str(tmp_path / "runs" / "one"), stages=(stage,), tokenizer="bytes")
+
+
+def test_the_written_configuration_is_the_resolved_one(config):
+    require_same_run(config)
+    run_dir = claim_run_folder(config)
+    assert build(Config, json.loads((run_dir / "config.json").read_text(encoding="utf-8"))) == config
+    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+    require_same_run(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "named", "value"),
+    [
+        ("seed", "seed", "1"),
+        ("model.decoder.layers", "model.decoder.layers", "1"),
+        ("stages.sft.steps", "stages.0.steps", "11"),
+        ("stages.sft.data.sources.0.path", "stages.0.data.sources.0.path", "b.jsonl"),
+        ("stages.sft.trainable", "stages.0.trainable", "('decoder',)"),
+    ],
+)
+def test_another_configuration_is_refused_by_the_key_that_differs(config, key, named, value):
+    run_dir = claim_run_folder(config)
+    before = (run_dir / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=rf"one holds a run with another configuration \(differs in {named}\)"):
+        require_same_run(override(config, key, value))
+    assert (run_dir / "config.json").read_bytes() == before
+
+
+def test_another_stage_is_refused(config):
+    claim_run_folder(config)
+    again = dataclasses.replace(config.stages[0], name="again")
+    with pytest.raises(ConfigError, match=r"differs in stages\)"):
+        require_same_run(dataclasses.replace(config, stages=(*config.stages, again)))
+
+
+def test_what_computes_nothing_may_change(config):
+    claim_run_folder(config)
+    changed = dataclasses.replace(config, log_every_steps=1, checkpoint=CheckpointConfig(every_steps=7, keep=9))
+    require_same_run(changed)
+    claim_run_folder(changed)
+    require_same_run(config)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"a"', "\xff"])
+def test_a_config_that_is_none_is_refused(config, tmp_path, content):
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"runs.one"):
+        require_same_run(config)
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints", "metrics.jsonl"])
+def test_what_another_program_left_is_not_taken_for_this_run(config, tmp_path, name):
+    """A folder `model` would otherwise count as the finished model of this run."""
+    (tmp_path / "runs" / "one" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=rf"holds {name} and no config\.json"):
+        require_same_run(config)
+
+
+def test_a_folder_with_other_things_in_it_is_free(config, tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "log.txt").write_text("")
+    require_same_run(config)
