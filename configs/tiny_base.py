@@ -42,7 +42,7 @@ def sources(split: str) -> tuple[SourceConfig, ...]:
 
 
 def get_config() -> Config:
-    shape = {"rows": 48, "tokens_per_row": 160, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
+    shape = {"rows": 32, "tokens_per_row": 224, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
