@@ -1,11 +1,12 @@
 """Answers dialogues: `python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl`."""
 
 import argparse
+from collections.abc import Sequence
 
 from launch.errors import reported
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parses arguments and answers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project")
@@ -17,19 +18,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=16, help="dialogues answered side by side (default 16)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.generation import Sampling, answer_file, load_model
 
         sampling = Sampling(
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            max_new_tokens=arguments.max_new_tokens,
-            seed=arguments.seed,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_new_tokens=options.max_new_tokens,
+            seed=options.seed,
         )
-        model = load_model(arguments.model, arguments.dtype)
-        count = answer_file(model, arguments.input, arguments.output, sampling, rows=arguments.batch_size)
-        print(f"{count} replies written to {arguments.output}")
+        model = load_model(options.model, options.dtype)
+        count = answer_file(model, options.input, options.output, sampling, rows=options.batch_size)
+        print(f"{count} replies written to {options.output}")
 
 
 if __name__ == "__main__":

@@ -107,8 +107,11 @@ class StoredReader:
             spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
             try:
                 self._arrays[path] = tensorstore.open(spec, open=True, read=True).result()
-            except ValueError as error:
-                raise CheckpointError(f"{self._directory} has no parameter {'/'.join(path)}: {error}") from None
+            except ValueError as error:  # of TensorStore, which goes on to quote all its settings
+                missing = "/".join((*self._prefix, *path))
+                raise CheckpointError(
+                    f"{self._directory} has no readable parameter {missing}; copy or convert the folder again"
+                ) from error
         return self._arrays[path]
 
     def missing_chunks(self, path: Path) -> Iterator[str]:

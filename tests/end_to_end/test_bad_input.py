@@ -1,0 +1,295 @@
+"""A user's mistakes, through the real command lines: one line that names the file and what to do, code 2, nothing written."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import soundfile
+
+from launch.errors import reported
+from launch.generate import main as generate
+from launch.score import main as score
+from launch.train import main as train
+from stepaudio_jax import hub
+from stepaudio_jax.text import Tokenizer
+from tests.end_to_end.tones import write_config, write_corpus
+from tests.generation.small_model import CONFIG, lively_parameters
+from tools.convert_weights.__main__ import main as convert
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "checkpoint"
+    hub.save_checkpoint(folder, lively_parameters(), CONFIG, Tokenizer.bytes(), source="random")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "hugging_face"
+    hub.write_random_weights(CONFIG, folder, tokenizer=Tokenizer.bytes(), dtype=np.dtype(np.float32))
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder with a good corpus and configuration, to which a mistake is added."""
+    write_corpus(tmp_path / "data")
+    write_config(tmp_path / "config.py", tmp_path / "data")
+    return tmp_path
+
+
+def refusal(program, arguments, capsys, folder):
+    """The one line a program says before it exits with code 2, having written nothing."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(program([str(argument) for argument in arguments]))
+    output, said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output == ""
+    assert re.fullmatch("error: [^\n]+\n", said), said
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    return said
+
+
+def audio_question(clip):
+    return {
+        "messages": [{"role": "user", "content": [{"type": "audio", "audio": clip}]}, {"role": "assistant", "content": "a"}]
+    }
+
+
+def clip(write):
+    """A line that names clip.wav, which `write` makes (or does not)."""
+
+    def line(folder):
+        write(folder / "clip.wav")
+        return json.dumps(audio_question("clip.wav"))
+
+    return line
+
+
+def nan_wave(path):
+    soundfile.write(path, np.full(200 * 160, np.nan, np.float32), 16_000, subtype="FLOAT")
+
+
+def messages(*given):
+    return lambda folder: json.dumps({"messages": list(given)})
+
+
+USER, REPLY = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+
+# What is wrong -> (line 3 of the file, what the message says after `file:3: `). Each is followed by a good dialogue.
+BAD_LINES = {
+    "missing audio file": (clip(lambda path: None), "audio {folder}/clip.wav: does not exist; correct the path"),
+    "text named wav": (
+        clip(lambda path: path.write_text("no sound")),
+        "audio {folder}/clip.wav: is not a sound file .*; convert it to WAV",
+    ),
+    "0 bytes": (clip(lambda path: path.touch()), "audio {folder}/clip.wav: is empty .0 bytes.; get the whole file again"),
+    "NaN wave": (clip(nan_wave), "audio {folder}/clip.wav: has 32000 NaN or infinite samples of 32000; export it again"),
+    "not JSON": (lambda folder: '{"messages": [}', "is not JSON .* at column 15.; each line must be one JSON object"),
+    "unknown role": (messages({**USER, "role": "usr"}, REPLY), "message 1 has the unknown role \"usr\"; did you mean 'user'"),
+    "no content": (
+        messages(USER, {"role": "assistant", "reasoning_content": "2."}, USER, REPLY),
+        "message 2 .assistant. has no 'content'; give its text or parts, or remove the turn",
+    ),
+}
+
+
+def write_bad(folder, kind, *, answered):
+    """A file whose line 3 is bad; where it is not to be `answered`, every dialogue ends before its last reply."""
+    line, message = BAD_LINES[kind]
+    good = {"messages": [USER, REPLY]}
+    lines = [json.dumps(good), "", line(folder), json.dumps(good)]
+    if not answered:
+        shortened = []
+        for text in lines:
+            try:
+                dialogue = json.loads(text)
+                shortened.append(json.dumps({"messages": dialogue["messages"][:-1]}))
+            except json.JSONDecodeError:
+                shortened.append(text)
+        lines = shortened
+    path = folder / "bad.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path, f"error: {re.escape(str(path))}:3: {message.format(folder=re.escape(str(folder)))}"
+
+
+@pytest.mark.parametrize("split", ["stages.mid.data", "stages.sft.evaluation.data"])
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_training_refuses_bad_data_before_it_makes_a_folder(work, capsys, kind, split):
+    """In what is learnt and in what is held out for a later stage."""
+    path, message = write_bad(work / "data", kind, answered=True)
+    arguments = [
+        f"--config={work / 'config.py'}",
+        f"--config.run_dir={work / 'run'}",
+        f"--config.{split}.sources.0.path={path}",
+    ]
+    assert re.match(message, refusal(train, arguments, capsys, work))
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+@pytest.mark.parametrize("program", [generate, score])
+def test_answering_and_scoring_refuse_bad_data(work, capsys, checkpoint, program, kind):
+    path, message = write_bad(work / "data", kind, answered=program is score)
+    arguments = ["--model", checkpoint, "--input", path, "--output", work / "new" / "output.jsonl"]
+    options = ["--max-new-tokens", 8] if program is generate else []
+    assert re.match(message, refusal(program, [*arguments, *options], capsys, work))
+
+
+@pytest.mark.parametrize("program", [generate, score])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), ("\n", "has no records; give at least one dialogue")]
+)
+def test_an_input_that_is_missing_or_empty_is_named(work, capsys, checkpoint, program, content, message):
+    if content is not None:
+        (work / "input.jsonl").write_text(content)
+    arguments = ["--model", checkpoint, "--input", work / "input.jsonl", "--output", work / "output.jsonl"]
+    assert f"{work / 'input.jsonl'}: {message}" in refusal(program, arguments, capsys, work)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "-1"], "temperature=-1.0"),
+        (["--top-p", "0"], "top_p=0.0"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--batch-size", "0"], "0 prompts cannot be answered side by side"),
+        (["--max-new-tokens", "4000"], "asked.jsonl:1: .* lower max_new_tokens"),
+    ],
+)
+def test_settings_of_generation_out_of_range_are_named(work, capsys, checkpoint, options, message):
+    (work / "asked.jsonl").write_text(json.dumps({"messages": [USER]}))
+    arguments = [
+        "--model",
+        checkpoint,
+        "--input",
+        work / "asked.jsonl",
+        "--output",
+        work / "output.jsonl",
+        "--max-new-tokens",
+        8,
+    ]
+    assert re.search(message, refusal(generate, [*arguments, *options], capsys, work))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.stages.mid.optimizer.learing_rate=1"], "stages.*learing_rate; did you mean 'learning_rate'"),
+        (["--config.stages.mid.data.frames_per_chunk=200"], "frames_per_chunk=200 needs more than the encoder's 64 positions"),
+        (["--config.tokenizer="], "tokenizer is empty, and there is no initial.model"),
+        (["--config.model.decoder.vocab_size=100"], "the tokenizer has 290 ids and the model's vocabulary only 100"),
+        (["--config.stages.mid.data.sources.0.path=nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--config.initial.model=nowhere"], "nowhere"),
+        (["--verbose"], "cannot read '--verbose': write --config=FILE"),
+    ],
+)
+def test_wrong_settings_of_training_are_named(work, capsys, arguments, message):
+    given = [f"--config={work / 'config.py'}", f"--config.run_dir={work / 'run'}", *arguments]
+    assert re.search(message, refusal(train, given, capsys, work))
+
+
+def test_an_unknown_key_in_a_config_file_is_named_with_its_line(work, capsys):
+    text = (work / "config.py").read_text()
+    (work / "config.py").write_text(text.replace("warmup_steps", "warmup_step"))
+    line = 1 + next(number for number, line in enumerate(text.splitlines()) if "warmup_steps" in line)
+    said = refusal(train, [f"--config={work / 'config.py'}"], capsys, work)
+    assert f"{work / 'config.py'}, line {line}: unknown key OptimizerConfig.warmup_step; did you mean 'warmup_steps'" in said
+
+
+def without_a_tensor(folder, source):
+    """A copy of a Hugging Face folder or a checkpoint that lacks one tensor of the decoder; and what messages say of it."""
+    shutil.copytree(source, folder)
+    if (folder / "parameters").is_dir():
+        shutil.rmtree(folder / "parameters" / "state" / "decoder.norm.scale")
+        return "no readable parameter decoder/norm/scale"
+    name = "model.norm.weight"
+    for shard in folder.glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(shard)
+        tensors.pop(name, None)
+        safetensors.numpy.save_file(tensors, shard)
+    return f"missing {name}"
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "hugging_face"])
+@pytest.mark.parametrize("program", [generate, score, train, convert])
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(work, capsys, request, kind, program):
+    problem = without_a_tensor(work / "model", request.getfixturevalue(kind))
+    (work / "asked.jsonl").write_text(json.dumps({"messages": [USER]}))
+    command = "export" if kind == "checkpoint" else "import"
+    arguments = {
+        generate: ["--model", work / "model", "--input", work / "asked.jsonl", "--output", work / "output.jsonl"],
+        score: ["--model", work / "model", "--input", work / "asked.jsonl", "--output", work / "output.jsonl"],
+        train: [
+            f"--config={work / 'config.py'}",
+            f"--config.run_dir={work / 'run'}",
+            f"--config.initial.model={work / 'model'}",
+        ],
+        convert: [command, "--source", work / "model", "--output", work / "converted"],
+    }[program]
+    said = refusal(program, arguments, capsys, work)
+    assert str(work / "model") in said
+    assert problem in said
+    assert "copy or convert the folder again" in said
+
+
+def test_the_process_says_one_line_and_ends_with_code_2(work):
+    """The same without pytest around it: no library logs, warns or prints a traceback beside the line."""
+    path, message = write_bad(work / "data", "text named wav", answered=True)
+    arguments = [f"--config={work / 'config.py'}", "--config.run_dir=run", f"--config.stages.mid.data.sources.0.path={path}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch.train", *arguments]
+    ended = subprocess.run(command, cwd=work, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert re.fullmatch(f"{message}[^\n]*\n", ended.stderr)
+    assert not (work / "run").exists()
+
+
+def test_a_mistake_of_several_lines_is_said_on_one(capsys):
+    with pytest.raises(SystemExit) as ended, reported():
+        raise FileNotFoundError(2, "No such file", "a\nb")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_is_not_the_users_mistake_keeps_its_traceback():
+    with pytest.raises(KeyError), reported():
+        raise KeyError("a bug")
+
+
+def test_an_interrupt_ends_quietly_with_code_130(capsys):
+    with pytest.raises(SystemExit) as ended, reported():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_quietly_with_code_130(work):
+    """Ctrl-C in the middle of a run, with threads that read data and a progress bar on the screen."""
+    arguments = [f"--config={work / 'config.py'}", f"--config.run_dir={work / 'run'}", "--config.stages.mid.steps=100000"]
+    process = subprocess.Popen([sys.executable, "-m", "launch.train", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = work / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "rror" not in said

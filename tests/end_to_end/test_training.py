@@ -1,0 +1,160 @@
+"""`launch.train` from sound files to a model that answers, unbroken and killed on the way."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from launch.train import main as train
+from stepaudio_jax.config import Config, build
+from stepaudio_jax.generation import Sampling, answer_file, load_model
+from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_config, write_corpus, write_lines
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = [*(("mid", step) for step in range(1, 46)), *(("sft", step) for step in range(1, 36))]
+
+# launch.train, which sends itself SIGKILL as soon as a step is logged: no handler runs, nothing is flushed or closed.
+KILLED = """
+import os, signal, sys
+from launch.train import main
+from stepaudio_jax.training.metrics import MetricsWriter
+
+stage, step, *arguments = sys.argv[1:]
+write = MetricsWriter.write
+
+def write_and_die(writer, at, figures):
+    write(writer, at, figures)
+    if (writer._stage, at) == (stage, int(step)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MetricsWriter.write = write_and_die
+main(arguments)
+"""
+
+
+def run(*command):
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tones")
+    write_corpus(folder / "data")
+    write_config(folder / "config.py", folder / "data")
+    return folder
+
+
+def arguments(folder, name):
+    return [f"--config={folder / 'config.py'}", f"--config.run_dir={folder / name}"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    ended = run("-m", "launch.train", *arguments(folder, "unbroken"))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{folder / 'unbroken' / 'model'}\n"
+    assert "error" not in ended.stderr.lower()
+    assert "warning" not in ended.stderr.lower()
+    return folder / "unbroken"
+
+
+def test_every_step_is_logged_once_and_the_loss_falls(unbroken):
+    lines = metrics(unbroken)
+    assert [(line["stage"], line["step"]) for line in lines] == STEPS
+    losses = [line["loss"] for line in lines]
+    assert losses[0] > 5  # near ln(290), that of a guess
+    assert max(losses[-5:]) < 0.3
+    evaluated = {line["step"]: line["evaluation/loss"] for line in lines if "evaluation/loss" in line}
+    assert evaluated.keys() == {10, 20, 30, 35}
+    assert evaluated[35] < 0.3
+    assert lines[-1]["evaluation/token_accuracy"] > 0.9
+    assert lines[44]["records"] == lines[44]["records/tones"] + lines[44]["records/sums"]
+    for line in lines:
+        assert 0 <= line["data_wait_share"] <= 1
+        assert line["tokens_per_second"] > 0
+        assert line["audio_seconds_per_second"] > 0
+
+
+def test_the_run_folder_holds_what_was_run(unbroken):
+    assert {path.name for path in unbroken.iterdir()} == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+    config = build(Config, json.loads((unbroken / "config.json").read_text(encoding="utf-8")))
+    assert config.run_dir == str(unbroken)
+    assert [stage.steps for stage in config.stages] == [45, 35]
+    kept = {path.name: sorted(step.name for step in path.iterdir()) for path in (unbroken / "checkpoints").iterdir()}
+    assert kept == {"0_mid": ["40", "45"], "1_sft": ["30", "35"]}
+
+
+def test_the_model_answers_about_sound_it_has_not_heard(unbroken, folder):
+    held_out = [json.loads(line) for line in (folder / "data" / "held_out.jsonl").read_text().splitlines()]
+    questions = [*held_out, *(sum_question(a, b) for a, b in SUMS)]
+    expected = [
+        (dialogue["messages"][1].get("reasoning_content", ""), dialogue["messages"][1]["content"]) for dialogue in questions
+    ]
+    assert {reply for _, reply in expected} >= set(PITCHES.values())
+    asked = write_lines(folder / "data" / "asked.jsonl", [{"messages": dialogue["messages"][:1]} for dialogue in questions])
+    model = load_model(unbroken / "model")
+    assert answer_file(model, asked, folder / "replies.jsonl", Sampling(temperature=0, max_new_tokens=40)) == len(questions)
+    replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(reply["reasoning"], reply["reply"]) for reply in replies] == expected
+    assert all(reply["well_formed"] and reply["finish_reason"] == "stop" for reply in replies)
+
+
+def test_a_finished_run_is_left_alone(unbroken, folder, capsys):
+    def stamps():
+        return {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+
+    before = stamps()
+    train(arguments(folder, "unbroken"))
+    assert capsys.readouterr().out == f"{unbroken / 'model'}\n"
+    assert stamps() == before
+
+
+def test_another_setting_for_an_existing_run_is_refused_by_name(unbroken, folder, capsys):
+    before = (unbroken / "config.json").read_bytes()
+    with pytest.raises(SystemExit) as exit_:
+        train([*arguments(folder, "unbroken"), "--config.stages.sft.optimizer.learning_rate=0.5"])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "differs in stages.1.optimizer.learning_rate" in captured.err
+    assert (unbroken / "config.json").read_bytes() == before
+
+
+def computed(run_dir):
+    """All that was logged but the clock's figures."""
+    timing = {"tokens_per_second", "audio_seconds_per_second", "steps_per_second", "data_wait_share"}
+    return [{name: value for name, value in line.items() if name not in timing} for line in metrics(run_dir)]
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(unbroken, folder):
+    """Killed between two checkpoints, in each stage."""
+    for stage, step in (("mid", 13), ("sft", 17)):
+        ended = run("-c", KILLED, stage, str(step), *arguments(folder, "killed"))
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert [(line["stage"], line["step"]) for line in metrics(folder / "killed")] == STEPS[: STEPS.index((stage, step)) + 1]
+    ended = run("-m", "launch.train", *arguments(folder, "killed"))
+    assert ended.returncode == 0, ended.stderr
+    assert computed(folder / "killed") == computed(unbroken)
+
+
+def test_a_stage_killed_before_its_first_checkpoint_starts_again_from_the_end_of_the_one_before(unbroken, folder):
+    """What such a run leaves: the first stage's checkpoints, and lines of both."""
+    killed = folder / "killed_early"
+    shutil.copytree(unbroken, killed)
+    shutil.rmtree(killed / "model")
+    shutil.rmtree(killed / "checkpoints" / "1_sft")
+    config = (killed / "config.json").read_text(encoding="utf-8")
+    (killed / "config.json").write_text(config.replace(str(unbroken), str(killed)), encoding="utf-8")
+    lines = (killed / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join(lines[: STEPS.index(("sft", 3)) + 1]), encoding="utf-8")
+    train(arguments(folder, killed.name))
+    assert computed(killed) == computed(unbroken)
