@@ -50,7 +50,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="midtrain",
-                steps=8000,
+                steps=2400,
                 trainable=("encoder", "adaptor", "decoder"),
                 data=DataConfig(
                     sources=sources("train"),

@@ -1,10 +1,8 @@
 """Attention: one door, behind which the kernel for the platform is chosen."""
 
 import jax
-import jax.numpy as jnp
 
-# Large enough that a masked key gets no weight, small enough that a row with every key masked stays finite (a padding token).
-MASKED = -1e10
+from stepaudio_jax.models.attention_xla import attention_xla
 
 
 def attention(
@@ -14,38 +12,23 @@ def attention(
     *,
     query_segments: jax.Array,
     key_segments: jax.Array,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
+    causal: bool = False,
+    first_slot: jax.Array | None = None,
 ) -> jax.Array:
-    """Grouped-query softmax attention within segments; causal where positions are given.
+    """Grouped-query softmax attention within segments.
 
-    A query sees a key when both have the same segment id and, with positions, when the key's position is not later.
+    A query sees a key when both have the same segment id and, where causal, when the key's slot is not later than its own.
+    A query that sees no key gets zeros.
 
     Args:
         query: [B,T,N,D].
         key, value: [B,S,K,D]; N is a multiple of K, and query head n reads key head n // (N // K).
         query_segments: [B,T] i32. key_segments: [B,S] i32.
-        query_positions: [B,T] i32. key_positions: [B,S] i32. Both or neither.
+        causal: hide later slots. Within a segment, slots are in the order of positions.
+        first_slot: [B] i32, the slot of a row's first query, its others following; None for 0 in every row, which lets causal
+            blocks skip the keys behind them.
 
     Returns:
-        [B,T,N,D] in query's dtype; scores and softmax are computed in fp32.
+        [B,T,N,D] in value's dtype; scores and softmax are computed in fp32.
     """
-    visible = query_segments[:, :, None] == key_segments[:, None, :]
-    if query_positions is not None and key_positions is not None:
-        visible &= query_positions[:, :, None] >= key_positions[:, None, :]
-    bias = jnp.where(visible, 0.0, MASKED)
-    batch, tokens, heads, head_dim = query.shape
-    slots, kv_heads = key.shape[1:3]
-    groups = heads // kv_heads
-    # Heads in front, a kv head's query heads laid end to end: two plain batched matrix products, which every backend does well.
-    query = query.reshape(batch, tokens, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
-    query = query.reshape(batch, kv_heads, groups * tokens, head_dim) * jnp.asarray(head_dim**-0.5, query.dtype)
-    scores = jnp.einsum("BKTD,BSKD->BKTS", query, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, groups, tokens, slots) + bias[:, None, None, :, :]
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    # The sum divides after the product with the values: [.., T, D] is smaller than [.., T, S].
-    total = jnp.sum(weights, axis=-1)
-    weights = weights.astype(value.dtype).reshape(batch, kv_heads, groups * tokens, slots)
-    out = jnp.einsum("BKTS,BSKD->BKTD", weights, value, preferred_element_type=jnp.float32)
-    out = out.reshape(batch, kv_heads, groups, tokens, head_dim) / total[..., None]
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, head_dim).astype(value.dtype)
+    return attention_xla(query, key, value, query_segments, key_segments, first_slot, causal)

@@ -64,8 +64,7 @@ class DecoderAttention(nnx.Module):
                 value,
                 query_segments=segment_ids,
                 key_segments=segment_ids,
-                query_positions=positions,
-                key_positions=positions,
+                causal=True,
             )
             return self.output(out), None
         cache = KVCache(keys=_write(cache.keys, key, positions[:, 0]), values=_write(cache.values, value, positions[:, 0]))
@@ -76,8 +75,8 @@ class DecoderAttention(nnx.Module):
             cache.values.astype(x.dtype),
             query_segments=jnp.ones_like(positions),
             key_segments=jnp.ones((rows, slots), jnp.int32),
-            query_positions=positions,
-            key_positions=jnp.broadcast_to(jnp.arange(slots), (rows, slots)),
+            causal=True,
+            first_slot=positions[:, 0],
         )
         return self.output(out), cache
 

@@ -101,10 +101,10 @@ class Projection(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def contract(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """An einsum of activations and a kernel, whose gradients are einsums in the same order of operands.
+    """An einsum of activations and a kernel: "batch inner,inner outer->batch outer", each any number of letters.
 
-    What JAX derives gives the kernel's gradient with its dimensions in another order and then transposes it, which the CPU
-    backend does as a pass of its own; written this way, each gradient is one matrix product.
+    Its gradients are single matrix products. What JAX derives gives the kernel's gradient with its dimensions in another order
+    and turns it; the CPU backend turns the activations besides, in a pass that computes whatever led to them again.
     """
     return jnp.einsum(einsum, inputs, kernel)
 
@@ -117,7 +117,11 @@ def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient
     inputs, kernel = saved
     operands, out = einsum.split("->")
     left, right = operands.split(",")
-    return jnp.einsum(f"{out},{right}->{left}", gradient, kernel), jnp.einsum(f"{left},{out}->{right}", inputs, gradient)
+    d_inputs = jnp.einsum(f"{out},{right}->{left}", gradient, kernel)
+    batch = sum(letter in out for letter in left)
+    rows = math.prod(inputs.shape[:batch])
+    d_kernel = jnp.einsum("TI,TO->IO", inputs.reshape(rows, -1), gradient.reshape(rows, -1))
+    return d_inputs, d_kernel.reshape(kernel.shape)
 
 
 contract.defvjp(_contract_forward, _contract_backward)

@@ -1,0 +1,150 @@
+"""Attention in plain XLA: blocks of queries, so that no [T,S] array is kept and causal blocks skip the keys they cannot see.
+
+The backward pass computes a block's probabilities again from the saved log-sum-exp (FlashAttention 2: Dao 2023, section 3.1).
+Heads stand in front, a kv head's query heads in one axis of G groups: every product is a plain batched matrix product.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Large enough that a masked key gets no weight, finite so that a row in which every key is masked is no NaN.
+_MASKED = -1e10
+_BLOCKS = 8  # at most; a block of fewer than 64 queries makes its products too thin
+_SMALLEST_BLOCK = 64
+
+Saved = tuple[jax.Array, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def attention_xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    first_slot: jax.Array | None,
+    causal: bool,
+) -> jax.Array:
+    """See `attention.attention`."""
+    return _forward(query, key, value, query_segments, key_segments, first_slot, causal)[0]
+
+
+def _forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    first_slot: jax.Array | None,
+    causal: bool,
+) -> tuple[jax.Array, Saved]:
+    kv_heads, slots = key.shape[2], key.shape[1]
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    q, k, v = _heads_in_front(scaled, kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    outputs, log_sums = [], []
+    for start, stop, seen in _blocks(query.shape[1], slots, causal and first_slot is None):
+        bias = _bias(query_segments, key_segments, first_slot, causal, start, stop, seen)
+        scores = _scores(q[:, :, :, start:stop], k[:, :, :seen]) + bias
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        sees = largest > _MASKED / 2
+        # The sum divides after the product with the values: [.., T, D] is smaller than [.., T, S].
+        output = _times(weights.astype(v.dtype), v[:, :, :seen]) * jnp.where(sees, 1 / total, 0.0)
+        outputs.append(output.astype(v.dtype))
+        # 0 makes the probabilities of a query that sees nothing exp(masked) = 0 in the backward pass.
+        log_sums.append(jnp.where(sees, largest + jnp.log(total), 0.0))
+    output, log_sum = jnp.concatenate(outputs, axis=3), jnp.concatenate(log_sums, axis=3)
+    saved = (q, k, v, output, log_sum, query_segments, key_segments)
+    return _heads_behind(output), saved if first_slot is None else (*saved, first_slot)
+
+
+def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    q, k, v, output, log_sum, query_segments, key_segments, *rest = saved
+    first_slot = rest[0] if rest else None
+    slots = k.shape[2]
+    d_output = _heads_in_front(gradient, k.shape[1])
+    product = output.astype(jnp.float32) * d_output.astype(jnp.float32)
+    mean = jnp.sum(product, axis=-1, keepdims=True)  # of the scores' gradient under the probabilities
+    d_query = []
+    d_key, d_value = (jnp.zeros((*k.shape[:2], k.shape[3], slots), jnp.float32) for _ in range(2))
+    for start, stop, seen in _blocks(q.shape[3], slots, causal and first_slot is None):
+        bias = _bias(query_segments, key_segments, first_slot, causal, start, stop, seen)
+        block, d_block = q[:, :, :, start:stop], d_output[:, :, :, start:stop]
+        weights = jnp.exp(_scores(block, k[:, :, :seen]) + (bias - log_sum[:, :, :, start:stop]))
+        d_scores = weights * (_scores(d_block, v[:, :, :seen]) - mean[:, :, :, start:stop])
+        d_scores = d_scores.astype(k.dtype)
+        d_query.append(_times(d_scores, k[:, :, :seen]))
+        later = ((0, 0), (0, 0), (0, 0), (0, slots - seen))
+        d_key += jnp.pad(_transposed_times(block, d_scores), later)
+        d_value += jnp.pad(_transposed_times(d_block, weights.astype(v.dtype)), later)
+    scale = q.shape[-1] ** -0.5
+    d_q = _heads_behind((jnp.concatenate(d_query, axis=3) * scale).astype(q.dtype))
+    d_k, d_v = (x.transpose(0, 3, 1, 2).astype(k.dtype) for x in (d_key, d_value))
+    return d_q, d_k, d_v, None, None, None
+
+
+attention_xla.defvjp(_forward, _backward)
+
+
+def _blocks(tokens: int, slots: int, skip_later: bool) -> list[tuple[int, int, int]]:
+    """(first query, query after the last, keys that the block may see) of every block."""
+    size = max(_SMALLEST_BLOCK, -(-tokens // _BLOCKS))
+    ends = [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+    return [(start, stop, min(stop, slots) if skip_later else slots) for start, stop in ends]
+
+
+def _bias(
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    first_slot: jax.Array | None,
+    causal: bool,
+    start: int,
+    stop: int,
+    seen: int,
+) -> jax.Array:
+    """0 where a query of the block sees a key, else `_MASKED`: [B,1,1,T,S] fp32."""
+    visible = query_segments[:, start:stop, None] == key_segments[:, None, :seen]
+    if causal:
+        slot = jnp.arange(start, stop)[None, :]
+        slot = slot if first_slot is None else slot + first_slot[:, None]
+        visible &= slot[:, :, None] >= jnp.arange(seen)
+    return jnp.where(visible, 0.0, _MASKED)[:, None, None]
+
+
+def _scores(left: jax.Array, right: jax.Array) -> jax.Array:
+    """[B,K,G,T,D] and [B,K,S,D] -> [B,K,G,T,S] fp32."""
+    batch, kv_heads, groups, tokens, head_dim = left.shape
+    flat = left.reshape(batch, kv_heads, groups * tokens, head_dim)
+    out = jnp.einsum("BKTD,BKSD->BKTS", flat, right, preferred_element_type=jnp.float32)
+    return out.reshape(batch, kv_heads, groups, tokens, right.shape[2])
+
+
+def _times(weights: jax.Array, right: jax.Array) -> jax.Array:
+    """[B,K,G,T,S] and [B,K,S,D] -> [B,K,G,T,D] fp32."""
+    batch, kv_heads, groups, tokens, slots = weights.shape
+    flat = weights.reshape(batch, kv_heads, groups * tokens, slots)
+    out = jnp.einsum("BKTS,BKSD->BKTD", flat, right, preferred_element_type=jnp.float32)
+    return out.reshape(batch, kv_heads, groups, tokens, right.shape[3])
+
+
+def _transposed_times(left: jax.Array, weights: jax.Array) -> jax.Array:
+    """[B,K,G,T,D] and [B,K,G,T,S] -> [B,K,D,S] fp32, summed over groups and tokens; the smaller operand is the one turned."""
+    batch, kv_heads, groups, tokens, slots = weights.shape
+    turned = left.reshape(batch, kv_heads, groups * tokens, -1).swapaxes(2, 3)
+    flat = weights.reshape(batch, kv_heads, groups * tokens, slots)
+    return jnp.einsum("BKDT,BKTS->BKDS", turned, flat, preferred_element_type=jnp.float32)
+
+
+def _heads_in_front(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[B,T,N,D] -> [B,K,G,T,D]."""
+    batch, tokens, heads, head_dim = x.shape
+    return x.reshape(batch, tokens, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+
+
+def _heads_behind(x: jax.Array) -> jax.Array:
+    """[B,K,G,T,D] -> [B,T,N,D]."""
+    batch, kv_heads, groups, tokens, head_dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, kv_heads * groups, head_dim)
