@@ -50,7 +50,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="midtrain",
-                steps=2400,
+                steps=3000,
                 trainable=("encoder", "adaptor", "decoder"),
                 data=DataConfig(
                     sources=sources("train"),

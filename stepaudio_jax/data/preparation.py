@@ -26,7 +26,7 @@ from stepaudio_jax.data.labels import Labeller
 from stepaudio_jax.data.order import Visit
 from stepaudio_jax.data.packing import Prepared
 from stepaudio_jax.data.record import DataError, Record
-from stepaudio_jax.text import AudioPart, Message, TextError, Tokenizer, audio_tokens, render_training, training_views
+from stepaudio_jax.text import AudioPart, LaidOut, Message, TextError, Tokenizer, lay_out, render_training, training_views
 
 
 class BadAudioError(DataError):
@@ -49,20 +49,6 @@ class Clip:
     def heard(self) -> int:
         """Chunks that have audio tokens: those that the model is given."""
         return sum(count > 0 for count in self.outputs)
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """One rendering of a record: tokens [T] i32, in_loss [T] bool, and its clips as (index of the first token, path)."""
-
-    tokens: NDArray[np.int32]
-    in_loss: NDArray[np.bool_]
-    clips: tuple[tuple[int, str], ...]
-
-    @property
-    def paths(self) -> frozenset[str]:
-        """The clips in it."""
-        return frozenset(path for _, path in self.clips)
 
 
 class Preparation:
@@ -178,25 +164,16 @@ class Preparation:
             )
         return Clip(part, waveforms, tuple(tokens_of_frames(count, self._convention) for count in frames))
 
-    def _view(self, messages: Sequence[Message], clips: dict[str, Clip]) -> View:
-        tokens: list[int] = []
-        in_loss: list[bool] = []
-        placed = []
-        for segment in render_training(
+    def _view(self, messages: Sequence[Message], clips: dict[str, Clip]) -> LaidOut:
+        segments = render_training(
             messages,
             self._tokenizer,
             history_reasoning=self._config.history_reasoning,
             loss_on_reasoning=self._config.loss_on_reasoning,
-        ):
-            added: Sequence[int] = segment.tokens
-            if segment.audio is not None:
-                placed.append((len(tokens), segment.audio.path))
-                added = audio_tokens(clips[segment.audio.path].outputs, self._tokenizer)
-            tokens.extend(added)
-            in_loss.extend([segment.in_loss] * len(added))
-        return View(np.array(tokens, np.int32), np.array(in_loss, np.bool_), tuple(placed))
+        )
+        return lay_out(segments, lambda part: clips[part.path].outputs, self._tokenizer)
 
-    def _check_fits(self, view: View, clips: dict[str, Clip]) -> None:
+    def _check_fits(self, view: LaidOut, clips: dict[str, Clip]) -> None:
         if view.tokens.size > self._longest_view:
             limit = "tokens_per_row" if self._longest_view == self._config.tokens_per_row else "the decoder's max_positions"
             raise TooLongError(
@@ -208,12 +185,12 @@ class Preparation:
                 f"the dialogue has {chunks} audio chunks, more than chunks_per_row={self._config.chunks_per_row}; raise it"
             )
 
-    def _groups(self, views: Sequence[View]) -> list[list[View]]:
+    def _groups(self, views: Sequence[LaidOut]) -> list[list[LaidOut]]:
         """Neighbouring views that share a clip, as many together as a row holds: the clip is encoded once for all of them.
 
         Each view's clips are among the next one's (the history only grows), so a group has the chunks of its last view.
         """
-        groups: list[list[View]] = []
+        groups: list[list[LaidOut]] = []
         for view in views:
             if (
                 groups
@@ -234,7 +211,7 @@ class Preparation:
             for waveform, label in zip(heard, labels, strict=True)
         ]
 
-    def _example(self, views: Sequence[View], clips: dict[str, Clip], chunks: dict[str, list[Chunk]]) -> Example:
+    def _example(self, views: Sequence[LaidOut], clips: dict[str, Clip], chunks: dict[str, list[Chunk]]) -> Example:
         order = list(dict.fromkeys(path for view in views for _, path in view.clips))
         first_chunk, total = {}, 0
         for path in order:
@@ -252,7 +229,7 @@ class Preparation:
             chunks=tuple(chunk for path in order for chunk in chunks[path]),
         )
 
-    def _audio_slot(self, view: View, clips: dict[str, Clip], first_chunk: dict[str, int]) -> NDArray[np.int32]:
+    def _audio_slot(self, view: LaidOut, clips: dict[str, Clip], first_chunk: dict[str, int]) -> NDArray[np.int32]:
         """[T] i32: chunk of the example * outputs per chunk + offset, -1 for text and for `<audio_start>`, `<audio_end>`."""
         slot = np.full(view.tokens.size, -1, np.int32)
         for position, path in view.clips:

@@ -2,7 +2,7 @@
 
 from stepaudio_jax.generation.answering import LoadedModel, answer_file, load_model, prompt_of, require_room, score_file
 from stepaudio_jax.generation.engine import Completion, Engine, Sampling
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, lay_out
+from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, hear_prompt
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Scorer",
     "TurnScore",
     "answer_file",
-    "lay_out",
+    "hear_prompt",
     "load_model",
     "prompt_of",
     "require_room",

@@ -15,7 +15,7 @@ from stepaudio_jax.audio import AudioError, load_audio
 from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Completion, Engine, Sampling
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, lay_out, require_fit
+from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, hear_prompt, require_fit
 from stepaudio_jax.generation.scoring import Scorer
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import TextError, Tokenizer, parse_reply, render_prompt
@@ -106,7 +106,7 @@ def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audi
     """
     try:
         segments = render_prompt(record.messages, model.tokenizer)
-        return lay_out(segments, model.tokenizer, model.config.length_convention, read=read)
+        return hear_prompt(segments, model.tokenizer, model.config.length_convention, read=read)
     except (AudioError, TextError) as error:
         raise DataError(f"{record.origin}: {error}") from None
 

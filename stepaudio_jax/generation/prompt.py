@@ -13,7 +13,7 @@ from stepaudio_jax.audio import load_audio, log_mel, split_chunks, tokens_of_fra
 from stepaudio_jax.config import LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
 from stepaudio_jax.models import StepAudio
-from stepaudio_jax.text import Segment, Tokenizer, audio_tokens
+from stepaudio_jax.text import AudioPart, Segment, Tokenizer, lay_out
 
 _SMALLEST_BUCKET = 32
 _BUCKETS_PER_DOUBLING = 2
@@ -58,7 +58,7 @@ class ReadAudio(Protocol):
     def __call__(self, source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]: ...
 
 
-def lay_out(
+def hear_prompt(
     segments: Sequence[Segment], tokenizer: Tokenizer, convention: LengthConvention, *, read: ReadAudio = load_audio
 ) -> Prompt:
     """Hears the clips of rendered segments and puts their audio tokens in place.
@@ -72,23 +72,19 @@ def lay_out(
     Raises:
         AudioError: a clip cannot be read.
     """
-    tokens: list[int] = []
-    in_loss: list[bool] = []
     chunks: list[NDArray[np.float32]] = []
     chunk_tokens: list[int] = []
-    for segment in segments:
-        added: Sequence[int] = segment.tokens
-        if segment.audio is not None:
-            heard = [log_mel(chunk) for chunk in split_chunks(read(segment.audio.path, length_convention=convention))]
-            counts = [tokens_of_frames(mel.shape[1], convention) for mel in heard]
-            added = audio_tokens(counts, tokenizer)
-            chunks += [mel for mel, count in zip(heard, counts, strict=True) if count]
-            chunk_tokens += filter(None, counts)
-        tokens += added
-        in_loss += [segment.in_loss] * len(added)
-    array = np.array(tokens, np.int32)
-    is_audio = array == tokenizer.special.audio_patch
-    return Prompt(array, is_audio, np.array(in_loss, np.bool_), tuple(chunks), tuple(chunk_tokens))
+
+    def hear(part: AudioPart) -> list[int]:
+        heard = [log_mel(chunk) for chunk in split_chunks(read(part.path, length_convention=convention))]
+        counts = [tokens_of_frames(mel.shape[1], convention) for mel in heard]
+        chunks.extend(mel for mel, count in zip(heard, counts, strict=True) if count)
+        chunk_tokens.extend(filter(None, counts))
+        return counts
+
+    laid_out = lay_out(segments, hear, tokenizer)
+    is_audio = laid_out.tokens == tokenizer.special.audio_patch
+    return Prompt(laid_out.tokens, is_audio, laid_out.in_loss, tuple(chunks), tuple(chunk_tokens))
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.prompt import PromptBatch, embed_prompts, lay_out, require_fit, stack_prompts
+from stepaudio_jax.generation.prompt import PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
@@ -58,7 +58,7 @@ class Scorer:
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
         segments = render_training(view, self._tokenizer)
-        prompt = lay_out(segments, self._tokenizer, self._config.length_convention)
+        prompt = hear_prompt(segments, self._tokenizer, self._config.length_convention)
         require_fit(prompt, self._config)
         batch = stack_prompts([prompt], self._config, rows=1)
         logprobs = np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]

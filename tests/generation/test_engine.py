@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling, lay_out
+from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling, hear_prompt
 from stepaudio_jax.text import Message, TextPart, render_prompt
 from tests.generation.small_model import BYTES, CONFIG, TorchDialogue, lively_parameters, user, write_clip
 from tests.models import torch_reference
@@ -74,7 +74,7 @@ def test_audio_in_two_turns_equals_recomputing_everything_at_every_step(tmp_path
     clips = [write_clip(tmp_path / f"{seed}.wav", seconds, seed) for seed, seconds in enumerate((0.6, 0.41, 0.9, 0.9))]
     reply = Message(role="assistant", parts=(TextPart("high"),), reasoning="not shown")
     dialogues = [[user("What ", clips[0], "?"), reply, user(clips[1])], [user(clips[2])], [user(clips[3])]]
-    prompts = [lay_out(render_prompt(messages, BYTES), BYTES, CONFIG.length_convention) for messages in dialogues]
+    prompts = [hear_prompt(render_prompt(messages, BYTES), BYTES, CONFIG.length_convention) for messages in dialogues]
     engine = Engine(CONFIG, parameters, compute=FLOAT32, stop_token=NEVER, rows=3)
     *completions, other = answer(engine, prompts, [dataclasses.replace(GREEDY, max_new_tokens=12)] * 3)
     assert prompts[1].tokens.tolist() == prompts[2].tokens.tolist()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, bucket, lay_out, require_fit, stack_prompts
+from stepaudio_jax.generation.prompt import GenerationError, Prompt, bucket, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES, CONFIG, user, write_clip
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said():
 def test_a_clip_of_two_chunks_is_laid_out_chunk_by_chunk(tmp_path):
     """25 s and 10 ms: the last chunk has no audio token, only its marks, and its sound is not encoded."""
     clip = write_clip(tmp_path / "a.wav", 25.01)
-    prompt = lay_out(render_prompt([user(clip, "?")], BYTES), BYTES, "hf")
+    prompt = hear_prompt(render_prompt([user(clip, "?")], BYTES), BYTES, "hf")
     special = BYTES.special
     marks = [token for token in prompt.tokens.tolist() if token in (special.audio_start, special.audio_end)]
     assert marks == [special.audio_start, special.audio_end] * 2

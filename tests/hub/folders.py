@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from stepaudio_jax.config import AdaptorConfig, DecoderConfig, EncoderConfig, ModelConfig
 from stepaudio_jax.hub import write_random_weights
 from stepaudio_jax.text import Tokenizer
+from tests.qwen2 import qwen2_config
 
 # Square attention matrices (a lost transpose shows in the numbers only), three layers, no two other sizes alike.
 SMALL = ModelConfig(
@@ -68,19 +69,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def qwen2(*, tied: bool = False, vocab_size: int = 300) -> torch.nn.Module:
     """A random Qwen2ForCausalLM of the decoder's shape."""
-    decoder = SMALL.decoder
-    config = transformers.Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=decoder.hidden,
-        intermediate_size=decoder.ffn,
-        num_hidden_layers=decoder.layers,
-        num_attention_heads=decoder.heads,
-        num_key_value_heads=decoder.kv_heads,
-        max_position_embeddings=decoder.max_positions,
-        rms_norm_eps=decoder.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": decoder.rope_theta},
-        tie_word_embeddings=tied,
-    )
+    config = qwen2_config(SMALL.decoder, vocab_size=vocab_size, tie_word_embeddings=tied)
     return randomise(transformers.Qwen2ForCausalLM(config), seed=1)
 
 

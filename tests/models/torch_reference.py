@@ -10,6 +10,9 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import Qwen2ForCausalLM
+
+from tests.qwen2 import qwen2_config
 
 
 def to_torch(tree: Any) -> Any:
@@ -64,24 +67,7 @@ def decode(decoder: dict, embeddings: torch.Tensor, config: Any) -> torch.Tensor
 
 def qwen2(decoder: dict, config: Any) -> torch.nn.Module:
     """transformers' Qwen2ForCausalLM holding our decoder's weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            intermediate_size=config.ffn,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            max_position_embeddings=config.max_positions,
-            tie_word_embeddings=config.tied_embeddings,
-            attn_implementation="eager",
-        )
-    ).to(torch.float32)
+    model = Qwen2ForCausalLM(qwen2_config(config, attn_implementation="eager")).to(torch.float32)
     model.load_state_dict(qwen2_state(decoder, config))
     return model.eval()
 

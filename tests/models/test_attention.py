@@ -1,0 +1,111 @@
+"""Attention against its definition in float64, value and gradients, for every mask it takes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepaudio_jax.models.attention import attention
+
+ROWS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 8
+
+
+def definition(q: Any, k: Any, v: Any, visible: np.ndarray) -> np.ndarray:
+    """softmax(q k / sqrt(D)) v over visible keys, by loops, in float64: visible is [B,T,S]."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(*q.shape[:3]):
+        kv_head = n // (HEADS // KV_HEADS)
+        (seen,) = np.nonzero(visible[b, t])
+        if seen.size:
+            scores = k[b, seen, kv_head] @ q[b, t, n] / np.sqrt(HEAD_DIM)
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = weights / weights.sum() @ v[b, seen, kv_head]
+    return out
+
+
+def inputs(tokens: int, slots: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(tokens), 3)
+    shapes = (ROWS, tokens, HEADS, HEAD_DIM), (ROWS, slots, KV_HEADS, HEAD_DIM), (ROWS, slots, KV_HEADS, HEAD_DIM)
+    q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    return q, k, v
+
+
+def packed(tokens: int) -> np.ndarray:
+    """Segment ids of rows of three documents and padding, cut at other places in every row: [B,T]."""
+    cuts = np.random.default_rng(tokens).integers(1, tokens, (ROWS, 3))
+    return sum((np.arange(tokens) >= cut).astype(np.int32) for cut in np.sort(cuts).T[:, :, None]).astype(np.int32)
+
+
+# 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75.
+@pytest.mark.parametrize("tokens", [1, 64, 150, 600])
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_rows_equal_the_definition(tokens: int, causal: bool) -> None:
+    q, k, v = inputs(tokens, tokens)
+    segments = packed(tokens) if tokens > 1 else np.ones((ROWS, 1), np.int32)
+    visible = segments[:, :, None] == segments[:, None, :]
+    if causal:
+        visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
+    out = attention(q, k, v, query_segments=jnp.asarray(segments), key_segments=jnp.asarray(segments), causal=causal)
+    np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+
+
+def test_slots_of_a_cache_equal_the_definition() -> None:
+    tokens, slots = 70, 200
+    q, k, v = inputs(tokens, slots)
+    first = np.asarray([0, 130], np.int32)
+    visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
+    ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
+    out = attention(q, k, v, query_segments=ones[0], key_segments=ones[1], causal=True, first_slot=jnp.asarray(first))
+    np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_equal_those_of_the_definition(causal: bool) -> None:
+    """Against what JAX derives from the plain formula; the last segment's queries see no key at all."""
+    tokens = 150
+    q, k, v = inputs(tokens, tokens)
+    query_segments = jnp.asarray(packed(tokens))
+    key_segments = jnp.where(query_segments == 3, 9, query_segments)
+    upstream = jax.random.normal(jax.random.key(7), q.shape)
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        visible = query_segments[:, :, None] == key_segments[:, None, :]
+        if causal:
+            visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
+        k, v = (jnp.repeat(x, HEADS // KV_HEADS, axis=2) for x in (k, v))
+        scores = jnp.einsum("BTND,BSND->BNTS", q, k) / np.sqrt(HEAD_DIM)
+        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e9), axis=-1)
+        weights = jnp.where(visible.any(axis=-1)[:, None, :, None], weights, 0)
+        return jnp.einsum("BNTS,BSND->BTND", weights, v)
+
+    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention(q, k, v, query_segments=query_segments, key_segments=key_segments, causal=causal)
+
+    expected_out, expected = jax.vjp(plain, q, k, v)
+    out, gradients = jax.vjp(ours, q, k, v)
+    np.testing.assert_allclose(out, expected_out, atol=2e-6)
+    for ours_, theirs in zip(gradients(upstream), expected(upstream), strict=True):
+        np.testing.assert_allclose(ours_, theirs, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
+    q, k, v = inputs(3, 3)
+    blind = {"query_segments": jnp.full((ROWS, 3), 1), "key_segments": jnp.full((ROWS, 3), 2)}
+    out, gradient = jax.vjp(lambda q, k, v: attention(q, k, v, **blind), q, k, v)
+    assert not np.any(out)
+    assert not any(np.any(leaf) for leaf in gradient(jnp.ones_like(out)))
+
+
+def test_half_precision_keeps_scores_in_fp32() -> None:
+    """Keys that differ in the eighth bit: softmax over bf16 scores would be far off, softmax over fp32 scores is not."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(128, 128))
+    q = q * 8
+    segments = jnp.ones((ROWS, 128), jnp.int32)
+    out = attention(q, k, v, query_segments=segments, key_segments=segments)
+    visible = np.ones((ROWS, 128, 128), bool)
+    exact = definition(q, k, v, visible)
+    assert out.dtype == jnp.bfloat16
+    assert np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2)) < 0.006
