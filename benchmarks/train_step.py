@@ -17,7 +17,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from stepaudio_jax.config import ComputeConfig, Config, DataConfig, DecoderConfig, ModelConfig, SourceConfig, StageConfig
 from stepaudio_jax.data.batch import Batch
 from stepaudio_jax.models import initial_parameters
-from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.training.start import describe_stage, start_stage
 from stepaudio_jax.training.step import make_train_step
 
 ROWS, TOKENS = 4, 512
@@ -32,8 +33,9 @@ def our_step() -> tuple[Callable[[], float], int]:
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
     config = Config(run_dir="none", stages=(stage,), model=model, compute=compute)
     parameters = initial_parameters(model, jax.random.key(0), compute)
-    definition, optimizer, state = start_stage(config, 0, model, parameters)
-    step = jax.jit(make_train_step(definition, stage, optimizer), donate_argnums=0)
+    start = describe_stage(config, 0, model, make_mesh(config.mesh))
+    state = start_stage(config, 0, model, start, parameters)
+    step = jax.jit(make_train_step(start.definition, stage, start.optimizer), donate_argnums=0)
     tokens, targets = random_tokens()
     batch = Batch(
         tokens=tokens,

@@ -9,8 +9,10 @@ from stepaudio_jax.config.model import (
     LengthConvention,
     ModelConfig,
 )
+from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, Rules
 from stepaudio_jax.config.resolve import ConfigError, build, to_dict
 from stepaudio_jax.config.run import (
+    AttentionKernel,
     AugmentationConfig,
     AuxiliaryConfig,
     CheckpointConfig,
@@ -26,7 +28,9 @@ from stepaudio_jax.config.run import (
 )
 
 __all__ = [
+    "MESH_AXES",
     "AdaptorConfig",
+    "AttentionKernel",
     "AugmentationConfig",
     "AuxiliaryConfig",
     "CheckpointConfig",
@@ -40,9 +44,12 @@ __all__ = [
     "FloatDtype",
     "InitialWeights",
     "LengthConvention",
+    "MeshAxis",
+    "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Part",
+    "Rules",
     "SourceConfig",
     "StageConfig",
     "build",

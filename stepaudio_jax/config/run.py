@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
+from stepaudio_jax.config.parallel import MeshConfig, Rules
 from stepaudio_jax.config.resolve import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
+AttentionKernel = Literal["auto", "xla", "splash", "splash_interpreted"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,14 +193,17 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the whole state is saved, and how many of the saved states are kept."""
+    """When the whole state is saved, and which of the saved states are kept: those that any of the rules keeps."""
 
     every_steps: int = 500  # 0: only at the end of each stage
-    keep: int = 2
+    keep: int = 2  # the last ones
+    keep_every_steps: int = 0  # besides, every one at a multiple of so many steps; 0: none
+    keep_best: int = 0  # besides, so many of lowest held-out loss, where it was measured at the step
 
     def __post_init__(self) -> None:
-        if self.every_steps < 0:
-            raise ConfigError(f"every_steps={self.every_steps} must not be negative")
+        for name in ("every_steps", "keep_every_steps", "keep_best"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.keep <= 0:
             raise ConfigError(f"keep={self.keep} must be positive")
 
@@ -210,6 +215,9 @@ class ComputeConfig:
     dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
     remat: Literal["none", "full"] = "full"
+    attention: AttentionKernel = "auto"  # splash on TPU, else XLA; interpreted splash runs anywhere, slowly
+    rules: Rules = Rules()  # which mesh axes each logical axis is cut over
+    loss_chunks: int = 1  # parts that the tokens of a row are cut into for the loss: fewer logits at a time
     unroll: int = 1  # layers unrolled in the scan; on CPU, all of them (0) is about twice as fast
 
 
@@ -224,8 +232,10 @@ class Config:
     initial: InitialWeights = InitialWeights()
     tokenizer: str = ""  # a folder (tokenizer.json, or vocab.json and merges.txt); "bytes"; empty: initial.model's own
     compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: int = 10
+    skipped_steps_allowed: int = 20  # steps in a row whose loss or gradient is not finite; one more ends the run
 
     def __post_init__(self) -> None:
         if not self.run_dir:
@@ -236,6 +246,8 @@ class Config:
             raise ConfigError(f"seed={self.seed} must not be negative")
         if self.log_every_steps <= 0:
             raise ConfigError(f"log_every_steps={self.log_every_steps} must be positive")
+        if self.skipped_steps_allowed < 0:
+            raise ConfigError(f"skipped_steps_allowed={self.skipped_steps_allowed} must not be negative")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")

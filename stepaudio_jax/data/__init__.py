@@ -1,10 +1,10 @@
 """Data: JSONL files of dialogues -> Record -> packed, padded, static-shape Batch."""
 
-from stepaudio_jax.data.assembly import outputs_per_chunk
+from stepaudio_jax.data.assembly import abstract_batch, batch_shape, outputs_per_chunk
 from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch
 from stepaudio_jax.data.check import SourceReport, check_sources
 from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, read_jsonl, require_audio
-from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches
+from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
 from stepaudio_jax.data.preparation import BadAudioError, TooLongError
 from stepaudio_jax.data.record import Criterion, DataError, Record
 
@@ -21,9 +21,12 @@ __all__ = [
     "Record",
     "SourceReport",
     "TooLongError",
+    "abstract_batch",
+    "batch_shape",
     "batches",
     "check_sources",
     "evaluation_batches",
+    "merge_states",
     "outputs_per_chunk",
     "read_jsonl",
     "require_audio",

@@ -3,10 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
+from stepaudio_jax.audio import MEL_BINS
+from stepaudio_jax.config import AuxiliaryConfig, DataConfig
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
 from stepaudio_jax.data.example import Example
+from stepaudio_jax.data.labels import label_sizes
 
 
 def outputs_per_chunk(frames: int) -> int:
@@ -39,6 +43,49 @@ class BatchShape:
     label_attributes: int | None = None
 
 
+def batch_shape(config: DataConfig, auxiliary: AuxiliaryConfig | None, *, pad_token: int) -> BatchShape:
+    """The sizes that a configuration asks for."""
+    words, attributes = None, None
+    if auxiliary is not None and auxiliary.enabled:
+        words, attributes = label_sizes(auxiliary, outputs_per_chunk(config.frames_per_chunk))
+    return BatchShape(
+        tokens=config.tokens_per_row,
+        chunks=config.chunks_per_row,
+        frames=config.frames_per_chunk,
+        mel_bins=MEL_BINS,
+        pad_token=pad_token,
+        label_words=words,
+        label_attributes=attributes,
+    )
+
+
+def abstract_batch(rows: int, shape: BatchShape) -> Batch:
+    """The shapes and dtypes of a batch, as `jax.ShapeDtypeStruct`s."""
+
+    def array(dtype: type, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype)
+
+    tokens, chunks = shape.tokens, shape.chunks
+    labels = None
+    if shape.label_words is not None and shape.label_attributes is not None:
+        labels = AuxiliaryLabels(
+            ctc_words=array(np.int32, chunks, shape.label_words),
+            ctc_weight=array(np.float32, chunks),
+            attributes=array(np.int32, chunks, shape.label_attributes),
+        )
+    return Batch(
+        tokens=array(np.int32, tokens),
+        targets=array(np.int32, tokens),
+        loss_weights=array(np.float32, tokens),
+        positions=array(np.int32, tokens),
+        segment_ids=array(np.int32, tokens),
+        mel=array(np.float32, chunks, shape.mel_bins, shape.frames),
+        mel_lengths=array(np.int32, chunks),
+        audio_slot=array(np.int32, tokens),
+        auxiliary=labels,
+    )
+
+
 def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
     """Lays the examples of each row end to end.
 
@@ -52,31 +99,27 @@ def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
     Returns:
         A Batch of numpy arrays with B = len(rows).
     """
-    B, T, C = len(rows), shape.tokens, shape.chunks  # noqa: N806
-    tokens = np.full((B, T), shape.pad_token, np.int32)
-    targets = np.full((B, T), shape.pad_token, np.int32)
-    loss_weights = np.zeros((B, T), np.float32)
-    positions = np.zeros((B, T), np.int32)
-    segment_ids = np.zeros((B, T), np.int32)
-    audio_slot = np.full((B, T), -1, np.int32)
-    mel = np.zeros((B, C, shape.mel_bins, shape.frames), np.float32)
-    mel_lengths = np.zeros((B, C), np.int32)
-    labels = _empty_labels(B, C, shape)
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_batch(len(rows), shape))
+    batch.tokens[:] = batch.targets[:] = shape.pad_token
+    batch.audio_slot[:] = -1
+    labels = batch.auxiliary
+    if labels is not None:
+        labels.attributes[:] = -1
     outputs = outputs_per_chunk(shape.frames)
     for row, examples in enumerate(rows):
         token, chunk, segment = 0, 0, 1
         for example in examples:
             place = np.s_[row, token : token + example.tokens.size]
-            tokens[place] = example.tokens
-            targets[place] = example.targets
-            loss_weights[place] = example.loss_weights
-            positions[place] = example.positions
-            segment_ids[place] = example.segments + segment
-            audio_slot[place] = np.where(example.audio_slot < 0, -1, example.audio_slot + chunk * outputs)
+            batch.tokens[place] = example.tokens
+            batch.targets[place] = example.targets
+            batch.loss_weights[place] = example.loss_weights
+            batch.positions[place] = example.positions
+            batch.segment_ids[place] = example.segments + segment
+            batch.audio_slot[place] = np.where(example.audio_slot < 0, -1, example.audio_slot + chunk * outputs)
             for heard in example.chunks:
                 frames = heard.mel.shape[1]
-                mel[row, chunk, :, :frames] = heard.mel
-                mel_lengths[row, chunk] = frames
+                batch.mel[row, chunk, :, :frames] = heard.mel
+                batch.mel_lengths[row, chunk] = frames
                 if labels is not None and heard.labels is not None:
                     if heard.labels.words is not None:
                         labels.ctc_words[row, chunk, : len(heard.labels.words)] = heard.labels.words
@@ -85,14 +128,4 @@ def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
                 chunk += 1
             token += example.tokens.size
             segment += example.views
-    return Batch(tokens, targets, loss_weights, positions, segment_ids, mel, mel_lengths, audio_slot, labels)
-
-
-def _empty_labels(rows: int, chunks: int, shape: BatchShape) -> AuxiliaryLabels | None:
-    if shape.label_words is None or shape.label_attributes is None:
-        return None
-    return AuxiliaryLabels(
-        ctc_words=np.zeros((rows, chunks, shape.label_words), np.int32),
-        ctc_weight=np.zeros((rows, chunks), np.float32),
-        attributes=np.full((rows, chunks, shape.label_attributes), -1, np.int32),
-    )
+    return batch

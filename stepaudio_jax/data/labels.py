@@ -9,19 +9,23 @@ from stepaudio_jax.data.schema import nearest
 from stepaudio_jax.text.dialogue import AudioPart
 
 
+def label_sizes(config: AuxiliaryConfig, outputs_per_chunk: int) -> tuple[int, int]:
+    """Words that a chunk's transcript may have (half as many as adaptor outputs: six a second), and attributes of a clip."""
+    return outputs_per_chunk // 2 if config.ctc_weight > 0 else 0, len(config.attributes) if config.attribute_weight > 0 else 0
+
+
 class Labeller:
     """Turns an audio part's transcript and attributes into indices.
 
     Args:
         config: the closed word vocabulary, and the values of each attribute.
-        outputs_per_chunk: adaptor outputs of a whole chunk; a transcript may have half as many words (six a second).
+        outputs_per_chunk: adaptor outputs of a whole chunk.
     """
 
     def __init__(self, config: AuxiliaryConfig, outputs_per_chunk: int):
         self._words = {word: number for number, word in enumerate(config.ctc_words, 1)} if config.ctc_weight > 0 else None
         self._attributes = dict(config.attributes) if config.attribute_weight > 0 else {}
-        self.words = outputs_per_chunk // 2 if self._words is not None else 0
-        self.attributes = len(self._attributes)
+        self._longest = label_sizes(config, outputs_per_chunk)[0]
 
     def label(self, clip: AudioPart, outputs: tuple[int, ...]) -> tuple[ChunkLabels, ...]:
         """Labels of each chunk of a clip.
@@ -53,10 +57,10 @@ class Labeller:
             )
         # CTC needs an output for each word and a blank between two that are equal.
         needed = len(words) + sum(first == second for first, second in itertools.pairwise(words))
-        if needed > outputs[0] or len(words) > self.words:
+        if needed > outputs[0] or len(words) > self._longest:
             raise DataError(
                 f"the transcript of {clip.path} has {len(words)} words, too many for its {outputs[0]} audio tokens"
-                f" (at most {self.words} words a chunk)"
+                f" (at most {self._longest} words a chunk)"
             )
         return tuple(self._words[word] for word in words)
 

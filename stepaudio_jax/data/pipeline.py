@@ -71,13 +71,12 @@ def batches(
     *,
     seed: int,
     auxiliary: AuxiliaryConfig | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> BatchIterator:
     """Endless training batches.
 
-    The global batch is the same whatever the number of processes: process i of n computes rows [i * rows/n, (i + 1) * rows/n)
-    of it. Two iterators with the same arguments give the same batches, bit for bit.
+    The global batch is the same whatever the number of processes: each computes its own rows of it. Two iterators with the same
+    arguments give the same batches, bit for bit.
 
     Args:
         config: sources, sizes, augmentation, what to do with records that cannot be used.
@@ -85,7 +84,7 @@ def batches(
         model: the encoder's table and the length convention decide what an audio chunk becomes.
         seed: of order and augmentation.
         auxiliary: which labels of the clips the batches carry.
-        shard_index, shard_count: `jax.process_index()` and `jax.process_count()`.
+        rows: those of the global batch that this process computes (`parallel.local_rows`); all of them if None.
 
     Raises:
         DataError: a source has no file or no record; later, from the iterator, a record that cannot be used.
@@ -94,8 +93,7 @@ def batches(
     sources = tuple(JsonlSource(source) for source in config.sources)
     streams = training_streams([len(s) for s in sources], [s.weight for s in config.sources], seed=seed, rows=config.rows)
     prepare = Preparation(config, tokenizer, model, auxiliary, sources, seed=seed)
-    rows = _RowsIterator(config, sources, streams, prepare, seed=seed, shard_index=shard_index, shard_count=shard_count)
-    return BatchIterator(rows, config.prefetch_batches)
+    return BatchIterator(_RowsIterator(config, sources, streams, prepare, seed=seed, rows=rows), config.prefetch_batches)
 
 
 def evaluation_batches(
@@ -104,8 +102,7 @@ def evaluation_batches(
     model: ModelConfig,
     *,
     auxiliary: AuxiliaryConfig | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
     count: int | None = None,
 ) -> BatchIterator:
     """Every record once, in a fixed order, never augmented; the last batches are filled up with empty rows.
@@ -113,7 +110,7 @@ def evaluation_batches(
     Args:
         count: exactly so many batches, empty ones once the records are used up: several processes then agree on the number,
             which without it each process decides by its own rows. None: as many as the records fill.
-        config, tokenizer, model, auxiliary, shard_index, shard_count: as of `batches`. The sources' weights do not apply.
+        config, tokenizer, model, auxiliary, rows: as of `batches`. The sources' weights do not apply.
 
     Raises:
         DataError, ConfigError: as of `batches`; and a ConfigError where `config` augments.
@@ -123,10 +120,8 @@ def evaluation_batches(
     sources = tuple(JsonlSource(source) for source in config.sources)
     streams = evaluation_streams([len(source) for source in sources], rows=config.rows)
     prepare = Preparation(config, tokenizer, model, auxiliary, sources, seed=0)
-    rows = _RowsIterator(
-        config, sources, streams, prepare, seed=0, shard_index=shard_index, shard_count=shard_count, count=count
-    )
-    return BatchIterator(rows, config.prefetch_batches)
+    iterator = _RowsIterator(config, sources, streams, prepare, seed=0, rows=rows, count=count)
+    return BatchIterator(iterator, config.prefetch_batches)
 
 
 class _RowsIterator(grain.DatasetIterator[Batch]):
@@ -140,31 +135,25 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
         prepare: Preparation,
         *,
         seed: int,
-        shard_index: int,
-        shard_count: int,
+        rows: Sequence[int] | None,
         count: int | None = None,
     ):
         super().__init__()
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
-        if config.rows % shard_count or not 0 <= shard_index < shard_count:
-            raise ConfigError(
-                f"rows={config.rows} cannot be divided among shard_count={shard_count} processes (shard_index={shard_index});"
-                " make rows a multiple of the processes"
-            )
+        own = range(config.rows) if rows is None else rows
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
         self._identity = _identity(config, sources, seed)
         self._count = count
         self._given = 0
         self._counts: collections.Counter[str] = collections.Counter()
-        own = config.rows // shard_count
         self._packers = {
             row: RowPacker(
                 Lookahead(
                     streams[row],
                     prepare,
                     self._executor,
-                    depth=max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // own)),
+                    depth=max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // len(own))),
                 ),
                 tokens=config.tokens_per_row,
                 chunks=config.chunks_per_row,
@@ -172,7 +161,7 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
                 on_record=self._note,
                 patience=max(100, sum(len(source) for source in sources)),
             )
-            for row in range(shard_index * own, (shard_index + 1) * own)
+            for row in own
         }
 
     def __next__(self) -> Batch:
@@ -205,7 +194,8 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
                 " or the number of processes has changed"
             )
         self._given = state["given"]
-        self._counts = collections.Counter(state["counts"])
+        # The sums of all processes go on in one of them.
+        self._counts = collections.Counter(state["counts"] if 0 in self._packers else {})
         for row, packer in self._packers.items():
             packer.set_state(state["rows"][str(row)])
 
@@ -220,6 +210,17 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
         else:
             self._counts["records"] += 1
             self._counts[f"records/{self._names[record.visit.source]}"] += 1
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One state from those of every process of a run: any number of processes can resume from it."""
+    counts: collections.Counter[str] = collections.Counter()
+    rows: dict[str, Any] = {}
+    for state in states:
+        if not rows.keys() & state["rows"].keys():  # processes that hold the same rows count the same records
+            counts.update(state["counts"])
+        rows |= state["rows"]
+    return {**states[0], "counts": dict(counts), "rows": rows}
 
 
 def _identity(config: DataConfig, sources: Sequence[JsonlSource], seed: int) -> dict[str, Any]:

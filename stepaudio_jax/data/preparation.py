@@ -18,7 +18,7 @@ from stepaudio_jax.audio import (
     tokens_of_frames,
 )
 from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, ConfigError, DataConfig, ModelConfig
-from stepaudio_jax.data.assembly import BatchShape, outputs_per_chunk
+from stepaudio_jax.data.assembly import batch_shape, outputs_per_chunk
 from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
 from stepaudio_jax.data.example import Chunk, Example
 from stepaudio_jax.data.jsonl import JsonlSource
@@ -86,15 +86,7 @@ class Preparation:
         self._labeller = Labeller(auxiliary, outputs) if auxiliary is not None and auxiliary.enabled else None
         self._sources = sources
         self._seed = seed
-        self.shape = BatchShape(
-            tokens=config.tokens_per_row,
-            chunks=config.chunks_per_row,
-            frames=config.frames_per_chunk,
-            mel_bins=MEL_BINS,
-            pad_token=tokenizer.special.pad,
-            label_words=self._labeller.words if self._labeller else None,
-            label_attributes=self._labeller.attributes if self._labeller else None,
-        )
+        self.shape = batch_shape(config, auxiliary, pad_token=tokenizer.special.pad)
 
     def __call__(self, visit: Visit) -> Prepared:
         """Reads a record and prepares it.

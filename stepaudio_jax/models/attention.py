@@ -1,8 +1,16 @@
-"""Attention: one door, behind which the kernel for the platform is chosen."""
+"""Attention: one door, behind which the kernel for the platform is chosen, on one device or cut over a mesh."""
+
+import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
+from stepaudio_jax.config import AttentionKernel, ComputeConfig, ConfigError
+from stepaudio_jax.models.attention_splash import attention_splash, kernel_specs, pad_tokens, padded_length, splash_kernel
 from stepaudio_jax.models.attention_xla import attention_xla
+from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
 
 
 def attention(
@@ -12,23 +20,127 @@ def attention(
     *,
     query_segments: jax.Array,
     key_segments: jax.Array,
+    compute: ComputeConfig,
+    letters: str = "BTND",
     causal: bool = False,
     first_slot: jax.Array | None = None,
 ) -> jax.Array:
     """Grouped-query softmax attention within segments.
 
     A query sees a key when both have the same segment id and, where causal, when the key's slot is not later than its own.
-    A query that sees no key gets zeros.
+    What a query that sees no key gets is finite and means nothing.
+
+    On a mesh, rows and heads stay where the rules put them; where tokens are cut, each device holds its queries and gathers the
+    keys and values of the whole row.
 
     Args:
         query: [B,T,N,D].
         key, value: [B,S,K,D]; N is a multiple of K, and query head n reads key head n // (N // K).
         query_segments: [B,T] i32. key_segments: [B,S] i32.
+        compute: which kernel, and the rules.
+        letters: of the query's dimensions, which the rules place; keys lie like it, but for their slots.
         causal: hide later slots. Within a segment, slots are in the order of positions.
         first_slot: [B] i32, the slot of a row's first query, its others following; None for 0 in every row, which lets causal
-            blocks skip the keys behind them.
+            blocks skip the keys behind them. Keys are then those of a cache, and the kernel is XLA's: the others need to know
+            when they are compiled what a query sees.
 
     Returns:
         [B,T,N,D] in value's dtype; scores and softmax are computed in fp32.
+
+    Raises:
+        ConfigError: the kernel asked for does not exist on this platform, or the mesh cuts heads unevenly.
     """
-    return attention_xla(query, key, value, query_segments, key_segments, first_slot, causal)
+    kernel = "xla" if first_slot is not None else choose_kernel(compute.attention)
+    mesh = mesh_in_use()
+    if mesh is None:
+        if kernel == "xla":
+            return attention_xla(query, key, value, query_segments, key_segments, first_slot, causal)
+        return _splash(query, key, value, query_segments, key_segments, causal, kernel, PartitionSpec(None, None), None)
+    query_spec = activation_spec(letters, compute.rules)
+    rows, tokens, over_heads, _ = query_spec
+    key, value = (_repeat_heads(x, query.shape[2], _size(mesh, over_heads)) for x in (key, value))
+    key_spec = PartitionSpec(rows, None, over_heads, None)
+    specs = (query_spec, key_spec, key_spec, PartitionSpec(rows, tokens), PartitionSpec(rows, None))
+    operands = (query, key, value, query_segments, key_segments)
+    if kernel != "xla":
+        return _splash(*operands, causal, kernel, PartitionSpec(over_heads, tokens), specs)
+
+    def local(
+        query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array, first: Any
+    ) -> jax.Array:
+        if tokens is not None and _size(mesh, tokens) > 1:
+            shard = jax.lax.axis_index(tokens) * query.shape[1]
+            first = jnp.full(query.shape[0], shard) if first is None else first + shard
+        return attention_xla(query, key, value, query_segments, key_segments, first, causal)
+
+    first_spec = None if first_slot is None else PartitionSpec(rows)
+    return jax.shard_map(local, in_specs=(*specs, first_spec), out_specs=query_spec, check_vma=False)(*operands, first_slot)
+
+
+def choose_kernel(asked: AttentionKernel) -> AttentionKernel:
+    """The kernel for this platform, or the one asked for.
+
+    Raises:
+        ConfigError: it does not run here.
+    """
+    platform = jax.default_backend()
+    if asked == "auto":
+        return "splash" if platform == "tpu" else "xla"
+    return asked
+
+
+def _splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    causal: bool,
+    kernel: AttentionKernel,
+    cut: PartitionSpec,
+    specs: tuple[PartitionSpec, ...] | None,
+) -> jax.Array:
+    """Splash attention of padded inputs; `cut` is that of [heads, queries], `specs` those of the operands on a mesh."""
+    mesh = mesh_in_use()
+    head_shards, token_shards = (_size(mesh, axes) for axes in cut)
+    tokens = query.shape[1]
+    length, slots = padded_length(tokens, token_shards), padded_length(key.shape[1])
+    table = splash_kernel(
+        query.shape[2],
+        length,
+        slots,
+        causal=causal,
+        head_shards=head_shards,
+        token_shards=token_shards,
+        interpret=kernel == "splash_interpreted",
+    )
+    operands = (
+        pad_tokens(query, length),
+        pad_tokens(key, slots),
+        pad_tokens(value, slots),
+        pad_tokens(query_segments, length, segments=True),
+        pad_tokens(key_segments, slots, segments=True),
+    )
+    if specs is None:
+        return attention_splash(table, *operands)[:, :tokens]
+    in_specs = (kernel_specs(table, NamedSharding(mesh, cut)), *specs)
+    cut_over_mesh = jax.shard_map(attention_splash, in_specs=in_specs, out_specs=specs[0], check_vma=False)
+    return cut_over_mesh(table, *operands)[:, :tokens]
+
+
+def _size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
+    """Devices along an entry of a PartitionSpec."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _repeat_heads(x: jax.Array, query_heads: int, parts: int) -> jax.Array:
+    """Repeats each key head [B,S,K,D] as often as it takes to cut them over as many devices as the query heads."""
+    kv_heads = x.shape[2]
+    times = parts // math.gcd(kv_heads, parts)
+    if query_heads % parts or query_heads % (kv_heads * times):
+        raise ConfigError(
+            f"{query_heads} query heads over {kv_heads} key heads cannot be cut over {parts} devices; lower mesh.tensor, or "
+            "leave rules.heads and rules.kv_heads empty"
+        )
+    return x if times == 1 else jnp.repeat(x, times, axis=2)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
 from stepaudio_jax.models.attention import attention
+from stepaudio_jax.models.constraints import constrain
 from stepaudio_jax.models.layers import Projection, RMSNorm, normal, parameter
 from stepaudio_jax.models.rotary import rotary_angles, rotate
 from stepaudio_jax.models.stack import scan_layers
@@ -37,8 +38,9 @@ class KVCache:
 class DecoderAttention(nnx.Module):
     """Causal grouped-query attention with rotary positions; q, k, v have biases, the output has none."""
 
-    def __init__(self, config: DecoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         layers = config.layers
+        self.compute = compute
         sizes = {"H": config.hidden, "N": config.heads, "K": config.kv_heads, "D": config.head_dim}
         options: dict[str, Any] = {"sizes": sizes, "stack": layers, "param_dtype": param_dtype, "rngs": rngs}
         self.query = Projection("BTH,HND->BTND", use_bias=True, **options)
@@ -54,9 +56,10 @@ class DecoderAttention(nnx.Module):
         angles: tuple[jax.Array, jax.Array],
         cache: KVCache | None,
     ) -> tuple[jax.Array, KVCache | None]:
-        query = rotate(self.query(x), angles)
-        key = rotate(self.key(x), angles)
-        value = self.value(x)
+        rules = self.compute.rules
+        query = constrain(rotate(self.query(x), angles), "BTND", rules)
+        key = constrain(rotate(self.key(x), angles), "BTKD", rules)
+        value = constrain(self.value(x), "BTKD", rules)
         if cache is None:
             out = attention(
                 query,
@@ -64,6 +67,7 @@ class DecoderAttention(nnx.Module):
                 value,
                 query_segments=segment_ids,
                 key_segments=segment_ids,
+                compute=self.compute,
                 causal=True,
             )
             return self.output(out), None
@@ -75,6 +79,7 @@ class DecoderAttention(nnx.Module):
             cache.values.astype(x.dtype),
             query_segments=jnp.ones_like(positions),
             key_segments=jnp.ones((rows, slots), jnp.int32),
+            compute=self.compute,
             causal=True,
             first_slot=positions[:, 0],
         )
@@ -84,12 +89,13 @@ class DecoderAttention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm block: attention, then a SwiGLU MLP (Shazeer 2020)."""
 
-    def __init__(self, config: DecoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         stack: dict[str, Any] = {"stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
+        self.compute = compute
         self.attention_norm = RMSNorm(config.hidden, eps=config.norm_eps, **stack)
-        self.attention = DecoderAttention(config, param_dtype=param_dtype, rngs=rngs)
+        self.attention = DecoderAttention(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
         self.mlp_norm = RMSNorm(config.hidden, eps=config.norm_eps, **stack)
-        self.mlp = GatedMLP(config, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = GatedMLP(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -101,14 +107,16 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         attended, cache = self.attention(self.attention_norm(x), positions, segment_ids, angles, cache)
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x = x + self.mlp(self.mlp_norm(x))
+        return constrain(x, "BTH", self.compute.rules), cache
 
 
 class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         sizes = {"H": config.hidden, "F": config.ffn}
+        self.compute = compute
         options: dict[str, Any] = {
             "sizes": sizes,
             "use_bias": False,
@@ -121,7 +129,7 @@ class GatedMLP(nnx.Module):
         self.down = Projection("BTF,FH->BTH", init_scale=1 / math.sqrt(2 * config.layers), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "BTF", self.compute.rules))
 
 
 class Decoder(nnx.Module):
@@ -132,7 +140,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.compute = compute
         self.embedding = parameter(rngs, "VH", sizes, normal(0.02), param_dtype)
-        self.layers = DecoderLayer(config, param_dtype=param_dtype, rngs=rngs)
+        self.layers = DecoderLayer(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
         self.norm = RMSNorm(config.hidden, eps=config.norm_eps, param_dtype=param_dtype, rngs=rngs)
         self.head = (
             None
@@ -142,7 +150,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B,T] i32 -> embeddings [B,T,H] in the compute dtype."""
-        return self.embedding[...].astype(self.compute.dtype)[tokens]
+        return constrain(self.embedding[...].astype(self.compute.dtype)[tokens], "BTH", self.compute.rules)
 
     def __call__(
         self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
@@ -163,10 +171,14 @@ class Decoder(nnx.Module):
         hidden, cache = scan_layers(self.layers, apply, embeddings, cache, remat=self.compute.remat, unroll=self.compute.unroll)
         return self.norm(hidden), cache
 
+    def head_kernel(self) -> jax.Array:
+        """The language-model head [H,V], in the dtype of the parameters."""
+        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., T, H] -> logits [..., T, V] in fp32."""
-        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jnp.einsum("...TH,HV->...TV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel = self.head_kernel().astype(hidden.dtype)
+        return jnp.einsum("...TH,HV->...TV", hidden, kernel, preferred_element_type=jnp.float32)
 
 
 def _write(slots: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:

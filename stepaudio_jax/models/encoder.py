@@ -14,6 +14,7 @@ from flax import nnx
 
 from stepaudio_jax.config import ComputeConfig, EncoderConfig, LengthConvention
 from stepaudio_jax.models.attention import attention
+from stepaudio_jax.models.constraints import constrain
 from stepaudio_jax.models.layers import Conv, LayerNorm, Projection, normal, parameter
 from stepaudio_jax.models.stack import scan_layers
 
@@ -21,13 +22,14 @@ from stepaudio_jax.models.stack import scan_layers
 class EncoderAttention(nnx.Module):
     """Bidirectional attention; query, value and output have biases, the key has none."""
 
-    def __init__(self, config: EncoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
-        sizes = {"H": config.hidden, "N": config.heads, "D": config.head_dim}
+    def __init__(self, config: EncoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.compute = compute
+        sizes = {"H": config.hidden, "A": config.heads, "D": config.head_dim}
         options: dict[str, Any] = {"sizes": sizes, "stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = Projection("BTH,HND->BTND", use_bias=True, **options)
-        self.key = Projection("BTH,HND->BTND", use_bias=False, **options)
-        self.value = Projection("BTH,HND->BTND", use_bias=True, **options)
-        self.output = Projection("BTND,NDH->BTH", use_bias=True, **options)
+        self.query = Projection("BTH,HAD->BTAD", use_bias=True, **options)
+        self.key = Projection("BTH,HAD->BTAD", use_bias=False, **options)
+        self.value = Projection("BTH,HAD->BTAD", use_bias=True, **options)
+        self.output = Projection("BTAD,ADH->BTH", use_bias=True, **options)
 
     def __call__(self, x: jax.Array, key_segments: jax.Array) -> jax.Array:
         out = attention(
@@ -36,6 +38,8 @@ class EncoderAttention(nnx.Module):
             self.value(x),
             query_segments=jnp.ones_like(key_segments),  # queries are not masked
             key_segments=key_segments,
+            compute=self.compute,
+            letters="BSAD",  # frames are not cut: a chunk is short, and chunks are many
         )
         return self.output(out)
 
@@ -62,16 +66,17 @@ class EncoderMLP(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Pre-norm block."""
 
-    def __init__(self, config: EncoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         stack: dict[str, Any] = {"stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
+        self.compute = compute
         self.attention_norm = LayerNorm(config.hidden, eps=config.norm_eps, **stack)
-        self.attention = EncoderAttention(config, param_dtype=param_dtype, rngs=rngs)
+        self.attention = EncoderAttention(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
         self.mlp_norm = LayerNorm(config.hidden, eps=config.norm_eps, **stack)
         self.mlp = EncoderMLP(config, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, key_segments: jax.Array) -> jax.Array:
         x = x + self.attention(self.attention_norm(x), key_segments)
-        return x + self.mlp(self.mlp_norm(x))
+        return constrain(x + self.mlp(self.mlp_norm(x)), "BSH", self.compute.rules)
 
 
 class Encoder(nnx.Module):
@@ -93,7 +98,7 @@ class Encoder(nnx.Module):
         self.conv1 = Conv(config.mel_bins, config.hidden, stride=1, letters="WMH", **common)
         self.conv2 = Conv(config.hidden, config.hidden, stride=2, letters="WIO", **common)
         self.positions = parameter(rngs, "PH", {"P": config.positions, "H": config.hidden}, normal(0.02), param_dtype)
-        self.layers = EncoderLayer(config, **common)
+        self.layers = EncoderLayer(config, compute=compute, **common)
         self.norm = LayerNorm(config.hidden, eps=config.norm_eps, **common)
 
     def __call__(self, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:

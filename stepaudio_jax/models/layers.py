@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from stepaudio_jax.models.constraints import mesh_in_use
+
 # What each dimension letter of a parameter means; rules map these names to mesh axes.
 LOGICAL_AXES: Mapping[str, str] = {
     "L": "layers",
     "V": "vocab",
     "H": "embed",
     "N": "heads",
+    "A": "encoder_heads",
     "K": "kv_heads",
     "D": "head_dim",
     "F": "ffn",
@@ -118,6 +121,8 @@ def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient
     operands, out = einsum.split("->")
     left, right = operands.split(",")
     d_inputs = jnp.einsum(f"{out},{right}->{left}", gradient, kernel)
+    if mesh_in_use() is not None:  # laying tokens end to end would gather those cut over a mesh
+        return d_inputs, jnp.einsum(f"{left},{out}->{right}", inputs, gradient)
     batch = sum(letter in out for letter in left)
     rows = math.prod(inputs.shape[:batch])
     d_kernel = jnp.einsum("TI,TO->IO", inputs.reshape(rows, -1), gradient.reshape(rows, -1))

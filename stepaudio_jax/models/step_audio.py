@@ -108,12 +108,13 @@ def logical_axes(config: ModelConfig) -> Parameters:
     return parameter_metadata(nnx.merge(*abstract_model(config)), "axes")
 
 
-def initial_parameters(config: ModelConfig, key: jax.Array, compute: ComputeConfig | None = None) -> Parameters:
-    """Freshly initialised parameters as nested dicts of arrays."""
+def initial_parameters(
+    config: ModelConfig, key: jax.Array, compute: ComputeConfig | None = None, *, shardings: Parameters | None = None
+) -> Parameters:
+    """Freshly initialised parameters as nested dicts of arrays, the same whatever their shardings (None: the first device)."""
 
-    @jax.jit
     def initialise(key: jax.Array) -> Parameters:
         model = StepAudio(config, compute=compute, rngs=nnx.Rngs(params=key))
         return nnx.to_pure_dict(nnx.split(model)[1])
 
-    return initialise(key)
+    return jax.jit(initialise, out_shardings=shardings)(key)

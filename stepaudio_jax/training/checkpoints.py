@@ -1,15 +1,22 @@
-"""Checkpoints of a run: state and data position together, one folder a stage, the last few kept (Orbax)."""
+"""Checkpoints of a run: state and data position together, one folder a stage, written while training goes on (Orbax)."""
 
+import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from stepaudio_jax.config import CheckpointConfig
+from stepaudio_jax.hub import CheckpointError
 from stepaudio_jax.training.run_folder import CHECKPOINTS
 from stepaudio_jax.training.step import TrainState
 
 STATE, DATA = "state", "data"
+HELD_OUT_LOSS = "evaluation/loss"
+
+logger = logging.getLogger(__name__)
 
 
 class StageCheckpoints:
@@ -18,11 +25,16 @@ class StageCheckpoints:
     A checkpoint becomes visible when it is complete; one that was being written when the process died is cleaned away.
     """
 
-    def __init__(self, run_dir: pathlib.Path, index: int, stage: str, keep: int):
-        self._checkpointer = ocp.training.Checkpointer(
-            _folder(run_dir, index, stage).absolute(),
+    def __init__(self, run_dir: pathlib.Path, index: int, stage: str, config: CheckpointConfig):
+        self._folder = _folder(run_dir, index, stage).absolute()
+        self._policy = _preservation(config)
+        self._checkpointer = self._open()
+
+    def _open(self) -> Any:
+        return ocp.training.Checkpointer(
+            self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=self._policy,
             cleanup_tmp_directories=True,
         )
 
@@ -32,22 +44,58 @@ class StageCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Saves `state` and the data iterator's state under the state's step."""
+    def save(self, state: TrainState, data_state: dict[str, Any], figures: dict[str, float]) -> None:
+        """Starts to save `state` and the data iterator's state under the state's step.
+
+        Returns when the arrays are copied; what is still being written is waited for by the next save or `close`, which raise
+        what went wrong with it.
+
+        Args:
+            state: of the step.
+            data_state: of the iterator, JSON-ready.
+            figures: of the step; by the held-out loss among them the best checkpoints are kept.
+        """
         step = int(state.step)
-        if step != self.latest_step:
-            self._checkpointer.save_checkpointables(step, {STATE: _as_dict(state), DATA: data_state})
+        if step == self.latest_step:
+            return
+        metrics = {HELD_OUT_LOSS: figures[HELD_OUT_LOSS]} if HELD_OUT_LOSS in figures else None
+        self._checkpointer.save_checkpointables_async(step, {STATE: _as_dict(state), DATA: data_state}, metrics=metrics)
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, its arrays in the shapes, dtypes and shardings of `abstract_state`."""
+        """The newest checkpoint that can be read, its arrays in the shapes, dtypes and shardings of `abstract_state`.
+
+        One that is damaged is set aside, with a warning, and the one before it is taken.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+        problems = []
+        while (step := self.latest_step) is not None:
+            try:
+                return self._load(step, abstract_state)
+            except (ValueError, OSError, KeyError) as error:  # what Orbax and TensorStore raise for what is damaged
+                problems.append(f"{self._folder / str(step)}: {str(error).splitlines()[0]}")
+                logger.warning("damaged checkpoint set aside: %s", problems[-1])
+                self._set_aside(step)
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(problems)}")
+
+    def _load(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         loaded = self._checkpointer.load_checkpointables(
-            self.latest_step, abstract_checkpointables={STATE: _as_dict(abstract_state), DATA: None}
+            step, abstract_checkpointables={STATE: _as_dict(abstract_state), DATA: None}
         )
         state = loaded[STATE]
         # The optimizer's state is a tree of optax's named tuples; on disk it is plain containers of the same leaves.
         optimizer = jax.tree.unflatten(jax.tree.structure(abstract_state.optimizer), jax.tree.leaves(state["optimizer"]))
-        restored = TrainState(step=state["step"], trainable=state["trainable"], frozen=state["frozen"], optimizer=optimizer)
-        return restored, loaded[DATA]
+        return TrainState(**{**state, "optimizer": optimizer}), loaded[DATA]
+
+    def _set_aside(self, step: int) -> None:
+        self._checkpointer.close()
+        if jax.process_index() == 0:
+            aside = self._folder.with_name(f"{self._folder.name}.damaged")
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            aside.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside / str(step))
+        self._checkpointer = self._open()
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -60,9 +108,24 @@ def has_checkpoint(run_dir: pathlib.Path, index: int, stage: str) -> bool:
     return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
+def _preservation(config: CheckpointConfig) -> Any:
+    policies = ocp.training.preservation_policies
+    kept = [policies.LatestN(config.keep)]
+    if config.keep_every_steps:
+        kept.append(policies.EveryNSteps(config.keep_every_steps))
+    if config.keep_best:
+        best = policies.BestN(get_metric_fn=_badness, n=config.keep_best, keep_checkpoints_without_metrics=False, reverse=True)
+        kept.append(best)
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _badness(metrics: dict[str, float]) -> float:
+    return metrics[HELD_OUT_LOSS]
+
+
 def _folder(run_dir: pathlib.Path, index: int, stage: str) -> pathlib.Path:
     return run_dir / CHECKPOINTS / f"{index}_{stage}"
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "trainable": state.trainable, "frozen": state.frozen, "optimizer": state.optimizer}
+    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}

@@ -3,10 +3,12 @@
 import pathlib
 
 import jax
+from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, ModelConfig, Part
-from stepaudio_jax.models import Parameters, initial_parameters
+from stepaudio_jax.models import Parameters, abstract_parameters, initial_parameters, logical_axes
+from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.text import Tokenizer
 
 
@@ -28,19 +30,27 @@ def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
     return model, tokenizer
 
 
-def initial_weights(config: Config, model: ModelConfig) -> Parameters:
-    """Reads or draws the weights that `config.initial` asks for, in fp32: what a stage freezes, it casts itself.
+def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> Parameters:
+    """Reads or draws the weights that `config.initial` asks for, each device its own part, in fp32.
+
+    What no stage trains is read in `compute.dtype`.
 
     Parts that no folder gives are drawn from `config.seed`: all of them for a run from nothing, the adaptor where encoder and
     decoder come from folders of their own.
 
     Raises:
         CheckpointError: a folder is incomplete.
+        ShardingError: the rules cannot place a parameter on the mesh.
     """
+    shardings = parameter_shardings(logical_axes(model), abstract_parameters(model), config.compute.rules, mesh)
+    trained = {part for stage in config.stages for part in stage.trainable}
     sources = _sources(config)
-    parameters: Parameters = hub.read_parameters(sources, config=model, dtype="float32") if sources else {}
-    if len(parameters) < len(("encoder", "adaptor", "decoder")):
-        fresh = initial_parameters(model, jax.random.key(config.seed), config.compute)
+    parameters: Parameters = {}
+    if sources:
+        dtypes: dict[Part, str] = {part: "float32" if part in trained else config.compute.dtype for part in sources}
+        parameters = hub.read_parameters(sources, config=model, dtype=dtypes, shardings=shardings)
+    if len(parameters) < len(shardings):
+        fresh = initial_parameters(model, jax.random.key(config.seed), config.compute, shardings=shardings)
         parameters = {**fresh, **parameters}
     return parameters
 

@@ -5,19 +5,23 @@ import itertools
 import pathlib
 
 import jax
+from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
-from stepaudio_jax.data import DataError, batches, check_sources, evaluation_batches
+from stepaudio_jax.data import DataError, batches, check_sources, evaluation_batches, merge_states
 from stepaudio_jax.models import Parameters
+from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
+from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.initial import initial_model, initial_weights
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
-from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.start import describe_stage, start_stage
 from stepaudio_jax.training.step import HEADS, EvaluationStep, make_evaluation_step, make_train_step
+from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
 
 def train(config: Config) -> pathlib.Path:
@@ -33,7 +37,8 @@ def train(config: Config) -> pathlib.Path:
         ConfigError: the run folder holds a run of another configuration, or settings contradict each other.
         DataError: the data cannot be used. What the first look at it shows, and every ConfigError and CheckpointError, comes
             before anything is written.
-        CheckpointError: the weights to start from cannot be read.
+        CheckpointError: the weights to start from, or every checkpoint, cannot be read.
+        InterruptedRunError, DivergedError: see `run_stage`.
     """
     require_same_run(config)
     model_dir = pathlib.Path(config.run_dir) / MODEL
@@ -44,13 +49,19 @@ def train(config: Config) -> pathlib.Path:
         check_sources(stage.data, tokenizer, model, auxiliary=stage.auxiliary)
         if stage.evaluation.enabled:
             check_sources(stage.evaluation.data, tokenizer, model)
-    parameters = initial_weights(config, model)
-    run_dir = claim_run_folder(config)
-    for index in range(len(config.stages)):
-        if any(has_checkpoint(run_dir, later, config.stages[later].name) for later in range(index + 1, len(config.stages))):
-            continue  # a later stage's checkpoint holds everything that this stage left
-        parameters = run_stage(config, index, model, tokenizer, parameters, run_dir)
-    hub.save_checkpoint(model_dir, parameters, model, tokenizer, source=f"trained in {run_dir}")
+    mesh = make_mesh(config.mesh)
+    require_whole_rows(config, mesh)
+    run_dir = pathlib.Path(config.run_dir)
+    saved = [has_checkpoint(run_dir, index, stage.name) for index, stage in enumerate(config.stages)]
+    stop = StopSignal()
+    with jax.set_mesh(mesh), stop.listening():
+        parameters = {} if any(saved) else initial_weights(config, model, mesh)
+        claim_run_folder(config)
+        for index in range(len(config.stages)):
+            if any(saved[index + 1 :]):
+                continue  # a later stage's checkpoint holds everything that this stage left
+            parameters = run_stage(config, index, model, tokenizer, parameters, mesh, stop)
+        hub.save_checkpoint(model_dir, parameters, model, tokenizer, source=f"trained in {run_dir}")
     return model_dir
 
 
@@ -60,54 +71,88 @@ def run_stage(
     model: ModelConfig,
     tokenizer: Tokenizer,
     parameters: Parameters,
-    run_dir: pathlib.Path,
+    mesh: Mesh,
+    stop: StopSignal,
 ) -> Parameters:
-    """Trains stage `index` from `parameters`, or from its newest checkpoint, to its last step; returns its parameters."""
-    stage = config.stages[index]
-    definition, optimizer, state = start_stage(config, index, model, parameters)
-    data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index)
-    checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint.keep)
+    """Trains stage `index` from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
+
+    Raises:
+        InterruptedRunError: SIGTERM came; everything is saved.
+        DivergedError: too many steps in a row were not finite; the diagnosis is saved.
+    """
+    stage, run_dir = config.stages[index], pathlib.Path(config.run_dir)
+    start = describe_stage(config, index, model, mesh)
+    place, place_held_out = (BatchPlacement(data, config.compute.rules, mesh) for data in (stage.data, stage.evaluation.data))
+    data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index, rows=place.rows)
+    checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
     with contextlib.closing(data), contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
-            state, data_state = checkpoints.restore(state)
+            state, data_state = checkpoints.restore(start.abstract)
             data.set_state(data_state)
-        done = int(state.step)
-        train_step = jax.jit(make_train_step(definition, stage, optimizer), donate_argnums=0)
-        evaluation_step = jax.jit(make_evaluation_step(definition))
+        else:
+            state = start_stage(config, index, model, start, parameters)
+        parameters.clear()  # the state holds them now; what of them it does not need is freed
+        done, earlier = int(state.step), sum(stage.steps for stage in config.stages[:index])
+        train_step = jax.jit(
+            make_train_step(start.definition, stage, start.optimizer),
+            donate_argnums=0,
+            out_shardings=(start.shardings, replicated(mesh)),
+        )
+        evaluation_step = jax.jit(make_evaluation_step(start.definition))
         meter = Meter()
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), progress_bar(stage.name, stage.steps, done) as bar:
             for step in range(done + 1, stage.steps + 1):
                 with meter.waiting_for_data():
-                    batch = next(data)
+                    batch = place(next(data))
                 state, metrics = train_step(state, batch)
                 meter.add(metrics)
                 bar.update()
-                last = step == stage.steps
+                stopping = stop.received(earlier + step)
+                last = stopping or step == stage.steps
                 figures: dict[str, float] = {}
                 if last or step % config.log_every_steps == 0:
                     figures |= meter.figures() | data.counts
                     bar.set_postfix(bar_figures(figures))
-                if stage.evaluation.enabled and (last or _is_due(step, stage.evaluation.every_steps)):
+                    if int(state.skipped_in_row) > config.skipped_steps_allowed:
+                        writer.write(step, figures)
+                        found = write_diagnosis(run_dir, stage.name, step, meter.history, batch, data.get_state())
+                        raise DivergedError(
+                            f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
+                            f"{int(state.skipped_in_row)} steps; see {found}"
+                        )
+                if stage.evaluation.enabled and (step == stage.steps or _is_due(step, stage.evaluation.every_steps)):
                     with meter.paused():
                         trained = {**state.trainable, **state.frozen}
-                        figures |= evaluate(evaluation_step, trained, stage, tokenizer, model)
+                        figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
+                if last or _is_due(step, config.checkpoint.every_steps):
+                    with meter.saving():
+                        checkpoints.save(state, merge_states(gather_json(data.get_state())), figures)
                 if figures:
                     writer.write(step, figures)
-                if last or _is_due(step, config.checkpoint.every_steps):
-                    with meter.paused():
-                        checkpoints.save(state, data.get_state())
+                if stopping and step < stage.steps:
+                    raise InterruptedRunError(
+                        f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
+                    )
     return {name: value for name, value in {**state.trainable, **state.frozen}.items() if name != HEADS}
 
 
 def evaluate(
-    evaluation_step: EvaluationStep, parameters: Parameters, stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig
+    evaluation_step: EvaluationStep,
+    parameters: Parameters,
+    stage: StageConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    place: BatchPlacement,
 ) -> dict[str, float]:
     """Mean loss and token accuracy over the first `evaluation.batches` batches of the stage's held-out data."""
     totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "learnt_tokens": 0.0}
-    with contextlib.closing(evaluation_batches(stage.evaluation.data, tokenizer, model)) as data:
+    held_out = evaluation_batches(
+        stage.evaluation.data, tokenizer, model, rows=place.rows, count=stage.evaluation.batches if place.shared else None
+    )
+    with contextlib.closing(held_out) as data:
         for batch in itertools.islice(data, stage.evaluation.batches):
-            for name, value in evaluation_step(parameters, batch).items():
+            for name, value in evaluation_step(parameters, place(batch)).items():
                 totals[name] += float(value)
     if totals["learnt_tokens"] == 0:
         paths = ", ".join(source.path for source in stage.evaluation.data.sources)

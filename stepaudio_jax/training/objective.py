@@ -14,6 +14,7 @@ from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.batch import Batch
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads, auxiliary_sums, auxiliary_weights
+from stepaudio_jax.training.cross_entropy import next_token_sums
 
 NEXT_TOKEN = "next_token"
 
@@ -46,17 +47,16 @@ def term_sums(
             sums |= auxiliary_sums(heads, features, outputs, batch, model.config.length_convention)
     embeddings = model.embed(batch.tokens, audio, batch.audio_slot)
     hidden, _ = model.decode(embeddings, batch.positions, batch.segment_ids)
-    logits = model.logits(hidden)
-    losses = token_losses(logits, batch.targets)
-    correct = (jnp.argmax(logits, axis=-1) == batch.targets) * batch.loss_weights
-    sums[NEXT_TOKEN] = jnp.sum(losses * batch.loss_weights)
-    return sums, {"correct_tokens": jnp.sum(correct)}
-
-
-def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target]: logits [B,T,V] fp32, targets [B,T] i32 -> [B,T] fp32."""
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    compute = model.decoder.compute
+    sums[NEXT_TOKEN], correct = next_token_sums(
+        hidden,
+        model.decoder.head_kernel(),
+        batch.targets,
+        batch.loss_weights,
+        chunks=compute.loss_chunks,
+        rules=compute.rules,
+    )
+    return sums, {"correct_tokens": correct}
 
 
 def combine(

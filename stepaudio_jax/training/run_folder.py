@@ -9,8 +9,8 @@ from stepaudio_jax.config import Config, ConfigError, to_dict
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
 
-# These change what is kept and shown, not what is computed, so a continued run may differ in them.
-_FREE_TO_CHANGE = ("checkpoint", "log_every_steps")
+# These change what is kept and shown, and where it is computed, not what is computed: a continued run may differ in them.
+_FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "skipped_steps_allowed")
 
 
 def require_same_run(config: Config) -> None:

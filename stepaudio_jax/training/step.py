@@ -30,6 +30,7 @@ class TrainState:
     """
 
     step: jax.Array  # i32, steps done in this stage
+    skipped_in_row: jax.Array  # i32, of them the last ones that changed nothing, since something was not finite
     trainable: Parameters
     frozen: Parameters
     optimizer: Any
@@ -53,8 +54,10 @@ def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: 
     """The step of a stage, not yet jitted.
 
     The batch is cut into `gradient_accumulation` micro-batches by rows; their gradients add up to those of the whole batch.
-    Metrics are scalars: the loss, the mean of each of its terms, token_accuracy, gradient_norm, and the batch's tokens,
-    learnt_tokens and audio_seconds.
+    A step whose loss or gradient is not finite changes nothing but the counts of steps.
+
+    Metrics are scalars: the loss, the mean of each of its terms, token_accuracy, gradient_norm, skipped_steps (0 or 1), and the
+    batch's tokens, learnt_tokens and audio_seconds.
     """
 
     def loss(trainable: Parameters, frozen: Parameters, batch: Batch, weights: Metrics) -> tuple[jax.Array, Metrics]:
@@ -80,15 +83,28 @@ def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: 
             shapes = jax.eval_shape(gradient, state.trainable, state.frozen, first, weights)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
             (gradients, metrics), _ = jax.lax.scan(micro_step, zeros, parts)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
+
+        def unless_skipped(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+
         metrics |= {
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": norm,
+            "skipped_steps": 1.0 - finite,
             "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
             "learnt_tokens": weights[NEXT_TOKEN],
             "audio_seconds": jnp.sum(batch.mel_lengths) / 100,
         }
-        new_state = TrainState(step=state.step + 1, trainable=trainable, frozen=state.frozen, optimizer=optimizer_state)
+        new_state = TrainState(
+            step=state.step + 1,
+            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+            trainable=unless_skipped(trainable, state.trainable),
+            frozen=state.frozen,
+            optimizer=unless_skipped(optimizer_state, state.optimizer),
+        )
         return new_state, metrics
 
     return train_step
@@ -106,5 +122,5 @@ def make_evaluation_step(definition: ModelDefinition) -> EvaluationStep:
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:
-    """[B, ...] -> [parts, B / parts, ...] in every leaf."""
-    return jax.tree.map(lambda x: jnp.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:])), batch)
+    """[B, ...] -> [parts, B / parts, ...] in every leaf, rows dealt in turn: each device's rows are cut where they lie."""
+    return jax.tree.map(lambda x: jnp.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:])).swapaxes(0, 1), batch)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import AugmentationConfig, ConfigError, SourceConfig
-from stepaudio_jax.data import Batch, DataError, batches, evaluation_batches
+from stepaudio_jax.data import Batch, DataError, batches, evaluation_batches, merge_states
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_clip, write_records, write_spoken, write_written
 
 
@@ -89,9 +89,8 @@ def test_resuming_in_the_middle_of_a_records_examples(tmp_path):
 def test_the_global_batch_is_the_same_for_any_number_of_processes(corpus, shards):
     config = settings(*corpus)
     alone = take(batches(config, TOKENIZER, MODEL, seed=2), 6)
-    parts = [
-        take(batches(config, TOKENIZER, MODEL, seed=2, shard_index=shard, shard_count=shards), 6) for shard in range(shards)
-    ]
+    held = [range(shard * config.rows // shards, (shard + 1) * config.rows // shards) for shard in range(shards)]
+    parts = [take(batches(config, TOKENIZER, MODEL, seed=2, rows=rows), 6) for rows in held]
     for step, whole in enumerate(alone):
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(part[step] for part in parts))
         assert same(joined, whole)
@@ -101,20 +100,33 @@ def test_processes_share_out_the_records(corpus):
     """In evaluation, where each record comes once: no record on two processes, and none left out."""
     seen = [
         collections.Counter(
-            reply
-            for batch in evaluation_batches(settings(corpus[1]), TOKENIZER, MODEL, shard_index=shard, shard_count=2)
-            for reply in replies(batch)
+            reply for batch in evaluation_batches(settings(corpus[1]), TOKENIZER, MODEL, rows=rows) for reply in replies(batch)
         )
-        for shard in range(2)
+        for rows in ((0, 1), (2, 3))
     ]
     assert not seen[0] & seen[1]
     assert seen[0] + seen[1] == collections.Counter(f"reply {number}" for number in range(40))
 
 
-def test_rows_must_divide_among_processes(corpus):
-    for shard_index, shard_count in ((0, 3), (2, 2), (-1, 2)):
-        with pytest.raises(ConfigError, match=f"shard_count={shard_count}"):
-            batches(settings(*corpus), TOKENIZER, MODEL, seed=0, shard_index=shard_index, shard_count=shard_count)
+def test_any_number_of_processes_goes_on_from_the_merged_state(corpus):
+    config = settings(*corpus)
+    alone = batches(config, TOKENIZER, MODEL, seed=2)
+    take(alone, 3)
+    parts = [batches(config, TOKENIZER, MODEL, seed=2, rows=rows) for rows in ((0, 1), (2, 3))]
+    for part in parts:
+        take(part, 3)
+    merged = merge_states([part.get_state() for part in parts])
+    assert merged["counts"] == alone.counts
+    resumed = batches(config, TOKENIZER, MODEL, seed=2)
+    resumed.set_state(merged)
+    again = [batches(config, TOKENIZER, MODEL, seed=2, rows=(row,)) for row in range(4)]
+    for iterator in again:
+        iterator.set_state(merged)
+    expected = take(alone, 3)
+    assert all(map(same, expected, take(resumed, 3)))
+    for step, batch in enumerate(zip(*(take(iterator, 3) for iterator in again), strict=True)):
+        assert same(jax.tree.map(lambda *rows: np.concatenate(rows), *batch), expected[step])
+    assert sum((collections.Counter(iterator.counts) for iterator in again), collections.Counter()) == resumed.counts
 
 
 def test_sources_are_mixed_by_weight_in_the_batches(corpus):
@@ -183,7 +195,7 @@ def test_a_state_of_other_data_is_refused(corpus, tmp_path):
     ):
         with pytest.raises(DataError, match=f"cannot resume: the data's {key}"):
             resume(config, seed)
-    half = batches(settings(spoken, written), TOKENIZER, MODEL, seed=0, shard_index=0, shard_count=2).get_state()
+    half = batches(settings(spoken, written), TOKENIZER, MODEL, seed=0, rows=(0, 1)).get_state()
     with pytest.raises(DataError, match=r"not \[2, 3\]"):
         batches(settings(spoken, written), TOKENIZER, MODEL, seed=0).set_state(half)
 

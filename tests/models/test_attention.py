@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.models.attention import attention
 
+XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
+KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
 ROWS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 8
 
 
@@ -42,13 +45,15 @@ def packed(tokens: int) -> np.ndarray:
 # 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75.
 @pytest.mark.parametrize("tokens", [1, 64, 150, 600])
 @pytest.mark.parametrize("causal", [True, False])
-def test_packed_rows_equal_the_definition(tokens: int, causal: bool) -> None:
+@KERNELS
+def test_packed_rows_equal_the_definition(tokens: int, causal: bool, compute: ComputeConfig) -> None:
     q, k, v = inputs(tokens, tokens)
     segments = packed(tokens) if tokens > 1 else np.ones((ROWS, 1), np.int32)
     visible = segments[:, :, None] == segments[:, None, :]
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
-    out = attention(q, k, v, query_segments=jnp.asarray(segments), key_segments=jnp.asarray(segments), causal=causal)
+    ids = jnp.asarray(segments)
+    out = attention(q, k, v, query_segments=ids, key_segments=ids, compute=compute, causal=causal)
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
@@ -58,17 +63,19 @@ def test_slots_of_a_cache_equal_the_definition() -> None:
     first = np.asarray([0, 130], np.int32)
     visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
     ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
-    out = attention(q, k, v, query_segments=ones[0], key_segments=ones[1], causal=True, first_slot=jnp.asarray(first))
+    slot = jnp.asarray(first)
+    out = attention(q, k, v, query_segments=ones[0], key_segments=ones[1], compute=XLA, causal=True, first_slot=slot)
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_gradients_equal_those_of_the_definition(causal: bool) -> None:
-    """Against what JAX derives from the plain formula; the last segment's queries see no key at all."""
+@KERNELS
+def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeConfig) -> None:
+    """Against what JAX derives from the plain formula; with XLA's, the last segment's queries see no key at all."""
     tokens = 150
     q, k, v = inputs(tokens, tokens)
     query_segments = jnp.asarray(packed(tokens))
-    key_segments = jnp.where(query_segments == 3, 9, query_segments)
+    key_segments = jnp.where(query_segments == 3, 9, query_segments) if compute == XLA else query_segments
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -82,7 +89,8 @@ def test_gradients_equal_those_of_the_definition(causal: bool) -> None:
         return jnp.einsum("BNTS,BSND->BTND", weights, v)
 
     def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return attention(q, k, v, query_segments=query_segments, key_segments=key_segments, causal=causal)
+        ids = {"query_segments": query_segments, "key_segments": key_segments}
+        return attention(q, k, v, **ids, compute=compute, causal=causal)
 
     expected_out, expected = jax.vjp(plain, q, k, v)
     out, gradients = jax.vjp(ours, q, k, v)
@@ -93,18 +101,19 @@ def test_gradients_equal_those_of_the_definition(causal: bool) -> None:
 
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
     q, k, v = inputs(3, 3)
-    blind = {"query_segments": jnp.full((ROWS, 3), 1), "key_segments": jnp.full((ROWS, 3), 2)}
-    out, gradient = jax.vjp(lambda q, k, v: attention(q, k, v, **blind), q, k, v)
+    ids = {"query_segments": jnp.full((ROWS, 3), 1), "key_segments": jnp.full((ROWS, 3), 2)}
+    out, gradient = jax.vjp(lambda q, k, v: attention(q, k, v, **ids, compute=XLA), q, k, v)
     assert not np.any(out)
     assert not any(np.any(leaf) for leaf in gradient(jnp.ones_like(out)))
 
 
-def test_half_precision_keeps_scores_in_fp32() -> None:
+@KERNELS
+def test_half_precision_keeps_scores_in_fp32(compute: ComputeConfig) -> None:
     """Keys that differ in the eighth bit: softmax over bf16 scores would be far off, softmax over fp32 scores is not."""
     q, k, v = (x.astype(jnp.bfloat16) for x in inputs(128, 128))
     q = q * 8
     segments = jnp.ones((ROWS, 128), jnp.int32)
-    out = attention(q, k, v, query_segments=segments, key_segments=segments)
+    out = attention(q, k, v, query_segments=segments, key_segments=segments, compute=compute)
     visible = np.ones((ROWS, 128, 128), bool)
     exact = definition(q, k, v, visible)
     assert out.dtype == jnp.bfloat16

@@ -11,9 +11,9 @@ import pytest
 from stepaudio_jax.config import AuxiliaryConfig, Config, build
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
-from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import TrainState
 from tests.models.random_model import SMALL
+from tests.training.stages import begin
 
 AUXILIARY = AuxiliaryConfig(attribute_weight=0.5, attributes={"rate": ("a", "b"), "gender": ("f", "m")})
 # As the data iterator gives it: nested, with empty lists and names that are no identifiers.
@@ -43,7 +43,7 @@ def started(optimizer):
     config = dataclasses.replace(build(Config, values), model=SMALL)
     rng = np.random.default_rng(4)
     weights = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract_parameters(SMALL))
-    _, transformation, state = start_stage(config, 0, SMALL, weights)
+    _, transformation, state = begin(config, 0, SMALL, weights)
 
     @jax.jit
     def update(state, gradients):

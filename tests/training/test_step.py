@@ -10,11 +10,11 @@ import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, build
 from stepaudio_jax.training.objective import combine, term_sums, term_weights
-from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import HEADS, make_evaluation_step, make_train_step
 from tests.models import torch_reference
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
+from tests.training.stages import begin
 
 AUXILIARY = AuxiliaryConfig(
     ctc_weight=0.3,
@@ -98,7 +98,7 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
     for accumulation in (1, 4):
         stage = {"gradient_accumulation": accumulation, "trainable": ("encoder", "adaptor", "decoder")}
         config = run_config(**stage, **({"auxiliary": AUXILIARY} if auxiliary else {}))
-        definition, optimizer, state = start_stage(config, 0, SMALL, parameters)
+        definition, optimizer, state = begin(config, 0, SMALL, parameters)
         results.append(jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch))
     (whole, whole_metrics), *others = results
     expected = {"loss", "loss/next_token"} | ({"loss/ctc", "loss/attributes"} if auxiliary else set())
@@ -113,7 +113,7 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
 
 def test_only_trainable_parts_change_and_have_optimizer_state(parameters):
     config = run_config(trainable=("adaptor",), optimizer={"learning_rate": 0.01, "decay": "constant"})
-    definition, optimizer, state = start_stage(config, 0, SMALL, parameters)
+    definition, optimizer, state = begin(config, 0, SMALL, parameters)
     assert state.trainable.keys() == {"adaptor"}
     adaptor_size = sum(leaf.size for leaf in jax.tree.leaves(parameters["adaptor"]))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
@@ -129,7 +129,7 @@ def test_only_trainable_parts_change_and_have_optimizer_state(parameters):
 
 def test_frozen_parts_are_kept_in_the_compute_dtype(parameters):
     config = dataclasses.replace(run_config(trainable=("decoder",)), compute=ComputeConfig(dtype="bfloat16"))
-    _, _, state = start_stage(config, 0, SMALL, parameters)
+    _, _, state = begin(config, 0, SMALL, parameters)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
 
@@ -142,7 +142,7 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
         optimizer={"name": optimizer, "learning_rate": 0.01, "muon_learning_rate": 0.02, "decay": "constant"},
         auxiliary=AUXILIARY,
     )
-    definition, transformation, state = start_stage(config, 0, SMALL, parameters)
+    definition, transformation, state = begin(config, 0, SMALL, parameters)
     step = jax.jit(make_train_step(definition, config.stages[0], transformation))
     batch = random_batch(auxiliary=True)
     losses = []
@@ -156,7 +156,7 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
 
 def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(parameters):
     config = run_config(optimizer={"name": "muon", "decay": "constant", "clip_norm": 0.0, "weight_decay": 0.0})
-    definition, optimizer, state = start_stage(config, 0, SMALL, parameters)
+    definition, optimizer, state = begin(config, 0, SMALL, parameters)
     after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, random_batch())
     change = jax.tree.map(lambda a, b: np.asarray(a - b), after.trainable, state.trainable)
     query = change["decoder"]["layers"]["attention"]["query"]["kernel"]
@@ -170,7 +170,7 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(parameters):
 def test_weight_decay_touches_matrices_only(parameters):
     settings = {"learning_rate": 0.1, "weight_decay": 0.5, "decay": "constant"}
     config = run_config(optimizer=settings)
-    definition, optimizer, state = start_stage(config, 0, SMALL, parameters)
+    definition, optimizer, state = begin(config, 0, SMALL, parameters)
     batch = random_batch()
     batch.loss_weights[:] = 0  # no gradient: what moves is decayed
     after, metrics = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch)
@@ -185,7 +185,7 @@ def test_weight_decay_touches_matrices_only(parameters):
 
 def test_evaluation_counts_equal_a_direct_computation(parameters):
     config = run_config()
-    definition, _, _ = start_stage(config, 0, SMALL, parameters)
+    definition, _, _ = begin(config, 0, SMALL, parameters)
     batch = random_batch()
     sums = jax.jit(make_evaluation_step(definition))(parameters, batch)
     model = model_with(parameters, SMALL)

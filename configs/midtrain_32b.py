@@ -1,0 +1,56 @@
+"""Audio-centric mid-training, then cold-start SFT, of a 32 B model in one run, for a v5p pod slice of 256 chips (`v5p:4x8x8`).
+
+The decoder is Qwen2.5-32B, the encoder Qwen2-Audio's, the adaptor fresh: the first stage teaches it alone.
+
+python -m launch.train --config=configs/midtrain_32b.py --config.initial.decoder=DIR --config.initial.encoder=DIR
+"""
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    StageConfig,
+)
+
+
+def get_config() -> Config:
+    shape = {"rows": 256, "tokens_per_row": 8192, "chunks_per_row": 6}
+    mixture = (
+        SourceConfig(path="data/midtrain/speech/*.jsonl", weight=4.0),
+        SourceConfig(path="data/midtrain/sound/*.jsonl", weight=2.0),
+        SourceConfig(path="data/midtrain/text/*.jsonl", weight=4.0),
+    )
+    dialogues = (SourceConfig(path="data/sft/audio/*.jsonl"), SourceConfig(path="data/sft/text/*.jsonl"))
+    return Config(
+        run_dir="runs/midtrain_32b",
+        model=ModelConfig.presets()["r1_32b"],
+        stages=(
+            StageConfig(
+                name="adaptor",
+                steps=2000,
+                data=DataConfig(sources=mixture[:2], **shape),
+                trainable=("adaptor",),
+                optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200),
+            ),
+            StageConfig(
+                name="midtrain",
+                steps=20000,
+                data=DataConfig(sources=mixture, **shape),
+                optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=500),
+            ),
+            StageConfig(
+                name="sft",
+                steps=2000,
+                data=DataConfig(sources=dialogues, **shape),
+                optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100),
+            ),
+        ),
+        compute=ComputeConfig(remat="full", loss_chunks=8),
+        mesh=MeshConfig(fsdp=-1),
+        checkpoint=CheckpointConfig(every_steps=500),
+    )

@@ -1,0 +1,27 @@
+"""The text decoder of the 32 B model alone, one sequence of 4 096 tokens a chip: what other trainers publish plans for.
+
+python -m launch.plan --config=configs/plan_text_32b.py --topology=v5p:4x4x4
+"""
+
+import dataclasses
+
+from stepaudio_jax.config import ComputeConfig, Config, DataConfig, ModelConfig, OptimizerConfig, SourceConfig, StageConfig
+
+
+def get_config() -> Config:
+    released = ModelConfig.presets()["r1_32b"]
+    decoder = dataclasses.replace(released.decoder, vocab_size=152064)  # Qwen2.5-32B's own
+    return Config(
+        run_dir="runs/plan_text_32b",
+        model=dataclasses.replace(released, decoder=decoder),
+        stages=(
+            StageConfig(
+                name="text",
+                steps=1000,
+                data=DataConfig(sources=(SourceConfig(path="data/text.jsonl"),), rows=1, tokens_per_row=4096, chunks_per_row=0),
+                trainable=("decoder",),
+                optimizer=OptimizerConfig(learning_rate=1e-5),
+            ),
+        ),
+        compute=ComputeConfig(remat="full", loss_chunks=8),
+    )

@@ -1,0 +1,38 @@
+"""Cold-start SFT of Step-Audio-R1.5 (32 B), encoder frozen, for a v5p pod slice of 64 chips (`v5p:4x4x4`, `v5p-128`).
+
+python -m launch.plan  --config=configs/sft_32b.py --topology=v5p:4x4x4
+python -m launch.train --config=configs/sft_32b.py --config.initial.model=DIR --config.stages.sft.data.sources.0.path=FILE
+"""
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    StageConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        run_dir="runs/sft_32b",
+        model=ModelConfig.presets()["r1_32b"],
+        stages=(
+            StageConfig(
+                name="sft",
+                steps=2000,
+                # One row of 4 096 tokens a chip, with up to 75 s of sound.
+                data=DataConfig(
+                    sources=(SourceConfig(path="data/dialogues.jsonl"),), rows=64, tokens_per_row=4096, chunks_per_row=3
+                ),
+                optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100),
+            ),
+        ),
+        compute=ComputeConfig(remat="full", loss_chunks=8),
+        mesh=MeshConfig(fsdp=-1),
+        checkpoint=CheckpointConfig(every_steps=200),
+    )

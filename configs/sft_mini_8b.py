@@ -1,0 +1,36 @@
+"""Cold-start SFT of Step-Audio-2-mini (8 B), encoder frozen, for a v5e pod slice of 64 chips (`v5e:8x8`, `v5litepod-64`).
+
+python -m launch.train --config=configs/sft_mini_8b.py --config.initial.model=DIR --config.stages.sft.data.sources.0.path=FILE
+"""
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    StageConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        run_dir="runs/sft_mini_8b",
+        model=ModelConfig.presets()["mini_8b"],
+        stages=(
+            StageConfig(
+                name="sft",
+                steps=2000,
+                data=DataConfig(
+                    sources=(SourceConfig(path="data/dialogues.jsonl"),), rows=64, tokens_per_row=4096, chunks_per_row=3
+                ),
+                optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100),
+            ),
+        ),
+        compute=ComputeConfig(remat="full", loss_chunks=8),
+        mesh=MeshConfig(fsdp=-1),
+        checkpoint=CheckpointConfig(every_steps=200),
+    )

@@ -1,0 +1,46 @@
+"""Says whether a job fits a TPU slice and how fast it can be: `python -m launch.plan --config=FILE --topology=v5p:4x4x4`."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+from launch.errors import reported
+from stepaudio_jax.config import ConfigError, load_config
+
+DOES_NOT_FIT = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Compiles the train step for the topology, prints the plan; returns 0 if it fits, 1 if not."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Any setting can be changed: --config.key=value, as in launch.train."
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--topology", required=True, help="v5p:4x4x4 or v5p-128")
+    parser.add_argument("--slices", type=int, default=1, help="so many slices of that shape")
+    parser.add_argument("--stage", default="0", help="name or number of the stage that is planned")
+    parser.add_argument("--json", type=pathlib.Path, help="write the plan to this file too")
+    settings = tuple(argument for argument in arguments if argument.startswith("--config."))
+    options = parser.parse_args([argument for argument in arguments if argument not in settings])
+    with reported():
+        overrides = []
+        for setting in settings:
+            key, equals, value = setting.removeprefix("--config.").partition("=")
+            if not equals:
+                raise ConfigError(f"cannot read {setting!r}: write --config.key=value")
+            overrides.append((key, value))
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPUs that are planned for are not here
+        from stepaudio_jax.planning import as_text, parse_topology, plan_job
+
+        config = load_config(options.config, [*overrides, ("mesh.slices", str(options.slices))])
+        plan = plan_job(config, options.stage, parse_topology(options.topology, options.slices))
+        if options.json is not None:
+            options.json.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
+        print(as_text(plan))
+    return 0 if plan.fits else DOES_NOT_FIT
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A batch on the mesh: which of its rows a process prepares, and how they become global arrays."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from stepaudio_jax.config import Config, ConfigError, DataConfig, Rules
+from stepaudio_jax.parallel.shardings import batch_sharding
+
+
+class BatchPlacement:
+    """Puts the batches of one DataConfig on a mesh.
+
+    Attributes:
+        rows: of the global batch, those that this process's devices hold and that it therefore prepares, in order.
+        shared: whether other processes hold others.
+    """
+
+    def __init__(self, data: DataConfig, rules: Rules, mesh: Mesh):
+        self._sharding = batch_sharding(rules, mesh)
+        self._count = data.rows
+        held: set[int] = set()
+        for (index,) in self._sharding.addressable_devices_indices_map((data.rows,)).values():
+            held.update(range(*index.indices(data.rows)))
+        self.rows = tuple(sorted(held))
+        self.shared = len(self.rows) < data.rows
+        self._position = {row: position for position, row in enumerate(self.rows)}
+
+    def __call__(self, batch: Any) -> Any:
+        """Global arrays [B, ...] from a tree of host arrays [len(rows), ...]."""
+        return jax.tree.map(self._place, batch)
+
+    def _place(self, array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = range(*index[0].indices(self._count))
+            return array[self._position[wanted[0]] : self._position[wanted[-1]] + 1]
+
+        return jax.make_array_from_callback((self._count, *array.shape[1:]), self._sharding, part)
+
+
+def require_whole_rows(config: Config, mesh: Mesh) -> None:
+    """Checks that the mesh cuts the rows of every (micro-)batch evenly.
+
+    Raises:
+        ConfigError: naming the stage and the numbers.
+    """
+    axes = config.compute.rules.batch
+    parts = int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
+    for stage in config.stages:
+        sizes = {"data.rows": (stage.data.rows, stage.gradient_accumulation)}
+        if stage.evaluation.enabled:
+            sizes["evaluation.data.rows"] = (stage.evaluation.data.rows, 1)
+        for name, (rows, micro_batches) in sizes.items():
+            if rows % (parts * micro_batches):
+                over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+                each = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
+                raise ConfigError(
+                    f"stage {stage.name!r}: {name}={rows}{each} cannot be cut over {over}; make it a multiple of "
+                    f"{parts * micro_batches}"
+                )

@@ -1,0 +1,144 @@
+"""The plan of a stage on a topology: what fits, and what bounds its speed."""
+
+import dataclasses
+from typing import Any
+
+from stepaudio_jax.config import Config
+from stepaudio_jax.planning.collectives import collective_bytes
+from stepaudio_jax.planning.program import compile_step, compiler_version, topology_devices
+from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.training import step_flops
+
+# What the runtime keeps of a chip's memory for itself.
+_RESERVED_BYTES = 300 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One stage on one topology; bytes are of one chip, unless they say otherwise.
+
+    Attributes:
+        topology, chips: where.
+        mesh: devices along each axis.
+        stage: its name.
+        fits: whether the peak lies within the chip's memory.
+        memory_bytes_per_chip: what a program may use of it.
+        peak_bytes_per_chip: arguments and temporaries, and outputs that do not take an argument's place.
+        argument_bytes_per_chip: the state and the batch; of it parameter_bytes_per_chip and optimizer_bytes_per_chip.
+        temporary_bytes_per_chip: activations, gathered parameters, gradients.
+        code_bytes_per_chip: the program.
+        flops_per_step: of the whole job, by formula (see `training.flops`).
+        tokens_per_step: of the whole job, padding included.
+        collective_bytes_per_chip: kind of collective -> bytes sent in a step.
+        compute_seconds, interconnect_seconds: of a step, each at the chip's peak.
+        roofline_step_seconds: the larger of both; no step is faster.
+        mfu_bound: compute_seconds / roofline_step_seconds.
+        compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
+        settings: overrides of the configuration that this plan is for, as `key=value`.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    stage: str
+    fits: bool
+    memory_bytes_per_chip: int
+    peak_bytes_per_chip: int
+    argument_bytes_per_chip: int
+    parameter_bytes_per_chip: int
+    optimizer_bytes_per_chip: int
+    temporary_bytes_per_chip: int
+    code_bytes_per_chip: int
+    flops_per_step: float
+    tokens_per_step: int
+    collective_bytes_per_chip: dict[str, float]
+    compute_seconds: float
+    interconnect_seconds: float
+    roofline_step_seconds: float
+    mfu_bound: float
+    compile_seconds: float
+    compiler_version: str
+    settings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple[str, ...] = ()) -> Plan:
+    """Compiles stage `index` for a topology and reads the program.
+
+    Raises:
+        ConfigError, ShardingError: the settings contradict the topology, or there is no compiler for it.
+    """
+    version = compiler_version()
+    devices = topology_devices(topology)
+    step = compile_step(config, index, devices)
+    memory = step.compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    available = topology.chip.memory_bytes - _RESERVED_BYTES
+    flops = step_flops(config.model, config.stages[index])
+    sent = collective_bytes(step.compiled.as_text())
+    compute = flops / (topology.chips * topology.chip.flops)
+    interconnect = sum(sent.values()) / topology.chip.interconnect_bandwidth
+    roofline = max(compute, interconnect)
+    data = config.stages[index].data
+    return Plan(
+        topology=topology.name,
+        chips=topology.chips,
+        mesh=dict(config.mesh.sizes(topology.chips)),
+        stage=config.stages[index].name,
+        fits=peak <= available,
+        memory_bytes_per_chip=available,
+        peak_bytes_per_chip=peak,
+        argument_bytes_per_chip=memory.argument_size_in_bytes,
+        parameter_bytes_per_chip=step.parameter_bytes,
+        optimizer_bytes_per_chip=step.optimizer_bytes,
+        temporary_bytes_per_chip=memory.temp_size_in_bytes,
+        code_bytes_per_chip=memory.generated_code_size_in_bytes,
+        flops_per_step=flops,
+        tokens_per_step=data.rows * data.tokens_per_row,
+        collective_bytes_per_chip=sent,
+        compute_seconds=compute,
+        interconnect_seconds=interconnect,
+        roofline_step_seconds=roofline,
+        mfu_bound=compute / roofline,
+        compile_seconds=step.compile_seconds,
+        compiler_version=version,
+        settings=settings,
+    )
+
+
+def as_text(plan: Plan) -> str:
+    """The plan as a page of text; bytes in 10^9."""
+
+    def size(count: float) -> str:
+        return f"{count / 1e9:8.2f} GB"
+
+    mesh = " x ".join(f"{axis} {devices}" for axis, devices in plan.mesh.items() if devices > 1) or "1 chip"
+    spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+    lines = [
+        f"stage {plan.stage} on {plan.topology}: {plan.chips} chips, mesh {mesh}",
+        f"compiled by {plan.compiler_version} in {plan.compile_seconds:.0f} s",
+        "",
+        "memory of a chip",
+        f"  parameters          {size(plan.parameter_bytes_per_chip)}",
+        f"  optimizer           {size(plan.optimizer_bytes_per_chip)}",
+        f"  all arguments       {size(plan.argument_bytes_per_chip)}",
+        f"  temporaries         {size(plan.temporary_bytes_per_chip)}",
+        f"  peak                {size(plan.peak_bytes_per_chip)}",
+        f"  available           {size(plan.memory_bytes_per_chip)}",
+        f"  program             {size(plan.code_bytes_per_chip)}",
+        "",
+        f"a step of {plan.tokens_per_step} tokens",
+        f"  {plan.flops_per_step / 1e15:.2f} PFLOP: {plan.compute_seconds:.3f} s at the chips' peak",
+        *(f"  {kind:20s}{size(sent)} sent by a chip" for kind, sent in sorted(plan.collective_bytes_per_chip.items())),
+        f"  interconnect: {plan.interconnect_seconds:.3f} s at its peak",
+        f"  no faster than {plan.roofline_step_seconds:.3f} s, MFU at most {100 * plan.mfu_bound:.0f} %",
+        "",
+        f"it fits, {size(spare).strip()} to spare" if plan.fits else f"it does NOT fit: {size(-spare).strip()} too much",
+    ]
+    if plan.settings:
+        lines.append("with " + " ".join(f"--config.{setting}" for setting in plan.settings))
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""A stage's real train step, compiled for chips that are not here."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from stepaudio_jax.config import Config, ConfigError
+from stepaudio_jax.data import abstract_batch, batch_shape
+from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.training import describe_stage, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A compiled train step.
+
+    Attributes:
+        compiled: JAX's compiled program.
+        parameter_bytes, optimizer_bytes: of a chip's part of the arguments.
+        compile_seconds: wall-clock time of tracing, lowering and compiling.
+    """
+
+    compiled: Any
+    parameter_bytes: int
+    optimizer_bytes: int
+    compile_seconds: float
+
+
+def topology_devices(topology: Topology) -> Sequence[Any]:
+    """The chips of a topology as compile-only devices.
+
+    Raises:
+        ConfigError: there is no TPU compiler here, or it does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    name = f"{topology.kind}:{'x'.join(map(str, topology.shape))}"
+    options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    try:
+        with _compiler_settings():
+            return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ConfigError(f"topology {topology.name}: {str(error).splitlines()[0]}") from None
+
+
+def compiler_version() -> str:
+    """The version of the TPU compiler that is installed."""
+    import importlib.metadata
+
+    try:
+        return f"libtpu {importlib.metadata.version('libtpu')}"
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError('there is no TPU compiler here; install it with pip install "stepaudio-jax[tpu]"') from None
+
+
+def compile_step(config: Config, index: int, devices: Sequence[Any]) -> CompiledStep:
+    """Compiles the train step of stage `index` for those devices; nothing is allocated.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices, or the batch the mesh.
+        ShardingError: the rules cannot place a parameter.
+    """
+    compute = config.compute
+    if compute.attention == "auto":  # what "auto" is on a TPU; here it would be the kernel of this machine
+        compute = dataclasses.replace(compute, attention="splash")
+    config = dataclasses.replace(config, compute=compute)
+    stage = config.stages[index]
+    mesh = make_mesh(config.mesh, devices)
+    require_whole_rows(config, mesh)
+    started = time.perf_counter()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # a mesh of chips that are not here holds no array
+        start = describe_stage(config, index, config.model, mesh)
+        rows = batch_sharding(compute.rules, mesh)
+        shape = batch_shape(stage.data, stage.auxiliary, pad_token=0)
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), abstract_batch(stage.data.rows, shape)
+        )
+        step = jax.jit(
+            make_train_step(start.definition, stage, start.optimizer),
+            donate_argnums=0,
+            out_shardings=(start.shardings, replicated(mesh)),
+        )
+        compiled = step.trace(start.abstract, batch).lower(lowering_platforms=("tpu",)).compile()
+    return CompiledStep(
+        compiled,
+        parameter_bytes=shard_bytes((start.abstract.trainable, start.abstract.frozen)),
+        optimizer_bytes=shard_bytes(start.abstract.optimizer),
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one device's part of a tree of shapes with shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        size = leaf.dtype.itemsize
+        for dimension in leaf.sharding.shard_shape(leaf.shape):
+            size *= dimension
+        total += size
+    return total
+
+
+@contextlib.contextmanager
+def _compiler_settings() -> Iterator[None]:
+    """Lets the TPU compiler start where there is no TPU: it must not ask the machine which one it has."""
+    settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,71 @@
+"""Settings that make a job fit a topology, where its own do not."""
+
+import math
+from collections.abc import Iterator
+
+from stepaudio_jax.config import Config, ConfigError, override
+from stepaudio_jax.planning.plan import Plan, make_plan
+from stepaudio_jax.planning.topology import Topology
+
+_MOST_COMPILATIONS = 3
+
+
+def plan_job(config: Config, stage: str, topology: Topology) -> Plan:
+    """The plan of a stage with its own settings, or with the fewest changes that make it fit.
+
+    Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. If none fits, the plan of the
+    smallest is returned, and says by how much it does not.
+
+    Args:
+        config: of the run; its mesh is for the topology.
+        stage: a stage's name or number.
+        topology: where.
+
+    Raises:
+        ConfigError, ShardingError: as of `make_plan`.
+    """
+    index = _stage_index(config, stage)
+    best: Plan | None = None
+    for compiled, settings in enumerate(_candidates(config, index, topology)):
+        plan = make_plan(_changed(config, settings), index, topology, settings=settings)
+        if best is None or plan.peak_bytes_per_chip < best.peak_bytes_per_chip:
+            best = plan
+        state_too_large = plan.argument_bytes_per_chip > plan.memory_bytes_per_chip
+        if plan.fits or state_too_large or compiled + 1 == _MOST_COMPILATIONS:
+            break
+    assert best is not None
+    return best
+
+
+def _candidates(config: Config, index: int, topology: Topology) -> Iterator[tuple[str, ...]]:
+    """Overrides to try, the fewest changes first."""
+    data, accumulation = config.stages[index].data, config.stages[index].gradient_accumulation
+    key = f"stages.{index}"
+    sizes = config.mesh.sizes(topology.chips)
+    parts = math.prod(sizes[axis] for axis in config.compute.rules.batch)
+    rows = math.ceil(data.rows / parts) * parts
+    whole: tuple[str, ...] = () if rows == data.rows else (f"{key}.data.rows={rows}",)
+    evaluation = config.stages[index].evaluation
+    if evaluation.enabled and evaluation.data.rows % parts:
+        whole += (f"{key}.evaluation.data.rows={math.ceil(evaluation.data.rows / parts) * parts}",)
+    smallest = (*whole, f"{key}.gradient_accumulation={rows // parts}")  # one row a chip in each micro-batch
+    yield whole if rows % (parts * accumulation) == 0 else (*whole, f"{key}.gradient_accumulation=1")
+    if rows // parts > accumulation:
+        yield smallest
+    if config.stages[index].optimizer.moment_dtype != "bfloat16":
+        yield (*smallest, f"{key}.optimizer.moment_dtype=bfloat16")
+
+
+def _changed(config: Config, settings: tuple[str, ...]) -> Config:
+    for setting in settings:
+        config = override(config, *setting.split("=", 1))
+    return config
+
+
+def _stage_index(config: Config, stage: str) -> int:
+    names = [candidate.name for candidate in config.stages]
+    if stage in names:
+        return names.index(stage)
+    if stage.isdigit() and int(stage) < len(names):
+        return int(stage)
+    raise ConfigError(f"stage={stage!r} is none of {', '.join(names)}")

@@ -1,0 +1,71 @@
+"""Floating-point operations of a training step, by formula.
+
+Counted is what the mathematics needs: two operations for a multiplication and an addition, each matrix product once forward
+and, where its inputs or its kernel have gradients, once more for each. What rematerialisation computes again is not counted,
+and a causal mask halves attention (model FLOPs, as in PaLM: Chowdhery et al. 2022, appendix B).
+"""
+
+import math
+from collections.abc import Sequence
+
+from stepaudio_jax.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, Part, StageConfig
+from stepaudio_jax.data import outputs_per_chunk
+
+
+def step_flops(model: ModelConfig, stage: StageConfig) -> float:
+    """Of one step of a stage on one (global) batch, every row full: padding is counted like tokens."""
+    return sum(part_flops(model, stage.data, stage.trainable).values())
+
+
+def part_flops(model: ModelConfig, data: DataConfig, trainable: Sequence[Part]) -> dict[Part, float]:
+    """The same by part of the model.
+
+    Args:
+        model: the shape.
+        data: rows, tokens and audio chunks.
+        trainable: the parts with gradients; one before the first of them (encoder, adaptor, decoder) runs forward alone.
+    """
+    forward = _forward_flops(model, data)
+    flops: dict[Part, float] = {}
+    behind = False  # whether a part before this one is trained, so that gradients must pass through this one
+    order: tuple[Part, ...] = ("encoder", "adaptor", "decoder")
+    for part in order:
+        trained = part in trainable
+        # A part's own matrix products need inputs' gradients where anything inside it or before it is trained.
+        flops[part] = forward[part] * (1 + (trained or behind) + trained)
+        behind = behind or trained
+    return flops
+
+
+def _forward_flops(model: ModelConfig, data: DataConfig) -> dict[Part, float]:
+    chunks = data.rows * data.chunks_per_row
+    return {
+        "encoder": chunks * _encoder_flops(model.encoder, data.frames_per_chunk) if chunks else 0.0,
+        "adaptor": chunks * _adaptor_flops(model, data.frames_per_chunk) if chunks else 0.0,
+        "decoder": data.rows * decoder_flops(model.decoder, data.tokens_per_row),
+    }
+
+
+def decoder_flops(decoder: DecoderConfig, tokens: int) -> float:
+    """Forward, for one row of so many tokens: projections, causal attention, SwiGLU, language-model head."""
+    queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    weights = (
+        decoder.layers * (decoder.hidden * (2 * queries + 2 * keys) + 3 * decoder.hidden * decoder.ffn)
+        + decoder.hidden * decoder.vocab_size
+    )
+    attention = decoder.layers * 2 * queries * tokens / 2  # q k and weights v, halved by the mask
+    return 2.0 * tokens * (weights + attention)
+
+
+def _encoder_flops(encoder: EncoderConfig, mel_frames: int) -> float:
+    frames = math.ceil(mel_frames / 2)
+    convolutions = 3 * encoder.hidden * (mel_frames * encoder.mel_bins + frames * encoder.hidden)
+    weights = encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.ffn)
+    attention = encoder.layers * 2 * encoder.hidden * frames
+    return 2.0 * (convolutions + frames * (weights + attention))
+
+
+def _adaptor_flops(model: ModelConfig, mel_frames: int) -> float:
+    outputs = outputs_per_chunk(mel_frames)
+    hidden, ffn = model.encoder.hidden, model.adaptor.ffn
+    return 2.0 * outputs * (3 * hidden**2 + hidden * ffn + ffn * model.decoder.hidden)

@@ -1,0 +1,46 @@
+"""Why a run ends before its last step, and how it notices that it must."""
+
+import contextlib
+import signal
+import types
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class InterruptedRunError(RuntimeError):
+    """The machine is to be taken away: everything is saved, and the same command goes on from there."""
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient were not finite for too many steps in a row; the diagnosis is saved."""
+
+
+class StopSignal:
+    """Whether SIGTERM has come, to this process or, where the run has several, to any of them."""
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def received(self, step: int) -> bool:
+        """Asked once a step, with the same ever greater number in every process, which then stop at the same step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes SIGTERM as a notice for the time being; with several processes JAX's preemption service does."""
+        if jax.process_count() > 1:
+            yield
+            return
+
+        def note(number: int, frame: types.FrameType | None) -> None:
+            self._received = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
