@@ -1,7 +1,13 @@
-"""Trains a model: `python -m launch.train --config=configs/X.py [--config.key=value ...]`."""
+"""Trains a model: `python -m launch.train --config=configs/X.py [--config.key=value ...] [--distributed]`.
+
+Start the same command on every host of a pod, with --distributed. Exit codes: 0 when the run is finished; 75 when it was told
+to stop (SIGTERM) and has saved everything, so that the same command goes on; 2 for a mistake of the user's, 1 for a run that
+diverged.
+"""
 
 import sys
 
+from launch.distributed import FLAG, join
 from launch.errors import reported
 from stepaudio_jax.config import Config, ConfigError, load_config
 
@@ -18,6 +24,8 @@ def parse_arguments(arguments: list[str]) -> Config:
         flag, equals, value = argument.partition("=")
         if flag == "--config" and equals:
             path = value
+        elif flag == FLAG:
+            continue
         elif flag.startswith("--config.") and equals:
             overrides.append((flag.removeprefix("--config."), value))
         else:
@@ -34,6 +42,9 @@ def main(arguments: list[str]) -> None:
         return
     with reported():
         config = parse_arguments(arguments)
+        for argument in arguments:
+            if argument.partition("=")[0] == FLAG:
+                join(argument)
         from stepaudio_jax.training import train
 
         print(train(config))

@@ -4,6 +4,7 @@ A parameter stacked over layers is larger than a host wants to hold (18 GB for o
 which Orbax stores arrays with, reads any block of it.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import tensorstore
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
@@ -48,17 +50,24 @@ class ArrayReader:
         return np.dtype(self._leaf(path).dtype)
 
     def read(self, path: Path, index: Index) -> NDArray[Any]:
-        """A block of a parameter."""
+        """A block of a parameter. What other processes hold of it they send, so all of them read the same blocks in turn."""
         leaf = self._leaf(path)
         if isinstance(leaf, jax.Array):
-            starts, sizes = [part.start for part in index], [part.stop - part.start for part in index]
-            return np.asarray(jax.lax.dynamic_slice(leaf, starts, sizes))
+            starts, sizes = tuple(part.start for part in index), tuple(part.stop - part.start for part in index)
+            whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
+            return np.asarray(_block(leaf, starts, sizes, whole))
         return np.asarray(leaf[index])
 
     def _leaf(self, path: Path) -> Any:
         if path not in self._leaves:
             raise CheckpointError(f"the parameters have no {'/'.join(path)}")
         return self._leaves[path]
+
+
+@functools.partial(jax.jit, static_argnames=("sizes", "sharding"))
+def _block(array: jax.Array, starts: tuple[int, ...], sizes: tuple[int, ...], sharding: NamedSharding | None) -> jax.Array:
+    block = jax.lax.dynamic_slice(array, starts, sizes)
+    return block if sharding is None else jax.lax.with_sharding_constraint(block, sharding)
 
 
 class StoredReader:

@@ -4,6 +4,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
 from stepaudio_jax.hub.new_folder import new_folder
@@ -17,6 +20,8 @@ def save_checkpoint(
     target: str | pathlib.Path, parameters: Mapping[str, Any], config: ModelConfig, tokenizer: Tokenizer, *, source: str
 ) -> None:
     """Writes a checkpoint folder, whole or not at all.
+
+    With several processes every one calls this, and the first one writes.
 
     Args:
         target: must not exist, or be an empty folder.
@@ -35,6 +40,12 @@ def save_checkpoint(
         tensor.path: StoredParameter(shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape())
         for tensor in tensors(config, STEP_AUDIO)
     }
+    if jax.process_index() != 0:
+        for tensor in tensors(config, STEP_AUDIO):
+            for block in tensor.blocks():
+                reader.read(tensor.path, block.index)
+        multihost_utils.sync_global_devices("checkpoint written")
+        return
     with new_folder(pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())) as folder:
         with ParameterWriter(folder / PARAMETERS, layout) as writer:
             for tensor in tensors(config, STEP_AUDIO):
@@ -42,3 +53,4 @@ def save_checkpoint(
                     writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, dict.fromkeys(parameters, source))
+    multihost_utils.sync_global_devices("checkpoint written")

@@ -125,11 +125,11 @@ def run_stage(
                     with meter.paused():
                         trained = {**state.trainable, **state.frozen}
                         figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
+                if figures:
+                    writer.write(step, figures)
                 if last or _is_due(step, config.checkpoint.every_steps):
                     with meter.saving():
                         checkpoints.save(state, merge_states(gather_json(data.get_state())), figures)
-                if figures:
-                    writer.write(step, figures)
                 if stopping and step < stage.steps:
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"

@@ -6,6 +6,7 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
+import jax
 import tqdm
 from tensorboardX import SummaryWriter
 
@@ -13,14 +14,17 @@ from stepaudio_jax.training.run_folder import METRICS
 
 
 class MetricsWriter:
-    """Writes one line of `metrics.jsonl` and one TensorBoard point a logged step.
+    """Writes one line of `metrics.jsonl` and one TensorBoard point a logged step; of several processes only the first does.
 
     A run that resumes from a step drops what was logged after it, so every step stands once, in order.
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
-        path = run_dir / METRICS
         self._stage = stage
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        path = run_dir / METRICS
         if path.exists():
             _drop_after(path, stage, resume_step)
         self._file = path.open("a", encoding="utf-8")
@@ -28,6 +32,8 @@ class MetricsWriter:
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Logs the figures of a step of this stage."""
+        if not self._writes:
+            return
         line = {"stage": self._stage, "step": step} | {name: float(value) for name, value in figures.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -36,8 +42,9 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def _drop_after(path: pathlib.Path, stage: str, step: int) -> None:
@@ -56,8 +63,17 @@ def _drop_after(path: pathlib.Path, stage: str, step: int) -> None:
 
 
 def progress_bar(stage: str, steps: int, done: int) -> "tqdm.tqdm[None]":
-    """A bar on standard error that counts steps of a stage."""
-    return tqdm.tqdm(total=steps, initial=done, desc=stage, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+    """A bar on standard error that counts steps of a stage; of several processes only the first shows it."""
+    return tqdm.tqdm(
+        total=steps,
+        initial=done,
+        desc=stage,
+        unit="step",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=jax.process_index() != 0,
+    )
 
 
 def bar_figures(figures: Mapping[str, float]) -> dict[str, str]:

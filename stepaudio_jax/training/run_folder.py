@@ -5,6 +5,9 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from stepaudio_jax.config import Config, ConfigError, to_dict
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
@@ -43,12 +46,14 @@ def require_same_run(config: Config) -> None:
 
 
 def claim_run_folder(config: Config) -> pathlib.Path:
-    """Makes `config.run_dir` and writes config.json into it; returns it."""
+    """Makes `config.run_dir` and writes config.json into it; returns it. Of several processes the first one does."""
     run_dir = pathlib.Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    partial = run_dir / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, run_dir / CONFIG)
+    if jax.process_index() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        partial = run_dir / f"{CONFIG}.partial"
+        partial.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, run_dir / CONFIG)
+    multihost_utils.sync_global_devices("run folder claimed")
     return run_dir
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from stepaudio_jax.config import AuxiliaryConfig, Config, build
+from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, build
+from stepaudio_jax.hub import CheckpointError
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
 from stepaudio_jax.training.step import TrainState
@@ -58,6 +59,10 @@ def started(optimizer):
     return state, advance
 
 
+def abstract(state):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
 def assert_equal(left, right):
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for (path, one), other in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True):
@@ -69,12 +74,12 @@ def assert_equal(left, right):
 def test_restored_equals_saved_to_the_bit_and_goes_on_alike(tmp_path, optimizer):
     fresh, advance = started(optimizer)
     state = advance(advance(fresh, seed=1), seed=2)
-    checkpoints = StageCheckpoints(tmp_path, 0, "sft", keep=1)
-    checkpoints.save(state, DATA)
+    checkpoints = StageCheckpoints(tmp_path, 0, "sft", CheckpointConfig(keep=1))
+    checkpoints.save(state, DATA, {})
     checkpoints.close()
-    checkpoints = StageCheckpoints(tmp_path, 0, "sft", keep=1)
+    checkpoints = StageCheckpoints(tmp_path, 0, "sft", CheckpointConfig(keep=1))
     assert checkpoints.latest_step == 2
-    restored, data = checkpoints.restore(fresh)
+    restored, data = checkpoints.restore(abstract(fresh))
     checkpoints.close()
     assert data == DATA
     assert {leaf.dtype for leaf in jax.tree.leaves(restored.frozen)} == {jnp.dtype("bfloat16")}
@@ -85,7 +90,9 @@ def test_restored_equals_saved_to_the_bit_and_goes_on_alike(tmp_path, optimizer)
 @pytest.fixture(scope="module")
 def small_state():
     weights = {"adaptor": {"bias": jnp.arange(3.0)}}
-    return TrainState(step=jnp.int32(0), trainable=weights, frozen={"encoder": {"bias": jnp.ones(2)}}, optimizer=weights)
+    none = jnp.int32(0)
+    frozen = {"encoder": {"bias": jnp.ones(2)}}
+    return TrainState(step=none, skipped_in_row=none, trainable=weights, frozen=frozen, optimizer=weights)
 
 
 def at_step(state, step):
@@ -97,29 +104,28 @@ def folders(tmp_path):
 
 
 def test_the_last_few_are_kept(tmp_path, small_state):
-    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     assert checkpoints.latest_step is None
     for step in (5, 10, 15):
-        checkpoints.save(at_step(small_state, step), {"given": step})
-    checkpoints.save(at_step(small_state, 15), {"given": 15})  # the last step may be due twice
+        checkpoints.save(at_step(small_state, step), {"given": step}, {})
+    checkpoints.save(at_step(small_state, 15), {"given": 15}, {})  # the last step may be due twice
     checkpoints.close()
     assert folders(tmp_path) == ["10", "15"]
-    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
-    restored, data = checkpoints.restore(small_state)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
+    restored, data = checkpoints.restore(abstract(small_state))
     assert (checkpoints.latest_step, int(restored.step), data) == (15, 15, {"given": 15})
     checkpoints.close()
 
 
 def test_what_a_killed_process_was_writing_does_not_count_and_is_cleaned_away(tmp_path, small_state):
-    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
-    checkpoints.save(at_step(small_state, 5), {"given": 5})
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
+    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
     checkpoints.close()
     half = tmp_path / "checkpoints" / "1_sft" / "10.orbax-checkpoint-tmp"
     (half / "state").mkdir(parents=True)
-    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     assert checkpoints.latest_step == 5
-    checkpoints.save(at_step(small_state, 10), {"given": 10})
-    assert checkpoints.latest_step == 10
+    checkpoints.save(at_step(small_state, 10), {"given": 10}, {})
     checkpoints.close()
     assert folders(tmp_path) == ["10", "5"]
 
@@ -129,10 +135,51 @@ def test_only_a_complete_checkpoint_says_that_a_stage_has_begun(tmp_path, small_
     assert not has_checkpoint(tmp_path, 1, "sft")
     (tmp_path / "checkpoints" / "1_sft" / "5.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert not has_checkpoint(tmp_path, 1, "sft")
-    checkpoints = StageCheckpoints(tmp_path, 1, "sft", keep=2)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     assert not has_checkpoint(tmp_path, 1, "sft")
-    checkpoints.save(at_step(small_state, 5), {"given": 5})
+    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
     checkpoints.close()
     assert has_checkpoint(tmp_path, 1, "sft")
     assert not has_checkpoint(tmp_path, 0, "sft")
     assert not has_checkpoint(tmp_path, 1, "mid")
+
+
+def test_the_best_and_every_so_many_are_kept_beside_the_last(tmp_path, small_state):
+    config = CheckpointConfig(keep=1, keep_every_steps=20, keep_best=1)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)
+    for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, 4.0), (25, 5.0)):
+        checkpoints.save(at_step(small_state, step), {"given": step}, {"evaluation/loss": loss})
+    checkpoints.save(at_step(small_state, 30), {"given": 30}, {})
+    checkpoints.close()
+    assert folders(tmp_path) == ["10", "20", "30"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(tmp_path, small_state, damage, caplog):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
+    for step in (5, 10):
+        checkpoints.save(at_step(small_state, step), {"given": step}, {})
+    checkpoints.close()
+    for file in (tmp_path / "checkpoints" / "1_sft" / "10" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            file.write_bytes(b"" if damage == "emptied" else file.read_bytes()[: file.stat().st_size // 2])
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
+    restored, data = checkpoints.restore(abstract(small_state))
+    checkpoints.close()
+    assert (int(restored.step), data) == (5, {"given": 5})
+    assert "10: " in caplog.text
+    assert folders(tmp_path) == ["5"]
+    assert (tmp_path / "checkpoints" / "1_sft.damaged" / "10").is_dir()
+
+
+def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
+    checkpoints.close()
+    for file in (tmp_path / "checkpoints" / "1_sft" / "5" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read: .*1_sft/5"):
+        checkpoints.restore(abstract(small_state))
+    checkpoints.close()
