@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Asks for TPU slices through the queue, and prepares their machines once they are there.
+#
+#   NAME=sft-32b ZONE=us-east5-a TYPE=v5p-128 launch/tpu/create_slice.sh
+#
+# NAME      of the queued resource, and of the slice (NAME-0, NAME-1, .. where there are several)
+# ZONE      where
+# TYPE      as launch.plan names it: v5p-128, v6e-64, v5litepod-256
+# SLICES    1
+# RUNTIME   the machine image; by default the one of the type
+# OPTIONS   further flags for gcloud, for example "--spot" or "--reserved"
+set -euo pipefail
+: "${NAME:?}" "${ZONE:?}" "${TYPE:?}"
+SLICES=${SLICES:-1}
+case "$TYPE" in
+  v5p-*) IMAGE=v2-alpha-tpuv5 ;;
+  v5litepod-*) IMAGE=v2-alpha-tpuv5-lite ;;
+  v6e-*) IMAGE=v2-alpha-tpuv6e ;;
+  v4-*) IMAGE=tpu-ubuntu2204-base ;;
+  *) echo "error: TYPE=$TYPE is not known here; set RUNTIME to its machine image" >&2; IMAGE=${RUNTIME:?} ;;
+esac
+RUNTIME=${RUNTIME:-$IMAGE}
+
+if [ "$SLICES" = 1 ]; then
+  NODES=(--node-id="$NAME")
+else
+  NODES=(--node-count="$SLICES" --node-prefix="$NAME")
+fi
+# shellcheck disable=SC2086  # OPTIONS is several words
+gcloud compute tpus queued-resources create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
+  "${NODES[@]}" ${OPTIONS:-}
+
+echo "waiting for $NAME (a queue: minutes to days; Ctrl-C leaves the request in it)"
+until [ "$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format='value(state.state)')" = ACTIVE ]; do
+  STATE=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --format='value(state.state)')
+  case "$STATE" in FAILED | SUSPENDED) echo "error: $NAME is $STATE" >&2; exit 1 ;; esac
+  sleep 30
+done
+"$(dirname "$0")/on_every_host.sh" \
+  "sudo apt-get install --yes libsndfile1 python3-venv && python3 -m venv ~/venv && ~/venv/bin/pip install --upgrade pip"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The same job on GKE, through xpk (pip install xpk), on a cluster that has slices of that type.
+#
+#   CLUSTER=pods TYPE=v5p-128 IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/stepaudio-jax NAME=sft-32b \
+#     launch/tpu/gke_job.sh --config=configs/sft_32b.py --config.run_dir=/mnt/runs/sft_32b
+set -euo pipefail
+: "${CLUSTER:?}" "${TYPE:?}" "${IMAGE:?}" "${NAME:?}"
+ARGUMENTS=$(printf ' %q' "$@")
+xpk workload create --cluster="$CLUSTER" --workload="$NAME" --tpu-type="$TYPE" --num-slices="${SLICES:-1}" \
+  --docker-image="$IMAGE" --max-restarts="${RESTARTS:-100}" \
+  --command="python -m launch.train --distributed$ARGUMENTS"
