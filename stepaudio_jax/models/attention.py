@@ -121,7 +121,7 @@ def _splash(
         pad_tokens(query_segments, length, segments=True),
         pad_tokens(key_segments, slots, segments=True),
     )
-    if specs is None:
+    if specs is None or mesh is None:
         return attention_splash(table, *operands)[:, :tokens]
     in_specs = (kernel_specs(table, NamedSharding(mesh, cut)), *specs)
     cut_over_mesh = jax.shard_map(attention_splash, in_specs=in_specs, out_specs=specs[0], check_vma=False)

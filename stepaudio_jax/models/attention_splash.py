@@ -72,7 +72,8 @@ def attention_splash(
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (scaled, key, value))
     segments = splash_attention_kernel.SegmentIds(q=query_segments, kv=key_segments)
-    return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2).astype(value.dtype)
+    out: jax.Array = jax.vmap(kernel)(q, k, v, segments)  # type: ignore[assignment]  # residuals are not asked for
+    return out.swapaxes(1, 2).astype(value.dtype)
 
 
 def pad_tokens(x: jax.Array, length: int, *, segments: bool = False) -> jax.Array:

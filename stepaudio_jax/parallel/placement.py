@@ -22,8 +22,8 @@ class BatchPlacement:
         self._sharding = batch_sharding(rules, mesh)
         self._count = data.rows
         held: set[int] = set()
-        for (index,) in self._sharding.addressable_devices_indices_map((data.rows,)).values():
-            held.update(range(*index.indices(data.rows)))
+        for index in self._sharding.addressable_devices_indices_map((data.rows,)).values():
+            held.update(range(*_rows_of(index).indices(data.rows)))
         self.rows = tuple(sorted(held))
         self.shared = len(self.rows) < data.rows
         self._position = {row: position for position, row in enumerate(self.rows)}
@@ -33,11 +33,15 @@ class BatchPlacement:
         return jax.tree.map(self._place, batch)
 
     def _place(self, array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            wanted = range(*index[0].indices(self._count))
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            wanted = range(*_rows_of(index).indices(self._count))
             return array[self._position[wanted[0]] : self._position[wanted[-1]] + 1]
 
         return jax.make_array_from_callback((self._count, *array.shape[1:]), self._sharding, part)
+
+
+def _rows_of(index: tuple[slice, ...] | None) -> slice:
+    return slice(None) if index is None else index[0]
 
 
 def require_whole_rows(config: Config, mesh: Mesh) -> None:

@@ -44,7 +44,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
         HloError: a loop whose trip count the compiler does not state holds a collective.
     """
     computations = _computations(hlo)
-    total: collections.Counter[str] = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     for name, times in _runs(hlo, computations).items():
         for instruction in computations[name]:
             kind = instruction.operation.removesuffix("-start")

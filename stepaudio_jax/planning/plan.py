@@ -87,7 +87,7 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     return Plan(
         topology=topology.name,
         chips=topology.chips,
-        mesh=dict(config.mesh.sizes(topology.chips)),
+        mesh={str(axis): size for axis, size in config.mesh.sizes(topology.chips).items()},
         stage=config.stages[index].name,
         fits=peak <= available,
         memory_bytes_per_chip=available,

@@ -52,7 +52,7 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
     axes, contracted = (parameter_metadata(module, name) for name in ("axes", "contracted"))
     shapes = nnx.to_pure_dict(state)
     shardings = parameter_shardings(axes, shapes, config.compute.rules, mesh)
-    parts = {
+    parts: Parameters = {
         part: _abstract(
             shapes[part],
             shardings[part],
@@ -61,7 +61,7 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         for part in shapes
     }
     trainable: Parameters = {part: parts[part] for part in stage.trainable}
-    axes, contracted = ({part: tree[part] for part in stage.trainable} for tree in (axes, contracted))
+    axes, contracted = ({part: tree[part] for part in trainable} for tree in (axes, contracted))
     heads_graphdef = None
     if stage.auxiliary.enabled:
         heads = nnx.eval_shape(lambda: _heads(config, index, model))
@@ -71,7 +71,7 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         trainable[HEADS] = _abstract(head_shapes, whole, jnp.dtype(jnp.float32))
         axes[HEADS], contracted[HEADS] = (parameter_metadata(heads, name) for name in ("axes", "contracted"))
     optimizer = make_optimizer(stage.optimizer, axes, contracted, stage.steps)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     abstract = TrainState(
         step=count,
         skipped_in_row=count,
