@@ -131,7 +131,7 @@ def test_another_setting_for_an_existing_run_is_refused_by_name(unbroken, folder
 
 def computed(run_dir):
     """All that was logged but the clock's figures."""
-    timing = {"tokens_per_second", "audio_seconds_per_second", "steps_per_second", "data_wait_share"}
+    timing = {"tokens_per_second", "audio_seconds_per_second", "steps_per_second", "data_wait_share", "checkpoint_wait_share"}
     return [{name: value for name, value in line.items() if name not in timing} for line in metrics(run_dir)]
 
 

@@ -70,9 +70,10 @@ def test_every_line_is_on_disk_once_it_is_written(tmp_path):
     writer.close()
 
 
-def step_metrics(loss, tokens=100, audio_seconds=2.0):
+def step_metrics(loss, tokens=100, audio_seconds=2.0, skipped=0.0):
     return {
         "loss": jnp.float32(loss),
+        "skipped_steps": jnp.float32(skipped),
         "tokens": jnp.int32(tokens),
         "learnt_tokens": jnp.float32(10),
         "audio_seconds": jnp.float32(audio_seconds),
@@ -90,6 +91,15 @@ def test_figures_are_means_over_the_steps_since_the_last_ones():
     assert "tokens" not in figures
     assert figures["tokens_per_second"] == pytest.approx(100 * figures["steps_per_second"])
     assert figures["audio_seconds_per_second"] == pytest.approx(2 * figures["steps_per_second"])
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means():
+    meter = Meter()
+    for loss, skipped in ((1.0, 0.0), (float("nan"), 1.0), (3.0, 0.0)):
+        meter.add(step_metrics(loss, skipped=skipped))
+    figures = meter.figures()
+    assert (figures["loss"], figures["skipped_steps"]) == (2.0, 1.0)
+    assert [step["skipped_steps"] for step in meter.history] == [0.0, 1.0, 0.0]
 
 
 def test_paused_time_is_left_out_and_waiting_is_a_share():
