@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from stepaudio_jax.config import Rules
+from stepaudio_jax.config import ConfigError, Rules
 from stepaudio_jax.models import constrain, mesh_in_use
 
 
@@ -27,7 +27,7 @@ def next_token_sums(
         Two fp32 scalars.
 
     Raises:
-        ValueError: T cannot be cut into so many chunks.
+        ConfigError: T cannot be cut into so many chunks.
     """
 
     def sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -49,7 +49,7 @@ def next_token_sums(
     tokens = targets.shape[1]
     if tokens % (chunks * shards):
         cut = f" on each of {shards} devices" if shards > 1 else ""
-        raise ValueError(f"tokens_per_row={tokens} cannot be cut into compute.loss_chunks={chunks}{cut}; change one of them")
+        raise ConfigError(f"tokens_per_row={tokens} cannot be cut into compute.loss_chunks={chunks}{cut}; change one of them")
 
     def in_chunks(x: jax.Array) -> jax.Array:
         """[B,T,..] -> [chunks, B, T / chunks, ..], a chunk made of an equal part of what every device holds."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import Rules
+from stepaudio_jax.config import ConfigError, Rules
 from stepaudio_jax.training.cross_entropy import next_token_sums
 
 ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 101
@@ -61,5 +61,5 @@ def test_logits_of_one_chunk_exist_at_a_time(inputs):
 
 def test_chunks_that_do_not_divide_the_tokens_are_an_error(inputs):
     hidden, kernel, targets, weights = inputs
-    with pytest.raises(ValueError, match=r"tokens_per_row=24 cannot be cut into compute\.loss_chunks=7"):
+    with pytest.raises(ConfigError, match=r"tokens_per_row=24 cannot be cut into compute\.loss_chunks=7"):
         next_token_sums(hidden, kernel, targets, weights, chunks=7, rules=Rules())
