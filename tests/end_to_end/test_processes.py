@@ -11,6 +11,7 @@ import pytest
 
 from tests.end_to_end.tones import write_config, write_corpus
 
+pytestmark = pytest.mark.slow  # each process compiles for itself
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEVICES = 4
 MESH = ["--config.mesh.fsdp=2", "--config.mesh.data=2"]
