@@ -30,8 +30,9 @@ def parameter_shardings(axes: Any, parameters: Any, rules: Rules, mesh: Mesh) ->
 
     def place(path: Any, names: tuple[str, ...], parameter: Any) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
-        problems.extend(f"{name}: {problem}" for problem in _problems(names, parameter.shape, rules, mesh.shape))
-        return NamedSharding(mesh, PartitionSpec(*(_entry(rules, axis) for axis in names)))
+        found = _problems(names, parameter.shape, rules, mesh.shape)
+        problems.extend(f"{name}: {problem}" for problem in found)
+        return NamedSharding(mesh, PartitionSpec(*(_entry(rules, axis) for axis in names if not found)))
 
     shardings = jax.tree_util.tree_map_with_path(place, axes, parameters, is_leaf=lambda leaf: isinstance(leaf, tuple))
     if problems:
