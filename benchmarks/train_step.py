@@ -1,19 +1,17 @@
 """Training speed on CPU: tokens a second of a 30 M-parameter decoder, ours against transformers with torch's AdamW.
 
-`python -m benchmarks.train_step` runs both in one process, in turn, and prints the ratio of their median step times. Both see
-the same shape, the same tokens, fp32, AdamW with clipping; both are warmed up first.
+`python -m benchmarks.train_step` lets both take turns, each in a process of its own, and prints the ratio of their median step
+times. Both see the same shape, the same tokens, fp32, AdamW with clipping; both are warmed up first.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.contest import Step, contest
 from stepaudio_jax.config import ComputeConfig, Config, DataConfig, DecoderConfig, ModelConfig, SourceConfig, StageConfig
 from stepaudio_jax.data.batch import Batch
 from stepaudio_jax.models import initial_parameters
@@ -25,8 +23,8 @@ ROWS, TOKENS = 4, 512
 DECODER = DecoderConfig(vocab_size=6144, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=TOKENS)
 
 
-def our_step() -> tuple[Callable[[], float], int]:
-    """A closure that runs one step and returns its loss, and the decoder's parameter count."""
+def our_step() -> Step:
+    """A closure that runs one step and returns its loss."""
     tiny = ModelConfig.presets()["tiny"]
     model = ModelConfig(encoder=tiny.encoder, adaptor=tiny.adaptor, decoder=DECODER)
     stage = StageConfig(name="speed", steps=1000, data=DataConfig(sources=(SourceConfig(path="none"),)), trainable=("decoder",))
@@ -47,17 +45,16 @@ def our_step() -> tuple[Callable[[], float], int]:
         mel_lengths=np.zeros((ROWS, 0), np.int32),
         audio_slot=np.full((ROWS, TOKENS), -1, np.int32),
     )
-    size = sum(leaf.size for leaf in jax.tree.leaves(parameters["decoder"]))
 
     def run() -> float:
         nonlocal state
         state, metrics = step(state, batch)
         return float(metrics["loss"])
 
-    return run, size
+    return run
 
 
-def torch_step() -> tuple[Callable[[], float], int]:
+def torch_step() -> Step:
     """The same for transformers' Qwen2 and torch's AdamW."""
     model = Qwen2ForCausalLM(  # attention is torch's scaled_dot_product_attention, transformers' default
         Qwen2Config(
@@ -83,7 +80,7 @@ def torch_step() -> tuple[Callable[[], float], int]:
         optimizer.zero_grad()
         return loss.item()
 
-    return run, sum(parameter.numel() for parameter in model.parameters())
+    return run
 
 
 def random_tokens() -> tuple[np.ndarray, np.ndarray]:
@@ -95,21 +92,13 @@ def random_tokens() -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Times both and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
-    steps = parser.parse_args().steps
-    contestants = {"stepaudio_jax": our_step(), "transformers + torch": torch_step()}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run, _ in contestants.values():
-        run(), run()
-    for _ in range(steps):
-        for name, (run, _) in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, (_, size) in contestants.items():
-        print(f"{name:22s} {size / 1e6:6.1f} M parameters  {ROWS * TOKENS / medians[name]:8.0f} tokens/s")
-    print(f"ratio {medians['transformers + torch'] / medians['stepaudio_jax']:.2f} (bar: 1.5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
+    options = parser.parse_args()
+    taken = contest({"stepaudio_jax": our_step, "transformers + torch": torch_step}, rounds=options.rounds, steps=options.steps)
+    for name, seconds in taken.items():
+        print(f"{name:22s} {ROWS * TOKENS / seconds:8.0f} tokens/s")
+    print(f"ratio {taken['transformers + torch'] / taken['stepaudio_jax']:.2f}")
 
 
 if __name__ == "__main__":

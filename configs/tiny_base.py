@@ -42,7 +42,7 @@ def sources(split: str) -> tuple[SourceConfig, ...]:
 
 
 def get_config() -> Config:
-    shape = {"rows": 32, "tokens_per_row": 224, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
+    shape = {"rows": 32, "tokens_per_row": 192, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
@@ -50,7 +50,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="midtrain",
-                steps=3000,
+                steps=2500,
                 trainable=("encoder", "adaptor", "decoder"),
                 data=DataConfig(
                     sources=sources("train"),

@@ -1,7 +1,7 @@
 """What is said: templates, the words that fill them, and which phrases no model hears in training.
 
-A phrase is held out in two ways at once: its template is never used in training, and neither is its combination of the words
-that matter most (the operands of a sum, the colour and the animal, the keyword and each companion).
+A phrase is held out in two ways at once: its template is never used in training, and no template of training is filled with its
+combination of the words that matter most (the operands of a sum, the colour and the animal, the keyword and each companion).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from stepaudio_jax.corpus import words
 from stepaudio_jax.corpus.voices import Language
 
-Kind = Literal["keyword", "sum", "statement", "question", "list", "mandarin"]
+Kind = Literal["keyword", "sum", "statement", "question", "mandarin", "spliced", "spliced_mandarin"]
 
 FILLINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -172,7 +172,6 @@ _TEMPLATES: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProx
                 "{when} 想 去 {where}",
             ),
         ),
-        "list": ((), ()),
     }
 )
 
@@ -204,7 +203,7 @@ class Phrase:
 
     @property
     def language(self) -> Language:
-        return "Mandarin" if self.kind == "mandarin" else "English"
+        return "Mandarin" if self.kind in ("mandarin", "spliced_mandarin") else "English"
 
     @property
     def text(self) -> str:
@@ -233,11 +232,16 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 
+def held_out_templates() -> tuple[str, ...]:
+    """Every template that belongs to evaluation, with its slots in braces."""
+    return tuple(template for _, held_out in _TEMPLATES.values() for template in held_out)
+
+
 def draw(kind: Kind, rng: np.random.Generator, *, held_out: bool, fixed: Mapping[str, str] = MappingProxyType({})) -> Phrase:
     """Draws a phrase: a template, then words that may be combined in this split.
 
     Args:
-        kind: any but "list".
+        kind: one that has templates.
         rng: where the draws come from.
         held_out: the split.
         fixed: slots that are already decided, and must be in every template of this kind.
@@ -249,12 +253,6 @@ def draw(kind: Kind, rng: np.random.Generator, *, held_out: bool, fixed: Mapping
         slots = {name: fixed.get(name) or FILLINGS[name][rng.integers(len(FILLINGS[name]))] for name in names}
         if _allowed(kind, slots, held_out):
             return Phrase(kind, template.format(**slots), MappingProxyType(slots), held_out)
-
-
-def draw_list(rng: np.random.Generator, length: int) -> Phrase:
-    """Draws unconnected words, for training: each word in the company of every other."""
-    pool = words.KEYWORDS + words.ANIMALS + words.COLOURS + words.DIGITS + words.NAMES + words.ADJECTIVES + words.VERBS
-    return Phrase("list", " ".join(pool[i] for i in rng.integers(len(pool), size=length)), MappingProxyType({}), False)
 
 
 def _allowed(kind: Kind, slots: Mapping[str, str], held_out: bool) -> bool:

@@ -8,14 +8,15 @@ import numpy as np
 
 from stepaudio_jax.corpus.booth import AIMED_HZ
 from stepaudio_jax.corpus.measurement import RATES, Rate
-from stepaudio_jax.corpus.phrases import Kind, Phrase, draw, draw_list
+from stepaudio_jax.corpus.phrases import Kind, Phrase, draw
 from stepaudio_jax.corpus.recording import Line, Session
+from stepaudio_jax.corpus.splicing import draw_spliced
 from stepaudio_jax.corpus.voices import ACCENTS, Gender, Speaker, families
 
 _RATE_SHARES: Mapping[Rate, float] = MappingProxyType({"slow": 0.42, "normal": 0.27, "fast": 0.31})
 """Of the lines. More than a third are asked to be slow because some of them are too long for a clip, and are said faster."""
 
-_LIST_WORDS = (2, 6)
+_SPLICED_WORDS = (2, 7)
 
 
 class Cast:
@@ -45,7 +46,10 @@ def training_sessions(lines: int, shares: Mapping[Kind, float], seed: int) -> li
     kinds = rng.choice(np.array(list(shares)), size=lines, p=list(shares.values()))
     spoken = []
     for kind in kinds.tolist():
-        phrase = draw_list(rng, int(rng.integers(*_LIST_WORDS))) if kind == "list" else draw(kind, rng, held_out=False)
+        if kind in ("spliced", "spliced_mandarin"):
+            phrase = draw_spliced(kind, rng, int(rng.integers(*_SPLICED_WORDS)))
+        else:
+            phrase = draw(kind, rng, held_out=False)
         spoken.append((phrase, cast.draw(rng)))
     return _sessions([[pair] for pair in spoken], "train", (seed, 1), rng)
 

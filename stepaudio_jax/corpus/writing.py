@@ -30,11 +30,19 @@ Recipe = Literal["base", "quickstart"]
 
 _SHARES: Mapping[Recipe, Mapping[Kind, float]] = MappingProxyType(
     {
-        "base": {"keyword": 0.24, "sum": 0.2, "statement": 0.16, "question": 0.06, "list": 0.16, "mandarin": 0.18},
+        "base": {
+            "keyword": 0.15,
+            "sum": 0.13,
+            "statement": 0.12,
+            "question": 0.05,
+            "spliced": 0.38,
+            "mandarin": 0.09,
+            "spliced_mandarin": 0.08,
+        },
         "quickstart": {"keyword": 0.3, "sum": 0.3, "statement": 0.16, "question": 0.08, "mandarin": 0.16},
     }
 )
-CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 30_000, "quickstart": 5_000})
+CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_000})
 """Training clips, unless asked for otherwise."""
 
 _PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip

@@ -1,11 +1,12 @@
 """What a compiled program sends between chips, read from its optimised HLO.
 
-XLA's own cost analysis counts the body of a loop once; here every computation is counted as often as it runs, from the trip
-counts that the compiler writes beside its loops.
+XLA's own cost analysis counts the body of a loop once; here every computation is counted as often as it runs. A loop's length is
+what the compiler writes beside it or, where it writes nothing, the constant that its condition compares the counter with.
 """
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -77,7 +78,7 @@ def _computations(hlo: str) -> dict[str, list[Instruction]]:
         header = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line)
         if header:
             current = computations.setdefault(header[1], [])
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # a kernel's attributes may begin a line with "}" too
             current = None
         elif current is not None:
             instruction = re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(", line)
@@ -97,7 +98,7 @@ def _runs(hlo: str, computations: dict[str, list[Instruction]]) -> dict[str, int
         before = runs[name]
         runs[name] = None if times is None or before is None else before + times
         for instruction in computations[name]:
-            for called, each in _calls(instruction):
+            for called, each in _calls(instruction, computations):
                 if called in computations:
                     visit(called, None if times is None or each is None else times * each)
 
@@ -105,14 +106,27 @@ def _runs(hlo: str, computations: dict[str, list[Instruction]]) -> dict[str, int
     return runs
 
 
-def _calls(instruction: Instruction) -> Iterator[tuple[str, int | None]]:
+def _calls(instruction: Instruction, computations: dict[str, list[Instruction]]) -> Iterator[tuple[str, int | None]]:
     """The computations that an instruction runs, and how often."""
-    times: int | None = 1
-    if instruction.operation == "while":
-        count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.line)
-        times = int(count[1]) if count else None
+    times = _trip_count(instruction.line, computations) if instruction.operation == "while" else 1
     for called in re.findall(r"(?:body|condition|calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", instruction.line):
         yield called, times
+
+
+def _trip_count(loop: str, computations: dict[str, list[Instruction]]) -> int | None:
+    """How often the body of a loop runs: a `jax.lax.scan` counts from 0 by 1 until its counter is not less than a constant."""
+    stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop)
+    if stated:
+        return int(stated[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop)
+    for instruction in computations.get(condition[1], ()) if condition else ():
+        compared = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", instruction.line)
+        if compared:
+            for other in computations[condition[1]] if condition else ():
+                constant = re.search(rf"%{re.escape(compared[1])} = \S+ constant\((\d+)\)", other.line)
+                if constant:
+                    return int(constant[1])
+    return None
 
 
 def _group_size(line: str) -> int:
@@ -122,6 +136,10 @@ def _group_size(line: str) -> int:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     if iota:
         return int(iota[2])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if named:
+        sizes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", named[1])}
+        return math.prod(sizes[axis] for axis in re.findall(r"'\w+'", named[2]))
     return 2  # a permute has pairs of chips
 
 

@@ -178,7 +178,7 @@ def test_another_seed_says_something_else():
     said = [tasks.takes(PER_TASK, np.random.default_rng(seed)) for seed in (0, 1)]
     assert len(said[0]) == len(said[1])
     assert said[0] != said[1]
-    sessions = [planning.training_sessions(CLIPS, {"keyword": 0.5, "list": 0.5}, seed) for seed in (0, 1)]
+    sessions = [planning.training_sessions(CLIPS, {"keyword": 0.5, "spliced": 0.5}, seed) for seed in (0, 1)]
     assert sessions[0] != sessions[1]
 
 

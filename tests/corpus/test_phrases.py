@@ -8,7 +8,8 @@ import pytest
 
 from stepaudio_jax.corpus import words
 from stepaudio_jax.corpus.espeak import variant_genders
-from stepaudio_jax.corpus.phrases import SUMS, draw, draw_list, number, vocabulary
+from stepaudio_jax.corpus.phrases import SUMS, draw, number, vocabulary
+from stepaudio_jax.corpus.splicing import draw_spliced
 from stepaudio_jax.corpus.voices import families, speakers
 
 KINDS = ("keyword", "sum", "statement", "question", "mandarin")
@@ -51,6 +52,15 @@ def test_no_phrase_is_in_both_splits(kind):
     assert all(phrase.held_out for phrase in _drawn(kind, True, 5))
 
 
+def test_spliced_words_never_make_a_held_out_phrase():
+    held_out = {phrase.transcript for kind in KINDS for phrase in _drawn(kind, True, 5000)}
+    trained = {phrase.transcript for kind in KINDS for phrase in _drawn(kind, False, 5000)}
+    rng = np.random.default_rng(0)
+    spliced = {draw_spliced(kind, rng, 4).transcript for kind in ("spliced", "spliced_mandarin") for _ in range(5000)}
+    assert spliced & trained, "by chance a phrase of training comes out, so one of evaluation would as well"
+    assert not spliced & held_out
+
+
 @pytest.mark.parametrize(
     ("kind", "first", "second", "firsts"),
     [
@@ -87,9 +97,11 @@ def test_every_word_is_in_the_vocabulary_and_english_is_grammatical():
     assert len(known) == len(vocabulary())
     rng = np.random.default_rng(0)
     phrases = [phrase for kind, side in itertools.product(KINDS, (False, True)) for phrase in _drawn(kind, side, 500)]
-    for phrase in [*phrases, *(draw_list(rng, 4) for _ in range(200))]:
-        assert set(phrase.transcript.split()) <= known
-        if phrase.kind not in ("mandarin", "list"):
+    spliced = [draw_spliced(kind, rng, 4) for kind in ("spliced", "spliced_mandarin") for _ in range(200)]
+    assert all(set(phrase.transcript.split()) <= known for phrase in [*phrases, *spliced])
+    assert {phrase.language for phrase in spliced} == {"English", "Mandarin"}
+    for phrase in phrases:
+        if phrase.kind != "mandarin":
             assert not re.search(r"\ba [aeiou]", phrase.transcript), phrase.transcript
     assert {word for phrase in phrases for word in phrase.transcript.split()} == known, "no word that nobody says"
 
