@@ -12,6 +12,7 @@ from stepaudio_jax.config.model import (
 from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, Rules
 from stepaudio_jax.config.resolve import ConfigError, build, to_dict
 from stepaudio_jax.config.run import (
+    Activation,
     AttentionKernel,
     AugmentationConfig,
     AuxiliaryConfig,
@@ -29,6 +30,7 @@ from stepaudio_jax.config.run import (
 
 __all__ = [
     "MESH_AXES",
+    "Activation",
     "AdaptorConfig",
     "AttentionKernel",
     "AugmentationConfig",

@@ -11,6 +11,7 @@ from stepaudio_jax.config.resolve import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "splash", "splash_interpreted"]
+Activation = Literal["query", "key", "value", "attended", "gate", "up"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,9 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, or Muon for matrices with AdamW for the rest; warm-up, then decay."""
+    """AdamW, Adafactor, or Muon for matrices with AdamW for the rest; warm-up, then decay."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 0
     decay: Literal["constant", "linear", "cosine"] = "cosine"
@@ -106,7 +107,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # global norm of the gradients; 0 switches clipping off
     muon_learning_rate: float = 0.02  # of the matrices, when name is "muon"; learning_rate is that of the rest
     muon_momentum: float = 0.95
-    moment_dtype: FloatDtype = "float32"  # of the first moment (momentum)
+    moment_dtype: FloatDtype = "float32"  # of the first moment (momentum); Adafactor has none
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.muon_learning_rate <= 0:
@@ -214,7 +215,8 @@ class ComputeConfig:
 
     dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
-    remat: Literal["none", "full"] = "full"
+    remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
+    remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")  # kept by "save" here, by "offload" on the host
     attention: AttentionKernel = "auto"  # splash on TPU, else XLA; interpreted splash runs anywhere, slowly
     rules: Rules = Rules()  # which mesh axes each logical axis is cut over
     loss_chunks: int = 1  # parts that the tokens of a row are cut into for the loss: fewer logits at a time
@@ -235,6 +237,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: int = 10
+    profile_steps: str = ""  # "10:15" writes a profile of steps 10 to 15, counted over all stages, to run_dir/profile
     skipped_steps_allowed: int = 20  # steps in a row whose loss or gradient is not finite; one more ends the run
 
     def __post_init__(self) -> None:
@@ -248,6 +251,18 @@ class Config:
             raise ConfigError(f"log_every_steps={self.log_every_steps} must be positive")
         if self.skipped_steps_allowed < 0:
             raise ConfigError(f"skipped_steps_allowed={self.skipped_steps_allowed} must not be negative")
+        profiled = self.profiled_steps()
+        if profiled is not None and not 1 <= profiled[0] <= profiled[1]:
+            raise ConfigError(f"profile_steps={self.profile_steps!r} must be FIRST:LAST, steps counted from 1")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
+
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """First and last step of the profile that `profile_steps` asks for, or None."""
+        if not self.profile_steps:
+            return None
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
+        if match is None:
+            raise ConfigError(f"profile_steps={self.profile_steps!r} must be FIRST:LAST, steps counted from 1")
+        return int(match[1]), int(match[2])

@@ -55,6 +55,7 @@ def splash_kernel(
             block_sizes=sizes,
             head_shards=head_shards,
             q_seq_shards=token_shards,
+            residual_checkpoint_name="attended",
             interpret=interpret,
         )
         return jax.tree.map(np.asarray, kernel)

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # Large enough that a masked key gets no weight, finite so that a row in which every key is masked is no NaN.
 _MASKED = -1e10
@@ -56,7 +57,9 @@ def _forward(
         outputs.append(output.astype(v.dtype))
         # 0 makes the probabilities of a query that sees nothing exp(masked) = 0 in the backward pass.
         log_sums.append(jnp.where(sees, largest + jnp.log(total), 0.0))
-    output, log_sum = jnp.concatenate(outputs, axis=3), jnp.concatenate(log_sums, axis=3)
+    # Named here, not where attention is called: rematerialisation that keeps them need not run this function again.
+    output = checkpoint_name(jnp.concatenate(outputs, axis=3), "attended")
+    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), "attended")
     saved = (q, k, v, output, log_sum, query_segments, key_segments)
     return _heads_behind(output), saved if first_slot is None else (*saved, first_slot)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
 from stepaudio_jax.models.attention import attention
@@ -57,9 +58,9 @@ class DecoderAttention(nnx.Module):
         cache: KVCache | None,
     ) -> tuple[jax.Array, KVCache | None]:
         rules = self.compute.rules
-        query = constrain(rotate(self.query(x), angles), "BTND", rules)
-        key = constrain(rotate(self.key(x), angles), "BTKD", rules)
-        value = constrain(self.value(x), "BTKD", rules)
+        query = checkpoint_name(constrain(rotate(self.query(x), angles), "BTND", rules), "query")
+        key = checkpoint_name(constrain(rotate(self.key(x), angles), "BTKD", rules), "key")
+        value = checkpoint_name(constrain(self.value(x), "BTKD", rules), "value")
         if cache is None:
             out = attention(
                 query,
@@ -129,7 +130,8 @@ class GatedMLP(nnx.Module):
         self.down = Projection("BTF,FH->BTH", init_scale=1 / math.sqrt(2 * config.layers), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "BTF", self.compute.rules))
+        gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")
+        return self.down(constrain(jax.nn.silu(gate) * up, "BTF", self.compute.rules))
 
 
 class Decoder(nnx.Module):
@@ -168,7 +170,7 @@ class Decoder(nnx.Module):
         def apply(layer: DecoderLayer, x: jax.Array, layer_cache: KVCache | None) -> tuple[jax.Array, KVCache | None]:
             return layer(x, positions, segment_ids, angles, layer_cache)
 
-        hidden, cache = scan_layers(self.layers, apply, embeddings, cache, remat=self.compute.remat, unroll=self.compute.unroll)
+        hidden, cache = scan_layers(self.layers, apply, embeddings, cache, compute=self.compute)
         return self.norm(hidden), cache
 
     def head_kernel(self) -> jax.Array:

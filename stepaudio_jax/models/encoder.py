@@ -130,7 +130,7 @@ class Encoder(nnx.Module):
         def apply(layer: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return layer(x, visible), None
 
-        x, _ = scan_layers(self.layers, apply, x, remat=self.compute.remat, unroll=self.compute.unroll)
+        x, _ = scan_layers(self.layers, apply, x, compute=self.compute)
         pooled = x[:, : frames // 2 * 2].reshape(x.shape[0], frames // 2, 2, -1).mean(axis=2)
         pooled_lengths = -(-mel_lengths // 2) // 2
         return jnp.where(_before(pooled_lengths, frames // 2), self.norm(pooled), 0)

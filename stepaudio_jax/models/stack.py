@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from stepaudio_jax.config import ComputeConfig
+
 LayerT = TypeVar("LayerT", bound=nnx.Module)
 
 
@@ -15,8 +17,7 @@ def scan_layers(
     x: jax.Array,
     per_layer: Any = None,
     *,
-    remat: str,
-    unroll: int,
+    compute: ComputeConfig,
 ) -> tuple[jax.Array, Any]:
     """Runs x through every layer in turn.
 
@@ -27,8 +28,8 @@ def scan_layers(
         apply: (layer, x, its slice of per_layer) -> (x, its output).
         x: the activations that flow through.
         per_layer: a pytree of [L, ...] arrays, one slice for each layer, or None.
-        remat: "none" keeps every activation for the backward pass, "full" keeps only each layer's input.
-        unroll: layers unrolled in the loop; 0 unrolls all.
+        compute: `remat` says what is kept for the backward pass beside each layer's input, `unroll` how many layers the loop's
+            body has.
 
     Returns:
         The last layer's x, and the outputs stacked [L, ...].
@@ -40,6 +41,23 @@ def scan_layers(
         layer_parameters, layer_inputs = inputs
         return apply(nnx.merge(graphdef, layer_parameters), x, layer_inputs)
 
-    if remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, x, (parameters, per_layer), unroll=unroll or length)
+    if compute.remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=_policy(compute))
+    return jax.lax.scan(body, x, (parameters, per_layer), unroll=compute.unroll or length)
+
+
+def _policy(compute: ComputeConfig) -> Any:
+    """Which intermediate results, by the names that layers give them (`checkpoint_name`), are not computed again."""
+    policies = jax.checkpoint_policies
+    match compute.remat:
+        case "save":
+            return policies.save_only_these_names(*compute.remat_names)
+        case "offload":
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=list(compute.remat_names),
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        case _:
+            return policies.nothing_saveable

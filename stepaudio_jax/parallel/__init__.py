@@ -1,17 +1,21 @@
 """Devices: the mesh, and where every parameter and batch lies on it."""
 
+from stepaudio_jax.parallel.chips import CHIPS, Chip, peak_flops
 from stepaudio_jax.parallel.mesh import make_mesh
 from stepaudio_jax.parallel.placement import BatchPlacement, require_whole_rows
 from stepaudio_jax.parallel.processes import gather_json
 from stepaudio_jax.parallel.shardings import ShardingError, batch_sharding, parameter_shardings, replicated
 
 __all__ = [
+    "CHIPS",
     "BatchPlacement",
+    "Chip",
     "ShardingError",
     "batch_sharding",
     "gather_json",
     "make_mesh",
     "parameter_shardings",
+    "peak_flops",
     "replicated",
     "require_whole_rows",
 ]

@@ -1,7 +1,7 @@
 """What a compiled program sends between chips, read from its optimised HLO.
 
-XLA's own cost analysis counts the body of a loop once; here every computation is counted as often as it runs. A loop's length is
-what the compiler writes beside it or, where it writes nothing, the constant that its condition compares the counter with.
+XLA's own cost analysis counts the body of a loop once; here every computation is counted as often as it runs. How often a loop
+runs is what the compiler writes beside it or, where it writes nothing, the constant that its condition compares a counter with.
 """
 
 import collections

@@ -1,44 +1,12 @@
-"""TPU topologies by name, and what a chip of each kind can do."""
+"""TPU topologies by name."""
 
 import dataclasses
 import math
 import re
 
 from stepaudio_jax.config import ConfigError
+from stepaudio_jax.parallel import CHIPS, Chip
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One TPU chip, as Google's documentation of its generation states it.
-
-    Attributes:
-        memory_bytes: high-bandwidth memory.
-        flops: bf16 floating-point operations a second.
-        memory_bandwidth: bytes a second between that memory and the chip.
-        interconnect_bandwidth: bytes a second over all of its links to other chips of the slice.
-        axes: dimensions of the torus.
-        cores_named: whether Google's names count cores (two a chip) and not chips.
-        chips_per_host: of the largest machine that a slice is made of.
-    """
-
-    memory_bytes: int
-    flops: float
-    memory_bandwidth: float
-    interconnect_bandwidth: float
-    axes: int
-    cores_named: bool
-    chips_per_host: int
-
-
-# https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: "Key chip specifications"
-CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9, axes=3, cores_named=True, chips_per_host=4),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, axes=2, cores_named=False, chips_per_host=8),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, axes=3, cores_named=True, chips_per_host=4),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, axes=2, cores_named=False, chips_per_host=8),
-}
 _OTHER_NAMES = {"v5litepod": "v5e", "v5lite": "v5e"}
 
 

@@ -11,13 +11,15 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
 from stepaudio_jax.data import DataError, batches, check_sources, evaluation_batches, merge_states
 from stepaudio_jax.models import Parameters
-from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
 from stepaudio_jax.training.diagnosis import write_diagnosis
+from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial import initial_model, initial_weights
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
+from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
 from stepaudio_jax.training.start import describe_stage, start_stage
 from stepaudio_jax.training.step import HEADS, EvaluationStep, make_evaluation_step, make_train_step
@@ -99,14 +101,18 @@ def run_stage(
             out_shardings=(start.shardings, replicated(mesh)),
         )
         evaluation_step = jax.jit(make_evaluation_step(start.definition))
-        meter = Meter()
+        meter = Meter(step_flops(model, stage), peak_flops(jax.devices()[0].device_kind))
+        profile = StepProfile(run_dir, config.profiled_steps())
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
-        with contextlib.closing(writer), progress_bar(stage.name, stage.steps, done) as bar:
+        with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
             for step in range(done + 1, stage.steps + 1):
                 with meter.waiting_for_data():
                     batch = place(next(data))
-                state, metrics = train_step(state, batch)
+                profile.before(earlier + step)
+                with meter.compiling() if step == done + 1 else contextlib.nullcontext():
+                    state, metrics = train_step(state, batch)
                 meter.add(metrics)
+                profile.after(earlier + step, metrics)
                 bar.update()
                 stopping = stop.received(earlier + step)
                 last = stopping or step == stage.steps

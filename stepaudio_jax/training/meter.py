@@ -12,10 +12,19 @@ _COUNTS = ("tokens", "learnt_tokens", "audio_seconds", "skipped_steps")
 
 
 class Meter:
-    """Collects the metrics of steps without waiting for them; `figures` waits once and starts anew."""
+    """Collects the metrics of steps without waiting for them; `figures` waits once and starts anew.
 
-    def __init__(self) -> None:
+    Args:
+        flops_per_step: of the whole job, by formula.
+        peak_flops: of one device; None where it is not known, and nothing is said of utilisation then.
+    """
+
+    def __init__(self, flops_per_step: float, peak_flops: float | None) -> None:
         self.history: list[dict[str, float]] = []  # every metric of the steps of the last `figures`
+        self._flops_per_step, self._peak_flops = flops_per_step, peak_flops
+        self._born = time.perf_counter()
+        self._useful = 0.0  # seconds of steps that count, so far
+        self._compiled = 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -30,6 +39,14 @@ class Meter:
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Leaves the first call of a step, which compiles it, out of the throughput."""
+        start = time.perf_counter()
+        yield
+        self._compiled += time.perf_counter() - start
+        self._start += time.perf_counter() - start
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -54,21 +71,34 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """Of the steps since the last call.
 
-        Means of metrics over the steps that changed something; how many were skipped; tokens, audio seconds and steps a second;
-        the shares of time that data and checkpoints took.
+        Means of metrics over the steps that changed something; how many were skipped; tokens, audio seconds and steps a second,
+        in all and a device; the shares of time that data and checkpoints took. `model_flops_utilization` is the share of the
+        devices' peak. `goodput` is the share of this process's time, since the stage began, that went into steps that were not
+        skipped: the rest is compilation, evaluation, checkpoints and waiting for data.
         """
         steps = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self._metrics)]
-        elapsed = time.perf_counter() - self._start
+        now = time.perf_counter()
+        elapsed, devices = now - self._start, jax.device_count()
         taken = [step for step in steps if not step["skipped_steps"]] or steps
+        skipped = sum(step["skipped_steps"] for step in steps)
+        self._useful += (elapsed - self._waited - self._saved) * (1 - skipped / len(steps))
         figures = {name: sum(step[name] for step in taken) / len(taken) for name in taken[0] if name not in _COUNTS}
+        for name in ("tokens", "audio_seconds"):
+            rate = sum(step[name] for step in steps) / elapsed
+            figures |= {f"{name}_per_second": rate, f"{name}_per_second_per_device": rate / devices}
         figures |= {
-            "skipped_steps": sum(step["skipped_steps"] for step in steps),
-            "tokens_per_second": sum(step["tokens"] for step in steps) / elapsed,
-            "audio_seconds_per_second": sum(step["audio_seconds"] for step in steps) / elapsed,
+            "skipped_steps": skipped,
             "steps_per_second": len(steps) / elapsed,
             "data_wait_share": self._waited / elapsed,
             "checkpoint_wait_share": self._saved / elapsed,
+            "compile_seconds": self._compiled,
+            "goodput": self._useful / (now - self._born),
         }
+        if self._peak_flops is not None:
+            figures["model_flops_utilization"] = self._flops_per_step * len(steps) / elapsed / (devices * self._peak_flops)
+        memory = jax.local_devices()[0].memory_stats()
+        if memory and "peak_bytes_in_use" in memory:
+            figures["device_memory_peak_bytes"] = memory["peak_bytes_in_use"]
         self.history = steps
         self._restart()
         return figures

@@ -37,8 +37,11 @@ def make_optimizer(config: OptimizerConfig, axes: Any, contracted: Any, steps: i
     """
     is_matrix = jax.tree.map(bool, contracted, is_leaf=_is_tuple)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    rate = schedule(config, config.learning_rate, steps)
+    if config.name == "adafactor":
+        return optax.chain(*clip, _adafactor(config, rate, is_matrix))
     optimizer = optax.adamw(
-        schedule(config, config.learning_rate, steps),
+        rate,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
@@ -61,6 +64,20 @@ def make_optimizer(config: OptimizerConfig, axes: Any, contracted: Any, steps: i
         )
         optimizer = optax.partition({"muon": matrices, "adamw": optimizer}, names)
     return optax.chain(*clip, optimizer)
+
+
+def _adafactor(config: OptimizerConfig, rate: optax.Schedule, is_matrix: Any) -> optax.GradientTransformation:
+    """Adafactor without momentum (Shazeer and Stern 2018): second moments of a matrix as a row and a column.
+
+    Updates are not scaled by the parameter's size, and weight decay is decoupled: `learning_rate` and `weight_decay` mean what
+    they mean for AdamW.
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def _muon_dimensions(axes: tuple[str, ...], contracted: tuple[int, ...]) -> MuonDimensionNumbers | optax.MaskedNode:

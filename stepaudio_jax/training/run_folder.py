@@ -13,7 +13,7 @@ from stepaudio_jax.config import Config, ConfigError, to_dict
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
 
 # These change what is kept and shown, and where it is computed, not what is computed: a continued run may differ in them.
-_FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "skipped_steps_allowed")
+_FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "profile_steps", "skipped_steps_allowed")
 
 
 def require_same_run(config: Config) -> None:

@@ -72,7 +72,8 @@ def test_gradients_equal_torch(parameters):
         picked = jnp.take_along_axis(log_probs, jnp.asarray(tokens)[:, 1:, None], axis=-1)[..., 0]
         return -(picked * weights).sum() / weights.sum()
 
-    for compute in (FLOAT32, ComputeConfig(dtype="float32", remat="full", unroll=0)):
+    policies = [ComputeConfig(dtype="float32", remat=remat) for remat in ("full", "save", "offload")]
+    for compute in (FLOAT32, dataclasses.replace(FLOAT32, unroll=0), *policies):
         gradients = jax.grad(loss)(parameters, compute)["decoder"]
         # The same mapping that carries weights to torch carries gradients.
         carried = torch_reference.qwen2(torch_reference.to_torch(gradients), SMALL.decoder)

@@ -3,9 +3,11 @@
 import json
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from stepaudio_jax.parallel import peak_flops
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures
 
@@ -81,7 +83,7 @@ def step_metrics(loss, tokens=100, audio_seconds=2.0, skipped=0.0):
 
 
 def test_figures_are_means_over_the_steps_since_the_last_ones():
-    meter = Meter()
+    meter = Meter(1e12, None)
     meter.add(step_metrics(5.0))
     meter.figures()
     for loss in (1.0, 3.0):
@@ -94,7 +96,7 @@ def test_figures_are_means_over_the_steps_since_the_last_ones():
 
 
 def test_skipped_steps_are_counted_and_left_out_of_the_means():
-    meter = Meter()
+    meter = Meter(1e12, None)
     for loss, skipped in ((1.0, 0.0), (float("nan"), 1.0), (3.0, 0.0)):
         meter.add(step_metrics(loss, skipped=skipped))
     figures = meter.figures()
@@ -103,7 +105,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means():
 
 
 def test_paused_time_is_left_out_and_waiting_is_a_share():
-    meter = Meter()
+    meter = Meter(1e12, None)
     start = time.perf_counter()
     with meter.waiting_for_data():
         time.sleep(0.1)
@@ -118,9 +120,35 @@ def test_paused_time_is_left_out_and_waiting_is_a_share():
     assert figures["data_wait_share"] <= 1
 
 
+def test_utilization_follows_from_the_formula_and_the_chips_peak():
+    meter = Meter(3e12, 6e14)
+    meter.add(step_metrics(1.0))
+    figures = meter.figures()
+    expected = 3e12 * figures["steps_per_second"] / (6e14 * jax.device_count())
+    assert figures["model_flops_utilization"] == pytest.approx(expected)
+    assert peak_flops(jax.devices("cpu")[0].device_kind) is None
+    unknown = Meter(3e12, None)
+    unknown.add(step_metrics(1.0))
+    assert "model_flops_utilization" not in unknown.figures()
+
+
+def test_goodput_counts_steps_and_neither_compilation_nor_skipped_ones():
+    meter = Meter(1e12, None)
+    start = time.perf_counter()
+    with meter.compiling():
+        time.sleep(0.2)
+    for skipped in (0.0, 1.0):
+        meter.add(step_metrics(1.0, skipped=skipped))
+    time.sleep(0.2)
+    figures = meter.figures()
+    elapsed = time.perf_counter() - start
+    assert figures["compile_seconds"] >= 0.2
+    assert 0.1 / elapsed <= figures["goodput"] <= (elapsed - 0.2) / 2 / (elapsed - 0.01)
+
+
 def test_counts_do_not_overflow_between_two_log_lines():
     """Three billion tokens: more than an i32 holds, fewer than a log line of a large run may cover."""
-    meter = Meter()
+    meter = Meter(1e12, None)
     for _ in range(3):
         meter.add(step_metrics(1.0, tokens=1_000_000_000))
     figures = meter.figures()
