@@ -39,7 +39,7 @@ class Booth:
 
     Args:
         synthesizer: whose voice it is. What it said before is part of what it says.
-        speaker: the variant.
+        speaker: one whose voice the synthesizer has.
         accent: espeak-ng's name of a language.
         language: which the accent is of.
     """
@@ -50,7 +50,7 @@ class Booth:
         self._accent = accent
         self._reference_s: dict[str, float] = {}
         calibration = _CALIBRATION[language]
-        sound = self._speak(calibration, speaker.variant, pitch_range=sum(_PITCH_RANGES) // 2)  # a narrow range is lower, too
+        sound = self._speak(calibration, speaker.name, pitch_range=sum(_PITCH_RANGES) // 2)  # a narrow range is lower, too
         measured = pitch_range(sound)
         assert measured is not None  # every variant in `voices` is voiced
         self._own_hz = measured.median_hz
@@ -80,7 +80,7 @@ class Booth:
             aimed = rng.uniform(*_AIMED_RATES[attempt]) / (self._own_speed * raised)
             speech = self._speak(
                 phrase.text,
-                self._speaker.variant,
+                self._speaker.name,
                 words_per_minute=int(np.clip(_NORMAL_WPM * aimed**_SPEED_EXPONENT, 80, 450)),
                 pitch=pitch_parameter,
                 pitch_range=pitch_range_parameter,

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stepaudio_jax.corpus import words
 from stepaudio_jax.corpus.phrases import SUMS, Phrase, draw, number
 from stepaudio_jax.corpus.recording import ATTRIBUTES, Clip
 
 Message = dict[str, Any]
-Topic = Literal["hear", "words", "gender", "rate", "pitch", "language", "keyword", "sum"]
+Topic = Literal["hear", "words", "gender", "rate", "pitch", "language", "keyword", "number", "colour", "animal", "sum"]
 
 QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
     "hear": ("What do you hear?", "Describe what you hear.", "What is in this clip?", "Tell me what you hear."),
@@ -22,6 +23,9 @@ QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
     "pitch": ("How high is the voice?", "Is the pitch low, medium or high?", "What is the pitch?"),
     "language": ("Which language is it?", "Is it English or Mandarin?", "What language is spoken?"),
     "keyword": ("Which keyword is said?", "What is the keyword?", "Name the keyword."),
+    "number": ("Which numbers are said?", "What numbers do you hear?", "Name the numbers."),
+    "colour": ("Which colours are said?", "What colours do you hear?", "Name the colours."),
+    "animal": ("Which animals are said?", "What animals do you hear?", "Name the animals."),
     "sum": ("What is the sum?", "What is the result?", "Give the answer."),
 }
 _SUMS_IN_FIGURES = ("What is {a} plus {b}?", "{a}+{b}=?", "Add {a} and {b}.", "How much is {a}+{b}?", "Sum of {a} and {b}?")
@@ -32,6 +36,14 @@ _HEARD: Mapping[Topic, str] = {
     "language": "I hear {answer}.",
     "keyword": "I hear {answer}.",
 }
+SPOTTED: Mapping[Topic, tuple[str, ...]] = {
+    "keyword": words.KEYWORDS,
+    "number": words.DIGITS,
+    "colour": words.COLOURS,
+    "animal": words.ANIMALS,
+}
+"""Topics whose answer is every word of a list that is said, in order, or "none"."""
+
 ACKNOWLEDGEMENT = "Okay."
 """The reply to a statement: it gives nothing of it away."""
 
@@ -57,12 +69,17 @@ def answer(clip: Clip, topic: Topic) -> str:
             return clip.phrase.text
         case "hear":
             return f"{', '.join(clip.attributes[name] for name in ATTRIBUTES)}: {clip.phrase.text}"
-        case "keyword":
-            return clip.phrase.slots["keyword"]
+        case "keyword" | "number" | "colour" | "animal":
+            return ", ".join(spotted(clip.phrase, topic)) or "none"
         case "sum":
             return clip.phrase.answer
         case _:
             return clip.attributes[topic]
+
+
+def spotted(phrase: Phrase, topic: Topic) -> list[str]:
+    """The words of a phrase that a topic of `SPOTTED` asks for."""
+    return [word for word in phrase.transcript.split() if word in SPOTTED[topic]]
 
 
 def about_clip(clip: Clip, asked: Sequence[Topic], rng: np.random.Generator, *, reasoned: bool) -> list[Message]:

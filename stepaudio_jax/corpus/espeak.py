@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
-from types import ModuleType, TracebackType
+from types import MappingProxyType, ModuleType, TracebackType
 from typing import Self
 
 import numpy as np
@@ -42,8 +42,13 @@ def variant_genders() -> Mapping[str, str | None]:
     Raises:
         EspeakError: espeak-ng is not installed.
     """
-    folder = pathlib.Path(_loader().get_data_path(), "voices", "!v")
-    return {path.name: _declared_gender(path) for path in sorted(folder.iterdir())}
+    return {path.name: _declared_gender(path) for path in sorted(_variants().iterdir())}
+
+
+def variant_file(name: str) -> str:
+    """The text of the file that makes a variant."""
+    _require_name("variant", name, variant_genders())
+    return (_variants() / name).read_text(encoding="utf-8", errors="replace")
 
 
 class Synthesizer:
@@ -51,18 +56,25 @@ class Synthesizer:
 
     The n-th clip is a function of the requests up to it, and of nothing else.
 
+    Args:
+        variants: voice variants beside the library's own: name -> text of a variant's file.
+
     Raises:
         EspeakError: espeak-ng is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variants: Mapping[str, str] = MappingProxyType({})) -> None:
         loader = _loader()
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded file
-            self._library = ctypes.CDLL(shutil.copy(loader.get_library_path(), folder))
+        self._allowed = {*variant_genders(), *variants}
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # Windows keeps a loaded file
+        self._library = ctypes.CDLL(shutil.copy(loader.get_library_path(), self._folder.name))
+        data = pathlib.Path(loader.get_data_path())
+        if variants:
+            data = _with_variants(data, pathlib.Path(self._folder.name, "data"), variants)
         self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self._blocks: list[bytes] = []
         self._callback = _Callback(self._receive)  # the library holds no reference to it
-        rate = self._library.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, loader.get_data_path().encode(), 0)
+        rate = self._library.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), 0)
         if rate != SAMPLE_RATE:
             raise EspeakError(f"espeak-ng could not start (espeak_Initialize returned {rate}); reinstall espeakng-loader")
         self._library.espeak_SetSynthCallback(self._callback)
@@ -72,6 +84,7 @@ class Synthesizer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._library.espeak_Terminate()
+        self._folder.cleanup()
 
     def say(
         self,
@@ -88,7 +101,7 @@ class Synthesizer:
         Args:
             text: what to say.
             language: the library's name of it: "en", "en-us", "en-gb-x-rp", "cmn", ..
-            variant: a name in `variant_genders()`; None for the language's own voice.
+            variant: a name in `variant_genders()` or of the synthesizer's own; None for the language's own voice.
             words_per_minute: 80 to 450; 175 is the library's normal.
             pitch, pitch_range: 0 to 99; 50 is the voice's own. 64 steps of `pitch` are an octave.
 
@@ -98,7 +111,7 @@ class Synthesizer:
         Raises:
             EspeakError: naming the argument, its value and what is allowed.
         """
-        _require_name("variant", variant, (None, *variant_genders()))  # the library takes any, and falls back in silence
+        _require_name("variant", variant, {None, *self._allowed})  # the library takes any, and falls back in silence
         for name, value, low, high in (
             ("words_per_minute", words_per_minute, 80, 450),
             ("pitch", pitch, 0, 99),
@@ -136,6 +149,26 @@ def _loader() -> ModuleType:
     except ModuleNotFoundError:
         raise EspeakError("espeak-ng is not installed; run: pip install 'stepaudio-jax[quickstart]'") from None
     return espeakng_loader
+
+
+def _variants() -> pathlib.Path:
+    return pathlib.Path(_loader().get_data_path(), "voices", "!v")
+
+
+def _with_variants(data: pathlib.Path, copy: pathlib.Path, variants: Mapping[str, str]) -> pathlib.Path:
+    """A folder like the library's data, with more voice variants: links, but for those."""
+    own = copy / "voices" / "!v"
+    own.mkdir(parents=True)
+    for folder, target in ((data, copy), (data / "voices", copy / "voices")):
+        for path in folder.iterdir():
+            if path.name not in ("voices", "!v"):
+                (target / path.name).symlink_to(path)
+    for name, text in variants.items():
+        (own / name).write_text(text, encoding="utf-8")
+    for path in (data / "voices" / "!v").iterdir():
+        if path.name not in variants:
+            (own / path.name).symlink_to(path)
+    return copy
 
 
 def _declared_gender(path: pathlib.Path) -> str | None:

@@ -1,6 +1,7 @@
 """Who says what: lines shared out among speakers, as the sessions to record."""
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -17,6 +18,7 @@ _RATE_SHARES: Mapping[Rate, float] = MappingProxyType({"slow": 0.42, "normal": 0
 """Of the lines. More than a third are asked to be slow because some of them are too long for a clip, and are said faster."""
 
 _SPLICED_WORDS = (2, 7)
+_MOST_ALIKE, _LINES_FOR_ALIKE = 10, 1000  # voices alike for each variant, and the lines that each of them is worth
 
 
 class Cast:
@@ -34,7 +36,7 @@ class Cast:
 
 
 def training_sessions(lines: int, shares: Mapping[Kind, float], seed: int) -> list[Session]:
-    """Sessions of the training speakers.
+    """Sessions of the training speakers, and of voices alike, the more of them the more lines there are.
 
     Args:
         lines: how many in all.
@@ -43,6 +45,7 @@ def training_sessions(lines: int, shares: Mapping[Kind, float], seed: int) -> li
     """
     rng = np.random.default_rng((seed, 0))
     cast = Cast(held_out=False)
+    alike = min(_MOST_ALIKE, lines // _LINES_FOR_ALIKE)
     kinds = rng.choice(np.array(list(shares)), size=lines, p=list(shares.values()))
     spoken = []
     for kind in kinds.tolist():
@@ -50,7 +53,8 @@ def training_sessions(lines: int, shares: Mapping[Kind, float], seed: int) -> li
             phrase = draw_spliced(kind, rng, int(rng.integers(*_SPLICED_WORDS)))
         else:
             phrase = draw(kind, rng, held_out=False)
-        spoken.append((phrase, cast.draw(rng)))
+        speaker = cast.draw(rng)
+        spoken.append((phrase, dataclasses.replace(speaker, alike=int(rng.integers(alike + 1)))))
     return _sessions([[pair] for pair in spoken], "train", (seed, 1), rng)
 
 
@@ -75,14 +79,14 @@ def _sessions(
     cast: dict[str, Speaker] = {}
     for number, take in enumerate(takes):
         phrase, speaker = take[0]
-        cast[speaker.variant] = speaker
+        cast[speaker.name] = speaker
         accents = ACCENTS[phrase.language]
         accent = accents[rng.integers(len(accents))]
         pitches = tuple(AIMED_HZ[speaker.gender])
         for phrase, _ in take:
             rate = rates[rng.choice(len(rates), p=rate_shares)]
-            lines[speaker.variant, accent].append(Line(phrase, rate, pitches[rng.integers(len(pitches))], number))
+            lines[speaker.name, accent].append(Line(phrase, rate, pitches[rng.integers(len(pitches))], number))
     return [
-        Session(f"{split}-{variant}-{accent}", cast[variant], accent, tuple(said), (*seed, number))
-        for number, ((variant, accent), said) in enumerate(sorted(lines.items()))
+        Session(f"{split}-{name}-{accent}", cast[name], accent, tuple(said), (*seed, number))
+        for number, ((name, accent), said) in enumerate(sorted(lines.items()))
     ]

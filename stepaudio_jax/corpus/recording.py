@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.corpus import espeak
 from stepaudio_jax.corpus.booth import Booth
+from stepaudio_jax.corpus.likeness import alike_voice
 from stepaudio_jax.corpus.measurement import PITCHES, RATES, Pitch, Rate, pitch_label, pitch_range, rate_label
 from stepaudio_jax.corpus.phrases import Phrase
 from stepaudio_jax.corpus.voices import Speaker
@@ -89,7 +90,7 @@ def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
     (corpus / folder).mkdir(parents=True)
     rng = np.random.default_rng(session.seed)
     clips = []
-    with espeak.Synthesizer() as synthesizer:
+    with espeak.Synthesizer(_own_voice(session.speaker)) as synthesizer:
         booth = Booth(synthesizer, session.speaker, session.accent, session.lines[0].phrase.language)
         for number, line in enumerate(session.lines):
             speech = booth.say(line.phrase, line.rate, line.pitch, rng)
@@ -105,6 +106,14 @@ def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
             (corpus / path).write_bytes(_flac(_framed(booth.through_channel(speech, rng), rng)))
             clips.append(Clip(str(path), line.phrase, line.take, session.speaker, known, speech_s))
     return clips
+
+
+def _own_voice(speaker: Speaker) -> Mapping[str, str]:
+    """The voice that the library does not have: a function of the speaker."""
+    if speaker.alike == 0:
+        return {}
+    rng = np.random.default_rng([speaker.alike, *speaker.variant.encode()])
+    return {speaker.name: alike_voice(espeak.variant_file(speaker.variant), rng)}
 
 
 def _framed(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

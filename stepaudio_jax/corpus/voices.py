@@ -12,11 +12,24 @@ ACCENTS: dict[Language, tuple[str, ...]] = {"English": ("en-us", "en-gb-x-rp"), 
 
 @dataclasses.dataclass(frozen=True)
 class Speaker:
-    """One voice variant."""
+    """One voice variant, or one that is alike.
+
+    Attributes:
+        variant: espeak-ng's name of it.
+        gender: which its file declares.
+        held_out: whether no model hears it in training.
+        alike: which of the voices alike (see `likeness`); 0 is the variant itself.
+    """
 
     variant: str
     gender: Gender
     held_out: bool
+    alike: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its own, among all that are alike."""
+        return f"{self.variant}-{self.alike}" if self.alike else self.variant
 
 
 # Variants made from one another sound alike and stay together. Every third family is held out, from the first one on.

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stepaudio_jax.corpus import dialogues, tasks
-from stepaudio_jax.corpus.dialogues import Message, Topic
+from stepaudio_jax.corpus.dialogues import SPOTTED, Message, Topic, spotted
 from stepaudio_jax.corpus.error import CorpusError
 from stepaudio_jax.corpus.phrases import Kind
 from stepaudio_jax.corpus.planning import evaluation_sessions, training_sessions
@@ -48,6 +48,7 @@ CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_
 _PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
 _VALIDATION_RECORDS = 200
 _QUESTIONS_A_CLIP = 3
+_ABSENT = 0.1  # of the questions after words of a list: any list, also one of which nothing was said
 
 
 def write_corpus(
@@ -172,6 +173,11 @@ def _asked(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
     asked: list[Topic]
     if recipe == "base":
         asked = ["hear" if "hear" in about and rng.integers(2) else "words"]
+        lists = [topic for topic in SPOTTED if spotted(clip.phrase, topic)]
+        if lists and rng.random() >= _ABSENT:
+            asked.append(lists[rng.integers(len(lists))])
+        elif clip.phrase.language == "English":
+            asked.append(list(SPOTTED)[rng.integers(len(SPOTTED))])
     else:
         asked = [topic for topic in about if topic in ("keyword", "sum")]
     known = [topic for topic in about if topic in ATTRIBUTES]
@@ -210,6 +216,7 @@ def _statistics(sessions: Iterable[Sequence[Clip]]) -> dict[str, Any]:
     return {
         "clips": len(clips),
         "speakers": sorted({clip.speaker.variant for clip in clips}),
+        "voices": len({clip.speaker.name for clip in clips}),
         "phrases": len({clip.phrase.transcript for clip in clips}),
         "speech_s": {
             str(quantile): round(float(np.quantile([clip.speech_s for clip in clips], quantile)), 2)

@@ -24,6 +24,7 @@ from stepaudio_jax.corpus import (
     write_corpus,
     writing,
 )
+from stepaudio_jax.corpus.dialogues import QUESTIONS, SPOTTED
 from stepaudio_jax.corpus.measurement import pitch_label, pitch_range
 from stepaudio_jax.corpus.voices import speakers
 from stepaudio_jax.data import read_jsonl, require_audio
@@ -159,6 +160,11 @@ def test_what_is_learnt_is_short_reasoned_and_true(corpus):
                 if answer.text in clips[0].attributes.values():
                     topics[answer.text] += 1
                     assert answer.reasoning is None or answer.text in answer.reasoning
+                for topic, listed in SPOTTED.items():
+                    if question.text in QUESTIONS[topic]:
+                        topics[topic] += 1
+                        assert answer.text == (", ".join(w for w in clips[0].transcript.split() if w in listed) or "none")
+    assert {topic for topic in SPOTTED if topics.pop(topic, 0)} == ({*SPOTTED} if recipe == "base" else {"keyword"})
     assert set(topics) == {value for values in ATTRIBUTES.values() for value in values}
 
 
