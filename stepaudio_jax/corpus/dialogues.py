@@ -42,7 +42,7 @@ SPOTTED: Mapping[Topic, tuple[str, ...]] = {
     "colour": words.COLOURS,
     "animal": words.ANIMALS,
 }
-"""Topics whose answer is every word of a list that is said, in order, or "none"."""
+"""Topics whose answer is every word of a list that is said, in order."""
 
 ACKNOWLEDGEMENT = "Okay."
 """The reply to a statement: it gives nothing of it away."""
@@ -55,8 +55,7 @@ def topics(clip: Clip) -> tuple[Topic, ...]:
         about.append("hear")
     known: tuple[Topic, ...] = ("gender", "rate", "pitch", "language")
     about += [name for name in known if name in clip.attributes]
-    if clip.phrase.kind == "keyword":
-        about.append("keyword")
+    about += [topic for topic in SPOTTED if spotted(clip.phrase, topic)]
     if clip.phrase.kind == "sum":
         about.append("sum")
     return tuple(about)
@@ -70,7 +69,7 @@ def answer(clip: Clip, topic: Topic) -> str:
         case "hear":
             return f"{', '.join(clip.attributes[name] for name in ATTRIBUTES)}: {clip.phrase.text}"
         case "keyword" | "number" | "colour" | "animal":
-            return ", ".join(spotted(clip.phrase, topic)) or "none"
+            return ", ".join(spotted(clip.phrase, topic))
         case "sum":
             return clip.phrase.answer
         case _:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stepaudio_jax.corpus import dialogues, tasks
-from stepaudio_jax.corpus.dialogues import SPOTTED, Message, Topic, spotted
+from stepaudio_jax.corpus.dialogues import SPOTTED, Message, Topic
 from stepaudio_jax.corpus.error import CorpusError
 from stepaudio_jax.corpus.phrases import Kind
 from stepaudio_jax.corpus.planning import evaluation_sessions, training_sessions
@@ -48,7 +48,6 @@ CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_
 _PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
 _VALIDATION_RECORDS = 200
 _QUESTIONS_A_CLIP = 3
-_ABSENT = 0.1  # of the questions after words of a list: any list, also one of which nothing was said
 
 
 def write_corpus(
@@ -173,11 +172,9 @@ def _asked(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
     asked: list[Topic]
     if recipe == "base":
         asked = ["hear" if "hear" in about and rng.integers(2) else "words"]
-        lists = [topic for topic in SPOTTED if spotted(clip.phrase, topic)]
-        if lists and rng.random() >= _ABSENT:
+        lists = [topic for topic in about if topic in SPOTTED]
+        if lists:
             asked.append(lists[rng.integers(len(lists))])
-        elif clip.phrase.language == "English":
-            asked.append(list(SPOTTED)[rng.integers(len(SPOTTED))])
     else:
         asked = [topic for topic in about if topic in ("keyword", "sum")]
     known = [topic for topic in about if topic in ATTRIBUTES]
