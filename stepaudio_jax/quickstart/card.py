@@ -11,15 +11,17 @@ from stepaudio_jax.models import abstract_parameters
 _POINTS = 20  # of the loss curve
 
 
-def model_card(run_dir: pathlib.Path, model: ModelConfig, table: str) -> str:
+def model_card(corpus: pathlib.Path, run_dir: pathlib.Path, model: ModelConfig, table: str) -> str:
     """The card in Markdown.
 
     Args:
+        corpus: that it was trained on, with corpus.json.
         run_dir: of the training run, with config.json and metrics.jsonl.
         model: the shape.
         table: the evaluation, in Markdown.
     """
     shape = json.dumps(to_dict(model), indent=2)
+    heard = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))["train"]
     return f"""---
 license: apache-2.0
 ---
@@ -32,6 +34,9 @@ language. It is the starting point of `make quickstart`, and no model for use: i
 
 Made by `make tiny-base` (`configs/tiny_base.py`): mid-training on "what do you hear" and text, encoder, adaptor and decoder
 trained together, with a word-level CTC loss and attribute classifiers that are left out of this folder. Weights are bfloat16.
+
+It learnt from {heard["clips"]} clips of {heard["phrases"]} phrases. {len(heard["speakers"])} of espeak-ng's voice variants say them, and
+random relatives of those, {heard["voices"]} voices in all. Many phrases follow no template: any word may follow any other.
 
 ## On held-out speakers and held-out phrases
 

@@ -46,7 +46,7 @@ def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -
         after=score(answer_questions(model, questions)), silenced=score(answer_questions(model, questions, silenced=True))
     )
     (fresh / "README.md").write_text(
-        model_card(pathlib.Path(config.run_dir), model.config, as_markdown(results)), encoding="utf-8"
+        model_card(corpus, pathlib.Path(config.run_dir), model.config, as_markdown(results)), encoding="utf-8"
     )
     shutil.rmtree(output, ignore_errors=True)
     output.parent.mkdir(parents=True, exist_ok=True)
