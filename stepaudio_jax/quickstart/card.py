@@ -22,6 +22,7 @@ def model_card(corpus: pathlib.Path, run_dir: pathlib.Path, model: ModelConfig, 
     """
     shape = json.dumps(to_dict(model), indent=2)
     heard = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))["train"]
+    variants = len(heard["speakers"])
     return f"""---
 license: apache-2.0
 ---
@@ -35,8 +36,8 @@ language. It is the starting point of `make quickstart`, and no model for use: i
 Made by `make tiny-base` (`configs/tiny_base.py`): mid-training on "what do you hear" and text, encoder, adaptor and decoder
 trained together, with a word-level CTC loss and attribute classifiers that are left out of this folder. Weights are bfloat16.
 
-It learnt from {heard["clips"]} clips of {heard["phrases"]} phrases. {len(heard["speakers"])} of espeak-ng's voice variants say them, and
-random relatives of those, {heard["voices"]} voices in all. Many phrases follow no template: any word may follow any other.
+It learnt from {heard["clips"]} clips of {heard["phrases"]} phrases, in {heard["voices"]} voices: {variants} of espeak-ng's
+variants, and random relatives of those. Many phrases follow no template: any word may follow any other.
 
 ## On held-out speakers and held-out phrases
 
