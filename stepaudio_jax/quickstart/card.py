@@ -41,8 +41,8 @@ variants, and random relatives of those. Many phrases follow no template: any wo
 
 ## On held-out speakers and held-out phrases
 
-Held out is every third family of alike voices. Which third, and that two drawling voices are left out of the corpus, was
-decided while classifiers were being tried on it, before this model was trained; no figure below took part in the choice.
+Held out is every third family of voices that sound alike, and every phrase of some templates. The corpus was shaped while
+models were tried on them: the figures are those of a development set.
 
 Greedy answers; 95 % intervals are Wilson's; "silenced" is the same with every clip replaced by zeros.
 
