@@ -1,4 +1,9 @@
-"""Where parameters lie, and errors that name what cannot be placed."""
+"""Where parameters lie, and errors that name what cannot be placed.
+
+python -m tests.parallel.test_shardings > tests/parallel/shardings_32b.txt     # after a change that is meant
+"""
+
+import pathlib
 
 import jax
 import numpy as np
@@ -19,6 +24,22 @@ def mesh(**sizes: int) -> AbstractMesh:
 def specs(model: ModelConfig, **sizes: int) -> dict[str, PartitionSpec]:
     shardings = parameter_shardings(logical_axes(model), abstract_parameters(model), Rules(), mesh(**sizes))
     return {jax.tree_util.keystr(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
+
+
+def snapshot() -> str:
+    """A line for each parameter of the 32 B model: its shape, and the mesh axes of each dimension."""
+    shapes = jax.tree_util.tree_leaves_with_path(abstract_parameters(R1))
+    found = specs(R1, data=2, fsdp=16, tensor=4)
+    return "".join(
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)} "
+        f"{[axes if axes else '-' for axes in found[jax.tree_util.keystr(path)]]}\n"
+        for path, leaf in shapes
+    )
+
+
+def test_shardings_of_the_32b_model_are_those_that_were_looked_at():
+    kept = pathlib.Path(__file__).with_name("shardings_32b.txt").read_text(encoding="utf-8")
+    assert snapshot() == kept
 
 
 def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
@@ -56,3 +77,7 @@ def test_axes_of_another_rank_are_named():
     parameters = {"weight": jax.ShapeDtypeStruct((4, 4), np.float32)}
     with pytest.raises(ShardingError, match=r"weight: 1 logical axes \('embed',\) for the 2 dimensions of shape \(4, 4\)"):
         parameter_shardings({"weight": ("embed",)}, parameters, Rules(), mesh(fsdp=2))
+
+
+if __name__ == "__main__":
+    print(snapshot(), end="")
