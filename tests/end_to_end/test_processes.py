@@ -1,28 +1,16 @@
 """`launch.train` in one, two and four real processes: one run, whatever their number."""
 
-import json
 import pathlib
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 
-from tests.end_to_end.tones import write_config, write_corpus
+from tests.end_to_end.runs import arguments, metrics, start
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEVICES = 4
 MESH = ["--config.mesh.fsdp=2", "--config.mesh.data=2"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    write_corpus(folder / "data")
-    write_config(folder / "config.py", folder / "data")
-    return folder
 
 
 def free_port() -> int:
@@ -31,12 +19,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(folder: pathlib.Path, name: str, processes: int) -> None:
+def run_in(processes: int, folder: pathlib.Path, name: str) -> None:
     """Runs the job to its end in so many processes of together four devices."""
     port = free_port()
     settings = [
-        f"--config={folder / 'config.py'}",
-        f"--config.run_dir={folder / name}",
+        *arguments(folder, name),
         "--config.stages.mid.steps=12",
         "--config.stages.sft.steps=6",
         "--config.checkpoint.every_steps=5",
@@ -44,15 +31,9 @@ def start(folder: pathlib.Path, name: str, processes: int) -> None:
         *MESH,
     ]
     started = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.parallel.train_process", str(DEVICES // processes), *settings),
-                *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start(
+            *("-m", "tests.parallel.train_process", str(DEVICES // processes), *settings),
+            *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
         )
         for index in range(processes)
     ]
@@ -61,21 +42,17 @@ def start(folder: pathlib.Path, name: str, processes: int) -> None:
         assert process.returncode == 0, errors[-3000:]
 
 
-def lines(run_dir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture(scope="module")
 def alone(folder):
-    start(folder, "one", 1)
-    return lines(folder / "one")
+    run_in(1, folder, "one")
+    return metrics(folder / "one")
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_losses_and_data_are_those_of_one_process(alone, folder, processes):
     name = f"of_{processes}"
-    start(folder, name, processes)
-    found = lines(folder / name)
+    run_in(processes, folder, name)
+    found = metrics(folder / name)
     assert [(line["stage"], line["step"]) for line in found] == [(line["stage"], line["step"]) for line in alone]
     for line, expected in zip(found, alone, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
@@ -88,11 +65,11 @@ def test_losses_and_data_are_those_of_one_process(alone, folder, processes):
 def test_a_checkpoint_of_two_processes_restores_on_another_number(alone, folder, processes):
     """Two processes run it, all but the checkpoint of the fifth step is taken away, and others run it again from there."""
     name = f"two_then_{processes}"
-    start(folder, name, 2)
+    run_in(2, folder, name)
     run_dir = folder / name
     for left in ("model", "checkpoints/1_sft", "checkpoints/0_mid/10", "checkpoints/0_mid/12"):
         shutil.rmtree(run_dir / left)
-    start(folder, name, processes)
-    found = {(line["stage"], line["step"]): line["loss"] for line in lines(run_dir)}
+    run_in(processes, folder, name)
+    found = {(line["stage"], line["step"]): line["loss"] for line in metrics(run_dir)}
     for line in alone:
         assert found[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)

@@ -1,22 +1,16 @@
 """`launch.train` from sound files to a model that answers, unbroken and killed on the way."""
 
 import json
-import pathlib
-import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from launch.train import main as train
 from stepaudio_jax.config import Config, build
 from stepaudio_jax.generation import Sampling, answer_file, load_model
-from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_config, write_corpus, write_lines
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = [*(("mid", step) for step in range(1, 46)), *(("sft", step) for step in range(1, 36))]
+from tests.end_to_end.runs import STEPS, arguments, computed, metrics, run
+from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_lines
 
 # launch.train, which sends itself SIGKILL as soon as a step is logged: no handler runs, nothing is flushed or closed.
 KILLED = """
@@ -35,36 +29,6 @@ def write_and_die(writer, at, figures):
 MetricsWriter.write = write_and_die
 main(arguments)
 """
-
-
-def run(*command):
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-
-
-def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tones")
-    write_corpus(folder / "data")
-    write_config(folder / "config.py", folder / "data")
-    return folder
-
-
-def arguments(folder, name):
-    return [f"--config={folder / 'config.py'}", f"--config.run_dir={folder / name}"]
-
-
-@pytest.fixture(scope="module")
-def unbroken(folder):
-    ended = run("-m", "launch.train", *arguments(folder, "unbroken"))
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == f"{folder / 'unbroken' / 'model'}\n"
-    assert "error" not in ended.stderr.lower()
-    assert "warning" not in ended.stderr.lower()
-    return folder / "unbroken"
 
 
 def test_every_step_is_logged_once_and_the_loss_falls(unbroken):
@@ -128,12 +92,6 @@ def test_another_setting_for_an_existing_run_is_refused_by_name(unbroken, folder
     assert captured.err.count("\n") == 1
     assert "differs in stages.1.optimizer.learning_rate" in captured.err
     assert (unbroken / "config.json").read_bytes() == before
-
-
-def computed(run_dir):
-    """All that was logged but the clock's figures."""
-    timing = re.compile("per_second|_share$|compile_seconds|goodput")
-    return [{name: value for name, value in line.items() if not timing.search(name)} for line in metrics(run_dir)]
 
 
 def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(unbroken, folder):

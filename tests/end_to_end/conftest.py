@@ -1,0 +1,24 @@
+"""One corpus of tones and one unbroken run of it, for every test that compares with it."""
+
+import pytest
+
+from tests.end_to_end.runs import arguments, run
+from tests.end_to_end.tones import write_config, write_corpus
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tones")
+    write_corpus(folder / "data")
+    write_config(folder / "config.py", folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unbroken(folder):
+    ended = run("-m", "launch.train", *arguments(folder, "unbroken"))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{folder / 'unbroken' / 'model'}\n"
+    assert "error" not in ended.stderr.lower()
+    assert "warning" not in ended.stderr.lower()
+    return folder / "unbroken"

@@ -1,0 +1,37 @@
+"""Runs of `launch.train` on the tones, in processes of their own, and what they leave."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = [*(("mid", step) for step in range(1, 46)), *(("sft", step) for step in range(1, 36))]
+
+
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    """A Python program, to its end."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+
+
+def start(*command: str) -> "subprocess.Popen[str]":
+    """A Python program, left running."""
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def arguments(folder: pathlib.Path, name: str) -> list[str]:
+    """Of `launch.train`, for a run of that name in the folder of the `folder` fixture."""
+    return [f"--config={folder / 'config.py'}", f"--config.run_dir={folder / name}"]
+
+
+def metrics(run_dir: pathlib.Path) -> list[dict]:
+    """Every whole line of a run's metrics.jsonl."""
+    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def computed(run_dir: pathlib.Path) -> list[dict]:
+    """All that was logged but the clock's figures."""
+    timing = re.compile("per_second|_share$|compile_seconds|goodput")
+    return [{name: value for name, value in line.items() if not timing.search(name)} for line in metrics(run_dir)]
