@@ -1,8 +1,10 @@
 """Checkpoints of a run: state and data position together, one folder a stage, written while training goes on (Orbax)."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -54,12 +56,16 @@ class StageCheckpoints:
             state: of the step.
             data_state: of the iterator, JSON-ready.
             figures: of the step; by the held-out loss among them the best checkpoints are kept.
+
+        Raises:
+            CheckpointError: this one, or the one before it, could not be written.
         """
         step = int(state.step)
         if step == self.latest_step:
             return
         metrics = {HELD_OUT_LOSS: figures[HELD_OUT_LOSS]} if HELD_OUT_LOSS in figures else None
-        self._checkpointer.save_checkpointables_async(step, {STATE: _as_dict(state), DATA: data_state}, metrics=metrics)
+        with self._writing():
+            self._checkpointer.save_checkpointables_async(step, {STATE: _as_dict(state), DATA: data_state}, metrics=metrics)
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, its arrays in the shapes, dtypes and shardings of `abstract_state`.
@@ -98,8 +104,26 @@ class StageCheckpoints:
         self._checkpointer = self._open()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._checkpointer.close()
+        """Waits for what is being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with self._writing():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the system refuses (a full disk, for example), told by a thread of Orbax's as a ValueError of TensorStore's."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{self._folder}: a checkpoint could not be written, those before it are whole: {reason}"
+            ) from None
 
 
 def has_checkpoint(run_dir: pathlib.Path, index: int, stage: str) -> bool:
