@@ -28,7 +28,7 @@ MODEL = ModelConfig(
     encoder=EncoderConfig(hidden=128, heads=4, layers=4),
     adaptor=AdaptorConfig(ffn=256),
     decoder=DecoderConfig(
-        vocab_size=704, hidden=128, ffn=384, layers=4, heads=2, kv_heads=1, head_dim=64, rope_theta=1e4, max_positions=4096
+        vocab_size=704, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32, rope_theta=1e4, max_positions=4096
     ),
 )
 
@@ -36,13 +36,13 @@ MODEL = ModelConfig(
 def sources(split: str) -> tuple[SourceConfig, ...]:
     return (
         SourceConfig(path=f"{CORPUS}/{split}/heard.jsonl", weight=3.0),
-        SourceConfig(path=f"{CORPUS}/{split}/two_turn.jsonl"),
-        SourceConfig(path=f"{CORPUS}/{split}/text.jsonl"),
+        SourceConfig(path=f"{CORPUS}/{split}/two_turn.jsonl", weight=0.6),
+        SourceConfig(path=f"{CORPUS}/{split}/text.jsonl", weight=0.8),
     )
 
 
 def get_config() -> Config:
-    shape = {"rows": 32, "tokens_per_row": 192, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
+    shape = {"rows": 16, "tokens_per_row": 192, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
@@ -50,7 +50,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="midtrain",
-                steps=2500,
+                steps=4600,
                 trainable=("encoder", "adaptor", "decoder"),
                 data=DataConfig(
                     sources=sources("train"),

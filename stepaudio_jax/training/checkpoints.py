@@ -4,6 +4,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from stepaudio_jax.training.step import TrainState
 
 STATE, DATA = "state", "data"
 HELD_OUT_LOSS = "evaluation/loss"
+_MOST_OF_A_REASON = 400  # characters
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class StageCheckpoints:
             try:
                 return self._load(step, abstract_state)
             except (ValueError, OSError, KeyError) as error:  # what Orbax and TensorStore raise for what is damaged
-                problems.append(f"{self._folder / str(step)}: {str(error).splitlines()[0]}")
+                problems.append(f"{self._folder / str(step)}: {_reason(error)}")
                 logger.warning("damaged checkpoint set aside: %s", problems[-1])
                 self._set_aside(step)
         raise CheckpointError(f"no checkpoint can be read: {'; '.join(problems)}")
@@ -120,9 +122,8 @@ class StageCheckpoints:
         except (ValueError, OSError) as error:
             if isinstance(error, ValueError) and "os_error_code" not in str(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
-                f"{self._folder}: a checkpoint could not be written, those before it are whole: {reason}"
+                f"{self._folder}: a checkpoint could not be written, those before it are whole: {_reason(error)}"
             ) from None
 
 
@@ -130,6 +131,11 @@ def has_checkpoint(run_dir: pathlib.Path, index: int, stage: str) -> bool:
     """Whether this stage has been started and saved (cheaply: nothing is created)."""
     folder = _folder(run_dir, index, stage)
     return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def _reason(error: Exception) -> str:
+    """The beginning of what an error says: Orbax's may go on for pages about the state that was asked for."""
+    return textwrap.shorten(str(error), _MOST_OF_A_REASON, placeholder=" ..")
 
 
 def _preservation(config: CheckpointConfig) -> Any:
