@@ -28,7 +28,7 @@ MODEL = ModelConfig(
     encoder=EncoderConfig(hidden=128, heads=4, layers=4),
     adaptor=AdaptorConfig(ffn=256),
     decoder=DecoderConfig(
-        vocab_size=704, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32, rope_theta=1e4, max_positions=4096
+        vocab_size=1024, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32, rope_theta=1e4, max_positions=4096
     ),
 )
 
@@ -42,7 +42,7 @@ def sources(split: str) -> tuple[SourceConfig, ...]:
 
 
 def get_config() -> Config:
-    shape = {"rows": 16, "tokens_per_row": 192, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
+    shape = {"rows": 16, "tokens_per_row": 208, "chunks_per_row": 2, "frames_per_chunk": 224, "history_reasoning": True}
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
@@ -50,7 +50,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="midtrain",
-                steps=4600,
+                steps=4200,
                 trainable=("encoder", "adaptor", "decoder"),
                 data=DataConfig(
                     sources=sources("train"),

@@ -17,7 +17,7 @@ from stepaudio_jax.quickstart.card import model_card
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.training import train
 
-MERGES = 400
+MERGES = 734  # with the bytes and the special tokens, 1024: nearly every word is a token
 _RECORDS_FOR_MERGES = 5000  # of each file
 # What the base has been asked about in training; the tasks that need reasoning over it are the quickstart's.
 TASKS_OF_BASE = ("gender", "rate", "pitch", "language")
