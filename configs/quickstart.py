@@ -25,7 +25,7 @@ def sources(split: str) -> tuple[SourceConfig, ...]:
 
 
 def get_config() -> Config:
-    shape = {"rows": 24, "tokens_per_row": 320, "chunks_per_row": 3, "frames_per_chunk": 224}
+    shape = {"rows": 8, "tokens_per_row": 960, "chunks_per_row": 7, "frames_per_chunk": 224}
     return Config(
         run_dir="runs/quickstart/train",
         initial=InitialWeights(model="models/tiny_base"),
