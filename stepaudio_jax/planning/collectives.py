@@ -42,7 +42,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
         hlo: the text of an optimised module (`compiled.as_text()`).
 
     Raises:
-        HloError: a loop whose trip count the compiler does not state holds a collective.
+        HloError: a loop of which the text does not tell how often it runs holds a collective.
     """
     computations = _computations(hlo)
     total: dict[str, float] = collections.defaultdict(float)
@@ -118,15 +118,11 @@ def _trip_count(loop: str, computations: dict[str, list[Instruction]]) -> int | 
     stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop)
     if stated:
         return int(stated[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop)
-    for instruction in computations.get(condition[1], ()) if condition else ():
-        compared = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", instruction.line)
-        if compared:
-            for other in computations[condition[1]] if condition else ():
-                constant = re.search(rf"%{re.escape(compared[1])} = \S+ constant\((\d+)\)", other.line)
-                if constant:
-                    return int(constant[1])
-    return None
+    named = re.search(r"condition=%?([\w.\-]+)", loop)
+    condition = "\n".join(instruction.line for instruction in computations.get(named[1], ())) if named else ""
+    compared = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", condition)
+    constant = re.search(rf"%{re.escape(compared[1])} = \S+ constant\((\d+)\)", condition) if compared else None
+    return int(constant[1]) if constant else None
 
 
 def _group_size(line: str) -> int:
