@@ -10,7 +10,7 @@ from stepaudio_jax.config.parallel import MeshConfig, Rules
 from stepaudio_jax.config.resolve import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
-AttentionKernel = Literal["auto", "xla", "splash", "splash_interpreted"]
+AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]
 Activation = Literal["query", "key", "value", "attended", "gate", "up"]
 
 
@@ -217,7 +217,7 @@ class ComputeConfig:
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
     remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
     remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")  # kept by "save" here, by "offload" on the host
-    attention: AttentionKernel = "auto"  # splash on TPU, else XLA; interpreted splash runs anywhere, slowly
+    attention: AttentionKernel = "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
     rules: Rules = Rules()  # which mesh axes each logical axis is cut over
     loss_chunks: int = 1  # parts that the tokens of a row are cut into for the loss: fewer logits at a time
     unroll: int = 1  # layers unrolled in the scan; on CPU, all of them (0) is about twice as fast

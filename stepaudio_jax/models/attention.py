@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import AttentionKernel, ComputeConfig, ConfigError
+from stepaudio_jax.models.attention_cudnn import attention_cudnn
 from stepaudio_jax.models.attention_splash import attention_splash, kernel_specs, pad_tokens, padded_length, splash_kernel
 from stepaudio_jax.models.attention_xla import attention_xla
 from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
@@ -50,11 +51,12 @@ def attention(
     Raises:
         ConfigError: the kernel asked for does not exist on this platform, or the mesh cuts heads unevenly.
     """
-    kernel = "xla" if first_slot is not None else choose_kernel(compute.attention)
+    kernel = "xla" if first_slot is not None else choose_kernel(compute)
+    dense = attention_cudnn if kernel == "cudnn" else attention_xla
     mesh = mesh_in_use()
     if mesh is None:
-        if kernel == "xla":
-            return attention_xla(query, key, value, query_segments, key_segments, first_slot, causal)
+        if kernel in ("cudnn", "xla"):
+            return dense(query, key, value, query_segments, key_segments, first_slot, causal)
         return _splash(query, key, value, query_segments, key_segments, causal, kernel, PartitionSpec(None, None), None)
     query_spec = activation_spec(letters, compute.rules)
     rows, tokens, over_heads, _ = query_spec
@@ -62,7 +64,7 @@ def attention(
     key_spec = PartitionSpec(rows, None, over_heads, None)
     specs = (query_spec, key_spec, key_spec, PartitionSpec(rows, tokens), PartitionSpec(rows, None))
     operands = (query, key, value, query_segments, key_segments)
-    if kernel != "xla":
+    if kernel not in ("cudnn", "xla"):
         return _splash(*operands, causal, kernel, PartitionSpec(over_heads, tokens), specs)
 
     def local(
@@ -71,22 +73,29 @@ def attention(
         if tokens is not None and _size(mesh, tokens) > 1:
             shard = jax.lax.axis_index(tokens) * query.shape[1]
             first = jnp.full(query.shape[0], shard) if first is None else first + shard
-        return attention_xla(query, key, value, query_segments, key_segments, first, causal)
+        return dense(query, key, value, query_segments, key_segments, first, causal)
 
     first_spec = None if first_slot is None else PartitionSpec(rows)
     return jax.shard_map(local, in_specs=(*specs, first_spec), out_specs=query_spec, check_vma=False)(*operands, first_slot)
 
 
-def choose_kernel(asked: AttentionKernel) -> AttentionKernel:
-    """The kernel for this platform, or the one asked for.
+def choose_kernel(compute: ComputeConfig) -> AttentionKernel:
+    """The kernel asked for, or ("auto") the one for this platform: splash on TPU, cuDNN on GPU in bf16, else XLA.
 
     Raises:
-        ConfigError: it does not run here.
+        ConfigError: cuDNN is asked for where it does not run, or in fp32.
     """
     platform = jax.default_backend()
-    if asked == "auto":
+    if compute.attention == "auto":
+        if platform == "gpu":
+            return "cudnn" if compute.dtype == "bfloat16" else "xla"
         return "splash" if platform == "tpu" else "xla"
-    return asked
+    if compute.attention == "cudnn" and (platform != "gpu" or compute.dtype != "bfloat16"):
+        raise ConfigError(
+            f"compute.attention='cudnn' runs on a GPU and in bfloat16, not on {platform} in {compute.dtype}; "
+            "write 'xla', or 'auto'"
+        )
+    return compute.attention
 
 
 def _splash(

@@ -109,12 +109,26 @@ def _bias(
     seen: int,
 ) -> jax.Array:
     """0 where a query of the block sees a key, else `_MASKED`: [B,1,1,T,S] fp32."""
+    visible = sees(query_segments, key_segments, first_slot, causal, start, stop, seen)
+    return jnp.where(visible, 0.0, _MASKED)[:, None, None]
+
+
+def sees(
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    first_slot: jax.Array | None,
+    causal: bool,
+    start: int,
+    stop: int,
+    seen: int,
+) -> jax.Array:
+    """Whether a query sees a key: queries `start` to `stop`, the first `seen` keys, [B,T,S] bool."""
     visible = query_segments[:, start:stop, None] == key_segments[:, None, :seen]
     if causal:
         slot = jnp.arange(start, stop)[None, :]
         slot = slot if first_slot is None else slot + first_slot[:, None]
         visible &= slot[:, :, None] >= jnp.arange(seen)
-    return jnp.where(visible, 0.0, _MASKED)[:, None, None]
+    return visible
 
 
 def _scores(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import ComputeConfig
+from stepaudio_jax.config import ComputeConfig, ConfigError
 from stepaudio_jax.models.attention import attention
+from stepaudio_jax.models.attention_cudnn import attention_cudnn
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
@@ -55,6 +56,32 @@ def test_packed_rows_equal_the_definition(tokens: int, causal: bool, compute: Co
     ids = jnp.asarray(segments)
     out = attention(q, k, v, query_segments=ids, key_segments=ids, compute=compute, causal=causal)
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [64, 151])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> None:
+    """Its operands, on JAX's own implementation: a GPU is not needed to see that the mask is right."""
+    q, k, v = inputs(tokens, tokens)
+    segments = packed(tokens)
+    visible = segments[:, :, None] == segments[:, None, :]
+    if causal:
+        visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
+    ids = jnp.asarray(segments)
+    out = attention_cudnn(q, k, v, ids, ids, None, causal, implementation="xla")
+    np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+    first = np.asarray([0, 3], np.int32)  # of a row that is cut over devices: these queries stand further on
+    visible = segments[:, :, None] == segments[:, None, :]
+    visible &= (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(tokens)
+    out = attention_cudnn(q, k, v, ids, ids, jnp.asarray(first), True, implementation="xla")
+    np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+
+
+def test_cudnn_where_it_cannot_run_is_an_error() -> None:
+    q, k, v = inputs(4, 4)
+    ids = {name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segments", "key_segments")}
+    with pytest.raises(ConfigError, match="'cudnn' runs on a GPU and in bfloat16, not on cpu in float32; write 'xla'"):
+        attention(q, k, v, **ids, compute=ComputeConfig(attention="cudnn", dtype="float32"))
 
 
 def test_slots_of_a_cache_equal_the_definition() -> None:
