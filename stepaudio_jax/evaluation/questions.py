@@ -1,6 +1,5 @@
 """Questions with verifiable answers, put to a model."""
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import LengthConvention, load_audio
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.evaluation.grading import Answer
-from stepaudio_jax.generation import Engine, LoadedModel, Prompt, Sampling, prompt_of, require_room
+from stepaudio_jax.generation import LoadedModel, Prompt, Sampling, engine_for, prompt_of, require_room
 from stepaudio_jax.text import parse_reply
 
 PathLike = str | os.PathLike[str]
@@ -77,14 +76,7 @@ def answer_questions(
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         prompts = list(pool.map(prepare, questions))
-    engine = Engine(
-        model.config,
-        model.parameters,
-        # Decoding is no faster with unrolled layers, and they take nearly twice as long to compile.
-        compute=dataclasses.replace(model.compute, unroll=1),
-        stop_token=model.tokenizer.special.eot,
-        rows=min(rows, len(prompts)),
-    )
+    engine = engine_for(model, prompts, sampling, slots=rows)
     completions = tqdm.tqdm(
         engine.generate(prompts, [sampling] * len(prompts)),
         total=len(prompts),

@@ -1,8 +1,18 @@
 """Generation: prompts, sampling, the batched engine, and scoring of given replies."""
 
-from stepaudio_jax.generation.answering import LoadedModel, answer_file, load_model, prompt_of, require_room, score_file
-from stepaudio_jax.generation.engine import Completion, Engine, Sampling
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, hear_prompt
+from stepaudio_jax.generation.answering import (
+    LoadedModel,
+    answer_file,
+    engine_for,
+    load_model,
+    prompt_of,
+    require_room,
+    score_file,
+)
+from stepaudio_jax.generation.engine import Completion, Engine, Progress
+from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt
+from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 
 __all__ = [
@@ -10,12 +20,14 @@ __all__ = [
     "Engine",
     "GenerationError",
     "LoadedModel",
+    "Progress",
     "Prompt",
     "ReadAudio",
     "Sampling",
     "Scorer",
     "TurnScore",
     "answer_file",
+    "engine_for",
     "hear_prompt",
     "load_model",
     "prompt_of",

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -14,8 +14,10 @@ from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
 from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
-from stepaudio_jax.generation.engine import Completion, Engine, Sampling
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, ReadAudio, hear_prompt, require_fit
+from stepaudio_jax.generation.engine import Completion, Engine
+from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.prompt import Prompt, ReadAudio, bucket, hear_prompt, require_fit
+from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import TextError, Tokenizer, parse_reply, render_prompt
@@ -62,18 +64,25 @@ def answer_file(model: LoadedModel, input_path: PathLike, output_path: PathLike,
     prompts = [prompt_of(model, record) for record in records]
     for record, prompt in zip(records, prompts, strict=True):
         require_room(model, record, prompt, sampling)
-    engine = Engine(
-        model.config,
-        model.parameters,
-        compute=model.compute,
-        stop_token=model.tokenizer.special.eot,
-        rows=min(rows, len(prompts)),
-    )
+    engine = engine_for(model, prompts, sampling, slots=rows)
     samplings = [dataclasses.replace(sampling, seed=_seed(sampling.seed, index)) for index in range(len(records))]
     completions: dict[int, Completion] = dict(engine.generate(prompts, samplings))
     lines = (_reply_line(model, records[index], prompts[index], completions[index]) for index in range(len(records)))
     _write_lines(output_path, lines)
     return len(records)
+
+
+def engine_for(model: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling, *, slots: int) -> Engine:
+    """An engine no larger than it takes to answer these prompts, each with up to `sampling.max_new_tokens`."""
+    longest = max(prompt.length for prompt in prompts) + sampling.max_new_tokens
+    return Engine(
+        model.config,
+        model.parameters,
+        model.tokenizer,
+        compute=model.compute,
+        slots=min(slots, len(prompts)),
+        slot_tokens=min(bucket(longest), model.config.decoder.max_positions),
+    )
 
 
 def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) -> int:

@@ -1,87 +1,62 @@
-"""Batched generation with a KV cache.
+"""The engine: continuous batching on the host, over the device's slots.
 
-Prompts of similar length form a batch of fixed size; their tokens and their audio are padded to buckets, so the number of
-compiled programs is bounded by the buckets and not by the prompts.
+Requests wait in a queue. Whenever a slot is free, the next one's prompt is read and put into it; all slots then decode
+together, a few tokens a call. Programs are compiled for buckets of prompt lengths and of audio chunks, so their number does not
+grow with the requests.
 """
 
+import collections
 import dataclasses
-import functools
-import math
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from numpy.typing import NDArray
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, PromptBatch, embed_prompts, require_fit, stack_prompts
-from stepaudio_jax.generation.sampling import sample
-from stepaudio_jax.models import KVCache, Parameters, StepAudio, abstract_model
+from stepaudio_jax.generation import slots as device
+from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.listening import Listener
+from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
+from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
+from stepaudio_jax.generation.writing import Written
+from stepaudio_jax.models import CacheDtype, Parameters, unstack
+from stepaudio_jax.text import THINK_END, Tokenizer
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How one request is answered.
-
-    Attributes:
-        temperature: 0 takes the most probable token.
-        top_p: mass of the nucleus.
-        max_new_tokens: the reply is cut there, with finish_reason "length".
-        seed: of this request; the same seed gives the same tokens whatever shares the batch.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 1.0
-    max_new_tokens: int = 2048
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise GenerationError(f"temperature={self.temperature} must be 0 or more, and finite")
-        if not 0 < self.top_p <= 1:
-            raise GenerationError(f"top_p={self.top_p} must lie in (0, 1]")
-        if self.max_new_tokens <= 0:
-            raise GenerationError(f"max_new_tokens={self.max_new_tokens} must be positive")
-        if not 0 <= self.seed < 2**32:
-            raise GenerationError(f"seed={self.seed} must lie between 0 and 2**32 - 1")
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What was generated: tokens (the stop token not among them), their log-probabilities under the model, and why it ended.
+    """What was generated: tokens (the stop token not among them), and why it ended.
 
-    `logprobs` are those of the un-tempered distribution. `finish_reason` is "stop" or "length".
+    `logprobs` are those of the model's own distribution, `sampling_logprobs` of the one that was drawn from: tempered,
+    restricted and penalised as asked. `finish_reason` is "stop", "length" or "cancelled".
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: str
+    sampling_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
 
 
 @dataclasses.dataclass(frozen=True)
-class _Program:
-    """What a compiled program depends on beside the shapes of its arguments."""
+class Progress:
+    """News of a request: text that was added (whole characters), and at the end its completion."""
 
-    config: ModelConfig
-    compute: ComputeConfig
-    stop_token: int
+    request: int
+    text: str
+    completion: Completion | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Decoding:
-    """The loop's state; B rows, N new tokens at most."""
+@dataclasses.dataclass
+class _Group:
+    """Requests that share a prompt and have not all been given a slot."""
 
-    count: jax.Array  # i32, tokens generated so far in every row
-    logits: jax.Array  # [B,V] of the next token
-    cache: KVCache
-    tokens: jax.Array  # [B,N]
-    logprobs: jax.Array  # [B,N]
-    lengths: jax.Array  # [B] generated tokens, the stop token included
-    finished: jax.Array  # [B] bool
+    prompt: Prompt
+    waiting: "collections.deque[Written]"
+    prefix: device.Prefix | None = None
 
 
 class Engine:
@@ -90,121 +65,214 @@ class Engine:
     Args:
         config: the model's shape.
         parameters: its tree.
-        compute: dtype of the computation and of the cache.
-        stop_token: ends a reply.
-        rows: prompts answered side by side.
+        tokenizer: of the model.
+        compute: how it is computed.
+        slots: requests answered side by side.
+        slot_tokens: that a slot holds, prompt and reply; at most the model's positions, which are the default.
+        cache_dtype: of keys and values; by default that of the computation.
+        steps: tokens a call to the device adds to each slot, at most: more make streaming coarser and the host's share smaller.
+        unstacked: `parameters` are laid out by `models.unstack` already.
 
     Raises:
-        GenerationError: rows is not positive.
+        GenerationError: slots, slot_tokens or steps are out of range.
     """
 
-    def __init__(self, config: ModelConfig, parameters: Parameters, *, compute: ComputeConfig, stop_token: int, rows: int):
-        if rows <= 0:
-            raise GenerationError(f"{rows} prompts cannot be answered side by side; at least 1 is needed")
-        self._config = config
-        self._program = _Program(config, dataclasses.replace(compute, remat="none"), stop_token)
-        self._parameters = parameters
-        self._stop_token = stop_token
-        self._rows = rows
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Parameters,
+        tokenizer: Tokenizer,
+        *,
+        compute: ComputeConfig,
+        slots: int,
+        slot_tokens: int | None = None,
+        cache_dtype: CacheDtype | None = None,
+        steps: int = 16,
+        unstacked: bool = False,
+    ):
+        limit = config.decoder.max_positions
+        self._slot_tokens = limit if slot_tokens is None else slot_tokens
+        if slots <= 0 or steps <= 0:
+            raise GenerationError(f"slots={slots} and steps={steps} must be positive")
+        if not 0 < self._slot_tokens <= limit:
+            raise GenerationError(f"slot_tokens={slot_tokens} must lie between 1 and the model's {limit} positions")
+        self._program = device.Program(config, dataclasses.replace(compute, remat="none"), cache_dtype or compute.dtype)
+        self._parameters = parameters if unstacked else unstack(parameters)
+        self._tokenizer = tokenizer
+        self._closing = np.asarray(tokenizer.encode(THINK_END), np.int32)
+        self._steps = steps
+        self._slots = device.empty_slots(self._program, slots, self._slot_tokens)
+        self._listener = Listener(self._program)
+        self._occupants: list[Written | None] = [None] * slots
+        self._queue: collections.deque[_Group] = collections.deque()
+        self._ended: list[Progress] = []  # cancelled before they had a slot
+        self._numbers = itertools.count()
+        self._shapes: set[str] = set()
 
-    def generate(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> Iterator[tuple[int, Completion]]:
-        """Answers every prompt; yields (index of the prompt, completion) as batches finish, longest prompts first.
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What was compiled for this engine: a name and the bucket of each program."""
+        return tuple(sorted(self._shapes | self._listener.shapes))
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no request occupies."""
+        return self._occupants.count(None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or is being answered."""
+        return bool(self._queue or self._ended) or self.free_slots < len(self._occupants)
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Answers with other weights of the same shape from now on, those of a training state for example.
 
         Raises:
-            GenerationError: a prompt and its new tokens do not fit the model's positions.
+            GenerationError: requests are being answered, which began with the old ones.
         """
+        if self.busy:
+            raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
+        self._parameters = unstack(parameters)
+
+    def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:
+        """Puts a prompt into the queue, to be answered once for each of `samplings`; it is read once for all of them.
+
+        Returns:
+            The number of each request.
+
+        Raises:
+            GenerationError: the prompt is empty, or it and its new tokens do not fit a slot.
+        """
+        if not prompt.length:
+            raise GenerationError("the prompt is empty; it needs at least one token")
+        for sampling in samplings:
+            require_fit(prompt, self._program.config, new_tokens=sampling.max_new_tokens, slot_tokens=self._slot_tokens)
+        requests = [Written(next(self._numbers), sampling, self._tokenizer) for sampling in samplings]
+        self._queue.append(_Group(prompt, collections.deque(requests)))
+        return [request.number for request in requests]
+
+    def cancel(self, request: int) -> None:
+        """Gives a request up; its completion holds what was written. One that has ended, or never was, is left alone."""
+        for slot, occupant in enumerate(self._occupants):
+            if occupant is not None and occupant.number == request:
+                self._free(slot)
+                self._ended.append(_progress(occupant, "cancelled"))
+                return
+        for group in self._queue:
+            for waiting in group.waiting:
+                if waiting.number == request:
+                    group.waiting.remove(waiting)
+                    self._ended.append(_progress(waiting, "cancelled"))
+                    return
+
+    def step(self) -> list[Progress]:
+        """Fills free slots from the queue, decodes once, and tells what is new."""
+        news, self._ended = self._ended, []
+        admitted = self._admit()
+        running = [slot for slot, occupant in enumerate(self._occupants) if occupant is not None]
+        if not running:
+            return news
+        self._shapes.add(f"decode {len(self._occupants)} x {self._steps}")
+        self._slots, decoded = device.decode(
+            self._program, self._parameters, self._slots, self._closing, bool(self._queue), self._steps
+        )
+        firsts, decoded = jax.device_get((admitted, decoded))
+        for slot in running:
+            occupant = self._occupants[slot]
+            assert occupant is not None
+            if slot in firsts:
+                first = firsts[slot]
+                occupant.add(first.token, first.logprob, first.sampling_logprob)
+            new = slice(0, int(decoded.count[slot]))
+            occupant.add(decoded.tokens[slot, new], decoded.logprobs[slot, new], decoded.sampling_logprobs[slot, new])
+            news += self._look_at(slot, occupant, running=bool(decoded.running[slot]))
+        return news
+
+    def run(self) -> Iterator[Progress]:
+        """Steps until nothing waits and nothing runs."""
+        while self.busy:
+            yield from self.step()
+
+    def generate(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> Iterator[tuple[int, Completion]]:
+        """Answers every prompt; yields (index of the prompt, completion) as each ends.
+
+        Raises:
+            GenerationError: a prompt and its new tokens do not fit a slot; nothing has been computed then.
+        """
+        places: dict[int, int] = {}
         for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
             try:
-                require_fit(prompt, self._config, new_tokens=sampling.max_new_tokens)
+                require_fit(prompt, self._program.config, new_tokens=sampling.max_new_tokens, slot_tokens=self._slot_tokens)
             except GenerationError as error:
                 raise GenerationError(f"prompt {index}: {error}") from None
-        order = sorted(range(len(prompts)), key=lambda index: _size(prompts[index]), reverse=True)
-        for start in range(0, len(order), self._rows):
-            indices = order[start : start + self._rows]
-            group = [samplings[index] for index in indices]
-            batch = stack_prompts([prompts[index] for index in indices], self._config, rows=self._rows)
-            new_tokens = max(sampling.max_new_tokens for sampling in group)
-            group += [dataclasses.replace(group[-1], max_new_tokens=1)] * (self._rows - len(group))
-            tokens, logprobs, lengths, finished = jax.device_get(
-                _answer_batch(self._program, self._parameters, batch, _arrays(group), new_tokens)
+        for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            places[self.submit(prompt, [sampling])[0]] = index
+        for news in self.run():
+            if news.completion is not None and news.request in places:
+                yield places[news.request], news.completion
+
+    def _admit(self) -> dict[int, device.Draw]:
+        """Gives free slots to the requests at the head of the queue; returns the first token of each, by slot."""
+        firsts = {}
+        while self._queue and None in self._occupants:
+            group = self._queue[0]
+            if not group.waiting:
+                self._queue.popleft()
+                continue
+            if group.prefix is None:
+                group.prefix = self._read(group.prompt)
+            request, slot = group.waiting.popleft(), self._occupants.index(None)
+            sampling = request.sampling
+            admission = device.Admission(
+                limit=np.array([sampling.max_new_tokens], np.int32),
+                pause=np.array([sampling.max_reasoning_tokens or 0], np.int32),
+                stops=self._stops(sampling),
+                settings=SamplingArrays.of([sampling]),
             )
-            for row, index in enumerate(indices):
-                count = int(lengths[row])
-                stopped = bool(finished[row]) and int(tokens[row, count - 1]) == self._stop_token
-                kept = count - 1 if stopped else count
-                yield (
-                    index,
-                    Completion(
-                        tokens=tuple(int(token) for token in tokens[row, :kept]),
-                        logprobs=tuple(float(logprob) for logprob in logprobs[row, :kept]),
-                        finish_reason="stop" if stopped else "length",
-                    ),
-                )
+            self._slots, firsts[slot] = device.insert(self._slots, group.prefix, admission, slot)
+            self._occupants[slot] = request
+        while self._queue and not self._queue[0].waiting:
+            self._queue.popleft()
+        return firsts
+
+    def _read(self, prompt: Prompt) -> device.Prefix:
+        """Prefills a prompt, padded to its bucket."""
+        size = min(bucket(prompt.length), self._slot_tokens)
+        tokens, is_audio = np.zeros(size, np.int32), np.zeros(size, bool)
+        tokens[: prompt.length], is_audio[: prompt.length] = prompt.tokens, prompt.is_audio
+        width = self._program.config.decoder.hidden
+        audio = np.zeros((0, width), np.float32)
+        if prompt.chunks:
+            audio = np.zeros((size, width), np.float32)
+            audio[is_audio] = self._listener.hear(self._parameters, prompt)
+        self._shapes.add(f"prefill {size}{' with sound' if prompt.chunks else ''}")
+        self._shapes.add(f"insert {size}")
+        return device.prefill(self._program, self._parameters, tokens, np.int32(prompt.length), audio, is_audio)
+
+    def _stops(self, sampling: Sampling) -> np.ndarray:
+        tokens = (self._tokenizer.special.eot, *sampling.stop_tokens)
+        return np.array([[*tokens, *[device.NO_TOKEN] * (MOST_STOP_TOKENS - len(tokens))]], np.int32)
+
+    def _look_at(self, slot: int, occupant: Written, *, running: bool) -> list[Progress]:
+        """What is new of a slot; frees it where its request has ended, and lets it go on where it only paused."""
+        if occupant.stopped:
+            reason: FinishReason = "stop"
+        elif occupant.at_limit:
+            reason = "length"
+        else:
+            if not running:  # it paused: its reasoning has had its tokens
+                forced = 0 if occupant.reasoning_ended else len(self._closing)
+                self._slots = device.resume(self._slots, slot, forced)
+            text = occupant.take_text()
+            return [Progress(occupant.number, text)] if text else []
+        self._free(slot)
+        return [_progress(occupant, reason)]
+
+    def _free(self, slot: int) -> None:
+        self._slots = device.release(self._slots, slot)
+        self._occupants[slot] = None
 
 
-# Jitted once for the module, not for each engine: engines of one shape (a model before and after training) share programs.
-@functools.partial(jax.jit, static_argnames=("program", "new_tokens"))
-def _answer_batch(
-    program: _Program, parameters: Parameters, batch: PromptBatch, sampling: dict[str, jax.Array], new_tokens: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Prefills the prompts and decodes until every row has ended: tokens, logprobs [B,N], lengths, finished [B]."""
-    graphdef, _ = abstract_model(program.config, program.compute)
-    model = nnx.merge(graphdef, parameters)
-    rows, prompt_tokens = batch.tokens.shape
-    cache = KVCache.zeros(program.config.decoder, rows, prompt_tokens + new_tokens, jnp.dtype(program.compute.dtype))
-    logits, cache = _prefill(model, batch, cache)
-    keys = jax.vmap(jax.random.key)(sampling["seed"])
-    start = _Decoding(
-        count=jnp.zeros((), jnp.int32),
-        logits=logits,
-        cache=cache,
-        tokens=jnp.zeros((rows, new_tokens), jnp.int32),
-        logprobs=jnp.zeros((rows, new_tokens), jnp.float32),
-        lengths=jnp.zeros(rows, jnp.int32),
-        finished=jnp.zeros(rows, bool),
-    )
-
-    def decode_step(state: _Decoding) -> _Decoding:
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.count)
-        token = sample(state.logits, step_keys, temperature=sampling["temperature"], top_p=sampling["top_p"])
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(state.logits, axis=-1), token[:, None], axis=-1)[:, 0]
-        lengths = jnp.where(state.finished, state.lengths, state.lengths + 1)
-        finished = state.finished | (token == program.stop_token) | (lengths >= sampling["max_new_tokens"])
-        position = (jnp.asarray(batch.lengths) + state.count)[:, None]
-        hidden, cache = model.decode(model.embed(token[:, None]), position, jnp.ones_like(position), state.cache)
-        assert cache is not None  # one was given
-        return _Decoding(
-            count=state.count + 1,
-            logits=model.logits(hidden)[:, 0],
-            cache=cache,
-            tokens=state.tokens.at[:, state.count].set(token),
-            logprobs=state.logprobs.at[:, state.count].set(logprob),
-            lengths=lengths,
-            finished=finished,
-        )
-
-    end = jax.lax.while_loop(lambda state: ~jnp.all(state.finished), decode_step, start)
-    return end.tokens, end.logprobs, end.lengths, end.finished
-
-
-def _prefill(model: StepAudio, batch: PromptBatch, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """Reads the prompts into the cache; returns the logits [B,V] after each prompt's last token."""
-    positions = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
-    hidden, filled = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions), cache)
-    assert filled is not None  # a cache was given
-    last = jnp.take_along_axis(hidden, (jnp.asarray(batch.lengths) - 1)[:, None, None], axis=1)
-    return model.logits(last)[:, 0], filled
-
-
-def _size(prompt: Prompt) -> tuple[int, int, int]:
-    """Prompts that are neighbours in this order need the least padding."""
-    return len(prompt.chunks), prompt.longest_chunk, prompt.length
-
-
-def _arrays(samplings: Sequence[Sampling]) -> dict[str, NDArray[Any]]:
-    return {
-        "temperature": np.array([sampling.temperature for sampling in samplings], np.float32),
-        "top_p": np.array([sampling.top_p for sampling in samplings], np.float32),
-        "max_new_tokens": np.array([sampling.max_new_tokens for sampling in samplings], np.int32),
-        "seed": np.array([sampling.seed for sampling in samplings], np.uint32),
-    }
+def _progress(request: Written, reason: FinishReason) -> Progress:
+    tokens, logprobs, sampling_logprobs = request.kept()
+    return Progress(request.number, request.take_text(last=True), Completion(tokens, logprobs, sampling_logprobs, reason))

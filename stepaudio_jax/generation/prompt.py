@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import load_audio, log_mel, split_chunks, tokens_of_frames
 from stepaudio_jax.config import LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
+from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, lay_out
 
 _SMALLEST_BUCKET = 32
 _BUCKETS_PER_DOUBLING = 2
-
-
-class GenerationError(ValueError):
-    """A request that cannot be answered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +96,18 @@ class PromptBatch:
     mel_lengths: Array
 
 
-def require_fit(prompt: Prompt, config: ModelConfig, *, new_tokens: int = 0) -> None:
-    """Checks that a model's positions hold a prompt, the tokens that may follow it, and each of its chunks.
+def require_fit(prompt: Prompt, config: ModelConfig, *, new_tokens: int = 0, slot_tokens: int | None = None) -> None:
+    """Checks that a slot, or a model's positions, hold a prompt, the tokens that may follow it, and each of its chunks.
 
     Raises:
         GenerationError: saying by how much they do not.
     """
-    limit = config.decoder.max_positions
+    limit = config.decoder.max_positions if slot_tokens is None else min(slot_tokens, config.decoder.max_positions)
     excess = prompt.length + new_tokens - limit
     if excess > 0:
+        whose = "the model's" if limit == config.decoder.max_positions else "a slot's"
         raise GenerationError(
-            f"the dialogue has {prompt.length} tokens and may get {new_tokens} new ones, {excess} more than the model's {limit}"
+            f"the dialogue has {prompt.length} tokens and may get {new_tokens} new ones, {excess} more than {whose} {limit}"
             f" positions; {'lower max_new_tokens or ' if new_tokens else ''}shorten the dialogue"
         )
     frames = 2 * config.encoder.positions

@@ -1,45 +1,166 @@
-"""Drawing a token from logits."""
+"""How a request is answered, and drawing a token from logits accordingly."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.generation.error import GenerationError
+
+MOST_STOP_TOKENS = 8
 
 
-def sample(logits: jax.Array, keys: jax.Array, *, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Draws one token a row; the most probable one where the temperature is 0.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one request is answered.
 
-    Nucleus sampling (Holtzman et al. 2020, section 3.1): of softmax(logits / temperature), the smallest set of most probable
-    tokens whose mass reaches top_p is kept.
+    Attributes:
+        temperature: 0 takes the most probable token.
+        top_k: so many of the most probable tokens are kept; 0 keeps all.
+        top_p: mass of the nucleus.
+        min_p: tokens less probable than this share of the most probable one's probability are dropped.
+        repetition_penalty: above 1 makes tokens of the prompt and of the reply so far less probable.
+        max_new_tokens: the reply is cut there, with finish_reason "length".
+        max_reasoning_tokens: the reasoning is ended there, by force; None leaves its length to the model.
+        stop_tokens: end the reply, beside the end of the turn; they are not part of it.
+        stop_strings: end the reply where one of them begins.
+        seed: of this request; the same seed gives the same tokens whatever shares the batch.
+    """
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 2048
+    max_reasoning_tokens: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed, range_ in (
+            ("temperature", 0 <= self.temperature < math.inf, "be 0 or more, and finite"),
+            ("top_k", self.top_k >= 0, "be 0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "be positive, and finite"),
+            ("max_new_tokens", self.max_new_tokens > 0, "be positive"),
+            ("max_reasoning_tokens", self.max_reasoning_tokens is None or self.max_reasoning_tokens > 0, "be positive"),
+            ("stop_tokens", len(self.stop_tokens) < MOST_STOP_TOKENS, f"be fewer than {MOST_STOP_TOKENS}"),
+            ("stop_strings", all(self.stop_strings), "not be empty strings"),
+            ("seed", 0 <= self.seed < 2**32, "lie between 0 and 2**32 - 1"),
+        ):
+            if not allowed:
+                raise GenerationError(f"{name}={getattr(self, name)} must {range_}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplingArrays:
+    """The settings of B rows: each [B], fp32 but for top_k (i32) and seed (u32)."""
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
+    repetition_penalty: Any
+    seed: Any
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling]) -> "SamplingArrays":
+        """On the host."""
+
+        def column(name: str, dtype: type) -> NDArray[Any]:
+            return np.array([getattr(sampling, name) for sampling in samplings], dtype)
+
+        floats = {name: column(name, np.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+        return cls(top_k=column("top_k", np.int32), seed=column("seed", np.uint32), **floats)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One token a row: token [B] i32; logprob [B] under the model; sampling_logprob [B] under what it was drawn from."""
+
+    token: jax.Array
+    logprob: jax.Array
+    sampling_logprob: jax.Array
+
+
+def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: jax.Array) -> Draw:
+    """Draws one token a row.
+
+    A token's log-probability under the model is that of softmax(logits); a row of temperature 0 takes the best token, of
+    sampling log-probability 0.
 
     Args:
         logits: [B,V] fp32.
-        keys: [B] random keys, one a row, so that a row's draw does not depend on its neighbours.
-        temperature: [B] fp32, >= 0.
-        top_p: [B] fp32, in (0, 1].
-
-    Returns:
-        [B] i32.
+        count: [B] i32, tokens drawn before for the same request: with the seed, it determines the draw.
+        settings: of the rows.
+        seen: [B,V] bool, tokens of the prompt and of the reply so far.
     """
-    greedy = jnp.argmax(logits, axis=-1)
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    penalised = jax.lax.cond(
+        jnp.any(settings.repetition_penalty != 1),
+        lambda: penalise(logits, seen, settings.repetition_penalty),
+        lambda: logits,
+    )
+    best = jnp.argmax(penalised, axis=-1).astype(jnp.int32)
 
-    def draw() -> jax.Array:
-        # Shifted first: a tiny temperature then sends the others to -inf, and nothing overflows.
-        shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-        scaled = shifted / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(nucleus(scaled, top_p), scaled, -jnp.inf))
-        return jnp.where(temperature > 0, drawn, greedy)
+    def drawn() -> tuple[jax.Array, jax.Array]:
+        kept = restrict(penalised, settings)
+        keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(settings.seed, count)
+        token = jax.vmap(jax.random.categorical)(keys, kept)
+        logprob = _picked(kept, token) - jax.nn.logsumexp(kept, axis=-1)
+        samples = settings.temperature > 0
+        return jnp.where(samples, token, best).astype(jnp.int32), jnp.where(samples, logprob, 0.0)
 
     # A batch that is all greedy, an evaluation's, does not pay for sorting the vocabulary.
-    return jax.lax.cond(jnp.any(temperature > 0), draw, lambda: greedy).astype(jnp.int32)
+    token, sampling_logprob = jax.lax.cond(
+        jnp.any(settings.temperature > 0), drawn, lambda: (best, jnp.zeros(best.shape, jnp.float32))
+    )
+    return Draw(token, _picked(logits, token) - log_total, sampling_logprob)
 
 
-def nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Which tokens the nucleus keeps: [B,V], [B] -> [B,V] bool.
+def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
+    """The repetition penalty (Keskar et al. 2019, section 4.1), as transformers has it.
 
-    Ties with the last token that is needed are kept too; all are where top_p is 1, which a rounded sum of masses may exceed.
+    Logits [B,V] of seen tokens are divided by the penalty [B] where positive, and multiplied by it where negative.
     """
-    descending = -jnp.sort(-logits, axis=-1)
-    probabilities = jax.nn.softmax(descending, axis=-1)
+    penalty = penalty[:, None]
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def restrict(logits: jax.Array, settings: SamplingArrays) -> jax.Array:
+    """Tempered logits [B,V] of the tokens that may be drawn, -inf for the others.
+
+    In this order, each on what the one before has left: temperature, top-k, the nucleus (Holtzman et al. 2020, section 3.1: the
+    smallest set of most probable tokens whose mass reaches top_p), min-p (Nguyen et al. 2024). Ties with the last token that is
+    needed are kept too; all are where top_p is 1, which a rounded sum of masses may exceed.
+    """
+    temperature = settings.temperature
+    # Shifted first: a tiny temperature then sends the others to -inf, and nothing overflows.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scaled = shifted / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    descending = -jnp.sort(-scaled, axis=-1)
+    size = logits.shape[-1]
+    wanted = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, size), size)
+    in_top_k = jnp.arange(size) < wanted[:, None]
+    probabilities = jax.nn.softmax(jnp.where(in_top_k, descending, -jnp.inf), axis=-1)
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    needed = jnp.sum(mass_before < top_p[:, None], axis=-1)
+    in_nucleus = (mass_before < settings.top_p[:, None]) | (settings.top_p >= 1)[:, None]
+    needed = jnp.sum(in_top_k & in_nucleus, axis=-1)
     threshold = jnp.take_along_axis(descending, needed[:, None] - 1, axis=-1)
-    return (logits >= threshold) | (top_p >= 1)[:, None]
+    # The best token is at 0, so that log min_p is where its share begins.
+    threshold = jnp.maximum(threshold, jnp.log(settings.min_p)[:, None])
+    return jnp.where(scaled >= threshold, scaled, -jnp.inf)
+
+
+def _picked(rows: jax.Array, token: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(rows, token[:, None], axis=-1)[:, 0]

@@ -38,7 +38,7 @@ class Scorer:
             model = nnx.merge(graphdef, parameters)
             tokens = jnp.asarray(batch.tokens)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-            hidden, _ = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
+            hidden = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
             log_probs = jax.nn.log_softmax(model.logits(hidden), axis=-1)
             following = jnp.roll(tokens, -1, axis=1)
             picked = jnp.take_along_axis(log_probs, following[:, :, None], axis=-1)[:, :, 0]

@@ -24,7 +24,6 @@ def attention(
     compute: ComputeConfig,
     letters: str = "BTND",
     causal: bool = False,
-    first_slot: jax.Array | None = None,
 ) -> jax.Array:
     """Grouped-query softmax attention within segments.
 
@@ -41,9 +40,6 @@ def attention(
         compute: which kernel, and the rules.
         letters: of the query's dimensions, which the rules place; keys lie like it, but for their slots.
         causal: hide later slots. Within a segment, slots are in the order of positions.
-        first_slot: [B] i32, the slot of a row's first query, its others following; None for 0 in every row, which lets causal
-            blocks skip the keys behind them. Keys are then those of a cache, and the kernel is XLA's: the others need to know
-            when they are compiled what a query sees.
 
     Returns:
         [B,T,N,D] in value's dtype; scores and softmax are computed in fp32.
@@ -51,12 +47,12 @@ def attention(
     Raises:
         ConfigError: the kernel asked for does not exist on this platform, or the mesh cuts heads unevenly.
     """
-    kernel = "xla" if first_slot is not None else choose_kernel(compute)
+    kernel = choose_kernel(compute)
     dense = attention_cudnn if kernel == "cudnn" else attention_xla
     mesh = mesh_in_use()
     if mesh is None:
         if kernel in ("cudnn", "xla"):
-            return dense(query, key, value, query_segments, key_segments, first_slot, causal)
+            return dense(query, key, value, query_segments, key_segments, None, causal)
         return _splash(query, key, value, query_segments, key_segments, causal, kernel, PartitionSpec(None, None), None)
     query_spec = activation_spec(letters, compute.rules)
     rows, tokens, over_heads, _ = query_spec
@@ -68,15 +64,14 @@ def attention(
         return _splash(*operands, causal, kernel, PartitionSpec(over_heads, tokens), specs)
 
     def local(
-        query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array, first: Any
+        query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array
     ) -> jax.Array:
+        first = None
         if tokens is not None and _size(mesh, tokens) > 1:
-            shard = jax.lax.axis_index(tokens) * query.shape[1]
-            first = jnp.full(query.shape[0], shard) if first is None else first + shard
+            first = jnp.full(query.shape[0], jax.lax.axis_index(tokens) * query.shape[1])
         return dense(query, key, value, query_segments, key_segments, first, causal)
 
-    first_spec = None if first_slot is None else PartitionSpec(rows)
-    return jax.shard_map(local, in_specs=(*specs, first_spec), out_specs=query_spec, check_vma=False)(*operands, first_slot)
+    return jax.shard_map(local, in_specs=specs, out_specs=query_spec, check_vma=False)(*operands)
 
 
 def choose_kernel(compute: ComputeConfig) -> AttentionKernel:

@@ -19,7 +19,7 @@ def attention_cudnn(
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """See `attention.attention`.
+    """See `attention_xla.attention_xla`.
 
     Sequence lengths would tell cuDNN of padding at the end, not of documents side by side: the mask, [B,1,T,S], says all.
     `implementation="xla"` computes the same from the same operands anywhere, for tests.

@@ -28,7 +28,11 @@ def attention_xla(
     first_slot: jax.Array | None,
     causal: bool,
 ) -> jax.Array:
-    """See `attention.attention`."""
+    """See `attention.attention`.
+
+    `first_slot` [B] i32 is the slot of a row's first query, its others following, where the queries are a part of the row; None
+    for 0 in every row, which lets causal blocks skip the keys behind them.
+    """
     return _forward(query, key, value, query_segments, key_segments, first_slot, causal)[0]
 
 

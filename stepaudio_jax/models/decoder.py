@@ -1,7 +1,7 @@
 """The Qwen2-family decoder."""
 
-import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,28 +12,10 @@ from jax.ad_checkpoint import checkpoint_name
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
 from stepaudio_jax.models.attention import attention
 from stepaudio_jax.models.constraints import constrain
+from stepaudio_jax.models.kv_cache import LayerCache, attention_cached
 from stepaudio_jax.models.layers import Projection, RMSNorm, normal, parameter
 from stepaudio_jax.models.rotary import rotary_angles, rotate
 from stepaudio_jax.models.stack import scan_layers
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of the tokens seen so far: [L,B,S,K,D] each; the token at position p of row b stands in slot p.
-
-    Slots at and after a row's length hold anything: a query at position p sees slots 0..p only, and slot p is written before
-    it is read. Right padding of a prompt therefore needs no mask.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-    @classmethod
-    def zeros(cls, config: DecoderConfig, rows: int, slots: int, dtype: jnp.dtype) -> "KVCache":
-        """An empty cache for `rows` dialogues of at most `slots` tokens each."""
-        shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
-        return cls(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
 
 class DecoderAttention(nnx.Module):
@@ -50,41 +32,28 @@ class DecoderAttention(nnx.Module):
         self.output = Projection("BTND,NDH->BTH", use_bias=False, init_scale=1 / math.sqrt(2 * layers), **options)
 
     def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        cache: KVCache | None,
-    ) -> tuple[jax.Array, KVCache | None]:
+        self, x: jax.Array, segment_ids: jax.Array, angles: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Attention over x itself; returns its output and the keys and values [B,T,K,D]."""
+        query, key, value = self._project(x, angles)
+        out = attention(
+            query, key, value, query_segments=segment_ids, key_segments=segment_ids, compute=self.compute, causal=True
+        )
+        return self.output(out), (key, value)
+
+    def extend(
+        self, x: jax.Array, positions: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        """One more token a row, at `positions` [B]: attention over the cache, into which the token is written first."""
+        query, key, value = self._project(x, angles)
+        cache = cache.write(key, value, positions).constrained(self.compute.rules)
+        return self.output(attention_cached(query, cache, positions)), cache
+
+    def _project(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         rules = self.compute.rules
         query = checkpoint_name(constrain(rotate(self.query(x), angles), "BTND", rules), "query")
         key = checkpoint_name(constrain(rotate(self.key(x), angles), "BTKD", rules), "key")
-        value = checkpoint_name(constrain(self.value(x), "BTKD", rules), "value")
-        if cache is None:
-            out = attention(
-                query,
-                key,
-                value,
-                query_segments=segment_ids,
-                key_segments=segment_ids,
-                compute=self.compute,
-                causal=True,
-            )
-            return self.output(out), None
-        cache = KVCache(keys=_write(cache.keys, key, positions[:, 0]), values=_write(cache.values, value, positions[:, 0]))
-        rows, slots = cache.keys.shape[:2]
-        out = attention(
-            query,
-            cache.keys.astype(x.dtype),
-            cache.values.astype(x.dtype),
-            query_segments=jnp.ones_like(positions),
-            key_segments=jnp.ones((rows, slots), jnp.int32),
-            compute=self.compute,
-            causal=True,
-            first_slot=positions[:, 0],
-        )
-        return self.output(out), cache
+        return query, key, checkpoint_name(constrain(self.value(x), "BTKD", rules), "value")
 
 
 class DecoderLayer(nnx.Module):
@@ -99,17 +68,20 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        cache: KVCache | None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        attended, cache = self.attention(self.attention_norm(x), positions, segment_ids, angles, cache)
-        x = x + attended
-        x = x + self.mlp(self.mlp_norm(x))
-        return constrain(x, "BTH", self.compute.rules), cache
+        self, x: jax.Array, segment_ids: jax.Array, angles: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        attended, seen = self.attention(self.attention_norm(x), segment_ids, angles)
+        return self._rest(x + attended), seen
+
+    def extend(
+        self, x: jax.Array, positions: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        """See `DecoderAttention.extend`."""
+        attended, cache = self.attention.extend(self.attention_norm(x), positions, angles, cache)
+        return self._rest(x + attended), cache
+
+    def _rest(self, x: jax.Array) -> jax.Array:
+        return constrain(x + self.mlp(self.mlp_norm(x)), "BTH", self.compute.rules)
 
 
 class GatedMLP(nnx.Module):
@@ -154,24 +126,50 @@ class Decoder(nnx.Module):
         """Tokens [B,T] i32 -> embeddings [B,T,H] in the compute dtype."""
         return constrain(self.embedding[...].astype(self.compute.dtype)[tokens], "BTH", self.compute.rules)
 
-    def __call__(
-        self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Embeddings [B,T,H] -> hidden states after the final norm [B,T,H], and the cache with these tokens written.
+    def __call__(self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Embeddings [B,T,H] -> hidden states after the final norm [B,T,H]; positions and segment_ids are [B,T] i32."""
+        angles = self._angles(positions)
+
+        def apply(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return layer(x, segment_ids, angles)[0], None
+
+        hidden, _ = scan_layers(self.layers, apply, embeddings, compute=self.compute)
+        return self.norm(hidden)
+
+    def prefill(
+        self, layers: Sequence[DecoderLayer], embeddings: jax.Array, positions: jax.Array, empty: LayerCache
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """The same, keeping what every layer has seen, for rows of one dialogue each.
 
         Args:
-            embeddings: [B,T,H].
-            positions: [B,T] i32. With a cache a row's positions are consecutive: its keys go to slots positions[b, 0] onwards.
-            segment_ids: [B,T] i32. Without a cache, tokens see only their own segment; with one, a row is one dialogue.
-            cache: what earlier calls have seen, or None.
+            layers: of this decoder, apart (see `models.unstacked`).
+            embeddings: [B,T,H]. What pads a row stands behind its tokens, which do not see it.
+            positions: [B,T] i32.
+            empty: says in which dtype the cache is kept.
+
+        Returns:
+            Hidden states [B,T,H], and a cache of T slots for each layer.
         """
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        angles, one_dialogue = self._angles(positions), jnp.ones_like(positions)
+        x, caches = embeddings, []
+        for layer in layers:
+            x, seen = layer(x, one_dialogue, angles)
+            caches.append(empty.like(*seen))
+        return self.norm(x), tuple(caches)
 
-        def apply(layer: DecoderLayer, x: jax.Array, layer_cache: KVCache | None) -> tuple[jax.Array, KVCache | None]:
-            return layer(x, positions, segment_ids, angles, layer_cache)
+    def extend(
+        self, layers: Sequence[DecoderLayer], embeddings: jax.Array, positions: jax.Array, caches: Sequence[LayerCache]
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """One more token a row: embeddings [B,1,H] at positions [B] -> hidden states [B,1,H], and caches that hold it."""
+        angles = self._angles(positions[:, None])
+        x, extended = embeddings, []
+        for layer, cache in zip(layers, caches, strict=True):
+            x, cache = layer.extend(x, positions, angles, cache)
+            extended.append(cache)
+        return self.norm(x), tuple(extended)
 
-        hidden, cache = scan_layers(self.layers, apply, embeddings, cache, compute=self.compute)
-        return self.norm(hidden), cache
+    def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
 
     def head_kernel(self) -> jax.Array:
         """The language-model head [H,V], in the dtype of the parameters."""
@@ -181,12 +179,3 @@ class Decoder(nnx.Module):
         """Hidden states [..., T, H] -> logits [..., T, V] in fp32."""
         kernel = self.head_kernel().astype(hidden.dtype)
         return jnp.einsum("...TH,HV->...TV", hidden, kernel, preferred_element_type=jnp.float32)
-
-
-def _write(slots: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B,T,K,D] into slots [B,S,K,D], row b from slot start[b] on."""
-
-    def write_row(row: jax.Array, update: jax.Array, offset: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(row, update.astype(row.dtype), (offset, 0, 0))
-
-    return jax.vmap(write_row)(slots, new, start)

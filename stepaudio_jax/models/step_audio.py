@@ -8,7 +8,7 @@ from flax import nnx
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.models.adaptor import Adaptor
-from stepaudio_jax.models.decoder import Decoder, KVCache
+from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder
 
 Parameters = dict[str, Any]
@@ -69,11 +69,9 @@ class StepAudio(nnx.Module):
         heard = jnp.take_along_axis(audio, jnp.maximum(audio_slot, 0)[:, :, None], axis=1)
         return jnp.where(audio_slot[:, :, None] >= 0, heard.astype(embeddings.dtype), embeddings)
 
-    def decode(
-        self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
-    ) -> tuple[jax.Array, KVCache | None]:
+    def decode(self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """Runs the decoder: see `Decoder.__call__`."""
-        return self.decoder(embeddings, positions, segment_ids, cache)
+        return self.decoder(embeddings, positions, segment_ids)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B,T,H] -> logits [B,T,V] fp32."""

@@ -4,12 +4,13 @@ from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
 from stepaudio_jax.text.error import DialogueError, TextError, TokenizerError
 from stepaudio_jax.text.laying_out import LaidOut, lay_out
 from stepaudio_jax.text.parsing import ParsedReply, Problem, parse_reply, parse_reply_text
-from stepaudio_jax.text.rendering import Segment, audio_tokens, render_prompt, render_training, training_views
+from stepaudio_jax.text.rendering import THINK_END, Segment, audio_tokens, render_prompt, render_training, training_views
 from stepaudio_jax.text.special_tokens import SpecialTokens
 from stepaudio_jax.text.tokenizer import Tokenizer
 from stepaudio_jax.text.validation import validate_dialogue
 
 __all__ = [
+    "THINK_END",
     "AudioPart",
     "DialogueError",
     "LaidOut",

@@ -46,7 +46,7 @@ def term_sums(
         if heads is not None and batch.auxiliary is not None:
             sums |= auxiliary_sums(heads, features, outputs, batch, model.config.length_convention)
     embeddings = model.embed(batch.tokens, audio, batch.audio_slot)
-    hidden, _ = model.decode(embeddings, batch.positions, batch.segment_ids)
+    hidden = model.decode(embeddings, batch.positions, batch.segment_ids)
     compute = model.decoder.compute
     sums[NEXT_TOKEN], correct = next_token_sums(
         hidden,

@@ -1,12 +1,17 @@
-"""Drawing tokens: the nucleus against its definition in float64, draws against their distribution."""
+"""Drawing tokens: what may be drawn against its definition in float64 and against transformers, draws against chi-squared."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import torch
+import transformers
 
-from stepaudio_jax.generation.sampling import nucleus, sample
+from stepaudio_jax.generation.sampling import SamplingArrays, penalise, restrict
+from stepaudio_jax.generation.sampling import draw as draw_tokens
+
+DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def softmax(logits):
@@ -21,12 +26,29 @@ def mass_above(logits):
     return np.where(logits[:, None, :] > logits[:, :, None], probabilities[:, None, :], 0).sum(axis=-1)
 
 
-def draw(logits, *, temperature=1.0, top_p=1.0, seeds=None):
-    rows = len(logits)
-    seeds = np.arange(rows) if seeds is None else seeds
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    temperature, top_p = (np.broadcast_to(np.float32(value), rows) for value in (temperature, top_p))
-    return np.asarray(jax.jit(sample)(np.asarray(logits, np.float32), keys, temperature=temperature, top_p=top_p))
+def arrays(rows, seeds=None, **settings):
+    """The settings of so many rows: a value for all of them, or one for each."""
+    kinds = {"top_k": np.int32}
+    columns = {
+        name: np.array(np.broadcast_to(value, rows), kinds.get(name, np.float32))
+        for name, value in {**DEFAULTS, **settings}.items()
+    }
+    return SamplingArrays(seed=np.asarray(np.arange(rows) if seeds is None else seeds, np.uint32), **columns)
+
+
+def draw_all(logits, seeds=None, seen=None, **settings):
+    logits = np.asarray(logits, np.float32)
+    seen = np.zeros(logits.shape, bool) if seen is None else seen
+    count = np.zeros(len(logits), np.int32)
+    return jax.device_get(jax.jit(draw_tokens)(logits, count, arrays(len(logits), seeds, **settings), seen))
+
+
+def draw(logits, seeds=None, **settings):
+    return draw_all(logits, seeds, **settings).token
+
+
+def kept(logits, **settings):
+    return np.isfinite(np.asarray(restrict(jnp.asarray(logits), arrays(len(logits), **settings))))
 
 
 @pytest.mark.parametrize("levels", [0, 5])
@@ -39,34 +61,86 @@ def test_nucleus_is_the_smallest_set_whose_mass_reaches_top_p(levels):
     above = mass_above(logits)
     clear = (np.abs(above - top_p[:, None]) > 1e-5).all(axis=1)  # where rounding to fp32 cannot decide
     assert clear.sum() > 250
-    kept = np.asarray(nucleus(jnp.asarray(logits), jnp.asarray(top_p)))
-    np.testing.assert_array_equal(kept[clear], (above < top_p[:, None])[clear])
-    assert 0 < kept.mean() < 1
+    found = kept(logits, top_p=top_p)
+    np.testing.assert_array_equal(found[clear], (above < top_p[:, None])[clear])
+    assert 0 < found.mean() < 1
 
 
 def test_nucleus_of_everything_keeps_everything():
     """The fp32 masses of these rows add up to 1 long before their last token."""
     logits = np.random.default_rng(7).normal(scale=10, size=(4, 2000)).astype(np.float32)
-    assert np.asarray(nucleus(jnp.asarray(logits), jnp.ones(4))).all()
+    assert kept(logits).all()
 
 
 def test_nucleus_keeps_at_least_the_most_probable_token():
-    logits = jnp.asarray([[0.0, 3.0, 1.0], [2.0, 2.0, 0.0]])
-    assert np.asarray(nucleus(logits, jnp.full(2, 1e-6))).tolist() == [[False, True, False], [True, True, False]]
+    logits = np.asarray([[0.0, 3.0, 1.0], [2.0, 2.0, 0.0]], np.float32)
+    assert kept(logits, top_p=1e-6).tolist() == [[False, True, False], [True, True, False]]
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.5, 0.8)])
-def test_draws_have_the_tempered_truncated_distribution(temperature, top_p):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 7},
+        {"top_k": 100},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"temperature": 0.7, "top_k": 12, "top_p": 0.8},
+        {"temperature": 1.4, "top_k": 20, "top_p": 0.95, "min_p": 0.05},
+    ],
+    ids=str,
+)
+def test_what_may_be_drawn_equals_transformers(settings):
+    logits = np.random.default_rng(3).normal(scale=2, size=(200, 50)).astype(np.float32)
+    found = kept(logits, **settings)
+    scores = torch.tensor(logits)
+    for name, warper in (
+        ("temperature", transformers.TemperatureLogitsWarper),
+        ("top_k", transformers.TopKLogitsWarper),
+        ("top_p", transformers.TopPLogitsWarper),
+        ("min_p", transformers.MinPLogitsWarper),
+    ):
+        if name in settings:
+            scores = warper(settings[name])(None, scores)
+    np.testing.assert_array_equal(found, np.isfinite(scores.numpy()))
+
+
+def test_the_repetition_penalty_equals_transformers():
+    rng = np.random.default_rng(4)
+    logits = rng.normal(scale=3, size=(20, 50)).astype(np.float32)
+    said = rng.integers(0, 50, size=(20, 12))
+    seen = np.zeros(logits.shape, bool)
+    np.put_along_axis(seen, said, True, axis=1)
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(said), torch.tensor(logits)).numpy()
+    np.testing.assert_allclose(penalise(logits, seen, np.full(20, 1.3, np.float32)), expected, rtol=1e-6)
+    assert (draw_all(logits, seen=seen, temperature=0.0, repetition_penalty=1.3).token == expected.argmax(-1)).all()
+    assert (expected.argmax(-1) != logits.argmax(-1)).any()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.6}, {"temperature": 1.5, "top_p": 0.8}, {"top_k": 4}, {"min_p": 0.3}, {"top_k": 5, "top_p": 0.7}],
+    ids=str,
+)
+def test_draws_have_the_tempered_restricted_distribution(settings):
+    """20 000 draws."""
     logits = np.array([2.0, 1.5, 1.5, 1.0, 0.0, -1.0, -2.0], np.float32)
-    draws = draw(np.tile(logits, (4000, 1)), temperature=temperature, top_p=top_p)
-    scaled = logits[None] / temperature
-    expected = np.where(mass_above(scaled) < top_p, softmax(scaled), 0)[0]
+    found = draw_all(np.tile(logits, (20_000, 1)), **settings)
+    scaled = logits / settings.get("temperature", 1.0)
+    in_top_k = np.argsort(np.argsort(-scaled, kind="stable")) < (settings.get("top_k") or 7)
+    within = np.where(in_top_k, softmax(scaled), 0)
+    within /= within.sum()
+    above = np.array([within[scaled > value].sum() for value in scaled])
+    allowed = (
+        in_top_k & (above < settings.get("top_p", 1.0)) & (softmax(scaled) >= settings.get("min_p", 0) * softmax(scaled).max())
+    )
+    expected = np.where(allowed, softmax(scaled), 0)
     expected /= expected.sum()
-    counts = np.bincount(draws, minlength=len(logits))
-    assert (counts[expected == 0] == 0).all()
-    possible = expected > 0
-    assert possible.sum() < len(logits) or top_p == 1
-    assert scipy.stats.chisquare(counts[possible], 4000 * expected[possible]).pvalue > 1e-3
+    counts = np.bincount(found.token, minlength=len(logits))
+    assert (counts[~allowed] == 0).all()
+    assert allowed.all() == (not set(settings) - {"temperature"})
+    assert scipy.stats.chisquare(counts[allowed], 20_000 * expected[allowed]).pvalue > 1e-3
+    np.testing.assert_allclose(found.sampling_logprob, np.log(expected[found.token]), atol=1e-5)
+    np.testing.assert_allclose(found.logprob, np.log(softmax(logits)[found.token]), atol=1e-5)
 
 
 def test_temperature_zero_is_argmax():

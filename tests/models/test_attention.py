@@ -1,5 +1,6 @@
 """Attention against its definition in float64, value and gradients, for every mask it takes."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from stepaudio_jax.config import ComputeConfig, ConfigError
 from stepaudio_jax.models.attention import attention
 from stepaudio_jax.models.attention_cudnn import attention_cudnn
+from stepaudio_jax.models.attention_xla import attention_xla
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
@@ -70,11 +72,6 @@ def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> 
     ids = jnp.asarray(segments)
     out = attention_cudnn(q, k, v, ids, ids, None, causal, implementation="xla")
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
-    first = np.asarray([0, 3], np.int32)  # of a row that is cut over devices: these queries stand further on
-    visible = segments[:, :, None] == segments[:, None, :]
-    visible &= (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(tokens)
-    out = attention_cudnn(q, k, v, ids, ids, jnp.asarray(first), True, implementation="xla")
-    np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
 def test_cudnn_where_it_cannot_run_is_an_error() -> None:
@@ -84,15 +81,15 @@ def test_cudnn_where_it_cannot_run_is_an_error() -> None:
         attention(q, k, v, **ids, compute=ComputeConfig(attention="cudnn", dtype="float32"))
 
 
-def test_slots_of_a_cache_equal_the_definition() -> None:
+def test_queries_that_are_a_part_of_their_row_equal_the_definition() -> None:
     tokens, slots = 70, 200
     q, k, v = inputs(tokens, slots)
     first = np.asarray([0, 130], np.int32)
     visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
     ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
-    slot = jnp.asarray(first)
-    out = attention(q, k, v, query_segments=ones[0], key_segments=ones[1], compute=XLA, causal=True, first_slot=slot)
-    np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+    for kernel in (attention_xla, functools.partial(attention_cudnn, implementation="xla")):
+        out = kernel(q, k, v, *ones, jnp.asarray(first), True)
+        np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])

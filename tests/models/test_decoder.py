@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.models import KVCache
+from stepaudio_jax.models import LayerCache, abstract_model, merge_unstacked, unstack
 from tests.models import torch_reference
 from tests.models.random_model import FLOAT32, SMALL, model_with, random_parameters
 
@@ -26,7 +26,7 @@ def forward(parameters, tokens, positions=None, segment_ids=None, compute=FLOAT3
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
-    hidden, _ = model.decode(model.embed(tokens), jnp.asarray(positions), jnp.asarray(segment_ids))
+    hidden = model.decode(model.embed(tokens), jnp.asarray(positions), jnp.asarray(segment_ids))
     return model.logits(hidden)
 
 
@@ -96,29 +96,34 @@ def test_packed_dialogues_do_not_see_each_other(parameters):
     assert (np.asarray(forward(parameters, changed, positions, segments))[:, 20:53] == np.asarray(packed)[:, 20:53]).all()
 
 
-def test_cached_decoding_equals_one_pass(parameters):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("int8", 0.05)])
+def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
     """A prompt of two lengths, right-padded, prefilled at once, then continued token by token from each row's own position."""
-    model = model_with(parameters, SMALL)
+    model, layers = merge_unstacked(abstract_model(SMALL, FLOAT32)[0], unstack(parameters))
     tokens = random_tokens(2, 24, seed=6)
     expected = np.asarray(forward(parameters, tokens))
     lengths = np.array([11, 7])
     prompt = np.where(np.arange(12)[None] < lengths[:, None], tokens[:, :12], 99)
-    cache = KVCache.zeros(SMALL.decoder, rows=2, slots=24, dtype=jnp.float32)
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-    hidden, cache = model.decode(model.embed(jnp.asarray(prompt)), positions, jnp.ones((2, 12), jnp.int32), cache)
+    empty = LayerCache.zeros(SMALL.decoder, 2, 24, dtype)
+    hidden, seen = model.decoder.prefill(layers, model.embed(jnp.asarray(prompt)), positions, empty)
     logits = np.asarray(model.logits(hidden))
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, :length], expected[row, :length], atol=2e-5)
+    caches = tuple(
+        empty.put(jax.tree.map(lambda x: x[:1], one), jnp.int32(0)).put(jax.tree.map(lambda x: x[1:], one), jnp.int32(1))
+        for one in seen
+    )
 
     @jax.jit
-    def step(token, position, cache):
-        hidden, cache = model.decode(model.embed(token), position, jnp.ones_like(position), cache)
-        return model.logits(hidden), cache
+    def step(token, position, caches):
+        hidden, caches = model.decoder.extend(layers, model.embed(token), position, caches)
+        return model.logits(hidden), caches
 
     for offset in range(13):
         position = lengths + offset
-        logits, cache = step(jnp.asarray(tokens[[0, 1], position][:, None]), jnp.asarray(position[:, None]), cache)
-        np.testing.assert_allclose(logits[:, 0], expected[[0, 1], position], atol=2e-5)
+        logits, caches = step(jnp.asarray(tokens[[0, 1], position][:, None]), jnp.asarray(position), caches)
+        np.testing.assert_allclose(logits[:, 0], expected[[0, 1], position], atol=tolerance)
 
 
 def test_bfloat16_stays_close_and_keeps_fp32_logits(parameters):

@@ -50,7 +50,7 @@ def test_two_turn_dialogue_with_audio_equals_torch(convention):
     audio = model.encode_audio(jnp.asarray(mel), jnp.array([lengths]))
     embeddings = model.embed(jnp.array([tokens]), audio, jnp.array([slots]))
     positions = jnp.arange(len(tokens))[None]
-    hidden, _ = model.decode(embeddings, positions, jnp.ones_like(positions))
+    hidden = model.decode(embeddings, positions, jnp.ones_like(positions))
     actual = np.asarray(model.logits(hidden))[0]
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= 2e-4

@@ -190,7 +190,7 @@ def test_evaluation_counts_equal_a_direct_computation(parameters):
     sums = jax.jit(make_evaluation_step(definition))(parameters, batch)
     model = model_with(parameters, SMALL)
     audio = model.encode_audio(batch.mel, batch.mel_lengths)
-    hidden, _ = model.decode(model.embed(batch.tokens, audio, batch.audio_slot), batch.positions, batch.segment_ids)
+    hidden = model.decode(model.embed(batch.tokens, audio, batch.audio_slot), batch.positions, batch.segment_ids)
     logits = np.asarray(model.logits(hidden), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_probs, batch.targets[..., None], -1)[..., 0]

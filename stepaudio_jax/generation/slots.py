@@ -1,0 +1,277 @@
+"""The device's side of the engine: a fixed number of slots, each at most one request, and the programs that act on them.
+
+Every shape is static. A request enters through `prefill` (its prompt, alone, padded to a bucket) and `insert`; `decode` then
+adds a token to every occupied slot, several times over.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stepaudio_jax.config import ComputeConfig, ModelConfig
+from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Draw, SamplingArrays, draw
+from stepaudio_jax.models import CacheDtype, LayerCache, Parameters, abstract_model, merge_unstacked
+
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled program depends on beside the shapes of its arguments."""
+
+    config: ModelConfig
+    compute: ComputeConfig
+    cache_dtype: CacheDtype
+
+    @property
+    def graphdef(self) -> Any:
+        """The model's, for the layout of `models.unstack`."""
+        return abstract_model(self.config, self.compute)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """S slots of at most T tokens.
+
+    Attributes:
+        caches: of each layer, [S,K,T,D].
+        token: [S] i32, drawn and not yet in the cache.
+        position: [S] i32, where it will stand.
+        drawn: [S] i32, tokens drawn so far.
+        limit: [S] i32, tokens that may be drawn: at most T - prompt + 1, for the last one need not be written.
+        pause: [S] i32, the slot stops when so many are drawn, for the host to look at it; 0: never.
+        forced: [S] i32, how many of the engine's closing tokens are still to be put in, whatever is drawn.
+        running: [S] bool.
+        stops: [S,M] i32, tokens that end the reply; padded with NO_TOKEN.
+        settings: how tokens are drawn.
+        seen: [S,V] bool, tokens of prompt and reply, for the repetition penalty.
+    """
+
+    caches: tuple[LayerCache, ...]
+    token: jax.Array
+    position: jax.Array
+    drawn: jax.Array
+    limit: jax.Array
+    pause: jax.Array
+    forced: jax.Array
+    running: jax.Array
+    stops: jax.Array
+    settings: SamplingArrays
+    seen: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """A prompt that has been read: caches [1,K,T,D] of its bucket, logits [1,V] after its end, seen [1,V], length [1]."""
+
+    caches: tuple[LayerCache, ...]
+    logits: jax.Array
+    seen: jax.Array
+    length: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Admission:
+    """What a request brings to its slot: each [1], stops [1,M]; see `Slots`."""
+
+    limit: Any
+    pause: Any
+    stops: Any
+    settings: SamplingArrays
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What one call of `decode` drew: tokens, logprobs, sampling_logprobs [S,N]; count [S], how many of the N are a slot's.
+
+    running [S] says which slots go on. A slot's count is 0 where it did not run.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    sampling_logprobs: jax.Array
+    count: jax.Array
+    running: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("program", "slots", "tokens"))
+def empty_slots(program: Program, slots: int, tokens: int) -> Slots:
+    """Slots that nobody occupies."""
+    decoder = program.config.decoder
+
+    def column(dtype: Any) -> jax.Array:
+        return jnp.zeros(slots, dtype)
+
+    caches = tuple(
+        LayerCache.zeros(decoder, slots, tokens, program.cache_dtype).constrained(program.compute.rules)
+        for _ in range(decoder.layers)
+    )
+    floats = {name: column(jnp.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+    return Slots(
+        caches=caches,
+        **{name: column(jnp.int32) for name in ("token", "position", "drawn", "limit", "pause", "forced")},
+        running=column(bool),
+        stops=jnp.full((slots, MOST_STOP_TOKENS), NO_TOKEN, jnp.int32),
+        settings=SamplingArrays(top_k=column(jnp.int32), seed=column(jnp.uint32), **floats),
+        seen=jnp.zeros((slots, decoder.vocab_size), bool),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def hear(program: Program, parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
+    """Chunks [C,M,F] of mel_lengths [C] -> the adaptor's outputs [C,A,H]."""
+    model, _ = merge_unstacked(program.graphdef, parameters)
+    return model.hear(mel[None], mel_lengths[None])[1][0]
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def prefill(
+    program: Program, parameters: Parameters, tokens: jax.Array, length: jax.Array, audio: jax.Array, is_audio: jax.Array
+) -> Prefix:
+    """Reads one prompt.
+
+    Args:
+        program: which model.
+        parameters: unstacked.
+        tokens: [T] i32, padded.
+        length: i32, tokens that are the prompt's.
+        audio: [T,H], at the places where `is_audio` [T] an adaptor's output; [0,H] for a prompt without sound.
+        is_audio: [T] bool.
+    """
+    model, layers = merge_unstacked(program.graphdef, parameters)
+    embeddings = model.decoder.embed(tokens[None])
+    if audio.shape[0]:
+        embeddings = jnp.where(is_audio[None, :, None], audio[None].astype(embeddings.dtype), embeddings)
+    empty = LayerCache.zeros(program.config.decoder, 1, 1, program.cache_dtype)
+    positions = jnp.arange(tokens.shape[0])[None]
+    hidden, caches = model.decoder.prefill(layers, embeddings, positions, empty)
+    last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
+    seen = jnp.zeros((1, program.config.decoder.vocab_size), bool)
+    seen = seen.at[0, jnp.where(positions[0] < length, tokens, tokens[0])].set(True)
+    return Prefix(caches, model.logits(last)[:, 0], seen, length[None])
+
+
+@functools.partial(jax.jit, donate_argnames="slots")
+def insert(slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) -> tuple[Slots, Draw]:
+    """Puts a request into a free slot and draws its first token, each of the result [1]."""
+    first = draw(prefix.logits, jnp.zeros(1, jnp.int32), admission.settings, prefix.seen)
+    one = jnp.ones(1, jnp.int32)
+    new = Slots(
+        caches=(),
+        token=first.token,
+        position=prefix.length,
+        drawn=one,
+        limit=jnp.asarray(admission.limit),
+        pause=jnp.asarray(admission.pause),
+        forced=0 * one,
+        running=_goes_on(first.token, one, admission),
+        stops=jnp.asarray(admission.stops),
+        settings=admission.settings,
+        seen=prefix.seen.at[0, first.token[0]].set(True),
+    )
+    caches = tuple(cache.put(read, slot) for cache, read in zip(slots.caches, prefix.caches, strict=True))
+
+    def put(column: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(column, value.astype(column.dtype), slot, axis=0)
+
+    placed = jax.tree.map(put, dataclasses.replace(slots, caches=()), new)
+    return dataclasses.replace(placed, caches=caches), first
+
+
+@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="slots")
+def decode(
+    program: Program, parameters: Parameters, slots: Slots, closing: jax.Array, until_free: jax.Array, steps: int
+) -> tuple[Slots, Decoded]:
+    """Adds a token to every running slot, `steps` times, or until none runs.
+
+    Args:
+        program: which model.
+        parameters: unstacked.
+        slots: given up.
+        closing: [E] i32, what ends a reasoning by force.
+        until_free: bool; end early when any slot stops, because others wait for it.
+        steps: at most.
+    """
+    model, layers = merge_unstacked(program.graphdef, parameters)
+    rows = slots.token.shape[0]
+    started = slots.running
+
+    def step(carry: tuple[jax.Array, Slots, Decoded]) -> tuple[jax.Array, Slots, Decoded]:
+        number, slots, out = carry
+        running = slots.running
+        hidden, caches = model.decoder.extend(layers, model.decoder.embed(slots.token[:, None]), slots.position, slots.caches)
+        settings = dataclasses.replace(slots.settings, temperature=jnp.where(running, slots.settings.temperature, 0))
+        found = draw(model.logits(hidden)[:, 0], slots.drawn, settings, slots.seen)
+        if closing.shape[0]:
+            found = _force(found, model.logits(hidden)[:, 0], slots.forced, closing)
+        drawn = slots.drawn + running
+        after = dataclasses.replace(
+            slots,
+            caches=caches,
+            token=jnp.where(running, found.token, slots.token),
+            position=slots.position + running,
+            drawn=drawn,
+            forced=jnp.maximum(slots.forced - running, 0),
+            running=running & _goes_on(found.token, drawn, slots),
+            seen=slots.seen.at[jnp.arange(rows), found.token].max(running),
+        )
+        out = Decoded(
+            tokens=out.tokens.at[:, number].set(found.token),
+            logprobs=out.logprobs.at[:, number].set(found.logprob),
+            sampling_logprobs=out.sampling_logprobs.at[:, number].set(found.sampling_logprob),
+            count=out.count + running,
+            running=after.running,
+        )
+        return number + 1, after, out
+
+    def goes_on(carry: tuple[jax.Array, Slots, Decoded]) -> jax.Array:
+        number, slots, _ = carry
+        freed = jnp.any(started & ~slots.running)
+        return (number < steps) & jnp.any(slots.running) & ~(until_free & freed)
+
+    floats = [jnp.zeros((rows, steps), jnp.float32) for _ in range(2)]
+    nothing = Decoded(jnp.zeros((rows, steps), jnp.int32), *floats, jnp.zeros(rows, jnp.int32), started)
+    _, slots, out = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), slots, nothing))
+    return slots, out
+
+
+@functools.partial(jax.jit, donate_argnames="slots")
+def release(slots: Slots, slot: jax.Array) -> Slots:
+    """Stops a slot, whose request has been given up or has ended."""
+    return dataclasses.replace(slots, running=slots.running.at[slot].set(False))
+
+
+@functools.partial(jax.jit, donate_argnames="slots")
+def resume(slots: Slots, slot: jax.Array, forced: jax.Array) -> Slots:
+    """Lets a slot that paused go on, its next `forced` tokens the engine's closing ones; it pauses no more."""
+    return dataclasses.replace(
+        slots,
+        running=slots.running.at[slot].set(True),
+        pause=slots.pause.at[slot].set(0),
+        forced=slots.forced.at[slot].set(forced),
+    )
+
+
+def _goes_on(token: jax.Array, drawn: jax.Array, settings: Any) -> jax.Array:
+    """[S] bool: no stop token, not at its limit, not where it is to pause."""
+    stopped = jnp.any(token[:, None] == settings.stops, axis=-1)
+    return ~stopped & (drawn < settings.limit) & (drawn != settings.pause)
+
+
+def _force(found: Draw, logits: jax.Array, forced: jax.Array, closing: jax.Array) -> Draw:
+    """The closing token that is due where one is; it was not drawn, so its sampling log-probability is 0."""
+    due = closing[jnp.clip(closing.shape[0] - forced, 0, closing.shape[0] - 1)]
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), due[:, None], axis=-1)[:, 0]
+    is_due = forced > 0
+    return Draw(
+        token=jnp.where(is_due, due, found.token),
+        logprob=jnp.where(is_due, logprob, found.logprob),
+        sampling_logprob=jnp.where(is_due, 0.0, found.sampling_logprob),
+    )

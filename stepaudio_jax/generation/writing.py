@@ -1,0 +1,93 @@
+"""What a request has written so far, on the host: its tokens, where it ends, and its text as it comes."""
+
+import codecs
+from typing import Any
+
+import numpy as np
+
+from stepaudio_jax.generation.sampling import Sampling
+from stepaudio_jax.text import THINK_END, Tokenizer
+
+_THINK_END = THINK_END.strip().encode()
+
+
+class Written:
+    """The reply to one request, growing.
+
+    Attributes:
+        number: of the request.
+        sampling: how it is answered.
+    """
+
+    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer):
+        self.number = number
+        self.sampling = sampling
+        self._tokenizer = tokenizer
+        self._stop_tokens = {tokenizer.special.eot, *sampling.stop_tokens}
+        self._stop_strings = [text.encode() for text in sampling.stop_strings]
+        self._columns: tuple[list[int], list[float], list[float]] = ([], [], [])
+        self._text = b""
+        self._ends: list[int] = []  # length of the text after each token
+        self._given = 0  # bytes of the text that have been given out
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._cut: int | None = None  # bytes of the text before the stop string
+        self.stopped = False
+
+    def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
+        """Adds tokens [N] with their log-probabilities, up to the one that ends the reply."""
+        for row in zip(tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True):
+            if self.stopped:
+                return
+            if row[0] in self._stop_tokens:
+                self.stopped = True
+                return
+            for column, value in zip(self._columns, row, strict=True):
+                column.append(value)
+            self._text += self._tokenizer.token_bytes(row[0])
+            self._ends.append(len(self._text))
+            self._find_stop_string()
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether it has as many tokens as it may have."""
+        return len(self._columns[0]) >= self.sampling.max_new_tokens
+
+    @property
+    def reasoning_ended(self) -> bool:
+        """Whether the model has ended its reasoning itself."""
+        return _THINK_END in self._text
+
+    def kept(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+        """Tokens, log-probabilities and sampling log-probabilities; without those that only spell the stop string."""
+        count = len(self._ends) if self._cut is None else int(np.searchsorted(self._ends, self._cut, side="right"))
+        tokens, logprobs, sampling_logprobs = (tuple(column[:count]) for column in self._columns)
+        return tokens, logprobs, sampling_logprobs
+
+    def take_text(self, *, last: bool = False) -> str:
+        """What can be shown since the last call: whole characters, and nothing that may yet turn out to be a stop string.
+
+        Args:
+            last: nothing follows; bytes that are no character are written as U+FFFD.
+        """
+        end = len(self._text) if self._cut is None else self._cut
+        if not last:
+            end -= self._possible_beginning(end)
+        new, self._given = self._text[self._given : end], max(end, self._given)
+        return self._decoder.decode(new, last)
+
+    def _find_stop_string(self) -> None:
+        before = self._ends[-2] if len(self._ends) > 1 else 0
+        for stop in self._stop_strings:
+            place = self._text.find(stop, max(0, before - len(stop) + 1))
+            if place >= 0 and (self._cut is None or place < self._cut):
+                self._cut, self.stopped = place, True
+
+    def _possible_beginning(self, end: int) -> int:
+        """Bytes at the end of the text that may be the beginning of a stop string."""
+        longest = 0
+        for stop in self._stop_strings:
+            for size in range(min(len(stop) - 1, end), longest, -1):
+                if self._text[end - size : end] == stop[:size]:
+                    longest = size
+                    break
+        return longest

@@ -1,0 +1,32 @@
+"""The decoder's layers apart: the layout for generating.
+
+For training the layers' parameters are stacked and scanned over. A loop that generates tokens would cut every layer out of the
+stack again for each token, and read the weights twice.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from stepaudio_jax.models.decoder import DecoderLayer
+from stepaudio_jax.models.step_audio import Parameters, StepAudio
+
+
+def unstack(parameters: Parameters) -> Parameters:
+    """The tree with `decoder.layers` as a tuple of one tree a layer; shardings stay, but for the layers' own axis."""
+    decoder = parameters["decoder"]
+    count = jax.tree.leaves(decoder["layers"])[0].shape[0]
+    layers = tuple(jax.tree.map(lambda leaf: leaf[index], decoder["layers"]) for index in range(count))  # noqa: B023
+    return {**parameters, "decoder": {**decoder, "layers": layers}}
+
+
+def merge_unstacked(graphdef: Any, parameters: Parameters) -> tuple[StepAudio, tuple[DecoderLayer, ...]]:
+    """The model, and its decoder's layers, from the graph definition and an unstacked tree.
+
+    The model itself cannot run its decoder: `Decoder.prefill` and `extend` take the layers.
+    """
+    layers = parameters["decoder"]["layers"]
+    model: StepAudio = nnx.merge(graphdef, {**parameters, "decoder": {**parameters["decoder"], "layers": layers[0]}})
+    layer, _ = nnx.split(model.decoder.layers)
+    return model, tuple(nnx.merge(layer, one) for one in layers)
