@@ -20,6 +20,7 @@ USER_ERRORS = (
     *(AudioError, ConfigError, CorpusError, DataError, CheckpointError, GenerationError, ReportError, ShardingError, TextError),
     OSError,  # it names the file that the system refused, and why: a full disk, a folder that may not be written
 )
+MISTAKE = 2
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 TRY_AGAIN = 75  # EX_TEMPFAIL: start the same command again
 DIVERGED = 1
@@ -37,7 +38,7 @@ def reported() -> Iterator[None]:
         yield
     except USER_ERRORS as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(MISTAKE)
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
         sys.exit(TRY_AGAIN)

@@ -1,37 +1,67 @@
-"""Answers dialogues: `python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl`."""
+"""Answers dialogues: `python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl`.
+
+Interrupted and started again, it goes on where it was. A dialogue that cannot be answered gets a line that says why, and the
+exit code is then 2.
+"""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from launch.errors import reported
+from launch.errors import MISTAKE, reported
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses arguments and answers."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses arguments and answers; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project")
     parser.add_argument("--input", required=True, help="JSONL of dialogues that end in a user's turn")
     parser.add_argument("--output", required=True, help="JSONL of replies, one line for each dialogue")
+    parser.add_argument("--num-samples", type=int, default=1, help="replies to each dialogue (default 1)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0: always the most probable token (default 0.7)")
+    parser.add_argument("--top-k", type=int, default=0, help="so many of the most probable tokens (default 0: all)")
     parser.add_argument("--top-p", type=float, default=0.9, help="mass of the nucleus (default 0.9)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="least share of the best token's probability (default 0)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 against repetition (default 1)")
     parser.add_argument("--max-new-tokens", type=int, default=2048, help="of a reply with its reasoning (default 2048)")
+    parser.add_argument("--max-reasoning-tokens", type=int, help="the reasoning is ended there (default: nowhere)")
+    parser.add_argument("--stop", action="append", default=[], help="a text that ends the reply; may be given several times")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=16, help="dialogues answered side by side (default 16)")
+    parser.add_argument("--slots", type=int, default=16, help="dialogues answered side by side (default 16)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
+    parser.add_argument("--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype")
     options = parser.parse_args(arguments)
     with reported():
+        from stepaudio_jax.data import JsonlFile
         from stepaudio_jax.generation import Sampling, answer_file, load_model
 
         sampling = Sampling(
             temperature=options.temperature,
+            top_k=options.top_k,
             top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
             max_new_tokens=options.max_new_tokens,
+            max_reasoning_tokens=options.max_reasoning_tokens,
+            stop_strings=tuple(options.stop),
             seed=options.seed,
         )
-        model = load_model(options.model, options.dtype)
-        count = answer_file(model, options.input, options.output, sampling, rows=options.batch_size)
-        print(f"{count} replies written to {options.output}")
+        JsonlFile(options.input)  # whether it can be read is known before the model is loaded
+        outcome = answer_file(
+            load_model(options.model, options.dtype),
+            options.input,
+            options.output,
+            sampling,
+            slots=options.slots,
+            samples=options.num_samples,
+            cache_dtype=options.cache_dtype,
+        )
+        print(f"{outcome.dialogues - outcome.failed} of {outcome.dialogues} dialogues answered: {options.output}")
+        if outcome.failed:
+            print(f"error: {outcome.failed} could not be answered; the first: {outcome.first_failure}", file=sys.stderr)
+            return MISTAKE
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -56,23 +56,30 @@ class JsonlFile:
     def __repr__(self) -> str:
         return f"JsonlFile({self.path!r}, records={len(self)})"
 
+    def line_number(self, index: int) -> int:
+        """Of the record at `index`, from 1."""
+        return self._numbers[index]
+
+    def origin(self, index: int) -> str:
+        """`file:line` of the record at `index`."""
+        return f"{self.path}:{self._numbers[index]}"
+
     def __getitem__(self, index: int) -> Record:
         """The record at `index` (0 <= index < len).
 
         Raises:
             DataError: naming `file:line` and what is wrong with it.
         """
-        number = self._numbers[index]
         with open(self.path, "rb") as file:
             file.seek(self._offsets[index])
             line = file.readline()
-        origin = f"{self.path}:{number}"
+        origin = self.origin(index)
         return parse_record(
             _json(line, origin),
             origin=origin,
             folder=os.path.dirname(self.path),
             source=self._source,
-            default_id=f"{pathlib.Path(self.path).stem}:{number}",
+            default_id=f"{pathlib.Path(self.path).stem}:{self.line_number(index)}",
         )
 
 

@@ -1,6 +1,8 @@
 """Record: one dialogue, as every reader yields it and every consumer takes it."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from stepaudio_jax.text.dialogue import Message
 
@@ -21,7 +23,8 @@ class Criterion:
 class Record:
     """A dialogue and what else is known of it.
 
-    `id` is unique within its source; `origin` names the file and line it was read from, for error messages.
+    `id` is unique within its source; `origin` names the file and line it was read from, for error messages. `sampling` are
+    settings of its own for whoever answers it (see `generation.Sampling`).
     """
 
     id: str
@@ -31,3 +34,4 @@ class Record:
     reference_reply: str | None = None
     rubric: tuple[Criterion, ...] = ()
     answer: str | None = None  # verifiable
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -4,7 +4,8 @@
         {"role": "system", "content": "Answer briefly."},
         {"role": "user", "content": [{"type": "text", "text": "Who speaks?"}, {"type": "audio", "audio": "clips/a.wav"}]},
         {"role": "assistant", "reasoning_content": "A low voice.", "content": "A man."}],
-     "id": "a", "reference_reply": "..", "rubric": [{"criterion": "..", "weight": 1}], "answer": "7", "source": ".."}
+     "id": "a", "reference_reply": "..", "rubric": [{"criterion": "..", "weight": 1}], "answer": "7", "source": "..",
+     "sampling": {"temperature": 0}}
 
 Every key of a message and of a part must be known, because a misspelt one would silently change what is learnt; a record may
 carry further keys of its own, which are left alone.
@@ -59,6 +60,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         reference_reply=_scalar_text(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
         rubric=_rubric(value.get("rubric"), origin),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
+        sampling=_sampling(value.get("sampling"), origin),
     )
 
 
@@ -177,6 +179,14 @@ def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
             raise DataError(f"{origin}: criterion {number}: 'weight' must be a finite number, got {_shown(weight)}")
         criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
     return tuple(criteria)
+
+
+def _sampling(value: Any, origin: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise DataError(f"{origin}: 'sampling' must be an object of settings, got {_shown(value)}")
+    return dict(value)
 
 
 def _scalar_text(value: Any, what: str) -> str | None:

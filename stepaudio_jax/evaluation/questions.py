@@ -76,7 +76,7 @@ def answer_questions(
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         prompts = list(pool.map(prepare, questions))
-    engine = engine_for(model, prompts, sampling, slots=rows)
+    engine = engine_for(model, prompts, max_new_tokens, slots=min(rows, len(prompts)))
     completions = tqdm.tqdm(
         engine.generate(prompts, [sampling] * len(prompts)),
         total=len(prompts),

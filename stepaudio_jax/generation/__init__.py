@@ -1,8 +1,8 @@
 """Generation: prompts, sampling, the batched engine, and scoring of given replies."""
 
+from stepaudio_jax.generation.answer_file import Outcome, answer_file
 from stepaudio_jax.generation.answering import (
     LoadedModel,
-    answer_file,
     engine_for,
     load_model,
     prompt_of,
@@ -20,6 +20,7 @@ __all__ = [
     "Engine",
     "GenerationError",
     "LoadedModel",
+    "Outcome",
     "Progress",
     "Prompt",
     "ReadAudio",

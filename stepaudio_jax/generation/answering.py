@@ -1,4 +1,4 @@
-"""From a file of dialogues to a file of replies or of scores: one line out for each line in, in order."""
+"""A model that is ready to answer; prompts of records; and from a file of dialogues to a file of scores."""
 
 import contextlib
 import dataclasses
@@ -8,27 +8,27 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import numpy as np
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
 from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
-from stepaudio_jax.generation.engine import Completion, Engine
+from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.prompt import Prompt, ReadAudio, bucket, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
-from stepaudio_jax.models import Parameters
-from stepaudio_jax.text import TextError, Tokenizer, parse_reply, render_prompt
+from stepaudio_jax.models import CacheDtype, Parameters
+from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 PathLike = str | pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer."""
+    """A model ready to answer, and the folder it comes from."""
 
+    folder: str
     config: ModelConfig
     parameters: Parameters
     tokenizer: Tokenizer
@@ -46,42 +46,22 @@ def load_model(folder: PathLike, dtype: FloatDtype | None = None) -> LoadedModel
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
-    return LoadedModel(config, hub.read_parameters(folder, dtype=dtype), hub.load_tokenizer(folder), compute)
+    return LoadedModel(os.fspath(folder), config, hub.read_parameters(folder, dtype=dtype), hub.load_tokenizer(folder), compute)
 
 
-def answer_file(model: LoadedModel, input_path: PathLike, output_path: PathLike, sampling: Sampling, *, rows: int = 16) -> int:
-    """Answers every dialogue of a JSONL file; returns their number.
-
-    A line of the output holds id, reasoning, reply, finish_reason ("stop", "length"), well_formed, problems, prompt_tokens and
-    completion_tokens. Dialogue number i draws from seed (sampling.seed, i), whatever it is batched with. The output appears
-    when it is complete.
-
-    Raises:
-        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written.
-        GenerationError: a prompt is too long for the model; names file and line.
-    """
-    records = _read(input_path)
-    prompts = [prompt_of(model, record) for record in records]
-    for record, prompt in zip(records, prompts, strict=True):
-        require_room(model, record, prompt, sampling)
-    engine = engine_for(model, prompts, sampling, slots=rows)
-    samplings = [dataclasses.replace(sampling, seed=_seed(sampling.seed, index)) for index in range(len(records))]
-    completions: dict[int, Completion] = dict(engine.generate(prompts, samplings))
-    lines = (_reply_line(model, records[index], prompts[index], completions[index]) for index in range(len(records)))
-    _write_lines(output_path, lines)
-    return len(records)
-
-
-def engine_for(model: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling, *, slots: int) -> Engine:
-    """An engine no larger than it takes to answer these prompts, each with up to `sampling.max_new_tokens`."""
-    longest = max(prompt.length for prompt in prompts) + sampling.max_new_tokens
+def engine_for(
+    model: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, *, slots: int, cache_dtype: CacheDtype | None = None
+) -> Engine:
+    """An engine no larger than it takes to answer these prompts, each with up to `new_tokens` tokens."""
+    longest = max(prompt.length for prompt in prompts) + new_tokens
     return Engine(
         model.config,
         model.parameters,
         model.tokenizer,
         compute=model.compute,
-        slots=min(slots, len(prompts)),
+        slots=slots,
         slot_tokens=min(bucket(longest), model.config.decoder.max_positions),
+        cache_dtype=cache_dtype,
     )
 
 
@@ -138,24 +118,6 @@ def _read(path: PathLike) -> list[Record]:
     if not records:
         raise DataError(f"{path}: has no records; give at least one dialogue")
     return records
-
-
-def _reply_line(model: LoadedModel, record: Record, prompt: Prompt, completion: Completion) -> dict[str, object]:
-    parsed = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
-    return {
-        "id": record.id,
-        "reasoning": parsed.reasoning,
-        "reply": parsed.reply,
-        "finish_reason": completion.finish_reason,
-        "well_formed": parsed.well_formed,
-        "problems": list(parsed.problems),
-        "prompt_tokens": prompt.length,
-        "completion_tokens": len(completion.tokens),
-    }
-
-
-def _seed(seed: int, index: int) -> int:
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def _write_lines(path: PathLike, lines: Iterable[dict[str, object]]) -> int:

@@ -8,6 +8,7 @@ grow with the requests.
 import collections
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -97,7 +98,7 @@ class Engine:
         if not 0 < self._slot_tokens <= limit:
             raise GenerationError(f"slot_tokens={slot_tokens} must lie between 1 and the model's {limit} positions")
         self._program = device.Program(config, dataclasses.replace(compute, remat="none"), cache_dtype or compute.dtype)
-        self._parameters = parameters if unstacked else unstack(parameters)
+        self._parameters = jax.device_put(parameters if unstacked else unstack(parameters))
         self._tokenizer = tokenizer
         self._closing = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps
@@ -108,11 +109,22 @@ class Engine:
         self._ended: list[Progress] = []  # cancelled before they had a slot
         self._numbers = itertools.count()
         self._shapes: set[str] = set()
+        self._written, self._seconds = 0, 0.0
 
     @property
     def programs(self) -> tuple[str, ...]:
         """What was compiled for this engine: a name and the bucket of each program."""
         return tuple(sorted(self._shapes | self._listener.shapes))
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return sum(len(group.waiting) for group in self._queue)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """That were written since the engine was made, while it had something to do."""
+        return self._written / self._seconds if self._seconds else 0.0
 
     @property
     def free_slots(self) -> int:
@@ -124,6 +136,10 @@ class Engine:
         """Whether any request waits or is being answered."""
         return bool(self._queue or self._ended) or self.free_slots < len(self._occupants)
 
+    def has_room(self, prompt: Prompt, samplings: Sequence[Sampling]) -> bool:
+        """Whether a slot is long enough for a prompt and what may follow it."""
+        return prompt.length + max(sampling.max_new_tokens for sampling in samplings) <= self._slot_tokens
+
     def set_parameters(self, parameters: Parameters) -> None:
         """Answers with other weights of the same shape from now on, those of a training state for example.
 
@@ -132,7 +148,7 @@ class Engine:
         """
         if self.busy:
             raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
-        self._parameters = unstack(parameters)
+        self._parameters = jax.device_put(unstack(parameters))
 
     def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:
         """Puts a prompt into the queue, to be answered once for each of `samplings`; it is read once for all of them.
@@ -167,6 +183,7 @@ class Engine:
 
     def step(self) -> list[Progress]:
         """Fills free slots from the queue, decodes once, and tells what is new."""
+        started = time.perf_counter()
         news, self._ended = self._ended, []
         admitted = self._admit()
         running = [slot for slot, occupant in enumerate(self._occupants) if occupant is not None]
@@ -186,6 +203,8 @@ class Engine:
             new = slice(0, int(decoded.count[slot]))
             occupant.add(decoded.tokens[slot, new], decoded.logprobs[slot, new], decoded.sampling_logprobs[slot, new])
             news += self._look_at(slot, occupant, running=bool(decoded.running[slot]))
+        self._written += len(firsts) + int(decoded.count.sum())
+        self._seconds += time.perf_counter() - started
         return news
 
     def run(self) -> Iterator[Progress]:

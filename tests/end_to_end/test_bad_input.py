@@ -141,12 +141,36 @@ def test_training_refuses_bad_data_before_it_makes_a_folder(work, capsys, kind, 
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
-@pytest.mark.parametrize("program", [generate, score])
-def test_answering_and_scoring_refuse_bad_data(work, capsys, checkpoint, program, kind):
-    path, message = write_bad(work / "data", kind, answered=program is score)
+def test_scoring_refuses_bad_data(work, capsys, checkpoint, kind):
+    path, message = write_bad(work / "data", kind, answered=True)
     arguments = ["--model", checkpoint, "--input", path, "--output", work / "new" / "output.jsonl"]
-    options = ["--max-new-tokens", 8] if program is generate else []
-    assert re.match(message, refusal(program, [*arguments, *options], capsys, work))
+    assert re.match(message, refusal(score, arguments, capsys, work))
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_answering_reports_bad_data_and_answers_the_rest(work, capsys, checkpoint, kind):
+    path, message = write_bad(work / "data", kind, answered=False)
+    output = work / "new" / "output.jsonl"
+    arguments = ["--model", checkpoint, "--input", path, "--output", output, "--max-new-tokens", 8, "--temperature", 0]
+    assert generate([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == f"2 of 3 dialogues answered: {output}\n"
+    *_, line = said.err.splitlines()
+    problem = message.removeprefix("error: ")
+    assert re.match(f"error: 1 could not be answered; the first: {problem}", line)
+    first, bad, last = (json.loads(line) for line in output.read_text(encoding="utf-8").splitlines())
+    assert re.match(problem, bad["error"])
+    assert bad["id"] == "bad:3"
+    assert first["reply"] == last["reply"]
+    assert [path.name for path in output.parent.iterdir()] == ["output.jsonl"]
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoint, kind):
+    path, message = write_bad(work / "data", kind, answered=False)
+    path.write_text("\n\n" + path.read_text(encoding="utf-8").splitlines()[2], encoding="utf-8")
+    arguments = ["--model", checkpoint, "--input", path, "--output", work / "new" / "output.jsonl", "--max-new-tokens", 8]
+    assert re.match(message, refusal(generate, arguments, capsys, work))
 
 
 @pytest.mark.parametrize("program", [generate, score])
@@ -167,7 +191,10 @@ def test_an_input_that_is_missing_or_empty_is_named(work, capsys, checkpoint, pr
         (["--top-p", "0"], "top_p=0.0"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
         (["--seed", "-1"], "seed=-1"),
-        (["--batch-size", "0"], "0 prompts cannot be answered side by side"),
+        (["--slots", "0"], "slots=0 and samples=1 must be positive"),
+        (["--num-samples", "0"], "slots=16 and samples=0 must be positive"),
+        (["--top-k", "-1"], "top_k=-1"),
+        (["--stop", ""], "stop_strings=.* must not be empty strings"),
         (["--max-new-tokens", "4000"], "asked.jsonl:1: .* lower max_new_tokens"),
     ],
 )

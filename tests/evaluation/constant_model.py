@@ -53,7 +53,7 @@ def constant_model(tokenizer: Tokenizer, written: Sequence[int]) -> LoadedModel:
         head[:, following] += directions[current]
     parameters = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_parameters(CONFIG, COMPUTE))
     decoder = {"embedding": directions, "norm": {"scale": np.ones(sizes.hidden, np.float32)}, "head": {"kernel": head}}
-    return LoadedModel(CONFIG, parameters | {"decoder": parameters["decoder"] | decoder}, tokenizer, COMPUTE)
+    return LoadedModel("constant", CONFIG, parameters | {"decoder": parameters["decoder"] | decoder}, tokenizer, COMPUTE)
 
 
 def replying(tokenizer: Tokenizer, reasoning: str, reply: str, *, ends: bool = True) -> LoadedModel:

@@ -1,14 +1,17 @@
-"""A file of dialogues in, a file of replies or scores out: one line for each, in order, or nothing."""
+"""A file of dialogues in, a file of replies or scores out: one line for each, in order."""
 
 import dataclasses
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
 
 from stepaudio_jax.data import DataError
-from stepaudio_jax.generation import GenerationError, LoadedModel, Sampling, Scorer, answer_file, score_file
+from stepaudio_jax.generation import LoadedModel, Outcome, Sampling, Scorer, answer_file, score_file
+from stepaudio_jax.generation.engine import Engine
+from stepaudio_jax.generation.journal import Journal
 from stepaudio_jax.text import Message, TextPart
 from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
 from tests.models.random_model import FLOAT32
@@ -18,7 +21,7 @@ SAMPLING = Sampling(temperature=0.9, max_new_tokens=6, seed=5)
 
 @pytest.fixture(scope="module")
 def model():
-    return LoadedModel(CONFIG, lively_parameters(), BYTES, FLOAT32)
+    return LoadedModel("lively", CONFIG, lively_parameters(), BYTES, FLOAT32)
 
 
 def dialogue(*parts, **keys):
@@ -60,7 +63,7 @@ def dialogues(tmp_path):
 
 def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
     output = tmp_path / "new" / "folder" / "replies.jsonl"
-    assert answer_file(model, dialogues, output, SAMPLING, rows=3) == 5
+    assert answer_file(model, dialogues, output, SAMPLING, slots=3) == Outcome(5, 0, "")
     replies = read(output)
     assert [reply["id"] for reply in replies] == ["dialogues:1", "日本", "7", "q", "dialogues:6"]
     questions = ["1+1?", "Listen: ", "a much longer question than any other one here", "é\u2028☂?", "1+1?"]
@@ -82,7 +85,7 @@ def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
     assert files(output.parent) == ["replies.jsonl"]
 
     # What a dialogue is batched with changes nothing; equal dialogues draw from seeds of their own.
-    answer_file(model, dialogues, tmp_path / "together.jsonl", SAMPLING, rows=5)
+    answer_file(model, dialogues, tmp_path / "together.jsonl", SAMPLING, slots=5)
     assert read(tmp_path / "together.jsonl") == replies
     assert replies[0]["reasoning"] != replies[4]["reasoning"]
 
@@ -118,20 +121,98 @@ BAD_ANSWER = {
     "missing clip": (dialogue({"type": "audio", "audio": "b.wav"}), "dialogues.jsonl:3: audio .*b.wav: does not exist"),
     "answered": (scored("1+1?", "2"), "dialogues.jsonl:3: message 2 .assistant. is the last one"),
     "too long": (dialogue(text("x" * 500)), "dialogues.jsonl:3: the dialogue has 527 tokens"),
+    "unknown setting": (
+        dialogue(text("1?"), sampling={"temprature": 0}),
+        "dialogues.jsonl:3: 'sampling' has the unknown key 'temp",
+    ),
+    "setting out of range": (dialogue(text("1?"), sampling={"top_p": 2}), "dialogues.jsonl:3: top_p=2 must lie in"),
+    "setting of another type": (
+        dialogue(text("1?"), sampling={"top_p": "x"}),
+        "dialogues.jsonl:3: 'sampling': .*correct the type",
+    ),
+    "no settings": (dialogue(text("1?"), sampling=1), "dialogues.jsonl:3: 'sampling' must be an object of settings, got 1"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_ANSWER)
-def test_one_bad_dialogue_and_nothing_is_written(model, tmp_path, kind):
+def test_one_bad_dialogue_is_reported_and_the_others_are_answered(model, tmp_path, kind):
     line, message = BAD_ANSWER[kind]
     given = write(tmp_path / "dialogues.jsonl", dialogue(text("1+1?")), "", line)
+    outcome = answer_file(model, given, tmp_path / "replies.jsonl", SAMPLING)
+    assert (outcome.dialogues, outcome.failed) == (2, 1)
+    assert re.search(message, outcome.first_failure)
+    reply, failure = read(tmp_path / "replies.jsonl")
+    assert reply["completion_tokens"] == 6
+    assert failure == {"id": "dialogues:3", "error": outcome.first_failure}
+    assert files(tmp_path) == ["dialogues.jsonl", "replies.jsonl"]
+
+
+@pytest.mark.parametrize("output", ["new/replies.jsonl", "old.jsonl"])
+def test_where_no_dialogue_can_be_answered_nothing_is_written(model, tmp_path, output):
+    given = write(tmp_path / "dialogues.jsonl", "{", dialogue(text("x" * 500)))
     (tmp_path / "old.jsonl").write_text("kept")
     before = files(tmp_path)
-    for output in ("new/replies.jsonl", "old.jsonl"):
-        with pytest.raises((DataError, GenerationError), match=message):
-            answer_file(model, given, tmp_path / output, SAMPLING)
+    with pytest.raises(DataError, match=r"dialogues\.jsonl:1: is not JSON"):
+        answer_file(model, given, tmp_path / output, SAMPLING)
     assert files(tmp_path) == before
     assert (tmp_path / "old.jsonl").read_text() == "kept"
+
+
+def test_a_dialogue_has_settings_of_its_own(model, tmp_path):
+    own = [{}, {"max_new_tokens": 3}, {"temperature": 0, "max_new_tokens": 40}, {"stop_tokens": [1, 2], "top_k": 1}]
+    given = write(tmp_path / "d.jsonl", *(dialogue(text("1+1?"), sampling=settings) for settings in own))
+    answer_file(model, given, tmp_path / "a.jsonl", SAMPLING, slots=2)
+    answer_file(model, given, tmp_path / "b.jsonl", dataclasses.replace(SAMPLING, seed=6), slots=2)
+    first, second = read(tmp_path / "a.jsonl"), read(tmp_path / "b.jsonl")
+    assert [reply["completion_tokens"] for reply in first] == [6, 3, 40, 6]
+    assert first[0] != second[0]
+    assert first[2:] == second[2:], "greedy replies do not depend on the seed"
+
+
+def test_samples_of_a_dialogue_stand_together(model, tmp_path):
+    given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")), "{", dialogue(text("2+2?")))
+    answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=3, samples=4)
+    first, failed, last = read(tmp_path / "r.jsonl")
+    assert failed.keys() == {"id", "error"}
+    for line in (first, last):
+        assert len({sample["reasoning"] for sample in line["samples"]}) == 4
+
+
+def test_an_interrupted_job_goes_on_and_makes_the_same_file(model, dialogues, tmp_path, monkeypatch):
+    """Interrupted after the second reply, in the middle of writing the third: two are not answered again."""
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "replies.jsonl"
+    answer_file(model, dialogues, whole, SAMPLING, slots=1)
+    asked = []
+    submit, write_line = Engine.submit, Journal.write
+    monkeypatch.setattr(Engine, "submit", lambda self, *given: asked.append(given) or submit(self, *given))
+
+    def write_two(self, index, line):
+        if len(self) == 2:
+            raise KeyboardInterrupt
+        write_line(self, index, line)
+
+    with monkeypatch.context() as context:
+        context.setattr(Journal, "write", write_two)
+        with pytest.raises(KeyboardInterrupt):
+            answer_file(model, dialogues, output, SAMPLING, slots=1)
+    partial = tmp_path / "replies.jsonl.partial"
+    assert not output.exists()
+    with partial.open("ab") as file:
+        file.write(b'{"index": 2, "li')
+    with pytest.raises(DataError, match=r"replies.jsonl.partial: is of another job .*; delete it to start anew"):
+        answer_file(model, dialogues, output, dataclasses.replace(SAMPLING, seed=9), slots=1)
+    asked.clear()
+    answer_file(model, dialogues, output, SAMPLING, slots=1)
+    assert len(asked) == 3
+    assert output.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
+def test_slots_grow_with_the_dialogues(model, tmp_path):
+    """The first ones are short; the engine that answers them has no room for the last."""
+    given = write(tmp_path / "d.jsonl", *(dialogue(text("x" * length)) for length in (1, 2, 3, 300)))
+    assert answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=1).failed == 0
+    assert [line["completion_tokens"] for line in read(tmp_path / "r.jsonl")] == [6] * 4
 
 
 BAD_SCORE = {

@@ -1,0 +1,241 @@
+"""From a file of dialogues to a file of replies: one line out for each line in, in order."""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from stepaudio_jax.data import DataError, JsonlFile, Record
+from stepaudio_jax.generation.answering import LoadedModel, engine_for, prompt_of
+from stepaudio_jax.generation.engine import Completion, Engine
+from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.journal import Journal
+from stepaudio_jax.generation.prompt import Prompt, require_fit
+from stepaudio_jax.generation.sampling import Sampling
+from stepaudio_jax.models import CacheDtype
+from stepaudio_jax.text import parse_reply
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Of a job: dialogues in the file, how many of them could not be answered, and why the first of those."""
+
+    dialogues: int
+    failed: int
+    first_failure: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A dialogue ready to be answered, or why it cannot be."""
+
+    record: Record | None = None
+    prompt: Prompt | None = None
+    samplings: tuple[Sampling, ...] = ()
+    failure: str = ""
+
+
+def answer_file(
+    model: LoadedModel,
+    input_path: PathLike,
+    output_path: PathLike,
+    sampling: Sampling,
+    *,
+    slots: int = 16,
+    samples: int = 1,
+    cache_dtype: CacheDtype | None = None,
+    threads: int | None = None,
+) -> Outcome:
+    """Answers every dialogue of a JSONL file.
+
+    A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason ("stop", "length"),
+    well_formed, problems and completion_tokens; where several samples are asked for, these are in a list `samples`. A dialogue
+    that cannot be answered gets a line with `error`, which names its file and line.
+
+    A record's own `sampling`, an object, overrides settings of `sampling`. Sample j of dialogue i draws from seed
+    (seed, i, j), whatever it is batched with. Finished lines are kept in `OUTPUT.partial`: the same call goes on after an
+    interruption, and makes the same file. The output appears when it is complete.
+
+    Args:
+        model: who answers.
+        input_path: JSONL of dialogues that end in a user's turn.
+        output_path: where replies go.
+        sampling: how.
+        slots: dialogues answered side by side.
+        samples: replies to each dialogue.
+        cache_dtype: of the KV cache.
+        threads: that read clips and prepare prompts; None for as many as there are processors.
+
+    Raises:
+        DataError: the file has no line, or none that can be answered; nothing is written then. Or there is a `OUTPUT.partial`
+            of another job.
+        GenerationError: a setting is out of range.
+    """
+    if slots <= 0 or samples <= 0:
+        raise GenerationError(f"slots={slots} and samples={samples} must be positive")
+    file = JsonlFile(input_path)
+    if not len(file):
+        raise DataError(f"{input_path}: has no records; give at least one dialogue")
+    job = {
+        "input": hashlib.sha256(pathlib.Path(input_path).read_bytes()).hexdigest(),
+        "model": [model.folder, str(model.config), model.compute.dtype, cache_dtype],
+        "sampling": [repr(sampling), samples],
+    }
+    journal = Journal(output_path, job)
+
+    def fail(index: int, failure: str) -> None:
+        journal.write(index, {"id": f"{pathlib.Path(input_path).stem}:{file.line_number(index)}", "error": failure})
+
+    with contextlib.closing(journal), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        waiting = collections.deque(index for index in range(len(file)) if index not in journal)
+        ahead = _Ahead(pool, lambda index: _prepare(model, file, index, sampling, samples), waiting, depth=2 * slots)
+        with tqdm.tqdm(total=len(file), initial=len(journal), unit="dialogue", disable=None) as bar:
+            _answer(model, ahead, journal, fail, bar, slots=slots, cache_dtype=cache_dtype)
+        failed = journal.errors()
+        if len(failed) == len(file):
+            journal.discard()
+            raise DataError(failed[0])
+        journal.finish()
+    return Outcome(len(file), len(failed), failed[0] if failed else "")
+
+
+class _Ahead:
+    """Requests in the order of the file, prepared on other threads some way ahead."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, prepare: Callable[[int], _Request], waiting: "collections.deque[int]", *, depth: int
+    ):
+        self._pool, self._prepare, self._waiting, self._depth = pool, prepare, waiting, depth
+        self._futures: collections.deque[tuple[int, Future[_Request]]] = collections.deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._futures)
+
+    def peek(self) -> tuple[int, _Request]:
+        """The next one, waited for."""
+        self._fill()
+        index, future = self._futures[0]
+        return index, future.result()
+
+    def window(self) -> list[_Request]:
+        """All that are being prepared, waited for."""
+        self._fill()
+        return [future.result() for _, future in self._futures]
+
+    def advance(self) -> None:
+        """Goes on to the one after it."""
+        self._futures.popleft()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._futures) < self._depth:
+            index = self._waiting.popleft()
+            self._futures.append((index, self._pool.submit(self._prepare, index)))
+
+
+def _answer(
+    model: LoadedModel,
+    ahead: _Ahead,
+    journal: Journal,
+    fail: Callable[[int, str], None],
+    bar: Any,
+    *,
+    slots: int,
+    cache_dtype: CacheDtype | None,
+) -> None:
+    """Feeds the engine and writes what comes out of it. An engine whose slots are too short is drained and replaced."""
+    engine: Engine | None = None
+    places: dict[int, tuple[int, int]] = {}  # number of a request -> dialogue, sample
+    asked: dict[int, _Request] = {}
+    replies: dict[int, dict[int, Completion]] = collections.defaultdict(dict)
+    while ahead or (engine is not None and engine.busy):
+        while ahead and (engine is None or engine.waiting < slots):
+            index, request = ahead.peek()
+            if request.prompt is None:
+                fail(index, request.failure)
+                bar.update()
+                ahead.advance()
+                continue
+            if engine is None or not engine.has_room(request.prompt, request.samplings):
+                if engine is not None and engine.busy:
+                    break
+                fitting = [one for one in ahead.window() if one.prompt is not None]
+                prompts = [one.prompt for one in fitting if one.prompt is not None]
+                longest = max(sampling.max_new_tokens for one in fitting for sampling in one.samplings)
+                engine = engine_for(model, prompts, longest, slots=slots, cache_dtype=cache_dtype)
+            for sample, number in enumerate(engine.submit(request.prompt, request.samplings)):
+                places[number] = (index, sample)
+            asked[index] = request
+            ahead.advance()
+        if engine is None:
+            continue
+        for news in engine.step():
+            if news.completion is None:
+                continue
+            index, sample = places.pop(news.request)
+            replies[index][sample] = news.completion
+            if len(replies[index]) == len(asked[index].samplings):
+                done = replies.pop(index)
+                journal.write(index, _line(model, asked.pop(index), [done[sample] for sample in sorted(done)]))
+                bar.update()
+        bar.set_postfix_str(f"{engine.tokens_per_second:.0f} tokens/s", refresh=False)
+
+
+def _prepare(model: LoadedModel, file: JsonlFile, index: int, sampling: Sampling, samples: int) -> _Request:
+    try:
+        record = file[index]
+        own = _own_sampling(record, sampling)
+        prompt = prompt_of(model, record)
+        require_fit(prompt, model.config, new_tokens=own.max_new_tokens)
+    except GenerationError as error:
+        return _Request(failure=f"{file.origin(index)}: {error}")
+    except DataError as error:
+        return _Request(failure=str(error))
+    seeds = (_seed(own.seed, index, sample) for sample in range(samples))
+    return _Request(record, prompt, tuple(dataclasses.replace(own, seed=seed) for seed in seeds))
+
+
+def _own_sampling(record: Record, sampling: Sampling) -> Sampling:
+    """The settings with the record's own put in."""
+    known = {field.name for field in dataclasses.fields(Sampling)}
+    for name in record.sampling:
+        if name not in known:
+            raise GenerationError(f"'sampling' has the unknown key {name!r} (allowed: {', '.join(sorted(known))})")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.sampling.items()}
+    try:
+        return dataclasses.replace(sampling, **values)
+    except TypeError as error:
+        raise GenerationError(f"'sampling': {error}; correct the type of the value") from None
+
+
+def _line(model: LoadedModel, request: _Request, completions: list[Completion]) -> dict[str, Any]:
+    assert request.record is not None
+    assert request.prompt is not None
+    head = {"id": request.record.id, "prompt_tokens": request.prompt.length}
+    replies = [_reply(model, completion) for completion in completions]
+    return head | (replies[0] if len(replies) == 1 else {"samples": replies})
+
+
+def _reply(model: LoadedModel, completion: Completion) -> dict[str, Any]:
+    parsed = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
+    return {
+        "reasoning": parsed.reasoning,
+        "reply": parsed.reply,
+        "finish_reason": completion.finish_reason,
+        "well_formed": parsed.well_formed,
+        "problems": list(parsed.problems),
+        "completion_tokens": len(completion.tokens),
+    }
+
+
+def _seed(seed: int, index: int, sample: int) -> int:
+    return int(np.random.SeedSequence([seed, index, sample]).generate_state(1)[0])
