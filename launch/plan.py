@@ -1,10 +1,14 @@
-"""Says whether a job fits a TPU slice and how fast it can be: `python -m launch.plan --config=FILE --topology=v5p:4x4x4`."""
+"""Says whether a job fits a TPU slice and how fast it can be: `python -m launch.plan --config=FILE --topology=v5p:4x4x4`.
+
+A training step by default; with --program=decode (or prefill), generating with the configuration's model.
+"""
 
 import argparse
 import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 from launch.errors import reported
 from stepaudio_jax.config import ConfigError, load_config
@@ -13,14 +17,19 @@ DOES_NOT_FIT = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Compiles the train step for the topology, prints the plan; returns 0 if it fits, 1 if not."""
+    """Compiles the program for the topology, prints the plan; returns 0 if it fits, 1 if not."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Any setting can be changed: --config.key=value, as in launch.train."
+        description=__doc__,
+        epilog="Any setting can be changed: --config.key=value, as in launch.train.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--topology", required=True, help="v5p:4x4x4 or v5p-128")
     parser.add_argument("--slices", type=int, default=1, help="so many slices of that shape")
     parser.add_argument("--stage", default="0", help="name or number of the stage that is planned")
+    parser.add_argument("--program", choices=("train", "prefill", "decode"), default="train")
+    parser.add_argument("--slot-tokens", type=int, default=16384, help="of generating: prompt and reply (default 16384)")
+    parser.add_argument("--cache-dtype", choices=("bfloat16", "int8"), default="bfloat16", help="of generating")
     parser.add_argument("--json", type=pathlib.Path, help="write the plan to this file too")
     settings = tuple(argument for argument in arguments if argument.startswith("--config."))
     options = parser.parse_args([argument for argument in arguments if argument not in settings])
@@ -32,13 +41,21 @@ def main(arguments: list[str]) -> int:
                 raise ConfigError(f"cannot read {setting!r}: write --config.key=value")
             overrides.append((key, value))
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPUs that are planned for are not here
-        from stepaudio_jax.planning import as_text, parse_topology, plan_job
+        from stepaudio_jax.planning import as_text, parse_topology, plan_job, plan_serving, serving_as_text
 
         config = load_config(options.config, [*overrides, ("mesh.slices", str(options.slices))])
-        plan = plan_job(config, options.stage, parse_topology(options.topology, options.slices))
+        topology = parse_topology(options.topology, options.slices)
+        plan: Any
+        if options.program == "train":
+            plan = plan_job(config, options.stage, topology)
+            text = as_text(plan)
+        else:
+            sizes = {"slot_tokens": options.slot_tokens, "cache_dtype": options.cache_dtype}
+            plan = plan_serving(config.model, config.compute, topology, program=options.program, **sizes)
+            text = serving_as_text(plan)
         if options.json is not None:
             options.json.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
-        print(as_text(plan))
+        print(text)
     return 0 if plan.fits else DOES_NOT_FIT
 
 

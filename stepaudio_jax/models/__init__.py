@@ -1,9 +1,9 @@
 """The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder, as Flax NNX modules used functionally."""
 
-from stepaudio_jax.models.constraints import constrain, mesh_in_use
+from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in_use
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
-from stepaudio_jax.models.kv_cache import CacheDtype, LayerCache, cache_bytes
+from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.models.step_audio import (
     Parameters,
     StepAudio,
@@ -16,6 +16,7 @@ from stepaudio_jax.models.step_audio import (
 from stepaudio_jax.models.unstacked import merge_unstacked, unstack
 
 __all__ = [
+    "CACHE_LETTERS",
     "CacheDtype",
     "Decoder",
     "Encoder",
@@ -24,6 +25,7 @@ __all__ = [
     "StepAudio",
     "abstract_model",
     "abstract_parameters",
+    "activation_spec",
     "adaptor_outputs",
     "cache_bytes",
     "constrain",

@@ -10,7 +10,7 @@ from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import step_flops
 
 # What the runtime keeps of a chip's memory for itself.
-_RESERVED_BYTES = 300 * 2**20
+RESERVED_BYTES = 300 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     memory = step.compiled.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    available = topology.chip.memory_bytes - _RESERVED_BYTES
+    available = topology.chip.memory_bytes - RESERVED_BYTES
     flops = step_flops(config.model, config.stages[index])
     sent = collective_bytes(step.compiled.as_text())
     compute = flops / (topology.chips * topology.chip.flops)

@@ -1,0 +1,251 @@
+"""The plan of generating on a topology: how many slots fit, and how fast a token can be at most."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from stepaudio_jax.generation import slots as device
+from stepaudio_jax.models import (
+    CACHE_LETTERS,
+    CacheDtype,
+    abstract_model,
+    abstract_parameters,
+    activation_spec,
+    cache_bytes,
+    parameter_metadata,
+    unstack,
+)
+from stepaudio_jax.parallel import make_mesh, parameter_shardings, replicated
+from stepaudio_jax.planning.plan import RESERVED_BYTES
+from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.topology import Topology
+
+ServingProgram = Literal["prefill", "decode"]
+
+_STEPS = 16  # tokens a call of `decode`, as the engine's default
+_CLOSING = 4  # tokens that end a reasoning by force
+_MOST_COMPILATIONS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """One program of the engine on one topology; bytes are of one chip.
+
+    Attributes:
+        topology, chips, mesh: where.
+        program: "decode", or "prefill" of one prompt that fills a slot.
+        slots, slot_tokens: of the engine that was compiled: the most slots that fit, or 1 where none does.
+        cache_dtype: of keys and values.
+        fits: whether the peak lies within the chip's memory.
+        memory_bytes_per_chip, peak_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `Plan`.
+        parameter_bytes_per_chip, cache_bytes_per_chip: of the arguments.
+        step_seconds: no decoding step with all slots full is faster: weights and cache are read once, at the memory's
+            bandwidth. For "prefill": the prompt's operations at the chip's peak.
+        tokens_per_second: the bound that it implies, all slots together.
+        compile_seconds, compiler_version: of this compilation.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    program: ServingProgram
+    slots: int
+    slot_tokens: int
+    cache_dtype: CacheDtype
+    fits: bool
+    memory_bytes_per_chip: int
+    peak_bytes_per_chip: int
+    argument_bytes_per_chip: int
+    temporary_bytes_per_chip: int
+    parameter_bytes_per_chip: int
+    cache_bytes_per_chip: int
+    step_seconds: float
+    tokens_per_second: float
+    compile_seconds: float
+    compiler_version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def plan_serving(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    topology: Topology,
+    *,
+    program: ServingProgram,
+    slot_tokens: int,
+    cache_dtype: CacheDtype = "bfloat16",
+) -> ServingPlan:
+    """Compiles an engine's program for a topology, with as many slots as fit.
+
+    Weights and computation are in bf16. Heads are cut over as many chips as divide them; what remains replicates the weights
+    and shares out the slots.
+
+    Raises:
+        ConfigError, ShardingError: the model cannot be cut for the topology, or there is no compiler for it.
+    """
+    version = compiler_version()
+    attention = "splash" if compute.attention == "auto" else compute.attention
+    compute = dataclasses.replace(compute, dtype="bfloat16", param_dtype="bfloat16", remat="none", attention=attention)
+    tensor = _tensor_parts(config, topology.chips)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), topology_devices(topology))
+    per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
+    replicas = topology.chips // tensor
+    available = topology.chip.memory_bytes - RESERVED_BYTES
+    slots: int | None = None
+    for attempt in range(_MOST_COMPILATIONS):
+        if slots is None:
+            weights = _parameter_bytes(config, compute, mesh)
+            slots = max(1, (available - weights) // per_slot) if program == "decode" else 1
+        plan = _compile(config, compute, topology, mesh, version, program, slots * replicas, slot_tokens, cache_dtype)
+        excess = plan.peak_bytes_per_chip - available
+        if excess <= 0 or slots == 1 or attempt + 1 == _MOST_COMPILATIONS:
+            break
+        slots = max(1, slots - math.ceil(excess / per_slot))
+    return plan
+
+
+def serving_as_text(plan: ServingPlan) -> str:
+    """The plan as a page of text; bytes in 10^9."""
+
+    def size(count: float) -> str:
+        return f"{count / 1e9:8.2f} GB"
+
+    mesh = " x ".join(f"{axis} {devices}" for axis, devices in plan.mesh.items() if devices > 1) or "1 chip"
+    spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+    what = f"{plan.slots} slots" if plan.program == "decode" else "a prompt"
+    return "\n".join(
+        [
+            f"{plan.program} on {plan.topology}: {plan.chips} chips, mesh {mesh}",
+            f"compiled by {plan.compiler_version} in {plan.compile_seconds:.0f} s",
+            "",
+            f"memory of a chip, {what} of {plan.slot_tokens} tokens, cache in {plan.cache_dtype}",
+            f"  parameters          {size(plan.parameter_bytes_per_chip)}",
+            f"  cache               {size(plan.cache_bytes_per_chip)}",
+            f"  temporaries         {size(plan.temporary_bytes_per_chip)}",
+            f"  peak                {size(plan.peak_bytes_per_chip)}",
+            f"  available           {size(plan.memory_bytes_per_chip)}",
+            "",
+            f"no faster than {1e3 * plan.step_seconds:.2f} ms, at most {plan.tokens_per_second:.0f} tokens/s",
+            f"it fits, {size(spare).strip()} to spare" if plan.fits else f"it does NOT fit: {size(-spare).strip()} too much",
+        ]
+    )
+
+
+def _compile(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    topology: Topology,
+    mesh: Mesh,
+    version: str,
+    program: ServingProgram,
+    slots: int,
+    slot_tokens: int,
+    cache_dtype: CacheDtype,
+) -> ServingPlan:
+    """The plan for so many slots in all."""
+    engine = device.Program(config, compute, cache_dtype)
+    started = time.perf_counter()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        parameters = _abstract_parameters(config, compute, mesh)
+        held = _abstract_slots(engine, slots, slot_tokens, mesh)
+
+        def whole(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+        if program == "decode":
+            closing, until_free = whole(jnp.int32, _CLOSING), whole(jnp.bool_)
+            traced = device.decode.trace(engine, parameters, held, closing, until_free, _STEPS)
+        else:
+            tokens, is_audio = whole(jnp.int32, slot_tokens), whole(jnp.bool_, slot_tokens)
+            audio = whole(jnp.float32, slot_tokens, config.decoder.hidden)
+            traced = device.prefill.trace(engine, parameters, tokens, whole(jnp.int32), audio, is_audio)
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    memory = compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    available = topology.chip.memory_bytes - RESERVED_BYTES
+    weights, cache = shard_bytes(parameters), shard_bytes(held.caches)
+    if program == "decode":
+        seconds, tokens_a_step = (weights + cache) / topology.chip.memory_bandwidth, slots
+    else:
+        operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters["decoder"])) * slot_tokens
+        seconds, tokens_a_step = operations / (topology.chips * topology.chip.flops), slot_tokens
+    return ServingPlan(
+        topology=topology.name,
+        chips=topology.chips,
+        mesh={str(axis): size for axis, size in mesh.shape.items()},
+        program=program,
+        slots=slots,
+        slot_tokens=slot_tokens,
+        cache_dtype=cache_dtype,
+        fits=peak <= available,
+        memory_bytes_per_chip=available,
+        peak_bytes_per_chip=peak,
+        argument_bytes_per_chip=memory.argument_size_in_bytes,
+        temporary_bytes_per_chip=memory.temp_size_in_bytes,
+        parameter_bytes_per_chip=weights,
+        cache_bytes_per_chip=cache if program == "decode" else 0,
+        step_seconds=seconds,
+        tokens_per_second=tokens_a_step / seconds,
+        compile_seconds=time.perf_counter() - started,
+        compiler_version=version,
+    )
+
+
+def _tensor_parts(config: ModelConfig, chips: int) -> int:
+    """The largest number of chips, a divisor of theirs, that cuts heads, key heads, feed-forward and vocabulary evenly."""
+    decoder = config.decoder
+    sizes: Sequence[int] = (decoder.heads, decoder.kv_heads, decoder.ffn, decoder.vocab_size)
+    return max(parts for parts in range(1, chips + 1) if chips % parts == 0 and all(size % parts == 0 for size in sizes))
+
+
+def _parameter_bytes(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> int:
+    return shard_bytes(_abstract_parameters(config, compute, mesh))
+
+
+def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
+    """The unstacked tree as shapes and shardings."""
+    axes = parameter_metadata(nnx.merge(*abstract_model(config, compute)), "axes")
+    shapes = abstract_parameters(config, compute)
+    shardings = parameter_shardings(axes, shapes, compute.rules, mesh)
+    placed = unstack_shardings(shardings, config.decoder.layers)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(unstack, shapes),
+        placed,
+    )
+
+
+def unstack_shardings(shardings: Any, layers: int) -> Any:
+    """The shardings of `models.unstack`'s result, from those of its argument."""
+    decoder = shardings["decoder"]
+    one = jax.tree.map(lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), decoder["layers"])
+    return {**shardings, "decoder": {**decoder, "layers": (one,) * layers}}
+
+
+def _abstract_slots(program: device.Program, slots: int, tokens: int, mesh: Mesh) -> device.Slots:
+    """Slots as shapes and shardings: a cache's rows and heads are cut by the rules, every other column by rows."""
+    shapes = jax.eval_shape(lambda: device.empty_slots(program, slots, tokens))
+    rules = program.compute.rules
+    rows = NamedSharding(mesh, activation_spec("B", rules))
+
+    def cache(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = activation_spec(CACHE_LETTERS[: len(leaf.shape)], rules)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    def column(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+
+    rest = jax.tree.map(column, dataclasses.replace(shapes, caches=()))
+    return dataclasses.replace(rest, caches=jax.tree.map(cache, shapes.caches))
