@@ -1,0 +1,148 @@
+"""The objective of one token: clipped policy gradient, KL to the reference, value (R1.5, eq. 4 and 5).
+
+Every function is elementwise over arrays of one shape, any, and gives losses to be minimised; `rl.aggregation` adds them up.
+Places that carry no weight may hold anything, if the caller replaces it before (see `at`).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+_MOST_LOG_RATIO = 20.0  # exp of more is no ratio that a policy can have by a step, and overflows a few times further on
+
+KLKind = Literal["k1", "k2", "k3"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """Of each token: the loss; the ratio; whether the clip decided, and whether the log-ratio was clamped (1 or 0)."""
+
+    loss: jax.Array
+    ratio: jax.Array
+    clipped: jax.Array
+    clamped: jax.Array
+
+
+def at(x: jax.Array, weights: jax.Array, filling: float = 0.0) -> jax.Array:
+    """`x` where a token has weight, else `filling`: junk elsewhere can then reach neither the loss nor its gradient."""
+    return jnp.where(weights > 0, x, filling)
+
+
+def log_ratio(logprobs: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logprobs - other, clamped to +-20, and where it was clamped (1 or 0)."""
+    difference = logprobs - other
+    return jnp.clip(difference, -_MOST_LOG_RATIO, _MOST_LOG_RATIO), (jnp.abs(difference) > _MOST_LOG_RATIO).astype(jnp.float32)
+
+
+def policy_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = exp(logprobs - old_logprobs) (PPO: Schulman et al. 2017, eq. 7).
+
+    Args:
+        logprobs: of the policy that learns.
+        old_logprobs: of the policy that wrote.
+        advantages: constants.
+        clip_low, clip_high: epsilon below and above.
+        dual_clip: for negative advantages, the loss is at most -dual_clip A (Ye et al. 2020, eq. 5); above 1; None for none.
+    """
+    advantages = jax.lax.stop_gradient(advantages)
+    difference, clamped = log_ratio(logprobs, jax.lax.stop_gradient(old_logprobs))
+    ratio = jnp.exp(difference)
+    plain = -ratio * advantages
+    bounded = -jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
+    loss, clipped = jnp.maximum(plain, bounded), bounded > plain
+    if dual_clip is not None:
+        ceiling = -dual_clip * advantages
+        above = (advantages < 0) & (loss > ceiling)
+        loss, clipped = jnp.where(above, ceiling, loss), clipped | above
+    return PolicyLoss(loss, ratio, clipped.astype(jnp.float32), clamped)
+
+
+def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: KLKind) -> jax.Array:
+    """An estimate of KL(policy || reference) from the log-probabilities of what the policy wrote (Schulman 2020).
+
+    With d = logprobs - reference: k1 = d, unbiased, of large variance; k2 = d^2 / 2; k3 = exp(-d) - 1 + d, unbiased and never
+    negative.
+    """
+    difference, _ = log_ratio(logprobs, reference)
+    if kind == "k1":
+        return difference
+    if kind == "k2":
+        return 0.5 * difference**2
+    return jnp.expm1(-difference) + difference
+
+
+def kl_loss(logprobs: jax.Array, reference: jax.Array, old_logprobs: jax.Array | None = None) -> jax.Array:
+    """A loss whose value is k3 and whose gradient is that of KL(policy || reference), which is k2's.
+
+    k1 as a loss has no gradient in expectation, and k3's is that of the KL the other way round.
+
+    Args:
+        logprobs: of the policy that learns.
+        reference: constants.
+        old_logprobs: of the policy that wrote, where it is another one: tokens are then weighted by the ratio of the two.
+    """
+    reference = jax.lax.stop_gradient(reference)
+    value = jax.lax.stop_gradient(kl_estimate(logprobs, reference, "k3"))
+    slope = kl_estimate(logprobs, reference, "k2")
+    slope -= jax.lax.stop_gradient(slope)  # zero, but for its gradient
+    if old_logprobs is None:
+        return value + slope
+    weight = jax.lax.stop_gradient(jnp.exp(log_ratio(logprobs, old_logprobs)[0]))
+    return weight * (value + slope)
+
+
+def value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float | None) -> jax.Array:
+    """Half the squared error, the larger of the plain one and that of values within `clip` of the old ones.
+
+    Schulman et al. 2017 (the clipped form is their implementation's).
+    """
+    returns = jax.lax.stop_gradient(returns)
+    plain = (values - returns) ** 2
+    if clip is None:
+        return 0.5 * plain
+    near = old_values + jnp.clip(values - old_values, -clip, clip)
+    return 0.5 * jnp.maximum(plain, (near - returns) ** 2)
+
+
+def truncated_importance(old_logprobs: jax.Array, sampler_logprobs: jax.Array, *, most: float) -> jax.Array:
+    """Weights, at most `most`, for tokens of an engine whose probabilities are not quite the trainer's (Yao et al. 2025)."""
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs)[0]), most))
+
+
+def mismatch(trainer_logprobs: jax.Array, sampler_logprobs: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean over weighted tokens of exp(|difference|): 1 where engine and trainer agree."""
+    difference = jnp.abs(log_ratio(trainer_logprobs, sampler_logprobs)[0])
+    return jnp.sum(at(jnp.exp(difference), weights) * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+@dataclasses.dataclass
+class KLController:
+    """The KL penalty's coefficient, adapted towards a target (Ziegler et al. 2019, section 2.2); its state is `coefficient`.
+
+    Attributes:
+        coefficient: beta, now.
+        target: of the mean KL a sample; None keeps the coefficient.
+        horizon: samples over which it adapts.
+    """
+
+    coefficient: float
+    target: float | None = None
+    horizon: int = 10_000
+
+    def update(self, kl: float, samples: int) -> None:
+        """Takes the mean KL of so many new samples into account."""
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coefficient *= 1 + error * samples / self.horizon

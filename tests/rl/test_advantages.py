@@ -1,0 +1,147 @@
+"""Advantages against float64 numpy, written from the equations, with junk at every place that is not the policy's."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepaudio_jax.rl.advantages import gae, grpo, place_rewards, reinforce_with_baseline, rloo, whiten
+
+N, T = 5, 24
+
+
+def masks():
+    """Text of others in front, between two turns, and behind; one sample is empty, one is all the policy's."""
+    mask = np.zeros((N, T), np.float32)
+    mask[0, 3:9] = mask[0, 14:20] = 1
+    mask[1, 5:] = 1
+    mask[2, 2:7] = 1
+    mask[4] = 1
+    return mask
+
+
+def reference_gae(rewards, values, mask, discount, decay):
+    """By loops over the tokens that the policy wrote, in float64."""
+    advantages = np.zeros(mask.shape)
+    for row in range(N):
+        written = np.flatnonzero(mask[row])
+        for place, token in enumerate(written):
+            total = 0.0
+            for ahead, later in enumerate(written[place:]):
+                following = written[place + ahead + 1] if place + ahead + 1 < len(written) else None
+                next_value = 0.0 if following is None else values[row, following]
+                delta = rewards[row, later] + discount * next_value - values[row, later]
+                total += (discount * decay) ** ahead * delta
+            advantages[row, token] = total
+    return advantages
+
+
+@pytest.mark.parametrize(("discount", "decay"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
+@pytest.mark.parametrize("junk", [1e9, np.nan, np.inf])
+def test_gae_carries_value_and_advantage_over_what_others_wrote(discount, decay, junk):
+    rng = np.random.default_rng(0)
+    mask = masks()
+    rewards, values = (rng.normal(size=(N, T)).astype(np.float32) for _ in range(2))
+    expected = reference_gae(rewards.astype(np.float64), values.astype(np.float64), mask, discount, decay)
+    dirty = [np.where(mask > 0, x, junk).astype(np.float32) for x in (rewards, values)]
+    advantages, returns = gae(*map(jnp.asarray, dirty), jnp.asarray(mask), discount=discount, trace_decay=decay)
+    np.testing.assert_allclose(advantages, expected, atol=1e-5)
+    np.testing.assert_allclose(returns, np.where(mask > 0, expected + values, 0), atol=1e-5)
+
+
+def test_the_value_of_a_token_is_that_of_the_state_before_it():
+    """With gamma = lambda = 1, A_t is the reward to come less V_t, and V_t is what stands at t, not at t + 1."""
+    mask = np.ones((1, 4), np.float32)
+    values = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+    advantages, _ = gae(place_rewards(jnp.ones(1), mask), values, mask, discount=1.0, trace_decay=1.0)
+    np.testing.assert_allclose(advantages, 1 - values, atol=1e-6)
+
+
+def test_a_reward_stands_at_the_last_token_of_the_last_turn():
+    placed = np.asarray(place_rewards(jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0]), jnp.asarray(masks())))
+    assert [np.flatnonzero(row).tolist() for row in placed] == [[19], [23], [6], [], [23]]
+    assert placed.sum(axis=1).tolist() == [1, 2, 3, 0, 5]
+
+
+def test_fractional_rewards_stay_fractions():
+    assert float(place_rewards(jnp.asarray([0.75]), jnp.ones((1, 3)))[0, 2]) == 0.75
+    assert float(place_rewards(jnp.asarray([3]), jnp.ones((1, 3))).sum()) == 3.0
+
+
+REWARDS = np.array([1.0, 0.5, 0.0, 0.75, 0.75, 0.75, 9.0, 0.2, 0.3], np.float32)
+GROUPS = np.array([0, 0, 0, 4, 4, 4, 6, 1, 1], np.int32)
+VALID = np.array([1, 1, 1, 1, 1, 1, 1, 1, 0], np.float32)
+
+
+def by_group(function):
+    """What a function makes of the known rewards of each group; 0 for the others."""
+    expected = np.zeros(len(REWARDS))
+    for group in set(GROUPS.tolist()):
+        places = np.flatnonzero((group == GROUPS) & (VALID > 0))
+        if len(places) > 1:
+            expected[places] = function(REWARDS[places].astype(np.float64))
+    return expected
+
+
+def leave_one_out(rewards):
+    return [reward - np.delete(rewards, place).mean() for place, reward in enumerate(rewards)]
+
+
+def standardised(rewards):
+    deviation = rewards.std(ddof=1)
+    return (rewards - rewards.mean()) / (deviation + 1e-8) if deviation else np.zeros(len(rewards))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (rloo, leave_one_out),
+        (grpo, standardised),
+        (lambda *given: grpo(*given, scaled=False), lambda rewards: rewards - rewards.mean()),
+    ],
+    ids=["rloo", "grpo", "dr_grpo"],
+)
+def test_group_baselines_equal_their_definitions(found, expected):
+    """A group of different rewards, one of equal ones, one of one, and one in which a judge abstained."""
+    advantages = np.asarray(found(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID)))
+    np.testing.assert_allclose(advantages, by_group(expected), atol=1e-6)
+    assert (advantages[3:] == 0).all(), "equal rewards, a group of one, and its only known one: exactly nothing to learn"
+
+
+def test_what_a_sample_without_reward_holds_changes_nothing():
+    for junk in (1e9, np.nan, -np.inf):
+        dirty = np.where(VALID > 0, REWARDS, junk).astype(np.float32)
+        for advantages in (rloo, grpo, reinforce_with_baseline):
+            given = jnp.asarray(GROUPS), jnp.asarray(VALID)
+            np.testing.assert_array_equal(advantages(jnp.asarray(dirty), *given), advantages(jnp.asarray(REWARDS), *given))
+
+
+def test_reinforce_with_baseline_equals_its_definition():
+    centred = by_group(lambda rewards: rewards - rewards.mean())
+    known = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0], bool)
+    expected = np.where(known, (centred - centred[known].mean()) / centred[known].std(ddof=1), 0)
+    found = reinforce_with_baseline(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_groups_are_those_of_the_samples_and_not_of_their_text():
+    """Ids may be any below N, in any order: the same samples in another order have the same advantages."""
+    order = np.random.default_rng(3).permutation(len(REWARDS))
+    straight = np.asarray(rloo(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID)))
+    mixed = rloo(jnp.asarray(REWARDS[order]), jnp.asarray(GROUPS[order]), jnp.asarray(VALID[order]))
+    np.testing.assert_allclose(mixed, straight[order], atol=1e-6)
+
+
+def test_whitening_uses_the_unbiased_variance_of_the_valid_tokens():
+    rng = np.random.default_rng(5)
+    x, mask = rng.normal(3, 2, (N, T)).astype(np.float32), masks()
+    valid = x[mask > 0].astype(np.float64)
+    expected = np.where(mask > 0, (x - valid.mean()) / valid.std(ddof=1), 0)
+    for junk in (0, 1e9, np.nan, np.inf):
+        dirty = np.where(mask > 0, x, junk).astype(np.float32)
+        np.testing.assert_allclose(whiten(jnp.asarray(dirty), jnp.asarray(mask)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("value", [0.1, -7.3, 1e6])
+def test_equal_values_whiten_to_exactly_nothing(value):
+    assert (whiten(jnp.full((N, T), value, jnp.float32), jnp.asarray(masks())) == 0).all()
+    assert (whiten(jnp.full((1, 1), value, jnp.float32), jnp.ones((1, 1))) == 0).all()

@@ -1,0 +1,183 @@
+"""The objective against float64 numpy, written from the equations, on random inputs with junk where nothing should look."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepaudio_jax.rl.aggregation import token_weights
+from stepaudio_jax.rl.objective import (
+    KLController,
+    at,
+    kl_estimate,
+    kl_loss,
+    mismatch,
+    policy_loss,
+    truncated_importance,
+    value_loss,
+)
+
+TOLERANCE = 1e-6
+SHAPE = (6, 40)
+
+
+@pytest.fixture
+def drawn():
+    rng = np.random.default_rng(0)
+    old = -rng.gamma(2, 1, SHAPE)
+    return {
+        "logprobs": (old + rng.normal(scale=0.3, size=SHAPE)).astype(np.float32),
+        "old": old.astype(np.float32),
+        "reference": (old + rng.normal(scale=0.5, size=SHAPE)).astype(np.float32),
+        "advantages": rng.normal(size=SHAPE).astype(np.float32),
+        "mask": (rng.random(SHAPE) < 0.7).astype(np.float32),
+    }
+
+
+def wide(x):
+    return np.asarray(x, np.float64)
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0, 1.2])
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28)])
+def test_policy_loss_equals_the_equation(drawn, low, high, dual_clip):
+    ratio = np.exp(wide(drawn["logprobs"]) - wide(drawn["old"]))
+    advantages = wide(drawn["advantages"])
+    expected = -np.minimum(ratio * advantages, np.clip(ratio, 1 - low, 1 + high) * advantages)
+    if dual_clip is not None:
+        expected = np.where(advantages < 0, np.minimum(expected, -dual_clip * advantages), expected)
+    found = policy_loss(drawn["logprobs"], drawn["old"], drawn["advantages"], clip_low=low, clip_high=high, dual_clip=dual_clip)
+    np.testing.assert_allclose(found.loss, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(found.ratio, ratio, rtol=TOLERANCE)
+    plain = -ratio * advantages
+    np.testing.assert_array_equal(found.clipped, np.abs(expected - plain) > 1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.9, 1.0])
+def test_temperature_is_one_everywhere_at_step_zero_the_ratio_is_1_and_the_kl_0(temperature):
+    """Exactly: with equal weights the same numbers go in."""
+    logits = jax.random.normal(jax.random.key(0), (5, 11))
+    logprobs = jax.nn.log_softmax(logits / temperature)[:, 3]
+    assert (policy_loss(logprobs, logprobs, jnp.ones(5), clip_low=0.2, clip_high=0.2).ratio == 1).all()
+    for kind in ("k1", "k2", "k3"):
+        assert (kl_estimate(logprobs, logprobs, kind) == 0).all()
+
+
+def test_kl_estimates_equal_their_definitions(drawn):
+    difference = wide(drawn["logprobs"]) - wide(drawn["reference"])
+    expected = {"k1": difference, "k2": difference**2 / 2, "k3": np.exp(-difference) - 1 + difference}
+    for kind, value in expected.items():
+        np.testing.assert_allclose(kl_estimate(drawn["logprobs"], drawn["reference"], kind), value, atol=5e-6)
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
+    """Summed over all five outcomes by their probability under who wrote, it is d/d logits of KL(policy || reference)."""
+    logits, reference_logits, old_logits = (jax.random.normal(jax.random.key(seed), (5,)) for seed in range(3))
+    reference = jax.nn.log_softmax(reference_logits)
+
+    def exact(logits):
+        logprobs = jax.nn.log_softmax(logits)
+        return jnp.sum(jnp.exp(logprobs) * (logprobs - reference))
+
+    def sampled(logits, estimate):
+        logprobs = jax.nn.log_softmax(logits)
+        old = jax.nn.log_softmax(old_logits) if off_policy else jax.lax.stop_gradient(logprobs)
+        return jnp.sum(jnp.exp(old) * estimate(logprobs, old))
+
+    found = jax.grad(sampled)(logits, lambda logprobs, old: kl_loss(logprobs, reference, old if off_policy else None))
+    expected = jax.grad(exact)(logits)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    if not off_policy:
+        for kind, is_exact in (("k1", False), ("k2", True), ("k3", False)):
+            gradient = jax.grad(sampled)(logits, lambda logprobs, _, kind=kind: kl_estimate(logprobs, reference, kind))
+            assert np.allclose(gradient, expected, atol=1e-4) == is_exact
+        logprobs = jax.nn.log_softmax(logits)
+        np.testing.assert_allclose(kl_loss(logprobs, reference), kl_estimate(logprobs, reference, "k3"), atol=1e-6)
+
+
+def test_exponents_are_clamped_and_counted():
+    """Unclamped, k3 of a difference of 100 is infinite, and its gradient NaN."""
+    far = jnp.asarray([-100.0, 100.0, 0.5])
+    for kind in ("k1", "k2", "k3"):
+        assert np.isfinite(kl_estimate(far, jnp.zeros(3), kind)).all()
+    found = policy_loss(far, jnp.zeros(3), jnp.asarray([1.0, -1.0, 1.0]), clip_low=0.2, clip_high=0.2)
+    assert np.isfinite(found.loss).all()
+    assert found.clamped.tolist() == [1, 1, 0]
+    gradient = jax.grad(lambda x: policy_loss(x, jnp.zeros(3), jnp.ones(3), clip_low=0.2, clip_high=0.2).loss.sum())(far)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_value_loss_equals_its_definition(clip):
+    rng = np.random.default_rng(1)
+    values, old, returns = (rng.normal(size=SHAPE).astype(np.float32) for _ in range(3))
+    expected = (wide(values) - wide(returns)) ** 2
+    if clip is not None:
+        near = wide(old) + np.clip(wide(values) - wide(old), -clip, clip)
+        expected = np.maximum(expected, (near - wide(returns)) ** 2)
+    np.testing.assert_allclose(value_loss(values, old, returns, clip=clip), expected / 2, atol=5e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
+def test_aggregations_equal_their_definitions(drawn, aggregation):
+    mask = drawn["mask"].copy()
+    mask[2] = 0  # a sample of which the policy wrote nothing
+    valid = np.array([1, 1, 1, 0, 1, 1], np.float32)
+    losses = wide(drawn["advantages"])
+    rows = [losses[row][mask[row] > 0] for row in range(6) if valid[row] and mask[row].any()]
+    expected = {
+        "token_mean": np.concatenate(rows).mean(),
+        "sequence_mean": np.mean([row.mean() for row in rows]),
+        "sequence_sum": np.mean([row.sum() for row in rows]),
+    }[aggregation]
+    weights, total = token_weights(jnp.asarray(mask), jnp.asarray(valid), aggregation)
+    assert np.sum(wide(weights) * losses) / float(total) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
+def test_aggregation_over_the_global_batch_does_not_depend_on_how_it_is_cut(drawn, aggregation):
+    """Micro-batches of very different lengths: a mean of their means would be another number."""
+    mask = drawn["mask"].copy()
+    mask[:3, 5:] = 0
+    weights, total = (np.asarray(x) for x in token_weights(jnp.asarray(mask), jnp.ones(6), aggregation))
+    whole = np.sum(weights * drawn["advantages"]) / total
+    parts = [np.sum(weights[rows] * drawn["advantages"][rows]) / total for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    assert sum(parts) == pytest.approx(whole, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("junk", [1e9, np.nan, np.inf, -np.inf])
+def test_junk_where_there_is_no_weight_reaches_nothing(drawn, junk):
+    weights, total = token_weights(jnp.asarray(drawn["mask"]), jnp.ones(6), "token_mean")
+
+    def loss(logprobs, old, advantages):
+        found = policy_loss(
+            at(logprobs, weights), at(old, weights), at(advantages, weights), clip_low=0.2, clip_high=0.2, dual_clip=3.0
+        )
+        return jnp.sum(found.loss * weights) / total
+
+    clean = [drawn["logprobs"], drawn["old"], drawn["advantages"]]
+    dirty = [np.where(drawn["mask"] > 0, x, junk).astype(np.float32) for x in clean]
+    for ours, theirs in zip(
+        jax.value_and_grad(loss)(*map(jnp.asarray, dirty)), jax.value_and_grad(loss)(*map(jnp.asarray, clean)), strict=True
+    ):
+        np.testing.assert_array_equal(np.where(drawn["mask"] > 0, ours, 0), np.where(drawn["mask"] > 0, theirs, 0))
+
+
+def test_mismatch_of_sampler_and_trainer_is_measured_and_truncated():
+    trainer = jnp.asarray([-1.0, -2.0, -3.0, jnp.nan])
+    sampler = jnp.asarray([-1.1, -2.0, -6.0, 0.0])
+    weights = jnp.asarray([1.0, 1.0, 1.0, 0.0])
+    assert float(mismatch(trainer, sampler, weights)) == pytest.approx((np.exp(0.1) + 1 + np.exp(3)) / 3, rel=1e-5)
+    np.testing.assert_allclose(truncated_importance(trainer, sampler, most=2.0)[:3], [np.exp(0.1), 1, 2], rtol=1e-5)
+
+
+def test_the_kl_controller_moves_towards_its_target_and_no_faster_than_a_fifth():
+    controller = KLController(0.1, target=0.05, horizon=1000)
+    controller.update(0.5, samples=100)
+    assert controller.coefficient == pytest.approx(0.1 * (1 + 0.2 * 0.1))
+    controller.update(0.04, samples=100)
+    assert controller.coefficient == pytest.approx(0.102 * (1 - 0.2 * 0.1))
+    still = KLController(0.1)
+    still.update(9.0, samples=100)
+    assert still.coefficient == 0.1
