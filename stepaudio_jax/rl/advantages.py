@@ -1,7 +1,7 @@
 """Rewards -> advantages: generalised advantage estimation with a critic, or group baselines without one.
 
-Shapes: N samples (rollouts), T tokens of the longest. `mask` [N,T] is 1 where the policy wrote the token; between two turns that
-it wrote there are tokens of others, which are no transitions. What stands at masked places is never looked at.
+Shapes: N samples (rollouts), T tokens of the longest. `mask` [N,T] is 1 where the policy wrote the token; between two turns of
+its own there are tokens of others, which are no transitions. What stands at masked places is never looked at.
 """
 
 import jax

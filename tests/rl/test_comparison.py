@@ -1,0 +1,72 @@
+"""Rewards from verdicts: antisymmetric by construction, rubrics by HealthBench's arithmetic."""
+
+import itertools
+
+import pytest
+
+from stepaudio_jax.data import Criterion
+from stepaudio_jax.rl.comparison import Scale, flips, preference, rubric_reward, rubric_score
+from stepaudio_jax.rl.verdict import Verdict
+
+SCALES = [Scale(), Scale(table=(0.2, 0.9, 1.0)), Scale(temperature=0.5), Scale(levels=3), Scale(levels=5, table=(0.3, 1.0))]
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+def test_exchanging_the_replies_changes_the_sign_exactly(scale):
+    highest = scale.levels // 2
+    for first, second in itertools.product(range(-highest, highest + 1), repeat=2):
+        one = preference(Verdict(first), Verdict(second), scale)
+        assert one == -preference(Verdict(second), Verdict(first), scale)
+        assert -1 <= one <= 1
+    assert preference(Verdict(highest), Verdict(-highest), scale) == 1
+    assert preference(Verdict(1), Verdict(1), scale) == 0, "a judge that only likes the first place says nothing"
+
+
+def test_a_scale_rises_and_tables_are_met():
+    table = Scale(table=(0.2, 0.9, 1.0))
+    assert [table(level) for level in (0, 1, 2, 3)] == pytest.approx([0, 0.2, 0.9, 1])
+    assert table(1.5) == pytest.approx(0.55)
+    for scale in SCALES:
+        values = [scale(half / 2) for half in range(-2 * (scale.levels // 2), 2 * (scale.levels // 2) + 1)]
+        assert values == sorted(values)
+    assert Scale()(1.5) == 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"table": (0.5,)}, {"table": (0.5, 0.4, 1)}, {"table": (0.5, 0.6, 2)}, {"temperature": 0}])
+def test_a_scale_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Scale(**wrong)
+
+
+def test_flips_are_verdicts_on_places():
+    assert flips(Verdict(2), Verdict(1))
+    assert flips(Verdict(-1), Verdict(-1))
+    assert not flips(Verdict(2), Verdict(-2))
+    assert not flips(Verdict(0), Verdict(3))
+
+
+WEIGHTS = (5.0, -3.0, 2.0)
+
+
+@pytest.mark.parametrize("met", list(itertools.product([False, True], repeat=3)))
+def test_rubrics_follow_healthbench(met):
+    criteria = [Criterion(f"{weight}", weight) for weight in WEIGHTS]
+    expected = sum(weight for weight, is_met in zip(WEIGHTS, met, strict=True) if is_met) / 7
+    assert rubric_score(criteria, met) == pytest.approx(expected)
+
+
+def test_both_met_of_plus_five_and_minus_three_is_two_fifths():
+    assert rubric_score([Criterion("x", 5), Criterion("y", -3)], [True, True]) == pytest.approx(0.4)
+
+
+def test_the_reward_of_a_rubric_is_the_difference_to_the_reference_and_antisymmetric():
+    criteria = [Criterion("x", 1), Criterion("y", -1)]
+    better, worse = (True, False), (False, True)
+    assert rubric_reward(criteria, Verdict(0, better, worse), Verdict(0, worse, better)) == 1.0, "2, clipped"
+    assert rubric_reward(criteria, Verdict(0, worse, better), Verdict(0, better, worse)) == -1.0
+    half = Verdict(0, (True, True), (False, False)), Verdict(0, (False, False), (True, False))
+    assert rubric_reward(criteria, *half) == 0.5
+    with pytest.raises(ValueError, match="no criterion of the rubric has a positive weight"):
+        rubric_score([Criterion("x", -1)], [True])
+    with pytest.raises(ValueError, match="1 answers for 2 criteria"):
+        rubric_score(criteria, [True])

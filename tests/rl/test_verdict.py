@@ -1,0 +1,141 @@
+"""Verdicts: everything that is not exactly one abstains."""
+
+import json
+import random
+import string
+
+import pytest
+
+from stepaudio_jax.rl.verdict import LEVELS, Abstention, Verdict, comparisons, parse_verdict
+
+
+def said(comparison, **keys):
+    return json.dumps({"comparison": comparison, **keys})
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_every_level_is_read_and_the_scale_is_symmetric(levels):
+    scale = comparisons(levels)
+    assert list(scale.values()) == list(range(levels // 2, -(levels // 2) - 1, -1))
+    for text, level in scale.items():
+        assert parse_verdict(said(text), levels=levels) == Verdict(level)
+        assert parse_verdict(f"I think so.\n```json\n{said(text.upper())}\n```", levels=levels) == Verdict(level)
+        swapped = text.translate(str.maketrans({"a": "b", "b": "a"})) if level else text
+        other = {"b": "a", "a": "b"}[text[0]] + text[1:] if level else text
+        assert scale[other] == -level
+        assert swapped
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("A is better", "no_verdict"),
+        ("incorrect", "no_verdict"),
+        ("correct", "no_verdict"),
+        ("3", "no_verdict"),
+        ('{"comparison": "a is better"', "no_verdict"),
+        ('{"verdict": "a is better"}', "no_verdict"),
+        ("[1, 2]", "no_verdict"),
+        (said("a is the best"), "unknown_comparison"),
+        (said("incorrect"), "unknown_comparison"),
+        (said("a is better than b"), "unknown_comparison"),
+        (said(2), "unknown_comparison"),
+        (said(True), "unknown_comparison"),
+        (said(None), "unknown_comparison"),
+        (said(""), "unknown_comparison"),
+        (said("a is better") + said("b is better"), "contradiction"),
+        (said("a is better") + " or rather " + said("a is much better"), "contradiction"),
+        (said("a is better", criteria=[{"a": True, "b": True}]), "bad_criteria"),
+    ],
+)
+def test_what_is_no_verdict_abstains_and_says_why(text, reason):
+    assert parse_verdict(text, levels=7) == Abstention(reason)
+
+
+def test_the_same_said_twice_is_no_contradiction():
+    assert parse_verdict(said("b is better") * 2, levels=7) == Verdict(-2)
+
+
+def test_an_answer_that_was_cut_abstains_whatever_it_says():
+    assert parse_verdict(said("a is better"), levels=7, truncated=True) == Abstention("truncated")
+
+
+def test_a_level_of_another_scale_abstains():
+    assert parse_verdict(said("a is slightly better"), levels=5) == Abstention("unknown_comparison")
+    with pytest.raises(ValueError, match="levels=4 must be one of 3, 5, 7"):
+        comparisons(4)
+
+
+def test_criteria_are_read_for_both_replies():
+    text = said("a is better", criteria=[{"a": True, "b": False}, {"a": False, "b": False}])
+    assert parse_verdict(text, levels=7, criteria=2) == Verdict(2, (True, False), (False, False))
+
+
+@pytest.mark.parametrize(
+    "criteria",
+    [
+        None,
+        [],
+        [{"a": True, "b": False}],
+        [{"a": True, "b": False}] * 3,
+        [{"a": True}, {"b": True}],
+        [{"a": 1, "b": 0}] * 2,
+        [{"a": "yes", "b": "no"}] * 2,
+        [{"a": True, "b": True, "c": True}] * 2,
+        "all",
+        {"a": True},
+    ],
+)
+def test_criteria_that_are_not_one_answer_each_abstain(criteria):
+    keys = {} if criteria is None else {"criteria": criteria}
+    assert parse_verdict(said("a is better", **keys), levels=7, criteria=2) == Abstention("bad_criteria")
+
+
+def test_two_thousand_strings_that_are_no_verdict_abstain():
+    """Verdicts with one character changed, removed or doubled, pieces of them, words out of order, and noise."""
+    rng = random.Random(0)
+    real = [said(text) for text in comparisons(7)]
+    words = [
+        "a",
+        "b",
+        "is",
+        "better",
+        "worse",
+        "much",
+        "slightly",
+        "equal",
+        "both",
+        "are",
+        "correct",
+        "incorrect",
+        "{",
+        "}",
+        '"',
+        ":",
+    ]
+    seen = 0
+    while seen < 2000:
+        verdict = rng.choice(real)
+        place = rng.randrange(len(verdict))
+        text = rng.choice(
+            [
+                verdict[:place] + rng.choice(string.ascii_letters) + verdict[place + 1 :],
+                verdict[:place] + verdict[place + 1 :],
+                verdict[:place],
+                verdict[place:],
+                " ".join(rng.choices(words, k=rng.randrange(12))),
+                "".join(rng.choices(string.printable, k=rng.randrange(40))),
+                said(" ".join(rng.choices(words[:12], k=rng.randrange(6)))),
+                "{" * rng.randrange(3000),
+            ]
+        )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and str(value.get("comparison")).strip().lower() in comparisons(7):
+            continue  # the change made another verdict, or none
+        assert isinstance(parse_verdict(text, levels=7), Abstention), text
+        seen += 1
