@@ -1,0 +1,94 @@
+"""A judge behind a server that speaks OpenAI's chat protocol: vLLM, SGLang, our own server, or a provider's."""
+
+import dataclasses
+import http.client
+import json
+import os
+import random
+import time
+import urllib.error
+import urllib.request
+
+from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
+
+_TRY_AGAIN = {408, 409, 425, 429}  # and every 5xx
+_LONGEST_WAIT_S = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where the judge is, and how it is asked.
+
+    Attributes:
+        url: up to and with /v1.
+        model: its name there.
+        key_variable: the environment variable that holds the key; empty for a server that wants none.
+        temperature, max_tokens: of its answers.
+        timeout_s: of one request.
+        retries: after the first attempt; each waits twice as long as the one before, or as long as the server asks for.
+        first_wait_s: before the first retry.
+    """
+
+    url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    timeout_s: float = 60.0
+    retries: int = 4
+    first_wait_s: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of the judge: all that its answers depend on."""
+        return f"{self.model} at {self.url}, temperature {self.temperature}, {self.max_tokens} tokens"
+
+    def ask(self, question: str) -> JudgeAnswer:
+        """One question; may be called from many threads.
+
+        Raises:
+            JudgeError: the server refuses, or has no answer after all retries.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.key_variable:
+            key = os.environ.get(self.key_variable)
+            if not key:
+                raise JudgeError(f"the judge's key is not set; put it into the environment variable {self.key_variable}")
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST")
+        problem, wait_s = "", self.first_wait_s
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(wait_s * random.uniform(0.8, 1.2))  # so that those who failed together do not come back together
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                    return _answer(response.read())
+            except urllib.error.HTTPError as error:
+                problem = f"status {error.code}: {error.read(200).decode(errors='replace')}"
+                if error.code not in _TRY_AGAIN and error.code < 500:
+                    raise JudgeError(f"{self.url} refuses the question, {problem}") from None
+                asked = error.headers.get("Retry-After", "")
+                wait_s = min(float(asked), _LONGEST_WAIT_S) if asked.replace(".", "", 1).isdigit() else wait_s
+            except (OSError, http.client.HTTPException, _NoAnswerError) as error:  # no server, a time-out, half an answer
+                problem = f"{type(error).__name__}: {error}"
+        raise JudgeError(f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}")
+
+
+class _NoAnswerError(ValueError):
+    """The server's answer is not of OpenAI's form."""
+
+
+def _answer(body: bytes) -> JudgeAnswer:
+    try:
+        choice = json.loads(body)["choices"][0]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise _NoAnswerError(f"not a chat completion: {body[:200]!r}") from None
+    return JudgeAnswer(text if isinstance(text, str) else "", truncated=reason == "length")

@@ -1,0 +1,177 @@
+"""Asking a generative judge: at once for many pairs, each in both orders, never twice for the same question.
+
+A judge is anything that turns questions into answers (`Ask`): a server that speaks OpenAI's protocol (`rl.endpoint`), or one of
+our own models. What it cannot answer becomes an abstention.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from stepaudio_jax.data import Criterion
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.verdict import Abstention, Verdict, parse_verdict
+from stepaudio_jax.text import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeAnswer:
+    """What a judge wrote, and whether it was cut at its limit of length."""
+
+    text: str
+    truncated: bool = False
+
+
+class JudgeError(RuntimeError):
+    """A judge could not be asked, after all retries; or too many of its answers are of no use."""
+
+
+Ask = Callable[[str], JudgeAnswer]
+"""One question to the judge; raises JudgeError where there is no answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two replies to one dialogue, the policy's and the reference, and the rubric that they are judged by, if any."""
+
+    dialogue: tuple[Message, ...]
+    reply: str
+    reference: str
+    rubric: tuple[Criterion, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """Of a pair: what the judge says of (policy, reference) and of (reference, policy)."""
+
+    forwards: Verdict | Abstention
+    backwards: Verdict | Abstention
+
+    @property
+    def verdicts(self) -> tuple[Verdict, Verdict] | None:
+        """Both, where there are both."""
+        if isinstance(self.forwards, Verdict) and isinstance(self.backwards, Verdict):
+            return self.forwards, self.backwards
+        return None
+
+
+class Judge:
+    """A judge with its template, its cache and its limits.
+
+    Args:
+        name: of the judge, model and settings included: the cache tells judges apart by it.
+        ask: one question to it.
+        prompt: the template.
+        cache: a file of answers, kept for the runs to come; None keeps them for this one only.
+        concurrency: questions asked at once.
+        most_abstentions: share of a batch's pairs that may have none; above it, `judge` raises.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ask: Ask,
+        prompt: JudgePrompt,
+        *,
+        cache: str | os.PathLike[str] | None = None,
+        concurrency: int = 8,
+        most_abstentions: float = 0.2,
+    ):
+        self._name = name
+        self._ask = ask
+        self._prompt = prompt
+        self._answers = AnswerCache(cache)
+        self._concurrency = concurrency
+        self._most_abstentions = most_abstentions
+        self.asked = 0  # questions that the cache could not answer
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Judges every pair, in order.
+
+        Raises:
+            JudgeError: more of them than allowed have no verdict; what was answered is in the cache.
+        """
+        questions: list[tuple[str, int]] = []
+        for pair in pairs:
+            for first, second in ((pair.reply, pair.reference), (pair.reference, pair.reply)):
+                questions.append((self._prompt.fill(pair.dialogue, first, second, pair.rubric), len(pair.rubric)))
+        wanted = {self._key(text): text for text, _ in questions}
+        missing = {key: text for key, text in wanted.items() if key not in self._answers}
+        self.asked += len(missing)
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            problems = pool.map(self._answer, missing, missing.values())
+            failures = {key: problem for key, problem in zip(missing, problems, strict=True) if problem}
+        verdicts = [self._verdict(text, criteria, failures) for text, criteria in questions]
+        judgements = [Judgement(*both) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
+        abstained = [judgement for judgement in judgements if judgement.verdicts is None]
+        if len(abstained) > self._most_abstentions * len(judgements):
+            sides = (side for one in abstained for side in (one.forwards, one.backwards))
+            reasons = ", ".join(sorted({side.reason for side in sides if isinstance(side, Abstention)}))
+            first = f"; {next(iter(failures.values()))}" if failures else ""
+            raise JudgeError(
+                f"the judge {self._name} gave no verdict on {len(abstained)} of {len(judgements)} pairs ({reasons}), more than "
+                f"{self._most_abstentions:.0%} of them{first}"
+            )
+        return judgements
+
+    def _answer(self, key: str, question: str) -> str:
+        """Asks, and keeps the answer at once; returns what went wrong, or nothing. A failure is counted as an abstention."""
+        try:
+            self._answers.add(key, self._ask(question))
+        except JudgeError as error:
+            return str(error)
+        return ""
+
+    def _verdict(self, question: str, criteria: int, failures: Container[str]) -> Verdict | Abstention:
+        key = self._key(question)
+        if key in failures:
+            return Abstention("failed")
+        answer = self._answers[key]
+        return parse_verdict(answer.text, levels=self._prompt.levels, criteria=criteria, truncated=answer.truncated)
+
+    def _key(self, question: str) -> str:
+        return hashlib.sha256(json.dumps([self._name, question]).encode()).hexdigest()
+
+
+class AnswerCache:
+    """Answers by the hash of what was asked; in a file, one JSON object a line, which is only ever added to."""
+
+    def __init__(self, path: str | os.PathLike[str] | None):
+        self._answers: dict[str, JudgeAnswer] = {}
+        self._lock = threading.Lock()
+        self._file = None
+        if path is None:
+            return
+        file = pathlib.Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        if file.exists():
+            with file.open("rb") as lines:
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        break  # it was being written when the process died
+                    value = json.loads(line)
+                    self._answers[value["key"]] = JudgeAnswer(value["text"], value["truncated"])
+                    whole += len(line)
+        self._file = file.open("r+b" if file.exists() else "wb")
+        self._file.truncate(whole)
+        self._file.seek(whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def __getitem__(self, key: str) -> JudgeAnswer:
+        return self._answers[key]
+
+    def add(self, key: str, answer: JudgeAnswer) -> None:
+        """Keeps an answer; it is on disk when this returns."""
+        with self._lock:
+            self._answers[key] = answer
+            if self._file is not None:
+                self._file.write(json.dumps({"key": key, **dataclasses.asdict(answer)}, ensure_ascii=False).encode() + b"\n")
+                self._file.flush()

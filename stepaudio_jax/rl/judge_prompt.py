@@ -1,0 +1,66 @@
+"""What a judge is asked: a template that the user can replace, filled with a dialogue, two replies and the criteria."""
+
+import pathlib
+import string
+from collections.abc import Sequence
+
+from stepaudio_jax.data import Criterion
+from stepaudio_jax.rl.verdict import comparisons
+from stepaudio_jax.text import Message, TextPart
+
+_FIELDS = {"dialogue", "reply_a", "reply_b", "criteria", "form", "comparisons"}
+_DEFAULT = pathlib.Path(__file__).with_name("judge_prompt.txt")
+_SOUND = "[sound{transcript}]"
+
+
+class JudgePrompt:
+    """A judge's template.
+
+    Args:
+        path: of a text file with the fields {dialogue}, {reply_a}, {reply_b}, {criteria}, {form} and {comparisons}, each once;
+            a brace of the text itself is written twice. None for the one that comes with the project.
+        levels: of the scale that the judge is offered.
+
+    Raises:
+        ValueError: naming the file and the field that is missing, unknown or there twice.
+    """
+
+    def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
+        self._path = _DEFAULT if path is None else pathlib.Path(path)
+        self.template = self._path.read_text(encoding="utf-8")
+        self.levels = levels
+        self._comparisons = ", ".join(f'"{text}"' for text in comparisons(levels))
+        try:
+            fields = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}; write a brace of the text itself twice") from None
+        if sorted(fields) != sorted(_FIELDS):
+            wanted = ", ".join(f"{{{name}}}" for name in sorted(_FIELDS))
+            given = ", ".join(f"{{{name}}}" for name in sorted(fields))
+            raise ValueError(f"{self._path}: has the fields {given}; it must have each of {wanted} once")
+
+    def fill(self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()) -> str:
+        """The question to the judge. Sound is told by its transcript, where there is one."""
+        criteria, form = "", '{"comparison": ".."}'
+        if rubric:
+            listed = "\n".join(f"{number}. {criterion.text}" for number, criterion in enumerate(rubric, 1))
+            criteria = f"\nSay besides, of each criterion and for each reply, whether the reply meets it:\n{listed}\n"
+            form = '{"comparison": "..", "criteria": [{"a": true, "b": false}, ..]}, one entry for each criterion in order,'
+        return self.template.format(
+            dialogue="\n".join(f"{message.role}: {_spoken(message)}" for message in dialogue),
+            reply_a=reply_a,
+            reply_b=reply_b,
+            criteria=criteria,
+            form=form,
+            comparisons=self._comparisons,
+        )
+
+
+def _spoken(message: Message) -> str:
+    said = []
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            said.append(part.text)
+        else:
+            said.append(_SOUND.format(transcript=f": {part.transcript}" if part.transcript else ""))
+    return " ".join(said)

@@ -1,0 +1,63 @@
+"""Verifiable rewards, on replies that are right, wrong, and nearly right."""
+
+import pytest
+
+from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty
+from stepaudio_jax.text import ParsedReply
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reply", "answer", "right"),
+    [
+        ("exact_text", " A red  Fox. ", "a red fox", True),
+        ("exact_text", "a red foxes", "a red fox", False),
+        ("exact_text", "", "a", False),
+        ("number", "3 and 4 make 7.", "7", True),
+        ("number", "It is 1,000.", "1000", True),
+        ("number", "2.50", "2.5", True),
+        ("number", "-3", "3", False),
+        ("number", "17", "7", False),
+        ("number", "seven", "7", False),
+        ("number", "7 or 8", "7", False),
+        ("choice", "The answer is (B).", "B", True),
+        ("choice", "B", "b", True),
+        ("choice", "A. No, it is C", "C", True),
+        ("choice", "Apples", "A", False),
+        ("choice", "BC", "B", False),
+        ("choice", "I think so", "I", True),
+        ("yes_or_no", "Yes, it is.", "yes", True),
+        ("yes_or_no", "No.", "yes", False),
+        ("yes_or_no", "Nobody knows", "no", False),
+        ("yes_or_no", "incorrect", "no", False),
+        ("yes_or_no", "不是", "no", True),
+        ("yes_or_no", "是", "yes", True),
+        ("pattern", "cat 12", r"cat \d+", True),
+        ("pattern", "a cat 12", r"cat \d+", False),
+    ],
+)
+def test_verifiers(verifier, reply, answer, right):
+    assert find_verifier(verifier)(reply, answer) is right
+
+
+def test_a_function_of_the_users_is_found_and_a_wrong_name_is_told():
+    assert find_verifier("operator:eq")("a", "a")
+    for name, message in (
+        ("numbr", "is none of"),
+        ("nowhere:f", "No module"),
+        ("operator:nothing", "no attribute"),
+        ("os:sep", "not a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_verifier(name)
+
+
+def test_the_form_needs_a_reasoning_and_no_problem():
+    assert format_reward(ParsedReply("because", "yes")) == 1
+    assert format_reward(ParsedReply(" ", "yes")) == 0
+    assert format_reward(ParsedReply("because", "yes", problems=("not_ended",))) == 0
+
+
+def test_the_overlong_penalty_falls_evenly():
+    assert [overlong_penalty(tokens, free=100, most=200) for tokens in (0, 100, 150, 200, 900)] == [0, 0, -0.5, -1, -1]
+    with pytest.raises(ValueError, match="free=200 must lie between 0 and most=200"):
+        overlong_penalty(1, free=200, most=200)
