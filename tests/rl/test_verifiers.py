@@ -41,12 +41,8 @@ def test_verifiers(verifier, reply, answer, right):
 
 def test_a_function_of_the_users_is_found_and_a_wrong_name_is_told():
     assert find_verifier("operator:eq")("a", "a")
-    for name, message in (
-        ("numbr", "is none of"),
-        ("nowhere:f", "No module"),
-        ("operator:nothing", "no attribute"),
-        ("os:sep", "not a"),
-    ):
+    wrong = {"numbr": "is none of", "nowhere:f": "No module", "operator:nothing": "no attribute", "os:sep": "not a function"}
+    for name, message in wrong.items():
         with pytest.raises(ValueError, match=message):
             find_verifier(name)
 
