@@ -32,6 +32,7 @@ class Record:
     source: str
     origin: str
     reference_reply: str | None = None
+    rejected_reply: str | None = None  # one that is worse than the reference
     rubric: tuple[Criterion, ...] = ()
     answer: str | None = None  # verifiable
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -7,8 +7,8 @@
      "id": "a", "reference_reply": "..", "rubric": [{"criterion": "..", "weight": 1}], "answer": "7", "source": "..",
      "sampling": {"temperature": 0}}
 
-Every key of a message and of a part must be known, because a misspelt one would silently change what is learnt; a record may
-carry further keys of its own, which are left alone.
+A conversational preference (`data.preferences`) is read as such a dialogue. Every key of a message and of a part must be known,
+because a misspelt one would silently change what is learnt; a record may carry further keys of its own, which are left alone.
 """
 
 import difflib
@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard, get_args
 
+from stepaudio_jax.data.preferences import as_dialogue, is_preference
 from stepaudio_jax.data.record import Criterion, DataError, Record
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
 
@@ -47,6 +48,8 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
     """
     if not isinstance(value, Mapping):
         raise DataError(f"{origin}: a record must be a JSON object with the key 'messages', got {_shown(value)}")
+    if is_preference(value):
+        value = as_dialogue(value, origin)
     if "messages" not in value:
         raise DataError(f"{origin}: the key 'messages' is missing (keys given: {_shown(list(value))})")
     messages = value["messages"]
@@ -58,6 +61,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         source=_scalar_text(value.get("source"), f"{origin}: 'source'") or source,
         origin=origin,
         reference_reply=_scalar_text(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
+        rejected_reply=_scalar_text(value.get("rejected_reply"), f"{origin}: 'rejected_reply'"),
         rubric=_rubric(value.get("rubric"), origin),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
         sampling=_sampling(value.get("sampling"), origin),
