@@ -29,12 +29,14 @@ QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
     "sum": ("What is the sum?", "What is the result?", "Give the answer."),
 }
 _SUMS_IN_FIGURES = ("What is {a} plus {b}?", "{a}+{b}=?", "Add {a} and {b}.", "How much is {a}+{b}?", "Sum of {a} and {b}?")
+_MADE_UP = ("Make up {n}.", "Write {n}.", "Say {n}.", "Give me {n}.")
+_MADE_UP_COUNTS = ("a sum", "two sums", "three sums")
 _HEARD: Mapping[Topic, str] = {
     "gender": "I hear a {answer} voice.",
     "rate": "I hear {answer} speech.",
     "pitch": "I hear a {answer} voice.",
     "language": "I hear {answer}.",
-    "keyword": "I hear {answer}.",
+    **dict.fromkeys(("keyword", "number", "colour", "animal"), "I hear {answer}."),
 }
 SPOTTED: Mapping[Topic, tuple[str, ...]] = {
     "keyword": words.KEYWORDS,
@@ -146,8 +148,11 @@ def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str
 
 
 def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
-    """A dialogue without sound: a sum in figures or words, a keyword in a sentence, or a statement and a question about it."""
-    form = rng.integers(4)
+    """A dialogue without sound.
+
+    A sum in figures or words, sums made up, a keyword in a sentence, or a statement and a question about it.
+    """
+    form = rng.integers(5)
     if form == 0:
         question, reasoning, reply = text_sum(rng, held_out=held_out)
         return [_user(question), _assistant(reply, reasoning)]
@@ -158,6 +163,8 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
         phrase = draw("keyword", rng, held_out=held_out)
         keyword = phrase.slots["keyword"]
         return [_user(f"{_question('keyword', rng)} {phrase.text}"), _assistant(keyword, f"I read {keyword}.")]
+    if form == 3:
+        return _made_up_sums(rng)
     statement, question_ = draw("statement", rng, held_out=held_out), draw("question", rng, held_out=held_out)
     return [
         _user(statement.text),
@@ -165,6 +172,15 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
         _user(question_.text),
         _recalled(statement, question_),
     ]
+
+
+def _made_up_sums(rng: np.random.Generator) -> list[Message]:
+    """Sums that nothing before them tells: what they come to can only be learnt from the figures themselves."""
+    count = int(rng.integers(len(_MADE_UP_COUNTS)))
+    operands = rng.integers(1, 10, size=(count + 1, 2)).tolist()
+    question = _MADE_UP[rng.integers(len(_MADE_UP))].format(n=_MADE_UP_COUNTS[count])
+    sums = " ".join(f"{a}+{b}={a + b}." for a, b in operands)
+    return [_user(question), _assistant(str(sum(operands[-1])), sums)]
 
 
 def _reasoning(phrase: Phrase, topic: Topic, reply: str) -> str | None:

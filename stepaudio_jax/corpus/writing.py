@@ -39,7 +39,15 @@ _SHARES: Mapping[Recipe, Mapping[Kind, float]] = MappingProxyType(
             "mandarin": 0.09,
             "spliced_mandarin": 0.08,
         },
-        "quickstart": {"keyword": 0.3, "sum": 0.3, "statement": 0.16, "question": 0.08, "mandarin": 0.16},
+        "quickstart": {
+            "keyword": 0.25,
+            "sum": 0.27,
+            "statement": 0.15,
+            "question": 0.07,
+            "spliced": 0.12,
+            "mandarin": 0.11,
+            "spliced_mandarin": 0.03,
+        },
     }
 )
 CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_000})
@@ -169,14 +177,15 @@ def _dialogues(
 def _asked(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
     """What is asked about a clip: what the recipe is after, and some of its attributes, in any order."""
     about = dialogues.topics(clip)
-    asked: list[Topic]
+    asked: list[Topic] = []
     if recipe == "base":
         asked = ["hear" if "hear" in about and rng.integers(2) else "words"]
-        lists = [topic for topic in about if topic in SPOTTED]
-        if lists:
-            asked.append(lists[rng.integers(len(lists))])
-    else:
-        asked = [topic for topic in about if topic in ("keyword", "sum")]
+    elif "sum" in about:
+        asked = ["sum"]
+    elif clip.phrase.kind in ("spliced", "spliced_mandarin"):
+        asked = ["words"]  # so that what the base has learnt stays
+    lists = [topic for topic in about if topic in SPOTTED]
+    asked += [lists[i] for i in rng.permutation(len(lists))[: _QUESTIONS_A_CLIP - 1]]
     known = [topic for topic in about if topic in ATTRIBUTES]
     asked += [known[i] for i in rng.permutation(len(known))[: _QUESTIONS_A_CLIP - len(asked)]]
     return [asked[i] for i in rng.permutation(len(asked))]
