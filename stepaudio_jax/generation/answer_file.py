@@ -210,7 +210,9 @@ def _own_sampling(record: Record, sampling: Sampling) -> Sampling:
     for name in record.sampling:
         if name not in known:
             raise GenerationError(f"'sampling' has the unknown key {name!r} (allowed: {', '.join(sorted(known))})")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.sampling.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.sampling.items()
+    }
     try:
         return dataclasses.replace(sampling, **values)
     except TypeError as error:

@@ -236,8 +236,13 @@ def decode(
         freed = jnp.any(started & ~slots.running)
         return (number < steps) & jnp.any(slots.running) & ~(until_free & freed)
 
-    floats = [jnp.zeros((rows, steps), jnp.float32) for _ in range(2)]
-    nothing = Decoded(jnp.zeros((rows, steps), jnp.int32), *floats, jnp.zeros(rows, jnp.int32), started)
+    nothing = Decoded(
+        tokens=jnp.zeros((rows, steps), jnp.int32),
+        logprobs=jnp.zeros((rows, steps), jnp.float32),
+        sampling_logprobs=jnp.zeros((rows, steps), jnp.float32),
+        count=jnp.zeros(rows, jnp.int32),
+        running=started,
+    )
     _, slots, out = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), slots, nothing))
     return slots, out
 

@@ -25,7 +25,9 @@ class Written:
         self._tokenizer = tokenizer
         self._stop_tokens = {tokenizer.special.eot, *sampling.stop_tokens}
         self._stop_strings = [text.encode() for text in sampling.stop_strings]
-        self._columns: tuple[list[int], list[float], list[float]] = ([], [], [])
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._sampling_logprobs: list[float] = []
         self._text = b""
         self._ends: list[int] = []  # length of the text after each token
         self._given = 0  # bytes of the text that have been given out
@@ -35,22 +37,25 @@ class Written:
 
     def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
         """Adds tokens [N] with their log-probabilities, up to the one that ends the reply."""
-        for row in zip(tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True):
+        for token, logprob, sampling_logprob in zip(
+            tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True
+        ):
             if self.stopped:
                 return
-            if row[0] in self._stop_tokens:
+            if token in self._stop_tokens:
                 self.stopped = True
                 return
-            for column, value in zip(self._columns, row, strict=True):
-                column.append(value)
-            self._text += self._tokenizer.token_bytes(row[0])
+            self._tokens.append(token)
+            self._logprobs.append(logprob)
+            self._sampling_logprobs.append(sampling_logprob)
+            self._text += self._tokenizer.token_bytes(token)
             self._ends.append(len(self._text))
             self._find_stop_string()
 
     @property
     def at_limit(self) -> bool:
         """Whether it has as many tokens as it may have."""
-        return len(self._columns[0]) >= self.sampling.max_new_tokens
+        return len(self._tokens) >= self.sampling.max_new_tokens
 
     @property
     def reasoning_ended(self) -> bool:
@@ -60,8 +65,7 @@ class Written:
     def kept(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
         """Tokens, log-probabilities and sampling log-probabilities; without those that only spell the stop string."""
         count = len(self._ends) if self._cut is None else int(np.searchsorted(self._ends, self._cut, side="right"))
-        tokens, logprobs, sampling_logprobs = (tuple(column[:count]) for column in self._columns)
-        return tokens, logprobs, sampling_logprobs
+        return tuple(self._tokens[:count]), tuple(self._logprobs[:count]), tuple(self._sampling_logprobs[:count])
 
     def take_text(self, *, last: bool = False) -> str:
         """What can be shown since the last call: whole characters, and nothing that may yet turn out to be a stop string.
