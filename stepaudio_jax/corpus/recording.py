@@ -122,10 +122,11 @@ def _own_voice(speaker: Speaker) -> Mapping[str, str]:
     while True:
         voice = alike_voice(file, rng)
         with espeak.Synthesizer({speaker.name: voice}) as synthesizer:
-            own, alike = (
-                pitch_range(synthesizer.say(_SPOKEN_TRIAL, language=_TRIAL_LANGUAGE, variant=name))
+            said = (
+                synthesizer.say(_SPOKEN_TRIAL, language=_TRIAL_LANGUAGE, variant=name)
                 for name in (speaker.variant, speaker.name)
             )
+            own, alike = (pitch_range(sound.astype(np.float32)) for sound in said)  # compared only: their rate is the same
         if own is not None and alike is not None and abs(np.log(alike.median_hz / own.median_hz)) < _PITCH_TOLERANCE:
             return {speaker.name: voice}
 
