@@ -35,14 +35,14 @@ def get_config() -> Config:
                 steps=260,
                 data=DataConfig(
                     sources=sources("train"),
-                    augmentation=AugmentationConfig(noise_probability=0.3, gain_db=(-6.0, 6.0)),
+                    augmentation=AugmentationConfig(silence_probability=0.04, noise_probability=0.3, gain_db=(-6.0, 6.0)),
                     **shape,
                 ),
                 evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=65),
                 optimizer=OptimizerConfig(
                     name="muon",
-                    learning_rate=1e-3,
-                    muon_learning_rate=0.01,
+                    learning_rate=8e-4,
+                    muon_learning_rate=0.008,
                     warmup_steps=20,
                     decay="linear",
                     final_learning_rate_fraction=0.02,

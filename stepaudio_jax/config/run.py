@@ -44,6 +44,7 @@ class SourceConfig:
 class AugmentationConfig:
     """Random changes to the sound and its log-mel, in training only. Zero switches each one off."""
 
+    silence_probability: float = 0.0  # of a dialogue: all its clips are silent, and a model learns to guess what it cannot hear
     max_shift_s: float = 0.0  # silence put in front of a clip
     noise_probability: float = 0.0
     noise_snr_db: tuple[float, float] = (10.0, 40.0)
@@ -57,8 +58,9 @@ class AugmentationConfig:
         for name in ("max_shift_s", "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.noise_probability <= 1:
-            raise ConfigError(f"noise_probability={self.noise_probability} must be between 0 and 1")
+        for name in ("silence_probability", "noise_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
         for name in ("noise_snr_db", "gain_db"):
             low, high = getattr(self, name)
             if not low <= high:

@@ -13,7 +13,9 @@ from stepaudio_jax.corpus.phrases import SUMS, Phrase, draw, number
 from stepaudio_jax.corpus.recording import ATTRIBUTES, Clip
 
 Message = dict[str, Any]
-Topic = Literal["hear", "words", "gender", "rate", "pitch", "language", "keyword", "number", "colour", "animal", "sum"]
+Topic = Literal[
+    "hear", "words", "gender", "rate", "pitch", "language", "keyword", "number", "colour", "animal", "sum", "figures"
+]
 
 QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
     "hear": ("What do you hear?", "Describe what you hear.", "What is in this clip?", "Tell me what you hear."),
@@ -29,8 +31,7 @@ QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
     "sum": ("What is the sum?", "What is the result?", "Give the answer."),
 }
 _SUMS_IN_FIGURES = ("What is {a} plus {b}?", "{a}+{b}=?", "Add {a} and {b}.", "How much is {a}+{b}?", "Sum of {a} and {b}?")
-_MADE_UP = ("Make up {n}.", "Write {n}.", "Say {n}.", "Give me {n}.")
-_MADE_UP_COUNTS = ("a sum", "two sums", "three sums")
+_MADE_UP = ("Make up a sum.", "Write any sum.", "Say some sum.")
 _HEARD: Mapping[Topic, str] = {
     "gender": "I hear a {answer} voice.",
     "rate": "I hear {answer} speech.",
@@ -88,17 +89,18 @@ def about_clip(clip: Clip, asked: Sequence[Topic], rng: np.random.Generator, *, 
 
     Args:
         clip: what is heard.
-        asked: of `topics(clip)`, in order.
+        asked: of `topics(clip)`, in order; "figures" besides: a sum in figures, which has nothing to do with the clip.
         rng: chooses the wording of the questions.
         reasoned: whether an answer follows a reasoning. "hear" and "words" have none: their answer is what was heard.
     """
     messages = []
     for place, topic in enumerate(asked):
-        reply = answer(clip, topic)
-        messages += [
-            _user(_question(topic, rng), clip if place == 0 else None),
-            _assistant(reply, _reasoning(clip.phrase, topic, reply) if reasoned else None),
-        ]
+        if topic == "figures":
+            question, reasoning, reply = text_sum(rng, held_out=False) if rng.integers(2) else _made_up_sum(rng)
+        else:
+            question, reply = _question(topic, rng), answer(clip, topic)
+            reasoning = _reasoning(clip.phrase, topic, reply)
+        messages += [_user(question, clip if place == 0 else None), _assistant(reply, reasoning if reasoned else None)]
     return messages
 
 
@@ -133,7 +135,7 @@ def recalled_words(first: Clip, second: Clip, *, asked_first: bool) -> list[Mess
     ]
 
 
-def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str]:
+def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str | None, str]:
     """A sum in figures: (question, reasoning, reply).
 
     Any one-digit operands with a sum in `SUMS`; a fifth of the pairs of wording and first operand are held out.
@@ -148,11 +150,8 @@ def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str
 
 
 def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
-    """A dialogue without sound.
-
-    A sum in figures or words, sums made up, a keyword in a sentence, or a statement and a question about it.
-    """
-    form = rng.integers(5)
+    """A dialogue without sound: a sum in figures or words, a keyword in a sentence, or a statement and a question about it."""
+    form = rng.integers(4)
     if form == 0:
         question, reasoning, reply = text_sum(rng, held_out=held_out)
         return [_user(question), _assistant(reply, reasoning)]
@@ -163,8 +162,6 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
         phrase = draw("keyword", rng, held_out=held_out)
         keyword = phrase.slots["keyword"]
         return [_user(f"{_question('keyword', rng)} {phrase.text}"), _assistant(keyword, f"I read {keyword}.")]
-    if form == 3:
-        return _made_up_sums(rng)
     statement, question_ = draw("statement", rng, held_out=held_out), draw("question", rng, held_out=held_out)
     return [
         _user(statement.text),
@@ -174,13 +171,10 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
     ]
 
 
-def _made_up_sums(rng: np.random.Generator) -> list[Message]:
-    """Sums that nothing before them tells: what they come to can only be learnt from the figures themselves."""
-    count = int(rng.integers(len(_MADE_UP_COUNTS)))
-    operands = rng.integers(1, 10, size=(count + 1, 2)).tolist()
-    question = _MADE_UP[rng.integers(len(_MADE_UP))].format(n=_MADE_UP_COUNTS[count])
-    sums = " ".join(f"{a}+{b}={a + b}." for a, b in operands)
-    return [_user(question), _assistant(str(sum(operands[-1])), sums)]
+def _made_up_sum(rng: np.random.Generator) -> tuple[str, str | None, str]:
+    """As `text_sum`, but nothing tells the operands beforehand: what they come to follows from the figures alone."""
+    first, second = rng.integers(1, 10, size=2).tolist()
+    return _MADE_UP[rng.integers(len(_MADE_UP))], f"{first}+{second}={first + second}.", str(first + second)
 
 
 def _reasoning(phrase: Phrase, topic: Topic, reply: str) -> str | None:

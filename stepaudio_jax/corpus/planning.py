@@ -18,7 +18,7 @@ _RATE_SHARES: Mapping[Rate, float] = MappingProxyType({"slow": 0.42, "normal": 0
 """Of the lines. More than a third are asked to be slow because some of them are too long for a clip, and are said faster."""
 
 _SPLICED_WORDS = (1, 1, 2, 2, 3, 4, 5, 6)  # words; a decoder first learns to read short clips
-_MOST_ALIKE, _LINES_FOR_ALIKE = 20, 1000  # voices alike for each variant, and the lines that each of them is worth
+_MOST_ALIKE, _LINES_FOR_ALIKE = 10, 1000  # voices alike for each variant, and the lines that each of them is worth
 
 
 class Cast:

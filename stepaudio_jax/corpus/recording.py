@@ -31,8 +31,6 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 MIN_SAMPLES, MAX_SAMPLES = int(2.1 * SAMPLE_RATE), int(2.2 * SAMPLE_RATE)
 _EDGE_SAMPLES = int(0.02 * SAMPLE_RATE)  # of silence, at least, on either side
 _PEAKS = (0.25, 0.95)
-_SPOKEN_TRIAL, _TRIAL_LANGUAGE = "the quiet river was lovely here", "en-us"
-_PITCH_TOLERANCE = 0.2  # of its logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,24 +109,11 @@ def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
 
 
 def _own_voice(speaker: Speaker) -> Mapping[str, str]:
-    """The voice that the library does not have: a function of the speaker.
-
-    One whose pitch is not what its variant's is was drawn badly (noise drowns the voice), and is drawn again.
-    """
+    """The voice that the library does not have: a function of the speaker."""
     if speaker.alike == 0:
         return {}
-    file = espeak.variant_file(speaker.variant)
     rng = np.random.default_rng([speaker.alike, *speaker.variant.encode()])
-    while True:
-        voice = alike_voice(file, rng)
-        with espeak.Synthesizer({speaker.name: voice}) as synthesizer:
-            said = (
-                synthesizer.say(_SPOKEN_TRIAL, language=_TRIAL_LANGUAGE, variant=name)
-                for name in (speaker.variant, speaker.name)
-            )
-            own, alike = (pitch_range(sound.astype(np.float32)) for sound in said)  # compared only: their rate is the same
-        if own is not None and alike is not None and abs(np.log(alike.median_hz / own.median_hz)) < _PITCH_TOLERANCE:
-            return {speaker.name: voice}
+    return {speaker.name: alike_voice(espeak.variant_file(speaker.variant), rng)}
 
 
 def _framed(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -135,6 +135,8 @@ class Preparation:
         dialogues = training_views(record.messages, history_reasoning=history_reasoning)
         parts = _distinct_clips([part for messages in dialogues for message in messages for part in message.audio])
         clips = {path: self._clip(part, augmentation, rng) for path, part in parts.items()}
+        if augmentation.silence_probability > 0 and rng.random() < augmentation.silence_probability:
+            clips = {path: _silenced(clip) for path, clip in clips.items()}
         views = []
         for messages in dialogues:
             view = self._view(messages, clips)
@@ -242,6 +244,10 @@ def _samples_of_frames(frames: int) -> int:
     while mel_frames(samples) > frames:
         samples -= 1
     return samples
+
+
+def _silenced(clip: Clip) -> Clip:
+    return dataclasses.replace(clip, waveforms=[np.zeros_like(chunk) for chunk in clip.waveforms])
 
 
 def _distinct_clips(parts: Sequence[AudioPart]) -> dict[str, AudioPart]:
