@@ -1,50 +1,89 @@
-"""Training speed on CPU: tokens a second of a 30 M-parameter decoder, ours against transformers with torch's AdamW.
+"""Training speed, ours against transformers with torch's AdamW: tokens a second, the ratio, the share of the machine's peak.
 
-`python -m benchmarks.train_step` lets both take turns, each in a process of its own, and prints the ratio of their median step
-times. Both see the same shape, the same tokens, fp32, AdamW with clipping; both are warmed up first.
+`python -m benchmarks.train_step` runs on a CPU: a 30 M-parameter decoder in fp32, text alone and packed dialogues with sound
+(on torch's side padded). `--shapes=gpu` runs a 3 B decoder in bf16 on one GPU. The sides take turns, each in its own process.
+Both see the same dialogues, fp32 parameters and moments, AdamW with clipping; padding is not counted as tokens.
 """
 
 import argparse
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
 
 import jax
-import numpy as np
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.contest import Step, contest
-from stepaudio_jax.config import ComputeConfig, Config, DataConfig, DecoderConfig, ModelConfig, SourceConfig, StageConfig
-from stepaudio_jax.data.batch import Batch
+from benchmarks.torch_training import torch_step
+from benchmarks.training_job import Job, draw_rows
+from stepaudio_jax.config import (
+    AdaptorConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+    Part,
+    SourceConfig,
+    StageConfig,
+)
+from stepaudio_jax.data.assembly import assemble, batch_shape
 from stepaudio_jax.models import initial_parameters
-from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.parallel import make_mesh, peak_flops
+from stepaudio_jax.training.flops import part_flops
 from stepaudio_jax.training.start import describe_stage, start_stage
 from stepaudio_jax.training.step import make_train_step
 
-ROWS, TOKENS = 4, 512
-DECODER = DecoderConfig(vocab_size=6144, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=TOKENS)
+SOURCES = (SourceConfig(path="drawn"),)
+OURS, PEER, PRODUCT = "stepaudio_jax", "transformers + torch", "matrix product"
+PRODUCT_SIZE = 2048
 
 
-def our_step() -> Step:
-    """A closure that runs one step and returns its loss."""
-    tiny = ModelConfig.presets()["tiny"]
-    model = ModelConfig(encoder=tiny.encoder, adaptor=tiny.adaptor, decoder=DECODER)
-    stage = StageConfig(name="speed", steps=1000, data=DataConfig(sources=(SourceConfig(path="none"),)), trainable=("decoder",))
-    compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
-    config = Config(run_dir="none", stages=(stage,), model=model, compute=compute)
-    parameters = initial_parameters(model, jax.random.key(0), compute)
-    start = describe_stage(config, 0, model, make_mesh(config.mesh))
-    state = start_stage(config, 0, model, start, parameters)
-    step = jax.jit(make_train_step(start.definition, stage, start.optimizer), donate_argnums=0)
-    tokens, targets = random_tokens()
-    batch = Batch(
-        tokens=tokens,
-        targets=targets,
-        loss_weights=np.ones((ROWS, TOKENS), np.float32),
-        positions=np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (ROWS, TOKENS)),
-        segment_ids=np.ones((ROWS, TOKENS), np.int32),
-        mel=np.zeros((ROWS, 0, 128, 0), np.float32),
-        mel_lengths=np.zeros((ROWS, 0), np.int32),
-        audio_slot=np.full((ROWS, TOKENS), -1, np.int32),
+def cpu_jobs() -> list[Job]:
+    """A 30 M-parameter decoder, 4 x 512 tokens; with sound, an encoder of Whisper tiny's size and clips of up to 12 s."""
+    model = ModelConfig(
+        encoder=EncoderConfig(hidden=384, heads=6, layers=4, positions=600),
+        adaptor=AdaptorConfig(ffn=512),
+        decoder=DecoderConfig(
+            vocab_size=6144, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=512
+        ),
+        length_convention="vllm",
     )
+    compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
+    text = DataConfig(sources=SOURCES, rows=4, tokens_per_row=512, chunks_per_row=0)
+    sound = dataclasses.replace(text, chunks_per_row=4, frames_per_chunk=1200)
+    return [Job(name=name, model=model, data=data, compute=compute) for name, data in (("text", text), ("sound", sound))]
+
+
+def gpu_jobs() -> list[Job]:
+    """Qwen2.5-3B's shape, 32 768 tokens in rows of 4 096 and of 8 192."""
+    decoder = DecoderConfig(
+        vocab_size=151936, hidden=2048, ffn=11008, layers=36, heads=16, kv_heads=2, head_dim=128, max_positions=8192
+    )
+    compute = ComputeConfig(dtype="bfloat16", remat="save", loss_chunks=8)
+    return [
+        Job(
+            name=f"{tokens} tokens",
+            model=ModelConfig(encoder=EncoderConfig(hidden=64, heads=4, layers=1), decoder=decoder),
+            data=DataConfig(sources=SOURCES, rows=32768 // tokens, tokens_per_row=tokens, chunks_per_row=0),
+            compute=compute,
+            compiled=True,
+        )
+        for tokens in (4096, 8192)
+    ]
+
+
+def our_step(job: Job) -> Step:
+    """A closure that runs one training step and returns its loss."""
+    trainable: tuple[Part, ...] = ("adaptor", "decoder") if job.data.chunks_per_row else ("decoder",)
+    stage = StageConfig(name="speed", steps=1000, data=job.data, trainable=trainable)
+    config = Config(run_dir="none", stages=(stage,), model=job.model, compute=job.compute)
+    start = describe_stage(config, 0, job.model, make_mesh(config.mesh))
+    state = start_stage(config, 0, job.model, start, initial_parameters(job.model, jax.random.key(0), job.compute))
+    step = jax.jit(make_train_step(start.definition, stage, start.optimizer), donate_argnums=0)
+    batch = assemble(draw_rows(job), batch_shape(job.data, None, pad_token=0))
 
     def run() -> float:
         nonlocal state
@@ -54,51 +93,54 @@ def our_step() -> Step:
     return run
 
 
-def torch_step() -> Step:
-    """The same for transformers' Qwen2 and torch's AdamW."""
-    model = Qwen2ForCausalLM(  # attention is torch's scaled_dot_product_attention, transformers' default
-        Qwen2Config(
-            vocab_size=DECODER.vocab_size,
-            hidden_size=DECODER.hidden,
-            intermediate_size=DECODER.ffn,
-            num_hidden_layers=DECODER.layers,
-            num_attention_heads=DECODER.heads,
-            num_key_value_heads=DECODER.kv_heads,
-            max_position_embeddings=TOKENS,
-            tie_word_embeddings=False,
-        )
-    ).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
-    tokens, targets = (torch.tensor(array, dtype=torch.long) for array in random_tokens())
+def product_step(job: Job) -> Step:
+    """One large product of two matrices, by torch: what a CPU is able to do."""
+    left, right = torch.rand(2, PRODUCT_SIZE, PRODUCT_SIZE)
 
     def run() -> float:
-        logits = model(tokens, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        return float((left @ right)[0, 0])
 
     return run
 
 
-def random_tokens() -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and the token after each, [ROWS, TOKENS] i32."""
-    sequence = np.random.default_rng(0).integers(0, DECODER.vocab_size, size=(ROWS, TOKENS + 1), dtype=np.int32)
-    return sequence[:, :-1], sequence[:, 1:]
-
-
 def main() -> None:
-    """Times both and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Times both sides on every job and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
     options = parser.parse_args()
-    taken = contest({"stepaudio_jax": our_step, "transformers + torch": torch_step}, rounds=options.rounds, steps=options.steps)
-    for name, seconds in taken.items():
-        print(f"{name:22s} {ROWS * TOKENS / seconds:8.0f} tokens/s")
-    print(f"ratio {taken['transformers + torch'] / taken['stepaudio_jax']:.2f}")
+    on_gpu = options.shapes == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--shapes=gpu needs a GPU that torch and JAX can use")
+    if on_gpu:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.5"  # both processes hold their model at once
+    for job in gpu_jobs() if on_gpu else cpu_jobs():
+        contestants = {OURS: functools.partial(our_step, job), PEER: functools.partial(torch_step, job)}
+        if not on_gpu:
+            contestants[PRODUCT] = functools.partial(product_step, job)
+        taken = contest(contestants, rounds=options.rounds, steps=options.steps)
+        peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else 2 * PRODUCT_SIZE**3 / taken[PRODUCT]
+        show(job, taken, peak)
+
+
+def show(job: Job, taken: Mapping[str, float], peak: float | None) -> None:
+    """Prints what was measured: seconds of a step by contestant, `peak` in operations a second."""
+    tokens = sum(example.tokens.size for row in draw_rows(job) for example in row)
+    print(f"{job.name}: {tokens} tokens a step")
+    for name in (OURS, PEER):
+        share = ""
+        if peak and not job.data.chunks_per_row:  # where nothing is padded, all work is useful
+            share = f"{decoder_flops(job) / taken[name] / peak:7.1%} of the peak"
+        print(f"  {name:22s} {tokens / taken[name]:8.0f} tokens/s {share}".rstrip())
+    if PRODUCT in taken and peak:
+        print(f"  peak: {peak / 1e9:.0f} GFLOP/s, of a product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices by torch")
+    print(f"  ratio {taken[PEER] / taken[OURS]:.2f}")
+
+
+def decoder_flops(job: Job) -> float:
+    """Of one training step of the decoder alone, by formula."""
+    return part_flops(job.model, job.data, ("decoder",))["decoder"]
 
 
 if __name__ == "__main__":

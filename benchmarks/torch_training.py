@@ -1,0 +1,116 @@
+"""The peer: the same model of transformers' parts, trained with torch as its users do it, one dialogue a row, padded."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import Qwen2AudioEncoderConfig, Qwen2ForCausalLM
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+
+from benchmarks.contest import Step
+from benchmarks.training_job import Job, Rows, draw_rows
+from stepaudio_jax.config import EncoderConfig, ModelConfig
+from tests.qwen2 import qwen2_config
+
+_NOT_LEARNT = -100
+_BETAS, _WEIGHT_DECAY = (0.9, 0.95), 0.1  # as in `OptimizerConfig`
+
+
+def torch_step(job: Job) -> Step:
+    """A closure that runs one training step and returns its loss."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AudioLanguageModel(job.model, hears=job.data.chunks_per_row > 0, frames=job.data.frames_per_chunk).to(device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=device.type == "cuda")
+    forward: Any = torch.compile(model) if job.compiled else model
+    batch = {name: array.to(device) for name, array in padded(draw_rows(job), job).items()}
+    half = job.compute.dtype == "bfloat16"
+
+    def run() -> float:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = forward(**batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return run
+
+
+class AudioLanguageModel(torch.nn.Module):
+    """Qwen2-Audio's encoder (frozen), the adaptor, and Qwen2; attention is torch's scaled_dot_product_attention.
+
+    Args:
+        config: the shape.
+        hears: whether there is sound at all.
+        frames: mel frames that every clip is padded to.
+    """
+
+    def __init__(self, config: ModelConfig, *, hears: bool, frames: int):
+        super().__init__()
+        self.decoder = Qwen2ForCausalLM(qwen2_config(config.decoder)).train()
+        self.hears = hears
+        if hears:
+            width = config.encoder.hidden
+            self.encoder = Qwen2AudioEncoder(_qwen2_audio(config.encoder, frames)).eval().requires_grad_(False)
+            self.conv = torch.nn.Conv1d(width, width, config.adaptor.kernel_size, stride=config.adaptor.stride, padding=1)
+            self.up = torch.nn.Linear(width, config.adaptor.ffn)
+            self.down = torch.nn.Linear(config.adaptor.ffn, config.decoder.hidden)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor, **heard: torch.Tensor) -> torch.Tensor:
+        """The mean next-token loss. Shapes: see `padded`."""
+        embeddings = self.decoder.model.embed_tokens(tokens)
+        if self.hears:
+            with torch.no_grad():
+                features = self.encoder(heard["mel"], attention_mask=heard["frames_seen"]).last_hidden_state
+            hidden = F.gelu(self.conv(features.transpose(1, 2))).transpose(1, 2)
+            audio = self.down(F.relu(self.up(hidden)))
+            audio = audio[heard["outputs_used"]].to(embeddings.dtype)
+            embeddings = embeddings.masked_scatter(heard["is_audio"][..., None], audio)
+        logits = self.decoder(inputs_embeds=embeddings, attention_mask=heard.get("tokens_seen"), use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_NOT_LEARNT)
+
+
+def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
+    """D dialogues, each padded to the longest (T tokens, F mel frames, A adaptor outputs).
+
+    tokens, targets [D,T]. With sound besides: tokens_seen [D,T], mel [D,128,F], frames_seen [D,1,1,F/2], is_audio [D,T],
+    outputs_used [D,A].
+    """
+    dialogues = list(itertools.chain.from_iterable(rows))
+    shape = (len(dialogues), max(dialogue.tokens.size for dialogue in dialogues))
+    tokens, targets = np.zeros(shape, np.int64), np.full(shape, _NOT_LEARNT)
+    seen, is_audio = np.zeros(shape, bool), np.zeros(shape, bool)
+    for place, dialogue in enumerate(dialogues):
+        length = dialogue.tokens.size
+        tokens[place, :length] = dialogue.tokens
+        targets[place, :length] = np.where(dialogue.loss_weights > 0, dialogue.targets, _NOT_LEARNT)
+        seen[place, :length] = True
+        is_audio[place, :length] = dialogue.audio_slot >= 0
+    batch: dict[str, np.ndarray] = {"tokens": tokens, "targets": targets}
+    if job.data.chunks_per_row:
+        frames = job.data.frames_per_chunk
+        mel = np.zeros((len(dialogues), job.model.encoder.mel_bins, frames), np.float32)
+        frames_seen = np.zeros((len(dialogues), 1, 1, frames // 2), bool)
+        used = np.zeros((len(dialogues), frames // 8), bool)
+        for place, dialogue in enumerate(dialogues):
+            clip = dialogue.chunks[0].mel
+            mel[place, :, : clip.shape[1]] = clip
+            frames_seen[place, ..., : clip.shape[1] // 2] = True
+            used[place, : is_audio[place].sum()] = True
+        batch |= {"tokens_seen": seen, "is_audio": is_audio, "mel": mel, "frames_seen": frames_seen, "outputs_used": used}
+    return {name: torch.tensor(array) for name, array in batch.items()}
+
+
+def _qwen2_audio(encoder: EncoderConfig, frames: int) -> Qwen2AudioEncoderConfig:
+    return Qwen2AudioEncoderConfig(
+        num_mel_bins=encoder.mel_bins,
+        d_model=encoder.hidden,
+        encoder_layers=encoder.layers,
+        encoder_attention_heads=encoder.heads,
+        encoder_ffn_dim=encoder.ffn,
+        max_source_positions=frames // 2,  # transformers takes clips of exactly twice as many mel frames
+    )
