@@ -35,7 +35,7 @@ def get_config() -> Config:
                 steps=260,
                 data=DataConfig(
                     sources=sources("train"),
-                    augmentation=AugmentationConfig(silence_probability=0.04, noise_probability=0.3, gain_db=(-6.0, 6.0)),
+                    augmentation=AugmentationConfig(silence_probability=0.06, noise_probability=0.3, gain_db=(-6.0, 6.0)),
                     **shape,
                 ),
                 evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=65),

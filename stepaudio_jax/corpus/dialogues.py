@@ -96,7 +96,7 @@ def about_clip(clip: Clip, asked: Sequence[Topic], rng: np.random.Generator, *, 
     messages = []
     for place, topic in enumerate(asked):
         if topic == "figures":
-            question, reasoning, reply = text_sum(rng, held_out=False) if rng.integers(2) else _made_up_sum(rng)
+            question, reasoning, reply = _made_up_sum(rng) if rng.integers(3) else text_sum(rng, held_out=False)
         else:
             question, reply = _question(topic, rng), answer(clip, topic)
             reasoning = _reasoning(clip.phrase, topic, reply)
@@ -141,8 +141,7 @@ def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str | No
     Any one-digit operands with a sum in `SUMS`; a fifth of the pairs of wording and first operand are held out.
     """
     while True:
-        total = SUMS[rng.integers(len(SUMS))]
-        first = int(rng.integers(max(1, total - 9), min(9, total - 1) + 1))
+        first, total = _operands(rng)
         wording = int(rng.integers(len(_SUMS_IN_FIGURES)))
         if ((wording + first) % len(_SUMS_IN_FIGURES) == 0) == held_out:
             question = _SUMS_IN_FIGURES[wording].format(a=first, b=total - first)
@@ -171,10 +170,16 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
     ]
 
 
+def _operands(rng: np.random.Generator) -> tuple[int, int]:
+    """The first of two one-digit operands, and their sum, each sum in `SUMS` equally often."""
+    total = SUMS[rng.integers(len(SUMS))]
+    return int(rng.integers(max(1, total - 9), min(9, total - 1) + 1)), total
+
+
 def _made_up_sum(rng: np.random.Generator) -> tuple[str, str | None, str]:
     """As `text_sum`, but nothing tells the operands beforehand: what they come to follows from the figures alone."""
-    first, second = rng.integers(1, 10, size=2).tolist()
-    return _MADE_UP[rng.integers(len(_MADE_UP))], f"{first}+{second}={first + second}.", str(first + second)
+    first, total = _operands(rng)
+    return _MADE_UP[rng.integers(len(_MADE_UP))], f"{first}+{total - first}={total}.", str(total)
 
 
 def _reasoning(phrase: Phrase, topic: Topic, reply: str) -> str | None:

@@ -32,7 +32,7 @@ class Speaker:
         return f"{self.variant}-{self.alike}" if self.alike else self.variant
 
 
-# Variants made from one another sound alike and stay together. Every third family is held out.
+# Variants made from one another sound alike and stay together. About a third of the families is held out.
 # Left out are variants that declare no gender, whispers (Alicia, more breath than voice, is nearly one), robots (Lee, whose
 # third resonance is at a tenth of its place, is nearly one), Demonic, and two that drawl (AnxiousAndy, Marco).
 _TRAINING: dict[Gender, tuple[tuple[str, ...], ...]] = {

@@ -56,7 +56,7 @@ CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_
 _PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
 _VALIDATION_RECORDS = 200
 _QUESTIONS_A_CLIP = 3
-_FIGURES = 0.4  # of the quickstart's clips: probability that a sum in figures is asked as well
+_FIGURES = 0.7  # of the quickstart's clips: probability that a sum in figures is asked as well
 
 
 def write_corpus(

@@ -41,8 +41,8 @@ variants, and random relatives of those. Many phrases follow no template: any wo
 
 ## On held-out speakers and held-out phrases
 
-Held out is every third family of voices that sound alike, and every phrase of some templates. The corpus was shaped while
-models were tried on them: the figures are those of a development set.
+Held out are families of voices that sound alike, about a third of them, and every phrase of some templates. The corpus was
+shaped while models were tried on them: the figures are those of a development set.
 
 Greedy answers; 95 % intervals are Wilson's; "silenced" is the same with every clip replaced by zeros.
 
