@@ -169,7 +169,7 @@ def test_what_is_learnt_is_short_reasoned_and_true(corpus):
                     if question.text in QUESTIONS[topic]:
                         topics[topic] += 1
                         assert answer.text == ", ".join(w for w in clips[0].transcript.split() if w in listed) != ""
-    assert sums > 100
+    assert sums > 20
     assert {topic for topic in SPOTTED if topics.pop(topic, 0)} == {*SPOTTED}
     assert set(topics) == {value for values in ATTRIBUTES.values() for value in values}
 

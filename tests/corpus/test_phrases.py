@@ -26,7 +26,7 @@ def test_each_speaker_has_the_gender_that_its_file_declares():
     assert all(genders[speaker.variant] == speaker.gender for speaker in cast)
     declared = {variant for variant, gender in genders.items() if gender is not None}
     assert declared - {speaker.variant for speaker in cast} == {
-        *("whisper", "whisperf", "Demonic", "UniRobot", "anikaRobot", "AnxiousAndy", "Marco")
+        *("whisper", "whisperf", "Demonic", "UniRobot", "anikaRobot", "AnxiousAndy", "Marco", "Alicia", "Lee")
     }
     assert len({speaker.variant for speaker in cast}) == len(cast), "nobody is in two families"
 
