@@ -69,7 +69,7 @@ def test_a_thousand_requests():
         samplings |= dict(zip(given, asked, strict=True))
         numbers += given
         if rng.random() < 0.1:
-            engine.cancel(int(rng.choice(numbers)))
+            engine.cancel(int(rng.choice(numbers[-8:])))
         for _ in range(rng.integers(0, 3)):
             step()
     early = set(engine.programs)
