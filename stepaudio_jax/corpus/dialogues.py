@@ -94,6 +94,7 @@ def about_clip(clip: Clip, asked: Sequence[Topic], rng: np.random.Generator, *, 
         reasoned: whether an answer follows a reasoning. "hear" and "words" have none: their answer is what was heard.
     """
     messages = []
+    reasoning: str | None
     for place, topic in enumerate(asked):
         if topic == "figures":
             question, reasoning, reply = _made_up_sum(rng) if rng.integers(3) else text_sum(rng, held_out=False)
@@ -135,7 +136,7 @@ def recalled_words(first: Clip, second: Clip, *, asked_first: bool) -> list[Mess
     ]
 
 
-def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str | None, str]:
+def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str]:
     """A sum in figures: (question, reasoning, reply).
 
     Any one-digit operands with a sum in `SUMS`; a fifth of the pairs of wording and first operand are held out.
@@ -176,7 +177,7 @@ def _operands(rng: np.random.Generator) -> tuple[int, int]:
     return int(rng.integers(max(1, total - 9), min(9, total - 1) + 1)), total
 
 
-def _made_up_sum(rng: np.random.Generator) -> tuple[str, str | None, str]:
+def _made_up_sum(rng: np.random.Generator) -> tuple[str, str, str]:
     """As `text_sum`, but nothing tells the operands beforehand: what they come to follows from the figures alone."""
     first, total = _operands(rng)
     return _MADE_UP[rng.integers(len(_MADE_UP))], f"{first}+{total - first}={total}.", str(total)

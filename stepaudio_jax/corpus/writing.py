@@ -191,7 +191,7 @@ def _asked(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
     if lists:
         asked.append(lists[rng.integers(len(lists))])
     known = [topic for topic in about if topic in ATTRIBUTES]
-    asked += [known[i] for i in rng.permutation(len(known))[: max(0, _QUESTIONS_A_CLIP - len(asked))]]
+    asked += [known[i] for i in rng.permutation(len(known))[: _QUESTIONS_A_CLIP - len(asked)]]
     return [asked[i] for i in rng.permutation(len(asked))]
 
 

@@ -72,7 +72,6 @@ class Engine:
         slot_tokens: that a slot holds, prompt and reply; at most the model's positions, which are the default.
         cache_dtype: of keys and values; by default that of the computation.
         steps: tokens a call to the device adds to each slot, at most: more make streaming coarser and the host's share smaller.
-        unstacked: `parameters` are laid out by `models.unstack` already.
 
     Raises:
         GenerationError: slots, slot_tokens or steps are out of range.
@@ -89,7 +88,6 @@ class Engine:
         slot_tokens: int | None = None,
         cache_dtype: CacheDtype | None = None,
         steps: int = 16,
-        unstacked: bool = False,
     ):
         limit = config.decoder.max_positions
         self._slot_tokens = limit if slot_tokens is None else slot_tokens
@@ -98,7 +96,7 @@ class Engine:
         if not 0 < self._slot_tokens <= limit:
             raise GenerationError(f"slot_tokens={slot_tokens} must lie between 1 and the model's {limit} positions")
         self._program = device.Program(config, dataclasses.replace(compute, remat="none"), cache_dtype or compute.dtype)
-        self._parameters = jax.device_put(parameters if unstacked else unstack(parameters))
+        self._parameters = jax.device_put(unstack(parameters))
         self._tokenizer = tokenizer
         self._closing = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps

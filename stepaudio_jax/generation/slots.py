@@ -208,9 +208,11 @@ def decode(
         running = slots.running
         hidden, caches = model.decoder.extend(layers, model.decoder.embed(slots.token[:, None]), slots.position, slots.caches)
         settings = dataclasses.replace(slots.settings, temperature=jnp.where(running, slots.settings.temperature, 0))
-        found = draw(model.logits(hidden)[:, 0], slots.drawn, settings, slots.seen)
-        if closing.shape[0]:
-            found = _force(found, model.logits(hidden)[:, 0], slots.forced, closing)
+        logits = model.logits(hidden)[:, 0]
+        found = draw(logits, slots.drawn, settings, slots.seen)
+        found = jax.lax.cond(
+            jnp.any(slots.forced > 0), lambda found: _force(found, logits, slots.forced, closing), lambda found: found, found
+        )
         drawn = slots.drawn + running
         after = dataclasses.replace(
             slots,

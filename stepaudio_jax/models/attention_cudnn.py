@@ -29,7 +29,6 @@ def attention_cudnn(
     query, query_segments = (_to_even(x, 0) for x in (query, query_segments))
     key, value, key_segments = (*(_to_even(x, 0) for x in (key, value)), _to_even(key_segments, -1))
     visible = sees(query_segments, key_segments, first_slot, causal, 0, query.shape[1], key.shape[1])
-    visible &= jnp.arange(key.shape[1]) < slots
     skip_later = causal and first_slot is None and tokens == slots
     out = jax.nn.dot_product_attention(
         query, key, value, mask=visible[:, None], is_causal=skip_later, implementation=implementation

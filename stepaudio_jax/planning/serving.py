@@ -219,7 +219,7 @@ def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh
     axes = parameter_metadata(nnx.merge(*abstract_model(config, compute)), "axes")
     shapes = abstract_parameters(config, compute)
     shardings = parameter_shardings(axes, shapes, compute.rules, mesh)
-    placed = unstack_shardings(shardings, config.decoder.layers)
+    placed = _unstack_shardings(shardings, config.decoder.layers)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(unstack, shapes),
@@ -227,7 +227,7 @@ def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh
     )
 
 
-def unstack_shardings(shardings: Any, layers: int) -> Any:
+def _unstack_shardings(shardings: Any, layers: int) -> Any:
     """The shardings of `models.unstack`'s result, from those of its argument."""
     decoder = shardings["decoder"]
     one = jax.tree.map(lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), decoder["layers"])
