@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from stepaudio_jax.models.attention_xla import sees
+from stepaudio_jax.models.attention_xla import visible_keys
 
 
 def attention_cudnn(
@@ -28,7 +28,7 @@ def attention_cudnn(
     # With a mask, cuDNN's backward pass takes even lengths only; nothing sees a padded key, and padded queries are cut off.
     query, query_segments = (_to_even(x, 0) for x in (query, query_segments))
     key, value, key_segments = (*(_to_even(x, 0) for x in (key, value)), _to_even(key_segments, -1))
-    visible = sees(query_segments, key_segments, first_slot, causal, 0, query.shape[1], key.shape[1])
+    visible = visible_keys(query_segments, key_segments, first_slot, causal, 0, query.shape[1], key.shape[1])
     skip_later = causal and first_slot is None and tokens == slots
     out = jax.nn.dot_product_attention(
         query, key, value, mask=visible[:, None], is_causal=skip_later, implementation=implementation

@@ -50,7 +50,7 @@ def _forward(
     q, k, v = _heads_in_front(scaled, kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
     outputs, log_sums = [], []
     for start, stop, seen in _blocks(query.shape[1], slots, causal and first_slot is None):
-        bias = _bias(sees(query_segments, key_segments, first_slot, causal, start, stop, seen))
+        bias = _bias(visible_keys(query_segments, key_segments, first_slot, causal, start, stop, seen))
         scores = _scores(q[:, :, :, start:stop], k[:, :, :seen]) + bias
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
@@ -78,7 +78,7 @@ def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Arra
     d_query = []
     d_key, d_value = (jnp.zeros((*k.shape[:2], k.shape[3], slots), jnp.float32) for _ in range(2))
     for start, stop, seen in _blocks(q.shape[3], slots, causal and first_slot is None):
-        bias = _bias(sees(query_segments, key_segments, first_slot, causal, start, stop, seen))
+        bias = _bias(visible_keys(query_segments, key_segments, first_slot, causal, start, stop, seen))
         block, d_block = q[:, :, :, start:stop], d_output[:, :, :, start:stop]
         weights = jnp.exp(_scores(block, k[:, :, :seen]) + (bias - log_sum[:, :, :, start:stop]))
         d_scores = weights * (_scores(d_block, v[:, :, :seen]) - mean[:, :, :, start:stop])
@@ -108,7 +108,7 @@ def _bias(visible: jax.Array) -> jax.Array:
     return jnp.where(visible, 0.0, _MASKED)[:, None, None]
 
 
-def sees(
+def visible_keys(
     query_segments: jax.Array,
     key_segments: jax.Array,
     first_slot: jax.Array | None,
