@@ -14,7 +14,7 @@ from stepaudio_jax.corpus.recording import ATTRIBUTES, Clip
 
 Message = dict[str, Any]
 Topic = Literal[
-    "hear", "words", "gender", "rate", "pitch", "language", "keyword", "number", "colour", "animal", "sum", "figures"
+    "hear", "words", "gender", "rate", "pitch", "language", "keyword", "number", "digit", "colour", "animal", "sum", "figures"
 ]
 
 QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
@@ -26,12 +26,15 @@ QUESTIONS: Mapping[Topic, tuple[str, ...]] = {
     "language": ("Which language is it?", "Is it English or Mandarin?", "What language is spoken?"),
     "keyword": ("Which keyword is said?", "What is the keyword?", "Name the keyword."),
     "number": ("Which numbers are said?", "What numbers do you hear?", "Name the numbers."),
+    "digit": ("Which numbers, in figures?", "What numbers? Write figures.", "Name the figures."),
     "colour": ("Which colours are said?", "What colours do you hear?", "Name the colours."),
     "animal": ("Which animals are said?", "What animals do you hear?", "Name the animals."),
     "sum": ("What is the sum?", "What is the result?", "Give the answer."),
 }
 _SUMS_IN_FIGURES = ("What is {a} plus {b}?", "{a}+{b}=?", "Add {a} and {b}.", "How much is {a}+{b}?", "Sum of {a} and {b}?")
-_MADE_UP = ("Make up a sum.", "Write any sum.", "Say some sum.")
+_MADE_UP_SUMS = ("Make up a sum.", "Write any sum.", "Say some sum.")
+_NUMBERS_IN_WORDS = ("Write {said} in figures.", "In figures: {said}.", "{said}. Which figures?")
+_BETWEEN_NUMBERS = (", ", " and ")
 _HEARD: Mapping[Topic, str] = {
     "gender": "I hear a {answer} voice.",
     "rate": "I hear {answer} speech.",
@@ -42,10 +45,11 @@ _HEARD: Mapping[Topic, str] = {
 SPOTTED: Mapping[Topic, tuple[str, ...]] = {
     "keyword": words.KEYWORDS,
     "number": words.DIGITS,
+    "digit": words.DIGITS,
     "colour": words.COLOURS,
     "animal": words.ANIMALS,
 }
-"""Topics whose answer is every word of a list that is said, in order."""
+"""Topics whose answer is every word of a list that is said, in order; "digit" has them in figures."""
 
 ACKNOWLEDGEMENT = "Okay."
 """The reply to a statement: it gives nothing of it away."""
@@ -73,6 +77,8 @@ def answer(clip: Clip, topic: Topic) -> str:
             return f"{', '.join(clip.attributes[name] for name in ATTRIBUTES)}: {clip.phrase.text}"
         case "keyword" | "number" | "colour" | "animal":
             return ", ".join(spotted(clip.phrase, topic))
+        case "digit":
+            return _in_figures(spotted(clip.phrase, topic))
         case "sum":
             return clip.phrase.answer
         case _:
@@ -89,19 +95,20 @@ def about_clip(clip: Clip, asked: Sequence[Topic], rng: np.random.Generator, *, 
 
     Args:
         clip: what is heard.
-        asked: of `topics(clip)`, in order; "figures" besides: a sum in figures, which has nothing to do with the clip.
+        asked: of `topics(clip)`, in order; "figures" besides: sums or numbers that have nothing to do with the clip.
         rng: chooses the wording of the questions.
-        reasoned: whether an answer follows a reasoning. "hear" and "words" have none: their answer is what was heard.
+        reasoned: whether an answer follows a reasoning. "hear" and "words" have none: their answer is what was heard;
+            "figures" always has one.
     """
     messages = []
     reasoning: str | None
     for place, topic in enumerate(asked):
         if topic == "figures":
-            question, reasoning, reply = _made_up_sum(rng) if rng.integers(3) else text_sum(rng, held_out=False)
+            question, reasoning, reply = _figures(rng)
         else:
             question, reply = _question(topic, rng), answer(clip, topic)
-            reasoning = _reasoning(clip.phrase, topic, reply)
-        messages += [_user(question, clip if place == 0 else None), _assistant(reply, reasoning if reasoned else None)]
+            reasoning = _reasoning(clip.phrase, topic, reply) if reasoned else None
+        messages += [_user(question, clip if place == 0 else None), _assistant(reply, reasoning)]
     return messages
 
 
@@ -150,8 +157,8 @@ def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str
 
 
 def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
-    """A dialogue without sound: a sum in figures or words, a keyword in a sentence, or a statement and a question about it."""
-    form = rng.integers(4)
+    """A dialogue without sound: sums or numbers, a keyword in a sentence, or a statement and a question about it."""
+    form = rng.integers(6)
     if form == 0:
         question, reasoning, reply = text_sum(rng, held_out=held_out)
         return [_user(question), _assistant(reply, reasoning)]
@@ -162,6 +169,9 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
         phrase = draw("keyword", rng, held_out=held_out)
         keyword = phrase.slots["keyword"]
         return [_user(f"{_question('keyword', rng)} {phrase.text}"), _assistant(keyword, f"I read {keyword}.")]
+    if form < 5:
+        question, reasoning, reply = _made_up_sums(rng) if form == 3 else _numbers(rng)
+        return [_user(question), _assistant(reply, reasoning)]
     statement, question_ = draw("statement", rng, held_out=held_out), draw("question", rng, held_out=held_out)
     return [
         _user(statement.text),
@@ -177,15 +187,35 @@ def _operands(rng: np.random.Generator) -> tuple[int, int]:
     return int(rng.integers(max(1, total - 9), min(9, total - 1) + 1)), total
 
 
-def _made_up_sum(rng: np.random.Generator) -> tuple[str, str, str]:
+def _figures(rng: np.random.Generator) -> tuple[str, str, str]:
+    """(question, reasoning, reply): a sum in figures, sums to make up, or numbers to write in figures."""
+    form = rng.integers(3)
+    return text_sum(rng, held_out=False) if form == 0 else _made_up_sums(rng) if form == 1 else _numbers(rng)
+
+
+def _made_up_sums(rng: np.random.Generator) -> tuple[str, str, str]:
     """As `text_sum`, but nothing tells the operands beforehand: what they come to follows from the figures alone."""
-    first, total = _operands(rng)
-    return _MADE_UP[rng.integers(len(_MADE_UP))], f"{first}+{total - first}={total}.", str(total)
+    sums = [_operands(rng) for _ in range(rng.integers(1, 4))]
+    reasoning = " ".join(f"{first}+{total - first}={total}." for first, total in sums)
+    return _wording(_MADE_UP_SUMS, rng), reasoning, str(sums[-1][1])
+
+
+def _numbers(rng: np.random.Generator) -> tuple[str, str, str]:
+    """Some digits in words, to be written in figures: those follow from the words, whichever words stand together."""
+    digits = [words.DIGITS[i] for i in rng.integers(len(words.DIGITS), size=rng.integers(2, 5))]
+    said = _wording(_BETWEEN_NUMBERS, rng).join(digits)
+    return _wording(_NUMBERS_IN_WORDS, rng).format(said=said), f"I read {said}.", _in_figures(digits)
+
+
+def _in_figures(digits: Sequence[str]) -> str:
+    return ", ".join(str(number(digit)) for digit in digits)
 
 
 def _reasoning(phrase: Phrase, topic: Topic, reply: str) -> str | None:
     if topic == "sum":
         return f"I hear {phrase.slots['a']} and {phrase.slots['b']}. {_sum_in_figures(phrase)}"
+    if topic == "digit":
+        return _HEARD["number"].format(answer=", ".join(spotted(phrase, topic)))
     return _HEARD[topic].format(answer=reply) if topic in _HEARD else None
 
 
@@ -203,8 +233,11 @@ def _recalled(statement: Phrase, question: Phrase) -> Message:
 
 
 def _question(topic: Topic, rng: np.random.Generator) -> str:
-    wordings = QUESTIONS[topic]
-    return wordings[rng.integers(len(wordings))]
+    return _wording(QUESTIONS[topic], rng)
+
+
+def _wording(wordings: Sequence[str], rng: np.random.Generator) -> str:
+    return wordings[int(rng.integers(len(wordings)))]
 
 
 def _user(text: str = "", clip: Clip | None = None) -> Message:

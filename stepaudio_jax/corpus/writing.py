@@ -56,7 +56,7 @@ CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_
 _PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
 _VALIDATION_RECORDS = 200
 _QUESTIONS_A_CLIP = 3
-_FIGURES = 0.7  # of the quickstart's clips: probability that a sum in figures is asked as well
+_FIGURES = 0.3  # probability that "figures" is asked of a clip as well: a sum then follows from its figures, whatever it sounds like
 
 
 def write_corpus(
@@ -185,13 +185,13 @@ def _asked(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
         asked = ["sum"]
     elif clip.phrase.kind in ("spliced", "spliced_mandarin"):
         asked = ["words"]  # so that what the base has learnt stays
-    if recipe == "quickstart" and rng.random() < _FIGURES:
-        asked.append("figures")  # so that a sum follows from its figures, and not from what the clip sounds like
     lists = [topic for topic in about if topic in SPOTTED]
     if lists:
         asked.append(lists[rng.integers(len(lists))])
     known = [topic for topic in about if topic in ATTRIBUTES]
     asked += [known[i] for i in rng.permutation(len(known))[: _QUESTIONS_A_CLIP - len(asked)]]
+    if rng.random() < _FIGURES:
+        asked.append("figures")
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
