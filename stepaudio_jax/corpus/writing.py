@@ -56,7 +56,7 @@ CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_
 _PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
 _VALIDATION_RECORDS = 200
 _QUESTIONS_A_CLIP = 3
-_FIGURES = 0.3  # probability that "figures" is asked of a clip as well: a sum then follows from its figures, whatever it sounds like
+_FIGURES = 0.3  # probability that "figures" is asked of a clip as well: a sum then follows from its figures, not from the sound
 
 
 def write_corpus(
