@@ -134,6 +134,29 @@ def test_an_epoch_sounds_different_from_the_last_and_the_same_when_repeated(tmp_
     assert len({*sounds(0), *sounds(1)}) == 6
 
 
+def test_all_the_clips_of_a_dialogue_are_silent_as_often_as_asked(tmp_path):
+    for clip in ("a.wav", "b.wav"):
+        write_clip(tmp_path / clip, 0.5, seed=ord(clip[0]))
+    path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav", "b.wav")])
+    silence = audio.log_mel(np.zeros(8000, np.float32))
+
+    def silent(probability: float) -> list[bool]:
+        config = settings(path, rows=1, packing_rows=1, augmentation=AugmentationConfig(silence_probability=probability))
+        iterator = batches(config, TOKENIZER, MODEL, seed=0)
+        heard = []
+        for _ in range(200):
+            batch = next(iterator)
+            used = batch.mel[0][batch.mel_lengths[0] > 0]
+            alike = [np.array_equal(mel[:, : silence.shape[1]], silence) for mel in used]
+            assert len(alike) >= 2
+            assert len(set(alike)) == 1
+            heard.append(alike[0])
+        return heard
+
+    assert abs(sum(silent(0.3)) - 60) < 4 * np.sqrt(200 * 0.3 * 0.7)
+    assert not any(silent(0.0))
+
+
 def test_a_shift_never_makes_a_dialogue_too_long(tmp_path):
     """Neither for the row, nor for the chunk's frames, nor by a second chunk: it is shortened, or left out."""
     write_clip(tmp_path / "a.wav", 1.0, seed=0)
@@ -159,6 +182,7 @@ def test_a_shift_never_makes_a_dialogue_too_long(tmp_path):
     [
         {"max_shift_s": -0.1},
         {"max_shift_s": float("nan")},
+        {"silence_probability": 1.5},
         {"noise_probability": 1.5},
         {"noise_snr_db": (20.0, 10.0)},
         {"gain_db": (3.0, -3.0)},
