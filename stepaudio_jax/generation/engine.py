@@ -6,6 +6,7 @@ grow with the requests.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -14,10 +15,12 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.layout import row_parts, weight_shardings
 from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
@@ -72,9 +75,12 @@ class Engine:
         slot_tokens: that a slot holds, prompt and reply; at most the model's positions, which are the default.
         cache_dtype: of keys and values; by default that of the computation.
         steps: tokens a call to the device adds to each slot, at most: more make streaming coarser and the host's share smaller.
+        mesh: where weights and slots lie, by `compute.rules`; None for one device. Weights that lie elsewhere, as a training
+            state's do, are sent from device to device. In a run of several processes each makes the same calls.
 
     Raises:
-        GenerationError: slots, slot_tokens or steps are out of range.
+        GenerationError: slots, slot_tokens or steps are out of range, or the slots cannot be shared out evenly.
+        ShardingError: the rules cannot place a parameter on the mesh.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Engine:
         slot_tokens: int | None = None,
         cache_dtype: CacheDtype | None = None,
         steps: int = 16,
+        mesh: Mesh | None = None,
     ):
         limit = config.decoder.max_positions
         self._slot_tokens = limit if slot_tokens is None else slot_tokens
@@ -96,11 +103,15 @@ class Engine:
         if not 0 < self._slot_tokens <= limit:
             raise GenerationError(f"slot_tokens={slot_tokens} must lie between 1 and the model's {limit} positions")
         self._program = device.Program(config, dataclasses.replace(compute, remat="none"), cache_dtype or compute.dtype)
-        self._parameters = jax.device_put(unstack(parameters))
+        self._mesh = mesh
+        if mesh is not None and slots % (parts := row_parts(compute.rules, mesh)):
+            raise GenerationError(f"slots={slots} cannot be shared out over the {parts} parts of the mesh; take a multiple")
+        self._parameters = self._placed(parameters)
         self._tokenizer = tokenizer
         self._closing = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps
-        self._slots = device.empty_slots(self._program, slots, self._slot_tokens)
+        with self._on_mesh():
+            self._slots = device.empty_slots(self._program, slots, self._slot_tokens)
         self._listener = Listener(self._program)
         self._occupants: list[Written | None] = [None] * slots
         self._queue: collections.deque[_Group] = collections.deque()
@@ -146,7 +157,7 @@ class Engine:
         """
         if self.busy:
             raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
-        self._parameters = jax.device_put(unstack(parameters))
+        self._parameters = self._placed(parameters)
 
     def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:
         """Puts a prompt into the queue, to be answered once for each of `samplings`; it is read once for all of them.
@@ -181,6 +192,10 @@ class Engine:
 
     def step(self) -> list[Progress]:
         """Fills free slots from the queue, decodes once, and tells what is new."""
+        with self._on_mesh():
+            return self._step()
+
+    def _step(self) -> list[Progress]:
         started = time.perf_counter()
         news, self._ended = self._ended, []
         admitted = self._admit()
@@ -246,7 +261,7 @@ class Engine:
                 stops=self._stops(sampling),
                 settings=SamplingArrays.of([sampling]),
             )
-            self._slots, firsts[slot] = device.insert(self._slots, group.prefix, admission, slot)
+            self._slots, firsts[slot] = device.insert(self._program, self._slots, group.prefix, admission, slot)
             self._occupants[slot] = request
         while self._queue and not self._queue[0].waiting:
             self._queue.popleft()
@@ -279,15 +294,25 @@ class Engine:
         else:
             if not running:  # it paused: its reasoning has had its tokens
                 forced = 0 if occupant.reasoning_ended else len(self._closing)
-                self._slots = device.resume(self._slots, slot, forced)
+                self._slots = device.resume(self._program, self._slots, slot, forced)
             text = occupant.take_text()
             return [Progress(occupant.number, text)] if text else []
         self._free(slot)
         return [_progress(occupant, reason)]
 
     def _free(self, slot: int) -> None:
-        self._slots = device.release(self._slots, slot)
+        with self._on_mesh():
+            self._slots = device.release(self._program, self._slots, slot)
         self._occupants[slot] = None
+
+    def _placed(self, parameters: Parameters) -> Parameters:
+        """Weights in the engine's layout, where it computes."""
+        shardings = None if self._mesh is None else weight_shardings(self._program.config, self._program.compute, self._mesh)
+        placed: Parameters = jax.device_put(unstack(parameters), shardings)
+        return placed
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
 def _progress(request: Written, reason: FinishReason) -> Progress:

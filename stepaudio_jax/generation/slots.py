@@ -1,7 +1,8 @@
 """The device's side of the engine: a fixed number of slots, each at most one request, and the programs that act on them.
 
 Every shape is static. A request enters through `prefill` (its prompt, alone, padded to a bucket) and `insert`; `decode` then
-adds a token to every occupied slot, several times over.
+adds a token to every occupied slot, several times over. On a mesh the slots are shared out over the axes of a batch, and the
+heads of their caches over those of heads; a prompt is one row, and read by all replicas alike.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Draw, SamplingArrays, draw
-from stepaudio_jax.models import CacheDtype, LayerCache, Parameters, abstract_model, merge_unstacked
+from stepaudio_jax.models import CACHE_LETTERS, CacheDtype, LayerCache, Parameters, abstract_model, constrain, merge_unstacked
 
 NO_TOKEN = -1
 
@@ -30,6 +31,12 @@ class Program:
     def graphdef(self) -> Any:
         """The model's, for the layout of `models.unstack`."""
         return abstract_model(self.config, self.compute)[0]
+
+    @property
+    def of_one_row(self) -> "Program":
+        """The same with rows left whole, for one row cannot be cut."""
+        rules = dataclasses.replace(self.compute.rules, batch=())
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, rules=rules))
 
 
 @jax.tree_util.register_dataclass
@@ -109,12 +116,9 @@ def empty_slots(program: Program, slots: int, tokens: int) -> Slots:
     def column(dtype: Any) -> jax.Array:
         return jnp.zeros(slots, dtype)
 
-    caches = tuple(
-        LayerCache.zeros(decoder, slots, tokens, program.cache_dtype).constrained(program.compute.rules)
-        for _ in range(decoder.layers)
-    )
+    caches = tuple(LayerCache.zeros(decoder, slots, tokens, program.cache_dtype) for _ in range(decoder.layers))
     floats = {name: column(jnp.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
-    return Slots(
+    empty = Slots(
         caches=caches,
         **{name: column(jnp.int32) for name in ("token", "position", "drawn", "limit", "pause", "forced")},
         running=column(bool),
@@ -122,13 +126,15 @@ def empty_slots(program: Program, slots: int, tokens: int) -> Slots:
         settings=SamplingArrays(top_k=column(jnp.int32), seed=column(jnp.uint32), **floats),
         seen=jnp.zeros((slots, decoder.vocab_size), bool),
     )
+    return _placed(empty, program)
 
 
 @functools.partial(jax.jit, static_argnames="program")
 def hear(program: Program, parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
     """Chunks [C,M,F] of mel_lengths [C] -> the adaptor's outputs [C,A,H]."""
+    program = program.of_one_row
     model, _ = merge_unstacked(program.graphdef, parameters)
-    return model.hear(mel[None], mel_lengths[None])[1][0]
+    return constrain(model.hear(mel[None], mel_lengths[None])[1][0], "", program.compute.rules)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -145,6 +151,7 @@ def prefill(
         audio: [T,H], at the places where `is_audio` [T] an adaptor's output; [0,H] for a prompt without sound.
         is_audio: [T] bool.
     """
+    program = program.of_one_row
     model, layers = merge_unstacked(program.graphdef, parameters)
     embeddings = model.decoder.embed(tokens[None])
     if audio.shape[0]:
@@ -155,11 +162,12 @@ def prefill(
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
     seen = jnp.zeros((1, program.config.decoder.vocab_size), bool)
     seen = seen.at[0, jnp.where(positions[0] < length, tokens, tokens[0])].set(True)
-    return Prefix(caches, model.logits(last)[:, 0], seen, length[None])
+    caches = tuple(cache.constrained(program.compute.rules) for cache in caches)
+    return Prefix(caches, constrain(model.logits(last)[:, 0], "", program.compute.rules), seen, length[None])
 
 
-@functools.partial(jax.jit, donate_argnames="slots")
-def insert(slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) -> tuple[Slots, Draw]:
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
+def insert(program: Program, slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) -> tuple[Slots, Draw]:
     """Puts a request into a free slot and draws its first token, each of the result [1]."""
     first = draw(prefix.logits, jnp.zeros(1, jnp.int32), admission.settings, prefix.seen)
     one = jnp.ones(1, jnp.int32)
@@ -182,7 +190,7 @@ def insert(slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) 
         return jax.lax.dynamic_update_slice_in_dim(column, value.astype(column.dtype), slot, axis=0)
 
     placed = jax.tree.map(put, dataclasses.replace(slots, caches=()), new)
-    return dataclasses.replace(placed, caches=caches), first
+    return _placed(dataclasses.replace(placed, caches=caches), program), first
 
 
 @functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="slots")
@@ -208,7 +216,7 @@ def decode(
         running = slots.running
         hidden, caches = model.decoder.extend(layers, model.decoder.embed(slots.token[:, None]), slots.position, slots.caches)
         settings = dataclasses.replace(slots.settings, temperature=jnp.where(running, slots.settings.temperature, 0))
-        logits = model.logits(hidden)[:, 0]
+        logits = constrain(model.logits(hidden)[:, 0], "B", program.compute.rules)
         found = draw(logits, slots.drawn, settings, slots.seen)
         found = jax.lax.cond(
             jnp.any(slots.forced > 0), lambda found: _force(found, logits, slots.forced, closing), lambda found: found, found
@@ -246,24 +254,39 @@ def decode(
         running=started,
     )
     _, slots, out = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), slots, nothing))
-    return slots, out
+    return _placed(slots, program), jax.tree.map(lambda leaf: constrain(leaf, "", program.compute.rules), out)
 
 
-@functools.partial(jax.jit, donate_argnames="slots")
-def release(slots: Slots, slot: jax.Array) -> Slots:
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
+def release(program: Program, slots: Slots, slot: jax.Array) -> Slots:
     """Stops a slot, whose request has been given up or has ended."""
-    return dataclasses.replace(slots, running=slots.running.at[slot].set(False))
+    return _placed(dataclasses.replace(slots, running=slots.running.at[slot].set(False)), program)
 
 
-@functools.partial(jax.jit, donate_argnames="slots")
-def resume(slots: Slots, slot: jax.Array, forced: jax.Array) -> Slots:
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
+def resume(program: Program, slots: Slots, slot: jax.Array, forced: jax.Array) -> Slots:
     """Lets a slot that paused go on, its next `forced` tokens the engine's closing ones; it pauses no more."""
-    return dataclasses.replace(
+    resumed = dataclasses.replace(
         slots,
         running=slots.running.at[slot].set(True),
         pause=slots.pause.at[slot].set(0),
         forced=slots.forced.at[slot].set(forced),
     )
+    return _placed(resumed, program)
+
+
+def slot_letters(slots: Slots) -> Slots:
+    """The dimension letters of every array, for the rules: rows are cut everywhere, heads in the caches."""
+    letters: Slots = jax.tree.map(lambda _: "B", slots)
+    caches = tuple(jax.tree.map(lambda leaf: CACHE_LETTERS[: leaf.ndim], cache) for cache in slots.caches)
+    return dataclasses.replace(letters, caches=caches)
+
+
+def _placed(slots: Slots, program: Program) -> Slots:
+    """The slots laid out by the rules: one layout always, so that no call compiles anew for another one."""
+    rules = program.compute.rules
+    placed: Slots = jax.tree.map(lambda leaf, letters: constrain(leaf, letters, rules), slots, slot_letters(slots))
+    return placed
 
 
 def _goes_on(token: jax.Array, drawn: jax.Array, settings: Any) -> jax.Array:

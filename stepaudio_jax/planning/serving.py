@@ -8,22 +8,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.models import (
-    CACHE_LETTERS,
-    CacheDtype,
-    abstract_model,
-    abstract_parameters,
-    activation_spec,
-    cache_bytes,
-    parameter_metadata,
-    unstack,
-)
-from stepaudio_jax.parallel import make_mesh, parameter_shardings, replicated
+from stepaudio_jax.generation.layout import slot_shardings, weight_shardings
+from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, unstack
+from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.planning.plan import RESERVED_BYTES
 from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
@@ -216,36 +207,15 @@ def _parameter_bytes(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) ->
 
 def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
     """The unstacked tree as shapes and shardings."""
-    axes = parameter_metadata(nnx.merge(*abstract_model(config, compute)), "axes")
-    shapes = abstract_parameters(config, compute)
-    shardings = parameter_shardings(axes, shapes, compute.rules, mesh)
-    placed = _unstack_shardings(shardings, config.decoder.layers)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(unstack, shapes),
-        placed,
-    )
-
-
-def _unstack_shardings(shardings: Any, layers: int) -> Any:
-    """The shardings of `models.unstack`'s result, from those of its argument."""
-    decoder = shardings["decoder"]
-    one = jax.tree.map(lambda sharding: NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), decoder["layers"])
-    return {**shardings, "decoder": {**decoder, "layers": (one,) * layers}}
+    shapes = jax.eval_shape(unstack, abstract_parameters(config, compute))
+    return jax.tree.map(_at, shapes, weight_shardings(config, compute, mesh))
 
 
 def _abstract_slots(program: device.Program, slots: int, tokens: int, mesh: Mesh) -> device.Slots:
-    """Slots as shapes and shardings: a cache's rows and heads are cut by the rules, every other column by rows."""
     shapes = jax.eval_shape(lambda: device.empty_slots(program, slots, tokens))
-    rules = program.compute.rules
-    rows = NamedSharding(mesh, activation_spec("B", rules))
+    placed: device.Slots = jax.tree.map(_at, shapes, slot_shardings(shapes, program.compute.rules, mesh))
+    return placed
 
-    def cache(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = activation_spec(CACHE_LETTERS[: len(leaf.shape)], rules)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    def column(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
-
-    rest = jax.tree.map(column, dataclasses.replace(shapes, caches=()))
-    return dataclasses.replace(rest, caches=jax.tree.map(cache, shapes.caches))
+def _at(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,81 @@
+"""The engine on one device and on meshes of eight: run by test_on_a_mesh.py in a process of its own, since the number of
+devices is fixed when JAX starts. Prints one JSON object.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from stepaudio_jax.config import MeshConfig, Rules
+from stepaudio_jax.generation import Engine, GenerationError, Sampling, hear_prompt
+from stepaudio_jax.generation import slots as device
+from stepaudio_jax.models import abstract_parameters, logical_axes
+from stepaudio_jax.parallel import make_mesh, parameter_shardings
+from stepaudio_jax.text import render_prompt
+from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
+from tests.models.random_model import FLOAT32
+
+MESHES = {
+    "data 8": MeshConfig(data=8, fsdp=1),
+    "data 4 x tensor 2": MeshConfig(data=4, fsdp=1, tensor=2),
+    "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+REQUESTS = 20  # through 8 slots
+NEW_TOKENS = 24
+
+
+def prompts_and_samplings(folder: pathlib.Path) -> tuple:
+    """Written and spoken prompts, greedy and sampled."""
+    clips = [write_clip(folder / f"{seed}.wav", 0.3 + 0.2 * seed, seed) for seed in range(3)]
+    prompts, samplings = [], []
+    for number in range(REQUESTS):
+        parts = [f"request {number}"] + ([clips[number % 3]] if number % 2 else [])
+        prompts.append(hear_prompt(render_prompt([user(*parts)], BYTES), BYTES, CONFIG.length_convention))
+        kinds = ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}, {"temperature": 1.0, "top_k": 20})
+        samplings.append(Sampling(max_new_tokens=NEW_TOKENS - number % 5, seed=number, **kinds[number % 3]))
+    return prompts, samplings
+
+
+def replies(engine: Engine, prompts: list, samplings: list) -> list:
+    completions = dict(engine.generate(prompts, samplings))
+    return [(completions[index].tokens, completions[index].logprobs) for index in range(len(prompts))]
+
+
+def main(folder: pathlib.Path) -> None:
+    assert len(jax.devices()) == 8
+    parameters = lively_parameters()
+    prompts, samplings = prompts_and_samplings(folder)
+    expected = replies(Engine(CONFIG, parameters, BYTES, compute=FLOAT32, slots=8, steps=6), prompts, samplings)
+    # Weights come as a training run has them: cut over another mesh of the same devices.
+    training = make_mesh(MeshConfig(fsdp=8))
+    shardings = parameter_shardings(logical_axes(CONFIG), abstract_parameters(CONFIG), Rules(), training)
+    trained = jax.device_put(parameters, shardings)
+    report = {}
+    for name, config in MESHES.items():
+        engine = Engine(CONFIG, trained, BYTES, compute=FLOAT32, slots=8, steps=6, mesh=make_mesh(config))
+        got = replies(engine, prompts, samplings)
+        programs = (device.prefill, device.insert, device.decode, device.release, device.resume)
+        compiled = [program._cache_size() for program in programs]
+        again = replies(engine, prompts, samplings)
+        key = engine._slots.caches[0].keys
+        report[name] = {
+            "same_tokens": [ours[0] == theirs[0] for ours, theirs in zip(got, expected, strict=True)],
+            "logprobs": max(
+                float(np.max(np.abs(np.subtract(ours[1], theirs[1])))) for ours, theirs in zip(got, expected, strict=True)
+            ),
+            "again": got == again,
+            "compiled_again": compiled != [program._cache_size() for program in programs],
+            "cache_share": key.addressable_shards[0].data.size / key.size,
+        }
+    try:
+        Engine(CONFIG, trained, BYTES, compute=FLOAT32, slots=6, mesh=make_mesh(MESHES["data 8"]))
+    except GenerationError as error:
+        report["six slots on data 8"] = str(error)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,37 @@
+"""Whatever the mesh, the engine's replies are those of one device, and its caches are cut."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.generation.eight_devices import MESHES
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "tests.generation.eight_devices", str(tmp_path_factory.mktemp("clips"))]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_replies_equal_those_of_one_device(report, name):
+    assert all(report[name]["same_tokens"])
+    assert report[name]["logprobs"] < 2e-4
+    assert report[name]["again"]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_caches_are_cut_and_nothing_compiles_twice(report, name):
+    """Slots over data and fsdp, key heads over tensor: an eighth of the cache on each of eight devices."""
+    assert report[name]["cache_share"] == 1 / 8
+    assert not report[name]["compiled_again"]
+
+
+def test_slots_that_cannot_be_shared_out_are_an_error(report):
+    assert "slots=6 cannot be shared out over the 8 parts" in report["six slots on data 8"]
