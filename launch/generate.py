@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=16, help="dialogues answered side by side (default 16)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     parser.add_argument("--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype")
+    parser.add_argument("--int8-weights", action="store_true", help="the decoder's matrices in int8")
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.data import JsonlFile
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         JsonlFile(options.input)  # whether it can be read is known before the model is loaded
         outcome = answer_file(
-            load_model(options.model, options.dtype),
+            load_model(options.model, options.dtype, int8_weights=options.int8_weights),
             options.input,
             options.output,
             sampling,

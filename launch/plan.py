@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--program", choices=("train", "prefill", "decode"), default="train")
     parser.add_argument("--slot-tokens", type=int, default=16384, help="of generating: prompt and reply (default 16384)")
     parser.add_argument("--cache-dtype", choices=("bfloat16", "int8"), default="bfloat16", help="of generating")
+    parser.add_argument("--int8-weights", action="store_true", help="of generating: the decoder's matrices in int8")
     parser.add_argument("--json", type=pathlib.Path, help="write the plan to this file too")
     settings = tuple(argument for argument in arguments if argument.startswith("--config."))
     options = parser.parse_args([argument for argument in arguments if argument not in settings])
@@ -50,7 +51,11 @@ def main(arguments: list[str]) -> int:
             plan = plan_job(config, options.stage, topology)
             text = as_text(plan)
         else:
-            sizes = {"slot_tokens": options.slot_tokens, "cache_dtype": options.cache_dtype}
+            sizes = {
+                "slot_tokens": options.slot_tokens,
+                "cache_dtype": options.cache_dtype,
+                "int8_weights": options.int8_weights,
+            }
             plan = plan_serving(config.model, config.compute, topology, program=options.program, **sizes)
             text = serving_as_text(plan)
         if options.json is not None:

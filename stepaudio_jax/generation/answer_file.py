@@ -88,7 +88,7 @@ def answer_file(
         raise DataError(f"{input_path}: has no records; give at least one dialogue")
     job = {
         "input": hashlib.sha256(pathlib.Path(input_path).read_bytes()).hexdigest(),
-        "model": [model.folder, str(model.config), model.compute.dtype, cache_dtype],
+        "model": [model.folder, str(model.config), model.compute.dtype, model.int8_weights, cache_dtype],
         "sampling": [repr(sampling), samples],
     }
     journal = Journal(output_path, job)

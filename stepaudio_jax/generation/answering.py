@@ -18,7 +18,7 @@ from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.prompt import Prompt, ReadAudio, bucket, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
-from stepaudio_jax.models import CacheDtype, Parameters
+from stepaudio_jax.models import CacheDtype, Parameters, quantize_weights
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 PathLike = str | pathlib.Path
@@ -26,27 +26,32 @@ PathLike = str | pathlib.Path
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer, and the folder it comes from."""
+    """A model ready to answer, the folder it comes from, and whether the decoder's matrices are in int8."""
 
     folder: str
     config: ModelConfig
     parameters: Parameters
     tokenizer: Tokenizer
     compute: ComputeConfig
+    int8_weights: bool = False
 
 
-def load_model(folder: PathLike, dtype: FloatDtype | None = None) -> LoadedModel:
+def load_model(folder: PathLike, dtype: FloatDtype | None = None, *, int8_weights: bool = False) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
     Args:
         folder: either kind.
         dtype: of weights and computation; by default bfloat16, and float32 on a CPU, which computes it faster.
+        int8_weights: keep the decoder's matrices in int8, for generating only.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
-    return LoadedModel(os.fspath(folder), config, hub.read_parameters(folder, dtype=dtype), hub.load_tokenizer(folder), compute)
+    parameters = hub.read_parameters(folder, dtype=dtype)
+    if int8_weights:
+        parameters = quantize_weights(config, parameters)
+    return LoadedModel(os.fspath(folder), config, parameters, hub.load_tokenizer(folder), compute, int8_weights)
 
 
 def engine_for(

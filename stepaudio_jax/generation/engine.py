@@ -25,7 +25,7 @@ from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.writing import Written
-from stepaudio_jax.models import CacheDtype, Parameters, unstack
+from stepaudio_jax.models import CacheDtype, Parameters, quantized_shardings, unstack
 from stepaudio_jax.text import THINK_END, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -68,7 +68,7 @@ class Engine:
 
     Args:
         config: the model's shape.
-        parameters: its tree.
+        parameters: its tree, or what `models.quantize_weights` makes of it.
         tokenizer: of the model.
         compute: how it is computed.
         slots: requests answered side by side.
@@ -307,8 +307,11 @@ class Engine:
 
     def _placed(self, parameters: Parameters) -> Parameters:
         """Weights in the engine's layout, where it computes."""
-        shardings = None if self._mesh is None else weight_shardings(self._program.config, self._program.compute, self._mesh)
-        placed: Parameters = jax.device_put(unstack(parameters), shardings)
+        apart, shardings = unstack(parameters), None
+        if self._mesh is not None:
+            plain = weight_shardings(self._program.config, self._program.compute, self._mesh)
+            shardings = quantized_shardings(apart, plain)
+        placed: Parameters = jax.device_put(apart, shardings)
         return placed
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[object]:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import NDArray
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.prompt import PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
+from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
@@ -56,12 +57,20 @@ class Scorer:
         asked = [dataclasses.replace(message, in_loss=message.role == "assistant") for message in messages]
         return [self._score_view(view) for view in training_views(asked)]
 
+    def logprobs(self, prompt: Prompt) -> NDArray[np.float32]:
+        """Log p of each of a dialogue's tokens given those before it, in one pass over all: [T]; the first means nothing.
+
+        Raises:
+            GenerationError: the model's positions do not hold it.
+        """
+        require_fit(prompt, self._config)
+        batch = stack_prompts([prompt], self._config, rows=1)
+        return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
+
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
         segments = render_training(view, self._tokenizer)
         prompt = hear_prompt(segments, self._tokenizer, self._config.length_convention)
-        require_fit(prompt, self._config)
-        batch = stack_prompts([prompt], self._config, rows=1)
-        logprobs = np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
+        logprobs = self.logprobs(prompt)
         return TurnScore(
             token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
             logprobs=tuple(float(logprob) for logprob in logprobs[prompt.in_loss]),

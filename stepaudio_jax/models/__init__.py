@@ -4,6 +4,7 @@ from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
+from stepaudio_jax.models.quantized import quantize_weights, quantized_shardings
 from stepaudio_jax.models.step_audio import (
     Parameters,
     StepAudio,
@@ -34,5 +35,7 @@ __all__ = [
     "merge_unstacked",
     "mesh_in_use",
     "parameter_metadata",
+    "quantize_weights",
+    "quantized_shardings",
     "unstack",
 ]

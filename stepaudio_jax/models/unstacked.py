@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from stepaudio_jax.models.decoder import DecoderLayer
+from stepaudio_jax.models.quantized import dequantized
 from stepaudio_jax.models.step_audio import Parameters, StepAudio
 
 
@@ -22,10 +23,11 @@ def unstack(parameters: Parameters) -> Parameters:
 
 
 def merge_unstacked(graphdef: Any, parameters: Parameters) -> tuple[StepAudio, tuple[DecoderLayer, ...]]:
-    """The model, and its decoder's layers, from the graph definition and an unstacked tree.
+    """The model, and its decoder's layers, from the graph definition and an unstacked tree, which may be quantised.
 
     The model itself cannot run its decoder: `Decoder.prefill` and `extend` take the layers.
     """
+    parameters = dequantized(parameters)
     layers = parameters["decoder"]["layers"]
     model: StepAudio = nnx.merge(graphdef, {**parameters, "decoder": {**parameters["decoder"], "layers": layers[0]}})
     layer, _ = nnx.split(model.decoder.layers)

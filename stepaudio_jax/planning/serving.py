@@ -13,7 +13,15 @@ from jax.sharding import Mesh, NamedSharding
 from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.layout import slot_shardings, weight_shardings
-from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, unstack
+from stepaudio_jax.models import (
+    CacheDtype,
+    Parameters,
+    abstract_parameters,
+    cache_bytes,
+    quantize_weights,
+    quantized_shardings,
+    unstack,
+)
 from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.planning.plan import RESERVED_BYTES
 from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
@@ -76,11 +84,12 @@ def plan_serving(
     program: ServingProgram,
     slot_tokens: int,
     cache_dtype: CacheDtype = "bfloat16",
+    int8_weights: bool = False,
 ) -> ServingPlan:
     """Compiles an engine's program for a topology, with as many slots as fit.
 
-    Weights and computation are in bf16. Heads are cut over as many chips as divide them; what remains replicates the weights
-    and shares out the slots.
+    Computation is in bf16, and so are the weights unless the decoder's matrices are asked for in int8. Heads are cut over as
+    many chips as divide them; what remains replicates the weights and shares out the slots.
 
     Raises:
         ConfigError, ShardingError: the model cannot be cut for the topology, or there is no compiler for it.
@@ -93,12 +102,11 @@ def plan_serving(
     per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
     replicas = topology.chips // tensor
     available = topology.chip.memory_bytes - RESERVED_BYTES
-    slots: int | None = None
+    parameters = _abstract_parameters(config, compute, mesh, int8_weights)
+    engine = device.Program(config, compute, cache_dtype)
+    slots = max(1, (available - shard_bytes(parameters)) // per_slot) if program == "decode" else 1
     for attempt in range(_MOST_COMPILATIONS):
-        if slots is None:
-            weights = _parameter_bytes(config, compute, mesh)
-            slots = max(1, (available - weights) // per_slot) if program == "decode" else 1
-        plan = _compile(config, compute, topology, mesh, version, program, slots * replicas, slot_tokens, cache_dtype)
+        plan = _compile(engine, parameters, topology, mesh, version, program, slots * replicas, slot_tokens)
         excess = plan.peak_bytes_per_chip - available
         if excess <= 0 or slots == 1 or attempt + 1 == _MOST_COMPILATIONS:
             break
@@ -134,21 +142,18 @@ def serving_as_text(plan: ServingPlan) -> str:
 
 
 def _compile(
-    config: ModelConfig,
-    compute: ComputeConfig,
+    engine: device.Program,
+    parameters: Any,
     topology: Topology,
     mesh: Mesh,
     version: str,
     program: ServingProgram,
     slots: int,
     slot_tokens: int,
-    cache_dtype: CacheDtype,
 ) -> ServingPlan:
     """The plan for so many slots in all."""
-    engine = device.Program(config, compute, cache_dtype)
     started = time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        parameters = _abstract_parameters(config, compute, mesh)
         held = _abstract_slots(engine, slots, slot_tokens, mesh)
 
         def whole(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -159,7 +164,7 @@ def _compile(
             traced = device.decode.trace(engine, parameters, held, closing, until_free, _STEPS)
         else:
             tokens, is_audio = whole(jnp.int32, slot_tokens), whole(jnp.bool_, slot_tokens)
-            audio = whole(jnp.float32, slot_tokens, config.decoder.hidden)
+            audio = whole(jnp.float32, slot_tokens, engine.config.decoder.hidden)
             traced = device.prefill.trace(engine, parameters, tokens, whole(jnp.int32), audio, is_audio)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     memory = compiled.memory_analysis()
@@ -179,7 +184,7 @@ def _compile(
         program=program,
         slots=slots,
         slot_tokens=slot_tokens,
-        cache_dtype=cache_dtype,
+        cache_dtype=engine.cache_dtype,
         fits=peak <= available,
         memory_bytes_per_chip=available,
         peak_bytes_per_chip=peak,
@@ -201,14 +206,14 @@ def _tensor_parts(config: ModelConfig, chips: int) -> int:
     return max(parts for parts in range(1, chips + 1) if chips % parts == 0 and all(size % parts == 0 for size in sizes))
 
 
-def _parameter_bytes(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> int:
-    return shard_bytes(_abstract_parameters(config, compute, mesh))
-
-
-def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:
+def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh, int8_weights: bool) -> Any:
     """The unstacked tree as shapes and shardings."""
-    shapes = jax.eval_shape(unstack, abstract_parameters(config, compute))
-    return jax.tree.map(_at, shapes, weight_shardings(config, compute, mesh))
+
+    def made(parameters: Parameters) -> Parameters:
+        return unstack(quantize_weights(config, parameters) if int8_weights else parameters)
+
+    shapes = jax.eval_shape(made, abstract_parameters(config, compute))
+    return jax.tree.map(_at, shapes, quantized_shardings(shapes, weight_shardings(config, compute, mesh)))
 
 
 def _abstract_slots(program: device.Program, slots: int, tokens: int, mesh: Mesh) -> device.Slots:

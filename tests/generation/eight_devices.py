@@ -12,7 +12,7 @@ import numpy as np
 from stepaudio_jax.config import MeshConfig, Rules
 from stepaudio_jax.generation import Engine, GenerationError, Sampling, hear_prompt
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.models import abstract_parameters, logical_axes
+from stepaudio_jax.models import abstract_parameters, logical_axes, quantize_weights
 from stepaudio_jax.parallel import make_mesh, parameter_shardings
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
@@ -54,6 +54,13 @@ def main(folder: pathlib.Path) -> None:
     shardings = parameter_shardings(logical_axes(CONFIG), abstract_parameters(CONFIG), Rules(), training)
     trained = jax.device_put(parameters, shardings)
     report = {}
+    small = quantize_weights(CONFIG, parameters)
+    few = prompts[:4], samplings[:4]
+    alone, cut = (
+        replies(Engine(CONFIG, small, BYTES, compute=FLOAT32, slots=8, steps=6, mesh=mesh), *few)
+        for mesh in (None, make_mesh(MESHES["data 4 x tensor 2"]))
+    )
+    report["int8 weights"] = [ours[0] == theirs[0] for ours, theirs in zip(cut, alone, strict=True)]
     for name, config in MESHES.items():
         engine = Engine(CONFIG, trained, BYTES, compute=FLOAT32, slots=8, steps=6, mesh=make_mesh(config))
         got = replies(engine, prompts, samplings)

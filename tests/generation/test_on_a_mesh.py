@@ -33,5 +33,9 @@ def test_caches_are_cut_and_nothing_compiles_twice(report, name):
     assert not report[name]["compiled_again"]
 
 
+def test_int8_weights_are_cut_like_others(report):
+    assert report["int8 weights"] == [True] * 4
+
+
 def test_slots_that_cannot_be_shared_out_are_an_error(report):
     assert "slots=6 cannot be shared out over the 8 parts" in report["six slots on data 8"]

@@ -1,0 +1,51 @@
+"""The decoder's matrices in int8, a scale for each output channel: half the memory of bf16, and half to read for each token."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.models.step_audio import Parameters, abstract_model, parameter_metadata
+
+
+def quantize_weights(config: ModelConfig, parameters: Parameters) -> Parameters:
+    """The tree with every matrix of the decoder as a `qwix.QArray`: int8, and fp32 scales of size 1 where a product sums.
+
+    Embeddings, biases and norms stay, and so do encoder and adaptor, which are read once a prompt and not once a token.
+    """
+    contracted = parameter_metadata(nnx.merge(*abstract_model(config)), "contracted")
+
+    def quantize(leaf: jax.Array, summed: tuple[int, ...]) -> Any:
+        if not summed:
+            return leaf
+        channels = [axis for axis in range(leaf.ndim) if axis not in summed]
+        return qwix.quantize(leaf, jnp.int8, channelwise_axes=channels, scale_dtype=jnp.float32)
+
+    decoder = jax.tree.map(quantize, parameters["decoder"], contracted["decoder"])
+    return {**parameters, "decoder": decoder}
+
+
+def dequantized(parameters: Parameters) -> Parameters:
+    """The tree with plain arrays; inside a compiled program each is made where it is used, as part of the product."""
+    return jax.tree.map(lambda leaf: qwix.dequantize(leaf) if _is_quantized(leaf) else leaf, parameters, is_leaf=_is_quantized)
+
+
+def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
+    """Shardings for a tree that may be quantised, from those of its plain form: a scale is whole where its size is 1."""
+
+    def place(leaf: Any, sharding: NamedSharding) -> Any:
+        if not _is_quantized(leaf):
+            return sharding
+        entries = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+        kept = (None if size == 1 else entry for entry, size in zip(entries, leaf.scale.shape, strict=True))
+        return qwix.QArray(sharding, NamedSharding(sharding.mesh, PartitionSpec(*kept)), qtype=leaf.qtype)
+
+    return jax.tree.map(place, parameters, shardings, is_leaf=_is_quantized)
+
+
+def _is_quantized(leaf: Any) -> bool:
+    return isinstance(leaf, qwix.QArray)

@@ -1,0 +1,67 @@
+"""The probabilities while generating are those of one pass over prompt and reply, as a trainer makes it: the shipped model."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.generation import Engine, Sampling, Scorer, hear_prompt, load_model
+from stepaudio_jax.text import render_prompt
+from tests.generation.small_model import user, write_clip
+
+BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
+QUESTIONS = ("What do you hear?", "What are the words?", "Make up a sum.", "Is the speaker female or male?")
+REPLIES = 24
+NEW_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory):
+    """Prompts, half of them with a clip."""
+    folder, tokenizer = tmp_path_factory.mktemp("clips"), load_model(BASE).tokenizer
+    prompts = []
+    for number in range(REPLIES):
+        parts = [QUESTIONS[number % 4]]
+        if number % 2:
+            parts = [write_clip(folder / f"{number}.wav", 0.5 + 0.05 * number, seed=number), *parts]
+        prompts.append(hear_prompt(render_prompt([user(*parts)], tokenizer), tokenizer, "hf"))
+    return prompts
+
+
+def differences(dialogues, dtype, **settings):
+    """Of every sampled token: |log p while generating - log p in one pass, at the same precision|."""
+    model = load_model(BASE, dtype)
+    engine = Engine(
+        model.config, model.parameters, model.tokenizer, compute=model.compute, slots=8, slot_tokens=160, **settings
+    )
+    samplings = [Sampling(temperature=1.0, top_p=1.0, max_new_tokens=NEW_TOKENS, seed=seed) for seed in range(REPLIES)]
+    scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute)
+    found = []
+    for index, completion in engine.generate(dialogues, samplings):
+        prompt, reply = dialogues[index], np.asarray(completion.tokens, np.int32)
+        silent = np.zeros(len(reply), bool)
+        whole = dataclasses.replace(
+            prompt,
+            tokens=np.concatenate([prompt.tokens, reply]),
+            is_audio=np.concatenate([prompt.is_audio, silent]),
+            in_loss=np.concatenate([prompt.in_loss, ~silent]),
+        )
+        found.append(np.abs(np.asarray(completion.logprobs) - scorer.logprobs(whole)[prompt.length :]))
+    found = np.concatenate(found)
+    assert len(found) > 150
+    return found
+
+
+def test_in_fp32_they_are_the_same(dialogues):
+    assert differences(dialogues, "float32").max() <= 1e-4
+
+
+def test_in_bf16_a_ratio_is_off_by_less_than_two_percent_in_the_mean(dialogues):
+    off = differences(dialogues, "bfloat16")
+    assert np.exp(off).mean() < 1.02
+
+
+def test_with_an_int8_cache_by_less_than_five_percent(dialogues):
+    off = differences(dialogues, "bfloat16", cache_dtype="int8")
+    assert np.exp(off).mean() < 1.05
