@@ -13,6 +13,7 @@ from stepaudio_jax.evaluation import ReportError
 from stepaudio_jax.generation import GenerationError
 from stepaudio_jax.hub import CheckpointError
 from stepaudio_jax.parallel import ShardingError
+from stepaudio_jax.rl.judge import JudgeError
 from stepaudio_jax.text import TextError
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
 
@@ -42,7 +43,7 @@ def reported() -> Iterator[None]:
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
         sys.exit(TRY_AGAIN)
-    except DivergedError as error:
+    except (DivergedError, JudgeError) as error:
         print("error:", error, file=sys.stderr)
         sys.exit(DIVERGED)
     except KeyboardInterrupt:

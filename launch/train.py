@@ -45,9 +45,10 @@ def main(arguments: list[str]) -> None:
         for argument in arguments:
             if argument.partition("=")[0] == FLAG:
                 join(argument)
+        from stepaudio_jax.rl import POLICY_STAGE
         from stepaudio_jax.training import train
 
-        print(train(config))
+        print(train(config, {"policy": POLICY_STAGE}))
 
 
 if __name__ == "__main__":

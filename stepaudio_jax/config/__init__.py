@@ -11,6 +11,15 @@ from stepaudio_jax.config.model import (
 )
 from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, Rules
 from stepaudio_jax.config.resolve import ConfigError, build, to_dict
+from stepaudio_jax.config.rl import (
+    Aggregation,
+    Baseline,
+    JudgeConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+)
 from stepaudio_jax.config.run import (
     Activation,
     AttentionKernel,
@@ -32,9 +41,11 @@ __all__ = [
     "MESH_AXES",
     "Activation",
     "AdaptorConfig",
+    "Aggregation",
     "AttentionKernel",
     "AugmentationConfig",
     "AuxiliaryConfig",
+    "Baseline",
     "CheckpointConfig",
     "ComputeConfig",
     "Config",
@@ -45,12 +56,17 @@ __all__ = [
     "EvaluationConfig",
     "FloatDtype",
     "InitialWeights",
+    "JudgeConfig",
     "LengthConvention",
     "MeshAxis",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Part",
+    "PolicyConfig",
+    "RLConfig",
+    "RewardConfig",
+    "RolloutConfig",
     "Rules",
     "SourceConfig",
     "StageConfig",

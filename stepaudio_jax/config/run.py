@@ -8,6 +8,7 @@ from typing import Literal
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
 from stepaudio_jax.config.parallel import MeshConfig, Rules
 from stepaudio_jax.config.resolve import ConfigError
+from stepaudio_jax.config.rl import RLConfig
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]
@@ -171,11 +172,12 @@ class StageConfig:
 
     name: str
     steps: int
-    objective: Literal["next_token"] = "next_token"  # mid-training and SFT: R1.5 eq. (1)
+    objective: Literal["next_token", "policy"] = "next_token"  # mid-training and SFT: R1.5 eq. (1); from rewards: eq. (4), (5)
     data: DataConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    rl: RLConfig = RLConfig()  # where the objective is "policy"
     trainable: tuple[Part, ...] = ("adaptor", "decoder")
     gradient_accumulation: int = 1  # micro-batches a step; rows must be a multiple of it
 
@@ -192,6 +194,20 @@ class StageConfig:
             )
         if not self.trainable:
             raise ConfigError("trainable is empty: nothing would learn")
+        if self.objective == "policy":
+            self._check_policy()
+
+    def _check_policy(self) -> None:
+        if not self.rl.rewards:
+            raise ConfigError("rl.rewards is empty: a policy needs at least one reward")
+        if "encoder" in self.trainable:
+            raise ConfigError("trainable names the encoder: a policy's stays frozen, for its features are computed once a step")
+        if self.auxiliary.enabled or self.evaluation.enabled or self.gradient_accumulation > 1:
+            raise ConfigError(
+                "auxiliary, evaluation.data and gradient_accumulation are for next_token; leave them out of a policy"
+            )
+        if dataclasses.replace(self.data.augmentation, silence_probability=0.0) != AugmentationConfig():
+            raise ConfigError("data.augmentation of a policy's stage can only have silence_probability")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

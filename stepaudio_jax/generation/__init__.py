@@ -11,7 +11,7 @@ from stepaudio_jax.generation.answering import (
 )
 from stepaudio_jax.generation.engine import Completion, Engine, Progress
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt
+from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 
@@ -32,6 +32,7 @@ __all__ = [
     "hear_prompt",
     "load_model",
     "prompt_of",
+    "require_fit",
     "require_room",
     "score_file",
 ]

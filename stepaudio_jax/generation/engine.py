@@ -24,7 +24,7 @@ from stepaudio_jax.generation.layout import row_parts, weight_shardings
 from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
-from stepaudio_jax.generation.writing import Written
+from stepaudio_jax.generation.writing import End, Written
 from stepaudio_jax.models import CacheDtype, Parameters, quantized_shardings, unstack
 from stepaudio_jax.text import THINK_END, Tokenizer
 
@@ -36,13 +36,15 @@ class Completion:
     """What was generated: tokens (the stop token not among them), and why it ended.
 
     `logprobs` are those of the model's own distribution, `sampling_logprobs` of the one that was drawn from: tempered,
-    restricted and penalised as asked. `finish_reason` is "stop", "length" or "cancelled".
+    restricted and penalised as asked. `finish_reason` is "stop", "length" or "cancelled"; `end` is the stop token, where one
+    has ended it.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     sampling_logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    end: End | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +278,8 @@ class Engine:
         audio = np.zeros((0, width), np.float32)
         if prompt.chunks:
             audio = np.zeros((size, width), np.float32)
-            audio[is_audio] = self._listener.hear(self._parameters, prompt)
+            heard = self._listener.hear(self._parameters, prompt) if prompt.heard is None else prompt.heard
+            audio[is_audio] = heard
         self._shapes.add(f"prefill {size}{' with sound' if prompt.chunks else ''}")
         self._shapes.add(f"insert {size}")
         return device.prefill(self._program, self._parameters, tokens, np.int32(prompt.length), audio, is_audio)
@@ -320,4 +323,5 @@ class Engine:
 
 def _progress(request: Written, reason: FinishReason) -> Progress:
     tokens, logprobs, sampling_logprobs = request.kept()
-    return Progress(request.number, request.take_text(last=True), Completion(tokens, logprobs, sampling_logprobs, reason))
+    completion = Completion(tokens, logprobs, sampling_logprobs, reason, request.end)
+    return Progress(request.number, request.take_text(last=True), completion)

@@ -30,6 +30,7 @@ class Prompt:
         in_loss: [T] bool, the tokens that the model is to write (none in a prompt to be answered).
         chunks: the log-mel [128, F] f32 of each audio chunk that has tokens, in order.
         chunk_tokens: how many audio tokens each of them has.
+        heard: [audio tokens, H] f32, the adaptor's outputs where they are known already; else the engine makes them.
     """
 
     tokens: NDArray[np.int32]
@@ -37,6 +38,7 @@ class Prompt:
     in_loss: NDArray[np.bool_]
     chunks: tuple[NDArray[np.float32], ...]
     chunk_tokens: tuple[int, ...]
+    heard: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:

@@ -1,6 +1,7 @@
 """What a request has written so far, on the host: its tokens, where it ends, and its text as it comes."""
 
 import codecs
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,15 @@ from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.text import THINK_END, Tokenizer
 
 _THINK_END = THINK_END.strip().encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """The token that ended a reply, and its log-probabilities: the model's, and of the distribution that it was drawn from."""
+
+    token: int
+    logprob: float
+    sampling_logprob: float
 
 
 class Written:
@@ -34,6 +44,7 @@ class Written:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._cut: int | None = None  # bytes of the text before the stop string
         self.stopped = False
+        self.end: End | None = None  # the stop token, where one has ended it
 
     def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
         """Adds tokens [N] with their log-probabilities, up to the one that ends the reply."""
@@ -43,7 +54,7 @@ class Written:
             if self.stopped:
                 return
             if token in self._stop_tokens:
-                self.stopped = True
+                self.stopped, self.end = True, End(token, logprob, sampling_logprob)
                 return
             self._tokens.append(token)
             self._logprobs.append(logprob)

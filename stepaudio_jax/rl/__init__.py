@@ -1,1 +1,6 @@
-"""Reinforcement learning: advantages, the clipped objective with KL to a reference, verdicts and rubrics."""
+"""Reinforcement learning: rollouts, rewards and the judge, advantages, the clipped objective with KL to a reference."""
+
+from stepaudio_jax.rl.judge import JudgeError
+from stepaudio_jax.rl.loop import POLICY_STAGE
+
+__all__ = ["POLICY_STAGE", "JudgeError"]

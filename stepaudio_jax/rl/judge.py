@@ -11,7 +11,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Container, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -86,9 +86,15 @@ class Judge:
         self._ask = ask
         self._prompt = prompt
         self._answers = AnswerCache(cache)
-        self._concurrency = concurrency
         self._most_abstentions = most_abstentions
+        self._pool = ThreadPoolExecutor(concurrency)
+        self._asking: dict[str, Future[str]] = {}
         self.asked = 0  # questions that the cache could not answer
+
+    def ask_ahead(self, pair: Pair) -> None:
+        """Begins to ask about a pair that `judge` will be called with, and returns at once."""
+        for question, _ in self._questions(pair):
+            self._begin(question)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """Judges every pair, in order.
@@ -96,16 +102,11 @@ class Judge:
         Raises:
             JudgeError: more of them than allowed have no verdict; what was answered is in the cache.
         """
-        questions: list[tuple[str, int]] = []
-        for pair in pairs:
-            for first, second in ((pair.reply, pair.reference), (pair.reference, pair.reply)):
-                questions.append((self._prompt.fill(pair.dialogue, first, second, pair.rubric), len(pair.rubric)))
-        wanted = {self._key(text): text for text, _ in questions}
-        missing = {key: text for key, text in wanted.items() if key not in self._answers}
-        self.asked += len(missing)
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            problems = pool.map(self._answer, missing, missing.values())
-            failures = {key: problem for key, problem in zip(missing, problems, strict=True) if problem}
+        questions = [question for pair in pairs for question in self._questions(pair)]
+        for text, _ in questions:
+            self._begin(text)
+        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
+        self._asking.clear()
         verdicts = [self._verdict(text, criteria, failures) for text, criteria in questions]
         judgements = [Judgement(*both) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
         abstained = [judgement for judgement in judgements if judgement.verdicts is None]
@@ -118,6 +119,17 @@ class Judge:
                 f"{self._most_abstentions:.0%} of them{first}"
             )
         return judgements
+
+    def _questions(self, pair: Pair) -> list[tuple[str, int]]:
+        """Both orders, each with the number of criteria."""
+        orders = ((pair.reply, pair.reference), (pair.reference, pair.reply))
+        return [(self._prompt.fill(pair.dialogue, *order, pair.rubric), len(pair.rubric)) for order in orders]
+
+    def _begin(self, question: str) -> None:
+        key = self._key(question)
+        if key not in self._answers and key not in self._asking:
+            self.asked += 1
+            self._asking[key] = self._pool.submit(self._answer, key, question)
 
     def _answer(self, key: str, question: str) -> str:
         """Asks, and keeps the answer at once; returns what went wrong, or nothing. A failure is counted as an abstention."""

@@ -1,8 +1,12 @@
 """A run, from top to bottom: weights, then each stage's steps, evaluation and checkpoints."""
 
 import contextlib
+import dataclasses
 import itertools
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -26,11 +30,44 @@ from stepaudio_jax.training.step import HEADS, EvaluationStep, make_evaluation_s
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
 
-def train(config: Config) -> pathlib.Path:
+class RunStage(Protocol):
+    """Trains stage `index` from its newest checkpoint, or from `parameters`, to its last step; returns its parameters."""
+
+    def __call__(
+        self,
+        config: Config,
+        index: int,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        parameters: Parameters,
+        mesh: Mesh,
+        stop: StopSignal,
+    ) -> Parameters: ...
+
+
+class CheckStage(Protocol):
+    """A look at what a stage will read, before anything is written."""
+
+    def __call__(self, stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StageKind:
+    """How the stages of an objective are checked and run."""
+
+    check: CheckStage
+    run: RunStage
+
+
+def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({})) -> pathlib.Path:
     """Runs every stage of `config`, continuing from the run folder's newest checkpoint where there is one.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/, and model/, the finished
     model in this project's checkpoint format.
+
+    Args:
+        config: of the run.
+        kinds: how the stages of other objectives than "next_token" are run, by objective.
 
     Returns:
         The folder of the finished model.
@@ -47,10 +84,9 @@ def train(config: Config) -> pathlib.Path:
     if model_dir.exists():
         return model_dir  # the run is finished
     model, tokenizer = initial_model(config)
+    kinds = {"next_token": StageKind(_check_stage, run_stage), **kinds}
     for stage in config.stages:
-        check_sources(stage.data, tokenizer, model, auxiliary=stage.auxiliary)
-        if stage.evaluation.enabled:
-            check_sources(stage.evaluation.data, tokenizer, model)
+        kinds[stage.objective].check(stage, tokenizer, model)
     mesh = make_mesh(config.mesh)
     require_whole_rows(config, mesh)
     run_dir = pathlib.Path(config.run_dir)
@@ -62,7 +98,8 @@ def train(config: Config) -> pathlib.Path:
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
-            parameters = run_stage(config, index, model, tokenizer, parameters, mesh, stop)
+            run = kinds[config.stages[index].objective].run
+            parameters = run(config, index, model, tokenizer, parameters, mesh, stop)
         hub.save_checkpoint(model_dir, parameters, model, tokenizer, source=f"trained in {run_dir}")
     return model_dir
 
@@ -141,6 +178,12 @@ def run_stage(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
     return {name: value for name, value in {**state.trainable, **state.frozen}.items() if name != HEADS}
+
+
+def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
+    check_sources(stage.data, tokenizer, model, auxiliary=stage.auxiliary)
+    if stage.evaluation.enabled:
+        check_sources(stage.evaluation.data, tokenizer, model)
 
 
 def evaluate(

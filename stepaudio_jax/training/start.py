@@ -10,12 +10,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import Config, ModelConfig
+from stepaudio_jax.config import Config, ModelConfig, StageConfig
 from stepaudio_jax.models import Parameters, abstract_model, parameter_metadata
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.step import HEADS, ModelDefinition, TrainState
+from stepaudio_jax.training.step import HEADS, REFERENCE, ModelDefinition, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         whole = jax.tree.map(lambda _: replicated(mesh), head_shapes)  # small, and their widths no mesh divides
         trainable[HEADS] = _abstract(head_shapes, whole, jnp.dtype(jnp.float32))
         axes[HEADS], contracted[HEADS] = (parameter_metadata(heads, name) for name in ("axes", "contracted"))
-    optimizer = make_optimizer(stage.optimizer, axes, contracted, stage.steps)
+    optimizer = make_optimizer(stage.optimizer, axes, contracted, _updates(stage))
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     abstract = TrainState(
         step=count,
@@ -79,18 +79,22 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         frozen={part: value for part, value in parts.items() if part not in stage.trainable},
         optimizer=_optimizer_state(optimizer, trainable, mesh),
     )
+    if keeps_reference(stage):
+        abstract.frozen[REFERENCE] = {
+            part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype)) for part in stage.trainable
+        }
     return StageStart(ModelDefinition(model=graphdef, heads=heads_graphdef), optimizer, abstract)
 
 
 def start_stage(config: Config, index: int, model: ModelConfig, start: StageStart, parameters: Parameters) -> TrainState:
     """The state before the first step, from parameters that lie as `start` says (see `initial_weights`)."""
-
-    def cast(part: str, abstract: Any) -> Any:
-        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), parameters[part], abstract)
-
-    shardings = start.shardings
-    trainable = {part: cast(part, abstract) for part, abstract in start.abstract.trainable.items() if part != HEADS}
-    frozen = {part: cast(part, abstract) for part, abstract in start.abstract.frozen.items()}
+    shardings, abstract = start.shardings, start.abstract
+    trainable = {part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part != HEADS}
+    frozen = {part: _cast(parameters[part], like) for part, like in abstract.frozen.items() if part != REFERENCE}
+    if REFERENCE in start.abstract.frozen:
+        # Copies: the policy's own arrays are given up by the first step.
+        like = start.abstract.frozen[REFERENCE]
+        frozen[REFERENCE] = {part: jax.tree.map(jnp.copy, _cast(parameters[part], like[part])) for part in like}
     if HEADS in start.abstract.trainable:
         draw = jax.jit(
             lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))), out_shardings=shardings.trainable[HEADS]
@@ -103,6 +107,21 @@ def start_stage(config: Config, index: int, model: ModelConfig, start: StageStar
         frozen=frozen,
         optimizer=jax.jit(start.optimizer.init, out_shardings=shardings.optimizer)(trainable),
     )
+
+
+def keeps_reference(stage: StageConfig) -> bool:
+    """Whether the stage keeps what it began with beside what it learns."""
+    return stage.objective == "policy" and stage.rl.policy.kl_coefficient > 0
+
+
+def _updates(stage: StageConfig) -> int:
+    """Of the weights, over all of the stage."""
+    policy = stage.rl.policy
+    return stage.steps * (policy.epochs * policy.minibatches if stage.objective == "policy" else 1)
+
+
+def _cast(parameters: Any, abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), parameters, abstract)
 
 
 def _heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:

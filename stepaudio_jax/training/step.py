@@ -16,6 +16,7 @@ from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.objective import NEXT_TOKEN, combine, term_sums, term_weights
 
 HEADS = "auxiliary"  # beside encoder, adaptor and decoder in the tree of trainable parameters
+REFERENCE = "reference"  # beside them in the tree of frozen ones: what a policy's stage began with
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 EvaluationStep = Callable[[Parameters, Batch], Metrics]
@@ -83,31 +84,41 @@ def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: 
             shapes = jax.eval_shape(gradient, state.trainable, state.frozen, first, weights)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
             (gradients, metrics), _ = jax.lax.scan(micro_step, zeros, parts)
-        norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-
-        def unless_skipped(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-
+        new_state, figures = apply_gradients(state, gradients, metrics["loss"], optimizer)
+        metrics |= figures
         metrics |= {
-            "gradient_norm": norm,
-            "skipped_steps": 1.0 - finite,
             "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
             "learnt_tokens": weights[NEXT_TOKEN],
             "audio_seconds": jnp.sum(batch.mel_lengths) / 100,
         }
-        new_state = TrainState(
-            step=state.step + 1,
-            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
-            trainable=unless_skipped(trainable, state.trainable),
-            frozen=state.frozen,
-            optimizer=unless_skipped(optimizer_state, state.optimizer),
-        )
         return new_state, metrics
 
     return train_step
+
+
+def apply_gradients(
+    state: TrainState, gradients: Parameters, loss: jax.Array, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+    """The state after a step; where loss or gradient are not finite, only its counts change.
+
+    The second result is gradient_norm, and skipped_steps (0 or 1).
+    """
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+
+    def unless_skipped(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+
+    new_state = TrainState(
+        step=state.step + 1,
+        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+        trainable=unless_skipped(trainable, state.trainable),
+        frozen=state.frozen,
+        optimizer=unless_skipped(optimizer_state, state.optimizer),
+    )
+    return new_state, {"gradient_norm": norm, "skipped_steps": 1.0 - finite}
 
 
 def make_evaluation_step(definition: ModelDefinition) -> EvaluationStep:

@@ -1,0 +1,144 @@
+"""Reinforcement learning: how replies are drawn, what rewards them, and what is made of the rewards."""
+
+import dataclasses
+from typing import Literal
+
+from stepaudio_jax.config.resolve import ConfigError
+
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
+Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """What the policy writes in one step of a stage."""
+
+    prompts: int = 32
+    samples: int = 16  # replies to each prompt
+    temperature: float = 1.0  # of the policy, in every pass: its log-probabilities are those of the tempered distribution
+    max_new_tokens: int = 2048
+    slots: int = 64  # replies written side by side
+    cache_dtype: Literal["", "float32", "bfloat16", "int8"] = ""  # of the KV cache; empty: that of the computation
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "samples", "max_new_tokens", "slots"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be positive: what is always the same cannot be learnt from")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What a reply is worth: a sum of parts, each with its weight; 0 leaves a part out."""
+
+    sources: tuple[str, ...] = ()  # whose records it is for; empty: all that no other reward names
+    verifier: str = "exact_text"  # of the record's `answer`: one of rl.verifiers, or module:function
+    verifier_weight: float = 0.0
+    format_weight: float = 0.0  # the reply is well-formed, with a reasoning
+    judge_weight: float = 0.0  # preference against the reference reply, or the rubric where the record has one
+    overlong_weight: float = 0.0
+    overlong_free: int = 0  # tokens without a penalty, which is whole at max_new_tokens
+
+    def __post_init__(self) -> None:
+        for name in ("verifier_weight", "format_weight", "judge_weight", "overlong_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if not self.verifier_weight + self.format_weight + self.judge_weight > 0:
+            raise ConfigError("no part of the reward has a weight: set verifier_weight, format_weight or judge_weight")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """The generative judge (see `rl.judge`), behind an endpoint of OpenAI's kind."""
+
+    url: str = ""  # up to and with /v1
+    model: str = ""  # its name there
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; empty: none
+    prompt: str = ""  # a template of your own
+    levels: Literal[3, 5, 7] = 7
+    table: tuple[float, ...] = ()  # phi, level by level (see rl.comparison.Scale)
+    spread: float | None = None  # phi's temperature
+    max_tokens: int = 1024
+    timeout_s: float = 60.0
+    retries: int = 4
+    concurrency: int = 8
+    most_abstentions: float = 0.2  # share of a step's pairs; more end the run, with everything saved
+
+    def __post_init__(self) -> None:
+        if bool(self.url) != bool(self.model):
+            raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
+        if not 0 <= self.most_abstentions <= 1:
+            raise ConfigError(f"most_abstentions={self.most_abstentions} must be between 0 and 1")
+        for name in ("max_tokens", "concurrency"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The objective: R1.5, eq. (4) and (5), and its options."""
+
+    baseline: Baseline = "rloo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    aggregation: Aggregation = "token_mean"
+    kl_coefficient: float = 0.01  # beta, in the loss; 0: no reference policy is kept
+    kl_target: float | None = None  # adapts beta towards this KL of a reply
+    kl_horizon: int = 10_000  # replies over which it adapts
+    importance_limit: float | None = None  # truncates the weights that correct for the engine's arithmetic; None: none
+    epochs: int = 1
+    minibatches: int = 1  # updates an epoch, each from an equal share of the prompts
+    keep_right: tuple[int, int] | None = None  # learn from prompts with so many right replies only, least and most
+
+    def __post_init__(self) -> None:
+        for name in ("clip_low", "clip_high", "kl_coefficient"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ConfigError(f"dual_clip={self.dual_clip} must be above 1")
+        if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coefficient > 0):
+            raise ConfigError(f"kl_target={self.kl_target} must be positive, and kl_coefficient with it")
+        if self.importance_limit is not None and not self.importance_limit >= 1:
+            raise ConfigError(f"importance_limit={self.importance_limit} must be at least 1")
+        for name in ("epochs", "minibatches", "kl_horizon"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if self.keep_right is not None and not 0 <= self.keep_right[0] <= self.keep_right[1]:
+            raise ConfigError(f"keep_right={self.keep_right} must be (least, most)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """A stage that learns from rewards. Its `data` is of dialogues up to the turn to answer, and its steps are of rollouts."""
+
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: tuple[RewardConfig, ...] = ()
+    judge: JudgeConfig = JudgeConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+    def __post_init__(self) -> None:
+        named = [source for reward in self.rewards for source in reward.sources]
+        twice = sorted({source for source in named if named.count(source) > 1})
+        if twice or sum(not reward.sources for reward in self.rewards) > 1:
+            raise ConfigError(f"rewards: {', '.join(twice) or 'all sources'} have more than one; name each source once")
+        if any(reward.judge_weight for reward in self.rewards) and not self.judge.url:
+            raise ConfigError("a reward has judge_weight, and there is no judge: set judge.url and judge.model")
+        if self.rollout.prompts % self.policy.minibatches:
+            raise ConfigError(
+                f"rollout.prompts={self.rollout.prompts} must be a multiple of policy.minibatches={self.policy.minibatches}"
+            )
+        if self.policy.keep_right is not None and self.policy.keep_right[1] > self.rollout.samples:
+            raise ConfigError(f"policy.keep_right={self.policy.keep_right} exceeds rollout.samples={self.rollout.samples}")
+
+    def reward_of(self, source: str) -> RewardConfig:
+        """The reward of a source's records.
+
+        Raises:
+            ConfigError: no reward is for it.
+        """
+        for reward in sorted(self.rewards, key=lambda reward: not reward.sources):  # those that name it first
+            if source in reward.sources or not reward.sources:
+                return reward
+        raise ConfigError(f"no reward is for the source {source!r}; name it in rl.rewards, or give one without sources")

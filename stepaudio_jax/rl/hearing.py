@@ -1,0 +1,84 @@
+"""Each clip of a step is encoded once: rollouts and all later passes take the frozen encoder's features from here."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+
+from stepaudio_jax.config import DataConfig
+from stepaudio_jax.generation import Prompt
+from stepaudio_jax.models import Parameters
+from stepaudio_jax.training.step import ModelDefinition
+
+_AT_ONCE = 8  # chunks encoded together
+
+
+class Hearing:
+    """Encoder and adaptor of one model, each a program of its own.
+
+    Attributes:
+        encoded: chunks that the encoder has heard so far.
+    """
+
+    def __init__(self, definition: ModelDefinition, data: DataConfig):
+        self._frames = data.frames_per_chunk
+        self.encoded = 0
+
+        @jax.jit
+        def encode(parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
+            return nnx.merge(definition.model, parameters).encoder(mel, mel_lengths)
+
+        @jax.jit
+        def adapt(parameters: Parameters, features: jax.Array) -> jax.Array:
+            return nnx.merge(definition.model, parameters).adaptor(features)
+
+        self._encode, self._adapt = encode, adapt
+
+    def features(self, parameters: Parameters, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
+        """Of each prompt [C,E,H_encoder] f32, on the host: the features of its chunks, zero beyond each.
+
+        Raises:
+            ValueError: a chunk is longer than `data.frames_per_chunk`.
+        """
+        chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
+        for chunk in chunks:
+            if chunk.shape[1] > self._frames:
+                raise ValueError(
+                    f"a clip has a chunk of {chunk.shape[1]} mel frames, more than frames_per_chunk={self._frames}; raise it"
+                )
+        self.encoded += len(chunks)
+        encoded = self._in_groups(functools.partial(self._encode_group, parameters), chunks)
+        ends = np.cumsum([0, *(len(prompt.chunks) for prompt in prompts)])
+        nothing = np.zeros((0, 0, 0), np.float32)
+        return [encoded[start:end] if end > start else nothing for start, end in itertools.pairwise(ends)]
+
+    def heard(self, parameters: Parameters, prompts: Sequence[Prompt], features: Sequence[NDArray[np.float32]]) -> list[Prompt]:
+        """The prompts with the adaptor's outputs of their chunks, end to end, by these parameters."""
+        every = [chunk for of_prompt in features for chunk in of_prompt]
+        outputs = iter(self._in_groups(lambda group: np.asarray(self._adapt(parameters, np.stack(group)), np.float32), every))
+        prompts_heard = []
+        for prompt in prompts:
+            own = [next(outputs)[:count] for count in prompt.chunk_tokens]
+            prompts_heard.append(dataclasses.replace(prompt, heard=np.concatenate(own)) if own else prompt)
+        return prompts_heard
+
+    def _encode_group(self, parameters: Parameters, group: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        mel = np.zeros((len(group), group[0].shape[0], self._frames), np.float32)
+        for row, chunk in enumerate(group):
+            mel[row, :, : chunk.shape[1]] = chunk
+        lengths = np.array([chunk.shape[1] for chunk in group], np.int32)
+        return np.asarray(self._encode(parameters, mel, lengths), np.float32)
+
+    def _in_groups(self, apply, items: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
+        """`apply` to a fixed number of items at a time, the last group filled up with its first item."""
+        results = []
+        for start in range(0, len(items), _AT_ONCE):
+            group = list(items[start : start + _AT_ONCE])
+            count = len(group)
+            results.append(apply([*group, *[group[0]] * (_AT_ONCE - count)])[:count])
+        return np.concatenate(results) if results else np.zeros((0, 0, 0), np.float32)

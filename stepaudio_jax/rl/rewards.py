@@ -1,0 +1,122 @@
+"""What a rollout is worth: verifiers, form, length, and the judge's comparison with the reference reply, on one scale."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from stepaudio_jax.config import RewardConfig, RLConfig
+from stepaudio_jax.data import DataError, Record
+from stepaudio_jax.rl.comparison import Scale, flips, preference, rubric_reward, rubric_score
+from stepaudio_jax.rl.judge import Judge, Judgement, Pair
+from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """Of one rollout.
+
+    Attributes:
+        value: the sum of its parts; None where the judge abstained: the rollout is then learnt from in no way.
+        parts: by name, before their weights.
+        right: whether a verifier found it right; None where none was asked.
+    """
+
+    value: float | None
+    parts: dict[str, float]
+    right: bool | None = None
+
+
+class Rewards:
+    """The rewards of a stage.
+
+    Args:
+        config: of the stage.
+        judge: who compares; None where no reward asks for it.
+
+    Raises:
+        ValueError: a verifier cannot be found.
+    """
+
+    def __init__(self, config: RLConfig, judge: Judge | None):
+        self._config, self._judge = config, judge
+        self._scale = Scale(config.judge.levels, config.judge.table, config.judge.spread)
+        names = {reward.verifier for reward in config.rewards if reward.verifier_weight}
+        self._verifiers = {name: find_verifier(name) for name in names}
+
+    def require(self, record: Record) -> None:
+        """Checks that a record has what its source's reward needs.
+
+        Raises:
+            DataError: naming file and line, and what is missing.
+        """
+        reward = self._config.reward_of(record.source)
+        if reward.verifier_weight and record.answer is None:
+            raise DataError(f"{record.origin}: its reward has verifier_weight, and the record has no 'answer'")
+        if reward.judge_weight and record.reference_reply is None:
+            raise DataError(f"{record.origin}: its reward has judge_weight, and the record has no 'reference_reply'")
+
+    def ask_ahead(self, rollout: Rollout) -> None:
+        """Lets the judge begin with a rollout while others are still being written."""
+        if self._judge is not None and self._is_judged(rollout):
+            self._judge.ask_ahead(_pair(rollout))
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Reward]:
+        """The reward of every rollout.
+
+        Raises:
+            JudgeError: the judge abstained too often.
+        """
+        judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
+        judgements: dict[int, Judgement] = {}
+        if judged and self._judge is not None:
+            found = self._judge.judge([_pair(rollouts[index]) for index in judged])
+            judgements = dict(zip(judged, found, strict=True))
+        return [self._reward(rollout, judgements.get(index)) for index, rollout in enumerate(rollouts)]
+
+    def _is_judged(self, rollout: Rollout) -> bool:
+        return self._config.reward_of(rollout.record.source).judge_weight > 0
+
+    def _reward(self, rollout: Rollout, judgement: Judgement | None) -> Reward:
+        config = self._config.reward_of(rollout.record.source)
+        parts: dict[str, float] = {}
+        right = None
+        if config.verifier_weight:
+            assert rollout.record.answer is not None
+            right = self._verifiers[config.verifier](rollout.written.reply, rollout.record.answer)
+            parts["verifier"] = float(right)
+        parts["format"] = format_reward(rollout.written)
+        if config.overlong_weight:
+            most = self._config.rollout.max_new_tokens
+            parts["overlong"] = overlong_penalty(len(rollout.reply), free=config.overlong_free, most=most)
+        if judgement is not None:
+            if judgement.verdicts is None:
+                return Reward(None, parts, right)
+            parts |= self._judged(rollout, judgement)
+        return Reward(_weighted(config, parts), parts, right)
+
+    def _judged(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
+        """Preference always; a rubric's reward and the policy's own score where the record has one."""
+        assert judgement.verdicts is not None
+        forwards, backwards = judgement.verdicts
+        parts = {"preference": preference(forwards, backwards, self._scale), "flips": float(flips(forwards, backwards))}
+        rubric = rollout.record.rubric
+        if rubric:
+            parts["rubric"] = rubric_reward(rubric, forwards, backwards)
+            parts["rubric_score"] = (rubric_score(rubric, forwards.first_met) + rubric_score(rubric, backwards.second_met)) / 2
+        return parts
+
+
+def _weighted(config: RewardConfig, parts: dict[str, float]) -> float:
+    judged = parts.get("rubric", parts.get("preference", 0.0))
+    return (
+        config.verifier_weight * parts.get("verifier", 0.0)
+        + config.format_weight * parts["format"]
+        + config.overlong_weight * parts.get("overlong", 0.0)
+        + config.judge_weight * judged
+    )
+
+
+def _pair(rollout: Rollout) -> Pair:
+    record = rollout.record
+    assert record.reference_reply is not None
+    return Pair(tuple(record.messages), rollout.written.reply, record.reference_reply, record.rubric)

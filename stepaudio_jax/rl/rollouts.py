@@ -1,0 +1,89 @@
+"""What the policy writes: several replies to each prompt, by the generation engine, its sound encoded once for all of them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.config import RolloutConfig
+from stepaudio_jax.data import Record
+from stepaudio_jax.generation import Completion, Engine, Prompt, Sampling
+from stepaudio_jax.text import ParsedReply, Tokenizer, parse_reply
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One reply of the policy to one prompt (P tokens of the prompt, R of the reply).
+
+    Attributes:
+        group: which prompt of the step.
+        record: that the prompt comes from.
+        prompt_tokens: [P] i32.
+        is_audio: [P] bool, where an adaptor output replaces the token's embedding.
+        chunk_tokens: how many audio tokens each of the prompt's chunks has.
+        reply: [R] i32, all that the policy wrote, the token that ended it included.
+        sampler_logprobs: [R] f32, of the engine, under the distribution that it drew from.
+        written: the reply taken apart.
+        truncated: whether it was cut at its limit of tokens.
+    """
+
+    group: int
+    record: Record
+    prompt_tokens: NDArray[np.int32]
+    is_audio: NDArray[np.bool_]
+    chunk_tokens: tuple[int, ...]
+    reply: NDArray[np.int32]
+    sampler_logprobs: NDArray[np.float32]
+    written: ParsedReply
+    truncated: bool
+
+
+def roll_out(
+    engine: Engine, prompts: Sequence[Prompt], records: Sequence[Record], config: RolloutConfig, tokenizer: Tokenizer, seed: int
+) -> Iterator[tuple[int, Rollout]]:
+    """Writes `config.samples` replies to every prompt; yields (index, rollout) as each ends, a prompt's side by side.
+
+    Args:
+        engine: with the policy's weights, and nothing else to do.
+        prompts: with their sound heard (`Prompt.heard`), or to be heard by the engine.
+        records: of the prompts.
+        config: how many, and how they are drawn.
+        tokenizer: of the model.
+        seed: of the step; what sample j of prompt p draws follows from (seed, p, j) alone.
+
+    Raises:
+        GenerationError: a prompt and its reply do not fit a slot.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    for group, prompt in enumerate(prompts):
+        asked = Sampling(temperature=config.temperature, top_p=1.0, max_new_tokens=config.max_new_tokens)
+        samplings = [dataclasses.replace(asked, seed=_seed(seed, group, sample)) for sample in range(config.samples)]
+        places |= {request: (group, sample) for sample, request in enumerate(engine.submit(prompt, samplings))}
+    for news in engine.run():
+        if news.completion is None:
+            continue
+        group, sample = places.pop(news.request)
+        rollout = _rollout(group, records[group], prompts[group], news.completion, tokenizer)
+        yield group * config.samples + sample, rollout
+
+
+def _rollout(group: int, record: Record, prompt: Prompt, completion: Completion, tokenizer: Tokenizer) -> Rollout:
+    ended = completion.end is not None
+    tokens = [*completion.tokens, *([completion.end.token] if completion.end else [])]
+    logprobs = [*completion.sampling_logprobs, *([completion.end.sampling_logprob] if completion.end else [])]
+    return Rollout(
+        group=group,
+        record=record,
+        prompt_tokens=prompt.tokens,
+        is_audio=prompt.is_audio,
+        chunk_tokens=prompt.chunk_tokens,
+        reply=np.asarray(tokens, np.int32),
+        sampler_logprobs=np.asarray(logprobs, np.float32),
+        written=parse_reply(completion.tokens, tokenizer, ended=ended),
+        truncated=completion.finish_reason == "length",
+    )
+
+
+def _seed(seed: int, group: int, sample: int) -> int:
+    return int(np.random.SeedSequence([seed, group, sample]).generate_state(1)[0])

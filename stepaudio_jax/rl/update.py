@@ -1,0 +1,152 @@
+"""The update: from rollouts with advantages to new weights, gradients added up over as many batches as there are."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from stepaudio_jax.config import RLConfig
+from stepaudio_jax.data import Array
+from stepaudio_jax.models import Parameters
+from stepaudio_jax.rl.layout import RolloutBatch
+from stepaudio_jax.rl.objective import at, kl_estimate, kl_loss, policy_loss, truncated_importance
+from stepaudio_jax.rl.passes import token_logprobs
+from stepaudio_jax.training.step import REFERENCE, ModelDefinition, TrainState, apply_gradients
+
+Sums = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What is learnt from a rollout batch, each [B,T] f32 at the places of its `written`, 0 elsewhere.
+
+    weights: of each token in the loss, divided by their global sum already: the losses of all batches add up to the whole one.
+    advantages; old_logprobs: of the policy that wrote, by the trainer; sampler_logprobs: by the engine; reference_logprobs.
+    """
+
+    weights: Array
+    advantages: Array
+    old_logprobs: Array
+    sampler_logprobs: Array
+    reference_logprobs: Array
+
+
+class PolicyUpdate:
+    """The compiled parts of an update.
+
+    Args:
+        definition: the static side of the model.
+        config: of the stage.
+        optimizer: of the stage.
+        shardings: of the state.
+    """
+
+    def __init__(
+        self, definition: ModelDefinition, config: RLConfig, optimizer: optax.GradientTransformation, shardings: TrainState
+    ):
+        temperature, policy = config.rollout.temperature, config.policy
+
+        def logprobs(parameters: Parameters, batch: RolloutBatch) -> tuple[jax.Array, jax.Array]:
+            return token_logprobs(nnx.merge(definition.model, parameters), batch, temperature)
+
+        def loss(
+            trainable: Parameters,
+            frozen: Parameters,
+            batch: RolloutBatch,
+            learning: Learning,
+            beta: jax.Array,
+            fresh: jax.Array,
+        ) -> tuple[jax.Array, Sums]:
+            found, entropy = logprobs({**trainable, **_parts(frozen)}, batch)
+            weights = learning.weights
+            now, old, reference, sampler = (
+                at(values, weights)
+                for values in (found, learning.old_logprobs, learning.reference_logprobs, learning.sampler_logprobs)
+            )
+            # Of a policy that has not changed since it wrote, the other pass's values exactly: rounding is no ratio and no KL.
+            now = jnp.where(fresh, old + (now - jax.lax.stop_gradient(now)), now)
+            clipped = policy_loss(
+                now,
+                old,
+                at(learning.advantages, weights),
+                clip_low=policy.clip_low,
+                clip_high=policy.clip_high,
+                dual_clip=policy.dual_clip,
+            )
+            own = clipped.loss
+            if policy.importance_limit is not None:
+                own *= truncated_importance(old, sampler, most=policy.importance_limit)
+            total = jnp.sum(weights * own)
+            sums = {
+                "policy_loss": total,
+                "clip_fraction": jnp.sum(weights * clipped.clipped),
+                "clamped_fraction": jnp.sum(weights * clipped.clamped),
+                "ratio": jnp.sum(weights * clipped.ratio),
+                "entropy": jnp.sum(weights * at(entropy, weights)),
+            }
+            if REFERENCE in frozen:
+                kl = jnp.sum(weights * kl_loss(now, reference, old))
+                total += beta * kl
+                sums["kl"] = jnp.sum(weights * kl_estimate(now, reference, "k3"))
+            return total, {"loss": total, **sums}
+
+        gradient = jax.value_and_grad(loss, has_aux=True)
+
+        def begin(state: TrainState, batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
+            shapes = jax.eval_shape(gradient, state.trainable, state.frozen, batch, *learning)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1]))
+
+        def accumulate(state: TrainState, carried: tuple[Any, Sums], batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
+            (_, sums), gradients = gradient(state.trainable, state.frozen, batch, *learning)
+            return jax.tree.map(jnp.add, carried, (gradients, sums))
+
+        def apply(state: TrainState, carried: tuple[Any, Sums]) -> tuple[TrainState, Sums]:
+            gradients, sums = carried
+            new_state, figures = apply_gradients(state, gradients, sums["loss"], optimizer)
+            return dataclasses.replace(new_state, step=state.step), sums | figures
+
+        gradients = shardings.trainable, None
+        self.begin = jax.jit(begin, out_shardings=gradients)
+        self.accumulate = jax.jit(accumulate, donate_argnums=1, out_shardings=gradients)
+        self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
+        self.logprobs = jax.jit(logprobs)
+
+    def __call__(
+        self, state: TrainState, parts: Sequence[tuple[RolloutBatch, Learning]], *, beta: float, fresh: bool
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One update from all of `parts` together; the given state is used up, and `step` stays.
+
+        Args:
+            state: before.
+            parts: batches of one shape, on the mesh.
+            beta: coefficient of the KL.
+            fresh: whether the policy is still the one that wrote.
+
+        Returns:
+            The state after it, and the sums over all parts: means, for the weights add up to 1.
+        """
+        settings = jnp.float32(beta), jnp.bool_(fresh)
+        carried = self.begin(state, *parts[0], *settings)
+        for batch, learning in parts:
+            carried = self.accumulate(state, carried, batch, learning, *settings)
+        state, sums = self.apply(state, carried)
+        return state, {name: float(value) for name, value in jax.device_get(sums).items()}
+
+
+def policy_parameters(state: TrainState) -> Parameters:
+    """The policy's, trainable and frozen parts."""
+    return {**state.trainable, **_parts(state.frozen)}
+
+
+def reference_parameters(state: TrainState) -> Parameters:
+    """The reference policy's: what the stage began with."""
+    return {**_parts(state.frozen), **state.frozen[REFERENCE]}
+
+
+def _parts(frozen: Parameters) -> Parameters:
+    return {name: value for name, value in frozen.items() if name != REFERENCE}

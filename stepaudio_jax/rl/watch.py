@@ -1,0 +1,105 @@
+"""What to watch besides the reward, which looks healthy while replies turn terse: by source, and in total."""
+
+import collections
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from stepaudio_jax.rl.rewards import Reward
+from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.text import Tokenizer
+
+_SAMPLES_A_STEP = 4
+
+
+def rollout_figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer) -> dict[str, float]:
+    """Means over the rollouts of a step, named "reward", and "reward/SOURCE" where there are several sources."""
+    figures = _figures(rollouts, rewards, tokenizer)
+    sources = sorted({rollout.record.source for rollout in rollouts})
+    if len(sources) > 1:
+        for source in sources:
+            chosen = [index for index, rollout in enumerate(rollouts) if rollout.record.source == source]
+            own = _figures([rollouts[index] for index in chosen], [rewards[index] for index in chosen], tokenizer)
+            figures |= {f"{name}/{source}": value for name, value in own.items()}
+    return figures
+
+
+def _figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer) -> dict[str, float]:
+    replies = [rollout.written.reply for rollout in rollouts]
+    pairs = [pair for reply in replies for pair in zip(reply.split(), reply.split()[1:], strict=False)]
+    values = [reward.value for reward in rewards if reward.value is not None]
+    figures = {
+        "abstained": float(np.mean([reward.value is None for reward in rewards])),
+        "reply_tokens": float(np.mean([len(tokenizer.encode(reply)) for reply in replies])),
+        "reasoning_tokens": float(np.mean([len(tokenizer.encode(rollout.written.reasoning)) for rollout in rollouts])),
+        "completion_tokens": float(np.mean([len(rollout.reply) for rollout in rollouts])),
+        "well_formed": float(np.mean([rollout.written.well_formed for rollout in rollouts])),
+        "truncated": float(np.mean([rollout.truncated for rollout in rollouts])),
+        "distinct_2": len(set(pairs)) / len(pairs) if pairs else 0.0,
+    }
+    if values:
+        figures |= {"reward": float(np.mean(values)), "reward_std": float(np.std(values))}
+    parts: dict[str, list[float]] = collections.defaultdict(list)
+    for reward in rewards:
+        for name, value in reward.parts.items():
+            parts[name].append(value)
+    figures |= {f"reward_{name}": float(np.mean(of_part)) for name, of_part in parts.items()}
+    if parts["preference"]:
+        figures["win_rate"] = float(np.mean([np.sign(value) / 2 + 0.5 for value in parts["preference"]]))
+    return figures
+
+
+class SampleWriter:
+    """Some replies of each step with what they were worth, in `samples.jsonl`; of several processes only the first writes.
+
+    A run that resumes from a step drops what was written after it.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
+        self._stage = stage
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        path = run_dir / "samples.jsonl"
+        if path.exists():
+            kept = [line for line in _whole_lines(path) if line["stage"] != stage or line["step"] <= resume_step]
+            path.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
+        """The first reply to each of a few prompts."""
+        if not self._writes:
+            return
+        shown = {rollout.group: index for index, rollout in reversed(list(enumerate(rollouts)))}
+        for index in sorted(shown.values())[:_SAMPLES_A_STEP]:
+            rollout, reward = rollouts[index], rewards[index]
+            line = {
+                "stage": self._stage,
+                "step": step,
+                "id": rollout.record.id,
+                "source": rollout.record.source,
+                "reasoning": rollout.written.reasoning,
+                "reply": rollout.written.reply,
+                "reference_reply": rollout.record.reference_reply,
+                "answer": rollout.record.answer,
+                "reward": reward.value,
+                "parts": reward.parts,
+            }
+            self._file.write(_as_line(line))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writes:
+            self._file.close()
+
+
+def _as_line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _whole_lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

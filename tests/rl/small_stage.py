@@ -1,0 +1,105 @@
+"""A policy's stage on the shipped small base, whose replies are of the form."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    InitialWeights,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SourceConfig,
+    StageConfig,
+)
+from stepaudio_jax.generation import LoadedModel, load_model
+from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.rl.loop import run_policy_stage
+from stepaudio_jax.training.stopping import StopSignal
+from tests.generation.small_model import write_clip
+
+BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
+QUESTIONS = ("Make up a sum.", "What are the words?", "What is 3 plus 4?")
+FLOAT32 = ComputeConfig(dtype="float32", remat="none", unroll=0)
+
+
+def even(reply: str, answer: str) -> bool:
+    """A reward that some of the replies to any prompt get: `tests.rl.small_stage:even`."""
+    return sum(map(ord, reply)) % 2 == 0
+
+
+@functools.cache
+def base() -> LoadedModel:
+    """The model, loaded once."""
+    return load_model(BASE, "float32")
+
+
+def write_prompts(folder: pathlib.Path, count: int = 6) -> pathlib.Path:
+    """Dialogues to be answered, every other one with a clip."""
+    lines = []
+    for number in range(count):
+        parts = [{"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]}]
+        if number % 2:
+            write_clip(folder / f"{number}.wav", 0.3 + 0.1 * number, seed=number)
+            parts.insert(0, {"type": "audio", "audio": f"{number}.wav"})
+        lines.append({"id": f"p{number}", "messages": [{"role": "user", "content": parts}], "answer": ""})
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def stage_config(
+    folder: pathlib.Path,
+    prompts: pathlib.Path,
+    *,
+    steps: int,
+    data: dict | None = None,
+    rollout: dict | None = None,
+    policy: dict | None = None,
+) -> Config:
+    """A run of one stage."""
+    stage = StageConfig(
+        name="rlvr",
+        steps=steps,
+        objective="policy",
+        data=DataConfig(
+            sources=(SourceConfig(path=str(prompts)),),
+            **{"rows": 4, "tokens_per_row": 160, "chunks_per_row": 2, "frames_per_chunk": 160, **(data or {})},
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, decay="constant", weight_decay=0.0),
+        rl=RLConfig(
+            rollout=RolloutConfig(**{"prompts": 4, "samples": 4, "max_new_tokens": 24, "slots": 8, **(rollout or {})}),
+            rewards=(RewardConfig(verifier="tests.rl.small_stage:even", verifier_weight=1.0),),
+            policy=PolicyConfig(**(policy or {})),
+        ),
+    )
+    run = Config(
+        run_dir=str(folder / "run"),
+        initial=InitialWeights(model=str(BASE)),
+        compute=FLOAT32,
+        checkpoint=CheckpointConfig(every_steps=1),
+        stages=(stage,),
+    )
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def run_stage(config: Config) -> tuple[dict, list[dict]]:
+    """The parameters after the stage, and its logged figures."""
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        parameters = jax.tree.map(jnp.array, base().parameters)
+        after = run_policy_stage(config, 0, base().config, base().tokenizer, parameters, mesh, StopSignal())
+        after = jax.tree.map(np.asarray, after)
+    lines = (pathlib.Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return after, [json.loads(line) for line in lines]

@@ -1,0 +1,89 @@
+"""A policy's stage: what the first step must be, and what must not matter."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from stepaudio_jax.config import RewardConfig
+from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    return write_prompts(tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, prompts):
+    """Parameters and figures of one step, in one batch of rows."""
+    return run_stage(stage_config(tmp_path_factory.mktemp("plain"), prompts, steps=1, data={"rows": 16}))
+
+
+def difference(ours, theirs):
+    """Of the updates: the largest, relative to the largest of the update itself."""
+    before = base().parameters
+    changed = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), theirs, before)
+    apart = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), ours, theirs)
+    return max(jax.tree.leaves(apart)) / max(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.9, 1.0])
+def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts, temperature):
+    _, (figures,) = run_stage(stage_config(tmp_path, prompts, steps=1, rollout={"temperature": temperature}))
+    assert figures["reply_kl"] == 0
+    assert figures["kl"] == 0
+    assert figures["clip_fraction"] == 0
+    assert figures["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of weights that add up to 1
+    assert figures["engine_mismatch"] < 1.001
+    assert 0 < figures["reward"] < 1
+    assert figures["clips_encoded"] == 2  # of four prompts, each answered four times
+
+
+def test_equal_rewards_change_nothing(tmp_path, prompts):
+    config = stage_config(tmp_path, prompts, steps=1)
+    rl = dataclasses.replace(config.stages[0].rl, rewards=(RewardConfig(verifier="choice", verifier_weight=1.0),))
+    after, (figures,) = run_stage(dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], rl=rl),)))
+    assert figures["reward_std"] == 0
+    assert figures["gradient_norm"] == 0
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, base().parameters)))
+
+
+def test_a_step_changes_the_policy_and_nothing_frozen(plain):
+    after, _ = plain
+    before = base().parameters
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["encoder"], before["encoder"])))
+    assert not np.array_equal(after["adaptor"]["down"]["kernel"], before["adaptor"]["down"]["kernel"])
+    assert not np.array_equal(after["decoder"]["embedding"], before["decoder"]["embedding"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param({"rows": 2}, id="in micro-batches"),
+        pytest.param({"rows": 16, "tokens_per_row": 400, "chunks_per_row": 3}, id="packed"),
+    ],
+)
+def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
+    after, (figures,) = run_stage(stage_config(tmp_path, prompts, steps=1, data=data))
+    assert figures["reward"] == plain[1][0]["reward"]
+    assert figures["loss"] == pytest.approx(plain[1][0]["loss"], abs=1e-6)
+    assert figures["gradient_norm"] == pytest.approx(plain[1][0]["gradient_norm"], rel=1e-5)
+    # Adam's first step is nearly the gradient's sign: of entries that are nothing but rounding it may be any.
+    assert difference(after, plain[0]) < 0.01
+
+
+def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    options = {"policy": {"epochs": 2, "minibatches": 2, "kl_target": 0.05}}
+    whole, figures = run_stage(stage_config(tmp_path / "whole", prompts, steps=3, **options))
+    cut = stage_config(tmp_path / "cut", prompts, steps=3, **options)
+    run_stage(dataclasses.replace(cut, stages=(dataclasses.replace(cut.stages[0], steps=1),)))
+    after, again = run_stage(cut)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
+    timing = {name for name in figures[0] if name.startswith("seconds/") or name == "clips_encoded"}
+    assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
+        {k: v for k, v in line.items() if k not in timing} for line in figures
+    ]
