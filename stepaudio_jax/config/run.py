@@ -146,6 +146,31 @@ class AuxiliaryConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adaptation of the decoder: its matrices stay, narrow ones learn beside them and are folded in at the end."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 32.0  # their product is multiplied by alpha / rank
+    targets: tuple[Literal["query", "key", "value", "output", "gate", "up", "down"], ...] = (
+        *("query", "key", "value", "output"),
+        *("gate", "up", "down"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError(f"rank={self.rank} must not be negative")
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha={self.alpha} must be positive")
+        if not self.targets:
+            raise ConfigError("targets is empty: name the matrices to adapt, or set rank=0")
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return self.alpha / self.rank if self.rank else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Held-out loss during training; no sources means none."""
 
@@ -179,6 +204,7 @@ class StageConfig:
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     rl: RLConfig = RLConfig()  # where the objective is "policy"
     trainable: tuple[Part, ...] = ("adaptor", "decoder")
+    lora: LoRAConfig = LoRAConfig()  # of the decoder, which `trainable` then leaves out
     gradient_accumulation: int = 1  # micro-batches a step; rows must be a multiple of it
 
     def __post_init__(self) -> None:
@@ -192,7 +218,9 @@ class StageConfig:
             raise ConfigError(
                 f"data.rows={self.data.rows} must be a multiple of gradient_accumulation={self.gradient_accumulation}"
             )
-        if not self.trainable:
+        if self.lora.rank and "decoder" in self.trainable:
+            raise ConfigError("lora.rank adapts the decoder, which is in trainable: leave it out there, or set lora.rank=0")
+        if not self.trainable and not self.lora.rank:
             raise ConfigError("trainable is empty: nothing would learn")
         if self.objective == "policy":
             self._check_policy()

@@ -4,6 +4,7 @@ from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
+from stepaudio_jax.models.low_rank import LowRankTree, fold_low_rank, initial_low_rank, low_rank_tree, with_low_rank
 from stepaudio_jax.models.quantized import quantize_weights, quantized_shardings
 from stepaudio_jax.models.step_audio import (
     Parameters,
@@ -22,6 +23,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "LayerCache",
+    "LowRankTree",
     "Parameters",
     "StepAudio",
     "abstract_model",
@@ -30,12 +32,16 @@ __all__ = [
     "adaptor_outputs",
     "cache_bytes",
     "constrain",
+    "fold_low_rank",
+    "initial_low_rank",
     "initial_parameters",
     "logical_axes",
+    "low_rank_tree",
     "merge_unstacked",
     "mesh_in_use",
     "parameter_metadata",
     "quantize_weights",
     "quantized_shardings",
     "unstack",
+    "with_low_rank",
 ]

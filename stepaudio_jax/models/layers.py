@@ -5,9 +5,11 @@ bias's shape [N,D] and the logical axes of both. Everything derived from the par
 layout) follows from that declaration.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ LOGICAL_AXES: Mapping[str, str] = {
     "P": "positions",
     "W": "conv_width",
     "I": "conv_input",
+    "R": "rank",
     "O": "embed",  # the model's hidden size where it is an output beside an input of the same size
 }
 
@@ -98,8 +101,46 @@ class Projection(nnx.Module):
         self.bias = parameter(rngs, prefix + bias, sizes, zeros, param_dtype) if use_bias else None
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        outputs = contract(self.einsum, inputs, self.kernel[...].astype(inputs.dtype))
+        kernel: Any = self.kernel[...]
+        if isinstance(kernel, LowRankKernel):
+            outputs = kernel.contract(self.einsum, inputs)
+        else:
+            outputs = contract(self.einsum, inputs, kernel.astype(inputs.dtype))
         return outputs if self.bias is None else outputs + self.bias[...].astype(inputs.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRankKernel:
+    """A projection's kernel that is a sum: kernel + scale down up (see `models.low_rank`).
+
+    Attributes:
+        kernel: as the projection has it, its inputs' dimensions in front of its outputs'.
+        down: the inputs' dimensions, then the rank.
+        up: the rank, then the outputs' dimensions.
+        scale: of the product.
+    """
+
+    kernel: jax.Array
+    down: jax.Array
+    up: jax.Array
+    scale: float = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, index: Any) -> "LowRankKernel":
+        if index is not Ellipsis:
+            raise TypeError("only the whole of a LowRankKernel can be taken")
+        return self
+
+    def contract(self, einsum: str, inputs: jax.Array) -> jax.Array:
+        """The projection of inputs, without the product ever being formed."""
+        operands, outputs = einsum.split("->")
+        given, kernel = operands.split(",")
+        summed = "".join(letter for letter in kernel if letter not in outputs)
+        kept = "".join(letter for letter in given if letter not in summed)
+        dtype = inputs.dtype
+        narrow = contract(f"{given},{summed}R->{kept}R", inputs, self.down.astype(dtype))
+        added = contract(f"{kept}R,R{kernel.removeprefix(summed)}->{outputs}", narrow, self.up.astype(dtype))
+        return contract(einsum, inputs, self.kernel.astype(dtype)) + jnp.asarray(self.scale, dtype) * added
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

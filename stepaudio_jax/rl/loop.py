@@ -101,7 +101,7 @@ def run_policy_stage(
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
-    return policy_parameters(state)
+    return start.definition.folded(policy_parameters(state))
 
 
 def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
@@ -137,7 +137,7 @@ class _Iteration:
         start: Any,
         state: TrainState,
     ):
-        self._stage, self._tokenizer = config.stages[index], tokenizer
+        self._stage, self._tokenizer, self._definition = config.stages[index], tokenizer, start.definition
         self._seed = config.seed + index
         rl = self._stage.rl
         self._stream = PromptStream(self._stage.data, tokenizer, model.length_convention, seed=self._seed)
@@ -147,7 +147,7 @@ class _Iteration:
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
         self._engine = Engine(
             model,
-            policy_parameters(state),
+            start.definition.folded(policy_parameters(state)),
             tokenizer,
             compute=config.compute,
             slots=rl.rollout.slots,
@@ -160,7 +160,7 @@ class _Iteration:
         """Rollouts and their rewards, and how long each took."""
         rollout = self._stage.rl.rollout
         began = time.perf_counter()
-        parameters = policy_parameters(state)
+        parameters = self._definition.folded(policy_parameters(state))
         records = self._stream.records(step - 1, rollout.prompts)
         for record in records:
             self._rewards.require(record)

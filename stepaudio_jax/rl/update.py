@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from stepaudio_jax.config import RLConfig
 from stepaudio_jax.data import Array
@@ -52,7 +51,7 @@ class PolicyUpdate:
         temperature, policy = config.rollout.temperature, config.policy
 
         def logprobs(parameters: Parameters, batch: RolloutBatch) -> tuple[jax.Array, jax.Array]:
-            return token_logprobs(nnx.merge(definition.model, parameters), batch, temperature)
+            return token_logprobs(definition.merge(parameters)[0], batch, temperature)
 
         def loss(
             trainable: Parameters,
@@ -145,7 +144,7 @@ def policy_parameters(state: TrainState) -> Parameters:
 
 def reference_parameters(state: TrainState) -> Parameters:
     """The reference policy's: what the stage began with."""
-    return {**_parts(state.frozen), **state.frozen[REFERENCE]}
+    return {**_parts(state.frozen), **state.frozen[REFERENCE]}  # of a decoder with narrow matrices, the decoder without them
 
 
 def _parts(frozen: Parameters) -> Parameters:

@@ -26,7 +26,7 @@ from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_
 from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
 from stepaudio_jax.training.start import describe_stage, start_stage
-from stepaudio_jax.training.step import HEADS, EvaluationStep, make_evaluation_step, make_train_step
+from stepaudio_jax.training.step import EvaluationStep, make_evaluation_step, make_train_step
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
 
@@ -177,7 +177,7 @@ def run_stage(
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
-    return {name: value for name, value in {**state.trainable, **state.frozen}.items() if name != HEADS}
+    return start.definition.folded({**state.trainable, **state.frozen})
 
 
 def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:

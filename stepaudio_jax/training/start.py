@@ -11,11 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
-from stepaudio_jax.models import Parameters, abstract_model, parameter_metadata
+from stepaudio_jax.models import Parameters, abstract_model, initial_low_rank, low_rank_tree, parameter_metadata
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.step import HEADS, REFERENCE, ModelDefinition, TrainState
+from stepaudio_jax.training.step import HEADS, LORA, REFERENCE, ModelDefinition, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,11 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         whole = jax.tree.map(lambda _: replicated(mesh), head_shapes)  # small, and their widths no mesh divides
         trainable[HEADS] = _abstract(head_shapes, whole, jnp.dtype(jnp.float32))
         axes[HEADS], contracted[HEADS] = (parameter_metadata(heads, name) for name in ("axes", "contracted"))
+    if stage.lora.rank:
+        narrow = low_rank_tree(model, stage.lora)
+        places = parameter_shardings(narrow.axes, narrow.shapes, config.compute.rules, mesh)
+        trainable[LORA] = _abstract(narrow.shapes, places, jnp.dtype(jnp.float32))
+        axes[LORA], contracted[LORA] = narrow.axes, narrow.contracted
     optimizer = make_optimizer(stage.optimizer, axes, contracted, _updates(stage))
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     abstract = TrainState(
@@ -83,13 +88,13 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         abstract.frozen[REFERENCE] = {
             part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype)) for part in stage.trainable
         }
-    return StageStart(ModelDefinition(model=graphdef, heads=heads_graphdef), optimizer, abstract)
+    return StageStart(ModelDefinition(graphdef, heads_graphdef, stage.lora.scale), optimizer, abstract)
 
 
 def start_stage(config: Config, index: int, model: ModelConfig, start: StageStart, parameters: Parameters) -> TrainState:
     """The state before the first step, from parameters that lie as `start` says (see `initial_weights`)."""
     shardings, abstract = start.shardings, start.abstract
-    trainable = {part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part != HEADS}
+    trainable = {part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part not in (HEADS, LORA)}
     frozen = {part: _cast(parameters[part], like) for part, like in abstract.frozen.items() if part != REFERENCE}
     if REFERENCE in start.abstract.frozen:
         # Copies: the policy's own arrays are given up by the first step.
@@ -100,6 +105,10 @@ def start_stage(config: Config, index: int, model: ModelConfig, start: StageStar
             lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))), out_shardings=shardings.trainable[HEADS]
         )
         trainable[HEADS] = draw()
+    if LORA in abstract.trainable:
+        narrow = low_rank_tree(model, config.stages[index].lora)
+        begin = jax.jit(lambda key: initial_low_rank(narrow, key), out_shardings=shardings.trainable[LORA])
+        trainable[LORA] = begin(jax.random.key(config.seed + index))
     return TrainState(
         step=jax.device_put(np.zeros((), np.int32), shardings.step),
         skipped_in_row=jax.device_put(np.zeros((), np.int32), shardings.skipped_in_row),

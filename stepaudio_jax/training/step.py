@@ -11,11 +11,12 @@ from flax import nnx
 
 from stepaudio_jax.config import StageConfig
 from stepaudio_jax.data.batch import Batch
-from stepaudio_jax.models import Parameters, StepAudio
+from stepaudio_jax.models import Parameters, StepAudio, fold_low_rank, with_low_rank
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.objective import NEXT_TOKEN, combine, term_sums, term_weights
 
 HEADS = "auxiliary"  # beside encoder, adaptor and decoder in the tree of trainable parameters
+LORA = "lora"  # beside them in the tree of trainable ones: the narrow matrices of the decoder
 REFERENCE = "reference"  # beside them in the tree of frozen ones: what a policy's stage began with
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
@@ -39,16 +40,30 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ModelDefinition:
-    """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters."""
+    """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters.
+
+    `lora_scale` multiplies the products of the narrow matrices, where parameters have any.
+    """
 
     model: Any
     heads: Any | None
+    lora_scale: float = 0.0
 
     def merge(self, parameters: Parameters) -> tuple[StepAudio, AuxiliaryHeads | None]:
-        """The modules holding `parameters` (encoder, adaptor, decoder and, where there are heads, auxiliary)."""
-        parts = {name: value for name, value in parameters.items() if name != HEADS}
+        """The modules holding `parameters`: encoder, adaptor, decoder and, where there are any, auxiliary and lora."""
+        parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA)}
+        if LORA in parameters:
+            parts["decoder"] = with_low_rank(parts["decoder"], parameters[LORA], self.lora_scale)
         heads = None if self.heads is None or HEADS not in parameters else nnx.merge(self.heads, parameters[HEADS])
         return nnx.merge(self.model, parts), heads
+
+    def folded(self, parameters: Parameters) -> Parameters:
+        """Encoder, adaptor and decoder as they are without this stage: heads are left out, narrow matrices folded in."""
+        parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA, REFERENCE)}
+        if LORA in parameters:
+            fold = jax.jit(fold_low_rank, static_argnames="scale")
+            parts["decoder"] = fold(parts["decoder"], parameters[LORA], scale=self.lora_scale)
+        return parts
 
 
 def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: optax.GradientTransformation) -> TrainStep:

@@ -76,7 +76,8 @@ def stage_config(
             sources=(SourceConfig(path=str(prompts)),),
             **{"rows": 4, "tokens_per_row": 160, "chunks_per_row": 2, "frames_per_chunk": 160, **(data or {})},
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, decay="constant", weight_decay=0.0),
+        # With so large an epsilon Adam's first step is in proportion to the gradient, and rounding stays rounding.
+        optimizer=OptimizerConfig(learning_rate=0.05, eps=1.0, decay="constant", weight_decay=0.0),
         rl=RLConfig(
             rollout=RolloutConfig(**{"prompts": 4, "samples": 4, "max_new_tokens": 24, "slots": 8, **(rollout or {})}),
             rewards=(RewardConfig(verifier="tests.rl.small_stage:even", verifier_weight=1.0),),

@@ -1,0 +1,92 @@
+"""Low-rank adaptation: the model with narrow matrices beside its own against the model with their product added."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from stepaudio_jax.config import LoRAConfig
+from stepaudio_jax.models import abstract_model, fold_low_rank, initial_low_rank, low_rank_tree, with_low_rank
+from tests.models.random_model import FLOAT32, SMALL, random_parameters
+
+LORA = LoRAConfig(rank=3, alpha=6.0)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Parameters, narrow matrices that are all random, and inputs."""
+    tree = low_rank_tree(SMALL, LORA)
+    rng = np.random.default_rng(0)
+    narrow = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), tree.shapes)
+    embeddings = rng.standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
+    return random_parameters(SMALL), narrow, embeddings
+
+
+def hidden(parameters, decoder, embeddings, remat="none"):
+    graphdef, _ = abstract_model(SMALL, dataclasses.replace(FLOAT32, remat=remat))
+    model = nnx.merge(graphdef, {**parameters, "decoder": decoder})
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    return model.decode(embeddings, positions, jnp.ones_like(positions))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_outputs_and_gradients_equal_those_of_the_folded_model(parts, remat):
+    parameters, narrow, embeddings = parts
+
+    def beside(narrow):
+        return hidden(parameters, with_low_rank(parameters["decoder"], narrow, LORA.scale), embeddings, remat)
+
+    def folded(narrow):
+        return hidden(parameters, fold_low_rank(parameters["decoder"], narrow, LORA.scale), embeddings)
+
+    weights = np.random.default_rng(1).standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
+    ours, ours_gradient = jax.jit(jax.value_and_grad(lambda narrow: jnp.sum(beside(narrow) * weights)))(narrow)
+    theirs, theirs_gradient = jax.jit(jax.value_and_grad(lambda narrow: jnp.sum(folded(narrow) * weights)))(narrow)
+    assert ours == pytest.approx(float(theirs), rel=1e-4)
+    for one, other in zip(jax.tree.leaves(ours_gradient), jax.tree.leaves(theirs_gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))
+        assert np.abs(other).max() > 0.01
+
+
+def test_the_product_is_added_in_proportion_to_alpha_over_rank(parts):
+    parameters, narrow, _ = parts
+    folded = fold_low_rank(parameters["decoder"], narrow, 2.0)
+    pair = narrow["attention"]["output"]
+    product = np.einsum("lndr,lrh->lndh", *(np.asarray(pair[name], np.float64) for name in ("down", "up")))
+    kernel = parameters["decoder"]["layers"]["attention"]["output"]["kernel"]
+    np.testing.assert_allclose(folded["layers"]["attention"]["output"]["kernel"], kernel + 2.0 * product, rtol=1e-5, atol=1e-6)
+    assert folded["embedding"] is parameters["decoder"]["embedding"]
+
+
+def test_nothing_changes_before_the_first_step(parts):
+    parameters, _, embeddings = parts
+    begin = initial_low_rank(low_rank_tree(SMALL, LORA), jax.random.key(0))
+    before = hidden(parameters, parameters["decoder"], embeddings)
+    after = hidden(parameters, with_low_rank(parameters["decoder"], begin, LORA.scale), embeddings)
+    np.testing.assert_array_equal(before, after)
+    down = np.asarray(begin["mlp"]["down"]["down"])
+    assert down.std() == pytest.approx(1 / np.sqrt(SMALL.decoder.ffn), rel=0.1)
+        jnp.abs(begin["mlp"]["down"]["down"]).max()
+    )
+
+
+def test_only_what_is_named_is_adapted():
+    tree = low_rank_tree(SMALL, dataclasses.replace(LORA, targets=("up", "down", "query")))
+    hidden_size, ffn = SMALL.decoder.hidden, SMALL.decoder.ffn
+    heads, head_dim, layers = SMALL.decoder.heads, SMALL.decoder.head_dim, SMALL.decoder.layers
+    shapes = jax.tree.map(lambda leaf: leaf.shape, tree.shapes)
+    assert shapes == {
+        "attention": {"query": {"down": (layers, hidden_size, 3), "up": (layers, 3, heads, head_dim)}},
+        "mlp": {
+            "up": {"down": (layers, hidden_size, 3), "up": (layers, 3, ffn)},
+            "down": {"down": (layers, ffn, 3), "up": (layers, 3, hidden_size)},
+        },
+    }
+    assert tree.axes["attention"]["query"] == {
+        "down": ("layers", "embed", "rank"),
+        "up": ("layers", "rank", "heads", "head_dim"),
+    }
+    assert tree.contracted["mlp"]["down"] == {"down": (1,), "up": (1,)}
