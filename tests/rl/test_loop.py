@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import RewardConfig
+from stepaudio_jax.config import LoRAConfig, RewardConfig
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -56,6 +56,16 @@ def test_a_step_changes_the_policy_and_nothing_frozen(plain):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["encoder"], before["encoder"])))
     assert not np.array_equal(after["adaptor"]["down"]["kernel"], before["adaptor"]["down"]["kernel"])
     assert not np.array_equal(after["decoder"]["embedding"], before["decoder"]["embedding"])
+
+
+def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_path, prompts):
+    config = stage_config(tmp_path, prompts, steps=2)
+    stage = dataclasses.replace(config.stages[0], trainable=(), lora=LoRAConfig(rank=4))
+    after, figures = run_stage(dataclasses.replace(config, stages=(stage,)))
+    assert [line["kl"] == 0 for line in figures] == [True, False]
+    assert np.array_equal(after["adaptor"]["down"]["kernel"], base().parameters["adaptor"]["down"]["kernel"])
+    kernel = after["decoder"]["layers"]["mlp"]["up"]["kernel"]
+    assert not np.array_equal(kernel, base().parameters["decoder"]["layers"]["mlp"]["up"]["kernel"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, build
 from stepaudio_jax.training.objective import combine, term_sums, term_weights
-from stepaudio_jax.training.step import HEADS, make_evaluation_step, make_train_step
+from stepaudio_jax.training.step import HEADS, LORA, make_evaluation_step, make_train_step
 from tests.models import torch_reference
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
@@ -198,3 +198,23 @@ def test_evaluation_counts_equal_a_direct_computation(parameters):
     assert float(sums["correct_tokens"]) == ((logits.argmax(-1) == batch.targets) * batch.loss_weights).sum()
     assert float(sums["learnt_tokens"]) == batch.loss_weights.sum()
     assert HEADS not in definition.merge(parameters)
+
+
+@pytest.mark.parametrize("trainable", [("adaptor",), ()])
+def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_the_same(parameters, trainable):
+    config = run_config(trainable=trainable, lora={"rank": 2}, optimizer={"learning_rate": 0.02, "decay": "constant"})
+    definition, optimizer, state = begin(config, 0, SMALL, jax.tree.map(jnp.array, parameters))
+    assert set(state.trainable) == {*trainable, LORA}
+    batch = random_batch()
+    step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
+    losses = []
+    for _ in range(8):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.1
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen["decoder"], parameters["decoder"]))
+    trained = {**state.trainable, **state.frozen}
+    evaluate = jax.jit(make_evaluation_step(definition))
+    beside, folded = evaluate(trained, batch), evaluate(definition.folded(trained), batch)
+    np.testing.assert_allclose(beside["loss_sum"], folded["loss_sum"], rtol=1e-5)
+    assert set(definition.folded(trained)) == {"encoder", "adaptor", "decoder"}
