@@ -50,8 +50,10 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """The generative judge (see `rl.judge`), behind an endpoint of OpenAI's kind."""
+    """The generative judge (see `rl.judge`): behind an endpoint of OpenAI's kind, or one of our own models."""
 
+    folder: str = ""  # of the model that judges in this process
+    slots: int = 16  # its questions answered side by side
     url: str = ""  # up to and with /v1
     model: str = ""  # its name there
     key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; empty: none
@@ -68,9 +70,11 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if bool(self.url) != bool(self.model):
             raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
+        if self.folder and self.url:
+            raise ConfigError(f"folder={self.folder!r} and url={self.url!r} are two judges: give one")
         if not 0 <= self.most_abstentions <= 1:
             raise ConfigError(f"most_abstentions={self.most_abstentions} must be between 0 and 1")
-        for name in ("max_tokens", "concurrency"):
+        for name in ("max_tokens", "concurrency", "slots"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
 
@@ -123,8 +127,10 @@ class RLConfig:
         twice = sorted({source for source in named if named.count(source) > 1})
         if twice or sum(not reward.sources for reward in self.rewards) > 1:
             raise ConfigError(f"rewards: {', '.join(twice) or 'all sources'} have more than one; name each source once")
-        if any(reward.judge_weight for reward in self.rewards) and not self.judge.url:
-            raise ConfigError("a reward has judge_weight, and there is no judge: set judge.url and judge.model")
+        if any(reward.judge_weight for reward in self.rewards) and not (self.judge.url or self.judge.folder):
+            raise ConfigError(
+                "a reward has judge_weight, and there is no judge: set judge.folder, or judge.url and judge.model"
+            )
         if self.rollout.prompts % self.policy.minibatches:
             raise ConfigError(
                 f"rollout.prompts={self.rollout.prompts} must be a multiple of policy.minibatches={self.policy.minibatches}"

@@ -33,6 +33,9 @@ class Record:
     origin: str
     reference_reply: str | None = None
     rejected_reply: str | None = None  # one that is worse than the reference
+    margin: int | None = None  # by how many levels the reference is better than the rejected reply
     rubric: tuple[Criterion, ...] = ()
+    reference_meets: tuple[bool, ...] = ()  # each criterion of the rubric
+    rejected_meets: tuple[bool, ...] = ()
     answer: str | None = None  # verifiable
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -62,7 +62,10 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         origin=origin,
         reference_reply=_scalar_text(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
         rejected_reply=_scalar_text(value.get("rejected_reply"), f"{origin}: 'rejected_reply'"),
+        margin=_margin(value.get("margin"), origin),
         rubric=_rubric(value.get("rubric"), origin),
+        reference_meets=_meets(value.get("reference_meets"), f"{origin}: 'reference_meets'"),
+        rejected_meets=_meets(value.get("rejected_meets"), f"{origin}: 'rejected_meets'"),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
         sampling=_sampling(value.get("sampling"), origin),
     )
@@ -183,6 +186,20 @@ def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
             raise DataError(f"{origin}: criterion {number}: 'weight' must be a finite number, got {_shown(weight)}")
         criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
     return tuple(criteria)
+
+
+def _margin(value: Any, origin: str) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise DataError(f"{origin}: 'margin' must be a whole number, 0 or more, got {_shown(value)}")
+    return value
+
+
+def _meets(value: Any, what: str) -> tuple[bool, ...]:
+    if value is None:
+        return ()
+    if not _is_list(value) or not all(isinstance(item, bool) for item in value):
+        raise DataError(f"{what} must be a list of true and false, one for each criterion, got {_shown(value)}")
+    return tuple(value)
 
 
 def _sampling(value: Any, origin: str) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -32,7 +33,10 @@ class JudgeError(RuntimeError):
 
 
 Ask = Callable[[str], JudgeAnswer]
-"""One question to the judge; raises JudgeError where there is no answer."""
+"""One question to the judge, from any thread; raises JudgeError where there is no answer."""
+
+AskAll = Callable[[Sequence[str]], Iterator[tuple[int, JudgeAnswer | JudgeError]]]
+"""All questions at once; yields (index, answer or why there is none) as each is ready."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +69,28 @@ class Judge:
 
     Args:
         name: of the judge, model and settings included: the cache tells judges apart by it.
-        ask: one question to it.
+        ask: one question to it, or all of a batch at once (`AskAll`, with `together`).
         prompt: the template.
         cache: a file of answers, kept for the runs to come; None keeps them for this one only.
-        concurrency: questions asked at once.
+        together: whether `ask` takes all questions of a batch, as one of our own models does.
+        concurrency: questions asked at once, where it does not.
         most_abstentions: share of a batch's pairs that may have none; above it, `judge` raises.
     """
 
     def __init__(
         self,
         name: str,
-        ask: Ask,
+        ask: Ask | AskAll,
         prompt: JudgePrompt,
         *,
+        together: bool = False,
         cache: str | os.PathLike[str] | None = None,
         concurrency: int = 8,
         most_abstentions: float = 0.2,
     ):
         self._name = name
-        self._ask = ask
+        self._ask: Any = ask
+        self._together = together
         self._prompt = prompt
         self._answers = AnswerCache(cache)
         self._most_abstentions = most_abstentions
@@ -92,7 +99,9 @@ class Judge:
         self.asked = 0  # questions that the cache could not answer
 
     def ask_ahead(self, pair: Pair) -> None:
-        """Begins to ask about a pair that `judge` will be called with, and returns at once."""
+        """Begins to ask about a pair that `judge` will be called with, where the judge can, and returns at once."""
+        if self._together:
+            return
         for question, _ in self._questions(pair):
             self._begin(question)
 
@@ -103,10 +112,7 @@ class Judge:
             JudgeError: more of them than allowed have no verdict; what was answered is in the cache.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
-        for text, _ in questions:
-            self._begin(text)
-        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
-        self._asking.clear()
+        failures = self._ask_together(questions) if self._together else self._ask_each(questions)
         verdicts = [self._verdict(text, criteria, failures) for text, criteria in questions]
         judgements = [Judgement(*both) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
         abstained = [judgement for judgement in judgements if judgement.verdicts is None]
@@ -119,6 +125,26 @@ class Judge:
                 f"{self._most_abstentions:.0%} of them{first}"
             )
         return judgements
+
+    def _ask_each(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
+        """Asks what the cache cannot answer; returns what went wrong, by key."""
+        for text, _ in questions:
+            self._begin(text)
+        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
+        self._asking.clear()
+        return failures
+
+    def _ask_together(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
+        wanted = {self._key(text): text for text, _ in questions}
+        missing = {key: text for key, text in wanted.items() if key not in self._answers}
+        self.asked += len(missing)
+        keys, failures = list(missing), {}
+        for index, answer in self._ask(list(missing.values())):
+            if isinstance(answer, JudgeError):
+                failures[keys[index]] = str(answer)
+            else:
+                self._answers.add(keys[index], answer)
+        return failures
 
     def _questions(self, pair: Pair) -> list[tuple[str, int]]:
         """Both orders, each with the number of criteria."""

@@ -4,6 +4,7 @@ import pathlib
 import string
 from collections.abc import Sequence
 
+from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.verdict import comparisons
 from stepaudio_jax.text import Message, TextPart
@@ -22,7 +23,7 @@ class JudgePrompt:
         levels: of the scale that the judge is offered.
 
     Raises:
-        ValueError: naming the file and the field that is missing, unknown or there twice.
+        ConfigError: naming the file and the field that is missing, unknown or there twice.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
@@ -33,11 +34,11 @@ class JudgePrompt:
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
         except ValueError as error:
-            raise ValueError(f"{self._path}: {error}; write a brace of the text itself twice") from None
+            raise ConfigError(f"{self._path}: {error}; write a brace of the text itself twice") from None
         if sorted(fields) != sorted(_FIELDS):
             wanted = ", ".join(f"{{{name}}}" for name in sorted(_FIELDS))
             given = ", ".join(f"{{{name}}}" for name in sorted(fields))
-            raise ValueError(f"{self._path}: has the fields {given}; it must have each of {wanted} once")
+            raise ConfigError(f"{self._path}: has the fields {given}; it must have each of {wanted} once")
 
     def fill(self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()) -> str:
         """The question to the judge. Sound is told by its transcript, where there is one."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import Config, ConfigError, ModelConfig, StageConfig
-from stepaudio_jax.generation import Engine, require_fit
+from stepaudio_jax.generation import Engine, load_model, require_fit
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.endpoint import Endpoint
@@ -22,6 +22,7 @@ from stepaudio_jax.rl.judge import Judge, JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.layout import Layout, RolloutBatch
 from stepaudio_jax.rl.learning import advantages, loss_weights
+from stepaudio_jax.rl.model_judge import ModelJudge
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import Reward, Rewards
@@ -143,7 +144,7 @@ class _Iteration:
         self._stream = PromptStream(self._stage.data, tokenizer, model.length_convention, seed=self._seed)
         self._hearing = Hearing(start.definition, self._stage.data)
         self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
-        self._rewards = Rewards(rl, _judge(self._stage, pathlib.Path(config.run_dir)))
+        self._rewards = Rewards(rl, _judge(config, self._stage, mesh))
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
         self._engine = Engine(
             model,
@@ -251,25 +252,33 @@ class _Iteration:
         return parts, figures
 
 
-def _judge(stage: StageConfig, run_dir: pathlib.Path) -> Judge | None:
-    config = stage.rl.judge
-    if not config.url:
+def _judge(config: Config, stage: StageConfig, mesh: Mesh) -> Judge | None:
+    asked = stage.rl.judge
+    if asked.folder:
+        loaded = load_model(asked.folder, config.compute.dtype)
+        model = ModelJudge(loaded, slots=asked.slots, max_tokens=asked.max_tokens, mesh=mesh)
+        name: str = model.name
+        ask: Any = model
+    elif asked.url:
+        endpoint = Endpoint(
+            url=asked.url,
+            model=asked.model,
+            key_variable=asked.key_variable,
+            max_tokens=asked.max_tokens,
+            timeout_s=asked.timeout_s,
+            retries=asked.retries,
+        )
+        name, ask = endpoint.name, endpoint.ask
+    else:
         return None
-    endpoint = Endpoint(
-        url=config.url,
-        model=config.model,
-        key_variable=config.key_variable,
-        max_tokens=config.max_tokens,
-        timeout_s=config.timeout_s,
-        retries=config.retries,
-    )
     return Judge(
-        endpoint.name,
-        endpoint.ask,
-        JudgePrompt(config.prompt or None, levels=config.levels),
-        cache=run_dir / f"judge_{stage.name}.jsonl",
-        concurrency=config.concurrency,
-        most_abstentions=config.most_abstentions,
+        name,
+        ask,
+        JudgePrompt(asked.prompt or None, levels=asked.levels),
+        together=bool(asked.folder),
+        cache=pathlib.Path(config.run_dir) / f"judge_{stage.name}.jsonl",
+        concurrency=asked.concurrency,
+        most_abstentions=asked.most_abstentions,
     )
 
 

@@ -1,0 +1,50 @@
+"""Makes a judge, or asks how good one is.
+
+python -m launch.judge data   --input preferences.jsonl --output dialogues.jsonl [--prompt FILE] [--levels 7]
+python -m launch.judge report --model DIR --input held_out.jsonl [--prompt FILE] [--levels 7]
+
+`data` writes dialogues that `launch.train` learns from (a stage of next_token). `report` prints agreement, position bias and
+calibration.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from launch.errors import reported
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses arguments, and does the one or the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    data, report = commands.add_parser("data"), commands.add_parser("report")
+    for command in (data, report):
+        command.add_argument("--input", required=True, help="JSONL of preferences: prompt, chosen, rejected")
+        command.add_argument("--prompt", help="a template of your own (default: the project's)")
+        command.add_argument("--levels", type=int, default=7, choices=(3, 5, 7))
+    data.add_argument("--output", required=True, help="JSONL of dialogues")
+    report.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project")
+    report.add_argument("--slots", type=int, default=16, help="questions answered side by side (default 16)")
+    report.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default 1024)")
+    options = parser.parse_args(arguments)
+    with reported():
+        from stepaudio_jax.data import read_jsonl
+        from stepaudio_jax.generation import load_model
+        from stepaudio_jax.rl.judge import Judge
+        from stepaudio_jax.rl.judge_prompt import JudgePrompt
+        from stepaudio_jax.rl.judge_training import report_on, write_judge_data
+        from stepaudio_jax.rl.model_judge import ModelJudge
+
+        prompt = JudgePrompt(options.prompt, levels=options.levels)
+        if options.command == "data":
+            print(f"{write_judge_data(options.input, options.output, prompt)} dialogues in {options.output}")
+            return
+        model = ModelJudge(load_model(options.model), slots=options.slots, max_tokens=options.max_tokens)
+        judge = Judge(model.name, model, prompt, together=True, most_abstentions=1.0)
+        print(json.dumps(dataclasses.asdict(report_on(judge, list(read_jsonl(options.input)))), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Making a judge: preferences and rubrics as dialogues to learn from, and how good a judge is on pairs held out."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.rl.comparison import flips
+from stepaudio_jax.rl.judge import Judge, Pair
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.verdict import comparisons
+
+
+def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, Any]]:
+    """Two dialogues in JSON form, the pair in both orders: the judge's question, and the verdict that it should give.
+
+    Raises:
+        DataError: the record lacks one of the replies or, for its rubric, what each meets; or its margin is no level.
+    """
+    pair = _pair(record)
+    highest = prompt.levels // 2
+    margin = record.margin if record.margin is not None else max(highest - 1, 1)
+    if not 0 <= margin <= highest:
+        raise DataError(f"{record.origin}: 'margin' is {margin}; a scale of {prompt.levels} levels has 0 to {highest}")
+    named = {level: text for text, level in comparisons(prompt.levels).items()}
+    assert record.rejected_reply is not None
+    better, worse = (pair.reply, record.reference_meets), (pair.reference, record.rejected_meets)
+    for order, ((first, first_meets), (second, second_meets), level) in enumerate(
+        ((better, worse, margin), (worse, better, -margin))
+    ):
+        verdict: dict[str, Any] = {"comparison": named[level]}
+        if record.rubric:
+            verdict["criteria"] = [{"a": a, "b": b} for a, b in zip(first_meets, second_meets, strict=True)]
+        question = prompt.fill(record.messages, first, second, record.rubric)
+        yield {
+            "id": f"{record.id}-{'ab'[order]}",
+            "source": record.source,
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": json.dumps(verdict)}],
+        }
+
+
+def write_judge_data(source: str | os.PathLike[str], output: str | os.PathLike[str], prompt: JudgePrompt) -> int:
+    """Turns a file of preferences into one of dialogues that a stage of `next_token` learns a judge from; returns how many.
+
+    Raises:
+        DataError: a record cannot be used; nothing is written then.
+    """
+    dialogues = [dialogue for record in read_jsonl(source) for dialogue in judge_dialogues(record, prompt)]
+    if not dialogues:
+        raise DataError(f"{source}: has no records; give at least one preference")
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dialogues), encoding="utf-8")
+    os.replace(partial, path)
+    return len(dialogues)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeReport:
+    """How a judge did on pairs whose better reply is known.
+
+    Attributes:
+        pairs: asked about, each in both orders.
+        abstained: share of them without a verdict in both orders.
+        agreement: of the others, the share whose better reply it prefers; a tie counts half.
+        position_bias: of the others, the share in which it prefers a place: its verdicts flip when the replies are swapped.
+        calibration: by the size of the pair's value, the share of right preferences and the number of pairs.
+        criteria_agreement: share of the rubrics' criteria that it sees as they are; None without rubrics.
+    """
+
+    pairs: int
+    abstained: float
+    agreement: float
+    position_bias: float
+    calibration: Mapping[float, tuple[float, int]]
+    criteria_agreement: float | None
+
+
+def report_on(judge: Judge, records: Sequence[Record]) -> JudgeReport:
+    """Asks a judge about held-out preferences.
+
+    Raises:
+        DataError: a record lacks one of the replies.
+        JudgeError: more abstentions than the judge allows.
+    """
+    judgements = judge.judge([_pair(record) for record in records])
+    right: list[float] = []
+    flipped: list[bool] = []
+    by_size: dict[float, list[float]] = collections.defaultdict(list)
+    criteria: list[bool] = []
+    for record, judgement in zip(records, judgements, strict=True):
+        if judgement.verdicts is None:
+            continue
+        forwards, backwards = judgement.verdicts
+        value = (forwards.level - backwards.level) / 2
+        right.append(0.5 if value == 0 else float(value > 0))
+        flipped.append(flips(forwards, backwards))
+        if value:
+            by_size[abs(value)].append(float(value > 0))
+        for seen, true in (
+            *((verdict, record.reference_meets) for verdict in (forwards.first_met, backwards.second_met)),
+            *((verdict, record.rejected_meets) for verdict in (forwards.second_met, backwards.first_met)),
+        ):
+            criteria += [a == b for a, b in zip(seen, true, strict=True)] if record.rubric else []
+    return JudgeReport(
+        pairs=len(records),
+        abstained=1 - len(right) / len(records),
+        agreement=sum(right) / len(right) if right else float("nan"),
+        position_bias=sum(flipped) / len(flipped) if flipped else float("nan"),
+        calibration={size: (sum(found) / len(found), len(found)) for size, found in sorted(by_size.items())},
+        criteria_agreement=sum(criteria) / len(criteria) if criteria else None,
+    )
+
+
+def _pair(record: Record) -> Pair:
+    """The better reply first."""
+    if record.reference_reply is None or record.rejected_reply is None:
+        raise DataError(f"{record.origin}: needs a better and a worse reply: 'chosen' and 'rejected'")
+    if record.rubric and not len(record.rubric) == len(record.reference_meets) == len(record.rejected_meets):
+        raise DataError(
+            f"{record.origin}: its rubric has {len(record.rubric)} criteria; 'reference_meets' and 'rejected_meets' must say "
+            "of each whether the reply meets it"
+        )
+    return Pair(tuple(record.messages), record.reference_reply, record.rejected_reply, record.rubric)

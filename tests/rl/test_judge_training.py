@@ -1,0 +1,109 @@
+"""Preferences as dialogues for a judge to learn from, and the report on a judge."""
+
+import json
+
+import pytest
+
+from stepaudio_jax.data import DataError, read_jsonl
+from stepaudio_jax.rl.judge import Judge, JudgeAnswer
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.judge_training import judge_dialogues, report_on, write_judge_data
+from stepaudio_jax.rl.model_judge import ModelJudge
+from stepaudio_jax.rl.verdict import Verdict, parse_verdict
+from tests.rl.small_stage import base
+
+
+def preference(number=0, **keys):
+    return {
+        "id": f"p{number}",
+        "prompt": [{"role": "user", "content": f"Hello {number}?"}],
+        "chosen": [{"role": "assistant", "content": f"good {number}"}],
+        "rejected": [{"role": "assistant", "content": f"bad {number}"}],
+        **keys,
+    }
+
+
+def records(folder, *values):
+    path = folder / "preferences.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+RUBRIC = {
+    "rubric": [{"criterion": "kind", "weight": 2}, {"criterion": "rude", "weight": -1}],
+    "reference_meets": [True, False],
+    "rejected_meets": [False, False],
+}
+
+
+@pytest.mark.parametrize("levels", [3, 5, 7])
+def test_both_orders_have_the_verdict_that_is_true_of_them(tmp_path, levels):
+    prompt = JudgePrompt(levels=levels)
+    (record,) = read_jsonl(records(tmp_path, preference(**RUBRIC, margin=1)))
+    dialogues = list(judge_dialogues(record, prompt))
+    verdicts = [parse_verdict(one["messages"][1]["content"], levels=levels, criteria=2) for one in dialogues]
+    assert verdicts == [Verdict(1, (True, False), (False, False)), Verdict(-1, (False, False), (True, False))]
+    for one, order in zip(dialogues, (("good 0", "bad 0"), ("bad 0", "good 0")), strict=True):
+        question = one["messages"][0]["content"]
+        assert question == prompt.fill(record.messages, *order, record.rubric)
+
+
+def test_a_file_of_preferences_becomes_one_of_dialogues(tmp_path):
+    source = records(tmp_path, preference(0), preference(1))
+    assert write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt()) == 4
+    made = list(read_jsonl(tmp_path / "judge.jsonl"))
+    assert [record.id for record in made] == ["p0-a", "p0-b", "p1-a", "p1-b"]
+    assert [parse_verdict(record.messages[1].text, levels=7).level for record in made] == [2, -2, 2, -2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"margin": 4}, "preferences.jsonl:1: 'margin' is 4; a scale of 7 levels has 0 to 3"),
+        ({**RUBRIC, "rejected_meets": [True]}, "preferences.jsonl:1: its rubric has 2 criteria"),
+        ({"margin": -1}, "'margin' must be a whole number"),
+        ({"reference_meets": ["yes"]}, "'reference_meets' must be a list of true and false"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_named(tmp_path, keys, message):
+    source = records(tmp_path, preference(**keys))
+    with pytest.raises(DataError, match=message):
+        write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt())
+    assert not (tmp_path / "judge.jsonl").exists()
+
+
+def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
+    """A judge that is right about the first pairs, always prefers A in the others, and says nothing of the last."""
+    source = records(tmp_path, *(preference(number) for number in range(6)))
+
+    def ask(question):
+        number = int(question.split("Hello ")[1][0])
+        good_first = question.index("good") < question.index("bad")
+        if number == 5:
+            return JudgeAnswer("I cannot say.")
+        level = 3 if number < 3 else 1
+        better = "a" if good_first or number >= 3 else "b"
+        return JudgeAnswer(json.dumps({"comparison": f"{better} is {'much' if level == 3 else 'slightly'} better"}))
+
+    judge = Judge("scripted", ask, JudgePrompt(), most_abstentions=1.0)
+    report = report_on(judge, list(read_jsonl(source)))
+    assert report.pairs == 6
+    assert report.abstained == pytest.approx(1 / 6)
+    assert report.agreement == pytest.approx((3 + 2 * 0.5) / 5)
+    assert report.position_bias == pytest.approx(2 / 5)
+    assert report.calibration == {3.0: (1.0, 3)}
+    assert report.criteria_agreement is None
+
+
+def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tmp_path):
+    model = base()
+    template = tmp_path / "prompt.txt"
+    template.write_text("{dialogue} {reply_a} {reply_b} {criteria} {form} {comparisons}", encoding="utf-8")
+    judge = ModelJudge(model, slots=4, max_tokens=8)
+    judged = Judge(judge.name, judge, JudgePrompt(template), together=True, most_abstentions=1.0)
+    report = report_on(judged, list(read_jsonl(records(tmp_path, preference(0), preference(1)))))
+    assert report.abstained == 1
+    assert judged.asked == 4
+    answers = dict(judge([f"What is {number} plus 4?" for number in range(1, 4)]))
+    assert sorted(answers) == [0, 1, 2]
+    assert any(answer.text for answer in answers.values())
