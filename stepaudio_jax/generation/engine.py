@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.writing import End, Written
-from stepaudio_jax.models import CacheDtype, Parameters, quantized_shardings, unstack
+from stepaudio_jax.models import CacheDtype, Parameters, is_quantized, quantized_shardings, unstack
 from stepaudio_jax.text import THINK_END, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -310,7 +310,13 @@ class Engine:
 
     def _placed(self, parameters: Parameters) -> Parameters:
         """Weights in the engine's layout, where it computes."""
-        apart, shardings = unstack(parameters), None
+        dtype = self._program.compute.dtype
+
+        def cast(leaf: Any) -> Any:  # once, and not again for every token
+            return leaf if is_quantized(leaf) else leaf.astype(dtype)
+
+        decoder = jax.tree.map(cast, parameters["decoder"], is_leaf=is_quantized)
+        apart, shardings = unstack({**parameters, "decoder": decoder}), None
         if self._mesh is not None:
             plain = weight_shardings(self._program.config, self._program.compute, self._mesh)
             shardings = quantized_shardings(apart, plain)

@@ -5,7 +5,7 @@ from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.models.low_rank import LowRankTree, fold_low_rank, initial_low_rank, low_rank_tree, with_low_rank
-from stepaudio_jax.models.quantized import quantize_weights, quantized_shardings
+from stepaudio_jax.models.quantized import is_quantized, quantize_weights, quantized_shardings
 from stepaudio_jax.models.step_audio import (
     Parameters,
     StepAudio,
@@ -35,6 +35,7 @@ __all__ = [
     "fold_low_rank",
     "initial_low_rank",
     "initial_parameters",
+    "is_quantized",
     "logical_axes",
     "low_rank_tree",
     "merge_unstacked",

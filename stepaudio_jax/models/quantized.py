@@ -31,21 +31,22 @@ def quantize_weights(config: ModelConfig, parameters: Parameters) -> Parameters:
 
 def dequantized(parameters: Parameters) -> Parameters:
     """The tree with plain arrays; inside a compiled program each is made where it is used, as part of the product."""
-    return jax.tree.map(lambda leaf: qwix.dequantize(leaf) if _is_quantized(leaf) else leaf, parameters, is_leaf=_is_quantized)
+    return jax.tree.map(lambda leaf: qwix.dequantize(leaf) if is_quantized(leaf) else leaf, parameters, is_leaf=is_quantized)
 
 
 def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
     """Shardings for a tree that may be quantised, from those of its plain form: a scale is whole where its size is 1."""
 
     def place(leaf: Any, sharding: NamedSharding) -> Any:
-        if not _is_quantized(leaf):
+        if not is_quantized(leaf):
             return sharding
         entries = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
         kept = (None if size == 1 else entry for entry, size in zip(entries, leaf.scale.shape, strict=True))
         return qwix.QArray(sharding, NamedSharding(sharding.mesh, PartitionSpec(*kept)), qtype=leaf.qtype)
 
-    return jax.tree.map(place, parameters, shardings, is_leaf=_is_quantized)
+    return jax.tree.map(place, parameters, shardings, is_leaf=is_quantized)
 
 
-def _is_quantized(leaf: Any) -> bool:
+def is_quantized(leaf: Any) -> bool:
+    """Whether a node of a tree is a matrix in int8."""
     return isinstance(leaf, qwix.QArray)
