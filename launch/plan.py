@@ -42,12 +42,25 @@ def main(arguments: list[str]) -> int:
                 raise ConfigError(f"cannot read {setting!r}: write --config.key=value")
             overrides.append((key, value))
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPUs that are planned for are not here
-        from stepaudio_jax.planning import as_text, parse_topology, plan_job, plan_serving, serving_as_text
+        from stepaudio_jax.planning import (
+            as_text,
+            parse_topology,
+            plan_job,
+            plan_policy,
+            plan_serving,
+            policy_as_text,
+            serving_as_text,
+            stage_index,
+        )
 
         config = load_config(options.config, [*overrides, ("mesh.slices", str(options.slices))])
         topology = parse_topology(options.topology, options.slices)
         plan: Any
-        if options.program == "train":
+        index = stage_index(config, options.stage)
+        if options.program == "train" and config.stages[index].objective == "policy":
+            plan = plan_policy(config, index, topology)
+            text = policy_as_text(plan)
+        elif options.program == "train":
             plan = plan_job(config, options.stage, topology)
             text = as_text(plan)
         else:

@@ -6,7 +6,7 @@ from typing import Literal
 from stepaudio_jax.config.resolve import ConfigError
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce"]
+Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,11 @@ class RolloutConfig:
     temperature: float = 1.0  # of the policy, in every pass: its log-probabilities are those of the tempered distribution
     max_new_tokens: int = 2048
     slots: int = 64  # replies written side by side
+    tensor: int = 1  # devices that share one copy of the policy while it writes, its heads cut; the others hold further copies
     cache_dtype: Literal["", "float32", "bfloat16", "int8"] = ""  # of the KV cache; empty: that of the computation
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "samples", "max_new_tokens", "slots"):
+        for name in ("prompts", "samples", "max_new_tokens", "slots", "tensor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
         if not self.temperature > 0:
@@ -83,12 +84,18 @@ class JudgeConfig:
 class PolicyConfig:
     """The objective: R1.5, eq. (4) and (5), and its options."""
 
-    baseline: Baseline = "rloo"
+    baseline: Baseline = "rloo"  # "gae" learns a value head; the others compare the replies to one prompt, and need none
+    discount: float = 1.0  # gamma, and
+    trace_decay: float = 1.0  # lambda, of "gae"
+    value_trunk: Literal["shared", "detached"] = "shared"  # whether the value head's loss reaches the policy's decoder
+    value_coefficient: float = 0.5
+    value_clip: float | None = 0.2
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
     aggregation: Aggregation = "token_mean"
-    kl_coefficient: float = 0.01  # beta, in the loss; 0: no reference policy is kept
+    kl_coefficient: float = 0.01  # beta; 0: no reference policy is kept
+    kl_in: Literal["loss", "reward"] = "loss"
     kl_target: float | None = None  # adapts beta towards this KL of a reply
     kl_horizon: int = 10_000  # replies over which it adapts
     importance_limit: float | None = None  # truncates the weights that correct for the engine's arithmetic; None: none
@@ -97,7 +104,12 @@ class PolicyConfig:
     keep_right: tuple[int, int] | None = None  # learn from prompts with so many right replies only, least and most
 
     def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high", "kl_coefficient"):
+        for name in ("discount", "trace_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if self.value_clip is not None and not self.value_clip > 0:
+            raise ConfigError(f"value_clip={self.value_clip} must be positive, or None")
+        for name in ("clip_low", "clip_high", "kl_coefficient", "value_coefficient"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.dual_clip is not None and not self.dual_clip > 1:

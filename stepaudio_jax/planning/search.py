@@ -24,7 +24,7 @@ def plan_job(config: Config, stage: str, topology: Topology) -> Plan:
     Raises:
         ConfigError, ShardingError: as of `make_plan`.
     """
-    index = _stage_index(config, stage)
+    index = stage_index(config, stage)
     best: Plan | None = None
     for compiled, settings in enumerate(_candidates(config, index, topology)):
         plan = make_plan(_changed(config, settings), index, topology, settings=settings)
@@ -62,7 +62,12 @@ def _changed(config: Config, settings: tuple[str, ...]) -> Config:
     return config
 
 
-def _stage_index(config: Config, stage: str) -> int:
+def stage_index(config: Config, stage: str) -> int:
+    """The place of a stage given by name or number.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
     names = [candidate.name for candidate in config.stages]
     if stage in names:
         return names.index(stage)

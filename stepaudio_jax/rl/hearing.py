@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import DataConfig
+from stepaudio_jax.config import ComputeConfig, DataConfig, ModelConfig
 from stepaudio_jax.generation import Prompt
-from stepaudio_jax.models import Parameters
-from stepaudio_jax.training.step import ModelDefinition
+from stepaudio_jax.models import Parameters, abstract_model
+from stepaudio_jax.parallel import replicated
 
 _AT_ONCE = 8  # chunks encoded together
 
@@ -25,19 +26,20 @@ class Hearing:
         encoded: chunks that the encoder has heard so far.
     """
 
-    def __init__(self, definition: ModelDefinition, data: DataConfig):
+    def __init__(self, model: ModelConfig, compute: ComputeConfig, data: DataConfig, mesh: Mesh):
         self._frames = data.frames_per_chunk
         self.encoded = 0
+        alone = dataclasses.replace(compute, remat="none", rules=dataclasses.replace(compute.rules, batch=()))  # too few to cut
+        graphdef, _ = abstract_model(model, alone)
+        whole = replicated(mesh)
 
-        @jax.jit
         def encode(parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
-            return nnx.merge(definition.model, parameters).encoder(mel, mel_lengths)
+            return nnx.merge(graphdef, parameters).encoder(mel, mel_lengths)
 
-        @jax.jit
         def adapt(parameters: Parameters, features: jax.Array) -> jax.Array:
-            return nnx.merge(definition.model, parameters).adaptor(features)
+            return nnx.merge(graphdef, parameters).adaptor(features)
 
-        self._encode, self._adapt = encode, adapt
+        self._encode, self._adapt = jax.jit(encode, out_shardings=whole), jax.jit(adapt, out_shardings=whole)
 
     def features(self, parameters: Parameters, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
         """Of each prompt [C,E,H_encoder] f32, on the host: the features of its chunks, zero beyond each.

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from stepaudio_jax.models import StepAudio, constrain
+from stepaudio_jax.models import Parameters, StepAudio, constrain
 from stepaudio_jax.rl.layout import RolloutBatch
 
 
-def token_logprobs(model: StepAudio, batch: RolloutBatch, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """Log p(target) and the distribution's entropy at every place, both [B,T] fp32, of softmax(logits / temperature).
+def token_statistics(model: StepAudio, batch: RolloutBatch, temperature: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log p(target) and the distribution's entropy at every place, [B,T] fp32, of softmax(logits / temperature).
+
+    The third result is the decoder's hidden states [B,T,H]: at each place of the state in which its target was chosen.
 
     The logits of one chunk of tokens exist at a time (a row is cut into `compute.loss_chunks`); a backward pass computes them
     again.
@@ -40,4 +42,9 @@ def token_logprobs(model: StepAudio, batch: RolloutBatch, temperature: float) ->
     parts = in_chunks(hidden), in_chunks(jnp.asarray(batch.targets))
     _, found = jax.lax.scan(lambda _, chunk: (None, of_chunk(*chunk, kernel)), None, parts)
     logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1) for x in found)
-    return logprobs, entropy
+    return logprobs, entropy, hidden
+
+
+def state_values(hidden: jax.Array, head: Parameters) -> jax.Array:
+    """A linear value head over hidden states [B,T,H] -> [B,T] fp32."""
+    return jnp.einsum("BTH,H->BT", hidden, head["kernel"], preferred_element_type=jnp.float32) + head["bias"]

@@ -12,9 +12,9 @@ from stepaudio_jax.config import RLConfig
 from stepaudio_jax.data import Array
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.layout import RolloutBatch
-from stepaudio_jax.rl.objective import at, kl_estimate, kl_loss, policy_loss, truncated_importance
-from stepaudio_jax.rl.passes import token_logprobs
-from stepaudio_jax.training.step import REFERENCE, ModelDefinition, TrainState, apply_gradients
+from stepaudio_jax.rl.objective import at, kl_estimate, kl_loss, policy_loss, truncated_importance, value_loss
+from stepaudio_jax.rl.passes import state_values, token_statistics
+from stepaudio_jax.training.step import REFERENCE, VALUE, ModelDefinition, TrainState, apply_gradients
 
 Sums = dict[str, jax.Array]
 
@@ -25,7 +25,8 @@ class Learning:
     """What is learnt from a rollout batch, each [B,T] f32 at the places of its `written`, 0 elsewhere.
 
     weights: of each token in the loss, divided by their global sum already: the losses of all batches add up to the whole one.
-    advantages; old_logprobs: of the policy that wrote, by the trainer; sampler_logprobs: by the engine; reference_logprobs.
+    advantages, returns; old_logprobs: of the policy that wrote, by the trainer; sampler_logprobs: by the engine;
+    reference_logprobs; old_values: of the value head, before the step.
     """
 
     weights: Array
@@ -33,6 +34,8 @@ class Learning:
     old_logprobs: Array
     sampler_logprobs: Array
     reference_logprobs: Array
+    returns: Array
+    old_values: Array
 
 
 class PolicyUpdate:
@@ -50,8 +53,15 @@ class PolicyUpdate:
     ):
         temperature, policy = config.rollout.temperature, config.policy
 
-        def logprobs(parameters: Parameters, batch: RolloutBatch) -> tuple[jax.Array, jax.Array]:
-            return token_logprobs(definition.merge(parameters)[0], batch, temperature)
+        def statistics(parameters: Parameters, batch: RolloutBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
+            """Log-probabilities, entropies and values [B,T]; values of 0 without a value head."""
+            modules = {name: value for name, value in parameters.items() if name != VALUE}
+            logprobs, entropy, hidden = token_statistics(definition.merge(modules)[0], batch, temperature)
+            if VALUE not in parameters:
+                return logprobs, entropy, jnp.zeros_like(logprobs)
+            if policy.value_trunk == "detached":
+                hidden = jax.lax.stop_gradient(hidden)
+            return logprobs, entropy, state_values(hidden, parameters[VALUE])
 
         def loss(
             trainable: Parameters,
@@ -61,7 +71,7 @@ class PolicyUpdate:
             beta: jax.Array,
             fresh: jax.Array,
         ) -> tuple[jax.Array, Sums]:
-            found, entropy = logprobs({**trainable, **_parts(frozen)}, batch)
+            found, entropy, values = statistics({**trainable, **_parts(frozen)}, batch)
             weights = learning.weights
             now, old, reference, sampler = (
                 at(values, weights)
@@ -90,8 +100,13 @@ class PolicyUpdate:
             }
             if REFERENCE in frozen:
                 kl = jnp.sum(weights * kl_loss(now, reference, old))
-                total += beta * kl
+                if policy.kl_in == "loss":
+                    total += beta * kl
                 sums["kl"] = jnp.sum(weights * kl_estimate(now, reference, "k3"))
+            if VALUE in trainable:
+                returns, before = (at(x, weights) for x in (learning.returns, learning.old_values))
+                sums["value_loss"] = jnp.sum(weights * value_loss(at(values, weights), before, returns, clip=policy.value_clip))
+                total += policy.value_coefficient * sums["value_loss"]
             return total, {"loss": total, **sums}
 
         gradient = jax.value_and_grad(loss, has_aux=True)
@@ -113,7 +128,7 @@ class PolicyUpdate:
         self.begin = jax.jit(begin, out_shardings=gradients)
         self.accumulate = jax.jit(accumulate, donate_argnums=1, out_shardings=gradients)
         self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
-        self.logprobs = jax.jit(logprobs)
+        self.statistics = jax.jit(statistics, out_shardings=shardings.step)  # whole everywhere, for the host to read
 
     def __call__(
         self, state: TrainState, parts: Sequence[tuple[RolloutBatch, Learning]], *, beta: float, fresh: bool

@@ -15,7 +15,7 @@ from stepaudio_jax.models import Parameters, abstract_model, initial_low_rank, l
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.step import HEADS, LORA, REFERENCE, ModelDefinition, TrainState
+from stepaudio_jax.training.step import HEADS, LORA, REFERENCE, VALUE, ModelDefinition, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,11 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         whole = jax.tree.map(lambda _: replicated(mesh), head_shapes)  # small, and their widths no mesh divides
         trainable[HEADS] = _abstract(head_shapes, whole, jnp.dtype(jnp.float32))
         axes[HEADS], contracted[HEADS] = (parameter_metadata(heads, name) for name in ("axes", "contracted"))
+    if has_value_head(stage):
+        sizes = {"kernel": (model.decoder.hidden,), "bias": ()}
+        whole = replicated(mesh)
+        trainable[VALUE] = {name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=whole) for name, size in sizes.items()}
+        axes[VALUE], contracted[VALUE] = {"kernel": ("embed",), "bias": ()}, {"kernel": (), "bias": ()}
     if stage.lora.rank:
         narrow = low_rank_tree(model, stage.lora)
         places = parameter_shardings(narrow.axes, narrow.shapes, config.compute.rules, mesh)
@@ -94,7 +99,9 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
 def start_stage(config: Config, index: int, model: ModelConfig, start: StageStart, parameters: Parameters) -> TrainState:
     """The state before the first step, from parameters that lie as `start` says (see `initial_weights`)."""
     shardings, abstract = start.shardings, start.abstract
-    trainable = {part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part not in (HEADS, LORA)}
+    trainable = {
+        part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part not in (HEADS, LORA, VALUE)
+    }
     frozen = {part: _cast(parameters[part], like) for part, like in abstract.frozen.items() if part != REFERENCE}
     if REFERENCE in start.abstract.frozen:
         # Copies: the policy's own arrays are given up by the first step.
@@ -105,6 +112,10 @@ def start_stage(config: Config, index: int, model: ModelConfig, start: StageStar
             lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))), out_shardings=shardings.trainable[HEADS]
         )
         trainable[HEADS] = draw()
+    if VALUE in abstract.trainable:  # a head of zeros: at first every state is worth nothing
+        trainable[VALUE] = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), leaf.sharding), abstract.trainable[VALUE]
+        )
     if LORA in abstract.trainable:
         narrow = low_rank_tree(model, config.stages[index].lora)
         begin = jax.jit(lambda key: initial_low_rank(narrow, key), out_shardings=shardings.trainable[LORA])
@@ -121,6 +132,11 @@ def start_stage(config: Config, index: int, model: ModelConfig, start: StageStar
 def keeps_reference(stage: StageConfig) -> bool:
     """Whether the stage keeps what it began with beside what it learns."""
     return stage.objective == "policy" and stage.rl.policy.kl_coefficient > 0
+
+
+def has_value_head(stage: StageConfig) -> bool:
+    """Whether the stage learns what a state is worth."""
+    return stage.objective == "policy" and stage.rl.policy.baseline == "gae"
 
 
 def _updates(stage: StageConfig) -> int:

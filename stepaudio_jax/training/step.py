@@ -17,6 +17,7 @@ from stepaudio_jax.training.objective import NEXT_TOKEN, combine, term_sums, ter
 
 HEADS = "auxiliary"  # beside encoder, adaptor and decoder in the tree of trainable parameters
 LORA = "lora"  # beside them in the tree of trainable ones: the narrow matrices of the decoder
+VALUE = "value"  # beside them too: the head that estimates what a policy's state is worth
 REFERENCE = "reference"  # beside them in the tree of frozen ones: what a policy's stage began with
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
@@ -59,7 +60,7 @@ class ModelDefinition:
 
     def folded(self, parameters: Parameters) -> Parameters:
         """Encoder, adaptor and decoder as they are without this stage: heads are left out, narrow matrices folded in."""
-        parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA, REFERENCE)}
+        parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA, VALUE, REFERENCE)}
         if LORA in parameters:
             fold = jax.jit(fold_low_rank, static_argnames="scale")
             parts["decoder"] = fold(parts["decoder"], parameters[LORA], scale=self.lora_scale)

@@ -83,6 +83,14 @@ def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
     assert difference(after, plain[0]) < 1e-4
 
 
+def test_a_value_head_learns_what_a_state_is_worth(tmp_path, prompts):
+    policy = {"baseline": "gae", "kl_in": "reward", "trace_decay": 0.95, "value_clip": None, "value_coefficient": 1.0}
+    after, figures = run_stage(stage_config(tmp_path, prompts, steps=4, policy=policy))
+    assert figures[0]["value_loss"] == pytest.approx(figures[0]["reward_verifier"] / 2, rel=0.5)  # half the squared return
+    assert figures[-1]["value_loss"] < figures[0]["value_loss"]
+    assert set(after) == {"encoder", "adaptor", "decoder"}
+
+
 def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()

@@ -1,0 +1,53 @@
+"""RLHF of Step-Audio-R1.5 (32 B) in one joint stage, preference and rubric together, for a v5p pod slice of 128 chips.
+
+python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:4x4x8
+python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 --config.stages.rlhf.lora.rank=32 \
+  --config.stages.rlhf.trainable='("adaptor",)' --config.stages.rlhf.data.rows=32
+python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR --config.stages.rlhf.data.sources.0.path=FILE \
+  --config.stages.rlhf.rl.judge.url=http://JUDGE/v1 --config.stages.rlhf.rl.judge.model=NAME
+"""
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    JudgeConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SourceConfig,
+    StageConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        run_dir="runs/rlhf_32b",
+        model=ModelConfig.presets()["r1_32b"],
+        stages=(
+            StageConfig(
+                name="rlhf",
+                steps=500,
+                objective="policy",
+                # A prompt with up to 75 s of sound and its reply in each row, or several short ones.
+                data=DataConfig(
+                    sources=(SourceConfig(path="data/preferences.jsonl"),), rows=128, tokens_per_row=4096, chunks_per_row=3
+                ),
+                optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant", warmup_steps=10, weight_decay=0.0),
+                rl=RLConfig(
+                    rollout=RolloutConfig(prompts=64, samples=16, max_new_tokens=2048, slots=256, tensor=8),
+                    rewards=(RewardConfig(judge_weight=1.0, format_weight=0.2),),
+                    judge=JudgeConfig(url="http://localhost:8000/v1", model="judge"),
+                    policy=PolicyConfig(kl_coefficient=0.01),
+                ),
+            ),
+        ),
+        compute=ComputeConfig(remat="full", loss_chunks=8),
+        mesh=MeshConfig(fsdp=-1),
+        checkpoint=CheckpointConfig(every_steps=10),
+    )

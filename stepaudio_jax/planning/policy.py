@@ -1,0 +1,178 @@
+"""The plan of a stage that learns from rewards: what each of its parts takes of a chip, and whether all of them fit."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from stepaudio_jax.config import Config, MeshConfig, StageConfig
+from stepaudio_jax.data import outputs_per_chunk
+from stepaudio_jax.generation.layout import row_parts, weight_shardings
+from stepaudio_jax.models import abstract_parameters, cache_bytes, unstack
+from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.planning.plan import RESERVED_BYTES
+from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.rl.layout import RolloutBatch
+from stepaudio_jax.rl.update import Learning, PolicyUpdate
+from stepaudio_jax.training import describe_stage
+from stepaudio_jax.training.step import REFERENCE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyPlan:
+    """One stage on one topology; bytes are of one chip.
+
+    Attributes:
+        topology, chips, mesh: where.
+        stage: its name.
+        fits: whether the peak lies within the chip's memory.
+        memory_bytes_per_chip: what programs may use of it.
+        policy_bytes_per_chip, reference_bytes_per_chip, optimizer_bytes_per_chip, gradient_bytes_per_chip: of the state.
+        engine_bytes_per_chip: the copy of the policy that writes, in the computation's dtype and the engine's layout.
+        cache_bytes_per_chip: the slots' keys and values.
+        temporary_bytes_per_chip: of the larger of the two programs that learn.
+        peak_bytes_per_chip: all of them together, for the engine keeps its place while the policy learns.
+        compile_seconds, compiler_version: of this compilation.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    stage: str
+    fits: bool
+    memory_bytes_per_chip: int
+    policy_bytes_per_chip: int
+    reference_bytes_per_chip: int
+    optimizer_bytes_per_chip: int
+    gradient_bytes_per_chip: int
+    engine_bytes_per_chip: int
+    cache_bytes_per_chip: int
+    temporary_bytes_per_chip: int
+    peak_bytes_per_chip: int
+    compile_seconds: float
+    compiler_version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
+    """Compiles the update of stage `index` for a topology; nothing is allocated.
+
+    Raises:
+        ConfigError, ShardingError: the settings contradict the topology, or there is no compiler for it.
+    """
+    version, started = compiler_version(), time.perf_counter()
+    if config.compute.attention == "auto":  # what "auto" is on a TPU
+        config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="splash"))
+    stage, devices = config.stages[index], topology_devices(topology)
+    mesh = make_mesh(config.mesh, devices)
+    require_whole_rows(config, mesh)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        start = describe_stage(config, index, config.model, mesh)
+        state = start.abstract
+        update = PolicyUpdate(start.definition, stage.rl, start.optimizer, start.shardings)
+        batch, learning = _abstract_batch(config, stage, mesh)
+        settings = (_whole(jnp.float32, mesh), _whole(jnp.bool_, mesh))
+        carried = jax.eval_shape(update.begin, state, batch, learning, *settings)
+        gradients = jax.tree.map(_at, carried[0], start.shardings.trainable)
+        carried = gradients, jax.tree.map(lambda leaf: _whole(leaf.dtype, mesh), carried[1])
+        programs = [
+            update.accumulate.trace(state, carried, batch, learning, *settings).lower(lowering_platforms=("tpu",)).compile(),
+            update.apply.trace(state, carried).lower(lowering_platforms=("tpu",)).compile(),
+        ]
+    temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs)
+    reference = shard_bytes(state.frozen.get(REFERENCE, {}))
+    held = {
+        "policy_bytes_per_chip": shard_bytes((state.trainable, state.frozen)) - reference,
+        "reference_bytes_per_chip": reference,
+        "optimizer_bytes_per_chip": shard_bytes(state.optimizer),
+        "gradient_bytes_per_chip": shard_bytes(gradients),
+        **_engine_bytes(config, stage, devices),
+        "temporary_bytes_per_chip": temporary,
+    }
+    peak, available = sum(held.values()) + shard_bytes((batch, learning)), topology.chip.memory_bytes - RESERVED_BYTES
+    return PolicyPlan(
+        topology=topology.name,
+        chips=topology.chips,
+        mesh={str(axis): size for axis, size in mesh.shape.items()},
+        stage=stage.name,
+        fits=peak <= available,
+        memory_bytes_per_chip=available,
+        peak_bytes_per_chip=peak,
+        compile_seconds=time.perf_counter() - started,
+        compiler_version=version,
+        **held,
+    )
+
+
+def policy_as_text(plan: PolicyPlan) -> str:
+    """The plan as a page of text; bytes in 10^9."""
+
+    def size(count: float) -> str:
+        return f"{count / 1e9:8.2f} GB"
+
+    mesh = " x ".join(f"{axis} {devices}" for axis, devices in plan.mesh.items() if devices > 1) or "1 chip"
+    spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+    return "\n".join(
+        [
+            f"stage {plan.stage} on {plan.topology}: {plan.chips} chips, mesh {mesh}",
+            f"compiled by {plan.compiler_version} in {plan.compile_seconds:.0f} s",
+            "",
+            "memory of a chip",
+            f"  policy              {size(plan.policy_bytes_per_chip)}",
+            f"  reference           {size(plan.reference_bytes_per_chip)}",
+            f"  optimizer           {size(plan.optimizer_bytes_per_chip)}",
+            f"  gradients           {size(plan.gradient_bytes_per_chip)}",
+            f"  the engine's copy   {size(plan.engine_bytes_per_chip)}",
+            f"  KV cache            {size(plan.cache_bytes_per_chip)}",
+            f"  temporaries         {size(plan.temporary_bytes_per_chip)}",
+            f"  peak                {size(plan.peak_bytes_per_chip)}",
+            f"  available           {size(plan.memory_bytes_per_chip)}",
+            "",
+            f"it fits, {size(spare).strip()} to spare" if plan.fits else f"it does NOT fit: {size(-spare).strip()} too much",
+        ]
+    )
+
+
+def _abstract_batch(config: Config, stage: StageConfig, mesh: Mesh) -> tuple[RolloutBatch, Learning]:
+    data, model = stage.data, config.model
+    rows = batch_sharding(config.compute.rules, mesh)
+
+    def array(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((data.rows, *sizes), dtype, sharding=rows)
+
+    tokens = data.tokens_per_row
+    names = ("tokens", "targets", "positions", "segment_ids", "audio_slot")
+    batch = RolloutBatch(
+        **{name: array(jnp.int32, tokens) for name in names},
+        features=array(jnp.float32, data.chunks_per_row, 2 * outputs_per_chunk(data.frames_per_chunk), model.encoder.hidden),
+        written=array(jnp.float32, tokens),
+    )
+    return batch, Learning(*(array(jnp.float32, tokens) for _ in dataclasses.fields(Learning)))
+
+
+def _engine_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
+    """Of the engine's copy of the weights, and of its caches."""
+    rollout, compute = stage.rl.rollout, config.compute
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rollout.tensor), devices)
+    in_dtype = dataclasses.replace(compute, param_dtype=compute.dtype)
+    shapes = jax.eval_shape(unstack, abstract_parameters(config.model, in_dtype))
+    weights = jax.tree.map(_at, shapes, weight_shardings(config.model, in_dtype, mesh))
+    slots = -(-rollout.slots // row_parts(compute.rules, mesh))
+    tokens = min(stage.data.tokens_per_row, config.model.decoder.max_positions)
+    cache = slots * cache_bytes(config.model.decoder, tokens, rollout.cache_dtype or compute.dtype) // rollout.tensor
+    return {"engine_bytes_per_chip": shard_bytes(weights), "cache_bytes_per_chip": cache}
+
+
+def _at(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _whole(dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), dtype, sharding=replicated(mesh))

@@ -1,0 +1,211 @@
+"""One step of a stage that learns from rewards: what is written and what it is worth, then what is learnt from it."""
+
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from stepaudio_jax.config import Config, MeshConfig, ModelConfig, StageConfig
+from stepaudio_jax.generation import Engine, load_model
+from stepaudio_jax.parallel import BatchPlacement, make_mesh
+from stepaudio_jax.rl.endpoint import Endpoint
+from stepaudio_jax.rl.hearing import Hearing
+from stepaudio_jax.rl.judge import Judge
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.layout import Layout, RolloutBatch
+from stepaudio_jax.rl.learning import Advantages, Passed, loss_weights, token_advantages
+from stepaudio_jax.rl.model_judge import ModelJudge
+from stepaudio_jax.rl.objective import KLController
+from stepaudio_jax.rl.prompts import PromptStream
+from stepaudio_jax.rl.rewards import Reward, Rewards
+from stepaudio_jax.rl.rollouts import Rollout, roll_out
+from stepaudio_jax.rl.update import Learning, PolicyUpdate, policy_parameters, reference_parameters
+from stepaudio_jax.rl.watch import rollout_figures
+from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.start import StageStart, keeps_reference
+from stepaudio_jax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """The rollouts of one update: which of the step's they are, and where they lie in rows."""
+
+    chosen: slice
+    layout: Layout
+    batches: list[RolloutBatch]  # on the mesh
+    passed: Passed
+
+
+class Iteration:
+    """A step's work, with what is kept from step to step: the engine, compiled programs, the judge."""
+
+    def __init__(
+        self,
+        config: Config,
+        index: int,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        start: StageStart,
+        state: TrainState,
+    ):
+        self._stage, self._tokenizer, self._definition = config.stages[index], tokenizer, start.definition
+        self._seed = config.seed + index
+        rl = self._stage.rl
+        self._stream = PromptStream(self._stage.data, tokenizer, model.length_convention, seed=self._seed)
+        self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
+        self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
+        self._rewards = Rewards(rl, make_judge(config, self._stage, mesh))
+        self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
+        self._engine = Engine(
+            model,
+            start.definition.folded(policy_parameters(state)),
+            tokenizer,
+            compute=config.compute,
+            slots=rl.rollout.slots,
+            slot_tokens=min(self._stage.data.tokens_per_row, model.decoder.max_positions),
+            cache_dtype=rl.rollout.cache_dtype or None,
+            mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rl.rollout.tensor, slices=config.mesh.slices)),
+        )
+
+    def write(self, state: TrainState, step: int) -> tuple[list[Rollout], list[Reward], dict[str, float]]:
+        """The rollouts of a step, those of a prompt side by side, their rewards, and how long each took.
+
+        Raises:
+            DataError: a record cannot be used.
+            JudgeError: the judge abstained too often.
+        """
+        rollout = self._stage.rl.rollout
+        began = time.perf_counter()
+        parameters = self._definition.folded(policy_parameters(state))
+        records = self._stream.records(step - 1, rollout.prompts)
+        for record in records:
+            self._rewards.require(record)
+        prompts = self._stream.prompts(step, records)
+        self._features = self._hearing.features(parameters, prompts)
+        prompts = self._hearing.heard(parameters, prompts, self._features)
+        heard = time.perf_counter()
+        self._engine.set_parameters(parameters)
+        written: dict[int, Rollout] = {}
+        seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+        for number, one in roll_out(self._engine, prompts, records, rollout, self._tokenizer, seed):
+            written[number] = one
+            self._rewards.ask_ahead(one)
+        rollouts = [written[number] for number in sorted(written)]
+        ended = time.perf_counter()
+        rewards = self._rewards(rollouts)
+        judged = time.perf_counter()
+        seconds = {"seconds/hear": heard - began, "seconds/rollout": ended - heard, "seconds/reward": judged - ended}
+        return rollouts, rewards, seconds | {"clips_encoded": float(self._hearing.encoded)}
+
+    def learn(
+        self, state: TrainState, rollouts: Sequence[Rollout], rewards: Sequence[Reward], controller: KLController
+    ) -> tuple[TrainState, dict[str, float]]:
+        """The updates of a step, and their figures; the given state is used up."""
+        policy, began = self._stage.rl.policy, time.perf_counter()
+        size = self._stage.rl.rollout.prompts // policy.minibatches * self._stage.rl.rollout.samples
+        shares = [self._pass(state, rollouts, slice(first, first + size)) for first in range(0, len(rollouts), size)]
+        passed = Passed(*(list(itertools.chain.from_iterable(found)) for found in zip(*map(_lists, shares), strict=True)))
+        found = token_advantages(rollouts, rewards, passed, policy, beta=controller.coefficient)
+        learning = [self._learning(rollouts, share, found) for share in shares]
+        ready = time.perf_counter()
+        updates = []
+        for epoch, (number, share) in itertools.product(range(policy.epochs), enumerate(shares)):
+            parts = list(zip(share.batches, learning[number], strict=True))
+            fresh = epoch == 0 and number == 0
+            state, sums = self._update(state, parts, beta=controller.coefficient, fresh=fresh)
+            updates.append(sums)
+        figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
+        figures |= rollout_figures(rollouts, rewards, self._tokenizer) | _pass_figures(rollouts, passed, found)
+        figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}
+        if keeps_reference(self._stage):
+            controller.update(figures["reply_kl"], len(rollouts))
+        return state, figures | {"seconds/passes": ready - began, "seconds/update": time.perf_counter() - ready}
+
+    def _pass(self, state: TrainState, rollouts: Sequence[Rollout], chosen: slice) -> _Share:
+        """The rollouts of one update in rows, and what the policies that do not learn say of them."""
+        layout = Layout(rollouts[chosen], self._stage.data)
+        whole = layout.batch(self._features, self._tokenizer.special.pad)
+        batches, rows = [], []
+        for batch in self._on_mesh(whole):
+            old, _, values = self._update.statistics(policy_parameters(state), batch)
+            reference = old
+            if keeps_reference(self._stage):
+                reference, _, _ = self._update.statistics(reference_parameters(state), batch)
+            batches.append(batch)
+            rows.append([np.asarray(array) for array in (old, reference, values)])
+        passed = Passed(*(layout.gather(np.concatenate(parts)) for parts in zip(*rows, strict=True)))
+        return _Share(chosen, layout, batches, passed)
+
+    def _learning(self, rollouts: Sequence[Rollout], share: _Share, found: Advantages) -> list[Learning]:
+        """What is learnt from each of a share's batches."""
+        own = rollouts[share.chosen]
+        whole = Learning(
+            weights=share.layout.spread(loss_weights(own, found.valid[share.chosen], self._stage.rl.policy)),
+            advantages=share.layout.spread(found.advantages[share.chosen]),
+            old_logprobs=share.layout.spread(share.passed.old),
+            sampler_logprobs=share.layout.spread([rollout.sampler_logprobs for rollout in own]),
+            reference_logprobs=share.layout.spread(share.passed.reference),
+            returns=share.layout.spread(found.returns[share.chosen]),
+            old_values=share.layout.spread(share.passed.values),
+        )
+        return self._on_mesh(whole)
+
+    def _on_mesh(self, whole: Any) -> list[Any]:
+        """A tree of host arrays [rows, ..] as trees of `data.rows` rows each, on the mesh."""
+        size = self._stage.data.rows
+        starts = range(0, jax.tree.leaves(whole)[0].shape[0], size)
+        own = np.array(self._place.rows)
+        return [self._place(jax.tree.map(lambda array, at=start + own: array[at], whole)) for start in starts]
+
+
+def make_judge(config: Config, stage: StageConfig, mesh: Mesh) -> Judge | None:
+    """The judge that a stage asks for, if any; its answers are kept in the run folder."""
+    asked = stage.rl.judge
+    if asked.folder:
+        loaded = load_model(asked.folder, config.compute.dtype)
+        model = ModelJudge(loaded, slots=asked.slots, max_tokens=asked.max_tokens, mesh=mesh)
+        name: str = model.name
+        ask: Any = model
+    elif asked.url:
+        endpoint = Endpoint(
+            url=asked.url,
+            model=asked.model,
+            key_variable=asked.key_variable,
+            max_tokens=asked.max_tokens,
+            timeout_s=asked.timeout_s,
+            retries=asked.retries,
+        )
+        name, ask = endpoint.name, endpoint.ask
+    else:
+        return None
+    return Judge(
+        name,
+        ask,
+        JudgePrompt(asked.prompt or None, levels=asked.levels),
+        together=bool(asked.folder),
+        cache=pathlib.Path(config.run_dir) / f"judge_{stage.name}.jsonl",
+        concurrency=asked.concurrency,
+        most_abstentions=asked.most_abstentions,
+    )
+
+
+def _lists(share: _Share) -> tuple[Any, ...]:
+    return share.passed.old, share.passed.reference, share.passed.values
+
+
+def _pass_figures(rollouts: Sequence[Rollout], passed: Passed, found: Advantages) -> dict[str, float]:
+    """How far the engine is from the trainer, the policy from the reference, and the values from the returns."""
+    off = [np.abs(old - rollout.sampler_logprobs) for old, rollout in zip(passed.old, rollouts, strict=True)]
+    away = [np.sum(old - reference) for old, reference in zip(passed.old, passed.reference, strict=True)]
+    returns, values = np.concatenate(found.returns), np.concatenate(passed.values)
+    figures = {"engine_mismatch": float(np.exp(np.minimum(np.concatenate(off), 20)).mean()), "reply_kl": float(np.mean(away))}
+    if returns.any():
+        figures["explained_variance"] = float(1 - np.var(returns - values) / max(np.var(returns), 1e-9))
+    return figures
