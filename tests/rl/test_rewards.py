@@ -1,0 +1,149 @@
+"""What a rollout is worth, part by part; and which of them are learnt from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.config import ConfigError, JudgeConfig, PolicyConfig, RewardConfig, RLConfig, RolloutConfig
+from stepaudio_jax.data import Criterion, DataError, Record
+from stepaudio_jax.rl.judge import Judge, JudgeAnswer
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.learning import Passed, loss_weights, token_advantages
+from stepaudio_jax.rl.rewards import Reward, Rewards
+from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.text import Message, ParsedReply, TextPart
+
+HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
+
+
+def rollout(reply="7", *, group=0, tokens=4, reasoning="so", problems=(), **record):
+    return Rollout(
+        group=group,
+        record=Record(**{"id": "r", "messages": HELLO, "source": "s", "origin": "file:1", "answer": "7", **record}),
+        prompt_tokens=np.zeros(3, np.int32),
+        is_audio=np.zeros(3, bool),
+        chunk_tokens=(),
+        reply=np.zeros(tokens, np.int32),
+        sampler_logprobs=np.zeros(tokens, np.float32),
+        written=ParsedReply(reasoning, reply, problems),
+        truncated=False,
+    )
+
+
+def longer_is_better(question):
+    """Prefers the longer reply; abstains where one says so."""
+    first, second = (question.split(f"=== reply {name} ===\n")[1].split("\n===")[0] for name in "AB")
+    if "abstain" in question:
+        return JudgeAnswer("no")
+    comparison = "both are equal" if len(first) == len(second) else f"{'a' if len(first) > len(second) else 'b'} is better"
+    verdict = {"comparison": comparison}
+    if "Say besides" in question:
+        verdict["criteria"] = [{"a": "kind" in first, "b": "kind" in second}, {"a": "rude" in first, "b": "rude" in second}]
+    return JudgeAnswer(json.dumps(verdict))
+
+
+def judge():
+    return Judge("longer", longer_is_better, JudgePrompt(), most_abstentions=1.0)
+
+
+JUDGED = JudgeConfig(url="http://localhost/v1", model="m")
+
+
+def test_parts_add_up_with_their_weights():
+    config = RLConfig(
+        rollout=RolloutConfig(max_new_tokens=10),
+        rewards=(
+            RewardConfig(
+                verifier="number",
+                verifier_weight=0.8,
+                format_weight=0.2,
+                judge_weight=0.5,
+                overlong_weight=0.1,
+                overlong_free=2,
+            ),
+        ),
+        judge=JUDGED,
+    )
+    rewards = Rewards(config, judge())
+    good, wrong, bad = rewards(
+        [
+            rollout("it is 7", tokens=6, reference_reply="7"),
+            rollout("8", reference_reply="long reference"),
+            rollout("7", reasoning="", reference_reply="7"),
+        ]
+    )
+    assert good.value == pytest.approx(0.8 + 0.2 + 0.5 * 2 / 3 - 0.1 * 4 / 8)
+    assert wrong.value == pytest.approx(0.2 - 0.5 * 2 / 3 - 0.1 * 2 / 8)
+    assert bad.value == pytest.approx(0.8 - 0.1 * 2 / 8)
+    assert (good.right, wrong.right) == (True, False)
+    assert good.parts == pytest.approx({"verifier": 1, "format": 1, "overlong": -0.5, "preference": 2 / 3, "flips": 0})
+
+
+def test_a_rubric_takes_the_place_of_preference():
+    rubric = (Criterion("kind", 5.0), Criterion("rude", -3.0))
+    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
+    (reward,) = Rewards(config, judge())([rollout("kind and rude", reference_reply="rude", rubric=rubric)])
+    assert reward.value == pytest.approx((5 - 3) / 5 - (-3 / 5))
+    assert reward.parts["rubric_score"] == pytest.approx(0.4)
+
+
+def test_without_a_verdict_there_is_no_reward():
+    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED)
+    none, some = Rewards(config, judge())([rollout("abstain", reference_reply="x"), rollout("xx", reference_reply="x")])
+    assert none.value is None
+    assert some.value == pytest.approx(1 + 2 / 3)
+
+
+def test_each_source_has_its_reward():
+    config = RLConfig(
+        rewards=(RewardConfig(format_weight=1.0), RewardConfig(sources=("sums",), verifier="number", verifier_weight=2.0))
+    )
+    first, second = Rewards(config, None)([rollout("8"), rollout("7", source="sums")])
+    assert (first.value, second.value) == (1.0, 2.0)
+    with pytest.raises(ConfigError, match="no reward is for the source 's'"):
+        RLConfig(rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)).reward_of("s")
+    with pytest.raises(ConfigError, match="sums have more than one"):
+        RLConfig(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
+
+
+def test_a_record_without_what_its_reward_needs_is_named():
+    rewards = Rewards(RLConfig(rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED), judge())
+    with pytest.raises(DataError, match=r"file:1: .* has no 'answer'"):
+        rewards.require(rollout(answer=None).record)
+    with pytest.raises(DataError, match=r"file:1: .* has no 'reference_reply'"):
+        rewards.require(rollout().record)
+    rewards.require(rollout(reference_reply="x").record)
+
+
+def passed(rollouts, old=0.0, reference=0.0, values=0.0):
+    return Passed(*([np.full(len(one.reply), value, np.float32) for one in rollouts] for value in (old, reference, values)))
+
+
+def test_prompts_that_are_too_hard_or_too_easy_are_left_out():
+    rollouts = [rollout(group=group) for group in range(3) for _ in range(4)]
+    right = [0, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1]
+    rewards = [Reward(float(one), {}, bool(one)) for one in right]
+    found = token_advantages(rollouts, rewards, passed(rollouts), PolicyConfig(keep_right=(1, 3)), beta=0)
+    assert found.valid.tolist() == [False] * 4 + [True] * 4 + [False] * 4
+    weights = loss_weights(rollouts, found.valid, PolicyConfig())
+    assert [float(weight.sum()) for weight in weights] == pytest.approx([0] * 4 + [0.25] * 4 + [0] * 4)
+
+
+def test_advantages_compare_the_replies_to_one_prompt():
+    rollouts = [rollout(group=0, tokens=2), rollout(group=0, tokens=5), rollout(group=0, tokens=1), rollout(group=1)]
+    rewards = [Reward(1.0, {}), Reward(0.0, {}), Reward(None, {}), Reward(5.0, {})]
+    found = token_advantages(rollouts, rewards, passed(rollouts), PolicyConfig(baseline="rloo"), beta=0)
+    expected = [np.full(2, 1.0), np.full(5, -1.0), np.zeros(1), np.zeros(4)]
+    for ours, theirs in zip(found.advantages, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_kl_in_the_reward_is_k1_of_every_token():
+    rollouts = [rollout(group=0, tokens=2), rollout(group=0, tokens=5)]
+    rewards = [Reward(1.0, {}), Reward(1.0, {})]
+    config = PolicyConfig(baseline="rloo", kl_in="reward")
+    found = token_advantages(rollouts, rewards, passed(rollouts, old=-1.0, reference=-1.5), config, beta=0.1)
+    difference = -0.1 * 0.5 * (2 - 5)
+    np.testing.assert_allclose(found.advantages[0], difference, rtol=1e-5)
+    np.testing.assert_allclose(found.advantages[1], -difference, rtol=1e-5)
