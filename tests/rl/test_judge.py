@@ -1,8 +1,5 @@
 """Judges behind a real HTTP server: slow, failing, dying; the cache; what they are asked."""
 
-import http.server
-import json
-import threading
 import time
 
 import pytest
@@ -13,62 +10,7 @@ from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError, Pair
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import Abstention, Verdict
 from stepaudio_jax.text import AudioPart, Message, TextPart
-
-
-class JudgeServer:
-    """Prefers the longer reply; `trouble` decides what happens to a request before it is answered."""
-
-    def __init__(self):
-        self.requests, self.open, self.most_open = [], 0, 0
-        self.trouble = lambda number, handler: False
-        lock = threading.Lock()
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.requests.append((self.path, dict(self.headers), body))
-                    number = len(server.requests)
-                    server.open += 1
-                    server.most_open = max(server.most_open, server.open)
-                try:
-                    if not server.trouble(number, self):
-                        self.reply(200, {"choices": [{"message": {"content": answer(body)}, "finish_reason": "stop"}]})
-                finally:
-                    with lock:
-                        server.open -= 1
-
-            def reply(self, status, value, headers=()):
-                data = value if isinstance(value, bytes) else json.dumps(value).encode()
-                self.send_response(status)
-                for name, text in headers:
-                    self.send_header(name, text)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def answer(body):
-    question = body["messages"][0]["content"]
-    first = question.split("=== reply A ===\n")[1].split("\n=== reply B ===")[0]
-    second = question.split("=== reply B ===\n")[1].split("\n=== end ===")[0]
-    better = "a is better" if len(first) > len(second) else "b is better" if len(first) < len(second) else "both are equal"
-    verdict = {"comparison": better}
-    if "Say besides" in question:
-        verdict["criteria"] = [{"a": "ok" in first, "b": "ok" in second}]
-    return f"Thinking.\n{json.dumps(verdict)}"
+from tests.rl.judge_server import JudgeServer
 
 
 @pytest.fixture

@@ -1,0 +1,120 @@
+"""A run of `launch.train` that learns from rewards, killed at every kind of moment: it goes on exactly where it was."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from tests.end_to_end.runs import metrics, run, start
+from tests.rl.judge_server import JudgeServer
+from tests.rl.small_stage import write_prompts
+
+pytestmark = pytest.mark.slow  # runs, started again and again
+
+STEPS = 5
+CONFIG = """
+import dataclasses
+import pathlib
+
+from stepaudio_jax.config import JudgeConfig, RewardConfig
+from tests.rl.small_stage import stage_config
+
+FOLDER = pathlib.Path({folder!r})
+
+
+def get_config():
+    config = stage_config(FOLDER, FOLDER / "prompts.jsonl", steps={steps})
+    stage = config.stages[0]
+    rl = dataclasses.replace(
+        stage.rl,
+        rewards=(RewardConfig(judge_weight=1.0, verifier="tests.rl.small_stage:even", verifier_weight=0.5),),
+        judge=JudgeConfig(url={url!r}, model="judge", key_variable=""),
+    )
+    return dataclasses.replace(config, stages=(dataclasses.replace(stage, rl=rl),))
+"""
+
+
+@pytest.fixture
+def server():
+    server = JudgeServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def folder(tmp_path, server):
+    write_prompts(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line | {"reference_reply": "a reply of some words"} for line in lines]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    config = CONFIG.format(folder=str(tmp_path), url=server.url, steps=STEPS)
+    (tmp_path / "config.py").write_text(config, encoding="utf-8")
+    return tmp_path
+
+
+def arguments(folder, name):
+    return ["-m", "launch.train", f"--config={folder / 'config.py'}", f"--config.run_dir={folder / name}"]
+
+
+def computed(run_dir):
+    timing = ("seconds/", "clips_encoded")
+    return [{name: value for name, value in line.items() if not name.startswith(timing)} for line in metrics(run_dir)]
+
+
+def logged(run_dir):
+    return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
+
+
+def test_killed_while_writing_judging_learning_and_saving(folder, server):
+    unbroken, killed = folder / "unbroken", folder / "killed"
+    ended = run(*arguments(folder, unbroken.name))
+    assert ended.returncode == 0, ended.stderr
+    assert len(computed(unbroken)) == STEPS
+    asked = len(server.requests)
+
+    rng = random.Random(0)
+    begun = asked
+    moments = (
+        lambda: len(server.requests) > begun + 3,  # the first questions of a run's first step are being answered
+        lambda: logged(killed) >= 1,  # then it saves
+        lambda: any(".orbax-checkpoint-tmp" in path.name for path in killed.glob("checkpoints/*/*")),
+        lambda: logged(killed) >= 3,
+    )
+    for number, moment in enumerate(moments):
+        process = start(*arguments(folder, killed.name))
+        while process.poll() is None and not moment():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.5) if number == 3 else 0)  # writing the next step's replies, or learning from them
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"kill {number}: {errors}"
+    ended = run(*arguments(folder, killed.name))
+    assert ended.returncode == 0, ended.stderr
+    assert computed(killed) == computed(unbroken)
+    assert (killed / "samples.jsonl").read_bytes() == (unbroken / "samples.jsonl").read_bytes()
+    questions = [body["messages"][0]["content"] for _, _, body in server.requests[asked:]]
+    again = len(questions) - len(set(questions))
+    assert again <= 8 * len(moments)  # at most those that were on their way, eight at a time, when it was killed
+
+
+def test_a_judge_that_abstains_too_often_ends_the_run_with_everything_saved(folder, server):
+    broken = folder / "broken"
+    steps_judged = 2 * 16 * 2  # both orders of every pair of two steps, where no two are alike
+    server.trouble = lambda number, handler: number > steps_judged and _empty(handler)
+    ended = run(*arguments(folder, broken.name))
+    assert ended.returncode == 1
+    assert "gave no verdict on" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    done = logged(broken)
+    assert (broken / "checkpoints" / "0_rlvr" / str(done)).is_dir()
+    server.trouble = lambda number, handler: False
+    ended = run(*arguments(folder, broken.name))
+    assert ended.returncode == 0, ended.stderr
+    assert len(computed(broken)) == STEPS
+
+
+def _empty(handler):
+    handler.reply(200, {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]})
+    return True
