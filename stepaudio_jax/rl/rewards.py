@@ -18,7 +18,7 @@ class Reward:
     Attributes:
         value: the sum of its parts; None where the judge abstained: the rollout is then learnt from in no way.
         parts: by name, before their weights.
-        right: whether a verifier found it right; None where none was asked.
+        right: whether a verifier found it wholly right; None where none was asked.
     """
 
     value: float | None
@@ -82,8 +82,8 @@ class Rewards:
         right = None
         if config.verifier_weight:
             assert rollout.record.answer is not None
-            right = self._verifiers[config.verifier](rollout.written.reply, rollout.record.answer)
-            parts["verifier"] = float(right)
+            parts["verifier"] = float(self._verifiers[config.verifier](rollout.written.reply, rollout.record.answer))
+            right = parts["verifier"] >= 1
         parts["format"] = format_reward(rollout.written)
         if config.overlong_weight:
             most = self._config.rollout.max_new_tokens

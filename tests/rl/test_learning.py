@@ -1,0 +1,149 @@
+"""Rewards are learnt from: digits that are to be counted on, and a digit that only the speaker's voice tells."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.config import (
+    AugmentationConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    InitialWeights,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SourceConfig,
+    StageConfig,
+)
+from stepaudio_jax.corpus import write_corpus
+from stepaudio_jax.rl import POLICY_STAGE
+from stepaudio_jax.training import train
+
+pytestmark = pytest.mark.slow  # minutes each
+
+BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
+SHAPE = {"rows": 16, "tokens_per_row": 256, "chunks_per_row": 4, "frames_per_chunk": 224}
+
+
+def prefix(reply: str, answer: str) -> float:
+    """How much of the answer the reply begins with."""
+    same = 0
+    for ours, theirs in zip(reply, answer, strict=False):
+        if ours != theirs:
+            break
+        same += 1
+    return same / len(answer) if len(reply) <= len(answer) else 0.0
+
+
+def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Config:
+    """A short stage that teaches the form of the answers, digits drawn at random; then one that learns which are right."""
+    optimizer = OptimizerConfig(name="muon", learning_rate=5e-4, muon_learning_rate=0.005, decay="constant", weight_decay=0.0)
+    form = StageConfig(
+        name="form",
+        steps=40,
+        data=DataConfig(sources=(SourceConfig(path=str(folder / "form.jsonl")),), **SHAPE),
+        optimizer=optimizer,
+    )
+    policy = StageConfig(
+        name="policy",
+        steps=steps,
+        objective="policy",
+        data=DataConfig(
+            sources=(SourceConfig(path=str(folder / "prompts.jsonl")),),
+            augmentation=AugmentationConfig(silence_probability=float(silenced)),
+            **SHAPE,
+        ),
+        optimizer=dataclasses.replace(optimizer, learning_rate=3e-4, muon_learning_rate=0.003),
+        rl=RLConfig(
+            rollout=RolloutConfig(prompts=16, samples=16, max_new_tokens=12, slots=64),
+            rewards=(RewardConfig(verifier="tests.rl.test_learning:prefix", verifier_weight=1.0),),
+            policy=PolicyConfig(baseline="rloo", kl_coefficient=0.0),
+        ),
+    )
+    return Config(
+        run_dir=str(folder / ("silenced" if silenced else "run")),
+        initial=InitialWeights(model=str(BASE)),
+        stages=(form, policy),
+        compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
+        checkpoint=CheckpointConfig(every_steps=0),
+    )
+
+
+def write(folder: pathlib.Path, prompts: list[dict], replies: list[str]) -> None:
+    """Dialogues with these replies, and the same ones to be answered."""
+
+    def lines(records: list[dict]) -> str:
+        return "".join(json.dumps(record) + "\n" for record in records)
+
+    answered = [
+        {"messages": [*prompt["messages"], {"role": "assistant", "content": reply}]}
+        for prompt, reply in zip(prompts, replies, strict=True)
+    ]
+    (folder / "form.jsonl").write_text(lines(answered), encoding="utf-8")
+    (folder / "prompts.jsonl").write_text(lines(prompts), encoding="utf-8")
+
+
+def rewards(run: Config) -> list[float]:
+    lines = (pathlib.Path(run.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line["reward"] for line in map(json.loads, lines) if line["stage"] == "policy"]
+
+
+def test_digits_are_counted_on(tmp_path):
+    """Three digits after the one that is given; a reward for each that is right, if those before it are."""
+    rng = np.random.default_rng(0)
+    starts = [number % 6 + 1 for number in range(300)]
+    prompts = [
+        {
+            "messages": [{"role": "user", "content": f"Count on from {start}."}],
+            "answer": "".join(str(start + more) for more in (1, 2, 3)),
+        }
+        for start in starts
+    ]
+    write(tmp_path, prompts, ["".join(map(str, rng.integers(1, 10, 3))) for _ in prompts])
+    run = config(tmp_path, steps=120)
+    train(run, {"policy": POLICY_STAGE})
+    found = rewards(run)
+    assert np.mean(found[:3]) < 0.3
+    assert np.mean(found[-5:]) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """Clips whose speaker's gender says which of two digits is right."""
+    folder = tmp_path_factory.mktemp("voices")
+    write_corpus(folder / "corpus", "quickstart", clips=600, per_task=16)
+    prompts = []
+    for line in (folder / "corpus" / "train" / "heard.jsonl").read_text(encoding="utf-8").splitlines():
+        (heard, _), *_ = (message["content"] for message in json.loads(line)["messages"][:1])
+        if gender := heard.get("attributes", {}).get("gender"):
+            heard["audio"] = str(folder / "corpus" / "train" / heard["audio"])
+            parts = [heard, {"type": "text", "text": "Which digit?"}]
+            prompts.append({"messages": [{"role": "user", "content": parts}], "answer": {"female": "1", "male": "2"}[gender]})
+    rng = np.random.default_rng(0)
+    count = {answer: sum(prompt["answer"] == answer for prompt in prompts) for answer in ("1", "2")}
+    few = min(count.values())
+    kept = [[prompt for prompt in prompts if prompt["answer"] == answer][:few] for answer in ("1", "2")]
+    prompts = [prompt for pair in zip(*kept, strict=True) for prompt in pair]
+    write(folder, prompts, [str(digit) for digit in rng.integers(1, 3, len(prompts))])
+    return folder
+
+
+def test_a_digit_that_the_voice_tells_is_learnt_by_hearing(voices):
+    run = config(voices, steps=60)
+    train(run, {"policy": POLICY_STAGE})
+    found = rewards(run)
+    assert 0.3 < np.mean(found[:2]) < 0.7
+    assert np.mean(found[-5:]) >= 0.9
+
+
+def test_and_not_without_hearing(voices):
+    run = config(voices, steps=60, silenced=True)
+    train(run, {"policy": POLICY_STAGE})
+    assert 0.35 < np.mean(rewards(run)[-20:]) < 0.65
