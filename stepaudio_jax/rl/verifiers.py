@@ -8,7 +8,7 @@ from types import MappingProxyType
 from stepaudio_jax.text import ParsedReply
 
 Verifier = Callable[[str, str], float]
-"""(reply, answer of the record) -> 1 or True where the reply is right; less, down to 0, where it is so in part or not at all."""
+"""(reply, answer of the record) -> 1 or True where the reply is right, down to 0 or False where nothing of it is."""
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 _CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-Z])\)?(?![A-Za-z'])")
