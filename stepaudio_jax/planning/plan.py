@@ -5,6 +5,7 @@ from typing import Any
 
 from stepaudio_jax.config import Config
 from stepaudio_jax.planning.collectives import collective_bytes
+from stepaudio_jax.planning.page import heading, memory, size, verdict
 from stepaudio_jax.planning.program import compile_step, compiler_version, topology_devices
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import step_flops
@@ -74,9 +75,9 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     version = compiler_version()
     devices = topology_devices(topology)
     step = compile_step(config, index, devices)
-    memory = step.compiled.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used = step.compiled.memory_analysis()
+    peak = used.argument_size_in_bytes + used.temp_size_in_bytes
+    peak += used.output_size_in_bytes - used.alias_size_in_bytes
     available = topology.chip.memory_bytes - RESERVED_BYTES
     flops = step_flops(config.model, config.stages[index])
     sent = collective_bytes(step.compiled.as_text())
@@ -92,11 +93,11 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
         fits=peak <= available,
         memory_bytes_per_chip=available,
         peak_bytes_per_chip=peak,
-        argument_bytes_per_chip=memory.argument_size_in_bytes,
+        argument_bytes_per_chip=used.argument_size_in_bytes,
         parameter_bytes_per_chip=step.parameter_bytes,
         optimizer_bytes_per_chip=step.optimizer_bytes,
-        temporary_bytes_per_chip=memory.temp_size_in_bytes,
-        code_bytes_per_chip=memory.generated_code_size_in_bytes,
+        temporary_bytes_per_chip=used.temp_size_in_bytes,
+        code_bytes_per_chip=used.generated_code_size_in_bytes,
         flops_per_step=flops,
         tokens_per_step=data.rows * data.tokens_per_row,
         collective_bytes_per_chip=sent,
@@ -112,24 +113,20 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
 
 def as_text(plan: Plan) -> str:
     """The plan as a page of text; bytes in 10^9."""
-
-    def size(count: float) -> str:
-        return f"{count / 1e9:8.2f} GB"
-
-    mesh = " x ".join(f"{axis} {devices}" for axis, devices in plan.mesh.items() if devices > 1) or "1 chip"
-    spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+    parts = {
+        "parameters": plan.parameter_bytes_per_chip,
+        "optimizer": plan.optimizer_bytes_per_chip,
+        "all arguments": plan.argument_bytes_per_chip,
+        "temporaries": plan.temporary_bytes_per_chip,
+        "peak": plan.peak_bytes_per_chip,
+        "available": plan.memory_bytes_per_chip,
+        "program": plan.code_bytes_per_chip,
+    }
+    what = f"stage {plan.stage}"
     lines = [
-        f"stage {plan.stage} on {plan.topology}: {plan.chips} chips, mesh {mesh}",
-        f"compiled by {plan.compiler_version} in {plan.compile_seconds:.0f} s",
-        "",
+        *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
         "memory of a chip",
-        f"  parameters          {size(plan.parameter_bytes_per_chip)}",
-        f"  optimizer           {size(plan.optimizer_bytes_per_chip)}",
-        f"  all arguments       {size(plan.argument_bytes_per_chip)}",
-        f"  temporaries         {size(plan.temporary_bytes_per_chip)}",
-        f"  peak                {size(plan.peak_bytes_per_chip)}",
-        f"  available           {size(plan.memory_bytes_per_chip)}",
-        f"  program             {size(plan.code_bytes_per_chip)}",
+        *memory(parts),
         "",
         f"a step of {plan.tokens_per_step} tokens",
         f"  {plan.flops_per_step / 1e15:.2f} PFLOP: {plan.compute_seconds:.3f} s at the chips' peak",
@@ -137,7 +134,7 @@ def as_text(plan: Plan) -> str:
         f"  interconnect: {plan.interconnect_seconds:.3f} s at its peak",
         f"  no faster than {plan.roofline_step_seconds:.3f} s, MFU at most {100 * plan.mfu_bound:.0f} %",
         "",
-        f"it fits, {size(spare).strip()} to spare" if plan.fits else f"it does NOT fit: {size(-spare).strip()} too much",
+        verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
     ]
     if plan.settings:
         lines.append("with " + " ".join(f"--config.{setting}" for setting in plan.settings))

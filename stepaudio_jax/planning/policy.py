@@ -13,6 +13,7 @@ from stepaudio_jax.data import outputs_per_chunk
 from stepaudio_jax.generation.layout import row_parts, weight_shardings
 from stepaudio_jax.models import abstract_parameters, cache_bytes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.plan import RESERVED_BYTES
 from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
@@ -113,29 +114,25 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
 
 def policy_as_text(plan: PolicyPlan) -> str:
     """The plan as a page of text; bytes in 10^9."""
-
-    def size(count: float) -> str:
-        return f"{count / 1e9:8.2f} GB"
-
-    mesh = " x ".join(f"{axis} {devices}" for axis, devices in plan.mesh.items() if devices > 1) or "1 chip"
-    spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+    parts = {
+        "policy": plan.policy_bytes_per_chip,
+        "reference": plan.reference_bytes_per_chip,
+        "optimizer": plan.optimizer_bytes_per_chip,
+        "gradients": plan.gradient_bytes_per_chip,
+        "the engine's copy": plan.engine_bytes_per_chip,
+        "KV cache": plan.cache_bytes_per_chip,
+        "temporaries": plan.temporary_bytes_per_chip,
+        "peak": plan.peak_bytes_per_chip,
+        "available": plan.memory_bytes_per_chip,
+    }
+    what = f"stage {plan.stage}"
     return "\n".join(
         [
-            f"stage {plan.stage} on {plan.topology}: {plan.chips} chips, mesh {mesh}",
-            f"compiled by {plan.compiler_version} in {plan.compile_seconds:.0f} s",
-            "",
+            *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
             "memory of a chip",
-            f"  policy              {size(plan.policy_bytes_per_chip)}",
-            f"  reference           {size(plan.reference_bytes_per_chip)}",
-            f"  optimizer           {size(plan.optimizer_bytes_per_chip)}",
-            f"  gradients           {size(plan.gradient_bytes_per_chip)}",
-            f"  the engine's copy   {size(plan.engine_bytes_per_chip)}",
-            f"  KV cache            {size(plan.cache_bytes_per_chip)}",
-            f"  temporaries         {size(plan.temporary_bytes_per_chip)}",
-            f"  peak                {size(plan.peak_bytes_per_chip)}",
-            f"  available           {size(plan.memory_bytes_per_chip)}",
+            *memory(parts),
             "",
-            f"it fits, {size(spare).strip()} to spare" if plan.fits else f"it does NOT fit: {size(-spare).strip()} too much",
+            verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
         ]
     )
 

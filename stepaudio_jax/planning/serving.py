@@ -23,6 +23,7 @@ from stepaudio_jax.models import (
     unstack,
 )
 from stepaudio_jax.parallel import make_mesh, replicated
+from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.plan import RESERVED_BYTES
 from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
@@ -116,27 +117,22 @@ def plan_serving(
 
 def serving_as_text(plan: ServingPlan) -> str:
     """The plan as a page of text; bytes in 10^9."""
-
-    def size(count: float) -> str:
-        return f"{count / 1e9:8.2f} GB"
-
-    mesh = " x ".join(f"{axis} {devices}" for axis, devices in plan.mesh.items() if devices > 1) or "1 chip"
-    spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+    parts = {
+        "parameters": plan.parameter_bytes_per_chip,
+        "cache": plan.cache_bytes_per_chip,
+        "temporaries": plan.temporary_bytes_per_chip,
+        "peak": plan.peak_bytes_per_chip,
+        "available": plan.memory_bytes_per_chip,
+    }
     what = f"{plan.slots} slots" if plan.program == "decode" else "a prompt"
     return "\n".join(
         [
-            f"{plan.program} on {plan.topology}: {plan.chips} chips, mesh {mesh}",
-            f"compiled by {plan.compiler_version} in {plan.compile_seconds:.0f} s",
-            "",
+            *heading(plan.program, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
             f"memory of a chip, {what} of {plan.slot_tokens} tokens, cache in {plan.cache_dtype}",
-            f"  parameters          {size(plan.parameter_bytes_per_chip)}",
-            f"  cache               {size(plan.cache_bytes_per_chip)}",
-            f"  temporaries         {size(plan.temporary_bytes_per_chip)}",
-            f"  peak                {size(plan.peak_bytes_per_chip)}",
-            f"  available           {size(plan.memory_bytes_per_chip)}",
+            *memory(parts),
             "",
             f"no faster than {1e3 * plan.step_seconds:.2f} ms, at most {plan.tokens_per_second:.0f} tokens/s",
-            f"it fits, {size(spare).strip()} to spare" if plan.fits else f"it does NOT fit: {size(-spare).strip()} too much",
+            verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
         ]
     )
 
@@ -167,9 +163,9 @@ def _compile(
             audio = whole(jnp.float32, slot_tokens, engine.config.decoder.hidden)
             traced = device.prefill.trace(engine, parameters, tokens, whole(jnp.int32), audio, is_audio)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    memory = compiled.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used = compiled.memory_analysis()
+    peak = used.argument_size_in_bytes + used.temp_size_in_bytes
+    peak += used.output_size_in_bytes - used.alias_size_in_bytes
     available = topology.chip.memory_bytes - RESERVED_BYTES
     weights, cache = shard_bytes(parameters), shard_bytes(held.caches)
     if program == "decode":
@@ -188,8 +184,8 @@ def _compile(
         fits=peak <= available,
         memory_bytes_per_chip=available,
         peak_bytes_per_chip=peak,
-        argument_bytes_per_chip=memory.argument_size_in_bytes,
-        temporary_bytes_per_chip=memory.temp_size_in_bytes,
+        argument_bytes_per_chip=used.argument_size_in_bytes,
+        temporary_bytes_per_chip=used.temp_size_in_bytes,
         parameter_bytes_per_chip=weights,
         cache_bytes_per_chip=cache if program == "decode" else 0,
         step_seconds=seconds,
