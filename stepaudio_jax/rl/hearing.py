@@ -42,17 +42,8 @@ class Hearing:
         self._encode, self._adapt = jax.jit(encode, out_shardings=whole), jax.jit(adapt, out_shardings=whole)
 
     def features(self, parameters: Parameters, prompts: Sequence[Prompt]) -> list[NDArray[np.float32]]:
-        """Of each prompt [C,E,H_encoder] f32, on the host: the features of its chunks, zero beyond each.
-
-        Raises:
-            ValueError: a chunk is longer than `data.frames_per_chunk`.
-        """
+        """Of each prompt [C,E,H_encoder] f32, on the host: the features of its chunks, zero beyond each."""
         chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
-        for chunk in chunks:
-            if chunk.shape[1] > self._frames:
-                raise ValueError(
-                    f"a clip has a chunk of {chunk.shape[1]} mel frames, more than frames_per_chunk={self._frames}; raise it"
-                )
         self.encoded += len(chunks)
         encoded = self._in_groups(functools.partial(self._encode_group, parameters), chunks)
         ends = np.cumsum([0, *(len(prompt.chunks) for prompt in prompts)])

@@ -58,7 +58,8 @@ class Iteration:
         self._stage, self._tokenizer, self._definition = config.stages[index], tokenizer, start.definition
         self._seed = config.seed + index
         rl = self._stage.rl
-        self._stream = PromptStream(self._stage.data, tokenizer, model.length_convention, seed=self._seed)
+        new_tokens = rl.rollout.max_new_tokens
+        self._stream = PromptStream(self._stage.data, tokenizer, model, seed=self._seed, new_tokens=new_tokens)
         self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
         self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
         self._rewards = Rewards(rl, make_judge(config, self._stage, mesh))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Array, outputs_per_chunk
+from stepaudio_jax.data import Array, DataError, outputs_per_chunk
 from stepaudio_jax.rl.rollouts import Rollout
 
 
@@ -51,7 +51,7 @@ class Layout:
         data: the sizes of a row; the number of rows becomes a multiple of `data.rows`.
 
     Raises:
-        ValueError: a rollout does not fit an empty row.
+        DataError: a rollout does not fit an empty row.
     """
 
     def __init__(self, rollouts: Sequence[Rollout], data: DataConfig):
@@ -64,7 +64,7 @@ class Layout:
         for rollout in rollouts:
             size, chunks = len(rollout.prompt_tokens) + len(rollout.reply), len(rollout.chunk_tokens)
             if size > data.tokens_per_row or chunks > data.chunks_per_row:
-                raise ValueError(
+                raise DataError(
                     f"{rollout.record.origin}: prompt and reply have {size} tokens and {chunks} audio chunks; a row holds "
                     f"tokens_per_row={data.tokens_per_row} and chunks_per_row={data.chunks_per_row}; raise them"
                 )

@@ -7,7 +7,6 @@ import pathlib
 from jax.sharding import Mesh
 
 from stepaudio_jax.config import Config, ConfigError, ModelConfig, StageConfig
-from stepaudio_jax.generation import require_fit
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.judge import JudgeError
@@ -23,7 +22,7 @@ from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
 from stepaudio_jax.training.start import describe_stage, start_stage
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
-_LOOKED_AT = 256  # records of a source, before anything is written
+_LOOKED_AT, _READ = 256, 8  # records of a source looked at before anything is written, and those of them whose clips are read
 
 
 def run_policy_stage(
@@ -98,7 +97,7 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
     Raises:
         DataError, ConfigError: naming file and line, or the key.
     """
-    stream = PromptStream(stage.data, tokenizer, model.length_convention, seed=0)
+    stream = PromptStream(stage.data, tokenizer, model, seed=0, new_tokens=stage.rl.rollout.max_new_tokens)
     try:
         rewards = Rewards(stage.rl, None)
         JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.levels)
@@ -108,8 +107,7 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
         records = [source[number] for number in range(min(_LOOKED_AT, len(source)))]
         for record in records:
             rewards.require(record)
-        for prompt in stream.prompts(0, records[:8]):
-            require_fit(prompt, model, new_tokens=stage.rl.rollout.max_new_tokens, slot_tokens=stage.data.tokens_per_row)
+        stream.prompts(0, records[:_READ])
 
 
 POLICY_STAGE = StageKind(check_policy_stage, run_policy_stage)

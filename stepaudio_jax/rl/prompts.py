@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import AudioError, load_audio
-from stepaudio_jax.config import DataConfig, LengthConvention
+from stepaudio_jax.config import DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import DataError, JsonlSource, Record, training_streams
-from stepaudio_jax.generation import Prompt, hear_prompt
+from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 
@@ -19,12 +19,13 @@ class PromptStream:
     Args:
         data: sources and their weights; `augmentation.silence_probability` silences that share of the prompts.
         tokenizer: of the model.
-        convention: of the model: how audio tokens are counted.
+        model: that answers.
         seed: of the order.
+        new_tokens: that a reply may have.
     """
 
-    def __init__(self, data: DataConfig, tokenizer: Tokenizer, convention: LengthConvention, *, seed: int):
-        self._data, self._tokenizer, self._convention, self._seed = data, tokenizer, convention, seed
+    def __init__(self, data: DataConfig, tokenizer: Tokenizer, model: ModelConfig, *, seed: int, new_tokens: int):
+        self._data, self._tokenizer, self._model, self._seed, self._new_tokens = data, tokenizer, model, seed, new_tokens
         self._sources = [JsonlSource(source) for source in data.sources]
         lengths, weights = [len(source) for source in self._sources], [source.weight for source in data.sources]
         (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1)
@@ -43,7 +44,7 @@ class PromptStream:
         """The records' dialogues, rendered, their clips read.
 
         Raises:
-            DataError: naming the record's file and line.
+            DataError: one cannot be read or does not fit a row with its reply; naming the record's file and line.
         """
         rng = np.random.default_rng((self._seed, step))
         silent = rng.random(len(records)) < self._data.augmentation.silence_probability
@@ -53,9 +54,15 @@ class PromptStream:
     def _prompt(self, record: Record, silent: bool) -> Prompt:
         try:
             segments = render_prompt(record.messages, self._tokenizer)
-            return hear_prompt(segments, self._tokenizer, self._convention, read=_silence if silent else load_audio)
-        except (AudioError, TextError) as error:
+            read = _silence if silent else load_audio
+            prompt = hear_prompt(segments, self._tokenizer, self._model.length_convention, read=read)
+            require_fit(prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.tokens_per_row)
+        except (AudioError, TextError, GenerationError) as error:
             raise DataError(f"{record.origin}: {error}") from None
+        for name, needed in (("chunks_per_row", len(prompt.chunks)), ("frames_per_chunk", prompt.longest_chunk)):
+            if needed > getattr(self._data, name):
+                raise DataError(f"{record.origin}: the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}")
+        return prompt
 
 
 def _silence(source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]:

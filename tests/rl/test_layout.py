@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Record
+from stepaudio_jax.data import DataError, Record
 from stepaudio_jax.rl.layout import Layout
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import ParsedReply
@@ -105,7 +105,7 @@ def test_rows_are_a_multiple_of_a_batch(rollouts):
 
 
 def test_what_does_not_fit_a_row_is_named():
-    with pytest.raises(ValueError, match="file:3: prompt and reply have 41 tokens and 0 audio chunks"):
+    with pytest.raises(DataError, match="file:3: prompt and reply have 41 tokens and 0 audio chunks"):
         Layout([rollout(3, 30, 11)], DATA)
-    with pytest.raises(ValueError, match=r"have 9 tokens and 3 audio chunks; a row holds .* chunks_per_row=2"):
+    with pytest.raises(DataError, match=r"have 9 tokens and 3 audio chunks; a row holds .* chunks_per_row=2"):
         Layout([rollout(3, 8, 1, (1, 1, 1))], DATA)

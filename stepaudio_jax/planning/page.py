@@ -1,0 +1,25 @@
+"""What the pages of all plans have in common."""
+
+from collections.abc import Mapping
+
+
+def size(count: float) -> str:
+    """Bytes in 10^9, in a column."""
+    return f"{count / 1e9:8.2f} GB"
+
+
+def heading(what: str, topology: str, chips: int, mesh: Mapping[str, int], compiler_version: str, seconds: float) -> list[str]:
+    """The first lines: what was planned, where, and by which compiler."""
+    axes = " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
+    return [f"{what} on {topology}: {chips} chips, mesh {axes}", f"compiled by {compiler_version} in {seconds:.0f} s", ""]
+
+
+def memory(parts: Mapping[str, int]) -> list[str]:
+    """A line for each part of a chip's memory."""
+    return [f"  {name:20s}{size(taken)}" for name, taken in parts.items()]
+
+
+def verdict(available: int, peak: int) -> str:
+    """Whether it fits, and by how much."""
+    spare = available - peak
+    return f"it fits, {size(spare).strip()} to spare" if spare >= 0 else f"it does NOT fit: {size(-spare).strip()} too much"
