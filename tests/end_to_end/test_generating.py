@@ -8,6 +8,8 @@ import pytest
 
 from tests.end_to_end.runs import run, start
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 12
 
 

@@ -57,11 +57,13 @@ def test_in_fp32_they_are_the_same(dialogues):
     assert differences(dialogues, "float32").max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_in_bf16_a_ratio_is_off_by_less_than_two_percent_in_the_mean(dialogues):
     off = differences(dialogues, "bfloat16")
     assert np.exp(off).mean() < 1.02
 
 
+@pytest.mark.slow
 def test_with_an_int8_cache_by_less_than_five_percent(dialogues):
     off = differences(dialogues, "bfloat16", cache_dtype="int8")
     assert np.exp(off).mean() < 1.05

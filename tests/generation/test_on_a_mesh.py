@@ -9,6 +9,8 @@ import pytest
 
 from tests.generation.eight_devices import MESHES
 
+pytestmark = pytest.mark.slow  # every program on four layouts
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):

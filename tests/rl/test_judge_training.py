@@ -99,7 +99,7 @@ def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tm
     model = base()
     template = tmp_path / "prompt.txt"
     template.write_text("{dialogue} {reply_a} {reply_b} {criteria} {form} {comparisons}", encoding="utf-8")
-    judge = ModelJudge(model, slots=4, max_tokens=8)
+    judge = ModelJudge(model, slots=4, max_tokens=24)
     judged = Judge(judge.name, judge, JudgePrompt(template), together=True, most_abstentions=1.0)
     report = report_on(judged, list(read_jsonl(records(tmp_path, preference(0), preference(1)))))
     assert report.abstained == 1

@@ -29,16 +29,18 @@ def difference(ours, theirs):
     return max(jax.tree.leaves(apart)) / max(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "temperature", [0.5, pytest.param(0.9, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts, temperature):
-    _, (figures,) = run_stage(stage_config(tmp_path, prompts, steps=1, rollout={"temperature": temperature}))
+    _, (figures,) = run_stage(stage_config(tmp_path, prompts, steps=1, rollout={"temperature": temperature, "prompts": 6}))
     assert figures["reply_kl"] == 0
     assert figures["kl"] == 0
     assert figures["clip_fraction"] == 0
     assert figures["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of weights that add up to 1
     assert figures["engine_mismatch"] < 1.001
     assert 0 < figures["reward"] < 1
-    assert figures["clips_encoded"] == 2  # of four prompts, each answered four times
+    assert figures["clips_encoded"] == 3  # of six prompts, each answered four times
 
 
 def test_equal_rewards_change_nothing(tmp_path, prompts):
@@ -58,6 +60,7 @@ def test_a_step_changes_the_policy_and_nothing_frozen(plain):
     assert not np.array_equal(after["decoder"]["embedding"], before["decoder"]["embedding"])
 
 
+@pytest.mark.slow
 def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=2)
     stage = dataclasses.replace(config.stages[0], trainable=(), lora=LoRAConfig(rank=4))
@@ -83,6 +86,7 @@ def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
     assert difference(after, plain[0]) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_value_head_learns_what_a_state_is_worth(tmp_path, prompts):
     policy = {"baseline": "gae", "kl_in": "reward", "trace_decay": 0.95, "value_clip": None, "value_coefficient": 1.0}
     after, figures = run_stage(stage_config(tmp_path, prompts, steps=4, policy=policy))
@@ -91,6 +95,7 @@ def test_a_value_head_learns_what_a_state_is_worth(tmp_path, prompts):
     assert set(after) == {"encoder", "adaptor", "decoder"}
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
