@@ -1,8 +1,8 @@
 """RLHF of Step-Audio-R1.5 (32 B) in one joint stage, preference and rubric together, for a v5p pod slice of 128 chips.
 
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:4x4x8
-python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 --config.stages.rlhf.lora.rank=32 \
-  --config.stages.rlhf.trainable='("adaptor",)' --config.stages.rlhf.data.rows=32
+python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 --config.stages.rlhf.trainable='("adaptor",)' \
+  --config.stages.rlhf.lora.rank=32 --config.stages.rlhf.data.rows=32
 python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR --config.stages.rlhf.data.sources.0.path=FILE \
   --config.stages.rlhf.rl.judge.url=http://JUDGE/v1 --config.stages.rlhf.rl.judge.model=NAME
 """
