@@ -58,11 +58,13 @@ class Iteration:
         self._stage, self._tokenizer, self._definition = config.stages[index], tokenizer, start.definition
         self._seed = config.seed + index
         rl = self._stage.rl
+        # For models that write: cut as for training, their weights would be gathered for every token.
+        writing = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rl.rollout.tensor, slices=config.mesh.slices))
         new_tokens = rl.rollout.max_new_tokens
         self._stream = PromptStream(self._stage.data, tokenizer, model, seed=self._seed, new_tokens=new_tokens)
         self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
         self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
-        self._rewards = Rewards(rl, make_judge(config, self._stage, mesh))
+        self._rewards = Rewards(rl, make_judge(config, self._stage, writing))
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
         self._engine = Engine(
             model,
@@ -72,7 +74,7 @@ class Iteration:
             slots=rl.rollout.slots,
             slot_tokens=min(self._stage.data.tokens_per_row, model.decoder.max_positions),
             cache_dtype=rl.rollout.cache_dtype or None,
-            mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rl.rollout.tensor, slices=config.mesh.slices)),
+            mesh=writing,
         )
 
     def write(self, state: TrainState, step: int) -> tuple[list[Rollout], list[Reward], dict[str, float]]:
@@ -83,7 +85,7 @@ class Iteration:
             JudgeError: the judge abstained too often.
         """
         rollout = self._stage.rl.rollout
-        began = time.perf_counter()
+        began, encoded = time.perf_counter(), self._hearing.encoded
         parameters = self._definition.folded(policy_parameters(state))
         records = self._stream.records(step - 1, rollout.prompts)
         for record in records:
@@ -103,7 +105,7 @@ class Iteration:
         rewards = self._rewards(rollouts)
         judged = time.perf_counter()
         seconds = {"seconds/hear": heard - began, "seconds/rollout": ended - heard, "seconds/reward": judged - ended}
-        return rollouts, rewards, seconds | {"clips_encoded": float(self._hearing.encoded)}
+        return rollouts, rewards, seconds | {"clips_encoded": float(self._hearing.encoded - encoded)}
 
     def learn(
         self, state: TrainState, rollouts: Sequence[Rollout], rewards: Sequence[Reward], controller: KLController

@@ -59,8 +59,7 @@ def arguments(folder, name):
 
 
 def computed(run_dir):
-    timing = ("seconds/", "clips_encoded")
-    return [{name: value for name, value in line.items() if not name.startswith(timing)} for line in metrics(run_dir)]
+    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in metrics(run_dir)]
 
 
 def logged(run_dir):
