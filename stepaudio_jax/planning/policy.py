@@ -149,7 +149,6 @@ def _abstract_batch(config: Config, stage: StageConfig, mesh: Mesh) -> tuple[Rol
     batch = RolloutBatch(
         **{name: array(jnp.int32, tokens) for name in names},
         features=array(jnp.float32, data.chunks_per_row, 2 * outputs_per_chunk(data.frames_per_chunk), model.encoder.hidden),
-        written=array(jnp.float32, tokens),
     )
     return batch, Learning(*(array(jnp.float32, tokens) for _ in dataclasses.fields(Learning)))
 

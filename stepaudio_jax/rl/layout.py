@@ -22,7 +22,6 @@ class RolloutBatch:
 
     tokens, targets, positions, segment_ids, audio_slot [B,T] i32: as in `data.Batch`.
     features: [B,C,E,H_encoder], the encoder's of each chunk, zero beyond it.
-    written: [B,T] f32, 1 where the target is a token that the policy wrote.
     """
 
     tokens: Array
@@ -31,7 +30,6 @@ class RolloutBatch:
     segment_ids: Array
     audio_slot: Array
     features: Array
-    written: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +101,6 @@ class Layout:
             segment_ids=np.zeros((rows, tokens), np.int32),
             audio_slot=np.full((rows, tokens), -1, np.int32),
             features=np.zeros((rows, chunks if width[0] else 0, *width), np.float32),
-            written=self.spread([np.ones(len(rollout.reply), np.float32) for rollout in self._rollouts]),
         )
         per_chunk = outputs_per_chunk(self._data.frames_per_chunk)
         for rollout, place in zip(self._rollouts, self._places, strict=True):

@@ -22,7 +22,7 @@ Sums = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """What is learnt from a rollout batch, each [B,T] f32 at the places of its `written`, 0 elsewhere.
+    """What is learnt from a rollout batch, each [B,T] f32 at the places whose targets the policy wrote, 0 elsewhere.
 
     weights: of each token in the loss, divided by their global sum already: the losses of all batches add up to the whole one.
     advantages, returns; old_logprobs: of the policy that wrote, by the trainer; sampler_logprobs: by the engine;

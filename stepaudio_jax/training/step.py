@@ -24,6 +24,9 @@ TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 EvaluationStep = Callable[[Parameters, Batch], Metrics]
 
 
+_fold = jax.jit(fold_low_rank, static_argnums=2)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -62,8 +65,7 @@ class ModelDefinition:
         """Encoder, adaptor and decoder as they are without this stage: heads are left out, narrow matrices folded in."""
         parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA, VALUE, REFERENCE)}
         if LORA in parameters:
-            fold = jax.jit(fold_low_rank, static_argnames="scale")
-            parts["decoder"] = fold(parts["decoder"], parameters[LORA], scale=self.lora_scale)
+            parts["decoder"] = _fold(parts["decoder"], parameters[LORA], self.lora_scale)
         return parts
 
 

@@ -69,8 +69,9 @@ def test_every_rollout_stands_whole_in_a_segment_of_its_own(rollouts):
             assert batch.targets[row][here].tolist() == [*found[-1][1:], PAD]
     assert sorted(found) == sorted((*one.prompt_tokens, *one.reply) for one in rollouts)
     assert (batch.tokens[batch.segment_ids == 0] == PAD).all()
-    assert batch.written.sum() == sum(len(one.reply) for one in rollouts)
-    written = [batch.targets[row][batch.written[row] > 0].tolist() for row in range(layout.rows)]
+    wrote = layout.spread([np.ones(len(one.reply), np.float32) for one in rollouts])
+    assert wrote.sum() == sum(len(one.reply) for one in rollouts)
+    written = [batch.targets[row][wrote[row] > 0].tolist() for row in range(layout.rows)]
     assert sorted(itertools.chain.from_iterable(written)) == sorted(token for one in rollouts for token in one.reply)
 
 
