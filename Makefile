@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint quickstart tiny-base clean
+.PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +26,12 @@ lint: setup
 
 quickstart: setup
 	$(BIN)/python -m launch.quickstart
+
+quickstart-rlhf: setup
+	$(BIN)/python -m launch.quickstart_rlhf
+
+trap: setup
+	$(BIN)/python -m launch.quickstart_rlhf --arms rlvr joint sequential --seeds 3
 
 tiny-base: setup
 	$(BIN)/python -m launch.tiny_base

@@ -6,13 +6,14 @@ from stepaudio_jax.evaluation.logged_run import ReportError
 from stepaudio_jax.evaluation.questions import answer_questions, read_questions, silence
 from stepaudio_jax.evaluation.report import write_report
 from stepaudio_jax.evaluation.statistics import Interval, wilson_interval
-from stepaudio_jax.evaluation.table import Results, as_markdown, as_text
+from stepaudio_jax.evaluation.table import Results, Table, as_markdown, as_text
 
 __all__ = [
     "Answer",
     "Interval",
     "ReportError",
     "Results",
+    "Table",
     "TaskScore",
     "answer_questions",
     "as_markdown",

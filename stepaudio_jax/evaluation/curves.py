@@ -7,6 +7,19 @@ from stepaudio_jax.evaluation.logged_run import LoggedRun
 
 _NEXT_TOKEN, _TOTAL = "loss/next_token", "loss"
 _COUNTS = ("records", "skipped_")  # running counts, which are no curves
+# Of a stage that learns from rewards, each in total and, as "NAME/SOURCE", by source.
+_REWARDED: tuple[tuple[str, str, str, Scale], ...] = (
+    ("reward", "Reward", "mean", "around"),
+    ("win_rate", "Win rate", "against the reference reply", "from zero"),
+    ("reward_rubric_score", "Rubric score", "share of its weights", "around"),
+    ("reward_verifier", "Verified", "share of replies", "from zero"),
+    ("reply_tokens", "Reply", "tokens", "from zero"),
+    ("reasoning_tokens", "Reasoning", "tokens", "from zero"),
+    ("well_formed", "Well-formed", "share of replies", "from zero"),
+    ("truncated", "Truncated", "share of replies", "from zero"),
+    ("abstained", "Abstentions of the judge", "share of replies", "from zero"),
+    ("distinct_2", "Distinct pairs of words", "share", "from zero"),
+)
 
 
 def charts(run: LoggedRun) -> list[Chart]:
@@ -33,6 +46,12 @@ def charts(run: LoggedRun) -> list[Chart]:
     drawn += _chart(run, "Audio", "seconds heard a second", "from zero", {"audio_seconds_per_second": "training"})
     drawn += _chart(run, "Steps", "a second", "from zero", {"steps_per_second": "training"})
     drawn += _chart(run, "Waiting for data", "share of the time", "from zero", {"data_wait_share": "training"})
+    for figure, title, unit, scale in _REWARDED:
+        by_source = {name: name.removeprefix(f"{figure}/") for name in names if name.startswith(f"{figure}/")}
+        drawn += _chart(run, title, unit, scale, {figure: "all"} | by_source)
+    drawn += _chart(run, "KL", "nats a reply, to what the stage began with", "from zero", {"reply_kl": "policy"})
+    parts = {name: name.removeprefix("seconds/") for name in names if name.startswith("seconds/")}
+    drawn += _chart(run, "Time", "seconds a step", "from zero", parts)
     known = {_TOTAL} if _NEXT_TOKEN in names else set()
     known |= {series.figure for chart in drawn for series in chart.series}
     for name in names:

@@ -13,6 +13,7 @@ from stepaudio_jax.evaluation.examples import choose_examples, example_card
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.evaluation.logged_run import LoggedRun, read_run
 from stepaudio_jax.evaluation.markup import Html, element, escaped, joined
+from stepaudio_jax.evaluation.replies import replies_table
 from stepaudio_jax.evaluation.results_section import results_table
 from stepaudio_jax.evaluation.run_summary import run_facts, stage_table
 from stepaudio_jax.evaluation.table import Results
@@ -27,7 +28,7 @@ def write_report(
     results: Results | None = None,
     answers: Sequence[Answer] = (),
 ) -> pathlib.Path:
-    """Writes the report of a run, finished or not: results, curves, examples, configuration.
+    """Writes the report of a run, finished or not: results, curves, replies of a policy, examples, configuration.
 
     Args:
         path: the HTML file. It appears when it is complete.
@@ -48,6 +49,7 @@ def write_report(
     sections = {
         "Results": results_table(results) if results is not None else None,
         "Curves": _curves(run),
+        "Replies": replies_table(run.folder),
         "Examples": _examples(choose_examples(answers)) if answers else None,
         "Configuration": _configuration(run),
     }

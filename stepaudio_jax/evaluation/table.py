@@ -60,9 +60,9 @@ def tabulate(results: Results) -> Table:
     return Table(tuple(header), rows, (*_silence_notes(results), *_malformed_notes(results)))
 
 
-def as_text(results: Results) -> str:
-    """The table in columns, for a terminal."""
-    table = tabulate(results)
+def as_text(table: Results | Table) -> str:
+    """A table in columns, for a terminal."""
+    table = tabulate(table) if isinstance(table, Results) else table
     lines = [table.header, *table.rows]
     widths = [max(_columns(line[column]) for line in lines) for column in range(len(table.header))]
     rule = ["-" * width for width in widths]
@@ -70,9 +70,9 @@ def as_text(results: Results) -> str:
     return "\n".join([*padded, *table.notes]) + "\n"
 
 
-def as_markdown(results: Results) -> str:
-    """The table in Markdown, for a model card."""
-    table = tabulate(results)
+def as_markdown(table: Results | Table) -> str:
+    """A table in Markdown, for a model card."""
+    table = tabulate(table) if isinstance(table, Results) else table
     rule = ["---"] + ["---:"] * (len(table.header) - 1)
     lines = [f"| {' | '.join(_markdown(cell) for cell in line)} |" for line in (table.header, rule, *table.rows)]
     notes = "".join(f"\n{_markdown(note)}\n" for note in table.notes)

@@ -1,31 +1,25 @@
 """Asking a generative judge: at once for many pairs, each in both orders, never twice for the same question.
 
 A judge is anything that turns questions into answers (`Ask`): a server that speaks OpenAI's protocol (`rl.endpoint`), or one of
-our own models. What it cannot answer becomes an abstention.
+our own models. What it cannot answer becomes an abstention. Of several processes the first asks, and tells the others.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import pathlib
-import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax
+
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.parallel import gather_json
+from stepaudio_jax.rl.answer_cache import AnswerCache, JudgeAnswer
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import Abstention, Verdict, parse_verdict
 from stepaudio_jax.text import Message
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeAnswer:
-    """What a judge wrote, and whether it was cut at its limit of length."""
-
-    text: str
-    truncated: bool = False
 
 
 class JudgeError(RuntimeError):
@@ -100,7 +94,7 @@ class Judge:
 
     def ask_ahead(self, pair: Pair) -> None:
         """Begins to ask about a pair that `judge` will be called with, where the judge can, and returns at once."""
-        if self._together:
+        if self._together or jax.process_index() != 0:
             return
         for question, _ in self._questions(pair):
             self._begin(question)
@@ -127,11 +121,19 @@ class Judge:
         return judgements
 
     def _ask_each(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
-        """Asks what the cache cannot answer; returns what went wrong, by key."""
-        for text, _ in questions:
-            self._begin(text)
-        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
-        self._asking.clear()
+        """Asks what the cache cannot answer, in the first process; returns what went wrong, by key."""
+        said: tuple[dict[str, str], dict[str, Any]] | None = None
+        if jax.process_index() == 0:
+            for text, _ in questions:
+                self._begin(text)
+            failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
+            self._asking.clear()
+            keys = {self._key(text) for text, _ in questions} - failures.keys()
+            said = failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
+        failures, answers = gather_json(said)[0]
+        for key, answer in answers.items():
+            if key not in self._answers:
+                self._answers.add(key, JudgeAnswer(**answer))
         return failures
 
     def _ask_together(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
@@ -174,42 +176,3 @@ class Judge:
 
     def _key(self, question: str) -> str:
         return hashlib.sha256(json.dumps([self._name, question]).encode()).hexdigest()
-
-
-class AnswerCache:
-    """Answers by the hash of what was asked; in a file, one JSON object a line, which is only ever added to."""
-
-    def __init__(self, path: str | os.PathLike[str] | None):
-        self._answers: dict[str, JudgeAnswer] = {}
-        self._lock = threading.Lock()
-        self._file = None
-        if path is None:
-            return
-        file = pathlib.Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if file.exists():
-            with file.open("rb") as lines:
-                for line in lines:
-                    if not line.endswith(b"\n"):
-                        break  # it was being written when the process died
-                    value = json.loads(line)
-                    self._answers[value["key"]] = JudgeAnswer(value["text"], value["truncated"])
-                    whole += len(line)
-        self._file = file.open("r+b" if file.exists() else "wb")
-        self._file.truncate(whole)
-        self._file.seek(whole)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._answers
-
-    def __getitem__(self, key: str) -> JudgeAnswer:
-        return self._answers[key]
-
-    def add(self, key: str, answer: JudgeAnswer) -> None:
-        """Keeps an answer; it is on disk when this returns."""
-        with self._lock:
-            self._answers[key] = answer
-            if self._file is not None:
-                self._file.write(json.dumps({"key": key, **dataclasses.asdict(answer)}, ensure_ascii=False).encode() + b"\n")
-                self._file.flush()

@@ -127,7 +127,7 @@ def test_a_curve_is_not_drawn_across_stages(tmp_path):
 def test_every_figure_is_in_one_chart(tmp_path):
     figures = ["loss", "loss/next_token", "loss/ctc", "loss/attributes", "token_accuracy", "gradient_norm", "tokens_per_second"]
     figures += ["audio_seconds_per_second", "steps_per_second", "data_wait_share", "learning_rate/adamw", "learning_rate/muon"]
-    figures += ["evaluation/loss", "evaluation/token_accuracy", "reward", "kl"]
+    figures += ["evaluation/loss", "evaluation/token_accuracy", "reward", "reward/talk", "kl", "seconds/rollout"]
     write_run(tmp_path, [("sft", 5, dict.fromkeys([*figures, "records", "records/a", "skipped_bad_audio"], 1.0))])
     found = charts(read_run(tmp_path))
     assert sorted(series.figure for chart in found for series in chart.series) == sorted(figures)
@@ -139,7 +139,9 @@ def test_every_figure_is_in_one_chart(tmp_path):
         ("loss/attributes", "attributes"),
     ]
     assert len(by_title["Learning rate"]) == 2
-    assert by_title["reward"] == [("reward", "reward")]
+    assert by_title["Reward"] == [("reward", "all"), ("reward/talk", "talk")]
+    assert by_title["Time"] == [("seconds/rollout", "rollout")]
+    assert by_title["kl"] == [("kl", "kl")]
 
 
 def test_the_total_is_left_out_where_it_is_the_only_term(tmp_path):

@@ -110,6 +110,21 @@ def test_results_and_examples(run_dir, tmp_path, clip):
         np.testing.assert_allclose(heard, soundfile.read(clip, dtype="float32")[0], atol=1 / 32768)
 
 
+def test_replies_of_a_policy_are_shown_escaped(run_dir, tmp_path):
+    sample = {"stage": "rlhf", "id": "a", "source": "talk", "reasoning": HOSTILE, "reply": HOSTILE, "reference_reply": None}
+    samples = [
+        sample | {"step": step, "answer": "7", "reward": None if step == 1 else 0.5, "parts": {}} for step in range(1, 30)
+    ]
+    samples[-1]["parts"] = {"preference": 0.25}
+    lines = "".join(json.dumps(one) + "\n" for one in samples)
+    (run_dir / "samples.jsonl").write_text(lines + '{"stage": "rl', encoding="utf-8")  # it was being written
+    page = Page(write_report(tmp_path / "report.html", run_dir, "A run"))
+    assert not page.named("script")
+    text = " ".join(page.text)
+    for said in ("The first replies of 6 of 29 steps.", "no verdict", "preference 0.25", "#replies"):
+        assert said in text or said in [attributes["href"] for attributes in page.named("a")]
+
+
 def test_the_page_needs_nothing_else(run_dir, tmp_path, clip):
     path = write_report(tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=clip)])
     page = Page(path)

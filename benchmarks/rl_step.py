@@ -1,0 +1,269 @@
+"""One iteration of reinforcement learning: what takes how long, and samples a second beside TRL's GRPOTrainer.
+
+`python -m benchmarks.rl_step` first times an iteration on spoken prompts with a judge of our own, part by part, and counts what
+the encoder heard; then the same decoder on text-only prompts, ours against TRL's, on a CPU in fp32: the same prompts, group
+size, reply length, KL to a reference, AdamW. The sides take turns, each in a process of its own. Needs `pip install trl`.
+
+`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours only.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import soundfile
+
+from benchmarks.contest import Step, contest
+from stepaudio_jax.audio import SAMPLE_RATE
+from stepaudio_jax.config import (
+    AdaptorConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    JudgeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SourceConfig,
+    StageConfig,
+)
+from stepaudio_jax.hub import save_checkpoint
+from stepaudio_jax.models import initial_parameters
+from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.rl.iteration import Iteration
+from stepaudio_jax.rl.objective import KLController
+from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.start import describe_stage, start_stage
+
+OURS, PEER = "stepaudio_jax", "TRL"
+BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"  # whose tokenizer both sides use
+PROMPTS, SAMPLES, NEW_TOKENS, PROMPT_BYTES = 8, 8, 64, 48
+CLIP_S, CLIPS = 5.0, 2  # of each spoken prompt
+BETA = 0.01
+
+
+def cpu_model() -> ModelConfig:
+    """A decoder of 28 M parameters."""
+    return ModelConfig(
+        encoder=EncoderConfig(hidden=384, heads=6, layers=4),
+        adaptor=AdaptorConfig(ffn=512),
+        decoder=DecoderConfig(
+            vocab_size=1024, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=1024
+        ),
+        length_convention="vllm",
+    )
+
+
+def gpu_model() -> ModelConfig:
+    """Qwen2.5-1.5B's decoder with the tokenizer's vocabulary padded to its own, and Qwen2-Audio's encoder."""
+    decoder = DecoderConfig(
+        vocab_size=151936, hidden=1536, ffn=8960, layers=28, heads=12, kv_heads=2, head_dim=128, max_positions=4096
+    )
+    return ModelConfig(decoder=decoder, length_convention="vllm")
+
+
+def parity(reply: str, answer: str) -> bool:
+    """A reward that about half of all replies get: `benchmarks.rl_step:parity`."""
+    return sum(reply.encode()) % 2 == 0
+
+
+def questions(count: int) -> list[str]:
+    """Texts of PROMPT_BYTES letters."""
+    rng = np.random.default_rng(0)
+    return ["".join(map(chr, rng.integers(97, 123, PROMPT_BYTES))) for _ in range(count)]
+
+
+def write_prompts(folder: pathlib.Path, *, spoken: bool) -> pathlib.Path:
+    """Records to be answered, their clips noise."""
+    rng = np.random.default_rng(1)
+    lines = []
+    for number, text in enumerate(questions(PROMPTS)):
+        parts: list[dict[str, str]] = []
+        for clip in range(CLIPS if spoken else 0):
+            name = f"{number}-{clip}.wav"
+            soundfile.write(folder / name, rng.normal(0, 0.1, int(CLIP_S * SAMPLE_RATE)).astype(np.float32), SAMPLE_RATE)
+            parts.append({"type": "audio", "audio": name})
+        content = [*parts, {"type": "text", "text": text}]
+        lines.append({"messages": [{"role": "user", "content": content}], "answer": "", "reference_reply": text})
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+class OurIteration:
+    """An iteration after another on random weights, whose end of the turn is the least probable token: replies are whole."""
+
+    def __init__(self, folder: pathlib.Path, model: ModelConfig, compute: ComputeConfig, *, spoken: bool, judged: bool):
+        self.tokenizer = Tokenizer.from_folder(BASE)
+        parameters = initial_parameters(model, jax.random.key(0), compute)
+        head = parameters["decoder"]["head"]["kernel"]
+        parameters["decoder"]["head"]["kernel"] = head.at[:, self.tokenizer.special.eot].set(0.0)
+        reward, judge = RewardConfig(verifier="benchmarks.rl_step:parity", verifier_weight=1.0), JudgeConfig()
+        if judged:
+            save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
+            judge = JudgeConfig(folder=str(folder / "judge"), slots=PROMPTS * SAMPLES, max_tokens=32, most_abstentions=1.0)
+            reward = RewardConfig(judge_weight=1.0)
+        tokens = 384 if spoken else 128
+        stage = StageConfig(
+            name="speed",
+            steps=1000,
+            objective="policy",
+            data=DataConfig(
+                sources=(SourceConfig(path=str(write_prompts(folder, spoken=spoken))),),
+                rows=8,
+                tokens_per_row=4 * tokens,
+                chunks_per_row=2 * CLIPS if spoken else 0,
+                frames_per_chunk=int(CLIP_S * 100) + 4,
+            ),
+            optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
+            rl=RLConfig(
+                rollout=RolloutConfig(prompts=PROMPTS, samples=SAMPLES, max_new_tokens=NEW_TOKENS, slots=PROMPTS * SAMPLES),
+                rewards=(reward,),
+                judge=judge,
+                policy=PolicyConfig(baseline="grpo", kl_coefficient=BETA),
+            ),
+            trainable=("adaptor", "decoder") if spoken else ("decoder",),
+        )
+        config = Config(run_dir=str(folder), stages=(stage,), model=model, compute=compute)
+        mesh = make_mesh(config.mesh)
+        start = describe_stage(config, 0, model, mesh)
+        self.state = start_stage(config, 0, model, start, parameters)
+        self.iteration = Iteration(config, 0, model, self.tokenizer, mesh, start, self.state)
+        self.controller, self.step = KLController(BETA, None, 1), 0
+
+    def run(self) -> dict[str, float]:
+        """One iteration; its figures."""
+        self.step += 1
+        rollouts, rewards, seconds = self.iteration.write(self.state, self.step)
+        self.state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
+        written = sum(len(rollout.reply) for rollout in rollouts)
+        if written != PROMPTS * SAMPLES * NEW_TOKENS:
+            raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: a reply ended early")
+        return figures | seconds
+
+
+def our_step() -> Step:
+    """Text-only prompts."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
+    return OurIteration(folder, cpu_model(), compute, spoken=False, judged=False).run
+
+
+class _Gate:
+    """Lets a trainer's loop do one step at a time: made into one of its callbacks by `trl_step`."""
+
+    def __init__(self) -> None:
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.error: BaseException | None = None
+
+    def __call__(self) -> None:
+        self.go.release()
+        self.done.acquire()
+        if self.error is not None:
+            raise self.error
+
+
+def trl_step() -> Step:
+    """The same by TRL: its trainer runs in a thread, a step whenever it is asked for one."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from tests.qwen2 import qwen2_config
+
+    gate = _Gate()
+
+    class Pause(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            gate.go.acquire()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            gate.done.release()
+            gate.go.acquire()
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [float(parity(completion, "")) for completion in completions]
+
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=PROMPTS * SAMPLES,
+        num_generations=SAMPLES,
+        max_completion_length=NEW_TOKENS,
+        generation_kwargs={"min_new_tokens": NEW_TOKENS},
+        beta=BETA,
+        learning_rate=1e-6,
+        max_steps=1_000_000,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1_000_000,
+    )
+    trainer = GRPOTrainer(
+        model=Qwen2ForCausalLM(qwen2_config(cpu_model().decoder)),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": text} for text in questions(PROMPTS)]),
+        processing_class=AutoTokenizer.from_pretrained(BASE, padding_side="left"),
+        callbacks=[Pause()],
+    )
+
+    def work() -> None:
+        try:
+            trainer.train()
+        except BaseException as error:  # told to the process that waits
+            gate.error = error
+            gate.done.release()
+
+    threading.Thread(target=work, daemon=True).start()
+    return gate
+
+
+def parts(figures: Sequence[Mapping[str, float]]) -> str:
+    """Median seconds of each part of an iteration."""
+    names = [name for name in figures[0] if name.startswith("seconds/")]
+    medians = {name.removeprefix("seconds/"): float(np.median([one[name] for one in figures])) for name in names}
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in medians.items())
+
+
+def main() -> None:
+    """Prints the parts of an iteration, then the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    options = parser.parse_args()
+    folder = pathlib.Path(tempfile.mkdtemp())
+    if options.shapes == "gpu":
+        compute = ComputeConfig(dtype="bfloat16", remat="full", loss_chunks=8)
+        ours = OurIteration(folder, gpu_model(), compute, spoken=True, judged=False)
+        figures = [ours.run() for _ in range(20)]
+        print(f"20 iterations of {PROMPTS} x {SAMPLES} replies: {parts(figures[1:])}")
+        print(f"mean exp |log p of the engine - of the trainer|: {max(one['engine_mismatch'] for one in figures):.4f} at most")
+        return
+    compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
+    ours = OurIteration(folder, cpu_model(), compute, spoken=True, judged=True)
+    figures = [ours.run() for _ in range(4)][1:]
+    print(f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, judged: {parts(figures)}")
+    print(f"chunks encoded: {figures[0]['clips_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
+    del ours
+    taken = contest({OURS: our_step, PEER: trl_step}, rounds=options.rounds, steps=1)
+    for name, seconds in taken.items():
+        print(f"{name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")
+    print(f"ratio {taken[PEER] / taken[OURS]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Where the demonstration of RLHF starts: a model that answers in any manners, so that rewards can choose."""
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    InitialWeights,
+    OptimizerConfig,
+    SourceConfig,
+    StageConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        run_dir="runs/quickstart_rlhf/manners",
+        initial=InitialWeights(model="runs/quickstart/train/model"),
+        stages=(
+            StageConfig(
+                name="manners",
+                steps=100,
+                data=DataConfig(
+                    sources=(SourceConfig(path="runs/quickstart_rlhf/data/manners.jsonl"),),
+                    rows=8,
+                    tokens_per_row=480,
+                    chunks_per_row=7,
+                    frames_per_chunk=224,
+                ),
+                optimizer=OptimizerConfig(
+                    name="muon",
+                    learning_rate=4e-4,
+                    muon_learning_rate=0.004,
+                    decay="linear",
+                    final_learning_rate_fraction=0.05,
+                    weight_decay=0.01,
+                ),
+            ),
+        ),
+        compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
+        checkpoint=CheckpointConfig(every_steps=0),
+    )

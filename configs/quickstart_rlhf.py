@@ -1,0 +1,61 @@
+"""The demonstration of RLHF: preference and rubric judged together in one stage (`make quickstart-rlhf`, `make trap`).
+
+The other arms of `make trap` are this run with other rewards or prompts, see `stepaudio_jax.quickstart.trap`.
+"""
+
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    InitialWeights,
+    JudgeConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SourceConfig,
+    StageConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        run_dir="runs/quickstart_rlhf/joint",
+        initial=InitialWeights(model="runs/quickstart_rlhf/manners/model"),
+        stages=(
+            StageConfig(
+                name="joint",
+                steps=40,
+                objective="policy",
+                data=DataConfig(
+                    sources=(
+                        SourceConfig(path="runs/quickstart_rlhf/data/preference.jsonl"),
+                        SourceConfig(path="runs/quickstart_rlhf/data/rubric.jsonl"),
+                    ),
+                    rows=16,
+                    tokens_per_row=256,
+                    chunks_per_row=4,
+                    frames_per_chunk=224,
+                ),
+                optimizer=OptimizerConfig(
+                    name="muon", learning_rate=2e-4, muon_learning_rate=0.002, decay="constant", weight_decay=0.0
+                ),
+                rl=RLConfig(
+                    rollout=RolloutConfig(prompts=16, samples=8, max_new_tokens=48, slots=64),
+                    rewards=(RewardConfig(judge_weight=1.0),),
+                    judge=JudgeConfig(
+                        folder="runs/quickstart_rlhf/judge/model",
+                        prompt="configs/quickstart_judge.txt",
+                        levels=3,
+                        max_tokens=128,
+                        slots=64,
+                    ),
+                    policy=PolicyConfig(baseline="rloo", kl_coefficient=0.02),
+                ),
+            ),
+        ),
+        compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
+        checkpoint=CheckpointConfig(every_steps=20),
+    )

@@ -1,0 +1,47 @@
+"""The verifiable reward trap in miniature, and the way out: `python -m launch.quickstart_rlhf` (minutes on two cores).
+
+One seed of verifiable rewards alone, and of preference and rubric in one joint stage. What is there already is not made again:
+an interrupted command goes on. `make trap` is three seeds of all arms.
+"""
+
+import argparse
+import pathlib
+
+from launch.errors import reported
+
+_ARMS = ("rlvr", "joint", "sequential")
+
+
+def main() -> None:
+    """Parses arguments, runs what is missing, prints the table and what it shows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=_ARMS, default=_ARMS[:2])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--output", type=pathlib.Path, help="the table and what it shows, in Markdown")
+    options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds {options.seeds} must be at least 1")
+    with reported():
+        from stepaudio_jax.evaluation import as_markdown, as_text
+        from stepaudio_jax.quickstart.trap import START, Trap
+        from stepaudio_jax.quickstart.trap_measures import Measured
+        from stepaudio_jax.quickstart.trap_report import findings, judge_facts, results
+
+        trap = Trap.of_project()
+        judge = judge_facts(trap.prepare())
+        print(judge, flush=True)
+        runs: dict[str, list[Measured]] = {START: [trap.start()]}
+        for seed in range(options.seeds):
+            for arm in options.arms:
+                for name, measured in trap.run(arm, seed):
+                    runs.setdefault(name, []).append(measured)
+        table, said = results(runs), findings(runs)
+        print(as_text(table), *said, sep="\n")
+        print(f"curves, and replies to read: {trap.folder}/*/report.html")
+        if options.output is not None:
+            lines = [as_markdown(table), judge, "", *(f"* {one}" for one in said)]
+            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The synthetic rule behind the demonstration of RLHF: what the judge is taught, and what scores the runs that it rewarded.
+
+A reply is a terse answer ("female"), or it says more: a whole sentence, a kind word in front, an offer behind it. The rule
+likes these, and dislikes saying things twice; a right answer counts for more than all manners together. A request ("One word
+only.") asks for manners that the rule does not like by itself: they are what a rubric is about.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+_KIND, _OFFER = "Sure!", "More?"
+_RIGHT = 5.0  # more than the best manners are better than the worst
+
+
+@dataclasses.dataclass(frozen=True)
+class Manners:
+    """How an answer is given. What is said around it needs a sentence."""
+
+    sentence: bool = False
+    kind: bool = False
+    offer: bool = False
+    repeated: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.kind or self.offer or self.repeated) and not self.sentence:
+            raise ValueError("a kind word, an offer and a repetition stand around a sentence")
+
+    def word(self, answer: str) -> str:
+        """An answer in these manners."""
+        if not self.sentence:
+            return answer
+        said = [f"It is {answer}."] * (2 if self.repeated else 1)
+        return " ".join([_KIND] * self.kind + said + [_OFFER] * self.offer)
+
+
+def is_one_word(reply: str) -> bool:
+    """Nothing but an answer."""
+    return len(reply.split()) == 1
+
+
+def is_said_twice(reply: str) -> bool:
+    """The same sentence two times."""
+    said = re.findall(r"\bIt is [^.!?]+\.", reply)
+    return len(said) == 2 and said[0] == said[1]
+
+
+def _is_sentence(reply: str) -> bool:
+    return re.search(r"\bIt is [^.!?]+\.", reply) is not None
+
+
+def manners(reply: str) -> float:
+    """What the rule makes of a reply's manners: 0 for a terse one, at most 4."""
+    return (
+        2.0 * _is_sentence(reply)
+        + 1.0 * reply.startswith(_KIND)
+        + 1.0 * reply.rstrip().endswith(_OFFER)
+        - 2.0 * is_said_twice(reply)
+    )
+
+
+def is_right(reply: str, answer: str) -> bool:
+    """The reply names the answer, as words of its own, in whatever manners."""
+    return re.search(rf"(?<![\w+]){re.escape(answer)}(?![\w+])", reply) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Manners that a user asks for.
+
+    Attributes:
+        text: said behind the question.
+        criterion: of the rubric.
+        is_met: by a reply.
+        manners: of a reply that meets it.
+    """
+
+    text: str
+    criterion: str
+    is_met: Callable[[str], bool]
+    manners: Manners
+
+
+RIGHT_CRITERION = "The answer is right."
+REQUESTS: Mapping[str, Request] = MappingProxyType(
+    {
+        request.criterion: request
+        for request in (
+            Request("One word only.", "One word only.", is_one_word, Manners()),
+            Request("Say it twice.", "Said twice.", is_said_twice, Manners(sentence=True, repeated=True)),
+        )
+    }
+)
+
+
+def worth(reply: str, answer: str, request: Request | None = None) -> float:
+    """What the rule makes of a reply: rightness first, then the request where there is one, else manners."""
+    liked = manners(reply) if request is None else 4.0 * request.is_met(reply)
+    return _RIGHT * is_right(reply, answer) + liked
+
+
+def draw_manners(rng: np.random.Generator) -> Manners:
+    """Manners at random: a third of them terse."""
+    if rng.integers(3) == 0:
+        return Manners()
+    return Manners(True, *(bool(rng.integers(2)) for _ in range(3)))

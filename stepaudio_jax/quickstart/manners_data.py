@@ -1,0 +1,172 @@
+"""What the demonstration of RLHF learns from, made of the quickstart's corpus: answers in all manners, prompts, preferences.
+
+DIR/manners.jsonl              dialogues, each answer in manners drawn at random, whatever is asked for
+DIR/preference.jsonl           prompts to be answered, with answer and reference reply
+DIR/rubric.jsonl               the same with a request, and a rubric that asks whether it is met
+DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, and the judge's dialogues made of them
+DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices and phrases that none of the others has
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from stepaudio_jax.corpus import ATTRIBUTES, TASKS
+from stepaudio_jax.corpus.dialogues import QUESTIONS
+from stepaudio_jax.quickstart.manners import REQUESTS, RIGHT_CRITERION, Manners, Request, draw_manners, is_right, worth
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.judge_training import write_judge_data
+
+Json = dict[str, Any]
+TOPICS = ("gender", "rate", "pitch", "language", "keyword", "sum")
+HELD_OUT_PAIRS = 200
+_TOPIC_OF: Mapping[str, str] = {wording: topic for topic in TOPICS for wording in QUESTIONS[topic]}  # type: ignore[index]
+_RIGHT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
+_WRONG = 0.25  # of the replies that a judge learns from
+
+
+def write_manners_data(
+    corpus: pathlib.Path, output: pathlib.Path, prompt: JudgePrompt, *, per_task: int, seed: int = 0
+) -> None:
+    """Writes the folder, which appears once it is complete.
+
+    Args:
+        corpus: the quickstart's.
+        output: DIR.
+        prompt: the judge's template.
+        per_task: held-out questions of each task, every other one with a request.
+        seed: of every draw.
+    """
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rng = np.random.default_rng((seed, 7))
+    asked = list(_first_questions(corpus / "train" / "heard.jsonl", output))
+    held_out = [question for topic in TOPICS for question in _spread(corpus, topic, per_task, output)]
+    _write(partial / "manners.jsonl", (_in_some_manners(*one, rng) for one in asked))
+    prompts = [_to_be_answered(*one[:2], _maybe(rng), rng) for one in asked]
+    _write(partial / "preference.jsonl", (prompt for prompt in prompts if "rubric" not in prompt))
+    _write(partial / "rubric.jsonl", (prompt for prompt in prompts if "rubric" in prompt))
+    _write(partial / "pairs.jsonl", (_preference(*one[:2], rng) for one in asked for _ in range(2)))
+    pairs = (_preference(*held_out[int(index)], rng) for index in rng.permutation(len(held_out))[:HELD_OUT_PAIRS])
+    _write(partial / "held_out_pairs.jsonl", pairs)
+    _write(partial / "held_out_questions.jsonl", _questions(held_out, rng))
+    write_judge_data(partial / "pairs.jsonl", partial / "judge.jsonl", prompt)
+    partial.rename(output)
+
+
+def requested(messages: list[Json], request: Request) -> list[Json]:
+    """A dialogue whose question is followed by a request."""
+    *before, last = messages
+    *heard, question = last["content"]
+    return [*before, {**last, "content": [*heard, {**question, "text": f"{question['text']} {request.text}"}]}]
+
+
+def _first_questions(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple[list[Json], str, str]]:
+    """(dialogue up to its first question, answer, reasoning) of every one whose answer is a word that follows from the clip."""
+    for record in _records(path):
+        question, reply = record["messages"][:2]
+        topic = _TOPIC_OF.get(question["content"][-1].get("text", ""))
+        if topic is not None:
+            yield [_described(question, path.parent, folder)], reply["content"], reply["reasoning_content"]
+
+
+def _spread(corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path) -> list[tuple[list[Json], str]]:
+    """Some of a task's held-out questions, taken evenly, for they are in the order of their answers."""
+    path = corpus / "evaluation" / f"{topic}.jsonl"
+    records = _records(path)
+    chosen = [records[index * len(records) // count] for index in range(min(count, len(records)))]
+    return [([_described(record["messages"][0], path.parent, folder)], record["answer"]) for record in chosen]
+
+
+def _described(message: Json, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:
+    """The message with its clip told in words to a judge that reads: who speaks, and what is said."""
+    heard, *rest = message["content"]
+    known = [heard["attributes"][name] for name in ATTRIBUTES if name in heard["attributes"]]
+    audio = os.path.relpath((read_from / heard["audio"]).resolve(), written_to.resolve())
+    return {
+        **message,
+        "content": [{**heard, "audio": audio, "transcript": f"{', '.join(known)}: {heard['transcript']}"}, *rest],
+    }
+
+
+def _in_some_manners(messages: list[Json], answer: str, reasoning: str, rng: np.random.Generator) -> Json:
+    request = _maybe(rng)
+    asked = messages if request is None else requested(messages, request)
+    reply = {"role": "assistant", "reasoning_content": reasoning, "content": draw_manners(rng).word(answer)}
+    return {"messages": [*asked, reply]}
+
+
+def _to_be_answered(messages: list[Json], answer: str, request: Request | None, rng: np.random.Generator) -> Json:
+    """A prompt; its reference reply has good manners, though rarely the best, and does what is asked for."""
+    if request is None:
+        reference = Manners(True, bool(rng.integers(2)), bool(rng.integers(2))).word(answer)
+        return {"messages": messages, "answer": answer, "reference_reply": reference}
+    return {
+        "messages": requested(messages, request),
+        "answer": answer,
+        "reference_reply": request.manners.word(answer),
+        "rubric": rubric(request),
+    }
+
+
+def rubric(request: Request) -> list[Json]:
+    """What a reply to a request is held to."""
+    return [
+        {"criterion": RIGHT_CRITERION, "weight": _RIGHT_WEIGHT},
+        {"criterion": request.criterion, "weight": _REQUEST_WEIGHT},
+    ]
+
+
+def _preference(messages: list[Json], answer: str, rng: np.random.Generator) -> Json:
+    """Two replies to a dialogue, the better one by the rule as the reference; on a scale of three levels."""
+    request = _maybe(rng)
+    replies = [_some_reply(answer, request, rng) for _ in range(2)]
+    worths = [worth(reply, answer, request) for reply in replies]
+    better, worse = replies if worths[0] >= worths[1] else replies[::-1]
+    record: Json = {"messages": messages, "reference_reply": better, "rejected_reply": worse}
+    record["margin"] = int(worths[0] != worths[1])
+    if request is not None:
+        record["messages"], record["rubric"] = requested(messages, request), rubric(request)
+        for name, reply in (("reference_meets", better), ("rejected_meets", worse)):
+            record[name] = [is_right(reply, answer), request.is_met(reply)]
+    return record
+
+
+def _some_reply(answer: str, request: Request | None, rng: np.random.Generator) -> str:
+    if rng.random() < _WRONG:
+        others = next(task.answers for task in TASKS.values() if answer in task.answers)
+        answer = str(rng.choice([other for other in others if other != answer]))
+    if request is not None and rng.integers(2):
+        return request.manners.word(answer)
+    return draw_manners(rng).word(answer)
+
+
+def _questions(held_out: Iterable[tuple[list[Json], str]], rng: np.random.Generator) -> Iterator[Json]:
+    """Every other one with a request; each with a reference reply, to be compared with."""
+    requests = list(REQUESTS.values())
+    for number, (messages, answer) in enumerate(held_out):
+        request = requests[number // 2 % len(requests)] if number % 2 else None
+        yield _to_be_answered(messages, answer, request, rng)
+
+
+def _maybe(rng: np.random.Generator) -> Request | None:
+    """A request, every other time."""
+    requests = list(REQUESTS.values())
+    return None if rng.integers(2) else requests[int(rng.integers(len(requests)))]
+
+
+def _records(path: pathlib.Path) -> list[Json]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write(path: pathlib.Path, records: Iterable[Json]) -> None:
+    lines = (
+        json.dumps({"id": f"{path.stem}-{number:05d}", **record}, ensure_ascii=False) for number, record in enumerate(records)
+    )
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

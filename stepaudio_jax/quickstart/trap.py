@@ -1,0 +1,128 @@
+"""The verifiable reward trap in miniature: one model rewarded by verifiers alone, by a judge, and by a judge in two stages.
+
+Step-Audio-R1.5 reports that verifiable rewards alone make an audio model terse, that a judge of preference and rubric in one
+joint stage repairs it without losing accuracy, and that rubric and preference one after the other forget. Here a small model
+learns each way from the same start, with the same prompts and the same number of steps.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from stepaudio_jax.config import Config, JudgeConfig, RewardConfig, StageConfig, load_config
+from stepaudio_jax.corpus import write_corpus
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.evaluation import write_report
+from stepaudio_jax.generation import load_model
+from stepaudio_jax.quickstart.manners_data import write_manners_data
+from stepaudio_jax.quickstart.trap_measures import Measured, measure
+from stepaudio_jax.rl import POLICY_STAGE
+from stepaudio_jax.rl.judge import Judge
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.judge_training import JudgeReport, report_on
+from stepaudio_jax.rl.model_judge import ModelJudge
+from stepaudio_jax.training import train
+
+START = "start"
+RLVR, JOINT, RUBRIC, THEN_PREFERENCE = "rlvr", "joint", "rubric_only", "then_preference"
+ARMS: Mapping[str, tuple[str, ...]] = {"rlvr": (RLVR,), "joint": (JOINT,), "sequential": (RUBRIC, THEN_PREFERENCE)}
+"""What can be run: arm -> the models that it leaves, in order."""
+
+_LAST_STEPS = 5  # over which the KL is averaged
+
+
+@dataclasses.dataclass(frozen=True)
+class Trap:
+    """The demonstration's files.
+
+    Attributes:
+        folder: where everything goes, as the configurations have it: data, manners, judge, and the arms' runs.
+        corpus: the quickstart's, made where it is not there.
+        configs: of the quickstart, its manners, its judge and the joint stage, by those names.
+        per_task: held-out questions of each task.
+    """
+
+    folder: pathlib.Path
+    corpus: pathlib.Path
+    configs: Mapping[str, Config]
+    per_task: int
+
+    @classmethod
+    def of_project(cls) -> "Trap":
+        """With the project's configurations."""
+        files = ("quickstart", "quickstart_manners", "quickstart_judge", "quickstart_rlhf")
+        names = ("quickstart", "manners", "judge", "joint")
+        configs = {name: load_config(f"configs/{file}.py") for name, file in zip(names, files, strict=True)}
+        return cls(pathlib.Path("runs/quickstart_rlhf"), pathlib.Path("runs/corpus/quickstart"), configs, per_task=200)
+
+    @property
+    def questions(self) -> pathlib.Path:
+        """The held-out ones."""
+        return self.folder / "data" / "held_out_questions.jsonl"
+
+    def prepare(self) -> JudgeReport:
+        """Corpus, model, manners and judge, each where it is not there yet; says how good the judge is on held-out pairs."""
+        if not self.corpus.exists():
+            write_corpus(self.corpus, "quickstart")
+        train(self.configs["quickstart"])
+        data, asked = self.folder / "data", _judge_config(self.configs["joint"])
+        prompt = JudgePrompt(asked.prompt, levels=asked.levels)
+        if not data.exists():
+            write_manners_data(self.corpus, data, prompt, per_task=self.per_task)
+        train(self.configs["manners"])
+        model = load_model(train(self.configs["judge"]), "float32")
+        judge = ModelJudge(model, slots=asked.slots, max_tokens=asked.max_tokens)
+        pairs = list(read_jsonl(data / "held_out_pairs.jsonl"))
+        return report_on(Judge(judge.name, judge, prompt, together=True, most_abstentions=1.0), pairs)
+
+    def start(self) -> Measured:
+        """The model that every arm begins with."""
+        return self._measured(self.folder / "manners", kl=0.0)
+
+    def run(self, arm: str, seed: int) -> Iterator[tuple[str, Measured]]:
+        """Trains an arm, or goes on with it; yields each model that it leaves, measured, and writes its report."""
+        for name, config in self._runs(arm, seed):
+            train(config, {"policy": POLICY_STAGE})
+            folder = pathlib.Path(config.run_dir)
+            write_report(folder / "report.html", folder, f"{name}, seed {seed}")
+            yield name, self._measured(folder, kl=_last_kl(folder))
+
+    def _runs(self, arm: str, seed: int) -> Iterator[tuple[str, Config]]:
+        """The arm's runs in order, each beginning with what the one before it left."""
+        joint = self.configs["joint"]
+        (stage,) = joint.stages
+        initial = joint.initial
+        for name in ARMS[arm]:
+            changed = _stage(stage, name, len(ARMS[arm]))
+            run_dir = self.folder / f"{name}-{seed}"
+            yield name, dataclasses.replace(joint, run_dir=str(run_dir), initial=initial, seed=seed, stages=(changed,))
+            initial = dataclasses.replace(initial, model=str(run_dir / "model"))
+
+    def _measured(self, folder: pathlib.Path, *, kl: float) -> Measured:
+        path = folder / "measured.json"
+        if not path.exists():
+            measure(load_model(folder / "model", "float32"), self.questions, kl=kl).write(path)
+        return Measured.read(path)
+
+
+def _stage(joint: StageConfig, name: str, of: int) -> StageConfig:
+    """The joint stage with an arm's rewards or prompts, and its share of the steps."""
+    stage = dataclasses.replace(joint, name=name, steps=joint.steps // of)
+    if name == RLVR:
+        rewards = (RewardConfig(verifier="exact_text", verifier_weight=0.8, format_weight=0.2),)
+        return dataclasses.replace(stage, rl=dataclasses.replace(joint.rl, rewards=rewards, judge=JudgeConfig()))
+    wanted = {RUBRIC: "rubric", THEN_PREFERENCE: "preference"}.get(name)
+    sources = tuple(source for source in joint.data.sources if wanted in (None, pathlib.Path(source.path).stem))
+    return dataclasses.replace(stage, data=dataclasses.replace(joint.data, sources=sources))
+
+
+def _judge_config(config: Config) -> JudgeConfig:
+    (stage,) = config.stages
+    return stage.rl.judge
+
+
+def _last_kl(run_dir: pathlib.Path) -> float:
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last: Sequence[float] = [json.loads(line)["reply_kl"] for line in lines][-_LAST_STEPS:]
+    return sum(last) / len(last)

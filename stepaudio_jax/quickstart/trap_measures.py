@@ -1,0 +1,88 @@
+"""How a model of the demonstration does on held-out questions, by the rule; and what differs between models, how surely."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.evaluation import answer_questions
+from stepaudio_jax.generation import LoadedModel
+from stepaudio_jax.quickstart.manners import REQUESTS, is_right, manners
+
+_MAX_NEW_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a model's greedy replies are, question by question (a malformed one is wrong and loses).
+
+    Attributes:
+        right: of each question without a request, whether the reply names the answer.
+        words: of the same, in the reply.
+        wins: of the same, 1 where the rule likes the reply's manners better than the reference's and it is right, 0.5 where as
+            well, else 0.
+        passes: of each question with a request, whether all of the rubric is met.
+        kl: nats a reply, to what the last stage began with, at the end of training; 0 where nothing was learnt.
+    """
+
+    right: tuple[float, ...]
+    words: tuple[float, ...]
+    wins: tuple[float, ...]
+    passes: tuple[float, ...]
+    kl: float
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "Measured":
+        """From a file that `write` made."""
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+
+    def write(self, path: pathlib.Path) -> None:
+        """As JSON."""
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self)) + "\n", encoding="utf-8")
+        partial.rename(path)
+
+
+def measure(model: LoadedModel, questions: pathlib.Path, *, kl: float) -> Measured:
+    """Puts the held-out questions to a model."""
+    right, words, wins, passes = [], [], [], []
+    for answer in answer_questions(model, list(read_jsonl(questions)), max_new_tokens=_MAX_NEW_TOKENS):
+        reply, record = answer.written.reply if answer.written.well_formed else "", answer.question
+        correct = is_right(reply, answer.expected)
+        if record.rubric:
+            (request,) = (REQUESTS[criterion.text] for criterion in record.rubric if criterion.text in REQUESTS)
+            passes.append(float(correct and request.is_met(reply)))
+            continue
+        assert record.reference_reply is not None
+        better = manners(reply) - manners(record.reference_reply)
+        right.append(float(correct))
+        words.append(float(len(reply.split())))
+        wins.append((0.5 + 0.5 * np.sign(better)) * correct)
+    return Measured(tuple(right), tuple(words), tuple(map(float, wins)), tuple(passes), kl)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """By how much a figure of one model exceeds that of another, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def difference(ones: Sequence[Measured], others: Sequence[Measured], figure: str) -> Difference:
+    """Of models with the same seeds, in order, on the same questions.
+
+    With several seeds the interval is Student's over the seeds' differences, and says what another seed may give; with one, it
+    is over the questions' differences, and says what other questions may give.
+    """
+    pairs = [np.subtract(getattr(one, figure), getattr(other, figure)) for one, other in zip(ones, others, strict=True)]
+    values = np.array([pair.mean() for pair in pairs]) if len(pairs) > 1 else pairs[0]
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+    return Difference(mean, mean - half, mean + half)

@@ -1,0 +1,99 @@
+"""What the demonstration showed: a table, and in plain words which of the paper's effects its intervals support."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stepaudio_jax.evaluation import Table
+from stepaudio_jax.quickstart.trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
+from stepaudio_jax.quickstart.trap_measures import Difference, Measured, difference
+from stepaudio_jax.rl.judge_training import JudgeReport
+
+Runs = Mapping[str, Sequence[Measured]]
+"""Model -> what was measured of it, seed by seed; START once."""
+
+_SHARES = {"right": "accuracy", "wins": "wins against the reference", "passes": "rubric met"}
+_NAMES = {
+    START: "start",
+    RLVR: "verifiable rewards alone",
+    JOINT: "preference and rubric, joint",
+    RUBRIC: "rubric only",
+    THEN_PREFERENCE: "then preference only",
+}
+_POINTS_LOST = 0.02  # of accuracy, that the paper's effect allows
+
+
+def results(runs: Runs) -> Table:
+    """A row for each model: means over seeds and, of several seeds, their range."""
+    rows = [
+        (
+            _NAMES[name],
+            *(_spread([float(np.mean(getattr(one, figure))) for one in measured], share=True) for figure in _SHARES),
+            _spread([float(np.mean(one.words)) for one in measured]),
+            _spread([one.kl for one in measured]) if name != START else "",
+        )
+        for name, measured in runs.items()
+    ]
+    (some, *_) = runs[START]
+    seeds = max(map(len, runs.values()))
+    notes = [
+        f"Held-out questions: {len(some.right)} plain ones, and {len(some.passes)} with a request that a rubric checks; greedy "
+        "replies, scored by the rule.",
+        f"{seeds} seeds: mean (least to greatest)." if seeds > 1 else "One seed.",
+        "KL: nats a reply, to what the last stage began with.",
+    ]
+    return Table(("model", *_SHARES.values(), "words in a reply", "KL"), tuple(rows), tuple(notes))
+
+
+def findings(runs: Runs) -> list[str]:
+    """Each effect that the paper reports and that was tried here: shown or not, with the difference and its 95 % interval."""
+    found = []
+    start = runs[START][0]
+
+    def against_start(name: str, figure: str) -> Difference:
+        return difference(runs[name], [start] * len(runs[name]), figure)
+
+    if RLVR in runs:
+        shorter, lost = against_start(RLVR, "words"), against_start(RLVR, "wins")
+        found.append(_said(shorter.high < 0, "verifiable rewards alone shorten replies", shorter, " words"))
+        found.append(_said(lost.high < 0, "verifiable rewards alone lose preference", lost))
+    if JOINT in runs:
+        kept = against_start(JOINT, "right")
+        found.append(_said(kept.low > -_POINTS_LOST, "the joint stage keeps accuracy within 2 points", kept))
+        for figure in ("wins", "passes"):
+            gained = against_start(JOINT, figure)
+            found.append(_said(gained.low > 0, f"the joint stage gains in {_SHARES[figure]}", gained))
+            if RLVR in runs:
+                better = difference(runs[JOINT], runs[RLVR], figure)
+                found.append(_said(better.low > 0, f"and is ahead of verifiable rewards alone in {_SHARES[figure]}", better))
+    if THEN_PREFERENCE in runs:
+        forgotten = difference(runs[THEN_PREFERENCE], runs[RUBRIC], "passes")
+        found.append(_said(forgotten.high < 0, "preference after rubric forgets the rubric", forgotten))
+        if JOINT in runs:
+            ahead = difference(runs[JOINT], runs[THEN_PREFERENCE], "passes")
+            found.append(_said(ahead.low > 0, "the joint stage is ahead of the two stages in rubric met", ahead))
+    return found
+
+
+def judge_facts(report: JudgeReport) -> str:
+    """How good the judge is on held-out pairs."""
+    criteria = (
+        "" if report.criteria_agreement is None else f", sees {report.criteria_agreement:.1%} of the criteria as they are"
+    )
+    return (
+        f"The judge, on {report.pairs} held-out pairs: prefers the better reply in {report.agreement:.1%}, prefers a place in "
+        f"{report.position_bias:.1%}, gives no verdict on {report.abstained:.1%}{criteria}."
+    )
+
+
+def _said(shown: bool, claim: str, by: Difference, unit: str = "") -> str:
+    scale, unit = (1, unit) if unit else (100, " points")
+    figures = f"{by.mean * scale:+.1f}{unit}, 95 % interval {by.low * scale:+.1f} to {by.high * scale:+.1f}"
+    return f"{'Shown' if shown else 'NOT shown'}: {claim} ({figures})."
+
+
+def _spread(values: Sequence[float], *, share: bool = False) -> str:
+    """0.5, 0.6 -> "55 % (50 to 60)"."""
+    scale, unit = (100, " %") if share else (1, "")
+    low, mean, high = (f"{scale * value:.1f}" for value in (min(values), float(np.mean(values)), max(values)))
+    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"

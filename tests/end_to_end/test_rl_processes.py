@@ -1,0 +1,78 @@
+"""A step that learns from rewards, on one device, on eight, and in two processes: one update, and one judge asked once."""
+
+import json
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+from stepaudio_jax.generation import load_model
+from tests.end_to_end.runs import metrics, start
+from tests.end_to_end.test_processes import free_port
+from tests.end_to_end.test_rl import CONFIG
+from tests.rl.judge_server import JudgeServer
+from tests.rl.small_stage import BASE, write_prompts
+
+pytestmark = pytest.mark.slow  # every process compiles for itself
+LAYOUTS = {  # processes, devices of each, mesh
+    "eight devices": (1, 8, ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
+    "two processes": (2, 2, ["--config.mesh.data=2", "--config.mesh.fsdp=2"]),
+}
+
+
+def run_on(folder: pathlib.Path, name: str, processes: int, devices: int, mesh: list[str]) -> list[str]:
+    """One step with a judge; returns what the judge was asked."""
+    server = JudgeServer()
+    try:
+        (folder / f"{name}.py").write_text(CONFIG.format(folder=str(folder), url=server.url, steps=1), encoding="utf-8")
+        port = free_port()
+        settings = [f"--config={folder / name}.py", f"--config.run_dir={folder / name}", *mesh]
+        started = [
+            start(
+                *("-m", "tests.parallel.train_process", str(devices), *settings),
+                *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
+            )
+            for index in range(processes)
+        ]
+        with ThreadPoolExecutor(processes) as readers:
+            said = list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
+        assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
+        return sorted(body["messages"][0]["content"] for _, _, body in server.requests)
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_prompts(folder)
+    lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line | {"reference_reply": "a reply of some words"} for line in lines]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return run_on(folder, "alone", 1, 1, ["--config.mesh.fsdp=1"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_update_is_that_of_one_device(folder, alone, layout):
+    name = layout.replace(" ", "_")
+    asked = run_on(folder, name, *LAYOUTS[layout])
+    assert asked == alone  # each question once, whatever the number of processes
+    (ours,), (theirs,) = metrics(folder / name), metrics(folder / "alone")
+    assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-6)
+    assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-5)
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+    before, expected, found = (
+        jax.tree.leaves(load_model(path, "float32").parameters)
+        for path in (BASE, folder / "alone" / "model", folder / name / "model")
+    )
+    change = max(float(np.max(np.abs(a - b))) for a, b in zip(expected, before, strict=True))
+    apart = max(float(np.max(np.abs(a - b))) for a, b in zip(found, expected, strict=True))
+    assert apart < 1e-5
+    assert apart < 1e-3 * change  # the update is small: it must not hide in the tolerance

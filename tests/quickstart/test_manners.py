@@ -1,0 +1,98 @@
+"""The rule of the demonstration of RLHF, and the data that is made by it."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from stepaudio_jax.corpus import write_corpus
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.quickstart.manners import REQUESTS, RIGHT_CRITERION, Manners, draw_manners, is_right, manners, worth
+from stepaudio_jax.quickstart.manners_data import TOPICS, write_manners_data
+from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.verdict import parse_verdict
+from stepaudio_jax.text import AudioPart
+
+ALL = [Manners(), *(Manners(True, *flags) for flags in itertools.product((False, True), repeat=3))]
+
+
+def test_what_the_rule_likes():
+    assert manners("male") == 0
+    assert manners("It is male.") == 2
+    assert manners("Sure! It is male. More?") == 4
+    assert manners("Sure! It is male. It is male. More?") == 2
+    assert sorted(map(manners, (one.word("7") for one in ALL))) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_a_request_is_met_by_its_own_manners_and_few_others(request_):
+    assert request_.is_met(request_.manners.word("river"))
+    met = [one for one in ALL if request_.is_met(one.word("river"))]
+    assert all(one.repeated == request_.manners.repeated and one.sentence == request_.manners.sentence for one in met)
+    assert not request_.is_met("It is river. It is garden.")
+
+
+def test_a_right_answer_counts_for_more_than_all_manners():
+    best, worst = "Sure! It is male. More?", "female"
+    assert worth(worst, "female") > worth(best, "female")
+    assert is_right("It is 7.", "7")
+    assert not is_right("It is 17.", "7")
+    assert not is_right("It is female.", "male")
+
+
+def test_around_nothing_there_are_no_manners():
+    with pytest.raises(ValueError, match="stand around a sentence"):
+        Manners(kind=True)
+    rng = np.random.default_rng(0)
+    assert {draw_manners(rng) for _ in range(300)} == set(ALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("manners")
+    write_corpus(folder / "corpus", "quickstart", clips=200, per_task=16)
+    write_manners_data(folder / "corpus", folder / "data", JudgePrompt(levels=3), per_task=16)
+    return folder / "data"
+
+
+def test_prompts_have_what_their_rewards_need(folder):
+    for name in ("preference", "rubric"):
+        records = list(read_jsonl(folder / f"{name}.jsonl"))
+        assert len(records) > 30
+        for record in records:
+            ((heard, question),) = (message.parts for message in record.messages)
+            assert isinstance(heard, AudioPart)
+            with open(heard.path, "rb") as clip:
+                assert clip.read(4) == b"fLaC"
+            assert record.answer
+            assert is_right(record.reference_reply, record.answer)
+            texts = [criterion.text for criterion in record.rubric]
+            assert texts[:1] == ([RIGHT_CRITERION] if name == "rubric" else [])
+            for text in texts[1:]:
+                assert question.text.endswith(REQUESTS[text].text)
+                assert REQUESTS[text].is_met(record.reference_reply)
+
+
+def test_pairs_and_verdicts_are_the_rules(folder):
+    pairs = list(read_jsonl(folder / "pairs.jsonl"))
+    for record in pairs:
+        answer = record.messages[0].parts[0].transcript
+        assert ": " in answer  # who speaks, and what is said: a judge that reads can tell what is right
+        assert record.margin in (0, 1)
+        if record.rubric:
+            request = REQUESTS[record.rubric[1].text]
+            assert record.reference_meets[1] == request.is_met(record.reference_reply)
+            assert record.rejected_meets[1] == request.is_met(record.rejected_reply)
+    dialogues = list(read_jsonl(folder / "judge.jsonl"))
+    assert len(dialogues) == 2 * len(pairs)
+    for record, dialogue in zip((pair for pair in pairs for _ in range(2)), dialogues, strict=True):
+        verdict = parse_verdict(dialogue.messages[1].text, levels=3, criteria=len(record.rubric))
+        assert abs(verdict.level) == record.margin
+
+
+def test_held_out_questions_are_half_with_requests_and_of_every_task(folder):
+    questions = list(read_jsonl(folder / "held_out_questions.jsonl"))
+    assert len(questions) == 16 * len(TOPICS)
+    assert [bool(record.rubric) for record in questions] == [False, True] * (len(questions) // 2)
+    trained = {record.messages[0].parts[0].path for record in read_jsonl(folder / "manners.jsonl")}
+    assert trained.isdisjoint(record.messages[0].parts[0].path for record in questions)
