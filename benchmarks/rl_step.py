@@ -44,7 +44,9 @@ from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.start import describe_stage, start_stage
+from stepaudio_jax.training.stage_kind import StageRun
+from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.stopping import StopSignal
 
 OURS, PEER = "stepaudio_jax", "TRL"
 BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"  # whose tokenizer both sides use
@@ -137,9 +139,10 @@ class OurIteration:
         )
         config = Config(run_dir=str(folder), stages=(stage,), model=model, compute=compute)
         mesh = make_mesh(config.mesh)
-        start = describe_stage(config, 0, model, mesh)
+        run = StageRun(config, 0, model, self.tokenizer, mesh, StopSignal())
+        start = run.describe()
         self.state = start_stage(config, 0, model, start, parameters)
-        self.iteration = Iteration(config, 0, model, self.tokenizer, mesh, start, self.state)
+        self.iteration = Iteration(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0
 
     def run(self) -> dict[str, float]:

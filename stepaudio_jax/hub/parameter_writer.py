@@ -52,7 +52,8 @@ class ParameterWriter:
     """
 
     def __init__(self, directory: pathlib.Path, parameters: Mapping[Path, StoredParameter]):
-        self._arrays = _lay_out(directory, parameters)
+        lay_out(directory, parameters)
+        self._arrays = {path: _open(directory, path, parameter) for path, parameter in parameters.items()}
         self._writes: collections.deque[Any] = collections.deque()
 
     def write(self, path: Path, index: Index, values: NDArray[Any]) -> None:
@@ -75,11 +76,10 @@ class ParameterWriter:
         self._wait(0)
 
 
-def _lay_out(directory: pathlib.Path, parameters: Mapping[Path, StoredParameter]) -> dict[Path, tensorstore.TensorStore]:
-    """An Orbax checkpoint whose arrays have their shape and nothing in them.
+def lay_out(directory: pathlib.Path, parameters: Mapping[Path, StoredParameter]) -> None:
+    """Lets Orbax write its part of a checkpoint: the tree with a scalar for every parameter, whose shape it does not record.
 
-    Orbax saves the tree with a scalar for every parameter, which it does not record the shape of; each scalar's array is then
-    created anew with the shape meant. Zarr 2, since Orbax warns of missing data when it loads Zarr 3 outside of OCDBT.
+    Orbax waits for all processes of a run: those that do not write call this too.
     """
     tree = unflatten({path: np.zeros((), parameter.dtype) for path, parameter in parameters.items()})
     context = ocp.Context()
@@ -87,21 +87,25 @@ def _lay_out(directory: pathlib.Path, parameters: Mapping[Path, StoredParameter]
     context.array_options.saving.use_zarr3 = False
     with context:
         ocp.save(directory, tree)
-    arrays = {}
-    for path, parameter in parameters.items():
-        spec = {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": f"{directory / ORBAX_ITEM / '.'.join(path)}/"},
-            "metadata": {
-                "shape": list(parameter.shape),
-                "chunks": list(parameter.chunks),
-                "dtype": _ZARR_DTYPES[parameter.dtype],
-                "compressor": None,  # weights do not compress
-                "fill_value": None,
-                "dimension_separator": ".",
-            },
-            # Like cp, leaves flushing to the system: a sync for each chunk would take longer than the writing.
-            "context": {"file_io_sync": False},
-        }
-        arrays[path] = tensorstore.open(spec, create=True, delete_existing=True).result()
-    return arrays
+
+
+def _open(directory: pathlib.Path, path: Path, parameter: StoredParameter) -> tensorstore.TensorStore:
+    """A parameter's array, created anew with the shape meant and nothing in it.
+
+    Zarr 2, since Orbax warns of missing data when it loads Zarr 3 outside of OCDBT.
+    """
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{directory / ORBAX_ITEM / '.'.join(path)}/"},
+        "metadata": {
+            "shape": list(parameter.shape),
+            "chunks": list(parameter.chunks),
+            "dtype": _ZARR_DTYPES[parameter.dtype],
+            "compressor": None,  # weights do not compress
+            "fill_value": None,
+            "dimension_separator": ".",
+        },
+        # Like cp, leaves flushing to the system: a sync for each chunk would take longer than the writing.
+        "context": {"file_io_sync": False},
+    }
+    return tensorstore.open(spec, create=True, delete_existing=True).result()

@@ -11,8 +11,9 @@ from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
 from stepaudio_jax.hub.new_folder import new_folder
 from stepaudio_jax.hub.parameter_reader import ArrayReader, require_parameters
-from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter
+from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter, lay_out
 from stepaudio_jax.hub.tensor_names import STEP_AUDIO, parameter_shapes, tensors
+from stepaudio_jax.parallel import gather_json
 from stepaudio_jax.text import Tokenizer
 
 
@@ -41,12 +42,14 @@ def save_checkpoint(
         for tensor in tensors(config, STEP_AUDIO)
     }
     if jax.process_index() != 0:
+        lay_out(pathlib.Path(gather_json(None)[0]) / PARAMETERS, layout)
         for tensor in tensors(config, STEP_AUDIO):
             for block in tensor.blocks():
                 reader.read(tensor.path, block.index)
         multihost_utils.sync_global_devices("checkpoint written")
         return
     with new_folder(pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())) as folder:
+        gather_json(str(folder))
         with ParameterWriter(folder / PARAMETERS, layout) as writer:
             for tensor in tensors(config, STEP_AUDIO):
                 for block in tensor.blocks():

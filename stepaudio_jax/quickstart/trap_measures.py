@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -38,8 +39,8 @@ class Measured:
     @classmethod
     def read(cls, path: pathlib.Path) -> "Measured":
         """From a file that `write` made."""
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(kl=stored.pop("kl"), **{name: tuple(values) for name, values in stored.items()})
 
     def write(self, path: pathlib.Path) -> None:
         """As JSON."""

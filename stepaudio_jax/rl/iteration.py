@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import Config, MeshConfig, ModelConfig, StageConfig
+from stepaudio_jax.config import Config, MeshConfig, StageConfig
 from stepaudio_jax.generation import Engine, load_model
 from stepaudio_jax.parallel import BatchPlacement, make_mesh
 from stepaudio_jax.rl.endpoint import Endpoint
@@ -27,7 +27,7 @@ from stepaudio_jax.rl.rewards import Reward, Rewards
 from stepaudio_jax.rl.rollouts import Rollout, roll_out
 from stepaudio_jax.rl.update import Learning, PolicyUpdate, policy_parameters, reference_parameters
 from stepaudio_jax.rl.watch import rollout_figures
-from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.start import StageStart, keeps_reference
 from stepaudio_jax.training.step import TrainState
 
@@ -45,18 +45,10 @@ class _Share:
 class Iteration:
     """A step's work, with what is kept from step to step: the engine, compiled programs, the judge."""
 
-    def __init__(
-        self,
-        config: Config,
-        index: int,
-        model: ModelConfig,
-        tokenizer: Tokenizer,
-        mesh: Mesh,
-        start: StageStart,
-        state: TrainState,
-    ):
-        self._stage, self._tokenizer, self._definition = config.stages[index], tokenizer, start.definition
-        self._seed = config.seed + index
+    def __init__(self, run: StageRun, start: StageStart, state: TrainState):
+        config, model, tokenizer, mesh = run.config, run.model, run.tokenizer, run.mesh
+        self._stage, self._tokenizer, self._definition = run.stage, tokenizer, start.definition
+        self._seed = config.seed + run.index
         rl = self._stage.rl
         # For models that write: cut as for training, their weights would be gathered for every token.
         writing = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rl.rollout.tensor, slices=config.mesh.slices))

@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import pathlib
 
-from jax.sharding import Mesh
-
-from stepaudio_jax.config import Config, ConfigError, ModelConfig, StageConfig
+from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.judge import JudgeError
@@ -16,45 +13,34 @@ from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import Rewards
 from stepaudio_jax.rl.watch import SampleWriter
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.checkpoints import StageCheckpoints
-from stepaudio_jax.training.loop import StageKind
 from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
-from stepaudio_jax.training.start import describe_stage, start_stage
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
+from stepaudio_jax.training.stage_kind import StageKind, StageRun
+from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
 
 _LOOKED_AT, _READ = 256, 8  # records of a source looked at before anything is written, and those of them whose clips are read
 
 
-def run_policy_stage(
-    config: Config,
-    index: int,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    parameters: Parameters,
-    mesh: Mesh,
-    stop: StopSignal,
-) -> Parameters:
-    """Trains stage `index` from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
+def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
+    """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
         InterruptedRunError: SIGTERM came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
         JudgeError: the judge abstained too often; everything before the step is saved.
     """
-    stage, run_dir = config.stages[index], pathlib.Path(config.run_dir)
-    start = describe_stage(config, index, model, mesh)
-    checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
-    policy = stage.rl.policy
+    config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
+    checkpoints, policy = run.checkpoints(), stage.rl.policy
     controller = KLController(policy.kl_coefficient, policy.kl_target, policy.kl_horizon)
     with contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(start.abstract)
             controller.coefficient = data_state["kl_coefficient"]
         else:
-            state = start_stage(config, index, model, start, parameters)
+            state = start_stage(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
         done = int(state.step)
-        iteration = Iteration(config, index, model, tokenizer, mesh, start, state)
+        iteration = Iteration(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), contextlib.closing(samples), progress_bar(stage.name, stage.steps, done) as bar:
@@ -75,7 +61,7 @@ def run_policy_stage(
                 bar.set_postfix({name: f"{figures[name]:.3f}" for name in ("reward", "reply_tokens") if name in figures})
                 writer.write(step, figures)
                 samples.write(step, rollouts, rewards)
-                stopping = stop.received(step)
+                stopping = run.stop.received(step)
                 diverged = int(state.skipped_in_row) > config.skipped_steps_allowed
                 every = config.checkpoint.every_steps
                 if stopping or diverged or step == stage.steps or (every > 0 and step % every == 0):

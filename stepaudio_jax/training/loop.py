@@ -1,15 +1,12 @@
 """A run, from top to bottom: weights, then each stage's steps, evaluation and checkpoints."""
 
 import contextlib
-import dataclasses
 import itertools
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
 
 import jax
-from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
@@ -17,7 +14,7 @@ from stepaudio_jax.data import DataError, batches, check_sources, evaluation_bat
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
+from stepaudio_jax.training.checkpoints import has_checkpoint
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial import initial_model, initial_weights
@@ -25,38 +22,10 @@ from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
-from stepaudio_jax.training.start import describe_stage, start_stage
+from stepaudio_jax.training.stage_kind import StageKind, StageRun
+from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import EvaluationStep, make_evaluation_step, make_train_step
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
-
-
-class RunStage(Protocol):
-    """Trains stage `index` from its newest checkpoint, or from `parameters`, to its last step; returns its parameters."""
-
-    def __call__(
-        self,
-        config: Config,
-        index: int,
-        model: ModelConfig,
-        tokenizer: Tokenizer,
-        parameters: Parameters,
-        mesh: Mesh,
-        stop: StopSignal,
-    ) -> Parameters: ...
-
-
-class CheckStage(Protocol):
-    """A look at what a stage will read, before anything is written."""
-
-    def __call__(self, stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class StageKind:
-    """How the stages of an objective are checked and run."""
-
-    check: CheckStage
-    run: RunStage
 
 
 def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({})) -> pathlib.Path:
@@ -98,32 +67,24 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
-            run = kinds[config.stages[index].objective].run
-            parameters = run(config, index, model, tokenizer, parameters, mesh, stop)
+            run = StageRun(config, index, model, tokenizer, mesh, stop)
+            parameters = kinds[run.stage.objective].run(run, parameters)
         hub.save_checkpoint(model_dir, parameters, model, tokenizer, source=f"trained in {run_dir}")
     return model_dir
 
 
-def run_stage(
-    config: Config,
-    index: int,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    parameters: Parameters,
-    mesh: Mesh,
-    stop: StopSignal,
-) -> Parameters:
-    """Trains stage `index` from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
+def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
+    """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
         InterruptedRunError: SIGTERM came; everything is saved.
         DivergedError: too many steps in a row were not finite; the diagnosis is saved.
     """
-    stage, run_dir = config.stages[index], pathlib.Path(config.run_dir)
-    start = describe_stage(config, index, model, mesh)
+    config, index, model, tokenizer, mesh, stop = run.config, run.index, run.model, run.tokenizer, run.mesh, run.stop
+    stage, run_dir, start = run.stage, run.folder, run.describe()
     place, place_held_out = (BatchPlacement(data, config.compute.rules, mesh) for data in (stage.data, stage.evaluation.data))
     data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index, rows=place.rows)
-    checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
+    checkpoints = run.checkpoints()
     with contextlib.closing(data), contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(start.abstract)

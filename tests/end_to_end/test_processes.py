@@ -39,7 +39,7 @@ def run_in(processes: int, folder: pathlib.Path, name: str) -> None:
         for index in range(processes)
     ]
     with ThreadPoolExecutor(processes) as readers:  # all at once: one that cannot write what it has to say stops the others
-        said = list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
+        said = list(readers.map(lambda process: process.communicate(timeout=240)[1], started))
     assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
 
 

@@ -37,7 +37,7 @@ def run_on(folder: pathlib.Path, name: str, processes: int, devices: int, mesh: 
             for index in range(processes)
         ]
         with ThreadPoolExecutor(processes) as readers:
-            said = list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
+            said = list(readers.map(lambda process: process.communicate(timeout=240)[1], started))
         assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
         return sorted(body["messages"][0]["content"] for _, _, body in server.requests)
     finally:

@@ -25,6 +25,7 @@ from stepaudio_jax.config import (
 from stepaudio_jax.generation import LoadedModel, load_model
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.loop import run_policy_stage
+from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.stopping import StopSignal
 from tests.generation.small_model import write_clip
 
@@ -100,7 +101,8 @@ def run_stage(config: Config) -> tuple[dict, list[dict]]:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         parameters = jax.tree.map(jnp.array, base().parameters)
-        after = run_policy_stage(config, 0, base().config, base().tokenizer, parameters, mesh, StopSignal())
+        run = StageRun(config, 0, base().config, base().tokenizer, mesh, StopSignal())
+        after = run_policy_stage(run, parameters)
         after = jax.tree.map(np.asarray, after)
     lines = (pathlib.Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return after, [json.loads(line) for line in lines]

@@ -1,0 +1,65 @@
+"""What a stage of a run is given, and how the stages of an objective are checked and run."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from stepaudio_jax.config import Config, ModelConfig, StageConfig
+from stepaudio_jax.models import Parameters
+from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.checkpoints import StageCheckpoints
+from stepaudio_jax.training.start import StageStart, describe_stage
+from stepaudio_jax.training.stopping import StopSignal
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+    """A stage of a run on its machine.
+
+    Attributes:
+        config: of the run.
+        index: of the stage.
+        model, tokenizer: that it trains.
+        mesh: of the devices.
+        stop: tells when the run is to stop.
+    """
+
+    config: Config
+    index: int
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    stop: StopSignal
+
+    @property
+    def stage(self) -> StageConfig:
+        """Its configuration."""
+        return self.config.stages[self.index]
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The run's."""
+        return pathlib.Path(self.config.run_dir)
+
+    def describe(self) -> StageStart:
+        """See `describe_stage`."""
+        return describe_stage(self.config, self.index, self.model, self.mesh)
+
+    def checkpoints(self) -> StageCheckpoints:
+        """The stage's."""
+        return StageCheckpoints(self.folder, self.index, self.stage.name, self.config.checkpoint)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageKind:
+    """How the stages of an objective are checked and run.
+
+    Attributes:
+        check: a look at what a stage will read, before anything is written.
+        run: trains a stage from its newest checkpoint, or from the given parameters, to its last step; returns its parameters.
+    """
+
+    check: Callable[[StageConfig, Tokenizer, ModelConfig], None]
+    run: Callable[[StageRun, Parameters], Parameters]
