@@ -31,7 +31,7 @@ quickstart-rlhf: setup
 	$(BIN)/python -m launch.quickstart_rlhf
 
 trap: setup
-	$(BIN)/python -m launch.quickstart_rlhf --arms rlvr joint sequential --seeds 3
+	$(BIN)/python -m launch.quickstart_rlhf --arms rlvr joint sequential --seeds 3 --output docs/trap.md
 
 tiny-base: setup
 	$(BIN)/python -m launch.tiny_base

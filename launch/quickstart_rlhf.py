@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=_ARMS, default=_ARMS[:2])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--output", type=pathlib.Path, help="the table and what it shows, in Markdown")
+    parser.add_argument("--output", type=pathlib.Path, help="a page of Markdown with the table and what it shows")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
@@ -25,7 +25,7 @@ def main() -> None:
         from stepaudio_jax.evaluation import as_markdown, as_text
         from stepaudio_jax.quickstart.trap import START, Trap
         from stepaudio_jax.quickstart.trap_measures import Measured
-        from stepaudio_jax.quickstart.trap_report import findings, judge_facts, results
+        from stepaudio_jax.quickstart.trap_report import findings, judge_facts, page, results
 
         trap = Trap.of_project()
         judge = judge_facts(trap.prepare())
@@ -39,8 +39,7 @@ def main() -> None:
         print(as_text(table), *said, sep="\n")
         print(f"curves, and replies to read: {trap.folder}/*/report.html")
         if options.output is not None:
-            lines = [as_markdown(table), judge, "", *(f"* {one}" for one in said)]
-            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            options.output.write_text(page(as_markdown(table), judge, said), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,16 @@
 
 import os
 import pathlib
+import shutil
+import signal
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A program is compiled once for the whole session: its workers, and the processes that tests start, find it here.
+_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="jax_programs_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
@@ -27,3 +35,9 @@ def shared_audio() -> pathlib.Path:
 def shared_tokenizer() -> pathlib.Path:
     """The folder with the real Qwen2 `vocab.json` and `merges.txt`."""
     return _shared_folder("tokenizer")
+
+
+def pytest_unconfigure() -> None:
+    """Removes the compiled programs, in the process that made their folder."""
+    if _CACHE:
+        shutil.rmtree(_CACHE, ignore_errors=True)

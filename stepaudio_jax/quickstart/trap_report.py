@@ -75,6 +75,31 @@ def findings(runs: Runs) -> list[str]:
     return found
 
 
+def page(table: str, judge: str, found: Sequence[str]) -> str:
+    """The report in Markdown."""
+    return f"""# The verifiable reward trap, in miniature
+
+Made by `make trap`. The quickstart's small model is first taught to answer in all manners: tersely ("female"), in a sentence,
+with a kind word in front, an offer behind, or everything twice. From there it learns from rewards, on spoken questions about
+gender, rate, pitch, language, keyword and sum:
+
+* verifiable rewards alone: 0.8 for a reply that is exactly the answer, 0.2 for the form (Step-Audio-R1's weights);
+* joint: a judge compares with a reference reply; where the user asks for something ("One word only.", "Say it twice.") it
+  judges by a rubric, in the same batches;
+* two stages: prompts with a rubric only, then those with a preference only, each for half of the steps.
+
+The judge is the same small model, taught by a synthetic rule (`stepaudio_jax/quickstart/manners.py`): a right answer first,
+then what was asked for, else complete and friendly rather than terse. It reads what was said; it does not hear. The rule itself
+scores the runs below, on voices and phrases that nothing has learnt from. An exact verifier is what makes terse replies pay
+here; one that looks for the answer anywhere in a reply would not.
+
+{table}
+{judge}
+
+{chr(10).join(f"* {one}" for one in found)}
+"""
+
+
 def judge_facts(report: JudgeReport) -> str:
     """How good the judge is on held-out pairs."""
     criteria = (
