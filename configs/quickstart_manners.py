@@ -19,7 +19,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="manners",
-                steps=100,
+                steps=200,
                 data=DataConfig(
                     sources=(SourceConfig(path="runs/quickstart_rlhf/data/manners.jsonl"),),
                     rows=8,
@@ -29,8 +29,9 @@ def get_config() -> Config:
                 ),
                 optimizer=OptimizerConfig(
                     name="muon",
-                    learning_rate=4e-4,
-                    muon_learning_rate=0.004,
+                    learning_rate=8e-4,
+                    muon_learning_rate=0.008,
+                    warmup_steps=10,
                     decay="linear",
                     final_learning_rate_fraction=0.05,
                     weight_decay=0.01,

@@ -72,7 +72,7 @@ def _first_questions(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple
     for record in _records(path):
         question, reply = record["messages"][:2]
         topic = _TOPIC_OF.get(question["content"][-1].get("text", ""))
-        if topic is not None:
+        if topic is not None and reply["content"] in TASKS[topic].answers:  # several keywords may be said
             yield [_described(question, path.parent, folder)], reply["content"], reply["reasoning_content"]
 
 
