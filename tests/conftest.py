@@ -7,14 +7,10 @@ import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A program is compiled once for the whole session: its workers, and the processes that tests start, find it here.
-_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="jax_programs_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start would ignore it too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -37,7 +33,10 @@ def shared_tokenizer() -> pathlib.Path:
     return _shared_folder("tokenizer")
 
 
-def pytest_unconfigure() -> None:
-    """Removes the compiled programs, in the process that made their folder."""
-    if _CACHE:
-        shutil.rmtree(_CACHE, ignore_errors=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """What holds for every process of the session: its workers and what the tests start inherit it."""
+    if _CACHE not in os.environ:  # a program is then compiled once for all of them
+        os.environ[_CACHE] = tempfile.mkdtemp(prefix="jax_programs_")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ[_CACHE], ignore_errors=True))
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
