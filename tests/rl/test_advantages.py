@@ -37,7 +37,7 @@ def reference_gae(rewards, values, mask, discount, decay):
 
 @pytest.mark.parametrize(("discount", "decay"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
 @pytest.mark.parametrize("junk", [1e9, np.nan, np.inf])
-def test_gae_carries_value_and_advantage_over_what_others_wrote(discount, decay, junk):
+def test_gae_across_masked_tokens_carries_value_and_advantage(discount, decay, junk):
     rng = np.random.default_rng(0)
     mask = masks()
     rewards, values = (rng.normal(size=(N, T)).astype(np.float32) for _ in range(2))
@@ -48,7 +48,7 @@ def test_gae_carries_value_and_advantage_over_what_others_wrote(discount, decay,
     np.testing.assert_allclose(returns, np.where(mask > 0, expected + values, 0), atol=1e-5)
 
 
-def test_the_value_of_a_token_is_that_of_the_state_before_it():
+def test_value_of_a_token_is_that_of_the_state_before_it():
     """With gamma = lambda = 1, A_t is the reward to come less V_t, and V_t is what stands at t, not at t + 1."""
     mask = np.ones((1, 4), np.float32)
     values = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
@@ -56,7 +56,7 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it():
     np.testing.assert_allclose(advantages, 1 - values, atol=1e-6)
 
 
-def test_a_reward_stands_at_the_last_token_of_the_last_turn():
+def test_reward_placement_is_the_last_token_of_the_last_turn():
     placed = np.asarray(place_rewards(jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0]), jnp.asarray(masks())))
     assert [np.flatnonzero(row).tolist() for row in placed] == [[19], [23], [6], [], [23]]
     assert placed.sum(axis=1).tolist() == [1, 2, 3, 0, 5]
@@ -131,7 +131,7 @@ def test_groups_are_those_of_the_samples_and_not_of_their_text():
     np.testing.assert_allclose(mixed, straight[order], atol=1e-6)
 
 
-def test_whitening_uses_the_unbiased_variance_of_the_valid_tokens():
+def test_advantages_are_whitened_with_the_unbiased_variance_of_the_valid_tokens():
     rng = np.random.default_rng(5)
     x, mask = rng.normal(3, 2, (N, T)).astype(np.float32), masks()
     valid = x[mask > 0].astype(np.float64)
@@ -142,6 +142,6 @@ def test_whitening_uses_the_unbiased_variance_of_the_valid_tokens():
 
 
 @pytest.mark.parametrize("value", [0.1, -7.3, 1e6])
-def test_equal_values_whiten_to_exactly_nothing(value):
+def test_advantages_of_equal_values_are_exactly_nothing(value):
     assert (whiten(jnp.full((N, T), value, jnp.float32), jnp.asarray(masks())) == 0).all()
     assert (whiten(jnp.full((1, 1), value, jnp.float32), jnp.ones((1, 1))) == 0).all()

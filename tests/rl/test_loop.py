@@ -87,7 +87,7 @@ def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
 
 
 @pytest.mark.slow
-def test_a_value_head_learns_what_a_state_is_worth(tmp_path, prompts):
+def test_critic_learns_what_a_state_is_worth(tmp_path, prompts):
     policy = {"baseline": "gae", "kl_in": "reward", "trace_decay": 0.95, "value_clip": None, "value_coefficient": 1.0}
     after, figures = run_stage(stage_config(tmp_path, prompts, steps=4, policy=policy))
     assert figures[0]["value_loss"] == pytest.approx(figures[0]["reward_verifier"] / 2, rel=0.5)  # half the squared return

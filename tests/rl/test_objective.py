@@ -96,7 +96,7 @@ def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
         np.testing.assert_allclose(kl_loss(logprobs, reference), kl_estimate(logprobs, reference, "k3"), atol=1e-6)
 
 
-def test_exponents_are_clamped_and_counted():
+def test_exponent_is_clamped_and_clamps_are_counted():
     """Unclamped, k3 of a difference of 100 is infinite, and its gradient NaN."""
     far = jnp.asarray([-100.0, 100.0, 0.5])
     for kind in ("k1", "k2", "k3"):
