@@ -9,7 +9,8 @@ from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.verdict import comparisons
 from stepaudio_jax.text import Message, TextPart
 
-_FIELDS = {"dialogue", "reply_a", "reply_b", "criteria", "form", "comparisons"}
+_NEEDED = {"dialogue", "reply_a", "reply_b", "criteria"}
+_OPTIONAL = {"form", "comparisons"}
 _DEFAULT = pathlib.Path(__file__).with_name("judge_prompt.txt")
 _SOUND = "[sound{transcript}]"
 
@@ -18,8 +19,9 @@ class JudgePrompt:
     """A judge's template.
 
     Args:
-        path: of a text file with the fields {dialogue}, {reply_a}, {reply_b}, {criteria}, {form} and {comparisons}, each once;
-            a brace of the text itself is written twice. None for the one that comes with the project.
+        path: of a text file with the fields {dialogue}, {reply_a}, {reply_b} and {criteria}, each once, and {form} and
+            {comparisons} at most once: a judge that was trained knows how to answer. A brace of the text itself is written
+            twice. None for the one that comes with the project.
         levels: of the scale that the judge is offered.
 
     Raises:
@@ -35,10 +37,9 @@ class JudgePrompt:
             fields = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
         except ValueError as error:
             raise ConfigError(f"{self._path}: {error}; write a brace of the text itself twice") from None
-        if sorted(fields) != sorted(_FIELDS):
-            wanted = ", ".join(f"{{{name}}}" for name in sorted(_FIELDS))
-            given = ", ".join(f"{{{name}}}" for name in sorted(fields))
-            raise ConfigError(f"{self._path}: has the fields {given}; it must have each of {wanted} once")
+        if len(set(fields)) < len(fields) or not _NEEDED <= set(fields) <= _NEEDED | _OPTIONAL:
+            wanted, more, given = (", ".join(f"{{{one}}}" for one in sorted(names)) for names in (_NEEDED, _OPTIONAL, fields))
+            raise ConfigError(f"{self._path}: has the fields {given}; it must have each of {wanted} once, and may have {more}")
 
     def fill(self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()) -> str:
         """The question to the judge. Sound is told by its transcript, where there is one."""

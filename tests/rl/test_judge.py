@@ -151,9 +151,13 @@ def test_a_template_of_ones_own(tmp_path):
     good.write_text("{dialogue}|{reply_a}|{reply_b}|{criteria}|{form}|{comparisons} {{x}}")
     filled = JudgePrompt(good, levels=3).fill((), "{A}", "B")
     assert filled == '|{A}|B||{"comparison": ".."}|"a is better", "both are equal", "b is better" {x}'
+    short = tmp_path / "short.txt"
+    short.write_text("{dialogue}{reply_a}{reply_b}{criteria}")  # for a judge that knows how to answer
+    assert JudgePrompt(short).fill((), "A", "B") == "AB"
     for text, message in (
         ("{dialogue}{reply_a}", r"judge\.txt: has the fields \{dialogue\}, \{reply_a\}; it must have each of"),
         (good.read_text() + "{reply_a}", "each of"),
+        (good.read_text() + "{verdict}", "each of"),
         (good.read_text() + "{", "write a brace of the text itself twice"),
     ):
         bad = tmp_path / "bad" / "judge.txt"
