@@ -23,6 +23,8 @@ class Plan:
         mesh: devices along each axis.
         stage: its name.
         fits: whether the peak lies within the chip's memory.
+        compiled: whether there is a program; the compiler refuses one whose temporaries alone exceed the memory, and what it
+            would send is then not known.
         memory_bytes_per_chip: what a program may use of it.
         peak_bytes_per_chip: arguments and temporaries, and outputs that do not take an argument's place.
         argument_bytes_per_chip: the state and the batch; of it parameter_bytes_per_chip and optimizer_bytes_per_chip.
@@ -43,6 +45,7 @@ class Plan:
     mesh: dict[str, int]
     stage: str
     fits: bool
+    compiled: bool
     memory_bytes_per_chip: int
     peak_bytes_per_chip: int
     argument_bytes_per_chip: int
@@ -75,12 +78,10 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     version = compiler_version()
     devices = topology_devices(topology)
     step = compile_step(config, index, devices)
-    used = step.compiled.memory_analysis()
-    peak = used.argument_size_in_bytes + used.temp_size_in_bytes
-    peak += used.output_size_in_bytes - used.alias_size_in_bytes
+    used = step.footprint
     available = topology.chip.memory_bytes - RESERVED_BYTES
     flops = step_flops(config.model, config.stages[index])
-    sent = collective_bytes(step.compiled.as_text())
+    sent = collective_bytes(step.compiled.as_text()) if step.compiled is not None else {}
     compute = flops / (topology.chips * topology.chip.flops)
     interconnect = sum(sent.values()) / topology.chip.interconnect_bandwidth
     roofline = max(compute, interconnect)
@@ -90,14 +91,15 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
         chips=topology.chips,
         mesh={str(axis): size for axis, size in config.mesh.sizes(topology.chips).items()},
         stage=config.stages[index].name,
-        fits=peak <= available,
+        fits=used.peak <= available,
+        compiled=step.compiled is not None,
         memory_bytes_per_chip=available,
-        peak_bytes_per_chip=peak,
-        argument_bytes_per_chip=used.argument_size_in_bytes,
+        peak_bytes_per_chip=used.peak,
+        argument_bytes_per_chip=used.arguments,
         parameter_bytes_per_chip=step.parameter_bytes,
         optimizer_bytes_per_chip=step.optimizer_bytes,
-        temporary_bytes_per_chip=used.temp_size_in_bytes,
-        code_bytes_per_chip=used.generated_code_size_in_bytes,
+        temporary_bytes_per_chip=used.temporaries,
+        code_bytes_per_chip=used.code,
         flops_per_step=flops,
         tokens_per_step=data.rows * data.tokens_per_row,
         collective_bytes_per_chip=sent,
@@ -131,11 +133,13 @@ def as_text(plan: Plan) -> str:
         f"a step of {plan.tokens_per_step} tokens",
         f"  {plan.flops_per_step / 1e15:.2f} PFLOP: {plan.compute_seconds:.3f} s at the chips' peak",
         *(f"  {kind:20s}{size(sent)} sent by a chip" for kind, sent in sorted(plan.collective_bytes_per_chip.items())),
-        f"  interconnect: {plan.interconnect_seconds:.3f} s at its peak",
+        f"  interconnect: {plan.interconnect_seconds:.3f} s at its peak" if plan.compiled else "  interconnect: not known",
         f"  no faster than {plan.roofline_step_seconds:.3f} s, MFU at most {100 * plan.mfu_bound:.0f} %",
         "",
         verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
     ]
+    if not plan.compiled:
+        lines.append("the compiler refused the program, and only says what its temporaries would need")
     if plan.settings:
         lines.append("with " + " ".join(f"--config.{setting}" for setting in plan.settings))
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from stepaudio_jax.models import abstract_parameters, cache_bytes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.plan import RESERVED_BYTES
-from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.layout import RolloutBatch
 from stepaudio_jax.rl.update import Learning, PolicyUpdate
@@ -83,11 +83,12 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
         carried = jax.eval_shape(update.begin, state, batch, learning, *settings)
         gradients = jax.tree.map(_at, carried[0], start.shardings.trainable)
         carried = gradients, jax.tree.map(lambda leaf: _whole(leaf.dtype, mesh), carried[1])
-        programs = [
-            update.accumulate.trace(state, carried, batch, learning, *settings).lower(lowering_platforms=("tpu",)).compile(),
-            update.apply.trace(state, carried).lower(lowering_platforms=("tpu",)).compile(),
-        ]
-    temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs)
+        traced = (
+            (update.accumulate.trace(state, carried, batch, learning, *settings), (state, carried, batch, learning)),
+            (update.apply.trace(state, carried), (state, carried)),
+        )
+        footprints = [compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments)[1] for one, arguments in traced]
+    temporary = max(footprint.temporaries for footprint in footprints)
     reference = shard_bytes(state.frozen.get(REFERENCE, {}))
     held = {
         "policy_bytes_per_chip": shard_bytes((state.trainable, state.frozen)) - reference,

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,18 +17,54 @@ from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, requir
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import describe_stage, make_train_step
 
+# What the TPU compiler says of a program whose temporaries alone exceed the memory.
+_REFUSED = re.compile(r"total memory required for \S+ temporaries \((\d+\.?\d*)([KMGT])\)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes of a chip that a program takes: its arguments, its temporaries, its own code, and at most at once."""
+
+    arguments: int
+    temporaries: int
+    code: int
+    peak: int
+
+
+def compile_lowered(lowered: Any, arguments: Any) -> tuple[Any | None, Footprint]:
+    """Compiles a program; None for one that the compiler refuses because it cannot fit, with what it would take.
+
+    Args:
+        lowered: for the chips.
+        arguments: its own, as shapes with shardings.
+    """
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refused = _REFUSED.search(str(error))
+        if refused is None:
+            raise
+        held, temporaries = shard_bytes(arguments), int(float(refused[1]) * _UNITS[refused[2]])
+        return None, Footprint(held, temporaries, 0, held + temporaries)
+    used = compiled.memory_analysis()
+    peak = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    return compiled, Footprint(used.argument_size_in_bytes, used.temp_size_in_bytes, used.generated_code_size_in_bytes, peak)
+
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
     """A compiled train step.
 
     Attributes:
-        compiled: JAX's compiled program.
+        compiled: JAX's compiled program; None where the compiler refuses it because it cannot fit.
+        footprint: what it takes, or would take.
         parameter_bytes, optimizer_bytes: of a chip's part of the arguments.
         compile_seconds: wall-clock time of tracing, lowering and compiling.
     """
 
-    compiled: Any
+    compiled: Any | None
+    footprint: Footprint
     parameter_bytes: int
     optimizer_bytes: int
     compile_seconds: float
@@ -87,9 +124,11 @@ def compile_step(config: Config, index: int, devices: Sequence[Any]) -> Compiled
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
-        compiled = step.trace(start.abstract, batch).lower(lowering_platforms=("tpu",)).compile()
+        lowered = step.trace(start.abstract, batch).lower(lowering_platforms=("tpu",))
+        compiled, footprint = compile_lowered(lowered, (start.abstract, batch))
     return CompiledStep(
         compiled,
+        footprint,
         parameter_bytes=shard_bytes((start.abstract.trainable, start.abstract.frozen)),
         optimizer_bytes=shard_bytes(start.abstract.optimizer),
         compile_seconds=time.perf_counter() - started,

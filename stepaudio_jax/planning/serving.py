@@ -25,7 +25,7 @@ from stepaudio_jax.models import (
 from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.plan import RESERVED_BYTES
-from stepaudio_jax.planning.program import compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
 
 ServingProgram = Literal["prefill", "decode"]
@@ -162,10 +162,8 @@ def _compile(
             tokens, is_audio = whole(jnp.int32, slot_tokens), whole(jnp.bool_, slot_tokens)
             audio = whole(jnp.float32, slot_tokens, engine.config.decoder.hidden)
             traced = device.prefill.trace(engine, parameters, tokens, whole(jnp.int32), audio, is_audio)
-        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    used = compiled.memory_analysis()
-    peak = used.argument_size_in_bytes + used.temp_size_in_bytes
-    peak += used.output_size_in_bytes - used.alias_size_in_bytes
+        arguments = (parameters, held) if program == "decode" else parameters
+        _, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), arguments)
     available = topology.chip.memory_bytes - RESERVED_BYTES
     weights, cache = shard_bytes(parameters), shard_bytes(held.caches)
     if program == "decode":
@@ -181,11 +179,11 @@ def _compile(
         slots=slots,
         slot_tokens=slot_tokens,
         cache_dtype=engine.cache_dtype,
-        fits=peak <= available,
+        fits=used.peak <= available,
         memory_bytes_per_chip=available,
-        peak_bytes_per_chip=peak,
-        argument_bytes_per_chip=used.argument_size_in_bytes,
-        temporary_bytes_per_chip=used.temp_size_in_bytes,
+        peak_bytes_per_chip=used.peak,
+        argument_bytes_per_chip=used.arguments,
+        temporary_bytes_per_chip=used.temporaries,
         parameter_bytes_per_chip=weights,
         cache_bytes_per_chip=cache if program == "decode" else 0,
         step_seconds=seconds,
