@@ -6,7 +6,7 @@ from typing import Any
 from stepaudio_jax.config import Config
 from stepaudio_jax.planning.collectives import collective_bytes
 from stepaudio_jax.planning.page import heading, memory, size, verdict
-from stepaudio_jax.planning.program import compile_step, compiler_version, topology_devices
+from stepaudio_jax.planning.program import compile_step, compiler_version, program_text, topology_devices
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import step_flops
 
@@ -23,8 +23,7 @@ class Plan:
         mesh: devices along each axis.
         stage: its name.
         fits: whether the peak lies within the chip's memory.
-        compiled: whether there is a program; the compiler refuses one whose temporaries alone exceed the memory, and what it
-            would send is then not known.
+        compiled: whether there is a program; the compiler refuses one whose temporaries alone exceed the memory.
         memory_bytes_per_chip: what a program may use of it.
         peak_bytes_per_chip: arguments and temporaries, and outputs that do not take an argument's place.
         argument_bytes_per_chip: the state and the batch; of it parameter_bytes_per_chip and optimizer_bytes_per_chip.
@@ -32,9 +31,10 @@ class Plan:
         code_bytes_per_chip: the program.
         flops_per_step: of the whole job, by formula (see `training.flops`).
         tokens_per_step: of the whole job, padding included.
-        collective_bytes_per_chip: kind of collective -> bytes sent in a step.
-        compute_seconds, interconnect_seconds: of a step, each at the chip's peak.
-        roofline_step_seconds: the larger of both; no step is faster.
+        collective_bytes_per_chip: kind of collective -> bytes sent in a step; None where there is no program, or none that this
+            version of JAX can read.
+        compute_seconds, interconnect_seconds: of a step, each at the chip's peak; the latter None where the bytes are.
+        roofline_step_seconds: the larger of those known; no step is faster.
         mfu_bound: compute_seconds / roofline_step_seconds.
         compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
         settings: overrides of the configuration that this plan is for, as `key=value`.
@@ -55,9 +55,9 @@ class Plan:
     code_bytes_per_chip: int
     flops_per_step: float
     tokens_per_step: int
-    collective_bytes_per_chip: dict[str, float]
+    collective_bytes_per_chip: dict[str, float] | None
     compute_seconds: float
-    interconnect_seconds: float
+    interconnect_seconds: float | None
     roofline_step_seconds: float
     mfu_bound: float
     compile_seconds: float
@@ -81,10 +81,11 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     used = step.footprint
     available = topology.chip.memory_bytes - RESERVED_BYTES
     flops = step_flops(config.model, config.stages[index])
-    sent = collective_bytes(step.compiled.as_text()) if step.compiled is not None else {}
+    text = None if step.compiled is None else program_text(step.compiled)
+    sent = None if text is None else collective_bytes(text)
     compute = flops / (topology.chips * topology.chip.flops)
-    interconnect = sum(sent.values()) / topology.chip.interconnect_bandwidth
-    roofline = max(compute, interconnect)
+    interconnect = None if sent is None else sum(sent.values()) / topology.chip.interconnect_bandwidth
+    roofline = max(compute, interconnect or 0.0)
     data = config.stages[index].data
     return Plan(
         topology=topology.name,
@@ -132,8 +133,8 @@ def as_text(plan: Plan) -> str:
         "",
         f"a step of {plan.tokens_per_step} tokens",
         f"  {plan.flops_per_step / 1e15:.2f} PFLOP: {plan.compute_seconds:.3f} s at the chips' peak",
-        *(f"  {kind:20s}{size(sent)} sent by a chip" for kind, sent in sorted(plan.collective_bytes_per_chip.items())),
-        f"  interconnect: {plan.interconnect_seconds:.3f} s at its peak" if plan.compiled else "  interconnect: not known",
+        *(f"  {kind:20s}{size(sent)} sent by a chip" for kind, sent in sorted((plan.collective_bytes_per_chip or {}).items())),
+        f"  interconnect: {_interconnect(plan)}",
         f"  no faster than {plan.roofline_step_seconds:.3f} s, MFU at most {100 * plan.mfu_bound:.0f} %",
         "",
         verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
@@ -143,3 +144,9 @@ def as_text(plan: Plan) -> str:
     if plan.settings:
         lines.append("with " + " ".join(f"--config.{setting}" for setting in plan.settings))
     return "\n".join(lines)
+
+
+def _interconnect(plan: Plan) -> str:
+    if plan.interconnect_seconds is not None:
+        return f"{plan.interconnect_seconds:.3f} s at its peak"
+    return "not known, for this JAX cannot read what this compiler writes" if plan.compiled else "not known"

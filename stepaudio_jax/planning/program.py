@@ -146,6 +146,17 @@ def shard_bytes(tree: Any) -> int:
     return total
 
 
+def program_text(compiled: Any) -> str | None:
+    """The optimised HLO; None where the compiler is newer than JAX, and has written what JAX cannot read."""
+    try:
+        text: str = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        if "RET_CHECK" not in str(error):
+            raise
+        return None
+    return text
+
+
 @contextlib.contextmanager
 def _compiler_settings() -> Iterator[None]:
     """Lets the TPU compiler start where there is no TPU: it must not ask the machine which one it has."""
