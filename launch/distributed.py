@@ -1,10 +1,13 @@
 """Joining the other processes of a run."""
 
+import os
+
 import jax
 
 from stepaudio_jax.config import ConfigError
 
 FLAG = "--distributed"
+_CPU_THREADS = 16
 
 
 def join(argument: str) -> None:
@@ -17,6 +20,9 @@ def join(argument: str) -> None:
     Raises:
         ConfigError: it is written in another way, or the cluster does not say.
     """
+    # On a CPU a collective holds a thread until every device has come to it. Where XLA has as few threads as a small machine
+    # has cores, programs under way together hold them all, and wait for each other for ever.
+    os.environ.setdefault("NPROC", str(max(_CPU_THREADS, os.cpu_count() or 1)))
     _, equals, value = argument.partition("=")
     if not equals:
         try:
