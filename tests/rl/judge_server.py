@@ -23,11 +23,12 @@ class JudgeServer:
                     server.open += 1
                     server.most_open = max(server.most_open, server.open)
                 try:
-                    if not server.trouble(number, self):
-                        self.reply(200, {"choices": [{"message": {"content": answer(body)}, "finish_reason": "stop"}]})
+                    handled = server.trouble(number, self)
                 finally:
-                    with lock:
+                    with lock:  # before the reply: who has it may ask the next question at once
                         server.open -= 1
+                if not handled:
+                    self.reply(200, {"choices": [{"message": {"content": answer(body)}, "finish_reason": "stop"}]})
 
             def reply(self, status, value, headers=()):
                 data = value if isinstance(value, bytes) else json.dumps(value).encode()
