@@ -75,7 +75,7 @@ def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_pat
     "data",
     [
         pytest.param({"rows": 2}, id="in micro-batches"),
-        pytest.param({"rows": 16, "tokens_per_row": 400, "chunks_per_row": 3}, id="packed"),
+        pytest.param({"rows": 16, "tokens_per_row": 400, "chunks_per_row": 3}, id="packed", marks=pytest.mark.slow),
     ],
 )
 def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):

@@ -89,7 +89,7 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
         assert error <= 1e-3, f"{jax.tree_util.keystr(path)}: relative error {error}"
 
 
-@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("auxiliary", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary):
     """Rows carry different numbers of learnt tokens, transcripts and attributes: a mean of means would differ."""
     batch = random_batch(auxiliary=auxiliary)
@@ -134,7 +134,7 @@ def test_frozen_parts_are_kept_in_the_compute_dtype(parameters):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
     """Encoder and auxiliary heads included; the loss falls well below the entropy of a guess."""
     config = run_config(
@@ -200,7 +200,7 @@ def test_evaluation_counts_equal_a_direct_computation(parameters):
     assert HEADS not in definition.merge(parameters)
 
 
-@pytest.mark.parametrize("trainable", [("adaptor",), ()])
+@pytest.mark.parametrize("trainable", [("adaptor",), pytest.param((), marks=pytest.mark.slow)])
 def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_the_same(parameters, trainable):
     config = run_config(trainable=trainable, lora={"rank": 2}, optimizer={"learning_rate": 0.02, "decay": "constant"})
     definition, optimizer, state = begin(config, 0, SMALL, jax.tree.map(jnp.array, parameters))
