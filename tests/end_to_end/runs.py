@@ -3,8 +3,11 @@
 import json
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = [*(("mid", step) for step in range(1, 46)), *(("sft", step) for step in range(1, 36))]
@@ -18,6 +21,28 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
 def start(*command: str) -> "subprocess.Popen[str]":
     """A Python program, left running."""
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train_in(processes: int, devices: int, settings: Sequence[str]) -> None:
+    """Runs `launch.train` to its end, in so many processes of so many CPU devices each."""
+    port = free_port()
+    started = [
+        start(
+            *("-m", "tests.parallel.train_process", str(devices), *settings),
+            *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
+        )
+        for index in range(processes)
+    ]
+    with ThreadPoolExecutor(processes) as readers:  # all at once: one that cannot write what it has to say stops the others
+        said = list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
+    assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
 
 
 def arguments(folder: pathlib.Path, name: str) -> list[str]:

@@ -2,27 +2,18 @@
 
 import pathlib
 import shutil
-import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.end_to_end.runs import arguments, metrics, start
+from tests.end_to_end.runs import arguments, metrics, train_in
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
 DEVICES = 4
 MESH = ["--config.mesh.fsdp=2", "--config.mesh.data=2"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run_in(processes: int, folder: pathlib.Path, name: str) -> None:
     """Runs the job to its end in so many processes of together four devices."""
-    port = free_port()
     settings = [
         *arguments(folder, name),
         "--config.stages.mid.steps=12",
@@ -31,16 +22,7 @@ def run_in(processes: int, folder: pathlib.Path, name: str) -> None:
         "--config.checkpoint.keep=10",
         *MESH,
     ]
-    started = [
-        start(
-            *("-m", "tests.parallel.train_process", str(DEVICES // processes), *settings),
-            *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
-        )
-        for index in range(processes)
-    ]
-    with ThreadPoolExecutor(processes) as readers:  # all at once: one that cannot write what it has to say stops the others
-        said = list(readers.map(lambda process: process.communicate(timeout=240)[1], started))
-    assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
+    train_in(processes, DEVICES // processes, settings)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,13 @@
 
 import json
 import pathlib
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
 from stepaudio_jax.generation import load_model
-from tests.end_to_end.runs import metrics, start
-from tests.end_to_end.test_processes import free_port
+from tests.end_to_end.runs import metrics, train_in
 from tests.end_to_end.test_rl import CONFIG
 from tests.rl.judge_server import JudgeServer
 from tests.rl.small_stage import BASE, write_prompts
@@ -27,18 +25,8 @@ def run_on(folder: pathlib.Path, name: str, processes: int, devices: int, mesh: 
     server = JudgeServer()
     try:
         (folder / f"{name}.py").write_text(CONFIG.format(folder=str(folder), url=server.url, steps=1), encoding="utf-8")
-        port = free_port()
         settings = [f"--config={folder / name}.py", f"--config.run_dir={folder / name}", *mesh]
-        started = [
-            start(
-                *("-m", "tests.parallel.train_process", str(devices), *settings),
-                *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
-            )
-            for index in range(processes)
-        ]
-        with ThreadPoolExecutor(processes) as readers:
-            said = list(readers.map(lambda process: process.communicate(timeout=240)[1], started))
-        assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
+        train_in(processes, devices, settings)
         return sorted(body["messages"][0]["content"] for _, _, body in server.requests)
     finally:
         server.close()
