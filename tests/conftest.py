@@ -40,3 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(os.environ[_CACHE], ignore_errors=True))
     # A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start would ignore it too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files marked `first` are begun first: what is long and in one piece must not be what a single worker ends with."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.parallel.eight_devices import CASES
 
+pytestmark = pytest.mark.first
+
 LONG = [name for name in CASES if "splash" in name or "two key heads" in name]  # kernels in interpret mode, or like another one
 
 
