@@ -62,13 +62,13 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
         ),
         # Muon's steps are as long for noise as for a gradient: they must become shorter.
         optimizer=dataclasses.replace(
-            optimizer, learning_rate=5e-4, muon_learning_rate=0.005, decay="linear", final_learning_rate_fraction=0.05
+            optimizer, learning_rate=5e-4, muon_learning_rate=0.006, decay="linear", final_learning_rate_fraction=0.05
         ),
         rl=RLConfig(
             rollout=RolloutConfig(prompts=16, samples=16, max_new_tokens=12, slots=64),
             rewards=(RewardConfig(verifier="tests.rl.test_learning:prefix", verifier_weight=1.0),),
             # Without the KL the policy makes up its mind before it has found what is right.
-            policy=PolicyConfig(baseline="rloo", kl_coefficient=0.03),
+            policy=PolicyConfig(baseline="rloo", kl_coefficient=0.02),
         ),
     )
     return Config(
