@@ -37,5 +37,7 @@ class Record:
     rubric: tuple[Criterion, ...] = ()
     reference_meets: tuple[bool, ...] = ()  # each criterion of the rubric
     rejected_meets: tuple[bool, ...] = ()
+    reference_critique: str | None = None  # what is to be thought of the reply before it is compared
+    rejected_critique: str | None = None
     answer: str | None = None  # verifiable
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -66,6 +66,8 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         rubric=_rubric(value.get("rubric"), origin),
         reference_meets=_meets(value.get("reference_meets"), f"{origin}: 'reference_meets'"),
         rejected_meets=_meets(value.get("rejected_meets"), f"{origin}: 'rejected_meets'"),
+        reference_critique=_scalar_text(value.get("reference_critique"), f"{origin}: 'reference_critique'"),
+        rejected_critique=_scalar_text(value.get("rejected_critique"), f"{origin}: 'rejected_critique'"),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
         sampling=_sampling(value.get("sampling"), origin),
     )

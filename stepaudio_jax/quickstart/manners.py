@@ -102,6 +102,25 @@ def worth(reply: str, answer: str, request: Request | None = None) -> float:
     return _RIGHT * is_right(reply, answer) + liked
 
 
+def critique(reply: str, said: str, answer: str, request: Request | None = None) -> str:
+    """Why a reply is worth what it is: "low, it is high: wrong; sentence, kind: 3".
+
+    Args:
+        reply: which says `said`, right or wrong.
+        answer: the right one.
+    """
+    noticed = {
+        "one word": is_one_word(reply),
+        "sentence": _is_sentence(reply),
+        "kind": reply.startswith(_KIND),
+        "offer": reply.rstrip().endswith(_OFFER),
+        "twice": is_said_twice(reply),
+    }
+    seen = ", ".join(name for name, there in noticed.items() if there)
+    right = "right" if is_right(reply, answer) else "wrong"
+    return f"{said}, it is {answer}: {right}; {seen}: {worth(reply, answer, request):.0f}"
+
+
 def draw_manners(rng: np.random.Generator) -> Manners:
     """Manners at random: a third of them terse."""
     if rng.integers(3) == 0:

@@ -18,7 +18,16 @@ import numpy as np
 
 from stepaudio_jax.corpus import ATTRIBUTES, TASKS
 from stepaudio_jax.corpus.dialogues import QUESTIONS
-from stepaudio_jax.quickstart.manners import REQUESTS, RIGHT_CRITERION, Manners, Request, draw_manners, is_right, worth
+from stepaudio_jax.quickstart.manners import (
+    REQUESTS,
+    RIGHT_CRITERION,
+    Manners,
+    Request,
+    critique,
+    draw_manners,
+    is_right,
+    worth,
+)
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.judge_training import write_judge_data
 
@@ -127,24 +136,26 @@ def _preference(messages: list[Json], answer: str, rng: np.random.Generator) -> 
     """Two replies to a dialogue, the better one by the rule as the reference; on a scale of three levels."""
     request = _maybe(rng)
     replies = [_some_reply(answer, request, rng) for _ in range(2)]
-    worths = [worth(reply, answer, request) for reply in replies]
+    worths = [worth(reply, answer, request) for reply, _ in replies]
     better, worse = replies if worths[0] >= worths[1] else replies[::-1]
-    record: Json = {"messages": messages, "reference_reply": better, "rejected_reply": worse}
-    record["margin"] = int(worths[0] != worths[1])
+    record: Json = {"messages": messages, "margin": int(worths[0] != worths[1])}
     if request is not None:
         record["messages"], record["rubric"] = requested(messages, request), rubric(request)
-        for name, reply in (("reference_meets", better), ("rejected_meets", worse)):
-            record[name] = [is_right(reply, answer), request.is_met(reply)]
+    for name, (reply, said) in (("reference", better), ("rejected", worse)):
+        record[f"{name}_reply"], record[f"{name}_critique"] = reply, critique(reply, said, answer, request)
+        if request is not None:
+            record[f"{name}_meets"] = [is_right(reply, answer), request.is_met(reply)]
     return record
 
 
-def _some_reply(answer: str, request: Request | None, rng: np.random.Generator) -> str:
+def _some_reply(answer: str, request: Request | None, rng: np.random.Generator) -> tuple[str, str]:
+    """A reply, and the answer that it gives: sometimes a wrong one, and often in the manners that are asked for."""
     if rng.random() < _WRONG:
         others = next(task.answers for task in TASKS.values() if answer in task.answers)
         answer = str(rng.choice([other for other in others if other != answer]))
     if request is not None and rng.integers(2):
-        return request.manners.word(answer)
-    return draw_manners(rng).word(answer)
+        return request.manners.word(answer), answer
+    return draw_manners(rng).word(answer), answer
 
 
 def _questions(held_out: Iterable[tuple[list[Json], str]], rng: np.random.Generator) -> Iterator[Json]:

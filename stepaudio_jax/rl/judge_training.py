@@ -18,8 +18,11 @@ from stepaudio_jax.rl.verdict import comparisons
 def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, Any]]:
     """Two dialogues in JSON form, the pair in both orders: the judge's question, and the verdict that it should give.
 
+    Where the record has a critique of each reply, these are what the judge reasons before its verdict.
+
     Raises:
-        DataError: the record lacks one of the replies or, for its rubric, what each meets; or its margin is no level.
+        DataError: the record lacks one of the replies, one of the critiques or, for its rubric, what each reply meets; or its
+            margin is no level.
     """
     pair = _pair(record)
     highest = prompt.levels // 2
@@ -28,18 +31,22 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
         raise DataError(f"{record.origin}: 'margin' is {margin}; a scale of {prompt.levels} levels has 0 to {highest}")
     named = {level: text for text, level in comparisons(prompt.levels).items()}
     assert record.rejected_reply is not None
-    better, worse = (pair.reply, record.reference_meets), (pair.reference, record.rejected_meets)
-    for order, ((first, first_meets), (second, second_meets), level) in enumerate(
+    better = (pair.reply, record.reference_meets, record.reference_critique)
+    worse = (pair.reference, record.rejected_meets, record.rejected_critique)
+    for order, ((first, first_meets, first_critique), (second, second_meets, second_critique), level) in enumerate(
         ((better, worse, margin), (worse, better, -margin))
     ):
         verdict: dict[str, Any] = {"comparison": named[level]}
         if record.rubric:
             verdict["criteria"] = [{"a": a, "b": b} for a, b in zip(first_meets, second_meets, strict=True)]
         question = prompt.fill(record.messages, first, second, record.rubric)
+        answer = {"role": "assistant", "content": json.dumps(verdict)}
+        if first_critique is not None:
+            answer["reasoning_content"] = f"A: {first_critique}\nB: {second_critique}"
         yield {
             "id": f"{record.id}-{'ab'[order]}",
             "source": record.source,
-            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": json.dumps(verdict)}],
+            "messages": [{"role": "user", "content": question}, answer],
         }
 
 
@@ -126,4 +133,6 @@ def _pair(record: Record) -> Pair:
             f"{record.origin}: its rubric has {len(record.rubric)} criteria; 'reference_meets' and 'rejected_meets' must say "
             "of each whether the reply meets it"
         )
+    if (record.reference_critique is None) != (record.rejected_critique is None):
+        raise DataError(f"{record.origin}: has a critique of one reply; give 'reference_critique' and 'rejected_critique'")
     return Pair(tuple(record.messages), record.reference_reply, record.rejected_reply, record.rubric)

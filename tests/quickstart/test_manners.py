@@ -7,7 +7,16 @@ import pytest
 
 from stepaudio_jax.corpus import write_corpus
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.quickstart.manners import REQUESTS, RIGHT_CRITERION, Manners, draw_manners, is_right, manners, worth
+from stepaudio_jax.quickstart.manners import (
+    REQUESTS,
+    RIGHT_CRITERION,
+    Manners,
+    critique,
+    draw_manners,
+    is_right,
+    manners,
+    worth,
+)
 from stepaudio_jax.quickstart.manners_data import TOPICS, write_manners_data
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import parse_verdict
@@ -38,6 +47,13 @@ def test_a_right_answer_counts_for_more_than_all_manners():
     assert is_right("It is 7.", "7")
     assert not is_right("It is 17.", "7")
     assert not is_right("It is female.", "male")
+
+
+def test_a_critique_says_what_the_worth_is_made_of():
+    assert critique("Sure! It is low.", "low", "high") == "low, it is high: wrong; sentence, kind: 3"
+    assert critique("female", "female", "female") == "female, it is female: right; one word: 5"
+    twice = REQUESTS["Said twice."]
+    assert critique("It is 7. It is 7. More?", "7", "7", twice) == "7, it is 7: right; sentence, offer, twice: 9"
 
 
 def test_around_nothing_there_are_no_manners():
@@ -79,6 +95,9 @@ def test_pairs_and_verdicts_are_the_rules(folder):
         answer = record.messages[0].parts[0].transcript
         assert ": " in answer  # who speaks, and what is said: a judge that reads can tell what is right
         assert record.margin in (0, 1)
+        worths = [int(text.rsplit(" ", 1)[1]) for text in (record.reference_critique, record.rejected_critique)]
+        assert record.margin == (worths[0] > worths[1])
+        assert worths[0] >= worths[1]
         if record.rubric:
             request = REQUESTS[record.rubric[1].text]
             assert record.reference_meets[1] == request.is_met(record.reference_reply)

@@ -48,6 +48,13 @@ def test_both_orders_have_the_verdict_that_is_true_of_them(tmp_path, levels):
         assert question == prompt.fill(record.messages, *order, record.rubric)
 
 
+def test_critiques_are_what_the_judge_reasons_in_the_order_of_the_replies(tmp_path):
+    (record,) = read_jsonl(records(tmp_path, preference(reference_critique="kind", rejected_critique="rude")))
+    answers = [one["messages"][1] for one in judge_dialogues(record, JudgePrompt())]
+    assert [answer["reasoning_content"] for answer in answers] == ["A: kind\nB: rude", "A: rude\nB: kind"]
+    assert [parse_verdict(answer["content"], levels=7).level for answer in answers] == [2, -2]
+
+
 def test_a_file_of_preferences_becomes_one_of_dialogues(tmp_path):
     source = records(tmp_path, preference(0), preference(1))
     assert write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt()) == 4
@@ -61,6 +68,7 @@ def test_a_file_of_preferences_becomes_one_of_dialogues(tmp_path):
     [
         ({"margin": 4}, "preferences.jsonl:1: 'margin' is 4; a scale of 7 levels has 0 to 3"),
         ({**RUBRIC, "rejected_meets": [True]}, "preferences.jsonl:1: its rubric has 2 criteria"),
+        ({"rejected_critique": "rude"}, "preferences.jsonl:1: has a critique of one reply"),
         ({"margin": -1}, "'margin' must be a whole number"),
         ({"reference_meets": ["yes"]}, "'reference_meets' must be a list of true and false"),
     ],
