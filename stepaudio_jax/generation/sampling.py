@@ -148,18 +148,28 @@ def restrict(logits: jax.Array, settings: SamplingArrays) -> jax.Array:
     # Shifted first: a tiny temperature then sends the others to -inf, and nothing overflows.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
     scaled = shifted / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    # The rollouts of reinforcement learning are not restricted, and do not pay for sorting the vocabulary.
+    threshold = jax.lax.cond(
+        jnp.any((settings.top_k > 0) | (settings.top_p < 1)),
+        lambda: _least_needed(scaled, settings),
+        lambda: jnp.full((scaled.shape[0], 1), -jnp.inf, scaled.dtype),
+    )
+    # The best token is at 0, so that log min_p is where its share begins.
+    threshold = jnp.maximum(threshold, jnp.log(settings.min_p)[:, None])
+    return jnp.where(scaled >= threshold, scaled, -jnp.inf)
+
+
+def _least_needed(scaled: jax.Array, settings: SamplingArrays) -> jax.Array:
+    """[B,1]: the least of the tempered logits [B,V] that top-k and the nucleus keep."""
     descending = -jnp.sort(-scaled, axis=-1)
-    size = logits.shape[-1]
+    size = scaled.shape[-1]
     wanted = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, size), size)
     in_top_k = jnp.arange(size) < wanted[:, None]
     probabilities = jax.nn.softmax(jnp.where(in_top_k, descending, -jnp.inf), axis=-1)
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
     in_nucleus = (mass_before < settings.top_p[:, None]) | (settings.top_p >= 1)[:, None]
     needed = jnp.sum(in_top_k & in_nucleus, axis=-1)
-    threshold = jnp.take_along_axis(descending, needed[:, None] - 1, axis=-1)
-    # The best token is at 0, so that log min_p is where its share begins.
-    threshold = jnp.maximum(threshold, jnp.log(settings.min_p)[:, None])
-    return jnp.where(scaled >= threshold, scaled, -jnp.inf)
+    return jnp.take_along_axis(descending, needed[:, None] - 1, axis=-1)
 
 
 def _picked(rows: jax.Array, token: jax.Array) -> jax.Array:
