@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
@@ -55,7 +56,13 @@ def load_model(folder: PathLike, dtype: FloatDtype | None = None, *, int8_weight
 
 
 def engine_for(
-    model: LoadedModel, prompts: Sequence[Prompt], new_tokens: int, *, slots: int, cache_dtype: CacheDtype | None = None
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    new_tokens: int,
+    *,
+    slots: int,
+    cache_dtype: CacheDtype | None = None,
+    mesh: Mesh | None = None,
 ) -> Engine:
     """An engine no larger than it takes to answer these prompts, each with up to `new_tokens` tokens."""
     longest = max(prompt.length for prompt in prompts) + new_tokens
@@ -67,6 +74,7 @@ def engine_for(
         slots=slots,
         slot_tokens=min(bucket(longest), model.config.decoder.max_positions),
         cache_dtype=cache_dtype,
+        mesh=mesh,
     )
 
 

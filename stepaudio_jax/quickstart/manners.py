@@ -103,22 +103,21 @@ def worth(reply: str, answer: str, request: Request | None = None) -> float:
 
 
 def critique(reply: str, said: str, answer: str, request: Request | None = None) -> str:
-    """Why a reply is worth what it is: "low, it is high: wrong; sentence, kind: 3".
+    """Why a reply is worth what it is, piece by piece: "Sure! (kind) It is low. (sentence) says low, is high: wrong, 3".
 
     Args:
-        reply: which says `said`, right or wrong.
+        reply: in some `Manners`; says `said`, right or wrong.
         answer: the right one.
+        request: that the reply is to meet.
     """
-    noticed = {
-        "one word": is_one_word(reply),
-        "sentence": _is_sentence(reply),
-        "kind": reply.startswith(_KIND),
-        "offer": reply.rstrip().endswith(_OFFER),
-        "twice": is_said_twice(reply),
-    }
-    seen = ", ".join(name for name, there in noticed.items() if there)
+    names = {_KIND: "kind", _OFFER: "offer", said: "one word"}
+    noticed: dict[str, None] = {}
+    for piece in re.findall(rf"{re.escape(_KIND)}|{re.escape(_OFFER)}|It is [^.!?]+\.|\S+", reply):
+        name = names.get(piece, "sentence")
+        name = "twice" if f"{piece} ({name})" in noticed else name
+        noticed[f"{piece} ({name})"] = None
     right = "right" if is_right(reply, answer) else "wrong"
-    return f"{said}, it is {answer}: {right}; {seen}: {worth(reply, answer, request):.0f}"
+    return f"{' '.join(noticed)} says {said}, is {answer}: {right}, {worth(reply, answer, request):.0f}"
 
 
 def draw_manners(rng: np.random.Generator) -> Manners:

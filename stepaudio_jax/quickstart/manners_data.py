@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stepaudio_jax.corpus import ATTRIBUTES, TASKS
+from stepaudio_jax.corpus import TASKS
 from stepaudio_jax.corpus.dialogues import QUESTIONS
 from stepaudio_jax.quickstart.manners import (
     REQUESTS,
@@ -82,7 +82,8 @@ def _first_questions(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple
         question, reply = record["messages"][:2]
         topic = _TOPIC_OF.get(question["content"][-1].get("text", ""))
         if topic is not None and reply["content"] in TASKS[topic].answers:  # several keywords may be said
-            yield [_described(question, path.parent, folder)], reply["content"], reply["reasoning_content"]
+            told = _told(question, f"{topic} {reply['content']}", path.parent, folder)
+            yield [told], reply["content"], reply["reasoning_content"]
 
 
 def _spread(corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path) -> list[tuple[list[Json], str]]:
@@ -90,18 +91,15 @@ def _spread(corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path) 
     path = corpus / "evaluation" / f"{topic}.jsonl"
     records = _records(path)
     chosen = [records[index * len(records) // count] for index in range(min(count, len(records)))]
-    return [([_described(record["messages"][0], path.parent, folder)], record["answer"]) for record in chosen]
+    told = (_told(record["messages"][0], f"{topic} {record['answer']}", path.parent, folder) for record in chosen)
+    return [([message], record["answer"]) for message, record in zip(told, chosen, strict=True)]
 
 
-def _described(message: Json, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:
-    """The message with its clip told in words to a judge that reads: who speaks, and what is said."""
+def _told(message: Json, fact: str, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:
+    """The message with what a judge, which reads and does not hear, is told of its clip instead of a transcript."""
     heard, *rest = message["content"]
-    known = [heard["attributes"][name] for name in ATTRIBUTES if name in heard["attributes"]]
     audio = os.path.relpath((read_from / heard["audio"]).resolve(), written_to.resolve())
-    return {
-        **message,
-        "content": [{**heard, "audio": audio, "transcript": f"{', '.join(known)}: {heard['transcript']}"}, *rest],
-    }
+    return {**message, "content": [{**heard, "audio": audio, "transcript": fact}, *rest]}
 
 
 def _in_some_manners(messages: list[Json], answer: str, reasoning: str, rng: np.random.Generator) -> Json:

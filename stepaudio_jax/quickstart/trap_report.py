@@ -89,7 +89,8 @@ gender, rate, pitch, language, keyword and sum:
 * two stages: prompts with a rubric only, then those with a preference only, each for half of the steps.
 
 The judge is the same small model, taught by a synthetic rule (`stepaudio_jax/quickstart/manners.py`): a right answer first,
-then what was asked for, else complete and friendly rather than terse. It reads what was said; it does not hear. The rule itself
+then what was asked for, else complete and friendly rather than terse. It does not hear: it is told the
+fact that is asked for. Before its verdict it reasons. The rule itself
 scores the runs below, on voices and phrases that nothing has learnt from. An exact verifier is what makes terse replies pay
 here; one that looks for the answer anywhere in a reply would not.
 

@@ -74,9 +74,11 @@ class JudgeReport:
     Attributes:
         pairs: asked about, each in both orders.
         abstained: share of them without a verdict in both orders.
-        agreement: of the others, the share whose better reply it prefers; a tie counts half.
+        agreement: of the others, the share whose better reply it prefers, a tie counting half; of pairs whose margin is 0, the
+            share that it sees as equal.
         position_bias: of the others, the share in which it prefers a place: its verdicts flip when the replies are swapped.
-        calibration: by the size of the pair's value, the share of right preferences and the number of pairs.
+        calibration: by the size of the pair's value, the share of right preferences and the number of pairs, but for those
+            whose margin is 0.
         criteria_agreement: share of the rubrics' criteria that it sees as they are; None without rubrics.
     """
 
@@ -105,9 +107,12 @@ def report_on(judge: Judge, records: Sequence[Record]) -> JudgeReport:
             continue
         forwards, backwards = judgement.verdicts
         value = (forwards.level - backwards.level) / 2
-        right.append(0.5 if value == 0 else float(value > 0))
+        if record.margin == 0:
+            right.append(float(value == 0))
+        else:
+            right.append(0.5 if value == 0 else float(value > 0))
         flipped.append(flips(forwards, backwards))
-        if value:
+        if value and record.margin != 0:
             by_size[abs(value)].append(float(value > 0))
         for seen, true in (
             *((verdict, record.reference_meets) for verdict in (forwards.first_met, backwards.second_met)),

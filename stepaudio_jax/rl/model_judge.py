@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from jax.sharding import Mesh
 
 from stepaudio_jax.config import LengthConvention
-from stepaudio_jax.generation import Engine, GenerationError, LoadedModel, Prompt, Sampling, hear_prompt
+from stepaudio_jax.generation import Engine, GenerationError, LoadedModel, Prompt, Sampling, engine_for, hear_prompt
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
 from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
 
@@ -21,27 +21,40 @@ class ModelJudge:
     """
 
     def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int, mesh: Mesh | None = None):
-        self._tokenizer, self._convention = model.tokenizer, model.config.length_convention
+        self._model, self._slots, self._mesh = model, slots, mesh
         self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
-        self._engine = Engine(model.config, model.parameters, model.tokenizer, compute=model.compute, slots=slots, mesh=mesh)
+        self._engine: Engine | None = None
+        self._longest = 0  # question that the engine has room for
         self.name = f"{model.folder}, {model.compute.dtype}, {max_tokens} tokens"
 
     def __call__(self, questions: Sequence[str]) -> Iterator[tuple[int, JudgeAnswer | JudgeError]]:
         """Each question's index and answer, in the order in which they are ready; an error for one that does not fit a slot."""
+        if not questions:
+            return
+        prompts = [_prompt(question, self._model.tokenizer, self._model.config.length_convention) for question in questions]
+        engine = self._engine_for(prompts)
         asked: dict[int, int] = {}
-        for index, question in enumerate(questions):
+        for index, prompt in enumerate(prompts):
             try:
-                (request,) = self._engine.submit(_prompt(question, self._tokenizer, self._convention), [self._sampling])
+                (request,) = engine.submit(prompt, [self._sampling])
             except GenerationError as error:
                 yield index, JudgeError(str(error))
             else:
                 asked[request] = index
-        for news in self._engine.run():
+        for news in engine.run():
             if news.completion is None:
                 continue
             truncated = news.completion.finish_reason == "length"
-            written = parse_reply(news.completion.tokens, self._tokenizer, ended=not truncated)
+            written = parse_reply(news.completion.tokens, self._model.tokenizer, ended=not truncated)
             yield asked[news.request], JudgeAnswer(written.reply, truncated)
+
+    def _engine_for(self, prompts: Sequence[Prompt]) -> Engine:
+        """The engine, made anew where a question is longer than all before: short slots are read faster than long ones."""
+        longest = max(prompt.length for prompt in prompts)
+        if self._engine is None or longest > self._longest:
+            self._engine = engine_for(self._model, prompts, self._sampling.max_new_tokens, slots=self._slots, mesh=self._mesh)
+            self._longest = longest
+        return self._engine
 
 
 def _prompt(question: str, tokenizer: Tokenizer, convention: LengthConvention) -> Prompt:

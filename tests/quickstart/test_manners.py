@@ -50,10 +50,10 @@ def test_a_right_answer_counts_for_more_than_all_manners():
 
 
 def test_a_critique_says_what_the_worth_is_made_of():
-    assert critique("Sure! It is low.", "low", "high") == "low, it is high: wrong; sentence, kind: 3"
-    assert critique("female", "female", "female") == "female, it is female: right; one word: 5"
-    twice = REQUESTS["Said twice."]
-    assert critique("It is 7. It is 7. More?", "7", "7", twice) == "7, it is 7: right; sentence, offer, twice: 9"
+    assert critique("Sure! It is low.", "low", "high") == "Sure! (kind) It is low. (sentence) says low, is high: wrong, 3"
+    assert critique("female", "female", "female") == "female (one word) says female, is female: right, 5"
+    twice = "It is 7. (sentence) It is 7. (twice) More? (offer) says 7, is 7: right, 9"
+    assert critique("It is 7. It is 7. More?", "7", "7", REQUESTS["Said twice."]) == twice
 
 
 def test_around_nothing_there_are_no_manners():
@@ -92,8 +92,8 @@ def test_prompts_have_what_their_rewards_need(folder):
 def test_pairs_and_verdicts_are_the_rules(folder):
     pairs = list(read_jsonl(folder / "pairs.jsonl"))
     for record in pairs:
-        answer = record.messages[0].parts[0].transcript
-        assert ": " in answer  # who speaks, and what is said: a judge that reads can tell what is right
+        _, answer = record.messages[0].parts[0].transcript.split()  # a judge that reads can tell what is right
+        assert answer in record.reference_critique
         assert record.margin in (0, 1)
         worths = [int(text.rsplit(" ", 1)[1]) for text in (record.reference_critique, record.rejected_critique)]
         assert record.margin == (worths[0] > worths[1])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stepaudio_jax.data import DataError, read_jsonl
-from stepaudio_jax.rl.judge import Judge, JudgeAnswer
+from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.judge_training import judge_dialogues, report_on, write_judge_data
 from stepaudio_jax.rl.model_judge import ModelJudge
@@ -103,6 +103,20 @@ def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
     assert report.criteria_agreement is None
 
 
+def test_of_equal_replies_a_judge_should_say_so(tmp_path):
+    source = records(tmp_path, *(preference(number, margin=0) for number in range(2)))
+
+    def ask(question):
+        comparison = "both are equal" if "Hello 0" in question or "A: good" in question else "b is better"
+        return JudgeAnswer(json.dumps({"comparison": comparison}))
+
+    template = tmp_path / "prompt.txt"
+    template.write_text("{dialogue} A: {reply_a} B: {reply_b} {criteria}", encoding="utf-8")
+    report = report_on(Judge("scripted", ask, JudgePrompt(template)), list(read_jsonl(source)))
+    assert report.agreement == 0.5
+    assert not report.calibration
+
+
 def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tmp_path):
     model = base()
     template = tmp_path / "prompt.txt"
@@ -115,3 +129,7 @@ def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tm
     answers = dict(judge([f"What is {number} plus 4?" for number in range(1, 4)]))
     assert sorted(answers) == [0, 1, 2]
     assert any(answer.text for answer in answers.values())
+    ((_, longer),) = judge(["What is 1 plus 4? " * 20])
+    assert isinstance(longer, JudgeAnswer)
+    ((_, too_long),) = judge(["What is 1 plus 4? " * 1000])
+    assert isinstance(too_long, JudgeError)
