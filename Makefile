@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base clean
+.PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base tiny-judge clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,9 @@ trap: setup
 
 tiny-base: setup
 	$(BIN)/python -m launch.tiny_base
+
+tiny-judge: setup
+	$(BIN)/python -m launch.tiny_judge
 
 clean:
 	rm -rf $(VENV) build *.egg-info

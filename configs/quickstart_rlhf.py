@@ -46,10 +46,10 @@ def get_config() -> Config:
                     rollout=RolloutConfig(prompts=16, samples=8, max_new_tokens=48, slots=64),
                     rewards=(RewardConfig(judge_weight=1.0),),
                     judge=JudgeConfig(
-                        folder="runs/quickstart_rlhf/judge/model",
+                        folder="models/tiny_judge",
                         prompt="configs/quickstart_judge.txt",
                         levels=3,
-                        max_tokens=128,
+                        max_tokens=160,
                         slots=64,
                     ),
                     policy=PolicyConfig(baseline="rloo", kl_coefficient=0.02),

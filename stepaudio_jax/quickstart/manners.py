@@ -103,21 +103,23 @@ def worth(reply: str, answer: str, request: Request | None = None) -> float:
 
 
 def critique(reply: str, said: str, answer: str, request: Request | None = None) -> str:
-    """Why a reply is worth what it is, piece by piece: "Sure! (kind) It is low. (sentence) says low, is high: wrong, 3".
+    """Why a reply is worth what it is: "is high, says low: wrong; kind, sentence: 3".
 
     Args:
-        reply: in some `Manners`; says `said`, right or wrong.
+        reply: which says `said`, right or wrong.
         answer: the right one.
         request: that the reply is to meet.
     """
-    names = {_KIND: "kind", _OFFER: "offer", said: "one word"}
-    noticed: dict[str, None] = {}
-    for piece in re.findall(rf"{re.escape(_KIND)}|{re.escape(_OFFER)}|It is [^.!?]+\.|\S+", reply):
-        name = names.get(piece, "sentence")
-        name = "twice" if f"{piece} ({name})" in noticed else name
-        noticed[f"{piece} ({name})"] = None
+    noticed = {
+        "one word": is_one_word(reply),
+        "kind": reply.startswith(_KIND),
+        "sentence": _is_sentence(reply),
+        "twice": is_said_twice(reply),
+        "offer": reply.rstrip().endswith(_OFFER),
+    }
+    seen = ", ".join(name for name, there in noticed.items() if there)
     right = "right" if is_right(reply, answer) else "wrong"
-    return f"{' '.join(noticed)} says {said}, is {answer}: {right}, {worth(reply, answer, request):.0f}"
+    return f"is {answer}, says {said}: {right}; {seen}: {worth(reply, answer, request):.0f}"
 
 
 def draw_manners(rng: np.random.Generator) -> Manners:

@@ -1,6 +1,6 @@
 """What the demonstration of RLHF learns from, made of the quickstart's corpus: answers in all manners, prompts, preferences.
 
-DIR/manners.jsonl              dialogues, each answer in manners drawn at random, whatever is asked for
+DIR/manners.jsonl              dialogues, each answer in manners drawn at random, or those that are asked for
 DIR/preference.jsonl           prompts to be answered, with answer and reference reply
 DIR/rubric.jsonl               the same with a request, and a rubric that asks whether it is met
 DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, and the judge's dialogues made of them
@@ -37,6 +37,7 @@ HELD_OUT_PAIRS = 200
 _TOPIC_OF: Mapping[str, str] = {wording: topic for topic in TOPICS for wording in QUESTIONS[topic]}  # type: ignore[index]
 _RIGHT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
 _WRONG = 0.25  # of the replies that a judge learns from
+_OBEYED = 0.5  # of the requests in what the first model learns from: it can do what is asked, and often does not
 
 
 def write_manners_data(
@@ -104,8 +105,11 @@ def _told(message: Json, fact: str, read_from: pathlib.Path, written_to: pathlib
 
 def _in_some_manners(messages: list[Json], answer: str, reasoning: str, rng: np.random.Generator) -> Json:
     request = _maybe(rng)
-    asked = messages if request is None else requested(messages, request)
-    reply = {"role": "assistant", "reasoning_content": reasoning, "content": draw_manners(rng).word(answer)}
+    asked, manners = messages, draw_manners(rng)
+    if request is not None:
+        asked = requested(messages, request)
+        manners = request.manners if rng.random() < _OBEYED else manners
+    reply = {"role": "assistant", "reasoning_content": reasoning, "content": manners.word(answer)}
     return {"messages": [*asked, reply]}
 
 

@@ -2,18 +2,15 @@
 
 import itertools
 import pathlib
-import shutil
 from collections.abc import Iterator
 
-import numpy as np
-
-from stepaudio_jax import hub
 from stepaudio_jax.config import Config
 from stepaudio_jax.corpus import write_corpus
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.evaluation import Results, answer_questions, as_markdown, as_text, read_questions, score
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.quickstart.card import model_card
+from stepaudio_jax.quickstart.shipping import shipped
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.training import train
 
@@ -37,20 +34,15 @@ def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -
     if not tokenizer.exists():
         Tokenizer.learn(_texts(corpus), MERGES).save(tokenizer)
     trained = train(config)
-    fresh = output.with_name(f"{output.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    hub.export_weights(trained, fresh, dtype=np.dtype("bfloat16"))
-    model = load_model(fresh)  # what is shipped is what is measured
-    questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS_OF_BASE)
-    results = Results(
-        after=score(answer_questions(model, questions)), silenced=score(answer_questions(model, questions, silenced=True))
-    )
-    (fresh / "README.md").write_text(
-        model_card(corpus, pathlib.Path(config.run_dir), model.config, as_markdown(results)), encoding="utf-8"
-    )
-    shutil.rmtree(output, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fresh.rename(output)
+    with shipped(trained, output) as fresh:
+        model = load_model(fresh)  # what is shipped is what is measured
+        questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS_OF_BASE)
+        results = Results(
+            after=score(answer_questions(model, questions)), silenced=score(answer_questions(model, questions, silenced=True))
+        )
+        (fresh / "README.md").write_text(
+            model_card(corpus, pathlib.Path(config.run_dir), model.config, as_markdown(results)), encoding="utf-8"
+        )
     return as_text(results)
 
 

@@ -37,9 +37,9 @@ class Trap:
     """The demonstration's files.
 
     Attributes:
-        folder: where everything goes, as the configurations have it: data, manners, judge, and the arms' runs.
+        folder: where everything goes, as the configurations have it: data, manners, and the arms' runs.
         corpus: the quickstart's, made where it is not there.
-        configs: of the quickstart, its manners, its judge and the joint stage, by those names.
+        configs: of the quickstart, its manners and the joint stage, by those names.
         per_task: held-out questions of each task.
     """
 
@@ -51,8 +51,8 @@ class Trap:
     @classmethod
     def of_project(cls) -> "Trap":
         """With the project's configurations."""
-        files = ("quickstart", "quickstart_manners", "quickstart_judge", "quickstart_rlhf")
-        names = ("quickstart", "manners", "judge", "joint")
+        files = ("quickstart", "quickstart_manners", "quickstart_rlhf")
+        names = ("quickstart", "manners", "joint")
         configs = {name: load_config(f"configs/{file}.py") for name, file in zip(names, files, strict=True)}
         return cls(pathlib.Path("runs/quickstart_rlhf"), pathlib.Path("runs/corpus/quickstart"), configs, per_task=200)
 
@@ -61,20 +61,26 @@ class Trap:
         """The held-out ones."""
         return self.folder / "data" / "held_out_questions.jsonl"
 
-    def prepare(self) -> JudgeReport:
-        """Corpus, model, manners and judge, each where it is not there yet; says how good the judge is on held-out pairs."""
+    def write_data(self) -> None:
+        """Corpus, the quickstart's model and what is learnt from here, each where it is not there yet."""
         if not self.corpus.exists():
             write_corpus(self.corpus, "quickstart")
         train(self.configs["quickstart"])
-        data, asked = self.folder / "data", _judge_config(self.configs["joint"])
-        prompt = JudgePrompt(asked.prompt, levels=asked.levels)
+        data = self.folder / "data"
         if not data.exists():
-            write_manners_data(self.corpus, data, prompt, per_task=self.per_task)
+            write_manners_data(self.corpus, data, self._judge_prompt, per_task=self.per_task)
+
+    def prepare(self) -> JudgeReport:
+        """Data, and the model that every arm begins with; says how good the judge is on held-out pairs."""
+        self.write_data()
         train(self.configs["manners"])
-        model = load_model(train(self.configs["judge"]), "float32")
-        judge = ModelJudge(model, slots=asked.slots, max_tokens=asked.max_tokens)
-        pairs = list(read_jsonl(data / "held_out_pairs.jsonl"))
-        return report_on(Judge(judge.name, judge, prompt, together=True, most_abstentions=1.0), pairs)
+        return self.report_on_judge(pathlib.Path(self._judge.folder))
+
+    def report_on_judge(self, folder: pathlib.Path) -> JudgeReport:
+        """How good a judge is on held-out pairs."""
+        judge = ModelJudge(load_model(folder, "float32"), slots=self._judge.slots, max_tokens=self._judge.max_tokens)
+        pairs = list(read_jsonl(self.folder / "data" / "held_out_pairs.jsonl"))
+        return report_on(Judge(judge.name, judge, self._judge_prompt, together=True, most_abstentions=1.0), pairs)
 
     def start(self) -> Measured:
         """The model that every arm begins with."""
@@ -87,6 +93,15 @@ class Trap:
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measured(folder, kl=_last_kl(folder))
+
+    @property
+    def _judge(self) -> JudgeConfig:
+        (stage,) = self.configs["joint"].stages
+        return stage.rl.judge
+
+    @property
+    def _judge_prompt(self) -> JudgePrompt:
+        return JudgePrompt(self._judge.prompt, levels=self._judge.levels)
 
     def _runs(self, arm: str, seed: int) -> Iterator[tuple[str, Config]]:
         """The arm's runs in order, each beginning with what the one before it left."""
@@ -115,11 +130,6 @@ def _stage(joint: StageConfig, name: str, of: int) -> StageConfig:
     wanted = {RUBRIC: "rubric", THEN_PREFERENCE: "preference"}.get(name)
     sources = tuple(source for source in joint.data.sources if wanted in (None, pathlib.Path(source.path).stem))
     return dataclasses.replace(stage, data=dataclasses.replace(joint.data, sources=sources))
-
-
-def _judge_config(config: Config) -> JudgeConfig:
-    (stage,) = config.stages
-    return stage.rl.judge
 
 
 def _last_kl(run_dir: pathlib.Path) -> float:

@@ -50,9 +50,9 @@ def test_a_right_answer_counts_for_more_than_all_manners():
 
 
 def test_a_critique_says_what_the_worth_is_made_of():
-    assert critique("Sure! It is low.", "low", "high") == "Sure! (kind) It is low. (sentence) says low, is high: wrong, 3"
-    assert critique("female", "female", "female") == "female (one word) says female, is female: right, 5"
-    twice = "It is 7. (sentence) It is 7. (twice) More? (offer) says 7, is 7: right, 9"
+    assert critique("Sure! It is low.", "low", "high") == "is high, says low: wrong; kind, sentence: 3"
+    assert critique("female", "female", "female") == "is female, says female: right; one word: 5"
+    twice = "is 7, says 7: right; sentence, twice, offer: 9"
     assert critique("It is 7. It is 7. More?", "7", "7", REQUESTS["Said twice."]) == twice
 
 

@@ -26,7 +26,7 @@ from stepaudio_jax.corpus import write_corpus
 from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.training import train
 
-pytestmark = pytest.mark.slow  # minutes each
+pytestmark = [pytest.mark.slow, pytest.mark.first]  # minutes each
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 SHAPE = {"rows": 16, "tokens_per_row": 256, "chunks_per_row": 4, "frames_per_chunk": 224}

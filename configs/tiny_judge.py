@@ -1,4 +1,4 @@
-"""The judge of the demonstration of RLHF: the quickstart's model learns the rule's verdicts, as text."""
+"""The judge of the demonstration of RLHF (`make tiny-judge`): the quickstart's model learns the rule's verdicts, as text."""
 
 from stepaudio_jax.config import (
     CheckpointConfig,
@@ -14,12 +14,12 @@ from stepaudio_jax.config import (
 
 def get_config() -> Config:
     return Config(
-        run_dir="runs/quickstart_rlhf/judge",
+        run_dir="runs/tiny_judge",
         initial=InitialWeights(model="runs/quickstart/train/model"),
         stages=(
             StageConfig(
                 name="judge",
-                steps=300,
+                steps=600,
                 data=DataConfig(
                     sources=(SourceConfig(path="runs/quickstart_rlhf/data/judge.jsonl"),),
                     rows=8,

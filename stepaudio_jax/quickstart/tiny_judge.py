@@ -1,0 +1,51 @@
+"""The judge of the demonstration of RLHF: taught by a synthetic rule, and shipped, for it takes longer than what it judges."""
+
+import pathlib
+
+from stepaudio_jax.config import Config
+from stepaudio_jax.quickstart.shipping import shipped
+from stepaudio_jax.quickstart.trap import Trap
+from stepaudio_jax.quickstart.trap_report import judge_facts
+from stepaudio_jax.rl.judge_training import JudgeReport
+from stepaudio_jax.training import train
+
+
+def make_tiny_judge(trap: Trap, config: Config, output: pathlib.Path) -> str:
+    """Makes the judge, or goes on where an interrupted run was; returns how good it is on held-out pairs.
+
+    Args:
+        trap: whose data it learns from.
+        config: of the training run.
+        output: the Step-Audio folder to write, weights in bfloat16; replaced if it exists.
+    """
+    trap.write_data()
+    with shipped(train(config), output) as fresh:
+        report = trap.report_on_judge(fresh)  # what is shipped is what is measured
+        (fresh / "README.md").write_text(_card(report, config), encoding="utf-8")
+    return judge_facts(report)
+
+
+def _card(report: JudgeReport, config: Config) -> str:
+    (stage,) = config.stages
+    calibration = "\n".join(
+        f"| {size:g} | {right:.1%} | {pairs} |" for size, (right, pairs) in sorted(report.calibration.items())
+    )
+    return f"""---
+license: apache-2.0
+---
+
+# A small judge
+
+The quickstart's model, taught in {stage.steps} steps to compare two replies to a spoken question by a synthetic rule
+(`stepaudio_jax/quickstart/manners.py`), and to say why before it does. It does not hear: it is told the fact that is asked for.
+It is the judge of `make quickstart-rlhf` and `make trap`, and no model for use. Made by `make tiny-judge`
+(`configs/tiny_judge.py`). Weights are bfloat16.
+
+{judge_facts(report)}
+
+A pair is asked about in both orders; its value is half the difference of the two verdicts. Where the rule prefers a reply:
+
+| value | prefers the better one | pairs |
+|---:|---:|---:|
+{calibration}
+"""
