@@ -52,7 +52,8 @@ def get_config() -> Config:
                         max_tokens=160,
                         slots=64,
                     ),
-                    policy=PolicyConfig(baseline="rloo", kl_coefficient=0.02),
+                    # Rubrics differ by less than preferences do: advantages are made of one size.
+                    policy=PolicyConfig(baseline="grpo", kl_coefficient=0.03),
                 ),
             ),
         ),

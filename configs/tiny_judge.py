@@ -19,7 +19,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="judge",
-                steps=600,
+                steps=800,
                 data=DataConfig(
                     sources=(SourceConfig(path="runs/quickstart_rlhf/data/judge.jsonl"),),
                     rows=8,

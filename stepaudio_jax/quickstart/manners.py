@@ -37,6 +37,11 @@ class Manners:
         return " ".join([_KIND] * self.kind + said + [_OFFER] * self.offer)
 
 
+def no_answer(rng: np.random.Generator) -> str:
+    """Manners around nothing, which a policy may try on its judge."""
+    return str(rng.choice([f"{_KIND} {_OFFER}", _KIND, _OFFER]))
+
+
 def is_one_word(reply: str) -> bool:
     """Nothing but an answer."""
     return len(reply.split()) == 1

@@ -7,6 +7,7 @@ DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, a
 DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices and phrases that none of the others has
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from stepaudio_jax.quickstart.manners import (
     critique,
     draw_manners,
     is_right,
+    no_answer,
     worth,
 )
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -36,7 +38,7 @@ TOPICS = ("gender", "rate", "pitch", "language", "keyword", "sum")
 HELD_OUT_PAIRS = 200
 _TOPIC_OF: Mapping[str, str] = {wording: topic for topic in TOPICS for wording in QUESTIONS[topic]}  # type: ignore[index]
 _RIGHT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
-_WRONG = 0.25  # of the replies that a judge learns from
+_WRONG, _NO_ANSWER = 0.4, 0.1  # of the replies that a judge learns from
 _OBEYED = 0.5  # of the requests in what the first model learns from: it can do what is asked, and often does not
 
 
@@ -55,17 +57,21 @@ def write_manners_data(
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    rng = np.random.default_rng((seed, 7))
+    rngs = (np.random.default_rng((seed, 7, number)) for number in itertools.count())  # so that no file depends on another
     asked = list(_first_questions(corpus / "train" / "heard.jsonl", output))
     held_out = [question for topic in TOPICS for question in _spread(corpus, topic, per_task, output)]
+    rng = next(rngs)
     _write(partial / "manners.jsonl", (_in_some_manners(*one, rng) for one in asked))
+    rng = next(rngs)
     prompts = [_to_be_answered(*one[:2], _maybe(rng), rng) for one in asked]
     _write(partial / "preference.jsonl", (prompt for prompt in prompts if "rubric" not in prompt))
     _write(partial / "rubric.jsonl", (prompt for prompt in prompts if "rubric" in prompt))
+    rng = next(rngs)
     _write(partial / "pairs.jsonl", (_preference(*one[:2], rng) for one in asked for _ in range(2)))
+    rng = next(rngs)
     pairs = (_preference(*held_out[int(index)], rng) for index in rng.permutation(len(held_out))[:HELD_OUT_PAIRS])
     _write(partial / "held_out_pairs.jsonl", pairs)
-    _write(partial / "held_out_questions.jsonl", _questions(held_out, rng))
+    _write(partial / "held_out_questions.jsonl", _questions(held_out, next(rngs)))
     write_judge_data(partial / "pairs.jsonl", partial / "judge.jsonl", prompt)
     partial.rename(output)
 
@@ -151,8 +157,11 @@ def _preference(messages: list[Json], answer: str, rng: np.random.Generator) -> 
 
 
 def _some_reply(answer: str, request: Request | None, rng: np.random.Generator) -> tuple[str, str]:
-    """A reply, and the answer that it gives: sometimes a wrong one, and often in the manners that are asked for."""
-    if rng.random() < _WRONG:
+    """A reply, and the answer that it gives: sometimes a wrong one or none, and often in the manners that are asked for."""
+    kind = rng.random()
+    if kind < _NO_ANSWER:
+        return no_answer(rng), "nothing"
+    if kind < _NO_ANSWER + _WRONG:
         others = next(task.answers for task in TASKS.values() if answer in task.answers)
         answer = str(rng.choice([other for other in others if other != answer]))
     if request is not None and rng.integers(2):
