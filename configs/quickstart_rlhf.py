@@ -47,7 +47,7 @@ def get_config() -> Config:
                     rewards=(RewardConfig(judge_weight=1.0),),
                     judge=JudgeConfig(
                         folder="models/tiny_judge",
-                        prompt="configs/quickstart_judge.txt",
+                        prompt="configs/tiny_judge.txt",
                         levels=3,
                         max_tokens=160,
                         slots=64,

@@ -7,7 +7,6 @@ DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, a
 DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices and phrases that none of the others has
 """
 
-import itertools
 import json
 import os
 import pathlib
@@ -57,21 +56,20 @@ def write_manners_data(
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    rngs = (np.random.default_rng((seed, 7, number)) for number in itertools.count())  # so that no file depends on another
+    # One for each kind of file, so that none depends on another.
+    for_manners, for_prompts, for_pairs, for_held_out, for_questions = (np.random.default_rng((seed, 7, n)) for n in range(5))
     asked = list(_first_questions(corpus / "train" / "heard.jsonl", output))
     held_out = [question for topic in TOPICS for question in _spread(corpus, topic, per_task, output)]
-    rng = next(rngs)
-    _write(partial / "manners.jsonl", (_in_some_manners(*one, rng) for one in asked))
-    rng = next(rngs)
-    prompts = [_to_be_answered(*one[:2], _maybe(rng), rng) for one in asked]
+    _write(partial / "manners.jsonl", (_in_some_manners(*one, for_manners) for one in asked))
+    prompts = [_to_be_answered(*one[:2], _maybe(for_prompts), for_prompts) for one in asked]
     _write(partial / "preference.jsonl", (prompt for prompt in prompts if "rubric" not in prompt))
     _write(partial / "rubric.jsonl", (prompt for prompt in prompts if "rubric" in prompt))
-    rng = next(rngs)
-    _write(partial / "pairs.jsonl", (_preference(*one[:2], rng) for one in asked for _ in range(2)))
-    rng = next(rngs)
-    pairs = (_preference(*held_out[int(index)], rng) for index in rng.permutation(len(held_out))[:HELD_OUT_PAIRS])
+    _write(partial / "pairs.jsonl", (_preference(*one[:2], for_pairs) for one in asked for _ in range(2)))
+    pairs = (
+        _preference(*held_out[int(index)], for_held_out) for index in for_held_out.permutation(len(held_out))[:HELD_OUT_PAIRS]
+    )
     _write(partial / "held_out_pairs.jsonl", pairs)
-    _write(partial / "held_out_questions.jsonl", _questions(held_out, next(rngs)))
+    _write(partial / "held_out_questions.jsonl", _questions(held_out, for_questions))
     write_judge_data(partial / "pairs.jsonl", partial / "judge.jsonl", prompt)
     partial.rename(output)
 

@@ -19,6 +19,7 @@ def make_tiny_judge(trap: Trap, config: Config, output: pathlib.Path) -> str:
         output: the Step-Audio folder to write, weights in bfloat16; replaced if it exists.
     """
     trap.write_data()
+    train(trap.configs["quickstart"])  # which the judge begins with
     with shipped(train(config), output) as fresh:
         report = trap.report_on_judge(fresh)  # what is shipped is what is measured
         (fresh / "README.md").write_text(_card(report, config), encoding="utf-8")

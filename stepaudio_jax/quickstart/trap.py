@@ -62,10 +62,9 @@ class Trap:
         return self.folder / "data" / "held_out_questions.jsonl"
 
     def write_data(self) -> None:
-        """Corpus, the quickstart's model and what is learnt from here, each where it is not there yet."""
+        """Corpus, and what is learnt from it here, each where it is not there yet."""
         if not self.corpus.exists():
             write_corpus(self.corpus, "quickstart")
-        train(self.configs["quickstart"])
         data = self.folder / "data"
         if not data.exists():
             write_manners_data(self.corpus, data, self._judge_prompt, per_task=self.per_task)
@@ -73,6 +72,7 @@ class Trap:
     def prepare(self) -> JudgeReport:
         """Data, and the model that every arm begins with; says how good the judge is on held-out pairs."""
         self.write_data()
+        train(self.configs["quickstart"])
         train(self.configs["manners"])
         return self.report_on_judge(pathlib.Path(self._judge.folder))
 

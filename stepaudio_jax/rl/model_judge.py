@@ -24,7 +24,7 @@ class ModelJudge:
         self._model, self._slots, self._mesh = model, slots, mesh
         self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
         self._engine: Engine | None = None
-        self._longest = 0  # question that the engine has room for
+        self._longest = 0  # tokens of the question that the engine was made for
         self.name = f"{model.folder}, {model.compute.dtype}, {max_tokens} tokens"
 
     def __call__(self, questions: Sequence[str]) -> Iterator[tuple[int, JudgeAnswer | JudgeError]]:
@@ -50,10 +50,12 @@ class ModelJudge:
 
     def _engine_for(self, prompts: Sequence[Prompt]) -> Engine:
         """The engine, made anew where a question is longer than all before: short slots are read faster than long ones."""
-        longest = max(prompt.length for prompt in prompts)
-        if self._engine is None or longest > self._longest:
+        longest = max(prompts, key=lambda prompt: prompt.length)
+        grown = longest.length > self._longest  # one too long for the model, seen before, is no reason
+        if self._engine is None or (grown and not self._engine.has_room(longest, [self._sampling])):
+            self._engine = None  # its slots and its copy of the weights go first
             self._engine = engine_for(self._model, prompts, self._sampling.max_new_tokens, slots=self._slots, mesh=self._mesh)
-            self._longest = longest
+            self._longest = longest.length
         return self._engine
 
 

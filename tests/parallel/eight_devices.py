@@ -60,7 +60,7 @@ def main(names: list[str]) -> None:
         model, mesh_config, compute = CASES[name]
         parameters = random_parameters(model, seed=3)
         if model not in alone:
-            plain = dataclasses.replace(FLOAT32, remat="none", loss_chunks=1)
+            plain = dataclasses.replace(FLOAT32, attention="xla", remat="none", loss_chunks=1)
             alone[model] = loss_and_gradients(model, plain, parameters, batch)
         expected_loss, expected = alone[model]
         mesh = make_mesh(mesh_config)
