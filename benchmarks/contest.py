@@ -3,21 +3,30 @@
 In one process the threads of one library spin, or hold the cores' caches, while the other is timed.
 """
 
+import contextlib
 import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 
 Step = Callable[[], object]
 """One unit of the work that is timed; returns when it is done."""
 
 
-def contest(contestants: Mapping[str, Callable[[], Step]], *, rounds: int, steps: int) -> dict[str, float]:
+def contest(
+    contestants: Mapping[str, Callable[[], Step]],
+    *,
+    rounds: int,
+    steps: int,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, float]:
     """Median seconds of a step of each contestant.
 
     Args:
         contestants: by name, module-level functions that prepare the work, in the process where it will be done.
+        environments: variables that the process of a contestant begins with, where its own programs begin so too.
         rounds: turns of each; who begins alternates.
         steps: of each turn. The first turn of all, in which programs are compiled, is not counted.
 
@@ -30,7 +39,8 @@ def contest(contestants: Mapping[str, Callable[[], Step]], *, rounds: int, steps
     for name, prepare in contestants.items():
         lines[name], theirs = context.Pipe()
         process = context.Process(target=_take_turns, args=(prepare, theirs), daemon=True)
-        process.start()
+        with _environment((environments or {}).get(name, {})):
+            process.start()
         theirs.close()
         processes.append(process)
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -44,6 +54,17 @@ def contest(contestants: Mapping[str, Callable[[], Step]], *, rounds: int, steps
         for process in processes:
             process.terminate()
     return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _turn(name: str, line: Connection, steps: int) -> list[float]:

@@ -4,6 +4,7 @@ from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
+from stepaudio_jax.models.layers import kernel_gradient
 from stepaudio_jax.models.low_rank import LowRankTree, fold_low_rank, initial_low_rank, low_rank_tree, with_low_rank
 from stepaudio_jax.models.quantized import is_quantized, quantize_weights, quantized_shardings
 from stepaudio_jax.models.step_audio import (
@@ -36,6 +37,7 @@ __all__ = [
     "initial_low_rank",
     "initial_parameters",
     "is_quantized",
+    "kernel_gradient",
     "logical_axes",
     "low_rank_tree",
     "merge_unstacked",

@@ -5,6 +5,7 @@ Heads stand in front, a kv head's query heads in one axis of G groups: every pro
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,7 @@ def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Arra
     d_output = _heads_in_front(gradient, k.shape[1])
     product = output.astype(jnp.float32) * d_output.astype(jnp.float32)
     mean = jnp.sum(product, axis=-1, keepdims=True)  # of the scores' gradient under the probabilities
-    d_query = []
-    d_key, d_value = (jnp.zeros((*k.shape[:2], k.shape[3], slots), jnp.float32) for _ in range(2))
+    d_query, d_key, d_value = [], [], []
     for start, stop, seen in _blocks(q.shape[3], slots, causal and first_slot is None):
         bias = _bias(visible_keys(query_segments, key_segments, first_slot, causal, start, stop, seen))
         block, d_block = q[:, :, :, start:stop], d_output[:, :, :, start:stop]
@@ -84,12 +84,11 @@ def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Arra
         d_scores = weights * (_scores(d_block, v[:, :, :seen]) - mean[:, :, :, start:stop])
         d_scores = d_scores.astype(k.dtype)
         d_query.append(_times(d_scores, k[:, :, :seen]))
-        later = ((0, 0), (0, 0), (0, 0), (0, slots - seen))
-        d_key += jnp.pad(_transposed_times(block, d_scores), later)
-        d_value += jnp.pad(_transposed_times(d_block, weights.astype(v.dtype)), later)
+        d_key.append(_transposed_times(block, d_scores))
+        d_value.append(_transposed_times(d_block, weights.astype(v.dtype)))
     scale = q.shape[-1] ** -0.5
     d_q = _heads_behind((jnp.concatenate(d_query, axis=3) * scale).astype(q.dtype))
-    d_k, d_v = (x.transpose(0, 3, 1, 2).astype(k.dtype) for x in (d_key, d_value))
+    d_k, d_v = (_sum_of_blocks(parts, slots).transpose(0, 3, 1, 2).astype(k.dtype) for parts in (d_key, d_value))
     return d_q, d_k, d_v, None, None, None
 
 
@@ -148,6 +147,17 @@ def _transposed_times(left: jax.Array, weights: jax.Array) -> jax.Array:
     turned = left.reshape(batch, kv_heads, groups * tokens, -1).swapaxes(2, 3)
     flat = weights.reshape(batch, kv_heads, groups * tokens, slots)
     return jnp.einsum("BKDT,BKTS->BKDS", turned, flat, preferred_element_type=jnp.float32)
+
+
+def _sum_of_blocks(parts: list[jax.Array], slots: int) -> jax.Array:
+    """The sum [.., S] of arrays each of which is about the first of S slots; it adds what is there, and no zeros."""
+    ends = sorted({part.shape[-1] for part in parts})
+    pieces = [
+        functools.reduce(jnp.add, (part[..., start:stop] for part in parts if part.shape[-1] >= stop))
+        for start, stop in itertools.pairwise([0, *ends])
+    ]
+    whole = jnp.concatenate(pieces, axis=-1)
+    return jnp.pad(whole, [(0, 0)] * (whole.ndim - 1) + [(0, slots - ends[-1])])
 
 
 def _heads_in_front(x: jax.Array, kv_heads: int) -> jax.Array:

@@ -161,13 +161,19 @@ def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient
     inputs, kernel = saved
     operands, out = einsum.split("->")
     left, right = operands.split(",")
-    d_inputs = jnp.einsum(f"{out},{right}->{left}", gradient, kernel)
+    return jnp.einsum(f"{out},{right}->{left}", gradient, kernel), kernel_gradient(einsum, inputs, gradient)
+
+
+def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The gradient to the kernel of `contract`, from that to its result, as one product of two matrices."""
+    operands, out = einsum.split("->")
+    left, right = operands.split(",")
     if mesh_in_use() is not None:  # laying tokens end to end would gather those cut over a mesh
-        return d_inputs, jnp.einsum(f"{left},{out}->{right}", inputs, gradient)
+        return jnp.einsum(f"{left},{out}->{right}", inputs, gradient)
     batch = sum(letter in out for letter in left)
     rows = math.prod(inputs.shape[:batch])
-    d_kernel = jnp.einsum("TI,TO->IO", inputs.reshape(rows, -1), gradient.reshape(rows, -1))
-    return d_inputs, d_kernel.reshape(kernel.shape)
+    flat = jnp.einsum("TI,TO->IO", inputs.reshape(rows, -1), gradient.reshape(rows, -1))
+    return flat.reshape(*inputs.shape[batch:], *gradient.shape[batch:])
 
 
 contract.defvjp(_contract_forward, _contract_backward)

@@ -1,0 +1,67 @@
+"""Programs are begun anew with large pages, once, and as they were called."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.large_pages import restart_with_large_pages, with_large_pages
+from tests.end_to_end.runs import ROOT
+
+TUNED = "glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, TUNED),
+        ("", TUNED),
+        ("glibc.malloc.arena_max=1", f"glibc.malloc.arena_max=1:{TUNED}"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_what_is_said_already_is_left_as_it_is(before, after):
+    environment = {"HOME": "here"} | ({} if before is None else {"GLIBC_TUNABLES": before})
+    assert with_large_pages(environment) == {"HOME": "here", "GLIBC_TUNABLES": after}
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Calls of os.execve."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "launch.train", "--config=a b.py"])
+    return calls
+
+
+def test_a_program_is_begun_anew_with_its_arguments(begun, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-m", "--config=a b.py"])
+    restart_with_large_pages()
+    [(program, arguments, environment)] = begun
+    assert (program, arguments) == (sys.executable, [sys.executable, "-m", "launch.train", "--config=a b.py"])
+    assert environment == {**os.environ, "GLIBC_TUNABLES": TUNED}
+    monkeypatch.setenv("GLIBC_TUNABLES", TUNED)
+    restart_with_large_pages()
+    assert len(begun) == 1
+
+
+def test_whoever_imports_the_package_goes_on(begun, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    restart_with_large_pages()
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "platform", "darwin")
+    restart_with_large_pages()
+    assert begun == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_a_real_program_has_them():
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-X", "importtime", "-m", "launch.report", "--help"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "usage" in ended.stdout
+    assert ended.stderr.count("import time: self [us]") == 2  # once of each beginning
