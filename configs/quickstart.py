@@ -32,7 +32,7 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="sft",
-                steps=300,
+                steps=400,
                 data=DataConfig(
                     sources=sources("train"),
                     augmentation=AugmentationConfig(silence_probability=0.06, noise_probability=0.3, gain_db=(-6.0, 6.0)),
@@ -51,5 +51,5 @@ def get_config() -> Config:
             ),
         ),
         compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
-        checkpoint=CheckpointConfig(every_steps=150),
+        checkpoint=CheckpointConfig(every_steps=200),
     )
