@@ -2,11 +2,12 @@
 
 `python -m benchmarks.generate` prints tokens a second at batch 1 and 8; for 64 requests whose replies have 16 to 512 tokens
 (continuous batching against batches padded to their longest reply); and what 16 samples of a prompt with sound cost against
-reading it once. The sides take turns, each in a process of its own.
+reading it once. The sides take turns, each in a process of its own; ours begins with large memory pages, as our programs do.
 """
 
 import argparse
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from benchmarks.contest import Step, contest
+from launch.large_pages import with_large_pages
 from stepaudio_jax.config import AdaptorConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig
 from stepaudio_jax.generation import Engine, Prompt, Sampling
 from stepaudio_jax.models import initial_parameters
@@ -120,7 +122,8 @@ def sampling_cost() -> float:
 
 def compare(name: str, ours: Callable[[], Step], peer: Callable[[], Step], tokens: int, *, rounds: int) -> None:
     """Prints tokens a second of both, and the ratio."""
-    taken = contest({OURS: ours, PEER: peer}, rounds=rounds, steps=1)
+    environments = {OURS: with_large_pages(os.environ)}
+    taken = contest({OURS: ours, PEER: peer}, rounds=rounds, steps=1, environments=environments)
     print(
         f"{name:32s} {tokens / taken[OURS]:7.0f} {tokens / taken[PEER]:7.0f} tokens/s   ratio {taken[PEER] / taken[OURS]:.2f}"
     )

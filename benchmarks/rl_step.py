@@ -2,13 +2,15 @@
 
 `python -m benchmarks.rl_step` first times an iteration on spoken prompts with a judge of our own, part by part, and counts what
 the encoder heard; then the same decoder on text-only prompts, ours against TRL's, on a CPU in fp32: the same prompts, group
-size, reply length, KL to a reference, AdamW. The sides take turns, each in a process of its own. Needs `pip install trl`.
+size, reply length, KL to a reference, AdamW. The sides take turns, each in a process of its own; ours begins with large memory
+pages, as our programs do. Needs `pip install trl`.
 
 `--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours only.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import tempfile
 import threading
@@ -20,6 +22,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.contest import Step, contest
+from launch.large_pages import with_large_pages
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import (
     AdaptorConfig,
@@ -262,7 +265,8 @@ def main() -> None:
     print(f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, judged: {parts(figures)}")
     print(f"chunks encoded: {figures[0]['clips_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
     del ours
-    taken = contest({OURS: our_step, PEER: trl_step}, rounds=options.rounds, steps=1)
+    environments = {OURS: with_large_pages(os.environ)}
+    taken = contest({OURS: our_step, PEER: trl_step}, rounds=options.rounds, steps=1, environments=environments)
     for name, seconds in taken.items():
         print(f"{name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")
     print(f"ratio {taken[PEER] / taken[OURS]:.2f}")

@@ -164,15 +164,19 @@ def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient
     return jnp.einsum(f"{out},{right}->{left}", gradient, kernel), kernel_gradient(einsum, inputs, gradient)
 
 
-def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient to the kernel of `contract`, from that to its result, as one product of two matrices."""
-    operands, out = einsum.split("->")
-    left, right = operands.split(",")
+def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None) -> jax.Array:
+    """The gradient to the kernel of `contract`, from that to its result, as one product of two matrices.
+
+    It is computed in `dtype`, where one is given, and else in that of its operands.
+    """
+    given, out = einsum.split("->")
+    left, right = given.split(",")
     if mesh_in_use() is not None:  # laying tokens end to end would gather those cut over a mesh
-        return jnp.einsum(f"{left},{out}->{right}", inputs, gradient)
+        return jnp.einsum(f"{left},{out}->{right}", inputs, gradient, preferred_element_type=dtype)
     batch = sum(letter in out for letter in left)
     rows = math.prod(inputs.shape[:batch])
-    flat = jnp.einsum("TI,TO->IO", inputs.reshape(rows, -1), gradient.reshape(rows, -1))
+    operands = inputs.reshape(rows, -1), gradient.reshape(rows, -1)
+    flat = jnp.einsum("TI,TO->IO", *operands, preferred_element_type=dtype)
     return flat.reshape(*inputs.shape[batch:], *gradient.shape[batch:])
 
 

@@ -1,5 +1,7 @@
 """Rotary position embedding in the rotate-half form of Qwen2 (Su et al. 2021, section 3.4)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -12,9 +14,9 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
         angles = positions.astype(jnp.float32)[:, :, None, None] * theta**-exponents
         return jnp.cos(angles), jnp.sin(angles)
 
-    # In a loop of two rounds, since the compiler fuses what is outside of a loop into all that uses it: it would compute cosines
-    # and sines again in every layer for every head, which takes a CPU longer than all rotations together.
-    halves = jax.lax.map(waves, exponents.reshape(2, -1))
+    # In a loop of two rounds, since the compiler fuses what is outside of loops into all that uses it: it would compute cosines and
+    # sines again in every layer for every head, which takes a CPU longer than all rotations together.
+    halves = jax.lax.map(waves, exponents.reshape(math.gcd(2, exponents.size), -1))
     cos, sin = (jnp.concatenate(list(half), axis=-1) for half in halves)
     return cos, sin
 

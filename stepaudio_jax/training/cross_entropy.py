@@ -1,8 +1,11 @@
-"""Next-token cross-entropy that never holds the logits of a whole batch."""
+"""Next-token cross-entropy that never holds the logits of the whole vocabulary at once.
+
+The vocabulary is cut, not the tokens: a chunk of the head is gathered, used for all tokens and given up, and its gradient is
+complete, so that a sharded head is gathered in parts and its gradient is summed over devices once.
+"""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from stepaudio_jax.config import ConfigError, Rules
 from stepaudio_jax.models import constrain, kernel_gradient, mesh_in_use
 
 Sums = tuple[jax.Array, jax.Array]
-Chunk = tuple[jax.Array, jax.Array, jax.Array]  # hidden, targets, weights
+Chunk = tuple[jax.Array, jax.Array]  # a part of the kernel, and the ids of its tokens
 
 
 def next_token_sums(
@@ -19,67 +22,103 @@ def next_token_sums(
 ) -> Sums:
     """Sums over a batch of -log p(target) and of correct guesses, weighted.
 
-    The logits of one chunk of tokens exist at a time, [B, T / chunks, V] fp32, cut over the mesh axes of the vocabulary. Where
-    gradients are asked for they are computed beside the loss, from the same logits, which so are computed once.
+    The logits of one chunk of the vocabulary exist at a time, [B, T, V / chunks] fp32, cut over the vocabulary's mesh axes.
+    Where gradients are asked for they are computed beside the loss: with a single chunk from the same logits, with more from
+    logits that are computed again once the sum over the vocabulary is known.
 
     Args:
         hidden: [B,T,H], after the final norm.
-        kernel: [H,V] of the language-model head, in its own dtype: its gradient is summed over chunks in that.
+        kernel: [H,V] of the language-model head, in its own dtype, in which its gradient is given.
         targets: [B,T] i32.
         weights: [B,T] fp32; constants, which have no gradient.
-        chunks: T is a multiple of it, on a mesh that cuts tokens the part of each device.
+        chunks: V is a multiple of it, on a mesh that cuts the vocabulary the part of each device.
         rules: where logits lie.
 
     Returns:
         Two fp32 scalars; the second has no gradient.
 
     Raises:
-        ConfigError: T cannot be cut into so many chunks.
+        ConfigError: V cannot be cut into so many chunks.
     """
     shards, mesh = 1, mesh_in_use()
     if mesh is not None:
-        for axis in rules.mesh_axes("tokens"):
+        for axis in rules.mesh_axes("vocab"):
             shards *= mesh.shape[axis]
-    tokens = targets.shape[1]
-    if tokens % (chunks * shards):
+    vocabulary = kernel.shape[1]
+    if vocabulary % (chunks * shards):
         cut = f" on each of {shards} devices" if shards > 1 else ""
-        raise ConfigError(f"tokens_per_row={tokens} cannot be cut into compute.loss_chunks={chunks}{cut}; change one of them")
+        raise ConfigError(f"vocab_size={vocabulary} cannot be cut into compute.loss_chunks={chunks}{cut}; change one of them")
+    return _sums(hidden, kernel, targets, weights, _Cut(chunks, shards, rules))
 
-    def in_chunks(x: jax.Array) -> jax.Array:
-        """[B,T,..] -> [chunks, B, T / chunks, ..], a chunk made of an equal part of what every device holds."""
-        parts = x.reshape(x.shape[0], shards, chunks, tokens // (shards * chunks), *x.shape[2:])
-        return jnp.moveaxis(parts, 2, 0).reshape(chunks, x.shape[0], tokens // chunks, *x.shape[2:])
 
-    return _sums(in_chunks(hidden), kernel, in_chunks(jnp.asarray(targets)), in_chunks(jnp.asarray(weights)), rules)
+class _Cut(NamedTuple):
+    """How the vocabulary is cut: a chunk is made of an equal part of what every shard holds."""
+
+    chunks: int
+    shards: int
+    rules: Rules
+
+    def parts(self, x: jax.Array) -> jax.Array:
+        """[.., V] -> [chunks, .., V / chunks]."""
+        width = x.shape[-1] // (self.chunks * self.shards)
+        parts = x.reshape(*x.shape[:-1], self.shards, self.chunks, width)
+        return jnp.moveaxis(parts, -2, 0).reshape(self.chunks, *x.shape[:-1], self.shards * width)
+
+    def whole(self, parts: jax.Array) -> jax.Array:
+        """The inverse."""
+        width = parts.shape[-1] // self.shards
+        apart = parts.reshape(*parts.shape[:-1], self.shards, width)
+        return jnp.moveaxis(apart, 0, -2).reshape(*parts.shape[1:-1], -1)
+
+
+class _Seen(NamedTuple):
+    """Of the chunks so far, [B,T] fp32 each: the largest logit, the sum of exp(logit - largest), the target's logit."""
+
+    largest: jax.Array
+    total: jax.Array
+    picked: jax.Array
+
+    @property
+    def log_total(self) -> jax.Array:
+        return self.largest + jnp.log(self.total)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _sums(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, rules: Rules) -> Sums:
-    """The same of chunks [C,B,T,..]."""
-    in_dtype = kernel.astype(hidden.dtype)
-
-    def add(carry: Sums, chunk: Chunk) -> tuple[Sums, None]:
-        return _added(carry, _chunk_sums(chunk, in_dtype, rules)[0]), None
-
-    return _over_chunks(add, _zeros(), (hidden, targets, weights))[0]
+def _sums(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, cut: _Cut) -> Sums:
+    return _sums_of(_seen(hidden, targets, _chunks(hidden, kernel, cut), cut.rules), weights)
 
 
 def _forward(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, rules: Rules
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, cut: _Cut
 ) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
-    in_dtype = kernel.astype(hidden.dtype)
+    chunks = _chunks(hidden, kernel, cut)
 
-    def add(carry: tuple[Sums, jax.Array], chunk: Chunk) -> tuple[tuple[Sums, jax.Array], jax.Array]:
-        sums, d_logits = _chunk_sums(chunk, in_dtype, rules)
-        d_hidden = constrain(jnp.einsum("BTV,HV->BTH", d_logits, in_dtype), "BTH", rules)
-        d_kernel = kernel_gradient("BTH,HV->BTV", chunk[0], d_logits).astype(kernel.dtype)
-        return (_added(carry[0], sums), carry[1] + d_kernel), d_hidden
+    def gradients(logits: jax.Array, is_target: jax.Array, seen: _Seen, chunk: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the loss: the chunk's share [B,T,H] fp32 of that to hidden, and that to the chunk of the kernel."""
+        d_logits = (jnp.exp(logits - seen.log_total[..., None]) - is_target) * weights[..., None]
+        d_logits = d_logits.astype(hidden.dtype)
+        d_hidden = jnp.einsum("BTV,HV->BTH", d_logits, chunk, preferred_element_type=jnp.float32)
+        d_kernel = kernel_gradient("BTH,HV->BTV", hidden, d_logits, dtype=jnp.float32).astype(kernel.dtype)
+        return constrain(d_hidden, "BTH", cut.rules), d_kernel
 
-    (sums, d_kernel), d_hidden = _over_chunks(add, (_zeros(), jnp.zeros_like(kernel)), (hidden, targets, weights))
-    return sums, (d_hidden, d_kernel)
+    if cut.chunks == 1:
+        chunk = jax.tree.map(lambda x: x[0], chunks)
+        logits = _logits(hidden, targets, chunk, cut.rules)
+        seen = _extended(_nothing(targets), *logits)
+        d_hidden, d_kernel = gradients(*logits, seen, chunk[0])
+    else:
+        seen = _seen(hidden, targets, chunks, cut.rules)
+
+        def add(d_hidden: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+            share, d_kernel = gradients(*_logits(hidden, targets, chunk, cut.rules), seen, chunk[0])
+            return d_hidden + share, d_kernel
+
+        d_hidden, d_kernels = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), chunks)
+        d_kernel = cut.whole(d_kernels)
+    return _sums_of(seen, weights), (d_hidden.astype(hidden.dtype), d_kernel)
 
 
-def _backward(rules: Rules, saved: tuple[jax.Array, jax.Array], gradients: Sums) -> tuple[jax.Array | None, ...]:
+def _backward(cut: _Cut, saved: tuple[jax.Array, jax.Array], gradients: Sums) -> tuple[jax.Array | None, ...]:
     d_hidden, d_kernel = ((part * gradients[0]).astype(part.dtype) for part in saved)
     return d_hidden, d_kernel, None, None
 
@@ -87,31 +126,40 @@ def _backward(rules: Rules, saved: tuple[jax.Array, jax.Array], gradients: Sums)
 _sums.defvjp(_forward, _backward)
 
 
-def _chunk_sums(chunk: Chunk, kernel: jax.Array, rules: Rules) -> tuple[Sums, jax.Array]:
-    """Of hidden [B,T,H], targets and weights [B,T]: the sums, and the loss's gradient to the logits [B,T,V]."""
-    hidden, targets, weights = chunk
+def _chunks(hidden: jax.Array, kernel: jax.Array, cut: _Cut) -> Chunk:
+    """[chunks, H, V / chunks] of the kernel in the dtype of hidden, and [chunks, V / chunks] of its tokens' ids."""
+    return cut.parts(kernel.astype(hidden.dtype)), cut.parts(jnp.arange(kernel.shape[1]))
+
+
+def _seen(hidden: jax.Array, targets: jax.Array, chunks: Chunk, rules: Rules) -> _Seen:
+    """Of all chunks."""
+
+    def add(seen: _Seen, chunk: Chunk) -> tuple[_Seen, None]:
+        return _extended(seen, *_logits(hidden, targets, chunk, rules)), None
+
+    return jax.lax.scan(add, _nothing(targets), chunks)[0]
+
+
+def _logits(hidden: jax.Array, targets: jax.Array, chunk: Chunk, rules: Rules) -> tuple[jax.Array, jax.Array]:
+    """The logits [B,T,V] fp32 of a chunk, and where they are a target's."""
+    kernel, ids = chunk
+    kernel = constrain(kernel, "HV", rules)  # gathered: it is smaller than what it is multiplied with
     logits = jnp.einsum("BTH,HV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
-    logits = constrain(logits, "BTV", rules)
-    # A comparison with every index, not a gather: it stays on the device that holds its part of the vocabulary.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    correct = picked >= jnp.max(logits, axis=-1)
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    d_logits = (jnp.exp(logits - log_total[..., None]) - is_target) * weights[..., None]
-    return (jnp.sum((log_total - picked) * weights), jnp.sum(correct * weights)), d_logits.astype(hidden.dtype)
+    # A comparison with every id, not a gather: it stays on the device that holds its part of the vocabulary.
+    return constrain(logits, "BTV", rules), ids == targets[..., None]
 
 
-def _over_chunks(add: Callable[..., tuple[Any, Any]], carry: Any, chunks: Chunk) -> tuple[Any, Any]:
-    """A scan; of a single chunk, which is the whole batch, just its body."""
-    if chunks[0].shape[0] > 1:
-        return jax.lax.scan(add, carry, chunks)
-    carry, out = add(carry, jax.tree.map(lambda x: x[0], chunks))
-    return carry, jax.tree.map(lambda x: x[None], out)
+def _nothing(targets: jax.Array) -> _Seen:
+    zeros = jnp.zeros(targets.shape, jnp.float32)
+    return _Seen(zeros - jnp.inf, zeros, zeros)
 
 
-def _added(one: Sums, other: Sums) -> Sums:
-    return one[0] + other[0], one[1] + other[1]
+def _extended(seen: _Seen, logits: jax.Array, is_target: jax.Array) -> _Seen:
+    largest = jnp.maximum(seen.largest, jnp.max(logits, axis=-1))
+    total = seen.total * jnp.exp(seen.largest - largest) + jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
+    return _Seen(largest, total, seen.picked + jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1))
 
 
-def _zeros() -> Sums:
-    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+def _sums_of(seen: _Seen, weights: jax.Array) -> Sums:
+    correct = seen.picked >= seen.largest
+    return jnp.sum((seen.log_total - seen.picked) * weights), jnp.sum(correct * weights)

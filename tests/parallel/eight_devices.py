@@ -18,9 +18,9 @@ from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
 
 # Eight key heads, so that a tensor axis of eight cuts them.
-MODEL = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=216, heads=8, kv_heads=8))
+MODEL = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=8))
 # Sharing key heads among query heads: two key heads on a tensor axis of eight are repeated, and not cut themselves.
-GROUPED = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=216, heads=8, kv_heads=2))
+GROUPED = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=2))
 WHOLE_KEYS = Rules(kv_heads=())
 FLOAT32 = ComputeConfig(dtype="float32", remat="full", loss_chunks=2)
 

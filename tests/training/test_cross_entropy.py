@@ -8,7 +8,7 @@ import pytest
 from stepaudio_jax.config import ConfigError, Rules
 from stepaudio_jax.training.cross_entropy import next_token_sums
 
-ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 101
+ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 120
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def plain(hidden, kernel, targets, weights):
     return -np.sum(np.log(picked) * weights), np.sum(correct), gradients
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 8, 24])
+@pytest.mark.parametrize("chunks", [1, 2, 8, 120])
 def test_value_and_gradients_equal_the_definition(inputs, chunks):
     hidden, kernel, targets, weights = inputs
 
@@ -42,6 +42,9 @@ def test_value_and_gradients_equal_the_definition(inputs, chunks):
 
     (value, correct), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, kernel)
     expected, expected_correct, expected_gradients = plain(*inputs)
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert correct == expected_correct
+    value, correct = jax.jit(loss)(hidden, kernel)  # without gradients it is another program
     assert value == pytest.approx(expected, rel=1e-6)
     assert correct == expected_correct
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
@@ -55,11 +58,11 @@ def test_logits_of_one_chunk_exist_at_a_time(inputs):
         return next_token_sums(hidden, kernel, targets, weights, chunks=8, rules=Rules())[0]
 
     text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).as_text()
-    assert f"{ROWS}x{TOKENS // 8}x{VOCAB}xf32" in text
+    assert f"{ROWS}x{TOKENS}x{VOCAB // 8}xf32" in text
     assert f"{ROWS}x{TOKENS}x{VOCAB}xf32" not in text
 
 
-def test_chunks_that_do_not_divide_the_tokens_are_an_error(inputs):
+def test_chunks_that_do_not_divide_the_vocabulary_are_an_error(inputs):
     hidden, kernel, targets, weights = inputs
-    with pytest.raises(ConfigError, match=r"tokens_per_row=24 cannot be cut into compute\.loss_chunks=7"):
+    with pytest.raises(ConfigError, match=r"vocab_size=120 cannot be cut into compute\.loss_chunks=7"):
         next_token_sums(hidden, kernel, targets, weights, chunks=7, rules=Rules())
