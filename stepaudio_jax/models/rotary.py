@@ -14,8 +14,8 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
         angles = positions.astype(jnp.float32)[:, :, None, None] * theta**-exponents
         return jnp.cos(angles), jnp.sin(angles)
 
-    # In a loop of two rounds, since the compiler fuses what is outside of loops into all that uses it: it would compute cosines and
-    # sines again in every layer for every head, which takes a CPU longer than all rotations together.
+    # In a loop of two rounds, since the compiler fuses what is outside of loops into all that uses it: it would compute cosines
+    # and sines again in every layer for every head, which takes a CPU longer than all rotations together.
     halves = jax.lax.map(waves, exponents.reshape(math.gcd(2, exponents.size), -1))
     cos, sin = (jnp.concatenate(list(half), axis=-1) for half in halves)
     return cos, sin
