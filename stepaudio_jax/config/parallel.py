@@ -61,13 +61,17 @@ class Rules:
 
     # of parameters
     embed: tuple[MeshAxis, ...] = ("fsdp",)
+    # Feed-forward matrices are cut along their wider side alone: on 256 chips a part of it still fills a TPU's tiles of 8 rows,
+    # where one of the model's width would be padded by a fifth, and its gathered form with it.
+    ffn_embed: tuple[MeshAxis, ...] = ()
+    ffn_kernel: tuple[MeshAxis, ...] = ("tensor", "fsdp")
     heads: tuple[MeshAxis, ...] = ("tensor",)
     kv_heads: tuple[MeshAxis, ...] = ("tensor",)
-    ffn: tuple[MeshAxis, ...] = ("tensor",)
     vocab: tuple[MeshAxis, ...] = ("tensor",)
     encoder_heads: tuple[MeshAxis, ...] = ()  # 20 of them: no power of two divides them beyond 4
-    # of activations, which share heads, kv_heads, ffn and vocab with the parameters
+    # of activations, which share heads, kv_heads and vocab with the parameters
     batch: tuple[MeshAxis, ...] = ("data", "fsdp")
+    ffn: tuple[MeshAxis, ...] = ("tensor",)
     tokens: tuple[MeshAxis, ...] = ("sequence",)
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ class Adaptor(nnx.Module):
     def __init__(self, config: AdaptorConfig, *, inputs: int, outputs: int, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.conv = Conv(inputs, inputs, stride=config.stride, letters="WIO", **common)
-        self.up = Projection("BTH,HF->BTF", {"H": inputs, "F": config.ffn}, use_bias=True, **common)
-        self.down = Projection("BTF,FH->BTH", {"F": config.ffn, "H": outputs}, use_bias=True, **common)
+        self.up = Projection("BTE,EF->BTF", {"E": inputs, "F": config.ffn}, use_bias=True, **common)
+        self.down = Projection("BTF,FE->BTE", {"F": config.ffn, "E": outputs}, use_bias=True, **common)
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Features [B,F,H] (zero beyond each clip) -> [B, ceil(F/2), decoder's H]."""

@@ -88,7 +88,7 @@ class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: DecoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
-        sizes = {"H": config.hidden, "F": config.ffn}
+        sizes = {"E": config.hidden, "F": config.ffn}
         self.compute = compute
         options: dict[str, Any] = {
             "sizes": sizes,
@@ -97,9 +97,9 @@ class GatedMLP(nnx.Module):
             "param_dtype": param_dtype,
             "rngs": rngs,
         }
-        self.gate = Projection("BTH,HF->BTF", **options)
-        self.up = Projection("BTH,HF->BTF", **options)
-        self.down = Projection("BTF,FH->BTH", init_scale=1 / math.sqrt(2 * config.layers), **options)
+        self.gate = Projection("BTE,EF->BTF", **options)
+        self.up = Projection("BTE,EF->BTF", **options)
+        self.down = Projection("BTF,FE->BTE", init_scale=1 / math.sqrt(2 * config.layers), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")

@@ -49,7 +49,7 @@ class EncoderMLP(nnx.Module):
     """down(gelu(up(x))), exact GELU."""
 
     def __init__(self, config: EncoderConfig, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
-        sizes = {"H": config.hidden, "F": config.ffn}
+        sizes = {"E": config.hidden, "F": config.ffn}
         options: dict[str, Any] = {
             "sizes": sizes,
             "use_bias": True,
@@ -57,8 +57,8 @@ class EncoderMLP(nnx.Module):
             "param_dtype": param_dtype,
             "rngs": rngs,
         }
-        self.up = Projection("BTH,HF->BTF", **options)
-        self.down = Projection("BTF,FH->BTH", **options)
+        self.up = Projection("BTE,EF->BTF", **options)
+        self.down = Projection("BTF,FE->BTE", **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(gelu(self.up(x)))

@@ -26,7 +26,8 @@ LOGICAL_AXES: Mapping[str, str] = {
     "A": "encoder_heads",
     "K": "kv_heads",
     "D": "head_dim",
-    "F": "ffn",
+    "E": "ffn_embed",  # the model's hidden size beside the feed-forward width
+    "F": "ffn_kernel",
     "M": "mel_bins",
     "P": "positions",
     "W": "conv_width",
