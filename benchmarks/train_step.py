@@ -3,7 +3,7 @@
 `python -m benchmarks.train_step` runs on a CPU: a 30 M-parameter decoder in fp32, text alone and packed dialogues with sound
 (on torch's side padded). `--shapes=gpu` runs a 3 B decoder in bf16 on one GPU. The sides take turns, each in its own process.
 Both see the same dialogues, fp32 parameters and moments, AdamW with clipping; padding is not counted as tokens. Our process
-begins with large memory pages, as our programs do; torch, which keeps its memory between steps, is no faster with them.
+begins with large memory pages, as our programs do; torch was found to be no faster with them.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Large memory pages for the arrays of a computation.
 
 XLA takes what a program computes in from the system at every call and gives it back: in pages of 4 KiB, which the system clears
-one by one, a training step on a CPU spends a sixth of its time on that. glibc asks for large pages (2 MiB) where it is told to
-before a process starts.
+one by one, a training step on a CPU spends about a tenth of its time on that. glibc asks for large pages (2 MiB) where it is
+told to before a process starts.
 """
 
 import os

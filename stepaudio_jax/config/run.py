@@ -265,9 +265,7 @@ class ComputeConfig:
     remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")  # kept by "save" here, by "offload" on the host
     attention: AttentionKernel = "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
     rules: Rules = Rules()  # which mesh axes each logical axis is cut over
-    loss_chunks: int = (
-        1  # parts that the vocabulary (in RL the tokens of a row) is cut into for the loss: fewer logits at a time
-    )
+    loss_chunks: int = 1  # parts of the vocabulary (in RL of a row's tokens) for the loss: fewer logits at a time
     unroll: int = 1  # layers unrolled in the scan; on CPU, all of them (0) is about twice as fast
 
 
