@@ -162,7 +162,11 @@ def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient
     inputs, kernel = saved
     operands, out = einsum.split("->")
     left, right = operands.split(",")
-    return jnp.einsum(f"{out},{right}->{left}", gradient, kernel), kernel_gradient(einsum, inputs, gradient)
+    to_inputs = jnp.einsum(f"{out},{right}->{left}", gradient, kernel)
+    if mesh_in_use() is not None:
+        # A kernel that was gathered is let go before its gradient, as large, is made.
+        gradient, to_inputs = jax.lax.optimization_barrier((gradient, to_inputs))
+    return to_inputs, kernel_gradient(einsum, inputs, gradient)
 
 
 def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None) -> jax.Array:
