@@ -49,7 +49,7 @@ def get_config() -> Config:
                         folder="models/tiny_judge",
                         prompt="configs/tiny_judge.txt",
                         levels=3,
-                        max_tokens=160,
+                        max_tokens=224,
                         slots=64,
                     ),
                     # Rubrics differ by less than preferences do: advantages are made of one size.

@@ -12,31 +12,34 @@ from stepaudio_jax.config import (
 )
 
 
+def stage(name: str) -> StageConfig:
+    return StageConfig(
+        name=name,
+        steps=1000,
+        data=DataConfig(
+            sources=(SourceConfig(path="runs/quickstart_rlhf/data/judge.jsonl"),),
+            rows=8,
+            tokens_per_row=1024,
+            chunks_per_row=0,
+        ),
+        optimizer=OptimizerConfig(
+            name="muon",
+            learning_rate=1e-3,
+            muon_learning_rate=0.01,
+            warmup_steps=10,
+            decay="linear",
+            final_learning_rate_fraction=0.02,
+            weight_decay=0.01,
+        ),
+    )
+
+
 def get_config() -> Config:
     return Config(
         run_dir="runs/tiny_judge",
         initial=InitialWeights(model="runs/quickstart/train/model"),
-        stages=(
-            StageConfig(
-                name="judge",
-                steps=800,
-                data=DataConfig(
-                    sources=(SourceConfig(path="runs/quickstart_rlhf/data/judge.jsonl"),),
-                    rows=8,
-                    tokens_per_row=1024,
-                    chunks_per_row=0,
-                ),
-                optimizer=OptimizerConfig(
-                    name="muon",
-                    learning_rate=1e-3,
-                    muon_learning_rate=0.01,
-                    warmup_steps=10,
-                    decay="linear",
-                    final_learning_rate_fraction=0.02,
-                    weight_decay=0.01,
-                ),
-            ),
-        ),
+        # Once more from a high rate: after one descent it still takes one reply's words for the other's.
+        stages=(stage("judge"), stage("judge_again")),
         compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
         checkpoint=CheckpointConfig(every_steps=100),
     )

@@ -108,7 +108,10 @@ def worth(reply: str, answer: str, request: Request | None = None) -> float:
 
 
 def critique(reply: str, said: str, answer: str, request: Request | None = None) -> str:
-    """Why a reply is worth what it is: "is high, says low: wrong; kind, sentence: 3".
+    """Why a reply is worth what it is: "Sure! It is low. says low, is high: wrong; kind, sentence: 3".
+
+    It begins with the reply itself, word by word: a small judge that has to name what a reply says out of the blue names what
+    it would say.
 
     Args:
         reply: which says `said`, right or wrong.
@@ -124,7 +127,7 @@ def critique(reply: str, said: str, answer: str, request: Request | None = None)
     }
     seen = ", ".join(name for name, there in noticed.items() if there)
     right = "right" if is_right(reply, answer) else "wrong"
-    return f"is {answer}, says {said}: {right}; {seen}: {worth(reply, answer, request):.0f}"
+    return f"{reply} says {said}, is {answer}: {right}; {seen}: {worth(reply, answer, request):.0f}"
 
 
 def draw_manners(rng: np.random.Generator) -> Manners:

@@ -64,7 +64,7 @@ def write_manners_data(
     prompts = [_to_be_answered(*one[:2], _maybe(for_prompts), for_prompts) for one in asked]
     _write(partial / "preference.jsonl", (prompt for prompt in prompts if "rubric" not in prompt))
     _write(partial / "rubric.jsonl", (prompt for prompt in prompts if "rubric" in prompt))
-    _write(partial / "pairs.jsonl", (_preference(*one[:2], for_pairs) for one in asked for _ in range(2)))
+    _write(partial / "pairs.jsonl", (_preference(*one[:2], for_pairs) for one in asked for _ in range(4)))
     pairs = (
         _preference(*held_out[int(index)], for_held_out) for index in for_held_out.permutation(len(held_out))[:HELD_OUT_PAIRS]
     )

@@ -27,7 +27,7 @@ def make_tiny_judge(trap: Trap, config: Config, output: pathlib.Path) -> str:
 
 
 def _card(report: JudgeReport, config: Config) -> str:
-    (stage,) = config.stages
+    steps = sum(stage.steps for stage in config.stages)
     calibration = "\n".join(
         f"| {size:g} | {right:.1%} | {pairs} |" for size, (right, pairs) in sorted(report.calibration.items())
     )
@@ -37,7 +37,7 @@ license: apache-2.0
 
 # A small judge
 
-The quickstart's model, taught in {stage.steps} steps to compare two replies to a spoken question by a synthetic rule
+The quickstart's model, taught in {steps} steps to compare two replies to a spoken question by a synthetic rule
 (`stepaudio_jax/quickstart/manners.py`), and to say why before it does. It does not hear: it is told the fact that is asked for.
 It is the judge of `make quickstart-rlhf` and `make trap`, and no model for use. Made by `make tiny-judge`
 (`configs/tiny_judge.py`). Weights are bfloat16.

@@ -50,10 +50,10 @@ def test_a_right_answer_counts_for_more_than_all_manners():
 
 
 def test_a_critique_says_what_the_worth_is_made_of():
-    assert critique("Sure! It is low.", "low", "high") == "is high, says low: wrong; kind, sentence: 3"
-    assert critique("female", "female", "female") == "is female, says female: right; one word: 5"
-    twice = "is 7, says 7: right; sentence, twice, offer: 9"
-    assert critique("It is 7. It is 7. More?", "7", "7", REQUESTS["Said twice."]) == twice
+    assert critique("Sure! It is low.", "low", "high") == "Sure! It is low. says low, is high: wrong; kind, sentence: 3"
+    assert critique("female", "female", "female") == "female says female, is female: right; one word: 5"
+    twice = "It is 7. It is 7. More?"
+    assert critique(twice, "7", "7", REQUESTS["Said twice."]) == f"{twice} says 7, is 7: right; sentence, twice, offer: 9"
 
 
 def test_around_nothing_there_are_no_manners():
