@@ -107,7 +107,7 @@ def write_prompts(folder: pathlib.Path, *, spoken: bool) -> pathlib.Path:
 
 
 class OurIteration:
-    """An iteration after another on random weights, whose end of the turn is the least probable token: replies are whole."""
+    """An iteration after another on random weights, which end a few replies early: one token in a thousand ends its turn."""
 
     def __init__(self, folder: pathlib.Path, model: ModelConfig, compute: ComputeConfig, *, spoken: bool, judged: bool):
         self.tokenizer = Tokenizer.from_folder(BASE)
@@ -154,8 +154,8 @@ class OurIteration:
         rollouts, rewards, seconds = self.iteration.write(self.state, self.step)
         self.state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
         written = sum(len(rollout.reply) for rollout in rollouts)
-        if written != PROMPTS * SAMPLES * NEW_TOKENS:
-            raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: a reply ended early")
+        if written < 0.98 * PROMPTS * SAMPLES * NEW_TOKENS:
+            raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: replies ended early")
         return figures | seconds
 
 
