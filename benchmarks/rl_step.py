@@ -107,13 +107,14 @@ def write_prompts(folder: pathlib.Path, *, spoken: bool) -> pathlib.Path:
 
 
 class OurIteration:
-    """An iteration after another on random weights, which end a few replies early: one token in a thousand ends its turn."""
+    """An iteration after another on random weights, whose end of the turn is the least probable token: replies are whole."""
 
     def __init__(self, folder: pathlib.Path, model: ModelConfig, compute: ComputeConfig, *, spoken: bool, judged: bool):
         self.tokenizer = Tokenizer.from_folder(BASE)
         parameters = initial_parameters(model, jax.random.key(0), compute)
         head = parameters["decoder"]["head"]["kernel"]
-        parameters["decoder"]["head"]["kernel"] = head.at[:, self.tokenizer.special.eot].set(0.0)
+        # Scaled up, so that the end of the turn, whose logit is 0, lies too far below the best token to be drawn.
+        parameters["decoder"]["head"]["kernel"] = (20 * head).at[:, self.tokenizer.special.eot].set(0.0)
         reward, judge = RewardConfig(verifier="benchmarks.rl_step:parity", verifier_weight=1.0), JudgeConfig()
         if judged:
             save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
@@ -154,8 +155,8 @@ class OurIteration:
         rollouts, rewards, seconds = self.iteration.write(self.state, self.step)
         self.state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
         written = sum(len(rollout.reply) for rollout in rollouts)
-        if written < 0.98 * PROMPTS * SAMPLES * NEW_TOKENS:
-            raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: replies ended early")
+        if written != PROMPTS * SAMPLES * NEW_TOKENS:
+            raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: a reply ended early")
         return figures | seconds
 
 
