@@ -14,7 +14,16 @@ import jax.numpy as jnp
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Draw, SamplingArrays, draw
-from stepaudio_jax.models import CACHE_LETTERS, CacheDtype, LayerCache, Parameters, abstract_model, constrain, merge_unstacked
+from stepaudio_jax.models import (
+    CACHE_LETTERS,
+    CacheDtype,
+    LayerCache,
+    Parameters,
+    abstract_model,
+    cache_slots,
+    constrain,
+    merge_unstacked,
+)
 
 NO_TOKEN = -1
 
@@ -112,6 +121,7 @@ class Decoded:
 def empty_slots(program: Program, slots: int, tokens: int) -> Slots:
     """Slots that nobody occupies."""
     decoder = program.config.decoder
+    tokens = cache_slots(tokens, program.compute)
 
     def column(dtype: Any) -> jax.Array:
         return jnp.zeros(slots, dtype)
@@ -214,7 +224,8 @@ def decode(
     def step(carry: tuple[jax.Array, Slots, Decoded]) -> tuple[jax.Array, Slots, Decoded]:
         number, slots, out = carry
         running = slots.running
-        hidden, caches = model.decoder.extend(layers, model.decoder.embed(slots.token[:, None]), slots.position, slots.caches)
+        embeddings = model.decoder.embed(slots.token[:, None])
+        hidden, caches = model.decoder.extend(layers, embeddings, slots.position, slots.caches, running)
         settings = dataclasses.replace(slots.settings, temperature=jnp.where(running, slots.settings.temperature, 0))
         logits = constrain(model.logits(hidden)[:, 0], "B", program.compute.rules)
         found = draw(logits, slots.drawn, settings, slots.seen)

@@ -1,5 +1,6 @@
 """The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder, as Flax NNX modules used functionally."""
 
+from stepaudio_jax.models.attention_cached import cache_slots
 from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in_use
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
@@ -32,6 +33,7 @@ __all__ = [
     "activation_spec",
     "adaptor_outputs",
     "cache_bytes",
+    "cache_slots",
     "constrain",
     "fold_low_rank",
     "initial_low_rank",

@@ -11,8 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
 from stepaudio_jax.models.attention import attention
+from stepaudio_jax.models.attention_cached import attention_cached
 from stepaudio_jax.models.constraints import constrain
-from stepaudio_jax.models.kv_cache import LayerCache, attention_cached
+from stepaudio_jax.models.kv_cache import LayerCache
 from stepaudio_jax.models.layers import Projection, RMSNorm, normal, parameter
 from stepaudio_jax.models.rotary import rotary_angles, rotate
 from stepaudio_jax.models.stack import scan_layers
@@ -42,12 +43,12 @@ class DecoderAttention(nnx.Module):
         return self.output(out), (key, value)
 
     def extend(
-        self, x: jax.Array, positions: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
+        self, x: jax.Array, positions: jax.Array, last: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
-        """One more token a row, at `positions` [B]: attention over the cache, into which the token is written first."""
+        """One more token a row, written into the cache at `positions` [B]: attention over its slots up to `last` [B]."""
         query, key, value = self._project(x, angles)
         cache = cache.write(key, value, positions).constrained(self.compute.rules)
-        return self.output(attention_cached(query, cache, positions)), cache
+        return self.output(attention_cached(query, cache, last, self.compute)), cache
 
     def _project(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         rules = self.compute.rules
@@ -74,10 +75,10 @@ class DecoderLayer(nnx.Module):
         return self._rest(x + attended), seen
 
     def extend(
-        self, x: jax.Array, positions: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
+        self, x: jax.Array, positions: jax.Array, last: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
         """See `DecoderAttention.extend`."""
-        attended, cache = self.attention.extend(self.attention_norm(x), positions, angles, cache)
+        attended, cache = self.attention.extend(self.attention_norm(x), positions, last, angles, cache)
         return self._rest(x + attended), cache
 
     def _rest(self, x: jax.Array) -> jax.Array:
@@ -158,13 +159,22 @@ class Decoder(nnx.Module):
         return self.norm(x), tuple(caches)
 
     def extend(
-        self, layers: Sequence[DecoderLayer], embeddings: jax.Array, positions: jax.Array, caches: Sequence[LayerCache]
+        self,
+        layers: Sequence[DecoderLayer],
+        embeddings: jax.Array,
+        positions: jax.Array,
+        caches: Sequence[LayerCache],
+        running: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
-        """One more token a row: embeddings [B,1,H] at positions [B] -> hidden states [B,1,H], and caches that hold it."""
+        """One more token a row: embeddings [B,1,H] at positions [B] -> hidden states [B,1,H], and caches that hold it.
+
+        A row that is not `running` [B] gets hidden states that mean nothing, and costs little.
+        """
         angles = self._angles(positions[:, None])
+        last = positions if running is None else jnp.where(running, positions, 0)
         x, extended = embeddings, []
         for layer, cache in zip(layers, caches, strict=True):
-            x, cache = layer.extend(x, positions, angles, cache)
+            x, cache = layer.extend(x, positions, last, angles, cache)
             extended.append(cache)
         return self.norm(x), tuple(extended)
 

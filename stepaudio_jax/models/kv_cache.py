@@ -1,4 +1,4 @@
-"""The keys and values that a decoder layer has seen, and attention over them for one new token a row."""
+"""The keys and values that a decoder layer has seen."""
 
 import dataclasses
 from typing import Literal
@@ -12,8 +12,6 @@ from stepaudio_jax.models.constraints import constrain
 CacheDtype = Literal["float32", "bfloat16", "int8"]
 CACHE_LETTERS = "BKSD"  # what the rules place
 
-# Large enough that a masked key gets no weight, finite so that nothing becomes NaN.
-_MASKED = -1e10
 _LARGEST_INT8 = 127.0
 
 
@@ -67,33 +65,6 @@ class LayerCache:
     def constrained(self, rules: Rules) -> "LayerCache":
         """The same, laid out by the rules on the mesh in use."""
         return jax.tree.map(lambda x: constrain(x, CACHE_LETTERS[: x.ndim], rules), self)
-
-
-def attention_cached(query: jax.Array, cache: LayerCache, positions: jax.Array) -> jax.Array:
-    """Softmax attention of one token a row over the slots up to its own.
-
-    Args:
-        query: [B,1,N,D]; query head n reads key head n // (N // K).
-        cache: of the layer, the token's own key and value written.
-        positions: [B] i32, of the tokens.
-
-    Returns:
-        [B,1,N,D] in query's dtype; scores and softmax are computed in fp32.
-    """
-    rows, _, heads, head_dim = query.shape
-    kv_heads, slots = cache.keys.shape[1:3]
-    dtype = query.dtype
-    scaled = (query * jnp.asarray(head_dim**-0.5, dtype)).reshape(rows, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("BKGD,BKSD->BKGS", scaled, cache.keys.astype(dtype), preferred_element_type=jnp.float32)
-    if cache.key_scales is not None:
-        scores *= cache.key_scales[:, :, None]
-    visible = jnp.arange(slots) <= positions[:, None]
-    scores = jnp.where(visible[:, None, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
-    if cache.value_scales is not None:
-        weights *= cache.value_scales[:, :, None]
-    out = jnp.einsum("BKGS,BKSD->BKGD", weights.astype(dtype), cache.values.astype(dtype), preferred_element_type=jnp.float32)
-    return out.reshape(rows, 1, heads, head_dim).astype(dtype)
 
 
 def cache_bytes(config: DecoderConfig, tokens: int, dtype: CacheDtype) -> int:

@@ -148,10 +148,20 @@ class LowRankKernel:
 def contract(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """An einsum of activations and a kernel: "batch inner,inner outer->batch outer", each any number of letters.
 
-    Its gradients are single matrix products. What JAX derives gives the kernel's gradient with its dimensions in another order
-    and turns it; the CPU backend turns the activations besides, in a pass that computes whatever led to them again.
+    It and its gradients are single matrix products of arrays as they lie. `jnp.einsum` sums over dimensions in the order of
+    their letters, for which the CPU backend turns both operands around. What JAX derives gives the kernel's gradient with its
+    dimensions in another order and turns it, and the activations besides, in a pass that computes whatever led to them again.
     """
-    return jnp.einsum(einsum, inputs, kernel)
+    given, _ = einsum.split("->")
+    left, right = given.split(",")
+    return _sum_over(inputs, left, kernel, right)
+
+
+def _sum_over(one: jax.Array, letters: str, other: jax.Array, other_letters: str) -> jax.Array:
+    """The product summed over the letters that both have: what `one` has left in front of what `other` has left."""
+    both = [letter for letter in other_letters if letter in letters]
+    dimensions = [letters.index(letter) for letter in both], [other_letters.index(letter) for letter in both]
+    return jax.lax.dot_general(one, other, (dimensions, ((), ())))
 
 
 def _contract_forward(einsum: str, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -160,9 +170,9 @@ def _contract_forward(einsum: str, inputs: jax.Array, kernel: jax.Array) -> tupl
 
 def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
-    operands, out = einsum.split("->")
-    left, right = operands.split(",")
-    to_inputs = jnp.einsum(f"{out},{right}->{left}", gradient, kernel)
+    given, out = einsum.split("->")
+    _, right = given.split(",")
+    to_inputs = _sum_over(gradient, out, kernel, right)
     if mesh_in_use() is not None:
         # A kernel that was gathered is let go before its gradient, as large, is made.
         gradient, to_inputs = jax.lax.optimization_barrier((gradient, to_inputs))

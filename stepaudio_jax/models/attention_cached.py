@@ -1,0 +1,71 @@
+"""Attention of one new token a row over what its layer has kept: one door, behind which the way for the platform is chosen."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from stepaudio_jax.config import ComputeConfig
+from stepaudio_jax.models.attention import choose_kernel
+from stepaudio_jax.models.attention_blocks import attention_blocks
+from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
+from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
+from stepaudio_jax.models.kv_cache import CACHE_LETTERS, LayerCache
+
+# Large enough that a masked key gets no weight, finite so that nothing becomes NaN.
+_MASKED = -1e10
+_PAGED = ("splash", "splash_interpreted")  # platforms, or tests, whose kernel reads pages
+
+
+def attention_cached(query: jax.Array, cache: LayerCache, last: jax.Array, compute: ComputeConfig) -> jax.Array:
+    """Softmax attention of one token a row over the slots of its row, from the first to its `last`.
+
+    What lies behind `last` is not read where there is a way for that: a step then costs what the dialogues are long, not what
+    the slots could hold. On TPU that is JAX's kernel for pages, on a CPU a loop over blocks. GPUs, and
+    caches that the kernel does not take, read all slots.
+
+    Args:
+        query: [B,1,N,D]; query head n reads key head n // (N // K).
+        cache: of the layer; on a mesh rows and key heads lie where the rules put them.
+        last: [B] i32.
+        compute: which kernel, and the rules.
+
+    Returns:
+        [B,1,N,D] in query's dtype; scores and softmax are computed in fp32.
+    """
+    rows, _, heads, head_dim = query.shape
+    kv_heads = cache.keys.shape[1]
+    scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
+    grouped = scaled.reshape(rows, kv_heads, heads // kv_heads, head_dim)
+    kernel = choose_kernel(compute)
+
+    def local(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
+        if kernel in _PAGED and takes_pages(cache):
+            return attention_paged(query, cache, last, interpret=kernel == "splash_interpreted")
+        if kernel == "xla" and jax.default_backend() == "cpu":
+            return attention_blocks(query, cache, last)
+        return attention_dense(query, cache, last)
+
+    if mesh_in_use() is not None:
+        spec = activation_spec("BKGD", compute.rules)
+        cut = jax.tree.map(lambda x: activation_spec(CACHE_LETTERS[: x.ndim], compute.rules), cache)
+        local = jax.shard_map(local, in_specs=(spec, cut, PartitionSpec(spec[0])), out_specs=spec, check_vma=False)
+    return local(grouped, cache, last).reshape(rows, 1, heads, head_dim).astype(query.dtype)
+
+
+def cache_slots(tokens: int, compute: ComputeConfig) -> int:
+    """Slots of a row that is to hold so many tokens: a little more where what reads them takes whole pages."""
+    return padded_slots(tokens) if choose_kernel(compute) in _PAGED else tokens
+
+
+def attention_dense(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
+    """Over all slots, those behind `last` [B] masked: scaled queries [B,K,G,D] -> [B,K,G,D] fp32."""
+    dtype = query.dtype
+    scores = jnp.einsum("BKGD,BKSD->BKGS", query, cache.keys.astype(dtype), preferred_element_type=jnp.float32)
+    if cache.key_scales is not None:
+        scores *= cache.key_scales[:, :, None]
+    visible = jnp.arange(scores.shape[-1]) <= last[:, None]
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1)
+    if cache.value_scales is not None:
+        weights *= cache.value_scales[:, :, None]
+    values = cache.values.astype(dtype)
+    return jnp.einsum("BKGS,BKSD->BKGD", weights.astype(dtype), values, preferred_element_type=jnp.float32)

@@ -1,0 +1,90 @@
+"""Attention over a cache: every way of it against float64 softmax over the slots that a row sees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepaudio_jax.config import DecoderConfig
+from stepaudio_jax.models.attention_blocks import attention_blocks, block_size
+from stepaudio_jax.models.attention_cached import attention_dense
+from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
+from stepaudio_jax.models.kv_cache import LayerCache
+
+JUNK = 1e4  # in slots behind a row's last: read, it would show
+
+
+def random_rows(slots, lasts, *, heads=2, groups=3, head_dim=16, dtype=jnp.float32):
+    """Queries, a cache whose slots behind each row's last hold junk, and the lasts."""
+    rng = np.random.default_rng(slots)
+    rows = len(lasts)
+    query = rng.normal(size=(rows, heads, groups, head_dim)).astype(np.float32)
+    keys, values = (rng.normal(size=(rows, heads, slots, head_dim)).astype(np.float32) for _ in range(2))
+    behind = np.arange(slots) > np.asarray(lasts)[:, None]
+    for kept in (keys, values):
+        kept.swapaxes(1, 2)[behind] = JUNK
+    return jnp.asarray(query, dtype), LayerCache(jnp.asarray(keys, dtype), jnp.asarray(values, dtype)), jnp.asarray(lasts)
+
+
+def expected(query, cache, lasts):
+    """[B,K,G,D], a row at a time."""
+    query, keys, values = (np.asarray(x, np.float64) for x in (query, cache.keys, cache.values))
+    out = np.zeros(query.shape)
+    for row, last in enumerate(np.asarray(lasts)):
+        seen_keys, seen_values = keys[row, :, : last + 1], values[row, :, : last + 1]
+        scores = np.einsum("kgd,ksd->kgs", query[row], seen_keys)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[row] = np.einsum("kgs,ksd->kgd", weights / weights.sum(-1, keepdims=True), seen_values)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("slots", "lasts"),
+    [
+        (640, [0, 31, 32, 639, 300]),  # on both sides of a block's edge; one row has all of a turn
+        (101, [100, 99, 95, 0]),  # the last block overlaps the one before it
+        (20, [19, 3]),  # one block, the whole row
+        (640, [500]),  # one row: blocks are sliced, not gathered
+    ],
+)
+@pytest.mark.parametrize("attention", [attention_blocks, attention_dense])
+def test_equals_float64(attention, slots, lasts):
+    query, cache, lasts = random_rows(slots, lasts)
+    np.testing.assert_allclose(jax.jit(attention)(query, cache, lasts), expected(query, cache, lasts), atol=1e-5)
+
+
+def test_blocks_of_an_int8_cache_equal_all_of_it():
+    query, cache, lasts = random_rows(200, [199, 40, 64], head_dim=32)
+    decoder = DecoderConfig(vocab_size=8, hidden=64, ffn=64, layers=1, heads=6, kv_heads=2, head_dim=32, max_positions=256)
+    whole = LayerCache.zeros(decoder, 3, 200, "int8").like(cache.keys.swapaxes(1, 2), cache.values.swapaxes(1, 2))
+    np.testing.assert_allclose(
+        jax.jit(attention_blocks)(query, whole, lasts), attention_dense(query, whole, lasts), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_blocks_of_bfloat16_keep_fp32_scores():
+    query, cache, lasts = random_rows(640, [600, 10], dtype=jnp.bfloat16)
+    np.testing.assert_allclose(jax.jit(attention_blocks)(query, cache, lasts), expected(query, cache, lasts), atol=2e-2)
+
+
+@pytest.mark.parametrize(("slots", "lasts"), [(128, [0, 127]), (1024, [511, 512, 1023])])
+def test_the_paged_kernel_equals_float64(slots, lasts):
+    """In interpret mode, of a bf16 cache: the kernel multiplies what it read in bf16 with fp32."""
+    query, cache, lasts = random_rows(slots, lasts, head_dim=128, dtype=jnp.bfloat16)
+    query = query * 128**-0.5
+    assert takes_pages(cache)
+    np.testing.assert_allclose(attention_paged(query, cache, lasts, interpret=True), expected(query, cache, lasts), atol=2e-2)
+
+
+def test_the_paged_kernel_is_given_what_it_computes_faithfully():
+    shape = (1, 2, 256, 128)
+    assert takes_pages(LayerCache(*(jnp.zeros(shape, jnp.bfloat16),) * 2))
+    assert not takes_pages(LayerCache(*(jnp.zeros(shape, jnp.float32),) * 2))
+    assert not takes_pages(LayerCache(*(jnp.zeros(shape, jnp.int8),) * 2, *(jnp.ones(shape[:3]),) * 2))
+    assert not takes_pages(LayerCache(*(jnp.zeros((1, 2, 200, 128), jnp.bfloat16),) * 2))
+    assert padded_slots(200) == 256
+
+
+@pytest.mark.parametrize(("slots", "size"), [(1, 1), (20, 20), (640, 32), (1024, 64), (16384, 512), (40960, 512)])
+def test_blocks_grow_with_the_slots(slots, size):
+    assert block_size(slots) == size
