@@ -14,7 +14,7 @@ from stepaudio_jax.models.attention import attention
 from stepaudio_jax.models.attention_cached import attention_cached
 from stepaudio_jax.models.constraints import constrain
 from stepaudio_jax.models.kv_cache import LayerCache
-from stepaudio_jax.models.layers import Projection, RMSNorm, normal, parameter
+from stepaudio_jax.models.layers import Projection, RMSNorm, normal, parameter, project_together
 from stepaudio_jax.models.rotary import rotary_angles, rotate
 from stepaudio_jax.models.stack import scan_layers
 
@@ -103,7 +103,8 @@ class GatedMLP(nnx.Module):
         self.down = Projection("BTF,FE->BTE", init_scale=1 / math.sqrt(2 * config.layers), **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")
+        gate, up = project_together(x, self.gate, self.up)
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         return self.down(constrain(jax.nn.silu(gate) * up, "BTF", self.compute.rules))
 
 

@@ -107,7 +107,11 @@ class Projection(nnx.Module):
             outputs = kernel.contract(self.einsum, inputs)
         else:
             outputs = contract(self.einsum, inputs, kernel.astype(inputs.dtype))
-        return outputs if self.bias is None else outputs + self.bias[...].astype(inputs.dtype)
+        return self.with_bias(outputs)
+
+    def with_bias(self, outputs: jax.Array) -> jax.Array:
+        """What the kernel has made of the inputs, and the bias where there is one."""
+        return outputs if self.bias is None else outputs + self.bias[...].astype(outputs.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -144,17 +148,33 @@ class LowRankKernel:
         return contract(einsum, inputs, self.kernel.astype(dtype)) + jnp.asarray(self.scale, dtype) * added
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project_together(inputs: jax.Array, *projections: Projection) -> tuple[jax.Array, ...]:
+    """What projections of one einsum make of the same inputs; see `contract_each` for why together."""
+    kernels: list[Any] = [projection.kernel[...] for projection in projections]
+    if any(isinstance(kernel, LowRankKernel) for kernel in kernels):
+        return tuple(projection(inputs) for projection in projections)
+    outputs = contract_each(projections[0].einsum, inputs, tuple(kernel.astype(inputs.dtype) for kernel in kernels))
+    return tuple(projection.with_bias(output) for projection, output in zip(projections, outputs, strict=True))
+
+
 def contract(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """An einsum of activations and a kernel: "batch inner,inner outer->batch outer", each any number of letters.
+    """An einsum of activations and a kernel: "batch inner,inner outer->batch outer", each any number of letters."""
+    return contract_each(einsum, inputs, (kernel,))[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract_each(einsum: str, inputs: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """`contract` with each of several kernels.
 
     It and its gradients are single matrix products of arrays as they lie. `jnp.einsum` sums over dimensions in the order of
     their letters, for which the CPU backend turns both operands around. What JAX derives gives the kernel's gradient with its
     dimensions in another order and turns it, and the activations besides, in a pass that computes whatever led to them again.
+    On a mesh, the gradient to the inputs is made first: kernels that were gathered for it are let go before their gradients, as
+    large, are made.
     """
     given, _ = einsum.split("->")
     left, right = given.split(",")
-    return _sum_over(inputs, left, kernel, right)
+    return tuple(_sum_over(inputs, left, kernel, right) for kernel in kernels)
 
 
 def _sum_over(one: jax.Array, letters: str, other: jax.Array, other_letters: str) -> jax.Array:
@@ -164,19 +184,24 @@ def _sum_over(one: jax.Array, letters: str, other: jax.Array, other_letters: str
     return jax.lax.dot_general(one, other, (dimensions, ((), ())))
 
 
-def _contract_forward(einsum: str, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return contract(einsum, inputs, kernel), (inputs, kernel)
+_Kernels = tuple[jax.Array, ...]
 
 
-def _contract_backward(einsum: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    inputs, kernel = saved
+def _contract_forward(einsum: str, inputs: jax.Array, kernels: _Kernels) -> tuple[_Kernels, tuple[jax.Array, _Kernels]]:
+    return contract_each(einsum, inputs, kernels), (inputs, kernels)
+
+
+def _contract_backward(
+    einsum: str, saved: tuple[jax.Array, _Kernels], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, _Kernels]:
+    inputs, kernels = saved
     given, out = einsum.split("->")
     _, right = given.split(",")
-    to_inputs = _sum_over(gradient, out, kernel, right)
+    first, *others = (_sum_over(gradient, out, kernel, right) for gradient, kernel in zip(gradients, kernels, strict=True))
+    to_inputs = sum(others, first)
     if mesh_in_use() is not None:
-        # A kernel that was gathered is let go before its gradient, as large, is made.
-        gradient, to_inputs = jax.lax.optimization_barrier((gradient, to_inputs))
-    return to_inputs, kernel_gradient(einsum, inputs, gradient)
+        gradients, to_inputs = jax.lax.optimization_barrier((gradients, to_inputs))
+    return to_inputs, tuple(kernel_gradient(einsum, inputs, gradient) for gradient in gradients)
 
 
 def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None) -> jax.Array:
@@ -195,7 +220,7 @@ def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtyp
     return flat.reshape(*inputs.shape[batch:], *gradient.shape[batch:])
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+contract_each.defvjp(_contract_forward, _contract_backward)
 
 
 class Conv(nnx.Module):

@@ -32,7 +32,7 @@ ServingProgram = Literal["prefill", "decode"]
 
 _STEPS = 16  # tokens a call of `decode`, as the engine's default
 _CLOSING = 4  # tokens that end a reasoning by force
-_MOST_COMPILATIONS = 3
+_MOST_COMPILATIONS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class ServingPlan:
     Attributes:
         topology, chips, mesh: where.
         program: "decode", or "prefill" of one prompt that fills a slot.
-        slots, slot_tokens: of the engine that was compiled: the most slots that fit, or 1 where none does.
+        slots, slot_tokens: of the engine that was compiled: the most slots that were found to fit, or what does not fit.
         cache_dtype: of keys and values.
         fits: whether the peak lies within the chip's memory.
         memory_bytes_per_chip, peak_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `Plan`.
@@ -105,14 +105,28 @@ def plan_serving(
     available = topology.chip.memory_bytes - RESERVED_BYTES
     parameters = _abstract_parameters(config, compute, mesh, int8_weights)
     engine = device.Program(config, compute, cache_dtype)
-    slots = max(1, (available - shard_bytes(parameters)) // per_slot) if program == "decode" else 1
-    for attempt in range(_MOST_COMPILATIONS):
-        plan = _compile(engine, parameters, topology, mesh, version, program, slots * replicas, slot_tokens)
-        excess = plan.peak_bytes_per_chip - available
-        if excess <= 0 or slots == 1 or attempt + 1 == _MOST_COMPILATIONS:
+
+    def compiled(slots: int) -> ServingPlan:
+        return _compile(engine, parameters, topology, mesh, version, program, slots * replicas, slot_tokens)
+
+    if program == "prefill":
+        return compiled(1)
+    weights = shard_bytes(parameters)
+    most = max(1, (available - weights) // per_slot)
+    fits: ServingPlan | None = None
+    slots, least, too_many = most, 0, most + 1
+    for _ in range(_MOST_COMPILATIONS):
+        plan = compiled(slots)
+        if plan.fits:
+            fits, least = plan, slots
+        else:
+            too_many = slots
+        if too_many <= max(least, 1) + 1:
             break
-        slots = max(1, slots - math.ceil(excess / per_slot))
-    return plan
+        # What temporaries take grows with the slots too: their share is taken from this compilation.
+        guess = int((available - weights) / ((plan.peak_bytes_per_chip - weights) / slots))
+        slots = min(max(guess, least + 1), too_many - 1)
+    return fits or plan
 
 
 def serving_as_text(plan: ServingPlan) -> str:
