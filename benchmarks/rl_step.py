@@ -212,6 +212,7 @@ def trl_step() -> Step:
         max_completion_length=NEW_TOKENS,
         generation_kwargs={"min_new_tokens": NEW_TOKENS},
         beta=BETA,
+        model_init_kwargs={"dtype": "float32"},
         learning_rate=1e-6,
         max_steps=1_000_000,
         save_strategy="no",
@@ -219,8 +220,11 @@ def trl_step() -> Step:
         disable_tqdm=True,
         logging_steps=1_000_000,
     )
+    # From a folder, for the trainer loads its reference from where the model came from.
+    weights = tempfile.mkdtemp()
+    Qwen2ForCausalLM(qwen2_config(cpu_model().decoder)).save_pretrained(weights)
     trainer = GRPOTrainer(
-        model=Qwen2ForCausalLM(qwen2_config(cpu_model().decoder)),
+        model=weights,
         reward_funcs=reward,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": text} for text in questions(PROMPTS)]),

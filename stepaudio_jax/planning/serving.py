@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -111,21 +111,31 @@ def plan_serving(
 
     if program == "prefill":
         return compiled(1)
-    weights = shard_bytes(parameters)
-    most = max(1, (available - weights) // per_slot)
+    return most_slots(compiled, max(1, (available - shard_bytes(parameters)) // per_slot), per_slot)
+
+
+def most_slots(compiled: Callable[[int], ServingPlan], most: int, per_slot: int) -> ServingPlan:
+    """The plan with the most slots that fit, or one that does not where none was found to.
+
+    Args:
+        compiled: the plan for so many slots a replica.
+        most: what would fit if there were no temporaries.
+        per_slot: bytes of a slot's cache in a chip.
+    """
     fits: ServingPlan | None = None
     slots, least, too_many = most, 0, most + 1
     for _ in range(_MOST_COMPILATIONS):
         plan = compiled(slots)
+        spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
         if plan.fits:
             fits, least = plan, slots
         else:
             too_many = slots
-        if too_many <= max(least, 1) + 1:
+        if 0 <= spare < per_slot or too_many <= least + 1:
             break
-        # What temporaries take grows with the slots too: their share is taken from this compilation.
-        guess = int((available - weights) / ((plan.peak_bytes_per_chip - weights) / slots))
-        slots = min(max(guess, least + 1), too_many - 1)
+        # As if temporaries were the same for any number; where they grow with it, halving finds it too.
+        guess = slots + spare // per_slot
+        slots = guess if least < guess < too_many else (least + too_many) // 2
     return fits or plan
 
 
