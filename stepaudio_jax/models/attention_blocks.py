@@ -11,17 +11,9 @@ _MASKED = -1e10  # no weight, and yet finite
 
 
 def block_size(slots: int) -> int:
-    """Slots that are read at once: a power of two that divides a row, or the whole of a row that is short or not divided."""
+    """Slots that are read at once: a power of two, or the whole of a shorter row."""
     power = 1 << max(0, (slots // _BLOCKS).bit_length() - 1)
-    size = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, power))
-    while size >= _SMALLEST_BLOCK and slots % size:
-        size //= 2
-    return size if _SMALLEST_BLOCK <= size <= slots else slots
-
-
-def whole_blocks(slots: int) -> int:
-    """The next length that is made of blocks."""
-    return slots if slots <= _SMALLEST_BLOCK else _SMALLEST_BLOCK * -(-slots // _SMALLEST_BLOCK)
+    return min(slots, max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, power)))
 
 
 def attention_blocks(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
@@ -41,10 +33,12 @@ def attention_blocks(query: jax.Array, cache: LayerCache, last: jax.Array) -> ja
         largest, total, summed = state
         place = number * rows + jnp.arange(rows)  # in the list; W = B places
         row = jnp.minimum(jnp.sum(place[:, None] >= ends, axis=1), rows - 1)
-        number_in_row = jnp.minimum(place - (ends - needed)[row], slots // size - 1)
-        slot = number_in_row[:, None] * size + jnp.arange(size)
-        visible = ((slot <= last[row][:, None]) & (place < ends[-1])[:, None])[:, None, None]
-        block = jax.tree.map(lambda x: _take(x, row, number_in_row, size), cache)
+        first = (place - (ends - needed)[row]) * size
+        start = jnp.minimum(first, slots - size)  # the last block overlaps the one before it
+        slot = start[:, None] + jnp.arange(size)
+        visible = (slot >= first[:, None]) & (slot <= last[row][:, None]) & (place < ends[-1])[:, None]
+        visible = visible[:, None, None]
+        block = jax.tree.map(lambda x: _take(x, row, start, size), cache)
         scores = jnp.einsum("WKGD,WKSD->WKGS", query[row], block.keys.astype(dtype), preferred_element_type=jnp.float32)
         if block.key_scales is not None:
             scores *= block.key_scales[:, :, None]
@@ -69,11 +63,13 @@ def attention_blocks(query: jax.Array, cache: LayerCache, last: jax.Array) -> ja
     return summed / total[..., None]
 
 
-def _take(x: jax.Array, row: jax.Array, number: jax.Array, size: int) -> jax.Array:
-    """Of x [B,K,S,..], the block `number` [W] of `size` slots in each of the rows [W]: [W,K,size,..]."""
-    rows, heads, slots, *rest = x.shape
+def _take(x: jax.Array, row: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Of x [B,K,S,..], `size` slots from start [W] on in each of the rows [W]: [W,K,size,..]."""
+
+    def one(row: jax.Array, start: jax.Array) -> jax.Array:
+        rest = x.ndim - 3
+        return jax.lax.dynamic_slice(x, (row, 0, start, *(0,) * rest), (1, x.shape[1], size, *x.shape[3:]))[0]
+
     if row.shape[0] == 1:  # a slice in place, where the general case is gathered
-        of_row = jax.lax.dynamic_index_in_dim(x, row[0], axis=0)
-        return jax.lax.dynamic_slice_in_dim(of_row, number[0] * size, size, axis=2)
-    blocks = x.reshape(rows, heads, slots // size, -1)  # what is gathered lies in one piece
-    return blocks[row, :, number].reshape(-1, heads, size, *rest)
+        return one(row[0], start[0])[None]
+    return jax.vmap(one)(row, start)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from stepaudio_jax.config import AttentionKernel, ComputeConfig
+from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.models.attention import choose_kernel
-from stepaudio_jax.models.attention_blocks import attention_blocks, whole_blocks
+from stepaudio_jax.models.attention_blocks import attention_blocks
 from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
 from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, LayerCache
@@ -41,7 +41,7 @@ def attention_cached(query: jax.Array, cache: LayerCache, last: jax.Array, compu
     def local(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
         if kernel in _PAGED and takes_pages(cache):
             return attention_paged(query, cache, last, interpret=kernel == "splash_interpreted")
-        if _in_blocks(kernel):
+        if kernel == "xla" and jax.default_backend() == "cpu":
             return attention_blocks(query, cache, last)
         return attention_dense(query, cache, last)
 
@@ -53,15 +53,8 @@ def attention_cached(query: jax.Array, cache: LayerCache, last: jax.Array, compu
 
 
 def cache_slots(tokens: int, compute: ComputeConfig) -> int:
-    """Slots of a row that is to hold so many tokens: a few more where they are read in pages or blocks."""
-    kernel = choose_kernel(compute)
-    if kernel in _PAGED:
-        return padded_slots(tokens)
-    return whole_blocks(tokens) if _in_blocks(kernel) else tokens
-
-
-def _in_blocks(kernel: AttentionKernel) -> bool:
-    return kernel == "xla" and jax.default_backend() == "cpu"
+    """Slots of a row that is to hold so many tokens: a little more where what reads them takes whole pages."""
+    return padded_slots(tokens) if choose_kernel(compute) in _PAGED else tokens
 
 
 def attention_dense(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:

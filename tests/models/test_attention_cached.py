@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import DecoderConfig
-from stepaudio_jax.models.attention_blocks import attention_blocks, block_size, whole_blocks
+from stepaudio_jax.models.attention_blocks import attention_blocks, block_size
 from stepaudio_jax.models.attention_cached import attention_dense
 from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
 from stepaudio_jax.models.kv_cache import LayerCache
@@ -42,8 +42,7 @@ def expected(query, cache, lasts):
     ("slots", "lasts"),
     [
         (640, [0, 31, 32, 639, 300]),  # on both sides of a block's edge; one row has all of a turn
-        (96, [95, 64, 63, 0]),
-        (101, [100, 99, 95, 0]),  # not cut into blocks
+        (101, [100, 99, 95, 0]),  # the last block overlaps the one before it
         (20, [19, 3]),  # one block, the whole row
         (640, [500]),  # one row: blocks are sliced, not gathered
     ],
@@ -86,9 +85,6 @@ def test_the_paged_kernel_is_given_what_it_computes_faithfully():
     assert padded_slots(200) == 256
 
 
-@pytest.mark.parametrize(
-    ("slots", "size"), [(1, 1), (20, 20), (101, 101), (640, 32), (1024, 64), (1056, 32), (16384, 512), (40960, 512)]
-)
+@pytest.mark.parametrize(("slots", "size"), [(1, 1), (20, 20), (640, 32), (1024, 64), (16384, 512), (40960, 512)])
 def test_blocks_grow_with_the_slots(slots, size):
     assert block_size(slots) == size
-    assert whole_blocks(slots) % block_size(whole_blocks(slots)) == 0
