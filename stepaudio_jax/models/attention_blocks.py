@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from stepaudio_jax.models.attention_xla import MASKED
 from stepaudio_jax.models.kv_cache import LayerCache
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 32, 512
 _BLOCKS = 16  # into which a row is cut at least, where blocks do not become too small
-_MASKED = -1e10  # no weight, and yet finite
 
 
 def block_size(slots: int) -> int:
@@ -42,9 +42,9 @@ def attention_blocks(query: jax.Array, cache: LayerCache, last: jax.Array) -> ja
         scores = jnp.einsum("WKGD,WKSD->WKGS", query[row], block.keys.astype(dtype), preferred_element_type=jnp.float32)
         if block.key_scales is not None:
             scores *= block.key_scales[:, :, None]
-        scores = jnp.where(visible, scores, _MASKED)
+        scores = jnp.where(visible, scores, MASKED)
         mine = row[:, None] == jnp.arange(rows)  # [W,B]
-        of_rows = jnp.where(mine[:, :, None, None], jnp.max(scores, axis=-1)[:, None], _MASKED)
+        of_rows = jnp.where(mine[:, :, None, None], jnp.max(scores, axis=-1)[:, None], MASKED)
         larger = jnp.maximum(largest, jnp.max(of_rows, axis=0))
         weights = jnp.where(visible, jnp.exp(scores - larger[row][..., None]), 0)
         weight = jnp.sum(weights, axis=-1)
@@ -58,7 +58,7 @@ def attention_blocks(query: jax.Array, cache: LayerCache, last: jax.Array) -> ja
         return larger, total, summed * shrunk[..., None] + jnp.einsum("WB,WKGD->BKGD", share, added)
 
     heads = query.shape[:3]
-    state = jnp.full(heads, _MASKED), jnp.zeros(heads, jnp.float32), jnp.zeros(query.shape, jnp.float32)
+    state = jnp.full(heads, MASKED), jnp.zeros(heads, jnp.float32), jnp.zeros(query.shape, jnp.float32)
     _, total, summed = jax.lax.fori_loop(0, -(-ends[-1] // rows), turn, state)
     return summed / total[..., None]
 

@@ -8,11 +8,10 @@ from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.models.attention import choose_kernel
 from stepaudio_jax.models.attention_blocks import attention_blocks
 from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
+from stepaudio_jax.models.attention_xla import MASKED
 from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, LayerCache
 
-# Large enough that a masked key gets no weight, finite so that nothing becomes NaN.
-_MASKED = -1e10
 _PAGED = ("splash", "splash_interpreted")  # platforms, or tests, whose kernel reads pages
 
 
@@ -20,8 +19,8 @@ def attention_cached(query: jax.Array, cache: LayerCache, last: jax.Array, compu
     """Softmax attention of one token a row over the slots of its row, from the first to its `last`.
 
     What lies behind `last` is not read where there is a way for that: a step then costs what the dialogues are long, not what
-    the slots could hold. On TPU that is JAX's kernel for pages, on a CPU a loop over blocks. GPUs, and
-    caches that the kernel does not take, read all slots.
+    the slots could hold. On TPU that is JAX's kernel for pages, on a CPU a loop over blocks. On a GPU, and of caches that the
+    kernel does not take, all slots are read.
 
     Args:
         query: [B,1,N,D]; query head n reads key head n // (N // K).
@@ -64,7 +63,7 @@ def attention_dense(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax
     if cache.key_scales is not None:
         scores *= cache.key_scales[:, :, None]
     visible = jnp.arange(scores.shape[-1]) <= last[:, None]
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1)
     if cache.value_scales is not None:
         weights *= cache.value_scales[:, :, None]
     values = cache.values.astype(dtype)

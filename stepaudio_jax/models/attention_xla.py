@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 # Large enough that a masked key gets no weight, finite so that a row in which every key is masked is no NaN.
-_MASKED = -1e10
+MASKED = -1e10
 _BLOCKS = 8  # at most; a block of fewer than 64 queries makes its products too thin
 _SMALLEST_BLOCK = 64
 
@@ -56,7 +56,7 @@ def _forward(
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        sees = largest > _MASKED / 2
+        sees = largest > MASKED / 2
         # The sum divides after the product with the values: [.., T, D] is smaller than [.., T, S].
         output = _times(weights.astype(v.dtype), v[:, :, :seen]) * jnp.where(sees, 1 / total, 0.0)
         outputs.append(output.astype(v.dtype))
@@ -103,8 +103,8 @@ def _blocks(tokens: int, slots: int, skip_later: bool) -> list[tuple[int, int, i
 
 
 def _bias(visible: jax.Array) -> jax.Array:
-    """[B,T,S] bool -> 0 where a query sees a key, else `_MASKED`: [B,1,1,T,S] fp32."""
-    return jnp.where(visible, 0.0, _MASKED)[:, None, None]
+    """[B,T,S] bool -> 0 where a query sees a key, else `MASKED`: [B,1,1,T,S] fp32."""
+    return jnp.where(visible, 0.0, MASKED)[:, None, None]
 
 
 def visible_keys(
