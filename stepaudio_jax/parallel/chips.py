@@ -11,7 +11,7 @@ class Chip:
     """One TPU chip, as Google's documentation of its generation states it.
 
     Attributes:
-        memory_bytes: high-bandwidth memory.
+        memory_bytes: what its compiler lets a program use of the high-bandwidth memory; the runtime keeps the rest.
         flops: bf16 floating-point operations a second.
         memory_bandwidth: bytes a second between that memory and the chip.
         interconnect_bandwidth: bytes a second over all of its links to other chips of the slice.
@@ -31,10 +31,10 @@ class Chip:
 
 # https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: "Key chip specifications"
 CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9, axes=3, cores_named=True, chips_per_host=4),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, axes=2, cores_named=False, chips_per_host=8),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, axes=3, cores_named=True, chips_per_host=4),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, axes=2, cores_named=False, chips_per_host=8),
+    "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, 300e9, axes=3, cores_named=True, chips_per_host=4),
+    "v5e": Chip(int(15.75 * GIB), 197e12, 819e9, 200e9, axes=2, cores_named=False, chips_per_host=8),
+    "v5p": Chip(int(95.74 * GIB), 459e12, 2765e9, 600e9, axes=3, cores_named=True, chips_per_host=4),
+    "v6e": Chip(int(31.25 * GIB), 918e12, 1640e9, 448e9, axes=2, cores_named=False, chips_per_host=8),
 }
 
 # What JAX calls a device -> bf16 floating-point operations a second, without sparsity.

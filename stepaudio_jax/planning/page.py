@@ -19,7 +19,7 @@ def memory(parts: Mapping[str, int]) -> list[str]:
     return [f"  {name:20s}{size(taken)}" for name, taken in parts.items()]
 
 
-def verdict(available: int, peak: int) -> str:
+def verdict(fits: bool, available: int, peak: int) -> str:
     """Whether it fits, and by how much."""
-    spare = available - peak
-    return f"it fits, {size(spare).strip()} to spare" if spare >= 0 else f"it does NOT fit: {size(-spare).strip()} too much"
+    spare = size(abs(available - peak)).strip()
+    return f"it fits, {spare} to spare" if fits else f"it does NOT fit: {spare} too much"

@@ -10,9 +10,6 @@ from stepaudio_jax.planning.program import compile_step, compiler_version, progr
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import step_flops
 
-# What the runtime keeps of a chip's memory for itself.
-RESERVED_BYTES = 300 * 2**20
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -22,8 +19,8 @@ class Plan:
         topology, chips: where.
         mesh: devices along each axis.
         stage: its name.
-        fits: whether the peak lies within the chip's memory.
-        compiled: whether there is a program; the compiler refuses one whose temporaries alone exceed the memory.
+        fits: whether there is a program, and its peak lies within the chip's memory.
+        compiled: whether there is a program; the compiler refuses one that does not fit.
         memory_bytes_per_chip: what a program may use of it.
         peak_bytes_per_chip: arguments and temporaries, and outputs that do not take an argument's place.
         argument_bytes_per_chip: the state and the batch; of it parameter_bytes_per_chip and optimizer_bytes_per_chip.
@@ -79,7 +76,7 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     devices = topology_devices(topology)
     step = compile_step(config, index, devices)
     used = step.footprint
-    available = topology.chip.memory_bytes - RESERVED_BYTES
+    available = topology.chip.memory_bytes
     flops = step_flops(config.model, config.stages[index])
     text = None if step.compiled is None else program_text(step.compiled)
     sent = None if text is None else collective_bytes(text)
@@ -92,7 +89,7 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
         chips=topology.chips,
         mesh={str(axis): size for axis, size in config.mesh.sizes(topology.chips).items()},
         stage=config.stages[index].name,
-        fits=used.peak <= available,
+        fits=step.compiled is not None and used.peak <= available,
         compiled=step.compiled is not None,
         memory_bytes_per_chip=available,
         peak_bytes_per_chip=used.peak,
@@ -137,10 +134,10 @@ def as_text(plan: Plan) -> str:
         f"  interconnect: {_interconnect(plan)}",
         f"  no faster than {plan.roofline_step_seconds:.3f} s, MFU at most {100 * plan.mfu_bound:.0f} %",
         "",
-        verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
+        verdict(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
     ]
     if not plan.compiled:
-        lines.append("the compiler refused the program, and only says what its temporaries would need")
+        lines.append("the compiler refused the program, and says no more of it than its peak")
     if plan.settings:
         lines.append("with " + " ".join(f"--config.{setting}" for setting in plan.settings))
     return "\n".join(lines)

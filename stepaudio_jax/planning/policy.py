@@ -14,7 +14,6 @@ from stepaudio_jax.generation.layout import row_parts, weight_shardings
 from stepaudio_jax.models import abstract_parameters, cache_bytes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.page import heading, memory, verdict
-from stepaudio_jax.planning.plan import RESERVED_BYTES
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.layout import RolloutBatch
@@ -87,8 +86,8 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
             (update.accumulate.trace(state, carried, batch, learning, *settings), (state, carried, batch, learning)),
             (update.apply.trace(state, carried), (state, carried)),
         )
-        footprints = [compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments)[1] for one, arguments in traced]
-    temporary = max(footprint.temporaries for footprint in footprints)
+        programs = [compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments) for one, arguments in traced]
+    temporary = max(footprint.temporaries for _, footprint in programs)
     reference = shard_bytes(state.frozen.get(REFERENCE, {}))
     held = {
         "policy_bytes_per_chip": shard_bytes((state.trainable, state.frozen)) - reference,
@@ -98,13 +97,13 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
         **_engine_bytes(config, stage, devices),
         "temporary_bytes_per_chip": temporary,
     }
-    peak, available = sum(held.values()) + shard_bytes((batch, learning)), topology.chip.memory_bytes - RESERVED_BYTES
+    peak, available = sum(held.values()) + shard_bytes((batch, learning)), topology.chip.memory_bytes
     return PolicyPlan(
         topology=topology.name,
         chips=topology.chips,
         mesh={str(axis): size for axis, size in mesh.shape.items()},
         stage=stage.name,
-        fits=peak <= available,
+        fits=peak <= available and all(compiled is not None for compiled, _ in programs),
         memory_bytes_per_chip=available,
         peak_bytes_per_chip=peak,
         compile_seconds=time.perf_counter() - started,
@@ -133,7 +132,7 @@ def policy_as_text(plan: PolicyPlan) -> str:
             "memory of a chip",
             *memory(parts),
             "",
-            verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
+            verdict(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
         ]
     )
 

@@ -17,7 +17,7 @@ from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, requir
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import describe_stage, make_train_step
 
-# What the TPU compiler says of a program whose temporaries alone exceed the memory.
+# What the TPU compiler says of a program that does not fit. It calls temporaries what is arguments, outputs and temporaries.
 _REFUSED = re.compile(r"total memory required for \S+ temporaries \((\d+\.?\d*)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -45,8 +45,8 @@ def compile_lowered(lowered: Any, arguments: Any) -> tuple[Any | None, Footprint
         refused = _REFUSED.search(str(error))
         if refused is None:
             raise
-        held, temporaries = shard_bytes(arguments), int(float(refused[1]) * _UNITS[refused[2]])
-        return None, Footprint(held, temporaries, 0, held + temporaries)
+        held, peak = shard_bytes(arguments), int(float(refused[1]) * _UNITS[refused[2]])
+        return None, Footprint(held, max(0, peak - held), 0, peak)
     used = compiled.memory_analysis()
     peak = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
     return compiled, Footprint(used.argument_size_in_bytes, used.temp_size_in_bytes, used.generated_code_size_in_bytes, peak)
@@ -80,6 +80,8 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
 
     name = f"{topology.kind}:{'x'.join(map(str, topology.shape))}"
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.chip.cores_named:  # both cores of a chip as one device, as the runtime has them
+        options["chip_config_name"] = "megacore"
     try:
         with _compiler_settings():
             return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices

@@ -24,7 +24,6 @@ from stepaudio_jax.models import (
 )
 from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.planning.page import heading, memory, verdict
-from stepaudio_jax.planning.plan import RESERVED_BYTES
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
 
@@ -44,7 +43,7 @@ class ServingPlan:
         program: "decode", or "prefill" of one prompt that fills a slot.
         slots, slot_tokens: of the engine that was compiled: the most slots that were found to fit, or what does not fit.
         cache_dtype: of keys and values.
-        fits: whether the peak lies within the chip's memory.
+        fits: as in `Plan`.
         memory_bytes_per_chip, peak_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `Plan`.
         parameter_bytes_per_chip, cache_bytes_per_chip: of the arguments.
         step_seconds: no decoding step with all slots full is faster: weights and cache are read once, at the memory's
@@ -102,7 +101,7 @@ def plan_serving(
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), topology_devices(topology))
     per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
     replicas = topology.chips // tensor
-    available = topology.chip.memory_bytes - RESERVED_BYTES
+    available = topology.chip.memory_bytes
     parameters = _abstract_parameters(config, compute, mesh, int8_weights)
     engine = device.Program(config, compute, cache_dtype)
 
@@ -126,15 +125,15 @@ def most_slots(compiled: Callable[[int], ServingPlan], most: int, per_slot: int)
     slots, least, too_many = most, 0, most + 1
     for _ in range(_MOST_COMPILATIONS):
         plan = compiled(slots)
-        spare = plan.memory_bytes_per_chip - plan.peak_bytes_per_chip
+        room = (plan.memory_bytes_per_chip - plan.peak_bytes_per_chip) // per_slot
         if plan.fits:
             fits, least = plan, slots
         else:
-            too_many = slots
-        if 0 <= spare < per_slot or too_many <= least + 1:
+            too_many, room = slots, min(room, -1)
+        if room == 0 or too_many <= least + 1:
             break
         # As if temporaries were the same for any number; where they grow with it, halving finds it too.
-        guess = slots + spare // per_slot
+        guess = slots + room
         slots = guess if least < guess < too_many else (least + too_many) // 2
     return fits or plan
 
@@ -156,7 +155,7 @@ def serving_as_text(plan: ServingPlan) -> str:
             *memory(parts),
             "",
             f"no faster than {1e3 * plan.step_seconds:.2f} ms, at most {plan.tokens_per_second:.0f} tokens/s",
-            verdict(plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
+            verdict(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
         ]
     )
 
@@ -187,8 +186,8 @@ def _compile(
             audio = whole(jnp.float32, slot_tokens, engine.config.decoder.hidden)
             traced = device.prefill.trace(engine, parameters, tokens, whole(jnp.int32), audio, is_audio)
         arguments = (parameters, held) if program == "decode" else parameters
-        _, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), arguments)
-    available = topology.chip.memory_bytes - RESERVED_BYTES
+        compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), arguments)
+    available = topology.chip.memory_bytes
     weights, cache = shard_bytes(parameters), shard_bytes(held.caches)
     if program == "decode":
         seconds, tokens_a_step = (weights + cache) / topology.chip.memory_bandwidth, slots
@@ -203,7 +202,7 @@ def _compile(
         slots=slots,
         slot_tokens=slot_tokens,
         cache_dtype=engine.cache_dtype,
-        fits=used.peak <= available,
+        fits=compiled is not None and used.peak <= available,
         memory_bytes_per_chip=available,
         peak_bytes_per_chip=used.peak,
         argument_bytes_per_chip=used.arguments,

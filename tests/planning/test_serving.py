@@ -7,7 +7,7 @@ from stepaudio_jax.planning.serving import ServingPlan, most_slots
 GB = 10**9
 
 
-def search(*, available, weights, temporaries, per_slot):
+def search(*, available, weights, temporaries, per_slot, refused=()):
     """(slots found, fits, slots tried), where a plan's peak is weights, cache and temporaries(slots)."""
     tried = []
 
@@ -22,7 +22,7 @@ def search(*, available, weights, temporaries, per_slot):
             slots=slots,
             slot_tokens=1,
             cache_dtype="bfloat16",
-            fits=peak <= available,
+            fits=peak <= available and slots not in refused,
             memory_bytes_per_chip=available,
             peak_bytes_per_chip=peak,
             argument_bytes_per_chip=0,
@@ -55,3 +55,10 @@ def test_where_not_even_one_fits_the_plan_says_so():
     found, fits, tried = search(available=16 * GB, weights=15 * GB, temporaries=lambda slots: 3 * GB, per_slot=GB // 2)
     assert (found, fits) == (1, False)
     assert len(tried) <= 3
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit_by_its_peak_alone():
+    """The compiler rounds the peak of what it refuses."""
+    settings = {"available": 16 * GB, "weights": 8 * GB, "temporaries": lambda slots: 0, "per_slot": GB // 2}
+    found, fits, tried = search(**settings, refused=(16,))
+    assert (found, fits, tried) == (15, True, [16, 15])
