@@ -9,6 +9,7 @@ pages, as our programs do. Needs `pip install trl`.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -43,7 +44,7 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.hub import save_checkpoint
 from stepaudio_jax.models import initial_parameters
-from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.text import Tokenizer
@@ -120,16 +121,15 @@ class OurIteration:
             save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
             judge = JudgeConfig(folder=str(folder / "judge"), slots=PROMPTS * SAMPLES, max_tokens=32, most_abstentions=1.0)
             reward = RewardConfig(judge_weight=1.0)
-        tokens = 384 if spoken else 128
         stage = StageConfig(
             name="speed",
             steps=1000,
             objective="policy",
             data=DataConfig(
                 sources=(SourceConfig(path=str(write_prompts(folder, spoken=spoken))),),
-                rows=8,
-                tokens_per_row=4 * tokens,
-                chunks_per_row=2 * CLIPS if spoken else 0,
+                rows=PROMPTS,
+                tokens_per_row=704 if spoken else 576,  # the replies to one prompt
+                chunks_per_row=CLIPS if spoken else 0,
                 frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
@@ -145,7 +145,7 @@ class OurIteration:
         mesh = make_mesh(config.mesh)
         run = StageRun(config, 0, model, self.tokenizer, mesh, StopSignal())
         start = run.describe()
-        self.state = start_stage(config, 0, model, start, parameters)
+        self.state = start_stage(config, 0, model, start, jax.device_put(parameters, replicated(mesh)))
         self.iteration = Iteration(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0
 
@@ -153,7 +153,8 @@ class OurIteration:
         """One iteration; its figures."""
         self.step += 1
         rollouts, rewards, seconds = self.iteration.write(self.state, self.step)
-        self.state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
+        state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
+        self.state = dataclasses.replace(state, step=state.step + 1)
         written = sum(len(rollout.reply) for rollout in rollouts)
         if written != PROMPTS * SAMPLES * NEW_TOKENS:
             raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: a reply ended early")

@@ -34,7 +34,7 @@ def get_config() -> Config:
                         SourceConfig(path="runs/quickstart_rlhf/data/preference.jsonl"),
                         SourceConfig(path="runs/quickstart_rlhf/data/rubric.jsonl"),
                     ),
-                    rows=16,
+                    rows=8,
                     tokens_per_row=256,
                     chunks_per_row=4,
                     frames_per_chunk=224,

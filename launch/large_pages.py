@@ -1,23 +1,28 @@
-"""Large memory pages for the arrays of a computation.
+"""Large memory pages for the arrays of a computation, which a CPU's are taken from again and again.
 
 XLA takes what a program computes in from the system at every call and gives it back: in pages of 4 KiB, which the system clears
 one by one, a training step on a CPU spends about a tenth of its time on that. glibc asks for large pages (2 MiB) where it is
-told to before a process starts.
+told to before a process starts; and keeps them, for where memory is in pieces, making large pages of it takes as long.
 """
 
+import glob
 import os
 import sys
 from collections.abc import Mapping
 
-_VARIABLE, _SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
+_VARIABLE = "GLIBC_TUNABLES"
+_LARGE = {"glibc.malloc.hugetlb": 1}
+# Arrays come from the heap, whose end is not given back; of glibc's arenas only the main one can grow to any size.
+_KEPT = {"glibc.malloc.arena_max": 1, "glibc.malloc.mmap_max": 0, "glibc.malloc.trim_threshold": 2**40}
+_ACCELERATORS = "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*"
 
 
 def with_large_pages(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that uses them; what it says of them already is left as it is."""
     tunables = environment.get(_VARIABLE, "")
-    if _SETTING in tunables:
-        return dict(environment)
-    return {**environment, _VARIABLE: ":".join(filter(None, (tunables, f"{_SETTING}=1")))}
+    settings = _LARGE if any(glob.glob(pattern) for pattern in _ACCELERATORS) else _LARGE | _KEPT
+    asked = [f"{name}={value}" for name, value in settings.items() if name not in tunables]
+    return {**environment, _VARIABLE: ":".join(filter(None, (tunables, *asked)))}
 
 
 def restart_with_large_pages() -> None:

@@ -124,6 +124,14 @@ class PolicyConfig:
         if self.keep_right is not None and not 0 <= self.keep_right[0] <= self.keep_right[1]:
             raise ConfigError(f"keep_right={self.keep_right} must be (least, most)")
 
+    @property
+    def own_pass(self) -> bool:
+        """Whether the policy passes over what it wrote before it learns.
+
+        The first update finds its log-probabilities; values, a KL in the reward, and later updates need them beforehand.
+        """
+        return self.baseline == "gae" or self.kl_in == "reward" or self.epochs * self.minibatches > 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RLConfig:

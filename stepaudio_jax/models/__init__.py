@@ -1,5 +1,6 @@
 """The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder, as Flax NNX modules used functionally."""
 
+from stepaudio_jax.models.attention import takes_prefixes
 from stepaudio_jax.models.attention_cached import cache_slots
 from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in_use
 from stepaudio_jax.models.decoder import Decoder
@@ -47,6 +48,7 @@ __all__ = [
     "parameter_metadata",
     "quantize_weights",
     "quantized_shardings",
+    "takes_prefixes",
     "unstack",
     "with_low_rank",
 ]

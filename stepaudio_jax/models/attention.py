@@ -1,5 +1,6 @@
 """Attention: one door, behind which the kernel for the platform is chosen, on one device or cut over a mesh."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,8 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from stepaudio_jax.config import AttentionKernel, ComputeConfig, ConfigError
 from stepaudio_jax.models.attention_cudnn import attention_cudnn
 from stepaudio_jax.models.attention_splash import attention_splash, kernel_specs, pad_tokens, padded_length, splash_kernel
-from stepaudio_jax.models.attention_xla import attention_xla
+from stepaudio_jax.models.attention_xla import Sight, attention_xla
 from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
+
+_DENSE = ("cudnn", "xla")  # kernels that are given a mask
 
 
 def attention(
@@ -21,14 +24,15 @@ def attention(
     *,
     query_segments: jax.Array,
     key_segments: jax.Array,
+    query_prefixes: jax.Array | None = None,
     compute: ComputeConfig,
     letters: str = "BTND",
     causal: bool = False,
 ) -> jax.Array:
     """Grouped-query softmax attention within segments.
 
-    A query sees a key when both have the same segment id and, where causal, when the key's slot is not later than its own.
-    What a query that sees no key gets is finite and means nothing.
+    A query sees a key when both have the same segment id, or the key has that of the query's prefix, and, where causal, when
+    the key's slot is not later than its own. What a query that sees no key gets is finite and means nothing.
 
     On a mesh, rows and heads stay where the rules put them; where tokens are cut, each device holds its queries and gathers the
     keys and values of the whole row.
@@ -37,6 +41,8 @@ def attention(
         query: [B,T,N,D].
         key, value: [B,S,K,D]; N is a multiple of K, and query head n reads key head n // (N // K).
         query_segments: [B,T] i32. key_segments: [B,S] i32.
+        query_prefixes: [B,T] i32, -1 for none: what several segments have in common stands in the row once. For dense kernels
+            (see `takes_prefixes`).
         compute: which kernel, and the rules.
         letters: of the query's dimensions, which the rules place; keys lie like it, but for their slots.
         causal: hide later slots. Within a segment, slots are in the order of positions.
@@ -45,33 +51,43 @@ def attention(
         [B,T,N,D] in value's dtype; scores and softmax are computed in fp32.
 
     Raises:
-        ConfigError: the kernel asked for does not exist on this platform, or the mesh cuts heads unevenly.
+        ConfigError: the kernel asked for does not exist on this platform or takes no prefixes, or the mesh cuts heads unevenly.
     """
     kernel = choose_kernel(compute)
+    if query_prefixes is not None and not takes_prefixes(compute):
+        raise ConfigError(f"compute.attention={kernel!r} takes no prefixes: a query there sees the keys of one segment")
     dense = attention_cudnn if kernel == "cudnn" else attention_xla
     mesh = mesh_in_use()
     if mesh is None:
-        if kernel in ("cudnn", "xla"):
-            return dense(query, key, value, query_segments, key_segments, None, causal)
+        if kernel in _DENSE:
+            return dense(query, key, value, Sight(query_segments, key_segments, query_prefixes), causal)
         return _splash(query, key, value, query_segments, key_segments, causal, kernel, PartitionSpec(None, None), None)
     query_spec = activation_spec(letters, compute.rules)
     rows, tokens, over_heads, _ = query_spec
     key, value = (_repeat_heads(x, query.shape[2], _size(mesh, over_heads)) for x in (key, value))
     key_spec = PartitionSpec(rows, None, over_heads, None)
-    specs = (query_spec, key_spec, key_spec, PartitionSpec(rows, tokens), PartitionSpec(rows, None))
-    operands = (query, key, value, query_segments, key_segments)
-    if kernel not in ("cudnn", "xla"):
+    of_queries: Any = PartitionSpec(rows, tokens)
+    of_keys: Any = PartitionSpec(rows, None)
+    if kernel not in _DENSE:
+        specs = (query_spec, key_spec, key_spec, of_queries, of_keys)
+        operands = (query, key, value, query_segments, key_segments)
         return _splash(*operands, causal, kernel, PartitionSpec(over_heads, tokens), specs)
 
-    def local(
-        query: jax.Array, key: jax.Array, value: jax.Array, query_segments: jax.Array, key_segments: jax.Array
-    ) -> jax.Array:
-        first = None
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight) -> jax.Array:
         if tokens is not None and _size(mesh, tokens) > 1:
             first = jnp.full(query.shape[0], jax.lax.axis_index(tokens) * query.shape[1])
-        return dense(query, key, value, query_segments, key_segments, first, causal)
+            sight = dataclasses.replace(sight, first_slot=first)
+        return dense(query, key, value, sight, causal)
 
-    return jax.shard_map(local, in_specs=specs, out_specs=query_spec, check_vma=False)(*operands)
+    sight = Sight(query_segments, key_segments, query_prefixes)
+    cut = Sight(of_queries, of_keys, None if query_prefixes is None else of_queries)
+    in_specs = (query_spec, key_spec, key_spec, cut)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=query_spec, check_vma=False)(query, key, value, sight)
+
+
+def takes_prefixes(compute: ComputeConfig) -> bool:
+    """Whether the kernel of this platform lets a query see two segments: those that are given a mask do."""
+    return choose_kernel(compute) in _DENSE
 
 
 def choose_kernel(compute: ComputeConfig) -> AttentionKernel:

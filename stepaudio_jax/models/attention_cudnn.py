@@ -1,20 +1,19 @@
 """Attention by cuDNN, on NVIDIA GPUs: no array of scores is kept; what a query sees is given as a mask over all slots."""
 
+import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from stepaudio_jax.models.attention_xla import visible_keys
+from stepaudio_jax.models.attention_xla import Sight
 
 
 def attention_cudnn(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
-    first_slot: jax.Array | None,
+    sight: Sight,
     causal: bool,
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
@@ -26,10 +25,15 @@ def attention_cudnn(
     """
     tokens, slots = query.shape[1], key.shape[1]
     # With a mask, cuDNN's backward pass takes even lengths only; nothing sees a padded key, and padded queries are cut off.
-    query, query_segments = (_to_even(x, 0) for x in (query, query_segments))
-    key, value, key_segments = (*(_to_even(x, 0) for x in (key, value)), _to_even(key_segments, -1))
-    visible = visible_keys(query_segments, key_segments, first_slot, causal, 0, query.shape[1], key.shape[1])
-    skip_later = causal and first_slot is None and tokens == slots
+    query, key, value = (_to_even(x, 0) for x in (query, key, value))
+    sight = dataclasses.replace(
+        sight,
+        query_segments=_to_even(sight.query_segments, 0),
+        key_segments=_to_even(sight.key_segments, -2),
+        query_prefixes=None if sight.query_prefixes is None else _to_even(sight.query_prefixes, -1),
+    )
+    visible = sight.visible(causal, 0, query.shape[1], key.shape[1])
+    skip_later = causal and sight.first_slot is None and tokens == slots
     out = jax.nn.dot_product_attention(
         query, key, value, mask=visible[:, None], is_causal=skip_later, implementation=implementation
     )

@@ -4,8 +4,10 @@ The backward pass computes a block's probabilities again from the saved log-sum-
 Heads stand in front, a kv head's query heads in one axis of G groups: every product is a plain batched matrix product.
 """
 
+import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +18,52 @@ MASKED = -1e10
 _BLOCKS = 8  # at most; a block of fewer than 64 queries makes its products too thin
 _SMALLEST_BLOCK = 64
 
-Saved = tuple[jax.Array, ...]
+Saved = tuple[Any, ...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def attention_xla(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
-    first_slot: jax.Array | None,
-    causal: bool,
-) -> jax.Array:
-    """See `attention.attention`.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What says which keys a query sees.
 
-    `first_slot` [B] i32 is the slot of a row's first query, its others following, where the queries are a part of the row; None
-    for 0 in every row, which lets causal blocks skip the keys behind them.
+    Attributes:
+        query_segments: [B,T] i32. key_segments: [B,S] i32.
+        query_prefixes: [B,T] i32, a second segment whose keys a query sees, -1 for none; None for none anywhere.
+        first_slot: [B] i32, the slot of a row's first query, its others following, where the queries are a part of the row;
+            None for 0 in every row, which lets causal blocks skip the keys behind them.
     """
-    return _forward(query, key, value, query_segments, key_segments, first_slot, causal)[0]
+
+    query_segments: jax.Array
+    key_segments: jax.Array
+    query_prefixes: jax.Array | None = None
+    first_slot: jax.Array | None = None
+
+    def visible(self, causal: bool, start: int, stop: int, seen: int) -> jax.Array:
+        """Whether a query sees a key: queries `start` to `stop`, the first `seen` keys, [B,T,S] bool."""
+        keys = self.key_segments[:, None, :seen]
+        visible = self.query_segments[:, start:stop, None] == keys
+        if self.query_prefixes is not None:
+            visible |= self.query_prefixes[:, start:stop, None] == keys
+        if causal:
+            slot = jnp.arange(start, stop)[None, :]
+            slot = slot if self.first_slot is None else slot + self.first_slot[:, None]
+            visible &= slot[:, :, None] >= jnp.arange(seen)
+        return visible
 
 
-def _forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
-    first_slot: jax.Array | None,
-    causal: bool,
-) -> tuple[jax.Array, Saved]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attention_xla(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, causal: bool) -> jax.Array:
+    """See `attention.attention`."""
+    return _forward(query, key, value, sight, causal)[0]
+
+
+def _forward(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, causal: bool) -> tuple[jax.Array, Saved]:
     kv_heads, slots = key.shape[2], key.shape[1]
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     q, k, v = _heads_in_front(scaled, kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
     outputs, log_sums = [], []
-    for start, stop, seen in _blocks(query.shape[1], slots, causal and first_slot is None):
-        bias = _bias(visible_keys(query_segments, key_segments, first_slot, causal, start, stop, seen))
+    for start, stop, seen in _blocks(query.shape[1], slots, causal and sight.first_slot is None):
+        bias = _bias(sight.visible(causal, start, stop, seen))
         scores = _scores(q[:, :, :, start:stop], k[:, :, :seen]) + bias
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
@@ -65,20 +77,18 @@ def _forward(
     # Named here, not where attention is called: rematerialisation that keeps them need not run this function again.
     output = checkpoint_name(jnp.concatenate(outputs, axis=3), "attended")
     log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), "attended")
-    saved = (q, k, v, output, log_sum, query_segments, key_segments)
-    return _heads_behind(output), saved if first_slot is None else (*saved, first_slot)
+    return _heads_behind(output), (q, k, v, output, log_sum, sight)
 
 
 def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, output, log_sum, query_segments, key_segments, *rest = saved
-    first_slot = rest[0] if rest else None
+    q, k, v, output, log_sum, sight = saved
     slots = k.shape[2]
     d_output = _heads_in_front(gradient, k.shape[1])
     product = output.astype(jnp.float32) * d_output.astype(jnp.float32)
     mean = jnp.sum(product, axis=-1, keepdims=True)  # of the scores' gradient under the probabilities
     d_query, d_key, d_value = [], [], []
-    for start, stop, seen in _blocks(q.shape[3], slots, causal and first_slot is None):
-        bias = _bias(visible_keys(query_segments, key_segments, first_slot, causal, start, stop, seen))
+    for start, stop, seen in _blocks(q.shape[3], slots, causal and sight.first_slot is None):
+        bias = _bias(sight.visible(causal, start, stop, seen))
         block, d_block = q[:, :, :, start:stop], d_output[:, :, :, start:stop]
         weights = jnp.exp(_scores(block, k[:, :, :seen]) + (bias - log_sum[:, :, :, start:stop]))
         d_scores = weights * (_scores(d_block, v[:, :, :seen]) - mean[:, :, :, start:stop])
@@ -89,7 +99,7 @@ def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Arra
     scale = q.shape[-1] ** -0.5
     d_q = _heads_behind((jnp.concatenate(d_query, axis=3) * scale).astype(q.dtype))
     d_k, d_v = (_sum_of_blocks(parts, slots).transpose(0, 3, 1, 2).astype(k.dtype) for parts in (d_key, d_value))
-    return d_q, d_k, d_v, None, None, None
+    return d_q, d_k, d_v, None
 
 
 attention_xla.defvjp(_forward, _backward)
@@ -105,24 +115,6 @@ def _blocks(tokens: int, slots: int, skip_later: bool) -> list[tuple[int, int, i
 def _bias(visible: jax.Array) -> jax.Array:
     """[B,T,S] bool -> 0 where a query sees a key, else `MASKED`: [B,1,1,T,S] fp32."""
     return jnp.where(visible, 0.0, MASKED)[:, None, None]
-
-
-def visible_keys(
-    query_segments: jax.Array,
-    key_segments: jax.Array,
-    first_slot: jax.Array | None,
-    causal: bool,
-    start: int,
-    stop: int,
-    seen: int,
-) -> jax.Array:
-    """Whether a query sees a key: queries `start` to `stop`, the first `seen` keys, [B,T,S] bool."""
-    visible = query_segments[:, start:stop, None] == key_segments[:, None, :seen]
-    if causal:
-        slot = jnp.arange(start, stop)[None, :]
-        slot = slot if first_slot is None else slot + first_slot[:, None]
-        visible &= slot[:, :, None] >= jnp.arange(seen)
-    return visible
 
 
 def _scores(left: jax.Array, right: jax.Array) -> jax.Array:

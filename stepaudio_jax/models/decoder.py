@@ -33,12 +33,19 @@ class DecoderAttention(nnx.Module):
         self.output = Projection("BTND,NDH->BTH", use_bias=False, init_scale=1 / math.sqrt(2 * layers), **options)
 
     def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, angles: tuple[jax.Array, jax.Array]
+        self, x: jax.Array, segment_ids: jax.Array, prefix_ids: jax.Array | None, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Attention over x itself; returns its output and the keys and values [B,T,K,D]."""
         query, key, value = self._project(x, angles)
         out = attention(
-            query, key, value, query_segments=segment_ids, key_segments=segment_ids, compute=self.compute, causal=True
+            query,
+            key,
+            value,
+            query_segments=segment_ids,
+            key_segments=segment_ids,
+            query_prefixes=prefix_ids,
+            compute=self.compute,
+            causal=True,
         )
         return self.output(out), (key, value)
 
@@ -69,9 +76,9 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, angles: tuple[jax.Array, jax.Array]
+        self, x: jax.Array, segment_ids: jax.Array, prefix_ids: jax.Array | None, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        attended, seen = self.attention(self.attention_norm(x), segment_ids, angles)
+        attended, seen = self.attention(self.attention_norm(x), segment_ids, prefix_ids, angles)
         return self._rest(x + attended), seen
 
     def extend(
@@ -128,12 +135,20 @@ class Decoder(nnx.Module):
         """Tokens [B,T] i32 -> embeddings [B,T,H] in the compute dtype."""
         return constrain(self.embedding[...].astype(self.compute.dtype)[tokens], "BTH", self.compute.rules)
 
-    def __call__(self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """Embeddings [B,T,H] -> hidden states after the final norm [B,T,H]; positions and segment_ids are [B,T] i32."""
+    def __call__(
+        self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array, prefix_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """Embeddings [B,T,H] -> hidden states after the final norm [B,T,H].
+
+        Args:
+            embeddings: [B,T,H].
+            positions, segment_ids: [B,T] i32.
+            prefix_ids: [B,T] i32, the segment that a token's own continues, -1 for none. It stands earlier in the row.
+        """
         angles = self._angles(positions)
 
         def apply(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return layer(x, segment_ids, angles)[0], None
+            return layer(x, segment_ids, prefix_ids, angles)[0], None
 
         hidden, _ = scan_layers(self.layers, apply, embeddings, compute=self.compute)
         return self.norm(hidden)
@@ -155,7 +170,7 @@ class Decoder(nnx.Module):
         angles, one_dialogue = self._angles(positions), jnp.ones_like(positions)
         x, caches = embeddings, []
         for layer in layers:
-            x, seen = layer(x, one_dialogue, angles)
+            x, seen = layer(x, one_dialogue, None, angles)
             caches.append(empty.like(*seen))
         return self.norm(x), tuple(caches)
 

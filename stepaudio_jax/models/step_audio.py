@@ -69,9 +69,11 @@ class StepAudio(nnx.Module):
         heard = jnp.take_along_axis(audio, jnp.maximum(audio_slot, 0)[:, :, None], axis=1)
         return jnp.where(audio_slot[:, :, None] >= 0, heard.astype(embeddings.dtype), embeddings)
 
-    def decode(self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def decode(
+        self, embeddings: jax.Array, positions: jax.Array, segment_ids: jax.Array, prefix_ids: jax.Array | None = None
+    ) -> jax.Array:
         """Runs the decoder: see `Decoder.__call__`."""
-        return self.decoder(embeddings, positions, segment_ids)
+        return self.decoder(embeddings, positions, segment_ids, prefix_ids)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B,T,H] -> logits [B,T,V] fp32."""

@@ -11,13 +11,13 @@ from jax.sharding import Mesh, NamedSharding
 from stepaudio_jax.config import Config, MeshConfig, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
 from stepaudio_jax.generation.layout import row_parts, weight_shardings
-from stepaudio_jax.models import abstract_parameters, cache_bytes, unstack
+from stepaudio_jax.models import abstract_parameters, cache_bytes, takes_prefixes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.layout import RolloutBatch
-from stepaudio_jax.rl.update import Learning, PolicyUpdate
+from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate
 from stepaudio_jax.training import describe_stage
 from stepaudio_jax.training.step import REFERENCE
 
@@ -78,7 +78,7 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
         state = start.abstract
         update = PolicyUpdate(start.definition, stage.rl, start.optimizer, start.shardings)
         batch, learning = _abstract_batch(config, stage, mesh)
-        settings = (_whole(jnp.float32, mesh), _whole(jnp.bool_, mesh))
+        settings = (_whole(jnp.float32, mesh), Changed(_whole(jnp.bool_, mesh), _whole(jnp.bool_, mesh)))
         carried = jax.eval_shape(update.begin, state, batch, learning, *settings)
         gradients = jax.tree.map(_at, carried[0], start.shardings.trainable)
         carried = gradients, jax.tree.map(lambda leaf: _whole(leaf.dtype, mesh), carried[1])
@@ -148,6 +148,7 @@ def _abstract_batch(config: Config, stage: StageConfig, mesh: Mesh) -> tuple[Rol
     names = ("tokens", "targets", "positions", "segment_ids", "audio_slot")
     batch = RolloutBatch(
         **{name: array(jnp.int32, tokens) for name in names},
+        prefix_ids=array(jnp.int32, tokens) if takes_prefixes(config.compute) else None,
         features=array(jnp.float32, data.chunks_per_row, 2 * outputs_per_chunk(data.frames_per_chunk), model.encoder.hidden),
     )
     return batch, Learning(*(array(jnp.float32, tokens) for _ in dataclasses.fields(Learning)))

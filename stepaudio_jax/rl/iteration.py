@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from stepaudio_jax.config import Config, MeshConfig, StageConfig
 from stepaudio_jax.generation import Engine, load_model
+from stepaudio_jax.models import takes_prefixes
 from stepaudio_jax.parallel import BatchPlacement, make_mesh
 from stepaudio_jax.rl.endpoint import Endpoint
 from stepaudio_jax.rl.hearing import Hearing
@@ -25,7 +26,7 @@ from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import Reward, Rewards
 from stepaudio_jax.rl.rollouts import Rollout, roll_out
-from stepaudio_jax.rl.update import Learning, PolicyUpdate, policy_parameters, reference_parameters
+from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate, policy_parameters, reference_parameters
 from stepaudio_jax.rl.watch import rollout_figures
 from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.start import StageStart, keeps_reference
@@ -49,6 +50,7 @@ class Iteration:
         config, model, tokenizer, mesh = run.config, run.model, run.tokenizer, run.mesh
         self._stage, self._tokenizer, self._definition = run.stage, tokenizer, start.definition
         self._seed = config.seed + run.index
+        self._shared = takes_prefixes(config.compute)
         rl = self._stage.rl
         # For models that write: cut as for training, their weights would be gathered for every token.
         writing = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rl.rollout.tensor, slices=config.mesh.slices))
@@ -110,12 +112,16 @@ class Iteration:
         found = token_advantages(rollouts, rewards, passed, policy, beta=controller.coefficient)
         learning = [self._learning(rollouts, share, found) for share in shares]
         ready = time.perf_counter()
-        updates = []
+        updates, moved = [], int(state.step) > 0
         for epoch, (number, share) in itertools.product(range(policy.epochs), enumerate(shares)):
             parts = list(zip(share.batches, learning[number], strict=True))
-            fresh = epoch == 0 and number == 0
-            state, sums = self._update(state, parts, beta=controller.coefficient, fresh=fresh)
+            since = epoch > 0 or number > 0
+            changed = Changed(since_it_wrote=np.bool_(since), since_the_start=np.bool_(since or moved))
+            state, sums, logprobs = self._update(state, parts, beta=controller.coefficient, changed=changed)
             updates.append(sums)
+        if not policy.own_pass:  # the only update has passed over the rollouts
+            old = shares[0].layout.gather(logprobs)
+            passed = Passed(old, passed.reference if moved and keeps_reference(self._stage) else old, passed.values)
         figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
         figures |= rollout_figures(rollouts, rewards, self._tokenizer) | _pass_figures(rollouts, passed, found)
         figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}
@@ -124,15 +130,18 @@ class Iteration:
         return state, figures | {"seconds/passes": ready - began, "seconds/update": time.perf_counter() - ready}
 
     def _pass(self, state: TrainState, rollouts: Sequence[Rollout], chosen: slice) -> _Share:
-        """The rollouts of one update in rows, and what the policies that do not learn say of them."""
-        layout = Layout(rollouts[chosen], self._stage.data)
+        """The rollouts of one update in rows, and what the policies say of them, where that is not known or not needed."""
+        layout = Layout(rollouts[chosen], self._stage.data, shared=self._shared)
         whole = layout.batch(self._features, self._tokenizer.special.pad)
         batches, rows = [], []
+        moved = int(state.step) > 0
         for batch in self._on_mesh(whole):
-            old, _, values = self._update.statistics(policy_parameters(state), batch)
+            old = values = np.zeros(batch.tokens.shape, np.float32)
+            if self._stage.rl.policy.own_pass:
+                old, values = self._update.statistics(policy_parameters(state), batch)
             reference = old
-            if keeps_reference(self._stage):
-                reference, _, _ = self._update.statistics(reference_parameters(state), batch)
+            if keeps_reference(self._stage) and moved:
+                reference, _ = self._update.statistics(reference_parameters(state), batch)
             batches.append(batch)
             rows.append([np.asarray(array) for array in (old, reference, values)])
         passed = Passed(*(layout.gather(np.concatenate(parts)) for parts in zip(*rows, strict=True)))

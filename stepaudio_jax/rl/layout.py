@@ -1,6 +1,7 @@
 """Rollouts in rows: many replies of different lengths as packed, static-shape arrays, and back.
 
-The replies to one prompt share its sound: a row that holds several of them holds the clip's features once.
+The replies to one prompt share its sound: a row that holds several of them holds the clip's features once. Where attention lets
+a token see two segments they share all of the prompt: it stands in a row once, and is computed once.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from stepaudio_jax.rl.rollouts import Rollout
 class RolloutBatch:
     """What the policy read and wrote, in rows (B rows, T tokens, C audio chunks a row).
 
-    tokens, targets, positions, segment_ids, audio_slot [B,T] i32: as in `data.Batch`.
+    tokens, targets, positions, segment_ids, audio_slot [B,T] i32: as in `data.Batch`; targets only where the policy wrote them.
     features: [B,C,E,H_encoder], the encoder's of each chunk, zero beyond it.
+    prefix_ids: [B,T] i32, the segment of the prompt that a reply's continues, -1 for none; None where no prompt is shared.
     """
 
     tokens: Array
@@ -30,60 +32,82 @@ class RolloutBatch:
     segment_ids: Array
     audio_slot: Array
     features: Array
+    prefix_ids: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a rollout lies: its row, its first token there, and the segment that it is."""
+    """Where a prompt, or a reply, lies: its row, its first token there, and the segment that it is."""
 
     row: int
     start: int
     segment: int
 
 
+@dataclasses.dataclass
+class _Row:
+    """What a row holds so far: its tokens, segments, chunks, and where prompts and their sound begin."""
+
+    tokens: int = 0
+    segments: int = 0
+    chunks: int = 0
+    prompts: dict[int, _Place] = dataclasses.field(default_factory=dict)
+    first_chunks: dict[int, int] = dataclasses.field(default_factory=dict)
+
+
 class Layout:
     """Rollouts packed into rows, in their order, each into the first row that has room.
+
+    The prompt's last token is where a reply is read off: it stands in front of each reply, and not at the prompt's end. The
+    last token of a reply is only a target.
 
     Args:
         rollouts: those of a prompt one after the other.
         data: the sizes of a row; the number of rows becomes a multiple of `data.rows`.
+        shared: whether the replies to a prompt share it (see `models.takes_prefixes`); else each has its own.
 
     Raises:
         DataError: a rollout does not fit an empty row.
     """
 
-    def __init__(self, rollouts: Sequence[Rollout], data: DataConfig):
-        self._rollouts, self._data = rollouts, data
-        self._places: list[_Place] = []
-        used: list[int] = []  # tokens of each row
-        segments: list[int] = []
-        self._chunks: list[dict[int, int]] = []  # of each row: prompt -> its first chunk
-        self._chunks_used: list[int] = []
-        for rollout in rollouts:
-            size, chunks = len(rollout.prompt_tokens) + len(rollout.reply), len(rollout.chunk_tokens)
-            if size > data.tokens_per_row or chunks > data.chunks_per_row:
+    def __init__(self, rollouts: Sequence[Rollout], data: DataConfig, *, shared: bool):
+        self._rollouts, self._data, self._shared = rollouts, data, shared
+        self._prompts: list[_Place] = []  # of each rollout
+        self._replies: list[_Place] = []
+        self._rows: list[_Row] = []
+        for number, rollout in enumerate(rollouts):
+            prompt, reply, chunks = len(rollout.prompt_tokens) - 1, len(rollout.reply), len(rollout.chunk_tokens)
+            if prompt + reply > data.tokens_per_row or chunks > data.chunks_per_row:
                 raise DataError(
-                    f"{rollout.record.origin}: prompt and reply have {size} tokens and {chunks} audio chunks; a row holds "
-                    f"tokens_per_row={data.tokens_per_row} and chunks_per_row={data.chunks_per_row}; raise them"
+                    f"{rollout.record.origin}: prompt and reply have {prompt + reply} tokens and {chunks} audio chunks; a row "
+                    f"holds tokens_per_row={data.tokens_per_row} and chunks_per_row={data.chunks_per_row}; raise them"
                 )
+            key = rollout.group if shared else number
+            index = self._row_for(rollout, key)
+            row = self._rows[index]
+            if rollout.group not in row.first_chunks:
+                row.first_chunks[rollout.group] = row.chunks
+                row.chunks += chunks
+            if key not in row.prompts:
+                row.segments += 1
+                row.prompts[key] = _Place(index, row.tokens, row.segments)
+                row.tokens += prompt
+            row.segments += shared
+            self._prompts.append(row.prompts[key])
+            self._replies.append(_Place(index, row.tokens, row.segments))
+            row.tokens += reply
+        self.rows = -(-max(len(self._rows), 1) // data.rows) * data.rows
 
-            def has_room(row: int) -> bool:
-                more = 0 if rollout.group in self._chunks[row] else chunks  # noqa: B023
-                return used[row] + size <= data.tokens_per_row and self._chunks_used[row] + more <= data.chunks_per_row  # noqa: B023
-
-            row = next((row for row in range(len(used)) if has_room(row)), len(used))
-            if row == len(used):
-                used.append(0)
-                segments.append(0)
-                self._chunks.append({})
-                self._chunks_used.append(0)
-            if rollout.group not in self._chunks[row]:
-                self._chunks[row][rollout.group] = self._chunks_used[row]
-                self._chunks_used[row] += chunks
-            segments[row] += 1
-            self._places.append(_Place(row, used[row], segments[row]))
-            used[row] += size
-        self.rows = -(-max(len(used), 1) // data.rows) * data.rows
+    def _row_for(self, rollout: Rollout, key: int) -> int:
+        """The first row that has room for a rollout, whose prompt may be there already, by its `key`."""
+        prompt, reply, chunks = len(rollout.prompt_tokens) - 1, len(rollout.reply), len(rollout.chunk_tokens)
+        for index, row in enumerate(self._rows):
+            tokens = row.tokens + reply + (0 if key in row.prompts else prompt)
+            more = 0 if rollout.group in row.first_chunks else chunks
+            if tokens <= self._data.tokens_per_row and row.chunks + more <= self._data.chunks_per_row:
+                return index
+        self._rows.append(_Row())
+        return len(self._rows) - 1
 
     def batch(self, features: Sequence[NDArray[np.float32]], pad_token: int) -> RolloutBatch:
         """All rows as arrays on the host.
@@ -101,25 +125,34 @@ class Layout:
             segment_ids=np.zeros((rows, tokens), np.int32),
             audio_slot=np.full((rows, tokens), -1, np.int32),
             features=np.zeros((rows, chunks if width[0] else 0, *width), np.float32),
+            prefix_ids=np.full((rows, tokens), -1, np.int32) if self._shared else None,
         )
-        per_chunk = outputs_per_chunk(self._data.frames_per_chunk)
-        for rollout, place in zip(self._rollouts, self._places, strict=True):
-            whole = np.concatenate([rollout.prompt_tokens, rollout.reply])
-            here = np.s_[place.row, place.start : place.start + whole.size]
-            batch.tokens[here] = whole
-            batch.targets[here] = np.append(whole[1:], pad_token)
-            batch.positions[here] = np.arange(whole.size)
-            batch.segment_ids[here] = place.segment
-            first = self._chunks[place.row][rollout.group]
-            slots = [
-                (first + chunk) * per_chunk + offset
-                for chunk, count in enumerate(rollout.chunk_tokens)
-                for offset in range(count)
-            ]
-            batch.audio_slot[place.row, place.start + np.flatnonzero(rollout.is_audio)] = slots
+        for rollout, prompt, reply in zip(self._rollouts, self._prompts, self._replies, strict=True):
+            read = np.concatenate([rollout.prompt_tokens, rollout.reply[:-1]])
+            slots = np.full(read.size, -1, np.int32)
+            slots[np.flatnonzero(rollout.is_audio)] = self._audio_slots(rollout, reply.row)
+            last = len(rollout.prompt_tokens) - 1
+            for place, own in ((prompt, np.arange(last)), (reply, np.arange(last, read.size))):
+                here = np.s_[place.row, place.start : place.start + own.size]
+                batch.tokens[here] = read[own]
+                batch.positions[here] = own
+                batch.segment_ids[here] = place.segment
+                batch.audio_slot[here] = slots[own]
+            written = np.s_[reply.row, reply.start : reply.start + len(rollout.reply)]
+            batch.targets[written] = rollout.reply
+            if batch.prefix_ids is not None:
+                batch.prefix_ids[written] = prompt.segment
+            first = self._rows[reply.row].first_chunks[rollout.group]
             for chunk in range(len(rollout.chunk_tokens)):
-                batch.features[place.row, first + chunk] = features[rollout.group][chunk]
+                batch.features[reply.row, first + chunk] = features[rollout.group][chunk]
         return batch
+
+    def _audio_slots(self, rollout: Rollout, row: int) -> list[int]:
+        """Of each audio token of the prompt, its place among the adaptor's outputs of the row."""
+        per_chunk = outputs_per_chunk(self._data.frames_per_chunk)
+        first = self._rows[row].first_chunks[rollout.group]
+        counts = enumerate(rollout.chunk_tokens)
+        return [(first + chunk) * per_chunk + offset for chunk, count in counts for offset in range(count)]
 
     def spread(self, values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Values of each rollout's own tokens [R] -> [B,T], each where its token is the target; 0 elsewhere."""
@@ -134,8 +167,5 @@ class Layout:
 
     def _written(self) -> list[tuple[int, slice]]:
         """Of each rollout, the places whose targets it wrote."""
-        written = []
-        for rollout, place in zip(self._rollouts, self._places, strict=True):
-            first = place.start + len(rollout.prompt_tokens) - 1
-            written.append((place.row, slice(first, first + len(rollout.reply))))
-        return written
+        places = zip(self._rollouts, self._replies, strict=True)
+        return [(place.row, slice(place.start, place.start + len(rollout.reply))) for rollout, place in places]

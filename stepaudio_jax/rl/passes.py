@@ -22,7 +22,7 @@ def token_statistics(model: StepAudio, batch: RolloutBatch, temperature: float) 
         outputs = model.adaptor(features.reshape(rows * chunks, *features.shape[2:]))
         audio = outputs.reshape(rows, -1, outputs.shape[-1])
     embeddings = model.embed(batch.tokens, audio, batch.audio_slot)
-    hidden = model.decode(embeddings, batch.positions, batch.segment_ids)
+    hidden = model.decode(embeddings, batch.positions, batch.segment_ids, batch.prefix_ids)
     compute, kernel = model.decoder.compute, model.decoder.head_kernel()
 
     @jax.checkpoint

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from stepaudio_jax.config import RLConfig
 from stepaudio_jax.data import Array
@@ -36,6 +38,18 @@ class Learning:
     reference_logprobs: Array
     returns: Array
     old_values: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Changed:
+    """Whether the policy has changed since it wrote the rollouts, and since the stage began, each [] bool.
+
+    Where it has not, what `Learning` holds of the policy that wrote, or of the reference, is not read.
+    """
+
+    since_it_wrote: Array
+    since_the_start: Array
 
 
 class PolicyUpdate:
@@ -69,16 +83,18 @@ class PolicyUpdate:
             batch: RolloutBatch,
             learning: Learning,
             beta: jax.Array,
-            fresh: jax.Array,
-        ) -> tuple[jax.Array, Sums]:
+            changed: Changed,
+        ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
             found, entropy, values = statistics({**trainable, **_parts(frozen)}, batch)
             weights = learning.weights
             now, old, reference, sampler = (
                 at(values, weights)
                 for values in (found, learning.old_logprobs, learning.reference_logprobs, learning.sampler_logprobs)
             )
-            # Of a policy that has not changed since it wrote, the other pass's values exactly: rounding is no ratio and no KL.
-            now = jnp.where(fresh, old + (now - jax.lax.stop_gradient(now)), now)
+            # A policy that has not changed is the other one: what another pass found would differ by its rounding.
+            same = jax.lax.stop_gradient(now)
+            old = jnp.where(changed.since_it_wrote, old, same)
+            reference = jnp.where(changed.since_the_start, reference, same)
             clipped = policy_loss(
                 now,
                 old,
@@ -107,49 +123,54 @@ class PolicyUpdate:
                 returns, before = (at(x, weights) for x in (learning.returns, learning.old_values))
                 sums["value_loss"] = jnp.sum(weights * value_loss(at(values, weights), before, returns, clip=policy.value_clip))
                 total += policy.value_coefficient * sums["value_loss"]
-            return total, {"loss": total, **sums}
+            return total, ({"loss": total, **sums}, found)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def begin(state: TrainState, batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
             shapes = jax.eval_shape(gradient, state.trainable, state.frozen, batch, *learning)
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1]))
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1][0]))
 
-        def accumulate(state: TrainState, carried: tuple[Any, Sums], batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
-            (_, sums), gradients = gradient(state.trainable, state.frozen, batch, *learning)
-            return jax.tree.map(jnp.add, carried, (gradients, sums))
+        def accumulate(
+            state: TrainState, carried: tuple[Any, Sums], batch: RolloutBatch, *learning: Any
+        ) -> tuple[tuple[Any, Sums], jax.Array]:
+            (_, (sums, logprobs)), gradients = gradient(state.trainable, state.frozen, batch, *learning)
+            return jax.tree.map(jnp.add, carried, (gradients, sums)), logprobs
 
         def apply(state: TrainState, carried: tuple[Any, Sums]) -> tuple[TrainState, Sums]:
             gradients, sums = carried
             new_state, figures = apply_gradients(state, gradients, sums["loss"], optimizer)
             return dataclasses.replace(new_state, step=state.step), sums | figures
 
-        gradients = shardings.trainable, None
+        gradients, whole = (shardings.trainable, None), shardings.step  # whole everywhere, for the host to read
         self.begin = jax.jit(begin, out_shardings=gradients)
-        self.accumulate = jax.jit(accumulate, donate_argnums=1, out_shardings=gradients)
+        self.accumulate = jax.jit(accumulate, donate_argnums=1, out_shardings=(gradients, whole))
         self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
-        self.statistics = jax.jit(statistics, out_shardings=shardings.step)  # whole everywhere, for the host to read
+        self.statistics = jax.jit(lambda *given: statistics(*given)[::2], out_shardings=whole)  # log-probabilities and values
 
     def __call__(
-        self, state: TrainState, parts: Sequence[tuple[RolloutBatch, Learning]], *, beta: float, fresh: bool
-    ) -> tuple[TrainState, dict[str, float]]:
+        self, state: TrainState, parts: Sequence[tuple[RolloutBatch, Learning]], *, beta: float, changed: Changed
+    ) -> tuple[TrainState, dict[str, float], NDArray[np.float32]]:
         """One update from all of `parts` together; the given state is used up, and `step` stays.
 
         Args:
             state: before.
             parts: batches of one shape, on the mesh.
             beta: coefficient of the KL.
-            fresh: whether the policy is still the one that wrote.
+            changed: whether the policy is still the one that wrote, and the reference.
 
         Returns:
-            The state after it, and the sums over all parts: means, for the weights add up to 1.
+            The state after it; the sums over all parts: means, for the weights add up to 1; and what the policy was before, as
+            the log-probabilities [B,T] of the parts one after the other.
         """
-        settings = jnp.float32(beta), jnp.bool_(fresh)
-        carried = self.begin(state, *parts[0], *settings)
+        settings = jnp.float32(beta), jax.tree.map(jnp.bool_, changed)
+        carried, logprobs = self.begin(state, *parts[0], *settings), []
         for batch, learning in parts:
-            carried = self.accumulate(state, carried, batch, learning, *settings)
+            carried, found = self.accumulate(state, carried, batch, learning, *settings)
+            logprobs.append(found)
         state, sums = self.apply(state, carried)
-        return state, {name: float(value) for name, value in jax.device_get(sums).items()}
+        figures = {name: float(value) for name, value in jax.device_get(sums).items()}
+        return state, figures, np.concatenate(jax.device_get(logprobs))
 
 
 def policy_parameters(state: TrainState) -> Parameters:

@@ -1,5 +1,6 @@
 """Programs are begun anew with large pages, once, and as they were called."""
 
+import glob
 import os
 import subprocess
 import sys
@@ -9,7 +10,13 @@ import pytest
 from launch.large_pages import restart_with_large_pages, with_large_pages
 from tests.end_to_end.runs import ROOT
 
-TUNED = "glibc.malloc.hugetlb=1"
+KEPT = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+TUNED = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:{KEPT}"
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(glob, "glob", lambda pattern: [])
 
 
 @pytest.mark.parametrize(
@@ -17,13 +24,18 @@ TUNED = "glibc.malloc.hugetlb=1"
     [
         (None, TUNED),
         ("", TUNED),
-        ("glibc.malloc.arena_max=1", f"glibc.malloc.arena_max=1:{TUNED}"),
-        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("glibc.malloc.arena_max=4", f"glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1:{KEPT}"),
+        (TUNED.replace("hugetlb=1", "hugetlb=0"), TUNED.replace("hugetlb=1", "hugetlb=0")),
     ],
 )
 def test_what_is_said_already_is_left_as_it_is(before, after):
     environment = {"HOME": "here"} | ({} if before is None else {"GLIBC_TUNABLES": before})
     assert with_large_pages(environment) == {"HOME": "here", "GLIBC_TUNABLES": after}
+
+
+def test_memory_is_not_kept_where_an_accelerator_computes(monkeypatch):
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"] if pattern == "/dev/accel*" else [])
+    assert with_large_pages({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from stepaudio_jax.config import ComputeConfig, ConfigError
 from stepaudio_jax.models.attention import attention
 from stepaudio_jax.models.attention_cudnn import attention_cudnn
-from stepaudio_jax.models.attention_xla import attention_xla
+from stepaudio_jax.models.attention_xla import Sight, attention_xla
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
@@ -70,7 +70,7 @@ def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> 
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     ids = jnp.asarray(segments)
-    out = attention_cudnn(q, k, v, ids, ids, None, causal, implementation="xla")
+    out = attention_cudnn(q, k, v, Sight(ids, ids), causal, implementation="xla")
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
@@ -88,8 +88,17 @@ def test_queries_that_are_a_part_of_their_row_equal_the_definition() -> None:
     visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
     ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
     for kernel in (attention_xla, functools.partial(attention_cudnn, implementation="xla")):
-        out = kernel(q, k, v, *ones, jnp.asarray(first), True)
+        out = kernel(q, k, v, Sight(*ones, first_slot=jnp.asarray(first)), True)
         np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+
+
+def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The plain formula, of which JAX derives the gradients."""
+    k, v = (jnp.repeat(x, HEADS // KV_HEADS, axis=2) for x in (k, v))
+    scores = jnp.einsum("BTND,BSND->BNTS", q, k) / np.sqrt(HEAD_DIM)
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e9), axis=-1)
+    weights = jnp.where(visible.any(axis=-1)[:, None, :, None], weights, 0)
+    return jnp.einsum("BNTS,BSND->BTND", weights, v)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -102,25 +111,64 @@ def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeC
     key_segments = jnp.where(query_segments == 3, 9, query_segments) if compute == XLA else query_segments
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
-    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        visible = query_segments[:, :, None] == key_segments[:, None, :]
-        if causal:
-            visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
-        k, v = (jnp.repeat(x, HEADS // KV_HEADS, axis=2) for x in (k, v))
-        scores = jnp.einsum("BTND,BSND->BNTS", q, k) / np.sqrt(HEAD_DIM)
-        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e9), axis=-1)
-        weights = jnp.where(visible.any(axis=-1)[:, None, :, None], weights, 0)
-        return jnp.einsum("BNTS,BSND->BTND", weights, v)
+    visible = query_segments[:, :, None] == key_segments[:, None, :]
+    if causal:
+        visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
 
     def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         ids = {"query_segments": query_segments, "key_segments": key_segments}
         return attention(q, k, v, **ids, compute=compute, causal=causal)
 
-    expected_out, expected = jax.vjp(plain, q, k, v)
+    expected_out, expected = jax.vjp(functools.partial(plain, visible), q, k, v)
     out, gradients = jax.vjp(ours, q, k, v)
     np.testing.assert_allclose(out, expected_out, atol=2e-6)
     for ours_, theirs in zip(gradients(upstream), expected(upstream), strict=True):
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
+
+
+def shared(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two prompts in a row, the first with two replies: segment ids and the segments that they continue, [B,T]."""
+    cuts = np.array([[10, 20, 41, 60, tokens - 7], [1, 2, 3, tokens - 9, tokens - 9]])
+    place = sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
+    segment, prefix = np.array([1, 2, 3, 4, 5, 0]), np.array([-1, 1, 1, -1, 4, -1])
+    return segment[place].astype(np.int32), prefix[place].astype(np.int32)
+
+
+@pytest.mark.parametrize("tokens", [64, 151])
+def test_replies_that_share_a_prompt_equal_the_definition(tokens: int) -> None:
+    q, k, v = inputs(tokens, tokens)
+    segments, prefixes = shared(tokens)
+    visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
+    visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
+    sight = Sight(jnp.asarray(segments), jnp.asarray(segments), jnp.asarray(prefixes))
+    for kernel in (attention_xla, functools.partial(attention_cudnn, implementation="xla")):
+        np.testing.assert_allclose(kernel(q, k, v, sight, True), definition(q, k, v, visible), atol=2e-6)
+
+
+def test_and_their_gradients_are_those_of_prompts_apart() -> None:
+    tokens = 151
+    segments, prefixes = (jnp.asarray(x) for x in shared(tokens))
+    q, k, v = inputs(tokens, tokens)
+    upstream = jax.random.normal(jax.random.key(7), q.shape)
+
+    visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
+    visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
+
+    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        ids = {"query_segments": segments, "key_segments": segments, "query_prefixes": prefixes}
+        return attention(q, k, v, **ids, compute=XLA, causal=True)
+
+    _, expected = jax.vjp(functools.partial(plain, visible), q, k, v)
+    _, gradients = jax.vjp(ours, q, k, v)
+    for ours_, theirs in zip(gradients(upstream), expected(upstream), strict=True):
+        np.testing.assert_allclose(ours_, theirs, atol=1e-5)
+
+
+def test_a_kernel_that_takes_no_prefixes_says_so() -> None:
+    q, k, v = inputs(4, 4)
+    ids = {name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segments", "key_segments", "query_prefixes")}
+    with pytest.raises(ConfigError, match="'splash_interpreted' takes no prefixes"):
+        attention(q, k, v, **ids, compute=SPLASH, causal=True)
 
 
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:

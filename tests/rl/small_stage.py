@@ -23,7 +23,7 @@ from stepaudio_jax.config import (
     StageConfig,
 )
 from stepaudio_jax.generation import LoadedModel, load_model
-from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.loop import run_policy_stage
 from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.stopping import StopSignal
@@ -100,7 +100,7 @@ def run_stage(config: Config) -> tuple[dict, list[dict]]:
     """The parameters after the stage, and its logged figures."""
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        parameters = jax.tree.map(jnp.array, base().parameters)
+        parameters = jax.device_put(jax.tree.map(jnp.array, base().parameters), replicated(mesh))
         run = StageRun(config, 0, base().config, base().tokenizer, mesh, StopSignal())
         after = run_policy_stage(run, parameters)
         after = jax.tree.map(np.asarray, after)

@@ -1,7 +1,6 @@
 """Rollouts in rows: nothing is lost, nothing overlaps, sound stands in its row once."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -56,35 +55,48 @@ def features_of(rollouts):
     ]
 
 
-def test_every_rollout_stands_whole_in_a_segment_of_its_own(rollouts):
-    layout = Layout(rollouts, DATA)
+@pytest.fixture(params=[True, False], ids=["shared", "apart"])
+def layout(request, rollouts):
+    return Layout(rollouts, DATA, shared=request.param)
+
+
+def test_every_rollout_is_read_whole(rollouts, layout):
     batch = layout.batch(features_of(rollouts), PAD)
     assert batch.tokens.shape == (layout.rows, 40)
+    wrote = layout.spread([np.ones(len(one.reply), np.float32) for one in rollouts])
     found = []
     for row in range(layout.rows):
-        for segment in range(1, batch.segment_ids[row].max() + 1):
-            here = batch.segment_ids[row] == segment
-            found.append(tuple(batch.tokens[row][here]))
-            assert batch.positions[row][here].tolist() == list(range(here.sum()))
-            assert batch.targets[row][here].tolist() == [*found[-1][1:], PAD]
+        for segment in {*batch.segment_ids[row][wrote[row] > 0]}:
+            own = batch.segment_ids[row] == segment
+            seen = own
+            if batch.prefix_ids is not None:
+                (prefix,) = {*batch.prefix_ids[row][own]}
+                seen = own | (batch.segment_ids[row] == prefix)
+            assert batch.positions[row][seen].tolist() == list(range(seen.sum()))
+            written = own & (wrote[row] > 0)
+            found.append((*batch.tokens[row][seen], batch.targets[row][written][-1]))
+            assert batch.targets[row][written].tolist() == list(found[-1][-written.sum() :])
     assert sorted(found) == sorted((*one.prompt_tokens, *one.reply) for one in rollouts)
     assert (batch.tokens[batch.segment_ids == 0] == PAD).all()
-    wrote = layout.spread([np.ones(len(one.reply), np.float32) for one in rollouts])
-    assert wrote.sum() == sum(len(one.reply) for one in rollouts)
-    written = [batch.targets[row][wrote[row] > 0].tolist() for row in range(layout.rows)]
-    assert sorted(itertools.chain.from_iterable(written)) == sorted(token for one in rollouts for token in one.reply)
+    assert (batch.targets[wrote == 0] == PAD).all()
 
 
-def test_values_come_back_as_they_were_spread(rollouts):
-    layout = Layout(rollouts, DATA)
+def test_a_prompt_stands_once_in_a_row_where_it_is_shared(rollouts):
+    sizes = {shared: (Layout(rollouts, DATA, shared=shared).batch(features_of(rollouts), PAD)) for shared in (True, False)}
+    replies = sum(len(one.reply) for one in rollouts)
+    assert (sizes[True].segment_ids > 0).sum() == 7 + 5 + 6 + replies
+    assert (sizes[False].segment_ids > 0).sum() == 2 * 7 + 5 + 2 * 6 + replies
+    assert sizes[False].prefix_ids is None
+
+
+def test_values_come_back_as_they_were_spread(rollouts, layout):
     values = [np.random.default_rng(index).random(len(one.reply)).astype(np.float32) for index, one in enumerate(rollouts)]
     for ours, theirs in zip(layout.gather(layout.spread(values)), values, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (layout.spread(values) != 0).sum() == sum(len(one.reply) for one in rollouts)
 
 
-def test_sound_stands_once_in_a_row_and_where_it_is_heard(rollouts):
-    layout = Layout(rollouts, DATA)
+def test_sound_stands_once_in_a_row_and_where_it_is_heard(rollouts, layout):
     batch = layout.batch(features_of(rollouts), PAD)
     for row in range(layout.rows):
         held = [chunk[0, 0] for chunk in batch.features[row] if chunk.any()]
@@ -96,17 +108,18 @@ def test_sound_stands_once_in_a_row_and_where_it_is_heard(rollouts):
             which = 0 if offset < of_prompt[0] else 1
             assert batch.features[row, chunk, 0, 0] == 10 * group + which + 1
             assert output == offset - (of_prompt[0] if which else 0)
-    assert (batch.audio_slot >= 0).sum() == sum(sum(one.chunk_tokens) for one in rollouts)
+    heard = {one.group: sum(one.chunk_tokens) for one in rollouts} if batch.prefix_ids is not None else None
+    assert (batch.audio_slot >= 0).sum() == (sum(heard.values()) if heard else sum(sum(one.chunk_tokens) for one in rollouts))
 
 
 def test_rows_are_a_multiple_of_a_batch(rollouts):
-    assert Layout(rollouts, DATA).rows % DATA.rows == 0
-    assert Layout(rollouts, dataclasses.replace(DATA, rows=7)).rows == 7
-    assert Layout(rollouts[:1], DATA).rows == 2
+    assert Layout(rollouts, DATA, shared=True).rows % DATA.rows == 0
+    assert Layout(rollouts, dataclasses.replace(DATA, rows=7), shared=True).rows == 7
+    assert Layout(rollouts[:1], DATA, shared=True).rows == 2
 
 
 def test_what_does_not_fit_a_row_is_named():
     with pytest.raises(DataError, match="file:3: prompt and reply have 41 tokens and 0 audio chunks"):
-        Layout([rollout(3, 30, 11)], DATA)
-    with pytest.raises(DataError, match=r"have 9 tokens and 3 audio chunks; a row holds .* chunks_per_row=2"):
-        Layout([rollout(3, 8, 1, (1, 1, 1))], DATA)
+        Layout([rollout(3, 30, 12)], DATA, shared=True)
+    with pytest.raises(DataError, match=r"have 8 tokens and 3 audio chunks; a row holds .* chunks_per_row=2"):
+        Layout([rollout(3, 8, 1, (1, 1, 1))], DATA, shared=True)
