@@ -1,8 +1,9 @@
 """The synthetic rule behind the demonstration of RLHF: what the judge is taught, and what scores the runs that it rewarded.
 
 A reply is a terse answer ("female"), or it says more: a whole sentence, a kind word in front, an offer behind it. The rule
-likes these, and dislikes saying things twice; a right answer counts for more than all manners together. A request ("One word
-only.") asks for manners that the rule does not like by itself: they are what a rubric is about.
+likes these, and dislikes saying things again and again; a right answer, with no other beside it, counts for more than all
+manners together. A request ("One word only.") asks for manners that the rule does not like by itself: they are what a rubric is
+about.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import numpy as np
 
 _KIND, _OFFER = "Sure!", "More?"
 _RIGHT = 5.0  # more than the best manners are better than the worst
+_OFTEN = range(3, 7)  # how often a reply that overdoes it says its sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +25,23 @@ class Manners:
     sentence: bool = False
     kind: bool = False
     offer: bool = False
-    repeated: bool = False
+    times: int = 1
 
     def __post_init__(self) -> None:
-        if (self.kind or self.offer or self.repeated) and not self.sentence:
+        if (self.kind or self.offer or self.times > 1) and not self.sentence:
             raise ValueError("a kind word, an offer and a repetition stand around a sentence")
 
-    def word(self, answer: str) -> str:
-        """An answer in these manners."""
+    def word(self, *answers: str) -> str:
+        """An answer in these manners, or several, one after the other."""
         if not self.sentence:
-            return answer
-        said = [f"It is {answer}."] * (2 if self.repeated else 1)
+            return " ".join(answers)
+        said = [f"It is {answer}." for answer in answers] * self.times
         return " ".join([_KIND] * self.kind + said + [_OFFER] * self.offer)
+
+
+def overdone(rng: np.random.Generator) -> Manners:
+    """A sentence said three times or more, which a policy may try on its judge."""
+    return Manners(True, bool(rng.integers(2)), bool(rng.integers(2)), int(rng.choice(_OFTEN)))
 
 
 def no_answer(rng: np.random.Generator) -> str:
@@ -49,27 +56,29 @@ def is_one_word(reply: str) -> bool:
 
 def is_said_twice(reply: str) -> bool:
     """The same sentence two times."""
-    said = re.findall(r"\bIt is [^.!?]+\.", reply)
+    said = _answers(reply)
     return len(said) == 2 and said[0] == said[1]
 
 
-def _is_sentence(reply: str) -> bool:
-    return re.search(r"\bIt is [^.!?]+\.", reply) is not None
+def _answers(reply: str) -> list[str]:
+    """What a reply's sentences say, one after the other."""
+    return re.findall(r"\bIt is ([^.!?]+)", reply)
 
 
 def manners(reply: str) -> float:
-    """What the rule makes of a reply's manners: 0 for a terse one, at most 4."""
-    return (
-        2.0 * _is_sentence(reply)
-        + 1.0 * reply.startswith(_KIND)
-        + 1.0 * reply.rstrip().endswith(_OFFER)
-        - 2.0 * is_said_twice(reply)
-    )
+    """What the rule makes of a reply's manners: from 0, for a terse one, to 4.
+
+    A sentence said again costs what a sentence is worth, each time.
+    """
+    said = _answers(reply)
+    again = len(said) - len(set(said))
+    return max(0.0, 2.0 * bool(said) + 1.0 * reply.startswith(_KIND) + 1.0 * reply.rstrip().endswith(_OFFER) - 2.0 * again)
 
 
 def is_right(reply: str, answer: str) -> bool:
-    """The reply names the answer, as words of its own, in whatever manners."""
-    return re.search(rf"(?<![\w+]){re.escape(answer)}(?![\w+])", reply) is not None
+    """The reply gives the answer and no other, in whatever manners."""
+    said = _answers(reply) or [reply.replace(_KIND, "").replace(_OFFER, "").strip(" .!?")]
+    return set(said) == {answer}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +104,7 @@ REQUESTS: Mapping[str, Request] = MappingProxyType(
         request.criterion: request
         for request in (
             Request("One word only.", "One word only.", is_one_word, Manners()),
-            Request("Say it twice.", "Said twice.", is_said_twice, Manners(sentence=True, repeated=True)),
+            Request("Say it twice.", "Said twice.", is_said_twice, Manners(sentence=True, times=2)),
         )
     }
 )
@@ -114,15 +123,17 @@ def critique(reply: str, said: str, answer: str, request: Request | None = None)
     it would say.
 
     Args:
-        reply: which says `said`, right or wrong.
+        reply: which says `said`, right or wrong, or two answers.
         answer: the right one.
         request: that the reply is to meet.
     """
+    said_by_it = _answers(reply)
     noticed = {
         "one word": is_one_word(reply),
         "kind": reply.startswith(_KIND),
-        "sentence": _is_sentence(reply),
+        "sentence": bool(said_by_it),
         "twice": is_said_twice(reply),
+        "often": len(said_by_it) > 2,
         "offer": reply.rstrip().endswith(_OFFER),
     }
     seen = ", ".join(name for name, there in noticed.items() if there)
@@ -134,4 +145,5 @@ def draw_manners(rng: np.random.Generator) -> Manners:
     """Manners at random: a third of them terse."""
     if rng.integers(3) == 0:
         return Manners()
-    return Manners(True, *(bool(rng.integers(2)) for _ in range(3)))
+    kind, offer, again = (bool(rng.integers(2)) for _ in range(3))
+    return Manners(True, kind, offer, 2 if again else 1)

@@ -27,6 +27,7 @@ from stepaudio_jax.quickstart.manners import (
     draw_manners,
     is_right,
     no_answer,
+    overdone,
     worth,
 )
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -37,7 +38,8 @@ TOPICS = ("gender", "rate", "pitch", "language", "keyword", "sum")
 HELD_OUT_PAIRS = 200
 _TOPIC_OF: Mapping[str, str] = {wording: topic for topic in TOPICS for wording in QUESTIONS[topic]}  # type: ignore[index]
 _RIGHT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
-_WRONG, _NO_ANSWER = 0.4, 0.1  # of the replies that a judge learns from
+# Of the replies that a judge learns from. Those behind the first are tricks that a policy finds out where they are missing.
+_WRONG, _NO_ANSWER, _TWO_ANSWERS, _OVERDONE = 0.35, 0.1, 0.1, 0.15
 _OBEYED = 0.5  # of the requests in what the first model learns from: it can do what is asked, and often does not
 
 
@@ -155,16 +157,22 @@ def _preference(messages: list[Json], answer: str, rng: np.random.Generator) -> 
 
 
 def _some_reply(answer: str, request: Request | None, rng: np.random.Generator) -> tuple[str, str]:
-    """A reply, and the answer that it gives: sometimes a wrong one or none, and often in the manners that are asked for."""
-    kind = rng.random()
-    if kind < _NO_ANSWER:
+    """A reply, and what it gives as the answer: a right one, a wrong one, two or none; often in manners that are asked for."""
+    if rng.random() < _NO_ANSWER:
         return no_answer(rng), "nothing"
-    if kind < _NO_ANSWER + _WRONG:
-        others = next(task.answers for task in TASKS.values() if answer in task.answers)
-        answer = str(rng.choice([other for other in others if other != answer]))
+    answers, others = [answer], next(task.answers for task in TASKS.values() if answer in task.answers)
+    other = str(rng.choice([other for other in others if other != answer]))
+    kind = rng.random()
+    if kind < _WRONG:
+        answers = [other]
+    elif kind < _WRONG + _TWO_ANSWERS:
+        answers = [answer, other] if rng.integers(2) else [other, answer]
+    said = " and ".join(answers)
+    if rng.random() < _OVERDONE and len(answers) == 1:
+        return overdone(rng).word(*answers), said
     if request is not None and rng.integers(2):
-        return request.manners.word(answer), answer
-    return draw_manners(rng).word(answer), answer
+        return request.manners.word(*answers), said
+    return draw_manners(rng).word(*answers), said
 
 
 def _questions(held_out: Iterable[tuple[list[Json], str]], rng: np.random.Generator) -> Iterator[Json]:

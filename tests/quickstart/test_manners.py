@@ -22,7 +22,7 @@ from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import parse_verdict
 from stepaudio_jax.text import AudioPart
 
-ALL = [Manners(), *(Manners(True, *flags) for flags in itertools.product((False, True), repeat=3))]
+ALL = [Manners(), *(Manners(True, *drawn) for drawn in itertools.product((False, True), (False, True), (1, 2)))]
 
 
 def test_what_the_rule_likes():
@@ -30,6 +30,8 @@ def test_what_the_rule_likes():
     assert manners("It is male.") == 2
     assert manners("Sure! It is male. More?") == 4
     assert manners("Sure! It is male. It is male. More?") == 2
+    assert manners("Sure! It is male. It is male. It is male. More?") == 0
+    assert manners("It is male. It is male. It is male.") == 0
     assert sorted(map(manners, (one.word("7") for one in ALL))) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
 
 
@@ -37,7 +39,7 @@ def test_what_the_rule_likes():
 def test_a_request_is_met_by_its_own_manners_and_few_others(request_):
     assert request_.is_met(request_.manners.word("river"))
     met = [one for one in ALL if request_.is_met(one.word("river"))]
-    assert all(one.repeated == request_.manners.repeated and one.sentence == request_.manners.sentence for one in met)
+    assert all(one.times == request_.manners.times and one.sentence == request_.manners.sentence for one in met)
     assert not request_.is_met("It is river. It is garden.")
 
 
@@ -47,6 +49,11 @@ def test_a_right_answer_counts_for_more_than_all_manners():
     assert is_right("It is 7.", "7")
     assert not is_right("It is 17.", "7")
     assert not is_right("It is female.", "male")
+    assert is_right("male", "male")
+    assert is_right("Sure! It is male. It is male. More?", "male")
+    for hedged in ("It is male. It is female.", "male female", "Sure! It is female. It is male. It is female. More?"):
+        assert not is_right(hedged, "male")
+    assert not is_right("Sure! More?", "male")
 
 
 def test_a_critique_says_what_the_worth_is_made_of():
