@@ -25,21 +25,25 @@ def main() -> None:
         from stepaudio_jax.evaluation import as_markdown, as_text
         from stepaudio_jax.quickstart.trap import START, Trap
         from stepaudio_jax.quickstart.trap_measures import Measured
-        from stepaudio_jax.quickstart.trap_report import findings, judge_facts, page, results
+        from stepaudio_jax.quickstart.trap_report import HEADINGS, findings, judge_facts, page, results
 
         trap = Trap.of_project()
         judge = judge_facts(trap.prepare())
         print(judge, flush=True)
-        runs: dict[str, list[Measured]] = {START: [trap.start()]}
+        runs: dict[str, dict[str, list[Measured]]] = {way: {START: [one]} for way, one in trap.start().items()}
         for seed in range(options.seeds):
             for arm in options.arms:
                 for name, measured in trap.run(arm, seed):
-                    runs.setdefault(name, []).append(measured)
-        table, said = results(runs), findings(runs)
-        print(as_text(table), *said, sep="\n")
+                    for way, one in measured.items():
+                        runs[way].setdefault(name, []).append(one)
+        tables = {way: results(found) for way, found in runs.items()}
+        said = {way: findings(found) for way, found in runs.items()}
+        for way, table in tables.items():
+            print(f"{HEADINGS[way]}\n", as_text(table), *said[way], "", sep="\n")
         print(f"curves, and replies to read: {trap.folder}/*/report.html")
         if options.output is not None:
-            options.output.write_text(page(as_markdown(table), judge, said), encoding="utf-8")
+            pages = {way: as_markdown(table) for way, table in tables.items()}
+            options.output.write_text(page(pages, said, judge), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Questions with verifiable answers, put to a model."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,17 +40,19 @@ def answer_questions(
     questions: Sequence[Record],
     *,
     silenced: bool = False,
+    temperature: float = 0,
     max_new_tokens: int = 128,
     rows: int = 64,
     threads: int | None = None,
 ) -> list[Answer]:
-    """Answers every question with the most probable tokens (temperature 0).
+    """Answers every question, by default with the most probable tokens.
 
     Args:
         model: who answers.
         questions: records with an answer; earlier turns of a dialogue are given as they stand in it, without reasoning.
         silenced: every clip is replaced by zeros of its length before the log-mel, so the prompt has the same tokens and no
             sound. Questions without a clip are left out then: nothing of them would change.
+        temperature: at which answers are drawn, with the question's place for a seed; 0 for the most probable tokens.
         max_new_tokens: of reasoning and reply; what is longer is cut and malformed.
         rows: questions answered side by side.
         threads: that read clips and prepare prompts; None for as many as there are processors.
@@ -66,7 +69,7 @@ def answer_questions(
     if not questions:
         return []
     expected = [_expected(record) for record in questions]
-    sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
+    sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens)
     read = silence if silenced else load_audio
 
     def prepare(record: Record) -> Prompt:
@@ -78,7 +81,7 @@ def answer_questions(
         prompts = list(pool.map(prepare, questions))
     engine = engine_for(model, prompts, max_new_tokens, slots=min(rows, len(prompts)))
     completions = tqdm.tqdm(
-        engine.generate(prompts, [sampling] * len(prompts)),
+        engine.generate(prompts, [dataclasses.replace(sampling, seed=place) for place in range(len(prompts))]),
         total=len(prompts),
         desc="answering, audio silenced" if silenced else "answering",
         unit="question",

@@ -16,7 +16,7 @@ from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.evaluation import write_report
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.quickstart.manners_data import write_manners_data
-from stepaudio_jax.quickstart.trap_measures import Measured, measure
+from stepaudio_jax.quickstart.trap_measures import WAYS, Measured, measure
 from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.rl.judge import Judge
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -82,12 +82,12 @@ class Trap:
         pairs = list(read_jsonl(self.folder / "data" / "held_out_pairs.jsonl"))
         return report_on(Judge(judge.name, judge, self._judge_prompt, together=True, most_abstentions=1.0), pairs)
 
-    def start(self) -> Measured:
-        """The model that every arm begins with."""
+    def start(self) -> dict[str, Measured]:
+        """The model that every arm begins with, measured in both ways."""
         return self._measured(self.folder / "manners", kl=0.0)
 
-    def run(self, arm: str, seed: int) -> Iterator[tuple[str, Measured]]:
-        """Trains an arm, or goes on with it; yields each model that it leaves, measured, and writes its report."""
+    def run(self, arm: str, seed: int) -> Iterator[tuple[str, dict[str, Measured]]]:
+        """Trains an arm, or goes on with it; yields each model that it leaves, measured in both ways, and writes its report."""
         for name, config in self._runs(arm, seed):
             train(config, {"policy": POLICY_STAGE})
             folder = pathlib.Path(config.run_dir)
@@ -114,11 +114,13 @@ class Trap:
             yield name, dataclasses.replace(joint, run_dir=str(run_dir), initial=initial, seed=seed, stages=(changed,))
             initial = dataclasses.replace(initial, model=str(run_dir / "model"))
 
-    def _measured(self, folder: pathlib.Path, *, kl: float) -> Measured:
-        path = folder / "measured.json"
-        if not path.exists():
-            measure(load_model(folder / "model", "float32"), self.questions, kl=kl).write(path)
-        return Measured.read(path)
+    def _measured(self, folder: pathlib.Path, *, kl: float) -> dict[str, Measured]:
+        paths = {way: folder / f"measured_{way}.json" for way in WAYS}
+        for way, temperature in WAYS.items():
+            if not paths[way].exists():
+                model = load_model(folder / "model", "float32")
+                measure(model, self.questions, temperature=temperature, kl=kl).write(paths[way])
+        return {way: Measured.read(path) for way, path in paths.items()}
 
 
 def _stage(joint: StageConfig, name: str, of: int) -> StageConfig:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from stepaudio_jax.evaluation import answer_questions
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.quickstart.manners import REQUESTS, is_right, manners
 
+WAYS: Mapping[str, float] = MappingProxyType({"drawn": 1.0, "greedy": 0.0})
+"""How replies are measured -> at which temperature they are written: as in training, and the most probable ones."""
 _MAX_NEW_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a model's greedy replies are, question by question (a malformed one is wrong and loses).
+    """What a model's replies are, question by question (a malformed one is wrong and loses).
 
     Attributes:
         right: of each question without a request, whether the reply names the answer.
@@ -49,10 +52,11 @@ class Measured:
         partial.rename(path)
 
 
-def measure(model: LoadedModel, questions: pathlib.Path, *, kl: float) -> Measured:
+def measure(model: LoadedModel, questions: pathlib.Path, *, temperature: float, kl: float) -> Measured:
     """Puts the held-out questions to a model."""
     right, words, wins, passes = [], [], [], []
-    for answer in answer_questions(model, list(read_jsonl(questions)), max_new_tokens=_MAX_NEW_TOKENS):
+    asked = list(read_jsonl(questions))
+    for answer in answer_questions(model, asked, temperature=temperature, max_new_tokens=_MAX_NEW_TOKENS):
         reply, record = answer.written.reply if answer.written.well_formed else "", answer.question
         correct = is_right(reply, answer.expected)
         if record.rubric:

@@ -20,6 +20,7 @@ _NAMES = {
     RUBRIC: "rubric only",
     THEN_PREFERENCE: "then preference only",
 }
+HEADINGS: Mapping[str, str] = {"drawn": "Replies drawn as in training", "greedy": "The most probable replies"}
 _POINTS_LOST = 0.02  # of accuracy, that the paper's effect allows
 
 
@@ -37,8 +38,8 @@ def results(runs: Runs) -> Table:
     (some, *_) = runs[START]
     seeds = max(map(len, runs.values()))
     notes = [
-        f"Held-out questions: {len(some.right)} plain ones, and {len(some.passes)} with a request that a rubric checks; greedy "
-        "replies, scored by the rule.",
+        f"Held-out questions: {len(some.right)} plain ones, and {len(some.passes)} with a request that a rubric checks; the rule "
+        "scores the replies.",
         f"{seeds} seeds: mean (least to greatest)." if seeds > 1 else "One seed.",
         "KL: nats a reply, to what the last stage began with.",
     ]
@@ -75,8 +76,17 @@ def findings(runs: Runs) -> list[str]:
     return found
 
 
-def page(table: str, judge: str, found: Sequence[str]) -> str:
-    """The report in Markdown."""
+def page(tables: Mapping[str, str], found: Mapping[str, Sequence[str]], judge: str) -> str:
+    """The report in Markdown.
+
+    Args:
+        tables: by the way that replies were measured, in Markdown.
+        found: by the same, what is shown.
+        judge: how good it is.
+    """
+    sections = "\n\n".join(
+        f"## {HEADINGS[way]}\n\n{table}\n" + "\n".join(f"* {one}" for one in found[way]) for way, table in tables.items()
+    )
     return f"""# The verifiable reward trap, in miniature
 
 Made by `make trap`. The quickstart's small model is first taught to answer in all manners: tersely ("female"), in a sentence,
@@ -94,10 +104,12 @@ fact that is asked for. Before its verdict it reasons. The rule itself
 scores the runs below, on voices and phrases that nothing has learnt from. An exact verifier is what makes terse replies pay
 here; one that looks for the answer anywhere in a reply would not.
 
-{table}
+Each model is measured twice: by replies drawn at temperature 1, which is what rewards act on, and by its most probable replies.
+The two differ most for the start, which has learnt manners at random.
+
 {judge}
 
-{chr(10).join(f"* {one}" for one in found)}
+{sections}
 """
 
 

@@ -93,6 +93,9 @@ def test_a_model_that_hears_loses_the_difference_in_silence(tokenizer, questions
     a, b, a_again, _ = (answer.written for answer in answer_questions(model, about_clips, max_new_tokens=12))
     assert a == a_again
     assert a != b
+    drawn = [[one.written for one in answer_questions(model, about_clips, max_new_tokens=12, temperature=1)] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][2]  # the same question in another place
     silenced = [answer.written for answer in answer_questions(model, about_clips, max_new_tokens=12, silenced=True)]
     assert len(set(silenced)) == 1
 

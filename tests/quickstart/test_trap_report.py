@@ -9,7 +9,7 @@ import scipy.stats
 from stepaudio_jax.evaluation import as_text
 from stepaudio_jax.quickstart.trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
 from stepaudio_jax.quickstart.trap_measures import Measured, difference
-from stepaudio_jax.quickstart.trap_report import findings, results
+from stepaudio_jax.quickstart.trap_report import findings, page, results
 
 N = 200
 
@@ -57,6 +57,10 @@ def test_what_the_paper_reports_is_found_where_it_is():
     assert len(said) == 9
     assert all(one.startswith("Shown: ") for one in said)
     assert "forgets the rubric (-6" in said[7]
+    text = page({"drawn": "a table", "greedy": "another"}, {"drawn": said, "greedy": []}, "a judge")
+    drawn, greedy = text.split("## The most probable replies")
+    assert "## Replies drawn as in training\n\na table\n* Shown: " in drawn
+    assert "another" in greedy
     table = as_text(results(runs))
     assert "verifiable rewards alone" in table
     assert "3 seeds" in table
