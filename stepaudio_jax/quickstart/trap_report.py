@@ -38,8 +38,8 @@ def results(runs: Runs) -> Table:
     (some, *_) = runs[START]
     seeds = max(map(len, runs.values()))
     notes = [
-        f"Held-out questions: {len(some.right)} plain ones, and {len(some.passes)} with a request that a rubric checks; the rule "
-        "scores the replies.",
+        f"Held-out questions: {len(some.right)} plain ones, and {len(some.passes)} with a request that a rubric checks; the "
+        "rule scores the replies.",
         f"{seeds} seeds: mean (least to greatest)." if seeds > 1 else "One seed.",
         "KL: nats a reply, to what the last stage began with.",
     ]
