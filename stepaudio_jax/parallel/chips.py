@@ -8,7 +8,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One TPU chip, as Google's documentation of its generation states it.
+    """One TPU chip, as Google's documentation of its generation states it, but for the memory.
 
     Attributes:
         memory_bytes: what its compiler lets a program use of the high-bandwidth memory; the runtime keeps the rest.
@@ -29,7 +29,8 @@ class Chip:
     chips_per_host: int
 
 
-# https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: "Key chip specifications"
+# https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: "Key chip specifications"; the memory as libtpu 0.0.42.1 says it of a
+# program that exceeds it.
 CHIPS = {
     "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, 300e9, axes=3, cores_named=True, chips_per_host=4),
     "v5e": Chip(int(15.75 * GIB), 197e12, 819e9, 200e9, axes=2, cores_named=False, chips_per_host=8),

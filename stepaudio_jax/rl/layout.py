@@ -79,7 +79,7 @@ class Layout:
             prompt, reply, chunks = len(rollout.prompt_tokens) - 1, len(rollout.reply), len(rollout.chunk_tokens)
             if prompt + reply > data.tokens_per_row or chunks > data.chunks_per_row:
                 raise DataError(
-                    f"{rollout.record.origin}: prompt and reply have {prompt + reply} tokens and {chunks} audio chunks; a row "
+                    f"{rollout.record.origin}: prompt and reply take {prompt + reply} tokens and {chunks} audio chunks; a row "
                     f"holds tokens_per_row={data.tokens_per_row} and chunks_per_row={data.chunks_per_row}; raise them"
                 )
             key = rollout.group if shared else number

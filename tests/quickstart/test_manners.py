@@ -1,6 +1,7 @@
 """The rule of the demonstration of RLHF, and the data that is made by it."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -94,6 +95,16 @@ def test_prompts_have_what_their_rewards_need(folder):
             for text in texts[1:]:
                 assert question.text.endswith(REQUESTS[text].text)
                 assert REQUESTS[text].is_met(record.reference_reply)
+
+
+def test_pairs_have_what_a_policy_may_try_on_its_judge(folder):
+    replies = [
+        reply for record in read_jsonl(folder / "pairs.jsonl") for reply in (record.reference_reply, record.rejected_reply)
+    ]
+    said = [re.findall(r"It is ([^.]+)\.", reply) for reply in replies]
+    assert any(len(answers) > 2 and len(set(answers)) == 1 for answers in said)  # again and again
+    assert any(len(set(answers)) == 2 for answers in said)  # two answers
+    assert any(not answers and reply in ("Sure! More?", "Sure!", "More?") for answers, reply in zip(said, replies, strict=True))
 
 
 def test_pairs_and_verdicts_are_the_rules(folder):

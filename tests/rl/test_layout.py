@@ -119,7 +119,7 @@ def test_rows_are_a_multiple_of_a_batch(rollouts):
 
 
 def test_what_does_not_fit_a_row_is_named():
-    with pytest.raises(DataError, match="file:3: prompt and reply have 41 tokens and 0 audio chunks"):
+    with pytest.raises(DataError, match="file:3: prompt and reply take 41 tokens and 0 audio chunks"):
         Layout([rollout(3, 30, 12)], DATA, shared=True)
-    with pytest.raises(DataError, match=r"have 8 tokens and 3 audio chunks; a row holds .* chunks_per_row=2"):
+    with pytest.raises(DataError, match=r"take 8 tokens and 3 audio chunks; a row holds .* chunks_per_row=2"):
         Layout([rollout(3, 8, 1, (1, 1, 1))], DATA, shared=True)
