@@ -130,7 +130,7 @@ class Iteration:
         return state, figures | {"seconds/passes": ready - began, "seconds/update": time.perf_counter() - ready}
 
     def _pass(self, state: TrainState, rollouts: Sequence[Rollout], chosen: slice) -> _Share:
-        """The rollouts of one update in rows, and what the policies say of them, where that is not known or not needed."""
+        """The rollouts of one update in rows, and what policy and reference say of them: 0 where the update finds it itself."""
         layout = Layout(rollouts[chosen], self._stage.data, shared=self._shared)
         whole = layout.batch(self._features, self._tokenizer.special.pad)
         batches, rows = [], []
