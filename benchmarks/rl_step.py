@@ -271,7 +271,7 @@ def main() -> None:
     print(f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, judged: {parts(figures)}")
     print(f"chunks encoded: {figures[0]['clips_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
     del ours
-    environments = {OURS: with_large_pages(os.environ)}
+    environments = {OURS: with_large_pages(os.environ, kept=True)}
     taken = contest({OURS: our_step, PEER: trl_step}, rounds=options.rounds, steps=1, environments=environments)
     for name, seconds in taken.items():
         print(f"{name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")

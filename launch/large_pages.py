@@ -2,7 +2,8 @@
 
 XLA takes what a program computes in from the system at every call and gives it back: in pages of 4 KiB, which the system clears
 one by one, a training step on a CPU spends about a tenth of its time on that. glibc asks for large pages (2 MiB) where it is
-told to before a process starts; and keeps them, for where memory is in pieces, making large pages of it takes as long.
+told to before a process starts. A program that trains also keeps them, for where memory is in pieces, making large pages of it
+takes as long; one that only generates would lose more by its threads' waiting for the one arena that can keep them.
 """
 
 import glob
@@ -17,10 +18,16 @@ _KEPT = {"glibc.malloc.arena_max": 1, "glibc.malloc.mmap_max": 0, "glibc.malloc.
 _ACCELERATORS = "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*"
 
 
-def with_large_pages(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that uses them; what it says of them already is left as it is."""
+def with_large_pages(environment: Mapping[str, str], *, kept: bool) -> dict[str, str]:
+    """The environment of a process that uses them; what it says of them already is left as it is.
+
+    Args:
+        environment: what the process would begin with.
+        kept: whether freed memory stays with the process; not where an accelerator computes, whose arrays are not taken so.
+    """
     tunables = environment.get(_VARIABLE, "")
-    settings = _LARGE if any(glob.glob(pattern) for pattern in _ACCELERATORS) else _LARGE | _KEPT
+    kept = kept and not any(glob.glob(pattern) for pattern in _ACCELERATORS)
+    settings = _LARGE | _KEPT if kept else _LARGE
     asked = [f"{name}={value}" for name, value in settings.items() if name not in tunables]
     return {**environment, _VARIABLE: ":".join(filter(None, (tunables, *asked)))}
 
@@ -28,6 +35,6 @@ def with_large_pages(environment: Mapping[str, str]) -> dict[str, str]:
 def restart_with_large_pages() -> None:
     """Begins this program anew, as the same process, where it was started as `python -m launch.NAME` without them."""
     started_here = sys.argv[:1] == ["-m"]  # what Python writes there until the package of `-m` is imported
-    environment = with_large_pages(os.environ)
+    environment = with_large_pages(os.environ, kept="launch.train" in sys.orig_argv)
     if started_here and sys.platform == "linux" and environment != dict(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -11,7 +11,8 @@ from launch.large_pages import restart_with_large_pages, with_large_pages
 from tests.end_to_end.runs import ROOT
 
 KEPT = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
-TUNED = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:{KEPT}"
+LARGE = "glibc.malloc.hugetlb=1"
+TUNED = f"{LARGE}:glibc.malloc.arena_max=1:{KEPT}"
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +31,12 @@ def no_accelerator(monkeypatch):
 )
 def test_what_is_said_already_is_left_as_it_is(before, after):
     environment = {"HOME": "here"} | ({} if before is None else {"GLIBC_TUNABLES": before})
-    assert with_large_pages(environment) == {"HOME": "here", "GLIBC_TUNABLES": after}
+    assert with_large_pages(environment, kept=True) == {"HOME": "here", "GLIBC_TUNABLES": after}
 
 
 def test_memory_is_not_kept_where_an_accelerator_computes(monkeypatch):
     monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"] if pattern == "/dev/accel*" else [])
-    assert with_large_pages({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert with_large_pages({}, kept=True) == {"GLIBC_TUNABLES": LARGE}
 
 
 @pytest.fixture
@@ -58,6 +59,14 @@ def test_a_program_is_begun_anew_with_its_arguments(begun, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", TUNED)
     restart_with_large_pages()
     assert len(begun) == 1
+
+
+def test_only_a_program_that_trains_keeps_memory(begun, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "launch.generate", "in.jsonl"])
+    restart_with_large_pages()
+    [(_, _, environment)] = begun
+    assert environment["GLIBC_TUNABLES"] == LARGE
 
 
 def test_whoever_imports_the_package_goes_on(begun, monkeypatch):

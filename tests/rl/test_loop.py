@@ -44,12 +44,15 @@ def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts
 
 
 def test_equal_rewards_change_nothing(tmp_path, prompts):
-    config = stage_config(tmp_path, prompts, steps=1)
+    config = stage_config(tmp_path, prompts, steps=2)
     rl = dataclasses.replace(config.stages[0].rl, rewards=(RewardConfig(verifier="choice", verifier_weight=1.0),))
-    after, (figures,) = run_stage(dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], rl=rl),)))
-    assert figures["reward_std"] == 0
-    assert figures["gradient_norm"] == 0
+    after, steps = run_stage(dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], rl=rl),)))
+    assert [figures["reward_std"] for figures in steps] == [0, 0]
+    assert steps[0]["gradient_norm"] == 0
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, base().parameters)))
+    # At the second step the reference is not taken for the policy, but computed, by another program.
+    assert abs(steps[1]["reply_kl"]) < 1e-3  # nats, of two dozen tokens
+    assert steps[1]["kl"] < 1e-8
 
 
 def test_a_step_changes_the_policy_and_nothing_frozen(plain):
