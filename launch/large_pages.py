@@ -2,8 +2,8 @@
 
 XLA takes what a program computes in from the system at every call and gives it back: in pages of 4 KiB, which the system clears
 one by one, a training step on a CPU spends about a tenth of its time on that. glibc asks for large pages (2 MiB) where it is
-told to before a process starts. A program that trains also keeps them, for where memory is in pieces, making large pages of it
-takes as long; one that only generates would lose more by its threads' waiting for the one arena that can keep them.
+told to before a process starts. A program also keeps them, for where memory is in pieces, making large pages of it takes as
+long; but one that only generates would lose more by its threads' waiting for the one arena that can keep them.
 """
 
 import glob
@@ -15,6 +15,7 @@ _VARIABLE = "GLIBC_TUNABLES"
 _LARGE = {"glibc.malloc.hugetlb": 1}
 # Arrays come from the heap, whose end is not given back; of glibc's arenas only the main one can grow to any size.
 _KEPT = {"glibc.malloc.arena_max": 1, "glibc.malloc.mmap_max": 0, "glibc.malloc.trim_threshold": 2**40}
+_GENERATING = frozenset({"launch.generate", "launch.judge"})
 _ACCELERATORS = "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*"
 
 
@@ -35,6 +36,6 @@ def with_large_pages(environment: Mapping[str, str], *, kept: bool) -> dict[str,
 def restart_with_large_pages() -> None:
     """Begins this program anew, as the same process, where it was started as `python -m launch.NAME` without them."""
     started_here = sys.argv[:1] == ["-m"]  # what Python writes there until the package of `-m` is imported
-    environment = with_large_pages(os.environ, kept="launch.train" in sys.orig_argv)
+    environment = with_large_pages(os.environ, kept=_GENERATING.isdisjoint(sys.orig_argv))
     if started_here and sys.platform == "linux" and environment != dict(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

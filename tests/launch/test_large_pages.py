@@ -61,7 +61,7 @@ def test_a_program_is_begun_anew_with_its_arguments(begun, monkeypatch):
     assert len(begun) == 1
 
 
-def test_only_a_program_that_trains_keeps_memory(begun, monkeypatch):
+def test_a_program_that_only_generates_keeps_no_memory(begun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "launch.generate", "in.jsonl"])
     restart_with_large_pages()
