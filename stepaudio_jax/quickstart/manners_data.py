@@ -1,7 +1,7 @@
 """What the demonstration of RLHF learns from, made of the quickstart's corpus: answers in all manners, prompts, preferences.
 
 DIR/manners.jsonl              dialogues, each answer in manners drawn at random, or those that are asked for
-DIR/preference.jsonl           prompts to be answered, with answer and reference reply
+DIR/preference.jsonl           prompts to be answered, as many of each topic, with answer and reference reply
 DIR/rubric.jsonl               the same with a request, and a rubric that asks whether it is met
 DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, and the judge's dialogues made of them
 DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices and phrases that none of the others has
@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,8 @@ def write_manners_data(
     held_out = [question for topic in TOPICS for question in _spread(corpus, topic, per_task, output)]
     _write(partial / "manners.jsonl", (_in_some_manners(*one, for_manners) for one in asked))
     prompts = [_to_be_answered(*one[:2], _maybe(for_prompts), for_prompts) for one in asked]
-    _write(partial / "preference.jsonl", (prompt for prompt in prompts if "rubric" not in prompt))
-    _write(partial / "rubric.jsonl", (prompt for prompt in prompts if "rubric" in prompt))
+    _write(partial / "preference.jsonl", _each_topic_as_often([prompt for prompt in prompts if "rubric" not in prompt]))
+    _write(partial / "rubric.jsonl", _each_topic_as_often([prompt for prompt in prompts if "rubric" in prompt]))
     _write(partial / "pairs.jsonl", (_preference(*one[:2], for_pairs) for one in asked for _ in range(4)))
     pairs = (
         _preference(*held_out[int(index)], for_held_out) for index in for_held_out.permutation(len(held_out))[:HELD_OUT_PAIRS]
@@ -97,9 +97,28 @@ def _spread(corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path) 
     """Some of a task's held-out questions, taken evenly, for they are in the order of their answers."""
     path = corpus / "evaluation" / f"{topic}.jsonl"
     records = _records(path)
-    chosen = [records[index * len(records) // count] for index in range(min(count, len(records)))]
+    chosen = [records[index] for index in _evenly(range(len(records)), count)]
     told = (_told(record["messages"][0], f"{topic} {record['answer']}", path.parent, folder) for record in chosen)
     return [([message], record["answer"]) for message, record in zip(told, chosen, strict=True)]
+
+
+def _evenly(indices: Sequence[int], count: int) -> list[int]:
+    """So many of them, or all where they are fewer."""
+    count = min(count, len(indices))
+    return [indices[index * len(indices) // count] for index in range(count)]
+
+
+def _each_topic_as_often(prompts: list[Json]) -> Iterator[Json]:
+    """As many prompts of each topic as there are of the rarest, in their order: a policy learns from a few hundred only."""
+    topics = [[index for index, prompt in enumerate(prompts) if _topic(prompt) == topic] for topic in TOPICS]
+    rarest = min(map(len, topics))
+    return (prompts[index] for index in sorted(index for topic in topics for index in _evenly(topic, rarest)))
+
+
+def _topic(prompt: Json) -> str:
+    """What is asked for, first in what a judge is told."""
+    heard, *_ = prompt["messages"][-1]["content"]
+    return heard["transcript"].split()[0]
 
 
 def _told(message: Json, fact: str, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:

@@ -1,5 +1,6 @@
 """The rule of the demonstration of RLHF, and the data that is made by it."""
 
+import collections
 import itertools
 import re
 
@@ -82,7 +83,9 @@ def folder(tmp_path_factory):
 def test_prompts_have_what_their_rewards_need(folder):
     for name in ("preference", "rubric"):
         records = list(read_jsonl(folder / f"{name}.jsonl"))
-        assert len(records) > 30
+        topics = collections.Counter(record.messages[0].parts[0].transcript.split()[0] for record in records)
+        assert sorted(topics) == sorted(TOPICS)
+        assert len(set(topics.values())) == 1
         for record in records:
             ((heard, question),) = (message.parts for message in record.messages)
             assert isinstance(heard, AudioPart)
