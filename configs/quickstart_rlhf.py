@@ -32,7 +32,8 @@ def get_config() -> Config:
                 data=DataConfig(
                     sources=(
                         SourceConfig(path="runs/quickstart_rlhf/data/preference.jsonl"),
-                        SourceConfig(path="runs/quickstart_rlhf/data/rubric.jsonl"),
+                        # Two requests to be told apart, and what they ask for is not what preference likes.
+                        SourceConfig(path="runs/quickstart_rlhf/data/rubric.jsonl", weight=2.0),
                     ),
                     rows=8,
                     tokens_per_row=256,
@@ -40,7 +41,12 @@ def get_config() -> Config:
                     frames_per_chunk=224,
                 ),
                 optimizer=OptimizerConfig(
-                    name="muon", learning_rate=2e-4, muon_learning_rate=0.002, decay="constant", weight_decay=0.0
+                    name="muon",
+                    learning_rate=4e-4,
+                    muon_learning_rate=0.004,
+                    decay="linear",
+                    final_learning_rate_fraction=0.1,
+                    weight_decay=0.0,
                 ),
                 rl=RLConfig(
                     rollout=RolloutConfig(prompts=16, samples=8, max_new_tokens=48, slots=64),
@@ -53,7 +59,7 @@ def get_config() -> Config:
                         slots=64,
                     ),
                     # Rubrics differ by less than preferences do: advantages are made of one size.
-                    policy=PolicyConfig(baseline="grpo", kl_coefficient=0.03),
+                    policy=PolicyConfig(baseline="grpo", kl_coefficient=0.15),
                 ),
             ),
         ),

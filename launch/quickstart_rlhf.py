@@ -22,12 +22,17 @@ def main() -> None:
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
     with reported():
+        import jax
+
         from stepaudio_jax.evaluation import as_markdown, as_text
         from stepaudio_jax.quickstart.trap import START, Trap
         from stepaudio_jax.quickstart.trap_measures import Measured
         from stepaudio_jax.quickstart.trap_report import HEADINGS, findings, judge_facts, page, results
 
         trap = Trap.of_project()
+        # The runs are short, and most of their programs the same: each is compiled once.
+        jax.config.update("jax_compilation_cache_dir", str((trap.folder / "compiled").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         judge = judge_facts(trap.prepare())
         print(judge, flush=True)
         runs: dict[str, dict[str, list[Measured]]] = {way: {START: [one]} for way, one in trap.start().items()}
