@@ -38,7 +38,7 @@ def get_config() -> Config:
                     augmentation=AugmentationConfig(silence_probability=0.06, noise_probability=0.3, gain_db=(-6.0, 6.0)),
                     **shape,
                 ),
-                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=100),
+                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=200),
                 optimizer=OptimizerConfig(
                     name="muon",
                     learning_rate=8e-4,
