@@ -103,7 +103,7 @@ def _spread(corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path) 
 
 
 def _evenly(indices: Sequence[int], count: int) -> list[int]:
-    """So many of them, or all where they are fewer."""
+    """So many of them, at equal distances; all where they are fewer."""
     count = min(count, len(indices))
     return [indices[index * len(indices) // count] for index in range(count)]
 

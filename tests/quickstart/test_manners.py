@@ -75,7 +75,7 @@ def test_around_nothing_there_are_no_manners():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("manners")
-    write_corpus(folder / "corpus", "quickstart", clips=200, per_task=16)
+    write_corpus(folder / "corpus", "quickstart", clips=400, per_task=16)
     write_manners_data(folder / "corpus", folder / "data", JudgePrompt(levels=3), per_task=16)
     return folder / "data"
 
@@ -84,6 +84,7 @@ def test_prompts_have_what_their_rewards_need(folder):
     for name in ("preference", "rubric"):
         records = list(read_jsonl(folder / f"{name}.jsonl"))
         topics = collections.Counter(record.messages[0].parts[0].transcript.split()[0] for record in records)
+        assert len(records) > 30
         assert sorted(topics) == sorted(TOPICS)
         assert len(set(topics.values())) == 1
         for record in records:
