@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import LengthConvention, load_audio
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.evaluation.grading import Answer
-from stepaudio_jax.generation import LoadedModel, Prompt, Sampling, engine_for, prompt_of, require_room
+from stepaudio_jax.generation import LoadedModel, Prompt, ReadAudio, Sampling, engine_for, prompt_of, require_room
 from stepaudio_jax.text import parse_reply
 
 PathLike = str | os.PathLike[str]
@@ -40,58 +40,87 @@ def answer_questions(
     questions: Sequence[Record],
     *,
     silenced: bool = False,
-    temperature: float = 0,
     max_new_tokens: int = 128,
     rows: int = 64,
     threads: int | None = None,
 ) -> list[Answer]:
-    """Answers every question, by default with the most probable tokens.
+    """Answers every question with the most probable tokens.
 
     Args:
-        model: who answers.
-        questions: records with an answer; earlier turns of a dialogue are given as they stand in it, without reasoning.
         silenced: every clip is replaced by zeros of its length before the log-mel, so the prompt has the same tokens and no
             sound. Questions without a clip are left out then: nothing of them would change.
-        temperature: at which answers are drawn, with the question's place for a seed; 0 for the most probable tokens.
-        max_new_tokens: of reasoning and reply; what is longer is cut and malformed.
-        rows: questions answered side by side.
-        threads: that read clips and prepare prompts; None for as many as there are processors.
+        model, questions, max_new_tokens, rows, threads: as of `answers_at`.
 
     Returns:
         One answer for each question, in order.
 
     Raises:
-        DataError: a question cannot be used, or a clip of it cannot be read; names file and line.
-        GenerationError: a question is too long for the model; names file and line.
+        DataError, GenerationError: as of `answers_at`.
     """
     if silenced:
         questions = [record for record in questions if any(message.audio for message in record.messages)]
-    if not questions:
-        return []
-    expected = [_expected(record) for record in questions]
-    sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens)
     read = silence if silenced else load_audio
+    (answers,) = answers_at((0.0,), model, questions, read=read, max_new_tokens=max_new_tokens, rows=rows, threads=threads)
+    return answers
+
+
+def answers_at(
+    temperatures: Sequence[float],
+    model: LoadedModel,
+    questions: Sequence[Record],
+    *,
+    read: ReadAudio = load_audio,
+    max_new_tokens: int = 128,
+    rows: int = 64,
+    threads: int | None = None,
+) -> list[list[Answer]]:
+    """Answers every question at each of some temperatures; the model hears and reads it once for all of them.
+
+    Args:
+        temperatures: at which answers are drawn, with the question's place for a seed; 0 for the most probable tokens.
+        model: who answers.
+        questions: records with an answer; earlier turns of a dialogue are given as they stand in it, without reasoning.
+        read: what gives a clip's samples.
+        max_new_tokens: of reasoning and reply; what is longer is cut and malformed.
+        rows: questions answered side by side.
+        threads: that read clips and prepare prompts; None for as many as there are processors.
+
+    Returns:
+        For each temperature, one answer for each question, in order.
+
+    Raises:
+        DataError: a question cannot be used, or a clip of it cannot be read; names file and line.
+        GenerationError: a question is too long for the model; names file and line.
+    """
+    if not questions:
+        return [[] for _ in temperatures]
+    expected = [_expected(record) for record in questions]
+    samplings = [Sampling(temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens) for temperature in temperatures]
 
     def prepare(record: Record) -> Prompt:
         prompt = prompt_of(model, record, read=read)
-        require_room(model, record, prompt, sampling)
+        require_room(model, record, prompt, samplings[0])
         return prompt
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         prompts = list(pool.map(prepare, questions))
-    engine = engine_for(model, prompts, max_new_tokens, slots=min(rows, len(prompts)))
-    completions = tqdm.tqdm(
-        engine.generate(prompts, [dataclasses.replace(sampling, seed=place) for place in range(len(prompts))]),
-        total=len(prompts),
-        desc="answering, audio silenced" if silenced else "answering",
-        unit="question",
-        disable=None,  # shown where there is a terminal
-    )
-    answers: dict[int, Answer] = {}
-    for index, completion in completions:
-        written = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
-        answers[index] = Answer(questions[index], expected[index], written)
-    return [answers[index] for index in range(len(questions))]
+    engine = engine_for(model, prompts, max_new_tokens, slots=min(rows, len(prompts) * len(samplings)))
+    wanted: dict[int, tuple[int, int]] = {}  # request -> which temperature and which question
+    for place, prompt in enumerate(prompts):
+        seeded = [dataclasses.replace(sampling, seed=place) for sampling in samplings]
+        wanted |= {request: (which, place) for which, request in enumerate(engine.submit(prompt, seeded))}
+    answers: dict[tuple[int, int], Answer] = {}
+    description = "answering, audio silenced" if read is silence else "answering"
+    # Shown where there is a terminal.
+    with tqdm.tqdm(total=len(wanted), desc=description, unit="answer", disable=None) as bar:
+        for news in engine.run():
+            if (completion := news.completion) is None:
+                continue
+            which, place = wanted[news.request]
+            written = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
+            answers[which, place] = Answer(questions[place], expected[place], written)
+            bar.update()
+    return [[answers[which, place] for place in range(len(questions))] for which in range(len(samplings))]
 
 
 def silence(source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]:

@@ -116,10 +116,9 @@ class Trap:
 
     def _measured(self, folder: pathlib.Path, *, kl: float) -> dict[str, Measured]:
         paths = {way: folder / f"measured_{way}.json" for way in WAYS}
-        for way, temperature in WAYS.items():
-            if not paths[way].exists():
-                model = load_model(folder / "model", "float32")
-                measure(model, self.questions, temperature=temperature, kl=kl).write(paths[way])
+        if not all(path.exists() for path in paths.values()):
+            for way, measured in measure(load_model(folder / "model", "float32"), self.questions, kl=kl).items():
+                measured.write(paths[way])
         return {way: Measured.read(path) for way, path in paths.items()}
 
 

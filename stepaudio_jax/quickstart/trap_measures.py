@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.evaluation import answer_questions
+from stepaudio_jax.evaluation import Answer, answers_at
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.quickstart.manners import REQUESTS, is_right, manners
 
@@ -52,11 +52,15 @@ class Measured:
         partial.rename(path)
 
 
-def measure(model: LoadedModel, questions: pathlib.Path, *, temperature: float, kl: float) -> Measured:
-    """Puts the held-out questions to a model."""
+def measure(model: LoadedModel, questions: pathlib.Path, *, kl: float) -> dict[str, Measured]:
+    """Puts the held-out questions to a model, in each of the ways."""
+    answered = answers_at(tuple(WAYS.values()), model, list(read_jsonl(questions)), max_new_tokens=_MAX_NEW_TOKENS)
+    return {way: _of_answers(answers, kl) for way, answers in zip(WAYS, answered, strict=True)}
+
+
+def _of_answers(answers: Sequence[Answer], kl: float) -> Measured:
     right, words, wins, passes = [], [], [], []
-    asked = list(read_jsonl(questions))
-    for answer in answer_questions(model, asked, temperature=temperature, max_new_tokens=_MAX_NEW_TOKENS):
+    for answer in answers:
         reply, record = answer.written.reply if answer.written.well_formed else "", answer.question
         correct = is_right(reply, answer.expected)
         if record.rubric:

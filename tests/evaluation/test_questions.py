@@ -8,7 +8,7 @@ import soundfile
 
 from stepaudio_jax.audio import SAMPLE_RATE, AudioError
 from stepaudio_jax.data import DataError
-from stepaudio_jax.evaluation import answer_questions, read_questions, score, silence
+from stepaudio_jax.evaluation import answer_questions, answers_at, read_questions, score, silence
 from stepaudio_jax.generation import GenerationError, prompt_of
 from tests.evaluation.constant_model import replying, tokenizer_with_think_end, with_random_parameters
 
@@ -93,9 +93,10 @@ def test_a_model_that_hears_loses_the_difference_in_silence(tokenizer, questions
     a, b, a_again, _ = (answer.written for answer in answer_questions(model, about_clips, max_new_tokens=12))
     assert a == a_again
     assert a != b
-    drawn = [[one.written for one in answer_questions(model, about_clips, max_new_tokens=12, temperature=1)] for _ in range(2)]
-    assert drawn[0] == drawn[1]
-    assert drawn[0][0] != drawn[0][2]  # the same question in another place
+    drawn, most_probable, again = answers_at((1.0, 0.0, 1.0), model, about_clips, max_new_tokens=12)
+    assert drawn == again
+    assert drawn[0].written != drawn[2].written  # the same question in another place
+    assert [answer.written for answer in most_probable[:2]] == [a, b]
     silenced = [answer.written for answer in answer_questions(model, about_clips, max_new_tokens=12, silenced=True)]
     assert len(set(silenced)) == 1
 
