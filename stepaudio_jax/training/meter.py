@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
@@ -22,6 +23,8 @@ class Meter:
     def __init__(self, flops_per_step: float, peak_flops: float | None) -> None:
         self.history: list[dict[str, float]] = []  # every metric of the steps of the last `figures`
         self._flops_per_step, self._peak_flops = flops_per_step, peak_flops
+        self._watch = ThreadPoolExecutor(1, thread_name_prefix="stepaudio-meter")
+        self._computed: Future[float] | None = None  # when the last step was
         self._born = time.perf_counter()
         self._useful = 0.0  # seconds of steps that count, so far
         self._compiled = 0.0
@@ -35,10 +38,12 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
+        """Counts the time inside in which no step was being computed as waiting for data."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if self._computed is None or self._computed.done():
+            idle_since = start if self._computed is None else max(start, self._computed.result())
+            self._waited += time.perf_counter() - idle_since
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
@@ -67,6 +72,7 @@ class Meter:
     def add(self, metrics: Metrics) -> None:
         """Takes one step's metrics, still being computed."""
         self._metrics.append(metrics)
+        self._computed = self._watch.submit(_when_computed, metrics)
 
     def figures(self) -> dict[str, float]:
         """Of the steps since the last call.
@@ -102,3 +108,9 @@ class Meter:
         self.history = steps
         self._restart()
         return figures
+
+
+def _when_computed(metrics: Metrics) -> float:
+    """Waits for a step, on a thread of its own: `time.perf_counter()` then."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()

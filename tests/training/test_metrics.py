@@ -1,6 +1,7 @@
 """What is logged: means and throughput, and a file in which every step stands once, whatever happened to the run."""
 
 import json
+import threading
 import time
 
 import jax
@@ -118,6 +119,22 @@ def test_paused_time_is_left_out_and_waiting_is_a_share():
     assert figures["steps_per_second"] <= 1 / 0.1
     assert figures["data_wait_share"] >= 0.1 / (elapsed - 0.5)
     assert figures["data_wait_share"] <= 1
+
+
+def test_data_that_comes_while_a_step_is_computed_was_not_waited_for(monkeypatch):
+    meter, computed = Meter(1e12, None), threading.Event()
+    monkeypatch.setattr("jax.block_until_ready", lambda _: computed.wait(60))
+    meter.add(step_metrics(1.0))
+    with meter.waiting_for_data():
+        time.sleep(0.3)
+    started = time.perf_counter()
+    with meter.waiting_for_data():
+        time.sleep(0.2)
+        computed.set()
+        time.sleep(0.3)
+    in_second, figures = time.perf_counter() - started, meter.figures()
+    waited = figures["data_wait_share"] / figures["steps_per_second"]  # seconds, of one step
+    assert 0.1 <= waited <= in_second - 0.2
 
 
 def test_utilization_follows_from_the_formula_and_the_chips_peak():
