@@ -63,7 +63,7 @@ class JudgeConfig:
     table: tuple[float, ...] = ()  # phi, level by level (see rl.comparison.Scale)
     spread: float | None = None  # phi's temperature
     max_tokens: int = 1024
-    timeout_s: float = 60.0
+    timeout_s: float = 60.0  # without a word from the server
     retries: int = 4
     concurrency: int = 8
     most_abstentions: float = 0.2  # share of a step's pairs; more end the run, with everything saved
@@ -71,6 +71,8 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if bool(self.url) != bool(self.model):
             raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"url={self.url!r} must begin with http:// or https://")
         if self.folder and self.url:
             raise ConfigError(f"folder={self.folder!r} and url={self.url!r} are two judges: give one")
         if not 0 <= self.most_abstentions <= 1:
@@ -101,7 +103,7 @@ class PolicyConfig:
     importance_limit: float | None = None  # truncates the weights that correct for the engine's arithmetic; None: none
     epochs: int = 1
     minibatches: int = 1  # updates an epoch, each from an equal share of the prompts
-    keep_right: tuple[int, int] | None = None  # learn from prompts with so many right replies only, least and most
+    keep_right: tuple[int, int] | None = None  # of prompts with a verifier, learn from those with so many right replies only
 
     def __post_init__(self) -> None:
         for name in ("discount", "trace_decay"):
@@ -155,6 +157,14 @@ class RLConfig:
             raise ConfigError(
                 f"rollout.prompts={self.rollout.prompts} must be a multiple of policy.minibatches={self.policy.minibatches}"
             )
+        for reward in self.rewards:
+            if reward.overlong_weight and not 0 <= reward.overlong_free < self.rollout.max_new_tokens:
+                raise ConfigError(
+                    f"overlong_free={reward.overlong_free} must lie between 0 and rollout.max_new_tokens="
+                    f"{self.rollout.max_new_tokens}, where the penalty is whole"
+                )
+        if self.policy.keep_right is not None and not any(reward.verifier_weight for reward in self.rewards):
+            raise ConfigError(f"policy.keep_right={self.policy.keep_right} counts right replies, and no reward has a verifier")
         if self.policy.keep_right is not None and self.policy.keep_right[1] > self.rollout.samples:
             raise ConfigError(f"policy.keep_right={self.policy.keep_right} exceeds rollout.samples={self.rollout.samples}")
 

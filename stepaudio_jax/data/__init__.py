@@ -4,7 +4,7 @@ from stepaudio_jax.data.assembly import abstract_batch, batch_shape, outputs_per
 from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch
 from stepaudio_jax.data.check import SourceReport, check_sources
 from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, read_jsonl, require_audio
-from stepaudio_jax.data.order import training_streams
+from stepaudio_jax.data.order import Visit, training_streams
 from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
 from stepaudio_jax.data.preparation import BadAudioError, TooLongError
 from stepaudio_jax.data.record import Criterion, DataError, Record
@@ -22,6 +22,7 @@ __all__ = [
     "Record",
     "SourceReport",
     "TooLongError",
+    "Visit",
     "abstract_batch",
     "batch_shape",
     "batches",

@@ -18,7 +18,7 @@ _REWARDED: tuple[tuple[str, str, str, Scale], ...] = (
     ("well_formed", "Well-formed", "share of replies", "from zero"),
     ("truncated", "Truncated", "share of replies", "from zero"),
     ("abstained", "Abstentions of the judge", "share of replies", "from zero"),
-    ("distinct_2", "Distinct pairs of words", "share", "from zero"),
+    ("distinct_2", "Distinct pairs of tokens", "share", "from zero"),
 )
 
 

@@ -19,7 +19,8 @@ from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.prompt import Prompt, ReadAudio, bucket, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
-from stepaudio_jax.models import CacheDtype, Parameters, quantize_weights
+from stepaudio_jax.models import CacheDtype, Parameters, abstract_parameters, logical_axes, quantize_weights
+from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 PathLike = str | pathlib.Path
@@ -37,19 +38,25 @@ class LoadedModel:
     int8_weights: bool = False
 
 
-def load_model(folder: PathLike, dtype: FloatDtype | None = None, *, int8_weights: bool = False) -> LoadedModel:
+def load_model(
+    folder: PathLike, dtype: FloatDtype | None = None, *, int8_weights: bool = False, mesh: Mesh | None = None
+) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
     Args:
         folder: either kind.
         dtype: of weights and computation; by default bfloat16, and float32 on a CPU, which computes it faster.
         int8_weights: keep the decoder's matrices in int8, for generating only.
+        mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
-    parameters = hub.read_parameters(folder, dtype=dtype)
+    shardings = None
+    if mesh is not None:
+        shardings = parameter_shardings(logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh)
+    parameters = hub.read_parameters(folder, dtype=dtype, shardings=shardings)
     if int8_weights:
         parameters = quantize_weights(config, parameters)
     return LoadedModel(os.fspath(folder), config, parameters, hub.load_tokenizer(folder), compute, int8_weights)

@@ -159,6 +159,7 @@ class Engine:
         """
         if self.busy:
             raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
+        self._parameters = {}  # the old ones go before the new ones come
         self._parameters = self._placed(parameters)
 
     def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:

@@ -23,10 +23,14 @@ class JudgeAnswer:
 class AnswerCache:
     """Answers by the hash of what was asked; in a file, one JSON object a line, which is only ever added to.
 
-    Of several processes the first reads and writes the file, and tells the others what it held.
+    Of several processes the first reads and writes the file, and tells the others what it held where they answer by it too.
+
+    Args:
+        path: the file; None keeps the answers in memory only.
+        shared: whether every process needs what the file held.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None):
+    def __init__(self, path: str | os.PathLike[str] | None, *, shared: bool):
         self._answers: dict[str, JudgeAnswer] = {}
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
@@ -34,8 +38,9 @@ class AnswerCache:
             return
         if jax.process_index() == 0:
             self._open(pathlib.Path(path))
-        held = gather_json({key: dataclasses.asdict(answer) for key, answer in self._answers.items()})[0]
-        self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
+        if shared:
+            held = gather_json({key: dataclasses.asdict(answer) for key, answer in self._answers.items()})[0]
+            self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
 
     def _open(self, file: pathlib.Path) -> None:
         """Reads the file's answers, and opens it behind the last of them."""
@@ -47,7 +52,10 @@ class AnswerCache:
                     if not line.endswith(b"\n"):
                         break  # it was being written when the process died
                     value = json.loads(line)
-                    self._answers[value["key"]] = JudgeAnswer(value["text"], value["truncated"])
+                    if value["text"] is None:
+                        self._answers.pop(value["key"], None)
+                    else:
+                        self._answers[value["key"]] = JudgeAnswer(value["text"], value["truncated"])
                     whole += len(line)
         opened = file.open("r+b" if file.exists() else "wb")
         opened.truncate(whole)
@@ -64,6 +72,15 @@ class AnswerCache:
         """Keeps an answer; it is on disk when this returns."""
         with self._lock:
             self._answers[key] = answer
-            if self._file is not None:
-                self._file.write(json.dumps({"key": key, **dataclasses.asdict(answer)}, ensure_ascii=False).encode() + b"\n")
-                self._file.flush()
+            self._write({"key": key, **dataclasses.asdict(answer)})
+
+    def forget(self, key: str) -> None:
+        """Keeps an answer no longer, if there is one: the judge will be asked again."""
+        with self._lock:
+            if self._answers.pop(key, None) is not None:
+                self._write({"key": key, "text": None})
+
+    def _write(self, line: dict[str, object]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()

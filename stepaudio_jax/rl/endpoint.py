@@ -24,7 +24,7 @@ class Endpoint:
         model: its name there.
         key_variable: the environment variable that holds the key; empty for a server that wants none.
         temperature, max_tokens: of its answers.
-        timeout_s: of one request.
+        timeout_s: without a word from the server.
         retries: after the first attempt; each waits twice as long as the one before, or as long as the server asks for.
         first_wait_s: before the first retry.
     """
@@ -71,7 +71,7 @@ class Endpoint:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                     return _answer(response.read())
             except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {error.read(200).decode(errors='replace')}"
+                problem = f"status {error.code}: {_beginning(error)}"
                 if error.code not in _TRY_AGAIN and error.code < 500:
                     raise JudgeError(f"{self.url} refuses the question, {problem}") from None
                 asked = error.headers.get("Retry-After", "")
@@ -79,6 +79,14 @@ class Endpoint:
             except (OSError, http.client.HTTPException, _NoAnswerError) as error:  # no server, a time-out, half an answer
                 problem = f"{type(error).__name__}: {error}"
         raise JudgeError(f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}")
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    """Of the page that says what was wrong; the server may break off in it."""
+    try:
+        return error.read(200).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as broken:
+        return f"({type(broken).__name__}: {broken})"
 
 
 class _NoAnswerError(ValueError):

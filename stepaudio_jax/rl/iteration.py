@@ -81,14 +81,15 @@ class Iteration:
         rollout = self._stage.rl.rollout
         began, encoded = time.perf_counter(), self._hearing.encoded
         parameters = self._definition.folded(policy_parameters(state))
-        records = self._stream.records(step - 1, rollout.prompts)
+        asked = self._stream.of_step(step - 1, rollout.prompts)
+        records, prompts = [one.record for one in asked], [one.prompt for one in asked]
         for record in records:
             self._rewards.require(record)
-        prompts = self._stream.prompts(step, records)
         self._features = self._hearing.features(parameters, prompts)
         prompts = self._hearing.heard(parameters, prompts, self._features)
         heard = time.perf_counter()
         self._engine.set_parameters(parameters)
+        del parameters  # the engine has its own; of a policy with narrow matrices these are a whole decoder
         written: dict[int, Rollout] = {}
         seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
         for number, one in roll_out(self._engine, prompts, records, rollout, self._tokenizer, seed):
@@ -99,7 +100,12 @@ class Iteration:
         rewards = self._rewards(rollouts)
         judged = time.perf_counter()
         seconds = {"seconds/hear": heard - began, "seconds/rollout": ended - heard, "seconds/reward": judged - ended}
-        return rollouts, rewards, seconds | {"clips_encoded": float(self._hearing.encoded - encoded)}
+        counts = {"clips_encoded": self._hearing.encoded - encoded, "skipped_records": sum(one.skipped for one in asked)}
+        return rollouts, rewards, seconds | {name: float(count) for name, count in counts.items()}
+
+    def close(self) -> None:
+        """Lets the judge go."""
+        self._rewards.close()
 
     def learn(
         self, state: TrainState, rollouts: Sequence[Rollout], rewards: Sequence[Reward], controller: KLController
@@ -124,6 +130,8 @@ class Iteration:
             passed = Passed(old, passed.reference if moved and keeps_reference(self._stage) else old, passed.values)
         figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
         figures |= rollout_figures(rollouts, rewards, self._tokenizer) | _pass_figures(rollouts, passed, found)
+        if not keeps_reference(self._stage):
+            del figures["reply_kl"]
         figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}
         if keeps_reference(self._stage):
             controller.update(figures["reply_kl"], len(rollouts))
@@ -173,7 +181,7 @@ def make_judge(config: Config, stage: StageConfig, mesh: Mesh) -> Judge | None:
     """The judge that a stage asks for, if any; its answers are kept in the run folder."""
     asked = stage.rl.judge
     if asked.folder:
-        loaded = load_model(asked.folder, config.compute.dtype)
+        loaded = load_model(asked.folder, config.compute.dtype, mesh=mesh)
         model = ModelJudge(loaded, slots=asked.slots, max_tokens=asked.max_tokens, mesh=mesh)
         name: str = model.name
         ask: Any = model

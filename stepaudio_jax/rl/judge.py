@@ -86,7 +86,7 @@ class Judge:
         self._ask: Any = ask
         self._together = together
         self._prompt = prompt
-        self._answers = AnswerCache(cache)
+        self._answers = AnswerCache(cache, shared=together)
         self._most_abstentions = most_abstentions
         self._pool = ThreadPoolExecutor(concurrency)
         self._asking: dict[str, Future[str]] = {}
@@ -103,7 +103,8 @@ class Judge:
         """Judges every pair, in order.
 
         Raises:
-            JudgeError: more of them than allowed have no verdict; what was answered is in the cache.
+            JudgeError: more of them than allowed have no verdict. Verdicts are in the cache; what was none is asked again the
+                next time, of a judge that has been mended.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
         failures = self._ask_together(questions) if self._together else self._ask_each(questions)
@@ -114,11 +115,18 @@ class Judge:
             sides = (side for one in abstained for side in (one.forwards, one.backwards))
             reasons = ", ".join(sorted({side.reason for side in sides if isinstance(side, Abstention)}))
             first = f"; {next(iter(failures.values()))}" if failures else ""
+            for (text, _), verdict in zip(questions, verdicts, strict=True):
+                if isinstance(verdict, Abstention):
+                    self._answers.forget(self._key(text))
             raise JudgeError(
                 f"the judge {self._name} gave no verdict on {len(abstained)} of {len(judgements)} pairs ({reasons}), more than "
                 f"{self._most_abstentions:.0%} of them{first}"
             )
         return judgements
+
+    def close(self) -> None:
+        """Gives up the questions that wait to be asked."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask_each(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
         """Asks what the cache cannot answer, in the first process; returns what went wrong, by key."""

@@ -40,8 +40,8 @@ def token_advantages(
 ) -> Advantages:
     """Advantages by the configured baseline.
 
-    A rollout is not learnt from where the judge abstained, nor where too few or too many replies to its prompt are right
-    (`config.keep_right`): such a prompt teaches nothing yet, or nothing more (Step-Audio-R1, section 3.3).
+    A rollout is not learnt from where the judge abstained, nor where too few or too many replies to its prompt are right by
+    the verifier (`config.keep_right`): such a prompt teaches nothing yet, or nothing more (Step-Audio-R1, section 3.3).
 
     Args:
         rollouts: those of a prompt together.
@@ -88,7 +88,8 @@ def _valid(rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: Polic
         least, most = config.keep_right
         groups = np.array([rollout.group for rollout in rollouts])
         right = np.bincount(groups, [float(reward.right is True) for reward in rewards])
-        valid &= ((least <= right) & (right <= most))[groups]
+        unverified = np.array([reward.right is None for reward in rewards])
+        valid &= unverified | ((least <= right) & (right <= most))[groups]
     return valid
 
 

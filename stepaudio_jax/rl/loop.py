@@ -3,7 +3,11 @@
 import contextlib
 import dataclasses
 
+import jax
+
+from stepaudio_jax import hub
 from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig
+from stepaudio_jax.data import DataError
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.judge import JudgeError
@@ -27,6 +31,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     Raises:
         InterruptedRunError: SIGTERM came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
+        DataError: a record cannot be used; everything before the step is saved.
         JudgeError: the judge abstained too often; everything before the step is saved.
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
@@ -43,7 +48,12 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
         iteration = Iteration(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)
-        with contextlib.closing(writer), contextlib.closing(samples), progress_bar(stage.name, stage.steps, done) as bar:
+        with (
+            contextlib.closing(iteration),
+            contextlib.closing(writer),
+            contextlib.closing(samples),
+            progress_bar(stage.name, stage.steps, done) as bar,
+        ):
             for step in range(done + 1, stage.steps + 1):
 
                 def save() -> None:
@@ -53,6 +63,10 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     rollouts, rewards, seconds = iteration.write(state, step)
                 except JudgeError:
                     save()
+                    raise
+                except DataError:
+                    if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
+                        save()
                     raise
                 state, figures = iteration.learn(state, rollouts, rewards, controller)
                 figures |= seconds
@@ -82,6 +96,7 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
 
     Raises:
         DataError, ConfigError: naming file and line, or the key.
+        CheckpointError: the judge's folder holds no model.
     """
     stream = PromptStream(stage.data, tokenizer, model, seed=0, new_tokens=stage.rl.rollout.max_new_tokens)
     try:
@@ -89,11 +104,13 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
         JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.levels)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
+    if stage.rl.judge.folder:
+        hub.read_model_config(stage.rl.judge.folder)
     for source in stream.sources:
         records = [source[number] for number in range(min(_LOOKED_AT, len(source)))]
         for record in records:
             rewards.require(record)
-        stream.prompts(0, records[:_READ])
+        stream.check(records[:_READ])
 
 
 POLICY_STAGE = StageKind(check_policy_stage, run_policy_stage)

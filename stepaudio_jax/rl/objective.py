@@ -120,12 +120,6 @@ def truncated_importance(old_logprobs: jax.Array, sampler_logprobs: jax.Array, *
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs)[0]), most))
 
 
-def mismatch(trainer_logprobs: jax.Array, sampler_logprobs: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean over weighted tokens of exp(|difference|): 1 where engine and trainer agree."""
-    difference = jnp.abs(log_ratio(trainer_logprobs, sampler_logprobs)[0])
-    return jnp.sum(at(jnp.exp(difference), weights) * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
-
-
 @dataclasses.dataclass
 class KLController:
     """The KL penalty's coefficient, adapted towards a target (Ziegler et al. 2019, section 2.2); its state is `coefficient`.

@@ -8,7 +8,7 @@ from stepaudio_jax.data import DataError, Record
 from stepaudio_jax.rl.comparison import Scale, flips, preference, rubric_reward, rubric_score
 from stepaudio_jax.rl.judge import Judge, Judgement, Pair
 from stepaudio_jax.rl.rollouts import Rollout
-from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty
+from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty, require_answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +54,25 @@ class Rewards:
             raise DataError(f"{record.origin}: its reward has verifier_weight, and the record has no 'answer'")
         if reward.judge_weight and record.reference_reply is None:
             raise DataError(f"{record.origin}: its reward has judge_weight, and the record has no 'reference_reply'")
+        if reward.judge_weight and record.rubric and not any(criterion.weight > 0 for criterion in record.rubric):
+            raise DataError(
+                f"{record.origin}: its rubric has no criterion of a positive weight: every reply would score the same"
+            )
+        if reward.verifier_weight and record.answer is not None:
+            try:
+                require_answer(reward.verifier, record.answer)
+            except ValueError as error:
+                raise DataError(f"{record.origin}: {error}") from None
 
     def ask_ahead(self, rollout: Rollout) -> None:
         """Lets the judge begin with a rollout while others are still being written."""
         if self._judge is not None and self._is_judged(rollout):
             self._judge.ask_ahead(_pair(rollout))
+
+    def close(self) -> None:
+        """Lets the judge go."""
+        if self._judge is not None:
+            self._judge.close()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         """The reward of every rollout.

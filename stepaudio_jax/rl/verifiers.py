@@ -12,7 +12,7 @@ Verifier = Callable[[str, str], float]
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 _CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-Z])\)?(?![A-Za-z'])")
-_YES, _NO = ("yes", "true", "是", "对"), ("no", "false", "不是", "不对", "否")
+_YES, _NO = ("yes", "true", "是的", "是", "对的", "对"), ("no", "false", "不是", "不对", "不", "否")
 _PUNCTUATION = " \t\n.,;:!?\"'()[]。，！？；：“”"
 
 
@@ -22,21 +22,21 @@ def exact_text(reply: str, answer: str) -> bool:
 
 
 def number(reply: str, answer: str) -> bool:
-    """The last number in the reply is the answer; 1,000 is 1000, and 2.50 is 2.5."""
+    """The last number in the reply is the one in the answer; 1,000 is 1000, 2.50 is 2.5, and units do not matter."""
     found = _NUMBER.findall(reply)
-    return bool(found) and _value(found[-1]) == _value(answer)
+    return bool(found) and _value(found[-1]) == _value(_only(_NUMBER, answer, "number"))
 
 
 def choice(reply: str, answer: str) -> bool:
-    """The last letter in the reply that stands alone, as B, (B) or B., is the answer."""
+    """The last letter in the reply that stands alone, as B, (B) or B., is the one in the answer."""
     found = _CHOICE.findall(reply)
-    return bool(found) and found[-1] == answer.strip(_PUNCTUATION).upper()
+    return bool(found) and found[-1] == _chosen(answer)
 
 
 def yes_or_no(reply: str, answer: str) -> bool:
     """The reply begins with yes or with no (English or Chinese), and the answer with the same one."""
-    said, right = _polarity(reply), _polarity(answer)
-    return said is not None and said == right
+    said = _polarity(reply)
+    return said is not None and said == _polarity(answer)
 
 
 def pattern(reply: str, answer: str) -> bool:
@@ -47,6 +47,32 @@ def pattern(reply: str, answer: str) -> bool:
 VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {"exact_text": exact_text, "number": number, "choice": choice, "yes_or_no": yes_or_no, "pattern": pattern}
 )
+
+
+_ANSWERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
+    {
+        "exact_text": lambda answer: _plain(answer) or None,
+        "number": lambda answer: _only(_NUMBER, answer, "number"),
+        "choice": lambda answer: _chosen(answer),
+        "yes_or_no": lambda answer: _polarity(answer),
+        "pattern": re.compile,
+    }
+)
+"""What each of `VERIFIERS` looks for in an answer: None, or an error, where there is nothing of the kind."""
+
+
+def require_answer(name: str, answer: str) -> None:
+    """Checks that a reply can be right: that an answer is of the kind that a verifier compares with.
+
+    Raises:
+        ValueError: it is not, and why.
+    """
+    try:
+        found = _ANSWERS.get(name, str)(answer)  # what a verifier of the user's takes is not known
+    except re.error as error:
+        raise ValueError(f"the answer {answer!r} is no regular expression: {error}") from None
+    if found is None:
+        raise ValueError(f"no reply can be right: verifier={name!r} finds nothing to compare with in the answer {answer!r}")
 
 
 def find_verifier(name: str) -> Verifier:
@@ -85,15 +111,27 @@ def _plain(text: str) -> str:
     return " ".join(text.strip(_PUNCTUATION).lower().split())
 
 
-def _value(text: str) -> float | None:
-    match = _NUMBER.fullmatch(text.strip(_PUNCTUATION))
-    return None if match is None else float(match[0].replace(",", ""))
+def _value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _only(kind: re.Pattern[str], answer: str, name: str) -> str:
+    """The one thing of its kind in an answer."""
+    found: list[str] = kind.findall(answer)
+    if len(found) != 1:
+        raise ValueError(f"the answer {answer!r} must have one {name}, and has {len(found)}")
+    return found[0]
+
+
+def _chosen(answer: str) -> str:
+    """The letter of an answer; one that is nothing else may be small."""
+    bare = answer.strip(_PUNCTUATION)
+    return bare.upper() if len(bare) == 1 and bare.isascii() and bare.isalpha() else _only(_CHOICE, answer, "letter")
 
 
 def _polarity(text: str) -> bool | None:
     said = _plain(text)
     for value, words in ((False, _NO), (True, _YES)):
-        for word in words:
-            if said == word or said.startswith((f"{word} ", f"{word},", f"{word}.", f"{word}，", f"{word}。")):
-                return value
+        if any(said == word or (said.startswith(word) and said[len(word)] in _PUNCTUATION) for word in words):
+            return value
     return None

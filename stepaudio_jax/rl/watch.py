@@ -1,6 +1,7 @@
 """What to watch besides the reward, which looks healthy while replies turn terse: by source, and in total."""
 
 import collections
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -28,12 +29,12 @@ def rollout_figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], toke
 
 
 def _figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer) -> dict[str, float]:
-    replies = [rollout.written.reply for rollout in rollouts]
-    pairs = [pair for reply in replies for pair in zip(reply.split(), reply.split()[1:], strict=False)]
+    replies = [tokenizer.encode(rollout.written.reply) for rollout in rollouts]
+    pairs = [pair for reply in replies for pair in itertools.pairwise(reply)]
     values = [reward.value for reward in rewards if reward.value is not None]
     figures = {
         "abstained": float(np.mean([reward.value is None for reward in rewards])),
-        "reply_tokens": float(np.mean([len(tokenizer.encode(reply)) for reply in replies])),
+        "reply_tokens": float(np.mean([len(reply) for reply in replies])),
         "reasoning_tokens": float(np.mean([len(tokenizer.encode(rollout.written.reasoning)) for rollout in rollouts])),
         "completion_tokens": float(np.mean([len(rollout.reply) for rollout in rollouts])),
         "well_formed": float(np.mean([rollout.written.well_formed for rollout in rollouts])),
@@ -45,7 +46,9 @@ def _figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: 
     parts: dict[str, list[float]] = collections.defaultdict(list)
     for reward in rewards:
         for name, value in reward.parts.items():
-            parts[name].append(value)
+            # Where a rubric rewards, the preference is only looked at: the win rate is that of the other replies.
+            beside = name == "preference" and "rubric" in reward.parts
+            parts["preference_beside_rubric" if beside else name].append(value)
     figures |= {f"reward_{name}": float(np.mean(of_part)) for name, of_part in parts.items()}
     if parts["preference"]:
         figures["win_rate"] = float(np.mean([np.sign(value) / 2 + 0.5 for value in parts["preference"]]))

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoin
 
 # These change what is kept and shown, and where it is computed, not what is computed: a continued run may differ in them.
 _FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "profile_steps", "skipped_steps_allowed")
+# So do these of a judge, which may have to be mended for a run to go on: where it is, and what it may take.
+_JUDGE_FREE_TO_CHANGE = re.compile(
+    r"stages\.\d+\.rl\.judge\.(url|key_variable|max_tokens|timeout_s|retries|concurrency|slots|most_abstentions)"
+)
 
 
 def require_same_run(config: Config) -> None:
@@ -37,7 +42,7 @@ def require_same_run(config: Config) -> None:
     except ValueError:
         raise ConfigError(f"{path} is not JSON, so it is no run's: choose another run_dir, or remove that file") from None
     differing = sorted(_differences(earlier, to_dict(config)))
-    differing = [key for key in differing if key.split(".")[0] not in _FREE_TO_CHANGE]
+    differing = [key for key in differing if not _is_free_to_change(key)]
     if differing:
         raise ConfigError(
             f"{run_dir} holds a run with another configuration (differs in {', '.join(differing)}): "
@@ -55,6 +60,10 @@ def claim_run_folder(config: Config) -> pathlib.Path:
         os.replace(partial, run_dir / CONFIG)
     multihost_utils.sync_global_devices("run folder claimed")
     return run_dir
+
+
+def _is_free_to_change(key: str) -> bool:
+    return key.split(".")[0] in _FREE_TO_CHANGE or _JUDGE_FREE_TO_CHANGE.fullmatch(key) is not None
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

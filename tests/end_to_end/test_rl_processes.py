@@ -47,6 +47,24 @@ def alone(folder):
     return run_on(folder, "alone", 1, 1, ["--config.mesh.fsdp=1"])
 
 
+def test_a_judge_of_our_own_judges_in_two_processes_as_in_one(folder):
+    judge = (
+        'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", levels=3, max_tokens=96, slots=4, most_abstentions=1.0'
+    )
+    config = CONFIG.format(folder=str(folder), url="http://unused", steps=1)
+    replaced = config.replace('url=\'http://unused\', model="judge", key_variable=""', judge)
+    assert judge in replaced
+    (folder / "own.py").write_text(replaced, encoding="utf-8")
+    found = []
+    for name, processes, devices, mesh in (("own_one", 1, 1, []), ("own_two", 2, 2, ["--config.mesh.data=2"])):
+        train_in(processes, devices, [f"--config={folder / 'own.py'}", f"--config.run_dir={folder / name}", *mesh])
+        found += metrics(folder / name)
+    one, two = found
+    assert one["abstained"] == two["abstained"] < 1
+    assert two["reward"] == pytest.approx(one["reward"], abs=1e-6)
+    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_update_is_that_of_one_device(folder, alone, layout):
     name = layout.replace(" ", "_")

@@ -39,6 +39,11 @@ def even(reply: str, answer: str) -> bool:
     return sum(map(ord, reply)) % 2 == 0
 
 
+def never(reply: str, answer: str) -> bool:
+    """A reward that no reply gets: `tests.rl.small_stage:never`."""
+    return False
+
+
 @functools.cache
 def base() -> LoadedModel:
     """The model, loaded once."""

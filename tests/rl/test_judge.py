@@ -35,6 +35,14 @@ def pair(reply, reference, *rubric):
     return Pair(dialogue, reply, reference, tuple(Criterion(text, 1.0) for text in rubric))
 
 
+def stall_in_an_error_page(handler):
+    handler.send_response(502)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.flush()
+    time.sleep(0.5)
+
+
 PAIRS = [pair("x" * length, "yyy") for length in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)]
 
 
@@ -96,8 +104,9 @@ def broken(handler):
         lambda number, handler: broken(handler),
         lambda number, handler: handler.reply(200, b"<html>") or True,
         lambda number, handler: handler.reply(200, {"choices": []}) or True,
+        lambda number, handler: stall_in_an_error_page(handler) or True,
     ],
-    ids=["slow", "failing", "half an answer", "not JSON", "no choice"],
+    ids=["slow", "failing", "half an answer", "not JSON", "no choice", "stalls in an error page"],
 )
 def test_one_that_never_answers_abstains(server, trouble):
     server.trouble = trouble
@@ -121,6 +130,20 @@ def test_a_server_that_dies_leaves_what_it_answered(server, tmp_path):
     judge = make_judge(server, cache, settings)
     assert all(judgement.verdicts for judgement in judge.judge(PAIRS))
     assert judge.asked == 20 - answered
+
+
+def test_what_gave_no_verdict_is_asked_again_once_the_judge_is_mended(server, tmp_path):
+    cache = tmp_path / "judge.jsonl"
+    empty = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
+    server.trouble = lambda number, handler: number > 8 and (handler.reply(200, empty) or True)
+    with pytest.raises(JudgeError, match=r"no verdict on 6 of 10 pairs \(empty\)"):
+        make_judge(server, cache, concurrency=1).judge(PAIRS)
+    server.trouble = lambda number, handler: False
+    judge = make_judge(server, cache)
+    assert all(judgement.verdicts for judgement in judge.judge(PAIRS))
+    assert judge.asked == 12
+    assert make_judge(server, cache).judge(PAIRS) == judge.judge(PAIRS)
+    assert len(server.requests) == 20 + 12
 
 
 def test_what_will_not_pass_is_not_tried_again(server):

@@ -45,7 +45,9 @@ def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts
 
 def test_equal_rewards_change_nothing(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=2)
-    rl = dataclasses.replace(config.stages[0].rl, rewards=(RewardConfig(verifier="choice", verifier_weight=1.0),))
+    rl = dataclasses.replace(
+        config.stages[0].rl, rewards=(RewardConfig(verifier="tests.rl.small_stage:never", verifier_weight=1.0),)
+    )
     after, steps = run_stage(dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], rl=rl),)))
     assert [figures["reward_std"] for figures in steps] == [0, 0]
     assert steps[0]["gradient_norm"] == 0

@@ -11,7 +11,6 @@ from stepaudio_jax.rl.objective import (
     at,
     kl_estimate,
     kl_loss,
-    mismatch,
     policy_loss,
     truncated_importance,
     value_loss,
@@ -164,11 +163,9 @@ def test_junk_where_there_is_no_weight_reaches_nothing(drawn, junk):
         np.testing.assert_array_equal(np.where(drawn["mask"] > 0, ours, 0), np.where(drawn["mask"] > 0, theirs, 0))
 
 
-def test_mismatch_of_sampler_and_trainer_is_measured_and_truncated():
+def test_the_weight_for_what_another_engine_wrote_is_truncated():
     trainer = jnp.asarray([-1.0, -2.0, -3.0, jnp.nan])
     sampler = jnp.asarray([-1.1, -2.0, -6.0, 0.0])
-    weights = jnp.asarray([1.0, 1.0, 1.0, 0.0])
-    assert float(mismatch(trainer, sampler, weights)) == pytest.approx((np.exp(0.1) + 1 + np.exp(3)) / 3, rel=1e-5)
     np.testing.assert_allclose(truncated_importance(trainer, sampler, most=2.0)[:3], [np.exp(0.1), 1, 2], rtol=1e-5)
 
 

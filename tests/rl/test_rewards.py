@@ -114,6 +114,11 @@ def test_a_record_without_what_its_reward_needs_is_named():
     with pytest.raises(DataError, match=r"file:1: .* has no 'reference_reply'"):
         rewards.require(rollout().record)
     rewards.require(rollout(reference_reply="x").record)
+    with pytest.raises(DataError, match=r"file:1: its rubric has no criterion of a positive weight"):
+        rewards.require(rollout(reference_reply="x", rubric=(Criterion("rude", -1.0),)).record)
+    numbers = Rewards(RLConfig(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None)
+    with pytest.raises(DataError, match=r"file:1: the answer 'seven' must have one number"):
+        numbers.require(rollout(answer="seven").record)
 
 
 def passed(rollouts, old=0.0, reference=0.0, values=0.0):
@@ -128,6 +133,25 @@ def test_prompts_that_are_too_hard_or_too_easy_are_left_out():
     assert found.valid.tolist() == [False] * 4 + [True] * 4 + [False] * 4
     weights = loss_weights(rollouts, found.valid, PolicyConfig())
     assert [float(weight.sum()) for weight in weights] == pytest.approx([0] * 4 + [0.25] * 4 + [0] * 4)
+
+
+def test_prompts_without_a_verifier_are_neither_too_hard_nor_too_easy():
+    rollouts = [rollout(group=group) for group in range(2) for _ in range(2)]
+    rewards = [Reward(0.0, {}, False), Reward(0.0, {}, False), Reward(0.5, {}), Reward(None, {})]
+    found = token_advantages(rollouts, rewards, passed(rollouts), PolicyConfig(keep_right=(1, 2)), beta=0)
+    assert found.valid.tolist() == [False, False, True, False]
+
+
+def test_settings_that_could_not_work_are_told():
+    with pytest.raises(ConfigError, match=r"overlong_free=10 must lie between 0 and rollout.max_new_tokens=10"):
+        RLConfig(
+            rollout=RolloutConfig(max_new_tokens=10),
+            rewards=(RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_free=10),),
+        )
+    with pytest.raises(ConfigError, match="counts right replies, and no reward has a verifier"):
+        RLConfig(rewards=(RewardConfig(format_weight=1.0),), policy=PolicyConfig(keep_right=(1, 2)))
+    with pytest.raises(ConfigError, match="must begin with http"):
+        JudgeConfig(url="localhost:8000/v1", model="m")
 
 
 def test_advantages_compare_the_replies_to_one_prompt():

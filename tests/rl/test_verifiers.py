@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty
+from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty, require_answer
 from stepaudio_jax.text import ParsedReply
 
 
@@ -31,12 +31,38 @@ from stepaudio_jax.text import ParsedReply
         ("yes_or_no", "incorrect", "no", False),
         ("yes_or_no", "不是", "no", True),
         ("yes_or_no", "是", "yes", True),
+        ("yes_or_no", "是的，是他", "yes", True),
+        ("yes_or_no", "不，不是", "no", True),
+        ("yes_or_no", "Yes! It is", "yes", True),
+        ("yes_or_no", "不知道", "no", False),
+        ("number", "About 10 percent", "10%", True),
+        ("choice", "It is (B)", "(B) cats", True),
         ("pattern", "cat 12", r"cat \d+", True),
         ("pattern", "a cat 12", r"cat \d+", False),
     ],
 )
 def test_verifiers(verifier, reply, answer, right):
     assert find_verifier(verifier)(reply, answer) is right
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "problem"),
+    [
+        ("exact_text", " ", "no reply can be right"),
+        ("number", "seven", "must have one number, and has 0"),
+        ("number", "7 or 8", "must have one number, and has 2"),
+        ("choice", "cats", "must have one letter, and has 0"),
+        ("yes_or_no", "perhaps", "no reply can be right"),
+        ("pattern", "(", "is no regular expression"),
+    ],
+)
+def test_an_answer_that_no_reply_can_match_is_told(verifier, answer, problem):
+    with pytest.raises(ValueError, match=problem):
+        require_answer(verifier, answer)
+
+
+def test_an_answer_for_a_function_of_the_users_may_be_anything():
+    require_answer("operator:eq", "")
 
 
 def test_a_function_of_the_users_is_found_and_a_wrong_name_is_told():

@@ -56,6 +56,14 @@ def test_what_computes_nothing_may_change(config):
     require_same_run(config)
 
 
+def test_a_judge_may_be_mended_and_not_be_another(config):
+    claim_run_folder(config)
+    for key, value in (("max_tokens", "9"), ("timeout_s", "5"), ("retries", "0"), ("most_abstentions", "0.5")):
+        require_same_run(override(config, f"stages.sft.rl.judge.{key}", value))
+    with pytest.raises(ConfigError, match=r"differs in stages.0.rl.judge.levels\)"):
+        require_same_run(override(config, "stages.sft.rl.judge.levels", "3"))
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"a"', "\xff"])
 def test_a_config_that_is_none_is_refused(config, tmp_path, content):
     folder = tmp_path / "runs" / "one"

@@ -1,0 +1,71 @@
+"""What a step asks: an order that its number decides, and records that cannot be used."""
+
+import json
+
+import pytest
+
+from stepaudio_jax.config import DataConfig, SourceConfig
+from stepaudio_jax.data import DataError
+from stepaudio_jax.rl.prompts import PromptStream
+from tests.rl.small_stage import base, write_prompts
+
+COUNT, STEPS = 4, 3
+
+
+def stream(path, **settings):
+    data = DataConfig(sources=(SourceConfig(path=str(path)),), rows=1, tokens_per_row=160, chunks_per_row=1, **settings)
+    return PromptStream(data, base().tokenizer, base().config, seed=3, new_tokens=8)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_prompts(tmp_path)
+
+
+def asked(prompts):
+    return [[one.record.id for one in prompts.of_step(step, COUNT)] for step in range(STEPS)]
+
+
+def test_a_record_that_cannot_be_used_ends_the_run_or_is_stood_in_for(path):
+    whole = asked(stream(path))
+    (path.parent / "1.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"prompts.jsonl:2: .*1.wav"):
+        asked(stream(path))
+    skipping = stream(path, on_bad_audio="skip")
+    expected = [["p2" if name == "p1" else name for name in of_step] for of_step in whole]
+    assert asked(skipping) == expected != whole
+    assert sum(one.skipped for step in range(STEPS) for one in skipping.of_step(step, COUNT)) == sum(
+        of_step.count("p1") for of_step in whole
+    )
+
+
+def test_one_that_is_too_long_is_skipped_where_that_is_asked_for(path):
+    with pytest.raises(DataError, match=r"frames_per_chunk=.*, and it is 70"):
+        asked(stream(path, frames_per_chunk=70))
+    found = asked(stream(path, frames_per_chunk=70, on_too_long="skip"))
+    assert {name for of_step in found for name in of_step} == {"p0", "p1", "p2", "p3", "p4"}
+
+
+def test_where_none_can_be_used_the_run_ends(path):
+    for clip in path.parent.glob("*.wav"):
+        clip.write_bytes(b"")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "audio" in line]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="3 records one after the other cannot be used"):
+        asked(stream(path, on_bad_audio="skip"))
+
+
+def test_past_reasoning_stays_where_the_policy_was_trained_so(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    turns = [
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "reasoning_content": "pondering", "content": "Yes."},
+        {"role": "user", "content": "Who?"},
+    ]
+    path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    without, kept = (
+        base().tokenizer.decode(stream(path, history_reasoning=kept).of_step(0, 1)[0].prompt.tokens.tolist())
+        for kept in (False, True)
+    )
+    assert "pondering" in kept
+    assert "pondering" not in without
