@@ -171,6 +171,7 @@ def _answer(
                 fitting = [one for one in ahead.window() if one.prompt is not None]
                 prompts = [one.prompt for one in fitting if one.prompt is not None]
                 longest = max(sampling.max_new_tokens for one in fitting for sampling in one.samplings)
+                engine = None  # its slots and its copy of the weights go before those of the next
                 engine = engine_for(model, prompts, longest, slots=slots, cache_dtype=cache_dtype)
             for sample, number in enumerate(engine.submit(request.prompt, request.samplings)):
                 places[number] = (index, sample)
@@ -213,10 +214,7 @@ def _own_sampling(record: Record, sampling: Sampling) -> Sampling:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.sampling.items()
     }
-    try:
-        return dataclasses.replace(sampling, **values)
-    except TypeError as error:
-        raise GenerationError(f"'sampling': {error}; correct the type of the value") from None
+    return dataclasses.replace(sampling, **values)
 
 
 def _line(model: LoadedModel, request: _Request, completions: list[Completion]) -> dict[str, Any]:

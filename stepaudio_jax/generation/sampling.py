@@ -44,6 +44,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "max_new_tokens", "seed"):
+            self._require(name, type(getattr(self, name)) is int, "be a whole number")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            self._require(name, type(getattr(self, name)) in (int, float), "be a number")
+        self._require(
+            "max_reasoning_tokens", type(self.max_reasoning_tokens) in (int, type(None)), "be a whole number, or none"
+        )
+        for name, kind, what in (("stop_tokens", int, "whole numbers"), ("stop_strings", str, "texts")):
+            values = getattr(self, name)
+            self._require(name, type(values) is tuple and all(type(value) is kind for value in values), f"be a list of {what}")
         for name, allowed, range_ in (
             ("temperature", 0 <= self.temperature < math.inf, "be 0 or more, and finite"),
             ("top_k", self.top_k >= 0, "be 0 (all tokens) or more"),
@@ -56,8 +66,11 @@ class Sampling:
             ("stop_strings", all(self.stop_strings), "not be empty strings"),
             ("seed", 0 <= self.seed < 2**32, "lie between 0 and 2**32 - 1"),
         ):
-            if not allowed:
-                raise GenerationError(f"{name}={getattr(self, name)} must {range_}")
+            self._require(name, allowed, range_)
+
+    def _require(self, name: str, allowed: bool, rule: str) -> None:
+        if not allowed:
+            raise GenerationError(f"{name}={getattr(self, name)!r} must {rule}")
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Draw, SamplingArrays, draw
+from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Draw, Sampling, SamplingArrays, draw
 from stepaudio_jax.models import (
     CACHE_LETTERS,
     CacheDtype,
@@ -26,6 +26,7 @@ from stepaudio_jax.models import (
 )
 
 NO_TOKEN = -1
+_NOTHING_ASKED = Sampling(temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +227,9 @@ def decode(
         running = slots.running
         embeddings = model.decoder.embed(slots.token[:, None])
         hidden, caches = model.decoder.extend(layers, embeddings, slots.position, slots.caches, running)
-        settings = dataclasses.replace(slots.settings, temperature=jnp.where(running, slots.settings.temperature, 0))
+        # Of slots that do not run nothing is asked that costs time: a draw, sorting the vocabulary, a penalty.
+        nothing_asked = SamplingArrays.of([_NOTHING_ASKED])
+        settings = jax.tree.map(lambda asked, nothing: jnp.where(running, asked, nothing), slots.settings, nothing_asked)
         logits = constrain(model.logits(hidden)[:, 0], "B", program.compute.rules)
         found = draw(logits, slots.drawn, settings, slots.seen)
         found = jax.lax.cond(

@@ -29,7 +29,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(f"mesh.slices={config.slices}, and the devices lie in {len(slices)} slices")
     if config.slices > 1:
         within = (shape[0] // config.slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(within, (config.slices, 1, 1, 1), devices)
+        across = (config.slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:

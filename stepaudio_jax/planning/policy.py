@@ -157,7 +157,7 @@ def _abstract_batch(config: Config, stage: StageConfig, mesh: Mesh) -> tuple[Rol
 def _engine_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
     """Of the engine's copy of the weights, and of its caches."""
     rollout, compute = stage.rl.rollout, config.compute
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rollout.tensor), devices)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rollout.tensor, slices=config.mesh.slices), devices)
     in_dtype = dataclasses.replace(compute, param_dtype=compute.dtype)
     shapes = jax.eval_shape(unstack, abstract_parameters(config.model, in_dtype))
     weights = jax.tree.map(_at, shapes, weight_shardings(config.model, in_dtype, mesh))

@@ -44,7 +44,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
         else:
             state = start_stage(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
-        done = int(state.step)
+        done, earlier = int(state.step), sum(one.steps for one in config.stages[: run.index])
         iteration = Iteration(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)
@@ -75,7 +75,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 bar.set_postfix({name: f"{figures[name]:.3f}" for name in ("reward", "reply_tokens") if name in figures})
                 writer.write(step, figures)
                 samples.write(step, rollouts, rewards)
-                stopping = run.stop.received(step)
+                stopping = run.stop.received(earlier + step)
                 diverged = int(state.skipped_in_row) > config.skipped_steps_allowed
                 every = config.checkpoint.every_steps
                 if stopping or diverged or step == stage.steps or (every > 0 and step % every == 0):

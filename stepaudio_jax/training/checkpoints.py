@@ -1,15 +1,16 @@
 """Checkpoints of a run: state and data position together, one folder a stage, written while training goes on (Orbax)."""
 
 import contextlib
+import itertools
 import logging
 import pathlib
-import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
+from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import CheckpointConfig
 from stepaudio_jax.hub import CheckpointError
@@ -72,20 +73,27 @@ class StageCheckpoints:
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, its arrays in the shapes, dtypes and shardings of `abstract_state`.
 
-        One that is damaged is set aside, with a warning, and the one before it is taken.
+        One that is damaged is set aside, with a warning, once one before it has been read. Where none can be, the cause may be
+        another (a disk that is away, another version): then all stay where they are.
 
         Raises:
             CheckpointError: none can be read.
         """
-        problems = []
-        while (step := self.latest_step) is not None:
+        problems: dict[int, str] = {}
+        for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
             try:
-                return self._load(step, abstract_state)
+                restored = self._load(step, abstract_state)
             except (ValueError, OSError, KeyError) as error:  # what Orbax and TensorStore raise for what is damaged
-                problems.append(f"{self._folder / str(step)}: {_reason(error)}")
-                logger.warning("damaged checkpoint set aside: %s", problems[-1])
-                self._set_aside(step)
-        raise CheckpointError(f"no checkpoint can be read: {'; '.join(problems)}")
+                problems[step] = f"{self._folder / str(step)}: {_reason(error)}"
+                continue
+            if problems:
+                for problem in problems.values():
+                    logger.warning("damaged checkpoint set aside: %s", problem)
+                self._set_aside(list(problems))
+            return restored
+        raise CheckpointError(
+            f"no checkpoint can be read: {'; '.join(problems.values())}; remove {self._folder} to begin the stage anew"
+        )
 
     def _load(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         loaded = self._checkpointer.load_checkpointables(
@@ -96,13 +104,16 @@ class StageCheckpoints:
         optimizer = jax.tree.unflatten(jax.tree.structure(abstract_state.optimizer), jax.tree.leaves(state["optimizer"]))
         return TrainState(**{**state, "optimizer": optimizer}), loaded[DATA]
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, steps: Sequence[int]) -> None:
         self._checkpointer.close()
         if jax.process_index() == 0:
             aside = self._folder.with_name(f"{self._folder.name}.damaged")
-            shutil.rmtree(aside / str(step), ignore_errors=True)
             aside.mkdir(exist_ok=True)
-            (self._folder / str(step)).rename(aside / str(step))
+            for step in steps:
+                names = itertools.chain([str(step)], (f"{step}.{again}" for again in itertools.count(2)))
+                free = next(name for name in names if not (aside / name).exists())
+                (self._folder / str(step)).rename(aside / free)
+        multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._checkpointer = self._open()
 
     def close(self) -> None:

@@ -8,22 +8,27 @@ and a causal mask halves attention (model FLOPs, as in PaLM: Chowdhery et al. 20
 import math
 from collections.abc import Sequence
 
+import jax
+
 from stepaudio_jax.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, Part, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
+from stepaudio_jax.models import low_rank_tree
 
 
 def step_flops(model: ModelConfig, stage: StageConfig) -> float:
     """Of one step of a stage on one (global) batch, every row full: padding is counted like tokens."""
-    return sum(part_flops(model, stage.data, stage.trainable).values())
+    narrow = jax.tree.leaves(low_rank_tree(model, stage.lora).shapes) if stage.lora.rank else []
+    return sum(part_flops(model, stage.data, stage.trainable, narrow=sum(leaf.size for leaf in narrow)).values())
 
 
-def part_flops(model: ModelConfig, data: DataConfig, trainable: Sequence[Part]) -> dict[Part, float]:
+def part_flops(model: ModelConfig, data: DataConfig, trainable: Sequence[Part], *, narrow: int = 0) -> dict[Part, float]:
     """The same by part of the model.
 
     Args:
         model: the shape.
         data: rows, tokens and audio chunks.
         trainable: the parts with gradients; one before the first of them (encoder, adaptor, decoder) runs forward alone.
+        narrow: parameters of the matrices that learn beside the decoder's (LoRA), through which gradients pass all the same.
     """
     forward = _forward_flops(model, data)
     flops: dict[Part, float] = {}
@@ -32,8 +37,10 @@ def part_flops(model: ModelConfig, data: DataConfig, trainable: Sequence[Part]) 
     for part in order:
         trained = part in trainable
         # A part's own matrix products need inputs' gradients where anything inside it or before it is trained.
-        flops[part] = forward[part] * (1 + (trained or behind) + trained)
+        passed = trained or behind or (part == "decoder" and narrow > 0)
+        flops[part] = forward[part] * (1 + passed + trained)
         behind = behind or trained
+    flops["decoder"] += 3 * 2.0 * narrow * data.rows * data.tokens_per_row
     return flops
 
 

@@ -25,8 +25,8 @@ class StopSignal:
 
     def received(self, step: int) -> bool:
         """Asked once a step, with the same ever greater number in every process, which then stop at the same step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self._received = True  # it is said once
         return self._received
 
     @contextlib.contextmanager

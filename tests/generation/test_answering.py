@@ -128,8 +128,13 @@ BAD_ANSWER = {
     "setting out of range": (dialogue(text("1?"), sampling={"top_p": 2}), "dialogues.jsonl:3: top_p=2 must lie in"),
     "setting of another type": (
         dialogue(text("1?"), sampling={"top_p": "x"}),
-        "dialogues.jsonl:3: 'sampling': .*correct the type",
+        "dialogues.jsonl:3: top_p='x' must be a number",
     ),
+    "one string for several": (
+        dialogue(text("1?"), sampling={"stop_strings": "END"}),
+        "dialogues.jsonl:3: stop_strings='END' must be a list of texts",
+    ),
+    "half a seed": (dialogue(text("1?"), sampling={"seed": 1.5}), "dialogues.jsonl:3: seed=1.5 must be a whole number"),
     "no settings": (dialogue(text("1?"), sampling=1), "dialogues.jsonl:3: 'sampling' must be an object of settings, got 1"),
 }
 

@@ -1,6 +1,7 @@
 """Checkpoints: what is restored is what was saved, and what was not saved whole does not count."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,25 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
         if file.is_file():
             file.write_bytes(b"")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read: .*1_sft/5"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read: .*1_sft/5.*to begin the stage anew"):
         checkpoints.restore(abstract(small_state))
     checkpoints.close()
+    # Left where it is, so that no later start takes the stage for one that has not begun.
+    assert folders(tmp_path) == ["5"]
+    assert has_checkpoint(tmp_path, 1, "sft")
+
+
+def test_what_was_set_aside_before_stays(tmp_path, small_state):
+    earlier = tmp_path / "checkpoints" / "1_sft.damaged" / "10"
+    earlier.mkdir(parents=True)
+    (earlier / "kept").write_bytes(b"")
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
+    for step in (5, 10):
+        checkpoints.save(at_step(small_state, step), {"given": step}, {})
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "checkpoints" / "1_sft" / "10" / "state")
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
+    assert int(checkpoints.restore(abstract(small_state))[0].step) == 5
+    checkpoints.close()
+    assert (earlier / "kept").exists()
+    assert earlier.with_name("10.2").is_dir()

@@ -6,10 +6,19 @@ import jax
 import pytest
 from flax import nnx
 
-from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, DataConfig, ModelConfig, build
+from stepaudio_jax.config import (
+    AuxiliaryConfig,
+    ComputeConfig,
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    SourceConfig,
+    StageConfig,
+    build,
+)
 from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.models import abstract_model, abstract_parameters
-from stepaudio_jax.training.flops import decoder_flops, part_flops
+from stepaudio_jax.training.flops import decoder_flops, part_flops, step_flops
 from stepaudio_jax.training.objective import term_sums
 from tests.models.random_model import SMALL
 
@@ -76,6 +85,16 @@ def test_gradients_pass_through_what_is_frozen_behind_what_is_trained():
     assert alone["decoder"] == pytest.approx(both["decoder"] * 2 / 3)
     assert alone["adaptor"] == both["adaptor"]
     assert alone["encoder"] == both["encoder"]
+
+
+def test_gradients_pass_through_a_decoder_whose_narrow_matrices_learn():
+    decoder, tokens = SMALL.decoder, DATA.rows * DATA.tokens_per_row
+    rank = 4
+    data = dataclasses.replace(DATA, sources=(SourceConfig(path="dialogues.jsonl"),))
+    stage = StageConfig(name="s", steps=1, data=data, trainable=(), lora=LoRAConfig(rank=rank, targets=("gate", "down")))
+    narrow = 2 * decoder.layers * rank * (decoder.hidden + decoder.ffn)
+    forward = part_flops(SMALL, DATA, ())
+    assert step_flops(SMALL, stage) == pytest.approx(sum(forward.values()) + forward["decoder"] + 6 * tokens * narrow)
 
 
 def test_qwen2_5_32b_by_hand():
