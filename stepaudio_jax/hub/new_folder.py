@@ -34,6 +34,7 @@ def new_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path
     """
     require_absent(target)
     target = target.absolute()
+    _remove_what_killed_processes_left(target)
     disk = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(disk).free
     if free < needed_bytes:
@@ -50,3 +51,21 @@ def new_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path
             with contextlib.suppress(OSError):  # another program may have put something there meanwhile
                 parent.rmdir()
         raise
+
+
+def _remove_what_killed_processes_left(target: pathlib.Path) -> None:
+    """Temporary folders of the target whose process is no more: one was killed, and a container gives numbers again."""
+    for left in target.parent.glob(f".{target.name}.*.incomplete"):
+        number = left.name.removesuffix(".incomplete").rpartition(".")[2]
+        if number.isdigit() and (int(number) == os.getpid() or not _is_running(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -1,5 +1,6 @@
 """The whole model: hears log-mel, reads tokens, predicts tokens."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -109,12 +110,23 @@ def logical_axes(config: ModelConfig) -> Parameters:
 
 
 def initial_parameters(
-    config: ModelConfig, key: jax.Array, compute: ComputeConfig | None = None, *, shardings: Parameters | None = None
+    config: ModelConfig,
+    key: jax.Array,
+    compute: ComputeConfig | None = None,
+    *,
+    shardings: Parameters | None = None,
+    parts: Collection[str] = ("encoder", "adaptor", "decoder"),
 ) -> Parameters:
-    """Freshly initialised parameters as nested dicts of arrays, the same whatever their shardings (None: the first device)."""
+    """Freshly initialised parameters as nested dicts of arrays, the same whatever their shardings (None: the first device).
+
+    Of the whole model, or of some parts of it: the same arrays then, and the others are not drawn.
+    """
 
     def initialise(key: jax.Array) -> Parameters:
         model = StepAudio(config, compute=compute, rngs=nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.split(model)[1])
+        return _of_parts(nnx.to_pure_dict(nnx.split(model)[1]))
 
-    return jax.jit(initialise, out_shardings=shardings)(key)
+    def _of_parts(tree: Parameters) -> Parameters:
+        return {part: tree[part] for part in tree if part in parts}
+
+    return jax.jit(initialise, out_shardings=None if shardings is None else _of_parts(shardings))(key)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import pathlib
 import textwrap
@@ -36,12 +37,24 @@ class StageCheckpoints:
         self._checkpointer = self._open()
 
     def _open(self) -> Any:
+        if jax.process_index() == 0:
+            self._drop_unreadable_figures()
+        multihost_utils.sync_global_devices("figures of checkpoints looked at")
         return ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=self._policy,
             cleanup_tmp_directories=True,
         )
+
+    def _drop_unreadable_figures(self) -> None:
+        """Orbax reads the figures of every checkpoint when it opens a folder, and cannot where they are half written."""
+        for file in self._folder.glob("[0-9]*/metrics/metrics"):
+            try:
+                json.loads(file.read_bytes())
+            except ValueError:
+                logger.warning("%s cannot be read: the checkpoint is kept, its figures are not", file)
+                file.unlink()
 
     @property
     def latest_step(self) -> int | None:

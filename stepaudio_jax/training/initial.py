@@ -31,9 +31,9 @@ def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
 
 
 def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> Parameters:
-    """Reads or draws the weights that `config.initial` asks for, each device its own part, in fp32.
+    """Reads or draws the weights that `config.initial` asks for, each device its own part.
 
-    What no stage trains is read in `compute.dtype`.
+    What a stage trains is in `compute.param_dtype`, what none does in `compute.dtype`.
 
     Parts that no folder gives are drawn from `config.seed`: all of them for a run from nothing, the adaptor where encoder and
     decoder come from folders of their own.
@@ -47,11 +47,12 @@ def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> Parameter
     sources = _sources(config)
     parameters: Parameters = {}
     if sources:
-        dtypes: dict[Part, str] = {part: "float32" if part in trained else config.compute.dtype for part in sources}
+        compute = config.compute
+        dtypes: dict[Part, str] = {part: compute.param_dtype if part in trained else compute.dtype for part in sources}
         parameters = hub.read_parameters(sources, config=model, dtype=dtypes, shardings=shardings)
-    if len(parameters) < len(shardings):
-        fresh = initial_parameters(model, jax.random.key(config.seed), config.compute, shardings=shardings)
-        parameters = {**fresh, **parameters}
+    if missing := shardings.keys() - parameters.keys():
+        key = jax.random.key(config.seed)
+        parameters |= initial_parameters(model, key, config.compute, shardings=shardings, parts=missing)
     return parameters
 
 

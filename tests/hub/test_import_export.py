@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import subprocess
 import types
 
 import jax
@@ -319,6 +321,17 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run()
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_run_left_goes_and_a_running_ones_stays(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = {number: tmp_path / f".out.{number}.incomplete" for number in (ended.pid, os.getpid(), os.getppid())}
+    for folder in left.values():
+        folder.mkdir()
+        (folder / "half").write_bytes(b"x")
+    random_folder(tmp_path / "out")
+    assert [folder.exists() for folder in left.values()] == [False, False, True]
 
 
 def test_a_disk_too_small_is_found_before_the_work(tmp_path, monkeypatch):

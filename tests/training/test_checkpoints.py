@@ -1,6 +1,7 @@
 """Checkpoints: what is restored is what was saved, and what was not saved whole does not count."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -187,6 +188,23 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
     # Left where it is, so that no later start takes the stage for one that has not begun.
     assert folders(tmp_path) == ["5"]
     assert has_checkpoint(tmp_path, 1, "sft")
+
+
+def test_half_written_figures_cost_the_figures_only(tmp_path, small_state):
+    config = CheckpointConfig(keep=3)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)
+    for step in (5, 10):
+        checkpoints.save(at_step(small_state, step), {"given": step}, {"evaluation/loss": 1.0})
+    checkpoints.close()
+    figures = tmp_path / "checkpoints" / "1_sft" / "10" / "metrics" / "metrics"
+    assert json.loads(figures.read_bytes())
+    figures.write_bytes(figures.read_bytes()[:3])
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)
+    restored, _ = checkpoints.restore(abstract(small_state))
+    assert int(restored.step) == 10
+    checkpoints.save(at_step(small_state, 15), {"given": 15}, {"evaluation/loss": 0.5})
+    checkpoints.close()
+    assert folders(tmp_path) == ["10", "15", "5"]
 
 
 def test_what_was_set_aside_before_stays(tmp_path, small_state):
