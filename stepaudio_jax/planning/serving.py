@@ -97,7 +97,7 @@ def plan_serving(
     version = compiler_version()
     attention = "splash" if compute.attention == "auto" else compute.attention
     compute = dataclasses.replace(compute, dtype="bfloat16", param_dtype="bfloat16", remat="none", attention=attention)
-    tensor = _tensor_parts(config, topology.chips)
+    tensor = _tensor_parts(config, topology.chips // topology.slices)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor, slices=topology.slices), topology_devices(topology))
     per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
     replicas = topology.chips // tensor
