@@ -31,10 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     parser.add_argument("--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype")
     parser.add_argument("--int8-weights", action="store_true", help="the decoder's matrices in int8")
+    parser.add_argument(
+        "--tensor", type=int, default=0, help="devices over which a layer is cut (default: as many as divide its heads)"
+    )
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.data import JsonlFile
-        from stepaudio_jax.generation import Sampling, answer_file, load_model
+        from stepaudio_jax.generation import Sampling, answer_file, load_model, mesh_for
 
         sampling = Sampling(
             temperature=options.temperature,
@@ -48,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         JsonlFile(options.input)  # whether it can be read is known before the model is loaded
+        mesh = mesh_for(options.model, options.tensor)
         outcome = answer_file(
-            load_model(options.model, options.dtype, int8_weights=options.int8_weights),
+            load_model(options.model, options.dtype, int8_weights=options.int8_weights, mesh=mesh, writes_only=True),
             options.input,
             options.output,
             sampling,

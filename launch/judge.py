@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.data import read_jsonl
-        from stepaudio_jax.generation import load_model
+        from stepaudio_jax.generation import load_model, mesh_for
         from stepaudio_jax.rl.judge import Judge
         from stepaudio_jax.rl.judge_prompt import JudgePrompt
         from stepaudio_jax.rl.judge_training import report_on, write_judge_data
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "data":
             print(f"{write_judge_data(options.input, options.output, prompt)} dialogues in {options.output}")
             return
-        model = ModelJudge(load_model(options.model), slots=options.slots, max_tokens=options.max_tokens)
+        loaded = load_model(options.model, mesh=mesh_for(options.model), writes_only=True)
+        model = ModelJudge(loaded, slots=options.slots, max_tokens=options.max_tokens)
         judge = Judge(model.name, model, prompt, together=True, most_abstentions=1.0)
         print(json.dumps(dataclasses.asdict(report_on(judge, list(read_jsonl(options.input)))), indent=2))
 

@@ -13,11 +13,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", required=True, help="JSONL of dialogues")
     parser.add_argument("--output", required=True, help="JSONL: the log-probability of every token of every assistant turn")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
+    parser.add_argument(
+        "--tensor", type=int, default=0, help="devices over which a layer is cut (default: as many as divide its heads)"
+    )
     options = parser.parse_args(arguments)
     with reported():
-        from stepaudio_jax.generation import load_model, score_file
+        from stepaudio_jax.generation import load_model, mesh_for, score_file
 
-        count = score_file(load_model(options.model, options.dtype), options.input, options.output)
+        model = load_model(options.model, options.dtype, mesh=mesh_for(options.model, options.tensor))
+        count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")
 
 

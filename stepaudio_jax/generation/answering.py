@@ -16,10 +16,11 @@ from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.layout import writing_mesh
 from stepaudio_jax.generation.prompt import Prompt, ReadAudio, bucket, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
-from stepaudio_jax.models import CacheDtype, Parameters, abstract_parameters, logical_axes, quantize_weights
+from stepaudio_jax.models import CacheDtype, Parameters, abstract_parameters, logical_axes, quantize_weights, unstack
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
@@ -28,7 +29,17 @@ PathLike = str | pathlib.Path
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer, the folder it comes from, and whether the decoder's matrices are in int8."""
+    """A model ready to answer.
+
+    Attributes:
+        folder: it comes from.
+        config: its shape.
+        parameters: its tree.
+        tokenizer: of the model.
+        compute: how it is computed.
+        int8_weights: whether the decoder's matrices are in int8.
+        mesh: where the weights lie; None for one device.
+    """
 
     folder: str
     config: ModelConfig
@@ -36,10 +47,32 @@ class LoadedModel:
     tokenizer: Tokenizer
     compute: ComputeConfig
     int8_weights: bool = False
+    mesh: Mesh | None = None
+
+
+def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
+    """The mesh of all devices for the model of a folder, or None where there is one device.
+
+    Args:
+        folder: of the model.
+        tensor: over how many devices heads are cut; 0 for as many as divide them. What remains holds weights of its own.
+
+    Raises:
+        ConfigError: `tensor` does not divide the number of devices.
+        CheckpointError: the folder holds no model.
+    """
+    if len(jax.devices()) == 1 and tensor in (0, 1):
+        return None
+    return writing_mesh(hub.read_model_config(folder), tensor=tensor)
 
 
 def load_model(
-    folder: PathLike, dtype: FloatDtype | None = None, *, int8_weights: bool = False, mesh: Mesh | None = None
+    folder: PathLike,
+    dtype: FloatDtype | None = None,
+    *,
+    int8_weights: bool = False,
+    mesh: Mesh | None = None,
+    writes_only: bool = False,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
@@ -48,6 +81,8 @@ def load_model(
         dtype: of weights and computation; by default bfloat16, and float32 on a CPU, which computes it faster.
         int8_weights: keep the decoder's matrices in int8, for generating only.
         mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
+        writes_only: keep the decoder's layers as an engine has them, which then needs no second copy of the weights. Such a
+            model cannot score.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
@@ -58,8 +93,10 @@ def load_model(
         shardings = parameter_shardings(logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh)
     parameters = hub.read_parameters(folder, dtype=dtype, shardings=shardings)
     if int8_weights:
-        parameters = quantize_weights(config, parameters)
-    return LoadedModel(os.fspath(folder), config, parameters, hub.load_tokenizer(folder), compute, int8_weights)
+        parameters = quantize_weights(config, parameters, free=True)
+    if writes_only:
+        parameters = unstack(parameters, free=True)
+    return LoadedModel(os.fspath(folder), config, parameters, hub.load_tokenizer(folder), compute, int8_weights, mesh)
 
 
 def engine_for(
@@ -69,7 +106,6 @@ def engine_for(
     *,
     slots: int,
     cache_dtype: CacheDtype | None = None,
-    mesh: Mesh | None = None,
 ) -> Engine:
     """An engine no larger than it takes to answer these prompts, each with up to `new_tokens` tokens."""
     longest = max(prompt.length for prompt in prompts) + new_tokens
@@ -81,7 +117,7 @@ def engine_for(
         slots=slots,
         slot_tokens=min(bucket(longest), model.config.decoder.max_positions),
         cache_dtype=cache_dtype,
-        mesh=mesh,
+        mesh=model.mesh,
     )
 
 
@@ -94,7 +130,7 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
         DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written.
     """
     records = _read(input_path)
-    scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute)
+    scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute, mesh=model.mesh)
 
     def lines() -> Iterator[dict[str, object]]:
         for record in records:

@@ -1,15 +1,42 @@
 """Where the engine's weights and slots lie on a mesh."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepaudio_jax.config import ComputeConfig, ModelConfig, Rules
+from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig, Rules
 from stepaudio_jax.generation.slots import Slots, slot_letters
 from stepaudio_jax.models import abstract_parameters, activation_spec, logical_axes
-from stepaudio_jax.parallel import parameter_shardings
+from stepaudio_jax.parallel import make_mesh, parameter_shardings
+
+
+def tensor_parts(config: ModelConfig, devices: int) -> int:
+    """The largest number of devices, a divisor of theirs, that cuts heads, key heads, feed-forward and vocabulary evenly."""
+    decoder = config.decoder
+    sizes = (decoder.heads, decoder.kv_heads, decoder.ffn, decoder.vocab_size)
+    return max(parts for parts in range(1, devices + 1) if devices % parts == 0 and all(size % parts == 0 for size in sizes))
+
+
+def writing_mesh(config: ModelConfig, devices: Sequence[Any] | None = None, *, tensor: int = 0, slices: int = 1) -> Mesh:
+    """The mesh for a model that writes: each layer cut over the heads; what remains has weights, and slots, of its own.
+
+    Cut as for training, the weights would be gathered for every token.
+
+    Args:
+        config: the model's shape.
+        devices: all devices of the run if None; those of a TPU topology description work too.
+        tensor: over how many devices heads are cut; 0 for as many of a slice as divide them.
+        slices: in which the devices lie.
+
+    Raises:
+        ConfigError: `tensor` does not divide the number of devices, or the devices lie in another number of slices.
+    """
+    count = len(jax.devices() if devices is None else devices)
+    tensor = tensor or tensor_parts(config, count // slices)
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor, slices=slices), devices)
 
 
 def weight_shardings(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:

@@ -1,5 +1,6 @@
 """What a model thinks of given replies: the log-probability of every token of every assistant turn."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -7,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
+from stepaudio_jax.generation.layout import row_parts
 from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
+
+_TOKENS_AT_ONCE = 256  # whose logits exist side by side; a divisor of every bucket from twice as long on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +30,28 @@ class TurnScore:
 
 
 class Scorer:
-    """Scores dialogues with one model, one turn at a time; every length is padded to a bucket."""
+    """Scores dialogues with one model, one turn at a time; every length is padded to a bucket.
 
-    def __init__(self, config: ModelConfig, parameters: Parameters, tokenizer: Tokenizer, *, compute: ComputeConfig):
+    Args:
+        config: the model's shape.
+        parameters: its tree, the decoder's layers stacked.
+        tokenizer: of the model.
+        compute: how it is computed.
+        mesh: where the parameters lie; None for one device. What of it does not cut the model computes the same.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Parameters,
+        tokenizer: Tokenizer,
+        *,
+        compute: ComputeConfig,
+        mesh: Mesh | None = None,
+    ):
         self._config = config
+        self._mesh = mesh
+        self._rows = 1 if mesh is None else row_parts(compute.rules, mesh)
         self._parameters = parameters
         self._tokenizer = tokenizer
         graphdef, _ = abstract_model(config, dataclasses.replace(compute, remat="none"))
@@ -40,9 +63,13 @@ class Scorer:
             tokens = jnp.asarray(batch.tokens)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
             hidden = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
-            log_probs = jax.nn.log_softmax(model.logits(hidden), axis=-1)
             following = jnp.roll(tokens, -1, axis=1)
-            picked = jnp.take_along_axis(log_probs, following[:, :, None], axis=-1)[:, :, 0]
+
+            def of_part(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+                log_probs = jax.nn.log_softmax(model.logits(part[0]), axis=-1)
+                return jnp.take_along_axis(log_probs, part[1][:, :, None], axis=-1)[:, :, 0]
+
+            picked = _joined(jax.lax.map(of_part, (_parts(hidden), _parts(following))))
             return jnp.roll(picked, 1, axis=1)
 
         self._logprobs = logprobs
@@ -64,8 +91,9 @@ class Scorer:
             GenerationError: the model's positions do not hold it.
         """
         require_fit(prompt, self._config)
-        batch = stack_prompts([prompt], self._config, rows=1)
-        return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
+        batch = stack_prompts([prompt], self._config, rows=self._rows)
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
         segments = render_training(view, self._tokenizer)
@@ -75,3 +103,14 @@ class Scorer:
             token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
             logprobs=tuple(float(logprob) for logprob in logprobs[prompt.in_loss]),
         )
+
+
+def _parts(x: jax.Array) -> jax.Array:
+    """[B,T,..] -> [parts, B, T / parts, ..]."""
+    size = x.shape[1] if x.shape[1] < 2 * _TOKENS_AT_ONCE else _TOKENS_AT_ONCE
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _joined(parts: jax.Array) -> jax.Array:
+    """[parts, B, T / parts] -> [B,T]."""
+    return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)

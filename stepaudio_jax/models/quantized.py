@@ -1,5 +1,6 @@
 """The decoder's matrices in int8, a scale for each output channel: half the memory of bf16, and half to read for each token."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,21 +13,33 @@ from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.models.step_audio import Parameters, abstract_model, parameter_metadata
 
 
-def quantize_weights(config: ModelConfig, parameters: Parameters) -> Parameters:
+def quantize_weights(config: ModelConfig, parameters: Parameters, *, free: bool = False) -> Parameters:
     """The tree with every matrix of the decoder as a `qwix.QArray`: int8, and fp32 scales of size 1 where a product sums.
 
     Embeddings, biases and norms stay, and so do encoder and adaptor, which are read once a prompt and not once a token.
+
+    Args:
+        config: the model's shape.
+        parameters: its tree, the decoder's layers stacked.
+        free: give up each matrix once its int8 form is there, so that there are never both of all of them.
     """
     contracted = parameter_metadata(nnx.merge(*abstract_model(config)), "contracted")
 
     def quantize(leaf: jax.Array, summed: tuple[int, ...]) -> Any:
         if not summed:
             return leaf
-        channels = [axis for axis in range(leaf.ndim) if axis not in summed]
-        return qwix.quantize(leaf, jnp.int8, channelwise_axes=channels, scale_dtype=jnp.float32)
+        found = _quantize(leaf, tuple(axis for axis in range(leaf.ndim) if axis not in summed))
+        if free:
+            leaf.delete()
+        return found
 
     decoder = jax.tree.map(quantize, parameters["decoder"], contracted["decoder"])
     return {**parameters, "decoder": decoder}
+
+
+@functools.partial(jax.jit, static_argnums=1)  # compiled: one by one, its operations would fill a stack's memory in fp32
+def _quantize(leaf: jax.Array, channels: tuple[int, ...]) -> Any:
+    return qwix.quantize(leaf, jnp.int8, channelwise_axes=channels, scale_dtype=jnp.float32)
 
 
 def dequantized(parameters: Parameters) -> Parameters:

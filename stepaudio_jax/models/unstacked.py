@@ -14,11 +14,23 @@ from stepaudio_jax.models.quantized import dequantized
 from stepaudio_jax.models.step_audio import Parameters, StepAudio
 
 
-def unstack(parameters: Parameters) -> Parameters:
-    """The tree with `decoder.layers` as a tuple of one tree a layer; shardings stay, but for the layers' own axis."""
+def unstack(parameters: Parameters, *, free: bool = False) -> Parameters:
+    """The tree with `decoder.layers` as a tuple of one tree a layer; shardings stay, but for the layers' own axis.
+
+    Args:
+        parameters: of the model, which may be quantised; a tree whose layers are apart is returned as it is.
+        free: give up each stacked array once it is cut, so that there are never two copies of all of them.
+    """
     decoder = parameters["decoder"]
-    count = jax.tree.leaves(decoder["layers"])[0].shape[0]
-    layers = tuple(jax.tree.map(lambda leaf: leaf[index], decoder["layers"]) for index in range(count))  # noqa: B023
+    if isinstance(decoder["layers"], tuple):
+        return parameters
+    stacks, structure = jax.tree.flatten(decoder["layers"])
+    apart = []
+    for stack in stacks:
+        apart.append([stack[index] for index in range(stack.shape[0])])
+        if free:
+            stack.delete()
+    layers = tuple(jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True))
     return {**parameters, "decoder": {**decoder, "layers": layers}}
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import Config, MeshConfig, StageConfig
+from stepaudio_jax import hub
+from stepaudio_jax.config import ComputeConfig, Config, ModelConfig, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
-from stepaudio_jax.generation.layout import row_parts, weight_shardings
-from stepaudio_jax.models import abstract_parameters, cache_bytes, takes_prefixes, unstack
+from stepaudio_jax.generation.layout import row_parts, weight_shardings, writing_mesh
+from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, takes_prefixes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
@@ -34,6 +35,7 @@ class PolicyPlan:
         policy_bytes_per_chip, reference_bytes_per_chip, optimizer_bytes_per_chip, gradient_bytes_per_chip: of the state.
         engine_bytes_per_chip: the copy of the policy that writes, in the computation's dtype and the engine's layout.
         cache_bytes_per_chip: the slots' keys and values.
+        judge_bytes_per_chip: a judge in the same process, slots for a question as long as a row and its answer included.
         temporary_bytes_per_chip: of the larger of the two programs that learn.
         peak_bytes_per_chip: all of them together, for the engine keeps its place while the policy learns.
         compile_seconds, compiler_version: of this compilation.
@@ -51,6 +53,7 @@ class PolicyPlan:
     gradient_bytes_per_chip: int
     engine_bytes_per_chip: int
     cache_bytes_per_chip: int
+    judge_bytes_per_chip: int
     temporary_bytes_per_chip: int
     peak_bytes_per_chip: int
     compile_seconds: float
@@ -66,6 +69,7 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
 
     Raises:
         ConfigError, ShardingError: the settings contradict the topology, or there is no compiler for it.
+        CheckpointError: the judge's folder holds no model.
     """
     version, started = compiler_version(), time.perf_counter()
     if config.compute.attention == "auto":  # what "auto" is on a TPU
@@ -94,7 +98,7 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
         "reference_bytes_per_chip": reference,
         "optimizer_bytes_per_chip": shard_bytes(state.optimizer),
         "gradient_bytes_per_chip": shard_bytes(gradients),
-        **_engine_bytes(config, stage, devices),
+        **_writing_bytes(config, stage, devices),
         "temporary_bytes_per_chip": temporary,
     }
     peak, available = sum(held.values()) + shard_bytes((batch, learning)), topology.chip.memory_bytes
@@ -121,6 +125,7 @@ def policy_as_text(plan: PolicyPlan) -> str:
         "gradients": plan.gradient_bytes_per_chip,
         "the engine's copy": plan.engine_bytes_per_chip,
         "KV cache": plan.cache_bytes_per_chip,
+        **({"judge": plan.judge_bytes_per_chip} if plan.judge_bytes_per_chip else {}),
         "temporaries": plan.temporary_bytes_per_chip,
         "peak": plan.peak_bytes_per_chip,
         "available": plan.memory_bytes_per_chip,
@@ -154,17 +159,30 @@ def _abstract_batch(config: Config, stage: StageConfig, mesh: Mesh) -> tuple[Rol
     return batch, Learning(*(array(jnp.float32, tokens) for _ in dataclasses.fields(Learning)))
 
 
-def _engine_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
-    """Of the engine's copy of the weights, and of its caches."""
-    rollout, compute = stage.rl.rollout, config.compute
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rollout.tensor, slices=config.mesh.slices), devices)
-    in_dtype = dataclasses.replace(compute, param_dtype=compute.dtype)
-    shapes = jax.eval_shape(unstack, abstract_parameters(config.model, in_dtype))
-    weights = jax.tree.map(_at, shapes, weight_shardings(config.model, in_dtype, mesh))
-    slots = -(-rollout.slots // row_parts(compute.rules, mesh))
-    tokens = min(stage.data.tokens_per_row, config.model.decoder.max_positions)
-    cache = slots * cache_bytes(config.model.decoder, tokens, rollout.cache_dtype or compute.dtype) // rollout.tensor
-    return {"engine_bytes_per_chip": shard_bytes(weights), "cache_bytes_per_chip": cache}
+def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
+    """Of the engine's copy of the weights and of its caches, and of a judge's."""
+    rollout, judge, compute, tokens = stage.rl.rollout, stage.rl.judge, config.compute, stage.data.tokens_per_row
+    mesh = writing_mesh(config.model, devices, tensor=rollout.tensor, slices=config.mesh.slices)
+    cache_dtype = rollout.cache_dtype or compute.dtype
+    weights, cache = _engine_bytes(config.model, compute, mesh, rollout.slots, tokens, cache_dtype)
+    judged = 0
+    if judge.folder:
+        model = hub.read_model_config(judge.folder)
+        judged = sum(_engine_bytes(model, compute, mesh, judge.slots, tokens + judge.max_tokens, compute.dtype))
+    return {"engine_bytes_per_chip": weights, "cache_bytes_per_chip": cache, "judge_bytes_per_chip": judged}
+
+
+def _engine_bytes(
+    model: ModelConfig, compute: ComputeConfig, mesh: Mesh, slots: int, slot_tokens: int, cache_dtype: CacheDtype
+) -> tuple[int, int]:
+    """Of an engine's weights and of its caches."""
+    compute = dataclasses.replace(compute, param_dtype=compute.dtype)
+    shapes = jax.eval_shape(unstack, abstract_parameters(model, compute))
+    weights = jax.tree.map(_at, shapes, weight_shardings(model, compute, mesh))
+    of_part = -(-slots // row_parts(compute.rules, mesh))
+    tokens = min(slot_tokens, model.decoder.max_positions)
+    cache = of_part * cache_bytes(model.decoder, tokens, cache_dtype) // mesh.shape["tensor"]
+    return shard_bytes(weights), cache
 
 
 def _at(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -3,16 +3,16 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig
+from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.generation.layout import slot_shardings, weight_shardings
+from stepaudio_jax.generation.layout import slot_shardings, weight_shardings, writing_mesh
 from stepaudio_jax.models import (
     CacheDtype,
     Parameters,
@@ -22,7 +22,7 @@ from stepaudio_jax.models import (
     quantized_shardings,
     unstack,
 )
-from stepaudio_jax.parallel import make_mesh, replicated
+from stepaudio_jax.parallel import replicated
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
@@ -97,8 +97,8 @@ def plan_serving(
     version = compiler_version()
     attention = "splash" if compute.attention == "auto" else compute.attention
     compute = dataclasses.replace(compute, dtype="bfloat16", param_dtype="bfloat16", remat="none", attention=attention)
-    tensor = _tensor_parts(config, topology.chips // topology.slices)
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor, slices=topology.slices), topology_devices(topology))
+    mesh = writing_mesh(config, topology_devices(topology), slices=topology.slices)
+    tensor = mesh.shape["tensor"]
     per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
     replicas = topology.chips // tensor
     available = topology.chip.memory_bytes
@@ -214,13 +214,6 @@ def _compile(
         compile_seconds=time.perf_counter() - started,
         compiler_version=version,
     )
-
-
-def _tensor_parts(config: ModelConfig, chips: int) -> int:
-    """The largest number of chips, a divisor of theirs, that cuts heads, key heads, feed-forward and vocabulary evenly."""
-    decoder = config.decoder
-    sizes: Sequence[int] = (decoder.heads, decoder.kv_heads, decoder.ffn, decoder.vocab_size)
-    return max(parts for parts in range(1, chips + 1) if chips % parts == 0 and all(size % parts == 0 for size in sizes))
 
 
 def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh, int8_weights: bool) -> Any:

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import Config, MeshConfig, StageConfig
+from stepaudio_jax.config import Config, StageConfig
 from stepaudio_jax.generation import Engine, load_model
+from stepaudio_jax.generation.layout import writing_mesh
 from stepaudio_jax.models import takes_prefixes
-from stepaudio_jax.parallel import BatchPlacement, make_mesh
+from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.endpoint import Endpoint
 from stepaudio_jax.rl.hearing import Hearing
 from stepaudio_jax.rl.judge import Judge
@@ -52,8 +53,7 @@ class Iteration:
         self._seed = config.seed + run.index
         self._shared = takes_prefixes(config.compute)
         rl = self._stage.rl
-        # For models that write: cut as for training, their weights would be gathered for every token.
-        writing = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=rl.rollout.tensor, slices=config.mesh.slices))
+        writing = writing_mesh(model, tensor=rl.rollout.tensor, slices=config.mesh.slices)
         new_tokens = rl.rollout.max_new_tokens
         self._stream = PromptStream(self._stage.data, tokenizer, model, seed=self._seed, new_tokens=new_tokens)
         self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
@@ -181,8 +181,8 @@ def make_judge(config: Config, stage: StageConfig, mesh: Mesh) -> Judge | None:
     """The judge that a stage asks for, if any; its answers are kept in the run folder."""
     asked = stage.rl.judge
     if asked.folder:
-        loaded = load_model(asked.folder, config.compute.dtype, mesh=mesh)
-        model = ModelJudge(loaded, slots=asked.slots, max_tokens=asked.max_tokens, mesh=mesh)
+        loaded = load_model(asked.folder, config.compute.dtype, mesh=mesh, writes_only=True)
+        model = ModelJudge(loaded, slots=asked.slots, max_tokens=asked.max_tokens)
         name: str = model.name
         ask: Any = model
     elif asked.url:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from jax.sharding import Mesh
-
 from stepaudio_jax.config import LengthConvention
 from stepaudio_jax.generation import Engine, GenerationError, LoadedModel, Prompt, Sampling, engine_for, hear_prompt
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
@@ -17,11 +15,10 @@ class ModelJudge:
         model: the judge.
         slots: questions answered side by side.
         max_tokens: of an answer.
-        mesh: where its weights lie; None for one device.
     """
 
-    def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int, mesh: Mesh | None = None):
-        self._model, self._slots, self._mesh = model, slots, mesh
+    def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):
+        self._model, self._slots = model, slots
         self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
         self._engine: Engine | None = None
         self._longest = 0  # tokens of the question that the engine was made for
@@ -54,7 +51,7 @@ class ModelJudge:
         grown = longest.length > self._longest  # one too long for the model, seen before, is no reason
         if self._engine is None or (grown and not self._engine.has_room(longest, [self._sampling])):
             self._engine = None  # its slots and its copy of the weights go first
-            self._engine = engine_for(self._model, prompts, self._sampling.max_new_tokens, slots=self._slots, mesh=self._mesh)
+            self._engine = engine_for(self._model, prompts, self._sampling.max_new_tokens, slots=self._slots)
             self._longest = longest.length
         return self._engine
 

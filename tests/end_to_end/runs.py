@@ -1,6 +1,7 @@
 """Runs of `launch.train` on the tones, in processes of their own, and what they leave."""
 
 import json
+import os
 import pathlib
 import re
 import socket
@@ -13,9 +14,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = [*(("mid", step) for step in range(1, 46)), *(("sft", step) for step in range(1, 36))]
 
 
-def run(*command: str) -> "subprocess.CompletedProcess[str]":
-    """A Python program, to its end."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+def run(*command: str, devices: int = 1) -> "subprocess.CompletedProcess[str]":
+    """A Python program, to its end, on so many simulated devices."""
+    environment = {**os.environ}
+    if devices > 1:
+        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 def start(*command: str) -> "subprocess.Popen[str]":

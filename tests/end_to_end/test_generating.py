@@ -1,9 +1,11 @@
 """`launch.generate` on the real clips, killed and started again."""
 
 import json
+import pathlib
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests.end_to_end.runs import run, start
@@ -60,3 +62,31 @@ def test_a_job_that_was_killed_makes_the_same_file(job, tmp_path):
     assert again.returncode == 0, again.stderr
     assert killed.read_bytes() == unbroken.read_bytes()
     assert not journal.exists()
+
+
+def test_all_devices_of_a_machine_write_and_score_as_one_does(job, tmp_path):
+    """`tiny` has two key heads: each layer is cut over two of eight devices, and the slots over the four pairs."""
+    greedy = (*job[:-2], "--temperature", "0", "--slots", "4", "--output")
+    for devices in (1, 8):
+        ended = run(*greedy, str(tmp_path / f"{devices}.jsonl"), devices=devices)
+        assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "8.jsonl").read_bytes() == (tmp_path / "1.jsonl").read_bytes()
+    refused = run(*greedy, str(tmp_path / "none.jsonl"), "--tensor", "3", devices=8)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "none.jsonl").exists()
+
+    lines = [json.loads(line) for line in pathlib.Path(job[job.index("--input") + 1]).read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["messages"].append({"role": "assistant", "content": "A sound.", "reasoning_content": "I hear it."})
+    (tmp_path / "told.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    scores = []
+    for devices in (1, 8):
+        output = tmp_path / f"scores_{devices}.jsonl"
+        told = ("--input", str(tmp_path / "told.jsonl"), "--output", str(output))
+        ended = run("-m", "launch.score", *job[2:4], *told, devices=devices)
+        assert ended.returncode == 0, ended.stderr
+        read = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        scores.append([logprob for line in read for turn in line["turns"] for logprob in turn["logprobs"]])
+    assert len(scores[0]) > 100
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)

@@ -3,19 +3,22 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from stepaudio_jax.data import DataError
-from stepaudio_jax.generation import LoadedModel, Outcome, Sampling, Scorer, answer_file, score_file
+from stepaudio_jax.generation import LoadedModel, Outcome, Sampling, Scorer, answer_file, load_model, score_file
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.journal import Journal
 from stepaudio_jax.text import Message, TextPart
 from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
 from tests.models.random_model import FLOAT32
 
+BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=6, seed=5)
 
 
@@ -247,3 +250,16 @@ def test_a_file_without_dialogues_is_a_mistake(model, tmp_path, program):
     with pytest.raises(DataError, match=r"d\.jsonl: has no records"):
         program(model, given, tmp_path / "o")
     assert files(tmp_path) == ["d.jsonl"]
+
+
+@pytest.mark.parametrize("int8_weights", [False, True])
+def test_an_engine_needs_no_second_copy_of_a_model_that_only_writes(int8_weights):
+    settings = {"slots": 1, "slot_tokens": 32}
+    model = load_model(BASE, "float32", int8_weights=int8_weights, writes_only=True)
+    engine = Engine(model.config, model.parameters, model.tokenizer, compute=model.compute, **settings)
+    held, given = (jax.tree.leaves(tree) for tree in (engine._parameters, model.parameters))
+    assert [ours.unsafe_buffer_pointer() for ours in held] == [theirs.unsafe_buffer_pointer() for theirs in given]
+    stacked = load_model(BASE, "float32", int8_weights=int8_weights)
+    other = Engine(stacked.config, stacked.parameters, stacked.tokenizer, compute=stacked.compute, **settings)
+    for ours, theirs in zip(held, jax.tree.leaves(other._parameters), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

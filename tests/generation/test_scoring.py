@@ -67,6 +67,19 @@ def test_a_turn_without_reasoning_is_scored_with_an_empty_one():
     np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
 
 
+def test_a_long_dialogue_is_scored_in_parts():
+    """384 tokens and more are padded to 512, whose logits are computed 256 tokens at a time."""
+    parameters, question = lively_parameters(), "and then? " * 36
+    prompt = TorchDialogue(parameters).write(
+        SPECIAL.bot, f"human\n{question}", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n"
+    )
+    ids, logprobs = expected_scores(prompt, ["\n</think>\n4", SPECIAL.eot])
+    assert len(prompt.tokens) > 384
+    (score,) = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32).score([user(question), assistant("4")])
+    assert list(score.token_ids) == ids
+    np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
+
+
 def test_what_cannot_be_scored_is_refused():
     scorer = Scorer(CONFIG, lively_parameters(), BYTES, compute=FLOAT32)
     with pytest.raises(DialogueError, match="no assistant turn"):
