@@ -226,7 +226,8 @@ def _line(model: LoadedModel, request: _Request, completions: list[Completion]) 
 
 
 def _reply(model: LoadedModel, completion: Completion) -> dict[str, Any]:
-    parsed = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
+    ended = completion.finish_reason == "stop"
+    parsed = parse_reply(completion.tokens, model.tokenizer, ended=ended, surplus=completion.surplus)
     return {
         "reasoning": parsed.reasoning,
         "reply": parsed.reply,

@@ -37,7 +37,7 @@ class Completion:
 
     `logprobs` are those of the model's own distribution, `sampling_logprobs` of the one that was drawn from: tempered,
     restricted and penalised as asked. `finish_reason` is "stop", "length" or "cancelled"; `end` is the stop token, where one
-    has ended it.
+    has ended it, and `surplus` the bytes at the end of the last token that belong to a stop string.
     """
 
     tokens: tuple[int, ...]
@@ -45,6 +45,7 @@ class Completion:
     sampling_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     end: End | None = None
+    surplus: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,5 +331,5 @@ class Engine:
 
 def _progress(request: Written, reason: FinishReason) -> Progress:
     tokens, logprobs, sampling_logprobs = request.kept()
-    completion = Completion(tokens, logprobs, sampling_logprobs, reason, request.end)
+    completion = Completion(tokens, logprobs, sampling_logprobs, reason, request.end, request.surplus)
     return Progress(request.number, request.take_text(last=True), completion)

@@ -75,8 +75,22 @@ class Written:
 
     def kept(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
         """Tokens, log-probabilities and sampling log-probabilities; without those that only spell the stop string."""
-        count = len(self._ends) if self._cut is None else int(np.searchsorted(self._ends, self._cut, side="right"))
+        count = self._kept
         return tuple(self._tokens[:count]), tuple(self._logprobs[:count]), tuple(self._sampling_logprobs[:count])
+
+    @property
+    def surplus(self) -> int:
+        """Bytes at the end of the last kept token that belong to the stop string."""
+        return 0 if self._cut is None or not self._kept else self._ends[self._kept - 1] - self._cut
+
+    @property
+    def _kept(self) -> int:
+        """Tokens that begin before the stop string; one of no text at all belongs to what it follows."""
+        if self._cut is None:
+            return len(self._ends)
+        whole = int(np.searchsorted(self._ends, self._cut, side="right"))
+        begins = self._ends[whole - 1] if whole else 0
+        return whole + (begins < self._cut)
 
     def take_text(self, *, last: bool = False) -> str:
         """What can be shown since the last call: whole characters, and nothing that may yet turn out to be a stop string.

@@ -42,24 +42,29 @@ class ParsedReply:
         return not self.problems
 
 
-def parse_reply(tokens: Sequence[int], tokenizer: Tokenizer, *, ended: bool | None = None) -> ParsedReply:
+def parse_reply(tokens: Sequence[int], tokenizer: Tokenizer, *, ended: bool | None = None, surplus: int = 0) -> ParsedReply:
     """Takes generated tokens apart.
 
     Args:
         tokens: all that was generated after the prompt; `<|EOT|>` at the end is allowed.
         tokenizer: of the model.
         ended: whether the model ended its turn itself, where `<|EOT|>` was taken off; None: by whether the last token is it.
+        surplus: bytes at the end of the text that are no part of the reply: of a text that stops it, whose beginning shares a
+            token with the reply's end.
     """
     has_eot = bool(tokens) and tokens[-1] == tokenizer.special.eot
     written = tokens[:-1] if has_eot else tokens
     special: list[str] = []
     text: list[str] = []
     problems: list[Problem] = []
-    for is_special, run in itertools.groupby(written, tokenizer.is_special):
+    runs = [(is_special, list(run)) for is_special, run in itertools.groupby(written, tokenizer.is_special)]
+    for index, (is_special, run) in enumerate(runs):
         if is_special:
             special += [tokenizer.decode([token]) for token in run]
             continue
         content = b"".join(map(tokenizer.token_bytes, run))
+        if surplus and index == len(runs) - 1:
+            content = content[:-surplus]
         text.append(content.decode(errors="replace"))
         if text[-1].encode() != content:
             problems.append("invalid_utf8")

@@ -1,11 +1,17 @@
 """A reply as it comes: whole characters, stop strings, the end of the reasoning."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.generation.writing import Written
+from stepaudio_jax.hub import load_tokenizer
+from stepaudio_jax.text import parse_reply
 from tests.generation.small_model import BYTES
+
+BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 
 
 def write(text, *, pieces=1, **settings):
@@ -40,6 +46,22 @@ def test_a_stop_string_ends_the_reply_where_it_begins(pieces):
     assert BYTES.decode(tokens) == "a STO a "
     assert logprobs == pytest.approx([-token / 10 for token in tokens])
     assert sampling_logprobs == pytest.approx([-token / 20 for token in tokens])
+
+
+def test_a_token_that_spells_more_than_the_stop_string_keeps_its_part_of_the_reply():
+    """It was drawn, so that it stays with its log-probability; the reply has only its beginning."""
+    tokenizer = load_tokenizer(BASE)
+    tokens = np.array(tokenizer.encode("I hear.\n</think>\nThe keyword"))
+    last = tokenizer.token_bytes(int(tokens[-1])).decode()
+    assert len(last) > 2
+    for stop, kept in ((last[1:], len(tokens)), (last, len(tokens) - 1)):
+        written = Written(0, Sampling(stop_strings=(stop,)), tokenizer)
+        written.add(tokens, -tokens / 10, -tokens / 20)
+        reply = "The keyword".removesuffix(stop)
+        assert written.stopped
+        assert written.take_text(last=True) == f"I hear.\n</think>\n{reply}"
+        assert written.kept()[0] == tuple(tokens[:kept])
+        assert parse_reply(written.kept()[0], tokenizer, ended=True, surplus=written.surplus).reply == reply
 
 
 def test_what_may_become_a_stop_string_is_not_shown_yet():
