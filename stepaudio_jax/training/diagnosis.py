@@ -17,13 +17,16 @@ def write_diagnosis(
 ) -> pathlib.Path:
     """Writes the last steps' figures, the state of the data and this process's part of the last batch.
 
+    Every process calls it; what is the same for all, the first one writes.
+
     Returns:
         The folder, `<run_dir>/diagnosis/<stage>_<step>`.
     """
     folder = run_dir / FOLDER / f"{stage}_{step}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "steps.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-    (folder / "data_state.json").write_text(json.dumps(data_state, indent=2) + "\n", encoding="utf-8")
+    if jax.process_index() == 0:
+        (folder / "steps.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+        (folder / "data_state.json").write_text(json.dumps(data_state, indent=2) + "\n", encoding="utf-8")
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     arrays = {jax.tree_util.keystr(path).strip("."): _local_rows(leaf) for path, leaf in leaves}
     np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", allow_pickle=False, **arrays)

@@ -116,11 +116,12 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 last = stopping or step == stage.steps
                 figures: dict[str, float] = {}
                 if last or step % config.log_every_steps == 0:
-                    figures |= meter.figures() | data.counts
+                    position = merge_states(gather_json(data.get_state()))
+                    figures |= meter.figures() | position["counts"]
                     bar.set_postfix(bar_figures(figures))
                     if int(state.skipped_in_row) > config.skipped_steps_allowed:
                         writer.write(step, figures)
-                        found = write_diagnosis(run_dir, stage.name, step, meter.history, batch, data.get_state())
+                        found = write_diagnosis(run_dir, stage.name, step, meter.history, batch, position)
                         raise DivergedError(
                             f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
                             f"{int(state.skipped_in_row)} steps; see {found}"

@@ -40,6 +40,7 @@ def test_losses_and_data_are_those_of_one_process(alone, folder, processes):
     for line, expected in zip(found, alone, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert line["token_accuracy"] == pytest.approx(expected["token_accuracy"], abs=1e-6)
+        assert _records(line) == _records(expected)
         if "evaluation/loss" in expected:
             assert line["evaluation/loss"] == pytest.approx(expected["evaluation/loss"], rel=1e-5)
 
@@ -56,3 +57,8 @@ def test_a_checkpoint_of_two_processes_restores_on_another_number(alone, folder,
     found = {(line["stage"], line["step"]): line["loss"] for line in metrics(run_dir)}
     for line in alone:
         assert found[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def _records(line: dict) -> dict:
+    """How many have been used of each source, and in all."""
+    return {name: count for name, count in line.items() if name.startswith("records")}
