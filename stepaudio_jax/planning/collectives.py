@@ -109,8 +109,12 @@ def _runs(hlo: str, computations: dict[str, list[Instruction]]) -> dict[str, int
 def _calls(instruction: Instruction, computations: dict[str, list[Instruction]]) -> Iterator[tuple[str, int | None]]:
     """The computations that an instruction runs, and how often."""
     times = _trip_count(instruction.line, computations) if instruction.operation == "while" else 1
-    for called in re.findall(r"(?:body|condition|calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", instruction.line):
+    branches = r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)"
+    for called in re.findall(r"(?:body|condition|calls|to_apply)=\{?%?([\w.\-]+)", instruction.line):
         yield called, times
+    for listed, named in re.findall(branches, instruction.line):  # each as if it were taken: the program does not tell
+        for called in re.findall(r"[\w.\-]+", listed or named):
+            yield called, times
 
 
 def _trip_count(loop: str, computations: dict[str, list[Instruction]]) -> int | None:

@@ -168,6 +168,7 @@ def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str
     judged = 0
     if judge.folder:
         model = hub.read_model_config(judge.folder)
+        mesh = writing_mesh(model, devices, slices=config.mesh.slices)
         judged = sum(_engine_bytes(model, compute, mesh, judge.slots, tokens + judge.max_tokens, compute.dtype))
     return {"engine_bytes_per_chip": weights, "cache_bytes_per_chip": cache, "judge_bytes_per_chip": judged}
 

@@ -24,7 +24,7 @@ from stepaudio_jax.models import (
 )
 from stepaudio_jax.parallel import replicated
 from stepaudio_jax.planning.page import heading, memory, verdict
-from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.program import Footprint, compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
 
 ServingProgram = Literal["prefill", "decode"]
@@ -44,10 +44,13 @@ class ServingPlan:
         slots, slot_tokens: of the engine that was compiled: the most slots that were found to fit, or what does not fit.
         cache_dtype: of keys and values.
         fits: as in `Plan`.
-        memory_bytes_per_chip, peak_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `Plan`.
+        memory_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `Plan`.
+        peak_bytes_per_chip: as in `Plan`; of "decode" with the slots of the engine, a prompt that fills a slot beside them:
+            it is read between the calls, and kept while replies to it wait for a slot.
         parameter_bytes_per_chip, cache_bytes_per_chip: of the arguments.
-        step_seconds: no decoding step with all slots full is faster: weights and cache are read once, at the memory's
-            bandwidth. For "prefill": the prompt's operations at the chip's peak.
+        prompt_bytes_per_chip: what reading that prompt takes beside weights and slots, temporaries included.
+        step_seconds: no decoding step with all slots full is faster: the decoder's weights and the cache are read once, at the
+            memory's bandwidth. For "prefill": the prompt's operations at the chip's peak.
         tokens_per_second: the bound that it implies, all slots together.
         compile_seconds, compiler_version: of this compilation.
     """
@@ -66,6 +69,7 @@ class ServingPlan:
     temporary_bytes_per_chip: int
     parameter_bytes_per_chip: int
     cache_bytes_per_chip: int
+    prompt_bytes_per_chip: int
     step_seconds: float
     tokens_per_second: float
     compile_seconds: float
@@ -100,17 +104,14 @@ def plan_serving(
     mesh = writing_mesh(config, topology_devices(topology), slices=topology.slices)
     tensor = mesh.shape["tensor"]
     per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
-    replicas = topology.chips // tensor
-    available = topology.chip.memory_bytes
     parameters = _abstract_parameters(config, compute, mesh, int8_weights)
-    engine = device.Program(config, compute, cache_dtype)
-
-    def compiled(slots: int) -> ServingPlan:
-        return _compile(engine, parameters, topology, mesh, version, program, slots * replicas, slot_tokens)
-
+    job = _Job(device.Program(config, compute, cache_dtype), parameters, topology, mesh, version, slot_tokens)
+    prompt, prefill = job.prefill()
     if program == "prefill":
-        return compiled(1)
-    return most_slots(compiled, max(1, (available - shard_bytes(parameters)) // per_slot), per_slot)
+        return prefill
+    free = topology.chip.memory_bytes - shard_bytes(parameters) - (prompt.peak - prompt.arguments)
+    replicas = topology.chips // tensor
+    return most_slots(lambda slots: job.decode(slots * replicas, prompt), max(1, free // per_slot), per_slot)
 
 
 def most_slots(compiled: Callable[[int], ServingPlan], most: int, per_slot: int) -> ServingPlan:
@@ -144,6 +145,7 @@ def serving_as_text(plan: ServingPlan) -> str:
         "parameters": plan.parameter_bytes_per_chip,
         "cache": plan.cache_bytes_per_chip,
         "temporaries": plan.temporary_bytes_per_chip,
+        "a prompt": plan.prompt_bytes_per_chip,
         "peak": plan.peak_bytes_per_chip,
         "available": plan.memory_bytes_per_chip,
     }
@@ -160,60 +162,90 @@ def serving_as_text(plan: ServingPlan) -> str:
     )
 
 
-def _compile(
-    engine: device.Program,
-    parameters: Any,
-    topology: Topology,
-    mesh: Mesh,
-    version: str,
-    program: ServingProgram,
-    slots: int,
-    slot_tokens: int,
-) -> ServingPlan:
-    """The plan for so many slots in all."""
-    started = time.perf_counter()
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        held = _abstract_slots(engine, slots, slot_tokens, mesh)
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """An engine's programs, to be compiled."""
 
-        def whole(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+    engine: device.Program
+    parameters: Any
+    topology: Topology
+    mesh: Mesh
+    version: str
+    slot_tokens: int
 
-        if program == "decode":
-            closing, until_free = whole(jnp.int32, _CLOSING), whole(jnp.bool_)
-            traced = device.decode.trace(engine, parameters, held, closing, until_free, _STEPS)
-        else:
-            tokens, is_audio = whole(jnp.int32, slot_tokens), whole(jnp.bool_, slot_tokens)
-            audio = whole(jnp.float32, slot_tokens, engine.config.decoder.hidden)
-            traced = device.prefill.trace(engine, parameters, tokens, whole(jnp.int32), audio, is_audio)
-        arguments = (parameters, held) if program == "decode" else parameters
-        compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), arguments)
-    available = topology.chip.memory_bytes
-    weights, cache = shard_bytes(parameters), shard_bytes(held.caches)
-    if program == "decode":
-        seconds, tokens_a_step = (weights + cache) / topology.chip.memory_bandwidth, slots
-    else:
-        operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters["decoder"])) * slot_tokens
-        seconds, tokens_a_step = operations / (topology.chips * topology.chip.flops), slot_tokens
-    return ServingPlan(
-        topology=topology.name,
-        chips=topology.chips,
-        mesh={str(axis): size for axis, size in mesh.shape.items()},
-        program=program,
-        slots=slots,
-        slot_tokens=slot_tokens,
-        cache_dtype=engine.cache_dtype,
-        fits=compiled is not None and used.peak <= available,
-        memory_bytes_per_chip=available,
-        peak_bytes_per_chip=used.peak,
-        argument_bytes_per_chip=used.arguments,
-        temporary_bytes_per_chip=used.temporaries,
-        parameter_bytes_per_chip=weights,
-        cache_bytes_per_chip=cache if program == "decode" else 0,
-        step_seconds=seconds,
-        tokens_per_second=tokens_a_step / seconds,
-        compile_seconds=time.perf_counter() - started,
-        compiler_version=version,
-    )
+    def prefill(self) -> tuple[Footprint, ServingPlan]:
+        """Of a prompt that fills a slot."""
+        started, tokens = time.perf_counter(), self.slot_tokens
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            ids, is_audio = self._whole(jnp.int32, tokens), self._whole(jnp.bool_, tokens)
+            audio = self._whole(jnp.float32, tokens, self.engine.config.decoder.hidden)
+            length = self._whole(jnp.int32)
+            traced = device.prefill.trace(self.engine, self.parameters, ids, length, audio, is_audio)
+            compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), self.parameters)
+        operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_used_for_a_token(self.parameters))) * tokens
+        seconds = operations / (self.topology.chips * self.topology.chip.flops)
+        prompt = used.peak - used.arguments
+        plan = self._plan("prefill", 1, used, compiled is not None, used.peak, 0, prompt, seconds, tokens, started)
+        return used, plan
+
+    def decode(self, slots: int, prompt: Footprint) -> ServingPlan:
+        """Of so many slots in all, which a prompt is read beside."""
+        started = time.perf_counter()
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            held = _abstract_slots(self.engine, slots, self.slot_tokens, self.mesh)
+            closing, until_free = self._whole(jnp.int32, _CLOSING), self._whole(jnp.bool_)
+            traced = device.decode.trace(self.engine, self.parameters, held, closing, until_free, _STEPS)
+            compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), (self.parameters, held))
+        cache, reading = shard_bytes(held.caches), prompt.peak - prompt.arguments
+        seconds = (shard_bytes(_used_for_a_token(self.parameters)) + cache) / self.topology.chip.memory_bandwidth
+        kept = reading - prompt.temporaries  # the prompt's keys and values
+        peak = max(used.peak + kept, used.arguments + reading)
+        return self._plan("decode", slots, used, compiled is not None, peak, cache, reading, seconds, slots, started)
+
+    def _plan(
+        self,
+        program: ServingProgram,
+        slots: int,
+        used: Footprint,
+        compiles: bool,
+        peak: int,
+        cache: int,
+        prompt: int,
+        seconds: float,
+        tokens: int,
+        started: float,
+    ) -> ServingPlan:
+        available = self.topology.chip.memory_bytes
+        return ServingPlan(
+            topology=self.topology.name,
+            chips=self.topology.chips,
+            mesh={str(axis): size for axis, size in self.mesh.shape.items()},
+            program=program,
+            slots=slots,
+            slot_tokens=self.slot_tokens,
+            cache_dtype=self.engine.cache_dtype,
+            fits=compiles and peak <= available,
+            memory_bytes_per_chip=available,
+            peak_bytes_per_chip=peak,
+            argument_bytes_per_chip=used.arguments,
+            temporary_bytes_per_chip=used.temporaries,
+            parameter_bytes_per_chip=shard_bytes(self.parameters),
+            cache_bytes_per_chip=cache,
+            prompt_bytes_per_chip=prompt,
+            step_seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            compile_seconds=time.perf_counter() - started,
+            compiler_version=self.version,
+        )
+
+    def _whole(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
+
+
+def _used_for_a_token(parameters: Any) -> Any:
+    """The weights that every token takes part in: of the embeddings it is one row, where they are no head as well."""
+    decoder = parameters["decoder"]
+    return {name: part for name, part in decoder.items() if name != "embedding" or "head" not in decoder}
 
 
 def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh, int8_weights: bool) -> Any:

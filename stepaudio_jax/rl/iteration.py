@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
+from stepaudio_jax import hub
 from stepaudio_jax.config import Config, StageConfig
 from stepaudio_jax.generation import Engine, load_model
 from stepaudio_jax.generation.layout import writing_mesh
@@ -58,7 +58,7 @@ class Iteration:
         self._stream = PromptStream(self._stage.data, tokenizer, model, seed=self._seed, new_tokens=new_tokens)
         self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
         self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
-        self._rewards = Rewards(rl, make_judge(config, self._stage, writing))
+        self._rewards = Rewards(rl, make_judge(config, self._stage))
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
         self._engine = Engine(
             model,
@@ -177,10 +177,11 @@ class Iteration:
         return [self._place(jax.tree.map(lambda array, at=start + own: array[at], whole)) for start in starts]
 
 
-def make_judge(config: Config, stage: StageConfig, mesh: Mesh) -> Judge | None:
-    """The judge that a stage asks for, if any; its answers are kept in the run folder."""
+def make_judge(config: Config, stage: StageConfig) -> Judge | None:
+    """The judge that a stage asks for, if any, on all devices if in this process; its answers are kept in the run folder."""
     asked = stage.rl.judge
     if asked.folder:
+        mesh = writing_mesh(hub.read_model_config(asked.folder), slices=config.mesh.slices)
         loaded = load_model(asked.folder, config.compute.dtype, mesh=mesh, writes_only=True)
         model = ModelJudge(loaded, slots=asked.slots, max_tokens=asked.max_tokens)
         name: str = model.name

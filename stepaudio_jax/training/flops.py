@@ -1,18 +1,31 @@
 """Floating-point operations of a training step, by formula.
 
-Counted is what the mathematics needs: two operations for a multiplication and an addition, each matrix product once forward
-and, where its inputs or its kernel have gradients, once more for each. What rematerialisation computes again is not counted,
-and a causal mask halves attention (model FLOPs, as in PaLM: Chowdhery et al. 2022, appendix B).
+Counted is what the mathematics needs: two operations for a multiplication and an addition, each matrix product once forward and
+once more for each of its two sides that has a gradient: a kernel that is trained, activations that gradients pass. What
+rematerialisation computes again is not counted, and a causal mask halves attention (model FLOPs, as in PaLM: Chowdhery et al.
+2022, appendix B).
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 
 from stepaudio_jax.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, Part, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
 from stepaudio_jax.models import low_rank_tree
+
+
+class Forward(NamedTuple):
+    """Of a forward pass: products with kernels, and attention's products of activations, both of which have gradients."""
+
+    kernels: float
+    attention: float = 0.0
+
+    def times(self, rows: int) -> "Forward":
+        """Of so many rows."""
+        return Forward(rows * self.kernels, rows * self.attention)
 
 
 def step_flops(model: ModelConfig, stage: StageConfig) -> float:
@@ -38,22 +51,22 @@ def part_flops(model: ModelConfig, data: DataConfig, trainable: Sequence[Part], 
         trained = part in trainable
         # A part's own matrix products need inputs' gradients where anything inside it or before it is trained.
         passed = trained or behind or (part == "decoder" and narrow > 0)
-        flops[part] = forward[part] * (1 + passed + trained)
+        flops[part] = forward[part].kernels * (1 + passed + trained) + forward[part].attention * (1 + 2 * passed)
         behind = behind or trained
     flops["decoder"] += 3 * 2.0 * narrow * data.rows * data.tokens_per_row
     return flops
 
 
-def _forward_flops(model: ModelConfig, data: DataConfig) -> dict[Part, float]:
+def _forward_flops(model: ModelConfig, data: DataConfig) -> dict[Part, Forward]:
     chunks = data.rows * data.chunks_per_row
     return {
-        "encoder": chunks * _encoder_flops(model.encoder, data.frames_per_chunk) if chunks else 0.0,
-        "adaptor": chunks * _adaptor_flops(model, data.frames_per_chunk) if chunks else 0.0,
-        "decoder": data.rows * decoder_flops(model.decoder, data.tokens_per_row),
+        "encoder": _encoder_flops(model.encoder, data.frames_per_chunk).times(chunks) if chunks else Forward(0.0),
+        "adaptor": _adaptor_flops(model, data.frames_per_chunk).times(chunks) if chunks else Forward(0.0),
+        "decoder": decoder_flops(model.decoder, data.tokens_per_row).times(data.rows),
     }
 
 
-def decoder_flops(decoder: DecoderConfig, tokens: int) -> float:
+def decoder_flops(decoder: DecoderConfig, tokens: int) -> Forward:
     """Forward, for one row of so many tokens: projections, causal attention, SwiGLU, language-model head."""
     queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     weights = (
@@ -61,18 +74,18 @@ def decoder_flops(decoder: DecoderConfig, tokens: int) -> float:
         + decoder.hidden * decoder.vocab_size
     )
     attention = decoder.layers * 2 * queries * tokens / 2  # q k and weights v, halved by the mask
-    return 2.0 * tokens * (weights + attention)
+    return Forward(2.0 * tokens * weights, 2.0 * tokens * attention)
 
 
-def _encoder_flops(encoder: EncoderConfig, mel_frames: int) -> float:
+def _encoder_flops(encoder: EncoderConfig, mel_frames: int) -> Forward:
     frames = math.ceil(mel_frames / 2)
     convolutions = 3 * encoder.hidden * (mel_frames * encoder.mel_bins + frames * encoder.hidden)
     weights = encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.ffn)
     attention = encoder.layers * 2 * encoder.hidden * frames
-    return 2.0 * (convolutions + frames * (weights + attention))
+    return Forward(2.0 * (convolutions + frames * weights), 2.0 * frames * attention)
 
 
-def _adaptor_flops(model: ModelConfig, mel_frames: int) -> float:
+def _adaptor_flops(model: ModelConfig, mel_frames: int) -> Forward:
     outputs = outputs_per_chunk(mel_frames)
     hidden, ffn = model.encoder.hidden, model.adaptor.ffn
-    return 2.0 * outputs * (3 * hidden**2 + hidden * ffn + ffn * model.decoder.hidden)
+    return Forward(2.0 * outputs * (3 * hidden**2 + hidden * ffn + ffn * model.decoder.hidden))

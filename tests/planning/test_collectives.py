@@ -47,3 +47,16 @@ def test_the_compilers_own_count_goes_first():
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(HloError, match="all-gather stands in a loop of unknown length"):
         collective_bytes(LOOP.replace("direction=LT", "direction=NE"))
+
+
+@pytest.mark.parametrize(
+    "branches",
+    ["branch_computations={%less, %more}", "true_computation=%less, false_computation=%more"],
+    ids=["listed", "named"],
+)
+def test_every_branch_counts(branches):
+    gather = "  ROOT %g = f32[{}]{{0}} all-gather(%p), replica_groups=[1,2]<=[2]"
+    branch = "%{} (p: f32[{}]) -> f32[{}] {{\n{}\n}}\n"
+    hlo = "".join(branch.format(name, n // 2, n, gather.format(n)) for name, n in (("less", 8), ("more", 32)))
+    hlo += f"ENTRY %main (p: s32[]) -> f32[] {{\n  ROOT %c = f32[] conditional(%p, %a, %b), {branches}\n}}\n"
+    assert collective_bytes(hlo) == {"all-gather": (8 + 32) * 4 / 2}

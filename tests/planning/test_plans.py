@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.end_to_end.runs import run
+from tests.end_to_end.runs import ROOT, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,3 +71,26 @@ def test_a_job_too_large_for_a_slice_is_told_by_how_much():
     assert "it does NOT fit: " in ended.stdout
     assert "GB too much" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_slots_leave_room_for_the_prompt_that_is_read_beside_them(tmp_path):
+    serving = ("--program=decode", "--slot-tokens", "4096")
+    made = plan(tmp_path / "plan.json", "sft_mini_8b", "v5e:2x2", *serving)
+    assert made["fits"]
+    held = made["parameter_bytes_per_chip"] + made["cache_bytes_per_chip"]
+    assert made["prompt_bytes_per_chip"] > made["cache_bytes_per_chip"] / made["slots"]  # its keys and values, and temporaries
+    assert held + made["prompt_bytes_per_chip"] <= made["peak_bytes_per_chip"] <= made["memory_bytes_per_chip"]
+    per_slot = made["cache_bytes_per_chip"] / made["slots"]
+    assert made["memory_bytes_per_chip"] - made["peak_bytes_per_chip"] < 1.05 * per_slot  # one more does not fit
+
+
+def test_a_judge_in_the_process_is_counted(tmp_path):
+    adaptor = ("--config.stages.rlhf.trainable=('adaptor',)", "--config.stages.rlhf.data.rows=32")
+    judge = ("url=", "model=", "folder=models/tiny_judge")
+    settings = [f"--config.stages.rlhf.rl.judge.{setting}" for setting in judge]
+    made = plan(tmp_path / "plan.json", "rlhf_32b", "v5p:2x4x4", *adaptor, *settings)
+    assert made["fits"]
+    weights = sum(file.stat().st_size for file in (ROOT / "models" / "tiny_judge").glob("*.safetensors"))
+    assert weights / 2 < made["judge_bytes_per_chip"] < 10 * weights  # cut over two chips, for it has two key heads; and slots
+    parts = ("policy", "engine", "cache", "judge", "gradient", "optimizer", "temporary")
+    assert made["peak_bytes_per_chip"] >= sum(made[f"{part}_bytes_per_chip"] for part in parts)

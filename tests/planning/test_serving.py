@@ -29,6 +29,7 @@ def search(*, available, weights, temporaries, per_slot, refused=()):
             temporary_bytes_per_chip=0,
             parameter_bytes_per_chip=0,
             cache_bytes_per_chip=0,
+            prompt_bytes_per_chip=0,
             step_seconds=1.0,
             tokens_per_second=1.0,
             compile_seconds=0.0,
