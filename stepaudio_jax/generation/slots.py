@@ -22,6 +22,7 @@ from stepaudio_jax.models import (
     abstract_model,
     cache_slots,
     constrain,
+    expanded_anew,
     merge_unstacked,
 )
 
@@ -218,12 +219,12 @@ def decode(
         until_free: bool; end early when any slot stops, because others wait for it.
         steps: at most.
     """
-    model, layers = merge_unstacked(program.graphdef, parameters)
     rows = slots.token.shape[0]
     started = slots.running
 
     def step(carry: tuple[jax.Array, Slots, Decoded]) -> tuple[jax.Array, Slots, Decoded]:
         number, slots, out = carry
+        model, layers = merge_unstacked(program.graphdef, expanded_anew(parameters, number))
         running = slots.running
         embeddings = model.decoder.embed(slots.token[:, None])
         hidden, caches = model.decoder.extend(layers, embeddings, slots.position, slots.caches, running)

@@ -8,7 +8,7 @@ from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
 from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.models.layers import kernel_gradient
 from stepaudio_jax.models.low_rank import LowRankTree, fold_low_rank, initial_low_rank, low_rank_tree, with_low_rank
-from stepaudio_jax.models.quantized import is_quantized, quantize_weights, quantized_shardings
+from stepaudio_jax.models.quantized import expanded_anew, is_quantized, quantize_weights, quantized_shardings
 from stepaudio_jax.models.step_audio import (
     Parameters,
     StepAudio,
@@ -36,6 +36,7 @@ __all__ = [
     "cache_bytes",
     "cache_slots",
     "constrain",
+    "expanded_anew",
     "fold_low_rank",
     "initial_low_rank",
     "initial_parameters",

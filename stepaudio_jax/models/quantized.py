@@ -47,6 +47,21 @@ def dequantized(parameters: Parameters) -> Parameters:
     return jax.tree.map(lambda leaf: qwix.dequantize(leaf) if is_quantized(leaf) else leaf, parameters, is_leaf=is_quantized)
 
 
+def expanded_anew(parameters: Parameters, turn: jax.Array) -> Parameters:
+    """The same tree inside a loop, its matrices in int8 tied to the loop's `turn`.
+
+    Else the compiler finds that their plain form is the same in every turn: it would make all of them before the loop, and keep
+    them beside the small ones.
+    """
+    leaves, structure = jax.tree.flatten(parameters, is_leaf=is_quantized)
+    small = [leaf for leaf in leaves if is_quantized(leaf)]
+    if not small:
+        return parameters
+    tied, _ = jax.lax.optimization_barrier((small, turn))
+    after = iter(tied)
+    return jax.tree.unflatten(structure, [next(after) if is_quantized(leaf) else leaf for leaf in leaves])
+
+
 def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
     """Shardings for a tree that may be quantised, from those of its plain form: a scale is whole where its size is 1."""
 

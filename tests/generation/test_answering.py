@@ -12,8 +12,10 @@ import pytest
 
 from stepaudio_jax.data import DataError
 from stepaudio_jax.generation import LoadedModel, Outcome, Sampling, Scorer, answer_file, load_model, score_file
+from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.journal import Journal
+from stepaudio_jax.models import quantize_weights, unstack
 from stepaudio_jax.text import Message, TextPart
 from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
 from tests.models.random_model import FLOAT32
@@ -263,3 +265,16 @@ def test_an_engine_needs_no_second_copy_of_a_model_that_only_writes(int8_weights
     other = Engine(stacked.config, stacked.parameters, stacked.tokenizer, compute=stacked.compute, **settings)
     for ours, theirs in zip(held, jax.tree.leaves(other._parameters), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_matrices_in_int8_are_expanded_within_the_loop_that_writes():
+    """Before it, all of them would be there at once, beside the small ones."""
+    program = device.Program(CONFIG, FLOAT32, "float32")
+    parameters = unstack(quantize_weights(CONFIG, lively_parameters()))
+    slots = device.empty_slots(program, 2, 32)
+    (call,) = jax.make_jaxpr(device.decode, static_argnums=(0, 5))(
+        program, parameters, slots, np.zeros(4, np.int32), False, 8
+    ).eqns
+    outside = [equation for equation in call.params["jaxpr"].eqns if equation.primitive.name != "while"]
+    assert len(outside) < len(call.params["jaxpr"].eqns)
+    assert not [equation for equation in outside if any(value.aval.dtype == np.int8 for value in equation.invars)]
