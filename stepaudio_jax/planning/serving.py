@@ -184,9 +184,8 @@ class _Job:
             compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), self.parameters)
         operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_used_for_a_token(self.parameters))) * tokens
         seconds = operations / (self.topology.chips * self.topology.chip.flops)
-        prompt = used.peak - used.arguments
-        plan = self._plan("prefill", 1, used, compiled is not None, used.peak, 0, prompt, seconds, tokens, started)
-        return used, plan
+        figures = {"cache": 0, "prompt": used.peak - used.arguments, "peak": used.peak}
+        return used, self._plan("prefill", 1, compiled, used, **figures, seconds=seconds, tokens=tokens, started=started)
 
     def decode(self, slots: int, prompt: Footprint) -> ServingPlan:
         """Of so many slots in all, which a prompt is read beside."""
@@ -200,17 +199,19 @@ class _Job:
         seconds = (shard_bytes(_used_for_a_token(self.parameters)) + cache) / self.topology.chip.memory_bandwidth
         kept = reading - prompt.temporaries  # the prompt's keys and values
         peak = max(used.peak + kept, used.arguments + reading)
-        return self._plan("decode", slots, used, compiled is not None, peak, cache, reading, seconds, slots, started)
+        figures = {"cache": cache, "prompt": reading, "peak": peak}
+        return self._plan("decode", slots, compiled, used, **figures, seconds=seconds, tokens=slots, started=started)
 
     def _plan(
         self,
         program: ServingProgram,
         slots: int,
+        compiled: Any | None,
         used: Footprint,
-        compiles: bool,
-        peak: int,
+        *,
         cache: int,
         prompt: int,
+        peak: int,
         seconds: float,
         tokens: int,
         started: float,
@@ -224,7 +225,7 @@ class _Job:
             slots=slots,
             slot_tokens=self.slot_tokens,
             cache_dtype=self.engine.cache_dtype,
-            fits=compiles and peak <= available,
+            fits=compiled is not None and peak <= available,
             memory_bytes_per_chip=available,
             peak_bytes_per_chip=peak,
             argument_bytes_per_chip=used.arguments,
