@@ -54,6 +54,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
             contextlib.closing(samples),
             progress_bar(stage.name, stage.steps, done) as bar,
         ):
+            run.stop.received(earlier + done)  # a notice that comes while the first step is made is for the step after it
             for step in range(done + 1, stage.steps + 1):
 
                 def save() -> None:

@@ -103,6 +103,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
         profile = StepProfile(run_dir, config.profiled_steps())
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
+            stop.received(earlier + done)  # a notice that comes while the first step is compiled is for the step after it
             for step in range(done + 1, stage.steps + 1):
                 with meter.waiting_for_data():
                     batch = place(next(data))

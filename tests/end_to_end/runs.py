@@ -7,7 +7,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -34,24 +35,45 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def train_in(processes: int, devices: int, settings: Sequence[str]) -> None:
-    """Runs `launch.train` to its end, in so many processes of so many CPU devices each."""
+def start_in(processes: int, devices: int, settings: Sequence[str]) -> "list[subprocess.Popen[str]]":
+    """`launch.train`, left running in so many processes of so many CPU devices each."""
     port = free_port()
-    started = [
+    return [
         start(
             *("-m", "tests.parallel.train_process", str(devices), *settings),
             *([f"--distributed=127.0.0.1:{port},{processes},{index}"] if processes > 1 else []),
         )
         for index in range(processes)
     ]
-    with ThreadPoolExecutor(processes) as readers:  # all at once: one that cannot write what it has to say stops the others
-        said = list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
+
+
+def errors_of(started: "list[subprocess.Popen[str]]") -> list[str]:
+    """What each process says on standard error, until all have ended."""
+    with ThreadPoolExecutor(len(started)) as readers:  # all at once: one that cannot write what it has to say stops the others
+        return list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
+
+
+def train_in(processes: int, devices: int, settings: Sequence[str]) -> None:
+    """Runs `launch.train` to its end, in so many processes of so many CPU devices each."""
+    started = start_in(processes, devices, settings)
+    said = errors_of(started)
     assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
 
 
 def arguments(folder: pathlib.Path, name: str) -> list[str]:
     """Of `launch.train`, for a run of that name in the folder of the `folder` fixture."""
     return [f"--config={folder / 'config.py'}", f"--config.run_dir={folder / name}"]
+
+
+def wait_for(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
+    """Until something has happened, or the program has ended."""
+    while process.poll() is None and not happened():
+        time.sleep(0.002)
+
+
+def logged(run_dir: pathlib.Path) -> int:
+    """Lines of a run's metrics.jsonl."""
+    return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
 
 def metrics(run_dir: pathlib.Path) -> list[dict]:

@@ -1,6 +1,5 @@
 """What may end a run before its time, and what is left of it: nothing is lost but time."""
 
-import pathlib
 import random
 import shutil
 import signal
@@ -9,7 +8,7 @@ import time
 
 import pytest
 
-from tests.end_to_end.runs import STEPS, arguments, computed, metrics, run, start
+from tests.end_to_end.runs import STEPS, arguments, computed, logged, metrics, run, start, wait_for
 
 pytestmark = pytest.mark.slow  # runs, started again and again
 
@@ -31,16 +30,6 @@ def place_poison(self, batch):
 BatchPlacement.__call__ = place_poison
 main(arguments)
 """
-
-
-def wait_for(process: "subprocess.Popen[str]", happened) -> None:
-    """Until something has happened, or the program has ended."""
-    while process.poll() is None and not happened():
-        time.sleep(0.002)
-
-
-def logged(run_dir: pathlib.Path) -> int:
-    return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
 
 def test_killed_at_random_moments_and_while_a_checkpoint_is_written(unbroken, folder):

@@ -1,11 +1,13 @@
 """`launch.train` in one, two and four real processes: one run, whatever their number."""
 
 import pathlib
+import re
 import shutil
+import signal
 
 import pytest
 
-from tests.end_to_end.runs import arguments, metrics, train_in
+from tests.end_to_end.runs import STEPS, arguments, errors_of, logged, metrics, start_in, train_in, wait_for
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
 DEVICES = 4
@@ -57,6 +59,25 @@ def test_a_checkpoint_of_two_processes_restores_on_another_number(alone, folder,
     found = {(line["stage"], line["step"]): line["loss"] for line in metrics(run_dir)}
     for line in alone:
         assert found[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_a_notice_to_one_process_stops_both_at_one_step(folder):
+    """SIGTERM while the first stage runs, and once more in the second one, resumed and just saved; then on to the end."""
+    settings = [*arguments(folder, "noticed"), *MESH]
+    run_dir = folder / "noticed"
+    for moment, stage in ((13, "mid"), (50, "sft")):
+        started = start_in(2, DEVICES // 2, settings)
+        wait_for(started[0], lambda: logged(run_dir) >= moment)  # noqa: B023 - called before the loop goes on
+        started[1].send_signal(signal.SIGTERM)
+        said = errors_of(started)
+        assert [process.returncode for process in started] == [75, 75], "".join(text[-3000:] for text in said)
+        steps = [re.search(r"stopped at step (\d+) of stage '(\w+)', and saved", text) for text in said]
+        assert steps[0] is not None
+        assert steps[1] is not None
+        assert steps[0].groups() == steps[1].groups()
+        assert steps[0][2] == stage
+    train_in(2, DEVICES // 2, settings)
+    assert [(line["stage"], line["step"]) for line in metrics(run_dir)] == STEPS
 
 
 def _records(line: dict) -> dict:
