@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--topology", required=True, help="v5p:4x4x4 or v5p-128")
-    parser.add_argument("--slices", type=int, default=1, help="so many slices of that shape")
+    parser.add_argument("--slices", type=int, help="so many slices of that shape (default: the configuration's mesh.slices)")
     parser.add_argument("--stage", default="0", help="name or number of the stage that is planned")
     parser.add_argument("--program", choices=("train", "prefill", "decode"), default="train")
     parser.add_argument("--slot-tokens", type=int, default=16384, help="of generating: prompt and reply (default 16384)")
@@ -53,8 +53,10 @@ def main(arguments: list[str]) -> int:
             stage_index,
         )
 
-        config = load_config(options.config, [*overrides, ("mesh.slices", str(options.slices))])
-        topology = parse_topology(options.topology, options.slices)
+        if options.slices is not None:
+            overrides.append(("mesh.slices", str(options.slices)))
+        config = load_config(options.config, overrides)
+        topology = parse_topology(options.topology, config.mesh.slices)
         plan: Any
         index = stage_index(config, options.stage)
         if options.program == "train" and config.stages[index].objective == "policy":

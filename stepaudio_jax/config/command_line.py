@@ -15,7 +15,7 @@ from stepaudio_jax.config.run import Config
 
 
 def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """The configuration of a file, with overrides applied in order.
+    """The configuration of a file, with overrides applied in order; only what all of them together make must be allowed.
 
     Args:
         path: a Python file whose `get_config()` returns a `Config`.
@@ -25,17 +25,33 @@ def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     Raises:
         ConfigError: naming the file and its line, or the key and what is allowed.
     """
-    config = _run_config_file(pathlib.Path(path))
-    for key, text in overrides:
-        config = override(config, key, text)
+    return override(_run_config_file(pathlib.Path(path)), *overrides)
+
+
+def override(config: Config, *settings: tuple[str, str]) -> Config:
+    """`config` with the setting at each dotted key replaced by the value that its text spells.
+
+    Raises:
+        ConfigError: naming the key and what is allowed.
+    """
+    values = to_dict(config)
+    problem: ConfigError | None = None
+    for key, text in settings:
+        _replace(values, key, text)
+        try:  # so that the next one finds presets and sections as they are
+            config = build(Config, values)
+        except ConfigError as error:  # the next one may be what it lacks
+            problem = error
+        else:
+            values, problem = to_dict(config), None
+    if problem is not None:
+        raise problem
     return config
 
 
-def override(config: Config, key: str, text: str) -> Config:
-    """`config` with the setting at dotted `key` replaced by the value that `text` spells."""
-    values = to_dict(config)
+def _replace(values: dict[str, Any], key: str, text: str) -> None:
     *parents, last = key.split(".")
-    node = values
+    node: Any = values
     walked = "config"
     for name in parents:
         node = _child(node, name, walked)
@@ -51,7 +67,6 @@ def override(config: Config, key: str, text: str) -> Config:
     else:
         _child(node, last, walked)
         node[last] = value
-    return build(Config, values)
 
 
 def _run_config_file(path: pathlib.Path) -> Config:

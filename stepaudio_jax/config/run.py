@@ -118,6 +118,13 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("b1", "b2", "muon_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+        if not self.eps > 0:
+            raise ConfigError(f"eps={self.eps} must be positive")
+        if not 0 <= self.final_learning_rate_fraction <= 1:
+            raise ConfigError(f"final_learning_rate_fraction={self.final_learning_rate_fraction} must be between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,11 +269,18 @@ class ComputeConfig:
     dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
     remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
-    remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")  # kept by "save" here, by "offload" on the host
+    # Kept by "save" here, by "offload" on the host; cuDNN's kernel computes "attended" again all the same.
+    remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")
     attention: AttentionKernel = "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
     rules: Rules = Rules()  # which mesh axes each logical axis is cut over
     loss_chunks: int = 1  # parts of the vocabulary (in RL of a row's tokens) for the loss: fewer logits at a time
     unroll: int = 1  # layers unrolled in the scan; on CPU, all of them (0) is about twice as fast
+
+    def __post_init__(self) -> None:
+        if self.loss_chunks <= 0:
+            raise ConfigError(f"loss_chunks={self.loss_chunks} must be positive")
+        if self.unroll < 0:
+            raise ConfigError(f"unroll={self.unroll} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,6 +303,9 @@ class Config:
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise ConfigError("run_dir is empty: name the folder that the run is to make")
+        for name, path in (("run_dir", self.run_dir), ("tokenizer", self.tokenizer), ("initial.model", self.initial.model)):
+            if "://" in path:
+                raise ConfigError(f"{name}={path!r} is an address: mount the bucket, and give the path of its folder there")
         if not self.stages:
             raise ConfigError("stages is empty: nothing to run")
         if self.seed < 0:

@@ -226,7 +226,8 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _identity(config: DataConfig, sources: Sequence[JsonlSource], seed: int) -> dict[str, Any]:
     """What must not change between saving a state and resuming from it, JSON-ready."""
     settings = to_dict(config)
-    for name in ("sources", "threads", "prefetch_batches"):
+    # What is done with a record that cannot be used may change: a run that stopped at the first one goes on without it.
+    for name in ("sources", "threads", "prefetch_batches", "on_bad_audio", "on_too_long"):
         del settings[name]
     settings["seed"] = seed
     settings["sources"] = [

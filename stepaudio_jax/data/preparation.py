@@ -268,9 +268,9 @@ def _distinct_clips(parts: Sequence[AudioPart]) -> dict[str, AudioPart]:
 
 
 def _check_sizes(config: DataConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
-    if tokenizer.vocab_size > model.decoder.vocab_size:
+    if tokenizer.written_size > model.decoder.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's decoder.vocab_size={model.decoder.vocab_size};"
+            f"the tokenizer writes {tokenizer.written_size} tokens, the model's decoder.vocab_size={model.decoder.vocab_size};"
             " use the model's own tokenizer, or a larger vocabulary"
         )
     if config.chunks_per_row and model.encoder.mel_bins != MEL_BINS:

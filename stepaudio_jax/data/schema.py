@@ -60,8 +60,8 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         messages=tuple(_message(item, f"{origin}: message {number}", folder) for number, item in enumerate(messages, 1)),
         source=_scalar_text(value.get("source"), f"{origin}: 'source'") or source,
         origin=origin,
-        reference_reply=_scalar_text(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
-        rejected_reply=_scalar_text(value.get("rejected_reply"), f"{origin}: 'rejected_reply'"),
+        reference_reply=_reply(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
+        rejected_reply=_reply(value.get("rejected_reply"), f"{origin}: 'rejected_reply'"),
         margin=_margin(value.get("margin"), origin),
         rubric=_rubric(value.get("rubric"), origin),
         reference_meets=_meets(value.get("reference_meets"), f"{origin}: 'reference_meets'"),
@@ -120,6 +120,17 @@ def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None,
     if not end:
         raise DataError(f"{where} opens {_THINK} and never closes it with {_END_THINK}")
     return thought.strip(), reply.lstrip("\n")
+
+
+def _reply(value: Any, what: str) -> str | None:
+    """A reply to compare with others: without the reasoning that may stand before it, for that is no part of it."""
+    text = _scalar_text(value, what)
+    if text is None:
+        return None
+    reply = _split_reasoning(None, text, what)[1]
+    if text and not reply.strip():
+        raise DataError(f"{what} is a reasoning without a reply")
+    return reply
 
 
 def _in_loss(value: Mapping[str, Any], where: str) -> bool:

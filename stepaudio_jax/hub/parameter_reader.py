@@ -4,7 +4,6 @@ A parameter stacked over layers is larger than a host wants to hold (18 GB for o
 which Orbax stores arrays with, reads any block of it.
 """
 
-import functools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,13 +12,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import tensorstore
-from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import read_json
 from stepaudio_jax.hub.tensor_names import Index, Path, flatten, parameter_shapes
+from stepaudio_jax.parallel import block_of
 
 
 class ParameterReader(Protocol):
@@ -54,20 +53,13 @@ class ArrayReader:
         leaf = self._leaf(path)
         if isinstance(leaf, jax.Array):
             starts, sizes = tuple(part.start for part in index), tuple(part.stop - part.start for part in index)
-            whole = NamedSharding(leaf.sharding.mesh, PartitionSpec()) if isinstance(leaf.sharding, NamedSharding) else None
-            return np.asarray(_block(leaf, starts, sizes, whole))
+            return np.asarray(block_of(leaf, starts, sizes))
         return np.asarray(leaf[index])
 
     def _leaf(self, path: Path) -> Any:
         if path not in self._leaves:
             raise CheckpointError(f"the parameters have no {'/'.join(path)}")
         return self._leaves[path]
-
-
-@functools.partial(jax.jit, static_argnames=("sizes", "sharding"))
-def _block(array: jax.Array, starts: tuple[int, ...], sizes: tuple[int, ...], sharding: NamedSharding | None) -> jax.Array:
-    block = jax.lax.dynamic_slice(array, starts, sizes)
-    return block if sharding is None else jax.lax.with_sharding_constraint(block, sharding)
 
 
 class StoredReader:

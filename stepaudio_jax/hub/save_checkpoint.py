@@ -1,7 +1,8 @@
 """Parameters in memory -> a checkpoint folder."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
+from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.new_folder import new_folder
 from stepaudio_jax.hub.parameter_reader import ArrayReader, require_parameters
 from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter, lay_out
@@ -42,14 +44,16 @@ def save_checkpoint(
         for tensor in tensors(config, STEP_AUDIO)
     }
     if jax.process_index() != 0:
-        lay_out(pathlib.Path(gather_json(None)[0]) / PARAMETERS, layout)
+        told = gather_json(None)[0]
+        if "problem" in told:
+            raise CheckpointError(told["problem"])
+        lay_out(pathlib.Path(told["folder"]) / PARAMETERS, layout)
         for tensor in tensors(config, STEP_AUDIO):
             for block in tensor.blocks():
                 reader.read(tensor.path, block.index)
         multihost_utils.sync_global_devices("checkpoint written")
         return
-    with new_folder(pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())) as folder:
-        gather_json(str(folder))
+    with _told_folder(pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())) as folder:
         with ParameterWriter(folder / PARAMETERS, layout) as writer:
             for tensor in tensors(config, STEP_AUDIO):
                 for block in tensor.blocks():
@@ -57,3 +61,16 @@ def save_checkpoint(
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, dict.fromkeys(parameters, source))
     multihost_utils.sync_global_devices("checkpoint written")
+
+
+@contextlib.contextmanager
+def _told_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
+    """`new_folder`; the other processes are told where it is, or why it is not."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(new_folder(target, needed_bytes))
+        except CheckpointError as error:
+            gather_json({"problem": str(error)})
+            raise
+        gather_json({"folder": str(folder)})
+        yield folder

@@ -1,6 +1,5 @@
 """The tokenizer that lies beside weights."""
 
-import dataclasses
 import pathlib
 import shutil
 
@@ -49,14 +48,13 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuses a tokenizer with a special token of the prompt format that has no row in the embedding.
+    """Refuses a tokenizer that writes what has no row in the embedding.
 
     Raises:
-        CheckpointError: naming the id that does not fit.
+        CheckpointError: saying how many rows it needs.
     """
-    name, highest = max(dataclasses.asdict(tokenizer.special).items(), key=lambda item: item[1])
-    if highest >= vocab_size:
+    if tokenizer.written_size > vocab_size:
         raise CheckpointError(
-            f"the tokenizer's special token {name} is {highest} and the vocabulary has {vocab_size} rows; "
-            f"it needs at least {highest + 1}"
+            f"the tokenizer writes tokens up to {tokenizer.written_size - 1} and the vocabulary has {vocab_size} rows; "
+            f"it needs at least {tokenizer.written_size}: choose another tokenizer, or a model with a larger decoder.vocab_size"
         )

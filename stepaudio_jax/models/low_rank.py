@@ -76,12 +76,17 @@ def with_low_rank(decoder: Parameters, low_rank: Parameters, scale: float) -> Pa
 
 
 def fold_low_rank(decoder: Parameters, low_rank: Parameters, scale: float) -> Parameters:
-    """The decoder's tree with every product added to its kernel, in the kernel's dtype."""
+    """The decoder's tree with every product added to its kernel, in the kernel's dtype; one layer's product at a time."""
 
     def fold(kernel: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
-        layers, rank = up.shape[:2]
-        product = down.reshape(layers, -1, rank) @ up.reshape(layers, rank, -1)
-        return (kernel.astype(jnp.float32) + scale * product.reshape(kernel.shape)).astype(kernel.dtype)
+        down, up, rank = jnp.asarray(down), jnp.asarray(up), up.shape[1]
+
+        def fold_layer(index: jax.Array, kernel: jax.Array) -> jax.Array:
+            product = down[index].reshape(-1, rank) @ up[index].reshape(rank, -1)
+            layer = kernel[index].astype(jnp.float32) + scale * product.reshape(kernel.shape[1:])
+            return kernel.at[index].set(layer.astype(kernel.dtype))
+
+        return jax.lax.fori_loop(0, kernel.shape[0], fold_layer, kernel)
 
     return _replaced(decoder, low_rank, fold)
 

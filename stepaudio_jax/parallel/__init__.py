@@ -1,5 +1,6 @@
 """Devices: the mesh, and where every parameter and batch lies on it."""
 
+from stepaudio_jax.parallel.blocks import block_of
 from stepaudio_jax.parallel.chips import CHIPS, Chip, peak_flops
 from stepaudio_jax.parallel.mesh import make_mesh
 from stepaudio_jax.parallel.placement import BatchPlacement, require_whole_rows
@@ -12,6 +13,7 @@ __all__ = [
     "Chip",
     "ShardingError",
     "batch_sharding",
+    "block_of",
     "gather_json",
     "make_mesh",
     "parameter_shardings",

@@ -58,7 +58,8 @@ def _candidates(config: Config, index: int, topology: Topology) -> Iterator[tupl
 
 def _changed(config: Config, settings: tuple[str, ...]) -> Config:
     for setting in settings:
-        config = override(config, *setting.split("=", 1))
+        key, _, text = setting.partition("=")
+        config = override(config, (key, text))
     return config
 
 

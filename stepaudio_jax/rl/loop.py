@@ -89,7 +89,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
-    return start.definition.folded({**state.trainable, **state.frozen})
+    return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
 
 def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:

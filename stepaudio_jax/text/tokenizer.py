@@ -1,6 +1,7 @@
 """Text <-> token ids, with special tokens that text can never spell."""
 
 import builtins
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -19,6 +20,8 @@ class Tokenizer:
 
     Attributes:
         special: the ids of the special tokens that the prompt format uses.
+        written_size: one more than the largest id that is ever written: of text, or a special token of the prompt format. Of
+            Qwen2.5's rows, which end before Step-Audio's tokens of generated sound, no more are needed.
         vocab_size: one more than the largest id. A model's vocabulary may be larger (it is padded).
     """
 
@@ -32,6 +35,7 @@ class Tokenizer:
         self._bpe = bpe
         self._added = dict(sorted(added.items()))
         self.special = SpecialTokens.find({token.content: index for index, token in added.items()})
+        self.written_size = max(bpe.get_vocab_size() - 1, *dataclasses.astuple(self.special)) + 1
         self.vocab_size = max(bpe.get_vocab_size() - 1, *added) + 1
 
     @classmethod

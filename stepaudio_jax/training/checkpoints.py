@@ -40,12 +40,16 @@ class StageCheckpoints:
         if jax.process_index() == 0:
             self._drop_unreadable_figures()
         multihost_utils.sync_global_devices("figures of checkpoints looked at")
-        return ocp.training.Checkpointer(
+        checkpointer = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=self._policy,
             cleanup_tmp_directories=True,
         )
+        # Orbax asks JAX itself whether to stop, with the stage's step: a notice while it saves would be counted from there, and
+        # be missed by a run that counts over all stages (`StopSignal`). It saves whenever it is told to, and need not ask.
+        checkpointer._manager.reached_preemption = lambda step: False
+        return checkpointer
 
     def _drop_unreadable_figures(self) -> None:
         """Orbax reads the figures of every checkpoint when it opens a folder, and cannot where they are half written."""

@@ -16,17 +16,13 @@ def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
     """The shape of the model, as the folders that `config.initial` names say where it names any, and the tokenizer.
 
     Raises:
-        ConfigError: neither `initial` nor `tokenizer` says which tokenizer to use, or its ids exceed the model's vocabulary.
-        CheckpointError: a folder cannot be read.
+        ConfigError: neither `initial` nor `tokenizer` says which tokenizer to use.
+        CheckpointError: a folder cannot be read, or the model's vocabulary has no rows for what the tokenizer writes.
     """
     sources = _sources(config)
     model = hub.read_model_config(sources) if sources else config.model
     tokenizer = _tokenizer(config)
-    if tokenizer.vocab_size > model.decoder.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the model's vocabulary only {model.decoder.vocab_size}: "
-            "choose another tokenizer, or a model.decoder.vocab_size that holds it"
-        )
+    hub.require_vocabulary(tokenizer, model.decoder.vocab_size)
     return model, tokenizer
 
 

@@ -82,7 +82,9 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
     """
     config, index, model, tokenizer, mesh, stop = run.config, run.index, run.model, run.tokenizer, run.mesh, run.stop
     stage, run_dir, start = run.stage, run.folder, run.describe()
-    place, place_held_out = (BatchPlacement(data, config.compute.rules, mesh) for data in (stage.data, stage.evaluation.data))
+    place = BatchPlacement(stage.data, config.compute.rules, mesh)
+    # Without held-out data its settings are nobody's, and may not fit the mesh.
+    place_held_out = BatchPlacement(stage.evaluation.data, config.compute.rules, mesh) if stage.evaluation.enabled else None
     data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index, rows=place.rows)
     checkpoints = run.checkpoints()
     with contextlib.closing(data), contextlib.closing(checkpoints):
@@ -127,7 +129,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                             f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
                             f"{int(state.skipped_in_row)} steps; see {found}"
                         )
-                if stage.evaluation.enabled and (step == stage.steps or _is_due(step, stage.evaluation.every_steps)):
+                if place_held_out and (step == stage.steps or _is_due(step, stage.evaluation.every_steps)):
                     with meter.paused():
                         trained = {**state.trainable, **state.frozen}
                         figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
@@ -140,7 +142,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
-    return start.definition.folded({**state.trainable, **state.frozen})
+    return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
 
 def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -15,9 +15,11 @@ CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoin
 
 # These change what is kept and shown, and where it is computed, not what is computed: a continued run may differ in them.
 _FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "profile_steps", "skipped_steps_allowed")
-# So do these of a judge, which may have to be mended for a run to go on: where it is, and what it may take.
-_JUDGE_FREE_TO_CHANGE = re.compile(
-    r"stages\.\d+\.rl\.judge\.(url|key_variable|max_tokens|timeout_s|retries|concurrency|slots|most_abstentions)"
+# So do these, which may have to be mended for a run to go on: what is done with a record that cannot be used, what reading the
+# data may take, where a judge is, and what it may take.
+_STAGE_FREE_TO_CHANGE = re.compile(
+    r"stages\.\d+\.((evaluation\.)?data\.(on_bad_audio|on_too_long|threads|prefetch_batches)"
+    r"|rl\.judge\.(url|key_variable|max_tokens|timeout_s|retries|concurrency|slots|most_abstentions))"
 )
 
 
@@ -63,7 +65,7 @@ def claim_run_folder(config: Config) -> pathlib.Path:
 
 
 def _is_free_to_change(key: str) -> bool:
-    return key.split(".")[0] in _FREE_TO_CHANGE or _JUDGE_FREE_TO_CHANGE.fullmatch(key) is not None
+    return key.split(".")[0] in _FREE_TO_CHANGE or _STAGE_FREE_TO_CHANGE.fullmatch(key) is not None
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

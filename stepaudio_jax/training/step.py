@@ -25,6 +25,7 @@ EvaluationStep = Callable[[Parameters, Batch], Metrics]
 
 
 _fold = jax.jit(fold_low_rank, static_argnums=2)
+_fold_in_place = jax.jit(fold_low_rank, static_argnums=2, donate_argnums=0)
 
 
 @jax.tree_util.register_dataclass
@@ -61,11 +62,17 @@ class ModelDefinition:
         heads = None if self.heads is None or HEADS not in parameters else nnx.merge(self.heads, parameters[HEADS])
         return nnx.merge(self.model, parts), heads
 
-    def folded(self, parameters: Parameters) -> Parameters:
-        """Encoder, adaptor and decoder as they are without this stage: heads are left out, narrow matrices folded in."""
+    def folded(self, parameters: Parameters, *, free: bool = False) -> Parameters:
+        """Encoder, adaptor and decoder as they are without this stage: heads are left out, narrow matrices folded in.
+
+        Args:
+            parameters: of the stage.
+            free: fold into the decoder's own arrays, which are given up: no second decoder is needed.
+        """
         parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA, VALUE, REFERENCE)}
         if LORA in parameters:
-            parts["decoder"] = _fold(parts["decoder"], parameters[LORA], self.lora_scale)
+            fold = _fold_in_place if free else _fold
+            parts["decoder"] = fold(parts["decoder"], parameters[LORA], self.lora_scale)
         return parts
 
 

@@ -38,7 +38,24 @@ def test_a_preset_takes_changes_of_single_fields():
     ],
 )
 def test_overrides(config, key, text, read):
-    assert read(override(config, key, text))
+    assert read(override(config, (key, text)))
+
+
+def test_overrides_may_need_each_other(config):
+    """Each of these alone is refused, in any order."""
+    judge = "stages.sft.rl.judge"
+    url = [(f"{judge}.url", "http://x/v1"), (f"{judge}.model", "m")]
+    lora = [("stages.sft.lora.rank", "4"), ("stages.sft.trainable", "('adaptor',)")]
+    for settings in (url, lora):
+        for ordered in (settings, settings[::-1]):
+            changed = override(config, *ordered).stages[0]
+    assert changed.lora.rank == 4
+    both = override(config, *url, ("seed", "3"))
+    assert (both.seed, both.stages[0].rl.judge.model) == (3, "m")
+    swapped = override(both, (f"{judge}.url", ""), (f"{judge}.model", ""), (f"{judge}.folder", "f"), (f"{judge}.slots", "2"))
+    assert (swapped.stages[0].rl.judge.folder, swapped.stages[0].rl.judge.slots) == ("f", 2)
+    with pytest.raises(ConfigError, match="belong together"):
+        override(config, url[0], ("seed", "3"))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +76,12 @@ def test_overrides(config, key, text, read):
         ("stages", "()", "nothing to run"),
         ("run_dir", "None", "must not be None|not of type str"),
         ("run_dir", "", "run_dir is empty"),
+        ("run_dir", "gs://bucket/runs/one", "run_dir='gs://bucket/runs/one' is an address: mount the bucket"),
+        ("compute.loss_chunks", "0", "loss_chunks=0 must be positive"),
+        ("compute.unroll", "-1", "unroll=-1 must not be negative"),
+        ("stages.sft.optimizer.b2", "1.0", "b2=1.0 must be at least 0 and less than 1"),
+        ("stages.sft.optimizer.eps", "0.0", "eps=0.0 must be positive"),
+        ("stages.sft.optimizer.final_learning_rate_fraction", "1.5", "must be between 0 and 1"),
         ("seed", "-1", "seed=-1 must not be negative"),
         ("log_every_steps", "0", "log_every_steps=0 must be positive"),
         ("checkpoint.keep", "0", "config.checkpoint: keep=0 must be positive"),
@@ -72,7 +95,7 @@ def test_overrides(config, key, text, read):
 )
 def test_wrong_overrides_name_the_key(config, key, text, message):
     with pytest.raises(ConfigError, match=message) as error:
-        override(config, key, text)
+        override(config, (key, text))
     assert "\n" not in str(error.value)
 
 

@@ -59,3 +59,15 @@ def test_sound_and_earlier_turns_stay_in_the_dialogue(tmp_path):
 def test_what_does_not_fit_is_told_with_its_line(tmp_path, value, message):
     with pytest.raises(DataError, match=rf"p\.jsonl:1: .*{message}"):
         read(tmp_path, value)
+
+
+def test_the_reasoning_before_a_reply_is_no_part_of_it(tmp_path):
+    """A policy's reply is compared without its reasoning too."""
+    turns = {
+        "chosen": "<think>\nShort.\n</think>\nGood.",
+        "rejected": [{"role": "assistant", "content": "<think>x</think>\nok"}],
+    }
+    record = read(tmp_path, {"prompt": "How are you?", **turns})
+    assert (record.reference_reply, record.rejected_reply) == ("Good.", "ok")
+    with pytest.raises(DataError, match="'reference_reply' is a reasoning without a reply"):
+        read(tmp_path, {"prompt": "How are you?", **turns, "chosen": "<think>x</think>"})

@@ -61,6 +61,17 @@ def test_a_checkpoint_of_two_processes_restores_on_another_number(alone, folder,
         assert found[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)
 
 
+def test_sixteen_devices_need_no_settings_of_data_that_is_not_held_out(folder):
+    """Without held-out data its default of eight rows must fit no mesh."""
+    stages = [
+        f"--config.stages.{stage}.{setting}"
+        for stage in ("mid", "sft")
+        for setting in ("steps=2", "data.rows=16", "evaluation.data.sources=()")
+    ]
+    train_in(1, 16, [*arguments(folder, "sixteen"), *stages, "--config.mesh.data=16", "--config.mesh.fsdp=1"])
+    assert (folder / "sixteen" / "model" / "config.json").is_file()
+
+
 def test_a_notice_to_one_process_stops_both_at_one_step(folder):
     """SIGTERM while the first stage runs, and once more in the second one, resumed and just saved; then on to the end."""
     settings = [*arguments(folder, "noticed"), *MESH]

@@ -232,7 +232,7 @@ def test_real_vocabulary(tmp_path, shared_tokenizer):
 
 
 def test_special_tokens_without_a_row_are_refused(tmp_path):
-    message = "special token tts_end is 288 and the vocabulary has 280 rows; it needs at least 289"
+    message = "writes tokens up to 288 and the vocabulary has 280 rows; it needs at least 289"
     with pytest.raises(hub.CheckpointError, match=message):
         random_folder(tmp_path / "small", with_decoder(vocab_size=280))
     source = random_folder(tmp_path / "source")

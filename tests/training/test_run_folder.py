@@ -37,7 +37,7 @@ def test_another_configuration_is_refused_by_the_key_that_differs(config, key, n
     run_dir = claim_run_folder(config)
     before = (run_dir / "config.json").read_bytes()
     with pytest.raises(ConfigError, match=rf"one holds a run with another configuration \(differs in {named}\)"):
-        require_same_run(override(config, key, value))
+        require_same_run(override(config, (key, value)))
     assert (run_dir / "config.json").read_bytes() == before
 
 
@@ -56,12 +56,19 @@ def test_what_computes_nothing_may_change(config):
     require_same_run(config)
 
 
+def test_what_becomes_of_unusable_records_and_the_readers_threads_may_change(config):
+    claim_run_folder(config)
+    for key, value in (("on_bad_audio", "skip"), ("on_too_long", "skip"), ("threads", "1"), ("prefetch_batches", "1")):
+        require_same_run(override(config, (f"stages.sft.data.{key}", value)))
+        require_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))
+
+
 def test_a_judge_may_be_mended_and_not_be_another(config):
     claim_run_folder(config)
     for key, value in (("max_tokens", "9"), ("timeout_s", "5"), ("retries", "0"), ("most_abstentions", "0.5")):
-        require_same_run(override(config, f"stages.sft.rl.judge.{key}", value))
+        require_same_run(override(config, (f"stages.sft.rl.judge.{key}", value)))
     with pytest.raises(ConfigError, match=r"differs in stages.0.rl.judge.levels\)"):
-        require_same_run(override(config, "stages.sft.rl.judge.levels", "3"))
+        require_same_run(override(config, ("stages.sft.rl.judge.levels", "3")))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"a"', "\xff"])
