@@ -24,15 +24,15 @@ USER_ERRORS = (
 MISTAKE = 2
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 TRY_AGAIN = 75  # EX_TEMPFAIL: start the same command again
-DIVERGED = 1
+DIVERGED = 3
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turns what ends a program into one line on standard error and an exit code.
 
-    2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 1 for one that diverged; and 130,
-    without a word, for Ctrl-C.
+    2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 3 for one that diverged or whose judge
+    gave too few verdicts; and 130, without a word, for Ctrl-C.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's chatter
     try:

@@ -1,8 +1,8 @@
 """Trains a model: `python -m launch.train --config=configs/X.py [--config.key=value ...] [--distributed]`.
 
 Start the same command on every host of a pod, with --distributed. Exit codes: 0 when the run is finished; 75 when it was told
-to stop (SIGTERM) and has saved everything, so that the same command goes on; 2 for a mistake of the user's, 1 for a run that
-diverged.
+to stop (SIGTERM) and has saved everything, so that the same command goes on; 2 for a mistake of the user's, 3 for a run that
+diverged, or whose judge gave too few verdicts.
 """
 
 import sys

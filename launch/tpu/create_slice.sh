@@ -36,5 +36,6 @@ until [ "$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" 
   case "$STATE" in FAILED | SUSPENDED) echo "error: $NAME is $STATE" >&2; exit 1 ;; esac
   sleep 30
 done
-"$(dirname "$0")/on_every_host.sh" \
-  "sudo apt-get install --yes libsndfile1 python3-venv && python3 -m venv ~/venv && ~/venv/bin/pip install --upgrade pip"
+# The images' own Python may be older than the project's.
+"$(dirname "$0")/on_every_host.sh" "sudo apt-get update -qq && sudo apt-get install --yes libsndfile1 \
+  && curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --seed --python 3.12 ~/venv"

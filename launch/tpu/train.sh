@@ -1,30 +1,52 @@
 #!/usr/bin/env bash
 # Copies this project to every machine of the slices and trains, again and again until the run is finished.
 #
-#   NAME=sft-32b ZONE=us-east5-a launch/tpu/train.sh --config=configs/sft_32b.py --config.run_dir=/mnt/runs/sft_32b
+#   NAME=sft-32b ZONE=us-east5-a launch/tpu/train.sh --config=configs/sft_32b.py --config.run_dir=/mnt/job/runs/sft_32b
 #
-# run_dir must be on a disk that every machine sees (Filestore, or a bucket mounted with Cloud Storage FUSE).
+# run_dir must be on a disk that every machine sees: Filestore, or a bucket (mount_bucket.sh).
+#
+# NAME, ZONE, SLICES  as for create_slice.sh
+# ENVIRONMENT         variables for the job: "OPENAI_API_KEY=.. OTHER=.."
+# PREPARE             a command for every machine before each start, for one that came back without its disk
+# RETRIES             5: starts in a row that may fail within ten minutes
 set -euo pipefail
 : "${NAME:?}" "${ZONE:?}"
 SLICES=${SLICES:-1}
+RETRIES=${RETRIES:-5}
 HERE=$(cd "$(dirname "$0")/../.." && pwd)
-for ((slice = 0; slice < SLICES; slice++)); do
-  NODE=$NAME
-  [ "$SLICES" = 1 ] || NODE="$NAME-$slice"
-  git -C "$HERE" archive --format=tar.gz HEAD >"/tmp/$NAME.tar.gz"
-  gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NODE:~/project.tar.gz" --zone="$ZONE" --worker=all
-done
 RUN="$HERE/launch/tpu/on_every_host.sh"
-"$RUN" 'rm -rf ~/project && mkdir ~/project && tar -xzf ~/project.tar.gz -C ~/project \
-  && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"'
+case " $* " in
+  *" --config.run_dir=/"*) ;;
+  *) echo "error: give --config.run_dir=/.., on a disk that every machine sees" >&2; exit 2 ;;
+esac
 ARGUMENTS=$(printf ' %q' "$@")
+
+attempt() {
+  "$RUN" "${PREPARE:-true}" || return
+  git -C "$HERE" archive --format=tar.gz HEAD >"/tmp/$NAME.tar.gz" || return
+  for ((slice = 0; slice < SLICES; slice++)); do
+    NODE=$NAME
+    [ "$SLICES" = 1 ] || NODE="$NAME-$slice"
+    gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NODE:~/project.tar.gz" --zone="$ZONE" --worker=all || return
+  done
+  "$RUN" 'rm -rf ~/project && mkdir ~/project && tar -xzf ~/project.tar.gz -C ~/project \
+    && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return
+  "$RUN" "cd ~/project && env ${ENVIRONMENT:-} ~/venv/bin/python -m launch.train --distributed$ARGUMENTS"
+}
+
+FAILURES=0
 while true; do
-  CODE=0
-  "$RUN" "cd ~/project && ~/venv/bin/python -m launch.train --distributed$ARGUMENTS" || CODE=$?
-  # 75: it was told to stop and has saved everything. What is not 0, 1 or 2 is a machine that went away.
+  STARTED=$SECONDS CODE=0
+  attempt || CODE=$?
+  # 2: a mistake in the settings or the data. 3: the run diverged, or its judge gave no verdicts. 75: it was told to stop, and has
+  # saved everything. What is none of these is a machine that went away, or an error that starting again may or may not cure.
   case "$CODE" in
     0) echo "finished"; exit 0 ;;
-    1 | 2) exit "$CODE" ;;
-    *) echo "ended with code $CODE; starting again in a minute"; sleep 60 ;;
+    2 | 3) exit "$CODE" ;;
+    75) FAILURES=0 ;;
+    *) [ $((SECONDS - STARTED)) -lt 600 ] && FAILURES=$((FAILURES + 1)) || FAILURES=1 ;;
   esac
+  [ "$FAILURES" -lt "$RETRIES" ] || { echo "error: $RETRIES starts in a row have failed" >&2; exit "$CODE"; }
+  echo "ended with code $CODE; starting again in a minute"
+  sleep 60
 done

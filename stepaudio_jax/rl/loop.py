@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 
 import jax
 
@@ -105,8 +106,14 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
         JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.levels)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
-    if stage.rl.judge.folder:
-        hub.read_model_config(stage.rl.judge.folder)
+    judge = stage.rl.judge
+    if judge.folder:
+        hub.read_model_config(judge.folder)
+    if judge.url and judge.key_variable and jax.process_index() == 0 and not os.environ.get(judge.key_variable):
+        raise ConfigError(
+            f"stage {stage.name!r}: the environment variable {judge.key_variable} (rl.judge.key_variable) holds no key for the "
+            "judge's server; set it, or let key_variable be empty for a server that wants none"
+        )
     for source in stream.sources:
         records = [source[number] for number in range(min(_LOOKED_AT, len(source)))]
         for record in records:

@@ -102,7 +102,7 @@ def test_a_judge_that_abstains_too_often_ends_the_run_with_everything_saved(fold
     broken = folder / "broken"
     server.trouble = lambda number, handler: number > 6 and _refuse(handler)
     ended = run(*arguments(folder, broken.name))
-    assert ended.returncode == 1
+    assert ended.returncode == 3
     assert "gave no verdict on" in ended.stderr
     assert "Traceback" not in ended.stderr
     done = logged(broken)

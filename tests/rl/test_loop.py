@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import LoRAConfig, RewardConfig
+from stepaudio_jax.config import ConfigError, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.rl import POLICY_STAGE
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -114,3 +115,14 @@ def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
     assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
         {k: v for k, v in line.items() if k not in timing} for line in figures
     ]
+
+
+def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):
+    stage = stage_config(tmp_path, prompts, steps=1).stages[0]
+    judge = JudgeConfig(url="http://localhost:1/v1", model="m", key_variable="NO_SUCH_KEY")
+    stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, judge=judge))
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match="the environment variable NO_SUCH_KEY .* holds no key"):
+        POLICY_STAGE.check(stage, base().tokenizer, base().config)
+    monkeypatch.setenv("NO_SUCH_KEY", "k")
+    POLICY_STAGE.check(stage, base().tokenizer, base().config)
