@@ -39,9 +39,22 @@ def _wav_defect(content: bytes) -> str | None:
             present = len(content) - position
             if present < size and (size < _WAV_PLACEHOLDER or size_64 is not None):
                 return f"is cut short: its header says {size} bytes of samples and {present} are there"
+            if size == 0 and not _are_chunks(content[position:], order):
+                return f"was never finished: its header says 0 bytes of samples and {present} are there"
             return None
         position += size + size % 2
     return "is cut short: it ends before its samples begin"
+
+
+def _are_chunks(content: bytes, order: str) -> bool:
+    """Whether bytes are whole RIFF chunks one after another, or nothing."""
+    position = 0
+    while position + 8 <= len(content):
+        name, size = struct.unpack_from(f"{order}4sI", content, position)
+        if not (name.isascii() and name.decode().isprintable()):
+            return False
+        position += 8 + size + size % 2
+    return position == len(content)
 
 
 def _ogg_defect(content: bytes) -> str | None:

@@ -242,6 +242,18 @@ def test_a_wav_written_to_a_pipe():
     assert len(load_audio(bytes(content))) == 4000
 
 
+def test_a_wav_whose_recorder_was_killed_is_not_called_empty():
+    content = bytearray(encoded(speech_like(4000)))
+    place = content.index(b"data") + 4
+    content[place : place + 4] = bytes(4)
+    with pytest.raises(AudioError, match="was never finished: its header says 0 bytes of samples and 8000 are there"):
+        load_audio(bytes(content))
+    empty = bytes(content[: place + 4])
+    for rest in (b"", struct.pack("<4sI", b"LIST", 4) + b"abcd"):
+        with pytest.raises(AudioError, match="has no samples"):
+            load_audio(empty + rest)
+
+
 def test_a_wav_with_chunks_around_its_data():
     content = encoded(speech_like(4001))
     place = content.index(b"data")
