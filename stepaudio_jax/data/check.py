@@ -1,13 +1,19 @@
 """A look at the data before a run begins, so that a mistake in it stops the run before anything is written."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.jsonl import JsonlSource, require_audio
 from stepaudio_jax.data.order import Visit
 from stepaudio_jax.data.preparation import Preparation
+from stepaudio_jax.data.record import DataError
 from stepaudio_jax.text import Tokenizer
+
+_THREADS, _AT_ONCE = 32, 128  # a network's file system answers slowly, and many at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +58,27 @@ def check_sources(
     sources = tuple(JsonlSource(source) for source in config.sources)
     preparation = Preparation(config, tokenizer, model, auxiliary, sources, seed=0)
     reports = []
-    for number, source in enumerate(sources):
-        seen, skipped = min(read, len(source)), 0
-        for index in range(seen):
-            if index < prepare:
-                skipped += bool(preparation(Visit(number, index, epoch=0)).skipped)
-            elif config.on_bad_audio == "error":
-                require_audio(source[index])
-            else:
-                clips = [clip.path for message in source[index].messages for clip in message.audio]
-                skipped += not all(map(os.path.isfile, clips))
-        reports.append(SourceReport(source.name, len(source), seen, min(prepare, seen), skipped))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for number, source in enumerate(sources):
+            seen, prepared = min(read, len(source)), min(prepare, len(source), read)
+            skipped = sum(bool(preparation(Visit(number, index, epoch=0)).skipped) for index in range(prepared))
+            starts = range(prepared, seen, _AT_ONCE)
+            parts = [range(start, min(start + _AT_ONCE, seen)) for start in starts]
+            look = functools.partial(_without_audio, source, skip=config.on_bad_audio == "skip")
+            try:
+                skipped += sum(pool.map(look, parts))
+            except DataError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            reports.append(SourceReport(source.name, len(source), seen, prepared, skipped))
     return tuple(reports)
+
+
+def _without_audio(source: JsonlSource, indices: Iterable[int], *, skip: bool) -> int:
+    """How many of these records name a clip that is no file; where they are not to be skipped, the first is an error."""
+    missing = 0
+    for record in map(source.__getitem__, indices):
+        if not skip:
+            require_audio(record)
+        missing += not all(os.path.isfile(clip.path) for message in record.messages for clip in message.audio)
+    return missing

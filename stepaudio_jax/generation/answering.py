@@ -16,8 +16,8 @@ from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.layout import writing_mesh
-from stepaudio_jax.generation.prompt import Prompt, ReadAudio, bucket, hear_prompt, require_fit
+from stepaudio_jax.generation.layout import slot_tokens, whole_slots, writing_mesh
+from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
 from stepaudio_jax.models import CacheDtype, Parameters, abstract_parameters, logical_axes, quantize_weights, unstack
@@ -107,15 +107,18 @@ def engine_for(
     slots: int,
     cache_dtype: CacheDtype | None = None,
 ) -> Engine:
-    """An engine no larger than it takes to answer these prompts, each with up to `new_tokens` tokens."""
+    """An engine no larger than it takes to answer these prompts, each with up to `new_tokens` tokens.
+
+    It has `slots` slots, or a few more where the model's mesh shares them out.
+    """
     longest = max(prompt.length for prompt in prompts) + new_tokens
     return Engine(
         model.config,
         model.parameters,
         model.tokenizer,
         compute=model.compute,
-        slots=slots,
-        slot_tokens=min(bucket(longest), model.config.decoder.max_positions),
+        slots=whole_slots(slots, model.compute.rules, model.mesh),
+        slot_tokens=slot_tokens(longest, model.config),
         cache_dtype=cache_dtype,
         mesh=model.mesh,
     )

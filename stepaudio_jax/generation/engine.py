@@ -80,6 +80,7 @@ class Engine:
         steps: tokens a call to the device adds to each slot, at most: more make streaming coarser and the host's share smaller.
         mesh: where weights and slots lie, by `compute.rules`; None for one device. Weights that lie elsewhere, as a training
             state's do, are sent from device to device. In a run of several processes each makes the same calls.
+        free: give up the decoder's parameters as the engine's own copy is made, layer by layer.
 
     Raises:
         GenerationError: slots, slot_tokens or steps are out of range, or the slots cannot be shared out evenly.
@@ -98,6 +99,7 @@ class Engine:
         cache_dtype: CacheDtype | None = None,
         steps: int = 16,
         mesh: Mesh | None = None,
+        free: bool = False,
     ):
         limit = config.decoder.max_positions
         self._slot_tokens = limit if slot_tokens is None else slot_tokens
@@ -109,7 +111,7 @@ class Engine:
         self._mesh = mesh
         if mesh is not None and slots % (parts := row_parts(compute.rules, mesh)):
             raise GenerationError(f"slots={slots} cannot be shared out over the {parts} parts of the mesh; take a multiple")
-        self._parameters = self._placed(parameters)
+        self._parameters = self._placed(parameters, free=free)
         self._tokenizer = tokenizer
         self._closing = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps
@@ -152,8 +154,12 @@ class Engine:
         """Whether a slot is long enough for a prompt and what may follow it."""
         return prompt.length + max(sampling.max_new_tokens for sampling in samplings) <= self._slot_tokens
 
-    def set_parameters(self, parameters: Parameters) -> None:
+    def set_parameters(self, parameters: Parameters, *, free: bool = False) -> None:
         """Answers with other weights of the same shape from now on, those of a training state for example.
+
+        Args:
+            parameters: the tree, as the engine was made with.
+            free: give up the decoder's as the engine's own copy is made.
 
         Raises:
             GenerationError: requests are being answered, which began with the old ones.
@@ -161,7 +167,7 @@ class Engine:
         if self.busy:
             raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
         self._parameters = {}  # the old ones go before the new ones come
-        self._parameters = self._placed(parameters)
+        self._parameters = self._placed(parameters, free=free)
 
     def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:
         """Puts a prompt into the queue, to be answered once for each of `samplings`; it is read once for all of them.
@@ -310,15 +316,17 @@ class Engine:
             self._slots = device.release(self._program, self._slots, slot)
         self._occupants[slot] = None
 
-    def _placed(self, parameters: Parameters) -> Parameters:
+    def _placed(self, parameters: Parameters, *, free: bool) -> Parameters:
         """Weights in the engine's layout, where it computes."""
         dtype = self._program.compute.dtype
 
         def cast(leaf: Any) -> Any:  # once, and not again for every token
             return leaf if is_quantized(leaf) else leaf.astype(dtype)
 
+        layers = jax.tree.leaves(parameters["decoder"]["layers"], is_leaf=is_quantized)
+        own = free or not any(is_quantized(leaf) or leaf.dtype == dtype for leaf in layers)  # casting them makes others
         decoder = jax.tree.map(cast, parameters["decoder"], is_leaf=is_quantized)
-        apart, shardings = unstack({**parameters, "decoder": decoder}), None
+        apart, shardings = unstack({**parameters, "decoder": decoder}, free=own), None
         if self._mesh is not None:
             plain = weight_shardings(self._program.config, self._program.compute, self._mesh)
             shardings = quantized_shardings(apart, plain)

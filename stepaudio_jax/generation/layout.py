@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig, Rules
+from stepaudio_jax.generation.prompt import bucket
 from stepaudio_jax.generation.slots import Slots, slot_letters
 from stepaudio_jax.models import abstract_parameters, activation_spec, logical_axes
 from stepaudio_jax.parallel import make_mesh, parameter_shardings
@@ -58,6 +59,17 @@ def slot_shardings(slots: Slots, rules: Rules, mesh: Mesh) -> Slots:
 
     placed: Slots = jax.tree.map(place, slot_letters(slots))
     return placed
+
+
+def slot_tokens(longest: int, config: ModelConfig) -> int:
+    """Tokens of a slot for prompts and replies of so many: the bucket that holds them, as far as the model has positions."""
+    return min(bucket(longest), config.decoder.max_positions)
+
+
+def whole_slots(slots: int, rules: Rules, mesh: Mesh | None) -> int:
+    """At least so many slots, as many for each part of a mesh."""
+    parts = 1 if mesh is None else row_parts(rules, mesh)
+    return parts * -(-slots // parts)
 
 
 def row_parts(rules: Rules, mesh: Mesh) -> int:

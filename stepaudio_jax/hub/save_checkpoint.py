@@ -15,7 +15,7 @@ from stepaudio_jax.hub.new_folder import new_folder
 from stepaudio_jax.hub.parameter_reader import ArrayReader, require_parameters
 from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter, lay_out
 from stepaudio_jax.hub.tensor_names import STEP_AUDIO, parameter_shapes, tensors
-from stepaudio_jax.parallel import gather_json
+from stepaudio_jax.parallel import told_by_first
 from stepaudio_jax.text import Tokenizer
 
 
@@ -44,7 +44,7 @@ def save_checkpoint(
         for tensor in tensors(config, STEP_AUDIO)
     }
     if jax.process_index() != 0:
-        told = gather_json(None)[0]
+        told = told_by_first(None)
         if "problem" in told:
             raise CheckpointError(told["problem"])
         lay_out(pathlib.Path(told["folder"]) / PARAMETERS, layout)
@@ -70,7 +70,7 @@ def _told_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Pa
         try:
             folder = stack.enter_context(new_folder(target, needed_bytes))
         except CheckpointError as error:
-            gather_json({"problem": str(error)})
+            told_by_first({"problem": str(error)})
             raise
-        gather_json({"folder": str(folder)})
+        told_by_first({"folder": str(folder)})
         yield folder

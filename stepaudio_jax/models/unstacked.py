@@ -19,7 +19,7 @@ def unstack(parameters: Parameters, *, free: bool = False) -> Parameters:
 
     Args:
         parameters: of the model, which may be quantised; a tree whose layers are apart is returned as it is.
-        free: give up each stacked array once it is cut, so that there are never two copies of all of them.
+        free: give up each stacked array on a device once it is cut, so that there are never two copies of all of them.
     """
     decoder = parameters["decoder"]
     if isinstance(decoder["layers"], tuple):
@@ -27,11 +27,16 @@ def unstack(parameters: Parameters, *, free: bool = False) -> Parameters:
     stacks, structure = jax.tree.flatten(decoder["layers"])
     apart = []
     for stack in stacks:
-        apart.append([stack[index] for index in range(stack.shape[0])])
-        if free:
+        apart.append([_layer(stack, index) for index in range(stack.shape[0])])
+        if free and isinstance(stack, jax.Array):
             stack.delete()
     layers = tuple(jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True))
     return {**parameters, "decoder": {**decoder, "layers": layers}}
+
+
+@jax.jit  # one program for all layers: indexing with a number would compile one for each
+def _layer(stack: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
 
 
 def merge_unstacked(graphdef: Any, parameters: Parameters) -> tuple[StepAudio, tuple[DecoderLayer, ...]]:

@@ -4,7 +4,7 @@ from stepaudio_jax.parallel.blocks import block_of
 from stepaudio_jax.parallel.chips import CHIPS, Chip, peak_flops
 from stepaudio_jax.parallel.mesh import make_mesh
 from stepaudio_jax.parallel.placement import BatchPlacement, require_whole_rows
-from stepaudio_jax.parallel.processes import gather_json
+from stepaudio_jax.parallel.processes import gather_json, told_by_first
 from stepaudio_jax.parallel.shardings import ShardingError, batch_sharding, parameter_shardings, replicated
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "peak_flops",
     "replicated",
     "require_whole_rows",
+    "told_by_first",
 ]

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from stepaudio_jax import hub
 from stepaudio_jax.config import ComputeConfig, Config, ModelConfig, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
-from stepaudio_jax.generation.layout import row_parts, weight_shardings, writing_mesh
+from stepaudio_jax.generation.layout import row_parts, slot_tokens, weight_shardings, whole_slots, writing_mesh
 from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, takes_prefixes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.page import heading, memory, verdict
@@ -37,7 +37,8 @@ class PolicyPlan:
         cache_bytes_per_chip: the slots' keys and values.
         judge_bytes_per_chip: a judge in the same process, slots for a question as long as a row and its answer included.
         temporary_bytes_per_chip: of the larger of the two programs that learn.
-        peak_bytes_per_chip: all of them together, for the engine keeps its place while the policy learns.
+        peak_bytes_per_chip: all of them together with a step's batches, for the engine keeps its place while the policy learns;
+            or, if that is more, without gradients and temporaries and with a further decoder: when the engine gets its weights.
         compile_seconds, compiler_version: of this compilation.
     """
 
@@ -101,7 +102,13 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
         **_writing_bytes(config, stage, devices),
         "temporary_bytes_per_chip": temporary,
     }
-    peak, available = sum(held.values()) + shard_bytes((batch, learning)), topology.chip.memory_bytes
+    batches = -(-stage.rl.rollout.prompts * stage.rl.rollout.samples // stage.data.rows)  # at most; all are kept for a step
+    learns = sum(held.values()) + batches * shard_bytes((batch, learning))
+    # Before that, when the engine gets its weights, they are there once more as the policy has them.
+    decoder = {**state.frozen, **state.trainable}["decoder"]
+    sent = jax.tree.map(lambda leaf: _at(jax.ShapeDtypeStruct(leaf.shape, config.compute.dtype), leaf.sharding), decoder)
+    writes = sum(held.values()) - temporary - held["gradient_bytes_per_chip"] + shard_bytes(sent)
+    peak, available = max(learns, writes), topology.chip.memory_bytes
     return PolicyPlan(
         topology=topology.name,
         chips=topology.chips,
@@ -164,24 +171,25 @@ def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str
     rollout, judge, compute, tokens = stage.rl.rollout, stage.rl.judge, config.compute, stage.data.tokens_per_row
     mesh = writing_mesh(config.model, devices, tensor=rollout.tensor, slices=config.mesh.slices)
     cache_dtype = rollout.cache_dtype or compute.dtype
-    weights, cache = _engine_bytes(config.model, compute, mesh, rollout.slots, tokens, cache_dtype)
+    held = min(tokens, config.model.decoder.max_positions)
+    weights, cache = _engine_bytes(config.model, compute, mesh, rollout.slots, held, cache_dtype)
     judged = 0
     if judge.folder:
         model = hub.read_model_config(judge.folder)
         mesh = writing_mesh(model, devices, slices=config.mesh.slices)
-        judged = sum(_engine_bytes(model, compute, mesh, judge.slots, tokens + judge.max_tokens, compute.dtype))
+        asked = slot_tokens(tokens + judge.max_tokens, model)
+        judged = sum(_engine_bytes(model, compute, mesh, judge.slots, asked, compute.dtype))
     return {"engine_bytes_per_chip": weights, "cache_bytes_per_chip": cache, "judge_bytes_per_chip": judged}
 
 
 def _engine_bytes(
-    model: ModelConfig, compute: ComputeConfig, mesh: Mesh, slots: int, slot_tokens: int, cache_dtype: CacheDtype
+    model: ModelConfig, compute: ComputeConfig, mesh: Mesh, slots: int, tokens: int, cache_dtype: CacheDtype
 ) -> tuple[int, int]:
     """Of an engine's weights and of its caches."""
     compute = dataclasses.replace(compute, param_dtype=compute.dtype)
     shapes = jax.eval_shape(unstack, abstract_parameters(model, compute))
     weights = jax.tree.map(_at, shapes, weight_shardings(model, compute, mesh))
-    of_part = -(-slots // row_parts(compute.rules, mesh))
-    tokens = min(slot_tokens, model.decoder.max_positions)
+    of_part = whole_slots(slots, compute.rules, mesh) // row_parts(compute.rules, mesh)
     cache = of_part * cache_bytes(model.decoder, tokens, cache_dtype) // mesh.shape["tensor"]
     return shard_bytes(weights), cache
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import jax
 
-from stepaudio_jax.parallel import gather_json
+from stepaudio_jax.parallel import told_by_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AnswerCache:
         if jax.process_index() == 0:
             self._open(pathlib.Path(path))
         if shared:
-            held = gather_json({key: dataclasses.asdict(answer) for key, answer in self._answers.items()})[0]
+            held = told_by_first({key: dataclasses.asdict(answer) for key, answer in self._answers.items()})
             self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
 
     def _open(self, file: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, StageConfig
 from stepaudio_jax.generation import Engine, load_model
-from stepaudio_jax.generation.layout import writing_mesh
+from stepaudio_jax.generation.layout import whole_slots, writing_mesh
 from stepaudio_jax.models import takes_prefixes
 from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.endpoint import Endpoint
@@ -31,7 +31,7 @@ from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate, policy_para
 from stepaudio_jax.rl.watch import rollout_figures
 from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.start import StageStart, keeps_reference
-from stepaudio_jax.training.step import TrainState
+from stepaudio_jax.training.step import LORA, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,9 @@ class Iteration:
             model,
             start.definition.folded(policy_parameters(state)),
             tokenizer,
+            free=LORA in state.trainable,
             compute=config.compute,
-            slots=rl.rollout.slots,
+            slots=whole_slots(rl.rollout.slots, config.compute.rules, writing),
             slot_tokens=min(self._stage.data.tokens_per_row, model.decoder.max_positions),
             cache_dtype=rl.rollout.cache_dtype or None,
             mesh=writing,
@@ -88,8 +89,8 @@ class Iteration:
         self._features = self._hearing.features(parameters, prompts)
         prompts = self._hearing.heard(parameters, prompts, self._features)
         heard = time.perf_counter()
-        self._engine.set_parameters(parameters)
-        del parameters  # the engine has its own; of a policy with narrow matrices these are a whole decoder
+        self._engine.set_parameters(parameters, free=LORA in state.trainable)  # else they are the state's own
+        del parameters
         written: dict[int, Rollout] = {}
         seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
         for number, one in roll_out(self._engine, prompts, records, rollout, self._tokenizer, seed):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.parallel import gather_json
+from stepaudio_jax.parallel import told_by_first
 from stepaudio_jax.rl.answer_cache import AnswerCache, JudgeAnswer
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import Abstention, Verdict, parse_verdict
@@ -138,7 +138,7 @@ class Judge:
             self._asking.clear()
             keys = {self._key(text) for text, _ in questions} - failures.keys()
             said = failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
-        failures, answers = gather_json(said)[0]
+        failures, answers = told_by_first(said)
         for key, answer in answers.items():
             if key not in self._answers:
                 self._answers.add(key, JudgeAnswer(**answer))

@@ -1,6 +1,7 @@
 """What a judge is asked: a template that the user can replace, filled with a dialogue, two replies and the criteria."""
 
 import pathlib
+import re
 import string
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ _NEEDED = {"dialogue", "reply_a", "reply_b", "criteria"}
 _OPTIONAL = {"form", "comparisons"}
 _DEFAULT = pathlib.Path(__file__).with_name("judge_prompt.txt")
 _SOUND = "[sound{transcript}]"
+_MARK = re.compile(r"^(?=[ \t]*===)", re.MULTILINE)
 
 
 class JudgePrompt:
@@ -42,20 +44,28 @@ class JudgePrompt:
             raise ConfigError(f"{self._path}: has the fields {given}; it must have each of {wanted} once, and may have {more}")
 
     def fill(self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()) -> str:
-        """The question to the judge. Sound is told by its transcript, where there is one."""
+        """The question to the judge. Sound is told by its transcript, where there is one.
+
+        A line of the material that begins as a mark of the template does (`===`) is set in by a space: no reply can end itself,
+        or show another one in its own words.
+        """
         criteria, form = "", '{"comparison": ".."}'
         if rubric:
-            listed = "\n".join(f"{number}. {criterion.text}" for number, criterion in enumerate(rubric, 1))
+            listed = "\n".join(f"{number}. {_material(criterion.text)}" for number, criterion in enumerate(rubric, 1))
             criteria = f"\nSay besides, of each criterion and for each reply, whether the reply meets it:\n{listed}\n"
             form = '{"comparison": "..", "criteria": [{"a": true, "b": false}, ..]}, one entry for each criterion in order,'
         return self.template.format(
-            dialogue="\n".join(f"{message.role}: {_spoken(message)}" for message in dialogue),
-            reply_a=reply_a,
-            reply_b=reply_b,
+            dialogue="\n".join(f"{message.role}: {_material(_spoken(message))}" for message in dialogue),
+            reply_a=_material(reply_a),
+            reply_b=_material(reply_b),
             criteria=criteria,
             form=form,
             comparisons=self._comparisons,
         )
+
+
+def _material(text: str) -> str:
+    return _MARK.sub(" ", text)
 
 
 def _spoken(message: Message) -> str:

@@ -37,6 +37,8 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
     checkpoints, policy = run.checkpoints(), stage.rl.policy
+    earlier = sum(one.steps for one in config.stages[: run.index])
+    run.stop.received(earlier + (checkpoints.latest_step or 0))  # a notice before the first step is for the step after it
     controller = KLController(policy.kl_coefficient, policy.kl_target, policy.kl_horizon)
     with contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
@@ -45,7 +47,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
         else:
             state = start_stage(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
-        done, earlier = int(state.step), sum(one.steps for one in config.stages[: run.index])
+        done = int(state.step)
         iteration = Iteration(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)
@@ -55,7 +57,6 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
             contextlib.closing(samples),
             progress_bar(stage.name, stage.steps, done) as bar,
         ):
-            run.stop.received(earlier + done)  # a notice that comes while the first step is made is for the step after it
             for step in range(done + 1, stage.steps + 1):
 
                 def save() -> None:

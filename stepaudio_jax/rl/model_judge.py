@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from stepaudio_jax.config import LengthConvention
 from stepaudio_jax.generation import Engine, GenerationError, LoadedModel, Prompt, Sampling, engine_for, hear_prompt
-from stepaudio_jax.generation.layout import row_parts
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
 from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
 
@@ -14,13 +13,12 @@ class ModelJudge:
 
     Args:
         model: the judge.
-        slots: questions answered side by side; rounded up to a multiple of the parts that the model's mesh cuts them into.
+        slots: questions answered side by side.
         max_tokens: of an answer.
     """
 
     def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):
-        parts = 1 if model.mesh is None else row_parts(model.compute.rules, model.mesh)
-        self._model, self._slots = model, parts * -(-slots // parts)
+        self._model, self._slots = model, slots
         self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
         self._engine: Engine | None = None
         self._longest = 0  # tokens of the question that the engine was made for

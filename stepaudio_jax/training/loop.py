@@ -54,12 +54,13 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
         return model_dir  # the run is finished
     model, tokenizer = initial_model(config)
     kinds = {"next_token": StageKind(_check_stage, run_stage), **kinds}
-    for stage in config.stages:
-        kinds[stage.objective].check(stage, tokenizer, model)
-    mesh = make_mesh(config.mesh)
-    require_whole_rows(config, mesh)
     run_dir = pathlib.Path(config.run_dir)
     saved = [has_checkpoint(run_dir, index, stage.name) for index, stage in enumerate(config.stages)]
+    for index, stage in enumerate(config.stages):
+        if not any(saved[index + 1 :]):  # else it is finished
+            kinds[stage.objective].check(stage, tokenizer, model)
+    mesh = make_mesh(config.mesh)
+    require_whole_rows(config, mesh)
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
@@ -87,6 +88,8 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
     place_held_out = BatchPlacement(stage.evaluation.data, config.compute.rules, mesh) if stage.evaluation.enabled else None
     data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index, rows=place.rows)
     checkpoints = run.checkpoints()
+    earlier = sum(stage.steps for stage in config.stages[:index])
+    stop.received(earlier + (checkpoints.latest_step or 0))  # a notice before the first step is for the step after it
     with contextlib.closing(data), contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(start.abstract)
@@ -94,7 +97,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
         else:
             state = start_stage(config, index, model, start, parameters)
         parameters.clear()  # the state holds them now; what of them it does not need is freed
-        done, earlier = int(state.step), sum(stage.steps for stage in config.stages[:index])
+        done = int(state.step)
         train_step = jax.jit(
             make_train_step(start.definition, stage, start.optimizer),
             donate_argnums=0,
@@ -105,7 +108,6 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
         profile = StepProfile(run_dir, config.profiled_steps())
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
-            stop.received(earlier + done)  # a notice that comes while the first step is compiled is for the step after it
             for step in range(done + 1, stage.steps + 1):
                 with meter.waiting_for_data():
                     batch = place(next(data))

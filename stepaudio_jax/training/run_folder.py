@@ -16,9 +16,10 @@ CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoin
 # These change what is kept and shown, and where it is computed, not what is computed: a continued run may differ in them.
 _FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "profile_steps", "skipped_steps_allowed")
 # So do these, which may have to be mended for a run to go on: what is done with a record that cannot be used, what reading the
-# data may take, where a judge is, and what it may take.
+# data may take, how an engine lies on the devices, where a judge is, and what it may take.
 _STAGE_FREE_TO_CHANGE = re.compile(
     r"stages\.\d+\.((evaluation\.)?data\.(on_bad_audio|on_too_long|threads|prefetch_batches)"
+    r"|rl\.rollout\.(slots|tensor)"
     r"|rl\.judge\.(url|key_variable|max_tokens|timeout_s|retries|concurrency|slots|most_abstentions))"
 )
 

@@ -56,11 +56,13 @@ def test_what_computes_nothing_may_change(config):
     require_same_run(config)
 
 
-def test_what_becomes_of_unusable_records_and_the_readers_threads_may_change(config):
+def test_what_becomes_of_unusable_records_and_what_reading_and_writing_take_may_change(config):
     claim_run_folder(config)
     for key, value in (("on_bad_audio", "skip"), ("on_too_long", "skip"), ("threads", "1"), ("prefetch_batches", "1")):
         require_same_run(override(config, (f"stages.sft.data.{key}", value)))
         require_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))
+    for key in ("slots", "tensor"):
+        require_same_run(override(config, (f"stages.sft.rl.rollout.{key}", "3")))
 
 
 def test_a_judge_may_be_mended_and_not_be_another(config):
