@@ -21,16 +21,16 @@ case " $* " in
 esac
 ARGUMENTS=$(printf ' %q' "$@")
 
-attempt() {
-  "$RUN" "${PREPARE:-true}" || return
-  git -C "$HERE" archive --format=tar.gz HEAD >"/tmp/$NAME.tar.gz" || return
+attempt() {  # its code is that of the last command, or 1
+  "$RUN" "${PREPARE:-true}" || return 1
+  git -C "$HERE" archive --format=tar.gz HEAD >"/tmp/$NAME.tar.gz" || return 1
   for ((slice = 0; slice < SLICES; slice++)); do
     NODE=$NAME
     [ "$SLICES" = 1 ] || NODE="$NAME-$slice"
-    gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NODE:~/project.tar.gz" --zone="$ZONE" --worker=all || return
+    gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NODE:~/project.tar.gz" --zone="$ZONE" --worker=all || return 1
   done
   "$RUN" 'rm -rf ~/project && mkdir ~/project && tar -xzf ~/project.tar.gz -C ~/project \
-    && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return
+    && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return 1
   "$RUN" "cd ~/project && env ${ENVIRONMENT:-} ~/venv/bin/python -m launch.train --distributed$ARGUMENTS"
 }
 

@@ -6,7 +6,7 @@ import pathlib
 import re
 import runpy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stepaudio_jax.config import model, run
@@ -35,12 +35,12 @@ def override(config: Config, *settings: tuple[str, str]) -> Config:
         ConfigError: naming the key and what is allowed.
     """
     values = to_dict(config)
-    problem: ConfigError | None = None
+    problem: ConfigError | None = None  # of the settings so far; one that follows may be what they lack
     for key, text in settings:
-        _replace(values, key, text)
-        try:  # so that the next one finds presets and sections as they are
+        _replace(values, config, key, text)
+        try:
             config = build(Config, values)
-        except ConfigError as error:  # the next one may be what it lacks
+        except ConfigError as error:
             problem = error
         else:
             values, problem = to_dict(config), None
@@ -49,7 +49,8 @@ def override(config: Config, *settings: tuple[str, str]) -> Config:
     return config
 
 
-def _replace(values: dict[str, Any], key: str, text: str) -> None:
+def _replace(values: dict[str, Any], config: Config, key: str, text: str) -> None:
+    """Puts a setting into `values`; a whole section gets its defaults, or its preset's, as the setting after it expects."""
     *parents, last = key.split(".")
     node: Any = values
     walked = "config"
@@ -60,13 +61,31 @@ def _replace(values: dict[str, Any], key: str, text: str) -> None:
     if last == "preset":
         if not isinstance(node, dict):
             raise ConfigError(f"{walked} has no presets")
+        whole = build(type(_section(config, parents)), {"preset": value}, walked)
         node.clear()
-        node["preset"] = value
+        node.update(to_dict(whole))
     elif isinstance(node, list):
         node[_index(node, last, walked)] = value
     else:
         _child(node, last, walked)
-        node[last] = value
+        section = _section(config, [*parents, last]) if isinstance(value, dict) else None
+        if section is None or not dataclasses.is_dataclass(section):
+            node[last] = value
+        else:
+            node[last] = to_dict(build(type(section), value, f"{walked}.{last}"))
+
+
+def _section(config: Config, path: Sequence[str]) -> Any:
+    """What a configuration holds at a path that its plain values have; None where it has changed since."""
+    found: Any = config
+    for name in path:
+        if isinstance(found, tuple):
+            names = [getattr(item, "name", "") for item in found]
+            index = names.index(name) if name in names else int(name) if name.isdigit() else len(found)
+            found = found[index] if index < len(found) else None
+        else:
+            found = getattr(found, name, None)
+    return found
 
 
 def _run_config_file(path: pathlib.Path) -> Config:

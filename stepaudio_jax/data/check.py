@@ -78,7 +78,8 @@ def _without_audio(source: JsonlSource, indices: Iterable[int], *, skip: bool) -
     """How many of these records name a clip that is no file; where they are not to be skipped, the first is an error."""
     missing = 0
     for record in map(source.__getitem__, indices):
-        if not skip:
+        if skip:
+            missing += not all(os.path.isfile(clip.path) for message in record.messages for clip in message.audio)
+        else:
             require_audio(record)
-        missing += not all(os.path.isfile(clip.path) for message in record.messages for clip in message.audio)
     return missing

@@ -127,8 +127,8 @@ def _reply(value: Any, what: str) -> str | None:
     text = _scalar_text(value, what)
     if text is None:
         return None
-    reply = _split_reasoning(None, text, what)[1]
-    if text and not reply.strip():
+    reasoning, reply = _split_reasoning(None, text, what)
+    if reasoning is not None and not reply.strip():
         raise DataError(f"{what} is a reasoning without a reply")
     return reply
 

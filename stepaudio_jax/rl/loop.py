@@ -48,6 +48,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
             state = start_stage(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
         done = int(state.step)
+        run.stop.received(earlier + done)
         iteration = Iteration(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)

@@ -98,6 +98,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
             state = start_stage(config, index, model, start, parameters)
         parameters.clear()  # the state holds them now; what of them it does not need is freed
         done = int(state.step)
+        stop.received(earlier + done)
         train_step = jax.jit(
             make_train_step(start.definition, stage, start.optimizer),
             donate_argnums=0,

@@ -24,7 +24,10 @@ class StopSignal:
         self._received = False
 
     def received(self, step: int) -> bool:
-        """Asked once a step, with the same ever greater number in every process, which then stop at the same step."""
+        """Asked after each step, with the same number in every process, greater than before; they then stop at the same step.
+
+        And once before a stage's first step, with that of the last step done: a notice counts from the number asked last.
+        """
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self._received = True  # it is said once
         return self._received

@@ -56,6 +56,12 @@ def test_overrides_may_need_each_other(config):
     assert (swapped.stages[0].rl.judge.folder, swapped.stages[0].rl.judge.slots) == ("f", 2)
     with pytest.raises(ConfigError, match="belong together"):
         override(config, url[0], ("seed", "3"))
+    # Presets and whole sections between them are what they are alone.
+    between = [("model.preset", "tiny"), ("model.decoder.layers", "2"), ("stages.sft.optimizer", "{'b2': 0.9}")]
+    changed = override(config, url[0], *between, ("stages.sft.optimizer.eps", "1e-6"), url[1])
+    assert (changed.model.decoder.layers, changed.stages[0].optimizer.b2, changed.stages[0].optimizer.eps) == (2, 0.9, 1e-6)
+    with pytest.raises(ConfigError, match="did you mean 'tiny'"):
+        override(config, ("model.preset", "tinny"), ("model.decoder.layers", "2"))
 
 
 @pytest.mark.parametrize(
