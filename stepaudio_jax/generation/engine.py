@@ -6,7 +6,6 @@ grow with the requests.
 """
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import time
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.layout import row_parts, weight_shardings
+from stepaudio_jax.generation.layout import on_mesh, row_parts, weight_shardings
 from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
@@ -115,7 +114,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._closing = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps
-        with self._on_mesh():
+        with on_mesh(self._mesh):
             self._slots = device.empty_slots(self._program, slots, self._slot_tokens)
         self._listener = Listener(self._program)
         self._occupants: list[Written | None] = [None] * slots
@@ -202,7 +201,7 @@ class Engine:
 
     def step(self) -> list[Progress]:
         """Fills free slots from the queue, decodes once, and tells what is new."""
-        with self._on_mesh():
+        with on_mesh(self._mesh):
             return self._step()
 
     def _step(self) -> list[Progress]:
@@ -312,7 +311,7 @@ class Engine:
         return [_progress(occupant, reason)]
 
     def _free(self, slot: int) -> None:
-        with self._on_mesh():
+        with on_mesh(self._mesh):
             self._slots = device.release(self._program, self._slots, slot)
         self._occupants[slot] = None
 
@@ -332,9 +331,6 @@ class Engine:
             shardings = quantized_shardings(apart, plain)
         placed: Parameters = jax.device_put(apart, shardings)
         return placed
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
 def _progress(request: Written, reason: FinishReason) -> Progress:

@@ -1,5 +1,6 @@
 """Where the engine's weights and slots lie on a mesh."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,11 @@ def writing_mesh(config: ModelConfig, devices: Sequence[Any] | None = None, *, t
     count = len(jax.devices() if devices is None else devices)
     tensor = tensor or tensor_parts(config, count // slices)
     return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor, slices=slices), devices)
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
+    """Within it programs are laid out on a mesh; with None, on one device."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def weight_shardings(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) -> Any:

@@ -1,6 +1,5 @@
 """What a model thinks of given replies: the log-probability of every token of every assistant turn."""
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.layout import row_parts
+from stepaudio_jax.generation.layout import on_mesh, row_parts
 from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.text import Tokenizer, render_training, training_views
@@ -92,7 +91,7 @@ class Scorer:
         """
         require_fit(prompt, self._config)
         batch = stack_prompts([prompt], self._config, rows=self._rows)
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        with on_mesh(self._mesh):
             return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:

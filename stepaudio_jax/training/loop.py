@@ -120,9 +120,12 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 bar.update()
                 stopping = stop.received(earlier + step)
                 last = stopping or step == stage.steps
+                logs, saves = (
+                    last or _is_due(step, every) for every in (config.log_every_steps, config.checkpoint.every_steps)
+                )
+                position = merge_states(gather_json(data.get_state())) if logs or saves else {}
                 figures: dict[str, float] = {}
-                if last or step % config.log_every_steps == 0:
-                    position = merge_states(gather_json(data.get_state()))
+                if logs:
                     figures |= meter.figures() | position["counts"]
                     bar.set_postfix(bar_figures(figures))
                     if int(state.skipped_in_row) > config.skipped_steps_allowed:
@@ -138,9 +141,9 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
                 if figures:
                     writer.write(step, figures)
-                if last or _is_due(step, config.checkpoint.every_steps):
+                if saves:
                     with meter.saving():
-                        checkpoints.save(state, merge_states(gather_json(data.get_state())), figures)
+                        checkpoints.save(state, position, figures)
                 if stopping and step < stage.steps:
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
