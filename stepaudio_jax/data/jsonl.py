@@ -5,12 +5,13 @@ Only the byte offset and the number of each line are held in memory (16 bytes a 
 
 import array
 import bisect
+import functools
 import glob
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.record import DataError, Record
@@ -36,17 +37,9 @@ class JsonlFile:
     def __init__(self, path: str | os.PathLike[str], source: str = ""):
         self.path = os.fspath(path)
         self._source = source or pathlib.Path(path).stem
-        self._offsets = array.array("q")
-        self._numbers = array.array("q")
-        offset = 0
         try:
-            with open(self.path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if not line.isspace():
-                        self._offsets.append(offset)
-                        self._numbers.append(number)
-                    offset += len(line)
-            self.bytes = offset
+            found = os.stat(self.path)
+            self._offsets, self._numbers, self.bytes = _index(self.path, found.st_size, found.st_mtime_ns)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}; give the path of a JSONL file") from None
 
@@ -139,6 +132,23 @@ def require_audio(record: Record) -> None:
                 raise DataError(
                     f"{record.origin}: audio {clip.path}: does not exist; correct the path (relative to the JSONL file)"
                 )
+
+
+@functools.cache
+def _index(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[int], int]:
+    """Offset and number of each line that is not blank, and the bytes of all: of a file of that size, changed at that time.
+
+    A run opens its files twice, to check them and to read them, and every stage does: a large file is gone through once.
+    """
+    offsets, numbers = array.array("q"), array.array("q")
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                offsets.append(offset)
+                numbers.append(number)
+            offset += len(line)
+    return offsets, numbers, offset
 
 
 def _json(line: bytes, origin: str) -> object:

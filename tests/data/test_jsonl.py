@@ -105,6 +105,18 @@ def test_random_access_skips_blank_lines_and_keeps_line_numbers(tmp_path):
     assert [record.messages[0].text for record in grain.MapDataset.source(file)] == texts
 
 
+def test_a_file_is_gone_through_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "d.jsonl"
+    line = json.dumps(messages({"role": "user", "content": "one"})) + "\n"
+    path.write_text(line * 2)
+    assert len(JsonlFile(path)) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", None)
+        assert len(JsonlFile(path)) == 2
+    path.write_text(line * 3)
+    assert len(JsonlFile(path)) == 3
+
+
 def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
     for name in ("b", "a", "c"):
         lines = [messages({"role": "user", "content": f"{name}{number}"}) for number in range({"a": 2, "b": 1, "c": 0}[name])]
