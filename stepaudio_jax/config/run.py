@@ -247,7 +247,10 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the whole state is saved, and which of the saved states are kept: those that any of the rules keeps."""
+    """When the state is saved, and which of the saved states are kept: those that any of the rules keeps.
+
+    Frozen parameters are saved once a stage: a checkpoint of LoRA is as small as its matrices and their moments.
+    """
 
     every_steps: int = 500  # 0: only at the end of each stage
     keep: int = 2  # the last ones

@@ -3,6 +3,7 @@
 from stepaudio_jax.hub.checkpoint import is_checkpoint, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.inventory import Inventory, inspect_folder
+from stepaudio_jax.hub.new_folder import require_absent
 from stepaudio_jax.hub.parameter_reader import ArrayReader, ParameterReader, StoredReader
 from stepaudio_jax.hub.random_weights import write_random_weights
 from stepaudio_jax.hub.read_weights import read_model_config, read_parameters, weight_sources
@@ -26,6 +27,7 @@ __all__ = [
     "load_tokenizer",
     "read_model_config",
     "read_parameters",
+    "require_absent",
     "require_vocabulary",
     "save_checkpoint",
     "weight_sources",

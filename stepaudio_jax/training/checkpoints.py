@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import pathlib
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,12 +16,14 @@ from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import CheckpointConfig
 from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.models import Parameters
 from stepaudio_jax.training.run_folder import CHECKPOINTS
 from stepaudio_jax.training.step import TrainState
 
 STATE, DATA = "state", "data"
 HELD_OUT_LOSS = "evaluation/loss"
 _MOST_OF_A_REASON = 400  # characters
+_DAMAGED = (ValueError, OSError, KeyError)  # what Orbax and TensorStore raise for what is damaged, or not there
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +31,24 @@ logger = logging.getLogger(__name__)
 class StageCheckpoints:
     """The checkpoints of one stage, under `<run_dir>/checkpoints/<index>_<stage>/<step>`.
 
-    A checkpoint becomes visible when it is complete; one that was being written when the process died is cleaned away.
+    A checkpoint becomes visible when it is complete; one that was being written when the process died is cleaned away. Frozen
+    parameters are the same in all of them: they are written once, before the first, to `<index>_<stage>.frozen` beside them.
     """
 
     def __init__(self, run_dir: pathlib.Path, index: int, stage: str, config: CheckpointConfig):
         self._folder = _folder(run_dir, index, stage).absolute()
+        self._frozen_folder = _frozen_folder(self._folder)
         self._policy = _preservation(config)
         self._checkpointer = self._open()
+        # Frozen parameters without a checkpoint are what a run left that was killed before its first one was complete.
+        self._frozen_is_saved = self.latest_step is not None
 
     def _open(self) -> Any:
         if jax.process_index() == 0:
             self._drop_unreadable_figures()
-        multihost_utils.sync_global_devices("figures of checkpoints looked at")
+            for unfinished in self._folder.parent.glob(f"{self._frozen_folder.name}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
+        multihost_utils.sync_global_devices("checkpoints looked over")
         checkpointer = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -85,7 +94,10 @@ class StageCheckpoints:
             return
         metrics = {HELD_OUT_LOSS: figures[HELD_OUT_LOSS]} if HELD_OUT_LOSS in figures else None
         with self._writing():
-            self._checkpointer.save_checkpointables_async(step, {STATE: _as_dict(state), DATA: data_state}, metrics=metrics)
+            if state.frozen and not self._frozen_is_saved:
+                ocp.save(self._frozen_folder, state.frozen, overwrite=True)
+                self._frozen_is_saved = True
+            self._checkpointer.save_checkpointables_async(step, {STATE: _changing(state), DATA: data_state}, metrics=metrics)
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, its arrays in the shapes, dtypes and shardings of `abstract_state`.
@@ -94,32 +106,33 @@ class StageCheckpoints:
         another (a disk that is away, another version): then all stay where they are.
 
         Raises:
-            CheckpointError: none can be read.
+            CheckpointError: none can be read, or the frozen parameters cannot.
         """
+        frozen = _load_frozen(self._folder, abstract_state.frozen)
         problems: dict[int, str] = {}
         for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
             try:
-                restored = self._load(step, abstract_state)
-            except (ValueError, OSError, KeyError) as error:  # what Orbax and TensorStore raise for what is damaged
+                changing, data_state = self._load(step, abstract_state)
+            except _DAMAGED as error:
                 problems[step] = f"{self._folder / str(step)}: {_reason(error)}"
                 continue
             if problems:
                 for problem in problems.values():
                     logger.warning("damaged checkpoint set aside: %s", problem)
                 self._set_aside(list(problems))
-            return restored
+            return TrainState(**changing, frozen=frozen), data_state
         raise CheckpointError(
             f"no checkpoint can be read: {'; '.join(problems.values())}; remove {self._folder} to begin the stage anew"
         )
 
-    def _load(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _load(self, step: int, abstract_state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
         loaded = self._checkpointer.load_checkpointables(
-            step, abstract_checkpointables={STATE: _as_dict(abstract_state), DATA: None}
+            step, abstract_checkpointables={STATE: _changing(abstract_state), DATA: None}
         )
         state = loaded[STATE]
         # The optimizer's state is a tree of optax's named tuples; on disk it is plain containers of the same leaves.
         optimizer = jax.tree.unflatten(jax.tree.structure(abstract_state.optimizer), jax.tree.leaves(state["optimizer"]))
-        return TrainState(**{**state, "optimizer": optimizer}), loaded[DATA]
+        return {**state, "optimizer": optimizer}, loaded[DATA]
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         self._checkpointer.close()
@@ -155,10 +168,57 @@ class StageCheckpoints:
             ) from None
 
 
-def has_checkpoint(run_dir: pathlib.Path, index: int, stage: str) -> bool:
-    """Whether this stage has been started and saved (cheaply: nothing is created)."""
+def saved_steps(run_dir: pathlib.Path, index: int, stage: str) -> list[int]:
+    """The steps of a stage that are saved, from the first (cheaply: nothing is created, and no file of them is opened)."""
     folder = _folder(run_dir, index, stage)
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+
+
+def load_parameters(
+    run_dir: pathlib.Path, index: int, stage: str, step: int, *, trainable: Parameters, frozen: Parameters
+) -> Parameters:
+    """Parameters of a saved step, without the rest of the state; nothing in the folder is changed, so the run may be under way.
+
+    Args:
+        run_dir, index, stage: of the stage.
+        step: one of `saved_steps`.
+        trainable, frozen: the parts to read, each leaf a shape, dtype and sharding.
+
+    Returns:
+        Both, as one tree.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    folder = _folder(run_dir, index, stage).absolute()
+    try:
+        with _parts():
+            found = ocp.load(folder / str(step), {"trainable": trainable}, checkpointable_name=STATE)
+    except _DAMAGED as error:
+        raise CheckpointError(f"{folder / str(step)} cannot be read: {_reason(error)}; take another step") from None
+    return {**found["trainable"], **_load_frozen(folder, frozen)}
+
+
+def _load_frozen(stage_folder: pathlib.Path, abstract: Parameters) -> Parameters:
+    """The frozen parameters of a stage that are asked for."""
+    folder = _frozen_folder(stage_folder)
+    if not abstract:
+        return {}
+    try:
+        with _parts():
+            return ocp.load(folder, abstract)
+    except _DAMAGED as error:
+        raise CheckpointError(
+            f"{folder}: the stage's frozen parameters cannot be read: {_reason(error)}; "
+            f"bring the folder back, or remove {stage_folder} to begin the stage anew"
+        ) from None
+
+
+def _parts() -> ocp.Context:
+    """In which a tree that is loaded may have more on disk than is asked for."""
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = True
+    return context
 
 
 def _reason(error: Exception) -> str:
@@ -185,5 +245,10 @@ def _folder(run_dir: pathlib.Path, index: int, stage: str) -> pathlib.Path:
     return run_dir / CHECKPOINTS / f"{index}_{stage}"
 
 
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+def _frozen_folder(stage_folder: pathlib.Path) -> pathlib.Path:
+    return stage_folder.with_name(f"{stage_folder.name}.frozen")
+
+
+def _changing(state: TrainState) -> dict[str, Any]:
+    """What steps change: all of the state but the frozen parameters."""
+    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__ if name != "frozen"}

@@ -14,7 +14,7 @@ from stepaudio_jax.data import DataError, batches, check_sources, evaluation_bat
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.checkpoints import has_checkpoint
+from stepaudio_jax.training.checkpoints import saved_steps
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial import initial_model, initial_weights
@@ -55,7 +55,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     model, tokenizer = initial_model(config)
     kinds = {"next_token": StageKind(_check_stage, run_stage), **kinds}
     run_dir = pathlib.Path(config.run_dir)
-    saved = [has_checkpoint(run_dir, index, stage.name) for index, stage in enumerate(config.stages)]
+    saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
             kinds[stage.objective].check(stage, tokenizer, model)

@@ -5,9 +5,12 @@ import re
 import shutil
 import signal
 
+import jax
+import numpy as np
 import pytest
 
-from tests.end_to_end.runs import STEPS, arguments, errors_of, logged, metrics, start_in, train_in, wait_for
+from stepaudio_jax import hub
+from tests.end_to_end.runs import STEPS, arguments, errors_of, free_port, logged, metrics, start, start_in, train_in, wait_for
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
 DEVICES = 4
@@ -59,6 +62,22 @@ def test_a_checkpoint_of_two_processes_restores_on_another_number(alone, folder,
     found = {(line["stage"], line["step"]): line["loss"] for line in metrics(run_dir)}
     for line in alone:
         assert found[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_two_processes_take_a_model_out_of_a_checkpoint(alone, folder):
+    output, port = folder / "taken", free_port()
+    started = [
+        start(
+            "-m", "launch.checkpoint", str(folder / "one"), "--output", str(output), f"--distributed=127.0.0.1:{port},2,{index}"
+        )
+        for index in range(2)
+    ]
+    said = errors_of(started)
+    assert [process.returncode for process in started] == [0, 0], "".join(text[-3000:] for text in said)
+    sources = [hub.weight_sources(str(model)) for model in (output, folder / "one" / "model")]
+    shape = hub.read_model_config(sources[0])
+    taken, finished = (hub.read_parameters(source, config=shape, dtype="float32") for source in sources)
+    jax.tree.map(np.testing.assert_array_equal, taken, finished)
 
 
 def test_sixteen_devices_need_no_settings_of_data_that_is_not_held_out(folder):

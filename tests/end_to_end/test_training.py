@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from launch.checkpoint import main as take_model
 from launch.train import main as train
 from stepaudio_jax.config import Config, build
 from stepaudio_jax.generation import Sampling, answer_file, load_model
@@ -54,7 +55,33 @@ def test_the_run_folder_holds_what_was_run(unbroken):
     assert config.run_dir == str(unbroken)
     assert [stage.steps for stage in config.stages] == [45, 35]
     kept = {path.name: sorted(step.name for step in path.iterdir()) for path in (unbroken / "checkpoints").iterdir()}
+    assert kept.pop("1_sft.frozen")  # the first stage trains all
     assert kept == {"0_mid": ["40", "45"], "1_sft": ["30", "35"]}
+
+
+def test_a_model_can_be_taken_out_of_any_checkpoint(unbroken, folder, capsys):
+    take_model([str(unbroken), "--output", str(folder / "last")])
+    assert capsys.readouterr().out == f"{folder / 'last'}\n"
+    assert contents(folder / "last") == contents(unbroken / "model")
+    take_model([str(unbroken), "--output", str(folder / "earlier"), "--stage", "mid", "--step", "40"])
+    earlier = contents(folder / "earlier")
+    assert earlier.keys() == contents(unbroken / "model").keys()
+    assert earlier != contents(unbroken / "model")
+    with pytest.raises(SystemExit) as exit_:
+        take_model([str(unbroken), "--output", str(folder / "none"), "--step", "34"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {unbroken} has no checkpoint of stage 'sft' step 34; saved steps are: mid: 40, 45; sft: 30, 35\n"
+    )
+
+
+def contents(folder):
+    """Every file of a model's folder but those that say when and from where it was written."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("config.json", "commit_success.txt", "_CHECKPOINT_METADATA")
+    }
 
 
 def test_the_model_answers_about_sound_it_has_not_heard(unbroken, folder):

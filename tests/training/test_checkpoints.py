@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, build
 from stepaudio_jax.hub import CheckpointError
 from stepaudio_jax.models import abstract_parameters
-from stepaudio_jax.training.checkpoints import StageCheckpoints, has_checkpoint
+from stepaudio_jax.training.checkpoints import StageCheckpoints, saved_steps
 from stepaudio_jax.training.step import TrainState
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
@@ -134,16 +135,16 @@ def test_what_a_killed_process_was_writing_does_not_count_and_is_cleaned_away(tm
 
 def test_only_a_complete_checkpoint_says_that_a_stage_has_begun(tmp_path, small_state):
     """A later stage that has one makes the run pass over the earlier stages, so half of one must not count."""
-    assert not has_checkpoint(tmp_path, 1, "sft")
+    assert not saved_steps(tmp_path, 1, "sft")
     (tmp_path / "checkpoints" / "1_sft" / "5.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-    assert not has_checkpoint(tmp_path, 1, "sft")
+    assert not saved_steps(tmp_path, 1, "sft")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
-    assert not has_checkpoint(tmp_path, 1, "sft")
+    assert not saved_steps(tmp_path, 1, "sft")
     checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
     checkpoints.close()
-    assert has_checkpoint(tmp_path, 1, "sft")
-    assert not has_checkpoint(tmp_path, 0, "sft")
-    assert not has_checkpoint(tmp_path, 1, "mid")
+    assert saved_steps(tmp_path, 1, "sft")
+    assert not saved_steps(tmp_path, 0, "sft")
+    assert not saved_steps(tmp_path, 1, "mid")
 
 
 def test_the_best_and_every_so_many_are_kept_beside_the_last(tmp_path, small_state):
@@ -187,7 +188,7 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
     checkpoints.close()
     # Left where it is, so that no later start takes the stage for one that has not begun.
     assert folders(tmp_path) == ["5"]
-    assert has_checkpoint(tmp_path, 1, "sft")
+    assert saved_steps(tmp_path, 1, "sft")
 
 
 def test_half_written_figures_cost_the_figures_only(tmp_path, small_state):
@@ -221,3 +222,57 @@ def test_what_was_set_aside_before_stays(tmp_path, small_state):
     checkpoints.close()
     assert (earlier / "kept").exists()
     assert earlier.with_name("10.2").is_dir()
+
+
+def frozen_files(tmp_path):
+    files = (tmp_path / "checkpoints" / "1_sft.frozen").rglob("*")
+    return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files if file.is_file()}
+
+
+def test_frozen_parameters_are_written_once(tmp_path, small_state):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
+    written = frozen_files(tmp_path)
+    assert written
+    checkpoints.save(at_step(small_state, 10), {"given": 1}, {})
+    checkpoints.close()
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    restored, _ = checkpoints.restore(abstract(small_state))
+    checkpoints.save(at_step(restored, 15), {"given": 1}, {})
+    checkpoints.close()
+    assert frozen_files(tmp_path) == written
+    saved = ocp.load(tmp_path / "checkpoints" / "1_sft" / "15", checkpointable_name="state")
+    assert saved.keys() == {"step", "skipped_in_row", "trainable", "optimizer"}
+    assert_equal(restored, at_step(small_state, 10))
+
+
+def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_written_anew(tmp_path, small_state):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    checkpoints.save(at_step(dataclasses.replace(small_state, frozen={"encoder": {"bias": jnp.zeros(2)}}), 5), {"given": 1}, {})
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "checkpoints" / "1_sft" / "5")
+    (tmp_path / "checkpoints" / "1_sft.frozen.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
+    checkpoints.close()
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    restored, _ = checkpoints.restore(abstract(small_state))
+    checkpoints.close()
+    assert_equal(restored, at_step(small_state, 5))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1_sft", "1_sft.frozen"]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "removed"])
+def test_damaged_frozen_parameters_are_named_and_no_checkpoint_is_set_aside(tmp_path, small_state, damage):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
+    checkpoints.close()
+    for file in frozen_files(tmp_path):
+        file.write_bytes(b"")
+    if damage == "removed":
+        shutil.rmtree(tmp_path / "checkpoints" / "1_sft.frozen")
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
+    with pytest.raises(CheckpointError, match=r"1_sft\.frozen: the stage's frozen parameters cannot be read: "):
+        checkpoints.restore(abstract(small_state))
+    checkpoints.close()
+    assert folders(tmp_path) == ["5"]

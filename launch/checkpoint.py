@@ -1,0 +1,38 @@
+"""Takes the model out of a run's checkpoint: `python -m launch.checkpoint RUN_DIR --output DIR [--stage NAME] [--step N]`.
+
+For a run that is under way, was stopped, or has diverged, and for the best of its steps (`checkpoint.keep_best`). It is written
+as the run itself writes its finished `model/`. Where that is too large for one machine: the same command on several, with
+--distributed.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from launch.distributed import FLAG, join
+from launch.errors import reported
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses arguments and writes the model; prints its folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=pathlib.Path, help="the folder of a run")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the folder to write; must not exist")
+    parser.add_argument("--stage", help="default: the last one that has a checkpoint")
+    parser.add_argument("--step", type=int, help="of the stage; default: the last one saved")
+    parser.add_argument(FLAG, nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX", help="see launch.train")
+    options = parser.parse_args(arguments)
+    with reported():
+        if options.distributed is not None:
+            join(f"{FLAG}={options.distributed}" if options.distributed else FLAG)
+        from stepaudio_jax.config import MeshConfig
+        from stepaudio_jax.parallel import make_mesh
+        from stepaudio_jax.training import save_model_of
+
+        save_model_of(options.run_dir, options.output, make_mesh(MeshConfig()), stage=options.stage, step=options.step)
+        print(options.output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

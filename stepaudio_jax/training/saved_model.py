@@ -1,0 +1,67 @@
+"""The model of a run that is under way, was stopped, or has diverged: that of one of its checkpoints."""
+
+import json
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config, ConfigError, build
+from stepaudio_jax.training.checkpoints import load_parameters, saved_steps
+from stepaudio_jax.training.initial import initial_model
+from stepaudio_jax.training.run_folder import CONFIG
+from stepaudio_jax.training.start import describe_stage
+from stepaudio_jax.training.step import HEADS, REFERENCE, VALUE
+
+
+def save_model_of(
+    run_dir: pathlib.Path, target: pathlib.Path, mesh: Mesh, *, stage: str | None = None, step: int | None = None
+) -> None:
+    """Writes the model that a run had at a saved step, as the run itself writes its finished one: LoRA's matrices folded in.
+
+    Nothing in the run's folder is changed. With several processes every one calls this, and the first one writes.
+
+    Args:
+        run_dir: the run's folder.
+        target: the folder to write; must not exist, or be empty.
+        mesh: of the devices here, which need not be those of the run.
+        stage: its name; the last one that has a checkpoint if None.
+        step: of the stage; the last one saved if None.
+
+    Raises:
+        CheckpointError: the run has no such checkpoint (the message says which there are), it cannot be read, or the target
+            exists.
+        ConfigError: the folder holds no run, or its tokenizer is no longer where the run found it.
+        ShardingError: the model cannot be cut over the mesh.
+    """
+    config = _config(run_dir)
+    saved = {one.name: saved_steps(run_dir, index, one.name) for index, one in enumerate(config.stages)}
+    found = "; ".join(f"{name}: {', '.join(map(str, steps))}" for name, steps in saved.items() if steps) or "none"
+    name = stage or next((name for name in reversed(saved) if saved[name]), "")
+    if not saved.get(name) or (step is not None and step not in saved[name]):
+        asked = " ".join(
+            part for part in (f"stage {name!r}" if name else "", f"step {step}" if step is not None else "") if part
+        )
+        raise hub.CheckpointError(f"{run_dir} has no checkpoint{f' of {asked}' if asked else ''}; saved steps are: {found}")
+    index = list(saved).index(name)
+    step = saved[name][-1] if step is None else step
+    hub.require_absent(target)
+    model, tokenizer = initial_model(config)
+    start = describe_stage(config, index, model, mesh)
+    trainable = {part: tree for part, tree in start.abstract.trainable.items() if part not in (HEADS, VALUE)}
+    frozen = {part: tree for part, tree in start.abstract.frozen.items() if part != REFERENCE}
+    with jax.set_mesh(mesh):
+        parameters = load_parameters(run_dir, index, name, step, trainable=trainable, frozen=frozen)
+        folded = start.definition.folded(parameters, free=True)
+        hub.save_checkpoint(target, folded, model, tokenizer, source=f"step {step} of stage {name!r} of {run_dir}")
+
+
+def _config(run_dir: pathlib.Path) -> Config:
+    path = run_dir / CONFIG
+    try:
+        return build(Config, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; name the run_dir of a run") from None
+    except ValueError as error:  # a ConfigError too
+        raise ConfigError(f"{path}: {error}; name the run_dir of a run") from None

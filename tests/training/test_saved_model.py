@@ -1,0 +1,96 @@
+"""The model taken out of a checkpoint is what the stage would have returned at that step."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config, ConfigError, MeshConfig, build
+from stepaudio_jax.models import abstract_parameters
+from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.training import save_model_of
+from stepaudio_jax.training.checkpoints import StageCheckpoints
+from stepaudio_jax.training.run_folder import claim_run_folder
+from tests.models.random_model import SMALL
+from tests.training.stages import begin
+
+MODEL = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290))  # for bytes as tokens
+DATA = {"sources": [{"path": "unused"}]}
+# One leaves the decoder as it is and learns narrow matrices; one keeps heads and a reference, which are no part of the model.
+STAGES = [
+    {"name": "narrow", "steps": 10, "data": DATA, "trainable": ["adaptor"], "lora": {"rank": 2}},
+    {
+        "name": "policy",
+        "steps": 10,
+        "objective": "policy",
+        "data": DATA,
+        "rl": {"policy": {"baseline": "gae"}, "rewards": [{"verifier": "number", "verifier_weight": 1.0}]},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run with two saved steps of each stage, and what each of them folds to."""
+    run_dir = tmp_path_factory.mktemp("run")
+    values = {"run_dir": str(run_dir), "tokenizer": "bytes", "stages": STAGES, "compute": {"dtype": "float32"}}
+    config = dataclasses.replace(build(Config, values), model=MODEL)
+    claim_run_folder(config)
+    rng = np.random.default_rng(7)
+    random = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
+    models = {}
+    for index, stage in enumerate(config.stages):
+        definition, _, state = begin(config, index, MODEL, jax.tree.map(random, abstract_parameters(MODEL)))
+        checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
+        for step in (4, 8):
+            state = dataclasses.replace(state, step=np.int32(step), trainable=jax.tree.map(random, state.trainable))
+            state = jax.tree.map(jax.numpy.asarray, state)
+            checkpoints.save(state, {"given": step}, {})
+            models[stage.name, step] = jax.device_get(definition.folded({**state.trainable, **state.frozen}))
+        checkpoints.close()
+    return run_dir, models
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, ("policy", 8)),
+        ({"step": 4}, ("policy", 4)),
+        ({"stage": "narrow"}, ("narrow", 8)),
+        ({"stage": "narrow", "step": 4}, ("narrow", 4)),
+    ],
+)
+def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, expected):
+    run_dir, models = run
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    save_model_of(run_dir, tmp_path / "model", mesh, **asked)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+    sources = hub.weight_sources(str(tmp_path / "model"))
+    assert hub.read_model_config(sources) == MODEL
+    found = hub.read_parameters(sources, config=MODEL, dtype="float32")
+    assert jax.tree.structure(found) == jax.tree.structure(models[expected])
+    jax.tree.map(np.testing.assert_array_equal, found, models[expected])
+
+
+@pytest.mark.parametrize("asked", [{"step": 5}, {"stage": "other"}, {"stage": "narrow", "step": 10}])
+def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_path, asked):
+    with pytest.raises(hub.CheckpointError, match=r"has no checkpoint of .*; saved steps are: narrow: 4, 8; policy: 4, 8$"):
+        save_model_of(run[0], tmp_path / "model", mesh, **asked)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_existing_folder_and_one_of_no_run_are_refused(run, mesh, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_bytes(b"")
+    with pytest.raises(hub.CheckpointError, match="already exists"):
+        save_model_of(run[0], tmp_path / "kept", mesh)
+    with pytest.raises(ConfigError, match=r"config\.json does not exist; name the run_dir of a run"):
+        save_model_of(pathlib.Path(tmp_path / "kept"), tmp_path / "model", mesh)
