@@ -26,11 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with reported():
         if options.distributed is not None:
             join(f"{FLAG}={options.distributed}" if options.distributed else FLAG)
+        import jax
+
         from stepaudio_jax.config import MeshConfig
         from stepaudio_jax.parallel import make_mesh
         from stepaudio_jax.training import save_model_of
 
-        save_model_of(options.run_dir, options.output, make_mesh(MeshConfig()), stage=options.stage, step=options.step)
+        slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+        mesh = make_mesh(MeshConfig(data=slices, slices=slices))
+        save_model_of(options.run_dir, options.output, mesh, stage=options.stage, step=options.step)
         print(options.output)
 
 

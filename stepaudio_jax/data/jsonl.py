@@ -39,7 +39,7 @@ class JsonlFile:
         self._source = source or pathlib.Path(path).stem
         try:
             found = os.stat(self.path)
-            self._offsets, self._numbers, self.bytes = _index(self.path, found.st_size, found.st_mtime_ns)
+            self._offsets, self._numbers = _index(self.path, found.st_size, found.st_mtime_ns)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}; give the path of a JSONL file") from None
 
@@ -90,7 +90,6 @@ class JsonlSource:
             raise DataError(f"{config.path}: no such file, and no file matches it; check the path in data.sources")
         self.files = tuple(JsonlFile(path, config.name) for path in paths)
         self.name = config.name or pathlib.Path(config.path).stem
-        self.bytes = sum(file.bytes for file in self.files)
         self._starts = array.array("q", [0])
         for file in self.files:
             self._starts.append(self._starts[-1] + len(file))
@@ -135,8 +134,8 @@ def require_audio(record: Record) -> None:
 
 
 @functools.cache
-def _index(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[int], int]:
-    """Offset and number of each line that is not blank, and the bytes of all: of a file of that size, changed at that time.
+def _index(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Offset and number of each line that is not blank, of a file of that size, changed at that time.
 
     A run opens its files twice, to check them and to read them, and every stage does: a large file is gone through once.
     """
@@ -148,7 +147,7 @@ def _index(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[
                 offsets.append(offset)
                 numbers.append(number)
             offset += len(line)
-    return offsets, numbers, offset
+    return offsets, numbers
 
 
 def _json(line: bytes, origin: str) -> object:

@@ -226,12 +226,12 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _identity(config: DataConfig, sources: Sequence[JsonlSource], seed: int) -> dict[str, Any]:
     """What must not change between saving a state and resuming from it, JSON-ready."""
     settings = to_dict(config)
-    # What is done with a record that cannot be used may change: a run that stopped at the first one goes on without it.
+    # What is done with a record that cannot be used may change: a run that stopped at the first one goes on without it. So may
+    # what a record says, once it is mended; the order is that of their number.
     for name in ("sources", "threads", "prefetch_batches", "on_bad_audio", "on_too_long"):
         del settings[name]
     settings["seed"] = seed
     settings["sources"] = [
-        {"weight": given.weight, "records": len(source), "bytes": source.bytes}
-        for given, source in zip(config.sources, sources, strict=True)
+        {"weight": given.weight, "records": len(source)} for given, source in zip(config.sources, sources, strict=True)
     ]
     return settings

@@ -17,7 +17,7 @@ def replies_table(folder: pathlib.Path) -> Html | None:
     path = folder / SAMPLES
     if not path.exists():
         return None
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # what follows the last line end is not whole
+    *whole, _ = path.read_bytes().split(b"\n")  # what follows the last line end is not whole
     samples = [json.loads(line) for line in whole]
     moments = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))
     if not moments:

@@ -7,7 +7,7 @@ from stepaudio_jax.hub.new_folder import require_absent
 from stepaudio_jax.hub.parameter_reader import ArrayReader, ParameterReader, StoredReader
 from stepaudio_jax.hub.random_weights import write_random_weights
 from stepaudio_jax.hub.read_weights import read_model_config, read_parameters, weight_sources
-from stepaudio_jax.hub.save_checkpoint import save_checkpoint
+from stepaudio_jax.hub.save_checkpoint import save_checkpoint, save_shape
 from stepaudio_jax.hub.tokenizer_files import load_tokenizer, require_vocabulary
 from stepaudio_jax.hub.weight_export import MAX_SHARD_BYTES, export_parameters, export_weights
 from stepaudio_jax.hub.weight_import import import_weights
@@ -30,6 +30,7 @@ __all__ = [
     "require_absent",
     "require_vocabulary",
     "save_checkpoint",
+    "save_shape",
     "weight_sources",
     "write_checkpoint_config",
     "write_random_weights",

@@ -63,6 +63,18 @@ def save_checkpoint(
     multihost_utils.sync_global_devices("checkpoint written")
 
 
+def save_shape(target: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Writes a checkpoint folder without parameters, for those that lie elsewhere; one that is there already stays.
+
+    `read_model_config` and `load_tokenizer` read it.
+    """
+    if target.is_dir():
+        return
+    with new_folder(target, needed_bytes=0) as folder:
+        tokenizer.save(folder / TOKENIZER)
+        write_checkpoint_config(folder, config, {})
+
+
 @contextlib.contextmanager
 def _told_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
     """`new_folder`; the other processes are told where it is, or why it is not."""

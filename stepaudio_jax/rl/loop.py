@@ -72,6 +72,9 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
                         save()
                     raise
+                if run.stop.received(earlier + step, within=True):  # replies are written again, as they were
+                    save()
+                    raise _interrupted(stage, step - 1)
                 state, figures = iteration.learn(state, rollouts, rewards, controller)
                 figures |= seconds
                 state = dataclasses.replace(state, step=state.step + 1)
@@ -89,10 +92,12 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         f"stage {stage.name!r}, step {step}: the last {int(state.skipped_in_row)} updates were not finite"
                     )
                 if stopping and step < stage.steps:
-                    raise InterruptedRunError(
-                        f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
-                    )
+                    raise _interrupted(stage, step)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
+
+
+def _interrupted(stage: StageConfig, step: int) -> InterruptedRunError:
+    return InterruptedRunError(f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on")
 
 
 def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -69,7 +70,9 @@ class SampleWriter:
         path = run_dir / "samples.jsonl"
         if path.exists():
             kept = [line for line in _whole_lines(path) if line["stage"] != stage or line["step"] <= resume_step]
-            path.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+            temporary = path.with_suffix(".jsonl.partial")
+            temporary.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+            os.replace(temporary, path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
@@ -105,4 +108,5 @@ def _as_line(value: dict) -> str:
 
 
 def _whole_lines(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    """Without what follows the last line end: a line that was cut, perhaps within a character."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

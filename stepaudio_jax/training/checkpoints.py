@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import pathlib
 import shutil
 import textwrap
@@ -92,7 +93,8 @@ class StageCheckpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        metrics = {HELD_OUT_LOSS: figures[HELD_OUT_LOSS]} if HELD_OUT_LOSS in figures else None
+        loss = figures.get(HELD_OUT_LOSS, math.nan)
+        metrics = {HELD_OUT_LOSS: loss} if math.isfinite(loss) else None  # among NaNs Orbax cannot tell which is best
         with self._writing():
             if state.frozen and not self._frozen_is_saved:
                 ocp.save(self._frozen_folder, state.frozen, overwrite=True)

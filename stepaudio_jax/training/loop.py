@@ -64,7 +64,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
-        claim_run_folder(config)
+        claim_run_folder(config, model, tokenizer)
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
@@ -110,8 +110,13 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
             for step in range(done + 1, stage.steps + 1):
-                with meter.waiting_for_data():
-                    batch = place(next(data))
+                try:
+                    with meter.waiting_for_data():
+                        batch = place(next(data))
+                except DataError:
+                    if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
+                        checkpoints.save(state, data.get_state(), {})
+                    raise
                 profile.before(earlier + step)
                 with meter.compiling() if step == done + 1 else contextlib.nullcontext():
                     state, metrics = train_step(state, batch)
@@ -135,10 +140,20 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                             f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
                             f"{int(state.skipped_in_row)} steps; see {found}"
                         )
+                if stopping:  # an evaluation may take longer than the machine is left
+                    with meter.saving():
+                        checkpoints.save(state, position, {})
                 if place_held_out and (step == stage.steps or _is_due(step, stage.evaluation.every_steps)):
                     with meter.paused():
                         trained = {**state.trainable, **state.frozen}
-                        figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
+                        try:
+                            figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
+                        except DataError:
+                            if figures:
+                                writer.write(step, figures)
+                            if jax.process_count() == 1:
+                                checkpoints.save(state, position or data.get_state(), {})
+                            raise
                 if figures:
                     writer.write(step, figures)
                 if saves:

@@ -9,12 +9,19 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from stepaudio_jax.config import Config, ConfigError, to_dict
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config, ConfigError, ModelConfig, to_dict
+from stepaudio_jax.text import Tokenizer
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
+_SHAPE = "shape"  # in the folder of checkpoints: the model's configuration and tokenizer, which they need to become a model
 
 # These change what is kept and shown, and where it is computed, not what is computed: a continued run may differ in them.
-_FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "profile_steps", "skipped_steps_allowed")
+_FREE_TO_CHANGE = ("checkpoint", "log_every_steps", "mesh", "profile_steps", "run_dir", "skipped_steps_allowed")
+# These too, up to rounding: on fewer or smaller devices a run may have to be computed in another way.
+_COMPUTE_FREE_TO_CHANGE = re.compile(
+    r"compute\.(attention|loss_chunks|remat|remat_names|rules(\..*)?)|stages\.\d+\.gradient_accumulation"
+)
 # So do these, which may have to be mended for a run to go on: what is done with a record that cannot be used, what reading the
 # data may take, how an engine lies on the devices, where a judge is, and what it may take.
 _STAGE_FREE_TO_CHANGE = re.compile(
@@ -53,20 +60,35 @@ def require_same_run(config: Config) -> None:
         )
 
 
-def claim_run_folder(config: Config) -> pathlib.Path:
-    """Makes `config.run_dir` and writes config.json into it; returns it. Of several processes the first one does."""
+def claim_run_folder(config: Config, model: ModelConfig, tokenizer: Tokenizer) -> pathlib.Path:
+    """Makes `config.run_dir` and writes into it config.json, and the shape of the model with its tokenizer; returns it.
+
+    Of several processes the first one does. The run may have taken the shape from a folder that is elsewhere later.
+    """
     run_dir = pathlib.Path(config.run_dir)
     if jax.process_index() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         partial = run_dir / f"{CONFIG}.partial"
         partial.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, run_dir / CONFIG)
+        hub.save_shape(run_dir / CHECKPOINTS / _SHAPE, model, tokenizer)
     multihost_utils.sync_global_devices("run folder claimed")
     return run_dir
 
 
+def read_shape(run_dir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+    """The shape of a run's model, and its tokenizer.
+
+    Raises:
+        CheckpointError: the folder holds none.
+    """
+    folder = run_dir / CHECKPOINTS / _SHAPE
+    return hub.read_model_config(folder), hub.load_tokenizer(folder)
+
+
 def _is_free_to_change(key: str) -> bool:
-    return key.split(".")[0] in _FREE_TO_CHANGE or _STAGE_FREE_TO_CHANGE.fullmatch(key) is not None
+    patterns = (_COMPUTE_FREE_TO_CHANGE, _STAGE_FREE_TO_CHANGE)
+    return key.split(".")[0] in _FREE_TO_CHANGE or any(pattern.fullmatch(key) for pattern in patterns)
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

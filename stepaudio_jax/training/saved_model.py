@@ -9,8 +9,7 @@ from jax.sharding import Mesh
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, build
 from stepaudio_jax.training.checkpoints import load_parameters, saved_steps
-from stepaudio_jax.training.initial import initial_model
-from stepaudio_jax.training.run_folder import CONFIG
+from stepaudio_jax.training.run_folder import CONFIG, read_shape
 from stepaudio_jax.training.start import describe_stage
 from stepaudio_jax.training.step import HEADS, REFERENCE, VALUE
 
@@ -32,7 +31,7 @@ def save_model_of(
     Raises:
         CheckpointError: the run has no such checkpoint (the message says which there are), it cannot be read, or the target
             exists.
-        ConfigError: the folder holds no run, or its tokenizer is no longer where the run found it.
+        ConfigError: the folder holds no run.
         ShardingError: the model cannot be cut over the mesh.
     """
     config = _config(run_dir)
@@ -47,7 +46,7 @@ def save_model_of(
     index = list(saved).index(name)
     step = saved[name][-1] if step is None else step
     hub.require_absent(target)
-    model, tokenizer = initial_model(config)
+    model, tokenizer = read_shape(run_dir)
     start = describe_stage(config, index, model, mesh)
     trainable = {part: tree for part, tree in start.abstract.trainable.items() if part not in (HEADS, VALUE)}
     frozen = {part: tree for part, tree in start.abstract.frozen.items() if part != REFERENCE}

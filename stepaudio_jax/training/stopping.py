@@ -23,12 +23,13 @@ class StopSignal:
     def __init__(self) -> None:
         self._received = False
 
-    def received(self, step: int) -> bool:
+    def received(self, step: int, *, within: bool = False) -> bool:
         """Asked after each step, with the same number in every process, greater than before; they then stop at the same step.
 
-        And once before a stage's first step, with that of the last step done: a notice counts from the number asked last.
+        And once before a stage's first step, with that of the last step done: a notice counts from the number asked last. Where
+        steps are long, within each of them too, before it has changed anything.
         """
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(2 * step - within):
             self._received = True  # it is said once
         return self._received
 

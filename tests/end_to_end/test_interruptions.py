@@ -10,6 +10,8 @@ import pytest
 
 from tests.end_to_end.runs import STEPS, arguments, computed, logged, metrics, run, start, wait_for
 
+NAMES = ((0, "tones"), (1, "sums"))
+
 pytestmark = pytest.mark.slow  # runs, started again and again
 
 # launch.train, with NaN in the log-mels of some steps: no file can bring it there, so it is put where batches are placed.
@@ -72,8 +74,6 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_used(unbroken
     run_dir = folder / "truncated"
     shutil.copytree(unbroken, run_dir)
     shutil.rmtree(run_dir / "model")
-    config = (run_dir / "config.json").read_text(encoding="utf-8")
-    (run_dir / "config.json").write_text(config.replace(str(unbroken), str(run_dir)), encoding="utf-8")
     last = run_dir / "checkpoints" / "1_sft" / "35"
     largest = max((path for path in last.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
@@ -81,6 +81,38 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_used(unbroken
     assert ended.returncode == 0, ended.stderr
     assert f"damaged checkpoint set aside: {last}" in ended.stderr
     assert computed(run_dir) == computed(unbroken)
+
+
+def test_a_clip_that_is_damaged_under_way_costs_nothing_once_it_is_mended(unbroken, folder):
+    """One that is learnt from, then one that is held out: at first as good as others, and empty once the run has begun."""
+    run_dir, data = folder / "damaged", folder / "damaged_data"
+    shutil.copytree(folder / "data", data)
+    stages = [
+        f"--config.stages.{stage}.data.sources.{n}.path={data / name}.jsonl" for stage in ("mid", "sft") for n, name in NAMES
+    ]
+    settings = [
+        *arguments(folder, run_dir.name),
+        *stages,
+        f"--config.stages.sft.evaluation.data.sources.0.path={data / 'held_out'}.jsonl",
+        "--config.checkpoint.every_steps=0",
+    ]
+    for clip, begun in (("3.wav", 13), ("16.wav", 50)):
+        whole = (data / clip).read_bytes()
+        process = start("-m", "launch.train", *settings)
+        wait_for(process, lambda: logged(run_dir) >= begun)  # noqa: B023 - called before the loop goes on
+        (data / clip).write_bytes(b"")
+        _, errors = process.communicate()
+        assert process.returncode == 2, errors
+        assert f"audio {data / clip}: is empty" in errors
+        last = metrics(run_dir)[-1]
+        index = ["mid", "sft"].index(last["stage"])
+        assert (run_dir / "checkpoints" / f"{index}_{last['stage']}" / str(last["step"])).is_dir()
+        (data / clip).write_bytes(whole)
+    ended = run("-m", "launch.train", *settings)
+    assert ended.returncode == 0, ended.stderr
+    found, expected = computed(run_dir), computed(unbroken)
+    assert [line["loss"] for line in found] == [line["loss"] for line in expected]
+    assert {name: value for name, value in expected[-1].items() if name in found[-1]} == found[-1]
 
 
 def test_a_batch_that_is_not_finite_is_skipped_and_counted(unbroken, folder):

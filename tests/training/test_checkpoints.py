@@ -191,6 +191,15 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
     assert saved_steps(tmp_path, 1, "sft")
 
 
+@pytest.mark.parametrize("losses", [(1.0, 0.5, 0.7, np.nan, 0.8), (1.0, 0.5, np.nan, np.nan, np.nan), (1.0, 0.5, np.nan, 2, 3)])
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path, small_state, losses):
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=1, keep_best=1))
+    for number, loss in enumerate(losses, 1):
+        checkpoints.save(at_step(small_state, 10 * number), {"given": 1}, {"evaluation/loss": loss})
+    checkpoints.close()
+    assert folders(tmp_path) == ["20", "50"]
+
+
 def test_half_written_figures_cost_the_figures_only(tmp_path, small_state):
     config = CheckpointConfig(keep=3)
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)

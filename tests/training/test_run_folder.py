@@ -6,7 +6,9 @@ import json
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, SourceConfig, StageConfig, build, override
-from stepaudio_jax.training.run_folder import claim_run_folder, require_same_run
+from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.run_folder import claim_run_folder, read_shape, require_same_run
+from tests.models.random_model import SMALL
 
 
 @pytest.fixture
@@ -15,11 +17,18 @@ def config(tmp_path):
     return Config(run_dir=str(tmp_path / "runs" / "one"), stages=(stage,), tokenizer="bytes")
 
 
+def claim(config):
+    return claim_run_folder(config, SMALL, Tokenizer.bytes())
+
+
 def test_the_written_configuration_is_the_resolved_one(config):
     require_same_run(config)
-    run_dir = claim_run_folder(config)
+    run_dir = claim(config)
     assert build(Config, json.loads((run_dir / "config.json").read_text(encoding="utf-8"))) == config
-    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+    assert {path.name for path in run_dir.iterdir()} == {"config.json", "checkpoints"}
+    shape, tokenizer = read_shape(run_dir)
+    assert shape == SMALL
+    assert tokenizer.encode("é") == Tokenizer.bytes().encode("é")
     require_same_run(config)
 
 
@@ -34,7 +43,7 @@ def test_the_written_configuration_is_the_resolved_one(config):
     ],
 )
 def test_another_configuration_is_refused_by_the_key_that_differs(config, key, named, value):
-    run_dir = claim_run_folder(config)
+    run_dir = claim(config)
     before = (run_dir / "config.json").read_bytes()
     with pytest.raises(ConfigError, match=rf"one holds a run with another configuration \(differs in {named}\)"):
         require_same_run(override(config, (key, value)))
@@ -42,22 +51,37 @@ def test_another_configuration_is_refused_by_the_key_that_differs(config, key, n
 
 
 def test_another_stage_is_refused(config):
-    claim_run_folder(config)
+    claim(config)
     again = dataclasses.replace(config.stages[0], name="again")
     with pytest.raises(ConfigError, match=r"differs in stages\)"):
         require_same_run(dataclasses.replace(config, stages=(*config.stages, again)))
 
 
 def test_what_computes_nothing_may_change(config):
-    claim_run_folder(config)
+    claim(config)
     changed = dataclasses.replace(config, log_every_steps=1, checkpoint=CheckpointConfig(every_steps=7, keep=9))
     require_same_run(changed)
-    claim_run_folder(changed)
+    claim(changed)
     require_same_run(config)
 
 
+def test_a_run_may_be_moved_and_named_in_another_way(config):
+    moved = claim(config).rename(config.run_dir + "_moved")
+    require_same_run(dataclasses.replace(config, run_dir=str(moved)))
+
+
+def test_what_only_rounding_tells_may_change(config):
+    """For a run that goes on on fewer devices, or smaller ones."""
+    claim(config)
+    for key, value in (("remat", "none"), ("remat_names", "('query',)"), ("loss_chunks", "4"), ("rules.heads", "()")):
+        require_same_run(override(config, (f"compute.{key}", value)))
+    require_same_run(override(config, ("stages.sft.gradient_accumulation", "2")))
+    with pytest.raises(ConfigError, match=r"differs in compute.dtype\)"):
+        require_same_run(override(config, ("compute.dtype", "float32")))
+
+
 def test_what_becomes_of_unusable_records_and_what_reading_and_writing_take_may_change(config):
-    claim_run_folder(config)
+    claim(config)
     for key, value in (("on_bad_audio", "skip"), ("on_too_long", "skip"), ("threads", "1"), ("prefetch_batches", "1")):
         require_same_run(override(config, (f"stages.sft.data.{key}", value)))
         require_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))
@@ -66,7 +90,7 @@ def test_what_becomes_of_unusable_records_and_what_reading_and_writing_take_may_
 
 
 def test_a_judge_may_be_mended_and_not_be_another(config):
-    claim_run_folder(config)
+    claim(config)
     for key, value in (("max_tokens", "9"), ("timeout_s", "5"), ("retries", "0"), ("most_abstentions", "0.5")):
         require_same_run(override(config, (f"stages.sft.rl.judge.{key}", value)))
     with pytest.raises(ConfigError, match=r"differs in stages.0.rl.judge.levels\)"):

@@ -11,6 +11,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, MeshConfig, build
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.parallel import make_mesh
+from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training import save_model_of
 from stepaudio_jax.training.checkpoints import StageCheckpoints
 from stepaudio_jax.training.run_folder import claim_run_folder
@@ -43,7 +44,7 @@ def run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
     values = {"run_dir": str(run_dir), "tokenizer": "bytes", "stages": STAGES, "compute": {"dtype": "float32"}}
     config = dataclasses.replace(build(Config, values), model=MODEL)
-    claim_run_folder(config)
+    claim_run_folder(config, MODEL, Tokenizer.bytes())
     rng = np.random.default_rng(7)
     random = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     models = {}
