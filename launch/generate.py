@@ -34,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tensor", type=int, default=0, help="devices over which a layer is cut (default: as many as divide its heads)"
     )
+    parser.add_argument(
+        "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
+    )
+    parser.add_argument(
+        "--no-history-eot", action="store_true", help="past replies without their end, as the released server has them"
+    )
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.data import JsonlFile
@@ -52,8 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         JsonlFile(options.input)  # whether it can be read is known before the model is loaded
         mesh = mesh_for(options.model, options.tensor)
+        model = load_model(
+            options.model,
+            options.dtype,
+            int8_weights=options.int8_weights,
+            mesh=mesh,
+            writes_only=True,
+            history_reasoning=options.history_reasoning,
+            history_eot=not options.no_history_eot,
+        )
         outcome = answer_file(
-            load_model(options.model, options.dtype, int8_weights=options.int8_weights, mesh=mesh, writes_only=True),
+            model,
             options.input,
             options.output,
             sampling,

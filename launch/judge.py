@@ -2,9 +2,10 @@
 
 python -m launch.judge data   --input preferences.jsonl --output dialogues.jsonl [--prompt FILE] [--levels 7]
 python -m launch.judge report --model DIR --input held_out.jsonl [--prompt FILE] [--levels 7]
+python -m launch.judge report --url http://HOST:PORT/v1 --model NAME --input held_out.jsonl [--prompt FILE] [--levels 7]
 
 `data` writes dialogues that `launch.train` learns from (a stage of next_token). `report` prints agreement, position bias and
-calibration.
+calibration: of one of our own models, or of one behind a server that speaks OpenAI's chat protocol.
 """
 
 import argparse
@@ -25,13 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--prompt", help="a template of your own (default: the project's)")
         command.add_argument("--levels", type=int, default=7, choices=(3, 5, 7))
     data.add_argument("--output", required=True, help="JSONL of dialogues")
-    report.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project")
+    report.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project; a name at --url")
+    report.add_argument("--url", help="of a server, up to and with /v1")
+    report.add_argument("--key-variable", default="OPENAI_API_KEY", help="that holds the server's key; empty for none")
     report.add_argument("--slots", type=int, default=16, help="questions answered side by side (default 16)")
     report.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default 1024)")
     options = parser.parse_args(arguments)
     with reported():
-        from stepaudio_jax.data import read_jsonl
+        from stepaudio_jax.data import DataError, read_jsonl
         from stepaudio_jax.generation import load_model, mesh_for
+        from stepaudio_jax.rl.endpoint import Endpoint
         from stepaudio_jax.rl.judge import Judge
         from stepaudio_jax.rl.judge_prompt import JudgePrompt
         from stepaudio_jax.rl.judge_training import report_on, write_judge_data
@@ -41,10 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "data":
             print(f"{write_judge_data(options.input, options.output, prompt)} dialogues in {options.output}")
             return
-        loaded = load_model(options.model, mesh=mesh_for(options.model), writes_only=True)
-        model = ModelJudge(loaded, slots=options.slots, max_tokens=options.max_tokens)
-        judge = Judge(model.name, model, prompt, together=True, most_abstentions=1.0)
-        print(json.dumps(dataclasses.asdict(report_on(judge, list(read_jsonl(options.input)))), indent=2))
+        records = list(read_jsonl(options.input))  # a mistake in it is found before the model is loaded
+        if not records:
+            raise DataError(f"{options.input}: has no records; give at least one preference")
+        if options.url:
+            endpoint = Endpoint(
+                url=options.url, model=options.model, key_variable=options.key_variable, max_tokens=options.max_tokens
+            )
+            judge = Judge(endpoint.name, endpoint.ask, prompt, concurrency=options.slots, most_abstentions=1.0)
+        else:
+            loaded = load_model(options.model, mesh=mesh_for(options.model), writes_only=True)
+            model = ModelJudge(loaded, slots=options.slots, max_tokens=options.max_tokens)
+            judge = Judge(model.name, model, prompt, together=True, most_abstentions=1.0)
+        print(json.dumps(dataclasses.asdict(report_on(judge, records)), indent=2))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tensor", type=int, default=0, help="devices over which a layer is cut (default: as many as divide its heads)"
     )
+    parser.add_argument(
+        "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
+    )
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.generation import load_model, mesh_for, score_file
 
-        model = load_model(options.model, options.dtype, mesh=mesh_for(options.model, options.tensor))
+        mesh = mesh_for(options.model, options.tensor)
+        model = load_model(options.model, options.dtype, mesh=mesh, history_reasoning=options.history_reasoning)
         count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")
 

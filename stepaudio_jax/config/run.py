@@ -323,6 +323,12 @@ class Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
+        for stage in self.stages:
+            if stage.objective == "policy" and stage.data.tokens_per_row % self.compute.loss_chunks:
+                raise ConfigError(
+                    f"stage {stage.name!r}: data.tokens_per_row={stage.data.tokens_per_row} must be a multiple of "
+                    f"compute.loss_chunks={self.compute.loss_chunks}, into which a policy's loss cuts a row"
+                )
 
     def profiled_steps(self) -> tuple[int, int] | None:
         """First and last step of the profile that `profile_steps` asks for, or None."""

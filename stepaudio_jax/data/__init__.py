@@ -6,7 +6,7 @@ from stepaudio_jax.data.check import SourceReport, check_sources
 from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, read_jsonl, require_audio
 from stepaudio_jax.data.order import Visit, training_streams
 from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
-from stepaudio_jax.data.preparation import BadAudioError, TooLongError
+from stepaudio_jax.data.preparation import BadAudioError, TooLongError, check_sizes
 from stepaudio_jax.data.record import Criterion, DataError, Record
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "abstract_batch",
     "batch_shape",
     "batches",
+    "check_sizes",
     "check_sources",
     "evaluation_batches",
     "merge_states",

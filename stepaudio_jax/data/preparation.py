@@ -76,7 +76,7 @@ class Preparation:
         *,
         seed: int,
     ):
-        _check_sizes(config, tokenizer, model)
+        check_sizes(config, tokenizer, model)
         outputs = outputs_per_chunk(config.frames_per_chunk)
         self._config = config
         self._tokenizer = tokenizer
@@ -267,7 +267,12 @@ def _distinct_clips(parts: Sequence[AudioPart]) -> dict[str, AudioPart]:
     return clips
 
 
-def _check_sizes(config: DataConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
+def check_sizes(config: DataConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Checks that a model can take the batches of a configuration.
+
+    Raises:
+        ConfigError: naming the size that it cannot.
+    """
     if tokenizer.written_size > model.decoder.vocab_size:
         raise ConfigError(
             f"the tokenizer writes {tokenizer.written_size} tokens, the model's decoder.vocab_size={model.decoder.vocab_size};"

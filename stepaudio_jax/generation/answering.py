@@ -39,6 +39,7 @@ class LoadedModel:
         compute: how it is computed.
         int8_weights: whether the decoder's matrices are in int8.
         mesh: where the weights lie; None for one device.
+        history_reasoning, history_eot: how past turns of a dialogue are rendered; see `render_prompt`.
     """
 
     folder: str
@@ -48,6 +49,8 @@ class LoadedModel:
     compute: ComputeConfig
     int8_weights: bool = False
     mesh: Mesh | None = None
+    history_reasoning: bool = False
+    history_eot: bool = True
 
 
 def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
@@ -73,6 +76,8 @@ def load_model(
     int8_weights: bool = False,
     mesh: Mesh | None = None,
     writes_only: bool = False,
+    history_reasoning: bool = False,
+    history_eot: bool = True,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
@@ -83,6 +88,7 @@ def load_model(
         mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
         writes_only: keep the decoder's layers as an engine has them, which then needs no second copy of the weights. Such a
             model cannot score.
+        history_reasoning, history_eot: see `LoadedModel`.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
@@ -96,7 +102,10 @@ def load_model(
         parameters = quantize_weights(config, parameters, free=True)
     if writes_only:
         parameters = unstack(parameters, free=True)
-    return LoadedModel(os.fspath(folder), config, parameters, hub.load_tokenizer(folder), compute, int8_weights, mesh)
+    tokenizer = hub.load_tokenizer(folder)
+    return LoadedModel(
+        os.fspath(folder), config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot
+    )
 
 
 def engine_for(
@@ -133,7 +142,14 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
         DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written.
     """
     records = _read(input_path)
-    scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute, mesh=model.mesh)
+    scorer = Scorer(
+        model.config,
+        model.parameters,
+        model.tokenizer,
+        compute=model.compute,
+        mesh=model.mesh,
+        history_reasoning=model.history_reasoning,
+    )
 
     def lines() -> Iterator[dict[str, object]]:
         for record in records:
@@ -153,7 +169,9 @@ def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audi
         DataError: naming the record's file and line.
     """
     try:
-        segments = render_prompt(record.messages, model.tokenizer)
+        segments = render_prompt(
+            record.messages, model.tokenizer, history_eot=model.history_eot, history_reasoning=model.history_reasoning
+        )
         return hear_prompt(segments, model.tokenizer, model.config.length_convention, read=read)
     except (AudioError, TextError) as error:
         raise DataError(f"{record.origin}: {error}") from None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.generation.error import GenerationError
 
 MOST_STOP_TOKENS = 8
+_BOUND = 2**31  # of what the device counts in i32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,13 @@ class Sampling:
             self._require(name, type(values) is tuple and all(type(value) is kind for value in values), f"be a list of {what}")
         for name, allowed, range_ in (
             ("temperature", 0 <= self.temperature < math.inf, "be 0 or more, and finite"),
-            ("top_k", self.top_k >= 0, "be 0 (all tokens) or more"),
+            ("top_k", 0 <= self.top_k < _BOUND, f"lie between 0 (all tokens) and {_BOUND - 1}"),
             ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "be positive, and finite"),
-            ("max_new_tokens", self.max_new_tokens > 0, "be positive"),
-            ("max_reasoning_tokens", self.max_reasoning_tokens is None or self.max_reasoning_tokens > 0, "be positive"),
+            ("max_new_tokens", 0 < self.max_new_tokens < _BOUND, f"lie between 1 and {_BOUND - 1}"),
+            ("max_reasoning_tokens", 0 < (self.max_reasoning_tokens or 1) < _BOUND, f"lie between 1 and {_BOUND - 1}"),
+            ("stop_tokens", all(0 <= token < _BOUND for token in self.stop_tokens), f"lie between 0 and {_BOUND - 1}"),
             ("stop_tokens", len(self.stop_tokens) < MOST_STOP_TOKENS, f"be fewer than {MOST_STOP_TOKENS}"),
             ("stop_strings", all(self.stop_strings), "not be empty strings"),
             ("seed", 0 <= self.seed < 2**32, "lie between 0 and 2**32 - 1"),
@@ -181,7 +183,7 @@ def _least_needed(scaled: jax.Array, settings: SamplingArrays) -> jax.Array:
     probabilities = jax.nn.softmax(jnp.where(in_top_k, descending, -jnp.inf), axis=-1)
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
     in_nucleus = (mass_before < settings.top_p[:, None]) | (settings.top_p >= 1)[:, None]
-    needed = jnp.sum(in_top_k & in_nucleus, axis=-1)
+    needed = jnp.maximum(jnp.sum(in_top_k & in_nucleus, axis=-1), 1)  # a tiny top_p may be 0 in fp32
     return jnp.take_along_axis(descending, needed[:, None] - 1, axis=-1)
 
 

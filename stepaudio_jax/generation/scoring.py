@@ -14,7 +14,7 @@ from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation.layout import on_mesh, row_parts
 from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
-from stepaudio_jax.text import Tokenizer, render_training, training_views
+from stepaudio_jax.text import DialogueError, Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
 _TOKENS_AT_ONCE = 256  # whose logits exist side by side; a divisor of every bucket from twice as long on
@@ -37,6 +37,7 @@ class Scorer:
         tokenizer: of the model.
         compute: how it is computed.
         mesh: where the parameters lie; None for one device. What of it does not cut the model computes the same.
+        history_reasoning: whether past turns keep their reasoning; see `render_prompt`.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Scorer:
         *,
         compute: ComputeConfig,
         mesh: Mesh | None = None,
+        history_reasoning: bool = False,
     ):
         self._config = config
+        self._history_reasoning = history_reasoning
         self._mesh = mesh
         self._rows = 1 if mesh is None else row_parts(compute.rules, mesh)
         self._parameters = parameters
@@ -74,14 +77,23 @@ class Scorer:
         self._logprobs = logprobs
 
     def score(self, messages: Sequence[Message]) -> list[TurnScore]:
-        """Scores every assistant turn, each after the history that the model would have seen before it.
+        """Scores every assistant turn that answers something, each after the history that the model would have seen before it.
 
         Raises:
             DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip cannot be read, or the model's
                 positions do not hold it.
         """
-        asked = [dataclasses.replace(message, in_loss=message.role == "assistant") for message in messages]
-        return [self._score_view(view) for view in training_views(asked)]
+        heard = False
+        asked: list[list[Message]] = []
+        for turn, message in enumerate(messages):
+            heard |= message.role == "user"
+            if message.role == "assistant" and heard:
+                asked.append([dataclasses.replace(one, in_loss=index == turn) for index, one in enumerate(messages)])
+        if not asked:
+            raise DialogueError("no assistant turn comes after a user's: there is nothing to score")
+        return [
+            self._score_view(view) for one in asked for view in training_views(one, history_reasoning=self._history_reasoning)
+        ]
 
     def logprobs(self, prompt: Prompt) -> NDArray[np.float32]:
         """Log p of each of a dialogue's tokens given those before it, in one pass over all: [T]; the first means nothing.
@@ -95,7 +107,7 @@ class Scorer:
             return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
-        segments = render_training(view, self._tokenizer)
+        segments = render_training(view, self._tokenizer, history_reasoning=self._history_reasoning)
         prompt = hear_prompt(segments, self._tokenizer, self._config.length_convention)
         logprobs = self.logprobs(prompt)
         return TurnScore(

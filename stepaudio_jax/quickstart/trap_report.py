@@ -115,6 +115,8 @@ The two differ most for the start, which has learnt manners at random.
 
 def judge_facts(report: JudgeReport) -> str:
     """How good the judge is on held-out pairs."""
+    if report.agreement is None or report.position_bias is None:
+        return f"The judge has a verdict on none of {report.pairs} held-out pairs."
     criteria = (
         "" if report.criteria_agreement is None else f", sees {report.criteria_agreement:.1%} of the criteria as they are"
     )

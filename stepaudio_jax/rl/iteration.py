@@ -28,7 +28,7 @@ from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import Reward, Rewards
 from stepaudio_jax.rl.rollouts import Rollout, roll_out
 from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate, policy_parameters, reference_parameters
-from stepaudio_jax.rl.watch import rollout_figures
+from stepaudio_jax.rl.watch import by_source, rollout_figures
 from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.start import StageStart, keeps_reference
 from stepaudio_jax.training.step import LORA, TrainState
@@ -132,7 +132,7 @@ class Iteration:
         figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
         figures |= rollout_figures(rollouts, rewards, self._tokenizer) | _pass_figures(rollouts, passed, found)
         if not keeps_reference(self._stage):
-            del figures["reply_kl"]
+            figures = {name: value for name, value in figures.items() if name.partition("/")[0] != "reply_kl"}
         figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}
         if keeps_reference(self._stage):
             controller.update(figures["reply_kl"], len(rollouts))
@@ -218,8 +218,17 @@ def _pass_figures(rollouts: Sequence[Rollout], passed: Passed, found: Advantages
     """How far the engine is from the trainer, the policy from the reference, and the values from the returns."""
     off = [np.abs(old - rollout.sampler_logprobs) for old, rollout in zip(passed.old, rollouts, strict=True)]
     away = [np.sum(old - reference) for old, reference in zip(passed.old, passed.reference, strict=True)]
-    returns, values = np.concatenate(found.returns), np.concatenate(passed.values)
-    figures = {"engine_mismatch": float(np.exp(np.minimum(np.concatenate(off), 20)).mean()), "reply_kl": float(np.mean(away))}
-    if returns.any():
-        figures["explained_variance"] = float(1 - np.var(returns - values) / max(np.var(returns), 1e-9))
-    return figures
+
+    def figures_of(chosen: Sequence[int]) -> dict[str, float]:
+        mismatch = np.concatenate([off[index] for index in chosen])
+        returns = np.concatenate([found.returns[index] for index in chosen])
+        values = np.concatenate([passed.values[index] for index in chosen])
+        figures = {
+            "engine_mismatch": float(np.exp(np.minimum(mismatch, 20)).mean()),
+            "reply_kl": float(np.mean([away[index] for index in chosen])),
+        }
+        if returns.any():
+            figures["explained_variance"] = float(1 - np.var(returns - values) / max(np.var(returns), 1e-9))
+        return figures
+
+    return by_source(rollouts, figures_of)

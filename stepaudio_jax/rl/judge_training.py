@@ -77,6 +77,7 @@ class JudgeReport:
         agreement: of the others, the share whose better reply it prefers, a tie counting half; of pairs whose margin is 0, the
             share that it sees as equal.
         position_bias: of the others, the share in which it prefers a place: its verdicts flip when the replies are swapped.
+            None, like `agreement`, where it has a verdict on none.
         calibration: by the size of the pair's value, the share of right preferences and the number of pairs, but for those
             whose margin is 0.
         criteria_agreement: share of the rubrics' criteria that it sees as they are; None without rubrics.
@@ -84,8 +85,8 @@ class JudgeReport:
 
     pairs: int
     abstained: float
-    agreement: float
-    position_bias: float
+    agreement: float | None
+    position_bias: float | None
     calibration: Mapping[float, tuple[float, int]]
     criteria_agreement: float | None
 
@@ -94,9 +95,11 @@ def report_on(judge: Judge, records: Sequence[Record]) -> JudgeReport:
     """Asks a judge about held-out preferences.
 
     Raises:
-        DataError: a record lacks one of the replies.
+        DataError: there is no record, or one lacks one of the replies.
         JudgeError: more abstentions than the judge allows.
     """
+    if not records:
+        raise DataError("there are no pairs to ask the judge about; give at least one preference")
     judgements = judge.judge([_pair(record) for record in records])
     right: list[float] = []
     flipped: list[bool] = []
@@ -122,8 +125,8 @@ def report_on(judge: Judge, records: Sequence[Record]) -> JudgeReport:
     return JudgeReport(
         pairs=len(records),
         abstained=1 - len(right) / len(records),
-        agreement=sum(right) / len(right) if right else float("nan"),
-        position_bias=sum(flipped) / len(flipped) if flipped else float("nan"),
+        agreement=sum(right) / len(right) if right else None,
+        position_bias=sum(flipped) / len(flipped) if flipped else None,
         calibration={size: (sum(found) / len(found), len(found)) for size, found in sorted(by_size.items())},
         criteria_agreement=sum(criteria) / len(criteria) if criteria else None,
     )

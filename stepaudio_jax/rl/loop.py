@@ -8,7 +8,7 @@ import jax
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig
-from stepaudio_jax.data import DataError
+from stepaudio_jax.data import DataError, check_sizes
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.judge import JudgeError
@@ -33,6 +33,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
         InterruptedRunError: SIGTERM came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
         DataError: a record cannot be used; everything before the step is saved.
+        ConfigError: no reward is for a record's source; the same.
         JudgeError: the judge abstained too often; everything before the step is saved.
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
@@ -68,7 +69,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 except JudgeError:
                     save()
                     raise
-                except DataError:
+                except (DataError, ConfigError):
                     if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
                         save()
                     raise
@@ -107,6 +108,7 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
         DataError, ConfigError: naming file and line, or the key.
         CheckpointError: the judge's folder holds no model.
     """
+    check_sizes(stage.data, tokenizer, model)
     stream = PromptStream(stage.data, tokenizer, model, seed=0, new_tokens=stage.rl.rollout.max_new_tokens)
     try:
         rewards = Rewards(stage.rl, None)
@@ -121,11 +123,19 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
             f"stage {stage.name!r}: the environment variable {judge.key_variable} (rl.judge.key_variable) holds no key for the "
             "judge's server; set it, or let key_variable be empty for a server that wants none"
         )
+    seen = set()
     for source in stream.sources:
         records = [source[number] for number in range(min(_LOOKED_AT, len(source)))]
         for record in records:
             rewards.require(record)
+            seen.add(record.source)
         stream.check(records[:_READ])
+    named = [source for reward in stage.rl.rewards for source in reward.sources]
+    if all(len(source) <= _LOOKED_AT for source in stream.sources) and (missing := sorted(set(named) - seen)):
+        raise ConfigError(
+            f"stage {stage.name!r}: rl.rewards names the sources {', '.join(missing)}, and no record has them; "
+            f"those of the records are {', '.join(sorted(seen))}"
+        )
 
 
 POLICY_STAGE = StageKind(check_policy_stage, run_policy_stage)

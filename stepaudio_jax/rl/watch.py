@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,14 +18,26 @@ _SAMPLES_A_STEP = 4
 
 
 def rollout_figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer) -> dict[str, float]:
-    """Means over the rollouts of a step, named "reward", and "reward/SOURCE" where there are several sources."""
-    figures = _figures(rollouts, rewards, tokenizer)
+    """Means over the rollouts of a step; see `by_source`."""
+    return by_source(
+        rollouts,
+        lambda chosen: _figures([rollouts[index] for index in chosen], [rewards[index] for index in chosen], tokenizer),
+    )
+
+
+def by_source(rollouts: Sequence[Rollout], figures_of: Callable[[Sequence[int]], dict[str, float]]) -> dict[str, float]:
+    """Figures of all rollouts, and of those of each source where there are several: named "reward", and "reward/SOURCE".
+
+    Args:
+        rollouts: of a step.
+        figures_of: the figures of the rollouts with these numbers.
+    """
+    figures = figures_of(range(len(rollouts)))
     sources = sorted({rollout.record.source for rollout in rollouts})
     if len(sources) > 1:
         for source in sources:
             chosen = [index for index, rollout in enumerate(rollouts) if rollout.record.source == source]
-            own = _figures([rollouts[index] for index in chosen], [rewards[index] for index in chosen], tokenizer)
-            figures |= {f"{name}/{source}": value for name, value in own.items()}
+            figures |= {f"{name}/{source}": value for name, value in figures_of(chosen).items()}
     return figures
 
 
@@ -44,6 +56,16 @@ def _figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: 
     }
     if values:
         figures |= {"reward": float(np.mean(values)), "reward_std": float(np.std(values))}
+    kinds = {
+        kind: [reward.value for rollout, reward in zip(rollouts, rewards, strict=True) if bool(rollout.record.rubric) == has]
+        for kind, has in (("rubric", True), ("pairwise", False))
+    }
+    if all(kinds.values()):  # one mixture of both: where the judge abstains, and what it tells apart, is seen of each
+        for kind, of_kind in kinds.items():
+            given = [value for value in of_kind if value is not None]
+            figures[f"abstained_{kind}"] = 1 - len(given) / len(of_kind)
+            if given:
+                figures[f"reward_std_{kind}"] = float(np.std(given))
     parts: dict[str, list[float]] = collections.defaultdict(list)
     for reward in rewards:
         for name, value in reward.parts.items():

@@ -25,13 +25,21 @@ class Tokenizer:
         vocab_size: one more than the largest id. A model's vocabulary may be larger (it is padded).
     """
 
-    def __init__(self, bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken]):
+    def __init__(
+        self,
+        bpe: tokenizers.Tokenizer,
+        added: Mapping[int, AddedToken],
+        *,
+        chat_template: tokenizer_files.ChatTemplate = None,
+    ):
         """Use `from_folder` or `bytes`.
 
         Args:
             bpe: the tokenizer of plain text, without added tokens.
             added: all special tokens by id.
+            chat_template: of the folder, kept for those who load what `save` writes; None for none.
         """
+        self._chat_template = chat_template
         self._bpe = bpe
         self._added = dict(sorted(added.items()))
         self.special = SpecialTokens.find({token.content: index for index, token in added.items()})
@@ -50,7 +58,8 @@ class Tokenizer:
             TokenizerError: naming the file and what is wrong with it: missing, malformed, not a byte-level BPE, or without some
                 of the special tokens.
         """
-        return cls(*tokenizer_files.read(os.fspath(folder)))
+        path = os.fspath(folder)
+        return cls(*tokenizer_files.read(path), chat_template=tokenizer_files.read_chat_template(path))
 
     @classmethod
     def bytes(cls) -> Self:
@@ -112,4 +121,4 @@ class Tokenizer:
 
         `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`, `merges.txt`. The folder is created.
         """
-        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special)
+        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special, self._chat_template)

@@ -20,6 +20,7 @@ from stepaudio_jax.text.special_tokens import (
 
 _WHOLE, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 _CONFIG, _ADDED, _MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+_TEMPLATE, _TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _SHOWN = 8
 _LARGEST_ID = (1 << 20) - 1
@@ -27,6 +28,7 @@ _LARGEST_ID = (1 << 20) - 1
 _NOT_SKIPPED = frozenset(QWEN25_TOKENS[QWEN25_TOKENS.index("<tool_call>") :])
 
 AddedTokens = dict[int, AddedToken]
+ChatTemplate = str | list[dict[str, str]] | None  # a list holds several, each with its name
 
 
 def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
@@ -55,13 +57,39 @@ def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     return bpe, added
 
 
-def write(folder: str, bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken], special: SpecialTokens) -> None:
+def read_chat_template(folder: str) -> ChatTemplate:
+    """The folder's chat template, which loaders of other projects apply; this one renders dialogues itself.
+
+    Raises:
+        TokenizerError: a file cannot be read.
+    """
+    path = os.path.join(folder, _TEMPLATE)
+    if os.path.isfile(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path}: cannot be read ({error}); copy it again") from None
+    for name in (_TEMPLATE_JSON, _CONFIG):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and (template := _json(path).get("chat_template")):
+            return template
+    return None
+
+
+def write(
+    folder: str,
+    bpe: tokenizers.Tokenizer,
+    added: Mapping[int, AddedToken],
+    special: SpecialTokens,
+    chat_template: ChatTemplate,
+) -> None:
     """Writes the folder; see `Tokenizer.save`."""
     os.makedirs(folder, exist_ok=True)
     content = json.loads(bpe.to_str())
     content["added_tokens"] = [{"id": index, "content": token.content, **_flags(token)} for index, token in added.items()]
     named = {"eos_token": added[special.pad].content, "pad_token": added[special.pad].content}
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "Qwen2Tokenizer",
         "added_tokens_decoder": {str(index): {"content": token.content, **_flags(token)} for index, token in added.items()},
         **named,
@@ -72,6 +100,8 @@ def write(folder: str, bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken
         "errors": "replace",
         "split_special_tokens": False,
     }
+    if chat_template is not None:
+        config["chat_template"] = chat_template
     for name, value in ((_WHOLE, content), (_CONFIG, config), (_MAP, named)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, indent=None if name == _WHOLE else 2)

@@ -121,6 +121,20 @@ def test_scores_are_those_of_the_scorer(model, tmp_path):
         np.testing.assert_allclose(written["logprobs"], score.logprobs, rtol=1e-6)
 
 
+def test_past_turns_are_rendered_as_the_model_was_trained(model, tmp_path):
+    past = {"role": "assistant", "reasoning_content": "One, two.", "content": "2"}
+    turns = [{"role": "user", "content": "1+1?"}, past, {"role": "user", "content": "And one more?"}]
+    given = write(tmp_path / "d.jsonl", {"messages": turns})
+
+    def prompt_tokens(name, **changes):
+        answer_file(dataclasses.replace(model, **changes), given, tmp_path / name, SAMPLING)
+        return read(tmp_path / name)[0]["prompt_tokens"]
+
+    whole = prompt_tokens("whole")
+    assert prompt_tokens("reasoning", history_reasoning=True) - whole == len(BYTES.encode("<think>\nOne, two.\n</think>\n"))
+    assert whole - prompt_tokens("no_end", history_eot=False) == 1
+
+
 BAD_ANSWER = {
     "not JSON": ("{", "dialogues.jsonl:3: is not JSON"),
     "missing clip": (dialogue({"type": "audio", "audio": "b.wav"}), "dialogues.jsonl:3: audio .*b.wav: does not exist"),
@@ -139,6 +153,12 @@ BAD_ANSWER = {
         dialogue(text("1?"), sampling={"stop_strings": "END"}),
         "dialogues.jsonl:3: stop_strings='END' must be a list of texts",
     ),
+    "more than 31 bits": (dialogue(text("1?"), sampling={"top_k": 10**10}), "dialogues.jsonl:3: top_k=10000000000 must lie"),
+    "no end of reasoning": (
+        dialogue(text("1?"), sampling={"max_reasoning_tokens": 3 * 10**9}),
+        "dialogues.jsonl:3: max_reasoning_tokens=3000000000 must lie between 1 and 2147483647",
+    ),
+    "no token": (dialogue(text("1?"), sampling={"stop_tokens": [2**40]}), "dialogues.jsonl:3: stop_tokens=.* must lie between"),
     "half a seed": (dialogue(text("1?"), sampling={"seed": 1.5}), "dialogues.jsonl:3: seed=1.5 must be a whole number"),
     "no settings": (dialogue(text("1?"), sampling=1), "dialogues.jsonl:3: 'sampling' must be an object of settings, got 1"),
 }

@@ -143,6 +143,11 @@ def test_draws_have_the_tempered_restricted_distribution(settings):
     np.testing.assert_allclose(found.logprob, np.log(softmax(logits)[found.token]), atol=1e-5)
 
 
+def test_a_nucleus_too_small_for_fp32_is_the_most_probable_token():
+    logits = np.random.default_rng(3).normal(size=(4, 40)).astype(np.float32)
+    np.testing.assert_array_equal(draw(logits, top_p=1e-50), logits.argmax(axis=-1))
+
+
 def test_temperature_zero_is_argmax():
     logits = np.random.default_rng(1).normal(size=(50, 30))
     assert (draw(logits, temperature=0.0, top_p=0.9) == logits.argmax(-1)).all()

@@ -67,6 +67,21 @@ def test_a_turn_without_reasoning_is_scored_with_an_empty_one():
     np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
 
 
+def test_a_greeting_is_history_and_past_reasoning_stays_where_the_model_was_trained_so():
+    parameters = lively_parameters()
+    messages = [assistant("Hello!"), user("2+2?"), assistant("4", "Two, two."), user("And 1?"), assistant("5", "One more.")]
+    start = (SPECIAL.bot, "assistant\n<think>\n\n</think>\nHello!", SPECIAL.eot, SPECIAL.bot, "human\n2+2?", SPECIAL.eot)
+    turns = ["assistant\n<think>\nTwo, two.\n</think>\n4", "human\nAnd 1?"]
+    prompt = TorchDialogue(parameters).write(*start)
+    for turn in turns:
+        prompt.write(SPECIAL.bot, turn, SPECIAL.eot)
+    ids, logprobs = expected_scores(prompt.write(SPECIAL.bot, "assistant\n<think>\n"), ["One more.\n</think>\n5", SPECIAL.eot])
+    scores = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32, history_reasoning=True).score(messages)
+    assert len(scores) == 2
+    assert list(scores[1].token_ids) == ids
+    np.testing.assert_allclose(scores[1].logprobs, logprobs, atol=1e-4)
+
+
 def test_a_long_dialogue_is_scored_in_parts():
     """384 tokens and more are padded to 512, whose logits are computed 256 tokens at a time."""
     parameters, question = lively_parameters(), "and then? " * 36

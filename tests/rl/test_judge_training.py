@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from launch.judge import main as launch
 from stepaudio_jax.data import DataError, read_jsonl
 from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.judge_training import judge_dialogues, report_on, write_judge_data
 from stepaudio_jax.rl.model_judge import ModelJudge
 from stepaudio_jax.rl.verdict import Verdict, parse_verdict
+from tests.rl.judge_server import JudgeServer
 from tests.rl.small_stage import base
 
 
@@ -101,6 +103,24 @@ def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
     assert report.position_bias == pytest.approx(2 / 5)
     assert report.calibration == {3.0: (1.0, 3)}
     assert report.criteria_agreement is None
+
+
+def test_a_judge_without_a_verdict_agrees_with_nobody(tmp_path):
+    judge = Judge("silent", lambda question: JudgeAnswer("I cannot say."), JudgePrompt(), most_abstentions=1.0)
+    report = report_on(judge, list(read_jsonl(records(tmp_path, preference(0)))))
+    assert (report.abstained, report.agreement, report.position_bias) == (1, None, None)
+    with pytest.raises(DataError, match="no pairs"):
+        report_on(judge, [])
+
+
+def test_a_judge_behind_a_server_is_reported_on(tmp_path, capsys):
+    server = JudgeServer()
+    source = records(tmp_path, *(preference(number) for number in range(3)))
+    launch(["report", "--url", server.url, "--model", "m", "--key-variable", "", "--input", str(source)])
+    server.close()
+    report = json.loads(capsys.readouterr().out)
+    assert (report["pairs"], report["abstained"], report["agreement"], report["position_bias"]) == (3, 0, 1, 0)
+    assert len(server.requests) == 6
 
 
 def test_of_equal_replies_a_judge_should_say_so(tmp_path):

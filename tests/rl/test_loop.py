@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import ConfigError, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.config import CheckpointConfig, ConfigError, JudgeConfig, LoRAConfig, RewardConfig
 from stepaudio_jax.rl import POLICY_STAGE
+from stepaudio_jax.training.stopping import InterruptedRunError, StopSignal
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -115,6 +116,43 @@ def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
     assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
         {k: v for k, v in line.items() if k not in timing} for line in figures
     ]
+
+
+def test_a_row_that_the_loss_cannot_cut_is_refused(tmp_path, prompts):
+    config = stage_config(tmp_path, prompts, steps=1)
+    with pytest.raises(ConfigError, match=r"stage 'rlvr': data.tokens_per_row=160 must be a multiple of compute.loss_chunks=3"):
+        dataclasses.replace(config, compute=dataclasses.replace(config.compute, loss_chunks=3))
+
+
+def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
+    stage = stage_config(tmp_path, prompts, steps=1).stages[0]
+    rewards = (*stage.rl.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
+    stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, rewards=rewards))
+    with pytest.raises(
+        ConfigError, match=r"names the sources promts, and no record has them; those of the records are prompts"
+    ):
+        POLICY_STAGE.check(stage, base().tokenizer, base().config)
+
+
+def test_sound_that_the_encoder_cannot_hear_is_refused(tmp_path, prompts):
+    stage = stage_config(tmp_path, prompts, steps=1, data={"frames_per_chunk": 10_000}).stages[0]
+    with pytest.raises(ConfigError, match=r"frames_per_chunk=10000 needs more than the encoder's"):
+        POLICY_STAGE.check(stage, base().tokenizer, base().config)
+
+
+@pytest.mark.slow
+def test_a_notice_while_replies_are_written_stops_before_the_step_and_loses_nothing(tmp_path, prompts, monkeypatch):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    whole, figures = run_stage(stage_config(tmp_path / "whole", prompts, steps=2))
+    stopped = stage_config(tmp_path / "stopped", prompts, steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(StopSignal, "received", lambda signal, step, within=False: step == 2 and within)
+        with pytest.raises(InterruptedRunError, match="stopped at step 1 of stage 'rlvr', and saved"):
+            run_stage(dataclasses.replace(stopped, checkpoint=CheckpointConfig(every_steps=0)))
+    after, again = run_stage(stopped)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
+    assert [line["loss"] for line in again] == [line["loss"] for line in figures]
 
 
 def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):

@@ -99,6 +99,19 @@ def test_saving_twice_writes_the_same(folder, tmp_path_factory):
     }
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_chat_template_is_kept(folder, tmp_path, name):
+    template = "{% for message in messages %}{{ message.content }}|{% endfor %}"
+    if name.endswith(".jinja"):
+        (folder / name).write_text(template, encoding="utf-8")
+    else:
+        values = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps(values | {"chat_template": template}), encoding="utf-8")
+    Tokenizer.from_folder(folder).save(tmp_path / "saved")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert auto.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi|"
+
+
 def test_added_tokens_json_will_do(folder, byte_level):
     names = ids_by_name(byte_level)
     for name in ("tokenizer.json", "tokenizer_config.json"):
