@@ -62,7 +62,11 @@ class Sampling:
             ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "be positive, and finite"),
             ("max_new_tokens", 0 < self.max_new_tokens < _BOUND, f"lie between 1 and {_BOUND - 1}"),
-            ("max_reasoning_tokens", 0 < (self.max_reasoning_tokens or 1) < _BOUND, f"lie between 1 and {_BOUND - 1}"),
+            (
+                "max_reasoning_tokens",
+                self.max_reasoning_tokens is None or 0 < self.max_reasoning_tokens < _BOUND,
+                f"lie between 1 and {_BOUND - 1}",
+            ),
             ("stop_tokens", all(0 <= token < _BOUND for token in self.stop_tokens), f"lie between 0 and {_BOUND - 1}"),
             ("stop_tokens", len(self.stop_tokens) < MOST_STOP_TOKENS, f"be fewer than {MOST_STOP_TOKENS}"),
             ("stop_strings", all(self.stop_strings), "not be empty strings"),
