@@ -57,15 +57,17 @@ def _stage_facts(run: LoggedRun, stage: Mapping[str, Any], span: StageSpan | Non
     waited = _values(run, name, "data_wait_share")
     return {
         "steps": f"{span.end - span.start if span else 0} of {_at(stage, 'steps')}",
-        "learns": ", ".join(map(str, trainable)) if isinstance(trainable, list) else _UNKNOWN,
+        "learns": ", ".join([*map(str, trainable), *_adapted(stage)]) if isinstance(trainable, list) else _UNKNOWN,
         "optimizer": optimizer,
         "peak learning rate": peak,
         "batch": f"{_at(stage, 'data', 'rows')} rows of {_at(stage, 'data', 'tokens_per_row')} tokens",
         "data": "; ".join(_source(source) for source in sources) if isinstance(sources, list) else _UNKNOWN,
         "records read": _last(run, name, "records"),
         "records skipped": _skipped(run, name),
-        "last training loss": _last(run, name, "loss/next_token"),
+        "steps skipped": _sum(run, name, "skipped_steps"),
+        "last training loss": _last(run, name, "loss/next_token" if _values(run, name, "loss/next_token") else "loss"),
         "last held-out loss": _last(run, name, "evaluation/loss"),
+        "last reward": _last(run, name, "reward"),
         "median tokens a second": _median(run, name, "tokens_per_second"),
         "median audio seconds a second": _median(run, name, "audio_seconds_per_second"),
         "waited for data": f"{100 * statistics.fmean(waited):.0f} % of the time" if waited else "not logged",
@@ -87,9 +89,25 @@ def _source(source: Any) -> str:
     return f"{_at(source, 'name') or _at(source, 'path')} (weight {_number(_at(source, 'weight'))})"
 
 
+def _adapted(stage: Mapping[str, Any]) -> list[str]:
+    rank = _at(stage, "lora", "rank")
+    return [f"decoder by LoRA of rank {rank}"] if isinstance(rank, int) and rank else []
+
+
 def _skipped(run: LoggedRun, stage: str) -> str:
-    skipped = {name: _last(run, stage, name) for name in run.figure_names if name.startswith("skipped_")}
-    return ", ".join(f"{count} ({name.removeprefix('skipped_').replace('_', ' ')})" for name, count in skipped.items()) or "0"
+    if _values(run, stage, "skipped_records"):  # of a stage that learns from rewards, which counts those of each step
+        return _sum(run, stage, "skipped_records")
+    skipped = {
+        name: _last(run, stage, f"skipped_{name}")
+        for name in ("bad_audio", "too_long")
+        if _values(run, stage, f"skipped_{name}")
+    }
+    return ", ".join(f"{count} ({name.replace('_', ' ')})" for name, count in skipped.items()) or "0"
+
+
+def _sum(run: LoggedRun, stage: str, figure: str) -> str:
+    values = _values(run, stage, figure)
+    return shown_number(sum(values)) if values else "not logged"
 
 
 def _values(run: LoggedRun, stage: str, figure: str) -> list[float]:

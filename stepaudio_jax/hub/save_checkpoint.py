@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,12 +65,11 @@ def save_checkpoint(
 
 
 def save_shape(target: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Writes a checkpoint folder without parameters, for those that lie elsewhere; one that is there already stays.
+    """Writes a checkpoint folder without parameters, for those that lie elsewhere, in place of one that is there already.
 
     `read_model_config` and `load_tokenizer` read it.
     """
-    if target.is_dir():
-        return
+    shutil.rmtree(target, ignore_errors=True)
     with new_folder(target, needed_bytes=0) as folder:
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, {})

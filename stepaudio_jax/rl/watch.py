@@ -56,10 +56,10 @@ def _figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: 
     }
     if values:
         figures |= {"reward": float(np.mean(values)), "reward_std": float(np.std(values))}
-    kinds = {
-        kind: [reward.value for rollout, reward in zip(rollouts, rewards, strict=True) if bool(rollout.record.rubric) == has]
-        for kind, has in (("rubric", True), ("pairwise", False))
-    }
+    kinds: dict[str, list[float | None]] = {"rubric": [], "pairwise": []}
+    for rollout, reward in zip(rollouts, rewards, strict=True):
+        if reward.value is None or "preference" in reward.parts:  # it was judged
+            kinds["rubric" if rollout.record.rubric else "pairwise"].append(reward.value)
     if all(kinds.values()):  # one mixture of both: where the judge abstains, and what it tells apart, is seen of each
         for kind, of_kind in kinds.items():
             given = [value for value in of_kind if value is not None]

@@ -14,7 +14,7 @@ from stepaudio_jax.data import DataError, batches, check_sources, evaluation_bat
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.checkpoints import saved_steps
+from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial import initial_model, initial_weights
@@ -24,7 +24,7 @@ from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
-from stepaudio_jax.training.step import EvaluationStep, make_evaluation_step, make_train_step
+from stepaudio_jax.training.step import EvaluationStep, TrainState, make_evaluation_step, make_train_step
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
 
@@ -64,7 +64,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
-        claim_run_folder(config, model, tokenizer)
+        claim_run_folder(config, model, tokenizer, begins=not any(saved))
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
@@ -105,10 +105,21 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
             out_shardings=(start.shardings, replicated(mesh)),
         )
         evaluation_step = jax.jit(make_evaluation_step(start.definition))
+
+        def is_evaluated(step: int) -> bool:
+            return place_held_out is not None and (step == stage.steps or _is_due(step, stage.evaluation.every_steps))
+
+        def held_out_figures(state: TrainState) -> dict[str, float]:
+            assert place_held_out is not None
+            return evaluate(evaluation_step, {**state.trainable, **state.frozen}, stage, tokenizer, model, place_held_out)
+
         meter = Meter(step_flops(model, stage), peak_flops(jax.devices()[0].device_kind))
         profile = StepProfile(run_dir, config.profiled_steps())
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
+            if done and is_evaluated(done) and writer.lacks(done, HELD_OUT_LOSS):
+                with meter.paused():
+                    writer.amend(done, held_out_figures(state))
             for step in range(done + 1, stage.steps + 1):
                 try:
                     with meter.waiting_for_data():
@@ -140,20 +151,17 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                             f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
                             f"{int(state.skipped_in_row)} steps; see {found}"
                         )
-                if stopping:  # an evaluation may take longer than the machine is left
-                    with meter.saving():
-                        checkpoints.save(state, position, {})
-                if place_held_out and (step == stage.steps or _is_due(step, stage.evaluation.every_steps)):
-                    with meter.paused():
-                        trained = {**state.trainable, **state.frozen}
-                        try:
-                            figures |= evaluate(evaluation_step, trained, stage, tokenizer, model, place_held_out)
-                        except DataError:
-                            if figures:
-                                writer.write(step, figures)
-                            if jax.process_count() == 1:
-                                checkpoints.save(state, position or data.get_state(), {})
-                            raise
+                # One may take longer than a machine that is to stop is left: the run that goes on makes up for it.
+                if is_evaluated(step) and not (stopping and step < stage.steps):
+                    try:
+                        with meter.paused():
+                            figures |= held_out_figures(state)
+                    except DataError:
+                        if figures:
+                            writer.write(step, figures)
+                        if jax.process_count() == 1:
+                            checkpoints.save(state, position or data.get_state(), {})
+                        raise
                 if figures:
                     writer.write(step, figures)
                 if saves:

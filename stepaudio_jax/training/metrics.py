@@ -5,11 +5,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import tqdm
 from tensorboardX import SummaryWriter
 
+from stepaudio_jax.parallel import told_by_first
 from stepaudio_jax.training.run_folder import METRICS
 
 
@@ -24,10 +26,10 @@ class MetricsWriter:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        path = run_dir / METRICS
-        if path.exists():
-            _drop_after(path, stage, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run_dir / METRICS
+        if self._path.exists():
+            _drop_after(self._path, stage, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -39,6 +41,25 @@ class MetricsWriter:
         self._file.flush()
         for name, value in figures.items():
             self._board.add_scalar(name, float(value), step)
+
+    def lacks(self, step: int, figure: str) -> bool:
+        """Whether no line of this step of the stage has the figure; every process is told the same."""
+        return told_by_first(self._line_of(step, figure) is None if self._writes else None)
+
+    def amend(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs figures of a step that others are logged of already, in the same line."""
+        if not self._writes:
+            return
+        before = self._line_of(step) or {}
+        self._file.close()
+        _drop_after(self._path, self._stage, step - 1)
+        self._file = self._path.open("a", encoding="utf-8")
+        self.write(step, {name: value for name, value in before.items() if name not in ("stage", "step")} | dict(figures))
+
+    def _line_of(self, step: int, figure: str = "step") -> dict[str, Any] | None:
+        lines = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+        found = (line for line in lines if (line["stage"], line["step"]) == (self._stage, step) and figure in line)
+        return next(found, None)
 
     def close(self) -> None:
         """Flushes and closes both files."""

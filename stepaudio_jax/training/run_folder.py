@@ -60,10 +60,11 @@ def require_same_run(config: Config) -> None:
         )
 
 
-def claim_run_folder(config: Config, model: ModelConfig, tokenizer: Tokenizer) -> pathlib.Path:
+def claim_run_folder(config: Config, model: ModelConfig, tokenizer: Tokenizer, *, begins: bool) -> pathlib.Path:
     """Makes `config.run_dir` and writes into it config.json, and the shape of the model with its tokenizer; returns it.
 
-    Of several processes the first one does. The run may have taken the shape from a folder that is elsewhere later.
+    Of several processes the first one does. The run may have taken the shape from a folder that is elsewhere later; that of its
+    checkpoints stays, once it has any (`begins`: it has none).
     """
     run_dir = pathlib.Path(config.run_dir)
     if jax.process_index() == 0:
@@ -71,7 +72,9 @@ def claim_run_folder(config: Config, model: ModelConfig, tokenizer: Tokenizer) -
         partial = run_dir / f"{CONFIG}.partial"
         partial.write_text(json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, run_dir / CONFIG)
-        hub.save_shape(run_dir / CHECKPOINTS / _SHAPE, model, tokenizer)
+        shape = run_dir / CHECKPOINTS / _SHAPE
+        if begins or not shape.is_dir():
+            hub.save_shape(shape, model, tokenizer)
     multihost_utils.sync_global_devices("run folder claimed")
     return run_dir
 

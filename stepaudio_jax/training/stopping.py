@@ -29,8 +29,12 @@ class StopSignal:
         And once before a stage's first step, with that of the last step done: a notice counts from the number asked last. Where
         steps are long, within each of them too, before it has changed anything.
         """
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(2 * step - within):
-            self._received = True  # it is said once
+        if jax.process_count() > 1:
+            # Of the next number after the largest that any process has asked, and of no other, JAX says that it is the one to
+            # stop at: none may be left out, by a stage that asks once a step either.
+            numbers = (2 * step - 1,) if within else (2 * step - 1, 2 * step)
+            answers = [multihost_utils.reached_preemption_sync_point(number) for number in numbers]
+            self._received |= any(answers)
         return self._received
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What is logged: means and throughput, and a file in which every step stands once, whatever happened to the run."""
 
+import contextlib
 import json
 import threading
 import time
@@ -175,3 +176,17 @@ def test_counts_do_not_overflow_between_two_log_lines():
 def test_the_bar_shows_loss_throughput_and_waiting():
     figures = {"loss": 1.2345, "tokens_per_second": 999.6, "audio_seconds_per_second": 12.34, "data_wait_share": 0.256}
     assert bar_figures(figures) == {"loss": "1.234", "tok/s": "1000", "audio-s/s": "12.3", "data-wait": "26%"}
+
+
+def test_a_line_is_amended_and_stands_once(tmp_path):
+    with contextlib.closing(MetricsWriter(tmp_path, stage="sft", resume_step=0)) as writer:
+        writer.write(1, {"loss": 2.0})
+        writer.write(2, {"loss": 1.0})
+    with contextlib.closing(MetricsWriter(tmp_path, stage="sft", resume_step=2)) as writer:
+        assert not writer.lacks(2, "loss")
+        assert writer.lacks(2, "evaluation/loss")
+        writer.amend(2, {"evaluation/loss": 3.0})
+        assert not writer.lacks(2, "evaluation/loss")
+        writer.write(3, {"loss": 0.5})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert lines(tmp_path)[1] == {"stage": "sft", "step": 2, "loss": 1.0, "evaluation/loss": 3.0}

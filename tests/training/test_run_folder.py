@@ -18,7 +18,7 @@ def config(tmp_path):
 
 
 def claim(config):
-    return claim_run_folder(config, SMALL, Tokenizer.bytes())
+    return claim_run_folder(config, SMALL, Tokenizer.bytes(), begins=True)
 
 
 def test_the_written_configuration_is_the_resolved_one(config):

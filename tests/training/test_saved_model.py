@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
     values = {"run_dir": str(run_dir), "tokenizer": "bytes", "stages": STAGES, "compute": {"dtype": "float32"}}
     config = dataclasses.replace(build(Config, values), model=MODEL)
-    claim_run_folder(config, MODEL, Tokenizer.bytes())
+    claim_run_folder(config, MODEL, Tokenizer.bytes(), begins=True)
     rng = np.random.default_rng(7)
     random = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     models = {}
