@@ -29,11 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import jax
 
         from stepaudio_jax.config import MeshConfig
-        from stepaudio_jax.parallel import make_mesh
+        from stepaudio_jax.parallel import make_mesh, slice_count
         from stepaudio_jax.training import save_model_of
 
-        slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
-        mesh = make_mesh(MeshConfig(data=slices, slices=slices))
+        mesh = make_mesh(MeshConfig(slices=slice_count(jax.devices())))
         save_model_of(options.run_dir, options.output, mesh, stage=options.stage, step=options.step)
         print(options.output)
 

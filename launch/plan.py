@@ -4,6 +4,7 @@ A training step by default; with --program=decode (or prefill), generating with 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,9 +12,28 @@ import sys
 from typing import Any
 
 from launch.errors import reported
-from stepaudio_jax.config import ConfigError, load_config
+from stepaudio_jax.config import Config, ConfigError, load_config
 
 DOES_NOT_FIT = 1
+
+
+def with_initial_shape(config: Config) -> Config:
+    """The configuration with the shape of the weights that the run begins with, where their folders are here.
+
+    Raises:
+        CheckpointError: a folder cannot be read.
+    """
+    from stepaudio_jax import hub
+
+    initial = config.initial
+    named = [folder for folder in (initial.model, initial.encoder, initial.decoder) if folder]
+    if away := [folder for folder in named if not pathlib.Path(folder).is_dir()]:
+        print(f"{', '.join(away)}: not here, so the plan is of the model that the configuration describes", file=sys.stderr)
+        return config
+    if not named:
+        return config
+    sources = hub.weight_sources(initial.model, encoder=initial.encoder, decoder=initial.decoder)
+    return dataclasses.replace(config, model=hub.read_model_config(sources))
 
 
 def main(arguments: list[str]) -> int:
@@ -56,6 +76,7 @@ def main(arguments: list[str]) -> int:
         if options.slices is not None:
             overrides.append(("mesh.slices", str(options.slices)))
         config = load_config(options.config, overrides)
+        config = with_initial_shape(config)
         topology = parse_topology(options.topology, config.mesh.slices)
         plan: Any
         index = stage_index(config, options.stage)

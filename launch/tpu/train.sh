@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies this project to every machine of the slices and trains, again and again until the run is finished.
+# Copies this project, as it was committed last, to every machine of the slices and trains, again and again until the run is finished.
 #
 #   NAME=sft-32b ZONE=us-east5-a launch/tpu/train.sh --config=configs/sft_32b.py --config.run_dir=/mnt/job/runs/sft_32b
 #
@@ -20,6 +20,7 @@ case " $* " in
   *) echo "error: give --config.run_dir=/.., on a disk that every machine sees" >&2; exit 2 ;;
 esac
 ARGUMENTS=$(printf ' %q' "$@")
+[ -z "$(git -C "$HERE" status --porcelain)" ] || { echo "error: commit your changes: the last commit is what is copied" >&2; exit 2; }
 
 attempt() {  # its code is that of the last command, or 1
   "$RUN" "${PREPARE:-true}" || return 1

@@ -11,6 +11,13 @@ from jax.sharding import AxisType, Mesh
 from stepaudio_jax.config import MESH_AXES, ConfigError, MeshConfig
 
 
+def slice_count(devices: Sequence[Any]) -> int:
+    """In how many TPU slices the devices lie. GPUs number their hosts in the same way, and any mesh may lie across those."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh that a configuration describes, laid out so that the fastest links carry the innermost axes.
 
@@ -24,9 +31,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
     shape = tuple(sizes[axis] for axis in MESH_AXES)
-    slices = {getattr(device, "slice_index", 0) for device in devices}
-    if len(slices) != config.slices:
-        raise ConfigError(f"mesh.slices={config.slices}, and the devices lie in {len(slices)} slices")
+    slices = slice_count(devices)
+    if slices != config.slices:
+        raise ConfigError(f"mesh.slices={config.slices}, and the devices lie in {slices} slices")
     if config.slices > 1:
         within = (shape[0] // config.slices, *shape[1:])
         across = (config.slices, 1, 1, 1)

@@ -45,22 +45,26 @@ def _rows_of(index: tuple[slice, ...] | None) -> slice:
 
 
 def require_whole_rows(config: Config, mesh: Mesh) -> None:
-    """Checks that the mesh cuts the rows of every (micro-)batch evenly.
+    """Checks that the mesh cuts the rows of every (micro-)batch evenly, and the tokens of each row.
 
     Raises:
         ConfigError: naming the stage and the numbers.
     """
-    axes = config.compute.rules.batch
-    parts = int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
+    rules = config.compute.rules
     for stage in config.stages:
-        sizes = {"data.rows": (stage.data.rows, stage.gradient_accumulation)}
+        batches = {"data": (stage.data, stage.gradient_accumulation)}
         if stage.evaluation.enabled:
-            sizes["evaluation.data.rows"] = (stage.evaluation.data.rows, 1)
-        for name, (rows, micro_batches) in sizes.items():
-            if rows % (parts * micro_batches):
-                over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-                each = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
-                raise ConfigError(
-                    f"stage {stage.name!r}: {name}={rows}{each} cannot be cut over {over}; make it a multiple of "
-                    f"{parts * micro_batches}"
-                )
+            batches["evaluation.data"] = (stage.evaluation.data, 1)
+        for name, (data, micro_batches) in batches.items():
+            for size, value, axes, least in (
+                ("rows", data.rows, rules.batch, micro_batches),
+                ("tokens_per_row", data.tokens_per_row, rules.tokens, 1),
+            ):
+                parts = least * int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
+                if value % parts:
+                    over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+                    each = f" in {least} micro-batches" if least > 1 else ""
+                    raise ConfigError(
+                        f"stage {stage.name!r}: {name}.{size}={value}{each} cannot be cut over {over}; make it a multiple of "
+                        f"{parts}"
+                    )

@@ -29,7 +29,6 @@ class MetricsWriter:
         self._path = run_dir / METRICS
         if self._path.exists():
             _drop_after(self._path, stage, resume_step)
-        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -37,8 +36,8 @@ class MetricsWriter:
         if not self._writes:
             return
         line = {"stage": self._stage, "step": step} | {name: float(value) for name, value in figures.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:  # a bucket that is mounted takes a file when it is closed
+            file.write(json.dumps(line) + "\n")
         for name, value in figures.items():
             self._board.add_scalar(name, float(value), step)
 
@@ -51,20 +50,19 @@ class MetricsWriter:
         if not self._writes:
             return
         before = self._line_of(step) or {}
-        self._file.close()
         _drop_after(self._path, self._stage, step - 1)
-        self._file = self._path.open("a", encoding="utf-8")
         self.write(step, {name: value for name, value in before.items() if name not in ("stage", "step")} | dict(figures))
 
     def _line_of(self, step: int, figure: str = "step") -> dict[str, Any] | None:
+        if not self._path.exists():
+            return None
         lines = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
         found = (line for line in lines if (line["stage"], line["step"]) == (self._stage, step) and figure in line)
         return next(found, None)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Closes TensorBoard's file."""
         if self._writes:
-            self._file.close()
             self._board.close()
 
 

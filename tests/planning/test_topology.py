@@ -12,7 +12,7 @@ from stepaudio_jax.planning.topology import Topology, parse_topology
         ("v5p:4x4x4", "v5p", (4, 4, 4)),
         ("v5p-128", "v5p", (4, 4, 4)),  # 128 cores
         ("v5p-64", "v5p", (2, 4, 4)),
-        ("v5p-8", "v5p", (1, 2, 2)),
+        ("v5p-8", "v5p", (2, 2, 1)),
         ("v4-32", "v4", (2, 2, 4)),
         ("v6e-64", "v6e", (8, 8)),
         ("v6e-8", "v6e", (2, 4)),

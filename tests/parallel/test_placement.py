@@ -1,0 +1,67 @@
+"""What a mesh can be made of, and which batches it cuts evenly."""
+
+import dataclasses
+
+import pytest
+
+from stepaudio_jax.config import Config, ConfigError, DataConfig, EvaluationConfig, MeshConfig, SourceConfig, StageConfig
+from stepaudio_jax.parallel import make_mesh, require_whole_rows, slice_count
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of one as a mesh looks at."""
+
+    platform: str
+    slice_index: int
+    id: int
+
+
+def devices(platform):
+    return [Device(platform, slice_index=number // 2, id=number) for number in range(4)]
+
+
+def test_hosts_of_gpus_are_no_slices():
+    assert slice_count(devices("tpu")) == 2
+    assert slice_count(devices("gpu")) == 1
+    assert make_mesh(MeshConfig(), devices("gpu")).shape["fsdp"] == 4
+    with pytest.raises(ConfigError, match=r"mesh\.slices=1, and the devices lie in 2 slices"):
+        make_mesh(MeshConfig(), devices("tpu"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """The sizes of one."""
+
+    shape: dict[str, int]
+
+
+def job(*, rows=8, tokens=64, held_out_rows=8, held_out_tokens=64, parts=1):
+    def data(rows, tokens):
+        return DataConfig(sources=(SourceConfig(path="a.jsonl"),), rows=rows, tokens_per_row=tokens)
+
+    held_out = EvaluationConfig(data=data(held_out_rows, held_out_tokens))
+    stage = StageConfig(name="sft", steps=1, data=data(rows, tokens), evaluation=held_out, gradient_accumulation=parts)
+    return Config(run_dir="r", stages=(stage,), tokenizer="bytes")
+
+
+MESH = Mesh({"data": 1, "fsdp": 4, "sequence": 4, "tensor": 1})
+
+
+def test_rows_and_their_tokens_are_cut_evenly():
+    require_whole_rows(job(parts=2), MESH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": 6}, "data.rows=6 cannot be cut over data=1 x fsdp=4; make it a multiple of 4"),
+        ({"parts": 4}, "data.rows=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; make it a multiple of 16"),
+        ({"held_out_rows": 6}, "evaluation.data.rows=6 cannot be cut"),
+        ({"tokens": 66}, "data.tokens_per_row=66 cannot be cut over sequence=4; make it a multiple of 4"),
+        ({"held_out_tokens": 66}, "evaluation.data.tokens_per_row=66 cannot be cut over sequence=4"),
+    ],
+)
+def test_what_is_not_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        require_whole_rows(job(**changes), MESH)
