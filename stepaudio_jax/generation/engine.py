@@ -19,12 +19,13 @@ from jax.sharding import Mesh
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.layout import on_mesh, row_parts, weight_shardings
+from stepaudio_jax.generation.layout import on_mesh, weight_shardings
 from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.writing import End, Written
 from stepaudio_jax.models import CacheDtype, Parameters, is_quantized, quantized_shardings, unstack
+from stepaudio_jax.parallel import row_parts
 from stepaudio_jax.text import THINK_END, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -1,7 +1,6 @@
 """Where the engine's weights and slots lie on a mesh."""
 
 import contextlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from stepaudio_jax.config import ComputeConfig, MeshConfig, ModelConfig, Rules
 from stepaudio_jax.generation.prompt import bucket
 from stepaudio_jax.generation.slots import Slots, slot_letters
 from stepaudio_jax.models import abstract_parameters, activation_spec, logical_axes
-from stepaudio_jax.parallel import make_mesh, parameter_shardings
+from stepaudio_jax.parallel import make_mesh, parameter_shardings, row_parts
 
 
 def tensor_parts(config: ModelConfig, devices: int) -> int:
@@ -76,8 +75,3 @@ def whole_slots(slots: int, rules: Rules, mesh: Mesh | None) -> int:
     """At least so many slots, as many for each part of a mesh."""
     parts = 1 if mesh is None else row_parts(rules, mesh)
     return parts * -(-slots // parts)
-
-
-def row_parts(rules: Rules, mesh: Mesh) -> int:
-    """Into how many parts the slots are cut."""
-    return math.prod(mesh.shape[axis] for axis in rules.batch)

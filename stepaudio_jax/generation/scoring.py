@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.layout import on_mesh, row_parts
+from stepaudio_jax.generation.layout import on_mesh
 from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
+from stepaudio_jax.parallel import row_parts
 from stepaudio_jax.text import DialogueError, Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 

@@ -3,7 +3,7 @@
 from stepaudio_jax.parallel.blocks import block_of
 from stepaudio_jax.parallel.chips import CHIPS, Chip, peak_flops
 from stepaudio_jax.parallel.mesh import make_mesh, slice_count
-from stepaudio_jax.parallel.placement import BatchPlacement, require_whole_rows
+from stepaudio_jax.parallel.placement import BatchPlacement, require_whole_rows, row_parts
 from stepaudio_jax.parallel.processes import gather_json, told_by_first
 from stepaudio_jax.parallel.shardings import ShardingError, batch_sharding, parameter_shardings, replicated
 
@@ -20,6 +20,7 @@ __all__ = [
     "peak_flops",
     "replicated",
     "require_whole_rows",
+    "row_parts",
     "slice_count",
     "told_by_first",
 ]

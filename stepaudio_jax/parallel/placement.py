@@ -1,5 +1,6 @@
 """A batch on the mesh: which of its rows a process prepares, and how they become global arrays."""
 
+import math
 from typing import Any
 
 import jax
@@ -44,6 +45,11 @@ def _rows_of(index: tuple[slice, ...] | None) -> slice:
     return slice(None) if index is None else index[0]
 
 
+def row_parts(rules: Rules, mesh: Mesh) -> int:
+    """Into how many parts a mesh cuts the rows of a batch, or the slots of an engine."""
+    return math.prod(mesh.shape[axis] for axis in rules.batch)
+
+
 def require_whole_rows(config: Config, mesh: Mesh) -> None:
     """Checks that the mesh cuts the rows of every (micro-)batch evenly, and the tokens of each row.
 
@@ -60,7 +66,7 @@ def require_whole_rows(config: Config, mesh: Mesh) -> None:
                 ("rows", data.rows, rules.batch, micro_batches),
                 ("tokens_per_row", data.tokens_per_row, rules.tokens, 1),
             ):
-                parts = least * int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
+                parts = least * math.prod(mesh.shape[axis] for axis in axes)
                 if value % parts:
                     over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
                     each = f" in {least} micro-batches" if least > 1 else ""

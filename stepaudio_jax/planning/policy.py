@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from stepaudio_jax import hub
 from stepaudio_jax.config import ComputeConfig, Config, ModelConfig, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
-from stepaudio_jax.generation.layout import row_parts, slot_tokens, weight_shardings, whole_slots, writing_mesh
+from stepaudio_jax.generation.layout import slot_tokens, weight_shardings, whole_slots, writing_mesh
 from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, takes_prefixes, unstack
-from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows, row_parts
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology

@@ -12,7 +12,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
 from stepaudio_jax.data import DataError, batches, check_sources, evaluation_batches, merge_states
 from stepaudio_jax.models import Parameters
-from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
+from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows, row_parts
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
 from stepaudio_jax.training.diagnosis import write_diagnosis
@@ -104,7 +104,11 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
-        evaluation_step = jax.jit(make_evaluation_step(start.definition))
+        micro_batches = 1
+        if place_held_out:  # as many as training has, or as the rows allow
+            most, rows = stage.gradient_accumulation, stage.evaluation.data.rows // row_parts(config.compute.rules, mesh)
+            micro_batches = next(parts for parts in range(most, 0, -1) if rows % parts == 0)
+        evaluation_step = jax.jit(make_evaluation_step(start.definition, micro_batches))
 
         def is_evaluated(step: int) -> bool:
             return place_held_out is not None and (step == stage.steps or _is_due(step, stage.evaluation.every_steps))

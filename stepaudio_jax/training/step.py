@@ -97,18 +97,11 @@ def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: 
         weights = term_weights(batch)
         gradient = jax.value_and_grad(loss, has_aux=True)
 
-        def micro_step(carry: tuple[Parameters, Metrics], part: Batch) -> tuple[tuple[Parameters, Metrics], None]:
+        def of_part(part: Batch) -> tuple[Parameters, Metrics]:
             (_, metrics), gradients = gradient(state.trainable, state.frozen, part, weights)
-            return jax.tree.map(jnp.add, carry, (gradients, metrics)), None
+            return gradients, metrics
 
-        if stage.gradient_accumulation == 1:
-            (_, metrics), gradients = gradient(state.trainable, state.frozen, batch, weights)
-        else:
-            parts = split_rows(batch, stage.gradient_accumulation)
-            first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(gradient, state.trainable, state.frozen, first, weights)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
-            (gradients, metrics), _ = jax.lax.scan(micro_step, zeros, parts)
+        gradients, metrics = _summed(of_part, batch, stage.gradient_accumulation)
         new_state, figures = apply_gradients(state, gradients, metrics["loss"], optimizer)
         metrics |= figures
         metrics |= {
@@ -146,15 +139,34 @@ def apply_gradients(
     return new_state, {"gradient_norm": norm, "skipped_steps": 1.0 - finite}
 
 
-def make_evaluation_step(definition: ModelDefinition) -> EvaluationStep:
-    """Sums over one batch, to be added over batches: loss_sum, correct_tokens and learnt_tokens."""
+def make_evaluation_step(definition: ModelDefinition, micro_batches: int = 1) -> EvaluationStep:
+    """Sums over one batch, to be added over batches: loss_sum, correct_tokens and learnt_tokens.
+
+    Args:
+        definition: of the model.
+        micro_batches: into which the batch is cut by rows, so that it takes no more memory than training.
+    """
 
     def evaluation_step(parameters: Parameters, batch: Batch) -> Metrics:
         model, _ = definition.merge({name: value for name, value in parameters.items() if name != HEADS})
-        sums, counts = term_sums(model, None, batch)
-        return {"loss_sum": sums[NEXT_TOKEN], "learnt_tokens": jnp.sum(batch.loss_weights), **counts}
+
+        def of_part(part: Batch) -> Metrics:
+            sums, counts = term_sums(model, None, part)
+            return {"loss_sum": sums[NEXT_TOKEN], "learnt_tokens": jnp.sum(part.loss_weights), **counts}
+
+        return _summed(of_part, batch, micro_batches)
 
     return evaluation_step
+
+
+def _summed(of_part: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
+    """The sum of a function's trees over the parts of a batch, one after the other."""
+    if parts == 1:
+        return of_part(batch)
+    cut = split_rows(batch, parts)
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], cut))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), zeros, cut)[0]
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:

@@ -31,8 +31,8 @@ class StopSignal:
         """
         if jax.process_count() > 1:
             # Of the next number after the largest that any process has asked, and of no other, JAX says that it is the one to
-            # stop at: none may be left out, by a stage that asks once a step either.
-            numbers = (2 * step - 1,) if within else (2 * step - 1, 2 * step)
+            # stop at: none may be left out, by a stage that asks once a step either. Nor may one be -1, which is its "not yet".
+            numbers = (2 * step + 1,) if within else (2 * step + 1, 2 * step + 2)
             answers = [multihost_utils.reached_preemption_sync_point(number) for number in numbers]
             self._received |= any(answers)
         return self._received

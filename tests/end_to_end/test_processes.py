@@ -101,6 +101,7 @@ def test_a_notice_to_one_process_stops_both_at_one_step(folder):
         started[1].send_signal(signal.SIGTERM)
         said = errors_of(started)
         assert [process.returncode for process in started] == [75, 75], "".join(text[-3000:] for text in said)
+        assert logged(run_dir) >= moment  # and not before
         steps = [re.search(r"stopped at step (\d+) of stage '(\w+)', and saved", text) for text in said]
         assert steps[0] is not None
         assert steps[1] is not None

@@ -183,11 +183,12 @@ def test_weight_decay_touches_matrices_only(parameters):
         np.testing.assert_allclose(leaf, factor * before, rtol=1e-6, err_msg=jax.tree_util.keystr(path))
 
 
-def test_evaluation_counts_equal_a_direct_computation(parameters):
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_evaluation_counts_equal_a_direct_computation(parameters, micro_batches):
     config = run_config()
     definition, _, _ = begin(config, 0, SMALL, parameters)
     batch = random_batch()
-    sums = jax.jit(make_evaluation_step(definition))(parameters, batch)
+    sums = jax.jit(make_evaluation_step(definition, micro_batches))(parameters, batch)
     model = model_with(parameters, SMALL)
     audio = model.encode_audio(batch.mel, batch.mel_lengths)
     hidden = model.decode(model.embed(batch.tokens, audio, batch.audio_slot), batch.positions, batch.segment_ids)
