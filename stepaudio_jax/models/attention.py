@@ -10,11 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import AttentionKernel, ComputeConfig, ConfigError
 from stepaudio_jax.models.attention_cudnn import attention_cudnn
+from stepaudio_jax.models.attention_packed import attention_packed
 from stepaudio_jax.models.attention_splash import attention_splash, kernel_specs, pad_tokens, padded_length, splash_kernel
 from stepaudio_jax.models.attention_xla import Sight, attention_xla
 from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
 
 _DENSE = ("cudnn", "xla")  # kernels that are given a mask
+_SHORT_ROW = 512  # tokens: so many, or fewer, cost no more than the search for blocks that see each other
 
 
 def attention(
@@ -56,7 +58,7 @@ def attention(
     kernel = choose_kernel(compute)
     if query_prefixes is not None and not takes_prefixes(compute):
         raise ConfigError(f"compute.attention={kernel!r} takes no prefixes: a query there sees the keys of one segment")
-    dense = attention_cudnn if kernel == "cudnn" else attention_xla
+    dense = attention_cudnn if kernel == "cudnn" else _plain
     mesh = mesh_in_use()
     if mesh is None:
         if kernel in _DENSE:
@@ -107,6 +109,15 @@ def choose_kernel(compute: ComputeConfig) -> AttentionKernel:
             "write 'xla', or 'auto'"
         )
     return compute.attention
+
+
+def _plain(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, causal: bool) -> jax.Array:
+    """By plain XLA; on a CPU, long rows by blocks that see each other: one row alone is too thin for that."""
+    rows, tokens = query.shape[:2]
+    searched = jax.default_backend() == "cpu" and rows > 1 and tokens > _SHORT_ROW
+    if searched and causal and sight.first_slot is None:
+        return attention_packed(query, key, value, sight)
+    return attention_xla(query, key, value, sight, causal)
 
 
 def _splash(

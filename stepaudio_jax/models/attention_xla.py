@@ -40,15 +40,19 @@ class Sight:
 
     def visible(self, causal: bool, start: int, stop: int, seen: int) -> jax.Array:
         """Whether a query sees a key: queries `start` to `stop`, the first `seen` keys, [B,T,S] bool."""
-        keys = self.key_segments[:, None, :seen]
-        visible = self.query_segments[:, start:stop, None] == keys
-        if self.query_prefixes is not None:
-            visible |= self.query_prefixes[:, start:stop, None] == keys
+        prefixes = None if self.query_prefixes is None else self.query_prefixes[:, start:stop]
+        visible = Sight(self.query_segments[:, start:stop], self.key_segments[:, :seen], prefixes).segments_meet()
         if causal:
             slot = jnp.arange(start, stop)[None, :]
             slot = slot if self.first_slot is None else slot + self.first_slot[:, None]
             visible &= slot[:, :, None] >= jnp.arange(seen)
         return visible
+
+    def segments_meet(self) -> jax.Array:
+        """Whether a key's segment is the query's or its prefix, [B,T,S] bool."""
+        keys = self.key_segments[:, None]
+        meet = self.query_segments[:, :, None] == keys
+        return meet if self.query_prefixes is None else meet | (self.query_prefixes[:, :, None] == keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -63,8 +67,8 @@ def _forward(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, c
     q, k, v = _heads_in_front(scaled, kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
     outputs, log_sums = [], []
     for start, stop, seen in _blocks(query.shape[1], slots, causal and sight.first_slot is None):
-        bias = _bias(sight.visible(causal, start, stop, seen))
-        scores = _scores(q[:, :, :, start:stop], k[:, :, :seen]) + bias
+        hidden = bias(sight.visible(causal, start, stop, seen))
+        scores = _scores(q[:, :, :, start:stop], k[:, :, :seen]) + hidden
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -88,9 +92,9 @@ def _backward(causal: bool, saved: Saved, gradient: jax.Array) -> tuple[jax.Arra
     mean = jnp.sum(product, axis=-1, keepdims=True)  # of the scores' gradient under the probabilities
     d_query, d_key, d_value = [], [], []
     for start, stop, seen in _blocks(q.shape[3], slots, causal and sight.first_slot is None):
-        bias = _bias(sight.visible(causal, start, stop, seen))
+        hidden = bias(sight.visible(causal, start, stop, seen))
         block, d_block = q[:, :, :, start:stop], d_output[:, :, :, start:stop]
-        weights = jnp.exp(_scores(block, k[:, :, :seen]) + (bias - log_sum[:, :, :, start:stop]))
+        weights = jnp.exp(_scores(block, k[:, :, :seen]) + (hidden - log_sum[:, :, :, start:stop]))
         d_scores = weights * (_scores(d_block, v[:, :, :seen]) - mean[:, :, :, start:stop])
         d_scores = d_scores.astype(k.dtype)
         d_query.append(_times(d_scores, k[:, :, :seen]))
@@ -112,7 +116,7 @@ def _blocks(tokens: int, slots: int, skip_later: bool) -> list[tuple[int, int, i
     return [(start, stop, min(stop, slots) if skip_later else slots) for start, stop in ends]
 
 
-def _bias(visible: jax.Array) -> jax.Array:
+def bias(visible: jax.Array) -> jax.Array:
     """[B,T,S] bool -> 0 where a query sees a key, else `MASKED`: [B,1,1,T,S] fp32."""
     return jnp.where(visible, 0.0, MASKED)[:, None, None]
 

@@ -1,6 +1,7 @@
 """Attention against its definition in float64, value and gradients, for every mask it takes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,10 +12,12 @@ import pytest
 from stepaudio_jax.config import ComputeConfig, ConfigError
 from stepaudio_jax.models.attention import attention
 from stepaudio_jax.models.attention_cudnn import attention_cudnn
+from stepaudio_jax.models.attention_packed import attention_packed
 from stepaudio_jax.models.attention_xla import Sight, attention_xla
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
+Kernel = Callable[..., jax.Array]
 ROWS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 8
 
 
@@ -45,7 +48,8 @@ def packed(tokens: int) -> np.ndarray:
     return sum((np.arange(tokens) >= cut).astype(np.int32) for cut in np.sort(cuts).T[:, :, None]).astype(np.int32)
 
 
-# 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75.
+# 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75, and where causal those that see
+# each other.
 @pytest.mark.parametrize("tokens", [1, 64, 150, 600])
 @pytest.mark.parametrize("causal", [True, False])
 @KERNELS
@@ -126,26 +130,38 @@ def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeC
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
 
 
+def causal_xla(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight) -> jax.Array:
+    return attention_xla(query, key, value, sight, True)
+
+
+CAUSAL = pytest.mark.parametrize("kernel", [causal_xla, attention_packed])
+
+
 def shared(tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Two prompts in a row, the first with two replies: segment ids and the segments that they continue, [B,T]."""
-    cuts = np.array([[10, 20, 41, 60, tokens - 7], [1, 2, 3, tokens - 9, tokens - 9]])
+    cuts = np.array([[10, tokens // 3, tokens // 2, tokens // 2 + 5, tokens - 7], [1, 2, 90, 99, tokens - 9]])
     place = sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
     segment, prefix = np.array([1, 2, 3, 4, 5, 0]), np.array([-1, 1, 1, -1, 4, -1])
     return segment[place].astype(np.int32), prefix[place].astype(np.int32)
 
 
-@pytest.mark.parametrize("tokens", [64, 151])
-def test_replies_that_share_a_prompt_equal_the_definition(tokens: int) -> None:
+def causal_cudnn(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight) -> jax.Array:
+    return attention_cudnn(query, key, value, sight, True, implementation="xla")
+
+
+@pytest.mark.parametrize("kernel", [causal_xla, attention_packed, causal_cudnn])
+@pytest.mark.parametrize("tokens", [64, 151, 400])
+def test_replies_that_share_a_prompt_equal_the_definition(tokens: int, kernel: Kernel) -> None:
     q, k, v = inputs(tokens, tokens)
     segments, prefixes = shared(tokens)
     visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
     visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     sight = Sight(jnp.asarray(segments), jnp.asarray(segments), jnp.asarray(prefixes))
-    for kernel in (attention_xla, functools.partial(attention_cudnn, implementation="xla")):
-        np.testing.assert_allclose(kernel(q, k, v, sight, True), definition(q, k, v, visible), atol=2e-6)
+    np.testing.assert_allclose(kernel(q, k, v, sight), definition(q, k, v, visible), atol=2e-6)
 
 
-def test_and_their_gradients_are_those_of_prompts_apart() -> None:
+@CAUSAL
+def test_and_their_gradients_are_those_of_prompts_apart(kernel: Kernel) -> None:
     tokens = 151
     segments, prefixes = (jnp.asarray(x) for x in shared(tokens))
     q, k, v = inputs(tokens, tokens)
@@ -154,14 +170,48 @@ def test_and_their_gradients_are_those_of_prompts_apart() -> None:
     visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
     visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
 
-    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        ids = {"query_segments": segments, "key_segments": segments, "query_prefixes": prefixes}
-        return attention(q, k, v, **ids, compute=XLA, causal=True)
-
     _, expected = jax.vjp(functools.partial(plain, visible), q, k, v)
-    _, gradients = jax.vjp(ours, q, k, v)
+    _, gradients = jax.vjp(lambda q, k, v: kernel(q, k, v, Sight(segments, segments, prefixes)), q, k, v)
     for ours_, theirs in zip(gradients(upstream), expected(upstream), strict=True):
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
+
+
+@CAUSAL
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_documents_and_their_gradients_equal_the_plain_formula(kernel: Kernel, dtype: str) -> None:
+    """Many documents in a row, at other places in every row, none in a part of one: most blocks see nothing of each other."""
+    tokens = 700
+    q, k, v = (x.astype(dtype) for x in inputs(tokens, tokens))
+    cuts = np.sort(np.random.default_rng(0).integers(1, tokens, (ROWS, 20)))
+    segments = jnp.asarray(sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None]))
+    unseen = jnp.where(segments == 7, 99, segments)  # the queries of one document see no key at all
+    visible = (segments[:, :, None] == unseen[:, None, :]) & (jnp.arange(tokens)[:, None] >= jnp.arange(tokens))
+    upstream = jax.random.normal(jax.random.key(7), q.shape)
+
+    def pulled(function: Callable[..., jax.Array], inputs: Any, upstream: jax.Array) -> tuple[jax.Array, ...]:
+        out, gradients = jax.vjp(function, *inputs)
+        return out, *gradients(upstream)
+
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    expected = jax.jit(functools.partial(pulled, functools.partial(plain, visible)))(wide, upstream)
+    function = functools.partial(kernel, sight=Sight(segments, unseen))
+    found = jax.jit(functools.partial(pulled, function))((q, k, v), upstream.astype(dtype))
+    close = 1e-5 if dtype == "float32" else 3e-2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=close, rtol=close)
+
+
+def test_long_packed_rows_are_searched_for_blocks_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs(600, 600)
+    ids = dict.fromkeys(("query_segments", "key_segments"), jnp.asarray(packed(600)))
+    searched = []
+    monkeypatch.setattr("stepaudio_jax.models.attention.attention_packed", lambda q, *_: searched.append(q.shape) or q)
+    for rows, tokens, causal in ((2, 600, True), (2, 600, False), (1, 600, True), (2, 512, True)):
+        cut = {name: x[:rows, :tokens] for name, x in ids.items()}
+        asked = functools.partial(attention, **cut, compute=XLA, causal=causal)
+        jax.eval_shape(asked, *(x[:rows, :tokens] for x in (q, k, v)))
+    assert searched == [(2, 600, HEADS, HEAD_DIM)]
 
 
 def test_a_kernel_that_takes_no_prefixes_says_so() -> None:
