@@ -11,7 +11,6 @@ calibration: of one of our own models, or of one behind a server that speaks Ope
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 
 from launch.errors import reported
@@ -34,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default 1024)")
     options = parser.parse_args(arguments)
     with reported():
-        from stepaudio_jax.config import ConfigError
         from stepaudio_jax.data import DataError, read_jsonl
         from stepaudio_jax.generation import load_model, mesh_for
         from stepaudio_jax.rl.endpoint import Endpoint
@@ -51,10 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not records:
             raise DataError(f"{options.input}: has no records; give at least one preference")
         if options.url:
-            if options.key_variable and not os.environ.get(options.key_variable):
-                raise ConfigError(
-                    f"the environment variable {options.key_variable} (--key-variable) holds no key for {options.url}"
-                )
             endpoint = Endpoint(
                 url=options.url, model=options.model, key_variable=options.key_variable, max_tokens=options.max_tokens
             )

@@ -115,7 +115,7 @@ def _plain(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight, cau
     """By plain XLA; on a CPU, long rows by blocks that see each other: one row alone is too thin for that."""
     rows, tokens = query.shape[:2]
     searched = jax.default_backend() == "cpu" and rows > 1 and tokens > _SHORT_ROW
-    if searched and causal and sight.first_slot is None:
+    if searched and causal and key.shape[1] == tokens and sight.first_slot is None:
         return attention_packed(query, key, value, sight)
     return attention_xla(query, key, value, sight, causal)
 

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 
+from stepaudio_jax.config import ConfigError
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
 
 _TRY_AGAIN = {408, 409, 425, 429}  # and every 5xx
@@ -48,6 +49,7 @@ class Endpoint:
 
         Raises:
             JudgeError: the server refuses, or has no answer after all retries.
+            ConfigError: there is no key.
         """
         body = {
             "model": self.model,
@@ -57,10 +59,7 @@ class Endpoint:
         }
         headers = {"Content-Type": "application/json"}
         if self.key_variable:
-            key = os.environ.get(self.key_variable)
-            if not key:
-                raise JudgeError(f"the judge's key is not set; put it into the environment variable {self.key_variable}")
-            headers["Authorization"] = f"Bearer {key}"
+            headers["Authorization"] = f"Bearer {server_key(self.key_variable)}"
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST")
         problem, wait_s = "", self.first_wait_s
         for attempt in range(self.retries + 1):
@@ -79,6 +78,21 @@ class Endpoint:
             except (OSError, http.client.HTTPException, _NoAnswerError) as error:  # no server, a time-out, half an answer
                 problem = f"{type(error).__name__}: {error}"
         raise JudgeError(f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}")
+
+
+def server_key(variable: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    key = os.environ.get(variable, "")
+    if not key:
+        raise ConfigError(
+            f"the environment variable {variable} holds no key for the judge's server; set it, or let key_variable be empty "
+            "for a server that wants none"
+        )
+    return key
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 
 import jax
 
@@ -10,6 +9,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig
 from stepaudio_jax.data import DataError, check_sizes
 from stepaudio_jax.models import Parameters
+from stepaudio_jax.rl.endpoint import server_key
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.judge import JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -118,11 +118,8 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
     judge = stage.rl.judge
     if judge.folder:
         hub.read_model_config(judge.folder)
-    if judge.url and judge.key_variable and jax.process_index() == 0 and not os.environ.get(judge.key_variable):
-        raise ConfigError(
-            f"stage {stage.name!r}: the environment variable {judge.key_variable} (rl.judge.key_variable) holds no key for the "
-            "judge's server; set it, or let key_variable be empty for a server that wants none"
-        )
+    if judge.url and judge.key_variable and jax.process_index() == 0:  # it alone asks
+        server_key(judge.key_variable)
     seen = set()
     for source in stream.sources:
         records = [source[number] for number in range(min(_LOOKED_AT, len(source)))]

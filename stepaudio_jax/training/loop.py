@@ -1,7 +1,6 @@
 """A run, from top to bottom: weights, then each stage's steps, evaluation and checkpoints."""
 
 import contextlib
-import itertools
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,13 +9,14 @@ import jax
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
-from stepaudio_jax.data import DataError, batches, check_sources, evaluation_batches, merge_states
+from stepaudio_jax.data import DataError, batches, check_sources, merge_states
 from stepaudio_jax.models import Parameters
-from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows, row_parts
+from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
+from stepaudio_jax.training.held_out import HeldOut
 from stepaudio_jax.training.initial import initial_model, initial_weights
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
@@ -24,7 +24,7 @@ from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
-from stepaudio_jax.training.step import EvaluationStep, TrainState, make_evaluation_step, make_train_step
+from stepaudio_jax.training.step import make_train_step
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
 
@@ -84,8 +84,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
     config, index, model, tokenizer, mesh, stop = run.config, run.index, run.model, run.tokenizer, run.mesh, run.stop
     stage, run_dir, start = run.stage, run.folder, run.describe()
     place = BatchPlacement(stage.data, config.compute.rules, mesh)
-    # Without held-out data its settings are nobody's, and may not fit the mesh.
-    place_held_out = BatchPlacement(stage.evaluation.data, config.compute.rules, mesh) if stage.evaluation.enabled else None
+    held_out = HeldOut(run, start.definition)
     data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index, rows=place.rows)
     checkpoints = run.checkpoints()
     earlier = sum(stage.steps for stage in config.stages[:index])
@@ -104,26 +103,13 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
-        micro_batches = 1
-        if place_held_out:  # as many as training has, or as the rows allow
-            most, rows = stage.gradient_accumulation, stage.evaluation.data.rows // row_parts(config.compute.rules, mesh)
-            micro_batches = next(parts for parts in range(most, 0, -1) if rows % parts == 0)
-        evaluation_step = jax.jit(make_evaluation_step(start.definition, micro_batches))
-
-        def is_evaluated(step: int) -> bool:
-            return place_held_out is not None and (step == stage.steps or _is_due(step, stage.evaluation.every_steps))
-
-        def held_out_figures(state: TrainState) -> dict[str, float]:
-            assert place_held_out is not None
-            return evaluate(evaluation_step, {**state.trainable, **state.frozen}, stage, tokenizer, model, place_held_out)
-
         meter = Meter(step_flops(model, stage), peak_flops(jax.devices()[0].device_kind))
         profile = StepProfile(run_dir, config.profiled_steps())
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
-            if done and is_evaluated(done) and writer.lacks(done, HELD_OUT_LOSS):
+            if done and held_out.is_due(done) and writer.lacks(done, HELD_OUT_LOSS):
                 with meter.paused():
-                    writer.amend(done, held_out_figures(state))
+                    writer.amend(done, held_out.figures(state))
             for step in range(done + 1, stage.steps + 1):
                 try:
                     with meter.waiting_for_data():
@@ -156,10 +142,10 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                             f"{int(state.skipped_in_row)} steps; see {found}"
                         )
                 # One may take longer than a machine that is to stop is left: the run that goes on makes up for it.
-                if is_evaluated(step) and not (stopping and step < stage.steps):
+                if held_out.is_due(step) and not (stopping and step < stage.steps):
                     try:
                         with meter.paused():
-                            figures |= held_out_figures(state)
+                            figures |= held_out.figures(state)
                     except DataError:
                         if figures:
                             writer.write(step, figures)
@@ -182,32 +168,6 @@ def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -
     check_sources(stage.data, tokenizer, model, auxiliary=stage.auxiliary)
     if stage.evaluation.enabled:
         check_sources(stage.evaluation.data, tokenizer, model)
-
-
-def evaluate(
-    evaluation_step: EvaluationStep,
-    parameters: Parameters,
-    stage: StageConfig,
-    tokenizer: Tokenizer,
-    model: ModelConfig,
-    place: BatchPlacement,
-) -> dict[str, float]:
-    """Mean loss and token accuracy over the first `evaluation.batches` batches of the stage's held-out data."""
-    totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "learnt_tokens": 0.0}
-    held_out = evaluation_batches(
-        stage.evaluation.data, tokenizer, model, rows=place.rows, count=stage.evaluation.batches if place.shared else None
-    )
-    with contextlib.closing(held_out) as data:
-        for batch in itertools.islice(data, stage.evaluation.batches):
-            for name, value in evaluation_step(parameters, place(batch)).items():
-                totals[name] += float(value)
-    if totals["learnt_tokens"] == 0:
-        paths = ", ".join(source.path for source in stage.evaluation.data.sources)
-        raise DataError(f"{paths}: no record of the evaluation data of stage {stage.name!r} can be used; see the warnings")
-    return {
-        "evaluation/loss": totals["loss_sum"] / totals["learnt_tokens"],
-        "evaluation/token_accuracy": totals["correct_tokens"] / totals["learnt_tokens"],
-    }
 
 
 def _is_due(step: int, every: int) -> bool:

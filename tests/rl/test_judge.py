@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.endpoint import Endpoint
 from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError, Pair
@@ -155,7 +156,7 @@ def test_what_will_not_pass_is_not_tried_again(server):
 
 def test_the_key_comes_from_the_environment(server, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with pytest.raises(JudgeError, match="put it into the environment variable JUDGE_KEY"):
+    with pytest.raises(ConfigError, match="the environment variable JUDGE_KEY holds no key"):
         endpoint(server, key_variable="JUDGE_KEY").ask(JudgePrompt().fill((), "a", "b"))
     monkeypatch.setenv("JUDGE_KEY", "secret")
     endpoint(server, key_variable="JUDGE_KEY").ask(JudgePrompt().fill((), "a", "b"))

@@ -160,7 +160,7 @@ def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, pr
     judge = JudgeConfig(url="http://localhost:1/v1", model="m", key_variable="NO_SUCH_KEY")
     stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, judge=judge))
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH_KEY .* holds no key"):
+    with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH_KEY holds no key"):
         POLICY_STAGE.check(stage, base().tokenizer, base().config)
     monkeypatch.setenv("NO_SUCH_KEY", "k")
     POLICY_STAGE.check(stage, base().tokenizer, base().config)
