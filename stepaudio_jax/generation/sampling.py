@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.generation.error import GenerationError
 
 MOST_STOP_TOKENS = 8
+_BLOCK = 128  # tokens of the vocabulary whose weights are summed up together
 _BOUND = 2**31  # of what the device counts in i32
 
 
@@ -135,7 +136,7 @@ def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: ja
     def drawn() -> tuple[jax.Array, jax.Array]:
         kept = restrict(penalised, settings)
         keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(settings.seed, count)
-        token = jax.vmap(jax.random.categorical)(keys, kept)
+        token = pick(kept, jax.vmap(jax.random.uniform)(keys))
         logprob = _picked(kept, token) - jax.nn.logsumexp(kept, axis=-1)
         samples = settings.temperature > 0
         return jnp.where(samples, token, best).astype(jnp.int32), jnp.where(samples, logprob, 0.0)
@@ -145,6 +146,25 @@ def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: ja
         jnp.any(settings.temperature > 0), drawn, lambda: (best, jnp.zeros(best.shape, jnp.float32))
     )
     return Draw(token, _picked(logits, token) - log_total, sampling_logprob)
+
+
+def pick(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Tokens [B] i32 of the distributions softmax(logits [B,V]), by inversion of numbers [B] that are uniform in [0, 1).
+
+    One random number a row: to draw one for every token of the vocabulary takes longer than a step of a small model. Weights
+    are summed up by blocks first, and then within one: a sum over the whole vocabulary in turn would lose the small ones.
+    """
+    rows, size = logits.shape
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
+    sums = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    wanted = uniform * sums[:, -1]
+    block = jnp.minimum(jnp.sum(sums <= wanted[:, None], axis=-1), sums.shape[1] - 1)
+    before = jnp.where(block > 0, _picked(sums, jnp.maximum(block - 1, 0)), 0.0)
+    own = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    place = jnp.sum(jnp.cumsum(own, axis=-1) <= (wanted - before)[:, None], axis=-1)
+    last = jnp.max(jnp.where(own > 0, jnp.arange(_BLOCK), 0), axis=-1)  # behind it only rounding can lead
+    return (block * _BLOCK + jnp.minimum(place, last)).astype(jnp.int32)
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:

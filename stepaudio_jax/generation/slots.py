@@ -178,9 +178,19 @@ def prefill(
     return Prefix(caches, constrain(model.logits(last)[:, 0], "", program.compute.rules), seen, length[None])
 
 
+def insert(program: Program, slots: Slots, prefix: Prefix, admission: Admission, slot: int) -> tuple[Slots, Draw]:
+    """Puts a request into a free slot and draws its first token, each of the result [1].
+
+    By two programs, for only that of the caches depends on the prompt's bucket, and is compiled in no time.
+    """
+    apart, read = dataclasses.replace(slots, caches=()), dataclasses.replace(prefix, caches=())
+    entered, first = enter(program, apart, read, admission, slot)
+    return dataclasses.replace(entered, caches=put_caches(program, slots.caches, prefix.caches, slot)), first
+
+
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
-def insert(program: Program, slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) -> tuple[Slots, Draw]:
-    """Puts a request into a free slot and draws its first token, each of the result [1]."""
+def enter(program: Program, slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) -> tuple[Slots, Draw]:
+    """See `insert`: all but the caches, which neither slots nor prefix have here."""
     first = draw(prefix.logits, jnp.zeros(1, jnp.int32), admission.settings, prefix.seen)
     one = jnp.ones(1, jnp.int32)
     new = Slots(
@@ -196,13 +206,20 @@ def insert(program: Program, slots: Slots, prefix: Prefix, admission: Admission,
         settings=admission.settings,
         seen=prefix.seen.at[0, first.token[0]].set(True),
     )
-    caches = tuple(cache.put(read, slot) for cache, read in zip(slots.caches, prefix.caches, strict=True))
 
     def put(column: jax.Array, value: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(column, value.astype(column.dtype), slot, axis=0)
 
-    placed = jax.tree.map(put, dataclasses.replace(slots, caches=()), new)
-    return _placed(dataclasses.replace(placed, caches=caches), program), first
+    return _placed(jax.tree.map(put, slots, new), program), first
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="caches")
+def put_caches(
+    program: Program, caches: tuple[LayerCache, ...], read: tuple[LayerCache, ...], slot: jax.Array
+) -> tuple[LayerCache, ...]:
+    """See `insert`: the caches of all slots, with those of one prompt in a slot."""
+    rules = program.compute.rules
+    return tuple(cache.put(one, slot).constrained(rules) for cache, one in zip(caches, read, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="slots")

@@ -64,7 +64,7 @@ def main(folder: pathlib.Path) -> None:
     for name, config in MESHES.items():
         engine = Engine(CONFIG, trained, BYTES, compute=FLOAT32, slots=8, steps=6, mesh=make_mesh(config))
         got = replies(engine, prompts, samplings)
-        programs = (device.prefill, device.insert, device.decode, device.release, device.resume)
+        programs = (device.prefill, device.enter, device.put_caches, device.decode, device.release, device.resume)
         compiled = [program._cache_size() for program in programs]
         again = replies(engine, prompts, samplings)
         key = engine._slots.caches[0].keys

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 import transformers
 
-from stepaudio_jax.generation.sampling import SamplingArrays, penalise, restrict
+from stepaudio_jax.generation.sampling import SamplingArrays, penalise, pick, restrict
 from stepaudio_jax.generation.sampling import draw as draw_tokens
 
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -141,6 +141,25 @@ def test_draws_have_the_tempered_restricted_distribution(settings):
     assert scipy.stats.chisquare(counts[allowed], 20_000 * expected[allowed]).pvalue > 1e-3
     np.testing.assert_allclose(found.sampling_logprob, np.log(expected[found.token]), atol=1e-5)
     np.testing.assert_allclose(found.logprob, np.log(softmax(logits)[found.token]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 128, 1000])
+def test_inversion_finds_the_token_whose_share_the_number_lies_in(size):
+    """By sums in float64, over a vocabulary of several blocks of which most tokens, and its ends, cannot be drawn."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(scale=3, size=(400, size)).astype(np.float32)
+    if size > 1:
+        logits[rng.random(logits.shape) < 0.7] = -np.inf
+        logits[:, [0, -1]] = -np.inf
+    uniform = rng.random(400).astype(np.float32)
+    uniform[:2] = 0, 1 - 2**-23
+    token = np.asarray(jax.jit(pick)(logits, uniform))
+    upper = np.cumsum(np.exp(logits.astype(np.float64)), axis=-1)
+    upper /= upper[:, -1:]
+    rows = np.arange(400)
+    assert np.isfinite(logits[rows, token]).all()
+    assert (uniform <= upper[rows, token] + 1e-6).all()
+    assert (uniform >= np.where(token > 0, upper[rows, token - 1], 0) - 1e-6).all()
 
 
 def test_a_nucleus_too_small_for_fp32_is_the_most_probable_token():
