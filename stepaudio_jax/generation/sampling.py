@@ -163,8 +163,10 @@ def pick(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     before = jnp.where(block > 0, _picked(sums, jnp.maximum(block - 1, 0)), 0.0)
     own = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     place = jnp.sum(jnp.cumsum(own, axis=-1) <= (wanted - before)[:, None], axis=-1)
-    last = jnp.max(jnp.where(own > 0, jnp.arange(_BLOCK), 0), axis=-1)  # behind it only rounding can lead
-    return (block * _BLOCK + jnp.minimum(place, last)).astype(jnp.int32)
+    token = jnp.minimum(block * _BLOCK + place, size - 1).astype(jnp.int32)
+    # Rounded sums may lead to a token of no weight, once in millions of draws: the best one stands in for it.
+    best = jnp.argmax(weights, axis=-1).astype(jnp.int32)
+    return jnp.where(_picked(weights, token) > 0, token, best)
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
