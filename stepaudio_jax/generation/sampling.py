@@ -137,6 +137,8 @@ def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: ja
         kept = restrict(penalised, settings)
         keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(settings.seed, count)
         token = pick(kept, jax.vmap(jax.random.uniform)(keys))
+        # Rounded sums may lead to a token that may not be drawn, once in millions of draws: the best one stands in for it.
+        token = jnp.where(_picked(kept, token) > -jnp.inf, token, best)
         logprob = _picked(kept, token) - jax.nn.logsumexp(kept, axis=-1)
         samples = settings.temperature > 0
         return jnp.where(samples, token, best).astype(jnp.int32), jnp.where(samples, logprob, 0.0)
@@ -153,6 +155,7 @@ def pick(logits: jax.Array, uniform: jax.Array) -> jax.Array:
 
     One random number a row: to draw one for every token of the vocabulary takes longer than a step of a small model. Weights
     are summed up by blocks first, and then within one: a sum over the whole vocabulary in turn would lose the small ones.
+    Where rounding leads to the edge of a token's share, its neighbour may be found.
     """
     rows, size = logits.shape
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
@@ -163,10 +166,7 @@ def pick(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     before = jnp.where(block > 0, _picked(sums, jnp.maximum(block - 1, 0)), 0.0)
     own = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     place = jnp.sum(jnp.cumsum(own, axis=-1) <= (wanted - before)[:, None], axis=-1)
-    token = jnp.minimum(block * _BLOCK + place, size - 1).astype(jnp.int32)
-    # Rounded sums may lead to a token of no weight, once in millions of draws: the best one stands in for it.
-    best = jnp.argmax(weights, axis=-1).astype(jnp.int32)
-    return jnp.where(_picked(weights, token) > 0, token, best)
+    return jnp.minimum(block * _BLOCK + place, size - 1).astype(jnp.int32)
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:

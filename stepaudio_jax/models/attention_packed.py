@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from stepaudio_jax.models.attention_xla import MASKED, Sight, bias
 
-BLOCK = 64  # tokens: smaller ones make products too thin, larger ones hold tokens of too many segments
+_BLOCK = 64  # tokens: smaller ones make products too thin, larger ones hold tokens of too many segments
 
 Saved = tuple[Any, ...]
 
@@ -22,7 +22,7 @@ Saved = tuple[Any, ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """What says which keys each block of queries sees: I of queries, J = I of keys, BLOCK = t tokens each.
+    """What says which keys each block of queries sees: I of queries, J = I of keys, _BLOCK = t tokens each.
 
     Attributes:
         number: [I] i32, of the block of queries.
@@ -132,8 +132,8 @@ def _seen(sight: Sight, key_segments: jax.Array) -> _Blocks:
 
 def _bias(own: _Blocks, key_segments: jax.Array, other: jax.Array) -> jax.Array:
     """What is added to the scores of one block's queries and another's keys [B,t]."""
-    within = jnp.arange(BLOCK)
-    earlier = (own.number * BLOCK + within)[:, None] >= other * BLOCK + within
+    within = jnp.arange(_BLOCK)
+    earlier = (own.number * _BLOCK + within)[:, None] >= other * _BLOCK + within
     return bias(Sight(own.query_segments, key_segments, own.query_prefixes).segments_meet() & earlier)
 
 
@@ -158,20 +158,20 @@ def _added(x: jax.Array, more: jax.Array, index: jax.Array) -> jax.Array:
 
 def _cut(x: jax.Array) -> jax.Array:
     """[B,T] -> [I,B,t], the last token repeated behind the row."""
-    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % BLOCK)), mode="edge")
-    return padded.reshape(x.shape[0], -1, BLOCK).swapaxes(0, 1)
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK)), mode="edge")
+    return padded.reshape(x.shape[0], -1, _BLOCK).swapaxes(0, 1)
 
 
 def _blocks(x: jax.Array, kv_heads: int) -> jax.Array:
     """[B,T,N,D] -> [I,B,K,G t,D], zeros behind the row: heads in front, a kv head's query heads one after the other."""
     rows, tokens, heads, head_dim = x.shape
-    padded = jnp.pad(x, ((0, 0), (0, -tokens % BLOCK), (0, 0), (0, 0)))
-    apart = padded.reshape(rows, -1, BLOCK, kv_heads, heads // kv_heads, head_dim).transpose(1, 0, 3, 4, 2, 5)
+    padded = jnp.pad(x, ((0, 0), (0, -tokens % _BLOCK), (0, 0), (0, 0)))
+    apart = padded.reshape(rows, -1, _BLOCK, kv_heads, heads // kv_heads, head_dim).transpose(1, 0, 3, 4, 2, 5)
     return apart.reshape(*apart.shape[:3], -1, head_dim)
 
 
 def _whole(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The inverse of `_blocks`, for what was of this shape [B,T,N,D]."""
     rows, tokens, heads, head_dim = shape
-    apart = x.reshape(*x.shape[:3], -1, BLOCK, head_dim).transpose(1, 0, 4, 2, 3, 5)
+    apart = x.reshape(*x.shape[:3], -1, _BLOCK, head_dim).transpose(1, 0, 4, 2, 3, 5)
     return apart.reshape(rows, -1, heads, head_dim)[:, :tokens]
