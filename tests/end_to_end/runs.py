@@ -19,7 +19,7 @@ def run(*command: str, devices: int = 1) -> "subprocess.CompletedProcess[str]":
     """A Python program, to its end, on so many simulated devices."""
     environment = {**os.environ}
     if devices > 1:
-        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 

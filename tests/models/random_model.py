@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from stepaudio_jax.config import AdaptorConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig
@@ -19,11 +20,12 @@ FLOAT32 = ComputeConfig(dtype="float32", remat="none", unroll=1)
 
 def random_parameters(config: ModelConfig, seed: int = 0, scale: float = 0.15) -> Any:
     """Normal values of a size that keeps activations of order one, in every leaf."""
-    leaves, tree = jax.tree.flatten(abstract_parameters(config))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        tree, [scale * jax.random.normal(key, leaf.shape, jnp.float32) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape, np.float32))
+
+    return jax.tree.map(draw, abstract_parameters(config))
 
 
 def model_with(parameters: Any, config: ModelConfig, compute: ComputeConfig = FLOAT32) -> StepAudio:

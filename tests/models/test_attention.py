@@ -60,7 +60,7 @@ def test_packed_rows_equal_the_definition(tokens: int, causal: bool, compute: Co
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     ids = jnp.asarray(segments)
-    out = attention(q, k, v, query_segments=ids, key_segments=ids, compute=compute, causal=causal)
+    out = jax.jit(functools.partial(attention, compute=compute, causal=causal))(q, k, v, query_segments=ids, key_segments=ids)
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
@@ -74,7 +74,7 @@ def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> 
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     ids = jnp.asarray(segments)
-    out = attention_cudnn(q, k, v, Sight(ids, ids), causal, implementation="xla")
+    out = jax.jit(functools.partial(attention_cudnn, causal=causal, implementation="xla"))(q, k, v, Sight(ids, ids))
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
@@ -92,8 +92,15 @@ def test_queries_that_are_a_part_of_their_row_equal_the_definition() -> None:
     visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
     ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
     for kernel in (attention_xla, functools.partial(attention_cudnn, implementation="xla")):
-        out = kernel(q, k, v, Sight(*ones, first_slot=jnp.asarray(first)), True)
+        out = jax.jit(functools.partial(kernel, causal=True))(q, k, v, Sight(*ones, first_slot=jnp.asarray(first)))
         np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pulled(function: Callable[..., jax.Array], inputs: Any, upstream: jax.Array) -> tuple[jax.Array, ...]:
+    """The function's value, and its gradients with respect to the inputs."""
+    out, gradients = jax.vjp(function, *inputs)
+    return out, *gradients(upstream)
 
 
 def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -123,10 +130,10 @@ def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeC
         ids = {"query_segments": query_segments, "key_segments": key_segments}
         return attention(q, k, v, **ids, compute=compute, causal=causal)
 
-    expected_out, expected = jax.vjp(functools.partial(plain, visible), q, k, v)
-    out, gradients = jax.vjp(ours, q, k, v)
+    expected_out, *expected = pulled(functools.partial(plain, visible), (q, k, v), upstream)
+    out, *gradients = pulled(ours, (q, k, v), upstream)
     np.testing.assert_allclose(out, expected_out, atol=2e-6)
-    for ours_, theirs in zip(gradients(upstream), expected(upstream), strict=True):
+    for ours_, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
 
 
@@ -157,7 +164,7 @@ def test_replies_that_share_a_prompt_equal_the_definition(tokens: int, kernel: K
     visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
     visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     sight = Sight(jnp.asarray(segments), jnp.asarray(segments), jnp.asarray(prefixes))
-    np.testing.assert_allclose(kernel(q, k, v, sight), definition(q, k, v, visible), atol=2e-6)
+    np.testing.assert_allclose(jax.jit(kernel)(q, k, v, sight), definition(q, k, v, visible), atol=2e-6)
 
 
 @CAUSAL
@@ -170,9 +177,9 @@ def test_and_their_gradients_are_those_of_prompts_apart(kernel: Kernel) -> None:
     visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
     visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
 
-    _, expected = jax.vjp(functools.partial(plain, visible), q, k, v)
-    _, gradients = jax.vjp(lambda q, k, v: kernel(q, k, v, Sight(segments, segments, prefixes)), q, k, v)
-    for ours_, theirs in zip(gradients(upstream), expected(upstream), strict=True):
+    _, *expected = pulled(functools.partial(plain, visible), (q, k, v), upstream)
+    _, *gradients = pulled(functools.partial(kernel, sight=Sight(segments, segments, prefixes)), (q, k, v), upstream)
+    for ours_, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
 
 
@@ -188,14 +195,9 @@ def test_packed_documents_and_their_gradients_equal_the_plain_formula(kernel: Ke
     visible = (segments[:, :, None] == unseen[:, None, :]) & (jnp.arange(tokens)[:, None] >= jnp.arange(tokens))
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
-    def pulled(function: Callable[..., jax.Array], inputs: Any, upstream: jax.Array) -> tuple[jax.Array, ...]:
-        out, gradients = jax.vjp(function, *inputs)
-        return out, *gradients(upstream)
-
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
-    expected = jax.jit(functools.partial(pulled, functools.partial(plain, visible)))(wide, upstream)
-    function = functools.partial(kernel, sight=Sight(segments, unseen))
-    found = jax.jit(functools.partial(pulled, function))((q, k, v), upstream.astype(dtype))
+    expected = pulled(functools.partial(plain, visible), wide, upstream)
+    found = pulled(functools.partial(kernel, sight=Sight(segments, unseen)), (q, k, v), upstream.astype(dtype))
     close = 1e-5 if dtype == "float32" else 3e-2
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == dtype
@@ -224,9 +226,9 @@ def test_a_kernel_that_takes_no_prefixes_says_so() -> None:
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
     q, k, v = inputs(3, 3)
     ids = {"query_segments": jnp.full((ROWS, 3), 1), "key_segments": jnp.full((ROWS, 3), 2)}
-    out, gradient = jax.vjp(lambda q, k, v: attention(q, k, v, **ids, compute=XLA), q, k, v)
+    out, *gradients = pulled(functools.partial(attention, **ids, compute=XLA), (q, k, v), jnp.ones_like(q))
     assert not np.any(out)
-    assert not any(np.any(leaf) for leaf in gradient(jnp.ones_like(out)))
+    assert not any(np.any(leaf) for leaf in gradients)
 
 
 @KERNELS
@@ -235,7 +237,7 @@ def test_half_precision_keeps_scores_in_fp32(compute: ComputeConfig) -> None:
     q, k, v = (x.astype(jnp.bfloat16) for x in inputs(128, 128))
     q = q * 8
     segments = jnp.ones((ROWS, 128), jnp.int32)
-    out = attention(q, k, v, query_segments=segments, key_segments=segments, compute=compute)
+    out = jax.jit(functools.partial(attention, compute=compute))(q, k, v, query_segments=segments, key_segments=segments)
     visible = np.ones((ROWS, 128, 128), bool)
     exact = definition(q, k, v, visible)
     assert out.dtype == jnp.bfloat16

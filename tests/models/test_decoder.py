@@ -1,6 +1,7 @@
 """The decoder against transformers' Qwen2ForCausalLM: logits, gradients, packing, the KV cache."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ def parameters():
     return random_parameters(SMALL, seed=1)
 
 
+@functools.partial(jax.jit, static_argnames=("compute", "config"))
 def forward(parameters, tokens, positions=None, segment_ids=None, compute=FLOAT32, config=SMALL):
     model = model_with(parameters, config, compute)
     tokens = jnp.asarray(tokens)
@@ -74,7 +76,7 @@ def test_gradients_equal_torch(parameters):
 
     policies = [ComputeConfig(dtype="float32", remat=remat) for remat in ("full", "save", "offload")]
     for compute in (FLOAT32, dataclasses.replace(FLOAT32, unroll=0), *policies):
-        gradients = jax.grad(loss)(parameters, compute)["decoder"]
+        gradients = jax.jit(jax.grad(loss), static_argnums=1)(parameters, compute)["decoder"]
         # The same mapping that carries weights to torch carries gradients.
         carried = torch_reference.qwen2(torch_reference.to_torch(gradients), SMALL.decoder)
         for name, parameter in carried.named_parameters():
@@ -106,8 +108,13 @@ def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
     prompt = np.where(np.arange(12)[None] < lengths[:, None], tokens[:, :12], 99)
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
     empty = LayerCache.zeros(SMALL.decoder, 2, 24, dtype)
-    hidden, seen = model.decoder.prefill(layers, model.embed(jnp.asarray(prompt)), positions, empty)
-    logits = np.asarray(model.logits(hidden))
+
+    @jax.jit
+    def prefill(prompt):
+        hidden, seen = model.decoder.prefill(layers, model.embed(prompt), positions, empty)
+        return model.logits(hidden), seen
+
+    logits, seen = prefill(prompt)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, :length], expected[row, :length], atol=2e-5)
     caches = tuple(

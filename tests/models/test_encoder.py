@@ -1,6 +1,7 @@
 """The encoder and adaptor against transformers' encoder and a torch transcription, and their independence of the bucket."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,21 @@ def parameters():
 @pytest.fixture(scope="module")
 def reference(parameters):
     return torch_reference.to_torch(parameters)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def encoded(parameters, mel, lengths, config):
+    return model_with(parameters, config).encoder(mel, lengths)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def adapted(parameters, features, config):
+    return model_with(parameters, config).adaptor(features)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def heard(parameters, mel, lengths, config):
+    return model_with(parameters, config).encode_audio(mel, lengths)
 
 
 def clip(frames: int, seed: int) -> np.ndarray:
@@ -84,7 +100,7 @@ def assert_equals_qwen2_audio_encoder(config, parameters, reference):
     mask[..., 1499:] = -1e10
     with torch.no_grad():
         expected = oracle(torch.tensor(mel)[None], attention_mask=mask).last_hidden_state[0]
-    actual = model_with(parameters, config).encoder(jnp.asarray(mel)[None], jnp.array([3000]))[0]
+    actual = encoded(parameters, jnp.asarray(mel)[None], jnp.array([3000]), config)[0]
     assert actual.shape == (750, shape.hidden)
     assert relative_error(actual, expected) <= 1e-4
 
@@ -93,23 +109,22 @@ def assert_equals_qwen2_audio_encoder(config, parameters, reference):
 @pytest.mark.parametrize("frames", [17, 100, 333, 1501, 2502])
 def test_encoder_and_adaptor_equal_the_torch_transcription(parameters, reference, frames, convention):
     config = dataclasses.replace(SMALL, length_convention=convention)
-    model = model_with(parameters, config)
     mel = clip(frames, frames)
     with torch.no_grad():
         features = torch_reference.encode(
             reference["encoder"], torch.tensor(mel), heads=config.encoder.heads, convention=convention
         )
-        adapted = torch_reference.adapt(reference["adaptor"], features)
-    actual = model.encoder(jnp.asarray(mel)[None], jnp.array([frames]))
+        expected = torch_reference.adapt(reference["adaptor"], features)
+    actual = encoded(parameters, jnp.asarray(mel)[None], jnp.array([frames]), config)
     assert actual[0].shape == features.shape
     assert relative_error(actual[0], features) <= 1e-4
-    assert relative_error(model.adaptor(actual)[0], adapted) <= 1e-4
+    assert relative_error(adapted(parameters, actual, config)[0], expected) <= 1e-4
 
 
 @pytest.mark.parametrize("convention", ["hf", "vllm"])
 def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, convention):
     """Every length modulo 8, alone at its own length and in a bucket with junk beyond the clip and other clips beside it."""
-    model = model_with(parameters, dataclasses.replace(SMALL, length_convention=convention))
+    config = dataclasses.replace(SMALL, length_convention=convention)
     lengths = [8, 9, 10, 11, 12, 13, 14, 15, 59, 101, 0]
     bucket = 128
     # What lies beyond a clip must not matter, so it is made large.
@@ -117,10 +132,11 @@ def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, conven
     clips = [clip(length, length) for length in lengths]
     for row, values in zip(mel, clips, strict=True):
         row[:, : values.shape[1]] = values
-    batched = model.encode_audio(jnp.asarray(mel)[None], jnp.array([lengths])).reshape(len(lengths), -1, SMALL.decoder.hidden)
+    batched = heard(parameters, jnp.asarray(mel)[None], jnp.array([lengths]), config)
+    batched = batched.reshape(len(lengths), -1, SMALL.decoder.hidden)
     assert np.isfinite(np.asarray(batched)).all()
     for row, length in enumerate(lengths[:-1]):
-        alone = model.encode_audio(jnp.asarray(clips[row])[None, None], jnp.array([[length]]))[0]
+        alone = heard(parameters, jnp.asarray(clips[row])[None, None], jnp.array([[length]]), config)[0]
         tokens = ((-(-length // 2) // 2) + 1) // 2
         assert alone.shape[0] == tokens
         np.testing.assert_allclose(batched[row, :tokens], alone, atol=1e-5 * float(jnp.abs(alone).max()))
@@ -130,9 +146,9 @@ def test_frozen_encoder_has_no_gradient_path_to_padding(parameters):
     """An empty place (length 0) gives finite gradients: a NaN there would spoil a whole text-only row."""
 
     def loss(parameters):
-        return model_with(parameters, SMALL).encode_audio(jnp.zeros((1, 1, 128, 32)), jnp.array([[0]])).sum()
+        return heard(parameters, jnp.zeros((1, 1, 128, 32)), jnp.array([[0]]), SMALL).sum()
 
-    gradients = jax.grad(loss)(parameters)
+    gradients = jax.jit(jax.grad(loss))(parameters)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
 
 

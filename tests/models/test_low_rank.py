@@ -1,6 +1,7 @@
 """Low-rank adaptation: the model with narrow matrices beside its own against the model with their product added."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def parts():
     return random_parameters(SMALL), narrow, embeddings
 
 
+@functools.partial(jax.jit, static_argnames="remat")
 def hidden(parameters, decoder, embeddings, remat="none"):
     graphdef, _ = abstract_model(SMALL, dataclasses.replace(FLOAT32, remat=remat))
     model = nnx.merge(graphdef, {**parameters, "decoder": decoder})

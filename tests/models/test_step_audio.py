@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,12 +47,15 @@ def test_two_turn_dialogue_with_audio_equals_torch(convention):
             count = heard[index].shape[0]
             tokens += [7] * count
             slots += list(range(index * outputs_per_chunk, index * outputs_per_chunk + count))
-    model = model_with(parameters, config)
-    audio = model.encode_audio(jnp.asarray(mel), jnp.array([lengths]))
-    embeddings = model.embed(jnp.array([tokens]), audio, jnp.array([slots]))
-    positions = jnp.arange(len(tokens))[None]
-    hidden = model.decode(embeddings, positions, jnp.ones_like(positions))
-    actual = np.asarray(model.logits(hidden))[0]
+
+    @jax.jit
+    def logits(parameters, mel, lengths, tokens, slots):
+        model = model_with(parameters, config)
+        embeddings = model.embed(tokens, model.encode_audio(mel, lengths), slots)
+        positions = jnp.arange(tokens.shape[1])[None]
+        return model.logits(model.decode(embeddings, positions, jnp.ones_like(positions)))
+
+    actual = np.asarray(logits(parameters, mel, *(jnp.array([values]) for values in (lengths, tokens, slots))))[0]
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= 2e-4
     assert np.abs(expected).max() > 0.5

@@ -15,7 +15,7 @@ LONG = [name for name in CASES if "splash" in name or "two key heads" in name]  
 
 
 def reported(names):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-m", "tests.parallel.eight_devices", *names]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
