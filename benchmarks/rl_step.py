@@ -5,7 +5,8 @@ the encoder heard; then the same decoder on text-only prompts, ours against TRL'
 size, reply length, KL to a reference, AdamW. The sides take turns, each in a process of its own; ours begins with large memory
 pages, as our programs do. Needs `pip install trl`.
 
-`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours only.
+`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours
+only, with longer replies.
 """
 
 import argparse
@@ -55,7 +56,9 @@ from stepaudio_jax.training.stopping import StopSignal
 OURS, PEER = "stepaudio_jax", "TRL"
 BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"  # whose tokenizer both sides use
 PROMPTS, SAMPLES, NEW_TOKENS, PROMPT_BYTES = 8, 8, 64, 48
+GPU_NEW_TOKENS = 256
 CLIP_S, CLIPS = 5.0, 2  # of each spoken prompt
+LOGIT_STD = 5.0  # as peaked as a trained model's; the end of the turn, whose logit is 0, is then too improbable to be drawn
 BETA = 0.01
 
 
@@ -110,12 +113,20 @@ def write_prompts(folder: pathlib.Path, *, spoken: bool) -> pathlib.Path:
 class OurIteration:
     """An iteration after another on random weights, whose end of the turn is the least probable token: replies are whole."""
 
-    def __init__(self, folder: pathlib.Path, model: ModelConfig, compute: ComputeConfig, *, spoken: bool, judged: bool):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        model: ModelConfig,
+        compute: ComputeConfig,
+        *,
+        spoken: bool,
+        judged: bool,
+        new_tokens: int = NEW_TOKENS,
+    ):
         self.tokenizer = Tokenizer.from_folder(BASE)
         parameters = initial_parameters(model, jax.random.key(0), compute)
         head = parameters["decoder"]["head"]["kernel"]
-        # Scaled up, so that the end of the turn, whose logit is 0, lies too far below the best token to be drawn.
-        parameters["decoder"]["head"]["kernel"] = (20 * head).at[:, self.tokenizer.special.eot].set(0.0)
+        parameters["decoder"]["head"]["kernel"] = (LOGIT_STD * head).at[:, self.tokenizer.special.eot].set(0.0)
         reward, judge = RewardConfig(verifier="benchmarks.rl_step:parity", verifier_weight=1.0), JudgeConfig()
         if judged:
             save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
@@ -128,13 +139,13 @@ class OurIteration:
             data=DataConfig(
                 sources=(SourceConfig(path=str(write_prompts(folder, spoken=spoken))),),
                 rows=PROMPTS,
-                tokens_per_row=704 if spoken else 576,  # the replies to one prompt
+                tokens_per_row=(192 if spoken else 64) + SAMPLES * new_tokens,  # a prompt and the replies to it
                 chunks_per_row=CLIPS if spoken else 0,
                 frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
             rl=RLConfig(
-                rollout=RolloutConfig(prompts=PROMPTS, samples=SAMPLES, max_new_tokens=NEW_TOKENS, slots=PROMPTS * SAMPLES),
+                rollout=RolloutConfig(prompts=PROMPTS, samples=SAMPLES, max_new_tokens=new_tokens, slots=PROMPTS * SAMPLES),
                 rewards=(reward,),
                 judge=judge,
                 policy=PolicyConfig(baseline="grpo", kl_coefficient=BETA),
@@ -148,6 +159,7 @@ class OurIteration:
         self.state = start_stage(config, 0, model, start, jax.device_put(parameters, replicated(mesh)))
         self.iteration = Iteration(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0
+        self.whole = PROMPTS * SAMPLES * new_tokens
 
     def run(self) -> dict[str, float]:
         """One iteration; its figures."""
@@ -156,8 +168,8 @@ class OurIteration:
         state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
         self.state = dataclasses.replace(state, step=state.step + 1)
         written = sum(len(rollout.reply) for rollout in rollouts)
-        if written != PROMPTS * SAMPLES * NEW_TOKENS:
-            raise RuntimeError(f"{written} tokens were written, not {PROMPTS * SAMPLES * NEW_TOKENS}: a reply ended early")
+        if written != self.whole:
+            raise RuntimeError(f"{written} tokens were written, not {self.whole}: a reply ended early")
         return figures | seconds
 
 
@@ -260,9 +272,9 @@ def main() -> None:
     folder = pathlib.Path(tempfile.mkdtemp())
     if options.shapes == "gpu":
         compute = ComputeConfig(dtype="bfloat16", remat="full", loss_chunks=8)
-        ours = OurIteration(folder, gpu_model(), compute, spoken=True, judged=False)
+        ours = OurIteration(folder, gpu_model(), compute, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS)
         figures = [ours.run() for _ in range(20)]
-        print(f"20 iterations of {PROMPTS} x {SAMPLES} replies: {parts(figures[1:])}")
+        print(f"20 iterations of {PROMPTS} x {SAMPLES} replies of {GPU_NEW_TOKENS} tokens: {parts(figures[2:])}")
         print(f"mean exp |log p of the engine - of the trainer|: {max(one['engine_mismatch'] for one in figures):.4f} at most")
         return
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)

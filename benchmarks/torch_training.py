@@ -21,21 +21,29 @@ _BETAS, _WEIGHT_DECAY = (0.9, 0.95), 0.1  # as in `OptimizerConfig`
 def torch_step(job: Job) -> Step:
     """A closure that runs one training step and returns its loss."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AudioLanguageModel(job.model, hears=job.data.chunks_per_row > 0, frames=job.data.frames_per_chunk).to(device)
+    with device:
+        model = AudioLanguageModel(job.model, hears=job.data.chunks_per_row > 0, frames=job.data.frames_per_chunk)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=device.type == "cuda")
     forward: Any = torch.compile(model) if job.compiled else model
     batch = {name: array.to(device) for name, array in padded(draw_rows(job), job).items()}
+    parts = [
+        dict(zip(batch, part, strict=True))
+        for part in zip(*(array.chunk(job.torch_micro_batches) for array in batch.values()), strict=True)
+    ]
     half = job.compute.dtype == "bfloat16"
 
     def run() -> float:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = forward(**batch)
-        loss.backward()
+        total = torch.zeros((), device=device)
+        for part in parts:  # as many tokens in each: a mean of their means is the mean
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = forward(**part) / len(parts)
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return total.item()
 
     return run
 
