@@ -23,7 +23,7 @@ class Job:
         data: the sizes of a batch; no chunks for text only.
         compute: of our side; the other one follows its `dtype`.
         compiled: whether torch's model goes through `torch.compile`.
-        torch_micro_batches: into which torch's batch is cut, where its activations do not fit at once.
+        micro_batches, torch_micro_batches: into which our batch and torch's are cut, where activations do not fit at once.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Job:
     data: DataConfig
     compute: ComputeConfig
     compiled: bool = False
+    micro_batches: int = 1
     torch_micro_batches: int = 1
 
 

@@ -272,7 +272,7 @@ class ComputeConfig:
     dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
     remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
-    # Kept by "save" here, by "offload" on the host; cuDNN's kernel computes "attended" again all the same.
+    # Kept by "save" here, by "offload" on the host, but for "attended" of cuDNN's kernel, which "offload" computes again.
     remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")
     attention: AttentionKernel = "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
     rules: Rules = Rules()  # which mesh axes each logical axis is cut over

@@ -42,7 +42,7 @@ def attention(
     Args:
         query: [B,T,N,D].
         key, value: [B,S,K,D]; N is a multiple of K, and query head n reads key head n // (N // K).
-        query_segments: [B,T] i32. key_segments: [B,S] i32.
+        query_segments: [B,T] i32. key_segments: [B,S] i32. Segment 0 is padding: what its queries get means nothing.
         query_prefixes: [B,T] i32, -1 for none: what several segments have in common stands in the row once. For dense kernels
             (see `takes_prefixes`).
         compute: which kernel, and the rules.

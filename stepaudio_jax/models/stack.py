@@ -51,7 +51,8 @@ def _policy(compute: ComputeConfig) -> Any:
     policies = jax.checkpoint_policies
     match compute.remat:
         case "save":
-            return policies.save_only_these_names(*compute.remat_names)
+            named = policies.save_only_these_names(*compute.remat_names)
+            return policies.save_from_both_policies(named, _of_cudnn) if "attended" in compute.remat_names else named
         case "offload":
             return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
@@ -61,3 +62,8 @@ def _policy(compute: ComputeConfig) -> Any:
             )
         case _:
             return policies.nothing_saveable
+
+
+def _of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is cuDNN's attention: its result, "attended", is given a name within JAX's own function nowhere."""
+    return bool(primitive.name.startswith("dot_product_attention_fwd"))

@@ -78,6 +78,23 @@ def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> 
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
+@pytest.mark.parametrize("padding", [0, 23])
+def test_one_document_a_row_goes_to_cudnn_without_a_mask(padding: int) -> None:
+    """What its tokens get is the same; the mask of all that precede is the kernel's own."""
+    tokens = 96
+    q, k, v = inputs(tokens, tokens)
+    segments = np.ones((ROWS, tokens), np.int32)
+    segments[0], segments[:, tokens - padding :] = 7, 0
+    ids = jnp.asarray(segments)
+    kernel = jax.jit(functools.partial(attention_cudnn, causal=True, implementation="xla"))
+    visible = np.broadcast_to(np.arange(tokens)[:, None] >= np.arange(tokens), (ROWS, tokens, tokens))
+    out = np.asarray(kernel(q, k, v, Sight(ids, ids)))
+    np.testing.assert_allclose(out[:, : tokens - padding], definition(q, k, v, visible)[:, : tokens - padding], atol=2e-6)
+    # That no mask was used shows where a row is padding alone behind its document: those queries see the document.
+    behind = out[:, tokens - padding :]
+    np.testing.assert_allclose(behind, definition(q, k, v, visible)[:, tokens - padding :], atol=2e-6)
+
+
 def test_cudnn_where_it_cannot_run_is_an_error() -> None:
     q, k, v = inputs(4, 4)
     ids = {name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segments", "key_segments")}
