@@ -2,6 +2,10 @@
 
 Mid-training on "what do you hear" and text. There are no weights to start from, so the encoder learns too, helped by auxiliary
 losses: word-level CTC on the adaptor's output and attribute classifiers on the encoder's mean feature.
+
+How well a run ends depends on its seed, and on rounding, which a change of the program is enough for. The held-out next-token
+loss ended at 0.249 (the model that ships), 0.322 and, with seed 1, 0.310. The quickstart from the second falls short in pitch
+(88.1 %), keyword (89.5 %) and sum (68.3 %), from the third in keyword alone (88.5 %).
 """
 
 from stepaudio_jax.config import (
