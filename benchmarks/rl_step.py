@@ -5,8 +5,8 @@ the encoder heard; then the same decoder on text-only prompts, ours against TRL'
 size, reply length, KL to a reference, AdamW. The sides take turns, each in a process of its own; ours begins with large memory
 pages, as our programs do. Needs `pip install trl`.
 
-`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours
-only, with longer replies.
+`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours only,
+with longer replies.
 """
 
 import argparse
@@ -58,7 +58,9 @@ BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"  # w
 PROMPTS, SAMPLES, NEW_TOKENS, PROMPT_BYTES = 8, 8, 64, 48
 GPU_NEW_TOKENS = 256
 CLIP_S, CLIPS = 5.0, 2  # of each spoken prompt
-LOGIT_STD = 3.0  # the end of the turn, whose logit is 0, is then too improbable to be drawn
+# Of a random head's logits. The end of the turn, whose logit is 0, must be too improbable to be drawn: the fewer tokens there
+# are, the further it has to lie below the best of them.
+LOGIT_STD, GPU_LOGIT_STD = 20.0, 5.0
 BETA = 0.01
 
 
@@ -122,11 +124,12 @@ class OurIteration:
         spoken: bool,
         judged: bool,
         new_tokens: int = NEW_TOKENS,
+        logit_std: float = LOGIT_STD,
     ):
         self.tokenizer = Tokenizer.from_folder(BASE)
         parameters = initial_parameters(model, jax.random.key(0), compute)
         head = parameters["decoder"]["head"]["kernel"]
-        parameters["decoder"]["head"]["kernel"] = (LOGIT_STD * head).at[:, self.tokenizer.special.eot].set(0.0)
+        parameters["decoder"]["head"]["kernel"] = (logit_std * head).at[:, self.tokenizer.special.eot].set(0.0)
         reward, judge = RewardConfig(verifier="benchmarks.rl_step:parity", verifier_weight=1.0), JudgeConfig()
         if judged:
             save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
@@ -272,8 +275,10 @@ def main() -> None:
     folder = pathlib.Path(tempfile.mkdtemp())
     if options.shapes == "gpu":
         compute = ComputeConfig(dtype="bfloat16", remat="full", loss_chunks=8)
-        ours = OurIteration(folder, gpu_model(), compute, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS)
+        sizes = (folder, gpu_model(), compute)
+        ours = OurIteration(*sizes, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS, logit_std=GPU_LOGIT_STD)
         figures = [ours.run() for _ in range(20)]
+        # In the first two, programs are compiled.
         print(f"20 iterations of {PROMPTS} x {SAMPLES} replies of {GPU_NEW_TOKENS} tokens: {parts(figures[2:])}")
         mismatches = [one["engine_mismatch"] for one in figures]
         mean, most = np.mean(mismatches), max(mismatches)

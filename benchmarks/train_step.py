@@ -2,8 +2,8 @@
 
 `python -m benchmarks.train_step` runs on a CPU: a 30 M-parameter decoder in fp32, text alone and packed dialogues with sound
 (on torch's side padded). `--shapes=gpu` runs a 3 B decoder in bf16 on one GPU of 141 GB. Each side has a process of its own.
-On a CPU they take turns; on a GPU the second begins when the first has given up its memory, which both fill: ours keeps the
-widest activations of two micro-batches, torch's all those of four. Both see the same dialogues, fp32 parameters and moments,
+On a CPU they take turns; on a GPU the second begins when the first has given up its memory: ours cuts the batch in two and
+computes what is narrow again, torch's cuts it in four and keeps all. Both see the same dialogues, fp32 parameters and moments,
 AdamW with clipping; padding is not counted as tokens. On a CPU our process begins with large memory pages, as our programs do;
 torch was found to be no faster with them.
 """

@@ -31,7 +31,7 @@ def attention_cudnn(
     """
     tokens, slots = query.shape[1], key.shape[1]
     skip_later = causal and sight.first_slot is None and tokens == slots
-    alone = skip_later and sight.query_prefixes is None and _one_document_a_row(sight)
+    alone = _one_document_a_row(sight) if skip_later and sight.query_prefixes is None else None
     # With a mask, cuDNN's backward pass takes even lengths only; nothing sees a padded key, and padded queries are cut off.
     query, key, value = (_to_even(x, 0) for x in (query, key, value))
     sight = dataclasses.replace(
@@ -49,9 +49,8 @@ def attention_cudnn(
     def unmasked(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight) -> jax.Array:
         return attend(query, key, value)
 
-    out = (
-        masked(query, key, value, sight) if alone is False else jax.lax.cond(alone, unmasked, masked, query, key, value, sight)
-    )
+    operands = query, key, value, sight
+    out = masked(*operands) if alone is None else jax.lax.cond(alone, unmasked, masked, *operands)
     return out[:, :tokens].astype(value.dtype)
 
 

@@ -52,7 +52,7 @@ def _policy(compute: ComputeConfig) -> Any:
     match compute.remat:
         case "save":
             named = policies.save_only_these_names(*compute.remat_names)
-            return policies.save_from_both_policies(named, _of_cudnn) if "attended" in compute.remat_names else named
+            return policies.save_from_both_policies(named, is_cudnn_attention) if "attended" in compute.remat_names else named
         case "offload":
             return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
@@ -64,6 +64,6 @@ def _policy(compute: ComputeConfig) -> Any:
             return policies.nothing_saveable
 
 
-def _of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether it is cuDNN's attention: its result, "attended", is given a name within JAX's own function nowhere."""
+def is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is cuDNN's attention, whose result is "attended" too: JAX calls it where it cannot be given that name."""
     return bool(primitive.name.startswith("dot_product_attention_fwd"))

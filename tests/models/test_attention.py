@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
 
 from stepaudio_jax.config import ComputeConfig, ConfigError
 from stepaudio_jax.models.attention import attention
 from stepaudio_jax.models.attention_cudnn import attention_cudnn
 from stepaudio_jax.models.attention_packed import attention_packed
 from stepaudio_jax.models.attention_xla import Sight, attention_xla
+from stepaudio_jax.models.stack import is_cudnn_attention
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
@@ -93,6 +95,16 @@ def test_one_document_a_row_goes_to_cudnn_without_a_mask(padding: int) -> None:
     # That no mask was used shows where a row is padding alone behind its document: those queries see the document.
     behind = out[:, tokens - padding :]
     np.testing.assert_allclose(behind, definition(q, k, v, visible)[:, tokens - padding :], atol=2e-6)
+
+
+def test_the_primitive_that_rematerialisation_keeps_is_thatis_cudnn_attention() -> None:
+    """It is known by its name, which another JAX could change: a training step would then run the kernel twice."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    primitives = {value for value in vars(fused).values() if isinstance(value, Primitive)}
+    kept = {primitive.name for primitive in primitives if is_cudnn_attention(primitive)}
+    assert any(name.endswith("wrapper") for name in kept)
+    assert not any("bwd" in name for name in kept)
 
 
 def test_cudnn_where_it_cannot_run_is_an_error() -> None:
