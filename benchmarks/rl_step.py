@@ -274,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp())
     if options.shapes == "gpu":
-        compute = ComputeConfig(dtype="bfloat16", remat="full", loss_chunks=8)
+        compute = ComputeConfig(dtype="bfloat16", residual_dtype="float32", remat="full", loss_chunks=8)
         sizes = (folder, gpu_model(), compute)
         ours = OurIteration(*sizes, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS, logit_std=GPU_LOGIT_STD)
         figures = [ours.run() for _ in range(20)]

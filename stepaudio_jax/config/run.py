@@ -12,7 +12,7 @@ from stepaudio_jax.config.rl import RLConfig
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]
-Activation = Literal["query", "key", "value", "attended", "gate", "up"]
+Activation = Literal["query", "key", "value", "attended", "projected", "gate", "up"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,6 +271,9 @@ class ComputeConfig:
 
     dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
+    # Of the sum that flows through the decoder's layers and that each adds to; empty: `dtype`. In bf16 it is rounded twice a
+    # layer; in fp32 the probabilities of the engine that draws and of the pass that learns lie closer together.
+    residual_dtype: Literal["", "float32", "bfloat16"] = ""
     remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
     # Kept by "save" here, by "offload" on the host, but for "attended" of cuDNN's kernel, which "offload" computes again.
     remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")

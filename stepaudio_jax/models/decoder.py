@@ -47,7 +47,7 @@ class DecoderAttention(nnx.Module):
             compute=self.compute,
             causal=True,
         )
-        return self.output(out), (key, value)
+        return checkpoint_name(self.output(out), "projected"), (key, value)
 
     def extend(
         self, x: jax.Array, positions: jax.Array, last: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
@@ -78,18 +78,18 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, prefix_ids: jax.Array | None, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        attended, seen = self.attention(self.attention_norm(x), segment_ids, prefix_ids, angles)
+        attended, seen = self.attention(self.attention_norm(x, self.compute.dtype), segment_ids, prefix_ids, angles)
         return self._rest(x + attended), seen
 
     def extend(
         self, x: jax.Array, positions: jax.Array, last: jax.Array, angles: tuple[jax.Array, jax.Array], cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
         """See `DecoderAttention.extend`."""
-        attended, cache = self.attention.extend(self.attention_norm(x), positions, last, angles, cache)
+        attended, cache = self.attention.extend(self.attention_norm(x, self.compute.dtype), positions, last, angles, cache)
         return self._rest(x + attended), cache
 
     def _rest(self, x: jax.Array) -> jax.Array:
-        return constrain(x + self.mlp(self.mlp_norm(x)), "BTH", self.compute.rules)
+        return constrain(x + self.mlp(self.mlp_norm(x, self.compute.dtype)), "BTH", self.compute.rules)
 
 
 class GatedMLP(nnx.Module):
@@ -150,8 +150,8 @@ class Decoder(nnx.Module):
         def apply(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return layer(x, segment_ids, prefix_ids, angles)[0], None
 
-        hidden, _ = scan_layers(self.layers, apply, embeddings, compute=self.compute)
-        return self.norm(hidden)
+        hidden, _ = scan_layers(self.layers, apply, self._residual(embeddings), compute=self.compute)
+        return self.norm(hidden, self.compute.dtype)
 
     def prefill(
         self, layers: Sequence[DecoderLayer], embeddings: jax.Array, positions: jax.Array, empty: LayerCache
@@ -168,11 +168,11 @@ class Decoder(nnx.Module):
             Hidden states [B,T,H], and a cache of T slots for each layer.
         """
         angles, one_dialogue = self._angles(positions), jnp.ones_like(positions)
-        x, caches = embeddings, []
+        x, caches = self._residual(embeddings), []
         for layer in layers:
             x, seen = layer(x, one_dialogue, None, angles)
             caches.append(empty.like(*seen))
-        return self.norm(x), tuple(caches)
+        return self.norm(x, self.compute.dtype), tuple(caches)
 
     def extend(
         self,
@@ -188,11 +188,14 @@ class Decoder(nnx.Module):
         """
         angles = self._angles(positions[:, None])
         last = positions if running is None else jnp.where(running, positions, 0)
-        x, extended = embeddings, []
+        x, extended = self._residual(embeddings), []
         for layer, cache in zip(layers, caches, strict=True):
             x, cache = layer.extend(x, positions, last, angles, cache)
             extended.append(cache)
-        return self.norm(x), tuple(extended)
+        return self.norm(x, self.compute.dtype), tuple(extended)
+
+    def _residual(self, embeddings: jax.Array) -> jax.Array:
+        return embeddings.astype(self.compute.residual_dtype or self.compute.dtype)
 
     def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)

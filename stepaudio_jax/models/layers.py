@@ -246,18 +246,18 @@ class Conv(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis, in fp32 (Zhang and Sennrich 2019, eq. 4)."""
+    """x / rms(x) * scale over the last axis, in fp32 (Zhang and Sennrich 2019, eq. 4); called with the dtype of the result."""
 
     def __init__(self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         prefix, sizes = _stacked(stack, {"H": size})
         self.eps = eps
         self.scale = parameter(rngs, prefix + "H", sizes, ones, param_dtype)
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, dtype: Any) -> jax.Array:
         x = inputs.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
         # The scale is applied in the compute dtype, as Qwen2 does.
-        return x.astype(inputs.dtype) * self.scale[...].astype(inputs.dtype)
+        return x.astype(dtype) * self.scale[...].astype(dtype)
 
 
 class LayerNorm(nnx.Module):

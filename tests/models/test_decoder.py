@@ -133,6 +133,25 @@ def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
         np.testing.assert_allclose(logits[:, 0], expected[[0, 1], position], atol=tolerance)
 
 
+def test_a_float32_residual_is_rounded_less():
+    """The sum over many layers would be rounded after each; nothing else is fp32, nor kept so in a KV cache."""
+    config = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, layers=12))
+    parameters = random_parameters(config, seed=1)
+    tokens = random_tokens(2, 32, seed=7)
+    exact = np.asarray(forward(parameters, tokens, config=config))
+
+    def error(residual):
+        compute = ComputeConfig(dtype="bfloat16", residual_dtype=residual, remat="none")
+        return np.linalg.norm(np.asarray(forward(parameters, tokens, compute=compute, config=config)) - exact)
+
+    assert error("float32") < 0.8 * error("")
+    compute = ComputeConfig(dtype="bfloat16", residual_dtype="float32")
+    model, layers = merge_unstacked(abstract_model(config, compute)[0], unstack(parameters))
+    positions, empty = jnp.broadcast_to(jnp.arange(32), (2, 32)), LayerCache.zeros(config.decoder, 2, 32, "bfloat16")
+    hidden, seen = jax.eval_shape(lambda x: model.decoder.prefill(layers, model.embed(x), positions, empty), tokens)
+    assert hidden.dtype == seen[0].keys.dtype == jnp.bfloat16
+
+
 def test_bfloat16_stays_close_and_keeps_fp32_logits(parameters):
     tokens = random_tokens(2, 64, seed=7)
     exact = np.asarray(forward(parameters, tokens))
