@@ -47,7 +47,7 @@ def get_config() -> Config:
                 ),
             ),
         ),
-        compute=ComputeConfig(remat="full", loss_chunks=8),
+        compute=ComputeConfig(residual_dtype="float32", remat="full", loss_chunks=8),
         mesh=MeshConfig(fsdp=-1),
         checkpoint=CheckpointConfig(every_steps=10),
     )

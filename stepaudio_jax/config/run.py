@@ -280,7 +280,7 @@ class ComputeConfig:
     attention: AttentionKernel = "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
     rules: Rules = Rules()  # which mesh axes each logical axis is cut over
     loss_chunks: int = 1  # parts of the vocabulary (in RL of a row's tokens) for the loss: fewer logits at a time
-    unroll: int = 1  # layers unrolled in the scan; on CPU, all of them (0) is about twice as fast
+    unroll: int = 1  # layers unrolled in the scan; with all of them (0) a CPU is about twice as fast, an H200 by 6 %
 
     def __post_init__(self) -> None:
         if self.loss_chunks <= 0:
