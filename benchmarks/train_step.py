@@ -69,8 +69,12 @@ def gpu_jobs() -> list[Job]:
     decoder = DecoderConfig(
         vocab_size=151936, hidden=2048, ffn=11008, layers=36, heads=16, kv_heads=2, head_dim=128, max_positions=8192
     )
-    kept = ("query", "key", "value", "attended", "projected", "gate", "up")
-    compute = ComputeConfig(dtype="bfloat16", remat="save", remat_names=kept, unroll=0)
+    compute = ComputeConfig(
+        dtype="bfloat16",
+        remat="save",
+        remat_names=("query", "key", "value", "attended", "projected", "gate", "up"),
+        unroll=0,
+    )
     return [
         Job(
             name=f"{tokens} tokens",
