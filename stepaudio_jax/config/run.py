@@ -272,7 +272,7 @@ class ComputeConfig:
     dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
     param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
     # Of the sum that flows through the decoder's layers and that each adds to; empty: `dtype`. In bf16 it is rounded twice a
-    # layer; in fp32 the probabilities of the engine that draws and of the pass that learns lie closer together.
+    # layer, which is part of how the engine that draws and the pass that learns come to differ.
     residual_dtype: Literal["", "float32", "bfloat16"] = ""
     remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
     # Kept by "save" here, by "offload" on the host, but for "attended" of cuDNN's kernel, which "offload" computes again.

@@ -97,7 +97,7 @@ def test_one_document_a_row_goes_to_cudnn_without_a_mask(padding: int) -> None:
     np.testing.assert_allclose(behind, definition(q, k, v, visible)[:, tokens - padding :], atol=2e-6)
 
 
-def test_the_primitive_that_rematerialisation_keeps_is_thatis_cudnn_attention() -> None:
+def test_the_primitive_that_rematerialisation_keeps_is_cudnns_attention() -> None:
     """It is known by its name, which another JAX could change: a training step would then run the kernel twice."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
