@@ -2,8 +2,9 @@
 
 `python -m benchmarks.rl_step` first times an iteration on spoken prompts with a judge of our own, part by part, and counts what
 the encoder heard; then the same decoder on text-only prompts, ours against TRL's, on a CPU in fp32: the same prompts, group
-size, reply length, KL to a reference, AdamW. The sides take turns, each in a process of its own; ours begins with large memory
-pages, as our programs do. Needs `pip install trl`.
+size, reply length, KL to a reference, AdamW. Prompts are short, and then as long as the spoken ones: ours computes once what
+the replies to a prompt share. The sides take turns, each in a process of its own; ours begins with large memory pages, as our
+programs do. Needs `pip install trl`.
 
 `--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours only,
 with longer replies.
@@ -11,6 +12,7 @@ with longer replies.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -55,9 +57,12 @@ from stepaudio_jax.training.stopping import StopSignal
 
 OURS, PEER = "stepaudio_jax", "TRL"
 BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"  # whose tokenizer both sides use
-PROMPTS, SAMPLES, NEW_TOKENS, PROMPT_BYTES = 8, 8, 64, 48
+PROMPTS, SAMPLES, NEW_TOKENS = 8, 8, 64
 GPU_NEW_TOKENS = 256
 CLIP_S, CLIPS = 5.0, 2  # of each spoken prompt
+HEARD, MARKUP = 128, 16  # tokens of its clips, and of what stands around what the user says, at most
+SHORT = 48  # letters of a prompt, about a token each
+LONG = SHORT + HEARD  # of a text-only prompt as long as a spoken one
 # Of a random head's logits. The end of the turn, whose logit is 0, must be too improbable to be drawn: the fewer tokens there
 # are, the further it has to lie below the best of them.
 LOGIT_STD, GPU_LOGIT_STD = 20.0, 5.0
@@ -89,17 +94,17 @@ def parity(reply: str, answer: str) -> bool:
     return sum(reply.encode()) % 2 == 0
 
 
-def questions(count: int) -> list[str]:
-    """Texts of PROMPT_BYTES letters."""
+def questions(letters: int) -> list[str]:
+    """PROMPTS texts."""
     rng = np.random.default_rng(0)
-    return ["".join(map(chr, rng.integers(97, 123, PROMPT_BYTES))) for _ in range(count)]
+    return ["".join(map(chr, rng.integers(97, 123, letters))) for _ in range(PROMPTS)]
 
 
-def write_prompts(folder: pathlib.Path, *, spoken: bool) -> pathlib.Path:
+def write_prompts(folder: pathlib.Path, letters: int, *, spoken: bool) -> pathlib.Path:
     """Records to be answered, their clips noise."""
     rng = np.random.default_rng(1)
     lines = []
-    for number, text in enumerate(questions(PROMPTS)):
+    for number, text in enumerate(questions(letters)):
         parts: list[dict[str, str]] = []
         for clip in range(CLIPS if spoken else 0):
             name = f"{number}-{clip}.wav"
@@ -123,6 +128,7 @@ class OurIteration:
         *,
         spoken: bool,
         judged: bool,
+        letters: int = SHORT,
         new_tokens: int = NEW_TOKENS,
         logit_std: float = LOGIT_STD,
     ):
@@ -135,14 +141,15 @@ class OurIteration:
             save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
             judge = JudgeConfig(folder=str(folder / "judge"), slots=PROMPTS * SAMPLES, max_tokens=32, most_abstentions=1.0)
             reward = RewardConfig(judge_weight=1.0)
+        prompt = letters + MARKUP + (HEARD if spoken else 0)
         stage = StageConfig(
             name="speed",
             steps=1000,
             objective="policy",
             data=DataConfig(
-                sources=(SourceConfig(path=str(write_prompts(folder, spoken=spoken))),),
+                sources=(SourceConfig(path=str(write_prompts(folder, letters, spoken=spoken))),),
                 rows=PROMPTS,
-                tokens_per_row=(192 if spoken else 64) + SAMPLES * new_tokens,  # a prompt and the replies to it
+                tokens_per_row=prompt + SAMPLES * new_tokens,  # and the replies to it
                 chunks_per_row=CLIPS if spoken else 0,
                 frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
@@ -176,11 +183,11 @@ class OurIteration:
         return figures | seconds
 
 
-def our_step() -> Step:
+def our_step(letters: int) -> Step:
     """Text-only prompts."""
     folder = pathlib.Path(tempfile.mkdtemp())
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
-    return OurIteration(folder, cpu_model(), compute, spoken=False, judged=False).run
+    return OurIteration(folder, cpu_model(), compute, spoken=False, judged=False, letters=letters).run
 
 
 class _Gate:
@@ -197,7 +204,7 @@ class _Gate:
             raise self.error
 
 
-def trl_step() -> Step:
+def trl_step(letters: int) -> Step:
     """The same by TRL: its trainer runs in a thread, a step whenever it is asked for one."""
     from datasets import Dataset
     from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
@@ -215,7 +222,7 @@ def trl_step() -> Step:
             gate.done.release()
             gate.go.acquire()
 
-    def reward(completions: list[str], **_: Any) -> list[float]:
+    def reward(completions: list[str], **_: Any) -> list[float | None]:
         return [float(parity(completion, "")) for completion in completions]
 
     config = GRPOConfig(
@@ -243,7 +250,7 @@ def trl_step() -> Step:
         model=weights,
         reward_funcs=reward,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": text} for text in questions(PROMPTS)]),
+        train_dataset=Dataset.from_list([{"prompt": text} for text in questions(letters)]),
         processing_class=AutoTokenizer.from_pretrained(BASE, padding_side="left"),
         callbacks=[Pause()],
     )
@@ -267,10 +274,10 @@ def parts(figures: Sequence[Mapping[str, float]]) -> str:
 
 
 def main() -> None:
-    """Prints the parts of an iteration, then the ratio."""
+    """Prints the parts of an iteration, then the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp())
     if options.shapes == "gpu":
@@ -291,10 +298,13 @@ def main() -> None:
     print(f"chunks encoded: {figures[0]['clips_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
     del ours
     environments = {OURS: with_large_pages(os.environ, kept=True)}
-    taken = contest({OURS: our_step, PEER: trl_step}, rounds=options.rounds, steps=1, environments=environments)
-    for name, seconds in taken.items():
-        print(f"{name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")
-    print(f"ratio {taken[PEER] / taken[OURS]:.2f}")
+    for letters in (SHORT, LONG):
+        sides = {OURS: functools.partial(our_step, letters), PEER: functools.partial(trl_step, letters)}
+        taken = contest(sides, rounds=options.rounds, steps=1, environments=environments)
+        print(f"prompts of {letters} letters, {SAMPLES} replies of {NEW_TOKENS} tokens to each")
+        for name, seconds in taken.items():
+            print(f"  {name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")
+        print(f"  ratio {taken[PEER] / taken[OURS]:.2f}", flush=True)
 
 
 if __name__ == "__main__":

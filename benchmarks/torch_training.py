@@ -22,7 +22,7 @@ def torch_step(job: Job) -> Step:
     """A closure that runs one training step and returns its loss."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
-        model = AudioLanguageModel(job.model, hears=job.data.chunks_per_row > 0, frames=job.data.frames_per_chunk)
+        model = AudioLanguageModel(job.model, hears=job.data.chunks_per_row > 0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=device.type == "cuda")
     forward: Any = torch.compile(model) if job.compiled else model
@@ -54,16 +54,15 @@ class AudioLanguageModel(torch.nn.Module):
     Args:
         config: the shape.
         hears: whether there is sound at all.
-        frames: mel frames that every clip is padded to.
     """
 
-    def __init__(self, config: ModelConfig, *, hears: bool, frames: int):
+    def __init__(self, config: ModelConfig, *, hears: bool):
         super().__init__()
         self.decoder = Qwen2ForCausalLM(qwen2_config(config.decoder)).train()
         self.hears = hears
         if hears:
             width = config.encoder.hidden
-            self.encoder = Qwen2AudioEncoder(_qwen2_audio(config.encoder, frames)).eval().requires_grad_(False)
+            self.encoder = Qwen2AudioEncoder(_qwen2_audio(config.encoder)).eval().requires_grad_(False)
             self.conv = torch.nn.Conv1d(width, width, config.adaptor.kernel_size, stride=config.adaptor.stride, padding=1)
             self.up = torch.nn.Linear(width, config.adaptor.ffn)
             self.down = torch.nn.Linear(config.adaptor.ffn, config.decoder.hidden)
@@ -83,7 +82,11 @@ class AudioLanguageModel(torch.nn.Module):
 
 
 def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
-    """D dialogues, each padded to the longest (T tokens, F mel frames, A adaptor outputs).
+    """D dialogues, each padded to T tokens, the longest, and F mel frames: all that the encoder has positions for.
+
+    That is how its users run it: the feature extractor pads every clip so, and the encoder takes no other length.
+
+    A is the number of the adaptor's outputs of F frames. The arrays:
 
     tokens, targets [D,T]. With sound besides: tokens_seen [D,T], mel [D,128,F], frames_seen [D,1,1,F/2], is_audio [D,T],
     outputs_used [D,A].
@@ -100,7 +103,7 @@ def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
         is_audio[place, :length] = dialogue.audio_slot >= 0
     batch: dict[str, np.ndarray] = {"tokens": tokens, "targets": targets}
     if job.data.chunks_per_row:
-        frames = job.data.frames_per_chunk
+        frames = 2 * job.model.encoder.positions
         mel = np.zeros((len(dialogues), job.model.encoder.mel_bins, frames), np.float32)
         frames_seen = np.zeros((len(dialogues), 1, 1, frames // 2), bool)
         used = np.zeros((len(dialogues), frames // 8), bool)
@@ -113,12 +116,12 @@ def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(array) for name, array in batch.items()}
 
 
-def _qwen2_audio(encoder: EncoderConfig, frames: int) -> Qwen2AudioEncoderConfig:
+def _qwen2_audio(encoder: EncoderConfig) -> Qwen2AudioEncoderConfig:
     return Qwen2AudioEncoderConfig(
         num_mel_bins=encoder.mel_bins,
         d_model=encoder.hidden,
         encoder_layers=encoder.layers,
         encoder_attention_heads=encoder.heads,
         encoder_ffn_dim=encoder.ffn,
-        max_source_positions=frames // 2,  # transformers takes clips of exactly twice as many mel frames
+        max_source_positions=encoder.positions,
     )
