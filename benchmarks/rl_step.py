@@ -277,7 +277,7 @@ def main() -> None:
     """Prints the parts of an iteration, then the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp())
     if options.shapes == "gpu":

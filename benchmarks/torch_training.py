@@ -82,11 +82,9 @@ class AudioLanguageModel(torch.nn.Module):
 
 
 def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
-    """D dialogues, each padded to T tokens, the longest, and F mel frames: all that the encoder has positions for.
+    """D dialogues, padded to the longest text (T tokens) and to all that the encoder hears (F mel frames, A adaptor outputs).
 
-    That is how its users run it: the feature extractor pads every clip so, and the encoder takes no other length.
-
-    A is the number of the adaptor's outputs of F frames. The arrays:
+    The feature extractor pads every clip so, and the encoder takes no other length.
 
     tokens, targets [D,T]. With sound besides: tokens_seen [D,T], mel [D,128,F], frames_seen [D,1,1,F/2], is_audio [D,T],
     outputs_used [D,A].
