@@ -130,7 +130,8 @@ def two_turn_answer(statement: Phrase, question: Phrase) -> str:
 def answered_two_turns(statement: Clip, question: Clip) -> list[Message]:
     """`two_turns` with both its answers, each after a reasoning. The first turn's is not in the prompt of the second."""
     heard, _, asked = two_turns(statement, question)
-    return [heard, _assistant(ACKNOWLEDGEMENT, _stated(statement.phrase)), asked, _recalled(statement.phrase, question.phrase)]
+    recalled = _recalled(statement.phrase, question.phrase, in_full=False)
+    return [heard, _assistant(ACKNOWLEDGEMENT, _stated(statement.phrase)), asked, recalled]
 
 
 def recalled_words(first: Clip, second: Clip, *, asked_first: bool) -> list[Message]:
@@ -156,8 +157,14 @@ def text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str
             return question, f"{first}+{total - first}={total}.", str(total)
 
 
-def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
-    """A dialogue without sound: sums or numbers, a keyword in a sentence, or a statement and a question about it."""
+def text_dialogue(rng: np.random.Generator, *, held_out: bool, in_full: bool) -> list[Message]:
+    """A dialogue without sound: sums or numbers, a keyword in a sentence, or a statement and a question about it.
+
+    Args:
+        rng: where the draws come from.
+        held_out: the split.
+        in_full: whether the reasoning about a statement names both its colour and its animal, not what is asked for alone.
+    """
     form = rng.integers(6)
     if form == 0:
         question, reasoning, reply = text_sum(rng, held_out=held_out)
@@ -177,7 +184,7 @@ def text_dialogue(rng: np.random.Generator, *, held_out: bool) -> list[Message]:
         _user(statement.text),
         {**_assistant(ACKNOWLEDGEMENT, None), "loss": False},
         _user(question_.text),
-        _recalled(statement, question_),
+        _recalled(statement, question_, in_full=in_full),
     ]
 
 
@@ -227,9 +234,16 @@ def _stated(statement: Phrase) -> str:
     return f"I hear a {statement.slots['colour']} {statement.slots['animal']}."
 
 
-def _recalled(statement: Phrase, question: Phrase) -> Message:
-    reasoning = f"It was a {statement.slots['colour']} {statement.slots['animal']}. They ask the {question.slots['asked']}."
-    return _assistant(two_turn_answer(statement, question), reasoning)
+def _recalled(statement: Phrase, question: Phrase, *, in_full: bool) -> Message:
+    """What the statement named of the two, after a reasoning.
+
+    After one in full, a small model learns the reply to each pair by heart, and replies to a pair that it has not met with
+    anything; of what is asked for alone, every word is met.
+    """
+    asked, reply = question.slots["asked"], two_turn_answer(statement, question)
+    if in_full:
+        return _assistant(reply, f"It was a {statement.slots['colour']} {statement.slots['animal']}. They ask the {asked}.")
+    return _assistant(reply, f"They ask the {asked}. It was {reply}.")
 
 
 def _question(topic: Topic, rng: np.random.Generator) -> str:
