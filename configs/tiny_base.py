@@ -3,7 +3,9 @@
 Mid-training on "what do you hear" and text. There are no weights to start from, so the encoder learns too, helped by auxiliary
 losses: word-level CTC on the adaptor's output and attribute classifiers on the encoder's mean feature.
 
-How well a run ends depends on its seed, and on rounding, which a change of the program is enough for.
+The learning rate decides how well a run ends: with Muon's at 0.014 the held-out next-token loss was 0.31 half-way and 0.077
+in the end (the model that ships), with 0.02 it was 0.61 and 0.200, AdamW's being a tenth of either. Seed and rounding, which a
+change of the program is enough for, move it too.
 """
 
 from stepaudio_jax.config import (

@@ -169,7 +169,8 @@ def _dialogues(
     heard = [dialogues.about_clip(clip, _asked(clip, recipe, rng), rng, reasoned=recipe == "quickstart") for clip in clips]
     two_turn = _pairs(sessions, recipe, int(_PER_CLIP["two_turn"] * len(clips)), rng)
     in_full = recipe == "base"  # it learns to write down whatever there is
-    text = [dialogues.text_dialogue(rng, held_out=held_out, in_full=in_full) for _ in range(int(_PER_CLIP["text"] * len(clips)))]
+    texts = range(int(_PER_CLIP["text"] * len(clips)))
+    text = [dialogues.text_dialogue(rng, held_out=held_out, in_full=in_full) for _ in texts]
     made = {"heard": heard, "two_turn": two_turn, "text": text}
     if held_out:
         made = {name: [every[i] for i in rng.permutation(len(every))[:_VALIDATION_RECORDS]] for name, every in made.items()}
