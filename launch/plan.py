@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--slices", type=int, help="so many slices of that shape (default: the configuration's mesh.slices)")
     parser.add_argument("--stage", default="0", help="name or number of the stage that is planned")
     parser.add_argument("--program", choices=("train", "prefill", "decode"), default="train")
+    effort = "of training: quick (default; made in full where that leaves little room or none), or full, as the job is compiled"
+    parser.add_argument("--effort", choices=("quick", "full"), default="quick", help=effort)
     parser.add_argument("--slot-tokens", type=int, default=16384, help="of generating: prompt and reply (default 16384)")
     parser.add_argument("--cache-dtype", choices=("bfloat16", "int8"), default="bfloat16", help="of generating")
     parser.add_argument("--int8-weights", action="store_true", help="of generating: the decoder's matrices in int8")
@@ -81,10 +83,10 @@ def main(arguments: list[str]) -> int:
         plan: Any
         index = stage_index(config, options.stage)
         if options.program == "train" and config.stages[index].objective == "policy":
-            plan = plan_policy(config, index, topology)
+            plan = plan_policy(config, index, topology, options.effort)
             text = policy_as_text(plan)
         elif options.program == "train":
-            plan = plan_job(config, options.stage, topology)
+            plan = plan_job(config, options.stage, topology, options.effort)
             text = as_text(plan)
         else:
             sizes = {

@@ -8,10 +8,15 @@ def size(count: float) -> str:
     return f"{count / 1e9:8.2f} GB"
 
 
-def heading(what: str, topology: str, chips: int, mesh: Mapping[str, int], compiler_version: str, seconds: float) -> list[str]:
+def heading(
+    what: str, topology: str, chips: int, mesh: Mapping[str, int], compiler_version: str, seconds: float, effort: str = "full"
+) -> list[str]:
     """The first lines: what was planned, where, and by which compiler."""
     axes = " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
-    return [f"{what} on {topology}: {chips} chips, mesh {axes}", f"compiled by {compiler_version} in {seconds:.0f} s", ""]
+    compiled = f"compiled by {compiler_version} in {seconds:.0f} s"
+    if effort == "quick":
+        compiled += " with little effort; the job's own program may take some percent more memory (--effort=full)"
+    return [f"{what} on {topology}: {chips} chips, mesh {axes}", compiled, ""]
 
 
 def memory(parts: Mapping[str, int]) -> list[str]:

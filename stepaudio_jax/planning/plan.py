@@ -5,6 +5,7 @@ from typing import Any
 
 from stepaudio_jax.config import Config
 from stepaudio_jax.planning.collectives import collective_bytes
+from stepaudio_jax.planning.effort import Effort
 from stepaudio_jax.planning.page import heading, memory, size, verdict
 from stepaudio_jax.planning.program import compile_step, compiler_version, program_text, topology_devices
 from stepaudio_jax.planning.topology import Topology
@@ -34,6 +35,7 @@ class Plan:
         roofline_step_seconds: the larger of those known; no step is faster.
         mfu_bound: compute_seconds / roofline_step_seconds.
         compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
+        effort: the compiler's; "full" is what the job is compiled with.
         settings: overrides of the configuration that this plan is for, as `key=value`.
     """
 
@@ -59,6 +61,7 @@ class Plan:
     mfu_bound: float
     compile_seconds: float
     compiler_version: str
+    effort: Effort
     settings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple[str, ...] = ()) -> Plan:
+def make_plan(config: Config, index: int, topology: Topology, settings: tuple[str, ...] = (), effort: Effort = "full") -> Plan:
     """Compiles stage `index` for a topology and reads the program.
 
     Raises:
@@ -74,7 +77,7 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
     """
     version = compiler_version()
     devices = topology_devices(topology)
-    step = compile_step(config, index, devices)
+    step = compile_step(config, index, devices, effort)
     used = step.footprint
     available = topology.chip.memory_bytes
     flops = step_flops(config.model, config.stages[index])
@@ -107,6 +110,7 @@ def make_plan(config: Config, index: int, topology: Topology, *, settings: tuple
         mfu_bound=compute / roofline,
         compile_seconds=step.compile_seconds,
         compiler_version=version,
+        effort=effort,
         settings=settings,
     )
 
@@ -124,7 +128,7 @@ def as_text(plan: Plan) -> str:
     }
     what = f"stage {plan.stage}"
     lines = [
-        *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
+        *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds, plan.effort),
         "memory of a chip",
         *memory(parts),
         "",

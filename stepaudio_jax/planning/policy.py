@@ -14,6 +14,7 @@ from stepaudio_jax.data import outputs_per_chunk
 from stepaudio_jax.generation.layout import slot_tokens, weight_shardings, whole_slots, writing_mesh
 from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, takes_prefixes, unstack
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows, row_parts
+from stepaudio_jax.planning.effort import Effort, decided
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
 from stepaudio_jax.planning.topology import Topology
@@ -40,6 +41,7 @@ class PolicyPlan:
         peak_bytes_per_chip: all of them together with a step's batches, for the engine keeps its place while the policy learns;
             or, if that is more, without gradients and temporaries and with a further decoder: when the engine gets its weights.
         compile_seconds, compiler_version: of this compilation.
+        effort: as in `Plan`.
     """
 
     topology: str
@@ -59,19 +61,30 @@ class PolicyPlan:
     peak_bytes_per_chip: int
     compile_seconds: float
     compiler_version: str
+    effort: Effort
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return dataclasses.asdict(self)
 
 
-def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
+def plan_policy(config: Config, index: int, topology: Topology, effort: Effort = "full") -> PolicyPlan:
     """Compiles the update of stage `index` for a topology; nothing is allocated.
+
+    Args:
+        config: of the run; its mesh is for the topology.
+        index: the stage's number.
+        topology: where.
+        effort: the compiler's; where a "quick" plan leaves little room or none, it is made in "full".
 
     Raises:
         ConfigError, ShardingError: the settings contradict the topology, or there is no compiler for it.
         CheckpointError: the judge's folder holds no model.
     """
+    return decided(lambda effort: _plan(config, index, topology, effort), effort)
+
+
+def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> PolicyPlan:
     version, started = compiler_version(), time.perf_counter()
     if config.compute.attention == "auto":  # what "auto" is on a TPU
         config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="splash"))
@@ -91,7 +104,7 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
             (update.accumulate.trace(state, carried, batch, learning, *settings), (state, carried, batch, learning)),
             (update.apply.trace(state, carried), (state, carried)),
         )
-        programs = [compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments) for one, arguments in traced]
+        programs = [compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments, effort) for one, arguments in traced]
     temporary = max(footprint.temporaries for _, footprint in programs)
     reference = shard_bytes(state.frozen.get(REFERENCE, {}))
     held = {
@@ -119,6 +132,7 @@ def plan_policy(config: Config, index: int, topology: Topology) -> PolicyPlan:
         peak_bytes_per_chip=peak,
         compile_seconds=time.perf_counter() - started,
         compiler_version=version,
+        effort=effort,
         **held,
     )
 
@@ -140,7 +154,7 @@ def policy_as_text(plan: PolicyPlan) -> str:
     what = f"stage {plan.stage}"
     return "\n".join(
         [
-            *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
+            *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds, plan.effort),
             "memory of a chip",
             *memory(parts),
             "",

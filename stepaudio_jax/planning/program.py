@@ -14,6 +14,7 @@ import jax
 from stepaudio_jax.config import Config, ConfigError
 from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.planning.effort import COMPILER_OPTIONS, Effort
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import describe_stage, make_train_step
 
@@ -32,15 +33,16 @@ class Footprint:
     peak: int
 
 
-def compile_lowered(lowered: Any, arguments: Any) -> tuple[Any | None, Footprint]:
+def compile_lowered(lowered: Any, arguments: Any, effort: Effort = "full") -> tuple[Any | None, Footprint]:
     """Compiles a program; None for one that the compiler refuses because it cannot fit, with what it would take.
 
     Args:
         lowered: for the chips.
         arguments: its own, as shapes with shardings.
+        effort: the compiler's, for the program's speed.
     """
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS[effort])
     except jax.errors.JaxRuntimeError as error:
         refused = _REFUSED.search(str(error))
         if refused is None:
@@ -99,7 +101,7 @@ def compiler_version() -> str:
         raise ConfigError('there is no TPU compiler here; install it with pip install "stepaudio-jax[tpu]"') from None
 
 
-def compile_step(config: Config, index: int, devices: Sequence[Any]) -> CompiledStep:
+def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Effort = "full") -> CompiledStep:
     """Compiles the train step of stage `index` for those devices; nothing is allocated.
 
     Raises:
@@ -127,7 +129,7 @@ def compile_step(config: Config, index: int, devices: Sequence[Any]) -> Compiled
             out_shardings=(start.shardings, replicated(mesh)),
         )
         lowered = step.trace(start.abstract, batch).lower(lowering_platforms=("tpu",))
-        compiled, footprint = compile_lowered(lowered, (start.abstract, batch))
+        compiled, footprint = compile_lowered(lowered, (start.abstract, batch), effort)
     return CompiledStep(
         compiled,
         footprint,

@@ -1,16 +1,18 @@
 """Settings that make a job fit a topology, where its own do not."""
 
+import functools
 import math
 from collections.abc import Iterator
 
 from stepaudio_jax.config import Config, ConfigError, override
+from stepaudio_jax.planning.effort import Effort, decided
 from stepaudio_jax.planning.plan import Plan, make_plan
 from stepaudio_jax.planning.topology import Topology
 
-_MOST_COMPILATIONS = 3
+_MOST_CANDIDATES = 3
 
 
-def plan_job(config: Config, stage: str, topology: Topology) -> Plan:
+def plan_job(config: Config, stage: str, topology: Topology, effort: Effort = "full") -> Plan:
     """The plan of a stage with its own settings, or with the fewest changes that make it fit.
 
     Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. If none fits, the plan of the
@@ -20,18 +22,19 @@ def plan_job(config: Config, stage: str, topology: Topology) -> Plan:
         config: of the run; its mesh is for the topology.
         stage: a stage's name or number.
         topology: where.
+        effort: the compiler's; where a "quick" plan leaves little room or none, it is made in "full".
 
     Raises:
         ConfigError, ShardingError: as of `make_plan`.
     """
     index = stage_index(config, stage)
     best: Plan | None = None
-    for compiled, settings in enumerate(_candidates(config, index, topology)):
-        plan = make_plan(_changed(config, settings), index, topology, settings=settings)
+    for number, settings in enumerate(_candidates(config, index, topology)):
+        plan = decided(functools.partial(make_plan, _changed(config, settings), index, topology, settings), effort)
         if best is None or plan.peak_bytes_per_chip < best.peak_bytes_per_chip:
             best = plan
         state_too_large = plan.argument_bytes_per_chip > plan.memory_bytes_per_chip
-        if plan.fits or state_too_large or compiled + 1 == _MOST_COMPILATIONS:
+        if plan.fits or state_too_large or number + 1 == _MOST_CANDIDATES:
             break
     assert best is not None
     return best

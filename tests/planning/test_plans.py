@@ -24,6 +24,7 @@ KEYS = [
     "mfu_bound",
     "compile_seconds",
     "compiler_version",
+    "effort",
 ]
 
 
@@ -57,7 +58,7 @@ def test_a_job_fits_its_pod(tmp_path, config, topology, stage):
 
 def test_the_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
     tokens, vocabulary = 8192, 152064
-    longer = ("--config.stages.text.data.rows=64", f"--config.stages.text.data.tokens_per_row={tokens}")
+    longer = ("--effort=full", "--config.stages.text.data.rows=64", f"--config.stages.text.data.tokens_per_row={tokens}")
     whole, chunked = (
         plan(tmp_path / f"{chunks}.json", "plan_text_32b", "v5p:4x4x4", *longer, f"--config.compute.loss_chunks={chunks}")
         for chunks in (1, 16)

@@ -15,7 +15,7 @@ class Refusing:
     def __init__(self, said):
         self.said = said
 
-    def compile(self):
+    def compile(self, compiler_options):
         raise jax.errors.JaxRuntimeError(self.said)
 
 
@@ -40,9 +40,10 @@ def test_another_complaint_is_an_error():
         compile_lowered(Refusing("INTERNAL: something else"), argument())
 
 
-def test_what_a_compiled_program_takes():
+@pytest.mark.parametrize("effort", ["quick", "full"])
+def test_what_a_compiled_program_takes(effort):
     lowered = jax.jit(lambda x: jnp.outer(x, x).sum()).lower(argument())
-    compiled, footprint = compile_lowered(lowered, argument())
+    compiled, footprint = compile_lowered(lowered, argument(), effort)
     assert compiled is not None
     assert footprint.arguments == 4000
     assert footprint.peak >= footprint.arguments + footprint.temporaries
