@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import upfirdn
 
 LOWPASS_WIDTH = 6  # zero crossings of the sinc on each side
 ROLLOFF = 0.99  # cut-off frequency, as a fraction of the lower of the two Nyquist frequencies
@@ -28,6 +27,8 @@ def resample(waveform: NDArray[np.float32], rate_in: int, rate_out: int) -> NDAr
     """
     if rate_in == rate_out:
         return np.asarray(waveform, np.float32)
+    from scipy.signal import upfirdn  # slow to import, and only those who resample need it
+
     divisor = math.gcd(rate_in, rate_out)
     up, down = rate_out // divisor, rate_in // divisor
     taps = _filter(up, down)

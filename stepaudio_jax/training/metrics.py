@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import tqdm
-from tensorboardX import SummaryWriter
 
 from stepaudio_jax.parallel import told_by_first
 from stepaudio_jax.training.run_folder import METRICS
@@ -29,6 +28,8 @@ class MetricsWriter:
         self._path = run_dir / METRICS
         if self._path.exists():
             _drop_after(self._path, stage, resume_step)
+        from tensorboardX import SummaryWriter  # slow to import where torch is installed, for it brings that along
+
         self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
