@@ -15,7 +15,7 @@ def heading(
     axes = " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
     compiled = f"compiled by {compiler_version} in {seconds:.0f} s"
     if effort == "quick":
-        compiled += " with little effort; the job's own program may take some percent more memory (--effort=full)"
+        compiled += " with little effort; some percent more or less memory in the job's own program (--effort=full)"
     return [f"{what} on {topology}: {chips} chips, mesh {axes}", compiled, ""]
 
 
