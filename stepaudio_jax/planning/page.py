@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from stepaudio_jax.planning.effort import Effort
+
 
 def size(count: float) -> str:
     """Bytes in 10^9, in a column."""
@@ -9,9 +11,15 @@ def size(count: float) -> str:
 
 
 def heading(
-    what: str, topology: str, chips: int, mesh: Mapping[str, int], compiler_version: str, seconds: float, effort: str = "full"
+    what: str,
+    topology: str,
+    chips: int,
+    mesh: Mapping[str, int],
+    compiler_version: str,
+    seconds: float,
+    effort: Effort = "full",
 ) -> list[str]:
-    """The first lines: what was planned, where, and by which compiler."""
+    """The first lines: what was planned, where, by which compiler, and how hard it tried."""
     axes = " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
     compiled = f"compiled by {compiler_version} in {seconds:.0f} s"
     if effort == "quick":

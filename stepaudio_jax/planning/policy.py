@@ -1,6 +1,7 @@
 """The plan of a stage that learns from rewards: what each of its parts takes of a chip, and whether all of them fit."""
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -81,7 +82,7 @@ def plan_policy(config: Config, index: int, topology: Topology, effort: Effort =
         ConfigError, ShardingError: the settings contradict the topology, or there is no compiler for it.
         CheckpointError: the judge's folder holds no model.
     """
-    return decided(lambda effort: _plan(config, index, topology, effort), effort)
+    return decided(functools.partial(_plan, config, index, topology), effort)
 
 
 def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> PolicyPlan:

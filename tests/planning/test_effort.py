@@ -15,25 +15,22 @@ class Made:
 
 
 @pytest.mark.parametrize(
-    ("peak", "efforts"), [(300, ["quick"]), (900, ["quick"]), (901, ["quick", "full"]), (48000, ["quick", "full"])]
+    ("effort", "peak", "efforts"),
+    [
+        ("quick", 300, ["quick"]),
+        ("quick", 900, ["quick"]),
+        ("quick", 901, ["quick", "full"]),
+        ("quick", 48000, ["quick", "full"]),
+        ("full", 300, ["full"]),
+        ("full", 950, ["full"]),
+    ],
 )
-def test_full_effort_where_a_quick_plan_leaves_little_room(peak, efforts):
+def test_full_effort_where_it_is_asked_for_or_a_quick_plan_leaves_little_room(effort, peak, efforts):
     asked = []
 
     def make(effort):
         asked.append(effort)
         return Made(effort, peak)
 
-    assert decided(make, "quick").effort == efforts[-1]
+    assert decided(make, effort).effort == efforts[-1]
     assert asked == efforts
-
-
-def test_full_effort_at_once():
-    asked = []
-
-    def make(effort):
-        asked.append(effort)
-        return Made(effort, 950)
-
-    assert decided(make, "full").effort == "full"
-    assert asked == ["full"]
