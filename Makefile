@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# What is imported is compiled once, whatever the environment says: else every process that the tests start does it again, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base tiny-judge clean
 
 setup: $(VENV)/.installed
