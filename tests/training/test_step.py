@@ -16,6 +16,8 @@ from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
 from tests.training.stages import begin
 
+pytestmark = pytest.mark.first
+
 AUXILIARY = AuxiliaryConfig(
     ctc_weight=0.3,
     ctc_words=("one", "two", "three"),
