@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# What is imported is compiled once, whatever the environment says: else every process that the tests start does it again, for seconds.
+# `setup` leaves it to the first import to compile a module. Where the environment forbids to keep what was compiled, every
+# process that the tests start would do that again, for seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base tiny-judge clean
