@@ -32,13 +32,13 @@ def get_config() -> Config:
         stages=(
             StageConfig(
                 name="sft",
-                steps=320,
+                steps=240,
                 data=DataConfig(
                     sources=sources("train"),
                     augmentation=AugmentationConfig(silence_probability=0.06, noise_probability=0.3, gain_db=(-6.0, 6.0)),
                     **shape,
                 ),
-                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=160),
+                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=120),
                 optimizer=OptimizerConfig(
                     name="muon",
                     learning_rate=8e-4,
@@ -51,5 +51,5 @@ def get_config() -> Config:
             ),
         ),
         compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
-        checkpoint=CheckpointConfig(every_steps=160),
+        checkpoint=CheckpointConfig(every_steps=120),
     )
