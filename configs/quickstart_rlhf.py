@@ -63,6 +63,6 @@ def get_config() -> Config:
                 ),
             ),
         ),
-        compute=ComputeConfig(dtype="float32", remat="none"),  # layers in a loop: so short a run is mostly compiled
+        compute=ComputeConfig(dtype="float32", remat="none"),  # layers in a loop: a run this short pays more for compiling
         checkpoint=CheckpointConfig(every_steps=20),
     )
