@@ -19,6 +19,7 @@ from stepaudio_jax.config.rl import (
     RewardConfig,
     RLConfig,
     RolloutConfig,
+    check_reward_map,
 )
 from stepaudio_jax.config.run import (
     Activation,
@@ -73,6 +74,7 @@ __all__ = [
     "SourceConfig",
     "StageConfig",
     "build",
+    "check_reward_map",
     "load_config",
     "override",
     "to_dict",

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from stepaudio_jax.config.resolve import ConfigError
+from stepaudio_jax.config.resolve import ConfigError, check_floats
 
 LengthConvention = Literal["hf", "vllm"]
 FloatDtype = Literal["float32", "bfloat16"]
@@ -28,6 +28,7 @@ class EncoderConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_floats(self)
         _require_positive(self, "mel_bins", "positions", "hidden", "heads", "layers")
         if self.hidden % self.heads:
             raise ConfigError(f"encoder hidden={self.hidden} is not a multiple of heads={self.heads}")
@@ -70,6 +71,7 @@ class DecoderConfig:
     tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        check_floats(self)
         _require_positive(self, "vocab_size", "hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "max_positions")
         if self.heads % self.kv_heads:
             raise ConfigError(f"decoder heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")

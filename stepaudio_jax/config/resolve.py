@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 
 DataclassT = TypeVar("DataclassT")
 
+# Of a normal float32: what is larger becomes infinite on a device, and what is smaller becomes 0.
+MAX_FLOAT32 = 3.4028234663852886e38
+MIN_FLOAT32 = 1.1754943508222875e-38
+
 
 class ConfigError(ValueError):
     """A configuration key is unknown, missing, or holds a value of the wrong type or range."""
@@ -70,6 +74,25 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, tuple | list):
         return [to_dict(value) for value in config]
     return config
+
+
+def check_floats(config: Any) -> None:
+    """Checks that every float in the fields of a dataclass is a number that float32 can hold.
+
+    Each class with such fields calls it first of all, in `__post_init__`: comparisons do not notice a NaN.
+
+    Raises:
+        ConfigError: a float is NaN or infinite, too large for float32, or so small that float32 makes it 0.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, float):
+                continue
+            if not abs(number) <= MAX_FLOAT32:
+                raise ConfigError(f"{field.name}={value} must be finite, and at most {MAX_FLOAT32:.1e}")
+            if 0 < abs(number) < MIN_FLOAT32:
+                raise ConfigError(f"{field.name}={value} is 0 in float32, whose smallest number is {MIN_FLOAT32:.1e}")
 
 
 def _preset(cls: type, name: Any, key: str) -> Any:
@@ -147,7 +170,10 @@ def _convert_tuple(members: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     # bool is an int in Python; a learning rate of True or a step count of 0.5 is a mistake, not a number.
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            raise ConfigError(f"{key} must be at most {MAX_FLOAT32:.1e}") from None
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint in (bool, str) and isinstance(value, hint):

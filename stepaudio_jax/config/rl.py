@@ -1,12 +1,16 @@
 """Reinforcement learning: how replies are drawn, what rewards them, and what is made of the rewards."""
 
 import dataclasses
+import math
 from typing import Literal
 
-from stepaudio_jax.config.resolve import ConfigError
+from stepaudio_jax.config.resolve import ConfigError, check_floats
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
+
+MIN_TEMPERATURE = 0.01  # sampling below it is greedy (vLLM takes the same bound), and logits divided by less overflow
+MIN_CLIP = 1e-6  # a few roundings of a float32 near 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +26,15 @@ class RolloutConfig:
     cache_dtype: Literal["", "float32", "bfloat16", "int8"] = ""  # of the KV cache; empty: that of the computation
 
     def __post_init__(self) -> None:
+        check_floats(self)
         for name in ("prompts", "samples", "max_new_tokens", "slots", "tensor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature} must be positive: what is always the same cannot be learnt from")
+        if not self.temperature >= MIN_TEMPERATURE:
+            raise ConfigError(
+                f"temperature={self.temperature} must be at least {MIN_TEMPERATURE}: replies to a prompt that are all the same "
+                "cannot be learnt from"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +50,35 @@ class RewardConfig:
     overlong_free: int = 0  # tokens without a penalty, which is whole at max_new_tokens
 
     def __post_init__(self) -> None:
+        check_floats(self)
         for name in ("verifier_weight", "format_weight", "judge_weight", "overlong_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if not self.verifier_weight + self.format_weight + self.judge_weight > 0:
             raise ConfigError("no part of the reward has a weight: set verifier_weight, format_weight or judge_weight")
+
+
+def check_reward_map(levels: int, table: tuple[float, ...], temperature: float | None, *, temperature_key: str) -> None:
+    """Checks what maps a judge's levels to rewards (see `rl.comparison.Scale`).
+
+    Args:
+        levels: of the judge's scale, odd.
+        table: of the levels above 0; empty for none.
+        temperature: of the tanh behind it; None for none.
+        temperature_key: what the caller's field of that temperature is called.
+
+    Raises:
+        ConfigError: the table has another length, does not rise, or is 0 everywhere; the temperature is not a positive number.
+    """
+    highest = levels // 2
+    if table and len(table) != highest:
+        raise ConfigError(f"table={table} must have {highest} values, one for each level above 0")
+    if table and not all(0 <= low <= high <= 1 for low, high in zip((0, *table), table, strict=False)):
+        raise ConfigError(f"table={table} must rise from 0 to 1 at most")
+    if table and not table[-1] > 0:
+        raise ConfigError(f"table={table} makes every reward 0: nothing could be learnt from them")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ConfigError(f"{temperature_key}={temperature} must be positive and finite; None for no temperature")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +101,8 @@ class JudgeConfig:
     most_abstentions: float = 0.2  # share of a step's pairs; more end the run, with everything saved
 
     def __post_init__(self) -> None:
+        check_floats(self)
+        check_reward_map(self.levels, self.table, self.spread, temperature_key="spread")
         if bool(self.url) != bool(self.model):
             raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
         if self.url and not self.url.startswith(("http://", "https://")):
@@ -77,9 +111,11 @@ class JudgeConfig:
             raise ConfigError(f"folder={self.folder!r} and url={self.url!r} are two judges: give one")
         if not 0 <= self.most_abstentions <= 1:
             raise ConfigError(f"most_abstentions={self.most_abstentions} must be between 0 and 1")
-        for name in ("max_tokens", "concurrency", "slots"):
+        for name in ("max_tokens", "concurrency", "slots", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if self.retries < 0:
+            raise ConfigError(f"retries={self.retries} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,12 +142,18 @@ class PolicyConfig:
     keep_right: tuple[int, int] | None = None  # of prompts with a verifier, learn from those with so many right replies only
 
     def __post_init__(self) -> None:
+        check_floats(self)
         for name in ("discount", "trace_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
         if self.value_clip is not None and not self.value_clip > 0:
             raise ConfigError(f"value_clip={self.value_clip} must be positive, or None")
-        for name in ("clip_low", "clip_high", "kl_coefficient", "value_coefficient"):
+        for name in ("clip_low", "clip_high"):
+            if not getattr(self, name) >= MIN_CLIP:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: a ratio that must stay 1 lets nothing be learnt"
+                )
+        for name in ("kl_coefficient", "value_coefficient"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.dual_clip is not None and not self.dual_clip > 1:
@@ -167,6 +209,38 @@ class RLConfig:
             raise ConfigError(f"policy.keep_right={self.policy.keep_right} counts right replies, and no reward has a verifier")
         if self.policy.keep_right is not None and self.policy.keep_right[1] > self.rollout.samples:
             raise ConfigError(f"policy.keep_right={self.policy.keep_right} exceeds rollout.samples={self.rollout.samples}")
+        self._check_advantages()
+
+    def _check_advantages(self) -> None:
+        """Checks that some advantage can be other than 0, whatever the policy writes.
+
+        Raises:
+            ConfigError: all of them are 0, or all of those of a reward.
+        """
+        rollout, policy = self.rollout, self.policy
+        if policy.baseline == "gae":
+            if rollout.prompts * rollout.samples * rollout.max_new_tokens == 1:
+                raise ConfigError(
+                    "rollout.prompts=1, samples=1 and max_new_tokens=1 are one token a step, whose advantage is always 0 once "
+                    "whitened; raise one of them"
+                )
+            return
+        if rollout.samples == 1:
+            raise ConfigError(
+                f"rollout.samples=1 gives policy.baseline={policy.baseline!r} nothing to compare a reply with: every advantage "
+                "would be 0; set rollout.samples to 2 or more, or policy.baseline to 'gae'"
+            )
+        if policy.keep_right is None or (policy.kl_in == "reward" and policy.kl_coefficient):
+            return
+        least, most = policy.keep_right
+        for index, reward in enumerate(self.rewards):
+            # A user's verifier may tell replies apart that are not right; no verifier those that are.
+            equal = least == rollout.samples or (most == 0 and ":" not in reward.verifier)
+            if equal and reward.verifier_weight and not (reward.format_weight or reward.judge_weight or reward.overlong_weight):
+                raise ConfigError(
+                    f"policy.keep_right={policy.keep_right} keeps prompts whose {rollout.samples} replies rewards.{index} "
+                    f"values alike: every advantage would be 0; widen it, or give the reward another part"
+                )
 
     def reward_of(self, source: str) -> RewardConfig:
         """The reward of a source's records.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
 from stepaudio_jax.config.parallel import MeshConfig, Rules
-from stepaudio_jax.config.resolve import ConfigError
+from stepaudio_jax.config.resolve import ConfigError, check_floats
 from stepaudio_jax.config.rl import RLConfig
 
 Part = Literal["encoder", "adaptor", "decoder"]
@@ -37,6 +37,7 @@ class SourceConfig:
     name: str = ""  # shown in metrics; the file's stem when empty
 
     def __post_init__(self) -> None:
+        check_floats(self)
         if self.weight <= 0:
             raise ConfigError(f"weight={self.weight} of source {self.path!r} must be positive")
 
@@ -56,6 +57,7 @@ class AugmentationConfig:
     time_mask_frames: int = 0  # widest mask, in mel frames
 
     def __post_init__(self) -> None:
+        check_floats(self)
         for name in ("max_shift_s", "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
@@ -113,8 +115,10 @@ class OptimizerConfig:
     moment_dtype: FloatDtype = "float32"  # of the first moment (momentum); Adafactor has none
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.muon_learning_rate <= 0:
-            raise ConfigError("learning rates must be positive")
+        check_floats(self)
+        for name in ("learning_rate", "muon_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive: nothing would learn")
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
@@ -141,6 +145,7 @@ class AuxiliaryConfig:
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # name -> its values
 
     def __post_init__(self) -> None:
+        check_floats(self)
         for name, needed in (("ctc_weight", "ctc_words"), ("attribute_weight", "attributes")):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
@@ -164,6 +169,7 @@ class LoRAConfig:
     )
 
     def __post_init__(self) -> None:
+        check_floats(self)
         if self.rank < 0:
             raise ConfigError(f"rank={self.rank} must not be negative")
         if not self.alpha > 0:
@@ -229,6 +235,11 @@ class StageConfig:
             raise ConfigError("lora.rank adapts the decoder, which is in trainable: leave it out there, or set lora.rank=0")
         if not self.trainable and not self.lora.rank:
             raise ConfigError("trainable is empty: nothing would learn")
+        if not self.data.chunks_per_row and "decoder" not in self.trainable and not self.lora.rank:
+            raise ConfigError(
+                f"trainable={self.trainable} is what hears, and data.chunks_per_row=0 leaves it nothing to hear: nothing "
+                "would learn; raise chunks_per_row, or let the decoder learn"
+            )
         if self.objective == "policy":
             self._check_policy()
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from stepaudio_jax.config import check_reward_map
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.verdict import Verdict
 
@@ -25,13 +26,7 @@ class Scale:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        highest = self.levels // 2
-        if self.table and len(self.table) != highest:
-            raise ValueError(f"table={self.table} must have {highest} values, one for each level above 0")
-        if self.table and not all(0 <= low <= high <= 1 for low, high in zip((0, *self.table), self.table, strict=False)):
-            raise ValueError(f"table={self.table} must rise from 0 to 1 at most")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
+        check_reward_map(self.levels, self.table, self.temperature, temperature_key="temperature")
 
     def __call__(self, value: float) -> float:
         """Phi of a pair's value; odd: phi(-x) = -phi(x), exactly."""

@@ -2,10 +2,28 @@
 
 import dataclasses
 import json
+import math
+import typing
 
 import pytest
 
-from stepaudio_jax.config import Config, ConfigError, ModelConfig, build, load_config, override, to_dict
+from stepaudio_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    SourceConfig,
+    StageConfig,
+    build,
+    load_config,
+    override,
+    to_dict,
+)
 
 MINIMAL = {"run_dir": "runs/x", "stages": [{"name": "sft", "steps": 3, "data": {"sources": [{"path": "a.jsonl"}]}}]}
 
@@ -85,6 +103,16 @@ def test_overrides_may_need_each_other(config):
         ("run_dir", "gs://bucket/runs/one", "run_dir='gs://bucket/runs/one' is an address: mount the bucket"),
         ("compute.loss_chunks", "0", "loss_chunks=0 must be positive"),
         ("compute.unroll", "-1", "unroll=-1 must not be negative"),
+        ("stages.sft.optimizer.learning_rate", "0", "learning_rate=0.0 must be positive: nothing would learn"),
+        ("stages.sft.optimizer.muon_learning_rate", "-1e-3", "muon_learning_rate=-0.001 must be positive"),
+        ("stages.sft.optimizer.learning_rate", "1e999", "learning_rate=inf must be finite"),
+        ("stages.sft.optimizer.learning_rate", "1e-60", "learning_rate=1e-60 is 0 in float32"),
+        ("stages.sft.optimizer.learning_rate", "9" * 400, "config.stages.0.optimizer.learning_rate must be at most"),
+        ("stages.sft.rl.judge.table", "(0.0, 0.0, 0.0)", "config.stages.0.rl.judge: table=.* makes every reward 0"),
+        ("stages.sft.rl.judge.table", "(0.5,)", "table=.* must have 3 values"),
+        ("stages.sft.rl.judge.spread", "0.0", "config.stages.0.rl.judge: spread=0.0 must be positive"),
+        ("stages.sft.rl.judge.timeout_s", "0", "timeout_s=0.0 must be positive"),
+        ("stages.sft.rl.judge.retries", "-1", "retries=-1 must not be negative"),
         ("stages.sft.optimizer.b2", "1.0", "b2=1.0 must be at least 0 and less than 1"),
         ("stages.sft.optimizer.eps", "0.0", "eps=0.0 must be positive"),
         ("stages.sft.optimizer.final_learning_rate_fraction", "1.5", "must be between 0 and 1"),
@@ -103,6 +131,87 @@ def test_wrong_overrides_name_the_key(config, key, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         override(config, (key, text))
     assert "\n" not in str(error.value)
+
+
+def sections(config, path=""):
+    """Every dataclass of a configuration, with where it is."""
+    yield path, config
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                yield from sections(part, f"{path}.{field.name}")
+
+
+def test_no_float_of_any_section_may_be_infinite_or_nan_or_nothing_to_float32():
+    """Whatever section is added: its floats, those in tuples, and those that may be None."""
+    kinds = {}
+    rl = {"rewards": [{"format_weight": 1.0}]}
+    config = build(Config, {**MINIMAL, "stages": [{**MINIMAL["stages"][0], "rl": rl}]})
+    for path, section in sections(config):
+        for name, hint in typing.get_type_hints(type(section)).items():
+            if hint in (float, float | None):
+                kinds[f"{path}.{name}"] = (section, name, lambda number: number)
+            elif typing.get_origin(hint) is tuple and float in typing.get_args(hint):
+                kinds[f"{path}.{name}"] = (section, name, lambda number: (number, number))
+    assert {".stages.optimizer.learning_rate", ".stages.rl.judge.table", ".stages.rl.policy.kl_target"} <= kinds.keys()
+    assert {".stages.data.sources.weight", ".stages.rl.rewards.judge_weight", ".model.decoder.rope_theta"} <= kinds.keys()
+    for number in (math.nan, math.inf, -math.inf, 1e39, 1e-50):
+        for section, name, of in kinds.values():
+            with pytest.raises(ConfigError, match=rf"^{name}=.* (must be finite|is 0 in float32)"):
+                dataclasses.replace(section, **{name: of(number)})
+
+
+GROUPS = ("rloo", "grpo", "dr_grpo", "reinforce")
+VERIFIED = RewardConfig(verifier="number", verifier_weight=1.0)
+BY_A_FUNCTION = RewardConfig(verifier="mine:score", verifier_weight=1.0)
+BY_FORM_TOO = RewardConfig(verifier="number", verifier_weight=1.0, format_weight=0.1)
+
+
+def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings):
+    rollout = {name: settings.pop(name) for name in ("prompts", "samples", "max_new_tokens", "temperature") if name in settings}
+    data = DataConfig(sources=(SourceConfig(path="a.jsonl"),), chunks_per_row=chunks)
+    rl = RLConfig(rollout=RolloutConfig(**rollout), rewards=rewards or (VERIFIED,), policy=PolicyConfig(**settings))
+    return StageConfig(name="p", steps=1, objective="policy", data=data, rl=rl, trainable=trainable, lora=LoRAConfig(rank=lora))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"samples": 1, "baseline": name}, f"rollout.samples=1 gives policy.baseline='{name}' nothing") for name in GROUPS),
+        ({"samples": 1, "kl_in": "reward", "kl_coefficient": 0.1}, "rollout.samples=1"),
+        ({"samples": 4, "keep_right": (4, 4)}, r"policy.keep_right=\(4, 4\) keeps prompts whose 4 replies rewards.0"),
+        ({"samples": 4, "keep_right": (0, 0)}, r"policy.keep_right=\(0, 0\) keeps prompts whose 4 replies rewards.0"),
+        ({"samples": 4, "keep_right": (5, 5)}, "exceeds rollout.samples=4"),
+        ({"baseline": "gae", "prompts": 1, "samples": 1, "max_new_tokens": 1}, "one token a step"),
+        ({"temperature": 0.0}, "temperature=0.0 must be at least 0.01"),
+        ({"temperature": 1e-9}, "temperature=1e-09 must be at least 0.01"),
+        ({"clip_low": 0.0}, "clip_low=0.0 must be at least 1e-06"),
+        ({"clip_high": 1e-12}, "clip_high=1e-12 must be at least 1e-06"),
+        ({"trainable": ("adaptor",)}, r"trainable=\('adaptor',\) is what hears, and data.chunks_per_row=0"),
+        ({"trainable": ()}, "trainable is empty"),
+    ],
+)
+def test_a_stage_that_could_learn_nothing_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        policy_stage(**settings)
+
+
+def test_and_what_is_close_to_it_and_can_learn_is_not():
+    policy_stage(samples=2)
+    policy_stage(samples=1, baseline="gae")
+    policy_stage(samples=4, keep_right=(3, 4))
+    policy_stage(samples=4, keep_right=(4, 4), kl_in="reward")
+    policy_stage(samples=4, keep_right=(4, 4), baseline="gae")
+    policy_stage(BY_FORM_TOO, samples=4, keep_right=(4, 4))
+    policy_stage(BY_A_FUNCTION, samples=4, keep_right=(0, 0))
+    policy_stage(trainable=("adaptor",), chunks=1)
+    policy_stage(trainable=("adaptor",), lora=2)
+    of_sums = dataclasses.replace(VERIFIED, sources=("sums",))
+    with pytest.raises(ConfigError, match=r"rewards.1 values alike"):
+        policy_stage(BY_FORM_TOO, of_sums, samples=4, keep_right=(4, 4))
+    with pytest.raises(ConfigError, match=r"keep_right=\(4, 4\)"):
+        policy_stage(BY_A_FUNCTION, samples=4, keep_right=(4, 4))
 
 
 @pytest.mark.parametrize(

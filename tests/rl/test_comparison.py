@@ -1,6 +1,7 @@
 """Rewards from verdicts: antisymmetric by construction, rubrics by HealthBench's arithmetic."""
 
 import itertools
+import math
 
 import pytest
 
@@ -32,7 +33,24 @@ def test_a_scale_rises_and_tables_are_met():
     assert Scale()(1.5) == 0.5
 
 
-@pytest.mark.parametrize("wrong", [{"table": (0.5,)}, {"table": (0.5, 0.4, 1)}, {"table": (0.5, 0.6, 2)}, {"temperature": 0}])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-3, 50.0, 1e6, 1e300])
+def test_a_temperature_of_any_size_presses_between_a_sign_and_the_linear_map(temperature):
+    scale = Scale(temperature=temperature)
+    assert (scale(3), scale(-3), scale(0)) == (1, -1, 0)
+    assert scale(1) == pytest.approx(1.0 if temperature < 1 else 1 / 3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"table": (0.5,)},
+        {"table": (0.5, 0.4, 1)},
+        {"table": (0.5, 0.6, 2)},
+        {"table": (0.0, 0.0, 0.0)},
+        {"table": (0.5, math.nan, 1.0)},
+        *({"temperature": temperature} for temperature in (0, -1.0, math.inf, -math.inf, math.nan)),
+    ],
+)
 def test_a_scale_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Scale(**wrong)
