@@ -10,7 +10,18 @@ from stepaudio_jax.config import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then the configured decay, over a stage of `steps` steps."""
+    """Returns the learning rate of each update: a linear warm-up to `peak`, then the configured decay.
+
+    Update k of a warm-up of n, counted from 1, has `peak * k / n`: the first one has some, and the last one all of it.
+
+    Args:
+        config: the lengths and the kind of decay.
+        peak: the highest learning rate.
+        steps: the updates of the stage.
+
+    Returns:
+        A function of how many updates have been made before.
+    """
     after = max(steps - config.warmup_steps, 1)
     final = peak * config.final_learning_rate_fraction
     decays = {
@@ -18,7 +29,8 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
         "linear": optax.linear_schedule(peak, final, after),
         "cosine": optax.cosine_decay_schedule(peak, after, alpha=config.final_learning_rate_fraction),
     }
-    warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
+    first = peak / max(config.warmup_steps, 1)
+    warmup = optax.linear_schedule(first, peak, max(config.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, decays[config.decay]], [config.warmup_steps])
 
 

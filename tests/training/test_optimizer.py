@@ -33,18 +33,30 @@ def decayed(config, share):
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize(("steps", "warmup_steps"), [(40, 10), (40, 0), (7, 1), (5, 5)])
+@pytest.mark.parametrize(("steps", "warmup_steps"), [(40, 10), (40, 0), (7, 1), (7, 2), (5, 5)])
 def test_schedule_is_a_ramp_and_then_the_decay(decay, steps, warmup_steps):
     config = OptimizerConfig(decay=decay, warmup_steps=warmup_steps, final_learning_rate_fraction=0.2)
     expected = [
-        PEAK * step / warmup_steps if step < warmup_steps else decayed(config, (step - warmup_steps) / (steps - warmup_steps))
+        PEAK * (step + 1) / warmup_steps
+        if step < warmup_steps
+        else decayed(config, (step - warmup_steps) / (steps - warmup_steps))
         for step in range(steps)
     ]
     np.testing.assert_allclose(rates(config, steps), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_a_stage_may_end_within_its_warm_up():
-    np.testing.assert_allclose(rates(OptimizerConfig(warmup_steps=10), 4), PEAK * np.arange(4) / 10, rtol=1e-6)
+    np.testing.assert_allclose(rates(OptimizerConfig(warmup_steps=10), 4), PEAK * np.arange(1, 5) / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_the_first_update_of_a_warm_up_moves_every_parameter(name):
+    config = OptimizerConfig(name=name, learning_rate=1e-3, muon_learning_rate=0.08, warmup_steps=4, weight_decay=0)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=8)
+    parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
+    updates, _ = optimizer.update(parameters, optimizer.init(parameters), parameters)
+    assert float(jnp.abs(updates["bias"]).max()) == pytest.approx(1e-3 / 4, rel=1e-3)
+    assert float(jnp.abs(updates["matrix"]).max()) == pytest.approx({"muon": 0.08}.get(name, 1e-3) / 4, rel=0.4)
 
 
 AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
