@@ -5,6 +5,7 @@ Places that carry no weight may hold anything, if the caller replaces it before 
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -83,19 +84,22 @@ def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: KLKind) -> jax.
 
 
 def kl_loss(logprobs: jax.Array, reference: jax.Array, old_logprobs: jax.Array | None = None) -> jax.Array:
-    """A loss whose value is k3 and whose gradient is that of KL(policy || reference), which is k2's.
+    """Returns a loss whose value is k3 and whose gradient is that of KL(policy || reference), which is k2's: d.
 
-    k1 as a loss has no gradient in expectation, and k3's is that of the KL the other way round.
+    k1 as a loss has no gradient in expectation, and k3's is that of the KL the other way round. Where |d| exceeds 20 nats, the
+    gradient stays at 20 with d's sign, as that of a Huber loss of that width: a policy that is far away is still pulled back,
+    and no token pulls without bound.
 
     Args:
         logprobs: of the policy that learns.
         reference: constants.
         old_logprobs: of the policy that wrote, where it is another one: tokens are then weighted by the ratio of the two.
     """
+    constant = jax.lax.stop_gradient(logprobs)
     reference = jax.lax.stop_gradient(reference)
-    value = jax.lax.stop_gradient(kl_estimate(logprobs, reference, "k3"))
-    slope = kl_estimate(logprobs, reference, "k2")
-    slope -= jax.lax.stop_gradient(slope)  # zero, but for its gradient
+    value = kl_estimate(constant, reference, "k3")
+    pull, _ = log_ratio(constant, reference)
+    slope = pull * (logprobs - constant)  # zero, but for its gradient
     if old_logprobs is None:
         return value + slope
     weight = jax.lax.stop_gradient(jnp.exp(log_ratio(logprobs, old_logprobs)[0]))
@@ -127,7 +131,8 @@ class KLController:
     Attributes:
         coefficient: beta, now.
         target: of the mean KL a sample; None keeps the coefficient.
-        horizon: samples over which it adapts.
+        horizon: samples over which it adapts. More of them at once count as so many: what beta is multiplied by lies between
+            0.8 and 1.2, and beta stays positive.
     """
 
     coefficient: float
@@ -135,8 +140,13 @@ class KLController:
     horizon: int = 10_000
 
     def update(self, kl: float, samples: int) -> None:
-        """Takes the mean KL of so many new samples into account."""
-        if self.target is None:
+        """Multiplies beta by 1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon.
+
+        Args:
+            kl: the mean of the new samples; NaN changes nothing.
+            samples: how many there are.
+        """
+        if self.target is None or math.isnan(kl):
             return
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coefficient *= 1 + error * samples / self.horizon
+        self.coefficient *= 1 + error * min(samples / self.horizon, 1.0)

@@ -1,9 +1,12 @@
 """The objective against float64 numpy, written from the equations, on random inputs with junk where nothing should look."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from stepaudio_jax.rl.aggregation import token_weights
 from stepaudio_jax.rl.objective import (
@@ -95,6 +98,27 @@ def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
         np.testing.assert_allclose(kl_loss(logprobs, reference), kl_estimate(logprobs, reference, "k3"), atol=1e-6)
 
 
+@pytest.mark.parametrize("off_policy", [False, True])
+def test_the_kl_pulls_a_policy_back_from_beyond_the_clamp(off_policy):
+    """Its gradient is that of torch's Huber loss of width 20, in float64; its value is k3 of the clamped difference."""
+    far = np.array([-1e4, -100.0, -25.0, -20.5, -19.5, -1.0, 0.0, 1e-3, 3.0, 19.5, 20.5, 25.0, 100.0, 1e4])
+    reference = np.linspace(-3.0, -0.5, far.size).astype(np.float32)
+    logprobs = (reference + far).astype(np.float32)
+    old = logprobs - np.float32(0.25)
+    found, gradient = jax.value_and_grad(
+        lambda x: jnp.sum(kl_loss(x, jnp.asarray(reference), jnp.asarray(old) if off_policy else None))
+    )(jnp.asarray(logprobs))
+    ours = torch.tensor(wide(logprobs), requires_grad=True)
+    torch.nn.functional.huber_loss(ours, torch.tensor(wide(reference)), delta=20.0, reduction="sum").backward()
+    clamped = np.clip(wide(logprobs) - wide(reference), -20, 20)
+    weight = np.exp(wide(logprobs) - wide(old)) if off_policy else np.ones(far.size)
+    np.testing.assert_allclose(gradient, weight * ours.grad.numpy(), rtol=1e-5, atol=1e-6)
+    assert found == pytest.approx(np.sum(weight * (np.exp(-clamped) - 1 + clamped)), rel=1e-4)
+    beyond = np.abs(far) > 20
+    assert (np.sign(gradient[beyond]) == np.sign(far[beyond])).all(), "towards the reference"
+    assert np.abs(gradient).max() <= 20 * weight.max() * (1 + 1e-6)
+
+
 def test_exponent_is_clamped_and_clamps_are_counted():
     """Unclamped, k3 of a difference of 100 is infinite, and its gradient NaN."""
     far = jnp.asarray([-100.0, 100.0, 0.5])
@@ -178,3 +202,18 @@ def test_the_kl_controller_moves_towards_its_target_and_no_faster_than_a_fifth()
     still = KLController(0.1)
     still.update(9.0, samples=100)
     assert still.coefficient == 0.1
+
+
+@pytest.mark.parametrize("samples", [1, 63, 64, 65, 512, 100_000])
+@pytest.mark.parametrize("kl", [0.0, 0.045, 0.05, 0.0501, 7.0, math.inf, -0.3])
+def test_the_kl_controller_follows_its_equation_and_stays_positive(samples, kl):
+    """Also where a step has more replies than the horizon; a mean of k1 may be below 0."""
+    controller, expected = KLController(0.01, target=0.05, horizon=64), 0.01
+    for _ in range(50):
+        before = controller.coefficient
+        controller.update(kl, samples)
+        expected *= 1 + np.clip(np.float64(kl) / 0.05 - 1, -0.2, 0.2) * min(samples, 64) / 64
+        assert controller.coefficient == pytest.approx(expected, rel=1e-12)
+        assert 0 < 0.8 * before <= controller.coefficient * (1 + 1e-12) <= 1.2 * before * (1 + 2e-12)
+    controller.update(math.nan, samples)
+    assert controller.coefficient == pytest.approx(expected, rel=1e-12)
