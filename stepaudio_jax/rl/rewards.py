@@ -1,6 +1,9 @@
 """What a rollout is worth: verifiers, form, length, and the judge's comparison with the reference reply, on one scale."""
 
 import dataclasses
+import numbers
+import reprlib
+import traceback
 from collections.abc import Sequence
 
 from stepaudio_jax.config import RewardConfig, RLConfig
@@ -8,7 +11,9 @@ from stepaudio_jax.data import DataError, Record
 from stepaudio_jax.rl.comparison import Scale, flips, preference, rubric_reward, rubric_score
 from stepaudio_jax.rl.judge import Judge, Judgement, Pair
 from stepaudio_jax.rl.rollouts import Rollout
-from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty, require_answer
+from stepaudio_jax.rl.verifiers import Verifier, find_verifier, format_reward, overlong_penalty, require_answer
+
+_ROUNDING = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Rewards:
 
         Raises:
             JudgeError: the judge abstained too often.
+            DataError: a verifier failed on a reply, or returned what is no score.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
@@ -96,7 +102,7 @@ class Rewards:
         right = None
         if config.verifier_weight:
             assert rollout.record.answer is not None
-            parts["verifier"] = float(self._verifiers[config.verifier](rollout.written.reply, rollout.record.answer))
+            parts["verifier"] = _score(config.verifier, self._verifiers[config.verifier], rollout)
             right = parts["verifier"] >= 1
         parts["format"] = format_reward(rollout.written)
         if config.overlong_weight:
@@ -118,6 +124,32 @@ class Rewards:
             parts["rubric"] = rubric_reward(rubric, forwards, backwards)
             parts["rubric_score"] = (rubric_score(rubric, forwards.first_met) + rubric_score(rubric, backwards.second_met)) / 2
         return parts
+
+
+def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
+    """Returns what a verifier says of a reply, from 0 to 1.
+
+    It may be any number or truth value, also one of numpy's, jax's or torch's.
+
+    Raises:
+        DataError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and whatever
+            it returns would be learnt from.
+    """
+    record, reply = rollout.record, rollout.written.reply
+    shown = reply if len(reply) <= 60 else f"{reply[:60]}.."
+    where = f"{record.origin}: verifier={name!r} on the reply {shown!r}"
+    try:
+        returned = verifier(reply, record.answer or "")
+    except Exception as error:  # whatever it is, it is the function's own
+        inside = traceback.extract_tb(error.__traceback__)[1:2]  # none where it could not even be called so
+        line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
+        raise DataError(f"{where} raised {type(error).__name__}: {error}{line}") from error
+    value = returned
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # an array without dimensions
+        value = value.item()
+    if not isinstance(value, numbers.Real) or not -_ROUNDING <= value <= 1 + _ROUNDING:
+        raise DataError(f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1")
+    return min(max(float(value), 0.0), 1.0)
 
 
 def _weighted(config: RewardConfig, parts: dict[str, float]) -> float:

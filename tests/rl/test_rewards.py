@@ -1,7 +1,10 @@
 """What a rollout is worth, part by part; and which of them are learnt from."""
 
 import json
+import math
+from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -119,6 +122,66 @@ def test_a_record_without_what_its_reward_needs_is_named():
     numbers = Rewards(RLConfig(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None)
     with pytest.raises(DataError, match=r"file:1: the answer 'seven' must have one number"):
         numbers.require(rollout(answer="seven").record)
+
+
+def returned(value):
+    """A verifier that says `value` of any reply, or raises it."""
+
+    def verifier(reply, answer):
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    return verifier
+
+
+def rewards_by(monkeypatch, verifier):
+    monkeypatch.setattr("tests.rl.small_stage.never", verifier)
+    reward = RewardConfig(verifier="tests.rl.small_stage:never", verifier_weight=2.0)
+    return Rewards(RLConfig(rewards=(reward,)), None)
+
+
+@pytest.mark.parametrize(
+    ("value", "score"),
+    [
+        *((value, 1.0) for value in (True, 1, np.True_, np.int64(1), np.float32(1), 1 + 1e-9)),
+        *((value, 0.0) for value in (False, 0, -0.0, np.False_, -1e-9)),
+        *((value, 0.75) for value in (0.75, np.float16(0.75), np.array(0.75), jnp.float32(0.75), Fraction(3, 4))),
+    ],
+    ids=repr,
+)
+def test_a_verifier_may_return_any_number_from_0_to_1(monkeypatch, value, score):
+    (reward,) = rewards_by(monkeypatch, returned(value))([rollout("so be it")])
+    assert (reward.value, reward.right) == (2 * score, score == 1)
+    assert type(reward.parts["verifier"]) is float
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(math.nan, math.inf, -math.inf, np.float32("nan"), np.array(np.nan), jnp.float32(np.inf)),
+        *(None, "1", "", [1.0], (0.5,), {}, 1.5, -1, 2, np.ones(1), np.array([0.5, 1]), 1j, np.array("1"), Record),
+    ],
+    ids=repr,
+)
+def test_what_a_verifier_returns_that_is_no_score_is_an_error_that_names_it(monkeypatch, value):
+    """And not a reward: a NaN would poison the whole step."""
+    with pytest.raises(DataError) as error:
+        rewards_by(monkeypatch, returned(value))([rollout("so be it", origin="talk.jsonl:7")])
+    assert str(error.value).startswith("talk.jsonl:7: verifier='tests.rl.small_stage:never' on the reply 'so be it' returned ")
+    assert str(error.value).endswith("; it must return True or False, or a number from 0 to 1")
+
+
+def test_a_verifier_that_fails_is_an_error_that_names_it_and_its_line(monkeypatch):
+    message = (
+        r"^file:1: verifier='tests.rl.small_stage:never' on the reply '7' raised KeyError: 'unit' \(.*test_rewards.py:\d+\)$"
+    )
+    with pytest.raises(DataError, match=message):
+        rewards_by(monkeypatch, returned(KeyError("unit")))([rollout()])
+    with pytest.raises(DataError, match=r"raised TypeError: .*takes 1 positional argument but 2 were given$"):
+        rewards_by(monkeypatch, lambda reply: True)([rollout()])
+    with pytest.raises(DataError, match=r"on the reply 'x{60}\.\.' returned '[^ ]{,40}'; it must"):
+        rewards_by(monkeypatch, returned("y" * 300_000))([rollout("x" * 300_000)])
 
 
 def passed(rollouts, old=0.0, reference=0.0, values=0.0):
