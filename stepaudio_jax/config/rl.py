@@ -18,7 +18,7 @@ class RolloutConfig:
     """What the policy writes in one step of a stage."""
 
     prompts: int = 32
-    samples: int = 16  # replies to each prompt
+    samples: int = 16  # replies to each prompt; at least 2, which a baseline other than "gae" compares
     temperature: float = 1.0  # of the policy, in every pass: its log-probabilities are those of the tempered distribution
     max_new_tokens: int = 2048
     slots: int = 64  # replies written side by side
@@ -68,8 +68,11 @@ def check_reward_map(levels: int, table: tuple[float, ...], temperature: float |
         temperature_key: what the caller's field of that temperature is called.
 
     Raises:
-        ConfigError: the table has another length, does not rise, or is 0 everywhere; the temperature is not a positive number.
+        ConfigError: the levels have no middle; the table has another length, does not rise, or is 0 everywhere; or the
+            temperature is not a positive number.
     """
+    if levels < 3 or levels % 2 == 0:
+        raise ConfigError(f"levels={levels} must be odd, and at least 3")
     highest = levels // 2
     if table and len(table) != highest:
         raise ConfigError(f"table={table} must have {highest} values, one for each level above 0")

@@ -102,7 +102,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-5
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # update k of them has k / warmup_steps of the learning rate
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     final_learning_rate_fraction: float = 0.1  # of learning_rate, reached when the stage's last step is done
     b1: float = 0.9

@@ -5,11 +5,14 @@ Places that carry no weight may hold anything, if the caller replaces it before 
 """
 
 import dataclasses
+import logging
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+logger = logging.getLogger(__name__)
 
 _MOST_LOG_RATIO = 20.0  # exp of more is no ratio that a policy can have by a step, and overflows a few times further on
 
@@ -138,6 +141,18 @@ class KLController:
     coefficient: float
     target: float | None = None
     horizon: int = 10_000
+
+    def restore(self, coefficient: float) -> None:
+        """Takes up the coefficient of a checkpoint.
+
+        One below 0, which earlier versions could make and which rewards distance, is not: beta begins anew.
+        """
+        if coefficient >= 0:
+            self.coefficient = coefficient
+        else:
+            logger.warning(
+                "kl_coefficient=%g of the checkpoint is negative: it begins anew at %g", coefficient, self.coefficient
+            )
 
     def update(self, kl: float, samples: int) -> None:
         """Multiplies beta by 1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon.

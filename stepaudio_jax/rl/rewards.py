@@ -1,6 +1,7 @@
 """What a rollout is worth: verifiers, form, length, and the judge's comparison with the reference reply, on one scale."""
 
 import dataclasses
+import math
 import numbers
 import reprlib
 import traceback
@@ -84,7 +85,7 @@ class Rewards:
 
         Raises:
             JudgeError: the judge abstained too often.
-            DataError: a verifier failed on a reply, or returned what is no score.
+            DataError: a verifier failed on a reply, or returned what is no score; or a rubric's weights are too large to add.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
@@ -112,7 +113,12 @@ class Rewards:
             if judgement.verdicts is None:
                 return Reward(None, parts, right)
             parts |= self._judged(rollout, judgement)
-        return Reward(_weighted(config, parts), parts, right)
+        value = _weighted(config, parts)
+        if not math.isfinite(value):
+            raise DataError(
+                f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its rubric's weights huge?"
+            )
+        return Reward(value, parts, right)
 
     def _judged(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
         """Preference always; a rubric's reward and the policy's own score where the record has one."""

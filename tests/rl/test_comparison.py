@@ -43,6 +43,8 @@ def test_a_temperature_of_any_size_presses_between_a_sign_and_the_linear_map(tem
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"levels": 1},
+        {"levels": 4},
         {"table": (0.5,)},
         {"table": (0.5, 0.4, 1)},
         {"table": (0.5, 0.6, 2)},

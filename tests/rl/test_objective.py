@@ -204,6 +204,15 @@ def test_the_kl_controller_moves_towards_its_target_and_no_faster_than_a_fifth()
     assert still.coefficient == 0.1
 
 
+def test_a_coefficient_that_an_earlier_version_made_negative_is_not_taken_up(caplog):
+    controller = KLController(0.01, target=0.05)
+    controller.restore(0.003)
+    assert controller.coefficient == 0.003
+    controller.restore(-0.006)
+    assert controller.coefficient == 0.003
+    assert "kl_coefficient=-0.006 of the checkpoint is negative" in caplog.text
+
+
 @pytest.mark.parametrize("samples", [1, 63, 64, 65, 512, 100_000])
 @pytest.mark.parametrize("kl", [0.0, 0.045, 0.05, 0.0501, 7.0, math.inf, -0.3])
 def test_the_kl_controller_follows_its_equation_and_stays_positive(samples, kl):

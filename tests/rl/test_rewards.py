@@ -91,6 +91,14 @@ def test_a_rubric_takes_the_place_of_preference():
     assert reward.parts["rubric_score"] == pytest.approx(0.4)
 
 
+def test_a_rubric_whose_weights_cannot_be_added_is_an_error():
+    """Their sum is infinite, and infinity over infinity is not a number."""
+    rubric = (Criterion("kind", 1.5e308), Criterion("rude", 1.5e308))
+    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
+    with pytest.raises(DataError, match=r"file:1: the reward of a reply is nan, .*'rubric'"):
+        Rewards(config, judge())([rollout("kind and rude", reference_reply="rude", rubric=rubric)])
+
+
 def test_without_a_verdict_there_is_no_reward():
     config = RLConfig(rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED)
     none, some = Rewards(config, judge())([rollout("abstain", reference_reply="x"), rollout("xx", reference_reply="x")])
@@ -124,6 +132,11 @@ def test_a_record_without_what_its_reward_needs_is_named():
         numbers.require(rollout(answer="seven").record)
 
 
+def mine(reply, answer):
+    """A verifier of the user's, in whose place the tests put others."""
+    return True
+
+
 def returned(value):
     """A verifier that says `value` of any reply, or raises it."""
 
@@ -136,8 +149,8 @@ def returned(value):
 
 
 def rewards_by(monkeypatch, verifier):
-    monkeypatch.setattr("tests.rl.small_stage.never", verifier)
-    reward = RewardConfig(verifier="tests.rl.small_stage:never", verifier_weight=2.0)
+    monkeypatch.setattr("tests.rl.test_rewards.mine", verifier)
+    reward = RewardConfig(verifier="tests.rl.test_rewards:mine", verifier_weight=2.0)
     return Rewards(RLConfig(rewards=(reward,)), None)
 
 
@@ -168,13 +181,13 @@ def test_what_a_verifier_returns_that_is_no_score_is_an_error_that_names_it(monk
     """And not a reward: a NaN would poison the whole step."""
     with pytest.raises(DataError) as error:
         rewards_by(monkeypatch, returned(value))([rollout("so be it", origin="talk.jsonl:7")])
-    assert str(error.value).startswith("talk.jsonl:7: verifier='tests.rl.small_stage:never' on the reply 'so be it' returned ")
+    assert str(error.value).startswith("talk.jsonl:7: verifier='tests.rl.test_rewards:mine' on the reply 'so be it' returned ")
     assert str(error.value).endswith("; it must return True or False, or a number from 0 to 1")
 
 
 def test_a_verifier_that_fails_is_an_error_that_names_it_and_its_line(monkeypatch):
     message = (
-        r"^file:1: verifier='tests.rl.small_stage:never' on the reply '7' raised KeyError: 'unit' \(.*test_rewards.py:\d+\)$"
+        r"^file:1: verifier='tests.rl.test_rewards:mine' on the reply '7' raised KeyError: 'unit' \(.*test_rewards.py:\d+\)$"
     )
     with pytest.raises(DataError, match=message):
         rewards_by(monkeypatch, returned(KeyError("unit")))([rollout()])
