@@ -65,6 +65,7 @@ def _stage_facts(run: LoggedRun, stage: Mapping[str, Any], span: StageSpan | Non
         "records read": _last(run, name, "records"),
         "records skipped": _skipped(run, name),
         "steps skipped": _sum(run, name, "skipped_steps"),
+        "steps with nothing to learn": _sum(run, name, "nothing_to_learn"),
         "last training loss": _last(run, name, "loss/next_token" if _values(run, name, "loss/next_token") else "loss"),
         "last held-out loss": _last(run, name, "evaluation/loss"),
         "last reward": _last(run, name, "reward"),

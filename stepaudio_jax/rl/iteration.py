@@ -28,10 +28,10 @@ from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import Reward, Rewards
 from stepaudio_jax.rl.rollouts import Rollout, roll_out
 from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate, policy_parameters, reference_parameters
-from stepaudio_jax.rl.watch import by_source, rollout_figures
+from stepaudio_jax.rl.watch import pass_figures, rollout_figures
 from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.start import StageStart, keeps_reference
-from stepaudio_jax.training.step import LORA, TrainState
+from stepaudio_jax.training.step import LORA, TrainState, updates_made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,37 +113,41 @@ class Iteration:
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates of a step, and their figures; the given state is used up."""
         policy, began = self._stage.rl.policy, time.perf_counter()
+        moved = updates_made(state) > 0  # else the policy still is the reference
         size = self._stage.rl.rollout.prompts // policy.minibatches * self._stage.rl.rollout.samples
-        shares = [self._pass(state, rollouts, slice(first, first + size)) for first in range(0, len(rollouts), size)]
+        starts = range(0, len(rollouts), size)
+        shares = [self._pass(state, rollouts, slice(first, first + size), moved) for first in starts]
         passed = Passed(*(list(itertools.chain.from_iterable(found)) for found in zip(*map(_lists, shares), strict=True)))
         found = token_advantages(rollouts, rewards, passed, policy, beta=controller.coefficient)
         learning = [self._learning(rollouts, share, found) for share in shares]
         ready = time.perf_counter()
-        updates, moved = [], int(state.step) > 0
-        for epoch, (number, share) in itertools.product(range(policy.epochs), enumerate(shares)):
+        updates, changed = [], Changed(since_it_wrote=np.bool_(False), since_the_start=np.bool_(moved))
+        for _, (number, share) in itertools.product(range(policy.epochs), enumerate(shares)):
             parts = list(zip(share.batches, learning[number], strict=True))
-            since = epoch > 0 or number > 0
-            changed = Changed(since_it_wrote=np.bool_(since), since_the_start=np.bool_(since or moved))
             state, sums, logprobs = self._update(state, parts, beta=controller.coefficient, changed=changed)
             updates.append(sums)
+            if not (sums["skipped_steps"] or sums["nothing_to_learn"]):
+                changed = Changed(since_it_wrote=np.bool_(True), since_the_start=np.bool_(True))
         if not policy.own_pass:  # the only update has passed over the rollouts
             old = shares[0].layout.gather(logprobs)
             passed = Passed(old, passed.reference if moved and keeps_reference(self._stage) else old, passed.values)
         figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
-        figures |= rollout_figures(rollouts, rewards, self._tokenizer) | _pass_figures(rollouts, passed, found)
+        figures |= rollout_figures(rollouts, rewards, self._tokenizer) | pass_figures(rollouts, passed, found)
         if not keeps_reference(self._stage):
             figures = {name: value for name, value in figures.items() if name.partition("/")[0] != "reply_kl"}
         figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}
-        if keeps_reference(self._stage):
+        if keeps_reference(self._stage) and changed.since_it_wrote:  # a step that changed nothing leaves beta as well
             controller.update(figures["reply_kl"], len(rollouts))
         return state, figures | {"seconds/passes": ready - began, "seconds/update": time.perf_counter() - ready}
 
-    def _pass(self, state: TrainState, rollouts: Sequence[Rollout], chosen: slice) -> _Share:
-        """The rollouts of one update in rows, and what policy and reference say of them: 0 where the update finds it itself."""
+    def _pass(self, state: TrainState, rollouts: Sequence[Rollout], chosen: slice, moved: bool) -> _Share:
+        """Puts the rollouts of one update in rows, with what policy and reference say of them (0 where the update says it).
+
+        `moved` is whether the policy has changed since the stage began.
+        """
         layout = Layout(rollouts[chosen], self._stage.data, shared=self._shared)
         whole = layout.batch(self._features, self._tokenizer.special.pad)
         batches, rows = [], []
-        moved = int(state.step) > 0
         for batch in self._on_mesh(whole):
             old = values = np.zeros(batch.tokens.shape, np.float32)
             if self._stage.rl.policy.own_pass:
@@ -212,23 +216,3 @@ def make_judge(config: Config, stage: StageConfig) -> Judge | None:
 
 def _lists(share: _Share) -> tuple[Any, ...]:
     return share.passed.old, share.passed.reference, share.passed.values
-
-
-def _pass_figures(rollouts: Sequence[Rollout], passed: Passed, found: Advantages) -> dict[str, float]:
-    """How far the engine is from the trainer, the policy from the reference, and the values from the returns."""
-    off = [np.abs(old - rollout.sampler_logprobs) for old, rollout in zip(passed.old, rollouts, strict=True)]
-    away = [np.sum(old - reference) for old, reference in zip(passed.old, passed.reference, strict=True)]
-
-    def figures_of(chosen: Sequence[int]) -> dict[str, float]:
-        mismatch = np.concatenate([off[index] for index in chosen])
-        returns = np.concatenate([found.returns[index] for index in chosen])
-        values = np.concatenate([passed.values[index] for index in chosen])
-        figures = {
-            "engine_mismatch": float(np.exp(np.minimum(mismatch, 20)).mean()),
-            "reply_kl": float(np.mean([away[index] for index in chosen])),
-        }
-        if returns.any():
-            figures["explained_variance"] = float(1 - np.var(returns - values) / max(np.var(returns), 1e-9))
-        return figures
-
-    return by_source(rollouts, figures_of)

@@ -32,7 +32,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     Raises:
         InterruptedRunError: SIGTERM came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
-        DataError: a record cannot be used; everything before the step is saved.
+        DataError: a record cannot be used, or a verifier fails; everything before the step is saved.
         ConfigError: no reward is for a record's source; the same.
         JudgeError: the judge abstained too often; everything before the step is saved.
     """
@@ -44,7 +44,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     with contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(start.abstract)
-            controller.coefficient = data_state["kl_coefficient"]
+            controller.restore(data_state["kl_coefficient"])
         else:
             state = start_stage(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
@@ -94,6 +94,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     )
                 if stopping and step < stage.steps:
                     raise _interrupted(stage, step)
+    run.warn_if_unchanged(state)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
 

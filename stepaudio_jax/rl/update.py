@@ -160,8 +160,8 @@ class PolicyUpdate:
             changed: whether the policy is still the one that wrote, and the reference.
 
         Returns:
-            The state after it; the sums over all parts: means, for the weights add up to 1; and what the policy was before, as
-            the log-probabilities [B,T] of the parts one after the other.
+            The state after it; metrics: the sums over all parts, which are means, for the weights add up to 1, and those of
+            `apply_gradients`; and what the policy was before, as the log-probabilities [B,T] of the parts one after the other.
         """
         settings = jnp.float32(beta), jax.tree.map(jnp.bool_, changed)
         carried, logprobs = self.begin(state, *parts[0], *settings), []

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
+from stepaudio_jax.rl.learning import Advantages, Passed
 from stepaudio_jax.rl.rewards import Reward
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import Tokenizer
 
 _SAMPLES_A_STEP = 4
+_ROUNDING = 1e-10  # of float32 returns, as a share of their mean square
 
 
 def rollout_figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer) -> dict[str, float]:
@@ -23,6 +26,40 @@ def rollout_figures(rollouts: Sequence[Rollout], rewards: Sequence[Reward], toke
         rollouts,
         lambda chosen: _figures([rollouts[index] for index in chosen], [rewards[index] for index in chosen], tokenizer),
     )
+
+
+def pass_figures(rollouts: Sequence[Rollout], passed: Passed, advantages: Advantages) -> dict[str, float]:
+    """Returns how far the engine is from the trainer, the policy from the reference, and the values from the returns.
+
+    Explained variance is of the replies that are learnt from alone: an abstained one has no return. See `by_source`.
+    """
+    off = [np.abs(old - rollout.sampler_logprobs) for old, rollout in zip(passed.old, rollouts, strict=True)]
+    away = [np.sum(old - reference) for old, reference in zip(passed.old, passed.reference, strict=True)]
+
+    def figures_of(chosen: Sequence[int]) -> dict[str, float]:
+        mismatch = np.concatenate([off[index] for index in chosen])
+        figures = {
+            "engine_mismatch": float(np.exp(np.minimum(mismatch, 20)).mean()),
+            "reply_kl": float(np.mean([away[index] for index in chosen])),
+        }
+        learnt = [index for index in chosen if advantages.valid[index]]
+        if learnt:
+            returns, values = (np.concatenate([x[index] for index in learnt]) for x in (advantages.returns, passed.values))
+            explained = explained_variance(returns, values)
+            if explained is not None:
+                figures["explained_variance"] = explained
+        return figures
+
+    return by_source(rollouts, figures_of)
+
+
+def explained_variance(returns: NDArray[np.float32], values: NDArray[np.float32]) -> float | None:
+    """Returns 1 - Var(returns - values) / Var(returns) over all tokens [R] at once; None where returns do not differ."""
+    returns, values = returns.astype(np.float64), values.astype(np.float64)
+    variance = np.var(returns)
+    if not variance > _ROUNDING * np.mean(returns**2):
+        return None
+    return float(1 - np.var(returns - values) / variance)
 
 
 def by_source(rollouts: Sequence[Rollout], figures_of: Callable[[Sequence[int]], dict[str, float]]) -> dict[str, float]:

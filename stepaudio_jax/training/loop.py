@@ -161,6 +161,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
+    run.warn_if_unchanged(state)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
 

@@ -9,7 +9,8 @@ import jax
 
 from stepaudio_jax.training.step import Metrics
 
-_COUNTS = ("tokens", "learnt_tokens", "audio_seconds", "skipped_steps")
+_UNCHANGED = ("skipped_steps", "nothing_to_learn")  # 1 in the metrics of a step that changed nothing, and why
+_COUNTS = ("tokens", "learnt_tokens", "audio_seconds", *_UNCHANGED)
 
 
 class Meter:
@@ -77,23 +78,24 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """Of the steps since the last call.
 
-        Means of metrics over the steps that changed something; how many were skipped; tokens, audio seconds and steps a second,
-        in all and a device; the shares of time that data and checkpoints took. `model_flops_utilization` is the share of the
-        devices' peak. `goodput` is the share of this process's time, since the stage began, that went into steps that were not
-        skipped: the rest is compilation, evaluation, checkpoints and waiting for data.
+        Means of metrics over the steps that changed something; how many were skipped, and how many had nothing to learn;
+        tokens, audio seconds and steps a second, in all and a device; the shares of time that data and checkpoints took.
+        `model_flops_utilization` is the share of the devices' peak. `goodput` is the share of this process's time, since the
+        stage began, that went into steps that changed something: the rest is compilation, evaluation, checkpoints and waiting
+        for data.
         """
         steps = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self._metrics)]
         now = time.perf_counter()
         elapsed, devices = now - self._start, jax.device_count()
-        taken = [step for step in steps if not step["skipped_steps"]] or steps
-        skipped = sum(step["skipped_steps"] for step in steps)
-        self._useful += (elapsed - self._waited - self._saved) * (1 - skipped / len(steps))
+        unchanged = {name: sum(step[name] for step in steps) for name in _UNCHANGED}
+        taken = [step for step in steps if not any(step[name] for name in _UNCHANGED)] or steps
+        self._useful += (elapsed - self._waited - self._saved) * (1 - sum(unchanged.values()) / len(steps))
         figures = {name: sum(step[name] for step in taken) / len(taken) for name in taken[0] if name not in _COUNTS}
         for name in ("tokens", "audio_seconds"):
             rate = sum(step[name] for step in steps) / elapsed
             figures |= {f"{name}_per_second": rate, f"{name}_per_second_per_device": rate / devices}
         figures |= {
-            "skipped_steps": skipped,
+            **unchanged,
             "steps_per_second": len(steps) / elapsed,
             "data_wait_share": self._waited / elapsed,
             "checkpoint_wait_share": self._saved / elapsed,

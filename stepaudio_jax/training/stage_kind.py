@@ -1,9 +1,11 @@
 """What a stage of a run is given, and how the stages of an objective are checked and run."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable
 
+import jax
 from jax.sharding import Mesh
 
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
@@ -11,7 +13,10 @@ from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints
 from stepaudio_jax.training.start import StageStart, describe_stage
+from stepaudio_jax.training.step import TrainState, updates_made
 from stepaudio_jax.training.stopping import StopSignal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,20 @@ class StageRun:
     def checkpoints(self) -> StageCheckpoints:
         """The stage's."""
         return StageCheckpoints(self.folder, self.index, self.stage.name, self.config.checkpoint)
+
+    def warn_if_unchanged(self, state: TrainState) -> None:
+        """Logs a warning where no step of the stage changed a parameter.
+
+        Args:
+            state: after its last step.
+        """
+        if updates_made(state) == 0 and jax.process_index() == 0:
+            logger.warning(
+                "stage %r has learnt nothing: none of its %d steps changed a parameter; nothing_to_learn and skipped_steps in "
+                "metrics.jsonl count why",
+                self.stage.name,
+                int(state.step),
+            )
 
 
 @dataclasses.dataclass(frozen=True)

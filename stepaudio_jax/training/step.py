@@ -37,7 +37,7 @@ class TrainState:
     """
 
     step: jax.Array  # i32, steps done in this stage
-    skipped_in_row: jax.Array  # i32, of them the last ones that changed nothing, since something was not finite
+    skipped_in_row: jax.Array  # i32, updates since the last finite one with something to learn; all were not finite
     trainable: Parameters
     frozen: Parameters
     optimizer: Any
@@ -80,10 +80,10 @@ def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: 
     """The step of a stage, not yet jitted.
 
     The batch is cut into `gradient_accumulation` micro-batches by rows; their gradients add up to those of the whole batch.
-    A step whose loss or gradient is not finite changes nothing but the counts of steps.
+    A step whose loss or gradient is not finite, or that has nothing to learn, changes nothing but the counts of steps.
 
-    Metrics are scalars: the loss, the mean of each of its terms, token_accuracy, gradient_norm, skipped_steps (0 or 1), and the
-    batch's tokens, learnt_tokens and audio_seconds.
+    Metrics are scalars: the loss, the mean of each of its terms, token_accuracy, those of `apply_gradients`, and the batch's
+    tokens, learnt_tokens and audio_seconds.
     """
 
     def loss(trainable: Parameters, frozen: Parameters, batch: Batch, weights: Metrics) -> tuple[jax.Array, Metrics]:
@@ -117,26 +117,50 @@ def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: 
 def apply_gradients(
     state: TrainState, gradients: Parameters, loss: jax.Array, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step; where loss or gradient are not finite, only its counts change.
+    """Returns the state after a step, and metrics.
 
-    The second result is gradient_norm, and skipped_steps (0 or 1).
+    Only the counts of the state change where loss or gradient are not finite, and where there is nothing to learn: where every
+    gradient is exactly 0, as it is when no token has weight or all advantages are 0. Momentum and weight decay would move the
+    parameters even then, Muon's by a whole step. The optimizer's state stays as well, and with it the place in the learning
+    rate's schedule, which counts updates and not steps.
+
+    Args:
+        state: before.
+        gradients: of the whole step, like `state.trainable`.
+        loss: of the whole step, a scalar.
+        optimizer: of the stage.
+
+    Returns:
+        The state, and as metrics gradient_norm, skipped_steps (1 where something was not finite, else 0) and nothing_to_learn
+        (1 or 0).
     """
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # Not from the norm: the squares of small gradients are 0 in float32.
+    any_gradient = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients)]))
+    nothing_to_learn = finite & ~any_gradient
+    changes = finite & any_gradient
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
 
-    def unless_skipped(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    def where_changed(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(changes, new, old), new, old)
 
     new_state = TrainState(
         step=state.step + 1,
-        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
-        trainable=unless_skipped(trainable, state.trainable),
+        skipped_in_row=jnp.where(changes, 0, state.skipped_in_row + ~finite),
+        trainable=where_changed(trainable, state.trainable),
         frozen=state.frozen,
-        optimizer=unless_skipped(optimizer_state, state.optimizer),
+        optimizer=where_changed(optimizer_state, state.optimizer),
     )
-    return new_state, {"gradient_norm": norm, "skipped_steps": 1.0 - finite}
+    figures = {"gradient_norm": norm, "skipped_steps": 1.0 - finite, "nothing_to_learn": nothing_to_learn * 1.0}
+    return new_state, figures
+
+
+def updates_made(state: TrainState) -> int:
+    """Returns how many of a stage's updates have changed the parameters: those that the optimizer has counted."""
+    counts = optax.tree.get_all_with_path(state.optimizer, "count")
+    return max(int(count) for _, count in counts)
 
 
 def make_evaluation_step(definition: ModelDefinition, micro_batches: int = 1) -> EvaluationStep:

@@ -45,18 +45,46 @@ def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts
     assert figures["clips_encoded"] == 3  # of six prompts, each answered four times
 
 
-def test_equal_rewards_change_nothing(tmp_path, prompts):
-    config = stage_config(tmp_path, prompts, steps=2)
-    rl = dataclasses.replace(
-        config.stages[0].rl, rewards=(RewardConfig(verifier="tests.rl.small_stage:never", verifier_weight=1.0),)
+def rewarded_by(config, verifier, **optimizer):
+    """The stage with another reward and optimizer."""
+    reward = RewardConfig(verifier=verifier, verifier_weight=1.0)
+    stage = config.stages[0]
+    stage = dataclasses.replace(
+        stage,
+        rl=dataclasses.replace(stage.rl, rewards=(reward,)),
+        optimizer=dataclasses.replace(stage.optimizer, **optimizer),
     )
-    after, steps = run_stage(dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], rl=rl),)))
+    return dataclasses.replace(config, stages=(stage,))
+
+
+def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
+    """In no step: the policy still is the reference in the second one, and no rounding between two programs is taken for a KL.
+
+    Adam would make a whole step even of that; and weight decay needs no gradient at all.
+    """
+    config = stage_config(tmp_path, prompts, steps=2, policy={"kl_target": 0.05})
+    after, steps = run_stage(rewarded_by(config, "tests.rl.small_stage:never", eps=1e-8, weight_decay=0.1))
     assert [figures["reward_std"] for figures in steps] == [0, 0]
-    assert steps[0]["gradient_norm"] == 0
+    for name, value in {"gradient_norm": 0, "kl": 0, "reply_kl": 0, "nothing_to_learn": 1, "kl_coefficient": 0.01}.items():
+        assert [figures[name] for figures in steps] == [value, value], name
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, base().parameters)))
-    # At the second step the reference is not taken for the policy, but computed, by another program.
-    assert abs(steps[1]["reply_kl"]) < 1e-3  # nats, of two dozen tokens
-    assert steps[1]["kl"] < 1e-8
+    assert "stage 'rlvr' has learnt nothing: none of its 2 steps changed a parameter" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_momentum_does_not_move_a_policy_that_has_nothing_to_learn(tmp_path, prompts, name):
+    """After a step that has left momentum; and the step after that is the one that would have come without it."""
+    settings = {"name": name, "eps": 1e-8, "learning_rate": 1e-4, "muon_learning_rate": 1e-3, "weight_decay": 0.1}
+    policy = {"kl_coefficient": 0.0}
+    config = rewarded_by(stage_config(tmp_path, prompts, steps=1, policy=policy), "tests.rl.small_stage:even", **settings)
+    first, (figures,) = run_stage(config)
+    assert figures["nothing_to_learn"] == 0
+    assert not np.array_equal(first["decoder"]["embedding"], base().parameters["decoder"]["embedding"])
+    config = rewarded_by(stage_config(tmp_path, prompts, steps=2, policy=policy), "tests.rl.small_stage:never", **settings)
+    second, lines = run_stage(config)
+    assert [line["nothing_to_learn"] for line in lines] == [0, 1]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, second, first)))
 
 
 def test_a_step_changes_the_policy_and_nothing_frozen(plain):

@@ -74,10 +74,11 @@ def test_every_line_is_on_disk_once_it_is_written(tmp_path):
     writer.close()
 
 
-def step_metrics(loss, tokens=100, audio_seconds=2.0, skipped=0.0):
+def step_metrics(loss, tokens=100, audio_seconds=2.0, skipped=0.0, nothing=0.0):
     return {
         "loss": jnp.float32(loss),
         "skipped_steps": jnp.float32(skipped),
+        "nothing_to_learn": jnp.float32(nothing),
         "tokens": jnp.int32(tokens),
         "learnt_tokens": jnp.float32(10),
         "audio_seconds": jnp.float32(audio_seconds),
@@ -104,6 +105,16 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means():
     figures = meter.figures()
     assert (figures["loss"], figures["skipped_steps"]) == (2.0, 1.0)
     assert [step["skipped_steps"] for step in meter.history] == [0.0, 1.0, 0.0]
+
+
+def test_steps_with_nothing_to_learn_are_counted_and_left_out_of_the_means():
+    meter = Meter(1e12, None)
+    for loss, nothing in ((1.0, 0.0), (0.0, 1.0), (3.0, 0.0), (0.0, 1.0)):
+        meter.add(step_metrics(loss, nothing=nothing))
+    figures = meter.figures()
+    assert (figures["loss"], figures["nothing_to_learn"], figures["skipped_steps"]) == (2.0, 2.0, 0.0)
+    meter.add(step_metrics(0.0, nothing=1.0))
+    assert meter.figures()["loss"] == 0.0, "of none that changed something, the mean of all"
 
 
 def test_paused_time_is_left_out_and_waiting_is_a_share():

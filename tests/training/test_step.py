@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, build
+from stepaudio_jax.training.auxiliary import UNKNOWN
 from stepaudio_jax.training.objective import combine, term_sums, term_weights
-from stepaudio_jax.training.step import HEADS, LORA, make_evaluation_step, make_train_step
+from stepaudio_jax.training.step import HEADS, LORA, make_evaluation_step, make_train_step, updates_made
 from tests.models import torch_reference
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
@@ -170,19 +171,35 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(parameters):
 
 
 def test_weight_decay_touches_matrices_only(parameters):
-    settings = {"learning_rate": 0.1, "weight_decay": 0.5, "decay": "constant"}
+    """With so large an epsilon Adam's own step is nothing beside it: what moves is decayed."""
+    settings = {"learning_rate": 0.1, "weight_decay": 0.5, "decay": "constant", "eps": 1e9}
     config = run_config(optimizer=settings)
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
-    batch = random_batch()
-    batch.loss_weights[:] = 0  # no gradient: what moves is decayed
-    after, metrics = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch)
-    assert float(metrics["loss"]) == 0
+    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, random_batch())
     for path, leaf in jax.tree.leaves_with_path(after.trainable):
         before = state.trainable
         for key in path:
             before = before[key.key]
         factor = 0.95 if path[-1].key == "kernel" else 1.0
-        np.testing.assert_allclose(leaf, factor * before, rtol=1e-6, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(leaf, factor * before, rtol=1e-6, atol=1e-8, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(parameters):
+    """But for the count; and where a single token of one of them has weight, everything."""
+    config = run_config(gradient_accumulation=4, auxiliary=AUXILIARY)
+    definition, optimizer, state = begin(config, 0, SMALL, parameters)
+    step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
+    batch = random_batch(auxiliary=True)
+    empty = dataclasses.replace(batch, loss_weights=np.zeros_like(batch.loss_weights))
+    empty.auxiliary.ctc_weight[:] = 0
+    empty.auxiliary.attributes[:] = UNKNOWN
+    after, metrics = step(state, empty)
+    assert (float(metrics["loss"]), float(metrics["nothing_to_learn"]), int(after.step)) == (0, 1, 1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, (after.trainable, after.optimizer), (state.trainable, state.optimizer)))
+    empty.loss_weights[2, 10] = 1
+    after, metrics = step(state, empty)
+    assert (float(metrics["nothing_to_learn"]), updates_made(after)) == (0, 1)
+    assert not np.array_equal(after.trainable["decoder"]["embedding"], state.trainable["decoder"]["embedding"])
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])

@@ -1,0 +1,104 @@
+"""An update without a gradient changes nothing but the count of steps, whatever momentum and decay would do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepaudio_jax.config import OptimizerConfig
+from stepaudio_jax.training.optimizer import make_optimizer
+from stepaudio_jax.training.step import TrainState, apply_gradients, updates_made
+from tests.end_to_end.runs import run
+
+AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
+CONTRACTED = {"matrix": (0,), "head": (0,), "bias": ()}
+
+
+def equal(ours, theirs):
+    return jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+
+
+def begin(name="adamw"):
+    """A state of three parameters, and a compiled update of it from gradients and a loss."""
+    config = OptimizerConfig(name=name, learning_rate=0.01, warmup_steps=3, weight_decay=0.5)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=10)
+    parameters = {"matrix": jnp.eye(4) + 0.1, "head": jnp.ones((4, 8)), "bias": jnp.ones(4)}
+    state = TrainState(jnp.int32(0), jnp.int32(0), parameters, {}, optimizer.init(parameters))
+    return state, jax.jit(lambda state, gradients, loss: apply_gradients(state, gradients, jnp.float32(loss), optimizer))
+
+
+def zeros(state):
+    return jax.tree.map(jnp.zeros_like, state.trainable)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_without_a_gradient_only_the_count_changes(name):
+    """First of all, and after updates that have left momentum; the next update is then what it would have been."""
+    start, update = begin(name)
+    gradients = jax.tree.map(lambda leaf: 0.3 * leaf, start.trainable)
+    after, metrics = update(start, zeros(start), 0.0)
+    assert (int(after.step), updates_made(after)) == (1, 0)
+    assert (metrics["nothing_to_learn"], metrics["skipped_steps"], metrics["gradient_norm"]) == (1, 0, 0)
+    assert equal((after.trainable, after.optimizer), (start.trainable, start.optimizer))
+
+    moving, metrics = update(start, gradients, 1.0)
+    assert (metrics["nothing_to_learn"], metrics["skipped_steps"]) == (0, 0)
+    assert updates_made(moving) == 1
+    still, _ = update(moving, zeros(moving), 0.0)
+    assert (int(still.step), updates_made(still)) == (2, 1)
+    assert equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
+    straight, late = update(moving, gradients, 1.0)[0], update(still, gradients, 1.0)[0]
+    assert not equal(straight.trainable, moving.trainable)
+    assert equal((late.trainable, late.optimizer), (straight.trainable, straight.optimizer))
+
+
+def test_a_gradient_whose_square_is_nothing_is_still_one():
+    """Its norm is 0 in float32."""
+    state, update = begin()
+    tiny = zeros(state) | {"bias": jnp.full(4, 1e-30)}
+    after, metrics = update(state, tiny, 1.0)
+    assert (metrics["gradient_norm"], metrics["nothing_to_learn"]) == (0, 0)
+    assert updates_made(after) == 1
+
+
+def test_a_row_of_skipped_steps_is_neither_ended_nor_lengthened():
+    """Else a run that diverges would not be noticed where some of its steps have nothing to learn."""
+    state, update = begin()
+    broken = zeros(state) | {"bias": jnp.full(4, jnp.nan)}
+    rows = []
+    for gradients, loss in ((broken, 0.0), (zeros(state), 0.0), (zeros(state), jnp.nan), (zeros(state), 0.0)):
+        state, metrics = update(state, gradients, loss)
+        rows.append((int(state.skipped_in_row), float(metrics["skipped_steps"]), float(metrics["nothing_to_learn"])))
+    assert rows == [(1, 1, 0), (1, 0, 1), (2, 1, 0), (2, 0, 1)]
+    assert updates_made(state) == 0
+    state, _ = update(state, jax.tree.map(jnp.ones_like, state.trainable), 1.0)
+    assert (int(state.skipped_in_row), int(state.step)) == (0, 5)
+
+
+ON_FOUR_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from stepaudio_jax.config import MeshConfig
+from stepaudio_jax.parallel import make_mesh
+from tests.training.test_nothing_to_learn import begin, equal, zeros
+
+mesh = make_mesh(MeshConfig(data=2, fsdp=2))
+state, update = begin()
+cut = lambda leaf: NamedSharding(mesh, P("fsdp", "data") if leaf.ndim == 2 else P())
+state = jax.device_put(state, jax.tree.map(cut, state))
+nothing = zeros(state)
+moving, _ = update(state, jax.tree.map(lambda leaf: 0.3 * leaf, state.trainable), 1.0)
+still, metrics = update(moving, nothing, 0.0)
+assert metrics["nothing_to_learn"] == 1 and equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
+# A gradient that one device alone holds is one for all of them.
+lonely = nothing | {"head": nothing["head"].at[3, 7].set(1.0)}
+after, metrics = update(moving, lonely, 1.0)
+assert metrics["nothing_to_learn"] == 0
+assert not np.array_equal(after.trainable["matrix"], moving.trainable["matrix"])
+print("on", jax.device_count())
+"""
+
+
+def test_on_a_mesh_every_device_decides_alike():
+    ended = run("-c", ON_FOUR_DEVICES, devices=4)
+    assert ended.stdout == "on 4\n", ended.stderr[-3000:]
