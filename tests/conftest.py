@@ -33,6 +33,12 @@ def shared_tokenizer() -> pathlib.Path:
     return _shared_folder("tokenizer")
 
 
+@pytest.fixture(scope="session")
+def shared_benchmarks() -> pathlib.Path:
+    """The folder with outputs of models on benchmarks, and what the official scorers and a careful human say of them."""
+    return _shared_folder("benchmarks")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """What holds for every process of the session: its workers and what the tests start inherit it."""
     if _CACHE not in os.environ:  # a program is then compiled once for all of them

@@ -1,4 +1,7 @@
-"""Rewards that a program can tell: the answer is right, the form is kept, the reply is not too long."""
+"""Rewards that a program can tell: the answer is right, the form is kept, the reply is not too long.
+
+Answers are read by `stepaudio_jax.text.answers`, whose names are here too.
+"""
 
 import importlib
 import re
@@ -6,37 +9,65 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from stepaudio_jax.text import ParsedReply
+from stepaudio_jax.text.answers import (
+    NumberRange,
+    is_choice,
+    letter_of_answer,
+    normalise,
+    number_of_answer,
+    read_choice,
+    read_number,
+    read_yes_or_no,
+)
+
+__all__ = [
+    "VERIFIERS",
+    "NumberRange",
+    "Verifier",
+    "choice",
+    "exact_text",
+    "find_verifier",
+    "format_reward",
+    "is_choice",
+    "letter_of_answer",
+    "normalise",
+    "number",
+    "number_of_answer",
+    "overlong_penalty",
+    "pattern",
+    "read_choice",
+    "read_number",
+    "read_yes_or_no",
+    "require_answer",
+    "yes_or_no",
+]
 
 Verifier = Callable[[str, str], float]
 """(reply, answer of the record) -> 1 or True where the reply is right, down to 0 or False where nothing of it is."""
 
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
-_CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-Z])\)?(?![A-Za-z'])")
-_YES, _NO = ("yes", "true", "是的", "是", "对的", "对"), ("no", "false", "不是", "不对", "不", "否")
-_PUNCTUATION = " \t\n.,;:!?\"'()[]。，！？；：“”"
-
 
 def exact_text(reply: str, answer: str) -> bool:
-    """The same words: capitals, white space and the punctuation around them do not matter."""
-    return _plain(reply) == _plain(answer)
+    """Returns whether reply and answer are the same words.
+
+    Capitals, white space, emphasis, the punctuation around them, and how a character is encoded or shaped do not matter.
+    """
+    return normalise(reply) == normalise(answer)
 
 
 def number(reply: str, answer: str) -> bool:
-    """The last number in the reply is the one in the answer; 1,000 is 1000, 2.50 is 2.5, and units do not matter."""
-    found = _NUMBER.findall(reply)
-    return bool(found) and _value(found[-1]) == _value(_only(_NUMBER, answer, "number"))
+    """Returns whether the number that the reply gives (see `read_number`) is the one of the answer, which may be a range."""
+    return read_number(reply) == number_of_answer(answer)
 
 
 def choice(reply: str, answer: str) -> bool:
-    """The last letter in the reply that stands alone, as B, (B) or B., is the one in the answer."""
-    found = _CHOICE.findall(reply)
-    return bool(found) and found[-1] == _chosen(answer)
+    """Returns whether the reply chooses the option of the answer, by its letter (see `read_choice`) or by its text."""
+    return is_choice(reply, answer)
 
 
 def yes_or_no(reply: str, answer: str) -> bool:
-    """The reply begins with yes or with no (English or Chinese), and the answer with the same one."""
-    said = _polarity(reply)
-    return said is not None and said == _polarity(answer)
+    """Returns whether the reply says the same of yes and no as the answer (see `read_yes_or_no`)."""
+    said = read_yes_or_no(reply)
+    return said is not None and said == read_yes_or_no(answer)
 
 
 def pattern(reply: str, answer: str) -> bool:
@@ -51,10 +82,10 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
 
 _ANSWERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
-        "exact_text": lambda answer: _plain(answer) or None,
-        "number": lambda answer: _only(_NUMBER, answer, "number"),
-        "choice": lambda answer: _chosen(answer),
-        "yes_or_no": lambda answer: _polarity(answer),
+        "exact_text": lambda answer: normalise(answer) or None,
+        "number": number_of_answer,
+        "choice": letter_of_answer,
+        "yes_or_no": read_yes_or_no,
         "pattern": re.compile,
     }
 )
@@ -105,33 +136,3 @@ def overlong_penalty(tokens: int, *, free: int, most: int) -> float:
     if not 0 <= free < most:
         raise ValueError(f"free={free} must lie between 0 and most={most}")
     return -min(max(tokens - free, 0) / (most - free), 1.0)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.strip(_PUNCTUATION).lower().split())
-
-
-def _value(text: str) -> float:
-    return float(text.replace(",", ""))
-
-
-def _only(kind: re.Pattern[str], answer: str, name: str) -> str:
-    """The one thing of its kind in an answer."""
-    found: list[str] = kind.findall(answer)
-    if len(found) != 1:
-        raise ValueError(f"the answer {answer!r} must have one {name}, and has {len(found)}")
-    return found[0]
-
-
-def _chosen(answer: str) -> str:
-    """The letter of an answer; one that is nothing else may be small."""
-    bare = answer.strip(_PUNCTUATION)
-    return bare.upper() if len(bare) == 1 and bare.isascii() and bare.isalpha() else _only(_CHOICE, answer, "letter")
-
-
-def _polarity(text: str) -> bool | None:
-    said = _plain(text)
-    for value, words in ((False, _NO), (True, _YES)):
-        if any(said == word or (said.startswith(word) and said[len(word)] in _PUNCTUATION) for word in words):
-            return value
-    return None

@@ -24,7 +24,22 @@ from stepaudio_jax.text import ParsedReply
         ("choice", "A. No, it is C", "C", True),
         ("choice", "Apples", "A", False),
         ("choice", "BC", "B", False),
-        ("choice", "I think so", "I", True),
+        ("choice", "I think so", "I", False),
+        ("choice", "(B) A dog is barking.", "B", True),
+        ("choice", "(B) A dog is barking.", "A", False),
+        ("choice", "The answer is B. I am sure.", "B", True),
+        ("choice", "B. A woman", "B", True),
+        ("choice", "(b)", "B", True),
+        ("choice", "A dog barking", "(B) A dog barking", True),
+        ("number", "1990-1995", "-1995", False),
+        ("number", "COVID-19", "-19", False),
+        ("number", ".5", "0.5", True),
+        ("number", "about 10-12", "12", False),
+        ("number", "10 to 12", "10-12", True),
+        ("yes_or_no", "**Yes**", "yes", True),
+        ("yes_or_no", "对啊", "对", True),
+        ("yes_or_no", "不是的", "不是", True),
+        ("exact_text", "Cafe\u0301", "Café", True),
         ("yes_or_no", "Yes, it is.", "yes", True),
         ("yes_or_no", "No.", "yes", False),
         ("yes_or_no", "Nobody knows", "no", False),
@@ -51,7 +66,9 @@ def test_verifiers(verifier, reply, answer, right):
         ("exact_text", " ", "no reply can be right"),
         ("number", "seven", "must have one number, and has 0"),
         ("number", "7 or 8", "must have one number, and has 2"),
-        ("choice", "cats", "must have one letter, and has 0"),
+        ("choice", "cats", "must have one letter, and has none that is clear"),
+        ("choice", "A dog barking", "must have one letter, and has none that is clear"),
+        ("number", "10:30", "must have one number, and has 2"),
         ("yes_or_no", "perhaps", "no reply can be right"),
         ("pattern", "(", "is no regular expression"),
     ],
@@ -59,6 +76,15 @@ def test_verifiers(verifier, reply, answer, right):
 def test_an_answer_that_no_reply_can_match_is_told(verifier, answer, problem):
     with pytest.raises(ValueError, match=problem):
         require_answer(verifier, answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "(B)", "(B) A dog barking", "B. A dog", "b) a dog", "(B) It is not A", "（B）狗叫"]
+)
+def test_an_answer_in_the_form_of_benchmarks_is_taken(answer):
+    require_answer("choice", answer)
+    assert find_verifier("choice")("The answer is B.", answer)
+    assert not find_verifier("choice")("The answer is A.", answer)
 
 
 def test_an_answer_for_a_function_of_the_users_may_be_anything():
