@@ -1,5 +1,6 @@
 """Judges behind a real HTTP server: slow, failing, dying; the cache; what they are asked."""
 
+import re
 import time
 
 import pytest
@@ -55,7 +56,7 @@ def test_each_pair_is_judged_in_both_orders(server):
     assert path == "/v1/chat/completions"
     assert body["model"] == "judge"
     question = body["messages"][0]["content"]
-    assert "user: How are you? [sound: tired]" in question
+    assert re.search(r"^([0-9a-f]+) user: How are you\?\n\1 user, sound: tired$", question, re.MULTILINE)
     assert '"a is much better", "a is better"' in question
 
 
