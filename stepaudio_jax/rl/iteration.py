@@ -113,6 +113,7 @@ class Iteration:
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates of a step, and their figures; the given state is used up."""
         policy, began = self._stage.rl.policy, time.perf_counter()
+        described = rollout_figures(rollouts, rewards, self._tokenizer)  # before the state is used up: what fails here is saved
         size = self._stage.rl.rollout.prompts // policy.minibatches * self._stage.rl.rollout.samples
         shares = [self._pass(state, rollouts, slice(first, first + size)) for first in range(0, len(rollouts), size)]
         passed = Passed(*(list(itertools.chain.from_iterable(found)) for found in zip(*map(_lists, shares), strict=True)))
@@ -130,7 +131,7 @@ class Iteration:
             old = shares[0].layout.gather(logprobs)
             passed = Passed(old, passed.reference if moved and keeps_reference(self._stage) else old, passed.values)
         figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
-        figures |= rollout_figures(rollouts, rewards, self._tokenizer) | _pass_figures(rollouts, passed, found)
+        figures |= described | _pass_figures(rollouts, passed, found)
         if not keeps_reference(self._stage):
             figures = {name: value for name, value in figures.items() if name.partition("/")[0] != "reply_kl"}
         figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}
