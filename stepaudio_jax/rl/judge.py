@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.parallel import told_by_first
 from stepaudio_jax.rl.answer_cache import AnswerCache, JudgeAnswer
@@ -129,20 +130,33 @@ class Judge:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask_each(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
-        """Asks what the cache cannot answer, in the first process; returns what went wrong, by key."""
-        said: tuple[dict[str, str], dict[str, Any]] | None = None
+        """Asks what the cache cannot answer, in the first process; returns what went wrong, by key.
+
+        Raises:
+            JudgeError: nothing can be asked, or the cache cannot be written; in every process, for all wait for the first one.
+        """
+        said: tuple[str, dict[str, str], dict[str, Any]] | None = None
         if jax.process_index() == 0:
-            for question in questions:
-                self._begin(question)
-            failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
-            self._asking.clear()
-            keys = {self._key(question) for question in questions} - failures.keys()
-            said = failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
-        failures, answers = told_by_first(said)
+            try:
+                said = "", *self._answers_to(questions)
+            except (OSError, ConfigError) as error:
+                said = str(error), {}, {}
+        problem, failures, answers = told_by_first(said)
+        if problem:
+            raise JudgeError(f"the judge {self._name} cannot be asked: {problem}")
         for key, answer in answers.items():
             if key not in self._answers:
                 self._answers.add(key, JudgeAnswer(**answer))
         return failures
+
+    def _answers_to(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Returns what went wrong, and the answers, both by key and JSON-ready."""
+        for question in questions:
+            self._begin(question)
+        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
+        self._asking.clear()
+        keys = {self._key(question) for question in questions} - failures.keys()
+        return failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
 
     def _ask_together(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
         wanted = {self._key(question): question.text for question in questions}

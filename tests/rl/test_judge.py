@@ -263,6 +263,20 @@ def test_the_key_comes_from_the_environment(server, monkeypatch):
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
 
 
+def test_what_keeps_a_judge_from_being_asked_is_the_judges_error_in_every_process(server, tmp_path, monkeypatch):
+    """A run saves before it, also where several processes wait for the one that asks."""
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(JudgeError, match="cannot be asked: the environment variable JUDGE_KEY holds no key"):
+        make_judge(server, endpoint_settings={"key_variable": "JUDGE_KEY"}).judge(PAIRS)
+
+    def answer_on_a_full_disk(question):
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"an answer")
+
+    with pytest.raises(JudgeError, match=r"cannot be asked: .*No space left on device"):
+        Judge("j", answer_on_a_full_disk, JudgePrompt()).judge(PAIRS)
+
+
 def test_a_cut_answer_and_an_empty_one_abstain():
     answers = iter([JudgeAnswer('{"comparison": "a is better"}', truncated=True), JudgeAnswer("")])
     judge = Judge("j", lambda question: next(answers), JudgePrompt(), concurrency=1, most_abstentions=1.0)

@@ -164,5 +164,7 @@ def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tm
     assert any(answer.text for answer in answers.values())
     ((_, longer),) = judge(["What is 1 plus 4? " * 20])
     assert isinstance(longer, JudgeAnswer)
+    ((_, unspeakable),) = judge(["half a pair: \ud800"])
+    assert isinstance(unspeakable, JudgeError)
     ((_, too_long),) = judge(["What is 1 plus 4? " * 1000])
     assert isinstance(too_long, JudgeError)
