@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import threading
@@ -10,6 +11,8 @@ from typing import BinaryIO
 import jax
 
 from stepaudio_jax.parallel import told_by_first
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +46,27 @@ class AnswerCache:
             self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
 
     def _open(self, file: pathlib.Path) -> None:
-        """Reads the file's answers, and opens it behind the last of them."""
+        """Reads the file's answers, and opens it behind the last of them.
+
+        A line that is no answer is left where it is, with a warning: the judge is asked again.
+        """
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = 0
         if file.exists():
             with file.open("rb") as lines:
-                for line in lines:
+                for number, line in enumerate(lines, 1):
                     if not line.endswith(b"\n"):
                         break  # it was being written when the process died
-                    value = json.loads(line)
-                    if value["text"] is None:
-                        self._answers.pop(value["key"], None)
-                    else:
-                        self._answers[value["key"]] = JudgeAnswer(value["text"], value["truncated"])
                     whole += len(line)
+                    try:
+                        key, answer = _read_line(line)
+                    except ValueError as error:
+                        logger.warning("%s:%d: not an answer of a judge, who is asked again: %s", file, number, error)
+                        continue
+                    if answer is None:
+                        self._answers.pop(key, None)
+                    else:
+                        self._answers[key] = answer
         opened = file.open("r+b" if file.exists() else "wb")
         opened.truncate(whole)
         opened.seek(whole)
@@ -84,3 +94,21 @@ class AnswerCache:
         if self._file is not None:
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
+
+
+def _read_line(line: bytes) -> tuple[str, JudgeAnswer | None]:
+    """Returns the key and the answer of a line of the file; None for an answer that is kept no longer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        value = json.loads(line, parse_int=float)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    match value:
+        case {"key": str(key), "text": None}:
+            return key, None
+        case {"key": str(key), "text": str(text), "truncated": bool(truncated)}:
+            return key, JudgeAnswer(text, truncated)
+    raise ValueError(f"{line[:80]!r} lacks 'key', 'text' or 'truncated'")

@@ -5,15 +5,19 @@ import http.client
 import json
 import os
 import random
+import re
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
 
 _TRY_AGAIN = {408, 409, 425, 429}  # and every 5xx
 _LONGEST_WAIT_S = 60.0
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+MAX_RESPONSE_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +72,15 @@ class Endpoint:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    return _answer(response.read())
+                    return _answer(response.read(MAX_RESPONSE_BYTES + 1))
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}: {_beginning(error)}"
                 if error.code not in _TRY_AGAIN and error.code < 500:
                     raise JudgeError(f"{self.url} refuses the question, {problem}") from None
                 asked = error.headers.get("Retry-After", "")
-                wait_s = min(float(asked), _LONGEST_WAIT_S) if asked.replace(".", "", 1).isdigit() else wait_s
-            except (OSError, http.client.HTTPException, _NoAnswerError) as error:  # no server, a time-out, half an answer
+                wait_s = min(float(asked), _LONGEST_WAIT_S) if _SECONDS.fullmatch(asked) else wait_s
+            # No server, a time-out, half an answer, what is no completion, a redirection to nowhere.
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
         raise JudgeError(f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}")
 
@@ -108,9 +113,26 @@ class _NoAnswerError(ValueError):
 
 
 def _answer(body: bytes) -> JudgeAnswer:
+    """Returns what a chat completion says; a content of null, or of no form that text has, is an empty answer.
+
+    Raises:
+        _NoAnswerError: the body is no chat completion.
+    """
+    if len(body) > MAX_RESPONSE_BYTES:
+        raise _NoAnswerError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
     try:
-        choice = json.loads(body)["choices"][0]
-        text, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError):
+        # As an integer Python reads no number of more than 4300 digits.
+        completion = json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=float)
+        choice = completion["choices"][0]
+        content, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise _NoAnswerError(f"not a chat completion: {body[:200]!r}") from None
-    return JudgeAnswer(text if isinstance(text, str) else "", truncated=reason == "length")
+    return JudgeAnswer(_text(content), truncated=reason == "length")
+
+
+def _text(content: Any) -> str:
+    """Returns the text of a content, which is a string or a list of parts."""
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""

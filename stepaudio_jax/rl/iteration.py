@@ -114,6 +114,7 @@ class Iteration:
         """The updates of a step, and their figures; the given state is used up."""
         policy, began = self._stage.rl.policy, time.perf_counter()
         moved = updates_made(state) > 0  # else the policy still is the reference
+        described = rollout_figures(rollouts, rewards, self._tokenizer)  # before the state is used up: what fails here is saved
         size = self._stage.rl.rollout.prompts // policy.minibatches * self._stage.rl.rollout.samples
         starts = range(0, len(rollouts), size)
         shares = [self._pass(state, rollouts, slice(first, first + size), moved) for first in starts]
@@ -132,7 +133,7 @@ class Iteration:
             old = shares[0].layout.gather(logprobs)
             passed = Passed(old, passed.reference if moved and keeps_reference(self._stage) else old, passed.values)
         figures = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
-        figures |= rollout_figures(rollouts, rewards, self._tokenizer) | pass_figures(rollouts, passed, found)
+        figures |= described | pass_figures(rollouts, passed, found)
         if not keeps_reference(self._stage):
             figures = {name: value for name, value in figures.items() if name.partition("/")[0] != "reply_kl"}
         figures |= {"learnt_from": float(found.valid.mean()), "kl_coefficient": controller.coefficient}

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
+from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.parallel import told_by_first
 from stepaudio_jax.rl.answer_cache import AnswerCache, JudgeAnswer
-from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.rl.judge_prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.rl.verdict import Abstention, Verdict, parse_verdict
 from stepaudio_jax.text import Message
 
@@ -96,7 +97,7 @@ class Judge:
         """Begins to ask about a pair that `judge` will be called with, where the judge can, and returns at once."""
         if self._together or jax.process_index() != 0:
             return
-        for question, _ in self._questions(pair):
+        for question in self._questions(pair):
             self._begin(question)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
@@ -108,16 +109,16 @@ class Judge:
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
         failures = self._ask_together(questions) if self._together else self._ask_each(questions)
-        verdicts = [self._verdict(text, criteria, failures) for text, criteria in questions]
+        verdicts = [self._verdict(question, failures) for question in questions]
         judgements = [Judgement(*both) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
         abstained = [judgement for judgement in judgements if judgement.verdicts is None]
         if len(abstained) > self._most_abstentions * len(judgements):
             sides = (side for one in abstained for side in (one.forwards, one.backwards))
             reasons = ", ".join(sorted({side.reason for side in sides if isinstance(side, Abstention)}))
             first = f"; {next(iter(failures.values()))}" if failures else ""
-            for (text, _), verdict in zip(questions, verdicts, strict=True):
+            for question, verdict in zip(questions, verdicts, strict=True):
                 if isinstance(verdict, Abstention):
-                    self._answers.forget(self._key(text))
+                    self._answers.forget(self._key(question))
             raise JudgeError(
                 f"the judge {self._name} gave no verdict on {len(abstained)} of {len(judgements)} pairs ({reasons}), more than "
                 f"{self._most_abstentions:.0%} of them{first}"
@@ -128,24 +129,37 @@ class Judge:
         """Gives up the questions that wait to be asked."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask_each(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
-        """Asks what the cache cannot answer, in the first process; returns what went wrong, by key."""
-        said: tuple[dict[str, str], dict[str, Any]] | None = None
+    def _ask_each(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
+        """Asks what the cache cannot answer, in the first process; returns what went wrong, by key.
+
+        Raises:
+            JudgeError: nothing can be asked, or the cache cannot be written; in every process, for all wait for the first one.
+        """
+        said: tuple[str, dict[str, str], dict[str, Any]] | None = None
         if jax.process_index() == 0:
-            for text, _ in questions:
-                self._begin(text)
-            failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
-            self._asking.clear()
-            keys = {self._key(text) for text, _ in questions} - failures.keys()
-            said = failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
-        failures, answers = told_by_first(said)
+            try:
+                said = "", *self._answers_to(questions)
+            except (OSError, ConfigError) as error:
+                said = str(error), {}, {}
+        problem, failures, answers = told_by_first(said)
+        if problem:
+            raise JudgeError(f"the judge {self._name} cannot be asked: {problem}")
         for key, answer in answers.items():
             if key not in self._answers:
                 self._answers.add(key, JudgeAnswer(**answer))
         return failures
 
-    def _ask_together(self, questions: Sequence[tuple[str, int]]) -> dict[str, str]:
-        wanted = {self._key(text): text for text, _ in questions}
+    def _answers_to(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Returns what went wrong, and the answers, both by key and JSON-ready."""
+        for question in questions:
+            self._begin(question)
+        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
+        self._asking.clear()
+        keys = {self._key(question) for question in questions} - failures.keys()
+        return failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
+
+    def _ask_together(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
+        wanted = {self._key(question): question.text for question in questions}
         missing = {key: text for key, text in wanted.items() if key not in self._answers}
         self.asked += len(missing)
         keys, failures = list(missing), {}
@@ -156,16 +170,16 @@ class Judge:
                 self._answers.add(keys[index], answer)
         return failures
 
-    def _questions(self, pair: Pair) -> list[tuple[str, int]]:
-        """Both orders, each with the number of criteria."""
+    def _questions(self, pair: Pair) -> list[JudgeQuestion]:
+        """Returns the questions about both orders."""
         orders = ((pair.reply, pair.reference), (pair.reference, pair.reply))
-        return [(self._prompt.fill(pair.dialogue, *order, pair.rubric), len(pair.rubric)) for order in orders]
+        return [self._prompt.question(pair.dialogue, *order, pair.rubric) for order in orders]
 
-    def _begin(self, question: str) -> None:
+    def _begin(self, question: JudgeQuestion) -> None:
         key = self._key(question)
         if key not in self._answers and key not in self._asking:
             self.asked += 1
-            self._asking[key] = self._pool.submit(self._answer, key, question)
+            self._asking[key] = self._pool.submit(self._answer, key, question.text)
 
     def _answer(self, key: str, question: str) -> str:
         """Asks, and keeps the answer at once; returns what went wrong, or nothing. A failure is counted as an abstention."""
@@ -175,12 +189,19 @@ class Judge:
             return str(error)
         return ""
 
-    def _verdict(self, question: str, criteria: int, failures: Container[str]) -> Verdict | Abstention:
+    def _verdict(self, question: JudgeQuestion, failures: Container[str]) -> Verdict | Abstention:
         key = self._key(question)
         if key in failures:
             return Abstention("failed")
         answer = self._answers[key]
-        return parse_verdict(answer.text, levels=self._prompt.levels, criteria=criteria, truncated=answer.truncated)
+        return parse_verdict(
+            answer.text,
+            levels=self._prompt.levels,
+            criteria=question.criteria,
+            truncated=answer.truncated,
+            code=question.code,
+            planted=question.planted,
+        )
 
-    def _key(self, question: str) -> str:
-        return hashlib.sha256(json.dumps([self._name, question]).encode()).hexdigest()
+    def _key(self, question: JudgeQuestion) -> str:
+        return hashlib.sha256(json.dumps([self._name, question.text]).encode()).hexdigest()

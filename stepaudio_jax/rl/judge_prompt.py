@@ -1,78 +1,148 @@
 """What a judge is asked: a template that the user can replace, filled with a dialogue, two replies and the criteria."""
 
+import dataclasses
+import itertools
+import json
 import pathlib
-import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.rl.fence import make_fence, planted_comparisons
 from stepaudio_jax.rl.verdict import comparisons
 from stepaudio_jax.text import Message, TextPart
 
-_NEEDED = {"dialogue", "reply_a", "reply_b", "criteria"}
-_OPTIONAL = {"form", "comparisons"}
+_NEEDED = ("dialogue", "reply_a", "reply_b", "criteria")
+_OPTIONAL = ("form", "comparisons")
+_FENCE = "fence"
 _DEFAULT = pathlib.Path(__file__).with_name("judge_prompt.txt")
-_SOUND = "[sound{transcript}]"
-_MARK = re.compile(r"^(?=[ \t]*===)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeQuestion:
+    """One question to a judge, and what its answer is read with.
+
+    Attributes:
+        text: what the judge is asked.
+        criteria: number of the rubric's criteria.
+        code: that the verdict is asked to carry; None where the template does not ask for it.
+        planted: comparisons that the material itself spells out: a verdict of these that lacks the
+            code may be a quotation.
+    """
+
+    text: str
+    criteria: int = 0
+    code: str | None = None
+    planted: frozenset[str] = frozenset()
 
 
 class JudgePrompt:
     """A judge's template.
 
     Args:
-        path: of a text file with the fields {dialogue}, {reply_a}, {reply_b} and {criteria}, each once, and {form} and
-            {comparisons} at most once: a judge that was trained knows how to answer. A brace of the text itself is written
-            twice. None for the one that comes with the project.
+        path: of a text file with the fields {dialogue}, {reply_a}, {reply_b} and {criteria}, each
+            once; {form} and {comparisons} at most once, for a judge that was trained knows how to
+            answer; and {fence} in every mark: before and behind each reply and behind the dialogue,
+            with no other field between. A brace of the text itself is written twice. None for the
+            one that comes with the project.
         levels: of the scale that the judge is offered.
 
     Raises:
-        ConfigError: naming the file and the field that is missing, unknown or there twice.
+        ConfigError: naming the file and the field that is missing, unknown, there twice or without its fence.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
         self._path = _DEFAULT if path is None else pathlib.Path(path)
         self.template = self._path.read_text(encoding="utf-8")
         self.levels = levels
-        self._comparisons = ", ".join(f'"{text}"' for text in comparisons(levels))
+        self._comparisons = tuple(comparisons(levels))
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
         except ValueError as error:
             raise ConfigError(f"{self._path}: {error}; write a brace of the text itself twice") from None
-        if len(set(fields)) < len(fields) or not _NEEDED <= set(fields) <= _NEEDED | _OPTIONAL:
-            wanted, more, given = (", ".join(f"{{{one}}}" for one in sorted(names)) for names in (_NEEDED, _OPTIONAL, fields))
-            raise ConfigError(f"{self._path}: has the fields {given}; it must have each of {wanted} once, and may have {more}")
+        self._check_fields(fields)
+        self._asks_for_code = "form" in fields
+
+    def _check_fields(self, fields: Sequence[str]) -> None:
+        others = [name for name in fields if name != _FENCE]
+        if len(set(others)) < len(others) or not set(_NEEDED) <= set(others) <= {*_NEEDED, *_OPTIONAL}:
+            present, needed, optional = (_listed(names) for names in (fields, (*_NEEDED, _FENCE), _OPTIONAL))
+            raise ConfigError(
+                f"{self._path}: has the fields {present}; it must have each of {needed}, all but "
+                f"{{{_FENCE}}} once, and may have {optional} once"
+            )
+        pairs = set(itertools.pairwise(fields))
+        for name in ("reply_a", "reply_b"):
+            if (_FENCE, name) not in pairs or (name, _FENCE) not in pairs:
+                raise ConfigError(
+                    f"{self._path}: {{{name}}} needs a {{{_FENCE}}} before and behind it, with no other "
+                    "field between: without it a reply could write the template's own marks; for example "
+                    f"'{{{_FENCE}}} A: {{reply_a}}' on one line, '{{{_FENCE}}} B: {{reply_b}}' on the next "
+                    f"and '{{{_FENCE}}}' on the line behind them"
+                )
+        if ("dialogue", _FENCE) not in pairs:
+            raise ConfigError(
+                f"{self._path}: {{dialogue}} needs a {{{_FENCE}}} behind it, with no other field "
+                "between: without it a turn could write the template's own marks"
+            )
 
     def fill(self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()) -> str:
-        """The question to the judge. Sound is told by its transcript, where there is one.
+        """Returns the text of the question to the judge (see `question`)."""
+        return self.question(dialogue, reply_a, reply_b, rubric).text
 
-        A line of the material that begins as a mark of the template does (`===`) is set in by a space: no reply can end itself,
-        or show another one in its own words.
+    def question(
+        self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()
+    ) -> JudgeQuestion:
+        """Returns the question to the judge. Sound is told by its transcript, where there is one.
+
+        Every turn, every reply and every criterion, the material, stands unaltered behind a mark with
+        the fence: digits of a hash of the material that do not occur in it (`make_fence`). So nothing
+        in the material can be taken for a mark, whatever it holds.
         """
-        criteria, form = "", '{"comparison": ".."}'
+        spoken = [(label, text) for message in dialogue for label, text in _spoken(message)]
+        listed_criteria = [criterion.text for criterion in rubric]
+        material = [*itertools.chain.from_iterable(spoken), reply_a, reply_b, *listed_criteria]
+        fence = make_fence(material)
+        criteria = ""
         if rubric:
-            listed = "\n".join(f"{number}. {_material(criterion.text)}" for number, criterion in enumerate(rubric, 1))
-            criteria = f"\nSay besides, of each criterion and for each reply, whether the reply meets it:\n{listed}\n"
-            form = '{"comparison": "..", "criteria": [{"a": true, "b": false}, ..]}, one entry for each criterion in order,'
-        return self.template.format(
-            dialogue="\n".join(f"{message.role}: {_material(_spoken(message))}" for message in dialogue),
-            reply_a=_material(reply_a),
-            reply_b=_material(reply_b),
+            listed = "\n".join(f"{fence} {number}. {criterion.text}" for number, criterion in enumerate(rubric, 1))
+            heading = "Say besides, of each criterion and for each reply, whether the reply meets it:"
+            criteria = f"\n{heading}\n{listed}\n{fence} end\n"
+        text = self.template.format(
+            fence=fence,
+            dialogue="\n".join(f"{fence} {label}: {text}" for label, text in spoken),
+            reply_a=reply_a,
+            reply_b=reply_b,
             criteria=criteria,
-            form=form,
-            comparisons=self._comparisons,
+            form=_form(fence, with_criteria=bool(rubric)),
+            comparisons=", ".join(f'"{comparison}"' for comparison in self._comparisons),
         )
+        if not self._asks_for_code:
+            return JudgeQuestion(text, len(rubric))
+        return JudgeQuestion(text, len(rubric), fence, planted_comparisons(material, self._comparisons))
 
 
-def _material(text: str) -> str:
-    return _MARK.sub(" ", text)
+def _form(fence: str, *, with_criteria: bool) -> str:
+    code = json.dumps(fence)
+    if not with_criteria:
+        return f'{{"comparison": "..", "code": {code}}}'
+    return (
+        f'{{"comparison": "..", "criteria": [{{"a": true, "b": false}}, ..], "code": {code}}}, '
+        'one entry of "criteria" for each criterion in order,'
+    )
 
 
-def _spoken(message: Message) -> str:
-    said = []
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
+
+
+def _spoken(message: Message) -> Iterator[tuple[str, str]]:
+    """Yields (who speaks, what is said) of each part of a turn."""
     for part in message.parts:
         if isinstance(part, TextPart):
-            said.append(part.text)
+            yield message.role, part.text
+        elif part.transcript:
+            yield f"{message.role}, sound", part.transcript
         else:
-            said.append(_SOUND.format(transcript=f": {part.transcript}" if part.transcript else ""))
-    return " ".join(said)
+            yield f"{message.role}, sound without a transcript", ""

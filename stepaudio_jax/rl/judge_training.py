@@ -39,14 +39,16 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
         verdict: dict[str, Any] = {"comparison": named[level]}
         if record.rubric:
             verdict["criteria"] = [{"a": a, "b": b} for a, b in zip(first_meets, second_meets, strict=True)]
-        question = prompt.fill(record.messages, first, second, record.rubric)
+        question = prompt.question(record.messages, first, second, record.rubric)
+        if question.code is not None:
+            verdict["code"] = question.code
         answer = {"role": "assistant", "content": json.dumps(verdict)}
         if first_critique is not None:
             answer["reasoning_content"] = f"A: {first_critique}\nB: {second_critique}"
         yield {
             "id": f"{record.id}-{'ab'[order]}",
             "source": record.source,
-            "messages": [{"role": "user", "content": question}, answer],
+            "messages": [{"role": "user", "content": question.text}, answer],
         }
 
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig
-from stepaudio_jax.data import DataError, check_sizes
+from stepaudio_jax.data import check_sizes
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.endpoint import server_key
 from stepaudio_jax.rl.iteration import Iteration
@@ -21,6 +22,7 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.step import TrainState
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
 
 _LOOKED_AT, _READ = 256, 8  # records of a source looked at before anything is written, and those of them whose clips are read
@@ -32,9 +34,14 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     Raises:
         InterruptedRunError: SIGTERM came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
-        DataError: a record cannot be used, or a verifier fails; everything before the step is saved.
-        ConfigError: no reward is for a record's source; the same.
-        JudgeError: the judge abstained too often; everything before the step is saved.
+        DataError: a record cannot be used, or a verifier fails.
+        ConfigError: no reward is for a record's source.
+        JudgeError: the judge abstained too often.
+
+    Before these three and any other error, everything up to the last whole step is saved, with two
+    exceptions. Of several processes one alone may have failed, and saving is the work of all: they
+    save before a JudgeError, which all of them raise. And an update that failed once it had begun has
+    used up the state before it: then the newest checkpoint is what there is.
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
     checkpoints, policy = run.checkpoints(), stage.rl.policy
@@ -59,30 +66,35 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
             contextlib.closing(samples),
             progress_bar(stage.name, stage.steps, done) as bar,
         ):
-            for step in range(done + 1, stage.steps + 1):
 
-                def save() -> None:
-                    checkpoints.save(state, {"kl_coefficient": controller.coefficient}, {})  # noqa: B023
+            def save() -> None:
+                checkpoints.save(state, {"kl_coefficient": controller.coefficient}, {})
 
+            @contextlib.contextmanager
+            def saving_first() -> Iterator[None]:
                 try:
-                    rollouts, rewards, seconds = iteration.write(state, step)
-                except JudgeError:
-                    save()
-                    raise
-                except (DataError, ConfigError):
-                    if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
+                    yield
+                except Exception as error:
+                    together = jax.process_count() == 1 or isinstance(error, JudgeError)
+                    if together and not _is_used_up(state):
                         save()
                     raise
+
+            for step in range(done + 1, stage.steps + 1):
+                with saving_first():
+                    rollouts, rewards, seconds = iteration.write(state, step)
                 if run.stop.received(earlier + step, within=True):  # replies are written again, as they were
                     save()
                     raise _interrupted(stage, step - 1)
-                state, figures = iteration.learn(state, rollouts, rewards, controller)
+                with saving_first():
+                    state, figures = iteration.learn(state, rollouts, rewards, controller)
                 figures |= seconds
                 state = dataclasses.replace(state, step=state.step + 1)
                 bar.update()
                 bar.set_postfix({name: f"{figures[name]:.3f}" for name in ("reward", "reply_tokens") if name in figures})
-                writer.write(step, figures)
-                samples.write(step, rollouts, rewards)
+                with saving_first():
+                    writer.write(step, figures)
+                    samples.write(step, rollouts, rewards)
                 stopping = run.stop.received(earlier + step)
                 diverged = int(state.skipped_in_row) > config.skipped_steps_allowed
                 every = config.checkpoint.every_steps
@@ -96,6 +108,11 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise _interrupted(stage, step)
     run.warn_if_unchanged(state)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
+
+
+def _is_used_up(state: TrainState) -> bool:
+    """Returns whether an update has taken the state's arrays for its own."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def _interrupted(stage: StageConfig, step: int) -> InterruptedRunError:

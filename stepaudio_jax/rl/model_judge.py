@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from stepaudio_jax.config import LengthConvention
 from stepaudio_jax.generation import Engine, GenerationError, LoadedModel, Prompt, Sampling, engine_for, hear_prompt
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
-from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
+from stepaudio_jax.text import Message, TextError, TextPart, Tokenizer, parse_reply, render_prompt
 
 
 class ModelJudge:
@@ -25,13 +25,18 @@ class ModelJudge:
         self.name = f"{model.folder}, {model.compute.dtype}, {max_tokens} tokens"
 
     def __call__(self, questions: Sequence[str]) -> Iterator[tuple[int, JudgeAnswer | JudgeError]]:
-        """Each question's index and answer, in the order in which they are ready; an error for one that does not fit a slot."""
-        if not questions:
+        """Each question's index and answer, as each is ready; an error for one that no tokens spell or that fits no slot."""
+        prompts: dict[int, Prompt] = {}
+        for index, question in enumerate(questions):
+            try:
+                prompts[index] = _prompt(question, self._model.tokenizer, self._model.config.length_convention)
+            except TextError as error:
+                yield index, JudgeError(str(error))
+        if not prompts:
             return
-        prompts = [_prompt(question, self._model.tokenizer, self._model.config.length_convention) for question in questions]
-        engine = self._engine_for(prompts)
+        engine = self._engine_for(list(prompts.values()))
         asked: dict[int, int] = {}
-        for index, prompt in enumerate(prompts):
+        for index, prompt in prompts.items():
             try:
                 (request,) = engine.submit(prompt, [self._sampling])
             except GenerationError as error:

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 AbstentionReason = Literal[
     "empty",
-    "no_verdict",  # no JSON object with the key "comparison"
-    "contradiction",  # several of them, which do not say the same
+    "no_verdict",  # does not end with a JSON object that has the key "comparison"
+    "quoted",  # it may be a quotation: another code than the question's, or none where the material spells out the same
     "unknown_comparison",  # none of the levels
     "bad_criteria",  # not one {"a": true or false, "b": ..} for each criterion
     "truncated",  # the judge's answer was cut at its limit of length
@@ -30,7 +31,9 @@ _STEPS: Mapping[str, int] = MappingProxyType(
 )
 _KEPT: Mapping[int, tuple[int, ...]] = MappingProxyType({3: (-2, 0, 2), 5: (-3, -2, 0, 2, 3), 7: (-3, -2, -1, 0, 1, 2, 3)})
 LEVELS = tuple(_KEPT)
-_MOST_OBJECTS = 64  # looked at in one answer
+MAX_VERDICT_CHARACTERS = 32_768  # of the object; what is longer is none, so that reading takes bounded time
+_MAX_DEPTH = 3  # an object that has a list of objects
+_BACKWARDS = re.compile(r'"(\\*)|[{}\[\]]')  # in reversed text: a quotation mark and the backslashes before it, or a bracket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,35 +70,56 @@ def comparisons(levels: int) -> dict[str, int]:
     return {text: steps.index(step) - len(steps) // 2 for text, step in texts}
 
 
-def parse_verdict(text: str, *, levels: int, criteria: int = 0, truncated: bool = False) -> Verdict | Abstention:
-    """Reads a judge's answer.
+def parse_verdict(
+    text: str,
+    *,
+    levels: int,
+    criteria: int = 0,
+    truncated: bool = False,
+    code: str | None = None,
+    planted: Container[str] = frozenset(),
+) -> Verdict | Abstention:
+    """Reads a judge's answer. Raises nothing, whatever it holds, and takes bounded time.
 
-    The answer may reason first. Its verdict is a JSON object {"comparison": one of `comparisons`, "criteria": [{"a": true, "b":
-    false}, ..]}; capitals and white space around the comparison do not matter, anything else does.
+    The answer may reason first. The last thing in it is the verdict, or there is none: a JSON object {"comparison": one of
+    `comparisons`, "criteria": [{"a": true, "b": false}, ..], "code": ".."}. Only white space and the backticks that close a
+    Markdown block may follow. What comes before, other verdicts included, is not looked at. Capitals and white space around the
+    comparison do not matter, anything else does.
 
     Args:
         text: what the judge wrote.
         levels: of the scale.
-        criteria: of the rubric; 0 where there is none.
+        criteria: number of the rubric's criteria; 0 where there is none.
         truncated: whether the answer was cut at its limit of length.
+        code: of the question, which no part of the material can hold. A verdict with another one is not the judge's; one
+            without any counts, unless the material spells it out too. None where the judge was not asked for a code.
+        planted: the comparisons that the material spells out.
     """
     if truncated:
         return Abstention("truncated")
     if not text.strip():
         return Abstention("empty")
-    said = [value for value in _objects(text) if "comparison" in value]
-    if not said:
+    value = _last_object(text)
+    if value is None or "comparison" not in value:
         return Abstention("no_verdict")
-    if any(value != said[0] for value in said):
-        return Abstention("contradiction")
-    comparison = said[0]["comparison"]
-    level = comparisons(levels).get(comparison.strip().lower()) if isinstance(comparison, str) else None
+    comparison = value["comparison"]
+    comparison = comparison.strip().lower() if isinstance(comparison, str) else ""
+    level = comparisons(levels).get(comparison)
     if level is None:
         return Abstention("unknown_comparison")
-    met = _met(said[0].get("criteria", []), criteria)
+    if code is not None and not _is_signed(value, code, without_code=comparison not in planted):
+        return Abstention("quoted")
+    met = _met(value.get("criteria", []), criteria)
     if met is None:
         return Abstention("bad_criteria")
     return Verdict(level, *met)
+
+
+def _is_signed(verdict: Mapping[str, Any], code: str, *, without_code: bool) -> bool:
+    """Returns whether a verdict carries the code, or none where it may be `without_code`."""
+    if "code" not in verdict:
+        return without_code
+    return isinstance(verdict["code"], str) and verdict["code"].strip().lower() == code
 
 
 def _met(value: Any, criteria: int) -> tuple[tuple[bool, ...], tuple[bool, ...]] | None:
@@ -107,22 +131,54 @@ def _met(value: Any, criteria: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]
     return tuple(item["a"] for item in value), tuple(item["b"] for item in value)
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    return value if len(value) == len(pairs) else {key: [given for name, given in pairs if name == key] for key in value}
+def _last_object(text: str) -> dict[str, Any] | None:
+    """Returns the JSON object that a text ends with, or None; of a key given twice, both values, in a list."""
+    ending = text.rstrip().rstrip("`").rstrip()[-MAX_VERDICT_CHARACTERS:]
+    start = _start_of_last_object(ending)
+    if start is None:
+        return None
+    try:
+        # Numbers are kept as they are written: nothing here needs their value, and Python converts no more than 4300 digits.
+        return json.loads(  # type: ignore[no-any-return]
+            ending[start:],
+            object_pairs_hook=_unambiguous,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=str,
+        )
+    except json.JSONDecodeError:
+        return None
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text that stand for themselves, in order; of a key given twice, both values, in a list."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unambiguous)
-    found: list[dict[str, Any]] = []
-    place = text.find("{")
-    while place >= 0 and len(found) < _MOST_OBJECTS:
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError):
-            end = place + 1
+def _start_of_last_object(text: str) -> int | None:
+    """Returns where the object that a text ends with begins, or None where it ends otherwise or nests too deeply.
+
+    Brackets are matched from the end, in one pass: outside of strings each one that closes goes a level down and each one that
+    opens comes a level up. A quotation mark behind an odd number of backslashes is part of a string.
+    """
+    if not text.endswith("}"):
+        return None
+    depth, in_string = 0, False
+    for match in _BACKWARDS.finditer(text[::-1]):
+        char = match[0][0]
+        if char == '"':
+            in_string ^= len(match[1]) % 2 == 0
+        elif in_string:
+            continue
+        elif char in "}]":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                return None
         else:
-            found.append(value)
-        place = text.find("{", end)
-    return found
+            depth -= 1
+            if depth == 0:
+                return len(text) - 1 - match.start() if char == "{" else None
+    return None
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the pairs as a dict; of a key that is given several times, all values, in a list."""
+    values: dict[str, list[Any]] = {}
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    return {key: several if len(several) > 1 else several[0] for key, several in values.items()}

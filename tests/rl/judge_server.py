@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 
 
@@ -53,10 +54,17 @@ class JudgeServer:
 
 def answer(body):
     question = body["messages"][0]["content"]
-    first = question.split("=== reply A ===\n")[1].split("\n=== reply B ===")[0]
-    second = question.split("=== reply B ===\n")[1].split("\n=== end ===")[0]
+    first, second, code = replies_and_code(question)
     better = "a is better" if len(first) > len(second) else "b is better" if len(first) < len(second) else "both are equal"
     verdict = {"comparison": better}
     if "Say besides" in question:
         verdict["criteria"] = [{"a": "ok" in first, "b": "ok" in second}]
-    return f"Thinking.\n{json.dumps(verdict)}"
+    return f"Thinking.\n{json.dumps(verdict | {'code': code})}"
+
+
+def replies_and_code(question):
+    """Returns what a question in the project's template shows as reply A and reply B, and its code."""
+    code = re.search(r"The code of this question is ([0-9a-f]+)\.", question)[1]
+    first = question.split(f"=== reply A {code} ===\n")[1].split(f"\n=== reply B {code} ===\n")[0]
+    second = question.split(f"=== reply B {code} ===\n")[1].split(f"\n=== end {code} ===\n")[0]
+    return first, second, code

@@ -43,11 +43,23 @@ def test_both_orders_have_the_verdict_that_is_true_of_them(tmp_path, levels):
     prompt = JudgePrompt(levels=levels)
     (record,) = read_jsonl(records(tmp_path, preference(**RUBRIC, margin=1)))
     dialogues = list(judge_dialogues(record, prompt))
-    verdicts = [parse_verdict(one["messages"][1]["content"], levels=levels, criteria=2) for one in dialogues]
-    assert verdicts == [Verdict(1, (True, False), (False, False)), Verdict(-1, (False, False), (True, False))]
-    for one, order in zip(dialogues, (("good 0", "bad 0"), ("bad 0", "good 0")), strict=True):
-        question = one["messages"][0]["content"]
-        assert question == prompt.fill(record.messages, *order, record.rubric)
+    right = (Verdict(1, (True, False), (False, False)), Verdict(-1, (False, False), (True, False)))
+    orders = (("good 0", "bad 0"), ("bad 0", "good 0"))
+    for one, order, verdict in zip(dialogues, orders, right, strict=True):
+        asked, answered = (message["content"] for message in one["messages"])
+        question = prompt.question(record.messages, *order, record.rubric)
+        assert asked == question.text
+        assert parse_verdict(answered, levels=levels, criteria=2, code=question.code) == verdict
+        assert json.loads(answered)["code"] == question.code
+
+
+def test_a_judge_of_a_template_that_asks_for_no_code_learns_none(tmp_path):
+    (record,) = read_jsonl(records(tmp_path, preference()))
+    dialogues = judge_dialogues(record, JudgePrompt("configs/tiny_judge.txt", levels=3))
+    assert [json.loads(one["messages"][1]["content"]) for one in dialogues] == [
+        {"comparison": "a is better"},
+        {"comparison": "b is better"},
+    ]
 
 
 def test_critiques_are_what_the_judge_reasons_in_the_order_of_the_replies(tmp_path):
@@ -131,7 +143,7 @@ def test_of_equal_replies_a_judge_should_say_so(tmp_path):
         return JudgeAnswer(json.dumps({"comparison": comparison}))
 
     template = tmp_path / "prompt.txt"
-    template.write_text("{dialogue} A: {reply_a} B: {reply_b} {criteria}", encoding="utf-8")
+    template.write_text("{dialogue} {fence} A: {reply_a} {fence} B: {reply_b} {fence} {criteria}", encoding="utf-8")
     report = report_on(Judge("scripted", ask, JudgePrompt(template)), list(read_jsonl(source)))
     assert report.agreement == 0.5
     assert not report.calibration
@@ -140,7 +152,8 @@ def test_of_equal_replies_a_judge_should_say_so(tmp_path):
 def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tmp_path):
     model = base()
     template = tmp_path / "prompt.txt"
-    template.write_text("{dialogue} {reply_a} {reply_b} {criteria} {form} {comparisons}", encoding="utf-8")
+    fields = "{dialogue} {fence} {reply_a} {fence} {reply_b} {fence} {criteria} {form} {comparisons}"
+    template.write_text(fields, encoding="utf-8")
     judge = ModelJudge(model, slots=4, max_tokens=24)
     judged = Judge(judge.name, judge, JudgePrompt(template), together=True, most_abstentions=1.0)
     report = report_on(judged, list(read_jsonl(records(tmp_path, preference(0), preference(1)))))
@@ -151,5 +164,7 @@ def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tm
     assert any(answer.text for answer in answers.values())
     ((_, longer),) = judge(["What is 1 plus 4? " * 20])
     assert isinstance(longer, JudgeAnswer)
+    ((_, unspeakable),) = judge(["half a pair: \ud800"])
+    assert isinstance(unspeakable, JudgeError)
     ((_, too_long),) = judge(["What is 1 plus 4? " * 1000])
     assert isinstance(too_long, JudgeError)

@@ -8,6 +8,9 @@ import pytest
 
 from stepaudio_jax.config import CheckpointConfig, ConfigError, JudgeConfig, LoRAConfig, RewardConfig
 from stepaudio_jax.rl import POLICY_STAGE
+from stepaudio_jax.rl.iteration import Iteration
+from stepaudio_jax.rl.rewards import Rewards
+from stepaudio_jax.rl.watch import SampleWriter
 from stepaudio_jax.training.stopping import InterruptedRunError, StopSignal
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
@@ -181,6 +184,54 @@ def test_a_notice_while_replies_are_written_stops_before_the_step_and_loses_noth
     after, again = run_stage(stopped)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
     assert [line["loss"] for line in again] == [line["loss"] for line in figures]
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError])
+def test_whatever_ends_a_run_saves_first(tmp_path, prompts, monkeypatch, error):
+    def fail(rewards, record):
+        raise error("as no one expected")
+
+    monkeypatch.setattr(Rewards, "require", fail)
+    config = stage_config(tmp_path, prompts, steps=1)
+    with pytest.raises(error, match="as no one expected"):
+        run_stage(dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=0)))
+    assert (tmp_path / "run" / "checkpoints" / "0_rlvr" / "0").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "steps_saved"), [("rewards", 1), ("before the update", 1), ("after the update", None), ("samples", 2)]
+)
+def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts, monkeypatch, where, steps_saved):
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole, _ = run_stage(stage_config(tmp_path / "whole", prompts, steps=3))
+    broken = stage_config(tmp_path / "broken", prompts, steps=3)
+    calls = []
+
+    def failing(method, *, late=False):
+        def call(*arguments):
+            calls.append(None)
+            result = method(*arguments) if late or len(calls) != 2 else None
+            if len(calls) == 2:
+                raise RuntimeError("in the second step")
+            return result
+
+        return call
+
+    with monkeypatch.context() as patched:
+        if where == "rewards":
+            patched.setattr(Rewards, "__call__", failing(Rewards.__call__))
+        elif where == "samples":
+            patched.setattr(SampleWriter, "write", failing(SampleWriter.write))
+        else:
+            patched.setattr(Iteration, "learn", failing(Iteration.learn, late=where == "after the update"))
+        with pytest.raises(RuntimeError, match="in the second step"):
+            run_stage(dataclasses.replace(broken, checkpoint=CheckpointConfig(every_steps=0)))
+    saved = [int(path.name) for path in (tmp_path / "broken" / "run" / "checkpoints" / "0_rlvr").glob("[0-9]*")]
+    assert saved == ([] if steps_saved is None else [steps_saved])
+    after, _ = run_stage(broken)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
 
 
 def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):

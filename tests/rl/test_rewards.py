@@ -16,6 +16,7 @@ from stepaudio_jax.rl.learning import Passed, loss_weights, token_advantages
 from stepaudio_jax.rl.rewards import Reward, Rewards
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
+from tests.rl.judge_server import replies_and_code
 
 HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
 
@@ -36,11 +37,11 @@ def rollout(reply="7", *, group=0, tokens=4, reasoning="so", problems=(), **reco
 
 def longer_is_better(question):
     """Prefers the longer reply; abstains where one says so."""
-    first, second = (question.split(f"=== reply {name} ===\n")[1].split("\n===")[0] for name in "AB")
+    first, second, code = replies_and_code(question)
     if "abstain" in question:
         return JudgeAnswer("no")
     comparison = "both are equal" if len(first) == len(second) else f"{'a' if len(first) > len(second) else 'b'} is better"
-    verdict = {"comparison": comparison}
+    verdict = {"comparison": comparison, "code": code}
     if "Say besides" in question:
         verdict["criteria"] = [{"a": "kind" in first, "b": "kind" in second}, {"a": "rude" in first, "b": "rude" in second}]
     return JudgeAnswer(json.dumps(verdict))

@@ -1,0 +1,50 @@
+"""How long the reading of a judge's answers takes: `python -m benchmarks.judge_parser` (CPU, seconds).
+
+Draws the answers of the test's kinds (`tests/rl/judge_answers.py`), and prints the slowest and the mean in milliseconds of the
+process's own time, so that other programs on the machine do not count.
+"""
+
+import argparse
+import collections
+import random
+import time
+
+from stepaudio_jax.rl.verdict import parse_verdict
+
+_HUGE = {
+    "500 kB of braces": "{" * 500_000,
+    "500 kB of braces, closed": "{" * 250_000 + "}" * 250_000,
+    "500 kB of objects in objects": '{"a":' * 83_000 + "1" + "}" * 83_000,
+    "a number of 500 000 digits": '{"comparison": "a is better", "n": ' + "9" * 500_000 + "}",
+    "500 kB of quotation marks": '{"a": "' + '\\"' * 250_000 + '"}',
+}
+
+
+def main() -> None:
+    """Parses arguments, times every answer, prints a line for each kind."""
+    from tests.rl.judge_answers import KINDS, draw_answer
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--answers", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    seconds: dict[str, list[float]] = collections.defaultdict(list)
+    for number in range(arguments.answers):
+        kind = list(KINDS)[number % len(KINDS)]
+        drawn = draw_answer(rng, kind, size=rng.choice((100, 1000, 10_000)))
+        question = drawn.question
+        began = time.process_time()
+        parse_verdict(drawn.text, levels=7, criteria=question.criteria, code=question.code, planted=question.planted)
+        seconds[kind].append(time.process_time() - began)
+    for name, text in _HUGE.items():
+        began = time.process_time()
+        parse_verdict(text, levels=7)
+        seconds[name].append(time.process_time() - began)
+    for name, taken in seconds.items():
+        print(f"{name}: {len(taken)} answers, slowest {1000 * max(taken):.2f} ms, mean {1000 * sum(taken) / len(taken):.3f} ms")
+    print(f"all: slowest {1000 * max(map(max, seconds.values())):.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
