@@ -1,6 +1,6 @@
 """Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
 
-from stepaudio_jax.audio.decoding import load_audio
+from stepaudio_jax.audio.decoding import load_audio, probe_audio
 from stepaudio_jax.audio.error import AudioError
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
@@ -28,6 +28,7 @@ __all__ = [
     "load_audio",
     "log_mel",
     "mel_frames",
+    "probe_audio",
     "resample",
     "split_chunks",
     "tokens_of_frames",

@@ -10,6 +10,7 @@ What each container gives away, and what it cannot:
   encoders count the header itself, so one missing frame passes). Without it a cut exactly between two frames cannot be seen.
 """
 
+import mmap
 import struct
 
 _WAV_PLACEHOLDER = 0x7FFF0000
@@ -17,8 +18,8 @@ _OGG_PAGE_HEADER = 27
 _OGG_BEGIN_OF_STREAM, _OGG_END_OF_STREAM = 2, 4
 
 
-def defect(content: bytes) -> str | None:
-    """Why a WAV or Ogg file would be heard only in part, or None where no reason is known."""
+def defect(content: bytes | mmap.mmap) -> str | None:
+    """Returns why a WAV or Ogg file would be heard only in part, or None where no reason is known."""
     if content[:4] in (b"RIFF", b"RIFX", b"RF64") and content[8:12] == b"WAVE":
         return _wav_defect(content)
     if content[:4] == b"OggS":
@@ -26,7 +27,7 @@ def defect(content: bytes) -> str | None:
     return None
 
 
-def _wav_defect(content: bytes) -> str | None:
+def _wav_defect(content: bytes | mmap.mmap) -> str | None:
     order = ">" if content[:4] == b"RIFX" else "<"
     position, size_64 = 12, None
     while position + 8 <= len(content):
@@ -57,7 +58,7 @@ def _are_chunks(content: bytes, order: str) -> bool:
     return position == len(content)
 
 
-def _ogg_defect(content: bytes) -> str | None:
+def _ogg_defect(content: bytes | mmap.mmap) -> str | None:
     position, ended = 0, False
     while (position := content.find(b"OggS", position)) >= 0:
         header_end = position + _OGG_PAGE_HEADER

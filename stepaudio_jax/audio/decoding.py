@@ -1,8 +1,10 @@
 """A sound file -> its first channel at 16 kHz."""
 
 import io
+import mmap
 import os
 import stat
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -11,13 +13,14 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import completeness, mpeg
 from stepaudio_jax.audio.error import AudioError
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
-from stepaudio_jax.audio.resampling import resample
+from stepaudio_jax.audio.resampling import resample, resampled_length
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 _RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong, and would cost memory without bound
 _LOUDEST = 256.0  # full scale is 1: what is beyond this is integers stored as floats
 _UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_FRAMES = 1 << 16
+_PROBED_BYTES = 1 << 14  # of a file whose format is not known yet
 _CONVERT = "convert it to WAV, FLAC, MP3 or OGG"
 _COPY_AGAIN = "get the whole file again, or remove it"
 
@@ -53,16 +56,60 @@ def load_audio(source: str | os.PathLike[str] | bytes, *, length_convention: Len
         raise AudioError(name, f"has samples up to {peak:g}, full scale is 1; divide by the range of its integers")
     waveform = resample(samples, rate, SAMPLE_RATE)
     if audio_token_count(len(waveform), length_convention) == 0:
-        raise AudioError(name, f"is too short: {len(samples)} samples at {rate} Hz give no audio token; remove it")
+        raise AudioError(name, _too_short(len(samples), rate))
     return waveform
 
 
+def probe_audio(path: str | os.PathLike[str], *, length_convention: LengthConvention = "hf") -> int | None:
+    """Reads a clip's header, for a quick look at many clips; what it finds is a defect to `load_audio` too.
+
+    Args:
+        path: of a file on a local disk.
+        length_convention: as in `load_audio`.
+
+    Returns:
+        The clip's length in samples at 16 kHz; None where the header does not say it (MP3).
+
+    Raises:
+        AudioError: as `load_audio`, for what the header shows: the file is missing, a folder, empty, not sound, in another
+            format, a WAV file cut short, or too short. Damage further in is seen when the clip is decoded.
+    """
+    path = os.fspath(path)
+    name = _shown(path)
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN}")
+        start = file.read(_PROBED_BYTES)
+        if start[:3] == b"ID3" or mpeg.scan(start) is not None:
+            return None
+        file.seek(0)
+        if start[8:12] == b"WAVE":
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                reason = completeness.defect(content)
+            if reason is not None:
+                raise AudioError(name, f"{reason}; {_COPY_AGAIN}")
+        with _open_sound(name, file, size) as sound:
+            frames, rate = sound.frames, sound.samplerate
+    if not frames:
+        return None  # a FLAC header may leave it open
+    samples = resampled_length(frames, rate, SAMPLE_RATE)
+    if audio_token_count(samples, length_convention) == 0:
+        raise AudioError(name, _too_short(frames, rate))
+    return samples
+
+
 def _read(path: str) -> bytes:
+    with _open(path) as file:
+        return file.read()
+
+
+def _open(path: str) -> BinaryIO:
+    """Opens a regular file."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            with open(path, "rb") as file:
-                return file.read()
+            return open(path, "rb")
     except FileNotFoundError:
         raise AudioError(_shown(path), "does not exist; correct the path") from None
     except OSError as error:
@@ -81,17 +128,7 @@ def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
         raise AudioError(name, f"{reason}; {_COPY_AGAIN}")
     if stream is not None:
         content = mpeg.with_frame_count(content, stream)
-    try:
-        file = soundfile.SoundFile(io.BytesIO(content))
-    except (soundfile.SoundFileError, TypeError, ValueError):
-        raise AudioError(name, f"is not a sound file that can be decoded ({len(content)} bytes); {_CONVERT}") from None
-    with file:
-        if file.format not in _FORMATS:
-            raise AudioError(name, f"is in the format {file.format}; {_CONVERT}")
-        if not _RATES[0] <= file.samplerate <= _RATES[1]:
-            raise AudioError(name, f"says its sample rate is {file.samplerate} Hz; {_RATES[0]} to {_RATES[1]} are allowed")
-        if file.frames == _UNKNOWN_FRAMES:
-            raise AudioError(name, f"does not say how many samples it has (written to a pipe?); {_CONVERT}, into a file")
+    with _open_sound(name, io.BytesIO(content), len(content)) as file:
         # Block by block, because a header can promise any number of samples.
         blocks, declared = [], file.frames
         try:
@@ -107,6 +144,29 @@ def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
     if not len(samples):
         raise AudioError(name, "has no samples; remove it")
     return samples, file.samplerate
+
+
+def _open_sound(name: str, stream: BinaryIO, size: int) -> soundfile.SoundFile:
+    """Opens what libsndfile can decode, and checks what its header says."""
+    try:
+        file = soundfile.SoundFile(stream)
+    except (soundfile.SoundFileError, TypeError, ValueError):
+        raise AudioError(name, f"is not a sound file that can be decoded ({size} bytes); {_CONVERT}") from None
+    reason = None
+    if file.format not in _FORMATS:
+        reason = f"is in the format {file.format}; {_CONVERT}"
+    elif not _RATES[0] <= file.samplerate <= _RATES[1]:
+        reason = f"says its sample rate is {file.samplerate} Hz; {_RATES[0]} to {_RATES[1]} are allowed"
+    elif file.frames == _UNKNOWN_FRAMES:
+        reason = f"does not say how many samples it has (written to a pipe?); {_CONVERT}, into a file"
+    if reason is not None:
+        file.close()
+        raise AudioError(name, reason)
+    return file
+
+
+def _too_short(samples: int, rate: int) -> str:
+    return f"is too short: {samples} samples at {rate} Hz give no audio token; remove it"
 
 
 def _shown(path: str) -> str:

@@ -32,7 +32,7 @@ def resample(waveform: NDArray[np.float32], rate_in: int, rate_out: int) -> NDAr
     divisor = math.gcd(rate_in, rate_out)
     up, down = rate_out // divisor, rate_in // divisor
     taps = _filter(up, down)
-    samples_out = -(-len(waveform) * up // down)
+    samples_out = resampled_length(len(waveform), rate_in, rate_out)
     # The filter is centred: output m is sample m * down + centre of the filtered signal. upfirdn keeps each down-th sample from
     # the first on, so zeros in front bring the centre to a multiple of `down`.
     centre = len(taps) // 2
@@ -41,6 +41,11 @@ def resample(waveform: NDArray[np.float32], rate_in: int, rate_out: int) -> NDAr
     first = (centre + lead) // down
     filtered = filtered[first : first + samples_out]
     return np.pad(filtered, (0, samples_out - len(filtered))).astype(np.float32)
+
+
+def resampled_length(samples: int, rate_in: int, rate_out: int) -> int:
+    """Returns ceil(samples * rate_out / rate_in), the samples that `resample` makes of `samples`."""
+    return -(-samples * rate_out // rate_in)
 
 
 @functools.lru_cache(maxsize=8)

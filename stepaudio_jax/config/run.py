@@ -82,8 +82,10 @@ class DataConfig:
     augmentation: AugmentationConfig = AugmentationConfig()
     loss_on_reasoning: bool = True
     history_reasoning: bool = False  # later turns see the reasoning of earlier ones (see text.training_views)
+    check: Literal["all"] | int = "all"  # records of each source that are checked before a run begins
     on_bad_audio: Literal["error", "skip"] = "error"  # "skip" drops the record and counts it
     on_too_long: Literal["error", "skip"] = "error"  # a dialogue that does not fit an empty row
+    on_bad_record: Literal["error", "skip"] = "error"  # one that cannot be read or rendered
     packing_rows: int = 4  # rows kept open for each row of the batch; more pack a little tighter and cost memory
     threads: int = 2  # threads that read and prepare records
     prefetch_batches: int = 2
@@ -94,6 +96,8 @@ class DataConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
         if self.chunks_per_row < 0:
             raise ConfigError(f"chunks_per_row={self.chunks_per_row} must not be negative")
+        if self.check != "all" and self.check < 0:
+            raise ConfigError(f"check={self.check} must be 'all' or a number of records")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,85 +1,156 @@
-"""A look at the data before a run begins, so that a mistake in it stops the run before anything is written."""
+"""Finds the records that a run could not use, before it begins: every line is read and rendered, every clip's header read."""
 
 import dataclasses
-import functools
-import os
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
-from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
-from stepaudio_jax.data.jsonl import JsonlSource, require_audio
-from stepaudio_jax.data.order import Visit
-from stepaudio_jax.data.preparation import Preparation
-from stepaudio_jax.data.record import DataError
-from stepaudio_jax.text import Tokenizer
+import tqdm
 
-_THREADS, _AT_ONCE = 32, 128  # a network's file system answers slowly, and many at a time
+from stepaudio_jax.config import DataConfig, to_dict
+from stepaudio_jax.data.jsonl import JsonlSource
+from stepaudio_jax.data.preparation import skip_reason
+from stepaudio_jax.data.record import DataError, Record
+
+_THREADS = 32  # a network's file system answers slowly, and many at a time
+_BLOCK_RECORDS = 128  # what a thread checks in one go
+_DECODED_RECORDS = 64  # of each source: their clips are decoded, some milliseconds each
+_MAX_MISTAKES = 20  # after which a check ends
+_SECONDS_WITHOUT_BAR = 2.0
+_FORMAT = 1  # of what is checked: another one makes what was checked before worth nothing
+# These settings do not decide which records can be used.
+_OTHER_SETTINGS = ("rows", "packing_rows", "threads", "prefetch_batches", "augmentation", "sources")
 
 
-@dataclasses.dataclass(frozen=True)
-class SourceReport:
-    """What was seen of one source.
+class CheckRecord(Protocol):
+    """Raises a DataError where a record cannot be used; with `decode`, its clips are decoded too."""
+
+    def __call__(self, record: Record, *, decode: bool) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class BadRecord:
+    """A record that cannot be used.
 
     Attributes:
-        name: the source.
-        records: in the source.
-        read: records of which each line was parsed, and each clip found.
-        prepared: records that were decoded and rendered as well.
-        skipped: of `read`, those that will be skipped, as far as seen.
+        source: index of its source.
+        record: its index in the source.
+        source_name: as in metrics.
+        skipped: why it is left out, as the metrics have it ("bad_audio", "too_long", "bad_record"); None where it ends the run.
+        message: `file:line`, and what is wrong.
     """
 
-    name: str
-    records: int
-    read: int
-    prepared: int
-    skipped: int
+    source: int
+    record: int
+    source_name: str
+    skipped: str | None
+    message: str
 
 
-def check_sources(
+def count_checked(source: JsonlSource, config: DataConfig) -> int:
+    """Returns how many records of a source are checked."""
+    return len(source) if config.check == "all" else min(config.check, len(source))
+
+
+def find_bad_records(
+    sources: Sequence[JsonlSource],
     config: DataConfig,
-    tokenizer: Tokenizer,
-    model: ModelConfig,
+    check: CheckRecord,
     *,
-    auxiliary: AuxiliaryConfig | None = None,
-    read: int = 100_000,
-    prepare: int = 64,
-) -> tuple[SourceReport, ...]:
-    """Reads the beginning of every source.
+    share: tuple[int, int] = (0, 1),
+    title: str = "",
+) -> list[BadRecord]:
+    """Checks the records that `config.check` asks for.
 
     Args:
-        config, tokenizer, model, auxiliary: as of `batches`.
-        read: so many records of a source are parsed and their clips looked for: about 20 microseconds each.
-        prepare: so many of them are decoded and rendered as well, as for training: some milliseconds each.
+        sources: of `config`.
+        config: how many records are checked, and which mistakes are skipped.
+        check: what is asked of a record.
+        share: (index, count): this process checks blocks index, index + count, .. of all.
+        title: of the progress bar that a long check shows; none where it is empty.
+
+    Returns:
+        The records that cannot be used, in order; at most a few of those that end the run, for the check ends early.
 
     Raises:
-        DataError: the first mistake, in the order of the files, that the configuration does not say to skip.
-        ConfigError: the sizes contradict the model.
+        ConfigError: `check` did.
     """
-    sources = tuple(JsonlSource(source) for source in config.sources)
-    preparation = Preparation(config, tokenizer, model, auxiliary, sources, seed=0)
-    reports = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for number, source in enumerate(sources):
-            seen, prepared = min(read, len(source)), min(prepare, len(source), read)
-            skipped = sum(bool(preparation(Visit(number, index, epoch=0)).skipped) for index in range(prepared))
-            starts = range(prepared, seen, _AT_ONCE)
-            parts = [range(start, min(start + _AT_ONCE, seen)) for start in starts]
-            look = functools.partial(_without_audio, source, skip=config.on_bad_audio == "skip")
+    index, count = share
+    blocks = [
+        (number, range(start, min(start + _BLOCK_RECORDS, checked)))
+        for number, source in enumerate(sources)
+        for checked in [count_checked(source, config)]
+        for start in range(0, checked, _BLOCK_RECORDS)
+    ][index::count]
+
+    def check_block(block: tuple[int, range]) -> list[BadRecord]:
+        number, records = block
+        found = []
+        for record in records:
             try:
-                skipped += sum(pool.map(look, parts))
-            except DataError:
-                pool.shutdown(cancel_futures=True)
-                raise
-            reports.append(SourceReport(source.name, len(source), seen, prepared, skipped))
-    return tuple(reports)
+                check(sources[number][record], decode=record < _DECODED_RECORDS)
+            except DataError as error:
+                reason = skip_reason(error, config)
+                found.append(BadRecord(number, record, sources[number].name, reason, str(error)))
+        return found
+
+    bad: list[BadRecord] = []
+    total = sum(len(records) for _, records in blocks)
+    bar = tqdm.tqdm(
+        total=total, desc=f"checking {title}", unit="record", delay=_SECONDS_WITHOUT_BAR, leave=False, disable=not title
+    )
+    with bar, ThreadPoolExecutor(_THREADS, thread_name_prefix="stepaudio-check") as pool:
+        try:
+            for (_, records), found in zip(blocks, pool.map(check_block, blocks), strict=True):
+                bad += found
+                bar.update(len(records))
+                if sum(record.skipped is None for record in bad) >= _MAX_MISTAKES:
+                    break
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return bad
 
 
-def _without_audio(source: JsonlSource, indices: Iterable[int], *, skip: bool) -> int:
-    """How many of these records name a clip that is no file; where they are not to be skipped, the first is an error."""
-    missing = 0
-    for record in map(source.__getitem__, indices):
-        if skip:
-            missing += not all(os.path.isfile(clip.path) for message in record.messages for clip in message.audio)
-        else:
-            require_audio(record)
-    return missing
+def raise_mistakes(bad: Sequence[BadRecord], sources: Sequence[JsonlSource], config: DataConfig) -> None:
+    """Raises the first of the mistakes that end a run, if there is any, and says how many there are.
+
+    Raises:
+        DataError: naming `file:line` of the first, and the lines of the next ones.
+    """
+    mistakes = [record for record in sorted(bad) if record.skipped is None]
+    if mistakes:
+        raise DataError(_message(mistakes, sources))
+    for number, source in enumerate(sources):
+        skipped = [record for record in bad if record.source == number]
+        if len(skipped) == len(source):
+            raise DataError(f"{source.path}: all {len(source)} records would be skipped; the first: {skipped[0].message}")
+
+
+def fingerprint(sources: Sequence[JsonlSource], config: DataConfig, settings: Mapping[str, Any]) -> str:
+    """Returns a hash of all that decides what a check finds, but for the clips themselves.
+
+    Args:
+        sources: of `config`; their files are read to the end.
+        config: of the data.
+        settings: what else decides, JSON-ready: of the model, the tokenizer, the rewards.
+    """
+    asked = {name: value for name, value in to_dict(config).items() if name not in _OTHER_SETTINGS}
+    digest = hashlib.sha256(json.dumps([_FORMAT, asked, settings], sort_keys=True).encode())
+    for source in sources:
+        for file in source.files:
+            digest.update(json.dumps([file.path]).encode())
+            with open(file.path, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _message(mistakes: Sequence[BadRecord], sources: Sequence[JsonlSource]) -> str:
+    first, *others = mistakes
+    if not others:
+        return first.message
+    count = f"at least {len(others)}" if len(mistakes) >= _MAX_MISTAKES else str(len(others))
+    lines = ", ".join(sources[record.source].origin(record.record) for record in others[:5])
+    more = ", .." if len(others) > 5 else ""
+    return f"{first.message} (and {count} more that cannot be used: {lines}{more})"

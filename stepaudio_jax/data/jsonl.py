@@ -24,7 +24,7 @@ class JsonlFile:
     """The records of one JSONL file, as a random-access sequence (grain's `RandomAccessDataSource`).
 
     Blank lines are passed over. Reads are independent of each other and safe from any thread. A record is parsed and checked
-    when it is read; whether its audio files exist is seen when they are loaded, or by `require_audio`.
+    when it is read; whether its audio files exist is seen when they are loaded.
 
     Args:
         path: the file.
@@ -104,8 +104,17 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Record:
         """The record at `index` (0 <= index < len); raises as `JsonlFile` does."""
+        file, place = self._place(index)
+        return file[place]
+
+    def origin(self, index: int) -> str:
+        """Returns `file:line` of the record at `index`."""
+        file, place = self._place(index)
+        return file.origin(place)
+
+    def _place(self, index: int) -> tuple[JsonlFile, int]:
         which = bisect.bisect_right(self._starts, index) - 1
-        return self.files[which][index - self._starts[which]]
+        return self.files[which], index - self._starts[which]
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Record]:
@@ -117,20 +126,6 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Record]:
     file = JsonlFile(path)
     for index in range(len(file)):
         yield file[index]
-
-
-def require_audio(record: Record) -> None:
-    """Checks that every clip of a record is a file.
-
-    Raises:
-        DataError: naming the record's file and line, and the clip.
-    """
-    for message in record.messages:
-        for clip in message.audio:
-            if not os.path.isfile(clip.path):
-                raise DataError(
-                    f"{record.origin}: audio {clip.path}: does not exist; correct the path (relative to the JSONL file)"
-                )
 
 
 @functools.cache

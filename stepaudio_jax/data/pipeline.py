@@ -43,8 +43,8 @@ class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
     def counts(self) -> dict[str, int]:
         """What this process has used up to the batch given last; part of the state.
 
-        "records" and "records/SOURCE" went into batches, or lie in a row that is still open; "skipped_bad_audio" and
-        "skipped_too_long" did not.
+        "records" and "records/SOURCE" went into batches, or lie in a row that is still open; "skipped_bad_audio",
+        "skipped_too_long" and "skipped_bad_record" did not.
         """
         return dict(self.get_state()["counts"])
 
@@ -228,7 +228,7 @@ def _identity(config: DataConfig, sources: Sequence[JsonlSource], seed: int) -> 
     settings = to_dict(config)
     # What is done with a record that cannot be used may change: a run that stopped at the first one goes on without it. So may
     # what a record says, once it is mended; the order is that of their number.
-    for name in ("sources", "threads", "prefetch_batches", "on_bad_audio", "on_too_long"):
+    for name in ("sources", "threads", "prefetch_batches", "check", "on_bad_audio", "on_too_long", "on_bad_record"):
         del settings[name]
     settings["seed"] = seed
     settings["sources"] = [

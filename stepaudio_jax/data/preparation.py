@@ -1,7 +1,8 @@
 """Record -> examples: clips decoded once, views rendered to tokens, each audio token tied to its adaptor output."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,11 @@ from stepaudio_jax.audio import (
     MEL_BINS,
     SAMPLE_RATE,
     AudioError,
+    chunk_lengths,
     load_audio,
     log_mel,
     mel_frames,
+    probe_audio,
     split_chunks,
     tokens_of_frames,
 )
@@ -35,6 +38,32 @@ class BadAudioError(DataError):
 
 class TooLongError(DataError):
     """A dialogue does not fit an empty row, or an audio chunk its place."""
+
+
+def defect_kind(error: DataError) -> str:
+    """Returns what is wrong with a record, as metrics name it; `data.on_KIND` says what is then done."""
+    if isinstance(error, BadAudioError):
+        return "bad_audio"
+    return "too_long" if isinstance(error, TooLongError) else "bad_record"
+
+
+def skip_reason(error: DataError, config: DataConfig) -> str | None:
+    """Returns the kind of a record that is skipped; None where the configuration says that it ends the run."""
+    kind = defect_kind(error)
+    return kind if getattr(config, f"on_{kind}") == "skip" else None
+
+
+@contextlib.contextmanager
+def naming_record(record: Record) -> Iterator[None]:
+    """Turns what is wrong with a record into a DataError that names its file and line."""
+    try:
+        yield
+    except AudioError as error:
+        raise BadAudioError(f"{record.origin}: {error}") from None
+    except TooLongError as error:
+        raise TooLongError(f"{record.origin}: {error}, or set on_too_long='skip'") from None
+    except (DataError, TextError) as error:
+        raise DataError(f"{record.origin}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +123,32 @@ class Preparation:
         Raises:
             DataError: the record cannot be used, and the configuration does not say to skip it; names `file:line`.
         """
-        record = self._sources[visit.source][visit.record]
         rng = np.random.default_rng((self._seed, visit.source, visit.record, visit.epoch))
         try:
-            return Prepared(visit, self.examples(record, rng))
-        except BadAudioError as error:
-            if self._config.on_bad_audio == "error":
+            return Prepared(visit, self.examples(self._sources[visit.source][visit.record], rng))
+        except DataError as error:
+            reason = skip_reason(error, self._config)
+            if reason is None:
                 raise
-            return Prepared(visit, (), skipped="bad_audio", message=str(error))
-        except TooLongError as error:
-            if self._config.on_too_long == "error":
-                raise
-            return Prepared(visit, (), skipped="too_long", message=str(error))
+            return Prepared(visit, (), skipped=reason, message=str(error))
+
+    def check(self, record: Record, *, decode: bool) -> None:
+        """Renders a record, its clips' lengths taken from their headers, or, with `decode`, prepares it as training does.
+
+        Raises:
+            DataError: the record cannot be used, as far as can be told without decoding its clips.
+        """
+        if decode:
+            self.examples(record, np.random.default_rng(self._seed))
+            return
+        with naming_record(record):
+            dialogues = self._dialogues(record)
+            clips = {path: self._probed_clip(part) for path, part in self._parts(dialogues).items()}
+            for messages in dialogues:
+                self._check_fits(self._view(messages, clips), clips)
+            for clip in clips.values():
+                if self._labeller and clip.heard:
+                    self._labeller.label(clip.part, tuple(filter(None, clip.outputs)))
 
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
         """The examples of a record: its views, those that share audio side by side as far as they fit into one row.
@@ -116,25 +159,23 @@ class Preparation:
             DataError: the record cannot be used; names its origin, and the clip.
         """
         augmentation = self._config.augmentation
-        try:
+        with naming_record(record):
             try:
                 return self._examples(record, augmentation, rng)
             except TooLongError:
                 if augmentation.max_shift_s == 0:
                     raise
                 return self._examples(record, dataclasses.replace(augmentation, max_shift_s=0.0), rng)
-        except AudioError as error:
-            raise BadAudioError(f"{record.origin}: {error}") from None
-        except TooLongError as error:
-            raise TooLongError(f"{record.origin}: {error}, or set on_too_long='skip'") from None
-        except (DataError, TextError) as error:
-            raise DataError(f"{record.origin}: {error}") from None
+
+    def _dialogues(self, record: Record) -> list[tuple[Message, ...]]:
+        return training_views(record.messages, history_reasoning=self._config.history_reasoning)
+
+    def _parts(self, dialogues: Sequence[Sequence[Message]]) -> dict[str, AudioPart]:
+        return _distinct_clips([part for messages in dialogues for message in messages for part in message.audio])
 
     def _examples(self, record: Record, augmentation: AugmentationConfig, rng: np.random.Generator) -> tuple[Example, ...]:
-        history_reasoning = self._config.history_reasoning
-        dialogues = training_views(record.messages, history_reasoning=history_reasoning)
-        parts = _distinct_clips([part for messages in dialogues for message in messages for part in message.audio])
-        clips = {path: self._clip(part, augmentation, rng) for path, part in parts.items()}
+        dialogues = self._dialogues(record)
+        clips = {path: self._clip(part, augmentation, rng) for path, part in self._parts(dialogues).items()}
         if augmentation.silence_probability > 0 and rng.random() < augmentation.silence_probability:
             clips = {path: _silenced(clip) for path, clip in clips.items()}
         views = []
@@ -150,13 +191,24 @@ class Preparation:
         room = min(CHUNK_SAMPLES, _samples_of_frames(self._config.frames_per_chunk)) - len(split_chunks(waveform)[-1])
         waveform = augment_waveform(waveform, augmentation, rng, room=max(room, 0), rate=SAMPLE_RATE)
         waveforms = split_chunks(waveform)
-        frames = [mel_frames(len(chunk)) for chunk in waveforms]
-        if max(frames) > self._config.frames_per_chunk:
+        return Clip(part, waveforms, self._outputs(part, [len(chunk) for chunk in waveforms]))
+
+    def _probed_clip(self, part: AudioPart) -> Clip:
+        """Returns a clip without its samples; without its tokens too where the header does not say how long it is."""
+        samples = probe_audio(part.path, length_convention=self._convention)
+        lengths = chunk_lengths(samples) if samples is not None else []
+        return Clip(part, (), self._outputs(part, lengths))
+
+    def _outputs(self, part: AudioPart, lengths: Sequence[int]) -> tuple[int, ...]:
+        """Returns how many audio tokens each chunk of a clip takes, from the chunks' samples."""
+        frames = [mel_frames(length) for length in lengths]
+        longest = max(frames, default=0)
+        if longest > self._config.frames_per_chunk:
             raise TooLongError(
-                f"audio {part.path} has a chunk of {max(frames)} mel frames, more than"
+                f"audio {part.path} has a chunk of {longest} mel frames, more than"
                 f" frames_per_chunk={self._config.frames_per_chunk}; raise it"
             )
-        return Clip(part, waveforms, tuple(tokens_of_frames(count, self._convention) for count in frames))
+        return tuple(tokens_of_frames(count, self._convention) for count in frames)
 
     def _view(self, messages: Sequence[Message], clips: dict[str, Clip]) -> LaidOut:
         segments = render_training(

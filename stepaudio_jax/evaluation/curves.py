@@ -6,7 +6,7 @@ from stepaudio_jax.evaluation.chart import Chart, Scale, Series
 from stepaudio_jax.evaluation.logged_run import LoggedRun
 
 _NEXT_TOKEN, _TOTAL = "loss/next_token", "loss"
-_COUNTS = ("records", "skipped_bad_audio", "skipped_too_long")  # running counts, which are no curves
+_COUNTS = ("records", "skipped_bad_audio", "skipped_too_long", "skipped_bad_record")  # running counts, which are no curves
 # Of a stage that learns from rewards, each in total and, as "NAME/SOURCE", by source.
 _REWARDED: tuple[tuple[str, str, str, Scale], ...] = (
     ("reward", "Reward", "mean", "around"),

@@ -100,7 +100,7 @@ def _skipped(run: LoggedRun, stage: str) -> str:
         return _sum(run, stage, "skipped_records")
     skipped = {
         name: _last(run, stage, f"skipped_{name}")
-        for name in ("bad_audio", "too_long")
+        for name in ("bad_audio", "too_long", "bad_record")
         if _values(run, stage, f"skipped_{name}")
     }
     return ", ".join(f"{count} ({name.replace('_', ' ')})" for name, count in skipped.items()) or "0"

@@ -55,10 +55,17 @@ class Iteration:
         rl = self._stage.rl
         writing = writing_mesh(model, tensor=rl.rollout.tensor, slices=config.mesh.slices)
         new_tokens = rl.rollout.max_new_tokens
-        self._stream = PromptStream(self._stage.data, tokenizer, model, seed=self._seed, new_tokens=new_tokens)
+        self._rewards = Rewards(rl, make_judge(config, self._stage))
+        self._stream = PromptStream(
+            self._stage.data,
+            tokenizer,
+            model,
+            seed=self._seed,
+            new_tokens=new_tokens,
+            validate=self._rewards.require,
+        )
         self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
         self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
-        self._rewards = Rewards(rl, make_judge(config, self._stage))
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
         self._engine = Engine(
             model,
@@ -84,8 +91,6 @@ class Iteration:
         parameters = self._definition.folded(policy_parameters(state))
         asked = self._stream.of_step(step - 1, rollout.prompts)
         records, prompts = [one.record for one in asked], [one.prompt for one in asked]
-        for record in records:
-            self._rewards.require(record)
         self._features = self._hearing.features(parameters, prompts)
         prompts = self._hearing.heard(parameters, prompts, self._features)
         heard = time.perf_counter()

@@ -7,25 +7,25 @@ from collections.abc import Iterator
 import jax
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig
-from stepaudio_jax.data import check_sizes
+from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig, to_dict
+from stepaudio_jax.data import DataError, Record, check_sizes
 from stepaudio_jax.models import Parameters
+from stepaudio_jax.parallel import gather_json
 from stepaudio_jax.rl.endpoint import server_key
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.judge import JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.rl.prompts import PromptStream
-from stepaudio_jax.rl.rewards import Rewards
+from stepaudio_jax.rl.rewards import Rewards, VerifierError
 from stepaudio_jax.rl.watch import SampleWriter
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.data_check import DataCheck
 from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import TrainState
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
-
-_LOOKED_AT, _READ = 256, 8  # records of a source looked at before anything is written, and those of them whose clips are read
+from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, data_error
 
 
 def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
@@ -75,9 +75,14 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 try:
                     yield
                 except Exception as error:
+                    saved_step = checkpoints.latest_step
                     together = jax.process_count() == 1 or isinstance(error, JudgeError)
                     if together and not _is_used_up(state):
                         save()
+                        saved_step = int(state.step)
+                    if isinstance(error, DataError):
+                        section = None if isinstance(error, VerifierError) else "data"
+                        raise data_error(error, stage.name, saved_step, section) from error
                     raise
 
             for step in range(done + 1, stage.steps + 1):
@@ -119,15 +124,14 @@ def _interrupted(stage: StageConfig, step: int) -> InterruptedRunError:
     return InterruptedRunError(f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on")
 
 
-def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
-    """Reads the beginning of every source, and what its rewards need.
+def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataCheck) -> None:
+    """Checks a stage's data, its rewards and its judge.
 
     Raises:
         DataError, ConfigError: naming file and line, or the key.
         CheckpointError: the judge's folder holds no model.
     """
     check_sizes(stage.data, tokenizer, model)
-    stream = PromptStream(stage.data, tokenizer, model, seed=0, new_tokens=stage.rl.rollout.max_new_tokens)
     try:
         rewards = Rewards(stage.rl, None)
         JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.levels)
@@ -138,19 +142,30 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
         hub.read_model_config(judge.folder)
     if judge.url and judge.key_variable and jax.process_index() == 0:  # it alone asks
         server_key(judge.key_variable)
-    seen = set()
-    for source in stream.sources:
-        records = [source[number] for number in range(min(_LOOKED_AT, len(source)))]
-        for record in records:
-            rewards.require(record)
-            seen.add(record.source)
-        stream.check(records[:_READ])
-    named = [source for reward in stage.rl.rewards for source in reward.sources]
-    if all(len(source) <= _LOOKED_AT for source in stream.sources) and (missing := sorted(set(named) - seen)):
-        raise ConfigError(
-            f"stage {stage.name!r}: rl.rewards names the sources {', '.join(missing)}, and no record has them; "
-            f"those of the records are {', '.join(sorted(seen))}"
-        )
+    stream = PromptStream(
+        stage.data,
+        tokenizer,
+        model,
+        seed=0,
+        new_tokens=stage.rl.rollout.max_new_tokens,
+        validate=rewards.require,
+    )
+    names: set[str] = set()  # that records give as their source
+
+    def check(record: Record, *, decode: bool) -> None:
+        names.add(record.source)
+        stream.check(record, decode=decode)
+
+    settings = {"rewards": to_dict(stage.rl.rewards), "new_tokens": stage.rl.rollout.max_new_tokens}
+    checked = data_check(f"stage {stage.name!r}", stream.sources, stage.data, check, settings)
+    if checked and stage.data.check == "all":
+        names.update(*gather_json(sorted(names)))
+        missing = sorted({name for reward in stage.rl.rewards for name in reward.sources} - names)
+        if missing:
+            raise ConfigError(
+                f"stage {stage.name!r}: rl.rewards names the sources {', '.join(missing)}, and no record has "
+                f"them; those of the records are {', '.join(sorted(names))}"
+            )
 
 
 POLICY_STAGE = StageKind(check_policy_stage, run_policy_stage)

@@ -2,17 +2,26 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.audio import chunk_lengths, load_audio, mel_frames, probe_audio, tokens_of_frames
 from stepaudio_jax.config import DataConfig, LengthConvention, ModelConfig
-from stepaudio_jax.data import BadAudioError, DataError, JsonlSource, Record, TooLongError, Visit, training_streams
+from stepaudio_jax.data import (
+    DataError,
+    JsonlSource,
+    Record,
+    TooLongError,
+    Visit,
+    naming_record,
+    skip_reason,
+    training_streams,
+)
 from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
-from stepaudio_jax.text import TextError, Tokenizer, render_prompt
+from stepaudio_jax.text import AudioPart, Segment, Tokenizer, lay_out, render_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +46,20 @@ class PromptStream:
         model: that answers.
         seed: of the order.
         new_tokens: that a reply may have.
+        validate: raises a DataError where a record lacks what its rewards need.
     """
 
-    def __init__(self, data: DataConfig, tokenizer: Tokenizer, model: ModelConfig, *, seed: int, new_tokens: int):
+    def __init__(
+        self,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        model: ModelConfig,
+        *,
+        seed: int,
+        new_tokens: int,
+        validate: Callable[[Record], None],
+    ):
+        self._validate = validate
         self._data, self._tokenizer, self._model, self._seed, self._new_tokens = data, tokenizer, model, seed, new_tokens
         self._sources = [JsonlSource(source) for source in data.sources]
         lengths, weights = [len(source) for source in self._sources], [source.weight for source in data.sources]
@@ -65,54 +85,74 @@ class PromptStream:
         with ThreadPoolExecutor(self._data.threads) as pool:
             return list(pool.map(self._asked, visits, silent))
 
-    def check(self, records: Sequence[Record]) -> None:
-        """Reads some records as a step would.
+    def check(self, record: Record, *, decode: bool) -> None:
+        """Reads a record as a step would; without `decode`, its clips' headers only.
 
         Raises:
-            DataError: as of `of_step`.
+            DataError: the record cannot be used, as far as can be told.
         """
-        for record in records:
-            try:
-                self._prompt(record, silent=False)
-            except (BadAudioError, TooLongError) as error:
-                self._require_skipping(error)
+        if decode:
+            self._prompt(record, silent=False)
+            return
+        self._validate(record)
+        with naming_record(record):
+            self._check_fits(self._prompt_from_headers(record))
 
     def _asked(self, visit: Visit, silent: bool) -> Asked:
         source = self._sources[visit.source]
         most = min(len(source), _MOST_SKIPPED)
         for skipped in range(most):
-            record = source[(visit.record + skipped) % len(source)]
             try:
+                record = source[(visit.record + skipped) % len(source)]
                 return Asked(record, self._prompt(record, silent), skipped)
-            except (BadAudioError, TooLongError) as error:
-                self._require_skipping(error)
+            except DataError as error:
+                if skip_reason(error, self._data) is None:
+                    raise
                 logger.warning("skipped: %s", error)
         raise DataError(f"{source.name}: {most} records one after the other cannot be used; see the warnings")
 
-    def _require_skipping(self, error: BadAudioError | TooLongError) -> None:
-        """Raises an error again, but where the configuration says to skip what it is about."""
-        choice = self._data.on_bad_audio if isinstance(error, BadAudioError) else self._data.on_too_long
-        if choice == "error":
-            raise error
-
     def _prompt(self, record: Record, silent: bool) -> Prompt:
-        try:
-            segments = render_prompt(record.messages, self._tokenizer, history_reasoning=self._data.history_reasoning)
+        self._validate(record)
+        with naming_record(record):
             read = _silence if silent else load_audio
-            prompt = hear_prompt(segments, self._tokenizer, self._model.length_convention, read=read)
+            prompt = hear_prompt(self._segments(record), self._tokenizer, self._model.length_convention, read=read)
+            self._check_fits(prompt)
+        return prompt
+
+    def _prompt_from_headers(self, record: Record) -> Prompt:
+        """Returns a prompt whose chunks have their frames and no mel bins, from the lengths that the clips' headers say."""
+        convention = self._model.length_convention
+        chunks: list[NDArray[np.float32]] = []
+        chunk_tokens: list[int] = []
+
+        def count_tokens(part: AudioPart) -> list[int]:
+            samples = probe_audio(part.path, length_convention=convention)
+            frames = [mel_frames(length) for length in chunk_lengths(samples)] if samples is not None else []
+            counts = [tokens_of_frames(count, convention) for count in frames]
+            chunks.extend(np.empty((0, size), np.float32) for size, count in zip(frames, counts, strict=True) if count)
+            chunk_tokens.extend(filter(None, counts))
+            return counts
+
+        dialogue = lay_out(self._segments(record), count_tokens, self._tokenizer)
+        is_audio = dialogue.tokens == self._tokenizer.special.audio_patch
+        return Prompt(dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens))
+
+    def _segments(self, record: Record) -> list[Segment]:
+        return render_prompt(record.messages, self._tokenizer, history_reasoning=self._data.history_reasoning)
+
+    def _check_fits(self, prompt: Prompt) -> None:
+        """Checks that a row holds a prompt with its reply.
+
+        Raises:
+            TooLongError: it does not; names the setting.
+        """
+        try:
             require_fit(prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.tokens_per_row)
-        except AudioError as error:
-            raise BadAudioError(f"{record.origin}: {error}") from None
         except GenerationError as error:
-            raise TooLongError(f"{record.origin}: {error}") from None
-        except TextError as error:
-            raise DataError(f"{record.origin}: {error}") from None
+            raise TooLongError(str(error)) from None
         for name, needed in (("chunks_per_row", len(prompt.chunks)), ("frames_per_chunk", prompt.longest_chunk)):
             if needed > getattr(self._data, name):
-                raise TooLongError(
-                    f"{record.origin}: the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}"
-                )
-        return prompt
+                raise TooLongError(f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}")
 
 
 def _silence(source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]:

@@ -17,6 +17,10 @@ from stepaudio_jax.rl.verifiers import Verifier, find_verifier, format_reward, o
 _ROUNDING = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
 
 
+class VerifierError(DataError):
+    """A verifier failed on a reply, or returned what is no score; the message names the record and the verifier."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reward:
     """Of one rollout.
@@ -85,7 +89,8 @@ class Rewards:
 
         Raises:
             JudgeError: the judge abstained too often.
-            DataError: a verifier failed on a reply, or returned what is no score; or a rubric's weights are too large to add.
+            VerifierError: a verifier failed on a reply, or returned what is no score.
+            DataError: a rubric's weights are too large to add.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
@@ -138,7 +143,7 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     It may be any number or truth value, also one of numpy's, jax's or torch's.
 
     Raises:
-        DataError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and whatever
+        VerifierError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and whatever
             it returns would be learnt from.
     """
     record, reply = rollout.record, rollout.written.reply
@@ -149,12 +154,12 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     except Exception as error:  # whatever it is, it is the function's own
         inside = traceback.extract_tb(error.__traceback__)[1:2]  # none where it could not even be called so
         line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
-        raise DataError(f"{where} raised {type(error).__name__}: {error}{line}") from error
+        raise VerifierError(f"{where} raised {type(error).__name__}: {error}{line}") from error
     value = returned
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # an array without dimensions
         value = value.item()
     if not isinstance(value, numbers.Real) or not -_ROUNDING <= value <= 1 + _ROUNDING:
-        raise DataError(f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1")
+        raise VerifierError(f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1")
     return min(max(float(value), 0.0), 1.0)
 
 

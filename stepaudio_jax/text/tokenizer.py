@@ -2,6 +2,8 @@
 
 import builtins
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -111,6 +113,11 @@ class Tokenizer:
         if symbols is None:
             return f"<|unknown_{token}|>".encode()
         return bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the BPE and of all special tokens: equal where the same text becomes the same tokens."""
+        added = [(index, token.content) for index, token in self._added.items()]
+        return hashlib.sha256(json.dumps([self._bpe.to_str(), added]).encode()).hexdigest()
 
     def is_special(self, token: int) -> bool:
         """Whether a token is not text: a special token, or an id without a token."""

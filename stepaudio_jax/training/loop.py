@@ -8,12 +8,13 @@ from types import MappingProxyType
 import jax
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ModelConfig, StageConfig
-from stepaudio_jax.data import DataError, batches, check_sources, merge_states
+from stepaudio_jax.config import AuxiliaryConfig, Config, ModelConfig, StageConfig, to_dict
+from stepaudio_jax.data import DataError, JsonlSource, Preparation, batches, merge_states
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
+from stepaudio_jax.training.data_check import DataCheck
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.held_out import HeldOut
@@ -25,7 +26,7 @@ from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_s
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import make_train_step
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
+from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal, data_error
 
 
 def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({})) -> pathlib.Path:
@@ -55,16 +56,18 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     model, tokenizer = initial_model(config)
     kinds = {"next_token": StageKind(_check_stage, run_stage), **kinds}
     run_dir = pathlib.Path(config.run_dir)
+    data_check = DataCheck(run_dir, model, tokenizer)
     saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
-            kinds[stage.objective].check(stage, tokenizer, model)
+            kinds[stage.objective].check(stage, tokenizer, model, data_check)
     mesh = make_mesh(config.mesh)
     require_whole_rows(config, mesh)
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
         claim_run_folder(config, model, tokenizer, begins=not any(saved))
+        data_check.write()
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
@@ -114,10 +117,12 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 try:
                     with meter.waiting_for_data():
                         batch = place(next(data))
-                except DataError:
+                except (DataError, OSError) as error:
+                    saved_step = checkpoints.latest_step
                     if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
                         checkpoints.save(state, data.get_state(), {})
-                    raise
+                        saved_step = int(state.step)
+                    raise data_error(error, stage.name, saved_step) from error
                 profile.before(earlier + step)
                 with meter.compiling() if step == done + 1 else contextlib.nullcontext():
                     state, metrics = train_step(state, batch)
@@ -146,12 +151,14 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     try:
                         with meter.paused():
                             figures |= held_out.figures(state)
-                    except DataError:
+                    except (DataError, OSError) as error:
                         if figures:
                             writer.write(step, figures)
+                        saved_step = checkpoints.latest_step
                         if jax.process_count() == 1:
                             checkpoints.save(state, position or data.get_state(), {})
-                        raise
+                            saved_step = int(state.step)
+                        raise data_error(error, stage.name, saved_step, "evaluation.data") from error
                 if figures:
                     writer.write(step, figures)
                 if saves:
@@ -165,10 +172,15 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
 
-def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
-    check_sources(stage.data, tokenizer, model, auxiliary=stage.auxiliary)
+def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataCheck) -> None:
+    """Checks the data that a stage learns from, and that it is evaluated on."""
+    read = [(f"stage {stage.name!r}", stage.data, stage.auxiliary)]
     if stage.evaluation.enabled:
-        check_sources(stage.evaluation.data, tokenizer, model)
+        read.append((f"evaluation of stage {stage.name!r}", stage.evaluation.data, AuxiliaryConfig()))
+    for title, data, auxiliary in read:
+        sources = [JsonlSource(source) for source in data.sources]
+        preparation = Preparation(data, tokenizer, model, auxiliary, sources, seed=0)
+        data_check(title, sources, data, preparation.check, {"auxiliary": to_dict(auxiliary)})
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -25,7 +25,7 @@ _COMPUTE_FREE_TO_CHANGE = re.compile(
 # So do these, which may have to be mended for a run to go on: what is done with a record that cannot be used, what reading the
 # data may take, how an engine lies on the devices, where a judge is, and what it may take.
 _STAGE_FREE_TO_CHANGE = re.compile(
-    r"stages\.\d+\.((evaluation\.)?data\.(on_bad_audio|on_too_long|threads|prefetch_batches)"
+    r"stages\.\d+\.((evaluation\.)?data\.(check|on_bad_audio|on_too_long|on_bad_record|threads|prefetch_batches)"
     r"|rl\.rollout\.(slots|tensor)"
     r"|rl\.judge\.(url|key_variable|max_tokens|timeout_s|retries|concurrency|slots|most_abstentions))"
 )

@@ -12,6 +12,7 @@ from stepaudio_jax.config import Config, ModelConfig, StageConfig
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints
+from stepaudio_jax.training.data_check import DataCheck
 from stepaudio_jax.training.start import StageStart, describe_stage
 from stepaudio_jax.training.step import TrainState, updates_made
 from stepaudio_jax.training.stopping import StopSignal
@@ -80,5 +81,5 @@ class StageKind:
         run: trains a stage from its newest checkpoint, or from the given parameters, to its last step; returns its parameters.
     """
 
-    check: Callable[[StageConfig, Tokenizer, ModelConfig], None]
+    check: Callable[[StageConfig, Tokenizer, ModelConfig, DataCheck], None]
     run: Callable[[StageRun, Parameters], Parameters]

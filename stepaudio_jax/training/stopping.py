@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from stepaudio_jax.data import DataError, defect_kind
+
 
 class InterruptedRunError(RuntimeError):
     """The machine is to be taken away: everything is saved, and the same command goes on from there."""
@@ -15,6 +17,24 @@ class InterruptedRunError(RuntimeError):
 
 class DivergedError(RuntimeError):
     """Loss or gradient were not finite for too many steps in a row; the diagnosis is saved."""
+
+
+def data_error(error: DataError | OSError, stage: str, saved_step: int | None, section: str | None = "data") -> DataError:
+    """Returns the error of a run that ends because data cannot be used: what is wrong, what is saved, how to go on.
+
+    Args:
+        error: what ended it.
+        stage: its name.
+        saved_step: steps of the stage that are saved; None where nothing is.
+        section: of the stage's configuration, which says what is done with such data; None where no setting does.
+    """
+    skip = ""
+    if isinstance(error, DataError) and section is not None:
+        skip = f", or skipped by {section}.on_{defect_kind(error)}='skip'"
+    saved = "nothing of it is saved yet" if saved_step is None else f"step {saved_step} of it is saved"
+    return DataError(
+        f"{error}; this ended stage {stage!r}, and {saved}: once that is mended{skip}, the same command goes on"
+    )
 
 
 class StopSignal:

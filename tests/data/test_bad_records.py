@@ -8,7 +8,17 @@ import pytest
 import soundfile
 
 from stepaudio_jax.config import AuxiliaryConfig
-from stepaudio_jax.data import BadAudioError, DataError, TooLongError, batches, check_sources, evaluation_batches
+from stepaudio_jax.data import (
+    BadAudioError,
+    DataError,
+    JsonlSource,
+    Preparation,
+    TooLongError,
+    batches,
+    evaluation_batches,
+    find_bad_records,
+    raise_mistakes,
+)
 from tests.data.corpus import (
     MODEL,
     TOKENIZER,
@@ -20,6 +30,15 @@ from tests.data.corpus import (
     write_spoken,
     write_written,
 )
+
+
+def check(config):
+    """Checks all records as a run does before it begins; returns those that will be skipped."""
+    sources = [JsonlSource(source) for source in config.sources]
+    preparation = Preparation(config, TOKENIZER, MODEL, None, sources, seed=0)
+    bad = find_bad_records(sources, config, preparation.check)
+    raise_mistakes(bad, sources, config)
+    return bad
 
 
 def bad_clip(folder, kind: str) -> str:
@@ -51,9 +70,9 @@ def test_bad_audio_is_named_with_file_line_and_clip(tmp_path, kind):
     for read in (
         lambda: list(evaluation_batches(settings(path), TOKENIZER, MODEL)),
         lambda: [next(batches(settings(path, rows=1, packing_rows=1), TOKENIZER, MODEL, seed=0)) for _ in range(4)],
-        lambda: check_sources(settings(path), TOKENIZER, MODEL),
+        lambda: check(settings(path)),
     ):
-        with pytest.raises(BadAudioError) as error:
+        with pytest.raises(DataError) as error:
             read()
         assert str(error.value).startswith(f"{path}:2: audio {tmp_path / 'bad.wav'}: ")
         assert "\n" not in str(error.value)
@@ -72,8 +91,7 @@ def test_bad_audio_is_skipped_and_counted_where_asked(tmp_path, caplog, kind):
     assert seen == 4
     assert iterator.counts == {"records": 4, "records/d": 4, "skipped_bad_audio": 2}
     assert [f"{path}:{line}: audio" in caplog.text for line in range(1, 7)] == [False, True, False, False, True, False]
-    (report,) = check_sources(config, TOKENIZER, MODEL)
-    assert (report.records, report.read, report.prepared, report.skipped) == (6, 6, 6, 2)
+    assert [(record.record, record.skipped) for record in check(config)] == [(1, "bad_audio"), (4, "bad_audio")]
 
 
 def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):
@@ -170,7 +188,7 @@ def test_an_unusable_dialogue_is_an_error_also_where_bad_ones_are_skipped(tmp_pa
     config = settings(path, on_bad_audio="skip", on_too_long="skip")
     for read in (
         lambda: list(evaluation_batches(config, TOKENIZER, MODEL)),
-        lambda: check_sources(config, TOKENIZER, MODEL),
+        lambda: check(config),
     ):
         with pytest.raises(DataError, match=complaint) as error:
             read()
@@ -214,21 +232,61 @@ def test_a_transcript_of_a_clip_of_two_chunks_is_an_error(tmp_path):
         next(evaluation_batches(config, TOKENIZER, MODEL, auxiliary=AUXILIARY))
 
 
-def test_check_looks_as_far_as_it_is_told(tmp_path):
-    records = [text_record(number, 3) for number in range(20)]
-    records[12] = audio_record(12, "missing.wav")
+def late_records(folder):
+    """Eighty records, of which the last ten are past those whose clips are decoded; three of these are bad."""
+    write_clip(folder / "a.wav", 0.5, seed=0)
+    records = [text_record(number, 3) for number in range(80)]
+    records[70]["messages"][-1]["content"] = "a </think> b"
+    records[73] = audio_record(73, "missing.wav")
+    records[75] = audio_record(75, "a.wav", "a.wav", "a.wav", "a.wav")
+    records[75]["messages"][0]["content"] = "word " * 150
+    return write_records(folder / "d.jsonl", records)
+
+
+def test_check_reaches_the_last_record_or_as_far_as_it_is_told(tmp_path):
+    path = late_records(tmp_path)
+    with pytest.raises(DataError) as error:
+        check(settings(path))
+    assert str(error.value).startswith(f"{path}:71: message 2 (assistant) has </think> in its reply")
+    assert str(error.value).endswith(f"(and 2 more that cannot be used: {path}:74, {path}:76)")
+    assert check(settings(path, check=70)) == check(settings(path, check=0)) == []
+    with pytest.raises(DataError, match=f"{path}:74: audio .*missing.wav: does not exist"):
+        check(settings(path, check=75, on_bad_record="skip"))
+    skip = {"on_bad_record": "skip", "on_bad_audio": "skip", "on_too_long": "skip"}
+    found = check(settings(path, **skip))
+    assert [(record.record, record.skipped) for record in found] == [
+        (70, "bad_record"),
+        (73, "bad_audio"),
+        (75, "too_long"),
+    ]
+
+
+def test_shares_of_a_check_make_the_whole(tmp_path):
+    records = [text_record(number, 3) for number in range(700)]
+    for number in (0, 127, 128, 300, 699):
+        records[number] = {"messages": []}
+    config = settings(write_records(tmp_path / "d.jsonl", records), on_bad_record="skip")
+    sources = [JsonlSource(source) for source in config.sources]
+    preparation = Preparation(config, TOKENIZER, MODEL, None, sources, seed=0)
+    shares = [find_bad_records(sources, config, preparation.check, share=(index, 3)) for index in range(3)]
+    assert [[record.record for record in share] for share in shares] == [[0, 127], [128], [300, 699]]
+
+
+def test_a_source_of_which_nothing_can_be_used_is_an_error(tmp_path):
+    path = write_records(tmp_path / "d.jsonl", [audio_record(number, "missing.wav") for number in range(3)])
+    with pytest.raises(DataError, match=f"{path}: all 3 records would be skipped; the first: {path}:1: audio"):
+        check(settings(path, write_written(tmp_path), on_bad_audio="skip"))
+
+
+def test_bad_records_are_skipped_and_counted_where_asked(tmp_path):
+    records = [text_record(number, 3) for number in range(6)]
+    records[1] = {"messages": [{"role": "user", "content": "Hello?"}]}
     path = write_records(tmp_path / "d.jsonl", records)
-    (report,) = check_sources(settings(path), TOKENIZER, MODEL, read=12, prepare=2)
-    assert (report.records, report.read, report.prepared, report.skipped) == (20, 12, 2, 0)
-    with pytest.raises(DataError, match=f"{path}:13: audio .*missing.wav: does not exist"):
-        check_sources(settings(path), TOKENIZER, MODEL, prepare=2)
-    (report,) = check_sources(settings(path, on_bad_audio="skip"), TOKENIZER, MODEL, prepare=2)
-    assert (report.read, report.skipped) == (20, 1)
+    path.write_text(path.read_text() + "{not JSON\n")
+    iterator = evaluation_batches(settings(path, on_bad_record="skip"), TOKENIZER, MODEL)
+    assert sum(int(batch.segment_ids.max(axis=1).sum()) for batch in iterator) == 5
+    assert iterator.counts == {"records": 5, "records/d": 5, "skipped_bad_record": 2}
 
 
 def test_check_finds_nothing_wrong_with_good_data(tmp_path):
-    reports = check_sources(settings(write_spoken(tmp_path), write_written(tmp_path)), TOKENIZER, MODEL)
-    assert [(report.name, report.records, report.prepared, report.skipped) for report in reports] == [
-        ("spoken", 24, 24, 0),
-        ("written", 40, 40, 0),
-    ]
+    assert check(settings(write_spoken(tmp_path), write_written(tmp_path))) == []

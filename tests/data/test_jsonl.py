@@ -7,7 +7,7 @@ import grain
 import pytest
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data import Criterion, DataError, JsonlFile, JsonlSource, Record, read_jsonl, require_audio
+from stepaudio_jax.data import Criterion, DataError, JsonlFile, JsonlSource, Record, read_jsonl
 from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
 
 REPLY = {"role": "assistant", "content": "yes"}
@@ -211,13 +211,3 @@ def test_a_bad_line_is_one_line_naming_file_and_line(tmp_path, case):
     assert "\n" not in text
     assert len(text) < len(str(path)) + 350
     assert file[2].messages[0].text == "yes"  # the neighbours are readable still
-
-
-def test_a_missing_clip_is_named_with_file_and_line(tmp_path):
-    path = write(tmp_path, messages(REPLY), messages({"role": "user", "content": [AUDIO]}, REPLY))
-    record = JsonlFile(path)[1]
-    with pytest.raises(DataError, match="does not exist") as error:
-        require_audio(record)
-    assert str(error.value).startswith(f"{path}:2: audio {tmp_path / 'a.wav'}")
-    (tmp_path / "a.wav").write_bytes(b"")
-    require_audio(record)

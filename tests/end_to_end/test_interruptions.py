@@ -107,6 +107,7 @@ def test_a_clip_that_is_damaged_under_way_costs_nothing_once_it_is_mended(unbrok
         last = metrics(run_dir)[-1]
         index = ["mid", "sft"].index(last["stage"])
         assert (run_dir / "checkpoints" / f"{index}_{last['stage']}" / str(last["step"])).is_dir()
+        assert f"this ended stage {last['stage']!r}, and step {last['step']} of it is saved" in errors
         (data / clip).write_bytes(whole)
     ended = run("-m", "launch.train", *settings)
     assert ended.returncode == 0, ended.stderr

@@ -14,7 +14,7 @@ COUNT, STEPS = 4, 3
 
 def stream(path, **settings):
     data = DataConfig(sources=(SourceConfig(path=str(path)),), rows=1, tokens_per_row=160, chunks_per_row=1, **settings)
-    return PromptStream(data, base().tokenizer, base().config, seed=3, new_tokens=8)
+    return PromptStream(data, base().tokenizer, base().config, seed=3, new_tokens=8, validate=lambda record: None)
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""What a run checks before it begins, and what it remembers of that."""
+
+import json
+import logging
+
+import pytest
+
+from stepaudio_jax.config import ConfigError
+from stepaudio_jax.data import BadAudioError, DataError, JsonlSource
+from stepaudio_jax.training.data_check import CHECKED, SKIPPED_RECORDS, DataCheck
+from stepaudio_jax.training.stopping import data_error
+from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
+
+
+def nothing_in(record, *, decode):
+    """Takes every record but those that hold the word "bad"."""
+    if "bad" in record.messages[0].text:
+        raise DataError(f"{record.origin}: is bad")
+
+
+class Counted:
+    """A check that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, record, *, decode):
+        self.calls += 1
+        nothing_in(record, decode=decode)
+
+
+def run_check(run_dir, config, check, settings=None):
+    data_check = DataCheck(run_dir, MODEL, TOKENIZER)
+    sources = [JsonlSource(source) for source in config.sources]
+    checked = data_check("stage 'sft'", sources, config, check, settings or {})
+    run_dir.mkdir(exist_ok=True)
+    data_check.write()
+    return checked
+
+
+@pytest.fixture
+def path(tmp_path):
+    records = [text_record(number, 3) for number in range(5)]
+    records[3]["messages"][0]["content"] = "bad"
+    return write_records(tmp_path / "d.jsonl", records)
+
+
+def test_what_was_checked_is_not_checked_again_until_it_changes(tmp_path, path, caplog):
+    run_dir, check = tmp_path / "run", Counted()
+    config = settings(path, on_bad_record="skip")
+    with caplog.at_level(logging.WARNING):
+        assert run_check(run_dir, config, check)
+    assert f"1 of 5 records will be skipped (bad_record: 1); they are listed in {run_dir / SKIPPED_RECORDS}" in caplog.text
+    (line,) = (json.loads(line) for line in (run_dir / SKIPPED_RECORDS).read_text().splitlines())
+    assert line == {
+        "checked": "stage 'sft'",
+        "source": "d",
+        "reason": "bad_record",
+        "message": f"{path}:4: is bad",
+    }
+    assert not run_check(run_dir, config, check)
+    assert not run_check(run_dir, settings(path, on_bad_record="skip", threads=7, prefetch_batches=3), check)
+    assert check.calls == 5
+    assert run_check(run_dir, config, check, {"rewards": 1})
+    assert run_check(run_dir, settings(path, on_bad_record="skip", tokens_per_row=600), check)
+    assert check.calls == 15
+    path.write_text(path.read_text().replace("bad", "mended"))
+    assert run_check(run_dir, settings(path, on_bad_record="skip"), check)
+    assert (run_dir / SKIPPED_RECORDS).read_text() == ""
+
+
+def test_a_damaged_stamp_means_that_it_is_checked_again(tmp_path, path):
+    config = settings(path, on_bad_record="skip")
+    run_check(tmp_path / "run", config, nothing_in)
+    (tmp_path / "run" / CHECKED).write_text("{")
+    assert run_check(tmp_path / "run", config, nothing_in)
+    assert not run_check(tmp_path / "run", config, nothing_in)
+
+
+def test_a_mistake_is_raised_before_anything_is_written(tmp_path, path):
+    with pytest.raises(DataError, match=r"d\.jsonl:4: is bad"):
+        run_check(tmp_path / "run", settings(path), nothing_in)
+    assert not (tmp_path / "run").exists()
+
+    def no_reward(record, *, decode):
+        raise ConfigError("no reward for it")
+
+    with pytest.raises(ConfigError, match="no reward for it"):
+        run_check(tmp_path / "run", settings(path), no_reward)
+
+
+def test_a_run_that_ends_on_a_record_says_what_is_saved_and_how_to_go_on():
+    said = str(data_error(BadAudioError("d.jsonl:4: audio a.wav: is empty"), "sft", 12))
+    assert said == (
+        "d.jsonl:4: audio a.wav: is empty; this ended stage 'sft', and step 12 of it is saved: once that is mended, "
+        "or skipped by data.on_bad_audio='skip', the same command goes on"
+    )
+    said = str(data_error(OSError(5, "Input/output error", "d.jsonl"), "sft", None))
+    assert said.endswith("nothing of it is saved yet: once that is mended, the same command goes on")
