@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from stepaudio_jax.config.resolve import ConfigError
+from stepaudio_jax.config.resolve import ConfigError, expand_paths
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
@@ -69,6 +69,7 @@ class JudgeConfig:
     most_abstentions: float = 0.2  # share of a step's pairs; more end the run, with everything saved
 
     def __post_init__(self) -> None:
+        expand_paths(self, "folder", "prompt")
         if bool(self.url) != bool(self.model):
             raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
         if self.url and not self.url.startswith(("http://", "https://")):

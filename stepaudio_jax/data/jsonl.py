@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.record import DataError, Record
 from stepaudio_jax.data.schema import parse_record
+from stepaudio_jax.storage import expand_home
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -35,7 +36,7 @@ class JsonlFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], source: str = ""):
-        self.path = os.fspath(path)
+        self.path = expand_home(os.fspath(path))
         self._source = source or pathlib.Path(path).stem
         try:
             found = os.stat(self.path)
@@ -57,23 +58,40 @@ class JsonlFile:
         """`file:line` of the record at `index`."""
         return f"{self.path}:{self._numbers[index]}"
 
+    def record_id(self, index: int) -> str:
+        """Returns the id of the record at `index`, also where the record cannot be used otherwise."""
+        try:
+            value = _json(self._line(index), self.origin(index))
+        except DataError:
+            value = None
+        given = value.get("id") if isinstance(value, dict) else None
+        if isinstance(given, str) and given:
+            return given
+        usable = isinstance(given, int | float) and not isinstance(given, bool)
+        return json.dumps(given) if usable else self._default_id(index)
+
     def __getitem__(self, index: int) -> Record:
         """The record at `index` (0 <= index < len).
 
         Raises:
             DataError: naming `file:line` and what is wrong with it.
         """
-        with open(self.path, "rb") as file:
-            file.seek(self._offsets[index])
-            line = file.readline()
         origin = self.origin(index)
         return parse_record(
-            _json(line, origin),
+            _json(self._line(index), origin),
             origin=origin,
             folder=os.path.dirname(self.path),
             source=self._source,
-            default_id=f"{pathlib.Path(self.path).stem}:{self.line_number(index)}",
+            default_id=self._default_id(index),
         )
+
+    def _line(self, index: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[index])
+            return file.readline()
+
+    def _default_id(self, index: int) -> str:
+        return f"{pathlib.Path(self.path).stem}:{self.line_number(index)}"
 
 
 class JsonlSource:
