@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.storage import OutputError, shorten_words
@@ -36,21 +37,21 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def reported(go_on: str = "") -> Iterator[None]:
+def reported(go_on: str | Callable[[], str] = "") -> Iterator[None]:
     """Turns what ends a program into one line on standard error and an exit code.
 
     2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 3 for one that diverged or whose judge
     gave too few verdicts; and 130 for Ctrl-C, also where it let a run save first.
 
     Args:
-        go_on: what is said at Ctrl-C: what is kept, and how to go on. Empty: nothing is said.
+        go_on: what is said at Ctrl-C, or what says it: what is kept, and how to go on. Empty: nothing is said.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's chatter, and its traces of what it raises
     try:
         yield
     except KeyboardInterrupt:
         if go_on:
-            print(f"\ninterrupted: {go_on}", file=sys.stderr)
+            print(f"\ninterrupted: {go_on() if callable(go_on) else go_on}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         code = _exit_code(error)
@@ -61,9 +62,19 @@ def reported(go_on: str = "") -> Iterator[None]:
         sys.exit(code)
 
 
+def kept_lines(output: str) -> str:
+    """Returns what is said at Ctrl-C of a job whose finished lines are kept in `OUTPUT.partial`."""
+    partial = pathlib.Path(f"{output}.partial")
+    if not partial.exists():
+        return "nothing was written yet; start the same command again"
+    return f"finished lines are kept in {partial}; the same command goes on from there"
+
+
 def _exit_code(error: Exception) -> int | None:
     """The exit code of a program that an error ends; None for one that is no user's doing."""
-    if isinstance(error, (ConfigError, OutputError, OSError)) or isinstance(error, user_errors()):
+    if isinstance(error, (ConfigError, OutputError, OSError)):  # whose modules need no JAX
+        return MISTAKE
+    if isinstance(error, user_errors()):
         return MISTAKE
     from stepaudio_jax.rl.judge import JudgeError
     from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError

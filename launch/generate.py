@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.errors import MISTAKE, reported
+from launch.errors import MISTAKE, kept_lines, reported
 from stepaudio_jax.storage import check_output_file, expand_home, has_mark
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--no-history-eot", action="store_true", help="past replies without their end, as the released server has them"
     )
     options = parser.parse_args(arguments)
-    with reported(f"finished replies are kept in {options.output}.partial; the same command goes on from there"):
+    with reported(lambda: kept_lines(options.output)):
         check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
         from stepaudio_jax.data import JsonlFile
         from stepaudio_jax.generation import Sampling, answer_file, answered_before, load_model, mesh_for

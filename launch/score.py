@@ -7,7 +7,7 @@ user made is replaced.
 import argparse
 from collections.abc import Sequence
 
-from launch.errors import reported
+from launch.errors import kept_lines, reported
 from stepaudio_jax.storage import check_output_file, expand_home, has_mark
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
     )
     options = parser.parse_args(arguments)
-    with reported(f"finished scores are kept in {options.output}.partial; the same command goes on from there"):
+    with reported(lambda: kept_lines(options.output)):
         check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
         from stepaudio_jax.data import JsonlFile
         from stepaudio_jax.generation import load_model, mesh_for, score_file, scored_before

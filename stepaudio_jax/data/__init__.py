@@ -3,7 +3,7 @@
 from stepaudio_jax.data.assembly import abstract_batch, batch_shape, outputs_per_chunk
 from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch
 from stepaudio_jax.data.check import SourceReport, check_sources
-from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, read_jsonl, require_audio
+from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, open_sources, read_jsonl, require_audio, source_names
 from stepaudio_jax.data.order import Visit, training_streams
 from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
 from stepaudio_jax.data.preparation import BadAudioError, TooLongError, check_sizes
@@ -30,8 +30,10 @@ __all__ = [
     "check_sources",
     "evaluation_batches",
     "merge_states",
+    "open_sources",
     "outputs_per_chunk",
     "read_jsonl",
     "require_audio",
+    "source_names",
     "training_streams",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
-from stepaudio_jax.data.jsonl import JsonlSource, require_audio
+from stepaudio_jax.data.jsonl import JsonlSource, open_sources, require_audio
 from stepaudio_jax.data.order import Visit
 from stepaudio_jax.data.preparation import Preparation
 from stepaudio_jax.data.record import DataError
@@ -55,7 +55,7 @@ def check_sources(
         DataError: the first mistake, in the order of the files, that the configuration does not say to skip.
         ConfigError: the sizes contradict the model.
     """
-    sources = tuple(JsonlSource(source) for source in config.sources)
+    sources = open_sources(config.sources)
     preparation = Preparation(config, tokenizer, model, auxiliary, sources, seed=0)
     reports = []
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -1,4 +1,4 @@
-"""What determines the lines of an output: its job. Known before the model is loaded, so that a finished one is not done again."""
+"""What determines the lines of an output, its job: known before the model is loaded, so that none is done twice."""
 
 import hashlib
 import os
@@ -32,5 +32,5 @@ def job_of(program: str, input_path: PathLike, folder: PathLike, config: ModelCo
 
 
 def default_dtype(dtype: FloatDtype | None) -> FloatDtype:
-    """Returns the dtype of weights and computation: bfloat16 where none is asked for, on a CPU float32, which is faster there."""
+    """Returns the dtype of weights and computation: by default bfloat16, on a CPU float32, which is faster there."""
     return dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")

@@ -21,7 +21,7 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
+from stepaudio_jax.training.stopping import DivergedError
 
 _LOOKED_AT, _READ = 256, 8  # records of a source looked at before anything is written, and those of them whose clips are read
 
@@ -30,7 +30,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
-        InterruptedRunError: SIGTERM came; everything is saved.
+        InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
         DataError: a record cannot be used; everything before the step is saved.
         ConfigError: no reward is for a record's source; the same.
@@ -75,7 +75,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise
                 if run.stop.received(earlier + step, within=True):  # replies are written again, as they were
                     save()
-                    raise _interrupted(stage, step - 1)
+                    raise run.stop.interruption(stage.name, step - 1)
                 state, figures = iteration.learn(state, rollouts, rewards, controller)
                 figures |= seconds
                 state = dataclasses.replace(state, step=state.step + 1)
@@ -93,12 +93,8 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         f"stage {stage.name!r}, step {step}: the last {int(state.skipped_in_row)} updates were not finite"
                     )
                 if stopping and step < stage.steps:
-                    raise _interrupted(stage, step)
+                    raise run.stop.interruption(stage.name, step)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
-
-
-def _interrupted(stage: StageConfig, step: int) -> InterruptedRunError:
-    return InterruptedRunError(f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on")
 
 
 def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio import AudioError, load_audio
 from stepaudio_jax.config import DataConfig, LengthConvention, ModelConfig
-from stepaudio_jax.data import BadAudioError, DataError, JsonlSource, Record, TooLongError, Visit, training_streams
+from stepaudio_jax.data import (
+    BadAudioError,
+    DataError,
+    JsonlSource,
+    Record,
+    TooLongError,
+    Visit,
+    open_sources,
+    training_streams,
+)
 from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
@@ -41,7 +50,7 @@ class PromptStream:
 
     def __init__(self, data: DataConfig, tokenizer: Tokenizer, model: ModelConfig, *, seed: int, new_tokens: int):
         self._data, self._tokenizer, self._model, self._seed, self._new_tokens = data, tokenizer, model, seed, new_tokens
-        self._sources = [JsonlSource(source) for source in data.sources]
+        self._sources = open_sources(data.sources)
         lengths, weights = [len(source) for source in self._sources], [source.weight for source in data.sources]
         (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1)
 

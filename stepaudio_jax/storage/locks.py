@@ -20,7 +20,11 @@ _guard = threading.Lock()
 
 
 class LockHeldError(RuntimeError):
-    """Another process, or another thread of this one, holds the file."""
+    """Another process holds the file, or this one does (`by_this_process`), which must not open it again then."""
+
+    def __init__(self, message: str, *, by_this_process: bool = False):
+        super().__init__(message)
+        self.by_this_process = by_this_process
 
 
 class HeldFile:
@@ -56,7 +60,7 @@ def hold_file(path: str | os.PathLike[str]) -> HeldFile:
     real = os.path.realpath(path)
     with _guard:
         if real in _held:
-            raise LockHeldError(f"{path} is held by this process already")
+            raise LockHeldError(f"{path} is held by this process already", by_this_process=True)
         _held.add(real)
     try:
         return HeldFile(real, _open_locked(real))

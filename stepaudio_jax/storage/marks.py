@@ -41,8 +41,8 @@ def is_output_of(path: PathLike, job: Mapping[str, Any]) -> bool:
     if _read(path) == _mark(path, job):
         return True
     raise OutputError(
-        f"--output={shorten(os.fspath(path))!r} exists already, and is not what this job makes (another input, model or setting, "
-        "or changed since): name another file, or remove it first"
+        f"--output={shorten(os.fspath(path))!r} exists already, and is not what this job makes (another input, model or "
+        "setting, or changed since): name another file, or remove it first"
     )
 
 
