@@ -41,7 +41,7 @@ def check_output_file(
         raise OutputError(f"{shown} names no file: give the file to write")
     path = pathlib.Path(text)
     for given in inputs:
-        check_same_file(path, given, option=option)
+        check_same_file(text, given, option=option)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
