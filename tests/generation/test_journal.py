@@ -13,6 +13,13 @@ from stepaudio_jax.storage import OutputError
 
 JOB = {"program": "generate", "input": "0", "settings": {"é": 1}}
 COUNT = 3
+HOLD = """
+import sys
+from stepaudio_jax.storage import hold_file
+held = hold_file(sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""
 LINES = [{"id": "a", "reply": "é\u2028"}, {"id": "b", "error": "d.jsonl:2: no"}]
 
 
@@ -104,12 +111,11 @@ def test_what_is_no_journal_of_this_job_stays_as_it_is(output, content, message)
 
 
 def test_two_jobs_with_one_output_are_one_too_many(output):
+    journal = Journal(output, JOB, COUNT)
     with pytest.raises(OutputError, match="another job is writing it; wait for that job or stop it"):
-        journal = Journal(output, JOB, COUNT)
         Journal(output, JOB, COUNT)
     journal.close()
-    hold = "import sys; from stepaudio_jax.storage import hold_file; h = hold_file(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, partial(output)]
+    command = [sys.executable, "-c", HOLD, partial(output)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(OutputError, match="another job is writing it"):
