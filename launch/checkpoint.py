@@ -6,24 +6,24 @@ as the run itself writes its finished `model/`. Where that is too large for one 
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from launch.distributed import FLAG, join
 from launch.errors import reported
+from stepaudio_jax.storage import user_path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses arguments and writes the model; prints its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=pathlib.Path, help="the folder of a run")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="the folder to write; must not exist")
+    parser.add_argument("run_dir", type=user_path, help="the folder of a run")
+    parser.add_argument("--output", type=user_path, required=True, help="the folder to write; must not exist")
     parser.add_argument("--stage", help="default: the last one that has a checkpoint")
     parser.add_argument("--step", type=int, help="of the stage; default: the last one saved")
     parser.add_argument(FLAG, nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX", help="see launch.train")
     options = parser.parse_args(arguments)
-    with reported():
+    with reported("nothing was written; start the same command again"):
         if options.distributed is not None:
             join(f"{FLAG}={options.distributed}" if options.distributed else FLAG)
         import jax

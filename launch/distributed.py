@@ -2,8 +2,6 @@
 
 import os
 
-import jax
-
 from stepaudio_jax.config import ConfigError
 
 FLAG = "--distributed"
@@ -20,6 +18,8 @@ def join(argument: str) -> None:
     Raises:
         ConfigError: it is written in another way, or the cluster does not say.
     """
+    import jax
+
     # On a CPU a collective holds a thread until every device has come to it. Where XLA has as few threads as a small machine
     # has cores, programs under way together hold them all, and wait for each other for ever.
     os.environ.setdefault("NPROC", str(max(_CPU_THREADS, os.cpu_count() or 1)))

@@ -2,49 +2,83 @@
 
 import contextlib
 import logging
+import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from stepaudio_jax.audio import AudioError
 from stepaudio_jax.config import ConfigError
-from stepaudio_jax.corpus import CorpusError
-from stepaudio_jax.data import DataError
-from stepaudio_jax.evaluation import ReportError
-from stepaudio_jax.generation import GenerationError
-from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.parallel import ShardingError
-from stepaudio_jax.rl.judge import JudgeError
-from stepaudio_jax.text import TextError
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
+from stepaudio_jax.storage import OutputError, shorten_words
 
-USER_ERRORS = (
-    *(AudioError, ConfigError, CorpusError, DataError, CheckpointError, GenerationError, ReportError, ShardingError, TextError),
-    OSError,  # it names the file that the system refused, and why: a full disk, a folder that may not be written
-)
 MISTAKE = 2
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 TRY_AGAIN = 75  # EX_TEMPFAIL: start the same command again
 DIVERGED = 3
 
 
+def user_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors that are a user's mistake.
+
+    Their modules are imported here, and not with the program: some take seconds, and mistakes in the command line need none.
+    """
+    from stepaudio_jax.audio import AudioError
+    from stepaudio_jax.corpus import CorpusError
+    from stepaudio_jax.data import DataError
+    from stepaudio_jax.evaluation import ReportError
+    from stepaudio_jax.generation import GenerationError
+    from stepaudio_jax.hub import CheckpointError
+    from stepaudio_jax.parallel import ShardingError
+    from stepaudio_jax.text import TextError
+
+    return (
+        *(AudioError, ConfigError, CorpusError, DataError, CheckpointError, GenerationError, OutputError, ReportError),
+        *(ShardingError, TextError),
+        OSError,  # it names the file that the system refused, and why: a full disk, a folder that may not be written
+    )
+
+
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def reported(go_on: str | Callable[[], str] = "") -> Iterator[None]:
     """Turns what ends a program into one line on standard error and an exit code.
 
     2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 3 for one that diverged or whose judge
-    gave too few verdicts; and 130, without a word, for Ctrl-C.
+    gave too few verdicts; and 130 for Ctrl-C, also where it let a run save first.
+
+    Args:
+        go_on: what is said at Ctrl-C, or what says it: what is kept, and how to go on. Empty: nothing is said.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's chatter
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's chatter, and its traces of what it raises
     try:
         yield
-    except USER_ERRORS as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)
-        sys.exit(MISTAKE)
-    except InterruptedRunError as error:
-        print(error, file=sys.stderr)
-        sys.exit(TRY_AGAIN)
-    except (DivergedError, JudgeError) as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(DIVERGED)
     except KeyboardInterrupt:
+        if go_on:
+            print(f"\ninterrupted: {go_on() if callable(go_on) else go_on}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        mistake = "" if code in (TRY_AGAIN, INTERRUPTED) else "error: "
+        print(f"{mistake}{shorten_words(' '.join(str(error).splitlines()))}", file=sys.stderr)
+        sys.exit(code)
+
+
+def kept_lines(output: str) -> str:
+    """Returns what is said at Ctrl-C of a job whose finished lines are kept in `OUTPUT.partial`."""
+    partial = pathlib.Path(f"{output}.partial")
+    if not partial.exists():
+        return "nothing was written yet; start the same command again"
+    return f"finished lines are kept in {partial}; the same command goes on from there"
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of a program that an error ends; None for one that is no user's doing."""
+    if isinstance(error, (ConfigError, OutputError, OSError)):  # whose modules need no JAX
+        return MISTAKE
+    if isinstance(error, user_errors()):
+        return MISTAKE
+    from stepaudio_jax.rl.judge import JudgeError
+    from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
+
+    if isinstance(error, InterruptedRunError):
+        return INTERRUPTED if error.by_keyboard else TRY_AGAIN
+    return DIVERGED if isinstance(error, DivergedError | JudgeError) else None

@@ -1,22 +1,30 @@
 """Answers dialogues: `python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl`.
 
-Interrupted and started again, it goes on where it was. A dialogue that cannot be answered gets a line that says why, and the
+Interrupted (Ctrl-C) and started again, it goes on where it was; finished, it is not done again. Nothing that another job or
+the user made is replaced. A dialogue that cannot be answered gets a line that says why, and the
 exit code is then 2.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from launch.errors import MISTAKE, reported
+from launch.errors import MISTAKE, kept_lines, reported
+from stepaudio_jax.storage import check_output_file, expand_home, has_mark
+
+if TYPE_CHECKING:
+    from stepaudio_jax.generation import Outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses arguments and answers; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project")
-    parser.add_argument("--input", required=True, help="JSONL of dialogues that end in a user's turn")
-    parser.add_argument("--output", required=True, help="JSONL of replies, one line for each dialogue")
+    parser.add_argument(
+        "--model", type=expand_home, required=True, help="a Hugging Face folder or a checkpoint of this project"
+    )
+    parser.add_argument("--input", type=expand_home, required=True, help="JSONL of dialogues that end in a user's turn")
+    parser.add_argument("--output", type=expand_home, required=True, help="JSONL of replies, one line for each dialogue")
     parser.add_argument("--num-samples", type=int, default=1, help="replies to each dialogue (default 1)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0: always the most probable token (default 0.7)")
     parser.add_argument("--top-k", type=int, default=0, help="so many of the most probable tokens (default 0: all)")
@@ -41,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--no-history-eot", action="store_true", help="past replies without their end, as the released server has them"
     )
     options = parser.parse_args(arguments)
-    with reported():
+    with reported(lambda: kept_lines(options.output)):
+        check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
         from stepaudio_jax.data import JsonlFile
-        from stepaudio_jax.generation import Sampling, answer_file, load_model, mesh_for
+        from stepaudio_jax.generation import Sampling, answer_file, answered_before, load_model, mesh_for
 
         sampling = Sampling(
             temperature=options.temperature,
@@ -57,29 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         JsonlFile(options.input)  # whether it can be read is known before the model is loaded
+        settings: Any = {
+            "int8_weights": options.int8_weights,
+            "history_reasoning": options.history_reasoning,
+            "history_eot": not options.no_history_eot,
+        }
+        job: Any = {"samples": options.num_samples, "cache_dtype": options.cache_dtype}
+        done = answered_before(options.model, options.input, options.output, sampling, options.dtype, **settings, **job)
+        if done is not None:
+            return _said(done, options.output, "already answered")
         mesh = mesh_for(options.model, options.tensor)
-        model = load_model(
-            options.model,
-            options.dtype,
-            int8_weights=options.int8_weights,
-            mesh=mesh,
-            writes_only=True,
-            history_reasoning=options.history_reasoning,
-            history_eot=not options.no_history_eot,
-        )
-        outcome = answer_file(
-            model,
-            options.input,
-            options.output,
-            sampling,
-            slots=options.slots,
-            samples=options.num_samples,
-            cache_dtype=options.cache_dtype,
-        )
-        print(f"{outcome.dialogues - outcome.failed} of {outcome.dialogues} dialogues answered: {options.output}")
-        if outcome.failed:
-            print(f"error: {outcome.failed} could not be answered; the first: {outcome.first_failure}", file=sys.stderr)
-            return MISTAKE
+        model = load_model(options.model, options.dtype, mesh=mesh, writes_only=True, **settings)
+        outcome = answer_file(model, options.input, options.output, sampling, slots=options.slots, **job)
+        return _said(outcome, options.output, "answered")
+
+
+def _said(outcome: "Outcome", output: str, verb: str) -> int:
+    """Prints an outcome; returns the exit code."""
+    print(f"{outcome.dialogues - outcome.failed} of {outcome.dialogues} dialogues {verb}: {output}")
+    if outcome.failed:
+        print(f"error: {outcome.failed} could not be answered; the first: {outcome.first_failure}", file=sys.stderr)
+        return MISTAKE
     return 0
 
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 
 from launch.errors import reported
+from stepaudio_jax.storage import check_output_file, expand_home
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,17 +23,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     data, report = commands.add_parser("data"), commands.add_parser("report")
     for command in (data, report):
-        command.add_argument("--input", required=True, help="JSONL of preferences: prompt, chosen, rejected")
-        command.add_argument("--prompt", help="a template of your own (default: the project's)")
+        command.add_argument("--input", type=expand_home, required=True, help="JSONL of preferences: prompt, chosen, rejected")
+        command.add_argument("--prompt", type=expand_home, help="a template of your own (default: the project's)")
         command.add_argument("--levels", type=int, default=7, choices=(3, 5, 7))
-    data.add_argument("--output", required=True, help="JSONL of dialogues")
-    report.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project; a name at --url")
+    data.add_argument("--output", type=expand_home, required=True, help="JSONL of dialogues")
+    report.add_argument(
+        "--model",
+        type=expand_home,
+        required=True,
+        help="a Hugging Face folder or a checkpoint of this project; a name at --url",
+    )
     report.add_argument("--url", help="of a server, up to and with /v1")
     report.add_argument("--key-variable", default="OPENAI_API_KEY", help="that holds the server's key; empty for none")
     report.add_argument("--slots", type=int, default=16, help="questions answered side by side (default 16)")
     report.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default 1024)")
     options = parser.parse_args(arguments)
-    with reported():
+    kept = "nothing was written" if options.command == "data" else "the judge's answers are not kept"
+    with reported(f"{kept}; start the same command again"):
+        if options.command == "data":
+            given = [path for path in (options.input, options.prompt) if path]
+            check_output_file(options.output, given, replaces=lambda path: True)
         from stepaudio_jax.data import DataError, read_jsonl
         from stepaudio_jax.generation import load_model, mesh_for
         from stepaudio_jax.rl.endpoint import Endpoint

@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.errors import reported
 from stepaudio_jax.config import Config, ConfigError, load_config
+from stepaudio_jax.storage import atomic_writer, check_output_file, expand_home, user_path
 
 DOES_NOT_FIT = 1
 
@@ -36,6 +37,15 @@ def with_initial_shape(config: Config) -> Config:
     return dataclasses.replace(config, model=hub.read_model_config(sources))
 
 
+def _is_plan(path: pathlib.Path) -> bool:
+    """Whether a file is an earlier plan, which a new one may replace."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "topology" in value
+
+
 def main(arguments: list[str]) -> int:
     """Compiles the program for the topology, prints the plan; returns 0 if it fits, 1 if not."""
     parser = argparse.ArgumentParser(
@@ -43,7 +53,7 @@ def main(arguments: list[str]) -> int:
         epilog="Any setting can be changed: --config.key=value, as in launch.train.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config", type=expand_home, required=True)
     parser.add_argument("--topology", required=True, help="v5p:4x4x4 or v5p-128")
     parser.add_argument("--slices", type=int, help="so many slices of that shape (default: the configuration's mesh.slices)")
     parser.add_argument("--stage", default="0", help="name or number of the stage that is planned")
@@ -53,10 +63,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--slot-tokens", type=int, default=16384, help="of generating: prompt and reply (default 16384)")
     parser.add_argument("--cache-dtype", choices=("bfloat16", "int8"), default="bfloat16", help="of generating")
     parser.add_argument("--int8-weights", action="store_true", help="of generating: the decoder's matrices in int8")
-    parser.add_argument("--json", type=pathlib.Path, help="write the plan to this file too")
+    parser.add_argument("--json", type=user_path, help="write the plan to this file too")
     settings = tuple(argument for argument in arguments if argument.startswith("--config."))
     options = parser.parse_args([argument for argument in arguments if argument not in settings])
-    with reported():
+    with reported("nothing was written; start the same command again"):
+        if options.json is not None:
+            check_output_file(options.json, [options.config], replaces=_is_plan, option="--json")
         overrides = []
         for setting in settings:
             key, equals, value = setting.removeprefix("--config.").partition("=")
@@ -97,7 +109,8 @@ def main(arguments: list[str]) -> int:
             plan = plan_serving(config.model, config.compute, topology, program=options.program, **sizes)
             text = serving_as_text(plan)
         if options.json is not None:
-            options.json.write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
+            with atomic_writer(options.json) as file:
+                file.write(json.dumps(plan.to_json(), indent=2) + "\n")
         print(text)
     return 0 if plan.fits else DOES_NOT_FIT
 

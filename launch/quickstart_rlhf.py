@@ -8,6 +8,7 @@ import argparse
 import pathlib
 
 from launch.errors import reported
+from stepaudio_jax.storage import atomic_writer, check_output_file, user_path
 
 _ARMS = ("rlvr", "joint", "sequential")
 
@@ -17,11 +18,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=_ARMS, default=_ARMS[:2])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--output", type=pathlib.Path, help="a page of Markdown with the table and what it shows")
+    parser.add_argument("--output", type=user_path, help="a page of Markdown with the table and what it shows")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
-    with reported():
+    with reported("what is made so far is kept; the same command goes on from there"):
+        if options.output is not None:
+            check_output_file(options.output, replaces=_is_page)
         import jax
 
         from stepaudio_jax.evaluation import as_markdown, as_text
@@ -48,7 +51,13 @@ def main() -> None:
         print(f"curves, and replies to read: {trap.folder}/*/report.html")
         if options.output is not None:
             pages = {way: as_markdown(table) for way, table in tables.items()}
-            options.output.write_text(page(pages, said, judge), encoding="utf-8")
+            with atomic_writer(options.output) as file:
+                file.write(page(pages, said, judge))
+
+
+def _is_page(path: pathlib.Path) -> bool:
+    """Whether a file is an earlier page of this program."""
+    return path.read_bytes().startswith(b"# The verifiable reward trap")
 
 
 if __name__ == "__main__":

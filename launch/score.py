@@ -1,17 +1,29 @@
-"""Scores given replies: `python -m launch.score --model DIR --input dialogues.jsonl --output scores.jsonl`."""
+"""Scores given replies: `python -m launch.score --model DIR --input dialogues.jsonl --output scores.jsonl`.
+
+Interrupted (Ctrl-C) and started again, it goes on where it was; finished, it is not done again. Nothing that another job or the
+user made is replaced.
+"""
 
 import argparse
 from collections.abc import Sequence
 
-from launch.errors import reported
+from launch.errors import kept_lines, reported
+from stepaudio_jax.storage import check_output_file, expand_home, has_mark
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses arguments and scores."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="a Hugging Face folder or a checkpoint of this project")
-    parser.add_argument("--input", required=True, help="JSONL of dialogues")
-    parser.add_argument("--output", required=True, help="JSONL: the log-probability of every token of every assistant turn")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", type=expand_home, required=True, help="a Hugging Face folder or a checkpoint of this project"
+    )
+    parser.add_argument("--input", type=expand_home, required=True, help="JSONL of dialogues")
+    parser.add_argument(
+        "--output",
+        type=expand_home,
+        required=True,
+        help="JSONL: the log-probability of every token of every assistant turn",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
     parser.add_argument(
         "--tensor", type=int, default=0, help="devices over which a layer is cut (default: as many as divide its heads)"
@@ -20,11 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
     )
     options = parser.parse_args(arguments)
-    with reported():
-        from stepaudio_jax.generation import load_model, mesh_for, score_file
+    with reported(lambda: kept_lines(options.output)):
+        check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
+        from stepaudio_jax.data import JsonlFile
+        from stepaudio_jax.generation import load_model, mesh_for, score_file, scored_before
 
+        count = len(JsonlFile(options.input))  # whether it can be read is known before the model is loaded
+        history = {"history_reasoning": options.history_reasoning}
+        if scored_before(options.model, options.input, options.output, options.dtype, **history):
+            print(f"{count} dialogues already scored in {options.output}")
+            return
         mesh = mesh_for(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, history_reasoning=options.history_reasoning)
+        model = load_model(options.model, options.dtype, mesh=mesh, **history)
         count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")
 

@@ -5,16 +5,17 @@ import pathlib
 
 from launch.errors import reported
 from stepaudio_jax.config import load_config
+from stepaudio_jax.storage import expand_home, user_path
 
 
 def main() -> None:
     """Parses arguments, makes the model, prints its table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/tiny_base.py")
-    parser.add_argument("--corpus", type=pathlib.Path, default=pathlib.Path("runs/corpus/base"))
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("models/tiny_base"))
+    parser.add_argument("--config", type=expand_home, default="configs/tiny_base.py")
+    parser.add_argument("--corpus", type=user_path, default=pathlib.Path("runs/corpus/base"))
+    parser.add_argument("--output", type=user_path, default=pathlib.Path("models/tiny_base"))
     arguments = parser.parse_args()
-    with reported():
+    with reported("what is made so far is kept; the same command goes on from there"):
         from stepaudio_jax.quickstart import make_tiny_base
 
         print(make_tiny_base(load_config(arguments.config), arguments.corpus, arguments.output))

@@ -1,8 +1,8 @@
 """Trains a model: `python -m launch.train --config=configs/X.py [--config.key=value ...] [--distributed]`.
 
-Start the same command on every host of a pod, with --distributed. Exit codes: 0 when the run is finished; 75 when it was told
-to stop (SIGTERM) and has saved everything, so that the same command goes on; 2 for a mistake of the user's, 3 for a run that
-diverged, or whose judge gave too few verdicts.
+Start the same command on every host of a pod, with --distributed. Ctrl-C saves and stops; a second one ends at once. Exit
+codes: 0 when the run is finished; 75 when it was told to stop (SIGTERM), 130 when Ctrl-C did, and everything is saved, so that
+the same command goes on; 2 for a mistake of the user's, 3 for a run that diverged, or whose judge gave too few verdicts.
 """
 
 import sys
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     if arguments in (["--help"], ["-h"]):
         print(__doc__)
         return
-    with reported():
+    with reported("the same command goes on from what is saved"):
         config = parse_arguments(arguments)
         for argument in arguments:
             if argument.partition("=")[0] == FLAG:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import completeness, mpeg
 from stepaudio_jax.audio.error import AudioError
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
+from stepaudio_jax.audio.quiet import quiet_decoder
 from stepaudio_jax.audio.resampling import resample, resampled_length
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
@@ -47,7 +48,8 @@ def load_audio(source: str | os.PathLike[str] | bytes, *, length_convention: Len
         name, content = _shown(path), _read(path)
     if not content:
         raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN}")
-    samples, rate = _decode(name, content)
+    with quiet_decoder():
+        samples, rate = _decode(name, content)
     if not np.isfinite(samples).all():
         bad = int(np.count_nonzero(~np.isfinite(samples)))
         raise AudioError(name, f"has {bad} NaN or infinite samples of {len(samples)}; export it again")

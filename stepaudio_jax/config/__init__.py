@@ -10,7 +10,7 @@ from stepaudio_jax.config.model import (
     ModelConfig,
 )
 from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, Rules
-from stepaudio_jax.config.resolve import ConfigError, build, to_dict
+from stepaudio_jax.config.resolve import ConfigError, build, check_seed, to_dict
 from stepaudio_jax.config.rl import (
     Aggregation,
     Baseline,
@@ -75,6 +75,7 @@ __all__ = [
     "StageConfig",
     "build",
     "check_reward_map",
+    "check_seed",
     "load_config",
     "override",
     "to_dict",

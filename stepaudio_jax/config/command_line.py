@@ -6,12 +6,15 @@ import pathlib
 import re
 import runpy
 import traceback
-from collections.abc import Iterable, Sequence
-from typing import Any
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from stepaudio_jax.config import model, run
-from stepaudio_jax.config.resolve import ConfigError, build, to_dict, unknown_key
+from stepaudio_jax.config.resolve import ConfigError, build, shown, to_dict, unknown_key
 from stepaudio_jax.config.run import Config
+from stepaudio_jax.storage import expand_home
 
 
 def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
@@ -19,13 +22,14 @@ def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
     Args:
         path: a Python file whose `get_config()` returns a `Config`.
-        overrides: dotted keys and values as text. A stage is named by its name or its index. A value is read as a Python
-            literal (3, 1e-5, True, None, ('adaptor', 'decoder')), and as a string where it is none.
+        overrides: dotted keys and values as text. A stage is named by its name or its index. Where the key is of a string, a
+            value is that string (20260101, true); elsewhere it is read as a Python literal (3, 1e-5, True, None,
+            ('adaptor', 'decoder')), and as a string where it is none.
 
     Raises:
         ConfigError: naming the file and its line, or the key and what is allowed.
     """
-    return override(_run_config_file(pathlib.Path(path)), *overrides)
+    return override(_run_config_file(pathlib.Path(expand_home(path))), *overrides)
 
 
 def override(config: Config, *settings: tuple[str, str]) -> Config:
@@ -57,7 +61,7 @@ def _replace(values: dict[str, Any], config: Config, key: str, text: str) -> Non
     for name in parents:
         node = _child(node, name, walked)
         walked += f".{name}"
-    value = _parse(text)
+    value = _parse(text, _hint(parents, last))
     if last == "preset":
         if not isinstance(node, dict):
             raise ConfigError(f"{walked} has no presets")
@@ -128,7 +132,7 @@ def _child(node: Any, name: str, walked: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, name, walked)]
     if not isinstance(node, dict):
-        raise ConfigError(f"{walked}={node!r} is a single value: it has no key {name!r}")
+        raise ConfigError(f"{walked}={shown(node)} is a single value: it has no key {name!r}")
     if name not in node:
         raise ConfigError(unknown_key(f"{walked}.{name}", name, node))
     return node[name]
@@ -144,10 +148,43 @@ def _index(items: list[Any], name: str, walked: str) -> int:
     raise ConfigError(f"{walked} has no item {name!r} (allowed: {known})")
 
 
-def _parse(text: str) -> Any:
+def _hint(parents: Sequence[str], last: str) -> Any:
+    """The annotation of the setting at a dotted key; None where there is no such setting."""
+    hint: Any = Config
+    for name in (*parents, last):
+        hint = next((member for member in _members(hint) if member is not type(None)), None)
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            hint = typing.get_type_hints(hint).get(name)
+        elif origin is tuple:
+            several = len(arguments) == 2 and arguments[1] is Ellipsis
+            hint = arguments[0 if several else int(name)] if several or name in map(str, range(len(arguments))) else None
+        elif isinstance(origin, type) and issubclass(origin, Mapping):
+            hint = arguments[1]
+        else:
+            return None
+    return hint
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """What a value may be: the members of a union, else the annotation alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _parse(text: str, hint: Any) -> Any:
+    """The value that a text spells for a setting with this annotation."""
+    value = _literal(text)
+    if value is None or isinstance(value, str):  # quotes around a string are not part of it
+        return value
+    members = _members(hint)
+    choices = [choice for member in members if typing.get_origin(member) is Literal for choice in typing.get_args(member)]
+    return text if str in members or text in choices else value
+
+
+def _literal(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text

@@ -12,15 +12,38 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from stepaudio_jax.storage import expand_home, shorten
+
 DataclassT = TypeVar("DataclassT")
 
 # Of a normal float32: what is larger becomes infinite on a device, and what is smaller becomes 0.
 MAX_FLOAT32 = 3.4028234663852886e38
 MIN_FLOAT32 = 1.1754943508222875e-38
+MAX_SEED = 2**62  # JAX makes keys of 64 bits with a sign, and stages count on from the run's seed
 
 
 class ConfigError(ValueError):
     """A configuration key is unknown, missing, or holds a value of the wrong type or range."""
+
+
+def expand_paths(config: object, *names: str) -> None:
+    """Replaces a `~` at the start of these fields, which are paths, by the home folder (for `__post_init__`)."""
+    for name in names:
+        if isinstance(path := getattr(config, name), str):  # what is no string, `build` refuses
+            object.__setattr__(config, name, expand_home(path))
+
+
+def check_seed(seed: int) -> int:
+    """Returns a seed that keys can be made of.
+
+    Raises:
+        ConfigError: it is negative, or too large.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={shown(seed)} must not be negative")
+    if seed > MAX_SEED:
+        raise ConfigError(f"seed={shown(seed)} must be at most {MAX_SEED} (2**62)")
+    return seed
 
 
 def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config") -> DataclassT:
@@ -37,7 +60,7 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
         ConfigError: naming the key, the value and what is allowed.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{key} must be a mapping of settings, got {values!r}")
+        raise ConfigError(f"{key} must be a mapping of settings, got {shown(values)}")
     given = dict(values)
     preset = None
     if "preset" in given and hasattr(cls, "presets"):
@@ -117,13 +140,13 @@ def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
     if origin is typing.Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
-            raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(repr, allowed))}")
+            raise ConfigError(f"{key}={shown(value)} is not one of {', '.join(map(repr, allowed))}")
         return value
     if origin is tuple:
         return _convert_tuple(typing.get_args(hint), value, key)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} must be a mapping, got {value!r}")
+            raise ConfigError(f"{key} must be a mapping, got {shown(value)}")
         _, value_hint = typing.get_args(hint)
         return {str(name): _convert(value_hint, item, f"{key}.{name}", None) for name, item in value.items()}
     if dataclasses.is_dataclass(hint):
@@ -133,6 +156,14 @@ def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
             return build(hint, {**_shallow(default), **value}, key)  # type: ignore[arg-type]
         return build(hint, value, key)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, key)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as Python writes it, of a length that can be read."""
+    try:
+        return shorten(repr(value))
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of more than 4300 digits"
 
 
 def _shallow(config: Any) -> dict[str, Any]:
@@ -157,11 +188,11 @@ def _convert_union(members: tuple[Any, ...], value: Any, key: str, default: Any)
 
 def _convert_tuple(members: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{key} must be a list or tuple, got {value!r}")
+        raise ConfigError(f"{key} must be a list or tuple, got {shown(value)}")
     if len(members) == 2 and members[1] is Ellipsis:
         return tuple(_convert(members[0], item, f"{key}.{index}", None) for index, item in enumerate(value))
     if len(members) != len(value):
-        raise ConfigError(f"{key} must have {len(members)} values, got {value!r}")
+        raise ConfigError(f"{key} must have {len(members)} values, got {shown(value)}")
     return tuple(
         _convert(member, item, f"{key}.{index}", None) for index, (member, item) in enumerate(zip(members, value, strict=True))
     )
@@ -178,4 +209,4 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
         return value
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    raise ConfigError(f"{key}={value!r} is not of type {getattr(hint, '__name__', hint)}")
+    raise ConfigError(f"{key}={shown(value)} is not of type {getattr(hint, '__name__', hint)}")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from stepaudio_jax.config.resolve import ConfigError, check_floats
+from stepaudio_jax.config.resolve import ConfigError, check_floats, expand_paths
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
@@ -106,6 +106,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         check_floats(self)
         check_reward_map(self.levels, self.table, self.spread, temperature_key="spread")
+        expand_paths(self, "folder", "prompt")
         if bool(self.url) != bool(self.model):
             raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
         if self.url and not self.url.startswith(("http://", "https://")):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
 from stepaudio_jax.config.parallel import MeshConfig, Rules
-from stepaudio_jax.config.resolve import ConfigError, check_floats
+from stepaudio_jax.config.resolve import ConfigError, check_floats, check_seed, expand_paths, shown
 from stepaudio_jax.config.rl import RLConfig
 
 Part = Literal["encoder", "adaptor", "decoder"]
@@ -27,6 +27,9 @@ class InitialWeights:
     encoder: str = ""
     decoder: str = ""
 
+    def __post_init__(self) -> None:
+        expand_paths(self, "model", "encoder", "decoder")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -34,10 +37,13 @@ class SourceConfig:
 
     path: str
     weight: float = 1.0
-    name: str = ""  # shown in metrics; the file's stem when empty
+    # Shown in metrics, and what rewards are given by. When empty: the file's stem, with as many of the folders above it as tell
+    # it from the stage's other sources.
+    name: str = ""
 
     def __post_init__(self) -> None:
         check_floats(self)
+        expand_paths(self, "path")
         if self.weight <= 0:
             raise ConfigError(f"weight={self.weight} of source {self.path!r} must be positive")
 
@@ -322,15 +328,17 @@ class Config:
     skipped_steps_allowed: int = 20  # steps in a row whose loss or gradient is not finite; one more ends the run
 
     def __post_init__(self) -> None:
+        expand_paths(self, "run_dir", "tokenizer")
         if not self.run_dir:
             raise ConfigError("run_dir is empty: name the folder that the run is to make")
         for name, path in (("run_dir", self.run_dir), ("tokenizer", self.tokenizer), ("initial.model", self.initial.model)):
             if "://" in path:
-                raise ConfigError(f"{name}={path!r} is an address: mount the bucket, and give the path of its folder there")
+                raise ConfigError(
+                    f"{name}={shown(path)} is an address: mount the bucket, and give the path of its folder there"
+                )
         if not self.stages:
             raise ConfigError("stages is empty: nothing to run")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed} must not be negative")
+        check_seed(self.seed)
         if self.log_every_steps <= 0:
             raise ConfigError(f"log_every_steps={self.log_every_steps} must be positive")
         if self.skipped_steps_allowed < 0:

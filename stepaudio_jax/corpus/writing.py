@@ -11,7 +11,6 @@ import collections
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from stepaudio_jax.corpus.error import CorpusError
 from stepaudio_jax.corpus.phrases import Kind
 from stepaudio_jax.corpus.planning import evaluation_sessions, training_sessions
 from stepaudio_jax.corpus.recording import ATTRIBUTES, Clip, Session, record
+from stepaudio_jax.storage import atomic_folder, check_output_folder
 
 Recipe = Literal["base", "quickstart"]
 
@@ -85,6 +85,7 @@ def write_corpus(
 
     Raises:
         CorpusError: an argument is out of range, or the output is in use.
+        OutputError: the folder above the output cannot be written.
         EspeakError: espeak-ng is not installed.
     """
     if recipe not in CLIPS:
@@ -97,18 +98,9 @@ def write_corpus(
     final = pathlib.Path(output)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise CorpusError(f"output={str(output)!r} exists and is not an empty folder; name another, or remove it")
-    partial = final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        facts = _write(partial, recipe, clips, per_task, seed, threads)
-        if final.exists():
-            final.rmdir()
-        partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return facts
+    check_output_folder(final)
+    with atomic_folder(final) as folder:
+        return _write(folder, recipe, clips, per_task, seed, threads)
 
 
 def _write(folder: pathlib.Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int) -> dict[str, Any]:
@@ -157,7 +149,11 @@ def _recorded(
             session.name: pool.submit(record, session, folder)
             for session in sorted(sessions, key=lambda session: -len(session.lines))
         }
-        done = [work[session.name].result() for session in sessions]
+        try:
+            done = [work[session.name].result() for session in sessions]
+        except BaseException:  # Ctrl-C among them: what has not begun is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return done[: len(training)], done[len(training) :]
 
 

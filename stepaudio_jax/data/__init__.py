@@ -10,7 +10,7 @@ from stepaudio_jax.data.check import (
     fingerprint,
     raise_mistakes,
 )
-from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, read_jsonl
+from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, open_sources, read_jsonl, source_names
 from stepaudio_jax.data.order import Visit, training_streams
 from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
 from stepaudio_jax.data.preparation import (
@@ -51,9 +51,11 @@ __all__ = [
     "fingerprint",
     "merge_states",
     "naming_record",
+    "open_sources",
     "outputs_per_chunk",
     "raise_mistakes",
     "read_jsonl",
     "skip_reason",
+    "source_names",
     "training_streams",
 ]

@@ -11,11 +11,13 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.record import DataError, Record
 from stepaudio_jax.data.schema import parse_record
+from stepaudio_jax.storage import expand_home, shorten
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -35,7 +37,7 @@ class JsonlFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], source: str = ""):
-        self.path = os.fspath(path)
+        self.path = expand_home(os.fspath(path))
         self._source = source or pathlib.Path(path).stem
         try:
             found = os.stat(self.path)
@@ -57,39 +59,60 @@ class JsonlFile:
         """`file:line` of the record at `index`."""
         return f"{self.path}:{self._numbers[index]}"
 
+    def record_id(self, index: int) -> str:
+        """Returns the id of the record at `index`, also where the record cannot be used otherwise."""
+        try:
+            value = _json(self._line(index), self.origin(index))
+        except DataError:
+            value = None
+        given = value.get("id") if isinstance(value, dict) else None
+        if isinstance(given, str) and given:
+            return given
+        usable = isinstance(given, int | float) and not isinstance(given, bool)
+        return json.dumps(given) if usable else self._default_id(index)
+
     def __getitem__(self, index: int) -> Record:
         """The record at `index` (0 <= index < len).
 
         Raises:
             DataError: naming `file:line` and what is wrong with it.
         """
-        with open(self.path, "rb") as file:
-            file.seek(self._offsets[index])
-            line = file.readline()
         origin = self.origin(index)
         return parse_record(
-            _json(line, origin),
+            _json(self._line(index), origin),
             origin=origin,
             folder=os.path.dirname(self.path),
             source=self._source,
-            default_id=f"{pathlib.Path(self.path).stem}:{self.line_number(index)}",
+            default_id=self._default_id(index),
         )
+
+    def _line(self, index: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[index])
+            return file.readline()
+
+    def _default_id(self, index: int) -> str:
+        return f"{pathlib.Path(self.path).stem}:{self.line_number(index)}"
 
 
 class JsonlSource:
     """All files of one source of the mixture, end to end, in the order of their names.
 
+    Args:
+        config: of the source.
+        names: of the mixture's files, from `source_names`, where there are several sources.
+
     Raises:
         DataError: no file matches, a file cannot be read, or none has a record.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
         self.path = config.path
-        paths = [config.path] if os.path.exists(config.path) else sorted(glob.glob(config.path, recursive=True))
+        paths = _files(config)
         if not paths:
-            raise DataError(f"{config.path}: no such file, and no file matches it; check the path in data.sources")
-        self.files = tuple(JsonlFile(path, config.name) for path in paths)
-        self.name = config.name or pathlib.Path(config.path).stem
+            raise DataError(f"{shorten(config.path)}: no such file, and no file matches it; check the path in data.sources")
+        self.files = tuple(JsonlFile(path, config.name or names.get(path, "")) for path in paths)
+        self.name = config.name or names.get(config.path) or pathlib.Path(config.path).stem
         self._starts = array.array("q", [0])
         for file in self.files:
             self._starts.append(self._starts[-1] + len(file))
@@ -115,6 +138,46 @@ class JsonlSource:
     def _place(self, index: int) -> tuple[JsonlFile, int]:
         which = bisect.bisect_right(self._starts, index) - 1
         return self.files[which], index - self._starts[which]
+
+
+def open_sources(configs: Sequence[SourceConfig]) -> tuple[JsonlSource, ...]:
+    """Opens the sources of a mixture, those without a name told apart by as much of their paths as it takes.
+
+    Raises:
+        DataError: as of `JsonlSource`.
+    """
+    names = source_names(configs)
+    return tuple(JsonlSource(config, names) for config in configs)
+
+
+def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
+    """Returns the name of each path, and of each file that it matches, of the sources that are given none.
+
+    It is the stem; where another source has that name already, as many of the folders above it stand before it as tell the two
+    apart (`a/train` and `b/train`), and where that is not enough, the file's ending behind it.
+    """
+    named = {config.name for config in configs if config.name}
+    paths = {config.path: {config.path, *_files(config)} for config in configs if not config.name}
+    names: dict[str, str] = {}
+    for source, of_source in paths.items():
+        others = {path for other, of_other in paths.items() if other != source for path in of_other - of_source}
+        taken = {suffix for path in others for suffix in _suffixes(path)} | named
+        for path in of_source:
+            candidates = _suffixes(path)
+            names[path] = next((name for name in candidates if name not in taken), candidates[-1])
+    return names
+
+
+def _suffixes(path: str) -> list[str]:
+    """`c`, `b/c`, `a/b/c` and `a/b/c.jsonl` of `a/b/c.jsonl`."""
+    parts = pathlib.Path(os.path.normpath(path)).parts
+    stems = [*parts[:-1], pathlib.Path(path).stem]
+    return [*("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))), os.path.normpath(path)]
+
+
+def _files(config: SourceConfig) -> list[str]:
+    """The files of a source: its path, or what matches it."""
+    return [config.path] if os.path.exists(config.path) else sorted(glob.glob(config.path, recursive=True))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Record]:

@@ -14,7 +14,7 @@ import grain
 from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, ConfigError, DataConfig, ModelConfig, to_dict
 from stepaudio_jax.data.assembly import assemble
 from stepaudio_jax.data.batch import Batch
-from stepaudio_jax.data.jsonl import JsonlSource
+from stepaudio_jax.data.jsonl import JsonlSource, open_sources
 from stepaudio_jax.data.order import Visit, evaluation_streams, training_streams
 from stepaudio_jax.data.packing import Lookahead, Prepared, RowPacker
 from stepaudio_jax.data.preparation import Preparation
@@ -90,7 +90,7 @@ def batches(
         DataError: a source has no file or no record; later, from the iterator, a record that cannot be used.
         ConfigError: settings that contradict each other.
     """
-    sources = tuple(JsonlSource(source) for source in config.sources)
+    sources = open_sources(config.sources)
     streams = training_streams([len(s) for s in sources], [s.weight for s in config.sources], seed=seed, rows=config.rows)
     prepare = Preparation(config, tokenizer, model, auxiliary, sources, seed=seed)
     return BatchIterator(_RowsIterator(config, sources, streams, prepare, seed=seed, rows=rows), config.prefetch_batches)
@@ -117,7 +117,7 @@ def evaluation_batches(
     """
     if config.augmentation != AugmentationConfig():
         raise ConfigError("augmentation changes the sound in training only; leave it out of evaluation.data")
-    sources = tuple(JsonlSource(source) for source in config.sources)
+    sources = open_sources(config.sources)
     streams = evaluation_streams([len(source) for source in sources], rows=config.rows)
     prepare = Preparation(config, tokenizer, model, auxiliary, sources, seed=0)
     iterator = _RowsIterator(config, sources, streams, prepare, seed=0, rows=rows, count=count)

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard, get_args
 
 from stepaudio_jax.data.preferences import as_dialogue, is_preference
 from stepaudio_jax.data.record import Criterion, DataError, Record
+from stepaudio_jax.storage import expand_home
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
 
 _ROLES: Mapping[str, Role] = {
@@ -179,7 +180,7 @@ def _part(value: Any, where: str, folder: str) -> Part:
         raise DataError(f"{where}: 'transcript' must be a string, got {_shown(transcript)}")
     if not isinstance(attributes, Mapping) or not all(isinstance(item, str) for item in attributes.values()):
         raise DataError(f"{where}: 'attributes' must be an object of strings, got {_shown(attributes)}")
-    return AudioPart(path=os.path.join(folder, body), transcript=transcript, attributes=dict(attributes))
+    return AudioPart(path=os.path.join(folder, expand_home(body)), transcript=transcript, attributes=dict(attributes))
 
 
 def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:

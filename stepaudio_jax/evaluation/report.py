@@ -13,12 +13,16 @@ from stepaudio_jax.evaluation.examples import choose_examples, example_card
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.evaluation.logged_run import LoggedRun, read_run
 from stepaudio_jax.evaluation.markup import Html, element, escaped, joined
-from stepaudio_jax.evaluation.replies import replies_table
+from stepaudio_jax.evaluation.replies import SAMPLES, replies_table
 from stepaudio_jax.evaluation.results_section import results_table
 from stepaudio_jax.evaluation.run_summary import run_facts, stage_table
 from stepaudio_jax.evaluation.table import Results
+from stepaudio_jax.storage import atomic_writer, check_output_file
+from stepaudio_jax.training.run_folder import CONFIG, METRICS
 
 PathLike = str | os.PathLike[str]
+
+_BEGINNING = b"<!doctype html>"  # of a page
 
 
 def write_report(
@@ -43,8 +47,10 @@ def write_report(
 
     Raises:
         ReportError: the folder does not hold a run.
+        OutputError: the page would replace a file that is no page, or cannot be written.
         AudioError: a clip of an example cannot be read.
     """
+    check_output_file(path, _files_of(run_dir), replaces=_is_page)
     run = read_run(run_dir)
     sections = {
         "Results": results_table(results) if results is not None else None,
@@ -62,11 +68,19 @@ def write_report(
         sections=joined(*(_section(name, content) for name, content in present.items())),
     )
     final = pathlib.Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f"{final.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, final)
+    with atomic_writer(final) as file:
+        file.write(page)
     return final
+
+
+def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
+    return [pathlib.Path(run_dir) / name for name in (CONFIG, METRICS, SAMPLES)]
+
+
+def _is_page(path: pathlib.Path) -> bool:
+    """Whether a file is a page that may be replaced by a newer one."""
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)).lower() == _BEGINNING
 
 
 def _section(name: str, content: Html) -> Html:

@@ -1,6 +1,6 @@
 """Generation: prompts, sampling, the batched engine, and scoring of given replies."""
 
-from stepaudio_jax.generation.answer_file import Outcome, answer_file
+from stepaudio_jax.generation.answer_file import Outcome, answer_file, answered_before
 from stepaudio_jax.generation.answering import (
     LoadedModel,
     engine_for,
@@ -9,6 +9,7 @@ from stepaudio_jax.generation.answering import (
     prompt_of,
     require_room,
     score_file,
+    scored_before,
 )
 from stepaudio_jax.generation.engine import Completion, Engine, Progress
 from stepaudio_jax.generation.error import GenerationError
@@ -29,6 +30,7 @@ __all__ = [
     "Scorer",
     "TurnScore",
     "answer_file",
+    "answered_before",
     "engine_for",
     "hear_prompt",
     "load_model",
@@ -37,4 +39,5 @@ __all__ = [
     "require_fit",
     "require_room",
     "score_file",
+    "scored_before",
 ]

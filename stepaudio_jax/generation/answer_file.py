@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import dataclasses
-import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from stepaudio_jax import hub
+from stepaudio_jax.config import FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, JsonlFile, Record
 from stepaudio_jax.generation.answering import LoadedModel, engine_for, prompt_of
 from stepaudio_jax.generation.engine import Completion, Engine
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.journal import Journal
+from stepaudio_jax.generation.jobs import default_dtype, job_of
+from stepaudio_jax.generation.journal import Journal, check_output_and_input
 from stepaudio_jax.generation.prompt import Prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
+from stepaudio_jax.storage import is_output_of, shorten_words
 from stepaudio_jax.text import parse_reply
 
 PathLike = str | os.PathLike[str]
@@ -60,11 +64,11 @@ def answer_file(
 
     A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason ("stop", "length"),
     well_formed, problems and completion_tokens; where several samples are asked for, these are in a list `samples`. A dialogue
-    that cannot be answered gets a line with `error`, which names its file and line.
+    that cannot be answered gets a line with its id and `error`, which names its file and line.
 
     A record's own `sampling`, an object, overrides settings of `sampling`. Sample j of dialogue i draws from seed
     (seed, i, j), whatever it is batched with. Finished lines are kept in `OUTPUT.partial`: the same call goes on after an
-    interruption, and makes the same file. The output appears when it is complete.
+    interruption, and makes the same file. The output appears when it is complete, and replaces what was there.
 
     Args:
         model: who answers.
@@ -78,24 +82,28 @@ def answer_file(
 
     Raises:
         DataError: the file has no line, or none that can be answered; nothing is written then. Or there is a `OUTPUT.partial`
-            of another job.
+            of another job, or a damaged one.
+        OutputError: the output is the input or a folder, or another job is writing it.
         GenerationError: a setting is out of range.
     """
     if slots <= 0 or samples <= 0:
         raise GenerationError(f"slots={slots} and samples={samples} must be positive")
+    check_output_and_input(output_path, input_path)
     file = JsonlFile(input_path)
     if not len(file):
         raise DataError(f"{input_path}: has no records; give at least one dialogue")
-    job = {
-        "input": hashlib.sha256(pathlib.Path(input_path).read_bytes()).hexdigest(),
-        "model": [model.folder, str(model.config), model.compute.dtype, model.int8_weights, cache_dtype],
-        "history": [model.history_reasoning, model.history_eot],
-        "sampling": [repr(sampling), samples],
-    }
-    journal = Journal(output_path, job)
+    job = _job(
+        *(input_path, model.folder, model.config, sampling, model.compute.dtype),
+        samples=samples,
+        int8_weights=model.int8_weights,
+        cache_dtype=cache_dtype,
+        history_reasoning=model.history_reasoning,
+        history_eot=model.history_eot,
+    )
+    journal = Journal(output_path, job, len(file))
 
     def fail(index: int, failure: str) -> None:
-        journal.write(index, {"id": f"{pathlib.Path(input_path).stem}:{file.line_number(index)}", "error": failure})
+        journal.write(index, {"id": file.record_id(index), "error": shorten_words(failure)})
 
     with contextlib.closing(journal), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         waiting = collections.deque(index for index in range(len(file)) if index not in journal)
@@ -108,6 +116,49 @@ def answer_file(
             raise DataError(failed[0])
         journal.finish()
     return Outcome(len(file), len(failed), failed[0] if failed else "")
+
+
+def answered_before(
+    folder: PathLike,
+    input_path: PathLike,
+    output_path: PathLike,
+    sampling: Sampling,
+    dtype: FloatDtype | None = None,
+    *,
+    samples: int = 1,
+    int8_weights: bool = False,
+    cache_dtype: CacheDtype | None = None,
+    history_reasoning: bool = False,
+    history_eot: bool = True,
+) -> Outcome | None:
+    """Returns the outcome of a job that is finished already, its output being there; None where it is still to be done.
+
+    The model of `folder` is not loaded. Arguments are those of `load_model` and `answer_file`.
+
+    Raises:
+        OutputError: the output is there, and not of this job.
+    """
+    if not pathlib.Path(output_path).exists():
+        return None
+    job = _job(
+        *(input_path, folder, hub.read_model_config(folder), sampling, default_dtype(dtype)),
+        samples=samples,
+        int8_weights=int8_weights,
+        cache_dtype=cache_dtype,
+        history_reasoning=history_reasoning,
+        history_eot=history_eot,
+    )
+    if not is_output_of(output_path, job):
+        return None
+    lines = [json.loads(line) for line in pathlib.Path(output_path).read_bytes().splitlines()]
+    failures = [line["error"] for line in lines if "error" in line]
+    return Outcome(len(lines), len(failures), failures[0] if failures else "")
+
+
+def _job(
+    input_path: PathLike, folder: PathLike, config: ModelConfig, sampling: Sampling, dtype: FloatDtype, **settings: Any
+) -> dict[str, Any]:
+    return job_of("generate", input_path, folder, config, dtype=dtype, sampling=repr(sampling), **settings)
 
 
 class _Ahead:

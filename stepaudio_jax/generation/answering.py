@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -16,12 +16,15 @@ from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.generation.jobs import default_dtype, job_of
+from stepaudio_jax.generation.journal import Journal, check_output_and_input
 from stepaudio_jax.generation.layout import slot_tokens, whole_slots, writing_mesh
 from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
 from stepaudio_jax.models import CacheDtype, Parameters, abstract_parameters, logical_axes, quantize_weights, unstack
 from stepaudio_jax.parallel import parameter_shardings
+from stepaudio_jax.storage import expand_home, is_output_of
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 PathLike = str | pathlib.Path
@@ -66,7 +69,7 @@ def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
     """
     if len(jax.devices()) == 1 and tensor in (0, 1):
         return None
-    return writing_mesh(hub.read_model_config(folder), tensor=tensor)
+    return writing_mesh(hub.read_model_config(expand_home(os.fspath(folder))), tensor=tensor)
 
 
 def load_model(
@@ -83,15 +86,15 @@ def load_model(
 
     Args:
         folder: either kind.
-        dtype: of weights and computation; by default bfloat16, and float32 on a CPU, which computes it faster.
+        dtype: of weights and computation; by default see `default_dtype`.
         int8_weights: keep the decoder's matrices in int8, for generating only.
         mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
         writes_only: keep the decoder's layers as an engine has them, which then needs no second copy of the weights. Such a
             model cannot score.
         history_reasoning, history_eot: see `LoadedModel`.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = dtype or ("float32" if on_cpu else "bfloat16")
+    folder = expand_home(os.fspath(folder))
+    dtype = default_dtype(dtype)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
     shardings = None
@@ -103,9 +106,7 @@ def load_model(
     if writes_only:
         parameters = unstack(parameters, free=True)
     tokenizer = hub.load_tokenizer(folder)
-    return LoadedModel(
-        os.fspath(folder), config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot
-    )
+    return LoadedModel(folder, config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot)
 
 
 def engine_for(
@@ -136,12 +137,17 @@ def engine_for(
 def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) -> int:
     """Scores every assistant turn of every dialogue of a JSONL file; returns the number of dialogues.
 
-    A line of the output holds id and turns, each with token_ids and logprobs.
+    A line of the output holds id and turns, each with token_ids and logprobs. Finished lines are kept in `OUTPUT.partial`: the
+    same call goes on after an interruption. The output appears when it is complete, and replaces what was there.
 
     Raises:
-        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written.
+        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written. Or there is a
+            `OUTPUT.partial` of another job, or a damaged one.
+        OutputError: the output is the input or a folder, or another job is writing it.
     """
+    check_output_and_input(output_path, input_path)
     records = _read(input_path)
+    job = _score_job(input_path, model.folder, model.config, model.compute.dtype, model.history_reasoning)
     scorer = Scorer(
         model.config,
         model.parameters,
@@ -150,16 +156,44 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
         mesh=model.mesh,
         history_reasoning=model.history_reasoning,
     )
-
-    def lines() -> Iterator[dict[str, object]]:
-        for record in records:
+    journal = Journal(output_path, job, len(records))
+    with contextlib.closing(journal):
+        for index, record in enumerate(records):
+            if index in journal:
+                continue
             try:
                 turns = scorer.score(record.messages)
             except (AudioError, TextError, GenerationError) as error:
+                journal.discard()
                 raise DataError(f"{record.origin}: {error}") from None
-            yield {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]}
+            journal.write(index, {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]})
+        journal.finish()
+    return len(records)
 
-    return _write_lines(output_path, lines())
+
+def scored_before(
+    folder: PathLike,
+    input_path: PathLike,
+    output_path: PathLike,
+    dtype: FloatDtype | None = None,
+    *,
+    history_reasoning: bool = False,
+) -> bool:
+    """Returns whether a job of `score_file` is finished already, its output being there; the model is not loaded.
+
+    Raises:
+        OutputError: the output is there, and not of this job.
+    """
+    if not pathlib.Path(output_path).exists():
+        return False
+    config = hub.read_model_config(folder)
+    return is_output_of(output_path, _score_job(input_path, folder, config, default_dtype(dtype), history_reasoning))
+
+
+def _score_job(
+    input_path: PathLike, folder: PathLike, config: ModelConfig, dtype: FloatDtype, history_reasoning: bool
+) -> dict[str, Any]:
+    return job_of("score", input_path, folder, config, dtype=dtype, history_reasoning=history_reasoning)
 
 
 def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audio) -> Prompt:
@@ -195,25 +229,3 @@ def _read(path: PathLike) -> list[Record]:
     if not records:
         raise DataError(f"{path}: has no records; give at least one dialogue")
     return records
-
-
-def _write_lines(path: PathLike, lines: Iterable[dict[str, object]]) -> int:
-    """Writes JSON lines under a temporary name that becomes `path` when all are written; else leaves nothing behind."""
-    final = pathlib.Path(path).absolute()
-    partial = final.with_name(final.name + ".partial")
-    created = [folder for folder in final.parents if not folder.exists()]
-    count = 0
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-        os.replace(partial, final)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        for folder in created:
-            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
-                folder.rmdir()
-        raise
-    return count

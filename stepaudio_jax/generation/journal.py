@@ -4,37 +4,79 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 from stepaudio_jax.data import DataError
+from stepaudio_jax.storage import LockHeldError, OutputError, atomic_writer, check_same_file, hold_file, mark_output
+
+PathLike = str | os.PathLike[str]
+
+
+def journal_path(output: PathLike) -> pathlib.Path:
+    """Returns the path of an output's journal: `OUTPUT.partial`."""
+    path = pathlib.Path(output).absolute()
+    return path.with_name(path.name + ".partial")
+
+
+def check_output_and_input(output: PathLike, given: PathLike) -> None:
+    """Checks that neither an output nor its journal is the input, and that neither is a folder.
+
+    Raises:
+        OutputError: one is.
+    """
+    partial = journal_path(output)
+    check_same_file(output, given)
+    for path in (pathlib.Path(output), partial):
+        if path.is_dir():
+            raise OutputError(f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another file")
+    try:
+        check_same_file(partial, given)
+    except OutputError:
+        raise OutputError(
+            f"--output={os.fspath(output)!r}: its unfinished lines would go to {os.fspath(partial)!r}, which is the input; "
+            "name another file"
+        ) from None
 
 
 class Journal:
     """Finished lines of an output file, in the order in which they were finished, in a file beside it.
 
+    It is held by this process until it is closed: another job with the same output is refused.
+
     Args:
         output: the file that the lines are for; the journal is `OUTPUT.partial`.
         job: what determines the lines, JSON-ready. A journal of another job is not gone on with.
+        count: of lines that the output will have.
 
     Raises:
-        DataError: there is a journal of another job.
+        DataError: there is a journal of another job, or one that is damaged.
+        OutputError: another job is writing it.
     """
 
-    def __init__(self, output: str | os.PathLike[str], job: dict[str, Any]):
+    def __init__(self, output: PathLike, job: Mapping[str, Any], count: int):
         self._output = pathlib.Path(output).absolute()
-        self._path = self._output.with_name(self._output.name + ".partial")
+        self._path = journal_path(output)
+        self._job, self._count = dict(job), count
         self._created = [folder for folder in self._output.parents if not folder.exists()]
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lines: dict[int, dict[str, Any]] = {}
-        whole = 0
-        if self._path.exists():
-            whole = self._read(job)
-        self._file: BinaryIO = self._path.open("r+b" if whole else "wb")
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        if not whole:
-            self._append(job)
+        try:
+            self._held = hold_file(self._path)
+        except LockHeldError:
+            raise OutputError(
+                f"{self._path}: another job is writing it; wait for that job or stop it, or write to another file"
+            ) from None
+        self._file = self._held.file
+        try:
+            end = self._read()
+        except BaseException:
+            self._held.close()
+            raise
+        self._file.seek(end)
+        self._file.truncate()
+        if not end:
+            self._append(self._job)
 
     def __contains__(self, index: int) -> bool:
         return index in self._lines
@@ -53,49 +95,82 @@ class Journal:
 
     def finish(self) -> None:
         """Writes all lines in order to the output, which appears at once, and ends the journal."""
-        whole = self._path.with_name(self._path.name + ".whole")
-        with whole.open("w", encoding="utf-8") as file:
+        with atomic_writer(self._output) as file:
             for index in sorted(self._lines):
                 file.write(json.dumps(self._lines[index], ensure_ascii=False) + "\n")
-        os.replace(whole, self._output)
-        self._file.close()
+            file.flush()
+            mark_output(file.name, self._job)
         self._path.unlink()
+        self._held.close()
 
     def discard(self) -> None:
         """Leaves nothing behind."""
-        self._file.close()
         self._path.unlink()
+        self._held.close()
         for folder in self._created:
             with contextlib.suppress(OSError):  # another program may have put something there meanwhile
                 folder.rmdir()
 
     def close(self) -> None:
         """Stops writing; the journal stays."""
-        self._file.close()
+        self._held.close()
 
-    def _append(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+    def _header(self) -> bytes:
+        return _as_line(self._job)
+
+    def _append(self, value: Mapping[str, Any]) -> None:
+        self._file.write(_as_line(value))
         self._file.flush()
 
-    def _read(self, job: dict[str, Any]) -> int:
-        """Takes over the lines of the journal; returns how many bytes of it are whole."""
-        whole = 0
-        for number, (line, length) in enumerate(_whole_lines(self._path)):
-            if number == 0 and line != job:
-                raise DataError(
-                    f"{self._path}: is of another job (other input, model or settings); delete it to start anew, or write to "
-                    "another file"
-                )
-            if number:
-                self._lines[line["index"]] = line["line"]
-            whole += length
-        return whole
-
-
-def _whole_lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The lines that were written to their end, with their bytes."""
-    with path.open("rb") as file:
-        for line in file:
+    def _read(self) -> int:
+        """Takes over the lines of the journal; returns how many bytes of it were written to their end."""
+        end = 0
+        for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
-                return
-            yield json.loads(line), len(line)
+                if number == 1 and not self._header().startswith(line):
+                    self._check_job(b"")  # no journal at all
+                break  # it was being written when the process died
+            if number == 1:
+                self._check_job(line)
+            else:
+                index, value = self._parse(line, number)
+                self._lines[index] = value
+            end += len(line)
+        return end
+
+    def _check_job(self, line: bytes) -> None:
+        job = _json(line)
+        if not isinstance(job, dict):
+            raise DataError(
+                f"{self._path}:1: does not say which job it is of, so it is damaged or another program's file; delete it to "
+                "start anew, or write to another file"
+            )
+        if job != self._job:
+            raise DataError(
+                f"{self._path}: is of another job (other input, model or settings); delete it to start anew, or write to "
+                "another file"
+            )
+
+    def _parse(self, line: bytes, number: int) -> tuple[int, dict[str, Any]]:
+        entry = _json(line)
+        if isinstance(entry, dict) and entry.keys() == {"index", "line"}:
+            index, value = entry["index"], entry["line"]
+            known = type(index) is int and 0 <= index < self._count and isinstance(value, dict)
+            if known and isinstance(value.get("error", ""), str):
+                return index, value
+        raise DataError(
+            f"{self._path}:{number}: is damaged; delete that line, and the same command makes it again, or delete the file to "
+            "start anew"
+        )
+
+
+def _as_line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def _json(line: bytes) -> Any:
+    """What a line holds; None where it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

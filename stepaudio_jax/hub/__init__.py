@@ -2,6 +2,7 @@
 
 from stepaudio_jax.hub.checkpoint import is_checkpoint, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.fingerprint import fingerprint
 from stepaudio_jax.hub.inventory import Inventory, inspect_folder
 from stepaudio_jax.hub.new_folder import require_absent
 from stepaudio_jax.hub.parameter_reader import ArrayReader, ParameterReader, StoredReader
@@ -21,6 +22,7 @@ __all__ = [
     "StoredReader",
     "export_parameters",
     "export_weights",
+    "fingerprint",
     "import_weights",
     "inspect_folder",
     "is_checkpoint",

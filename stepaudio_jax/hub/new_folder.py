@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""A folder of weights that appears whole or not at all."""
 
 import contextlib
 import os
@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Iterator
 
 from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.storage import OutputError, atomic_folder, check_output_folder
 
 
 def require_absent(target: pathlib.Path) -> None:
-    """Refuses to write over anything but an empty folder.
+    """Refuses to write over anything but an empty folder, and where nothing can be written.
 
     Raises:
-        CheckpointError: the target exists and is not an empty folder.
+        CheckpointError: the target exists and is not an empty folder, or the folder above it cannot be written.
     """
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() or target.is_symlink():
-        raise CheckpointError(f"{target} already exists; choose another output or remove it first")
+    try:
+        check_output_folder(target)
+    except OutputError as error:
+        raise CheckpointError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -33,39 +34,9 @@ def new_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path
         CheckpointError: the target exists and is not an empty folder, or does not fit the disk.
     """
     require_absent(target)
-    target = target.absolute()
-    _remove_what_killed_processes_left(target)
-    disk = next(parent for parent in target.parents if parent.exists())
+    disk = next(parent for parent in pathlib.Path(os.path.realpath(target)).parents if parent.exists())
     free = shutil.disk_usage(disk).free
     if free < needed_bytes:
         raise CheckpointError(f"{target} needs {needed_bytes / 1e9:.1f} GB, and {disk} has {free / 1e9:.1f} GB free")
-    created = [parent for parent in target.parents if not parent.exists()]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_folder(target) as temporary:
         yield temporary
-        temporary.rename(target)  # over an empty folder too
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in created:
-            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
-                parent.rmdir()
-        raise
-
-
-def _remove_what_killed_processes_left(target: pathlib.Path) -> None:
-    """Temporary folders of the target whose process is no more: one was killed, and a container gives numbers again."""
-    for left in target.parent.glob(f".{target.name}.*.incomplete"):
-        number = left.name.removesuffix(".incomplete").rpartition(".")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not _is_running(int(number))):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

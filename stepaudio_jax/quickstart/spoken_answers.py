@@ -8,6 +8,7 @@ from stepaudio_jax.config import Config
 from stepaudio_jax.corpus import TASKS, write_corpus
 from stepaudio_jax.evaluation import Answer, Results, answer_questions, as_text, read_questions, score, write_report
 from stepaudio_jax.generation import load_model
+from stepaudio_jax.quickstart.shipping import check_replaceable
 from stepaudio_jax.training import train
 
 _ASKED_AGAIN = 50  # questions put to the model that went to Hugging Face's format and back
@@ -32,7 +33,10 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
 
     Raises:
         RoundTripError: the model changed on its way to Hugging Face's format and back.
+        OutputError: results would replace what is not theirs; nothing is made then.
     """
+    for name in ("hugging_face", "imported"):
+        check_replaceable(folder / name, (config.initial.model,))
     if not corpus.exists():
         write_corpus(corpus, "quickstart")
     questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS)

@@ -10,7 +10,7 @@ from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.evaluation import Results, answer_questions, as_markdown, as_text, read_questions, score
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.quickstart.card import model_card
-from stepaudio_jax.quickstart.shipping import shipped
+from stepaudio_jax.quickstart.shipping import check_replaceable, shipped
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.training import train
 
@@ -26,8 +26,9 @@ def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -
     Args:
         config: of the training run; `config.tokenizer` is the folder that the learnt tokenizer is written to.
         corpus: where the corpus is, or is to be made.
-        output: the Step-Audio folder to write, weights in bfloat16; replaced if it exists.
+        output: the Step-Audio folder to write, weights in bfloat16; a model that is there is replaced, and nothing else.
     """
+    check_replaceable(output, (str(corpus), config.initial.model, config.tokenizer))
     if not corpus.exists():
         write_corpus(corpus, "base")
     tokenizer = pathlib.Path(config.tokenizer)

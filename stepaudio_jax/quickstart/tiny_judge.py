@@ -3,7 +3,7 @@
 import pathlib
 
 from stepaudio_jax.config import Config
-from stepaudio_jax.quickstart.shipping import shipped
+from stepaudio_jax.quickstart.shipping import check_replaceable, shipped
 from stepaudio_jax.quickstart.trap import Trap
 from stepaudio_jax.quickstart.trap_report import judge_facts
 from stepaudio_jax.rl.judge_training import JudgeReport
@@ -16,8 +16,10 @@ def make_tiny_judge(trap: Trap, config: Config, output: pathlib.Path) -> str:
     Args:
         trap: whose data it learns from.
         config: of the training run.
-        output: the Step-Audio folder to write, weights in bfloat16; replaced if it exists.
+        output: the Step-Audio folder to write, weights in bfloat16; a model that is there is replaced, and nothing else.
     """
+    begins = trap.configs["quickstart"].initial.model
+    check_replaceable(output, (begins, config.initial.model, config.tokenizer))
     trap.write_data()
     train(trap.configs["quickstart"])  # which the judge begins with
     with shipped(train(config), output) as fresh:

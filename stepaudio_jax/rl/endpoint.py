@@ -1,4 +1,4 @@
-"""A judge behind a server that speaks OpenAI's chat protocol: vLLM, SGLang, our own server, or a provider's."""
+"""A judge behind a server that speaks OpenAI's chat protocol: vLLM, SGLang, or a provider's."""
 
 import dataclasses
 import http.client

@@ -13,6 +13,7 @@ from stepaudio_jax.rl.comparison import flips
 from stepaudio_jax.rl.judge import Judge, Pair
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import comparisons
+from stepaudio_jax.storage import atomic_writer, check_output_file
 
 
 def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, Any]]:
@@ -57,15 +58,19 @@ def write_judge_data(source: str | os.PathLike[str], output: str | os.PathLike[s
 
     Raises:
         DataError: a record cannot be used; nothing is written then.
+        OutputError: the output is the source, or is there already and holds something else.
     """
+    check_output_file(output, [source], replaces=lambda path: True)
     dialogues = [dialogue for record in read_jsonl(source) for dialogue in judge_dialogues(record, prompt)]
     if not dialogues:
         raise DataError(f"{source}: has no records; give at least one preference")
+    text = "".join(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues)
     path = pathlib.Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dialogues), encoding="utf-8")
-    os.replace(partial, path)
+    if path.exists() and path.read_bytes() == text.encode():
+        return len(dialogues)
+    check_output_file(path, [source])
+    with atomic_writer(path) as file:
+        file.write(text)
     return len(dialogues)
 
 

@@ -25,14 +25,14 @@ from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import TrainState
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, data_error
+from stepaudio_jax.training.stopping import DivergedError, data_error
 
 
 def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
-        InterruptedRunError: SIGTERM came; everything is saved.
+        InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
         DivergedError: too many updates in a row were not finite; the last state is saved.
         DataError: a record cannot be used, or a verifier fails.
         ConfigError: no reward is for a record's source.
@@ -90,7 +90,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     rollouts, rewards, seconds = iteration.write(state, step)
                 if run.stop.received(earlier + step, within=True):  # replies are written again, as they were
                     save()
-                    raise _interrupted(stage, step - 1)
+                    raise run.stop.interruption(stage.name, step - 1)
                 with saving_first():
                     state, figures = iteration.learn(state, rollouts, rewards, controller)
                 figures |= seconds
@@ -110,7 +110,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         f"stage {stage.name!r}, step {step}: the last {int(state.skipped_in_row)} updates were not finite"
                     )
                 if stopping and step < stage.steps:
-                    raise _interrupted(stage, step)
+                    raise run.stop.interruption(stage.name, step)
     run.warn_if_unchanged(state)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
@@ -118,10 +118,6 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
 def _is_used_up(state: TrainState) -> bool:
     """Returns whether an update has taken the state's arrays for its own."""
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-
-
-def _interrupted(stage: StageConfig, step: int) -> InterruptedRunError:
-    return InterruptedRunError(f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on")
 
 
 def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataCheck) -> None:

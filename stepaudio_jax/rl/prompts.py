@@ -17,6 +17,7 @@ from stepaudio_jax.data import (
     TooLongError,
     Visit,
     naming_record,
+    open_sources,
     skip_reason,
     training_streams,
 )
@@ -61,7 +62,7 @@ class PromptStream:
     ):
         self._validate = validate
         self._data, self._tokenizer, self._model, self._seed, self._new_tokens = data, tokenizer, model, seed, new_tokens
-        self._sources = [JsonlSource(source) for source in data.sources]
+        self._sources = open_sources(data.sources)
         lengths, weights = [len(source) for source in self._sources], [source.weight for source in data.sources]
         (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1)
 

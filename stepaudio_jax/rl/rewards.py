@@ -143,8 +143,8 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     It may be any number or truth value, also one of numpy's, jax's or torch's.
 
     Raises:
-        VerifierError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and whatever
-            it returns would be learnt from.
+        VerifierError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and
+            whatever it returns would be learnt from.
     """
     record, reply = rollout.record, rollout.written.reply
     shown = reply if len(reply) <= 60 else f"{reply[:60]}.."

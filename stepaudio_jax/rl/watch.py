@@ -3,7 +3,6 @@
 import collections
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from stepaudio_jax.rl.learning import Advantages, Passed
 from stepaudio_jax.rl.rewards import Reward
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.metrics import drop_steps_after
 
 _SAMPLES_A_STEP = 4
 _ROUNDING = 1e-10  # of float32 returns, as a share of their mean square
@@ -128,10 +128,7 @@ class SampleWriter:
             return
         path = run_dir / "samples.jsonl"
         if path.exists():
-            kept = [line for line in _whole_lines(path) if line["stage"] != stage or line["step"] <= resume_step]
-            temporary = path.with_suffix(".jsonl.partial")
-            temporary.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
-            os.replace(temporary, path)
+            drop_steps_after(path, stage, resume_step)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
@@ -164,8 +161,3 @@ class SampleWriter:
 
 def _as_line(value: dict) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def _whole_lines(path: pathlib.Path) -> list[dict]:
-    """Without what follows the last line end: a line that was cut, perhaps within a character."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

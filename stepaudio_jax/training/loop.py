@@ -9,7 +9,7 @@ import jax
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import AuxiliaryConfig, Config, ModelConfig, StageConfig, to_dict
-from stepaudio_jax.data import DataError, JsonlSource, Preparation, batches, merge_states
+from stepaudio_jax.data import DataError, Preparation, batches, merge_states, open_sources
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
 from stepaudio_jax.text import Tokenizer
@@ -23,10 +23,11 @@ from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
+from stepaudio_jax.training.run_lock import RunLock
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
 from stepaudio_jax.training.start import start_stage
 from stepaudio_jax.training.step import make_train_step
-from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal, data_error
+from stepaudio_jax.training.stopping import DivergedError, StopSignal, data_error
 
 
 def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({})) -> pathlib.Path:
@@ -43,18 +44,27 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
         The folder of the finished model.
 
     Raises:
-        ConfigError: the run folder holds a run of another configuration, or settings contradict each other.
+        ConfigError: the run folder holds a run of another configuration or is in use by another job, or settings contradict
+            each other.
         DataError: the data cannot be used. What the first look at it shows, and every ConfigError and CheckpointError, comes
             before anything is written.
         CheckpointError: the weights to start from, or every checkpoint, cannot be read.
         InterruptedRunError, DivergedError: see `run_stage`.
     """
-    require_same_run(config)
     model_dir = pathlib.Path(config.run_dir) / MODEL
-    if model_dir.exists():
-        return model_dir  # the run is finished
+    with contextlib.closing(RunLock(config.run_dir)) as lock:
+        require_same_run(config)
+        if not model_dir.exists():  # else the run is finished
+            lock.take_existing()
+            require_same_run(config)  # of what another job may have left since
+            if not model_dir.exists():
+                _run_stages(config, {"next_token": StageKind(_check_stage, run_stage), **kinds}, lock)
+    return model_dir
+
+
+def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -> None:
+    """Runs the stages that are not finished, and writes the finished model."""
     model, tokenizer = initial_model(config)
-    kinds = {"next_token": StageKind(_check_stage, run_stage), **kinds}
     run_dir = pathlib.Path(config.run_dir)
     data_check = DataCheck(run_dir, model, tokenizer)
     saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
@@ -66,6 +76,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
+        lock.take()
         claim_run_folder(config, model, tokenizer, begins=not any(saved))
         data_check.write()
         for index in range(len(config.stages)):
@@ -73,15 +84,14 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
                 continue  # a later stage's checkpoint holds everything that this stage left
             run = StageRun(config, index, model, tokenizer, mesh, stop)
             parameters = kinds[run.stage.objective].run(run, parameters)
-        hub.save_checkpoint(model_dir, parameters, model, tokenizer, source=f"trained in {run_dir}")
-    return model_dir
+        hub.save_checkpoint(run_dir / MODEL, parameters, model, tokenizer, source=f"trained in {run_dir}")
 
 
 def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
-        InterruptedRunError: SIGTERM came; everything is saved.
+        InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
         DivergedError: too many steps in a row were not finite; the diagnosis is saved.
     """
     config, index, model, tokenizer, mesh, stop = run.config, run.index, run.model, run.tokenizer, run.mesh, run.stop
@@ -165,9 +175,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     with meter.saving():
                         checkpoints.save(state, position, figures)
                 if stopping and step < stage.steps:
-                    raise InterruptedRunError(
-                        f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
-                    )
+                    raise stop.interruption(stage.name, step)
     run.warn_if_unchanged(state)
     return start.definition.folded({**state.trainable, **state.frozen}, free=True)
 
@@ -178,7 +186,7 @@ def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, d
     if stage.evaluation.enabled:
         read.append((f"evaluation of stage {stage.name!r}", stage.evaluation.data, AuxiliaryConfig()))
     for title, data, auxiliary in read:
-        sources = [JsonlSource(source) for source in data.sources]
+        sources = open_sources(data.sources)
         preparation = Preparation(data, tokenizer, model, auxiliary, sources, seed=0)
         data_check(title, sources, data, preparation.check, {"auxiliary": to_dict(auxiliary)})
 

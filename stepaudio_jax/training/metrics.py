@@ -1,7 +1,7 @@
 """Where a run's figures go: `metrics.jsonl`, TensorBoard and a progress bar."""
 
 import json
-import os
+import logging
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ import jax
 import tqdm
 
 from stepaudio_jax.parallel import told_by_first
+from stepaudio_jax.storage import atomic_writer
 from stepaudio_jax.training.run_folder import METRICS
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -27,7 +30,7 @@ class MetricsWriter:
             return
         self._path = run_dir / METRICS
         if self._path.exists():
-            _drop_after(self._path, stage, resume_step)
+            drop_steps_after(self._path, stage, resume_step)
         from tensorboardX import SummaryWriter  # slow to import where torch is installed, for it brings that along
 
         self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1)
@@ -51,15 +54,16 @@ class MetricsWriter:
         if not self._writes:
             return
         before = self._line_of(step) or {}
-        _drop_after(self._path, self._stage, step - 1)
+        drop_steps_after(self._path, self._stage, step - 1)
         self.write(step, {name: value for name, value in before.items() if name not in ("stage", "step")} | dict(figures))
 
     def _line_of(self, step: int, figure: str = "step") -> dict[str, Any] | None:
         if not self._path.exists():
             return None
-        lines = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        found = (line for line in lines if (line["stage"], line["step"]) == (self._stage, step) and figure in line)
-        return next(found, None)
+        for line in read_step_lines(self._path):
+            if (line["stage"], line["step"]) == (self._stage, step) and figure in line:
+                return line
+        return None
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
@@ -67,19 +71,29 @@ class MetricsWriter:
             self._board.close()
 
 
-def _drop_after(path: pathlib.Path, stage: str, step: int) -> None:
-    """Rewrites `metrics.jsonl` without lines of `stage` after `step` (a last line cut short by a kill goes too)."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of a file that a run writes step by step, each an object with its stage and step.
+
+    What follows the last line end was cut short by a kill, and is left out; so is a line that is damaged, with a warning.
+    """
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if entry["stage"] != stage or entry["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".jsonl.partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("stage"), str) and type(line.get("step")) is int:
+            lines.append(line)
+        else:
+            logger.warning("%s:%d is damaged, and left out", path, number)
+    return lines
+
+
+def drop_steps_after(path: pathlib.Path, stage: str, step: int) -> None:
+    """Rewrites a file that a run writes step by step without lines of `stage` after `step`."""
+    kept = [line for line in read_step_lines(path) if line["stage"] != stage or line["step"] <= step]
+    with atomic_writer(path) as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
 
 def progress_bar(stage: str, steps: int, done: int) -> "tqdm.tqdm[None]":

@@ -1,6 +1,7 @@
 """The model of a run that is under way, was stopped, or has diverged: that of one of its checkpoints."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, build
 from stepaudio_jax.training.checkpoints import load_parameters, saved_steps
-from stepaudio_jax.training.run_folder import CONFIG, read_shape
+from stepaudio_jax.training.run_folder import CHECKPOINTS, CONFIG, MODEL, read_shape
 from stepaudio_jax.training.start import describe_stage
 from stepaudio_jax.training.step import HEADS, REFERENCE, VALUE
 
@@ -46,6 +47,7 @@ def save_model_of(
     index = list(saved).index(name)
     step = saved[name][-1] if step is None else step
     hub.require_absent(target)
+    _check_target(target, run_dir)
     model, tokenizer = read_shape(run_dir)
     start = describe_stage(config, index, model, mesh)
     trainable = {part: tree for part, tree in start.abstract.trainable.items() if part not in (HEADS, VALUE)}
@@ -54,6 +56,19 @@ def save_model_of(
         parameters = load_parameters(run_dir, index, name, step, trainable=trainable, frozen=frozen)
         folded = start.definition.folded(parameters, free=True)
         hub.save_checkpoint(target, folded, model, tokenizer, source=f"step {step} of stage {name!r} of {run_dir}")
+
+
+def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:
+    """Refuses the places by which a run knows how far it is: a model there would pass for the run's finished one.
+
+    Raises:
+        CheckpointError: the target is one of them.
+    """
+    resolved, run = pathlib.Path(os.path.realpath(target)), pathlib.Path(os.path.realpath(run_dir))
+    if resolved == run / MODEL or (run / CHECKPOINTS) in (resolved, *resolved.parents):
+        raise hub.CheckpointError(
+            f"{target}: the run writes there itself, and would take what is there for its own; choose another output"
+        )
 
 
 def _config(run_dir: pathlib.Path) -> Config:

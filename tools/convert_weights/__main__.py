@@ -9,7 +9,6 @@ python -m tools.convert_weights inspect DIR
 import argparse
 import dataclasses
 import logging
-import pathlib
 import re
 import signal
 import sys
@@ -22,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.config import ModelConfig, check_seed
+from stepaudio_jax.storage import shorten_words, user_path
 from stepaudio_jax.text import Tokenizer
 
 _DTYPES = {
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {shorten_words(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
@@ -58,7 +58,7 @@ def _import(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
             dtype=_DTYPES[options.dtype] if options.dtype else None,
             vocab_size=options.vocab_size,
-            seed=options.seed,
+            seed=check_seed(options.seed),
             progress=bar.show,
         )
     for part, source in sources.items():
@@ -94,7 +94,7 @@ def _random(options: argparse.Namespace) -> int:
             config,
             options.output,
             tokenizer=tokenizer,
-            seed=options.seed,
+            seed=check_seed(options.seed),
             dtype=_DTYPES[options.dtype],
             max_shard_bytes=options.max_shard_size,
             form=options.config_form,
@@ -159,10 +159,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("import", help="Hugging Face folders -> a checkpoint")
     command.set_defaults(run=_import)
-    command.add_argument("--source", type=pathlib.Path, required=True, help="a Step-Audio, Qwen2 or Qwen2.5 folder")
-    command.add_argument("--encoder-source", type=pathlib.Path, help="a Qwen2-Audio or Step-Audio folder for the encoder")
-    command.add_argument("--tokenizer", type=pathlib.Path, help="a folder with the tokenizer; that of --source by default")
-    command.add_argument("--output", type=pathlib.Path, required=True, help="the checkpoint to create")
+    command.add_argument("--source", type=user_path, required=True, help="a Step-Audio, Qwen2 or Qwen2.5 folder")
+    command.add_argument("--encoder-source", type=user_path, help="a Qwen2-Audio or Step-Audio folder for the encoder")
+    command.add_argument("--tokenizer", type=user_path, help="a folder with the tokenizer; that of --source by default")
+    command.add_argument("--output", type=user_path, required=True, help="the checkpoint to create")
     command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
     command.add_argument(
         "--vocab-size", type=int, help="rows of the embedding; 158720 as released; by default those of --source"
@@ -171,8 +171,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="a checkpoint -> a Hugging Face folder")
     command.set_defaults(run=_export)
-    command.add_argument("--source", type=pathlib.Path, required=True, help="a checkpoint")
-    command.add_argument("--output", type=pathlib.Path, required=True, help="the folder to create")
+    command.add_argument("--source", type=user_path, required=True, help="a checkpoint")
+    command.add_argument("--output", type=user_path, required=True, help="the folder to create")
     command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
     command.add_argument("--remote-code", default="", help="a Hub repository with the modelling code, for trust_remote_code")
     _add_layout(command)
@@ -180,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("random", help="a Hugging Face folder with random weights")
     command.set_defaults(run=_random)
     command.add_argument("--preset", choices=ModelConfig.presets(), required=True)
-    command.add_argument("--output", type=pathlib.Path, required=True, help="the folder to create")
-    command.add_argument("--tokenizer", type=pathlib.Path, help="a folder with the tokenizer; a byte tokenizer by default")
+    command.add_argument("--output", type=user_path, required=True, help="the folder to create")
+    command.add_argument("--tokenizer", type=user_path, help="a folder with the tokenizer; a byte tokenizer by default")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--layers", type=int, help="of the decoder, in place of the preset's")
     command.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="what a folder holds, and whether it is whole")
     command.set_defaults(run=_inspect)
-    command.add_argument("folder", type=pathlib.Path)
+    command.add_argument("folder", type=user_path)
     return parser
 
 

@@ -1,0 +1,69 @@
+"""Folders that appear whole or not at all."""
+
+import contextlib
+import glob
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from stepaudio_jax.storage.outputs import OutputError, PathLike, check_parent
+from stepaudio_jax.storage.paths import shorten
+
+
+def check_output_folder(output: PathLike) -> None:
+    """Checks, before the work and without touching anything, that a folder can be made and replaces nothing.
+
+    Raises:
+        OutputError: it exists and is not an empty folder, or the folder above it cannot be written.
+    """
+    path = pathlib.Path(output)
+    shown = shorten(os.fspath(output))
+    try:
+        free = (path.is_dir() and not any(path.iterdir())) or not (path.exists() or path.is_symlink())
+    except OSError as error:
+        raise OutputError(f"{shown} cannot be looked at ({error.strerror}); name another folder") from None
+    if not free:
+        raise OutputError(f"{shown} already exists; choose another output or remove it first")
+    check_parent(pathlib.Path(os.path.realpath(path)), shown)
+
+
+@contextlib.contextmanager
+def atomic_folder(output: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder beside `output`, renamed to it at the end, removed if anything is raised.
+
+    An empty folder may be there already; a link to one stays. Folders above the output are made. What processes that were
+    killed left of earlier attempts is removed.
+    """
+    target = pathlib.Path(os.path.realpath(output))
+    _remove_what_killed_processes_left(target)
+    created = [parent for parent in target.parents if not parent.exists()]
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(target)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in created:
+            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
+                parent.rmdir()
+        raise
+
+
+def _remove_what_killed_processes_left(target: pathlib.Path) -> None:
+    """Temporary folders of the target whose process is no more: one was killed, and a container gives numbers again."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.incomplete"):
+        number = left.name.removesuffix(".incomplete").rpartition(".")[2]
+        if number.isdigit() and (int(number) == os.getpid() or not _is_running(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

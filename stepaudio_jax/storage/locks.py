@@ -1,0 +1,106 @@
+"""Files that one process at a time holds: whatever ends that process, `kill -9` included, lets them go."""
+
+import errno
+import logging
+import os
+import threading
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+# What a system says where the file system has no locks (some network mounts, and buckets).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_held: set[str] = set()  # real paths that this process holds: the system would let it take them again
+_guard = threading.Lock()
+
+
+class LockHeldError(RuntimeError):
+    """Another process holds the file, or this one does (`by_this_process`), which must not open it again then."""
+
+    def __init__(self, message: str, *, by_this_process: bool = False):
+        super().__init__(message)
+        self.by_this_process = by_this_process
+
+
+class HeldFile:
+    """A file that is open for reading and writing, and held until `close` or the end of the process.
+
+    Attributes:
+        path: of the file, links resolved.
+        file: what it is read and written through. No other handle of this process may open the same file meanwhile: the
+            system's locks belong to a process and a file, and closing any handle lets them go.
+    """
+
+    def __init__(self, path: str, file: BinaryIO):
+        self.path, self.file = path, file
+
+    def close(self) -> None:
+        """Lets the file go; twice is as good as once."""
+        if not self.file.closed:
+            self.file.close()
+            with _guard:
+                _held.discard(self.path)
+
+
+def hold_file(path: str | os.PathLike[str]) -> HeldFile:
+    """Opens a file, made where it is not there, and holds it.
+
+    The locks are POSIX's, which NFS keeps across machines and which a forked child does not inherit. Where a file system has
+    none, a warning says that nothing is guarded.
+
+    Raises:
+        LockHeldError: it is held already.
+        OSError: it cannot be opened.
+    """
+    real = os.path.realpath(path)
+    with _guard:
+        if real in _held:
+            raise LockHeldError(f"{path} is held by this process already", by_this_process=True)
+        _held.add(real)
+    try:
+        return HeldFile(real, _open_locked(real))
+    except BaseException:
+        with _guard:
+            _held.discard(real)
+        raise
+
+
+def _open_locked(path: str) -> BinaryIO:
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            _lock(file, path)
+        except BaseException:
+            file.close()
+            raise
+        # The process that held it may have removed it between the two: what is locked must be what the path names.
+        if _names(path, file):
+            return file
+        file.close()
+
+
+def _names(path: str, file: BinaryIO) -> bool:
+    """Whether a path names an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: BinaryIO, path: str) -> None:
+    if fcntl is None:
+        logger.warning("%s: this system has no file locks, so nothing keeps a second job away", path)
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise LockHeldError(f"{path} is held by another process") from None
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: its file system has no locks, so nothing keeps a second job away", path)

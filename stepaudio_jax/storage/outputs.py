@@ -1,0 +1,117 @@
+"""Outputs: nothing of the user's is replaced by one, and each appears when it is complete."""
+
+import contextlib
+import os
+import pathlib
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO
+
+from stepaudio_jax.storage.paths import shorten
+
+PathLike = str | os.PathLike[str]
+
+
+class OutputError(ValueError):
+    """An output cannot be written there, or would replace what is not its program's; the message names it and what to do."""
+
+
+def check_output_file(
+    output: PathLike,
+    inputs: Iterable[PathLike] = (),
+    *,
+    replaces: Callable[[pathlib.Path], bool] = lambda path: False,
+    option: str = "--output",
+) -> None:
+    """Checks, before the work and without touching anything, that a file can be written and replaces nothing of the user's.
+
+    Args:
+        output: the file to write. Folders above it that do not exist will be made.
+        inputs: what the program reads, as files or folders. Those that do not exist are passed over.
+        replaces: whether a file that is there already may be replaced, for the program made it.
+        option: by which the user named the output, for the message.
+
+    Raises:
+        OutputError: the output is one of the inputs (by whatever link or spelling), a folder, no regular file, or in a folder
+            that cannot be written; or it exists and may not be replaced.
+    """
+    text = os.fspath(output)
+    shown = f"{option}={shorten(text)!r}"
+    if not text or text.endswith(os.sep):
+        raise OutputError(f"{shown} names no file: give the file to write")
+    path = pathlib.Path(text)
+    for given in inputs:
+        check_same_file(text, given, option=option)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        check_parent(pathlib.Path(os.path.realpath(path)), shown)
+        return
+    except NotADirectoryError:
+        raise OutputError(f"{shown}: a part of it before its last one is a file; name another file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{shown} cannot be looked at ({reason}); name another file") from None
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{shown} is a folder: name a file, such as one in it")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{shown} is not a regular file: name another")
+    if not replaces(path):
+        raise OutputError(f"{shown} exists already, and would be replaced: name another file, or remove it first")
+    check_parent(pathlib.Path(os.path.realpath(path)), shown)
+
+
+def check_same_file(output: PathLike, given: PathLike, *, option: str = "--output") -> None:
+    """Checks that an output is not a file or folder that the program reads.
+
+    Raises:
+        OutputError: it is, by the same path or by another that leads to it.
+    """
+    try:
+        same = os.path.samefile(output, given)
+    except (OSError, ValueError):  # one of them does not exist, so they are not the same
+        return
+    if same:
+        name, other = (shorten(os.fspath(path)) for path in (output, given))
+        spelling = "" if name == other else f" {other!r}, by another name"
+        raise OutputError(f"{option}={name!r} is the input{spelling}, and would replace it: name another file")
+
+
+def check_parent(path: pathlib.Path, shown: str) -> None:
+    """Checks that the folder of an output can be made and written.
+
+    Args:
+        path: the output, links resolved.
+        shown: how messages name it.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise OutputError(f"{shown}: {str(folder)!r} is a file, and no folder can be made in it; name another output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{shown}: the folder {str(folder)!r} cannot be written; name an output in another")
+
+
+@contextlib.contextmanager
+def atomic_writer(output: PathLike) -> Iterator[TextIO]:
+    """Yields a text file that becomes `output` at the end; where anything is raised, nothing is left behind.
+
+    Written under a name of this process beside it, so that two programs with one output leave the file of one of them, whole.
+    A link stays one: what it names is replaced. Folders above the output are made.
+    """
+    final = pathlib.Path(os.path.realpath(output))
+    created = [folder for folder in final.parents if not folder.exists()]
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.incomplete")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(temporary, final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        for folder in created:
+            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
+                folder.rmdir()
+        raise
