@@ -7,8 +7,10 @@ exit code is then 2.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from launch.errors import MISTAKE, reported
+from stepaudio_jax.config import AudioChannel, DataConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-history-eot", action="store_true", help="past replies without their end, as the released server has them"
     )
+    parser.add_argument(
+        "--channel",
+        choices=get_args(AudioChannel),
+        default=DataConfig.channel,
+        help=f"what is heard of a clip with several channels: the first, or their mean (default {DataConfig.channel})",
+    )
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.data import JsonlFile
@@ -66,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writes_only=True,
             history_reasoning=options.history_reasoning,
             history_eot=not options.no_history_eot,
+            channel=options.channel,
         )
         outcome = answer_file(
             model,

@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import get_args
 
 from launch.errors import reported
+from stepaudio_jax.config import AudioChannel, DataConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,12 +21,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
     )
+    parser.add_argument(
+        "--channel",
+        choices=get_args(AudioChannel),
+        default=DataConfig.channel,
+        help=f"what is heard of a clip with several channels: the first, or their mean (default {DataConfig.channel})",
+    )
     options = parser.parse_args(arguments)
     with reported():
         from stepaudio_jax.generation import load_model, mesh_for, score_file
 
         mesh = mesh_for(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, history_reasoning=options.history_reasoning)
+        model = load_model(
+            options.model,
+            options.dtype,
+            mesh=mesh,
+            history_reasoning=options.history_reasoning,
+            channel=options.channel,
+        )
         count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")
 

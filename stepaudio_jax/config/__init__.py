@@ -23,6 +23,7 @@ from stepaudio_jax.config.rl import (
 from stepaudio_jax.config.run import (
     Activation,
     AttentionKernel,
+    AudioChannel,
     AugmentationConfig,
     AuxiliaryConfig,
     CheckpointConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "AdaptorConfig",
     "Aggregation",
     "AttentionKernel",
+    "AudioChannel",
     "AugmentationConfig",
     "AuxiliaryConfig",
     "Baseline",

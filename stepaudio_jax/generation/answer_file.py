@@ -90,6 +90,7 @@ def answer_file(
         "input": hashlib.sha256(pathlib.Path(input_path).read_bytes()).hexdigest(),
         "model": [model.folder, str(model.config), model.compute.dtype, model.int8_weights, cache_dtype],
         "history": [model.history_reasoning, model.history_eot],
+        "channel": model.channel,
         "sampling": [repr(sampling), samples],
     }
     journal = Journal(output_path, job)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
-from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
+from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
@@ -40,6 +40,7 @@ class LoadedModel:
         int8_weights: whether the decoder's matrices are in int8.
         mesh: where the weights lie; None for one device.
         history_reasoning, history_eot: how past turns of a dialogue are rendered; see `render_prompt`.
+        channel: what it hears of a clip with several channels; see `load_audio`.
     """
 
     folder: str
@@ -51,6 +52,7 @@ class LoadedModel:
     mesh: Mesh | None = None
     history_reasoning: bool = False
     history_eot: bool = True
+    channel: AudioChannel = DataConfig.channel
 
 
 def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
@@ -78,6 +80,7 @@ def load_model(
     writes_only: bool = False,
     history_reasoning: bool = False,
     history_eot: bool = True,
+    channel: AudioChannel = DataConfig.channel,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
@@ -88,7 +91,7 @@ def load_model(
         mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
         writes_only: keep the decoder's layers as an engine has them, which then needs no second copy of the weights. Such a
             model cannot score.
-        history_reasoning, history_eot: see `LoadedModel`.
+        history_reasoning, history_eot, channel: see `LoadedModel`.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
@@ -104,7 +107,7 @@ def load_model(
         parameters = unstack(parameters, free=True)
     tokenizer = hub.load_tokenizer(folder)
     return LoadedModel(
-        os.fspath(folder), config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot
+        os.fspath(folder), config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot, channel
     )
 
 
@@ -149,6 +152,7 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
         compute=model.compute,
         mesh=model.mesh,
         history_reasoning=model.history_reasoning,
+        channel=model.channel,
     )
 
     def lines() -> Iterator[dict[str, object]]:
@@ -172,7 +176,7 @@ def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audi
         segments = render_prompt(
             record.messages, model.tokenizer, history_eot=model.history_eot, history_reasoning=model.history_reasoning
         )
-        return hear_prompt(segments, model.tokenizer, model.config.length_convention, read=read)
+        return hear_prompt(segments, model.tokenizer, model.config.length_convention, channel=model.channel, read=read)
     except (AudioError, TextError) as error:
         raise DataError(f"{record.origin}: {error}") from None
 

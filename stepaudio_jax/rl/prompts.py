@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import AudioError, load_audio
-from stepaudio_jax.config import DataConfig, LengthConvention, ModelConfig
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import BadAudioError, DataError, JsonlSource, Record, TooLongError, Visit, training_streams
 from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
@@ -99,7 +99,9 @@ class PromptStream:
         try:
             segments = render_prompt(record.messages, self._tokenizer, history_reasoning=self._data.history_reasoning)
             read = _silence if silent else load_audio
-            prompt = hear_prompt(segments, self._tokenizer, self._model.length_convention, read=read)
+            prompt = hear_prompt(
+                segments, self._tokenizer, self._model.length_convention, channel=self._data.channel, read=read
+            )
             require_fit(prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.tokens_per_row)
         except AudioError as error:
             raise BadAudioError(f"{record.origin}: {error}") from None
@@ -115,5 +117,5 @@ class PromptStream:
         return prompt
 
 
-def _silence(source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]:
-    return np.zeros_like(load_audio(source, length_convention=length_convention))
+def _silence(source: str, /, *, length_convention: LengthConvention, channel: AudioChannel) -> NDArray[np.float32]:
+    return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))
