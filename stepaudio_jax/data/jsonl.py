@@ -13,6 +13,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
+from stepaudio_jax.audio import shown_path
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.record import DataError, Record
 from stepaudio_jax.data.schema import parse_record
@@ -129,7 +130,8 @@ def require_audio(record: Record) -> None:
         for clip in message.audio:
             if not os.path.isfile(clip.path):
                 raise DataError(
-                    f"{record.origin}: audio {clip.path}: does not exist; correct the path (relative to the JSONL file)"
+                    f"{record.origin}: audio {shown_path(clip.path)}: does not exist; correct the path "
+                    "(relative to the JSONL file)"
                 )
 
 
