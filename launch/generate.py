@@ -8,9 +8,10 @@ exit code is then 2.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from launch.errors import MISTAKE, kept_lines, reported
+from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.storage import check_output_file, expand_home, has_mark
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-history-eot", action="store_true", help="past replies without their end, as the released server has them"
     )
+    parser.add_argument(
+        "--channel",
+        choices=get_args(AudioChannel),
+        default=DataConfig.channel,
+        help=f"what is heard of a clip with several channels: the first, or their mean (default {DataConfig.channel})",
+    )
     options = parser.parse_args(arguments)
     with reported(lambda: kept_lines(options.output)):
         check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
@@ -70,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "int8_weights": options.int8_weights,
             "history_reasoning": options.history_reasoning,
             "history_eot": not options.no_history_eot,
+            "channel": options.channel,
         }
         job: Any = {"samples": options.num_samples, "cache_dtype": options.cache_dtype}
         done = answered_before(options.model, options.input, options.output, sampling, options.dtype, **settings, **job)

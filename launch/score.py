@@ -6,8 +6,10 @@ user made is replaced.
 
 import argparse
 from collections.abc import Sequence
+from typing import Any, get_args
 
 from launch.errors import kept_lines, reported
+from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.storage import check_output_file, expand_home, has_mark
 
 
@@ -31,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
     )
+    parser.add_argument(
+        "--channel",
+        choices=get_args(AudioChannel),
+        default=DataConfig.channel,
+        help=f"what is heard of a clip with several channels: the first, or their mean (default {DataConfig.channel})",
+    )
     options = parser.parse_args(arguments)
     with reported(lambda: kept_lines(options.output)):
         check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
@@ -38,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from stepaudio_jax.generation import load_model, mesh_for, score_file, scored_before
 
         count = len(JsonlFile(options.input))  # whether it can be read is known before the model is loaded
-        history = {"history_reasoning": options.history_reasoning}
-        if scored_before(options.model, options.input, options.output, options.dtype, **history):
+        settings: Any = {"history_reasoning": options.history_reasoning, "channel": options.channel}
+        if scored_before(options.model, options.input, options.output, options.dtype, **settings):
             print(f"{count} dialogues already scored in {options.output}")
             return
         mesh = mesh_for(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, **history)
+        model = load_model(options.model, options.dtype, mesh=mesh, **settings)
         count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")
 

@@ -1,7 +1,7 @@
 """Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
 
 from stepaudio_jax.audio.decoding import load_audio, probe_audio
-from stepaudio_jax.audio.error import AudioError
+from stepaudio_jax.audio.error import AudioError, shown_path
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
     MAX_CHUNK_SAMPLES,
@@ -30,6 +30,7 @@ __all__ = [
     "mel_frames",
     "probe_audio",
     "resample",
+    "shown_path",
     "split_chunks",
     "tokens_of_frames",
 ]

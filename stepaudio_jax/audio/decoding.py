@@ -1,4 +1,4 @@
-"""A sound file -> its first channel at 16 kHz."""
+"""A sound file -> the waveform that a model hears of it, at 16 kHz."""
 
 import io
 import mmap
@@ -11,10 +11,12 @@ import soundfile
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import completeness, mpeg
-from stepaudio_jax.audio.error import AudioError
+from stepaudio_jax.audio.channels import ChannelReducer
+from stepaudio_jax.audio.error import AudioError, shown_path
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
 from stepaudio_jax.audio.quiet import quiet_decoder
 from stepaudio_jax.audio.resampling import resample, resampled_length
+from stepaudio_jax.config import AudioChannel, DataConfig
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 _RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong, and would cost memory without bound
@@ -26,30 +28,37 @@ _CONVERT = "convert it to WAV, FLAC, MP3 or OGG"
 _COPY_AGAIN = "get the whole file again, or remove it"
 
 
-def load_audio(source: str | os.PathLike[str] | bytes, *, length_convention: LengthConvention = "hf") -> NDArray[np.float32]:
-    """Decodes a clip: WAV, FLAC, MP3 or OGG, known by its content and not by its name; its first channel, at 16 kHz.
+def load_audio(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+) -> NDArray[np.float32]:
+    """Decodes a clip: WAV, FLAC, MP3 or OGG, known by its content and not by its name; one channel, at 16 kHz.
 
     Args:
         source: a path, or the file's content.
         length_convention: of the model that will hear it. A clip is too short where it would have no audio token: under "hf",
             at 320 samples (20 ms) or fewer.
+        channel: of a clip with several: the "first", as the released front end has it, or the "mix" (mean) of all.
 
     Returns:
         [samples] f32, full scale -1..1.
 
     Raises:
         AudioError: naming the file and the reason: it is missing, a folder, empty, not sound, in another format, cut short (see
-            `completeness` for what can be told), damaged, without samples, not finite, far beyond full scale, or too short.
+            `completeness` for what can be told), damaged, without samples, not finite, far beyond full scale, or too short; or
+            it has sound and the model would hear silence: in its first channel, or in a mix that cancels.
     """
     if isinstance(source, bytes):
         name, content = "<bytes>", source
     else:
         path = os.fspath(source)
-        name, content = _shown(path), _read(path)
+        name, content = shown_path(path), _read(path)
     if not content:
         raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN}")
     with quiet_decoder():
-        samples, rate = _decode(name, content)
+        samples, rate = _decode(name, content, channel)
     if not np.isfinite(samples).all():
         bad = int(np.count_nonzero(~np.isfinite(samples)))
         raise AudioError(name, f"has {bad} NaN or infinite samples of {len(samples)}; export it again")
@@ -77,7 +86,7 @@ def probe_audio(path: str | os.PathLike[str], *, length_convention: LengthConven
             format, a WAV file cut short, or too short. Damage further in is seen when the clip is decoded.
     """
     path = os.fspath(path)
-    name = _shown(path)
+    name = shown_path(path)
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -113,17 +122,17 @@ def _open(path: str) -> BinaryIO:
         if stat.S_ISREG(mode):
             return open(path, "rb")
     except FileNotFoundError:
-        raise AudioError(_shown(path), "does not exist; correct the path") from None
+        raise AudioError(shown_path(path), "does not exist; correct the path") from None
     except OSError as error:
-        raise AudioError(_shown(path), f"cannot be read ({error.strerror})") from None
+        raise AudioError(shown_path(path), f"cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise AudioError(_shown(path), f"is not a path that can exist ({error}); correct it") from None
+        raise AudioError(shown_path(path), f"is not a path that can exist ({error}); correct it") from None
     reason = "is a folder; name a file in it" if stat.S_ISDIR(mode) else "is not a regular file; name a sound file"
-    raise AudioError(_shown(path), reason)
+    raise AudioError(shown_path(path), reason)
 
 
-def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
-    """The first channel and its sample rate."""
+def _decode(name: str, content: bytes, channel: AudioChannel) -> tuple[NDArray[np.float32], int]:
+    """Returns what the model hears, before resampling, and its sample rate."""
     stream = mpeg.scan(content)
     reason = completeness.defect(content) if stream is None else mpeg.defect(content, stream)
     if reason is not None:
@@ -132,19 +141,22 @@ def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
         content = mpeg.with_frame_count(content, stream)
     with _open_sound(name, io.BytesIO(content), len(content)) as file:
         # Block by block, because a header can promise any number of samples.
-        blocks, declared = [], file.frames
+        reducer, declared = ChannelReducer(channel), file.frames
         try:
             while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                blocks.append(block[:, 0].copy())
+                reducer.add(block)
         except soundfile.SoundFileError as error:
             raise AudioError(name, f"is cut short or damaged ({_one_line(error)}); {_COPY_AGAIN}") from None
-        samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        samples = reducer.samples()
         if file.format == "FLAC" and len(samples) < declared:
             raise AudioError(
                 name, f"is cut short: its header says {declared} samples and {len(samples)} are there; {_COPY_AGAIN}"
             )
     if not len(samples):
         raise AudioError(name, "has no samples; remove it")
+    reason = reducer.defect()
+    if reason is not None:
+        raise AudioError(name, reason)
     return samples, file.samplerate
 
 
@@ -169,11 +181,6 @@ def _open_sound(name: str, stream: BinaryIO, size: int) -> soundfile.SoundFile:
 
 def _too_short(samples: int, rate: int) -> str:
     return f"is too short: {samples} samples at {rate} Hz give no audio token; remove it"
-
-
-def _shown(path: str) -> str:
-    """The path on one line."""
-    return path if path.isprintable() else ascii(path)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,5 +1,8 @@
 """AudioError: what is wrong with a clip."""
 
+_MAX_PATH_CHARACTERS = 500
+_END_CHARACTERS = 60
+
 
 class AudioError(ValueError):
     """A clip cannot be used; the message names the file (`<bytes>` for a clip in memory), the reason, and what to do.
@@ -17,3 +20,10 @@ class AudioError(ValueError):
 
     def __str__(self) -> str:
         return f"audio {self.source}: {self.reason}"
+
+
+def shown_path(path: str) -> str:
+    """Returns a path on one line; of a very long one (sound in base64 where a path should be) its beginning and its end."""
+    if len(path) > _MAX_PATH_CHARACTERS:
+        path = f"{path[: _MAX_PATH_CHARACTERS - _END_CHARACTERS]}..{path[-_END_CHARACTERS:]}"
+    return path if path.isprintable() else ascii(path)

@@ -24,6 +24,7 @@ from stepaudio_jax.config.rl import (
 from stepaudio_jax.config.run import (
     Activation,
     AttentionKernel,
+    AudioChannel,
     AugmentationConfig,
     AuxiliaryConfig,
     CheckpointConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "AdaptorConfig",
     "Aggregation",
     "AttentionKernel",
+    "AudioChannel",
     "AugmentationConfig",
     "AuxiliaryConfig",
     "Baseline",

@@ -12,6 +12,7 @@ from stepaudio_jax.config.rl import RLConfig
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]
+AudioChannel = Literal["first", "mix"]
 Activation = Literal["query", "key", "value", "attended", "projected", "gate", "up"]
 
 
@@ -85,6 +86,7 @@ class DataConfig:
     tokens_per_row: int = 4096  # T
     chunks_per_row: int = 4  # C: audio chunks (of at most 25 s) a row can hold
     frames_per_chunk: int = 2504  # F: mel frames a chunk is padded to; 25 s have 2502
+    channel: AudioChannel = "first"  # of a clip with several, as the released front end has it; "mix": the mean of all
     augmentation: AugmentationConfig = AugmentationConfig()
     loss_on_reasoning: bool = True
     history_reasoning: bool = False  # later turns see the reasoning of earlier ones (see text.training_views)

@@ -4,8 +4,8 @@ import itertools
 
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.example import ChunkLabels
+from stepaudio_jax.data.json_values import nearest
 from stepaudio_jax.data.record import DataError
-from stepaudio_jax.data.schema import nearest
 from stepaudio_jax.text.dialogue import AudioPart
 
 

@@ -17,6 +17,7 @@ from stepaudio_jax.audio import (
     log_mel,
     mel_frames,
     probe_audio,
+    shown_path,
     split_chunks,
     tokens_of_frames,
 )
@@ -187,7 +188,7 @@ class Preparation:
         return tuple(self._example(group, clips, chunks) for group in self._groups(views))
 
     def _clip(self, part: AudioPart, augmentation: AugmentationConfig, rng: np.random.Generator) -> Clip:
-        waveform = load_audio(part.path, length_convention=self._convention)
+        waveform = load_audio(part.path, length_convention=self._convention, channel=self._config.channel)
         room = min(CHUNK_SAMPLES, _samples_of_frames(self._config.frames_per_chunk)) - len(split_chunks(waveform)[-1])
         waveform = augment_waveform(waveform, augmentation, rng, room=max(room, 0), rate=SAMPLE_RATE)
         waveforms = split_chunks(waveform)
@@ -313,7 +314,8 @@ def _distinct_clips(parts: Sequence[AudioPart]) -> dict[str, AudioPart]:
             labels[name] != known.attributes[name] for name in known.attributes
         ):
             raise DataError(
-                f"audio {part.path} occurs with different labels; give it the same, or leave them out the second time"
+                f"audio {shown_path(part.path)} occurs with different labels; "
+                "give it the same, or leave them out the second time"
             )
         clips[part.path] = AudioPart(part.path, transcript, labels)
     return clips

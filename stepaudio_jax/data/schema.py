@@ -11,13 +11,14 @@ A conversational preference (`data.preferences`) is read as such a dialogue. Eve
 because a misspelt one would silently change what is learnt; a record may carry further keys of its own, which are left alone.
 """
 
-import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard, get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from stepaudio_jax.data.preferences import as_dialogue, is_preference
+from stepaudio_jax.data import foreign_forms
+from stepaudio_jax.data.json_values import check_keys, is_empty, is_list, nearest, shown, without_nulls
+from stepaudio_jax.data.preferences import PREFERENCE_KEYS, as_dialogue, check_pair, is_preference
 from stepaudio_jax.data.record import Criterion, DataError, Record
 from stepaudio_jax.storage import expand_home
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
@@ -28,14 +29,20 @@ _ROLES: Mapping[str, Role] = {
     "tools": "tool_json_schemas",
     "tool": "input",
 }
+_RECORD_KEYS = (
+    *("messages", "id", "source", "reference_reply", "rejected_reply", "margin", "rubric", "reference_meets"),
+    *("rejected_meets", "reference_critique", "rejected_critique", "answer", "sampling"),
+)
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
 _PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio", "transcript", "attributes")}
-_SHOWN_CHARACTERS = 60
+_NULL_LEVELS = 6  # record, messages, message, parts, part, attributes
 _THINK, _END_THINK = "<think>", "</think>"
 
 
 def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
     """Checks one JSON value and turns it into a Record.
+
+    A key whose value is null is a key not given, and a system turn without content is no turn.
 
     Args:
         value: what `json.loads` gave.
@@ -48,21 +55,36 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         DataError: naming the origin, the key, the value and what is allowed.
     """
     if not isinstance(value, Mapping):
-        raise DataError(f"{origin}: a record must be a JSON object with the key 'messages', got {_shown(value)}")
-    if is_preference(value):
+        raise DataError(f"{origin}: a record must be a JSON object with the key 'messages', got {shown(value)}")
+    value = without_nulls(value, levels=_NULL_LEVELS)
+    preferred = is_preference(value)
+    names = ("chosen", "rejected") if preferred else ("reference_reply", "rejected_reply")
+    known = frozenset((*_RECORD_KEYS, *PREFERENCE_KEYS) if preferred else _RECORD_KEYS)
+    foreign_forms.check_record_keys(value, known, origin)
+    if preferred:
         value = as_dialogue(value, origin)
     if "messages" not in value:
-        raise DataError(f"{origin}: the key 'messages' is missing (keys given: {_shown(list(value))})")
+        raise DataError(f"{origin}: the key 'messages' is missing (keys given: {shown(list(value))}); {foreign_forms.TURNS}")
     messages = value["messages"]
-    if not _is_list(messages) or not messages:
-        raise DataError(f"{origin}: 'messages' must be a list of at least one message, got {_shown(messages)}")
-    return Record(
+    if not is_list(messages) or not messages:
+        raise DataError(f"{origin}: 'messages' must be a list of at least one message, got {shown(messages)}")
+    numbered = [
+        (number, _message(item, f"{origin}: message {number}", folder))
+        for number, item in enumerate(messages, 1)
+        if not _is_empty_system(item)
+    ]
+    if not numbered:
+        raise DataError(f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn")
+    foreign_forms.check_placeholders(numbered, origin)
+    if not any(message.audio for _, message in numbered):
+        foreign_forms.check_unread_sound(value, known, origin)
+    record = Record(
         id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
-        messages=tuple(_message(item, f"{origin}: message {number}", folder) for number, item in enumerate(messages, 1)),
+        messages=tuple(message for _, message in numbered),
         source=_scalar_text(value.get("source"), f"{origin}: 'source'") or source,
         origin=origin,
-        reference_reply=_reply(value.get("reference_reply"), f"{origin}: 'reference_reply'"),
-        rejected_reply=_reply(value.get("rejected_reply"), f"{origin}: 'rejected_reply'"),
+        reference_reply=_reply(value.get("reference_reply"), f"{origin}: {names[0]!r}"),
+        rejected_reply=_reply(value.get("rejected_reply"), f"{origin}: {names[1]!r}"),
         margin=_margin(value.get("margin"), origin),
         rubric=_rubric(value.get("rubric"), origin),
         reference_meets=_meets(value.get("reference_meets"), f"{origin}: 'reference_meets'"),
@@ -72,23 +94,38 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
         sampling=_sampling(value.get("sampling"), origin),
     )
+    check_pair(record, names)
+    return record
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
-    """The end of an error message: what a misspelt word probably means, or nothing."""
-    close = difflib.get_close_matches(str(word).lower(), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _is_empty_system(value: Any) -> bool:
+    """Whether a message is a system turn that says nothing, as exports write it where there is none."""
+    if not isinstance(value, Mapping) or value.get("role") != "system":
+        return False
+    if any(key not in ("role", "content") and not is_empty(item) for key, item in value.items()):
+        return False
+    content = value.get("content")
+    if is_list(content):
+        return all(_is_blank_part(part) for part in content)
+    return content is None or (isinstance(content, str) and not content.strip())
+
+
+def _is_blank_part(value: Any) -> bool:
+    is_text = isinstance(value, Mapping) and value.get("type") == "text" and value.keys() <= {"type", "text"}
+    return is_text and isinstance(value.get("text", ""), str) and not value.get("text", "").strip()
 
 
 def _message(value: Any, where: str, folder: str) -> Message:
     if not isinstance(value, Mapping):
-        raise DataError(f"{where} must be an object with 'role' and 'content', got {_shown(value)}")
-    _check_keys(value, _MESSAGE_KEYS, where)
+        raise DataError(f"{where} must be an object with 'role' and 'content', got {shown(value)}")
+    check_keys(value, _MESSAGE_KEYS, where, foreign_forms.MESSAGE_KEYS)
     if "role" not in value:
         raise DataError(f"{where} has no 'role' (allowed: {', '.join(_ROLES)})")
     role = value["role"]
+    if isinstance(role, str) and role in foreign_forms.ROLES:
+        raise DataError(f"{where} has the unknown role {shown(role)}; {foreign_forms.ROLES[role]}")
     if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"{where} has the unknown role {_shown(role)}{nearest(role, _ROLES)} (allowed: {', '.join(_ROLES)})")
+        raise DataError(f"{where} has the unknown role {shown(role)}{nearest(role, _ROLES)} (allowed: {', '.join(_ROLES)})")
     where = f"{where} ({role})"
     if value.get("content") is None:
         raise DataError(f"{where} has no 'content'; give its text or parts, or remove the turn")
@@ -111,7 +148,7 @@ def _message(value: Any, where: str, folder: str) -> Message:
 def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None, str]:
     """(reasoning, reply) of an assistant turn, from its own key or from `<think>..</think>` at the start of the content."""
     if reasoning is not None and not isinstance(reasoning, str):
-        raise DataError(f"{where}: 'reasoning_content' must be a string, got {_shown(reasoning)}")
+        raise DataError(f"{where}: 'reasoning_content' must be a string, got {shown(reasoning)}")
     inline = text.lstrip()
     if not inline.startswith(_THINK):
         return reasoning, text
@@ -138,11 +175,11 @@ def _in_loss(value: Mapping[str, Any], where: str) -> bool:
     """Whether an assistant turn is learnt: `loss` (a boolean) or `weight` (0 or 1) says so; True where neither is given."""
     loss, weight = value.get("loss"), value.get("weight")
     if loss is not None and not isinstance(loss, bool):
-        raise DataError(f"{where}: 'loss' must be true or false, got {_shown(loss)}")
+        raise DataError(f"{where}: 'loss' must be true or false, got {shown(loss)}")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise DataError(f"{where}: 'weight' must be 0 or 1, got {_shown(weight)}")
+        raise DataError(f"{where}: 'weight' must be 0 or 1, got {shown(weight)}")
     if loss is not None and weight is not None and loss != bool(weight):
-        raise DataError(f"{where}: 'loss' {_shown(loss)} and 'weight' {_shown(weight)} contradict each other; keep one")
+        raise DataError(f"{where}: 'loss' {shown(loss)} and 'weight' {shown(weight)} contradict each other; keep one")
     if loss is not None:
         return loss
     return weight is None or weight == 1
@@ -153,33 +190,38 @@ def _parts(content: Any, where: str, folder: str) -> tuple[Part, ...]:
         if not content:
             raise DataError(f"{where}: 'content' is empty; give its text or parts, or remove the turn")
         return (TextPart(content),)
-    if not _is_list(content) or not content:
-        raise DataError(f"{where}: 'content' must be a string or a list of at least one part, got {_shown(content)}")
+    if not is_list(content) or not content:
+        raise DataError(f"{where}: 'content' must be a string or a list of at least one part, got {shown(content)}")
     return tuple(_part(item, f"{where}: part {number}", folder) for number, item in enumerate(content, 1))
 
 
 def _part(value: Any, where: str, folder: str) -> Part:
     if not isinstance(value, Mapping) or "type" not in value:
-        raise DataError(f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {_shown(value)}")
+        kinds = [kind for kind in _PART_KEYS if isinstance(value, Mapping) and kind in value]
+        advice = f'; add "type": "{kinds[0]}"' if len(kinds) == 1 else ""
+        raise DataError(f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {shown(value)}{advice}")
     kind = value["type"]
+    if isinstance(kind, str) and kind in foreign_forms.PART_TYPES:
+        raise DataError(f"{where} has the unknown type {shown(kind)}; {foreign_forms.PART_TYPES[kind]}")
     if not isinstance(kind, str) or kind not in _PART_KEYS:
         raise DataError(
-            f"{where} has the unknown type {_shown(kind)}{nearest(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
+            f"{where} has the unknown type {shown(kind)}{nearest(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
         )
-    _check_keys(value, _PART_KEYS[kind], where)
+    check_keys(value, _PART_KEYS[kind], where, foreign_forms.PART_KEYS)
     if kind not in value:
         raise DataError(f"{where} is of type {kind!r} and has no key {kind!r}")
     body = value[kind]
     if not isinstance(body, str) or (kind == "audio" and not body):
         wanted = "a string" if kind == "text" else "the path of a file"
-        raise DataError(f"{where}: {kind!r} must be {wanted}, got {_shown(body)}")
+        raise DataError(f"{where}: {kind!r} must be {wanted}, got {shown(body)}")
     if kind == "text":
         return TextPart(body)
+    foreign_forms.check_audio_path(body, where)
     transcript, attributes = value.get("transcript"), value.get("attributes") or {}
     if transcript is not None and not isinstance(transcript, str):
-        raise DataError(f"{where}: 'transcript' must be a string, got {_shown(transcript)}")
+        raise DataError(f"{where}: 'transcript' must be a string, got {shown(transcript)}")
     if not isinstance(attributes, Mapping) or not all(isinstance(item, str) for item in attributes.values()):
-        raise DataError(f"{where}: 'attributes' must be an object of strings, got {_shown(attributes)}")
+        raise DataError(f"{where}: 'attributes' must be an object of strings, got {shown(attributes)}")
     return AudioPart(path=os.path.join(folder, expand_home(body)), transcript=transcript, attributes=dict(attributes))
 
 
@@ -187,32 +229,32 @@ def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
     if value is None:
         return ()
     form = "a list of strings or of objects {'criterion': text, 'weight': number}"
-    if not _is_list(value):
-        raise DataError(f"{origin}: 'rubric' must be {form}, got {_shown(value)}")
+    if not is_list(value):
+        raise DataError(f"{origin}: 'rubric' must be {form}, got {shown(value)}")
     criteria = []
     for number, item in enumerate(value, 1):
         fields = {"criterion": item} if isinstance(item, str) else item
         if not isinstance(fields, Mapping) or not isinstance(fields.get("criterion"), str) or not fields["criterion"]:
-            raise DataError(f"{origin}: 'rubric' must be {form}, got {_shown(item)} as number {number}")
-        _check_keys(fields, ("criterion", "weight"), f"{origin}: criterion {number}")
+            raise DataError(f"{origin}: 'rubric' must be {form}, got {shown(item)} as number {number}")
+        check_keys(fields, ("criterion", "weight"), f"{origin}: criterion {number}")
         weight = fields.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
-            raise DataError(f"{origin}: criterion {number}: 'weight' must be a finite number, got {_shown(weight)}")
+            raise DataError(f"{origin}: criterion {number}: 'weight' must be a finite number, got {shown(weight)}")
         criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
     return tuple(criteria)
 
 
 def _margin(value: Any, origin: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise DataError(f"{origin}: 'margin' must be a whole number, 0 or more, got {_shown(value)}")
+        raise DataError(f"{origin}: 'margin' must be a whole number, 0 or more, got {shown(value)}")
     return value
 
 
 def _meets(value: Any, what: str) -> tuple[bool, ...]:
     if value is None:
         return ()
-    if not _is_list(value) or not all(isinstance(item, bool) for item in value):
-        raise DataError(f"{what} must be a list of true and false, one for each criterion, got {_shown(value)}")
+    if not is_list(value) or not all(isinstance(item, bool) for item in value):
+        raise DataError(f"{what} must be a list of true and false, one for each criterion, got {shown(value)}")
     return tuple(value)
 
 
@@ -220,7 +262,7 @@ def _sampling(value: Any, origin: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise DataError(f"{origin}: 'sampling' must be an object of settings, got {_shown(value)}")
+        raise DataError(f"{origin}: 'sampling' must be an object of settings, got {shown(value)}")
     return dict(value)
 
 
@@ -229,21 +271,5 @@ def _scalar_text(value: Any, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{what} must be a string or a number, got {_shown(value)}")
+        raise DataError(f"{what} must be a string or a number, got {shown(value)}")
     return json.dumps(value)
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _check_keys(value: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
-    for key in value:
-        if key not in allowed:
-            raise DataError(f"{where} has the unknown key {_shown(key)}{nearest(key, allowed)} (allowed: {', '.join(allowed)})")
-
-
-def _shown(value: Any) -> str:
-    """A value on one line of a readable length."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}.."

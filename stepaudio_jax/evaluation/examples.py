@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import soundfile
 
 from stepaudio_jax.audio import SAMPLE_RATE, load_audio
+from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.evaluation.markup import Html, element
 from stepaudio_jax.text import AudioPart, Message
@@ -35,8 +36,13 @@ def choose_examples(answers: Iterable[Answer], *, per_task: int = 3, wrong_per_t
     return chosen
 
 
-def example_card(answer: Answer, number: int) -> Html:
+def example_card(answer: Answer, number: int, *, channel: AudioChannel = DataConfig.channel) -> Html:
     """One example: its dialogue with players for its clips, what was expected, thought and answered, right or wrong.
+
+    Args:
+        answer: of an evaluation.
+        number: of the example on the page, from 1.
+        channel: what the model heard of a clip with several channels, and the player plays.
 
     Raises:
         AudioError: a clip cannot be read.
@@ -63,30 +69,31 @@ def example_card(answer: Answer, number: int) -> Html:
             element("span", f"{'✓' if answer.correct else '✗'} {verdict}", class_=f"verdict {verdict}"),
             id=heading,
         ),
-        *_dialogue(answer.question.messages, number),
+        *_dialogue(answer.question.messages, number, channel),
         element("dl", *facts),
         class_=f"example {verdict}",
         aria_labelledby=heading,
     )
 
 
-def _dialogue(messages: Sequence[Message], number: int) -> list[Html]:
+def _dialogue(messages: Sequence[Message], number: int, channel: AudioChannel) -> list[Html]:
     turns, clips = [], 0
     for message in messages:
         parts = []
         for part in message.parts:
             if isinstance(part, AudioPart):
                 clips += 1
-                parts.append(_player(part, f"Clip {clips} of example {number}"))
+                parts.append(_player(part, f"Clip {clips} of example {number}", channel))
             else:
                 parts.append(_text(part.text))
         turns.append(element("div", element("span", message.role, class_="role"), *parts, class_=f"turn {message.role}"))
     return turns
 
 
-def _player(part: AudioPart, label: str) -> Html:
-    """A player of the clip as the model hears it: its first channel at 16 kHz."""
-    waveform = load_audio(part.path, length_convention="vllm")  # of the two, the one that lets the shortest clips pass
+def _player(part: AudioPart, label: str, channel: AudioChannel) -> Html:
+    """A player of the clip as the model hears it: one channel at 16 kHz."""
+    # Of the two conventions, "vllm" is the one that lets the shortest clips pass.
+    waveform = load_audio(part.path, length_convention="vllm", channel=channel)
     duration_s = len(waveform) / SAMPLE_RATE
     if duration_s > _LONGEST_PLAYED_S:
         return element("p", f"A clip of {duration_s:.1f} s, too long for this page: {part.path}", class_="muted")

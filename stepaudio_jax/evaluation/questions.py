@@ -10,6 +10,7 @@ import tqdm
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import LengthConvention, load_audio
+from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.generation import LoadedModel, Prompt, ReadAudio, Sampling, engine_for, prompt_of, require_room
@@ -123,13 +124,15 @@ def answers_at(
     return [[answers[which, place] for place in range(len(questions))] for which in range(len(samplings))]
 
 
-def silence(source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]:
+def silence(
+    source: str, /, *, length_convention: LengthConvention, channel: AudioChannel = DataConfig.channel
+) -> NDArray[np.float32]:
     """Zeros [samples] f32, as many as the clip `source` has at 16 kHz.
 
     Raises:
         AudioError: the clip cannot be read.
     """
-    return np.zeros_like(load_audio(source, length_convention=length_convention))
+    return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))
 
 
 def _expected(record: Record) -> str:

@@ -7,6 +7,7 @@ import string
 from collections.abc import Sequence
 from importlib import resources
 
+from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.evaluation.chart import draw
 from stepaudio_jax.evaluation.curves import charts
 from stepaudio_jax.evaluation.examples import choose_examples, example_card
@@ -31,6 +32,8 @@ def write_report(
     title: str,
     results: Results | None = None,
     answers: Sequence[Answer] = (),
+    *,
+    channel: AudioChannel = DataConfig.channel,
 ) -> pathlib.Path:
     """Writes the report of a run, finished or not: results, curves, replies of a policy, examples, configuration.
 
@@ -41,6 +44,7 @@ def write_report(
         results: of an evaluation; None leaves the table out.
         answers: of that evaluation. `choose_examples` takes a few of each task, which are shown with their clips; without
             answers there are no examples.
+        channel: what the model heard of a clip with several channels, and the examples play.
 
     Returns:
         `path`.
@@ -56,7 +60,7 @@ def write_report(
         "Results": results_table(results) if results is not None else None,
         "Curves": _curves(run),
         "Replies": replies_table(run.folder),
-        "Examples": _examples(choose_examples(answers)) if answers else None,
+        "Examples": _examples(choose_examples(answers), channel) if answers else None,
         "Configuration": _configuration(run),
     }
     present = {name: content for name, content in sections.items() if content is not None}
@@ -95,10 +99,10 @@ def _curves(run: LoggedRun) -> Html:
     return element("div", *drawn, class_="charts")
 
 
-def _examples(examples: Sequence[Answer]) -> Html:
+def _examples(examples: Sequence[Answer], channel: AudioChannel) -> Html:
     right = sum(answer.correct for answer in examples)
     note = f"{len(examples)} questions, {right} of these answered rightly; the table has the accuracy over all questions."
-    cards = (example_card(answer, number) for number, answer in enumerate(examples, 1))
+    cards = (example_card(answer, number, channel=channel) for number, answer in enumerate(examples, 1))
     return joined(element("p", note, class_="muted"), element("div", *cards, class_="examples"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import FloatDtype, ModelConfig
+from stepaudio_jax.config import AudioChannel, DataConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, JsonlFile, Record
 from stepaudio_jax.generation.answering import LoadedModel, engine_for, prompt_of
 from stepaudio_jax.generation.engine import Completion, Engine
@@ -99,6 +99,7 @@ def answer_file(
         cache_dtype=cache_dtype,
         history_reasoning=model.history_reasoning,
         history_eot=model.history_eot,
+        channel=model.channel,
     )
     journal = Journal(output_path, job, len(file))
 
@@ -130,6 +131,7 @@ def answered_before(
     cache_dtype: CacheDtype | None = None,
     history_reasoning: bool = False,
     history_eot: bool = True,
+    channel: AudioChannel = DataConfig.channel,
 ) -> Outcome | None:
     """Returns the outcome of a job that is finished already, its output being there; None where it is still to be done.
 
@@ -147,6 +149,7 @@ def answered_before(
         cache_dtype=cache_dtype,
         history_reasoning=history_reasoning,
         history_eot=history_eot,
+        channel=channel,
     )
     if not is_output_of(output_path, job):
         return None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
-from stepaudio_jax.config import ComputeConfig, FloatDtype, ModelConfig
+from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
@@ -43,6 +43,7 @@ class LoadedModel:
         int8_weights: whether the decoder's matrices are in int8.
         mesh: where the weights lie; None for one device.
         history_reasoning, history_eot: how past turns of a dialogue are rendered; see `render_prompt`.
+        channel: what it hears of a clip with several channels; see `load_audio`.
     """
 
     folder: str
@@ -54,6 +55,7 @@ class LoadedModel:
     mesh: Mesh | None = None
     history_reasoning: bool = False
     history_eot: bool = True
+    channel: AudioChannel = DataConfig.channel
 
 
 def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
@@ -81,6 +83,7 @@ def load_model(
     writes_only: bool = False,
     history_reasoning: bool = False,
     history_eot: bool = True,
+    channel: AudioChannel = DataConfig.channel,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
@@ -91,7 +94,7 @@ def load_model(
         mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
         writes_only: keep the decoder's layers as an engine has them, which then needs no second copy of the weights. Such a
             model cannot score.
-        history_reasoning, history_eot: see `LoadedModel`.
+        history_reasoning, history_eot, channel: see `LoadedModel`.
     """
     folder = expand_home(os.fspath(folder))
     dtype = default_dtype(dtype)
@@ -106,7 +109,9 @@ def load_model(
     if writes_only:
         parameters = unstack(parameters, free=True)
     tokenizer = hub.load_tokenizer(folder)
-    return LoadedModel(folder, config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot)
+    return LoadedModel(
+        folder, config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot, channel
+    )
 
 
 def engine_for(
@@ -147,7 +152,11 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
     """
     check_output_and_input(output_path, input_path)
     records = _read(input_path)
-    job = _score_job(input_path, model.folder, model.config, model.compute.dtype, model.history_reasoning)
+    job = _score_job(
+        *(input_path, model.folder, model.config, model.compute.dtype),
+        history_reasoning=model.history_reasoning,
+        channel=model.channel,
+    )
     scorer = Scorer(
         model.config,
         model.parameters,
@@ -155,6 +164,7 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
         compute=model.compute,
         mesh=model.mesh,
         history_reasoning=model.history_reasoning,
+        channel=model.channel,
     )
     journal = Journal(output_path, job, len(records))
     with contextlib.closing(journal):
@@ -178,6 +188,7 @@ def scored_before(
     dtype: FloatDtype | None = None,
     *,
     history_reasoning: bool = False,
+    channel: AudioChannel = DataConfig.channel,
 ) -> bool:
     """Returns whether a job of `score_file` is finished already, its output being there; the model is not loaded.
 
@@ -187,13 +198,14 @@ def scored_before(
     if not pathlib.Path(output_path).exists():
         return False
     config = hub.read_model_config(folder)
-    return is_output_of(output_path, _score_job(input_path, folder, config, default_dtype(dtype), history_reasoning))
+    job = _score_job(*(input_path, folder, config, default_dtype(dtype)), history_reasoning=history_reasoning, channel=channel)
+    return is_output_of(output_path, job)
 
 
 def _score_job(
-    input_path: PathLike, folder: PathLike, config: ModelConfig, dtype: FloatDtype, history_reasoning: bool
+    input_path: PathLike, folder: PathLike, config: ModelConfig, dtype: FloatDtype, **settings: Any
 ) -> dict[str, Any]:
-    return job_of("score", input_path, folder, config, dtype=dtype, history_reasoning=history_reasoning)
+    return job_of("score", input_path, folder, config, dtype=dtype, **settings)
 
 
 def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audio) -> Prompt:
@@ -206,7 +218,7 @@ def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audi
         segments = render_prompt(
             record.messages, model.tokenizer, history_eot=model.history_eot, history_reasoning=model.history_reasoning
         )
-        return hear_prompt(segments, model.tokenizer, model.config.length_convention, read=read)
+        return hear_prompt(segments, model.tokenizer, model.config.length_convention, channel=model.channel, read=read)
     except (AudioError, TextError) as error:
         raise DataError(f"{record.origin}: {error}") from None
 

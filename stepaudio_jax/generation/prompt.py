@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import load_audio, log_mel, split_chunks, tokens_of_frames
-from stepaudio_jax.config import LengthConvention, ModelConfig
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
 from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.models import StepAudio
@@ -54,11 +54,18 @@ class Prompt:
 class ReadAudio(Protocol):
     """Gives the waveform of a clip, [samples] f32 at 16 kHz; `stepaudio_jax.audio.load_audio` is one."""
 
-    def __call__(self, source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]: ...
+    def __call__(
+        self, source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
+    ) -> NDArray[np.float32]: ...
 
 
 def hear_prompt(
-    segments: Sequence[Segment], tokenizer: Tokenizer, convention: LengthConvention, *, read: ReadAudio = load_audio
+    segments: Sequence[Segment],
+    tokenizer: Tokenizer,
+    convention: LengthConvention,
+    *,
+    channel: AudioChannel = DataConfig.channel,
+    read: ReadAudio = load_audio,
 ) -> Prompt:
     """Hears the clips of rendered segments and puts their audio tokens in place.
 
@@ -66,6 +73,7 @@ def hear_prompt(
         segments: of one dialogue.
         tokenizer: of the model.
         convention: how the audio tokens of a clip are counted.
+        channel: what is heard of a clip with several channels; see `load_audio`.
         read: gives the waveform of a clip by its path; another one lets the model hear something else than the file.
 
     Raises:
@@ -75,7 +83,8 @@ def hear_prompt(
     chunk_tokens: list[int] = []
 
     def hear(part: AudioPart) -> list[int]:
-        heard = [log_mel(chunk) for chunk in split_chunks(read(part.path, length_convention=convention))]
+        waveform = read(part.path, length_convention=convention, channel=channel)
+        heard = [log_mel(chunk) for chunk in split_chunks(waveform)]
         counts = [tokens_of_frames(mel.shape[1], convention) for mel in heard]
         chunks.extend(mel for mel, count in zip(heard, counts, strict=True) if count)
         chunk_tokens.extend(filter(None, counts))

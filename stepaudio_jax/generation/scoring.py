@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import ComputeConfig, ModelConfig
+from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, ModelConfig
 from stepaudio_jax.generation.layout import on_mesh
 from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
 from stepaudio_jax.models import Parameters, abstract_model
@@ -39,6 +39,7 @@ class Scorer:
         compute: how it is computed.
         mesh: where the parameters lie; None for one device. What of it does not cut the model computes the same.
         history_reasoning: whether past turns keep their reasoning; see `render_prompt`.
+        channel: what is heard of a clip with several channels; see `load_audio`.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Scorer:
         compute: ComputeConfig,
         mesh: Mesh | None = None,
         history_reasoning: bool = False,
+        channel: AudioChannel = DataConfig.channel,
     ):
         self._config = config
         self._history_reasoning = history_reasoning
+        self._channel = channel
         self._mesh = mesh
         self._rows = 1 if mesh is None else row_parts(compute.rules, mesh)
         self._parameters = parameters
@@ -109,7 +112,7 @@ class Scorer:
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
         segments = render_training(view, self._tokenizer, history_reasoning=self._history_reasoning)
-        prompt = hear_prompt(segments, self._tokenizer, self._config.length_convention)
+        prompt = hear_prompt(segments, self._tokenizer, self._config.length_convention, channel=self._channel)
         logprobs = self.logprobs(prompt)
         return TurnScore(
             token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import chunk_lengths, load_audio, mel_frames, probe_audio, tokens_of_frames
-from stepaudio_jax.config import DataConfig, LengthConvention, ModelConfig
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import (
     DataError,
     JsonlSource,
@@ -116,7 +116,13 @@ class PromptStream:
         self._validate(record)
         with naming_record(record):
             read = _silence if silent else load_audio
-            prompt = hear_prompt(self._segments(record), self._tokenizer, self._model.length_convention, read=read)
+            prompt = hear_prompt(
+                self._segments(record),
+                self._tokenizer,
+                self._model.length_convention,
+                channel=self._data.channel,
+                read=read,
+            )
             self._check_fits(prompt)
         return prompt
 
@@ -156,5 +162,5 @@ class PromptStream:
                 raise TooLongError(f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}")
 
 
-def _silence(source: str, /, *, length_convention: LengthConvention) -> NDArray[np.float32]:
-    return np.zeros_like(load_audio(source, length_convention=length_convention))
+def _silence(source: str, /, *, length_convention: LengthConvention, channel: AudioChannel) -> NDArray[np.float32]:
+    return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))

@@ -62,7 +62,7 @@ class Rewards:
         reward = self._config.reward_of(record.source)
         if reward.verifier_weight and record.answer is None:
             raise DataError(f"{record.origin}: its reward has verifier_weight, and the record has no 'answer'")
-        if reward.judge_weight and record.reference_reply is None:
+        if reward.judge_weight and not (record.reference_reply or "").strip():
             raise DataError(f"{record.origin}: its reward has judge_weight, and the record has no 'reference_reply'")
         if reward.judge_weight and record.rubric and not any(criterion.weight > 0 for criterion in record.rubric):
             raise DataError(

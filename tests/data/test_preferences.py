@@ -69,5 +69,5 @@ def test_the_reasoning_before_a_reply_is_no_part_of_it(tmp_path):
     }
     record = read(tmp_path, {"prompt": "How are you?", **turns})
     assert (record.reference_reply, record.rejected_reply) == ("Good.", "ok")
-    with pytest.raises(DataError, match="'reference_reply' is a reasoning without a reply"):
+    with pytest.raises(DataError, match="'chosen' is a reasoning without a reply"):
         read(tmp_path, {"prompt": "How are you?", **turns, "chosen": "<think>x</think>"})
