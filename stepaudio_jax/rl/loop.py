@@ -94,7 +94,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     )
                 if stopping and step < stage.steps:
                     raise _interrupted(stage, step)
-    return start.definition.folded({**state.trainable, **state.frozen}, free=True)
+    return start.definition.after_stage({**state.trainable, **state.frozen}, stage.name)
 
 
 def _interrupted(stage: StageConfig, step: int) -> InterruptedRunError:

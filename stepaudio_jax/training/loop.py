@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 import jax
 
-from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ModelConfig, StageConfig
 from stepaudio_jax.data import DataError, batches, check_sources, merge_states
 from stepaudio_jax.models import Parameters
@@ -17,13 +16,14 @@ from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.held_out import HeldOut
-from stepaudio_jax.training.initial import initial_model, initial_weights
+from stepaudio_jax.training.initial import initial_adapter, initial_model, initial_weights
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
+from stepaudio_jax.training.saved_model import save_model
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
-from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.start import adapters_before, read_stage_adapter, start_stage
 from stepaudio_jax.training.step import make_train_step
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
@@ -32,7 +32,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     """Runs every stage of `config`, continuing from the run folder's newest checkpoint where there is one.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/, and model/, the finished
-    model in this project's checkpoint format.
+    model in this project's checkpoint format; what LoRA has learnt is in model/adapter/, beside the decoder without it.
 
     Args:
         config: of the run.
@@ -53,24 +53,28 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     if model_dir.exists():
         return model_dir  # the run is finished
     model, tokenizer = initial_model(config)
+    adapter = initial_adapter(config)
     kinds = {"next_token": StageKind(_check_stage, run_stage), **kinds}
     run_dir = pathlib.Path(config.run_dir)
     saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
             kinds[stage.objective].check(stage, tokenizer, model)
+            if stage.lora.adapter is not None and not saved[index]:
+                read_stage_adapter(config, index, model)
     mesh = make_mesh(config.mesh)
     require_whole_rows(config, mesh)
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
-        claim_run_folder(config, model, tokenizer, begins=not any(saved))
+        claim_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
-            run = StageRun(config, index, model, tokenizer, mesh, stop)
+            run = StageRun(config, index, model, tokenizer, mesh, stop, adapter)
             parameters = kinds[run.stage.objective].run(run, parameters)
-        hub.save_checkpoint(model_dir, parameters, model, tokenizer, source=f"trained in {run_dir}")
+        adapters = adapters_before(config, len(config.stages), adapter)
+        save_model(model_dir, parameters, adapters, config, model, tokenizer, source=f"trained in {run_dir}")
     return model_dir
 
 
@@ -161,7 +165,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise InterruptedRunError(
                         f"stopped at step {step} of stage {stage.name!r}, and saved; the same command goes on"
                     )
-    return start.definition.folded({**state.trainable, **state.frozen}, free=True)
+    return start.definition.after_stage({**state.trainable, **state.frozen}, stage.name)
 
 
 def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
