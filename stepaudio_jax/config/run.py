@@ -156,7 +156,7 @@ class AuxiliaryConfig:
 class LoRAConfig:
     """Low-rank adaptation of the decoder: its matrices stay, narrow ones learn beside them.
 
-    They stay beside them in the finished `model/` too: see "LoRA" in docs/data.md.
+    They stay beside them in the finished `model/` too: see docs/lora.md.
     """
 
     rank: int = 0  # 0: none

@@ -240,7 +240,10 @@ def _read_tensors(folder: pathlib.Path) -> dict[tuple[str, int, str], StoredTens
         if match is None or match["module"] not in modules:
             foreign.append(name)
             continue
-        tensors[modules[match["module"]], int(match["layer"]), _MATRICES[match["matrix"]]] = tensor
+        key = modules[match["module"]], int(match["layer"]), _MATRICES[match["matrix"]]
+        if key in tensors:
+            raise CheckpointError(f"{file} holds {match['matrix']} of {match['module']} of layer {key[1]} under two names")
+        tensors[key] = tensor
     if foreign:
         shown = ", ".join(sorted(foreign)[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
         raise CheckpointError(

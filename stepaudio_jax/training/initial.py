@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
@@ -10,7 +11,7 @@ from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, P
 from stepaudio_jax.models import Parameters, abstract_parameters, initial_parameters, logical_axes, low_rank_tree
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.start import INITIAL
+from stepaudio_jax.training.start import INITIAL, read_stage_adapter
 from stepaudio_jax.training.step import FROZEN_LORA
 
 
@@ -35,6 +36,26 @@ def initial_adapter(config: Config) -> LoRAConfig | None:
         CheckpointError: its folder cannot be read.
     """
     return hub.weights_adapter(_sources(config))
+
+
+def check_stage_adapter(config: Config, index: int, model: ModelConfig) -> None:
+    """Checks the adapter that `lora.adapter` of a stage names, before anything is written.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit the model.
+        ConfigError: it is not of the stage's form, or the initial weights have the very same one beside them already.
+    """
+    adapter = read_stage_adapter(config, index, model)
+    beside = hub.read_weights_adapter(_sources(config))
+    if beside is None or beside.lora != adapter.lora:
+        return
+    if jax.tree.all(jax.tree.map(np.array_equal, beside.matrices, adapter.matrices)):
+        stage = config.stages[index]
+        folder = config.initial.decoder or config.initial.model
+        raise ConfigError(
+            f"stages.{stage.name}.lora.adapter={stage.lora.adapter!r} is beside the decoder of {folder} already, "
+            f"and would count twice: to go on with it, start from the model without it ({beside.base or 'its base'})"
+        )
 
 
 def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> Parameters:

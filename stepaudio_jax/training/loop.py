@@ -16,14 +16,14 @@ from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.held_out import HeldOut
-from stepaudio_jax.training.initial import initial_adapter, initial_model, initial_weights
+from stepaudio_jax.training.initial import check_stage_adapter, initial_adapter, initial_model, initial_weights
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
 from stepaudio_jax.training.saved_model import save_model
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
-from stepaudio_jax.training.start import adapters_before, read_stage_adapter, start_stage
+from stepaudio_jax.training.start import adapters_before, start_stage
 from stepaudio_jax.training.step import make_train_step
 from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError, StopSignal
 
@@ -61,7 +61,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
         if not any(saved[index + 1 :]):  # else it is finished
             kinds[stage.objective].check(stage, tokenizer, model)
             if stage.lora.adapter is not None and not saved[index]:
-                read_stage_adapter(config, index, model)
+                check_stage_adapter(config, index, model)
     mesh = make_mesh(config.mesh)
     require_whole_rows(config, mesh)
     stop = StopSignal()

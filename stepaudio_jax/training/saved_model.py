@@ -13,7 +13,7 @@ from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import load_parameters, saved_steps
 from stepaudio_jax.training.run_folder import CONFIG, read_initial_adapter, read_shape
-from stepaudio_jax.training.start import adapters_before, describe_stage
+from stepaudio_jax.training.start import INITIAL, adapters_before, describe_stage
 from stepaudio_jax.training.step import FROZEN_LORA, HEADS, REFERENCE, VALUE
 
 
@@ -46,7 +46,9 @@ def save_model(
     beside = None
     if FROZEN_LORA in parameters:
         pairs = [(lora, hub.host_matrices(parameters[FROZEN_LORA][name])) for name, lora in adapters.items()]
-        beside = hub.adapter_from(pairs, config.initial.decoder or config.initial.model)
+        # What came with the initial weights is part of the adapter, whose base then is another model than they are.
+        base = "" if INITIAL in adapters else config.initial.decoder or config.initial.model
+        beside = hub.adapter_from(pairs, base)
     hub.save_checkpoint(target, parts, model, tokenizer, source=source, adapter=beside)
 
 

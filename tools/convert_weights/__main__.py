@@ -92,7 +92,7 @@ def _export(options: argparse.Namespace) -> int:
         dtype = options.dtype or "float32"
         print(f"its LoRA adapter of rank {lora.rank} was merged in float32, and all weights are {dtype}")
         if dtype != "float32":
-            print(f"what is small beside a weight is rounded away in {dtype}; see LoRA in docs/data.md")
+            print(f"what is small beside a weight is rounded away in {dtype}; see docs/lora.md")
     return 0
 
 
