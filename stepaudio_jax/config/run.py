@@ -171,7 +171,10 @@ class AuxiliaryConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Low-rank adaptation of the decoder: its matrices stay, narrow ones learn beside them and are folded in at the end."""
+    """Low-rank adaptation of the decoder: its matrices stay, narrow ones learn beside them.
+
+    They stay beside them in the finished `model/` too: see docs/lora.md.
+    """
 
     rank: int = 0  # 0: none
     alpha: float = 32.0  # their product is multiplied by alpha / rank
@@ -179,11 +182,14 @@ class LoRAConfig:
         *("query", "key", "value", "output"),
         *("gate", "up", "down"),
     )
+    adapter: str | None = None  # a PEFT adapter's folder, whose matrices go on learning; None: new ones
 
     def __post_init__(self) -> None:
         check_floats(self)
         if self.rank < 0:
             raise ConfigError(f"rank={self.rank} must not be negative")
+        if self.adapter is not None and not self.rank:
+            raise ConfigError(f"rank=0 has no adapter, and adapter={self.adapter!r} names one: set rank and alpha to its own")
         if not self.alpha > 0:
             raise ConfigError(f"alpha={self.alpha} must be positive")
         if not self.targets:

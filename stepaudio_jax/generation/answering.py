@@ -22,7 +22,16 @@ from stepaudio_jax.generation.layout import slot_tokens, whole_slots, writing_me
 from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
-from stepaudio_jax.models import CacheDtype, Parameters, abstract_parameters, logical_axes, quantize_weights, unstack
+from stepaudio_jax.models import (
+    CacheDtype,
+    Parameters,
+    abstract_parameters,
+    logical_axes,
+    low_rank_tree,
+    quantize_weights,
+    unstack,
+    with_low_rank,
+)
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.storage import expand_home, is_output_of
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
@@ -103,15 +112,32 @@ def load_model(
     shardings = None
     if mesh is not None:
         shardings = parameter_shardings(logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh)
-    parameters = hub.read_parameters(folder, dtype=dtype, shardings=shardings)
+    adapter = hub.read_weights_adapter(folder)
+    # Added to weights in fp32 an adapter loses nothing; beside others it stays, or much of it would be rounded away.
+    beside = adapter is not None and (dtype != "float32" or int8_weights)
+    parameters = hub.read_parameters(folder, dtype=dtype, shardings=shardings, merge_adapter=not beside)
     if int8_weights:
         parameters = quantize_weights(config, parameters, free=True)
+    if adapter is not None and beside:
+        matrices = _placed_matrices(adapter, config, compute, mesh)
+        parameters["decoder"] = with_low_rank(parameters["decoder"], matrices, adapter.lora.scale)
     if writes_only:
         parameters = unstack(parameters, free=True)
     tokenizer = hub.load_tokenizer(folder)
     return LoadedModel(
         folder, config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot, channel
     )
+
+
+def _placed_matrices(adapter: hub.Adapter, config: ModelConfig, compute: ComputeConfig, mesh: Mesh | None) -> Parameters:
+    """An adapter's matrices in fp32, where the weights lie."""
+    if mesh is None:
+        placed: Parameters = jax.device_put(adapter.matrices)
+        return placed
+    tree = low_rank_tree(config, adapter.lora)
+    shardings = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
+    spread: Parameters = jax.jit(lambda matrices: matrices, out_shardings=shardings)(adapter.matrices)
+    return spread
 
 
 def engine_for(

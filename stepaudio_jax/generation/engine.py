@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -24,7 +24,15 @@ from stepaudio_jax.generation.listening import Listener
 from stepaudio_jax.generation.prompt import Prompt, bucket, require_fit
 from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.writing import End, Written
-from stepaudio_jax.models import CacheDtype, Parameters, is_quantized, quantized_shardings, unstack
+from stepaudio_jax.models import (
+    CacheDtype,
+    Parameters,
+    is_quantized,
+    lora_matrices,
+    quantized_shardings,
+    replace_lora,
+    unstack,
+)
 from stepaudio_jax.parallel import row_parts
 from stepaudio_jax.text import THINK_END, Tokenizer
 
@@ -71,7 +79,8 @@ class Engine:
 
     Args:
         config: the model's shape.
-        parameters: its tree, or what `models.quantize_weights` makes of it.
+        parameters: its tree, or what `models.quantize_weights` makes of it; adapters may be beside the decoder's kernels
+            (`models.with_low_rank`), and stay there.
         tokenizer: of the model.
         compute: how it is computed.
         slots: requests answered side by side.
@@ -154,20 +163,41 @@ class Engine:
         """Whether a slot is long enough for a prompt and what may follow it."""
         return prompt.length + max(sampling.max_new_tokens for sampling in samplings) <= self._slot_tokens
 
-    def set_parameters(self, parameters: Parameters, *, free: bool = False) -> None:
+    def set_parameters(self, parameters: Parameters, *, free: bool = False, same_kernels: bool = False) -> None:
         """Answers with other weights of the same shape from now on, those of a training state for example.
 
         Args:
             parameters: the tree, as the engine was made with.
             free: give up the decoder's as the engine's own copy is made.
+            same_kernels: of the decoder's layers only the adapters beside the kernels are others: nothing else is copied.
 
         Raises:
             GenerationError: requests are being answered, which began with the old ones.
         """
         if self.busy:
             raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
+        if same_kernels:
+            self._parameters = self._with_adapters_of(parameters)
+            return
         self._parameters = {}  # the old ones go before the new ones come
         self._parameters = self._placed(parameters, free=free)
+
+    def _with_adapters_of(self, parameters: Parameters) -> Parameters:
+        """The engine's layers with the adapters of other parameters, which give the rest of the model."""
+        held, decoder = self._parameters["decoder"]["layers"], dict(parameters["decoder"])
+        adapters = self._cast(lora_matrices(decoder.pop("layers")))
+        rest: Parameters = {**parameters, "decoder": self._cast(decoder)}
+        if self._mesh is not None:
+            shardings = weight_shardings(self._program.config, self._program.compute, self._mesh)
+            shardings = {**shardings, "decoder": {name: shardings["decoder"][name] for name in decoder}}
+            rest = jax.device_put(rest, shardings)
+        layers = held
+        if adapters:
+            apart = unstack({"decoder": {"layers": adapters}})["decoder"]["layers"]
+            places = jax.tree.map(lambda leaf: leaf.sharding, tuple(lora_matrices(layer) for layer in held))
+            apart = jax.device_put(apart, places)
+            layers = tuple(replace_lora(layer, lora) for layer, lora in zip(held, apart, strict=True))
+        return {**rest, "decoder": {**rest["decoder"], "layers": layers}}
 
     def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:
         """Puts a prompt into the queue, to be answered once for each of `samplings`; it is read once for all of them.
@@ -319,19 +349,23 @@ class Engine:
     def _placed(self, parameters: Parameters, *, free: bool) -> Parameters:
         """Weights in the engine's layout, where it computes."""
         dtype = self._program.compute.dtype
-
-        def cast(leaf: Any) -> Any:  # once, and not again for every token
-            return leaf if is_quantized(leaf) else leaf.astype(dtype)
-
         layers = jax.tree.leaves(parameters["decoder"]["layers"], is_leaf=is_quantized)
         own = free or not any(is_quantized(leaf) or leaf.dtype == dtype for leaf in layers)  # casting them makes others
-        decoder = jax.tree.map(cast, parameters["decoder"], is_leaf=is_quantized)
-        apart, shardings = unstack({**parameters, "decoder": decoder}, free=own), None
+        apart = unstack({**parameters, "decoder": self._cast(parameters["decoder"])}, free=own)
+        shardings = None
         if self._mesh is not None:
             plain = weight_shardings(self._program.config, self._program.compute, self._mesh)
             shardings = quantized_shardings(apart, plain)
         placed: Parameters = jax.device_put(apart, shardings)
         return placed
+
+    def _cast(self, tree: Parameters) -> Parameters:
+        """A tree in the dtype of the computation, once, and not again for every token; matrices in int8 stay."""
+        dtype = self._program.compute.dtype
+        cast: Parameters = jax.tree.map(
+            lambda leaf: leaf if is_quantized(leaf) else leaf.astype(dtype), tree, is_leaf=is_quantized
+        )
+        return cast
 
 
 def _progress(request: Written, reason: FinishReason) -> Progress:

@@ -7,10 +7,11 @@ import pathlib
 from collections.abc import Mapping
 
 from stepaudio_jax.config import ModelConfig, Part
-from stepaudio_jax.hub.checkpoint import is_checkpoint, parameters_directory, read_checkpoint_config
+from stepaudio_jax.hub.checkpoint import checkpoint_adapter, is_checkpoint, parameters_directory, read_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_folder import HuggingFaceFolder
 from stepaudio_jax.hub.parameter_reader import StoredReader
+from stepaudio_jax.hub.read_weights import read_weights_adapter
 from stepaudio_jax.hub.tensor_names import PARTS, parameter_shapes
 
 
@@ -76,8 +77,16 @@ def _inspect_checkpoint(folder: pathlib.Path) -> Inventory:
         if array.shape != shape:
             problems.append(f"misshapen {'/'.join(path)}: {list(array.shape)}, expected {list(shape)}")
         problems += [f"missing {file}" for file in stored.missing_chunks(path)]
+    adapter = checkpoint_adapter(folder)
+    kind = "stepaudio_jax checkpoint"
+    if adapter is not None:
+        kind += f" with a LoRA adapter beside it (rank {adapter.rank}, alpha {adapter.alpha:g}, {', '.join(adapter.targets)})"
+        try:
+            read_weights_adapter(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
     return Inventory(
-        kind="stepaudio_jax checkpoint",
+        kind=kind,
         parts=PARTS,
         model=config,
         tensors=sum(dtypes.values()),

@@ -1,6 +1,7 @@
 """Weights straight into memory, from a checkpoint of this project or from Hugging Face folders."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +12,15 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 from numpy.typing import DTypeLike, NDArray
 
-from stepaudio_jax.config import AdaptorConfig, ModelConfig, Part
-from stepaudio_jax.hub.checkpoint import PARAMETERS, is_checkpoint, parameters_directory, read_checkpoint_config
+from stepaudio_jax.config import AdaptorConfig, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.hub.adapter import ADAPTER, Adapter, read_adapter
+from stepaudio_jax.hub.checkpoint import (
+    PARAMETERS,
+    checkpoint_adapter,
+    is_checkpoint,
+    parameters_directory,
+    read_checkpoint_config,
+)
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import read_folder_config
 from stepaudio_jax.hub.hugging_face_folder import HuggingFaceFolder, raise_problems
@@ -20,6 +28,7 @@ from stepaudio_jax.hub.parameter_reader import StoredReader
 from stepaudio_jax.hub.pipeline import in_order
 from stepaudio_jax.hub.placement import LocalShards
 from stepaudio_jax.hub.tensor_names import PARTS, Block, Path, Tensor, flatten, parameter_shapes, unflatten
+from stepaudio_jax.models import fold_low_rank
 
 PathLike = str | pathlib.Path
 Sources = Mapping[Part, PathLike]
@@ -74,6 +83,7 @@ def read_parameters(
     config: ModelConfig | None = None,
     dtype: DTypeLike | Mapping[Part, DTypeLike] | None = None,
     shardings: Mapping[str, Any] | None = None,
+    merge_adapter: bool = True,
 ) -> dict[str, Any]:
     """Reads parameters, a block at a time, into arrays placed as asked.
 
@@ -83,6 +93,8 @@ def read_parameters(
         config: the shape that the parameters must have; not checked if None.
         dtype: what they are cast to, for all or by part; None keeps them as they are.
         shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; the first device if None.
+        merge_adapter: add the adapter that a checkpoint has beside its decoder, in fp32, to the matrices that it adapts; they
+            are cast to `dtype` afterwards, and are fp32 where that is None. Else they are read without it (`weights_adapter`).
 
     Returns:
         The tree of the parts read, nested dicts of `jax.Array`.
@@ -103,8 +115,40 @@ def read_parameters(
         if config is not None:
             _require_shapes(folder, shapes, config)
         targets = {path: _Target(shape, _dtype_of(dtype, path), _sharding_of(placed, path)) for path, shape in shapes.items()}
-        leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(folder, of_folder, targets)
+        adapter = read_weights_adapter(sources) if merge_adapter and "decoder" in of_folder else None
+        if adapter is not None:
+            leaves |= _read_merged(folder, of_folder, targets, adapter)
+        else:
+            leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(folder, of_folder, targets)
     return unflatten(leaves)
+
+
+def weights_adapter(source: PathLike | Sources) -> LoRAConfig | None:
+    """Returns rank, alpha and targets of the adapter that the decoder of a source has beside it; None where there is none."""
+    folder = _as_sources(source).get("decoder")
+    if folder is None or not is_checkpoint(pathlib.Path(folder)):
+        return None
+    return checkpoint_adapter(pathlib.Path(folder))
+
+
+def read_weights_adapter(source: PathLike | Sources) -> Adapter | None:
+    """Reads the adapter that the decoder of a source has beside it; None where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit the decoder.
+    """
+    sources = _as_sources(source)
+    lora = weights_adapter(sources)
+    if lora is None:
+        return None
+    folder = pathlib.Path(sources["decoder"])
+    adapter = read_adapter(folder / ADAPTER, read_checkpoint_config(folder).decoder)
+    stored = adapter.lora
+    if (stored.rank, stored.alpha, set(stored.targets)) != (lora.rank, lora.alpha, set(lora.targets)):
+        raise CheckpointError(
+            f"{folder / ADAPTER} is not the adapter that {folder / 'config.json'} describes; copy the folder again"
+        )
+    return adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +171,37 @@ def _read_checkpoint(folder: pathlib.Path, parts: Sequence[Part], targets: Mappi
     context.pytree_options.loading.partial_load = True
     with context:
         return flatten(ocp.load((folder / PARAMETERS).absolute(), unflatten(abstract)))
+
+
+def _read_merged(
+    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[Path, _Target], adapter: Adapter
+) -> dict[Path, jax.Array]:
+    """Reads a checkpoint's parameters with its adapter added to them."""
+    adapted = [path for path in targets if _is_adapted(path, adapter)]
+    as_stored = {path: dataclasses.replace(targets[path], dtype=None) for path in adapted}
+    leaves = _read_checkpoint(folder, parts, {**targets, **as_stored})
+    for path in adapted:
+        pair = _at(adapter.matrices, path[2:-1])
+        decoder = {"layers": unflatten({path[2:]: leaves.pop(path)})}
+        matrices = unflatten({(*path[2:-1], name): values for name, values in pair.items()})
+        dtype = targets[path].dtype or np.dtype(np.float32)
+        merged = _merge(decoder, matrices, adapter.lora.scale, dtype, targets[path].sharding)
+        leaves[path] = flatten(merged["layers"])[path[2:]]
+    return leaves
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _merge(decoder: Any, matrices: Any, scale: float, dtype: np.dtype[Any], sharding: Sharding) -> Any:
+    merged = fold_low_rank(decoder, matrices, scale, dtype)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), merged)
+
+
+def _is_adapted(path: Path, adapter: Adapter) -> bool:
+    return path[:2] == ("decoder", "layers") and path[-1] == "kernel" and path[-2] in adapter.lora.targets
+
+
+def _at(tree: Any, path: Path) -> Any:
+    return functools.reduce(lambda node, name: node[name], path, tree)
 
 
 def _read_hugging_face(folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[Path, _Target]) -> dict[Path, jax.Array]:

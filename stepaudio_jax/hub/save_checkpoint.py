@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.config import LoRAConfig, ModelConfig
+from stepaudio_jax.hub.adapter import ADAPTER, Adapter, write_adapter
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.new_folder import new_folder
@@ -21,7 +22,13 @@ from stepaudio_jax.text import Tokenizer
 
 
 def save_checkpoint(
-    target: str | pathlib.Path, parameters: Mapping[str, Any], config: ModelConfig, tokenizer: Tokenizer, *, source: str
+    target: str | pathlib.Path,
+    parameters: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    adapter: Adapter | None = None,
 ) -> None:
     """Writes a checkpoint folder, whole or not at all.
 
@@ -33,6 +40,7 @@ def save_checkpoint(
         config: its shape.
         tokenizer: its tokenizer.
         source: in words, where the weights came from.
+        adapter: what is to stay beside the decoder's matrices, which are then those without it.
 
     Raises:
         CheckpointError: the target exists, or a parameter is missing or misshapen.
@@ -60,19 +68,23 @@ def save_checkpoint(
                 for block in tensor.blocks():
                     writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))
         tokenizer.save(folder / TOKENIZER)
-        write_checkpoint_config(folder, config, dict.fromkeys(parameters, source))
+        if adapter is not None:
+            (folder / ADAPTER).mkdir()
+            write_adapter(folder / ADAPTER, adapter)
+        lora = None if adapter is None else adapter.lora
+        write_checkpoint_config(folder, config, dict.fromkeys(parameters, source), lora)
     multihost_utils.sync_global_devices("checkpoint written")
 
 
-def save_shape(target: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+def save_shape(target: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, adapter: LoRAConfig | None = None) -> None:
     """Writes a checkpoint folder without parameters, for those that lie elsewhere, in place of one that is there already.
 
-    `read_model_config` and `load_tokenizer` read it.
+    `read_model_config`, `load_tokenizer` and `checkpoint_adapter` read it.
     """
     shutil.rmtree(target, ignore_errors=True)
     with new_folder(target, needed_bytes=0) as folder:
         tokenizer.save(folder / TOKENIZER)
-        write_checkpoint_config(folder, config, {})
+        write_checkpoint_config(folder, config, {}, adapter)
 
 
 @contextlib.contextmanager

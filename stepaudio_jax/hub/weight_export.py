@@ -1,5 +1,6 @@
-"""A model -> a Hugging Face folder in the Step-Audio format."""
+"""A model -> a Hugging Face folder in the Step-Audio format; its adapter -> a PEFT folder."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -9,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.hub.adapter import Adapter, matrices_by_path, merged_block, write_adapter
 from stepaudio_jax.hub.checkpoint import parameters_directory, read_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import CONFIG, ConfigForm, hugging_face_config
 from stepaudio_jax.hub.new_folder import new_folder
 from stepaudio_jax.hub.parameter_reader import ParameterReader, StoredReader, require_parameters
 from stepaudio_jax.hub.pipeline import Progress, in_order
+from stepaudio_jax.hub.read_weights import read_weights_adapter
 from stepaudio_jax.hub.safetensors_reader import DTYPES
 from stepaudio_jax.hub.safetensors_writer import PlannedTensor, ShardWriter
-from stepaudio_jax.hub.tensor_names import STEP_AUDIO, Block, Tensor, tensors
+from stepaudio_jax.hub.tensor_names import STEP_AUDIO, Block, Index, Path, Tensor, tensors
 from stepaudio_jax.hub.tokenizer_files import copy_tokenizer, load_tokenizer, require_vocabulary, tokenizer_folder
 from stepaudio_jax.text import Tokenizer
 
@@ -35,10 +38,18 @@ def export_weights(
     remote_code: str = "",
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Exports one of this project's checkpoint folders; the rest as in `export_parameters`."""
+    """Exports one of this project's checkpoint folders; the rest as in `export_parameters`.
+
+    An adapter beside its decoder is merged into it in fp32. Where no `dtype` is named all weights are then exported in fp32,
+    for in bf16 what is small beside a weight would be lost.
+    """
     source = pathlib.Path(source)
+    adapter = read_weights_adapter(source)
+    reader: ParameterReader = StoredReader(parameters_directory(source))
+    if adapter is not None:
+        reader, dtype = MergedReader(reader, adapter), dtype or np.dtype(np.float32)
     export_parameters(
-        StoredReader(parameters_directory(source)),
+        reader,
         read_checkpoint_config(source),
         tokenizer_folder(source),
         output,
@@ -48,6 +59,57 @@ def export_weights(
         remote_code=remote_code,
         progress=progress,
     )
+
+
+def export_adapter(source: str | pathlib.Path, output: str | pathlib.Path, *, base: str = "") -> Adapter:
+    """Writes the adapter of one of this project's checkpoint folders as a PEFT folder; returns it.
+
+    Args:
+        source: the checkpoint.
+        output: the folder to create.
+        base: the model that the adapter is for, as PEFT is to name it; what the checkpoint says if empty.
+
+    Raises:
+        CheckpointError: the checkpoint has no adapter, or the output exists. Nothing is written.
+    """
+    adapter = read_weights_adapter(pathlib.Path(source))
+    if adapter is None:
+        raise CheckpointError(
+            f"{source} has no adapter: LoRA has not trained its decoder, or a later stage has merged it "
+            "(launch.checkpoint RUN_DIR --stage NAME takes the model out of the stage that has one)"
+        )
+    adapter = dataclasses.replace(adapter, base=base or adapter.base)
+    size = sum(leaf.nbytes for pair in matrices_by_path(adapter).values() for leaf in pair.values())
+    with new_folder(pathlib.Path(output), size) as folder:
+        write_adapter(folder, adapter)
+    return adapter
+
+
+class MergedReader:
+    """Parameters with an adapter added to those that it adapts, in fp32, as they are read.
+
+    Args:
+        parameters: without it.
+        adapter: on the host.
+    """
+
+    def __init__(self, parameters: ParameterReader, adapter: Adapter):
+        self._parameters = parameters
+        self._pairs = matrices_by_path(adapter)
+        self._scale = adapter.lora.scale
+
+    def shape(self, path: Path) -> tuple[int, ...]:
+        """The shape of a parameter; CheckpointError where there is none."""
+        return self._parameters.shape(path)
+
+    def dtype(self, path: Path) -> np.dtype[Any]:
+        """The dtype of a parameter."""
+        return np.dtype(np.float32) if path in self._pairs else self._parameters.dtype(path)
+
+    def read(self, path: Path, index: Index) -> NDArray[Any]:
+        """A block of a parameter."""
+        block = self._parameters.read(path, index)
+        return merged_block(block, self._pairs[path], self._scale, index) if path in self._pairs else block
 
 
 def export_parameters(

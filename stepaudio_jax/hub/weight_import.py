@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig, Part
+from stepaudio_jax.hub.adapter import ADAPTER, read_adapter, write_adapter
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.fresh_weights import fresh_adaptor, random_values
@@ -26,6 +27,7 @@ def import_weights(
     *,
     encoder_source: str | pathlib.Path | None = None,
     tokenizer: str | pathlib.Path | None = None,
+    adapter: str | pathlib.Path | None = None,
     dtype: np.dtype[Any] | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
@@ -42,6 +44,7 @@ def import_weights(
         output: the checkpoint to create.
         encoder_source: where the encoder comes from instead.
         tokenizer: where the tokenizer comes from; `source` if None.
+        adapter: a PEFT adapter for the decoder, which the checkpoint keeps beside it.
         dtype: what the weights are cast to; None keeps them as they are.
         vocab_size: rows of the embedding, at least those of the source.
         seed: of whatever is newly initialised.
@@ -56,6 +59,10 @@ def import_weights(
     output = pathlib.Path(output)
     require_absent(output)
     plan = _plan(pathlib.Path(source), pathlib.Path(encoder_source) if encoder_source else None, vocab_size)
+    beside = read_adapter(adapter, plan.config.decoder) if adapter else None
+    described = dict(plan.described)
+    if beside is not None:
+        described["decoder"] += f", with the LoRA adapter {pathlib.Path(str(adapter)).name} of rank {beside.lora.rank}"
     layout = _layout(plan, dtype)
     tokens = pathlib.Path(tokenizer) if tokenizer else pathlib.Path(source)
     loaded = load_tokenizer(tokens)
@@ -65,9 +72,12 @@ def import_weights(
             copy_tokenizer(tokenizer_folder(tokens), folder / TOKENIZER)
         else:  # plain Qwen2 files lack the special tokens
             loaded.save(folder / TOKENIZER)
-        write_checkpoint_config(folder, plan.config, plan.described)
+        if beside is not None:
+            (folder / ADAPTER).mkdir()
+            write_adapter(folder / ADAPTER, beside)
+        write_checkpoint_config(folder, plan.config, described, None if beside is None else beside.lora)
         _write_parameters(folder / PARAMETERS, plan, layout, seed, progress)
-    return plan.described
+    return described
 
 
 @dataclasses.dataclass(frozen=True)

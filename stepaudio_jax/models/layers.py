@@ -131,6 +131,11 @@ class LowRankKernel:
     up: jax.Array
     scale: float = dataclasses.field(metadata={"static": True})
 
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the kernel."""
+        return self.kernel.ndim
+
     def __getitem__(self, index: Any) -> "LowRankKernel":
         if index is not Ellipsis:
             raise TypeError("only the whole of a LowRankKernel can be taken")

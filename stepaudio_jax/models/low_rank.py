@@ -1,7 +1,8 @@
 """Low-rank adaptation (LoRA: Hu et al. 2022, section 4.1): beside a frozen matrix W a product of two narrow ones learns.
 
-x W becomes x W + scale (x down) up. `up` begins at zero, so that nothing changes before the first step; in the end the product
-is added to W, and nothing of it remains.
+x W becomes x W + scale (x down) up. `up` begins at zero, so that nothing changes before the first step. The two stay beside W
+wherever W is in bf16: a product that is small beside W would be rounded away if it were added (`fold_low_rank` says in which
+dtype it adds).
 """
 
 import dataclasses
@@ -75,18 +76,87 @@ def with_low_rank(decoder: Parameters, low_rank: Parameters, scale: float) -> Pa
     return _replaced(decoder, low_rank, lambda kernel, down, up: LowRankKernel(kernel, down, up, scale))
 
 
-def fold_low_rank(decoder: Parameters, low_rank: Parameters, scale: float) -> Parameters:
-    """The decoder's tree with every product added to its kernel, in the kernel's dtype; one layer's product at a time."""
+def combine_lora(adapters: Sequence[tuple[Parameters, float]]) -> tuple[Parameters, float]:
+    """Returns one pair of matrices for each kernel that does what several adapters do together, and its scale.
+
+    A sum of products is one product: the columns of every `down` side by side, the rows of every `scale * up` below each other.
+    A single adapter is returned as it is. Ranks of kernels differ where adapters have different targets.
+
+    Args:
+        adapters: at least one; of each its matrices (as in `LowRankTree`) and its scale.
+    """
+    if len(adapters) == 1:
+        return adapters[0]
+    pairs: dict[tuple[str, ...], list[tuple[jax.Array, jax.Array]]] = {}
+    for tree, scale in adapters:
+        for path in _adapted(tree, None):
+            pair = _at(tree, path)
+            pairs.setdefault(path, []).append((jnp.asarray(pair["down"]), scale * jnp.asarray(pair["up"])))
+    combined: Parameters = {}
+    for path, parts in pairs.items():
+        downs, ups = zip(*parts, strict=True)
+        _put(combined, (*path, "down"), jnp.concatenate(downs, axis=-1))
+        _put(combined, (*path, "up"), jnp.concatenate(ups, axis=1))
+    return combined, 1.0
+
+
+def replace_lora(layers: Parameters, lora: Parameters) -> Parameters:
+    """Returns a layer's tree whose `LowRankKernel`s keep kernel and scale, and take their other matrices from `lora`.
+
+    Args:
+        layers: of a decoder with adapters beside it, one layer or a stack of them.
+        lora: {"down", "up"} in place of each of its `LowRankKernel`s, of the same shapes.
+    """
+    replaced: Parameters = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(layers, is_leaf=is_low_rank):
+        keys = tuple(str(key.key) for key in path)
+        if is_low_rank(leaf):
+            leaf = dataclasses.replace(leaf, **_at(lora, keys[:-1]))
+        _put(replaced, keys, leaf)
+    return replaced
+
+
+def lora_matrices(layers: Parameters) -> Parameters:
+    """Returns {"down", "up"} of every `LowRankKernel` of a tree of layers: what `replace_lora` takes."""
+    matrices: Parameters = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(layers, is_leaf=is_low_rank):
+        if is_low_rank(leaf):
+            _put(matrices, tuple(str(key.key) for key in path[:-1]), {"down": leaf.down, "up": leaf.up})
+    return matrices
+
+
+def is_low_rank(leaf: Any) -> bool:
+    """Returns whether a node of a tree is a kernel with an adapter beside it."""
+    return isinstance(leaf, LowRankKernel)
+
+
+def low_rank_paths(tree: Parameters) -> list[tuple[str, ...]]:
+    """Returns the path of every pair {"down", "up"} of a tree of adapters."""
+    return list(_adapted(tree, None))
+
+
+def fold_low_rank(decoder: Parameters, low_rank: Parameters, scale: float, dtype: Any = jnp.float32) -> Parameters:
+    """The decoder's tree with every product added to its kernel in fp32, one layer's product at a time.
+
+    Args:
+        decoder: its tree, the layers stacked.
+        low_rank: the matrices beside it.
+        scale: of their products.
+        dtype: of the sums. In bf16 a weight changes only where the product is at least 1/512 of it.
+    """
 
     def fold(kernel: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
         down, up, rank = jnp.asarray(down), jnp.asarray(up), up.shape[1]
+        in_place = kernel.dtype == dtype
 
-        def fold_layer(index: jax.Array, kernel: jax.Array) -> jax.Array:
+        def fold_layer(index: jax.Array, folded: jax.Array) -> jax.Array:
+            layer = (folded if in_place else kernel)[index].astype(jnp.float32)
             product = down[index].reshape(-1, rank) @ up[index].reshape(rank, -1)
-            layer = kernel[index].astype(jnp.float32) + scale * product.reshape(kernel.shape[1:])
-            return kernel.at[index].set(layer.astype(kernel.dtype))
+            layer += scale * product.reshape(layer.shape)
+            return folded.at[index].set(layer.astype(dtype))
 
-        return jax.lax.fori_loop(0, kernel.shape[0], fold_layer, kernel)
+        start = kernel if in_place else jnp.zeros(kernel.shape, dtype)
+        return jax.lax.fori_loop(0, kernel.shape[0], fold_layer, start)
 
     return _replaced(decoder, low_rank, fold)
 

@@ -1,5 +1,6 @@
 """The decoder's matrices in int8, a scale for each output channel: half the memory of bf16, and half to read for each token."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.models.low_rank import is_low_rank
 from stepaudio_jax.models.step_audio import Parameters, abstract_model, parameter_metadata
 
 
@@ -63,16 +65,29 @@ def expanded_anew(parameters: Parameters, turn: jax.Array) -> Parameters:
 
 
 def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
-    """Shardings for a tree that may be quantised, from those of its plain form: a scale is whole where its size is 1."""
+    """Shardings for a tree that may be quantised and have adapters, from those of its plain form.
+
+    A scale is whole where its size is 1. An adapter's matrices are cut as the kernel's inputs and outputs, and whole over the
+    rank.
+    """
 
     def place(leaf: Any, sharding: NamedSharding) -> Any:
+        entries = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+        if is_low_rank(leaf):
+            inputs = leaf.down.ndim - 1
+            down, up = (*entries[:inputs], None), (None, *entries[inputs:])
+            return dataclasses.replace(
+                leaf,
+                kernel=place(leaf.kernel, sharding),
+                down=NamedSharding(sharding.mesh, PartitionSpec(*down)),
+                up=NamedSharding(sharding.mesh, PartitionSpec(*up)),
+            )
         if not is_quantized(leaf):
             return sharding
-        entries = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
         kept = (None if size == 1 else entry for entry, size in zip(entries, leaf.scale.shape, strict=True))
         return qwix.QArray(sharding, NamedSharding(sharding.mesh, PartitionSpec(*kept)), qtype=leaf.qtype)
 
-    return jax.tree.map(place, parameters, shardings, is_leaf=is_quantized)
+    return jax.tree.map(place, parameters, shardings, is_leaf=lambda leaf: is_quantized(leaf) or is_low_rank(leaf))
 
 
 def is_quantized(leaf: Any) -> bool:

@@ -10,11 +10,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ComputeConfig, Config, ModelConfig, StageConfig
+from stepaudio_jax.config import ComputeConfig, Config, LoRAConfig, ModelConfig, StageConfig
 from stepaudio_jax.data import outputs_per_chunk
 from stepaudio_jax.generation.layout import slot_tokens, weight_shardings, whole_slots, writing_mesh
-from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, takes_prefixes, unstack
-from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows, row_parts
+from stepaudio_jax.models import CacheDtype, abstract_parameters, cache_bytes, low_rank_tree, takes_prefixes, unstack
+from stepaudio_jax.parallel import (
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    replicated,
+    require_whole_rows,
+    row_parts,
+)
 from stepaudio_jax.planning.effort import Effort, decided
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
@@ -22,6 +29,7 @@ from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.layout import RolloutBatch
 from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate
 from stepaudio_jax.training import describe_stage
+from stepaudio_jax.training.start import adapters_before
 from stepaudio_jax.training.step import REFERENCE
 
 
@@ -35,7 +43,8 @@ class PolicyPlan:
         fits: whether the peak lies within the chip's memory.
         memory_bytes_per_chip: what programs may use of it.
         policy_bytes_per_chip, reference_bytes_per_chip, optimizer_bytes_per_chip, gradient_bytes_per_chip: of the state.
-        engine_bytes_per_chip: the copy of the policy that writes, in the computation's dtype and the engine's layout.
+        engine_bytes_per_chip: the copy of the policy that writes, in the computation's dtype and the engine's layout, adapters
+            (LoRA) beside its kernels.
         cache_bytes_per_chip: the slots' keys and values.
         judge_bytes_per_chip: a judge in the same process, slots for a question as long as a row and its answer included.
         temporary_bytes_per_chip: of the larger of the two programs that learn.
@@ -122,6 +131,8 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> Pol
     decoder = {**state.frozen, **state.trainable}["decoder"]
     sent = jax.tree.map(lambda leaf: _at(jax.ShapeDtypeStruct(leaf.shape, config.compute.dtype), leaf.sharding), decoder)
     writes = sum(held.values()) - temporary - held["gradient_bytes_per_chip"] + shard_bytes(sent)
+    if "decoder" in state.frozen:  # that is done once, before there are slots; later the engine gets adapters only
+        writes -= held["cache_bytes_per_chip"]
     peak, available = max(learns, writes), topology.chip.memory_bytes
     return PolicyPlan(
         topology=topology.name,
@@ -188,6 +199,9 @@ def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str
     cache_dtype = rollout.cache_dtype or compute.dtype
     held = min(tokens, config.model.decoder.max_positions)
     weights, cache = _engine_bytes(config.model, compute, mesh, rollout.slots, held, cache_dtype)
+    adapters = [*adapters_before(config, config.stages.index(stage), None).values(), stage.lora]
+    if "decoder" not in stage.trainable:
+        weights += sum(_adapter_bytes(config.model, lora, compute, mesh) for lora in adapters if lora.rank)
     judged = 0
     if judge.folder:
         model = hub.read_model_config(judge.folder)
@@ -195,6 +209,16 @@ def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str
         asked = slot_tokens(tokens + judge.max_tokens, model)
         judged = sum(_engine_bytes(model, compute, mesh, judge.slots, asked, compute.dtype))
     return {"engine_bytes_per_chip": weights, "cache_bytes_per_chip": cache, "judge_bytes_per_chip": judged}
+
+
+def _adapter_bytes(model: ModelConfig, lora: LoRAConfig, compute: ComputeConfig, mesh: Mesh) -> int:
+    """Of an adapter's matrices beside the engine's kernels."""
+    tree = low_rank_tree(model, lora)
+    shardings = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
+    matrices = jax.tree.map(
+        lambda leaf, sharding: _at(jax.ShapeDtypeStruct(leaf.shape, compute.dtype), sharding), tree.shapes, shardings
+    )
+    return shard_bytes(matrices)
 
 
 def _engine_bytes(

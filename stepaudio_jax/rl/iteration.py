@@ -31,7 +31,7 @@ from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate, policy_para
 from stepaudio_jax.rl.watch import pass_figures, rollout_figures
 from stepaudio_jax.training.stage_kind import StageRun
 from stepaudio_jax.training.start import StageStart, keeps_reference
-from stepaudio_jax.training.step import LORA, TrainState, updates_made
+from stepaudio_jax.training.step import TrainState, updates_made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Iteration:
         self._hearing = Hearing(model, config.compute, self._stage.data, mesh)
         self._update = PolicyUpdate(start.definition, rl, start.optimizer, start.shardings)
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
+        self._same_kernels = "decoder" in state.frozen
         self._engine = Engine(
             model,
-            start.definition.folded(policy_parameters(state)),
+            start.definition.with_lora(policy_parameters(state)),
             tokenizer,
-            free=LORA in state.trainable,
             compute=config.compute,
             slots=whole_slots(rl.rollout.slots, config.compute.rules, writing),
             slot_tokens=min(self._stage.data.tokens_per_row, model.decoder.max_positions),
@@ -88,13 +88,13 @@ class Iteration:
         """
         rollout = self._stage.rl.rollout
         began, encoded = time.perf_counter(), self._hearing.encoded
-        parameters = self._definition.folded(policy_parameters(state))
+        parameters = self._definition.with_lora(policy_parameters(state))
         asked = self._stream.of_step(step - 1, rollout.prompts)
         records, prompts = [one.record for one in asked], [one.prompt for one in asked]
         self._features = self._hearing.features(parameters, prompts)
         prompts = self._hearing.heard(parameters, prompts, self._features)
         heard = time.perf_counter()
-        self._engine.set_parameters(parameters, free=LORA in state.trainable)  # else they are the state's own
+        self._engine.set_parameters(parameters, same_kernels=self._same_kernels)
         del parameters
         written: dict[int, Rollout] = {}
         seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])

@@ -112,7 +112,7 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 if stopping and step < stage.steps:
                     raise run.stop.interruption(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.definition.folded({**state.trainable, **state.frozen}, free=True)
+    return start.definition.after_stage({**state.trainable, **state.frozen}, stage.name)
 
 
 def _is_used_up(state: TrainState) -> bool:

@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 import jax
 
-from stepaudio_jax import hub
 from stepaudio_jax.config import AuxiliaryConfig, Config, ModelConfig, StageConfig, to_dict
 from stepaudio_jax.data import DataError, Preparation, batches, merge_states, open_sources
 from stepaudio_jax.models import Parameters
@@ -18,14 +17,15 @@ from stepaudio_jax.training.data_check import DataCheck
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.held_out import HeldOut
-from stepaudio_jax.training.initial import initial_model, initial_weights
+from stepaudio_jax.training.initial import check_stage_adapter, initial_adapter, initial_model, initial_weights
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.profile import StepProfile
 from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
 from stepaudio_jax.training.run_lock import RunLock
+from stepaudio_jax.training.saved_model import save_model
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
-from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.start import adapters_before, start_stage
 from stepaudio_jax.training.step import make_train_step
 from stepaudio_jax.training.stopping import DivergedError, StopSignal, data_error
 
@@ -34,7 +34,7 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
     """Runs every stage of `config`, continuing from the run folder's newest checkpoint where there is one.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/, and model/, the finished
-    model in this project's checkpoint format.
+    model in this project's checkpoint format; what LoRA has learnt is in model/adapter/, beside the decoder without it.
 
     Args:
         config: of the run.
@@ -65,26 +65,31 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
 def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -> None:
     """Runs the stages that are not finished, and writes the finished model."""
     model, tokenizer = initial_model(config)
+    adapter = initial_adapter(config)
     run_dir = pathlib.Path(config.run_dir)
     data_check = DataCheck(run_dir, model, tokenizer)
     saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
             kinds[stage.objective].check(stage, tokenizer, model, data_check)
+            if stage.lora.adapter is not None and not saved[index]:
+                check_stage_adapter(config, index, model)
     mesh = make_mesh(config.mesh)
     require_whole_rows(config, mesh)
     stop = StopSignal()
     with jax.set_mesh(mesh), stop.listening():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
         lock.take()
-        claim_run_folder(config, model, tokenizer, begins=not any(saved))
+        claim_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
         data_check.write()
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
-            run = StageRun(config, index, model, tokenizer, mesh, stop)
+            run = StageRun(config, index, model, tokenizer, mesh, stop, adapter)
             parameters = kinds[run.stage.objective].run(run, parameters)
-        hub.save_checkpoint(run_dir / MODEL, parameters, model, tokenizer, source=f"trained in {run_dir}")
+        adapters = adapters_before(config, len(config.stages), adapter)
+        source = f"trained in {run_dir}"
+        save_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)
 
 
 def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
@@ -177,7 +182,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 if stopping and step < stage.steps:
                     raise stop.interruption(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.definition.folded({**state.trainable, **state.frozen}, free=True)
+    return start.definition.after_stage({**state.trainable, **state.frozen}, stage.name)
 
 
 def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataCheck) -> None:

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, ModelConfig, to_dict
+from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, to_dict
 from stepaudio_jax.text import Tokenizer
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
@@ -60,11 +60,13 @@ def require_same_run(config: Config) -> None:
         )
 
 
-def claim_run_folder(config: Config, model: ModelConfig, tokenizer: Tokenizer, *, begins: bool) -> pathlib.Path:
+def claim_run_folder(
+    config: Config, model: ModelConfig, tokenizer: Tokenizer, *, begins: bool, adapter: LoRAConfig | None = None
+) -> pathlib.Path:
     """Makes `config.run_dir` and writes into it config.json, and the shape of the model with its tokenizer; returns it.
 
     Of several processes the first one does. The run may have taken the shape from a folder that is elsewhere later; that of its
-    checkpoints stays, once it has any (`begins`: it has none).
+    checkpoints stays, once it has any (`begins`: it has none). So does that of the `adapter` its initial weights have.
     """
     run_dir = pathlib.Path(config.run_dir)
     if jax.process_index() == 0:
@@ -74,7 +76,7 @@ def claim_run_folder(config: Config, model: ModelConfig, tokenizer: Tokenizer, *
         os.replace(partial, run_dir / CONFIG)
         shape = run_dir / CHECKPOINTS / _SHAPE
         if begins or not shape.is_dir():
-            hub.save_shape(shape, model, tokenizer)
+            hub.save_shape(shape, model, tokenizer, adapter)
     multihost_utils.sync_global_devices("run folder claimed")
     return run_dir
 
@@ -87,6 +89,15 @@ def read_shape(run_dir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     """
     folder = run_dir / CHECKPOINTS / _SHAPE
     return hub.read_model_config(folder), hub.load_tokenizer(folder)
+
+
+def read_initial_adapter(run_dir: pathlib.Path) -> LoRAConfig | None:
+    """Returns rank, alpha and targets of the adapter that a run's initial weights had beside them, if any.
+
+    Raises:
+        CheckpointError: the folder holds none of a model's shape.
+    """
+    return hub.checkpoint_adapter(run_dir / CHECKPOINTS / _SHAPE)
 
 
 def _is_free_to_change(key: str) -> bool:

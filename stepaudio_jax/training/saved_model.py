@@ -1,24 +1,62 @@
-"""The model of a run that is under way, was stopped, or has diverged: that of one of its checkpoints."""
+"""The finished model of a run, and that of a run that is under way, was stopped, or has diverged: of one of its checkpoints."""
 
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, build
+from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, build
+from stepaudio_jax.models import Parameters
+from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import load_parameters, saved_steps
-from stepaudio_jax.training.run_folder import CHECKPOINTS, CONFIG, MODEL, read_shape
-from stepaudio_jax.training.start import describe_stage
-from stepaudio_jax.training.step import HEADS, REFERENCE, VALUE
+from stepaudio_jax.training.run_folder import CHECKPOINTS, CONFIG, MODEL, read_initial_adapter, read_shape
+from stepaudio_jax.training.start import INITIAL, adapters_before, describe_stage
+from stepaudio_jax.training.step import FROZEN_LORA, HEADS, REFERENCE, VALUE
+
+
+def save_model(
+    target: pathlib.Path,
+    parameters: Parameters,
+    adapters: Mapping[str, LoRAConfig],
+    config: Config,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+) -> None:
+    """Writes what a stage has left as a checkpoint folder, its adapters as one beside the decoder.
+
+    With several processes every one calls this, and the first one writes.
+
+    Args:
+        target: the folder to write; must not exist, or be empty.
+        parameters: as `ModelDefinition.after_stage` returns them.
+        adapters: of those under FROZEN_LORA, by stage.
+        config: of the run.
+        model, tokenizer: that it trains.
+        source: in words, where the weights came from.
+
+    Raises:
+        CheckpointError: the target exists.
+    """
+    parts = {name: tree for name, tree in parameters.items() if name != FROZEN_LORA}
+    beside = None
+    if FROZEN_LORA in parameters:
+        pairs = [(lora, hub.host_matrices(parameters[FROZEN_LORA][name])) for name, lora in adapters.items()]
+        # What came with the initial weights is part of the adapter, whose base then is another model than they are.
+        base = "" if INITIAL in adapters else config.initial.decoder or config.initial.model
+        beside = hub.adapter_from(pairs, base)
+    hub.save_checkpoint(target, parts, model, tokenizer, source=source, adapter=beside)
 
 
 def save_model_of(
     run_dir: pathlib.Path, target: pathlib.Path, mesh: Mesh, *, stage: str | None = None, step: int | None = None
 ) -> None:
-    """Writes the model that a run had at a saved step, as the run itself writes its finished one: LoRA's matrices folded in.
+    """Writes the model that a run had at a saved step, as the run itself writes its finished one (see `save_model`).
 
     Nothing in the run's folder is changed. With several processes every one calls this, and the first one writes.
 
@@ -49,13 +87,16 @@ def save_model_of(
     hub.require_absent(target)
     _check_target(target, run_dir)
     model, tokenizer = read_shape(run_dir)
-    start = describe_stage(config, index, model, mesh)
+    adapter = read_initial_adapter(run_dir)
+    start = describe_stage(config, index, model, mesh, adapter)
     trainable = {part: tree for part, tree in start.abstract.trainable.items() if part not in (HEADS, VALUE)}
     frozen = {part: tree for part, tree in start.abstract.frozen.items() if part != REFERENCE}
     with jax.set_mesh(mesh):
         parameters = load_parameters(run_dir, index, name, step, trainable=trainable, frozen=frozen)
-        folded = start.definition.folded(parameters, free=True)
-        hub.save_checkpoint(target, folded, model, tokenizer, source=f"step {step} of stage {name!r} of {run_dir}")
+        left = start.definition.after_stage(parameters, name)
+        adapters = adapters_before(config, index + 1, adapter)
+        source = f"step {step} of stage {name!r} of {run_dir}"
+        save_model(target, left, adapters, config, model, tokenizer, source=source)
 
 
 def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import Config, ModelConfig, StageConfig
+from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, StageConfig
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints
@@ -30,6 +30,7 @@ class StageRun:
         model, tokenizer: that it trains.
         mesh: of the devices.
         stop: tells when the run is to stop.
+        adapter: of the adapter that the run's initial weights have beside the decoder, if any.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class StageRun:
     tokenizer: Tokenizer
     mesh: Mesh
     stop: StopSignal
+    adapter: LoRAConfig | None = None
 
     @property
     def stage(self) -> StageConfig:
@@ -51,7 +53,7 @@ class StageRun:
 
     def describe(self) -> StageStart:
         """See `describe_stage`."""
-        return describe_stage(self.config, self.index, self.model, self.mesh)
+        return describe_stage(self.config, self.index, self.model, self.mesh, self.adapter)
 
     def checkpoints(self) -> StageCheckpoints:
         """The stage's."""

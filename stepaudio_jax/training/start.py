@@ -1,6 +1,7 @@
 """What a stage starts from: first as shapes and shardings, from which everything else follows, then as arrays."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,12 +11,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import Config, ModelConfig, StageConfig
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, StageConfig
 from stepaudio_jax.models import Parameters, abstract_model, initial_low_rank, low_rank_tree, parameter_metadata
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.step import HEADS, LORA, REFERENCE, VALUE, ModelDefinition, TrainState
+from stepaudio_jax.training.step import FROZEN_LORA, HEADS, LORA, REFERENCE, VALUE, ModelDefinition, TrainState
+
+INITIAL = "@initial"  # the adapter that came with the initial weights; no stage can have this name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +30,13 @@ class StageStart:
         definition: the static side of the model.
         optimizer: of the stage.
         abstract: the state before the first step, each leaf a shape, dtype and sharding.
+        before: the static side of the model that the stage starts from: its adapters are merged where the decoder learns.
     """
 
     definition: ModelDefinition
     optimizer: optax.GradientTransformation
     abstract: TrainState
+    before: ModelDefinition
 
     @property
     def shardings(self) -> TrainState:
@@ -38,10 +44,36 @@ class StageStart:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
 
-def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -> StageStart:
+def adapters_before(config: Config, index: int, initial: LoRAConfig | None) -> dict[str, LoRAConfig]:
+    """Returns the adapters beside the decoder when stage `index` begins, by the stage that left them, in order.
+
+    A stage that trains the decoder itself begins by merging them into it, and leaves none.
+
+    Args:
+        config: of the run.
+        index: of the stage; the number of stages for what the run leaves.
+        initial: of the adapter that the initial weights have, if any.
+    """
+    adapters = {} if initial is None else {INITIAL: initial}
+    for stage in config.stages[:index]:
+        if "decoder" in stage.trainable:
+            adapters = {}
+        elif stage.lora.rank:
+            adapters[stage.name] = stage.lora
+    return adapters
+
+
+def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh, initial: LoRAConfig | None = None) -> StageStart:
     """What stage `index` is made of: nothing is allocated, so it holds for any mesh, also of devices that are not here.
 
-    Trainable parameters are kept in `compute.param_dtype`, frozen ones in `compute.dtype`. Moments lie like their parameter.
+    Trainable parameters are kept in `compute.param_dtype`, and so are frozen ones that an earlier stage trained, for bf16 would
+    lose what they have learnt; other frozen ones are in `compute.dtype`, adapters in fp32. Moments lie like their parameter.
+
+    Args:
+        config, index: of the stage.
+        model: its shape.
+        mesh: of the devices.
+        initial: of the adapter that the initial weights have beside them, if any.
 
     Raises:
         ShardingError: the rules cannot place a parameter on the mesh.
@@ -52,11 +84,12 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
     axes, contracted = (parameter_metadata(module, name) for name in ("axes", "contracted"))
     shapes = nnx.to_pure_dict(state)
     shardings = parameter_shardings(axes, shapes, config.compute.rules, mesh)
+    trained = {part for earlier in config.stages[: index + 1] for part in earlier.trainable}
     parts: Parameters = {
         part: _abstract(
             shapes[part],
             shardings[part],
-            jnp.dtype(config.compute.param_dtype if part in stage.trainable else config.compute.dtype),
+            jnp.dtype(config.compute.param_dtype if part in trained else config.compute.dtype),
         )
         for part in shapes
     }
@@ -77,8 +110,7 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         axes[VALUE], contracted[VALUE] = {"kernel": ("embed",), "bias": ()}, {"kernel": (), "bias": ()}
     if stage.lora.rank:
         narrow = low_rank_tree(model, stage.lora)
-        places = parameter_shardings(narrow.axes, narrow.shapes, config.compute.rules, mesh)
-        trainable[LORA] = _abstract(narrow.shapes, places, jnp.dtype(jnp.float32))
+        trainable[LORA] = _abstract_lora(config, model, stage.lora, mesh)
         axes[LORA], contracted[LORA] = narrow.axes, narrow.contracted
     optimizer = make_optimizer(stage.optimizer, axes, contracted, _updates(stage))
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
@@ -93,20 +125,38 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh) -
         abstract.frozen[REFERENCE] = {
             part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype)) for part in stage.trainable
         }
-    return StageStart(ModelDefinition(graphdef, heads_graphdef, stage.lora.scale), optimizer, abstract)
+        if stage.lora.adapter is not None:  # else the decoder without the stage's adapter is what it began with
+            abstract.frozen[REFERENCE][LORA] = trainable[LORA]
+    left = adapters_before(config, index, initial)
+    beside = {} if "decoder" in stage.trainable else left
+    if beside:
+        abstract.frozen[FROZEN_LORA] = {name: _abstract_lora(config, model, lora, mesh) for name, lora in beside.items()}
+    definition = ModelDefinition(graphdef, heads_graphdef, stage.lora.scale, _scales(beside))
+    return StageStart(definition, optimizer, abstract, ModelDefinition(graphdef, None, frozen_lora=_scales(left)))
 
 
 def start_stage(config: Config, index: int, model: ModelConfig, start: StageStart, parameters: Parameters) -> TrainState:
-    """The state before the first step, from parameters that lie as `start` says (see `initial_weights`)."""
+    """The state before the first step, from parameters that lie as `start` says (see `initial_weights`).
+
+    Raises:
+        CheckpointError: the adapter that the stage is to start from cannot be read, or is another one.
+    """
     shardings, abstract = start.shardings, start.abstract
+    stage = config.stages[index]
+    if "decoder" in stage.trainable:
+        parameters = start.before.merged(parameters, config.compute.param_dtype, donate=True)
     trainable = {
         part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part not in (HEADS, LORA, VALUE)
     }
+    if LORA in abstract.trainable:
+        trainable[LORA] = _first_lora(config, index, model, shardings.trainable[LORA])
     frozen = {part: _cast(parameters[part], like) for part, like in abstract.frozen.items() if part != REFERENCE}
-    if REFERENCE in start.abstract.frozen:
+    if REFERENCE in abstract.frozen:
         # Copies: the policy's own arrays are given up by the first step.
-        like = start.abstract.frozen[REFERENCE]
-        frozen[REFERENCE] = {part: jax.tree.map(jnp.copy, _cast(parameters[part], like[part])) for part in like}
+        first = {**parameters, **trainable}
+        frozen[REFERENCE] = {
+            part: jax.tree.map(jnp.copy, _cast(first[part], like)) for part, like in abstract.frozen[REFERENCE].items()
+        }
     if HEADS in start.abstract.trainable:
         draw = jax.jit(
             lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))), out_shardings=shardings.trainable[HEADS]
@@ -116,10 +166,6 @@ def start_stage(config: Config, index: int, model: ModelConfig, start: StageStar
         trainable[VALUE] = jax.tree.map(
             lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), leaf.sharding), abstract.trainable[VALUE]
         )
-    if LORA in abstract.trainable:
-        narrow = low_rank_tree(model, config.stages[index].lora)
-        begin = jax.jit(lambda key: initial_low_rank(narrow, key), out_shardings=shardings.trainable[LORA])
-        trainable[LORA] = begin(jax.random.key(config.seed + index))
     return TrainState(
         step=jax.device_put(np.zeros((), np.int32), shardings.step),
         skipped_in_row=jax.device_put(np.zeros((), np.int32), shardings.skipped_in_row),
@@ -127,6 +173,10 @@ def start_stage(config: Config, index: int, model: ModelConfig, start: StageStar
         frozen=frozen,
         optimizer=jax.jit(start.optimizer.init, out_shardings=shardings.optimizer)(trainable),
     )
+
+
+def _scales(adapters: Mapping[str, LoRAConfig]) -> tuple[tuple[str, float], ...]:
+    return tuple((name, lora.scale) for name, lora in adapters.items())
 
 
 def keeps_reference(stage: StageConfig) -> bool:
@@ -143,6 +193,47 @@ def _updates(stage: StageConfig) -> int:
     """Of the weights, over all of the stage."""
     policy = stage.rl.policy
     return stage.steps * (policy.epochs * policy.minibatches if stage.objective == "policy" else 1)
+
+
+def _abstract_lora(config: Config, model: ModelConfig, lora: LoRAConfig, mesh: Mesh) -> Parameters:
+    narrow = low_rank_tree(model, lora)
+    places = parameter_shardings(narrow.axes, narrow.shapes, config.compute.rules, mesh)
+    lora_parameters: Parameters = _abstract(narrow.shapes, places, jnp.dtype(jnp.float32))
+    return lora_parameters
+
+
+def _first_lora(config: Config, index: int, model: ModelConfig, shardings: Any) -> Parameters:
+    """Returns the adapter that the stage starts from: that of the folder it names, or a new one."""
+    lora = config.stages[index].lora
+    if lora.adapter is not None:
+        adapter = read_stage_adapter(config, index, model)
+        placed: Parameters = jax.jit(lambda matrices: matrices, out_shardings=shardings)(adapter.matrices)
+        return placed
+    narrow = low_rank_tree(model, lora)
+    begin = jax.jit(lambda key: initial_low_rank(narrow, key), out_shardings=shardings)
+    return begin(jax.random.key(config.seed + index))
+
+
+def read_stage_adapter(config: Config, index: int, model: ModelConfig) -> hub.Adapter:
+    """Reads the adapter that `lora.adapter` of a stage names.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit the model.
+        ConfigError: its rank, alpha or targets are not the stage's.
+    """
+    stage = config.stages[index]
+    lora, folder = stage.lora, stage.lora.adapter
+    assert folder is not None
+    adapter = hub.read_adapter(folder, model.decoder)
+    stored = adapter.lora
+    wanted = {"rank": lora.rank, "alpha": lora.alpha, "targets": tuple(sorted(lora.targets))}
+    stored_values = {"rank": stored.rank, "alpha": stored.alpha, "targets": tuple(sorted(stored.targets))}
+    differing = [name for name, value in wanted.items() if stored_values[name] != value]
+    if differing:
+        key = f"stages.{stage.name}.lora"
+        settings = ", ".join(f"{key}.{name}={stored_values[name]!r} (not {wanted[name]!r})" for name in differing)
+        raise ConfigError(f"{key}.adapter={folder!r} is of another form; to go on with it, set {settings}")
+    return adapter
 
 
 def _cast(parameters: Any, abstract: Any) -> Any:

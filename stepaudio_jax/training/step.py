@@ -11,21 +11,22 @@ from flax import nnx
 
 from stepaudio_jax.config import StageConfig
 from stepaudio_jax.data.batch import Batch
-from stepaudio_jax.models import Parameters, StepAudio, fold_low_rank, with_low_rank
+from stepaudio_jax.models import Parameters, StepAudio, combine_lora, fold_low_rank, with_low_rank
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.objective import NEXT_TOKEN, combine, term_sums, term_weights
 
 HEADS = "auxiliary"  # beside encoder, adaptor and decoder in the tree of trainable parameters
 LORA = "lora"  # beside them in the tree of trainable ones: the narrow matrices of the decoder
 VALUE = "value"  # beside them too: the head that estimates what a policy's state is worth
+FROZEN_LORA = "frozen_lora"  # beside them in the tree of frozen ones: the narrow matrices of earlier stages, by stage
 REFERENCE = "reference"  # beside them in the tree of frozen ones: what a policy's stage began with
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 EvaluationStep = Callable[[Parameters, Batch], Metrics]
 
 
-_fold = jax.jit(fold_low_rank, static_argnums=2)
-_fold_in_place = jax.jit(fold_low_rank, static_argnums=2, donate_argnums=0)
+_fold = jax.jit(fold_low_rank, static_argnums=(2, 3))
+_fold_in_place = jax.jit(fold_low_rank, static_argnums=(2, 3), donate_argnums=0)
 
 
 @jax.tree_util.register_dataclass
@@ -47,33 +48,60 @@ class TrainState:
 class ModelDefinition:
     """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters.
 
-    `lora_scale` multiplies the products of the narrow matrices, where parameters have any.
+    Attributes:
+        model, heads: graph definitions.
+        lora_scale: multiplies the products of the stage's adapter, where it has one.
+        frozen_lora: name and scale of each adapter that earlier stages have left beside the decoder, in order.
     """
 
     model: Any
     heads: Any | None
     lora_scale: float = 0.0
+    frozen_lora: tuple[tuple[str, float], ...] = ()
 
     def merge(self, parameters: Parameters) -> tuple[StepAudio, AuxiliaryHeads | None]:
-        """The modules holding `parameters`: encoder, adaptor, decoder and, where there are any, auxiliary and lora."""
-        parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA)}
-        if LORA in parameters:
-            parts["decoder"] = with_low_rank(parts["decoder"], parameters[LORA], self.lora_scale)
+        """The modules holding `parameters`: the model, adapters beside its decoder, and auxiliary heads where there are any."""
         heads = None if self.heads is None or HEADS not in parameters else nnx.merge(self.heads, parameters[HEADS])
-        return nnx.merge(self.model, parts), heads
+        return nnx.merge(self.model, self.with_lora(parameters)), heads
 
-    def folded(self, parameters: Parameters, *, free: bool = False) -> Parameters:
-        """Encoder, adaptor and decoder as they are without this stage: heads are left out, narrow matrices folded in.
+    def with_lora(self, parameters: Parameters) -> Parameters:
+        """Returns encoder, adaptor and decoder, the decoder's adapted kernels with their adapters beside them."""
+        parts = _model_parts(parameters)
+        if adapters := self._adapters(parameters):
+            parts["decoder"] = with_low_rank(parts["decoder"], *combine_lora(adapters))
+        return parts
+
+    def merged(self, parameters: Parameters, dtype: Any, *, donate: bool = False) -> Parameters:
+        """Returns encoder, adaptor and decoder, adapters added to the decoder's kernels in fp32.
 
         Args:
             parameters: of the stage.
-            free: fold into the decoder's own arrays, which are given up: no second decoder is needed.
+            dtype: of the adapted kernels then; in bf16 small products are rounded away.
+            donate: give up the decoder's arrays; where they are of this dtype no second decoder is needed.
         """
-        parts = {name: value for name, value in parameters.items() if name not in (HEADS, LORA, VALUE, REFERENCE)}
-        if LORA in parameters:
-            fold = _fold_in_place if free else _fold
-            parts["decoder"] = fold(parts["decoder"], parameters[LORA], self.lora_scale)
+        parts = _model_parts(parameters)
+        if adapters := self._adapters(parameters):
+            same = all(leaf.dtype == dtype for leaf in jax.tree.leaves(parts["decoder"]))
+            fold = _fold_in_place if donate and same else _fold
+            parts["decoder"] = fold(parts["decoder"], *combine_lora(adapters), jnp.dtype(dtype))
         return parts
+
+    def after_stage(self, parameters: Parameters, stage: str) -> Parameters:
+        """Returns what a stage leaves: encoder, adaptor, decoder and, under FROZEN_LORA by stage, the adapters beside it."""
+        parts = _model_parts(parameters)
+        adapters = dict(parameters.get(FROZEN_LORA, {}))
+        if LORA in parameters:
+            adapters[stage] = parameters[LORA]
+        return {**parts, FROZEN_LORA: adapters} if adapters else parts
+
+    def _adapters(self, parameters: Parameters) -> list[tuple[Parameters, float]]:
+        adapters = [(parameters[FROZEN_LORA][name], scale) for name, scale in self.frozen_lora]
+        return [*adapters, (parameters[LORA], self.lora_scale)] if LORA in parameters else adapters
+
+
+def _model_parts(parameters: Parameters) -> Parameters:
+    beside = (HEADS, LORA, VALUE, FROZEN_LORA, REFERENCE)
+    return {name: value for name, value in parameters.items() if name not in beside}
 
 
 def make_train_step(definition: ModelDefinition, stage: StageConfig, optimizer: optax.GradientTransformation) -> TrainStep:

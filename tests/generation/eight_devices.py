@@ -9,10 +9,10 @@ import sys
 import jax
 import numpy as np
 
-from stepaudio_jax.config import MeshConfig, Rules
+from stepaudio_jax.config import LoRAConfig, MeshConfig, Rules
 from stepaudio_jax.generation import Engine, GenerationError, Sampling, hear_prompt
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.models import abstract_parameters, logical_axes, quantize_weights
+from stepaudio_jax.models import abstract_parameters, logical_axes, low_rank_tree, quantize_weights, with_low_rank
 from stepaudio_jax.parallel import make_mesh, parameter_shardings
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
@@ -61,6 +61,22 @@ def main(folder: pathlib.Path) -> None:
         for mesh in (None, make_mesh(MESHES["data 4 x tensor 2"]))
     )
     report["int8 weights"] = [ours[0] == theirs[0] for ours, theirs in zip(cut, alone, strict=True)]
+    # An adapter beside the kernels, first as the engine is made and then anew, as a training state gives it.
+    lora = LoRAConfig(rank=3)
+    narrow = low_rank_tree(CONFIG, lora)
+    rng = np.random.default_rng(1)
+    matrices = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), narrow.shapes)
+    spread = jax.device_put(matrices, parameter_shardings(narrow.axes, narrow.shapes, Rules(), training))
+    nothing = jax.tree.map(lambda leaf: 0 * leaf, spread)
+    mesh = make_mesh(MESHES["2 x 2 x 2"])
+    beside = {**parameters, "decoder": with_low_rank(parameters["decoder"], matrices, lora.scale)}
+    alone = replies(Engine(CONFIG, beside, BYTES, compute=FLOAT32, slots=8, steps=6), *few)
+    begins, then = ({**trained, "decoder": with_low_rank(trained["decoder"], part, lora.scale)} for part in (nothing, spread))
+    engine = Engine(CONFIG, begins, BYTES, compute=FLOAT32, slots=8, steps=6, mesh=mesh)
+    before = replies(engine, *few)
+    engine.set_parameters(then, same_kernels=True)
+    report["adapter"] = [ours[0] == theirs[0] for ours, theirs in zip(replies(engine, *few), alone, strict=True)]
+    report["no adapter yet"] = [ours[0] == theirs[0] for ours, theirs in zip(before, expected[:4], strict=True)]
     for name, config in MESHES.items():
         engine = Engine(CONFIG, trained, BYTES, compute=FLOAT32, slots=8, steps=6, mesh=make_mesh(config))
         got = replies(engine, prompts, samplings)

@@ -39,5 +39,10 @@ def test_int8_weights_are_cut_like_others(report):
     assert report["int8 weights"] == [True] * 4
 
 
+def test_an_adapter_is_cut_like_its_kernel_and_can_be_changed(report):
+    assert report["no adapter yet"] == [True] * 4
+    assert report["adapter"] == [True] * 4
+
+
 def test_slots_that_cannot_be_shared_out_are_an_error(report):
     assert "slots=6 cannot be shared out over the 8 parts" in report["six slots on data 8"]

@@ -1,6 +1,7 @@
 """The model taken out of a checkpoint is what the stage would have returned at that step."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -9,12 +10,13 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, MeshConfig, build
-from stepaudio_jax.models import abstract_parameters
+from stepaudio_jax.models import abstract_parameters, low_rank_tree
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training import save_model_of
 from stepaudio_jax.training.checkpoints import StageCheckpoints
 from stepaudio_jax.training.run_folder import claim_run_folder
+from stepaudio_jax.training.step import FROZEN_LORA
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
@@ -40,7 +42,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run with two saved steps of each stage, and what each of them folds to."""
+    """The folder of a run with two saved steps of each stage, and the model of each, its adapter merged in fp32."""
     run_dir = tmp_path_factory.mktemp("run")
     values = {"run_dir": str(run_dir), "tokenizer": "bytes", "stages": STAGES, "compute": {"dtype": "float32"}}
     config = dataclasses.replace(build(Config, values), model=MODEL)
@@ -49,13 +51,16 @@ def run(tmp_path_factory):
     random = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     models = {}
     for index, stage in enumerate(config.stages):
-        definition, _, state = begin(config, index, MODEL, jax.tree.map(random, abstract_parameters(MODEL)))
+        parameters = jax.tree.map(random, abstract_parameters(MODEL))
+        if index:  # the stage before has left its adapter, which is merged as this one begins
+            parameters[FROZEN_LORA] = {"narrow": jax.tree.map(random, low_rank_tree(MODEL, config.stages[0].lora).shapes)}
+        definition, _, state = begin(config, index, MODEL, parameters)
         checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
         for step in (4, 8):
             state = dataclasses.replace(state, step=np.int32(step), trainable=jax.tree.map(random, state.trainable))
             state = jax.tree.map(jax.numpy.asarray, state)
             checkpoints.save(state, {"given": step}, {})
-            models[stage.name, step] = jax.device_get(definition.folded({**state.trainable, **state.frozen}))
+            models[stage.name, step] = jax.device_get(definition.merged({**state.trainable, **state.frozen}, "float32"))
         checkpoints.close()
     return run_dir, models
 
@@ -78,7 +83,11 @@ def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, ex
     assert hub.read_model_config(sources) == MODEL
     found = hub.read_parameters(sources, config=MODEL, dtype="float32")
     assert jax.tree.structure(found) == jax.tree.structure(models[expected])
-    jax.tree.map(np.testing.assert_array_equal, found, models[expected])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, models[expected])
+    adapter = hub.read_weights_adapter(sources)
+    assert (adapter is not None) == (expected[0] == "narrow")
+    if adapter is not None:
+        assert (adapter.lora.rank, adapter.lora.alpha) == (2, 32.0)
 
 
 @pytest.mark.parametrize("asked", [{"step": 5}, {"stage": "other"}, {"stage": "narrow", "step": 10}])

@@ -235,6 +235,6 @@ def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_
     assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen["decoder"], parameters["decoder"]))
     trained = {**state.trainable, **state.frozen}
     evaluate = jax.jit(make_evaluation_step(definition))
-    beside, folded = evaluate(trained, batch), evaluate(definition.folded(trained), batch)
-    np.testing.assert_allclose(beside["loss_sum"], folded["loss_sum"], rtol=1e-5)
-    assert set(definition.folded(trained)) == {"encoder", "adaptor", "decoder"}
+    merged = definition.merged(trained, "float32")
+    np.testing.assert_allclose(evaluate(trained, batch)["loss_sum"], evaluate(merged, batch)["loss_sum"], rtol=1e-5)
+    assert set(merged) == {"encoder", "adaptor", "decoder"}

@@ -1,7 +1,8 @@
 """Hugging Face <-> this project's checkpoints.
 
-python -m tools.convert_weights import  --source DIR [--encoder-source DIR] --output CKPT
+python -m tools.convert_weights import  --source DIR [--encoder-source DIR] [--adapter PEFT_DIR] --output CKPT
 python -m tools.convert_weights export  --source CKPT --output DIR [--dtype bfloat16] [--max-shard-size 5GB]
+python -m tools.convert_weights export  --source CKPT --output PEFT_DIR --adapter [--base DIR]
 python -m tools.convert_weights random  --preset tiny|mini_8b|r1_32b --output DIR [--tokenizer DIR] [--seed 0]
 python -m tools.convert_weights inspect DIR
 """
@@ -56,6 +57,7 @@ def _import(options: argparse.Namespace) -> int:
             options.output,
             encoder_source=options.encoder_source,
             tokenizer=options.tokenizer,
+            adapter=options.adapter,
             dtype=_DTYPES[options.dtype] if options.dtype else None,
             vocab_size=options.vocab_size,
             seed=check_seed(options.seed),
@@ -70,6 +72,11 @@ def _import(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     if not hub.is_checkpoint(options.source):
         raise hub.CheckpointError(f"{options.source} is not a checkpoint made by `import` or by training")
+    if options.adapter:
+        return _export_adapter(options)
+    if options.base:
+        raise hub.CheckpointError("--base says which model an adapter is for: it goes with --adapter")
+    lora = hub.checkpoint_adapter(options.source)
     with _Bar() as bar:
         hub.export_weights(
             options.source,
@@ -81,6 +88,24 @@ def _export(options: argparse.Namespace) -> int:
             progress=bar.show,
         )
     print(f"wrote {options.output}")
+    if lora is not None:
+        dtype = options.dtype or "float32"
+        print(f"its LoRA adapter of rank {lora.rank} was merged in float32, and all weights are {dtype}")
+        if dtype != "float32":
+            print(f"what is small beside a weight is rounded away in {dtype}; see docs/lora.md")
+    return 0
+
+
+def _export_adapter(options: argparse.Namespace) -> int:
+    defaults = {"dtype": None, "remote_code": "", "max_shard_size": hub.MAX_SHARD_BYTES, "config_form": "nested"}
+    for name, default in defaults.items():
+        if getattr(options, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise hub.CheckpointError(f"{flag} is for exporting a model: an adapter is small, and always in float32")
+    adapter = hub.export_adapter(options.source, options.output, base=options.base)
+    lora = adapter.lora
+    print(f"wrote {options.output}: rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
+    print("it holds what LoRA has learnt of the decoder; encoder and adaptor are exported without --adapter")
     return 0
 
 
@@ -162,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--source", type=user_path, required=True, help="a Step-Audio, Qwen2 or Qwen2.5 folder")
     command.add_argument("--encoder-source", type=user_path, help="a Qwen2-Audio or Step-Audio folder for the encoder")
     command.add_argument("--tokenizer", type=user_path, help="a folder with the tokenizer; that of --source by default")
+    command.add_argument("--adapter", type=user_path, help="a PEFT adapter (LoRA) for the decoder, kept beside it")
     command.add_argument("--output", type=user_path, required=True, help="the checkpoint to create")
     command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
     command.add_argument(
@@ -173,7 +199,15 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_export)
     command.add_argument("--source", type=user_path, required=True, help="a checkpoint")
     command.add_argument("--output", type=user_path, required=True, help="the folder to create")
-    command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
+    command.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        help="cast the weights; by default they stay as they are, and are float32 where an adapter is merged into them",
+    )
+    command.add_argument(
+        "--adapter", action="store_true", help="write only what LoRA has learnt, as a PEFT adapter, and no weights"
+    )
+    command.add_argument("--base", default="", help="with --adapter: the model it is for, as its config is to name it")
     command.add_argument("--remote-code", default="", help="a Hub repository with the modelling code, for trust_remote_code")
     _add_layout(command)
 
