@@ -12,13 +12,13 @@ from stepaudio_jax.audio import completeness, mpeg
 from stepaudio_jax.audio.error import AudioError
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
 from stepaudio_jax.audio.resampling import resample
+from stepaudio_jax.recognition import CONVERT_SOUND, recognize, recognize_file
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 _RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong, and would cost memory without bound
 _LOUDEST = 256.0  # full scale is 1: what is beyond this is integers stored as floats
 _UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_FRAMES = 1 << 16
-_CONVERT = "convert it to WAV, FLAC, MP3 or OGG"
 _COPY_AGAIN = "get the whole file again, or remove it"
 
 
@@ -64,7 +64,8 @@ def _read(path: str) -> bytes:
             with open(path, "rb") as file:
                 return file.read()
     except FileNotFoundError:
-        raise AudioError(_shown(path), "does not exist; correct the path") from None
+        finding = recognize_file(path, "sound")  # a link to nothing
+        raise AudioError(_shown(path), str(finding or "does not exist; correct the path")) from None
     except OSError as error:
         raise AudioError(_shown(path), f"cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -84,14 +85,16 @@ def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
     try:
         file = soundfile.SoundFile(io.BytesIO(content))
     except (soundfile.SoundFileError, TypeError, ValueError):
-        raise AudioError(name, f"is not a sound file that can be decoded ({len(content)} bytes); {_CONVERT}") from None
+        finding = recognize(content, len(content), "sound")
+        reason = f"({len(content)} bytes); {CONVERT_SOUND}" if finding is None else f"- it {finding}"
+        raise AudioError(name, f"is not a sound file that can be decoded {reason}") from None
     with file:
         if file.format not in _FORMATS:
-            raise AudioError(name, f"is in the format {file.format}; {_CONVERT}")
+            raise AudioError(name, f"is in the format {file.format}; {CONVERT_SOUND}")
         if not _RATES[0] <= file.samplerate <= _RATES[1]:
             raise AudioError(name, f"says its sample rate is {file.samplerate} Hz; {_RATES[0]} to {_RATES[1]} are allowed")
         if file.frames == _UNKNOWN_FRAMES:
-            raise AudioError(name, f"does not say how many samples it has (written to a pipe?); {_CONVERT}, into a file")
+            raise AudioError(name, f"does not say how many samples it has (written to a pipe?); {CONVERT_SOUND}")
         # Block by block, because a header can promise any number of samples.
         blocks, declared = [], file.frames
         try:

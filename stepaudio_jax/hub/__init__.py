@@ -1,6 +1,6 @@
 """Weights to and from Hugging Face, streaming: memory does not grow with the model."""
 
-from stepaudio_jax.hub.checkpoint import is_checkpoint, write_checkpoint_config
+from stepaudio_jax.hub.checkpoint import is_checkpoint, require_checkpoint, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.inventory import Inventory, inspect_folder
 from stepaudio_jax.hub.new_folder import require_absent
@@ -28,6 +28,7 @@ __all__ = [
     "read_model_config",
     "read_parameters",
     "require_absent",
+    "require_checkpoint",
     "require_vocabulary",
     "save_checkpoint",
     "save_shape",
