@@ -17,6 +17,7 @@ from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_tok
 from stepaudio_jax.audio.quiet import quiet_decoder
 from stepaudio_jax.audio.resampling import resample, resampled_length
 from stepaudio_jax.config import AudioChannel, DataConfig
+from stepaudio_jax.recognition import CONVERT_SOUND, recognize, recognize_file
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 _RATES = (1_000, 768_000)  # Hz; a header that says anything else is wrong, and would cost memory without bound
@@ -24,7 +25,6 @@ _LOUDEST = 256.0  # full scale is 1: what is beyond this is integers stored as f
 _UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_FRAMES = 1 << 16
 _PROBED_BYTES = 1 << 14  # of a file whose format is not known yet
-_CONVERT = "convert it to WAV, FLAC, MP3 or OGG"
 _COPY_AGAIN = "get the whole file again, or remove it"
 
 
@@ -100,7 +100,7 @@ def probe_audio(path: str | os.PathLike[str], *, length_convention: LengthConven
                 reason = completeness.defect(content)
             if reason is not None:
                 raise AudioError(name, f"{reason}; {_COPY_AGAIN}")
-        with _open_sound(name, file, size) as sound:
+        with _open_sound(name, file, start, size) as sound:
             frames, rate = sound.frames, sound.samplerate
     if not frames:
         return None  # a FLAC header may leave it open
@@ -122,7 +122,8 @@ def _open(path: str) -> BinaryIO:
         if stat.S_ISREG(mode):
             return open(path, "rb")
     except FileNotFoundError:
-        raise AudioError(shown_path(path), "does not exist; correct the path") from None
+        finding = recognize_file(path, "sound")  # a link to nothing
+        raise AudioError(shown_path(path), str(finding or "does not exist; correct the path")) from None
     except OSError as error:
         raise AudioError(shown_path(path), f"cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -139,7 +140,7 @@ def _decode(name: str, content: bytes, channel: AudioChannel) -> tuple[NDArray[n
         raise AudioError(name, f"{reason}; {_COPY_AGAIN}")
     if stream is not None:
         content = mpeg.with_frame_count(content, stream)
-    with _open_sound(name, io.BytesIO(content), len(content)) as file:
+    with _open_sound(name, io.BytesIO(content), content, len(content)) as file:
         # Block by block, because a header can promise any number of samples.
         reducer, declared = ChannelReducer(channel), file.frames
         try:
@@ -160,19 +161,28 @@ def _decode(name: str, content: bytes, channel: AudioChannel) -> tuple[NDArray[n
     return samples, file.samplerate
 
 
-def _open_sound(name: str, stream: BinaryIO, size: int) -> soundfile.SoundFile:
-    """Opens what libsndfile can decode, and checks what its header says."""
+def _open_sound(name: str, stream: BinaryIO, start: bytes, size: int) -> soundfile.SoundFile:
+    """Opens what libsndfile can decode, and checks what its header says.
+
+    Args:
+        name: of the clip, for error messages.
+        stream: the file.
+        start: its first bytes, by which it is recognised where it is no sound.
+        size: its length in bytes.
+    """
     try:
         file = soundfile.SoundFile(stream)
     except (soundfile.SoundFileError, TypeError, ValueError):
-        raise AudioError(name, f"is not a sound file that can be decoded ({size} bytes); {_CONVERT}") from None
+        finding = recognize(start, size, "sound")
+        reason = f"({size} bytes); {CONVERT_SOUND}" if finding is None else f"- it {finding}"
+        raise AudioError(name, f"is not a sound file that can be decoded {reason}") from None
     reason = None
     if file.format not in _FORMATS:
-        reason = f"is in the format {file.format}; {_CONVERT}"
+        reason = f"is in the format {file.format}; {CONVERT_SOUND}"
     elif not _RATES[0] <= file.samplerate <= _RATES[1]:
         reason = f"says its sample rate is {file.samplerate} Hz; {_RATES[0]} to {_RATES[1]} are allowed"
     elif file.frames == _UNKNOWN_FRAMES:
-        reason = f"does not say how many samples it has (written to a pipe?); {_CONVERT}, into a file"
+        reason = f"does not say how many samples it has (written to a pipe?); {CONVERT_SOUND}"
     if reason is not None:
         file.close()
         raise AudioError(name, reason)

@@ -16,6 +16,7 @@ _BITRATES = {
 _SAMPLE_RATES = (44_100, 48_000, 32_000)  # of version 1: halved in version 2, quartered in version 2.5
 _VERSIONS = {3: (1, 1), 2: (2, 2), 0: (2, 4)}  # header bits -> (row of the bit rates, divisor of the sample rate)
 _HEADER_BYTES = 4
+_AAC = (b"\xff\xf1", b"\xff\xf9")  # its frames begin as MP3's, with the layer 0; sync words within it mean nothing
 _SAME_IN_ALL_FRAMES = 0xFFFE0C00  # sync word, version, layer, sample rate
 _LAYER_3 = 1  # header bits
 _BITRATE_AND_PADDING = 0xF200
@@ -55,6 +56,8 @@ def scan(content: bytes) -> Stream | None:
     """Goes through all frames of a file; None where it has none."""
     if not (content[:3] == b"ID3" or content[:1] == b"\xff"):
         return None  # libsndfile looks for MP3 only behind these
+    if content[:2] in _AAC:
+        return None
     first, frames, end, bit_rates = None, 0, 0, set()
     for frame in _frames(content):
         if first is None:

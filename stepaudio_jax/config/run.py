@@ -185,6 +185,7 @@ class LoRAConfig:
     adapter: str | None = None  # a PEFT adapter's folder, whose matrices go on learning; None: new ones
 
     def __post_init__(self) -> None:
+        expand_paths(self, "adapter")
         check_floats(self)
         if self.rank < 0:
             raise ConfigError(f"rank={self.rank} must not be negative")

@@ -1,7 +1,7 @@
 """Weights to and from Hugging Face, streaming: memory does not grow with the model."""
 
 from stepaudio_jax.hub.adapter import ADAPTER, Adapter, adapter_from, host_matrices, read_adapter
-from stepaudio_jax.hub.checkpoint import checkpoint_adapter, is_checkpoint, write_checkpoint_config
+from stepaudio_jax.hub.checkpoint import checkpoint_adapter, is_checkpoint, require_checkpoint, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.fingerprint import fingerprint
 from stepaudio_jax.hub.inventory import Inventory, inspect_folder
@@ -45,6 +45,7 @@ __all__ = [
     "read_parameters",
     "read_weights_adapter",
     "require_absent",
+    "require_checkpoint",
     "require_vocabulary",
     "save_checkpoint",
     "save_shape",

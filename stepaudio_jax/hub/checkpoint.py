@@ -12,6 +12,7 @@ from typing import Any
 from stepaudio_jax.config import ConfigError, LoRAConfig, ModelConfig, build, to_dict
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import CONFIG, read_json
+from stepaudio_jax.recognition import COPY_AGAIN, recognize_folder
 
 FORMAT = "stepaudio_jax checkpoint"
 VERSION = 1
@@ -82,6 +83,27 @@ def _read_versioned(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
+def require_checkpoint(folder: pathlib.Path) -> None:
+    """Refuses a folder that is not one of this project's checkpoints.
+
+    Raises:
+        CheckpointError: saying what it is instead, and what to do.
+    """
+    if is_checkpoint(folder):
+        return
+    finding = recognize_folder(folder, "weights")
+    reason = f": it {finding}" if finding else ""
+    raise CheckpointError(f"{folder} is not a checkpoint made by `import` or by training{reason}")
+
+
 def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
-    """Where a checkpoint folder's tree lies (see `StoredReader`)."""
-    return checkpoint / PARAMETERS / ORBAX_ITEM
+    """Where a checkpoint folder's tree lies (see `StoredReader`).
+
+    Raises:
+        CheckpointError: the folder has a configuration and no parameters.
+    """
+    directory = checkpoint / PARAMETERS / ORBAX_ITEM
+    if not directory.is_dir():
+        reason = recognize_folder(checkpoint, "weights") or f"has no {PARAMETERS}/{ORBAX_ITEM}; {COPY_AGAIN}"
+        raise CheckpointError(f"{checkpoint} {reason}")
+    return directory

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from stepaudio_jax.config import ConfigError, DecoderConfig, EncoderConfig, LengthConvention, ModelConfig
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.tensor_names import QWEN2, QWEN2_AUDIO, STEP_AUDIO, Naming
+from stepaudio_jax.recognition import COPY_AGAIN, recognize_file, recognize_folder, recognize_run, recognize_values
 
 CONFIG = "config.json"
 ConfigForm = Literal["nested", "flat"]
@@ -46,11 +47,14 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from None
+        raise CheckpointError(f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        reason = recognize_file(file, "weights") or f"{error}; {COPY_AGAIN}"
+        raise CheckpointError(f"{file} is not JSON: it {reason}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold a mapping, not {type(values).__name__}")
+    if finding := recognize_values(values):
+        raise CheckpointError(f"{file} {finding}")
     return values
 
 
@@ -60,11 +64,20 @@ def read_folder_config(folder: pathlib.Path) -> FolderConfig:
     Raises:
         CheckpointError: naming the file and the key.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder")
     file = folder / CONFIG
-    fields = _Fields(file, read_json(file))
+    if not file.is_file():
+        reason = recognize_folder(folder, "weights") or ("has no config.json" if folder.is_dir() else "is not a folder")
+        raise CheckpointError(f"{folder} {reason}")
+    values = read_json(file)
+    if "model_type" not in values and (finding := recognize_run(folder, "weights")):
+        raise CheckpointError(f"{folder} {finding}")
+    fields = _Fields(file, values)
     model_type = fields.text("model_type")
+    if fields.has("quantization_config"):
+        method = fields.section("quantization_config").text_or("quant_method", "quantised")
+        raise CheckpointError(
+            f"{folder} holds quantised weights ({method}); get the model in bfloat16 that they were made from"
+        )
     if model_type not in _PARSERS:
         raise CheckpointError(f"{file}: model_type={model_type!r} is not one of {', '.join(map(repr, _PARSERS))}")
     try:
@@ -95,6 +108,9 @@ class _Fields:
 
     def text(self, key: str) -> str:
         return str(self._get(key, str))
+
+    def text_or(self, key: str, default: str) -> str:
+        return self.text(key) if self.has(key) else default
 
     def one_of(self, key: str, allowed: Sequence[Any]) -> Any:
         value = self._get(key, str)
@@ -204,13 +220,34 @@ def _kv_heads(fields: _Fields) -> int:
 
 
 def _rope_theta(fields: _Fields) -> float:
-    if fields.has("rope_scaling"):
-        raise fields.error("rope_scaling", "must be null: scaled rotary positions are not supported")
-    if fields.has("rope_parameters"):  # where transformers 5 keeps it
-        rope = fields.section("rope_parameters")
-        rope.require("rope_type", "default")
-        return rope.number("rope_theta")
-    return fields.number("rope_theta")
+    """The base of the rotary positions; a scaling of them that scales nothing is none."""
+    thetas = []
+    # transformers 5 writes `rope_parameters`, which holds the base too; earlier ones `rope_scaling`, null for none.
+    for key in ("rope_parameters", "rope_scaling"):
+        if fields.has(key):
+            rope = fields.section(key)
+            _require_unscaled(fields, key, rope)
+            thetas += [rope.number("rope_theta")] if rope.has("rope_theta") else []
+    fields.require("partial_rotary_factor", 1.0, "all of a head is rotated")
+    return thetas[0] if thetas else fields.number("rope_theta")
+
+
+def _require_unscaled(fields: _Fields, key: str, rope: _Fields) -> None:
+    """Accepts the type "default", and "linear" by a factor of 1, which divides the positions by 1."""
+    kind_key = "rope_type" if rope.has("rope_type") else "type"
+    kind = rope.text_or(kind_key, "default")
+    scales = not (kind == "default" or (kind == "linear" and rope.has("factor") and rope.number("factor") == 1))
+    rule = "scaled rotary positions are not supported"
+    if key == "rope_scaling" and (scales or rope.has("mrope_section")):
+        raise fields.error(
+            key,
+            f"must be null or of the type 'default': {rule} (where the model was not trained with them, set it to null, and "
+            "max_position_embeddings to the length without them)",
+        )
+    if scales:
+        raise rope.error(kind_key, f"must be 'default': {rule}")
+    rope.require("mrope_section", None, rule)
+    rope.require("partial_rotary_factor", 1.0, "all of a head is rotated")
 
 
 def hugging_face_config(

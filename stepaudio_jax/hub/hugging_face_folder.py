@@ -1,6 +1,7 @@
 """A Hugging Face folder of weights: its parts, and whether its tensors are those that its config asks for."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,13 @@ from stepaudio_jax.config import AdaptorConfig, ModelConfig, Part
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hugging_face_config import FolderConfig, read_folder_config
 from stepaudio_jax.hub.safetensors_reader import DTYPES, StoredTensor, read_folder
-from stepaudio_jax.hub.tensor_names import Block, Path, Tensor, tensors
+from stepaudio_jax.hub.tensor_names import BLOCK_ELEMENTS, Block, Path, Tensor, is_derived, tensors
+from stepaudio_jax.recognition import recognize_folder
 
 _ADAPTOR_WIDTH_TENSOR = "adapter.linear1.weight"  # [ffn, encoder hidden]
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.", "model._orig_mod.")
+_MAX_PROBLEMS = 20  # in one message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +37,12 @@ class HuggingFaceFolder:
         Raises:
             CheckpointError: it is no folder, or its config or shards cannot be read.
         """
-        return HuggingFaceFolder(path, read_folder_config(path), read_folder(path))
+        config = read_folder_config(path)
+        _require_no_adapter(path)
+        stored = read_folder(path)
+        if config.decoder is not None and config.decoder.tied_embeddings and _EMBEDDING not in stored and _HEAD in stored:
+            stored[_EMBEDDING] = stored.pop(_HEAD)  # safetensors' own save_model keeps one of the two names
+        return HuggingFaceFolder(path, config, stored)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -70,7 +80,22 @@ class HuggingFaceFolder:
         return tensors(self.model, self.config.naming, parts)
 
     def problems(self, parts: Sequence[Part]) -> list[str]:
-        """What is wrong with the tensors of the given parts: missing, misshapen, of an unknown dtype, unexpected."""
+        """What is wrong with the tensors of the given parts: missing, misshapen, of an unknown dtype, unexpected, unequal."""
+        return [*self._tensor_problems(parts), *self._head_problems(parts)]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names of the tensors that are not read, since they follow from others or from the configuration."""
+        return [name for name, stored in self.stored.items() if self._is_left_out(name, stored)]
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """Raises one CheckpointError that lists every problem of the given parts."""
+        self.require_parts(parts)
+        raise_problems(self.path, self._tensor_problems(parts))
+        for problem in self._head_problems(parts):
+            raise CheckpointError(f"{self.path}: {problem}")
+
+    def _tensor_problems(self, parts: Sequence[Part]) -> list[str]:
         expected = {tensor.name: tensor for tensor in self.tensors(parts)}
         found = [f"missing {name} {list(tensor.shape)}" for name, tensor in expected.items() if name not in self.stored]
         for name, stored in self.stored.items():
@@ -78,15 +103,28 @@ class HuggingFaceFolder:
                 found.append(f"misshapen {name}: {list(stored.shape)}, expected {list(expected[name].shape)}")
             elif name in expected and stored.dtype_code not in DTYPES:
                 found.append(f"{name} is {stored.dtype_code}, not one of {', '.join(DTYPES)}")
-            elif name not in expected and self._is_unexpected(name, parts):
-                tied = " (config.json says tie_word_embeddings)" if name == "lm_head.weight" else ""
-                found.append(f"unexpected {name} {list(stored.shape)}{tied}")
+            elif name not in expected and self._is_unexpected(name, parts) and not self._is_left_out(name, stored):
+                found.append(f"unexpected {name} {list(stored.shape)}")
         return found
 
-    def check(self, parts: Sequence[Part]) -> None:
-        """Raises one CheckpointError that lists every problem of the given parts."""
-        self.require_parts(parts)
-        raise_problems(self.path, self.problems(parts))
+    def _head_problems(self, parts: Sequence[Part]) -> list[str]:
+        """Where config.json says that the embedding is the head too, a head of its own must be the same; both are read."""
+        if "decoder" not in parts or not self._is_tied or _HEAD not in self.stored or _EMBEDDING not in self.stored:
+            return []
+        difference = first_difference(self.stored[_HEAD], self.stored[_EMBEDDING])
+        if difference is None:
+            return []
+        return [
+            f"{_HEAD} differs from {_EMBEDDING} ({difference}), and config.json says tie_word_embeddings, that they are the "
+            f"same: set tie_word_embeddings to false in config.json (wherever it is there), or remove {_HEAD}"
+        ]
+
+    @property
+    def _is_tied(self) -> bool:
+        return self.config.decoder is not None and self.config.decoder.tied_embeddings
+
+    def _is_left_out(self, name: str, stored: StoredTensor) -> bool:
+        return is_derived(name, stored.shape) or (name == _HEAD and self._is_tied)
 
     def parameter_dtypes(self, parts: Sequence[Part]) -> dict[Path, np.dtype[Any]]:
         """The dtype of every parameter of the given parts.
@@ -114,7 +152,45 @@ class HuggingFaceFolder:
 
 
 def raise_problems(path: pathlib.Path, problems: Sequence[str]) -> None:
-    """One error that lists every problem; nothing where there is none."""
+    """One error that lists the problems; nothing where there is none."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise CheckpointError(f"{path}: {count}; copy or convert the folder again: {'; '.join(problems)}")
+        shown = list(problems[:_MAX_PROBLEMS])
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more, which `python -m tools.convert_weights inspect {path}` lists")
+        wrapper = next((prefix for prefix in _WRAPPERS if any(f" {prefix}" in problem for problem in problems)), None)
+        remedy = "copy or convert the folder again"
+        if wrapper is not None:
+            remedy = f"its names begin with {wrapper!r}, as a wrapped model's do: save the model inside the wrapper again"
+        raise CheckpointError(f"{path}: {count}; {remedy}: {'; '.join(shown)}")
+
+
+def first_difference(first: StoredTensor, second: StoredTensor) -> str | None:
+    """Returns in words where two tensors differ, or None where all of their values are equal; reads a few rows at a time."""
+    if first.shape != second.shape:
+        return f"{list(first.shape)} and {list(second.shape)}"
+    for tensor in (first, second):
+        if tensor.dtype_code not in DTYPES:
+            return f"one of them is {tensor.dtype_code}"
+    rows = max(1, BLOCK_ELEMENTS // math.prod(first.shape[1:]))
+    for start in range(0, first.shape[0], rows):
+        left, right = (tensor.read(slice(start, start + rows)) for tensor in (first, second))
+        if left.dtype == right.dtype and np.array_equal(left.view(np.uint8), right.view(np.uint8)):
+            continue
+        different = np.asarray(left, np.float64) != np.asarray(right, np.float64)
+        if different.any():
+            return f"first in row {start + int(np.argwhere(different)[0][0])}"
+    return None
+
+
+def _require_no_adapter(path: pathlib.Path) -> None:
+    """An adapter beside a model would be left out without a word; one without a model is told from its files."""
+    if not (path / "adapter_config.json").is_file():
+        return
+    weights = [file.name for file in path.glob("*.safetensors") if not file.name.startswith(("adapter_model", "."))]
+    if weights:
+        raise CheckpointError(
+            f"{path} holds a model ({weights[0]}) and beside it a PEFT adapter (adapter_config.json): move the adapter to a "
+            "folder of its own, and merge the two with `python -m tools.convert_weights import --adapter` if both are meant"
+        )
+    raise CheckpointError(f"{path} {recognize_folder(path, 'weights')}")

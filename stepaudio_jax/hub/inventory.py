@@ -20,6 +20,7 @@ class Inventory:
     """What was found; `problems` is empty where the folder is whole.
 
     `model` has default values for parts that the folder lacks. `dtypes` counts tensors (of a checkpoint: parameters).
+    `left_out` names the tensors that are not read, since they follow from others.
     """
 
     kind: str
@@ -30,10 +31,11 @@ class Inventory:
     bytes: int
     dtypes: Mapping[str, int]
     problems: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def inspect_folder(folder: str | pathlib.Path) -> Inventory:
-    """Takes stock of a checkpoint or a Hugging Face folder; no weights are read.
+    """Takes stock of a checkpoint or a Hugging Face folder; no weights are read, but for a head beside tied embeddings.
 
     Raises:
         CheckpointError: its config, or the headers of its shards, cannot be read.
@@ -55,6 +57,7 @@ def _inspect_hugging_face(folder: pathlib.Path) -> Inventory:
         bytes=sum(tensor.bytes for tensor in held),
         dtypes=collections.Counter(tensor.dtype_code for tensor in held),
         problems=tuple(opened.problems(naming.parts)),
+        left_out=tuple(opened.left_out),
     )
 
 

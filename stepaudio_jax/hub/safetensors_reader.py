@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.recognition import COPY_AGAIN, recognize_file, recognize_folder, unfinished_download
 
 INDEX = "model.safetensors.index.json"
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -79,12 +80,17 @@ def read_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{index} names {len(missing)} files that do not exist: {', '.join(missing)}")
+            raise CheckpointError(
+                f"{index} names {len(missing)} files that do not exist: {', '.join(missing)}; {_why_missing(folder, missing)}"
+            )
         files = [folder / name for name in names]
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        # What begins with a dot is no shard but, as `._model.safetensors`, macOS's attributes of one.
+        files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
         if not files:
-            raise CheckpointError(f"{folder} holds no safetensors files (neither {INDEX} nor *.safetensors)")
+            finding = recognize_folder(folder, "weights")
+            reason = f" - it {finding}" if finding else ""
+            raise CheckpointError(f"{folder} holds no safetensors files (neither {INDEX} nor *.safetensors){reason}")
         _require_whole_set(folder, [file.name for file in files])
     tensors: dict[str, StoredTensor] = {}
     for file in files:
@@ -101,15 +107,21 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is truncated or malformed.
     """
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-            raise CheckpointError(f"{file} is not a safetensors file, or is truncated: no header of {length} bytes in {size}")
-        try:
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                reason = recognize_file(file, "weights") or f"has no header of {length} bytes in {size}; {COPY_AGAIN}"
+                raise CheckpointError(f"{file} is not a safetensors file, or is truncated: it {reason}")
             header = json.loads(opened.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not a safetensors file: its header is not JSON ({error})") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = recognize_file(file, "weights") or f"has a header that is not JSON ({error}); {COPY_AGAIN}"
+        raise CheckpointError(f"{file} is not a safetensors file: it {reason}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} is not a safetensors file: its header is not a mapping")
     header.pop("__metadata__", None)
@@ -127,15 +139,16 @@ def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: i
     if code in DTYPES and stop - start != math.prod(shape) * DTYPES[code].itemsize:
         raise CheckpointError(f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start} bytes")
     if data + stop > size:
-        raise CheckpointError(f"{file} is truncated: tensor {name!r} ends at byte {data + stop} of {size}")
+        raise CheckpointError(f"{file} is truncated: tensor {name!r} ends at byte {data + stop} of {size}; {COPY_AGAIN}")
     return StoredTensor(file, code, shape, data + start)
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{index} is not JSON with a key 'weight_map'") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        reason = f"; it {finding}" if (finding := recognize_file(index, "weights")) else ""
+        raise CheckpointError(f"{index} is not JSON with a key 'weight_map'{reason}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: 'weight_map' must map tensor names to file names")
     for name, file in weight_map.items():
@@ -153,4 +166,15 @@ def _require_whole_set(folder: pathlib.Path, names: Sequence[str]) -> None:
             expected = [f"{numbered[1]}-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
             missing = sorted(set(expected) - set(names))
             if missing:
-                raise CheckpointError(f"{folder} lacks {len(missing)} of {total} shards: {', '.join(missing)}")
+                raise CheckpointError(
+                    f"{folder} lacks {len(missing)} of {total} shards: {', '.join(missing)}; {_why_missing(folder, missing)}"
+                )
+
+
+def _why_missing(folder: pathlib.Path, names: Sequence[str]) -> str:
+    """What is to be done about shards that are not there."""
+    if finding := recognize_file(folder / names[0], "weights"):
+        return f"{names[0]} {finding}"
+    if finding := unfinished_download(folder):
+        return f"the folder {finding}"
+    return "download or copy them into the folder"

@@ -10,6 +10,7 @@ and export cannot disagree.
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -160,6 +161,29 @@ QWEN2_AUDIO = Naming(
     prefixes={"audio_tower.": "encoder"},
     foreign=("language_model.", "multi_modal_projector."),
 )
+
+# Buffers that models compute from their configuration, and that some programs save beside the weights: the frequencies and
+# tables of rotary positions, causal masks, the positions 0, 1, 2...
+_ROTARY = re.compile(
+    r"(.*\.)?(rotary_emb|rotary_pos_emb|rotary)\.(inv_freq|original_inv_freq|(cos|sin)_cached|cos_sin_cache)|(.*\.)?rope\.freqs"
+)
+_MASK = re.compile(r"(.*\.)?((self_)?attn\.bias|causal_mask)")
+_MASKED_VALUE = re.compile(r"(.*\.)?(self_)?attn\.masked_bias")
+_POSITION_IDS = re.compile(r"(.*\.)?position_ids")
+
+
+def is_derived(name: str, shape: tuple[int, ...]) -> bool:
+    """Returns whether a tensor is a buffer that follows from the configuration, so that nothing is lost without it.
+
+    A bias of attention is a weight where it is a vector; as `attn.bias`, a square, it is GPT-2's causal mask.
+    """
+    if _ROTARY.fullmatch(name):
+        return True
+    if _MASK.fullmatch(name):
+        return len(shape) >= 2 and shape[-1] == shape[-2] and math.prod(shape[:-2]) == 1
+    if _MASKED_VALUE.fullmatch(name):
+        return math.prod(shape) == 1
+    return _POSITION_IDS.fullmatch(name) is not None and math.prod(shape[:-1]) == 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import shutil
 
 from stepaudio_jax.hub.checkpoint import TOKENIZER, is_checkpoint
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.text import Tokenizer, read_original_templates, write_chat_templates
 
 _FILES = (
     "tokenizer.json",
@@ -14,8 +14,6 @@ _FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
 )
 
 
@@ -34,7 +32,7 @@ def tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a tokenizer's files as they are, so that nothing a loader knows of is lost.
+    """Copies a tokenizer's files, so that nothing a loader knows of is lost, and writes our chat template (see `text`).
 
     Raises:
         CheckpointError: there are none.
@@ -42,9 +40,11 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
     files = [source / name for name in _FILES if (source / name).is_file()]
     if not files:
         raise CheckpointError(f"{source} has no tokenizer files")
+    originals = read_original_templates(str(source))
     target.mkdir(exist_ok=True)
     for file in files:
         shutil.copyfile(file, target / file.name)
+    write_chat_templates(str(target), originals)
 
 
 def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 
 from stepaudio_jax.text import tokenizer_files
 from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, byte_bpe, learn_merges, qwen2_tokenizer
+from stepaudio_jax.text.chat_templates import NamedTemplates, read_original_templates
 from stepaudio_jax.text.error import TextError
 from stepaudio_jax.text.special_tokens import SpecialTokens, small_layout
 
@@ -32,16 +33,16 @@ class Tokenizer:
         bpe: tokenizers.Tokenizer,
         added: Mapping[int, AddedToken],
         *,
-        chat_template: tokenizer_files.ChatTemplate = None,
+        original_templates: NamedTemplates | None = None,
     ):
         """Use `from_folder` or `bytes`.
 
         Args:
             bpe: the tokenizer of plain text, without added tokens.
             added: all special tokens by id.
-            chat_template: of the folder, kept for those who load what `save` writes; None for none.
+            original_templates: the folder's chat templates other than ours, by name, which `save` keeps beside ours.
         """
-        self._chat_template = chat_template
+        self._original_templates = original_templates or {}
         self._bpe = bpe
         self._added = dict(sorted(added.items()))
         self.special = SpecialTokens.find({token.content: index for index, token in added.items()})
@@ -61,7 +62,7 @@ class Tokenizer:
                 of the special tokens.
         """
         path = os.fspath(folder)
-        return cls(*tokenizer_files.read(path), chat_template=tokenizer_files.read_chat_template(path))
+        return cls(*tokenizer_files.read(path), original_templates=read_original_templates(path))
 
     @classmethod
     def bytes(cls) -> Self:
@@ -126,6 +127,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files from which Hugging Face's `AutoTokenizer` makes the same tokenizer.
 
-        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`, `merges.txt`. The folder is created.
+        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`, `merges.txt`, and
+        `chat_template.jinja`, with which `apply_chat_template` renders messages as this project does. The folder is created.
         """
-        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special, self._chat_template)
+        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special, self._original_templates)

@@ -8,8 +8,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
+from stepaudio_jax.recognition import recognize_file, recognize_folder
 from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, SYMBOLS, qwen2_tokenizer
+from stepaudio_jax.text.chat_templates import NamedTemplates, write_chat_templates
 from stepaudio_jax.text.error import TokenizerError
+from stepaudio_jax.text.json_file import read_json_object
 from stepaudio_jax.text.special_tokens import (
     QWEN2_VOCABULARY,
     QWEN25_TOKENS,
@@ -20,7 +23,6 @@ from stepaudio_jax.text.special_tokens import (
 
 _WHOLE, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 _CONFIG, _ADDED, _MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-_TEMPLATE, _TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _SHOWN = 8
 _LARGEST_ID = (1 << 20) - 1
@@ -28,7 +30,6 @@ _LARGEST_ID = (1 << 20) - 1
 _NOT_SKIPPED = frozenset(QWEN25_TOKENS[QWEN25_TOKENS.index("<tool_call>") :])
 
 AddedTokens = dict[int, AddedToken]
-ChatTemplate = str | list[dict[str, str]] | None  # a list holds several, each with its name
 
 
 def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
@@ -38,9 +39,10 @@ def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
         TokenizerError: see `Tokenizer.from_folder`.
     """
     if not os.path.isdir(folder):
-        raise TokenizerError(
-            f"tokenizer folder {folder} does not exist; name a folder with {_WHOLE} or {_VOCABULARY} and {_MERGES}"
+        reason = recognize_folder(folder, "tokenizer") or (
+            f"does not exist; name a folder with {_WHOLE} or {_VOCABULARY} and {_MERGES}"
         )
+        raise TokenizerError(f"tokenizer folder {folder} {reason}")
     path = os.path.join(folder, _WHOLE)
     if os.path.isfile(path):
         bpe, added = _read_whole(path)
@@ -57,32 +59,12 @@ def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     return bpe, added
 
 
-def read_chat_template(folder: str) -> ChatTemplate:
-    """The folder's chat template, which loaders of other projects apply; this one renders dialogues itself.
-
-    Raises:
-        TokenizerError: a file cannot be read.
-    """
-    path = os.path.join(folder, _TEMPLATE)
-    if os.path.isfile(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                return file.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{path}: cannot be read ({error}); copy it again") from None
-    for name in (_TEMPLATE_JSON, _CONFIG):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path) and (template := _json(path).get("chat_template")):
-            return template
-    return None
-
-
 def write(
     folder: str,
     bpe: tokenizers.Tokenizer,
     added: Mapping[int, AddedToken],
     special: SpecialTokens,
-    chat_template: ChatTemplate,
+    original_templates: NamedTemplates,
 ) -> None:
     """Writes the folder; see `Tokenizer.save`."""
     os.makedirs(folder, exist_ok=True)
@@ -100,16 +82,18 @@ def write(
         "errors": "replace",
         "split_special_tokens": False,
     }
-    if chat_template is not None:
-        config["chat_template"] = chat_template
+    not_special = [token.content for token in added.values() if not token.special]
+    if not_special:  # so that `apply_chat_template(..., sanitize_control_tokens=True)` takes these out of a text too
+        config["chat_control_tokens"] = not_special
     for name, value in ((_WHOLE, content), (_CONFIG, config), (_MAP, named)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, indent=None if name == _WHOLE else 2)
     bpe.model.save(folder)
+    write_chat_templates(folder, original_templates)
 
 
 def _read_whole(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
-    content = _json(path)
+    content = read_json_object(path)
     kind = content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
     if kind != "BPE":
         raise TokenizerError(f"{path}: the model is {kind!r}; only a byte-level BPE like Qwen2's can be used")
@@ -128,15 +112,32 @@ def _read_whole(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
 def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     for path in (vocabulary, merges):
         if not os.path.isfile(path):
+            folder = os.path.dirname(path)
+            if finding := recognize_folder(folder, "tokenizer"):
+                raise TokenizerError(f"tokenizer folder {folder} {finding}")
             raise TokenizerError(f"{path} does not exist; a tokenizer folder holds {_WHOLE}, or {_VOCABULARY} and {_MERGES}")
-    ids = _json(vocabulary)
+    ids = read_json_object(vocabulary)
     if not ids or not all(type(index) is int for index in ids.values()) or set(ids.values()) != set(range(len(ids))):
         raise TokenizerError(f"{vocabulary}: must map each token to its id, the ids from 0 to the number of tokens - 1")
     try:
         bpe = models.BPE.from_file(vocabulary, merges)
     except Exception as error:  # all that the library raises
-        raise TokenizerError(f"{merges}: does not fit {vocabulary} ({error}); copy both again") from None
+        reason = recognize_file(merges, "tokenizer", is_text=True) or f"does not fit {vocabulary} ({error}); copy both again"
+        raise TokenizerError(f"{merges}: {reason}") from None
+    _check_merges(ids, merges)
     return qwen2_tokenizer(bpe)
+
+
+def _check_merges(vocabulary: Mapping[str, int], merges: str) -> None:
+    """With merges that were cut short, or none, every text would be cut into shorter tokens without a word."""
+    with open(merges, encoding="utf-8") as file:
+        made = {line.rstrip("\n").replace(" ", "", 1) for line in file}
+    unmade = [token for token in vocabulary if len(token) > 1 and token not in made]
+    if unmade:
+        raise TokenizerError(
+            f"{merges}: has no merge that makes {len(unmade)} of the {len(vocabulary)} tokens (as {unmade[0]!r}): it is cut "
+            "short, or of another tokenizer; copy it again"
+        )
 
 
 def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
@@ -159,7 +160,7 @@ def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
 
 
 def _read_added(path: str, key: str | None) -> AddedTokens:
-    content = _json(path)
+    content = read_json_object(path)
     if key is None:
         return {_token_id(index, path): _added_token({"content": text}, path) for text, index in content.items()}
     listed = content.get(key) or {}
@@ -237,14 +238,3 @@ def _token_id(value: Any, path: str) -> int:
     if isinstance(value, bool) or not str(value).isdecimal() or int(value) > _LARGEST_ID:
         raise TokenizerError(f"{path}: {value!r} is not a token id (0 to {_LARGEST_ID})")
     return int(value)
-
-
-def _json(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: cannot be read as JSON ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: must hold a JSON object")
-    return content

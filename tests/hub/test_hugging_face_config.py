@@ -177,7 +177,10 @@ def test_errors_name_the_file_and_the_key(tmp_path, values, message):
 def test_no_folder_and_no_config(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         read_folder_config(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"cannot read .*config.json: No such file"):
+    with pytest.raises(CheckpointError, match="is an empty folder; download or copy the model into it"):
+        read_folder_config(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"has no config.json$"):
         read_folder_config(tmp_path)
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from stepaudio_jax import hub
+from stepaudio_jax.hub import hugging_face_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
 from stepaudio_jax.text import Tokenizer
 from tests.hub.folders import (
@@ -266,11 +267,100 @@ def test_every_problem_is_listed_and_nothing_written(tmp_path):
     assert len(hub.inspect_folder(source).problems) == 5
 
 
-def test_a_head_beside_tied_embeddings_is_refused(tmp_path):
+TIE = r"set tie_word_embeddings to false in config.json \(wherever it is there\), or remove lm_head.weight"
+
+
+def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
     source = random_folder(tmp_path / "source")
     edit_json(source / "config.json", lambda values: values["text_config"].update(tie_word_embeddings=True))
-    with pytest.raises(hub.CheckpointError, match=r"unexpected lm_head.weight \[300, 48\] \(config.json says tie_word"):
+    with pytest.raises(hub.CheckpointError, match=rf"differs from model.embed_tokens.weight \(first in row 0\), .*{TIE}"):
         hub.import_weights(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tensors = read_tensors(source)
+    embedding = tensors["model.embed_tokens.weight"]
+    # Blocks of seven rows, the last one shorter.
+    monkeypatch.setattr(hugging_face_folder, "BLOCK_ELEMENTS", 7 * 48)
+    for head in (embedding.clone(), embedding.float(), torch.where(embedding == 0, -embedding, embedding)):
+        write_tensors(source, tensors | {"lm_head.weight": head})
+        assert hub.inspect_folder(source).left_out == ("lm_head.weight",)
+        assert hub.inspect_folder(source).problems == ()
+    hub.import_weights(source, tmp_path / "checkpoint")
+    assert hub.read_model_config(tmp_path / "checkpoint").decoder.tied_embeddings
+    assert "head" not in hub.read_parameters(source, parts=["decoder"])["decoder"]
+    different = embedding.clone()
+    different[299, 5] += 1
+    for head, where in ((different, "first in row 299"), (embedding[:299].clone(), r"\[299, 48\] and \[300, 48\]")):
+        write_tensors(source, tensors | {"lm_head.weight": head})
+        with pytest.raises(hub.CheckpointError, match=rf"{where}.*{TIE}"):
+            hub.read_parameters(source, parts=["decoder"])
+        assert len(hub.inspect_folder(source).problems) == 1
+        assert hub.read_parameters(source, parts=["encoder"])
+
+
+def test_tied_embeddings_under_the_name_of_the_head(tmp_path):
+    """As safetensors' own `save_model` leaves them, which keeps one name of a tensor that has two."""
+    source = random_folder(tmp_path / "source", with_decoder(tied_embeddings=True))
+    tensors = read_tensors(source)
+    before = hub.read_parameters(source)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    write_tensors(source, tensors)
+    jax.tree.map(np.testing.assert_array_equal, before, hub.read_parameters(source))
+
+
+DERIVED = {
+    "model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    "model.layers.{i}.self_attn.rotary_emb.cos_cached": torch.ones(1, 1, 512, 8),
+    "model.layers.{i}.self_attn.rotary_emb.sin_cached": torch.ones(1, 1, 512, 8),
+    "model.layers.{i}.self_attn.masked_bias": torch.tensor(-1e4),
+    "model.layers.{i}.self_attn.bias": torch.ones(1, 1, 512, 512, dtype=torch.bool),
+    "model.rotary_emb.inv_freq": torch.ones(4),
+    "model.rotary_emb.original_inv_freq": torch.ones(4),
+    "model.rotary_emb.cos_sin_cache": torch.ones(512, 8),
+    "model.position_ids": torch.arange(512)[None],
+    "encoder.blocks.{i}.attn.bias": torch.ones(1, 1, 15, 15, dtype=torch.uint8),
+    "position_ids": torch.arange(512),
+}
+
+
+def test_buffers_that_follow_from_the_config_are_left_out(tmp_path):
+    source = random_folder(tmp_path / "source")
+    tensors = read_tensors(source)
+    derived = {name.format(i=i): tensor.clone() for name, tensor in DERIVED.items() for i in range(2)}
+    write_tensors(source, tensors | derived)
+    found = hub.inspect_folder(source)
+    assert set(found.left_out) == set(derived)
+    assert found.problems == ()
+    hub.import_weights(source, tmp_path / "checkpoint")
+    hub.export_weights(tmp_path / "checkpoint", tmp_path / "exported")
+    write_tensors(source, tensors)
+    assert_same_tensors(source, tmp_path / "exported")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.bias", (48,)),  # a weight, by its shape
+        ("encoder.blocks.0.attn.bias", (2, 64)),
+        ("model.layers.0.self_attn.masked_bias", (8,)),
+        ("model.layers.0.self_attn.rotary_emb.weight", (4,)),
+        ("model.layers.0.self_attn.q_proj.inv_freq", (4,)),
+        ("model.layers.3.input_layernorm.weight", (48,)),
+    ],
+)
+def test_a_tensor_that_does_not_follow_is_unexpected(tmp_path, name, shape):
+    source = random_folder(tmp_path / "source")
+    write_tensors(source, read_tensors(source) | {name: torch.zeros(shape)})
+    with pytest.raises(hub.CheckpointError, match=f"unexpected {name}"):
+        hub.import_weights(source, tmp_path / "out")
+
+
+def test_names_of_a_wrapped_model_are_recognised(tmp_path):
+    source = random_folder(tmp_path / "source")
+    write_tensors(source, {f"module.{name}": tensor for name, tensor in read_tensors(source).items()})
+    with pytest.raises(hub.CheckpointError, match=r"problems; its names begin with 'module.', as a wrapped model's") as error:
+        hub.import_weights(source, tmp_path / "out")
+    assert "which `python -m tools.convert_weights inspect" in str(error.value)
+    assert len(str(error.value)) < 3000
 
 
 def test_layers_of_different_dtypes(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 import transformers
 
+from stepaudio_jax.hub.tokenizer_files import copy_tokenizer
 from stepaudio_jax.text import Tokenizer, TokenizerError
 from stepaudio_jax.text.byte_level import byte_bpe, qwen2_tokenizer
 from stepaudio_jax.text.special_tokens import AUDIO_CODES, QWEN2_TOKENS, QWEN25_TOKENS, STEP_AUDIO_TOKENS
@@ -100,16 +101,39 @@ def test_saving_twice_writes_the_same(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
-def test_a_chat_template_is_kept(folder, tmp_path, name):
+def test_another_chat_template_is_kept_beside_ours(folder, tmp_path, name):
     template = "{% for message in messages %}{{ message.content }}|{% endfor %}"
     if name.endswith(".jinja"):
         (folder / name).write_text(template, encoding="utf-8")
     else:
         values = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
         (folder / name).write_text(json.dumps(values | {"chat_template": template}), encoding="utf-8")
+    if name != "chat_template.jinja":  # which goes before the others
+        (folder / "chat_template.jinja").unlink()
     Tokenizer.from_folder(folder).save(tmp_path / "saved")
-    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert auto.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi|"
+    copy_tokenizer(folder, tmp_path / "copied")
+    Tokenizer.from_folder(tmp_path / "saved").save(tmp_path / "again")
+    for saved in ("saved", "copied", "again"):
+        auto = transformers.AutoTokenizer.from_pretrained(tmp_path / saved)
+        messages = [{"role": "user", "content": "Hi"}]
+        assert auto.apply_chat_template(messages, tokenize=False) == "<|BOT|>human\nHi<|EOT|>"
+        assert auto.apply_chat_template(messages, chat_template="original", tokenize=False) == "Hi|"
+
+
+def test_a_template_for_tools_does_not_take_the_place_of_ours(folder, tmp_path):
+    """transformers takes the template named "tool_use" wherever tools are given."""
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    (folder / "chat_template.jinja").unlink()
+    rewrite(folder / "tokenizer_config.json", lambda content: content.update(chat_template=named))
+    copy_tokenizer(folder, tmp_path / "copied")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "copied")
+    messages, tools = [{"role": "user", "content": "Hi"}], [{"name": "clock"}]
+    assert auto.apply_chat_template(messages, tools=tools, tokenize=False).startswith("<|BOT|>tool_json_schemas\n[{")
+    originals = [auto.apply_chat_template(messages, chat_template=f"original{of}", tokenize=False) for of in ("", "_tool_use")]
+    assert originals == ["D", "T"]
+    rewrite(folder / "tokenizer_config.json", lambda content: content.update(chat_template=[{"name": "x"}]))
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: 'chat_template' must be a string, or a list"):
+        Tokenizer.from_folder(folder)
 
 
 def test_added_tokens_json_will_do(folder, byte_level):

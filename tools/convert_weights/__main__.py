@@ -70,8 +70,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    if not hub.is_checkpoint(options.source):
-        raise hub.CheckpointError(f"{options.source} is not a checkpoint made by `import` or by training")
+    hub.require_checkpoint(options.source)
     if options.adapter:
         return _export_adapter(options)
     if options.base:
@@ -144,6 +143,8 @@ def _inspect(options: argparse.Namespace) -> int:
     for part in found.parts:
         values = dataclasses.asdict(getattr(model, part))
         lines.append(f"{part:<11} {', '.join(f'{name}={value}' for name, value in values.items())}")
+    if found.left_out:
+        lines.append(f"left out    {len(found.left_out)} that follow from the rest, as {found.left_out[0]}")
     if found.problems:
         lines += [f"problems    {len(found.problems)}", *(f"  {problem}" for problem in found.problems)]
     else:
