@@ -20,11 +20,8 @@ from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.effort import COMPILER_OPTIONS, Effort
 from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.tpu_compiler import MACHINE
 from stepaudio_jax.training import describe_stage, make_train_step
-
-# What a machine with TPUs tells the compiler of itself. Where nobody does, it complains in five lines of it; the chips that it
-# compiles for are those of the topology, whatever is said here.
-_MACHINE = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 # What the TPU compiler says of a program that does not fit. It calls temporaries what is arguments, outputs and temporaries.
 _REFUSED = re.compile(r"total memory required for \S+ temporaries \((\d+\.?\d*)([KMGT])\)")
@@ -204,7 +201,7 @@ def program_text(compiled: Any) -> str | None:
 def _compiler_settings() -> Iterator[None]:
     """Lets the TPU compiler start where there is no TPU: it must not ask the machine which one it has."""
     settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for name, value in _MACHINE.items():
+    for name, value in MACHINE.items():
         settings[name] = os.environ.get(name, value)
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
