@@ -9,21 +9,28 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base tiny-judge clean
 
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+
+# What the quickstarts need, and no more. What the tests need beside it (torch, the TPU compiler, every tool) is installed by them.
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[quickstart,test]"
+	$(INSTALL) --editable ".[quickstart]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(INSTALL) --editable ".[quickstart,test]"
 	touch $@
 
 # Most programs of the tests run once: compiled without LLVM's optimisation they are ready sooner. `test-all` has them as users do.
-test: setup lint
+test: lint
 	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-all: setup lint
+test-all: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-lint: setup
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -8,34 +8,42 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One TPU chip, as Google's documentation of its generation states it, but for the memory.
+    """One TPU chip as JAX sees it: a device. An Ironwood chip is two devices, and each figure here is of one of them.
 
     Attributes:
         memory_bytes: what its compiler lets a program use of the high-bandwidth memory; the runtime keeps the rest.
         flops: bf16 floating-point operations a second.
         memory_bandwidth: bytes a second between that memory and the chip.
-        interconnect_bandwidth: bytes a second over all of its links to other chips of the slice.
+        interconnect_bandwidth: bytes a second that it can send over all of its links to other chips of the slice.
+        network_bandwidth: bytes a second that it can send to another slice, over the data centre's network.
         axes: dimensions of the torus.
+        pod_chips: chips of the largest slice.
         cores_named: whether Google's names count cores (two a chip) and not chips.
-        chips_per_host: of the largest machine that a slice is made of.
+        devices: how many devices a chip is.
     """
 
     memory_bytes: int
     flops: float
     memory_bandwidth: float
     interconnect_bandwidth: float
+    network_bandwidth: float
     axes: int
+    pod_chips: int
     cores_named: bool
-    chips_per_host: int
+    devices: int = 1
 
 
-# https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: "Key chip specifications"; the memory as libtpu 0.0.42.1 says it of a
-# program that exceeds it.
+# https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, /tpu7x: "Key specifications"; the memory as libtpu 0.0.42.1
+# says it of a program that exceeds it. Those pages give the links' bandwidth of both directions together; half of it is
+# what a chip sends. The network of v4, of which they say nothing, is taken to be that of v5e.
 CHIPS = {
-    "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, 300e9, axes=3, cores_named=True, chips_per_host=4),
-    "v5e": Chip(int(15.75 * GIB), 197e12, 819e9, 200e9, axes=2, cores_named=False, chips_per_host=8),
-    "v5p": Chip(int(95.74 * GIB), 459e12, 2765e9, 600e9, axes=3, cores_named=True, chips_per_host=4),
-    "v6e": Chip(int(31.25 * GIB), 918e12, 1640e9, 448e9, axes=2, cores_named=False, chips_per_host=8),
+    "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, 300e9, 3.1e9, axes=3, pod_chips=4096, cores_named=True),
+    "v5e": Chip(int(15.75 * GIB), 197e12, 819e9, 200e9, 3.1e9, axes=2, pod_chips=256, cores_named=False),
+    "v5p": Chip(int(95.74 * GIB), 459e12, 2765e9, 600e9, 6.25e9, axes=3, pod_chips=8960, cores_named=True),
+    "v6e": Chip(int(31.25 * GIB), 918e12, 1640e9, 400e9, 12.5e9, axes=2, pod_chips=256, cores_named=False),
+    "tpu7x": Chip(
+        int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2, 600e9 / 2, 12.5e9 / 2, axes=3, pod_chips=9216, cores_named=True, devices=2
+    ),
 }
 
 # What JAX calls a device -> bf16 floating-point operations a second, without sparsity.
@@ -47,6 +55,7 @@ _TPU_KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
 }
 _GPU_FLOPS: Mapping[str, float] = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 

@@ -1,6 +1,7 @@
 """What the pages of all plans have in common."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from stepaudio_jax.planning.effort import Effort
 
@@ -18,13 +19,19 @@ def heading(
     compiler_version: str,
     seconds: float,
     effort: Effort = "full",
+    flags: Sequence[str] = (),
 ) -> list[str]:
-    """The first lines: what was planned, where, by which compiler, and how hard it tried."""
+    """The first lines: what was planned, where, by which compiler, how hard it tried, and with which of the user's flags."""
     axes = " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
     compiled = f"compiled by {compiler_version} in {seconds:.0f} s"
     if effort == "quick":
         compiled += " with little effort; some percent more or less memory in the job's own program (--effort=full)"
-    return [f"{what} on {topology}: {chips} chips, mesh {axes}", compiled, ""]
+    lines = [f"{what} on {topology}: {chips} chips, mesh {axes}", compiled]
+    if math.prod(mesh.values()) > chips:
+        lines.append("each chip is two devices; what follows is of one device, half a chip")
+    if flags:
+        lines.append(f"with LIBTPU_INIT_ARGS={' '.join(flags)}")
+    return [*lines, ""]
 
 
 def memory(parts: Mapping[str, int]) -> list[str]:

@@ -1,20 +1,44 @@
 """The plan of a stage on a topology: what fits, and what bounds its speed."""
 
 import dataclasses
+import math
 from typing import Any
 
 from stepaudio_jax.config import Config
 from stepaudio_jax.planning.collectives import collective_bytes
 from stepaudio_jax.planning.effort import Effort
+from stepaudio_jax.planning.hlo import Module
 from stepaudio_jax.planning.page import heading, memory, size, verdict
-from stepaudio_jax.planning.program import compile_step, compiler_version, program_text, topology_devices
+from stepaudio_jax.planning.program import compile_step, compiler_flags, compiler_version, program_text, topology_devices
+from stepaudio_jax.planning.step_time import StepParts, step_parts, step_time
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.training import step_flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """How long a step is expected to take; see `step_time`.
+
+    Attributes:
+        product_flops_per_chip, attention_flops_per_chip: of a step, with what is computed again.
+        expected_step_seconds, expected_step_seconds_range: the range is (shortest, longest).
+        expected_mfu, expected_mfu_range: `compute_seconds` of the plan over those; the range is (lowest, highest).
+        expected_parts: seconds of the expected step by part: products, attention, links, and waiting, which is what of
+            the links has no products beside it; the step is products, attention and waiting.
+    """
+
+    product_flops_per_chip: float
+    attention_flops_per_chip: float
+    expected_step_seconds: float
+    expected_step_seconds_range: tuple[float, float]
+    expected_mfu: float
+    expected_mfu_range: tuple[float, float]
+    expected_parts: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One stage on one topology; bytes are of one chip, unless they say otherwise.
+    """One stage on one topology; bytes and operations are of one chip (of Ironwood, of one device: half a chip).
 
     Attributes:
         topology, chips: where.
@@ -30,11 +54,13 @@ class Plan:
         flops_per_step: of the whole job, by formula (see `training.flops`).
         tokens_per_step: of the whole job, padding included.
         collective_bytes_per_chip: kind of collective -> bytes sent in a step; None where there is no program, or none that this
-            version of JAX can read.
-        compute_seconds, interconnect_seconds: of a step, each at the chip's peak; the latter None where the bytes are.
+            version of JAX can read. So is what follows from the program's text.
+        compute_seconds, interconnect_seconds: of a step, each at the chip's peak.
         roofline_step_seconds: the larger of those known; no step is faster.
         mfu_bound: compute_seconds / roofline_step_seconds.
+        expected: how long a step is expected to take; in JSON, its attributes stand beside the others.
         compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
+        compiler_flags: of LIBTPU_INIT_ARGS.
         effort: the compiler's; "full" is what the job is compiled with.
         settings: overrides of the configuration that this plan is for, as `key=value`.
     """
@@ -59,14 +85,18 @@ class Plan:
     interconnect_seconds: float | None
     roofline_step_seconds: float
     mfu_bound: float
+    expected: Expectation | None
     compile_seconds: float
     compiler_version: str
+    compiler_flags: tuple[str, ...]
     effort: Effort
     settings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
+        """Plain values; those of an expectation that there is none of are None."""
+        names = [field.name for field in dataclasses.fields(Expectation)]
+        expected = dict.fromkeys(names) if self.expected is None else dataclasses.asdict(self.expected)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "expected"} | expected
 
 
 def make_plan(config: Config, index: int, topology: Topology, settings: tuple[str, ...] = (), effort: Effort = "full") -> Plan:
@@ -82,15 +112,17 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
     available = topology.chip.memory_bytes
     flops = step_flops(config.model, config.stages[index])
     text = None if step.compiled is None else program_text(step.compiled)
-    sent = None if text is None else collective_bytes(text)
-    compute = flops / (topology.chips * topology.chip.flops)
-    interconnect = None if sent is None else sum(sent.values()) / topology.chip.interconnect_bandwidth
+    module = None if text is None else Module(text)
+    sent = None if module is None else collective_bytes(module)
+    compute = flops / (topology.devices * topology.chip.flops)
+    parts = None if module is None else step_parts(module, topology, step.devices)
+    interconnect = None if parts is None else sum(exchange.seconds * exchange.times for exchange in parts.exchanges)
     roofline = max(compute, interconnect or 0.0)
     data = config.stages[index].data
     return Plan(
         topology=topology.name,
         chips=topology.chips,
-        mesh={str(axis): size for axis, size in config.mesh.sizes(topology.chips).items()},
+        mesh={str(axis): size for axis, size in config.mesh.sizes(topology.devices).items()},
         stage=config.stages[index].name,
         fits=step.compiled is not None and used.peak <= available,
         compiled=step.compiled is not None,
@@ -108,8 +140,10 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
         interconnect_seconds=interconnect,
         roofline_step_seconds=roofline,
         mfu_bound=compute / roofline,
+        expected=None if parts is None else _expect(parts, topology, compute),
         compile_seconds=step.compile_seconds,
         compiler_version=version,
+        compiler_flags=compiler_flags(),
         effort=effort,
         settings=settings,
     )
@@ -128,15 +162,17 @@ def as_text(plan: Plan) -> str:
     }
     what = f"stage {plan.stage}"
     lines = [
-        *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds, plan.effort),
+        *heading(
+            *(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds, plan.effort),
+            flags=plan.compiler_flags,
+        ),
         "memory of a chip",
         *memory(parts),
         "",
         f"a step of {plan.tokens_per_step} tokens",
-        f"  {plan.flops_per_step / 1e15:.2f} PFLOP: {plan.compute_seconds:.3f} s at the chips' peak",
+        f"  {plan.flops_per_step / 1e15:.2f} PFLOP of the model: {plan.compute_seconds:.3f} s at the chips' peak",
         *(f"  {kind:20s}{size(sent)} sent by a chip" for kind, sent in sorted((plan.collective_bytes_per_chip or {}).items())),
-        f"  interconnect: {_interconnect(plan)}",
-        f"  no faster than {plan.roofline_step_seconds:.3f} s, MFU at most {100 * plan.mfu_bound:.0f} %",
+        *_expectation_as_text(plan),
         "",
         verdict(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
     ]
@@ -147,7 +183,35 @@ def as_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _interconnect(plan: Plan) -> str:
-    if plan.interconnect_seconds is not None:
-        return f"{plan.interconnect_seconds:.3f} s at its peak"
-    return "not known, for this JAX cannot read what this compiler writes" if plan.compiled else "not known"
+def _expect(parts: StepParts, topology: Topology, compute_seconds: float) -> Expectation:
+    slow, expected, fast = (
+        step_time(parts, topology.kind, topology.chip, quality) for quality in ("least", "expected", "most")
+    )
+    return Expectation(
+        product_flops_per_chip=parts.product_flops,
+        attention_flops_per_chip=parts.attention_flops,
+        expected_step_seconds=expected.step,
+        expected_step_seconds_range=(fast.step, slow.step),
+        expected_mfu=compute_seconds / expected.step,
+        expected_mfu_range=(compute_seconds / slow.step, compute_seconds / fast.step),
+        expected_parts=expected._asdict(),
+    )
+
+
+def _expectation_as_text(plan: Plan) -> list[str]:
+    if plan.expected is None:
+        why = "this JAX cannot read what this compiler writes" if plan.compiled else "there is no program"
+        return [f"  expected time: not known, for {why}"]
+    expected, parts = plan.expected, plan.expected.expected_parts
+    products, attention = expected.product_flops_per_chip, expected.attention_flops_per_chip
+    again = (products + attention) * math.prod(plan.mesh.values()) / plan.flops_per_step
+    shortest, longest = expected.expected_step_seconds_range
+    low, high = expected.expected_mfu_range
+    return [
+        f"  products    {parts['products']:8.3f} s  for {products / 1e12:.0f} TFLOP of a chip",
+        f"  attention   {parts['attention']:8.3f} s  for {attention / 1e12:.0f} TFLOP; with the products {again:.2f} times "
+        "the model's, for rematerialisation computes again",
+        f"  links       {parts['links']:8.3f} s  of which {parts['links'] - parts['waiting']:.3f} s have products beside them",
+        f"  expected    {expected.expected_step_seconds:8.3f} s  ({shortest:.3f} to {longest:.3f} s), "
+        f"MFU {100 * expected.expected_mfu:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)",
+    ]

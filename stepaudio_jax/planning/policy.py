@@ -24,7 +24,13 @@ from stepaudio_jax.parallel import (
 )
 from stepaudio_jax.planning.effort import Effort, decided
 from stepaudio_jax.planning.page import heading, memory, verdict
-from stepaudio_jax.planning.program import compile_lowered, compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.program import (
+    compile_lowered,
+    compiler_flags,
+    compiler_version,
+    shard_bytes,
+    topology_devices,
+)
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.layout import RolloutBatch
 from stepaudio_jax.rl.update import Changed, Learning, PolicyUpdate
@@ -35,7 +41,7 @@ from stepaudio_jax.training.step import REFERENCE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyPlan:
-    """One stage on one topology; bytes are of one chip.
+    """One stage on one topology; bytes are of one chip (of Ironwood, of one device: half a chip).
 
     Attributes:
         topology, chips, mesh: where.
@@ -50,7 +56,7 @@ class PolicyPlan:
         temporary_bytes_per_chip: of the larger of the two programs that learn.
         peak_bytes_per_chip: all of them together with a step's batches, for the engine keeps its place while the policy learns;
             or, if that is more, without gradients and temporaries and with a further decoder: when the engine gets its weights.
-        compile_seconds, compiler_version: of this compilation.
+        compile_seconds, compiler_version, compiler_flags: of this compilation, see `Plan`.
         effort: as in `Plan`.
     """
 
@@ -72,6 +78,7 @@ class PolicyPlan:
     compile_seconds: float
     compiler_version: str
     effort: Effort
+    compiler_flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -145,6 +152,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> Pol
         compile_seconds=time.perf_counter() - started,
         compiler_version=version,
         effort=effort,
+        compiler_flags=compiler_flags(),
         **held,
     )
 
@@ -166,7 +174,10 @@ def policy_as_text(plan: PolicyPlan) -> str:
     what = f"stage {plan.stage}"
     return "\n".join(
         [
-            *heading(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds, plan.effort),
+            *heading(
+                *(what, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds, plan.effort),
+                flags=plan.compiler_flags,
+            ),
             "memory of a chip",
             *memory(parts),
             "",

@@ -2,9 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
+import math
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +20,7 @@ from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.effort import COMPILER_OPTIONS, Effort
 from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.tpu_compiler import MACHINE
 from stepaudio_jax.training import describe_stage, make_train_step
 
 # What the TPU compiler says of a program that does not fit. It calls temporaries what is arguments, outputs and temporaries.
@@ -63,6 +68,7 @@ class CompiledStep:
         footprint: what it takes, or would take.
         parameter_bytes, optimizer_bytes: of a chip's part of the arguments.
         compile_seconds: wall-clock time of tracing, lowering and compiling.
+        devices: of the mesh, in its order, which is that of the program's collectives.
     """
 
     compiled: Any | None
@@ -70,6 +76,7 @@ class CompiledStep:
     parameter_bytes: int
     optimizer_bytes: int
     compile_seconds: float
+    devices: Sequence[Any]
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:
@@ -81,14 +88,42 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     name = f"{topology.kind}:{'x'.join(map(str, topology.shape))}"
-    options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
-    if topology.chip.cores_named:  # both cores of a chip as one device, as the runtime has them
+    options: dict[str, Any] = {"wrap": topology.wrap}
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
+    if topology.chip.cores_named and topology.chip.devices == 1:  # both cores of a chip as one device, as the runtime has them
         options["chip_config_name"] = "megacore"
+    if math.prod(topology.shape) == 1:  # a machine is otherwise taken to have four chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    check_compiler_flags(compiler_flags())
     try:
         with _compiler_settings():
             return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except (RuntimeError, ValueError, ImportError) as error:
         raise ConfigError(f"topology {topology.name}: {str(error).splitlines()[0]}") from None
+
+
+def compiler_flags() -> tuple[str, ...]:
+    """Returns the flags that `LIBTPU_INIT_ARGS` gives the compiler, here as in the job."""
+    return tuple(os.environ.get("LIBTPU_INIT_ARGS", "").split())
+
+
+@functools.cache
+def check_compiler_flags(flags: tuple[str, ...]) -> None:
+    """Starts the compiler once in another process, for one that does not know a flag ends the process that it is started in.
+
+    Raises:
+        ConfigError: it does not know one of the flags.
+    """
+    if not flags:
+        return
+    program = "from jax.experimental import topologies; topologies.get_topology_desc('v5e:2x2', 'tpu')"
+    with _compiler_settings():
+        started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if started.returncode != 0:
+        said = [line for line in started.stderr.splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "the compiler does not start")
+        raise ConfigError(f"LIBTPU_INIT_ARGS={' '.join(flags)!r}: {reason}")
 
 
 def compiler_version() -> str:
@@ -136,6 +171,7 @@ def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Eff
         parameter_bytes=shard_bytes((start.abstract.trainable, start.abstract.frozen)),
         optimizer_bytes=shard_bytes(start.abstract.optimizer),
         compile_seconds=time.perf_counter() - started,
+        devices=list(mesh.devices.flat),
     )
 
 
@@ -165,6 +201,8 @@ def program_text(compiled: Any) -> str | None:
 def _compiler_settings() -> Iterator[None]:
     """Lets the TPU compiler start where there is no TPU: it must not ask the machine which one it has."""
     settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for name, value in MACHINE.items():
+        settings[name] = os.environ.get(name, value)
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     logging.getLogger("jax").setLevel(logging.ERROR)

@@ -44,7 +44,7 @@ def _candidates(config: Config, index: int, topology: Topology) -> Iterator[tupl
     """Overrides to try, the fewest changes first."""
     data, accumulation = config.stages[index].data, config.stages[index].gradient_accumulation
     key = f"stages.{index}"
-    sizes = config.mesh.sizes(topology.chips)
+    sizes = config.mesh.sizes(topology.devices)
     parts = math.prod(sizes[axis] for axis in config.compute.rules.batch)
     rows = math.ceil(data.rows / parts) * parts
     whole: tuple[str, ...] = () if rows == data.rows else (f"{key}.data.rows={rows}",)

@@ -24,7 +24,14 @@ from stepaudio_jax.models import (
 )
 from stepaudio_jax.parallel import replicated
 from stepaudio_jax.planning.page import heading, memory, verdict
-from stepaudio_jax.planning.program import Footprint, compile_lowered, compiler_version, shard_bytes, topology_devices
+from stepaudio_jax.planning.program import (
+    Footprint,
+    compile_lowered,
+    compiler_flags,
+    compiler_version,
+    shard_bytes,
+    topology_devices,
+)
 from stepaudio_jax.planning.topology import Topology
 
 ServingProgram = Literal["prefill", "decode"]
@@ -36,7 +43,7 @@ _MOST_COMPILATIONS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServingPlan:
-    """One program of the engine on one topology; bytes are of one chip.
+    """One program of the engine on one topology; bytes are of one chip (of Ironwood, of one device: half a chip).
 
     Attributes:
         topology, chips, mesh: where.
@@ -52,7 +59,7 @@ class ServingPlan:
         step_seconds: no decoding step with all slots full is faster: the decoder's weights and the cache are read once, at the
             memory's bandwidth. For "prefill": the prompt's operations at the chip's peak.
         tokens_per_second: the bound that it implies, all slots together.
-        compile_seconds, compiler_version: of this compilation.
+        compile_seconds, compiler_version, compiler_flags: of this compilation, see `Plan`.
     """
 
     topology: str
@@ -74,6 +81,7 @@ class ServingPlan:
     tokens_per_second: float
     compile_seconds: float
     compiler_version: str
+    compiler_flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -110,7 +118,7 @@ def plan_serving(
     if program == "prefill":
         return prefill
     free = topology.chip.memory_bytes - shard_bytes(parameters) - (prompt.peak - prompt.arguments)
-    replicas = topology.chips // tensor
+    replicas = topology.devices // tensor
     return most_slots(lambda slots: job.decode(slots * replicas, prompt), max(1, free // per_slot), per_slot)
 
 
@@ -152,7 +160,10 @@ def serving_as_text(plan: ServingPlan) -> str:
     what = f"{plan.slots} slots" if plan.program == "decode" else "a prompt"
     return "\n".join(
         [
-            *heading(plan.program, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
+            *heading(
+                *(plan.program, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
+                flags=plan.compiler_flags,
+            ),
             f"memory of a chip, {what} of {plan.slot_tokens} tokens, cache in {plan.cache_dtype}",
             *memory(parts),
             "",
@@ -183,7 +194,7 @@ class _Job:
             traced = device.prefill.trace(self.engine, self.parameters, ids, length, audio, is_audio)
             compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), self.parameters)
         operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_used_for_a_token(self.parameters))) * tokens
-        seconds = operations / (self.topology.chips * self.topology.chip.flops)
+        seconds = operations / (self.topology.devices * self.topology.chip.flops)
         figures = {"cache": 0, "prompt": used.peak - used.arguments, "peak": used.peak}
         return used, self._plan("prefill", 1, compiled, used, **figures, seconds=seconds, tokens=tokens, started=started)
 
@@ -237,6 +248,7 @@ class _Job:
             tokens_per_second=tokens / seconds,
             compile_seconds=time.perf_counter() - started,
             compiler_version=self.version,
+            compiler_flags=compiler_flags(),
         )
 
     def _whole(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
