@@ -9,7 +9,7 @@ from stepaudio_jax.config.resolve import ConfigError, check_floats, expand_paths
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
 
-MIN_TEMPERATURE = 0.01  # sampling below it is greedy (vLLM takes the same bound), and logits divided by less overflow
+MIN_TEMPERATURE = 0.01  # below it drawing is all but greedy, and logits divided by much less overflow
 MIN_CLIP = 1e-6  # a few roundings of a float32 near 1
 
 

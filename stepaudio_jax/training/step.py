@@ -38,7 +38,7 @@ class TrainState:
     """
 
     step: jax.Array  # i32, steps done in this stage
-    skipped_in_row: jax.Array  # i32, updates since the last finite one with something to learn; all were not finite
+    skipped_in_row: jax.Array  # i32, updates since the last one that changed something whose loss or gradient was not finite
     trainable: Parameters
     frozen: Parameters
     optimizer: Any
