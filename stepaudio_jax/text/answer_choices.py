@@ -201,7 +201,7 @@ def _sole_letter(plain: str) -> str | None:
 def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
     covered = [span for option in options or [] for span in _letters_within(plain, option)]
     first_word = match.start() if (match := re.search(r"[^\W_]", plain)) else len(plain)
-    found = []
+    mentions = []
     for match in _LETTER.finditer(plain):
         letter, start, end = match[1], match.start(1), match.end(1)
         after = plain[end : end + 40]
@@ -211,14 +211,14 @@ def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
         is_first = start <= first_word
         if not bracketed and not _may_be_letter(letter, plain[max(0, start - MAX_CONTEXT) : start], after, is_first=is_first):
             continue
-        found.append(_Mention(letter.upper(), start, end))
-    return _without_lists(plain, found)
+        mentions.append(_Mention(letter.upper(), start, end))
+    return _without_lists(plain, mentions)
 
 
 def _is_bracketed(plain: str, start: int, end: int) -> bool:
     """Whether a letter is in brackets of its own; the s of "speaker(s)" is not."""
     in_brackets = plain[start - 1 : start] in ("(", "[") and plain[end : end + 1] in (")", "]")
-    return in_brackets and (plain[start].isupper() or not plain[: start - 1][-1:].isalnum())
+    return in_brackets and (plain[start].isupper() or not plain[max(0, start - 2) : start - 1].isalnum())
 
 
 def _letters_within(plain: str, option: str) -> Iterator[tuple[int, int]]:
@@ -294,7 +294,7 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
         return made(SUGGESTED, denied=True)
     if _DOUBT_AFTER.match(after) or (not not_but and _DOUBT_BEFORE.search(before)):
         return None
-    if answered or not_but:
+    if answered or not_but or _CORRECTS.search(before):
         return made(ANSWERED)
     at_start = _STARTS_WITH.fullmatch(plain, 0, start)
     line_start = plain.rfind("\n", 0, start) + 1
@@ -308,8 +308,6 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
         return made(SUGGESTED)
     if re.match(r"[)\]]?[.):]\s", after) and not plain[line_start:start].strip(" ([\"'"):
         return made(SUGGESTED)  # an option that a line begins with
-    if _CORRECTS.search(before):
-        return made(ANSWERED)
     if _SUGGESTS.search(before) or _RIGHT_AFTER.match(after):
         return made(SUGGESTED)
     return None

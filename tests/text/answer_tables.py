@@ -325,6 +325,10 @@ CHOICES = [
     ("(A) or (B)", None),
     ("neither A nor B", None),
     ("Not sure. B", None),
+    ("A. No, (B)", "B"),
+    ("The first one was loud", None),
+    ("The first option is wrong", None),
+    ("Isn't it the first option?", None),
 ]
 
 # (reply, answer in one of the forms of records, whether it is right); the other options are not known
