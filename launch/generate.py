@@ -32,9 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=0.9, help="mass of the nucleus (default 0.9)")
     parser.add_argument("--min-p", type=float, default=0.0, help="least share of the best token's probability (default 0)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 against repetition (default 1)")
+    parser.add_argument(
+        "--presence-penalty", type=float, default=0.0, help="above 0 against tokens that the reply has (-2 to 2, default 0)"
+    )
+    parser.add_argument(
+        "--frequency-penalty", type=float, default=0.0, help="the same, once for each time it has them (-2 to 2, default 0)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=2048, help="of a reply with its reasoning (default 2048)")
     parser.add_argument("--max-reasoning-tokens", type=int, help="the reasoning is ended there (default: nowhere)")
     parser.add_argument("--stop", action="append", default=[], help="a text that ends the reply; may be given several times")
+    parser.add_argument("--stop-in-reasoning", action="store_true", help="--stop ends the reasoning too, and all with it")
+    parser.add_argument(
+        "--repetition-max-pattern-size",
+        type=int,
+        default=0,
+        help="tokens of a pattern; loops of it end (default 0: no detection)",
+    )
+    parser.add_argument("--repetition-min-pattern-size", type=int, default=1, help="tokens of a pattern, at least (default 1)")
+    parser.add_argument("--repetition-min-count", type=int, default=0, help="how often a pattern makes a loop, at least 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=16, help="dialogues answered side by side (default 16)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
@@ -58,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with reported(lambda: kept_lines(options.output)):
         check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
+        from stepaudio_jax.config import RepetitionDetectionConfig
         from stepaudio_jax.data import JsonlFile
         from stepaudio_jax.generation import Sampling, answer_file, answered_before, load_model, mesh_for
 
@@ -67,9 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_p=options.top_p,
             min_p=options.min_p,
             repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
             max_new_tokens=options.max_new_tokens,
             max_reasoning_tokens=options.max_reasoning_tokens,
             stop_strings=tuple(options.stop),
+            stop_in_reasoning=options.stop_in_reasoning,
+            repetition_detection=RepetitionDetectionConfig(
+                max_pattern_size=options.repetition_max_pattern_size,
+                min_pattern_size=options.repetition_min_pattern_size,
+                min_count=options.repetition_min_count,
+            ),
             seed=options.seed,
         )
         JsonlFile(options.input)  # whether it can be read is known before the model is loaded

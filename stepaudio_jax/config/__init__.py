@@ -10,6 +10,7 @@ from stepaudio_jax.config.model import (
     ModelConfig,
 )
 from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, Rules
+from stepaudio_jax.config.repetition import RepetitionDetectionConfig
 from stepaudio_jax.config.resolve import ConfigError, build, check_seed, to_dict
 from stepaudio_jax.config.rl import (
     Aggregation,
@@ -70,6 +71,7 @@ __all__ = [
     "Part",
     "PolicyConfig",
     "RLConfig",
+    "RepetitionDetectionConfig",
     "RewardConfig",
     "RolloutConfig",
     "Rules",

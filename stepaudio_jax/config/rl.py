@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from stepaudio_jax.config.repetition import RepetitionDetectionConfig
 from stepaudio_jax.config.resolve import ConfigError, check_floats, expand_paths
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
@@ -15,12 +16,17 @@ MIN_CLIP = 1e-6  # a few roundings of a float32 near 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """What the policy writes in one step of a stage."""
+    """What the policy writes in one step of a stage.
+
+    `repetition_detection` ends replies that have fallen into a loop, which count as truncated ones: as if they had gone on to
+    `max_new_tokens`.
+    """
 
     prompts: int = 32
     samples: int = 16  # replies to each prompt; at least 2, which a baseline other than "gae" compares
     temperature: float = 1.0  # of the policy, in every pass: its log-probabilities are those of the tempered distribution
     max_new_tokens: int = 2048
+    repetition_detection: RepetitionDetectionConfig = RepetitionDetectionConfig()  # off unless it is given
     slots: int = 64  # replies written side by side
     tensor: int = 1  # devices that share one copy of the policy while it writes, its heads cut; the others hold further copies
     cache_dtype: Literal["", "float32", "bfloat16", "int8"] = ""  # of the KV cache; empty: that of the computation

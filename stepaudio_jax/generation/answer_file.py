@@ -14,7 +14,15 @@ import numpy as np
 import tqdm
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import AudioChannel, DataConfig, FloatDtype, ModelConfig
+from stepaudio_jax.config import (
+    AudioChannel,
+    ConfigError,
+    DataConfig,
+    FloatDtype,
+    ModelConfig,
+    RepetitionDetectionConfig,
+    build,
+)
 from stepaudio_jax.data import DataError, JsonlFile, Record
 from stepaudio_jax.generation.answering import LoadedModel, engine_for, prompt_of
 from stepaudio_jax.generation.engine import Completion, Engine
@@ -62,9 +70,9 @@ def answer_file(
 ) -> Outcome:
     """Answers every dialogue of a JSONL file.
 
-    A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason ("stop", "length"),
-    well_formed, problems and completion_tokens; where several samples are asked for, these are in a list `samples`. A dialogue
-    that cannot be answered gets a line with its id and `error`, which names its file and line.
+    A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason ("stop", "length",
+    "repetition"), well_formed, problems and completion_tokens; where several samples are asked for, these are in a list
+    `samples`. A dialogue that cannot be answered gets a line with its id and `error`, which names its file and line.
 
     A record's own `sampling`, an object, overrides settings of `sampling`. Sample j of dialogue i draws from seed
     (seed, i, j), whatever it is batched with. Finished lines are kept in `OUTPUT.partial`: the same call goes on after an
@@ -269,6 +277,12 @@ def _own_sampling(record: Record, sampling: Sampling) -> Sampling:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.sampling.items()
     }
+    detection = values.get("repetition_detection")
+    if isinstance(detection, dict):
+        try:
+            values["repetition_detection"] = build(RepetitionDetectionConfig, detection, "repetition_detection")
+        except ConfigError as error:
+            raise GenerationError(str(error)) from None
     return dataclasses.replace(sampling, **values)
 
 

@@ -36,7 +36,8 @@ from stepaudio_jax.models import (
 from stepaudio_jax.parallel import row_parts
 from stepaudio_jax.text import THINK_END, Tokenizer
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled"]
+_REASONING_OPENS = b"<think>\n"  # how a prompt ends that `render_prompt` makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Completion:
     """What was generated: tokens (the stop token not among them), and why it ended.
 
     `logprobs` are those of the model's own distribution, `sampling_logprobs` of the one that was drawn from: tempered,
-    restricted and penalised as asked. `finish_reason` is "stop", "length" or "cancelled"; `end` is the stop token, where one
-    has ended it, and `surplus` the bytes at the end of the last token that belong to a stop string.
+    restricted and penalised as asked. `finish_reason` is "stop" (a stop token or a stop string), "length", "repetition" (it had
+    fallen into a loop) or "cancelled"; `end` is the stop token, where one has ended it, and `surplus` the bytes at the end of
+    the last token that belong to a stop string.
     """
 
     tokens: tuple[int, ...]
@@ -212,7 +214,10 @@ class Engine:
             raise GenerationError("the prompt is empty; it needs at least one token")
         for sampling in samplings:
             require_fit(prompt, self._program.config, new_tokens=sampling.max_new_tokens, slot_tokens=self._slot_tokens)
-        requests = [Written(next(self._numbers), sampling, self._tokenizer) for sampling in samplings]
+        in_reasoning = self._opens_reasoning(prompt)
+        requests = [
+            Written(next(self._numbers), sampling, self._tokenizer, in_reasoning=in_reasoning) for sampling in samplings
+        ]
         self._queue.append(_Group(prompt, collections.deque(requests)))
         return [request.number for request in requests]
 
@@ -322,6 +327,11 @@ class Engine:
         self._shapes.add(f"insert {size}")
         return device.prefill(self._program, self._parameters, tokens, np.int32(prompt.length), audio, is_audio)
 
+    def _opens_reasoning(self, prompt: Prompt) -> bool:
+        """Whether a prompt ends in the start of a reasoning, which the model then goes on with."""
+        last = prompt.tokens[-len(_REASONING_OPENS) :].tolist()
+        return b"".join(map(self._tokenizer.token_bytes, last)).endswith(_REASONING_OPENS)
+
     def _stops(self, sampling: Sampling) -> np.ndarray:
         tokens = (self._tokenizer.special.eot, *sampling.stop_tokens)
         return np.array([[*tokens, *[device.NO_TOKEN] * (MOST_STOP_TOKENS - len(tokens))]], np.int32)
@@ -330,6 +340,8 @@ class Engine:
         """What is new of a slot; frees it where its request has ended, and lets it go on where it only paused."""
         if occupant.stopped:
             reason: FinishReason = "stop"
+        elif occupant.repeated:
+            reason = "repetition"
         elif occupant.at_limit:
             reason = "length"
         else:

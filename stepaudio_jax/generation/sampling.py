@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from stepaudio_jax.config import RepetitionDetectionConfig
 from stepaudio_jax.generation.error import GenerationError
 
 MOST_STOP_TOKENS = 8
+MAX_PENALTY = 2.0  # of presence and frequency, as in OpenAI's API
 _BLOCK = 128  # tokens of the vocabulary whose weights are summed up together
 _BOUND = 2**31  # of what the device counts in i32
 
@@ -27,10 +29,15 @@ class Sampling:
         top_p: mass of the nucleus.
         min_p: tokens less probable than this share of the most probable one's probability are dropped.
         repetition_penalty: above 1 makes tokens of the prompt and of the reply so far less probable.
+        presence_penalty: lowers the logit of every token that the reply has so far; the prompt does not count.
+        frequency_penalty: lowers it once for each time that the reply has the token.
         max_new_tokens: the reply is cut there, with finish_reason "length".
         max_reasoning_tokens: the reasoning is ended there, by force; None leaves its length to the model.
-        stop_tokens: end the reply, beside the end of the turn; they are not part of it.
-        stop_strings: end the reply where one of them begins.
+        stop_tokens: end the turn, beside its own end, in the reasoning too; they are not part of it.
+        stop_strings: end the reply where one of them begins; the reasoning is not searched.
+        stop_in_reasoning: `stop_strings` end the reasoning too, and with it the turn: the reply is then empty.
+        repetition_detection: ends the turn where its last tokens are one pattern over and over, with finish_reason
+            "repetition"; off by default.
         seed: of this request; the same seed gives the same tokens whatever shares the batch.
     """
 
@@ -39,19 +46,29 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     max_new_tokens: int = 2048
     max_reasoning_tokens: int | None = None
     stop_tokens: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    stop_in_reasoning: bool = False
+    repetition_detection: RepetitionDetectionConfig = RepetitionDetectionConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("top_k", "max_new_tokens", "seed"):
             self._require(name, type(getattr(self, name)) is int, "be a whole number")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             self._require(name, type(getattr(self, name)) in (int, float), "be a number")
         self._require(
             "max_reasoning_tokens", type(self.max_reasoning_tokens) in (int, type(None)), "be a whole number, or none"
+        )
+        self._require("stop_in_reasoning", type(self.stop_in_reasoning) is bool, "be true or false")
+        self._require(
+            "repetition_detection",
+            isinstance(self.repetition_detection, RepetitionDetectionConfig),
+            "be an object with max_pattern_size, min_count, and perhaps min_pattern_size",
         )
         for name, kind, what in (("stop_tokens", int, "whole numbers"), ("stop_strings", str, "texts")):
             values = getattr(self, name)
@@ -62,6 +79,10 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "be positive, and finite"),
+            *(
+                (name, abs(getattr(self, name)) <= MAX_PENALTY, f"lie between -{MAX_PENALTY} and {MAX_PENALTY}")
+                for name in ("presence_penalty", "frequency_penalty")
+            ),
             ("max_new_tokens", 0 < self.max_new_tokens < _BOUND, f"lie between 1 and {_BOUND - 1}"),
             (
                 "max_reasoning_tokens",
@@ -80,6 +101,9 @@ class Sampling:
             raise GenerationError(f"{name}={getattr(self, name)!r} must {rule}")
 
 
+FLOAT_SETTINGS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplingArrays:
@@ -90,6 +114,8 @@ class SamplingArrays:
     top_p: Any
     min_p: Any
     repetition_penalty: Any
+    presence_penalty: Any
+    frequency_penalty: Any
     seed: Any
 
     @classmethod
@@ -99,7 +125,7 @@ class SamplingArrays:
         def column(name: str, dtype: type) -> NDArray[Any]:
             return np.array([getattr(sampling, name) for sampling in samplings], dtype)
 
-        floats = {name: column(name, np.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+        floats = {name: column(name, np.float32) for name in FLOAT_SETTINGS}
         return cls(top_k=column("top_k", np.int32), seed=column("seed", np.uint32), **floats)
 
 
@@ -113,7 +139,7 @@ class Draw:
     sampling_logprob: jax.Array
 
 
-def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: jax.Array) -> Draw:
+def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: jax.Array, token_counts: jax.Array) -> Draw:
     """Draws one token a row.
 
     A token's log-probability under the model is that of softmax(logits); a row of temperature 0 takes the best token, of
@@ -124,12 +150,18 @@ def draw(logits: jax.Array, count: jax.Array, settings: SamplingArrays, seen: ja
         count: [B] i32, tokens drawn before for the same request: with the seed, it determines the draw.
         settings: of the rows.
         seen: [B,V] bool, tokens of the prompt and of the reply so far.
+        token_counts: [B,V] i32, how often the reply so far has each token.
     """
     log_total = jax.nn.logsumexp(logits, axis=-1)
     penalised = jax.lax.cond(
         jnp.any(settings.repetition_penalty != 1),
         lambda: penalise(logits, seen, settings.repetition_penalty),
         lambda: logits,
+    )
+    penalised = jax.lax.cond(
+        jnp.any((settings.presence_penalty != 0) | (settings.frequency_penalty != 0)),
+        lambda: penalise_counts(penalised, token_counts, settings.presence_penalty, settings.frequency_penalty),
+        lambda: penalised,
     )
     best = jnp.argmax(penalised, axis=-1).astype(jnp.int32)
 
@@ -176,6 +208,18 @@ def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Arra
     """
     penalty = penalty[:, None]
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def penalise_counts(
+    logits: jax.Array, token_counts: jax.Array, presence_penalty: jax.Array, frequency_penalty: jax.Array
+) -> jax.Array:
+    """Returns logits [B,V] less the presence and frequency penalties [B], as OpenAI's API defines them.
+
+    logits[j] - c[j] * frequency_penalty - (c[j] > 0) * presence_penalty, where c[j] is how often token j was generated before
+    (API reference, "Frequency and presence penalties").
+    """
+    frequency = token_counts.astype(logits.dtype) * frequency_penalty[:, None]
+    return logits - frequency - jnp.where(token_counts > 0, presence_penalty[:, None], 0.0)
 
 
 def restrict(logits: jax.Array, settings: SamplingArrays) -> jax.Array:

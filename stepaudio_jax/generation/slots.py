@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.generation.sampling import MOST_STOP_TOKENS, Draw, Sampling, SamplingArrays, draw
+from stepaudio_jax.generation.sampling import FLOAT_SETTINGS, MOST_STOP_TOKENS, Draw, Sampling, SamplingArrays, draw
 from stepaudio_jax.models import (
     CACHE_LETTERS,
     CacheDtype,
@@ -67,6 +67,7 @@ class Slots:
         stops: [S,M] i32, tokens that end the reply; padded with NO_TOKEN.
         settings: how tokens are drawn.
         seen: [S,V] bool, tokens of prompt and reply, for the repetition penalty.
+        token_counts: [S,V] i32, how often the reply has each token, for the presence and frequency penalties.
     """
 
     caches: tuple[LayerCache, ...]
@@ -80,6 +81,7 @@ class Slots:
     stops: jax.Array
     settings: SamplingArrays
     seen: jax.Array
+    token_counts: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +131,7 @@ def empty_slots(program: Program, slots: int, tokens: int) -> Slots:
         return jnp.zeros(slots, dtype)
 
     caches = tuple(LayerCache.zeros(decoder, slots, tokens, program.cache_dtype) for _ in range(decoder.layers))
-    floats = {name: column(jnp.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+    floats = {name: column(jnp.float32) for name in FLOAT_SETTINGS}
     empty = Slots(
         caches=caches,
         **{name: column(jnp.int32) for name in ("token", "position", "drawn", "limit", "pause", "forced")},
@@ -137,6 +139,7 @@ def empty_slots(program: Program, slots: int, tokens: int) -> Slots:
         stops=jnp.full((slots, MOST_STOP_TOKENS), NO_TOKEN, jnp.int32),
         settings=SamplingArrays(top_k=column(jnp.int32), seed=column(jnp.uint32), **floats),
         seen=jnp.zeros((slots, decoder.vocab_size), bool),
+        token_counts=jnp.zeros((slots, decoder.vocab_size), jnp.int32),
     )
     return _placed(empty, program)
 
@@ -191,7 +194,8 @@ def insert(program: Program, slots: Slots, prefix: Prefix, admission: Admission,
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
 def enter(program: Program, slots: Slots, prefix: Prefix, admission: Admission, slot: jax.Array) -> tuple[Slots, Draw]:
     """See `insert`: all but the caches, which neither slots nor prefix have here."""
-    first = draw(prefix.logits, jnp.zeros(1, jnp.int32), admission.settings, prefix.seen)
+    no_tokens = jnp.zeros(prefix.seen.shape, jnp.int32)
+    first = draw(prefix.logits, jnp.zeros(1, jnp.int32), admission.settings, prefix.seen, no_tokens)
     one = jnp.ones(1, jnp.int32)
     new = Slots(
         caches=(),
@@ -205,6 +209,7 @@ def enter(program: Program, slots: Slots, prefix: Prefix, admission: Admission, 
         stops=jnp.asarray(admission.stops),
         settings=admission.settings,
         seen=prefix.seen.at[0, first.token[0]].set(True),
+        token_counts=no_tokens.at[0, first.token[0]].set(1),
     )
 
     def put(column: jax.Array, value: jax.Array) -> jax.Array:
@@ -249,7 +254,7 @@ def decode(
         nothing_asked = SamplingArrays.of([_NOTHING_ASKED])
         settings = jax.tree.map(lambda asked, nothing: jnp.where(running, asked, nothing), slots.settings, nothing_asked)
         logits = constrain(model.logits(hidden)[:, 0], "B", program.compute.rules)
-        found = draw(logits, slots.drawn, settings, slots.seen)
+        found = draw(logits, slots.drawn, settings, slots.seen, slots.token_counts)
         found = jax.lax.cond(
             jnp.any(slots.forced > 0), lambda found: _force(found, logits, slots.forced, closing), lambda found: found, found
         )
@@ -263,6 +268,7 @@ def decode(
             forced=jnp.maximum(slots.forced - running, 0),
             running=running & _goes_on(found.token, drawn, slots),
             seen=slots.seen.at[jnp.arange(rows), found.token].max(running),
+            token_counts=slots.token_counts.at[jnp.arange(rows), found.token].add(running.astype(jnp.int32)),
         )
         out = Decoded(
             tokens=out.tokens.at[:, number].set(found.token),

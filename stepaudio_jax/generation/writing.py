@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from stepaudio_jax.generation.repetition import RepetitionDetector
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.text import THINK_END, Tokenizer
 
-_THINK_END = THINK_END.strip().encode()
+_THINK_START, _THINK_END = b"<think>", THINK_END.strip().encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,21 @@ class End:
 class Written:
     """The reply to one request, growing.
 
-    Attributes:
+    Args:
         number: of the request.
         sampling: how it is answered.
+        tokenizer: of the model.
+        in_reasoning: whether the prompt has opened a reasoning, with which the text then begins. One that the text
+            opens itself, as its first word, is a reasoning too.
+
+    Attributes:
+        number, sampling: as above.
+        stopped: a stop token or a stop string has ended it.
+        repeated: it has ended because its last tokens are a loop.
+        end: the stop token, where one has ended it.
     """
 
-    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer):
+    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer, *, in_reasoning: bool = False):
         self.number = number
         self.sampling = sampling
         self._tokenizer = tokenizer
@@ -43,15 +53,21 @@ class Written:
         self._given = 0  # bytes of the text that have been given out
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._cut: int | None = None  # bytes of the text before the stop string
+        self._in_reasoning = in_reasoning
+        self._searched = 0  # bytes of the text in which no end of the reasoning begins
+        self._reply_start: int | None = None  # bytes of the text up to that end, once it is there
+        detection = sampling.repetition_detection
+        self._repetition = RepetitionDetector(detection, max_new_tokens=sampling.max_new_tokens) if detection.is_on else None
         self.stopped = False
-        self.end: End | None = None  # the stop token, where one has ended it
+        self.repeated = False
+        self.end: End | None = None
 
     def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
         """Adds tokens [N] with their log-probabilities, up to the one that ends the reply."""
         for token, logprob, sampling_logprob in zip(
             tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True
         ):
-            if self.stopped:
+            if self.stopped or self.repeated:
                 return
             if token in self._stop_tokens:
                 self.stopped, self.end = True, End(token, logprob, sampling_logprob)
@@ -62,6 +78,8 @@ class Written:
             self._text += self._tokenizer.token_bytes(token)
             self._ends.append(len(self._text))
             self._find_stop_string()
+            if self._repetition is not None and not self.stopped:
+                self.repeated = self._repetition.add(token)
 
     @property
     def at_limit(self) -> bool:
@@ -105,17 +123,37 @@ class Written:
         return self._decoder.decode(new, last)
 
     def _find_stop_string(self) -> None:
+        """Looks for a stop string that the last token has completed, from where stop strings count."""
+        if not self._stop_strings or (start := self._stops_from()) is None:
+            return
         before = self._ends[-2] if len(self._ends) > 1 else 0
         for stop in self._stop_strings:
-            place = self._text.find(stop, max(0, before - len(stop) + 1))
+            place = self._text.find(stop, max(start, before - len(stop) + 1))
             if place >= 0 and (self._cut is None or place < self._cut):
                 self._cut, self.stopped = place, True
 
+    def _stops_from(self) -> int | None:
+        """Bytes of the text before the part in which stop strings count; None while there is no such part yet."""
+        if self.sampling.stop_in_reasoning:
+            return 0
+        if self._reply_start is None:
+            if not self._in_reasoning and not self._text.startswith(_THINK_START):
+                return 0
+            tag = self._text.find(_THINK_END, self._searched)
+            if tag < 0:
+                self._searched = max(0, len(self._text) - len(_THINK_END) + 1)
+                return None
+            self._reply_start = tag + len(_THINK_END)
+        # The line break after the tag is the format's, not the reply's.
+        return self._reply_start + self._text.startswith(b"\n", self._reply_start)
+
     def _possible_beginning(self, end: int) -> int:
         """Bytes at the end of the text that may be the beginning of a stop string."""
+        if not self._stop_strings or (start := self._stops_from()) is None:
+            return 0
         longest = 0
         for stop in self._stop_strings:
-            for size in range(min(len(stop) - 1, end), longest, -1):
+            for size in range(min(len(stop) - 1, end - start), longest, -1):
                 if self._text[end - size : end] == stop[:size]:
                     longest = size
                     break

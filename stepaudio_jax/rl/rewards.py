@@ -113,7 +113,9 @@ class Rewards:
         parts["format"] = format_reward(rollout.written)
         if config.overlong_weight:
             most = self._config.rollout.max_new_tokens
-            parts["overlong"] = overlong_penalty(len(rollout.reply), free=config.overlong_free, most=most)
+            # A loop that was ended early would have gone on to the limit; it must not pay to fall into one.
+            tokens = most if rollout.truncated else len(rollout.reply)
+            parts["overlong"] = overlong_penalty(tokens, free=config.overlong_free, most=most)
         if judgement is not None:
             if judgement.verdicts is None:
                 return Reward(None, parts, right)

@@ -25,7 +25,7 @@ class Rollout:
         reply: [R] i32, all that the policy wrote, the token that ended it included.
         sampler_logprobs: [R] f32, of the engine, under the distribution that it drew from.
         written: the reply taken apart.
-        truncated: whether it was cut at its limit of tokens.
+        truncated: whether it did not end by itself: it was cut at its limit of tokens, or because it was a loop.
     """
 
     group: int
@@ -57,7 +57,12 @@ def roll_out(
     """
     places: dict[int, tuple[int, int]] = {}
     for group, prompt in enumerate(prompts):
-        asked = Sampling(temperature=config.temperature, top_p=1.0, max_new_tokens=config.max_new_tokens)
+        asked = Sampling(
+            temperature=config.temperature,
+            top_p=1.0,
+            max_new_tokens=config.max_new_tokens,
+            repetition_detection=config.repetition_detection,
+        )
         samplings = [dataclasses.replace(asked, seed=_seed(seed, group, sample)) for sample in range(config.samples)]
         places |= {request: (group, sample) for sample, request in enumerate(engine.submit(prompt, samplings))}
     for news in engine.run():
@@ -81,7 +86,7 @@ def _rollout(group: int, record: Record, prompt: Prompt, completion: Completion,
         reply=np.asarray(tokens, np.int32),
         sampler_logprobs=np.asarray(logprobs, np.float32),
         written=parse_reply(completion.tokens, tokenizer, ended=ended),
-        truncated=completion.finish_reason == "length",
+        truncated=completion.finish_reason in ("length", "repetition"),
     )
 
 

@@ -10,7 +10,9 @@ from stepaudio_jax.text.answer_options import letter_by_ordinal, option_by_text
 # A letter that stands alone: no part of a word (B2, A's, A-flat, C++, F#), of an abbreviation (U.S.A.) or of a chord (B:maj).
 # Chinese and Japanese write no spaces around it: 答案是B。
 _IN_WORD = r"(?:(?![\u2e80-\u9fff\uac00-\ud7af])\w)"
-_LETTER = re.compile(rf"(?<![a-zA-Z0-9_À-ɏ'.+#&-])([A-Za-z])(?!{_IN_WORD}|['+#&]|-{_IN_WORD}|\.\w\.|[.:/][a-z0-9](?![\s.,;)]))")
+_LETTER = re.compile(
+    rf"(?<![a-zA-Z0-9_À-ɏ.+#&-])(?<![a-zA-Z]')([A-Za-z])(?!{_IN_WORD}|'\w|[+#&]|-{_IN_WORD}|\.\w\.|[.:/][a-z0-9](?![\s.,;)]))"
+)
 # "A dog", "I think": what follows a letter that is no word. Of other letters it excludes notes and keys (B flat, D minor).
 _CONTINUES = re.compile(
     r"\s+(?:is|was|as|because|since|for|fits?|seems?|appears?|looks?|sounds?|would|could|should|must|can|cannot|has|does|and|or"
@@ -26,11 +28,12 @@ _SURELY = (
     r"(?:(?:clearly|definitely|certainly|surely|obviously|probably|likely|most|simply|therefore|thus|then|indeed|now|actually"
     r"|rather|instead|just|only|best|correct|correctly|either|option|choice|letter|answer|the|that|:)\s*)*"
 )
-_OPEN = r"[\s\"'(\[<:=\-.]*$"
+_OPEN = r"[\s\"'(\[<>:=\-.→]*$"
 # What stands before a letter that answers: "the answer is", "Answer:", "I choose", 答案是, 选. All end where the letter begins.
 _ANSWER_IS = re.compile(
     rf"(?:\b(?:answer|ans|response|solution|selection|conclusion)\b\s*(?:[\"']|\([^()]{{0,20}}\))?\s*"
     rf"(?:(?:[^.\n!?:;]{{0,60}}?\b)?{_BE}|[:=\-.]|)\s*{_SURELY}"
+    rf"|\b(?:my|the|your)\s+(?:choice|pick|guess|vote)\s*(?:{_BE}|[:=\-])\s*{_SURELY}|\b(?:selected|chosen)\s*[:=]"
     r"|\b(?:correct|right|best|final|chosen|most likely)\s+(?:option|choice|letter|one)\b"
     rf"(?:[^.\n!?:;]{{0,60}}?\b{_BE}|[:=\-])\s*{_SURELY}"
     rf"|\b(?:choose|chose|choosing|pick|picked|select|selected|go with|going with|go for|opt for|settle on|vote for"
@@ -48,6 +51,10 @@ _SUGGESTS = re.compile(
     r"|therefore|then|finally|actually|correct|所以|因此|故|应该是|应为|是|即)\s*[,:]?\s*"
     rf"|(?:而是|应该是|所以是|就是|因此是|(?:觉得|认为|猜|想)(?:应该)?是?)\s*){_OPEN}",
     re.IGNORECASE,
+)
+# "No, B", "wait, actually B"
+_CORRECTS = re.compile(
+    rf"\b(?:no\s*[,.:;!]|wait|actually|correction|sorry|i mean)[\s,.:;!]*(?:it\s*{_BE}\s*)?{_SURELY}{_OPEN}", re.IGNORECASE
 )
 _NOT_BUT = re.compile(rf"(?:\bnot\b[^.\n!?;]{{1,40}}?\bbut\s+(?:rather\s+|it's\s+|it is\s+)?|而是\s*){_OPEN}", re.IGNORECASE)
 _DENIED_BEFORE = re.compile(
@@ -71,7 +78,8 @@ _DENIED_OPTION = re.compile(
 )
 _RIGHT_AFTER = re.compile(
     r"[\s)\]\"'.]*(?:(?:is|was|seems|appears|looks|sounds|would be|must be|should be)\s+(?:\w+\s+){0,3}?"
-    r"(?:correct|right|best|answer|choice|true|option)\b|fits|matches|describes|是对的|是正确|正确|对$|选项|項|项)",
+    r"(?:correct|right|best|answer|choice|true|option)\b|fits|matches|describes|是对的|是正确|正确|对$|选项|項|项"
+    r"|it is\b|is what\b)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = re.compile(
@@ -91,6 +99,8 @@ _REASON = re.compile(r"\s+(?:because|since|as|due|given|rather|instead|over|(?:a
 _STARTS_WITH = re.compile(r"[\W_]*$")
 _ENDS_OPTION = re.compile(r"[\s)\]\"']*(?:$|\n|[.:,;!)\]。、，|]|-+\s|\s-+\s|\s\()")
 _LISTED = re.compile(r"[)\]]?[.):\]、]|[)\]]")
+
+_NUMBERED = re.compile(r"^\s*(?:Q(?:uestion)?\s?)?\d{1,3}\s*[.):]\s+(?=[(\[]?[A-Za-z](?:[)\].:,\s]|$))", re.MULTILINE)
 
 MAX_CONTEXT = 120  # characters before a letter that are looked at
 ANSWERED, SUGGESTED = 2, 1
@@ -149,6 +159,8 @@ def read_choice(reply: str, choices: Sequence[str | None] | None = None) -> str 
 def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str | None:
     """The choice of a text that holds no box."""
     plain = without_markup(text)
+    if len(_NUMBERED.findall(plain)) == 1:
+        plain = _NUMBERED.sub("", plain)
     letter = _sole_letter(plain)
     by_text = option_by_text(plain, options) if options is not None else None
     if by_text is not None and by_text.exact:
@@ -178,7 +190,7 @@ def _has_option(options: list[str], letter: str) -> bool:
 
 def _sole_letter(plain: str) -> str | None:
     """The letter of a text that is nothing else: `b`, `(B)`, `B.`; `B` on each of its lines."""
-    if "?" in plain:
+    if "?" in plain or re.search("[A-Za-z][+#&]", plain):
         return None
     letters = set(re.sub(r"[\W_]+", " ", plain).upper().split())
     if len(letters) == 1 and re.fullmatch("[A-Z]", letter := letters.pop()) and len(plain.split()) <= 3:
@@ -189,7 +201,7 @@ def _sole_letter(plain: str) -> str | None:
 def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
     covered = [span for option in options or [] for span in _letters_within(plain, option)]
     first_word = match.start() if (match := re.search(r"[^\W_]", plain)) else len(plain)
-    found = []
+    mentions = []
     for match in _LETTER.finditer(plain):
         letter, start, end = match[1], match.start(1), match.end(1)
         after = plain[end : end + 40]
@@ -199,14 +211,14 @@ def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
         is_first = start <= first_word
         if not bracketed and not _may_be_letter(letter, plain[max(0, start - MAX_CONTEXT) : start], after, is_first=is_first):
             continue
-        found.append(_Mention(letter.upper(), start, end))
-    return _without_lists(plain, found)
+        mentions.append(_Mention(letter.upper(), start, end))
+    return _without_lists(plain, mentions)
 
 
 def _is_bracketed(plain: str, start: int, end: int) -> bool:
     """Whether a letter is in brackets of its own; the s of "speaker(s)" is not."""
     in_brackets = plain[start - 1 : start] in ("(", "[") and plain[end : end + 1] in (")", "]")
-    return in_brackets and (plain[start].isupper() or not plain[: start - 1][-1:].isalnum())
+    return in_brackets and (plain[start].isupper() or not plain[max(0, start - 2) : start - 1].isalnum())
 
 
 def _letters_within(plain: str, option: str) -> Iterator[tuple[int, int]]:
@@ -282,7 +294,7 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
         return made(SUGGESTED, denied=True)
     if _DOUBT_AFTER.match(after) or (not not_but and _DOUBT_BEFORE.search(before)):
         return None
-    if answered or not_but:
+    if answered or not_but or _CORRECTS.search(before):
         return made(ANSWERED)
     at_start = _STARTS_WITH.fullmatch(plain, 0, start)
     line_start = plain.rfind("\n", 0, start) + 1
@@ -297,10 +309,7 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
     if re.match(r"[)\]]?[.):]\s", after) and not plain[line_start:start].strip(" ([\"'"):
         return made(SUGGESTED)  # an option that a line begins with
     if _SUGGESTS.search(before) or _RIGHT_AFTER.match(after):
-        changes = _CHANGES.search(before[-30:]) and re.search(
-            r"\b(?:wait|actually|no|correction)\b", before[-30:], re.IGNORECASE
-        )
-        return made(ANSWERED if changes else SUGGESTED)
+        return made(SUGGESTED)
     return None
 
 

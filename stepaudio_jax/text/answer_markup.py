@@ -76,15 +76,15 @@ def statement(reply: str) -> str | None:
 
 def marked_answers(text: str) -> list[str]:
     r"""Returns the contents of every `\boxed{..}` and `<answer>..</answer>`, in order."""
-    found = [(match.start(), match[1]) for match in _MARKED.finditer(text)]
+    contents = [(match.start(), match[1]) for match in _MARKED.finditer(text)]
     for match in _BOX.finditer(text):
         depth, end = 1, match.end()
         while end < min(len(text), match.end() + MAX_BOX_CHARACTERS) and depth:
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             end += 1
         if not depth:
-            found.append((match.start(), text[match.end() : end - 1]))
-    return [content for _, content in sorted(found)]
+            contents.append((match.start(), text[match.end() : end - 1]))
+    return [content for _, content in sorted(contents)]
 
 
 def without_markup(text: str) -> str:

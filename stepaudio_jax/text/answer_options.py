@@ -15,9 +15,7 @@ _ORDINALS = {
     **{"1st": 0, "2nd": 1, "3rd": 2, "4th": 3, "5th": 4, "6th": 5, "7th": 6, "8th": 7},
 }
 _CHINESE_DIGITS = {char: index % 8 for index, char in enumerate("一二三四五六七八12345678")}
-_ORDINAL = re.compile(
-    rf"\b({'|'.join(_ORDINALS)})\s+(?:option|choice|answer|one)\b|第\s*([一二三四五六七八1-8])\s*(?:个|項|项)"
-)
+_ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)})\s+(?:option|choice|answer)\b|第\s*([一二三四五六七八1-8])\s*(?:个|項|项)")
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|than|instead of|opposed to|unlike|rule out|ruled out)\b"
     r"|n't\b|不是|并非|不选|排除|而非|没有|不会)(?:(?!\bbut\b|而是)[^.;!?\n。；])*$",
@@ -127,7 +125,7 @@ def _numbers(text: str) -> list[str]:
 def letter_by_ordinal(plain: str) -> str | None:
     """Returns the letter of "the third option", 第三个选项; None where there is none or are several."""
     text = plain.lower()
-    if re.search(r"\b(?:not|neither|nor)\b|n't\b|不是|不选", text):
+    if re.search(r"\b(?:not|neither|nor|wrong|incorrect|false|than)\b|n't\b|\brul|elimin|不是|不选|不对|排除|\?", text):
         return None
     places = {_ORDINALS[match[1]] if match[1] else _CHINESE_DIGITS.get(match[2], 0) for match in _ORDINAL.finditer(text)}
     return chr(ord("A") + places.pop()) if len(places) == 1 else None

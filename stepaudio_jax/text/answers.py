@@ -73,13 +73,13 @@ def read_yes_or_no(reply: str) -> bool | None:
         return marked.pop() if len(marked) == 1 else None
     plain = without_markup(said).casefold()
     changed = list(_CHANGES.finditer(plain))
-    found = [_polarity(plain.lstrip()[:MAX_WORDS])]
-    found += [_polarity(plain[match.end() : match.end() + MAX_WORDS]) for match in _ANSWER_IS.finditer(plain)]
+    polarities = [_polarity(plain.lstrip()[:MAX_WORDS])]
+    polarities += [_polarity(plain[match.end() : match.end() + MAX_WORDS]) for match in _ANSWER_IS.finditer(plain)]
     if changed:
         after = _polarity(plain[changed[-1].end() : changed[-1].end() + MAX_WORDS])
         if after is not None:
             return after
-    values = {value for value in found if value is not None}
+    values = {value for value in polarities if value is not None}
     return values.pop() if len(values) == 1 else None
 
 

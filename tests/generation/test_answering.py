@@ -159,6 +159,14 @@ BAD_ANSWER = {
         "dialogues.jsonl:3: max_reasoning_tokens=3000000000 must lie between 1 and 2147483647",
     ),
     "no token": (dialogue(text("1?"), sampling={"stop_tokens": [2**40]}), "dialogues.jsonl:3: stop_tokens=.* must lie between"),
+    "a loop without a count": (
+        dialogue(text("1?"), sampling={"repetition_detection": {"max_pattern_size": 4}}),
+        "dialogues.jsonl:3: repetition_detection.*max_pattern_size=4 and min_count=0 belong together",
+    ),
+    "a loop of an unknown key": (
+        dialogue(text("1?"), sampling={"repetition_detection": {"min_counts": 4}}),
+        "dialogues.jsonl:3: .*repetition_detection.min_counts.*did you mean 'min_count'",
+    ),
     "half a seed": (dialogue(text("1?"), sampling={"seed": 1.5}), "dialogues.jsonl:3: seed=1.5 must be a whole number"),
     "no settings": (dialogue(text("1?"), sampling=1), "dialogues.jsonl:3: 'sampling' must be an object of settings, got 1"),
 }

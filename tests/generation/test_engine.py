@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stepaudio_jax.config import RepetitionDetectionConfig
 from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling, hear_prompt
 from stepaudio_jax.text import Message, TextPart, render_prompt
 from tests.generation.small_model import BYTES, CONFIG, TorchDialogue, lively_parameters, user, write_clip
@@ -208,6 +209,70 @@ def test_a_reasoning_that_is_too_long_is_ended(engine):
     assert bounded.tokens[6 + len(closing) :] == rest.tokens
 
 
+def test_stop_strings_wait_for_the_reply(engine):
+    """A prompt that opens a reasoning, which is ended by force; "\\n" stops at the first line break after the tag, if any."""
+    tokens = np.array(BYTES.encode("Who? <think>\n"), np.int32)
+    prompt = Prompt(tokens, *[np.zeros(len(tokens), bool)] * 2, (), ())
+    free = dataclasses.replace(GREEDY, max_reasoning_tokens=6)
+    (whole,) = answer(engine, [prompt], [free])
+    text = b"".join(map(BYTES.token_bytes, whole.tokens))
+    start = text.index(b"</think>\n") + len(b"</think>\n")
+    stop = next(
+        chr(byte) for byte in text[start + 3 :] if byte < 128 and byte not in text[start : start + 3]
+    )  # no character of the reply's first three
+    for stop_string, stop_in_reasoning, begin in (("\n", False, start), (stop, False, start), ("\n", True, 0)):
+        stopping = dataclasses.replace(free, stop_strings=(stop_string,), stop_in_reasoning=stop_in_reasoning)
+        (completion,) = answer(engine, [prompt], [stopping])
+        place = text.find(stop_string.encode(), begin)
+        assert b"".join(map(BYTES.token_bytes, completion.tokens)) == (text[:place] if place >= 0 else text)
+        assert completion.finish_reason == ("stop" if place >= 0 else "length")
+
+
+def test_penalties_count_what_the_reply_has_and_nothing_else(engine, parameters):
+    """Each token is the best one of the torch reference's logits less the penalties; neighbours are as they are alone."""
+    prompt = text_prompt(12, seed=3)
+    penalised = dataclasses.replace(GREEDY, presence_penalty=2.0, frequency_penalty=1.5)
+    (alone,) = answer(engine, [prompt], [GREEDY])
+    for _ in range(2):  # the second time in slots that have been used
+        completions = answer(engine, [prompt] * 3, [GREEDY, penalised, dataclasses.replace(penalised, presence_penalty=-1.0)])
+        assert completions[0].tokens == alone.tokens
+        assert len({completion.tokens for completion in completions}) == 3
+        oracle = torch_reference.qwen2(torch_reference.to_torch(parameters)["decoder"], CONFIG.decoder)
+        for completion, presence in ((completions[1], 2.0), (completions[2], -1.0)):
+            with torch.no_grad():
+                logits = oracle(torch.tensor([[*prompt.tokens.tolist(), *completion.tokens]])).logits[0].numpy()
+            counts = np.zeros(logits.shape[1])
+            for token, following in zip(completion.tokens, logits[prompt.length - 1 :], strict=False):
+                scores = following.astype(np.float64) - 1.5 * counts - presence * (counts > 0)
+                assert scores[token] >= scores.max() - 1e-4
+                counts[token] += 1
+
+
+def test_a_reply_that_falls_into_a_loop_is_ended(engine):
+    """A repetition penalty below 1 makes one; beside it a reply that is left alone, and one whose loop is too short."""
+    prompt = text_prompt(12, seed=9)
+    looping = dataclasses.replace(GREEDY, repetition_penalty=0.2, max_new_tokens=64)
+    detection = RepetitionDetectionConfig(max_pattern_size=8, min_count=4)
+    ended, free, longer = answer(
+        engine,
+        [prompt] * 3,
+        [
+            dataclasses.replace(looping, repetition_detection=detection),
+            looping,
+            dataclasses.replace(looping, repetition_detection=RepetitionDetectionConfig(max_pattern_size=8, min_count=64)),
+        ],
+    )
+    end = next(
+        end
+        for end in range(len(free.tokens) + 1)
+        if any(free.tokens[:end][-4 * size :] == free.tokens[:end][-size:] * 4 for size in range(1, 9) if 4 * size <= end)
+    )
+    assert 4 <= end < 64
+    assert (ended.tokens, ended.finish_reason, ended.end) == (free.tokens[:end], "repetition", None)
+    assert (free.finish_reason, longer.tokens) == ("length", free.tokens)
+    assert len(ended.logprobs) == len(ended.sampling_logprobs) == end
+
+
 def test_a_request_can_be_given_up_before_and_while_it_is_answered(parameters):
     engine = make_engine(parameters, slots=1, steps=4)
     prompts = [text_prompt(10 + index, seed=index) for index in range(3)]
@@ -269,6 +334,11 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_computed(engine, 
         {"max_reasoning_tokens": 0},
         {"stop_tokens": tuple(range(8))},
         {"stop_strings": ("",)},
+        {"stop_in_reasoning": "no"},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"frequency_penalty": float("nan")},
+        {"repetition_detection": 3},
         {"seed": -1},
         {"seed": 2**32},
     ],

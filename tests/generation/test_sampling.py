@@ -8,10 +8,11 @@ import scipy.stats
 import torch
 import transformers
 
-from stepaudio_jax.generation.sampling import SamplingArrays, penalise, pick, restrict
+from stepaudio_jax.generation.sampling import SamplingArrays, penalise, penalise_counts, pick, restrict
 from stepaudio_jax.generation.sampling import draw as draw_tokens
 
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+DEFAULTS |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def softmax(logits):
@@ -36,11 +37,12 @@ def arrays(rows, seeds=None, **settings):
     return SamplingArrays(seed=np.asarray(np.arange(rows) if seeds is None else seeds, np.uint32), **columns)
 
 
-def draw_all(logits, seeds=None, seen=None, **settings):
+def draw_all(logits, seeds=None, seen=None, token_counts=None, **settings):
     logits = np.asarray(logits, np.float32)
     seen = np.zeros(logits.shape, bool) if seen is None else seen
+    token_counts = np.zeros(logits.shape, np.int32) if token_counts is None else token_counts
     count = np.zeros(len(logits), np.int32)
-    return jax.device_get(jax.jit(draw_tokens)(logits, count, arrays(len(logits), seeds, **settings), seen))
+    return jax.device_get(jax.jit(draw_tokens)(logits, count, arrays(len(logits), seeds, **settings), seen, token_counts))
 
 
 def draw(logits, seeds=None, **settings):
@@ -114,6 +116,34 @@ def test_the_repetition_penalty_equals_transformers():
     np.testing.assert_allclose(penalise(logits, seen, np.full(20, 1.3, np.float32)), expected, rtol=1e-6)
     assert (draw_all(logits, seen=seen, temperature=0.0, repetition_penalty=1.3).token == expected.argmax(-1)).all()
     assert (expected.argmax(-1) != logits.argmax(-1)).any()
+
+
+def test_presence_and_frequency_penalties_are_those_of_openais_formula():
+    """In float64 by hand, one penalty a row; after the repetition penalty, before the temperature; negative ones too."""
+    rng = np.random.default_rng(6)
+    logits = rng.normal(scale=3, size=(20, 50)).astype(np.float32)
+    counts = rng.poisson(0.7, size=logits.shape).astype(np.int32)
+    presence, frequency = rng.uniform(-2, 2, size=(2, 20)).astype(np.float32)
+    presence[0], frequency[1] = 0, 0
+    expected = np.empty(logits.shape)
+    for row in range(20):
+        for token in range(50):
+            said = counts[row, token]
+            expected[row, token] = (
+                np.float64(logits[row, token]) - said * np.float64(frequency[row]) - (said > 0) * presence[row]
+            )
+    np.testing.assert_allclose(penalise_counts(logits, counts, presence, frequency), expected, rtol=1e-5, atol=1e-5)
+    penalties = {"presence_penalty": presence, "frequency_penalty": frequency}
+    greedy = draw_all(logits, token_counts=counts, temperature=0.0, **penalties)
+    assert (greedy.token == expected.argmax(-1)).all()
+    assert (greedy.token != logits.argmax(-1)).any()
+    np.testing.assert_allclose(greedy.logprob, np.log(softmax(logits))[np.arange(20), greedy.token], atol=1e-5)
+    drawn = draw_all(logits, token_counts=counts, temperature=0.7, **penalties)
+    np.testing.assert_allclose(drawn.sampling_logprob, np.log(softmax(expected / 0.7))[np.arange(20), drawn.token], atol=1e-4)
+    seen = counts > 0
+    both = draw_all(logits, seen=seen, token_counts=counts, temperature=0.0, repetition_penalty=1.3, **penalties)
+    repeated = np.where(seen, np.where(logits > 0, logits / 1.3, logits * 1.3), logits) + expected - logits
+    assert (both.token == repeated.argmax(-1)).all()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """A reply as it comes: whole characters, stop strings, the end of the reasoning."""
 
 import pathlib
+import random
 
 import numpy as np
 import pytest
 
+from stepaudio_jax.config import ConfigError, RepetitionDetectionConfig
 from stepaudio_jax.generation import Sampling
+from stepaudio_jax.generation.repetition import RepetitionDetector
 from stepaudio_jax.generation.writing import Written
 from stepaudio_jax.hub import load_tokenizer
 from stepaudio_jax.text import parse_reply
@@ -14,9 +17,9 @@ from tests.generation.small_model import BYTES
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 
 
-def write(text, *, pieces=1, **settings):
+def write(text, *, pieces=1, in_reasoning=False, **settings):
     """Gives a reply byte by byte (or so many at a time); returns it and the pieces of text that it gave out."""
-    written = Written(0, Sampling(**settings), BYTES)
+    written = Written(0, Sampling(**settings), BYTES, in_reasoning=in_reasoning)
     tokens = np.array(BYTES.encode(text) if isinstance(text, str) else list(text))
     shown = []
     for start in range(0, len(tokens), pieces):
@@ -74,6 +77,120 @@ def test_what_may_become_a_stop_string_is_not_shown_yet():
 def test_the_first_of_several_stop_strings_counts():
     written, _ = write("one two three", stop_strings=("three", "two"))
     assert BYTES.decode(written.kept()[0]) == "one "
+
+
+REASONED = "A voice,\nmale.\n</think>\nA male\nvoice </think> again"
+
+
+@pytest.mark.parametrize("pieces", [1, 5, 100])
+@pytest.mark.parametrize(
+    ("stop", "reply"),
+    [
+        ("voice", "A male\n"),
+        ("\n", "A male"),  # the line break after the tag is the format's
+        ("A", ""),
+        ("male.", None),  # in the reasoning only
+        ("</think>", "A male\nvoice "),
+        ("\n</think>", None),
+        ("</think>\nA", None),  # begins before the reply
+        ("\nA", None),
+        ("zzz", None),
+    ],
+)
+def test_stop_strings_count_in_the_reply_only(pieces, stop, reply):
+    written, shown = write(REASONED, pieces=pieces, in_reasoning=True, stop_strings=(stop,))
+    text = "".join(shown) + written.take_text(last=True)
+    assert written.stopped is (reply is not None)
+    assert text == (REASONED if reply is None else REASONED[: REASONED.index("A male")] + reply)
+    assert BYTES.decode(written.kept()[0]) == text
+
+
+def test_stop_strings_count_in_the_reasoning_where_that_is_asked_for():
+    written, _ = write(REASONED, in_reasoning=True, stop_strings=("voice",), stop_in_reasoning=True)
+    assert BYTES.decode(written.kept()[0]) == "A "
+    written, _ = write(REASONED, in_reasoning=True, stop_strings=("</think>",), stop_in_reasoning=True)
+    assert BYTES.decode(written.kept()[0]) == "A voice,\nmale.\n"
+
+
+def test_a_text_without_a_reasoning_is_searched_from_its_beginning_and_one_that_opens_it_is_not():
+    assert BYTES.decode(write("A voice", stop_strings=("voice",))[0].kept()[0]) == "A "
+    written, _ = write("<think>\nvoice\n</think>\n\nHer\nvoice", stop_strings=("voice",))
+    assert BYTES.decode(written.kept()[0]) == "<think>\nvoice\n</think>\n\nHer\n"
+
+
+def test_a_reasoning_is_shown_at_once_whatever_may_become_a_stop_string():
+    _, shown = write("ab<en", in_reasoning=True, stop_strings=("<end>",))
+    assert shown == ["a", "b", "<", "e", "n"]
+    _, shown = write("ab\n</think>\nab<en", in_reasoning=True, stop_strings=("<end>",))
+    assert "".join(shown) == "ab\n</think>\nab"
+
+
+def test_random_texts_stop_where_the_definition_says():
+    """The first token that completes a stop string within the reply ends it, before the earliest that it completes."""
+    rng = random.Random(3)
+    for _ in range(300):
+        text = "".join(rng.choices(["a", "b", "\n", "</think>", "</th", "ab"], k=rng.randint(0, 20)))
+        stops = tuple("".join(rng.choices("ab\n", k=rng.randint(1, 3))) for _ in range(rng.randint(1, 3)))
+        pieces = rng.randint(1, 4)
+        tag = text.find("</think>")
+        start = len(text) if tag < 0 else tag + 8 + text.startswith("\n", tag + 8)
+        places = [[place for stop in stops if (place := text.find(stop, start, end)) >= 0] for end in range(len(text) + 1)]
+        expected = next((text[: min(found)] for found in places if found), text)
+        written, shown = write(text, pieces=pieces, in_reasoning=True, stop_strings=stops)
+        assert "".join(shown) + written.take_text(last=True) == expected, (text, stops)
+        assert written.stopped is any(places)
+
+
+def ends_in_a_loop(tokens, detection):
+    """The definition, by comparing every pattern."""
+    return any(
+        len(tokens) >= size * detection.min_count
+        and tokens[len(tokens) - size * detection.min_count :] == tokens[-size:] * detection.min_count
+        for size in range(detection.min_pattern_size, detection.max_pattern_size + 1)
+    )
+
+
+def test_a_loop_is_seen_at_the_token_that_completes_it():
+    rng = random.Random(4)
+    seen = 0
+    for _ in range(400):
+        smallest = rng.randint(1, 4)
+        detection = RepetitionDetectionConfig(
+            min_pattern_size=smallest, max_pattern_size=smallest + rng.randint(0, 6), min_count=rng.randint(2, 4)
+        )
+        pattern = rng.choices(range(3), k=rng.randint(1, 8))
+        tokens = (rng.choices(range(3), k=rng.randint(0, 9)) + pattern * rng.randint(1, 6))[:40]
+        limit = rng.choice([len(tokens) + 1, 40, 1000])
+        expected = next((end for end in range(1, len(tokens) + 1) if ends_in_a_loop(tokens[:end], detection)), None)
+        detector = RepetitionDetector(detection, max_new_tokens=limit)
+        assert next((end for end, token in enumerate(tokens, 1) if detector.add(token)), None) == expected
+        seen += expected is not None
+    assert 100 < seen < 390
+
+
+def test_a_loop_ends_a_text_and_a_stop_string_goes_first():
+    detection = RepetitionDetectionConfig(max_pattern_size=4, min_count=3)
+    written, shown = write("no: la la la la la", repetition_detection=detection)
+    assert (written.repeated, written.stopped) == (True, False)
+    assert "".join(shown) == BYTES.decode(written.kept()[0]) == "no: la la la"
+    written, _ = write("no: la la la la la", repetition_detection=detection, stop_strings=("la la la",))
+    assert (written.repeated, written.stopped) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_pattern_size": 4}, "max_pattern_size=4 and min_count=0 belong together"),
+        ({"min_count": 4}, "max_pattern_size=0 and min_count=4 belong together"),
+        ({"max_pattern_size": 4, "min_count": 1}, "min_count=1 must be at least 2"),
+        ({"max_pattern_size": 4, "min_count": 2, "min_pattern_size": 5}, "min_pattern_size=5 must lie between 1 and"),
+        ({"max_pattern_size": -1, "min_count": 2}, "max_pattern_size=-1 must be a whole number"),
+        ({"max_pattern_size": 4, "min_count": 2.0}, "min_count=2.0 must be a whole number"),
+    ],
+)
+def test_a_detection_that_cannot_be_is_refused_by_name(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        RepetitionDetectionConfig(**settings)
 
 
 def test_a_stop_token_is_not_part_of_the_reply():

@@ -10,12 +10,15 @@ import pytest
 
 from stepaudio_jax.config import ConfigError, JudgeConfig, PolicyConfig, RewardConfig, RLConfig, RolloutConfig
 from stepaudio_jax.data import Criterion, DataError, Record
+from stepaudio_jax.generation import Completion, Prompt
+from stepaudio_jax.generation.writing import End
 from stepaudio_jax.rl.judge import Judge, JudgeAnswer
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.learning import Passed, loss_weights, token_advantages
 from stepaudio_jax.rl.rewards import Reward, Rewards
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.rollouts import Rollout, _rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
+from tests.generation.small_model import BYTES
 from tests.rl.judge_server import replies_and_code
 
 HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
@@ -52,6 +55,24 @@ def judge():
 
 
 JUDGED = JudgeConfig(url="http://localhost/v1", model="m")
+
+
+def test_a_loop_that_was_ended_early_is_worth_what_a_reply_cut_at_its_limit_is():
+    """The engine ends it after 4 of 10 tokens; falling into a loop must not save the overlong penalty."""
+    reward = RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_free=5)
+    rewards = Rewards(RLConfig(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None)
+    prompt = Prompt(np.array([1], np.int32), *[np.zeros(1, bool)] * 2, (), ())
+    made = {}
+    for reason, tokens in (("repetition", 4), ("length", 10), ("stop", 4)):
+        end = End(BYTES.special.eot, -0.1, -0.1) if reason == "stop" else None
+        completion = Completion(
+            tuple(BYTES.encode("a\n</think>\na" * 9))[:tokens], (-1.0,) * tokens, (-1.0,) * tokens, reason, end
+        )
+        made[reason] = _rollout(0, rollout().record, prompt, completion, BYTES)
+    assert [made[reason].truncated for reason in ("repetition", "length", "stop")] == [True, True, False]
+    assert "not_ended" in made["repetition"].written.problems
+    loop, cut, ended = rewards(list(made.values()))
+    assert (loop.value, cut.value, ended.parts["overlong"]) == (-1, -1, 0)
 
 
 def test_parts_add_up_with_their_weights():
