@@ -16,7 +16,7 @@ from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
 
 _TRY_AGAIN = {408, 409, 425, 429}  # and every 5xx
 _LONGEST_WAIT_S = 60.0
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_SECONDS = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?")
 MAX_RESPONSE_BYTES = 16 * 2**20
 
 

@@ -32,7 +32,7 @@ _STEPS: Mapping[str, int] = MappingProxyType(
 _KEPT: Mapping[int, tuple[int, ...]] = MappingProxyType({3: (-2, 0, 2), 5: (-3, -2, 0, 2, 3), 7: (-3, -2, -1, 0, 1, 2, 3)})
 LEVELS = tuple(_KEPT)
 MAX_VERDICT_CHARACTERS = 32_768  # of the object; what is longer is none, so that reading takes bounded time
-_MAX_DEPTH = 3  # an object that has a list of objects
+_MAX_DEPTH = 16  # of lists and objects in it, far more than a verdict has
 _BACKWARDS = re.compile(r'"(\\*)|[{}\[\]]')  # in reversed text: a quotation mark and the backslashes before it, or a bracket
 
 
@@ -139,7 +139,7 @@ def _last_object(text: str) -> dict[str, Any] | None:
         return None
     try:
         # Numbers are kept as they are written: nothing here needs their value, and Python converts no more than 4300 digits.
-        return json.loads(  # type: ignore[no-any-return]
+        return json.loads(
             ending[start:],
             object_pairs_hook=_unambiguous,
             parse_int=str,

@@ -197,7 +197,7 @@ def test_a_response_without_an_end_is_cut(server, monkeypatch):
         endpoint(server, retries=0).ask("?")
 
 
-@pytest.mark.parametrize("asked", ["\u00b2", "1.2.3", "9" * 400, "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "nan"])
+@pytest.mark.parametrize("asked", ["\u00b2", "1.2.3", "9" * 5000, "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "nan"])
 def test_a_wait_that_is_no_number_is_not_waited_for(server, asked):
     server.trouble = lambda number, handler: number == 1 and (handler.reply(503, {}, [("Retry-After", asked)]) or True)
     assert endpoint(server, retries=1).ask(JudgePrompt().fill((), "a", "b")).text

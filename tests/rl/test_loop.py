@@ -27,6 +27,12 @@ def plain(tmp_path_factory, prompts):
     return run_stage(stage_config(tmp_path_factory.mktemp("plain"), prompts, steps=1, data={"rows": 16}))
 
 
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory, prompts):
+    """Parameters after three steps."""
+    return run_stage(stage_config(tmp_path_factory.mktemp("three"), prompts, steps=3))[0]
+
+
 def difference(ours, theirs):
     """Of the updates: the largest, relative to the largest of the update itself."""
     before = base().parameters
@@ -204,11 +210,8 @@ def test_whatever_ends_a_run_saves_first(tmp_path, prompts, monkeypatch, error):
 @pytest.mark.parametrize(
     ("where", "steps_saved"), [("rewards", 1), ("before the update", 1), ("after the update", None), ("samples", 2)]
 )
-def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts, monkeypatch, where, steps_saved):
-    for name in ("whole", "broken"):
-        (tmp_path / name).mkdir()
-    whole, _ = run_stage(stage_config(tmp_path / "whole", prompts, steps=3))
-    broken = stage_config(tmp_path / "broken", prompts, steps=3)
+def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts, three_steps, monkeypatch, where, steps_saved):
+    broken = stage_config(tmp_path, prompts, steps=3)
     calls = []
 
     def failing(method, *, late=False):
@@ -230,10 +233,10 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts
             patched.setattr(Iteration, "learn", failing(Iteration.learn, late=where == "after the update"))
         with pytest.raises(RuntimeError, match="in the second step"):
             run_stage(dataclasses.replace(broken, checkpoint=CheckpointConfig(every_steps=0)))
-    saved = [int(path.name) for path in (tmp_path / "broken" / "run" / "checkpoints" / "0_rlvr").glob("[0-9]*")]
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints" / "0_rlvr").glob("[0-9]*")]
     assert saved == ([] if steps_saved is None else [steps_saved])
     after, _ = run_stage(broken)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps)))
 
 
 def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):

@@ -50,7 +50,7 @@ def test_every_level_is_read_and_the_scale_is_symmetric(levels):
         (said("a is better") + "<|im_end|>", "no_verdict"),
         (f"[{said('a is better')}]", "no_verdict"),
         ('{"verdict": ' + said("a is better") + "}", "no_verdict"),
-        ('{"comparison": "a is better", "why": {"a": {"b": {"c": {}}}}}', "no_verdict"),
+        (f'{{"comparison": "a is better", "why": {"[" * 16 + "]" * 16}}}', "no_verdict"),
         (said("a is better", criteria=[{"a": True, "b": True}]), "bad_criteria"),
     ],
 )
@@ -78,6 +78,11 @@ def test_a_brace_and_a_quotation_mark_in_a_string_are_no_brackets():
     for why in ('{"comparison": "b is better"}', "}{][", '"', "\\", '\\"}', "\\\\", '{\\"'):
         assert parse_verdict("So: " + said("a is better", why=why), levels=7) == Verdict(2), why
         assert parse_verdict(json.dumps({"why": why, "comparison": "a is better"}), levels=7) == Verdict(2), why
+
+
+def test_what_else_the_object_holds_does_not_matter():
+    text = said("a is better", why={"A": {"good": ["kind", {"when": [1, 2.5, None]}]}, "B": {}})
+    assert parse_verdict(text, levels=7) == Verdict(2)
 
 
 def test_the_code_tells_the_judges_verdict_from_a_quoted_one():
