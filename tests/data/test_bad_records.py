@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from stepaudio_jax.audio import log_mel
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import (
     BadAudioError,
@@ -54,12 +55,15 @@ def bad_clip(folder, kind: str) -> str:
         path.write_bytes(whole[: len(whole) // 2])
     elif kind == "too short":
         write_clip(path, 0.01, seed=0)
+    elif kind == "silent first channel":
+        right = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+        soundfile.write(path, np.stack([np.zeros(8000), right], axis=1), 16_000)
     elif kind == "folder":
         path.mkdir()
     return path.name
 
 
-KINDS = ["missing", "text", "empty", "NaN", "cut short", "too short", "folder"]
+KINDS = ["missing", "text", "empty", "NaN", "cut short", "too short", "silent first channel", "folder"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,6 +96,27 @@ def test_bad_audio_is_skipped_and_counted_where_asked(tmp_path, caplog, kind):
     assert iterator.counts == {"records": 4, "records/d": 4, "skipped_bad_audio": 2}
     assert [f"{path}:{line}: audio" in caplog.text for line in range(1, 7)] == [False, True, False, False, True, False]
     assert [(record.record, record.skipped) for record in check(config)] == [(1, "bad_audio"), (4, "bad_audio")]
+
+
+def test_a_model_learns_from_the_first_channel_or_from_the_mean(tmp_path):
+    channels = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 8000)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", channels.T, 16_000, subtype="FLOAT")
+    path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")])
+    for channel, heard in (("first", channels[0]), ("mix", (channels[0] + channels[1]) / 2)):
+        batch = next(evaluation_batches(settings(path, channel=channel), TOKENIZER, MODEL))
+        mel = log_mel(heard)
+        np.testing.assert_array_equal(np.asarray(batch.mel)[0, 0, :, : mel.shape[1]], mel)
+    (tmp_path / "a.wav").unlink()
+    bad_clip(tmp_path, "silent first channel")
+    path = write_records(tmp_path / "d.jsonl", [audio_record(0, "bad.wav")])
+    assert next(evaluation_batches(settings(path, channel="mix"), TOKENIZER, MODEL)).mel.any()
+
+
+def test_a_run_does_not_go_on_with_another_channel(tmp_path):
+    config = settings(write_records(tmp_path / "d.jsonl", [text_record(0, 3)]))
+    state = batches(config, TOKENIZER, MODEL, seed=0).get_state()
+    with pytest.raises(DataError, match="cannot resume: the data's channel was first and is now mix"):
+        batches(dataclasses.replace(config, channel="mix"), TOKENIZER, MODEL, seed=0).set_state(state)
 
 
 def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):

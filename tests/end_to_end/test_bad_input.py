@@ -21,7 +21,7 @@ from launch.score import main as score
 from launch.train import main as train
 from stepaudio_jax import hub
 from stepaudio_jax.text import Tokenizer
-from tests.end_to_end.tones import write_config, write_corpus
+from tests.end_to_end.tones import write_config, write_corpus, write_lines
 from tests.generation.small_model import CONFIG, lively_parameters
 from tools.convert_weights.__main__ import main as convert
 
@@ -84,6 +84,11 @@ def nan_wave(path):
     soundfile.write(path, np.full(200 * 160, np.nan, np.float32), 16_000, subtype="FLOAT")
 
 
+def right_channel_only(path):
+    right = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+    soundfile.write(path, np.stack([np.zeros(8000), right], axis=1), 16_000)
+
+
 def messages(*given):
     return lambda folder: json.dumps({"messages": list(given)})
 
@@ -99,6 +104,14 @@ BAD_LINES = {
     ),
     "0 bytes": (clip(lambda path: path.touch()), "audio {folder}/clip.wav: is empty .0 bytes.; get the whole file again"),
     "NaN wave": (clip(nan_wave), "audio {folder}/clip.wav: has 32000 NaN or infinite samples of 32000; export it again"),
+    "silent first channel": (
+        clip(right_channel_only),
+        "audio {folder}/clip.wav: has a silent first channel, and channel 2 of 2 is not silent; set data.channel=mix ",
+    ),
+    "sound beside the messages": (
+        lambda folder: json.dumps({"messages": [{**USER, "content": "<audio>Who?"}, REPLY], "audios": ["clip.wav"]}),
+        'has "audios", which is not read: put {{"type": "audio", "audio": PATH}} into the .content. of its turn',
+    ),
     "not JSON": (lambda folder: '{"messages": [}', "is not JSON .* at column 15.; each line must be one JSON object"),
     "unknown role": (messages({**USER, "role": "usr"}, REPLY), "message 1 has the unknown role \"usr\"; did you mean 'user'"),
     "no content": (
@@ -118,7 +131,7 @@ def write_bad(folder, kind, *, answered):
         for text in lines:
             try:
                 dialogue = json.loads(text)
-                shortened.append(json.dumps({"messages": dialogue["messages"][:-1]}))
+                shortened.append(json.dumps({**dialogue, "messages": dialogue["messages"][:-1]}))
             except json.JSONDecodeError:
                 shortened.append(text)
         lines = shortened
@@ -171,6 +184,23 @@ def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoi
     path.write_text("\n\n" + path.read_text(encoding="utf-8").splitlines()[2], encoding="utf-8")
     arguments = ["--model", checkpoint, "--input", path, "--output", work / "new" / "output.jsonl", "--max-new-tokens", 8]
     assert re.match(message, refusal(generate, arguments, capsys, work))
+
+
+def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
+    """Both programs hear of the clip with two channels what they hear of the mean alone."""
+    right_channel_only(work / "stereo.wav")
+    soundfile.write(work / "mono.wav", soundfile.read(work / "stereo.wav")[0].mean(axis=1), 16_000, subtype="FLOAT")
+    for program, turns, limits in (
+        (generate, 1, ["--max-new-tokens", 8, "--temperature", 0]),
+        (score, 2, []),
+    ):
+        records = [audio_question(f"{name}.wav")["messages"][:turns] for name in ("stereo", "mono")]
+        write_lines(work / "input.jsonl", [{"id": "x", "messages": messages} for messages in records])
+        output = work / f"{program.__module__}.jsonl"
+        given = ["--model", checkpoint, "--input", work / "input.jsonl", "--output", output, "--channel", "mix", *limits]
+        assert not program([str(argument) for argument in given])
+        stereo, mono = output.read_text(encoding="utf-8").splitlines()
+        assert stereo == mono
 
 
 @pytest.mark.parametrize("program", [generate, score])

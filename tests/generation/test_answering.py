@@ -239,6 +239,8 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(model, dialogues, tm
         file.write(b'{"index": 2, "li')
     with pytest.raises(DataError, match=r"replies.jsonl.partial: is of another job .*; delete it to start anew"):
         answer_file(model, dialogues, output, dataclasses.replace(SAMPLING, seed=9), slots=1)
+    with pytest.raises(DataError, match=r"is of another job"):
+        answer_file(dataclasses.replace(model, channel="mix"), dialogues, output, SAMPLING, slots=1)
     asked.clear()
     answer_file(model, dialogues, output, SAMPLING, slots=1)
     assert len(asked) == 3

@@ -94,6 +94,36 @@ def test_what_cannot_be_learnt_from_is_named(tmp_path, keys, message):
     assert not (tmp_path / "judge.jsonl").exists()
 
 
+@pytest.mark.parametrize("program", ["data", "report"])
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rejected": [{"role": "assistant", "content": "good 0 "}]}, "'chosen' and 'rejected' are the same reply"),
+        ({"chosen": [{"role": "assistant", "content": ""}]}, "'chosen' is an empty reply"),
+        ({"audios": ["clip.wav"]}, 'has "audios", which is not read'),
+    ],
+)
+def test_what_is_no_preference_is_refused_by_both_programs(tmp_path, capsys, program, keys, message):
+    source = records(tmp_path, preference(1), preference(**keys))
+    given = {"data": ["--output", str(tmp_path / "judge.jsonl")], "report": ["--model", "nowhere"]}[program]
+    with pytest.raises(SystemExit) as ended:
+        launch([program, "--input", str(source), *given])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {source}:2: {message}")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "judge.jsonl").exists()
+
+
+@pytest.mark.parametrize("levels", [3, 5, 7])
+def test_with_a_margin_of_0_a_judge_learns_that_replies_are_equal(tmp_path, levels):
+    source = records(tmp_path, preference(rejected=[{"role": "assistant", "content": "good 0"}], margin=0, **RUBRIC))
+    (record,) = read_jsonl(source)
+    prompt = JudgePrompt(levels=levels)
+    for one in judge_dialogues(record, prompt):
+        assert parse_verdict(one["messages"][1]["content"], levels=levels, criteria=2).level == 0
+
+
 def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
     """A judge that is right about the first pairs, always prefers A in the others, and says nothing of the last."""
     source = records(tmp_path, *(preference(number) for number in range(6)))

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 
-from stepaudio_jax.config import DataConfig, SourceConfig
+from stepaudio_jax.audio import log_mel
+from stepaudio_jax.config import AugmentationConfig, DataConfig, SourceConfig
 from stepaudio_jax.data import DataError
 from stepaudio_jax.rl.prompts import PromptStream
 from tests.rl.small_stage import base, write_prompts
@@ -53,6 +56,23 @@ def test_where_none_can_be_used_the_run_ends(path):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="3 records one after the other cannot be used"):
         asked(stream(path, on_bad_audio="skip"))
+
+
+def test_a_policy_hears_the_first_channel_or_the_mean(tmp_path):
+    channels = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 8000)).astype(np.float32)
+    channels[0] = 0
+    soundfile.write(tmp_path / "a.wav", channels.T, 16_000, subtype="FLOAT")
+    path = tmp_path / "prompts.jsonl"
+    turn = {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}
+    path.write_text(json.dumps({"messages": [turn]}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"prompts.jsonl:1: audio .*set data\.channel=mix"):
+        stream(path).of_step(0, 1)
+    (asked_of,) = stream(path, channel="mix").of_step(0, 1)
+    np.testing.assert_array_equal(asked_of.prompt.chunks[0], log_mel(channels[1] / 2))
+    silent = AugmentationConfig(silence_probability=1.0)
+    (silenced,) = stream(path, channel="mix", augmentation=silent).of_step(0, 1)
+    assert silenced.prompt.length == asked_of.prompt.length
+    assert (silenced.prompt.chunks[0] == silenced.prompt.chunks[0][0, 0]).all()
 
 
 def test_past_reasoning_stays_where_the_policy_was_trained_so(tmp_path):
