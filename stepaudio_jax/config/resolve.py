@@ -127,9 +127,9 @@ def _preset(cls: type, name: Any, key: str) -> Any:
 
 def unknown_key(full_key: str, name: str, allowed: Mapping[str, Any], kind: str = "key") -> str:
     """The message for a key (or preset) that does not exist, with the nearest one that does."""
-    nearest = difflib.get_close_matches(name, allowed, n=1)
+    nearest = difflib.get_close_matches(shorten(name), allowed, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {full_key}{hint} (allowed: {', '.join(sorted(allowed))})"
+    return f"unknown {kind} {shorten(full_key)}{hint} (allowed: {', '.join(sorted(allowed))})"
 
 
 def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:

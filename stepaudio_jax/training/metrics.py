@@ -74,10 +74,11 @@ class MetricsWriter:
 def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the lines of a file that a run writes step by step, each an object with its stage and step.
 
-    What follows the last line end was cut short by a kill, and is left out; so is a line that is damaged, with a warning.
+    A last line that a kill cut short is left out; so is any other line that is damaged, with a warning.
     """
     lines = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    *texts, last = path.read_bytes().split(b"\n")
+    for number, text in enumerate([*texts, last] if _is_json(last) else texts, 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -87,6 +88,14 @@ def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         else:
             logger.warning("%s:%d is damaged, and left out", path, number)
     return lines
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def drop_steps_after(path: pathlib.Path, stage: str, step: int) -> None:

@@ -1,12 +1,15 @@
 """load_audio: formats by content, first channel, and an error that names the file for everything that cannot be used."""
 
+import ctypes
 import io
 import os
 import pathlib
 import pickle
+import platform
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio_jax.audio import AudioError, load_audio, resample
+from stepaudio_jax.audio.quiet import quiet_decoder
 
 FORMATS = [
     ("WAV", "PCM_16"),
@@ -225,6 +229,25 @@ def test_an_mp3_with_tags():
     np.testing.assert_array_equal(load_audio(id3 + content + tag), expected)
     with pytest.raises(AudioError, match="last MP3 frame is incomplete"):
         load_audio(id3 + content[:-20])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing is kept out of sight with another C library")
+def test_what_libmpg123_says_of_good_files_stays_out_of_sight(capfd):
+    """LAME's own files, tags, silence and other files behind them; and what others write meanwhile does not."""
+    library = ctypes.CDLL(None)
+    contents = []
+    for rate in (16_000, 22_050, 44_100):
+        file = io.BytesIO()
+        soundfile.write(file, speech_like(3 * rate, rate), rate, format="MP3", bitrate_mode="CONSTANT")
+        contents += [file.getvalue(), file.getvalue() * 2, file.getvalue() + bytes(5000)]
+    soundfile.read(io.BytesIO(contents[-1]))
+    assert "Warning: Xing stream size off" in capfd.readouterr().err  # there is something to keep out of sight
+    with ThreadPoolExecutor(3) as pool:
+        assert all(len(waveform) for waveform in pool.map(load_audio, contents))
+    with quiet_decoder():
+        library.fputs(b"[src/libmpg123/x.c:1] error: no\nanother library's line\n", ctypes.c_void_p.in_dll(library, "stderr"))
+    print("Python's line", file=sys.stderr)
+    assert capfd.readouterr().err == "another library's line\nPython's line\n"
 
 
 @pytest.mark.parametrize(("version", "rate"), [("v1", 44_100), ("v1", 48_000), ("v1", 32_000), ("v2", 22_050), ("v2.5", 8_000)])

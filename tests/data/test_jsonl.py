@@ -7,7 +7,7 @@ import grain
 import pytest
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data import Criterion, DataError, JsonlFile, JsonlSource, Record, read_jsonl
+from stepaudio_jax.data import Criterion, DataError, JsonlFile, JsonlSource, Record, open_sources, read_jsonl
 from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
 
 REPLY = {"role": "assistant", "content": "yes"}
@@ -211,3 +211,57 @@ def test_a_bad_line_is_one_line_naming_file_and_line(tmp_path, case):
     assert "\n" not in text
     assert len(text) < len(str(path)) + 350
     assert file[2].messages[0].text == "yes"  # the neighbours are readable still
+
+
+def test_a_record_keeps_its_id_also_where_it_cannot_be_used(tmp_path):
+    bad = {"messages": [{"role": "usr", "content": "x"}]}
+    lines = [
+        {**bad, "id": "my-own-77"},
+        {**bad, "id": 7},
+        {**bad, "id": None},
+        {**bad, "id": [1]},
+        {**bad, "id": ""},
+        bad,
+        b"{",
+    ]
+    file = JsonlFile(write(tmp_path, *lines, messages(REPLY) | {"id": 7}, messages(REPLY)))
+    for index in range(len(lines)):
+        with pytest.raises(DataError):
+            file[index]
+    ids = [file.record_id(index) for index in range(len(file))]
+    assert ids == ["my-own-77", "7", "d:3", "d:4", "d:5", "d:6", "d:7", "7", "d:9"]
+    assert ids[-2:] == [file[index].id for index in (7, 8)]
+
+
+def sources_of(tmp_path, *configs):
+    """The names of sources, and those of their records, of files that are made for them."""
+    opened = open_sources([SourceConfig(path=str(tmp_path / path), name=name) for path, name in configs])
+    return [(source.name, *sorted({source[index].source for index in range(len(source))})) for source in opened]
+
+
+def test_sources_of_one_stem_are_told_apart(tmp_path):
+    for folder in ("a", "b", "x/a", "y/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("train.jsonl", "test.jsonl", "train.json"):
+            write(tmp_path / folder, messages(REPLY), name=name)
+    apart = sources_of(tmp_path, ("a/train.jsonl", ""), ("b/train.jsonl", ""), ("b/test.jsonl", ""))
+    assert apart == [("a/train", "a/train"), ("b/train", "b/train"), ("test", "test")]
+    deeper = sources_of(tmp_path, ("x/a/train.jsonl", ""), ("y/a/train.jsonl", ""))
+    assert deeper == [("x/a/train", "x/a/train"), ("y/a/train", "y/a/train")]
+    named = sources_of(tmp_path, ("a/test.jsonl", "train"), ("b/train.jsonl", ""))
+    assert named == [("train", "train"), ("b/train", "b/train")]
+    globs = sources_of(tmp_path, ("a/*.jsonl", ""), ("b/*.jsonl", ""))
+    assert globs == [("a/*", "a/test", "a/train"), ("b/*", "b/test", "b/train")]
+    endings = sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.json", ""))
+    assert len({name for name, _ in endings}) == 2
+    # What the user names alike, or gives as one source, or twice, is one.
+    assert sources_of(tmp_path, ("a/train.jsonl", "s"), ("b/train.jsonl", "s")) == [("s", "s"), ("s", "s")]
+    assert sources_of(tmp_path, ("[ab]/train.jsonl", "")) == [("train", "train")]
+    assert sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.jsonl", "")) == [("train", "train"), ("train", "train")]
+
+
+def test_a_tilde_is_home_in_files_and_clips(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, messages({"role": "user", "content": [{"type": "audio", "audio": "~/clips/a.wav"}]}, REPLY))
+    (record,) = read_jsonl("~/d.jsonl")
+    assert record.messages[0].audio[0].path == str(tmp_path / "clips" / "a.wav")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from launch.score import main as score
 from launch.train import main as train
 from stepaudio_jax import hub
 from stepaudio_jax.text import Tokenizer
+from tests.end_to_end.runs import logged, run, start, wait_for
 from tests.end_to_end.tones import write_config, write_corpus, write_lines
 from tests.generation.small_model import CONFIG, lively_parameters
 from tools.convert_weights.__main__ import main as convert
@@ -343,16 +343,37 @@ def test_an_interrupt_ends_quietly_with_code_130(capsys):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_quietly_with_code_130(work):
-    """Ctrl-C in the middle of a run, with threads that read data and a progress bar on the screen."""
-    arguments = [f"--config={work / 'config.py'}", f"--config.run_dir={work / 'run'}", "--config.stages.mid.steps=100000"]
-    process = subprocess.Popen([sys.executable, "-m", "launch.train", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    metrics = work / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_goes_on(work):
+    """In the middle of a run, with threads that read data and a progress bar on the screen."""
+    run_dir = work / "run"
+    arguments = [f"--config={work / 'config.py'}", f"--config.run_dir={run_dir}", "--config.stages.mid.steps=100000"]
+
+    def start_until(more):
+        """The program, once it has logged so many steps more."""
+        process = start("-m", "launch.train", *arguments)
+        wanted = logged(run_dir) + more
+        wait_for(process, lambda: logged(run_dir) >= wanted)
+        return process
+
+    first = start_until(3)
+    second = run("-m", "launch.train", *arguments)
+    assert second.returncode == 2
+    assert re.fullmatch(rf"error: run_dir='.*run' is in use by another job \(process {first.pid} on .*\n", second.stderr)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate()
+    assert first.returncode == 130
     assert "Traceback" not in said
     assert "rror" not in said
+    assert "stopping: the step under way is finished and saved; Ctrl-C again ends at once" in said
+    (step,) = re.findall(r"stopped at step (\d+) of stage 'mid', and saved; the same command goes on", said)
+    assert (run_dir / "checkpoints" / "0_mid" / step).is_dir()
+    killed = start_until(2)
+    killed.kill()
+    killed.communicate()
+    after = start_until(2)
+    assert after.poll() is None
+    assert logged(run_dir) > int(step)
+    after.send_signal(signal.SIGINT)
+    after.send_signal(signal.SIGINT)
+    after.communicate()
+    assert after.returncode == 130

@@ -10,12 +10,25 @@ import jax
 import numpy as np
 import pytest
 
+from stepaudio_jax import hub
 from stepaudio_jax.data import DataError
-from stepaudio_jax.generation import LoadedModel, Outcome, Sampling, Scorer, answer_file, load_model, score_file
+from stepaudio_jax.generation import (
+    LoadedModel,
+    Outcome,
+    Sampling,
+    Scorer,
+    answer_file,
+    answered_before,
+    load_model,
+    score_file,
+    scored_before,
+)
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
+from stepaudio_jax.generation.jobs import job_of
 from stepaudio_jax.generation.journal import Journal
 from stepaudio_jax.models import quantize_weights, unstack
+from stepaudio_jax.storage import OutputError, has_mark
 from stepaudio_jax.text import Message, TextPart
 from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
 from tests.models.random_model import FLOAT32
@@ -175,13 +188,14 @@ BAD_ANSWER = {
 @pytest.mark.parametrize("kind", BAD_ANSWER)
 def test_one_bad_dialogue_is_reported_and_the_others_are_answered(model, tmp_path, kind):
     line, message = BAD_ANSWER[kind]
-    given = write(tmp_path / "dialogues.jsonl", dialogue(text("1+1?")), "", line)
+    own = {"id": "my-own-77", **line} if isinstance(line, dict) else line
+    given = write(tmp_path / "dialogues.jsonl", dialogue(text("1+1?")), "", own)
     outcome = answer_file(model, given, tmp_path / "replies.jsonl", SAMPLING)
     assert (outcome.dialogues, outcome.failed) == (2, 1)
     assert re.search(message, outcome.first_failure)
     reply, failure = read(tmp_path / "replies.jsonl")
     assert reply["completion_tokens"] == 6
-    assert failure == {"id": "dialogues:3", "error": outcome.first_failure}
+    assert failure == {"id": "dialogues:3" if own == "{" else "my-own-77", "error": outcome.first_failure}
     assert files(tmp_path) == ["dialogues.jsonl", "replies.jsonl"]
 
 
@@ -246,6 +260,71 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(model, dialogues, tm
     assert len(asked) == 3
     assert output.read_bytes() == whole.read_bytes()
     assert not partial.exists()
+
+
+def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
+    """By its output alone: the model is not loaded."""
+    given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")), dialogue(text("2+2?")))
+    output = tmp_path / "r.jsonl"
+
+    def before(sampling=SAMPLING, path=given, **settings):
+        return answered_before(BASE, path, output, sampling, "float32", **settings)
+
+    assert before() is None
+    settings = {"samples": 1, "int8_weights": False, "cache_dtype": None, "history_reasoning": False, "history_eot": True}
+    config = hub.read_model_config(BASE)
+    job = job_of("generate", given, BASE, config, dtype="float32", sampling=repr(SAMPLING), **settings)
+    journal = Journal(output, job, 2)
+    journal.write(1, {"id": "d:2", "error": "d.jsonl:2: no"})
+    journal.write(0, {"id": "d:1", "reply": "2"})
+    journal.finish()
+    if not has_mark(output):
+        pytest.skip("this file system keeps no marks")
+    assert before() == Outcome(2, 1, "d.jsonl:2: no")
+    assert before(path=write(tmp_path / "copy.jsonl", *given.read_text().splitlines())) is not None
+    others = [
+        lambda: before(dataclasses.replace(SAMPLING, seed=6)),
+        lambda: before(samples=2),
+        lambda: before(int8_weights=True),
+        lambda: before(path=write(tmp_path / "other.jsonl", dialogue(text("1?")))),
+        lambda: scored_before(BASE, given, output, "float32"),
+    ]
+    for other in others:
+        with pytest.raises(OutputError, match="is not what this job makes"):
+            other()
+    output.write_text(output.read_text() + "\n")
+    with pytest.raises(OutputError, match="or changed since"):
+        before()
+
+
+def test_an_output_that_is_the_input_is_refused_in_python_too(model, tmp_path):
+    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"))
+    (tmp_path / "link.jsonl").symlink_to(given)
+    before = given.read_bytes()
+    for program in (functools.partial(answer_file, sampling=SAMPLING), score_file):
+        with pytest.raises(OutputError, match="is the input"):
+            program(model, given, tmp_path / "link.jsonl")
+    assert given.read_bytes() == before
+
+
+def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
+    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4"))
+    score_file(model, given, tmp_path / "unbroken.jsonl")
+    score, asked = Scorer.score, []
+
+    def interrupt(self, messages):
+        asked.append(messages)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return score(self, messages)
+
+    monkeypatch.setattr(Scorer, "score", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, given, tmp_path / "scores.jsonl")
+    assert score_file(model, given, tmp_path / "scores.jsonl") == 3
+    assert len(asked) == 4
+    assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
+    assert not (tmp_path / "scores.jsonl.partial").exists()
 
 
 def test_slots_grow_with_the_dialogues(model, tmp_path):

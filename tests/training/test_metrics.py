@@ -66,6 +66,19 @@ def test_a_last_line_cut_short_by_a_kill_is_dropped(tmp_path, torn):
     assert [line["step"] for line in lines(tmp_path)] == kept
 
 
+def test_a_damaged_line_is_left_out_with_a_warning_and_no_other(tmp_path, caplog):
+    write(tmp_path, "sft", 0, [1, 2, 3])
+    first, second, third = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    damaged = [b"\xff\xfe\n", b"{}\n", b"[1]\n", b'{"stage": "sft", "step": "2"}\n']
+    (tmp_path / "metrics.jsonl").write_bytes(first + b"".join(damaged) + second + third)
+    write(tmp_path, "sft", 3, [4])
+    assert [step for _, step, _ in steps_of(tmp_path)] == [1, 2, 3, 4]
+    numbers = [2, 3, 4, 5]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'metrics.jsonl'}:{number} is damaged, and left out" for number in numbers
+    ]
+
+
 def test_every_line_is_on_disk_once_it_is_written(tmp_path):
     """A killed process must not lose lines in a buffer, or a run that resumes would lack them."""
     writer = MetricsWriter(tmp_path, stage="sft", resume_step=0)
