@@ -178,15 +178,16 @@ class Engine:
         """
         if self.busy:
             raise GenerationError("the weights cannot change while requests are being answered; run them to their end first")
-        if same_kernels:
-            self._parameters = self._with_adapters_of(parameters)
-            return
+        held = self._parameters["decoder"]["layers"] if same_kernels else ()
         self._parameters = {}  # the old ones go before the new ones come
-        self._parameters = self._placed(parameters, free=free)
+        if same_kernels:
+            self._parameters = self._with_adapters_of(parameters, held)
+        else:
+            self._parameters = self._placed(parameters, free=free)
 
-    def _with_adapters_of(self, parameters: Parameters) -> Parameters:
-        """The engine's layers with the adapters of other parameters, which give the rest of the model."""
-        held, decoder = self._parameters["decoder"]["layers"], dict(parameters["decoder"])
+    def _with_adapters_of(self, parameters: Parameters, held: tuple[Parameters, ...]) -> Parameters:
+        """The engine's layers `held` with the adapters of other parameters, which give the rest of the model."""
+        decoder = dict(parameters["decoder"])
         adapters = self._cast(lora_matrices(decoder.pop("layers")))
         rest: Parameters = {**parameters, "decoder": self._cast(decoder)}
         if self._mesh is not None:

@@ -106,7 +106,7 @@ def write_adapter(folder: pathlib.Path, adapter: Adapter) -> None:
     """Writes an adapter into an existing folder, for `peft.PeftModel.from_pretrained` and for vLLM."""
     tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in _peft_tensors(adapter.matrices)}
     modules = sorted(_module(path).rpartition(".")[2] for path in low_rank_paths(adapter.matrices))
-    config = {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base or None,
@@ -139,7 +139,8 @@ def read_adapter(folder: str | pathlib.Path, decoder: DecoderConfig) -> Adapter:
     lora, base = _read_config(folder)
     stored = _read_tensors(folder)
     targets = {path[-1]: path for path in _decoder_paths()}
-    lora = dataclasses.replace(lora, targets=tuple(name for name in targets if any(key[0] == name for key in stored)))
+    present: Any = tuple(name for name in targets if any(key[0] == name for key in stored))
+    lora = dataclasses.replace(lora, targets=present)
     tree = low_rank_tree(ModelConfig(decoder=decoder), lora)
     _check_tensors(folder, lora, decoder, stored, tree.shapes)
     matrices: Parameters = {}

@@ -117,19 +117,17 @@ class Projection(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRankKernel:
-    """A projection's kernel that is a sum: kernel + scale down up (see `models.low_rank`).
+    """A projection's kernel that is a sum: kernel + down up (see `models.low_rank`).
 
     Attributes:
         kernel: as the projection has it, its inputs' dimensions in front of its outputs'.
         down: the inputs' dimensions, then the rank.
-        up: the rank, then the outputs' dimensions.
-        scale: of the product.
+        up: the rank, then the outputs' dimensions; the product's scale is part of it.
     """
 
     kernel: jax.Array
     down: jax.Array
     up: jax.Array
-    scale: float = dataclasses.field(metadata={"static": True})
 
     @property
     def ndim(self) -> int:
@@ -150,7 +148,7 @@ class LowRankKernel:
         dtype = inputs.dtype
         narrow = contract(f"{given},{summed}R->{kept}R", inputs, self.down.astype(dtype))
         added = contract(f"{kept}R,R{kernel.removeprefix(summed)}->{outputs}", narrow, self.up.astype(dtype))
-        return contract(einsum, inputs, self.kernel.astype(dtype)) + jnp.asarray(self.scale, dtype) * added
+        return contract(einsum, inputs, self.kernel.astype(dtype)) + added
 
 
 def project_together(inputs: jax.Array, *projections: Projection) -> tuple[jax.Array, ...]:

@@ -72,8 +72,11 @@ def initial_low_rank(tree: LowRankTree, key: jax.Array) -> Parameters:
 
 
 def with_low_rank(decoder: Parameters, low_rank: Parameters, scale: float) -> Parameters:
-    """The decoder's tree, every adapted kernel a `LowRankKernel`."""
-    return _replaced(decoder, low_rank, lambda kernel, down, up: LowRankKernel(kernel, down, up, scale))
+    """The decoder's tree, every adapted kernel a `LowRankKernel`.
+
+    Its `up` is multiplied by `scale` here, in fp32: in bf16 the scale itself would be rounded, and all of the product with it.
+    """
+    return _replaced(decoder, low_rank, lambda kernel, down, up: LowRankKernel(kernel, down, scale * jnp.asarray(up)))
 
 
 def combine_lora(adapters: Sequence[tuple[Parameters, float]]) -> tuple[Parameters, float]:
@@ -101,27 +104,28 @@ def combine_lora(adapters: Sequence[tuple[Parameters, float]]) -> tuple[Paramete
 
 
 def replace_lora(layers: Parameters, lora: Parameters) -> Parameters:
-    """Returns a layer's tree whose `LowRankKernel`s keep kernel and scale, and take their other matrices from `lora`.
+    """Returns a layer's tree whose `LowRankKernel`s keep their kernel, and take "down" and "up" from `lora`.
 
     Args:
         layers: of a decoder with adapters beside it, one layer or a stack of them.
         lora: {"down", "up"} in place of each of its `LowRankKernel`s, of the same shapes.
     """
-    replaced: Parameters = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(layers, is_leaf=is_low_rank):
-        keys = tuple(str(key.key) for key in path)
-        if is_low_rank(leaf):
-            leaf = dataclasses.replace(leaf, **_at(lora, keys[:-1]))
-        _put(replaced, keys, leaf)
-    return replaced
+
+    def replace(path: tuple[str, ...], leaf: Any) -> Any:
+        return dataclasses.replace(leaf, **_at(lora, path[:-1])) if is_low_rank(leaf) else leaf
+
+    return _mapped(layers, replace)
 
 
 def lora_matrices(layers: Parameters) -> Parameters:
     """Returns {"down", "up"} of every `LowRankKernel` of a tree of layers: what `replace_lora` takes."""
     matrices: Parameters = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(layers, is_leaf=is_low_rank):
+
+    def collect(path: tuple[str, ...], leaf: Any) -> None:
         if is_low_rank(leaf):
-            _put(matrices, tuple(str(key.key) for key in path[:-1]), {"down": leaf.down, "up": leaf.up})
+            _put(matrices, path[:-1], {"down": leaf.down, "up": leaf.up})
+
+    _mapped(layers, collect)
     return matrices
 
 
@@ -151,7 +155,8 @@ def fold_low_rank(decoder: Parameters, low_rank: Parameters, scale: float, dtype
 
         def fold_layer(index: jax.Array, folded: jax.Array) -> jax.Array:
             layer = (folded if in_place else kernel)[index].astype(jnp.float32)
-            product = down[index].reshape(-1, rank) @ up[index].reshape(rank, -1)
+            factors = down[index].reshape(-1, rank), up[index].reshape(rank, -1)
+            product = jnp.matmul(*factors, precision=jax.lax.Precision.HIGHEST)  # in fp32 on every machine
             layer += scale * product.reshape(layer.shape)
             return folded.at[index].set(layer.astype(dtype))
 
@@ -162,13 +167,19 @@ def fold_low_rank(decoder: Parameters, low_rank: Parameters, scale: float, dtype
 
 
 def _replaced(decoder: Parameters, low_rank: Parameters, make: Callable[..., Any]) -> Parameters:
-    layers: Parameters = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder["layers"]):
-        _put(layers, tuple(str(key.key) for key in path), leaf)
+    layers = _mapped(decoder["layers"], lambda _, leaf: leaf)
     for path in _adapted(low_rank, None):
         pair, module = _at(low_rank, path), _at(layers, path)
         module[_KERNEL] = make(module[_KERNEL], pair["down"], pair["up"])
     return {**decoder, "layers": layers}
+
+
+def _mapped(tree: Parameters, apply: Callable[..., Any], path: tuple[str, ...] = ()) -> Parameters:
+    """`apply` to the path and the value of every entry of nested dicts; what is no dict (a matrix in int8) is a value."""
+    return {
+        name: _mapped(branch, apply, (*path, name)) if isinstance(branch, dict) else apply((*path, name), branch)
+        for name, branch in tree.items()
+    }
 
 
 def _adapted(tree: Parameters, targets: Sequence[str] | None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,14 @@ import pytest
 from flax import nnx
 
 from stepaudio_jax.config import LoRAConfig
-from stepaudio_jax.models import abstract_model, fold_low_rank, initial_low_rank, low_rank_tree, with_low_rank
+from stepaudio_jax.models import (
+    abstract_model,
+    combine_lora,
+    fold_low_rank,
+    initial_low_rank,
+    low_rank_tree,
+    with_low_rank,
+)
 from tests.models.random_model import FLOAT32, SMALL, random_parameters
 
 LORA = LoRAConfig(rank=3, alpha=6.0)
@@ -61,6 +68,34 @@ def test_the_product_is_added_in_proportion_to_alpha_over_rank(parts):
     kernel = parameters["decoder"]["layers"]["attention"]["output"]["kernel"]
     np.testing.assert_allclose(folded["layers"]["attention"]["output"]["kernel"], kernel + 2.0 * product, rtol=1e-5, atol=1e-6)
     assert folded["embedding"] is parameters["decoder"]["embedding"]
+
+
+def test_several_adapters_together_are_the_sum_of_their_products(parts):
+    _, narrow, _ = parts
+    other = {"attention": {"query": jax.tree.map(lambda leaf: leaf[..., ::-1], narrow["attention"]["query"])}}
+    combined, scale = combine_lora([(narrow, 2.0), (other, 0.5)])
+    product = lambda tree: np.einsum("lhr,lrnd->lhnd", *(np.asarray(tree[name], np.float64) for name in ("down", "up")))  # noqa: E731
+    for name, expected in (
+        ("query", 2.0 * product(narrow["attention"]["query"]) + 0.5 * product(other["attention"]["query"])),
+        ("key", 2.0 * product(narrow["attention"]["key"])),
+    ):
+        np.testing.assert_allclose(scale * product(combined["attention"][name]), expected, atol=1e-5)
+    assert combine_lora([(narrow, 2.0)]) == (narrow, 2.0)
+
+
+def test_what_bf16_would_round_away_is_kept_in_fp32(parts):
+    parameters, narrow, _ = parts
+    kernel = jnp.asarray(parameters["decoder"]["layers"]["mlp"]["up"]["kernel"], jnp.bfloat16)
+    decoder = {"layers": {"mlp": {"up": {"kernel": kernel}}}}
+    small = {"mlp": {"up": {name: 0.1 * leaf for name, leaf in narrow["mlp"]["up"].items()}}}
+    before = np.asarray(kernel, np.float32)
+    changed = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        kernel = fold_low_rank(decoder, small, 1.0, dtype)["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.dtype == dtype
+        changed[dtype] = np.mean(np.asarray(kernel, np.float32) != before)
+    assert changed[jnp.float32] > 0.95
+    assert changed[jnp.bfloat16] < 0.5
 
 
 def test_nothing_changes_before_the_first_step(parts):
