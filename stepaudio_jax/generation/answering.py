@@ -94,6 +94,7 @@ def load_model(
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
+    tokenizer = hub.load_tokenizer(folder)  # before the weights, which take longer
     shardings = None
     if mesh is not None:
         shardings = parameter_shardings(logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh)
@@ -102,7 +103,6 @@ def load_model(
         parameters = quantize_weights(config, parameters, free=True)
     if writes_only:
         parameters = unstack(parameters, free=True)
-    tokenizer = hub.load_tokenizer(folder)
     return LoadedModel(
         os.fspath(folder), config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot
     )
