@@ -52,8 +52,8 @@ def recognize_folder(path: str | os.PathLike[str], purpose: Purpose) -> Finding 
         _unfinished,
         _checkpoints_of_trainer,
         _other_weights,
-        _archive,
         _subfolders,
+        _archive,
         _part_of_model,
         _empty,
     )
