@@ -109,6 +109,7 @@ def load_model(
     dtype = default_dtype(dtype)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none")
     config = hub.read_model_config(folder)
+    tokenizer = hub.load_tokenizer(folder)  # before the weights, which take longer
     shardings = None
     if mesh is not None:
         shardings = parameter_shardings(logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh)
@@ -123,7 +124,6 @@ def load_model(
         parameters["decoder"] = with_low_rank(parameters["decoder"], matrices, adapter.lora.scale)
     if writes_only:
         parameters = unstack(parameters, free=True)
-    tokenizer = hub.load_tokenizer(folder)
     return LoadedModel(
         folder, config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot, channel
     )

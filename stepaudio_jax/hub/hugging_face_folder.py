@@ -81,7 +81,7 @@ class HuggingFaceFolder:
 
     def problems(self, parts: Sequence[Part]) -> list[str]:
         """What is wrong with the tensors of the given parts: missing, misshapen, of an unknown dtype, unexpected, unequal."""
-        return [*self._tensor_problems(parts), *self._head_problems(parts)]
+        return self._tensor_problems(parts) or self._head_problems(parts)
 
     @property
     def left_out(self) -> list[str]:

@@ -81,7 +81,8 @@ def read_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
-                f"{index} names {len(missing)} files that do not exist: {', '.join(missing)}; {_why_missing(folder, missing)}"
+                f"{index} names files that do not exist, {len(missing)} of {len(names)}: {', '.join(missing)}; "
+                f"{_why_missing(folder, missing)}"
             )
         files = [folder / name for name in names]
     else:
@@ -112,8 +113,9 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                reason = recognize_file(file, "weights") or f"has no header of {length} bytes in {size}; {COPY_AGAIN}"
-                raise CheckpointError(f"{file} is not a safetensors file, or is truncated: it {reason}")
+                truncated = "" if (finding := recognize_file(file, "weights")) and size else ", or is truncated"
+                reason = finding or f"has no header of {length} bytes in {size}; {COPY_AGAIN}"
+                raise CheckpointError(f"{file} is not a safetensors file{truncated}: it {reason}")
             header = json.loads(opened.read(length))
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}") from None

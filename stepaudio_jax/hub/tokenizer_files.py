@@ -5,7 +5,7 @@ import shutil
 
 from stepaudio_jax.hub.checkpoint import TOKENIZER, is_checkpoint
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.text import Tokenizer, read_original_templates, write_chat_templates
+from stepaudio_jax.text import Tokenizer
 
 _FILES = (
     "tokenizer.json",
@@ -31,8 +31,13 @@ def tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder / TOKENIZER if is_checkpoint(folder) else folder
 
 
-def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a tokenizer's files, so that nothing a loader knows of is lost, and writes our chat template (see `text`).
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Copies a tokenizer's files, so that nothing a loader knows of is lost, and writes our chat template.
+
+    Args:
+        source: the folder of the files.
+        target: where they go; created where it is not there.
+        tokenizer: the one that `source` holds.
 
     Raises:
         CheckpointError: there are none.
@@ -40,11 +45,10 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
     files = [source / name for name in _FILES if (source / name).is_file()]
     if not files:
         raise CheckpointError(f"{source} has no tokenizer files")
-    originals = read_original_templates(str(source))
     target.mkdir(exist_ok=True)
     for file in files:
         shutil.copyfile(file, target / file.name)
-    write_chat_templates(str(target), originals)
+    tokenizer.save_chat_template(target)
 
 
 def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -151,7 +151,7 @@ def export_parameters(
     ]
     with new_folder(pathlib.Path(output), sum(tensor.bytes for tensor in planned)) as folder:
         if isinstance(tokenizer, pathlib.Path):
-            copy_tokenizer(tokenizer, folder)
+            copy_tokenizer(tokenizer, folder, loaded)
         else:
             tokenizer.save(folder)
         name = str(next(tensor.dtype for tensor in planned if tensor.name == "model.embed_tokens.weight"))

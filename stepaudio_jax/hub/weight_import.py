@@ -69,7 +69,7 @@ def import_weights(
     require_vocabulary(loaded, plan.config.decoder.vocab_size)
     with new_folder(output, sum(parameter.bytes for parameter in layout.values())) as folder:
         if plan.folders["decoder"].config.naming is STEP_AUDIO and tokenizer is None:
-            copy_tokenizer(tokenizer_folder(tokens), folder / TOKENIZER)
+            copy_tokenizer(tokenizer_folder(tokens), folder / TOKENIZER, loaded)
         else:  # plain Qwen2 files lack the special tokens
             loaded.save(folder / TOKENIZER)
         if beside is not None:

@@ -224,10 +224,10 @@ def _binary(content: bytes, purpose: Purpose) -> Finding | None:
     if content.startswith((b"PK\3\4", b"PK\5\6")):
         if b"/data.pkl" in content[:512]:
             return Finding("is a PyTorch pickle", _PICKLE if purpose == "weights" else name_right)
-        if re.match(rb"PK\3\4.{26}[^/]{1,200}?\.npy", content[:512], re.DOTALL):
+        if re.match(rb"PK\x03\x04.{26}[^/]{1,200}?\.npy", content[:512], re.DOTALL):
             return Finding("is an archive of NumPy arrays (npz)", name_right)
         return Finding("is a zip archive", "unpack it, and name what it holds")
-    if re.match(rb"\x80[\2-\5]", content):
+    if re.match(rb"\x80[\x02-\x05]", content):
         return Finding("is a pickle", _PICKLE if purpose == "weights" else name_right)
     if archive := begins(_ARCHIVES):
         return Finding(f"is compressed ({archive})", "unpack it, and name what it holds")

@@ -52,8 +52,8 @@ def recognize_folder(path: str | os.PathLike[str], purpose: Purpose) -> Finding 
         _unfinished,
         _checkpoints_of_trainer,
         _other_weights,
-        _archive,
         _subfolders,
+        _archive,
         _part_of_model,
         _empty,
     )
@@ -91,6 +91,8 @@ def _no_folder(path: pathlib.Path, purpose: Purpose) -> Finding | None:
     if path.exists():
         if path.name.endswith(_ARCHIVES):
             return recognize_file(path, purpose)
+        if purpose == "weights" and (other := _other_weights_of([path.name])):
+            return Finding(f"is a file of {other[0]}", other[2])
         return Finding("is a file and not a folder", f"name the folder that holds it, {path.parent}")
     if re.match(r"(gs|s3|gcs|hdfs|az|abfss?):/", text):
         return Finding("is in a bucket", "copy it to this machine first, and name the copy")
@@ -116,8 +118,8 @@ def _hub_cache(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
             return Finding(f"is a folder of the Hub's cache for {folder.name.partition('--')[0]}", "name a model's")
         snapshot = _snapshot(folder)
         repository = folder.name.removeprefix("models--").replace("--", "/")
-        if snapshot is None:
-            return unfinished_download(folder / "snapshots" / "none") or Finding(
+        if snapshot is None or not any(snapshot.iterdir()):
+            return unfinished_download(snapshot or folder / "snapshots" / "none") or Finding(
                 "is a folder of the Hub's cache without a snapshot", f"download it again: `hf download {repository}`"
             )
         return Finding("is a folder of the Hub's cache, not the model in it", f"name its snapshot, {snapshot}")
@@ -196,7 +198,7 @@ def _inside_of_checkpoint(folder: pathlib.Path, purpose: Purpose) -> Finding | N
 
 
 def _broken_links(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    broken = [entry for entry in _entries(folder) if entry.is_symlink() and not entry.exists()]
+    broken = [entry for entry in _entries(folder) if _is_of_model(entry.name) and entry.is_symlink() and not entry.exists()]
     if not broken:
         return None
     return Finding(
@@ -245,10 +247,17 @@ def _other_weights(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     names = [
         entry.name for entry in _entries(folder) if entry.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")
     ]
+    if other := _other_weights_of(names):
+        return Finding(f"holds {other[0]} ({_listed(other[1])}) and no safetensors", other[2])
+    return None
+
+
+def _other_weights_of(names: Iterable[str]) -> tuple[str, list[str], str] | None:
+    """Which other weights files of these names are, the names of those, and what to do."""
     for pattern, what, remedy in _OTHER_WEIGHTS:
         matching = [name for name in names if re.fullmatch(pattern, name)]
         if matching:
-            return Finding(f"holds {what} ({_listed(matching)}) and no safetensors", remedy)
+            return what, matching, remedy
     return None
 
 
@@ -264,7 +273,8 @@ def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     if (folder / _CONFIG).is_file() and purpose == "weights":
         return None
     wanted = _has_tokenizer if purpose == "tokenizer" else lambda entry: (entry / _CONFIG).is_file()
-    names = [str(entry) for entry in _entries(folder) if entry.is_dir() and wanted(entry)]
+    entries = [entry / "model" if _is_run(entry) else entry for entry in _entries(folder)]
+    names = [str(entry) for entry in entries if entry.is_dir() and wanted(entry)]
     if not names:
         return None
     what = "has no tokenizer" if purpose == "tokenizer" else "has no config.json"
@@ -303,6 +313,11 @@ def _empty(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     return (
         None if _entries(folder) else Finding("is an empty folder", "download or copy the model into it, or correct the path")
     )
+
+
+def _is_of_model(name: str) -> bool:
+    """Whether a file is read of a model's folder, by its name."""
+    return name.endswith((".json", ".safetensors", ".txt", ".jinja"))
 
 
 def _has_tokenizer(folder: pathlib.Path) -> bool:

@@ -1,6 +1,6 @@
 """Text: tokenizer; dialogue -> token segments; generated tokens -> reasoning and reply."""
 
-from stepaudio_jax.text.chat_templates import CHAT_TEMPLATE, read_original_templates, write_chat_templates
+from stepaudio_jax.text.chat_templates import CHAT_TEMPLATE
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
 from stepaudio_jax.text.error import DialogueError, TextError, TokenizerError
 from stepaudio_jax.text.laying_out import LaidOut, lay_out
@@ -31,10 +31,8 @@ __all__ = [
     "lay_out",
     "parse_reply",
     "parse_reply_text",
-    "read_original_templates",
     "render_prompt",
     "render_training",
     "training_views",
     "validate_dialogue",
-    "write_chat_templates",
 ]

@@ -8,7 +8,7 @@ of its own: `apply_chat_template(..., chat_template="original")`.
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stepaudio_jax.text.error import TokenizerError
 from stepaudio_jax.text.json_file import read_json_object
@@ -18,7 +18,7 @@ _OURS = CHAT_TEMPLATE.partition(":")[0]  # how each version of it begins
 
 _FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
 _CONFIG, _LEGACY = "tokenizer_config.json", "chat_template.json"
-_KEY = "chat_template"
+_KEY, _CONTROL_TOKENS = "chat_template", "chat_control_tokens"
 _DEFAULT, _ORIGINAL = "default", "original"
 
 NamedTemplates = Mapping[str, str]
@@ -39,12 +39,14 @@ def read_original_templates(folder: str) -> NamedTemplates:
     return {_kept_name(name): text for name, text in templates.items() if not text.startswith(_OURS)}
 
 
-def write_chat_templates(folder: str, originals: NamedTemplates) -> None:
+def write_chat_templates(folder: str, originals: NamedTemplates, control_tokens: Sequence[str]) -> None:
     """Writes our chat template, and `originals` under their names; the folder has no other afterwards.
 
     Args:
         folder: with the tokenizer's files.
         originals: see `read_original_templates`.
+        control_tokens: added tokens that are not special, which `apply_chat_template(.., sanitize_control_tokens=True)` would
+            otherwise let a text spell.
     """
     pathlib.Path(folder, _FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
     for name, text in originals.items():
@@ -54,8 +56,11 @@ def write_chat_templates(folder: str, originals: NamedTemplates) -> None:
     pathlib.Path(folder, _LEGACY).unlink(missing_ok=True)
     config = pathlib.Path(folder, _CONFIG)
     if config.is_file():
-        values = read_json_object(os.fspath(config))
-        if values.pop(_KEY, None) is not None:
+        before = read_json_object(os.fspath(config))
+        values = {key: value for key, value in before.items() if key != _KEY}
+        if control_tokens:
+            values.setdefault(_CONTROL_TOKENS, list(control_tokens))
+        if values != before:
             config.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 
 from stepaudio_jax.text import tokenizer_files
 from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, byte_bpe, learn_merges, qwen2_tokenizer
-from stepaudio_jax.text.chat_templates import NamedTemplates, read_original_templates
+from stepaudio_jax.text.chat_templates import NamedTemplates, read_original_templates, write_chat_templates
 from stepaudio_jax.text.error import TextError
 from stepaudio_jax.text.special_tokens import SpecialTokens, small_layout
 
@@ -130,4 +130,10 @@ class Tokenizer:
         `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`, `merges.txt`, and
         `chat_template.jinja`, with which `apply_chat_template` renders messages as this project does. The folder is created.
         """
-        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special, self._original_templates)
+        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special)
+        self.save_chat_template(folder)
+
+    def save_chat_template(self, folder: str | os.PathLike[str]) -> None:
+        """Writes our chat template beside a tokenizer's files, and under `original` the one that the tokenizer came with."""
+        not_special = [token.content for token in self._added.values() if not token.special]
+        write_chat_templates(os.fspath(folder), self._original_templates, not_special)

@@ -10,7 +10,6 @@ from tokenizers import AddedToken, models
 
 from stepaudio_jax.recognition import recognize_file, recognize_folder
 from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, SYMBOLS, qwen2_tokenizer
-from stepaudio_jax.text.chat_templates import NamedTemplates, write_chat_templates
 from stepaudio_jax.text.error import TokenizerError
 from stepaudio_jax.text.json_file import read_json_object
 from stepaudio_jax.text.special_tokens import (
@@ -64,7 +63,6 @@ def write(
     bpe: tokenizers.Tokenizer,
     added: Mapping[int, AddedToken],
     special: SpecialTokens,
-    original_templates: NamedTemplates,
 ) -> None:
     """Writes the folder; see `Tokenizer.save`."""
     os.makedirs(folder, exist_ok=True)
@@ -82,14 +80,10 @@ def write(
         "errors": "replace",
         "split_special_tokens": False,
     }
-    not_special = [token.content for token in added.values() if not token.special]
-    if not_special:  # so that `apply_chat_template(..., sanitize_control_tokens=True)` takes these out of a text too
-        config["chat_control_tokens"] = not_special
     for name, value in ((_WHOLE, content), (_CONFIG, config), (_MAP, named)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, indent=None if name == _WHOLE else 2)
     bpe.model.save(folder)
-    write_chat_templates(folder, original_templates)
 
 
 def _read_whole(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:

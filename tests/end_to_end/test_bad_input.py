@@ -100,7 +100,7 @@ BAD_LINES = {
     "missing audio file": (clip(lambda path: None), "audio {folder}/clip.wav: does not exist; correct the path"),
     "text named wav": (
         clip(lambda path: path.write_text("no sound")),
-        "audio {folder}/clip.wav: is not a sound file .*; convert it to WAV",
+        "audio {folder}/clip.wav: is not a sound file .* it holds text .*; name the right file",
     ),
     "0 bytes": (clip(lambda path: path.touch()), "audio {folder}/clip.wav: is empty .0 bytes.; get the whole file again"),
     "NaN wave": (clip(nan_wave), "audio {folder}/clip.wav: has 32000 NaN or infinite samples of 32000; export it again"),

@@ -3,7 +3,10 @@
 import copy
 import json
 
+import numpy as np
 import pytest
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from stepaudio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
 from stepaudio_jax.hub import CheckpointError
@@ -172,6 +175,56 @@ def test_errors_name_the_file_and_the_key(tmp_path, values, message):
     with pytest.raises(CheckpointError, match=message) as error:
         parse(tmp_path, values)
     assert str(tmp_path / "config.json") in str(error.value)
+
+
+BASE = {"rope_theta": 1e6}
+UNSCALED = [
+    {"rope_scaling": None},
+    {"rope_scaling": {}},
+    {"rope_scaling": {"type": "default"}},
+    {"rope_scaling": {"rope_type": "default"}},
+    {"rope_scaling": {"type": "default", "rope_type": "default", "factor": 4.0}},
+    {"rope_scaling": {"type": "linear", "factor": 1.0}},
+    {"rope_scaling": {"rope_type": "linear", "factor": 1}},
+    {"rope_scaling": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": None},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": None},
+    {"rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 1.0}, "rope_scaling": {"type": "default"}},
+    {"rope_parameters": {"rope_type": "default"}, "rope_theta": 1e6},
+]
+
+
+@pytest.mark.parametrize("rope", UNSCALED)
+def test_rotary_positions_that_nothing_scales(tmp_path, rope):
+    """Where ours takes the base alone, transformers computes the frequencies that follow from it alone, and scales nothing."""
+    values = QWEN25_32B | BASE | rope
+    assert parse(tmp_path, values).decoder.rope_theta == 1e6
+    small = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "num_key_value_heads": 2, "vocab_size": 8}
+    given = {key: value for key, value in (values | small).items() if value is not None and key != "model_type"}
+    rotary = Qwen2RotaryEmbedding(Qwen2Config(**given))
+    np.testing.assert_allclose(rotary.inv_freq.numpy(), 1e6 ** -(np.arange(8) / 8), rtol=1e-6)
+    assert rotary.attention_scaling == 1
+
+
+@pytest.mark.parametrize(
+    ("rope", "reason"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling={.*} must be null or of the type 'default'"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling={.*} must be null"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "rope_scaling={.*} must be null"),
+        ({"rope_scaling": {"rope_type": "yarn", "type": "default", "factor": 4.0}}, "rope_scaling={.*} must be null"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "rope_scaling={.*} must be null"),
+        ({"rope_scaling": {"type": 3}}, "rope_scaling.type=3 must be of type str"),
+        ({"rope_scaling": "default"}, "rope_scaling='default' must be of type dict"),
+        ({"rope_parameters": {"type": "yarn", "rope_theta": 1e6}}, "rope_parameters.type='yarn' must be 'default'"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta='x' must be of type number"),
+        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 must be 1.0"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 must be 1.0"),
+        ({"rope_theta": None}, "rope_theta=None must be of type number"),
+    ],
+)
+def test_scaled_rotary_positions_are_refused(tmp_path, rope, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        parse(tmp_path, QWEN25_32B | BASE | rope)
 
 
 def test_no_folder_and_no_config(tmp_path):

@@ -116,7 +116,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
         ("{", "not JSON"),
         ("[]", "weight_map"),
         ('{"weight_map": {}}', "must map"),
-        ('{"weight_map": {"x": "gone-1.safetensors", "y": "gone-2.safetensors"}}', "2 files that do not exist: gone-1.*gone-2"),
+        ('{"weight_map": {"x": "gone-1.safetensors", "y": "gone-2.safetensors"}}', "do not exist, 2 of 2: gone-1.*gone-2"),
         ('{"weight_map": {"x": "../model.safetensors"}}', "must be in a file of the folder"),
         ('{"weight_map": {"x": 3}}', "must be in a file of the folder"),
     ],

@@ -111,7 +111,7 @@ def test_another_chat_template_is_kept_beside_ours(folder, tmp_path, name):
     if name != "chat_template.jinja":  # which goes before the others
         (folder / "chat_template.jinja").unlink()
     Tokenizer.from_folder(folder).save(tmp_path / "saved")
-    copy_tokenizer(folder, tmp_path / "copied")
+    copy_tokenizer(folder, tmp_path / "copied", Tokenizer.from_folder(folder))
     Tokenizer.from_folder(tmp_path / "saved").save(tmp_path / "again")
     for saved in ("saved", "copied", "again"):
         auto = transformers.AutoTokenizer.from_pretrained(tmp_path / saved)
@@ -125,7 +125,7 @@ def test_a_template_for_tools_does_not_take_the_place_of_ours(folder, tmp_path):
     named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     (folder / "chat_template.jinja").unlink()
     rewrite(folder / "tokenizer_config.json", lambda content: content.update(chat_template=named))
-    copy_tokenizer(folder, tmp_path / "copied")
+    copy_tokenizer(folder, tmp_path / "copied", Tokenizer.from_folder(folder))
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "copied")
     messages, tools = [{"role": "user", "content": "Hi"}], [{"name": "clock"}]
     assert auto.apply_chat_template(messages, tools=tools, tokenize=False).startswith("<|BOT|>tool_json_schemas\n[{")
