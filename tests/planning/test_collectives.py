@@ -63,7 +63,7 @@ def test_every_branch_counts(branches):
     assert collective_bytes(hlo) == {"all-gather": (8 + 32) * 4 / 2}
 
 
-# As libtpu writes a gather that it sends beside two products: begun in one fusion, carried on in the two others, ended in a third.
+# As libtpu writes a gather that it sends beside two products: begun in a fusion, carried on in two others, ended in a fourth.
 CHAIN = """
 %start (x: bf16[8,128]) -> (bf16[8,128], bf16[64,128], u32[]) {
   %begun = bf16[64,128]{1,0} all-gather(%x), channel_id=71, replica_groups=[1,8]<=[8], frontend_attributes={chain_id="6"}
@@ -106,7 +106,9 @@ def test_a_gather_that_is_sent_beside_products_counts_once():
 
 def test_chains_are_told_apart_where_channels_are_not():
     again = CHAIN.replace("channel_id=71", "channel_id=1")
-    both = again.replace("ENTRY", again.split("ENTRY")[0].replace('chain_id="6"', 'chain_id="7"').replace("%", "%other_") + "ENTRY")
+    both = again.replace(
+        "ENTRY", again.split("ENTRY")[0].replace('chain_id="6"', 'chain_id="7"').replace("%", "%other_") + "ENTRY"
+    )
     both = both.replace(
         "ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {",
         "ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {\n  %l = (s32[]) while(%s), condition=%other_condition, body=%other_body",

@@ -34,9 +34,7 @@ class Chip:
 def grid(topology: Topology) -> list[Chip]:
     x, y, *rest = topology.shape
     layers = range(rest[0]) if rest else range(1)
-    return [
-        Chip((i, j, k), index) for index in range(topology.slices) for i in range(x) for j in range(y) for k in layers
-    ]
+    return [Chip((i, j, k), index) for index in range(topology.slices) for i in range(x) for j in range(y) for k in layers]
 
 
 def seconds_of(kind: str, size: str, group: str, topology: Topology) -> float:
@@ -178,12 +176,28 @@ RUNS = {
     "v6e-8, Mistral 7B": Run(
         "v6e", vocabulary=32000, length=8192, again=("up",), tokens_per_second=7776.813, backward=5, **LLAMA_8B
     ),
-    "v6e-256, Llama 2 70B": Run("v6e", vocabulary=32000, length=4096, again=("out", "up"), tokens_per_second=905.021, **LLAMA_70B),
+    "v6e-256, Llama 2 70B": Run(
+        "v6e", vocabulary=32000, length=4096, again=("out", "up"), tokens_per_second=905.021, **LLAMA_70B
+    ),
     "tpu7x, 64 chips, Llama 3.1 70B": Run(
-        "tpu7x", vocabulary=128256, length=8192, again=("out", "up"), tokens_per_second=2686.98, forward=1, backward=5, **LLAMA_70B
+        "tpu7x",
+        vocabulary=128256,
+        length=8192,
+        again=("out", "up"),
+        tokens_per_second=2686.98,
+        forward=1,
+        backward=5,
+        **LLAMA_70B,
     ),
     "tpu7x, 256 chips, 131072 tokens": Run(
-        "tpu7x", vocabulary=128256, length=131072, again=("out", "up"), tokens_per_second=963.03, forward=1, backward=5, **LLAMA_70B
+        "tpu7x",
+        vocabulary=128256,
+        length=131072,
+        again=("out", "up"),
+        tokens_per_second=963.03,
+        forward=1,
+        backward=5,
+        **LLAMA_70B,
     ),
 }
 
