@@ -7,6 +7,7 @@
 #
 # NAME, ZONE, SLICES  as for create_slice.sh
 # ENVIRONMENT         variables for the job: "OPENAI_API_KEY=.. OTHER=.."
+# LIBTPU_INIT_ARGS    flags of the job's compiler, as they were planned with; docs/tpu.md has those that overlap collectives
 # PREPARE             a command for every machine before each start, for one that came back without its disk
 # RETRIES             5: starts in a row that may fail within ten minutes
 set -euo pipefail
@@ -32,7 +33,7 @@ attempt() {  # its code is that of the last command, or 1
   done
   "$RUN" 'rm -rf ~/project && mkdir ~/project && tar -xzf ~/project.tar.gz -C ~/project \
     && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return 1
-  "$RUN" "cd ~/project && env ${ENVIRONMENT:-} ~/venv/bin/python -m launch.train --distributed$ARGUMENTS"
+  "$RUN" "cd ~/project && env LIBTPU_INIT_ARGS=$(printf %q "${LIBTPU_INIT_ARGS:-}") ${ENVIRONMENT:-} ~/venv/bin/python -m launch.train --distributed$ARGUMENTS"
 }
 
 FAILURES=0

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stepaudio_jax.planning.collectives import HloError, collective_bytes
+from stepaudio_jax.planning.collectives import collective_bytes, find_collectives
+from stepaudio_jax.planning.hlo import HloError, Module, first_group
 
 LOOP = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -60,3 +61,97 @@ def test_every_branch_counts(branches):
     hlo = "".join(branch.format(name, n // 2, n, gather.format(n)) for name, n in (("less", 8), ("more", 32)))
     hlo += f"ENTRY %main (p: s32[]) -> f32[] {{\n  ROOT %c = f32[] conditional(%p, %a, %b), {branches}\n}}\n"
     assert collective_bytes(hlo) == {"all-gather": (8 + 32) * 4 / 2}
+
+
+# As libtpu writes a gather that it sends beside two products: begun in a fusion, carried on in two others, ended in a fourth.
+CHAIN = """
+%start (x: bf16[8,128]) -> (bf16[8,128], bf16[64,128], u32[]) {
+  %begun = bf16[64,128]{1,0} all-gather(%x), channel_id=71, replica_groups=[1,8]<=[8], frontend_attributes={chain_id="6"}
+  ROOT %t = (bf16[8,128], bf16[64,128], u32[]) tuple(%x, %begun, %flag)
+}
+
+%async_collective_fusion.1 (x: bf16[8,128], y: bf16[32,64], z: bf16[64,16]) -> (bf16[32,16], bf16[64,128]) {
+  %product = bf16[32,16]{1,0} dot(%y, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %going = bf16[64,128]{1,0} all-gather(%x), channel_id=71, replica_groups=[1,8]<=[8], frontend_attributes={chain_id="6"}
+  ROOT %t = (bf16[32,16], bf16[64,128]) tuple(%product, %going)
+}
+
+%end (x: bf16[8,128]) -> bf16[64,128] {
+  ROOT %ended = bf16[64,128]{1,0} all-gather(%x), channel_id=71, replica_groups=[1,8]<=[8], frontend_attributes={chain_id="6"}
+}
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %async-collective-start = (bf16[8,128]{1,0}, bf16[64,128]{1,0}, u32[]) fusion(%x), kind=kCustom, calls=%start
+  %fusion.1 = (bf16[32,16]{1,0}, bf16[64,128]{1,0}) fusion(%x, %y, %z), kind=kOutput, calls=%async_collective_fusion.1
+  %fusion.2 = (bf16[32,16]{1,0}, bf16[64,128]{1,0}) fusion(%x, %y, %z), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%end
+}
+
+%condition (p: (s32[], bf16[8,128])) -> pred[] {
+  %most = s32[] constant(48)
+  ROOT %less = pred[] compare(%count, %most), direction=LT
+}
+
+ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {
+  %loop = (s32[], bf16[8,128]{1,0}) while(%s), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_gather_that_is_sent_beside_products_counts_once():
+    assert collective_bytes(CHAIN) == {"all-gather": 48 * (64 * 128 * 2) * 7 / 8}
+    (collective,) = find_collectives(Module(CHAIN))
+    assert (collective.first, collective.last) == (0, 3)
+
+
+def test_chains_are_told_apart_where_channels_are_not():
+    again = CHAIN.replace("channel_id=71", "channel_id=1")
+    both = again.replace(
+        "ENTRY", again.split("ENTRY")[0].replace('chain_id="6"', 'chain_id="7"').replace("%", "%other_") + "ENTRY"
+    )
+    both = both.replace(
+        "ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {",
+        "ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {\n  %l = (s32[]) while(%s), condition=%other_condition, body=%other_body",
+    )
+    assert collective_bytes(both)["all-gather"] == 2 * collective_bytes(CHAIN)["all-gather"]
+
+
+def test_an_asynchronous_collective_counts_once_and_lies_between_its_start_and_its_end():
+    hlo = """
+%wrapped (x: f32[16]) -> f32[64] {
+  ROOT %inside = f32[64]{0} all-gather(%x), replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+ENTRY %main (x: f32[16]) -> f32[64] {
+  %all-gather-start = (f32[16]{0}, f32[64]{0}) all-gather-start(%x), channel_id=1, replica_groups=[1,4]<=[4]
+  %wrapped-start = ((f32[16]{0}), f32[64]{0}, u32[]) async-start(%x), calls=%wrapped
+  %product = f32[8,8]{1,0} dot(%y, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %wrapped-update = ((f32[16]{0}), f32[64]{0}, u32[]) async-update(%wrapped-start), calls=%wrapped
+  %all-gather-done = f32[64]{0} all-gather-done(%all-gather-start)
+  %wrapped-done = f32[64]{0} async-done(%wrapped-update), calls=%wrapped
+}
+"""
+    assert collective_bytes(hlo) == {"all-gather": 2 * 64 * 4 * 3 / 4}
+    assert sorted((collective.first, collective.last) for collective in find_collectives(Module(hlo))) == [(0, 4), (1, 5)]
+
+
+def test_those_of_shard_map_share_a_channel_and_count_each():
+    """JAX gives all of them channel 1."""
+    line = "  %g{} = f32[64]{{0}} all-gather(%x), channel_id=1, replica_groups={{{{0,1,2,3}}}}, use_global_device_ids=true\n"
+    hlo = f"ENTRY %main (x: f32[16]) -> f32[64] {{\n{line.format(1)}{line.format(2)}}}\n"
+    assert collective_bytes(hlo) == {"all-gather": 2 * 64 * 4 * 3 / 4}
+
+
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("replica_groups={{0,2},{1,3}}", [0, 2]),
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", [0, 2, 4, 6]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [0, 4]),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", [0, 1, 4, 5]),
+        ("source_target_pairs={{0,1},{1,0}}", [0, 1]),
+    ],
+)
+def test_who_is_in_a_group(groups, members):
+    assert first_group(f"  %g = f32[8]{{0}} all-gather(%x), {groups}, dimensions={{0}}") == members

@@ -1,12 +1,19 @@
 """A program that the compiler refuses is a plan that does not fit, and any other complaint of the compiler is an error."""
 
+import glob
+import importlib.util
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepaudio_jax.planning.program import Footprint, compile_lowered
+from stepaudio_jax.config import ConfigError
+from stepaudio_jax.planning.program import Footprint, check_compiler_flags, compile_lowered
 
 
 class Refusing:
@@ -47,3 +54,28 @@ def test_what_a_compiled_program_takes(effort):
     assert compiled is not None
     assert footprint.arguments == 4000
     assert footprint.peak >= footprint.arguments + footprint.temporaries
+
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is for Linux on x86-64"
+)
+
+
+@needs_compiler
+def test_a_flag_that_the_compiler_does_not_know_is_a_mistake(monkeypatch):
+    """It ends the process that it is given to; here that is another one."""
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=true --xla_tpu_no_such_flag=true")
+    with pytest.raises(ConfigError, match=r"LIBTPU_INIT_ARGS=.*Unknown command line flag 'xla_tpu_no_such_flag'"):
+        check_compiler_flags(("--xla_enable_async_all_gather=true", "--xla_tpu_no_such_flag=true"))
+
+
+@needs_compiler
+@pytest.mark.skipif(bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")), reason="there is a TPU")
+def test_the_compiler_is_silent_where_there_is_no_tpu():
+    """JAX starts it in every program where it is installed, and runs on the CPU then."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_PLATFORMS"))}
+    program = "import stepaudio_jax, jax; print(jax.devices()[0].platform)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert ended.stdout.strip() in ("cpu", "gpu")
+    assert "TPU" not in ended.stderr
+    assert ended.returncode == 0
