@@ -40,11 +40,11 @@ FAILURES=0
 while true; do
   STARTED=$SECONDS CODE=0
   attempt || CODE=$?
-  # 2: a mistake in the settings or the data. 3: the run diverged, or its judge gave no verdicts. 75: it was told to stop, and has
-  # saved everything. What is none of these is a machine that went away, or an error that starting again may or may not cure.
+  # 2: a mistake in the settings or the data. 3: the run diverged, or its judge gave no verdicts. 130: Ctrl-C. 75: it was told to
+  # stop, and has saved everything. What is none of these is a machine that went away, or an error that starting again may or may not cure.
   case "$CODE" in
     0) echo "finished"; exit 0 ;;
-    2 | 3) exit "$CODE" ;;
+    2 | 3 | 130) exit "$CODE" ;;
     75) FAILURES=0 ;;
     *) [ $((SECONDS - STARTED)) -lt 600 ] && FAILURES=$((FAILURES + 1)) || FAILURES=1 ;;
   esac

@@ -174,8 +174,8 @@ def _open_sound(name: str, stream: BinaryIO, start: bytes, size: int) -> soundfi
         file = soundfile.SoundFile(stream)
     except (soundfile.SoundFileError, TypeError, ValueError):
         finding = recognize(start, size, "sound")
-        reason = f"({size} bytes); {CONVERT_SOUND}" if finding is None else f"- it {finding}"
-        raise AudioError(name, f"is not a sound file that can be decoded {reason}") from None
+        why = f"({size} bytes); {CONVERT_SOUND}" if finding is None else f"- it {finding}"
+        raise AudioError(name, f"is not a sound file that can be decoded {why}") from None
     reason = None
     if file.format not in _FORMATS:
         reason = f"is in the format {file.format}; {CONVERT_SOUND}"

@@ -35,7 +35,7 @@ from stepaudio_jax.models import CacheDtype
 from stepaudio_jax.storage import is_output_of, shorten_words
 from stepaudio_jax.text import parse_reply
 
-PathLike = str | os.PathLike[str]
+PathLike = str | pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 # What a system says where the file system has no locks (some network mounts, and buckets).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_ATTEMPTS = 5  # to hold a file that another process removes meanwhile
 _held: set[str] = set()  # real paths that this process holds: the system would let it take them again
 _guard = threading.Lock()
 
@@ -71,7 +72,7 @@ def hold_file(path: str | os.PathLike[str]) -> HeldFile:
 
 
 def _open_locked(path: str) -> BinaryIO:
-    while True:
+    for attempts_left in reversed(range(_ATTEMPTS)):
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             _lock(file, path)
@@ -79,9 +80,11 @@ def _open_locked(path: str) -> BinaryIO:
             file.close()
             raise
         # The process that held it may have removed it between the two: what is locked must be what the path names.
-        if _names(path, file):
+        # Some mounted buckets number a file anew once it is written, so this is not asked for ever.
+        if _names(path, file) or not attempts_left:
             return file
         file.close()
+    raise AssertionError("the last attempt returns")
 
 
 def _names(path: str, file: BinaryIO) -> bool:

@@ -73,10 +73,10 @@ class RunLock:
                 f"run_dir={self._run_dir!r} is in use by another job{holder}: wait for it or stop it, or choose another run_dir"
             )
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+        taken_by = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         self._held.file.seek(0)
         self._held.file.truncate()
-        self._held.file.write(json.dumps(holder).encode() + b"\n")
+        self._held.file.write(json.dumps(taken_by).encode() + b"\n")
         self._held.file.flush()
         return None
 
