@@ -84,7 +84,7 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_momentum_does_not_move_a_policy_that_has_nothing_to_learn(tmp_path, prompts, name):
-    """After a step that has left momentum; and the step after that is the one that would have come without it."""
+    """After a step that has left momentum, also where the run was begun again in between."""
     settings = {"name": name, "eps": 1e-8, "learning_rate": 1e-4, "muon_learning_rate": 1e-3, "weight_decay": 0.1}
     policy = {"kl_coefficient": 0.0}
     config = rewarded_by(stage_config(tmp_path, prompts, steps=1, policy=policy), "tests.rl.small_stage:even", **settings)

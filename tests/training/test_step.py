@@ -114,6 +114,25 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
             np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
 
 
+def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(parameters):
+    """But for the count; and where a single token of one of them has weight, everything."""
+    settings = {"gradient_accumulation": 4, "trainable": ("encoder", "adaptor", "decoder")}  # a program compiled above
+    config = run_config(**settings, auxiliary=AUXILIARY)
+    definition, optimizer, state = begin(config, 0, SMALL, parameters)
+    step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
+    batch = random_batch(auxiliary=True)
+    empty = dataclasses.replace(batch, loss_weights=np.zeros_like(batch.loss_weights))
+    empty.auxiliary.ctc_weight[:] = 0
+    empty.auxiliary.attributes[:] = UNKNOWN
+    after, metrics = step(state, empty)
+    assert (float(metrics["loss"]), float(metrics["nothing_to_learn"]), int(after.step)) == (0, 1, 1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, (after.trainable, after.optimizer), (state.trainable, state.optimizer)))
+    empty.loss_weights[2, 10] = 1
+    after, metrics = step(state, empty)
+    assert (float(metrics["nothing_to_learn"]), updates_made(after)) == (0, 1)
+    assert not np.array_equal(after.trainable["decoder"]["embedding"], state.trainable["decoder"]["embedding"])
+
+
 def test_only_trainable_parts_change_and_have_optimizer_state(parameters):
     config = run_config(trainable=("adaptor",), optimizer={"learning_rate": 0.01, "decay": "constant"})
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
@@ -182,24 +201,6 @@ def test_weight_decay_touches_matrices_only(parameters):
             before = before[key.key]
         factor = 0.95 if path[-1].key == "kernel" else 1.0
         np.testing.assert_allclose(leaf, factor * before, rtol=1e-6, atol=1e-8, err_msg=jax.tree_util.keystr(path))
-
-
-def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(parameters):
-    """But for the count; and where a single token of one of them has weight, everything."""
-    config = run_config(gradient_accumulation=4, auxiliary=AUXILIARY)
-    definition, optimizer, state = begin(config, 0, SMALL, parameters)
-    step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
-    batch = random_batch(auxiliary=True)
-    empty = dataclasses.replace(batch, loss_weights=np.zeros_like(batch.loss_weights))
-    empty.auxiliary.ctc_weight[:] = 0
-    empty.auxiliary.attributes[:] = UNKNOWN
-    after, metrics = step(state, empty)
-    assert (float(metrics["loss"]), float(metrics["nothing_to_learn"]), int(after.step)) == (0, 1, 1)
-    assert jax.tree.all(jax.tree.map(np.array_equal, (after.trainable, after.optimizer), (state.trainable, state.optimizer)))
-    empty.loss_weights[2, 10] = 1
-    after, metrics = step(state, empty)
-    assert (float(metrics["nothing_to_learn"]), updates_made(after)) == (0, 1)
-    assert not np.array_equal(after.trainable["decoder"]["embedding"], state.trainable["decoder"]["embedding"])
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
