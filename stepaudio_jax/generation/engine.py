@@ -37,7 +37,7 @@ from stepaudio_jax.parallel import row_parts
 from stepaudio_jax.text import THINK_END, Tokenizer
 
 FinishReason = Literal["stop", "length", "repetition", "cancelled"]
-_REASONING_OPENS = b"<think>\n"  # how a prompt ends that `render_prompt` makes
+_REASONING_OPENS = b"<think>\n"  # how a prompt ends that `render_prompt` makes; another template may leave the line break out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +331,7 @@ class Engine:
     def _opens_reasoning(self, prompt: Prompt) -> bool:
         """Whether a prompt ends in the start of a reasoning, which the model then goes on with."""
         last = prompt.tokens[-len(_REASONING_OPENS) :].tolist()
-        return b"".join(map(self._tokenizer.token_bytes, last)).endswith(_REASONING_OPENS)
+        return b"".join(map(self._tokenizer.token_bytes, last)).rstrip().endswith(_REASONING_OPENS.rstrip())
 
     def _stops(self, sampling: Sampling) -> np.ndarray:
         tokens = (self._tokenizer.special.eot, *sampling.stop_tokens)
