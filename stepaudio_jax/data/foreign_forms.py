@@ -26,7 +26,7 @@ _ANSWER = "write what a verifier compares with as 'answer', or rename the key"
 
 _SOUND_KEY = re.compile(
     r"(?:(?:input|user|prompt|question|query|rejected)_)?(?:audio|wav)s?"
-    r"(?:_(?:file|clip|in|input)s?)?(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?"
+    r"(?:_(?:file|clip|in|input)s?)?(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?(?:_?\d+)?"
 )
 # Words of keys that may name sound and may name other things: their values tell.
 _SOUND_WORDS = frozenset(
@@ -110,7 +110,7 @@ _DATA_URI = re.compile(r"data:[^,]{0,200},", re.I)
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
 # A placeholder stands at the beginning of a sentence; `<audio>` in the middle of one is spoken of.
 _PLACEHOLDER = re.compile(
-    r"(?:^|[\n.?!:;>。？！：；])\s*(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)", re.I
+    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)", re.I
 )
 _TAGGED_FILE = re.compile(r"<audio>\s*([^<>\n]{1,500})</audio>", re.I)
 

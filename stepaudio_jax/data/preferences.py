@@ -40,7 +40,7 @@ def as_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
         if key not in value:
             raise DataError(f"{origin}: has {other!r} and no {key!r}")
     # Where files of several forms are put together, a row of one has the other's list of turns, and nothing in it.
-    names = [key for key in ("prompt", "messages") if value.get(key) not in (None, [])]
+    names = [key for key in ("prompt", "messages") if value.get(key) not in (None, [], "")]
     names = names or [key for key in ("prompt", "messages") if key in value][:1]
     if len(names) == 2:
         raise DataError(f"{origin}: has 'chosen' and both 'prompt' and 'messages'; keep one of these as the dialogue before it")

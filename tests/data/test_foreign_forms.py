@@ -45,7 +45,9 @@ KEYS = {
         ("audios", "audio", "audio_path", "audio_paths", "audio_file", "audio_filepath", "audio_url", "input_audio"),
         (["clip.wav"], SOUND),
     ),
-    **dict.fromkeys(("audioPath", "Audios", "wav", "wavs", "wav_path", "rejected_audios", "audio_bytes"), ("x", SOUND)),
+    **dict.fromkeys(
+        ("audioPath", "Audios", "wav", "wavs", "wav_path", "rejected_audios", "audio_bytes", "audio_1", "audio2"), ("x", SOUND)
+    ),
     **dict.fromkeys(("images", "image", "image_path", "videos", "video"), (["a.png"], "there are text and sound only")),
     "system": ("Be brief.", 'as the first message, {"role": "system", "content": TEXT}'),
     "tools": ([{"name": "w"}], '{"role": "tool_json_schemas", "content": TEXT}'),

@@ -31,6 +31,7 @@ def read(tmp_path, value):
         {"messages": [USER], "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
         {"messages": [USER], "prompt": None, "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
         {"messages": None, "prompt": [USER], "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
+        {"messages": [USER], "prompt": "", "chosen": "Good, thanks.", "rejected": "ok"},
         {"messages": [], "prompt": [USER], "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
         {"messages": [USER], "chosen": None, "rejected": None, "reference_reply": "Good, thanks.", "rejected_reply": "ok"},
         {
