@@ -21,6 +21,7 @@ from stepaudio_jax.data import (
     training_streams,
 )
 from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
+from stepaudio_jax.storage import shorten_words
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class PromptStream:
                 return Asked(record, self._prompt(record, silent), skipped)
             except (BadAudioError, TooLongError) as error:
                 self._require_skipping(error)
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped: %s", shorten_words(str(error)))
         raise DataError(f"{source.name}: {most} records one after the other cannot be used; see the warnings")
 
     def _require_skipping(self, error: BadAudioError | TooLongError) -> None:

@@ -57,8 +57,9 @@ class RunLock:
         _raise_everywhere(problem)
 
     def close(self) -> None:
-        """Lets the folder go."""
+        """Lets the folder go, and removes the lock's file; one that a killed run leaves is nobody's, and taken."""
         if self._held is not None:
+            pathlib.Path(self._held.path).unlink(missing_ok=True)
             self._held.close()
             self._held = None
 
