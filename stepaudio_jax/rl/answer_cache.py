@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import jax
 
-from stepaudio_jax.data import DataError
 from stepaudio_jax.parallel import told_by_first
 
 
@@ -29,9 +28,6 @@ class AnswerCache:
     Args:
         path: the file; None keeps the answers in memory only.
         shared: whether every process needs what the file held.
-
-    Raises:
-        DataError: a line of the file is damaged; every process raises it.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, shared: bool):
@@ -40,14 +36,8 @@ class AnswerCache:
         self._file: BinaryIO | None = None
         if path is None:
             return
-        problem = None
         if jax.process_index() == 0:
-            try:
-                self._open(pathlib.Path(path))
-            except DataError as error:
-                problem = str(error)
-        if (problem := told_by_first(problem)) is not None:
-            raise DataError(problem)
+            self._open(pathlib.Path(path))
         if shared:
             held = told_by_first({key: dataclasses.asdict(answer) for key, answer in self._answers.items()})
             self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
@@ -58,14 +48,14 @@ class AnswerCache:
         whole = 0
         if file.exists():
             with file.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
+                for line in lines:
                     if not line.endswith(b"\n"):
                         break  # it was being written when the process died
-                    key, answer = _parse(line, f"{file}:{number}")
-                    if answer is None:
-                        self._answers.pop(key, None)
+                    value = json.loads(line)
+                    if value["text"] is None:
+                        self._answers.pop(value["key"], None)
                     else:
-                        self._answers[key] = answer
+                        self._answers[value["key"]] = JudgeAnswer(value["text"], value["truncated"])
                     whole += len(line)
         opened = file.open("r+b" if file.exists() else "wb")
         opened.truncate(whole)
@@ -94,16 +84,3 @@ class AnswerCache:
         if self._file is not None:
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
-
-
-def _parse(line: bytes, origin: str) -> tuple[str, JudgeAnswer | None]:
-    """The key and the answer of a line; None for an answer that was forgotten."""
-    try:
-        value = json.loads(line)
-        key, text = value["key"], value["text"]
-        truncated = False if text is None else value["truncated"]
-    except (ValueError, RecursionError, TypeError, KeyError):
-        key, text, truncated = None, None, None
-    if not isinstance(key, str) or not isinstance(text, str | None) or not isinstance(truncated, bool):
-        raise DataError(f"{origin}: is damaged; delete that line, and the judge is asked again for what it held")
-    return key, None if text is None else JudgeAnswer(text, truncated)
