@@ -19,6 +19,7 @@ from stepaudio_jax.data.order import Visit, evaluation_streams, training_streams
 from stepaudio_jax.data.packing import Lookahead, Prepared, RowPacker
 from stepaudio_jax.data.preparation import Preparation
 from stepaudio_jax.data.record import DataError
+from stepaudio_jax.storage import shorten_words
 from stepaudio_jax.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class _RowsIterator(grain.DatasetIterator[Batch]):
     def _note(self, record: Prepared) -> None:
         if record.skipped:
             self._counts[f"skipped_{record.skipped}"] += 1
-            logger.warning("skipped: %s", record.message)
+            logger.warning("skipped: %s", shorten_words(record.message))
         else:
             self._counts["records"] += 1
             self._counts[f"records/{self._names[record.visit.source]}"] += 1

@@ -32,7 +32,7 @@ from stepaudio_jax.generation.journal import Journal, check_output_and_input
 from stepaudio_jax.generation.prompt import Prompt, require_fit
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import is_output_of, shorten_words
+from stepaudio_jax.storage import expand_home, is_output_of, shorten_words
 from stepaudio_jax.text import parse_reply
 
 PathLike = str | pathlib.Path
@@ -96,6 +96,7 @@ def answer_file(
     """
     if slots <= 0 or samples <= 0:
         raise GenerationError(f"slots={slots} and samples={samples} must be positive")
+    input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
     check_output_and_input(output_path, input_path)
     file = JsonlFile(input_path)
     if not len(file):

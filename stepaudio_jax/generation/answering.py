@@ -176,6 +176,7 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
             `OUTPUT.partial` of another job, or a damaged one.
         OutputError: the output is the input or a folder, or another job is writing it.
     """
+    input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
     check_output_and_input(output_path, input_path)
     records = _read(input_path)
     job = _score_job(

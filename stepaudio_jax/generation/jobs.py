@@ -9,6 +9,7 @@ import jax
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import FloatDtype, ModelConfig
+from stepaudio_jax.storage import expand_home
 
 PathLike = str | os.PathLike[str]
 
@@ -25,7 +26,7 @@ def job_of(program: str, input_path: PathLike, folder: PathLike, config: ModelCo
     """
     return {
         "program": program,
-        "input": hashlib.sha256(pathlib.Path(input_path).read_bytes()).hexdigest(),
+        "input": hashlib.sha256(pathlib.Path(expand_home(os.fspath(input_path))).read_bytes()).hexdigest(),
         "model": [os.fspath(folder), hub.fingerprint(folder), str(config)],
         "settings": settings,
     }

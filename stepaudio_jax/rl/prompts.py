@@ -22,6 +22,7 @@ from stepaudio_jax.data import (
     training_streams,
 )
 from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
+from stepaudio_jax.storage import shorten_words
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, lay_out, render_prompt
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class PromptStream:
             except DataError as error:
                 if skip_reason(error, self._data) is None:
                     raise
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped: %s", shorten_words(str(error)))
         raise DataError(f"{source.name}: {most} records one after the other cannot be used; see the warnings")
 
     def _prompt(self, record: Record, silent: bool) -> Prompt:

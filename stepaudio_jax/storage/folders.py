@@ -1,13 +1,12 @@
 """Folders that appear whole or not at all."""
 
 import contextlib
-import glob
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
-from stepaudio_jax.storage.outputs import OutputError, PathLike, check_parent
+from stepaudio_jax.storage.outputs import OutputError, PathLike, check_parent, remove_what_killed_processes_left
 from stepaudio_jax.storage.paths import shorten
 
 
@@ -36,7 +35,7 @@ def atomic_folder(output: PathLike) -> Iterator[pathlib.Path]:
     killed left of earlier attempts is removed.
     """
     target = pathlib.Path(os.path.realpath(output))
-    _remove_what_killed_processes_left(target)
+    remove_what_killed_processes_left(target)
     created = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
     try:
@@ -49,21 +48,3 @@ def atomic_folder(output: PathLike) -> Iterator[pathlib.Path]:
             with contextlib.suppress(OSError):  # another program may have put something there meanwhile
                 parent.rmdir()
         raise
-
-
-def _remove_what_killed_processes_left(target: pathlib.Path) -> None:
-    """Temporary folders of the target whose process is no more: one was killed, and a container gives numbers again."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.incomplete"):
-        number = left.name.removesuffix(".incomplete").rpartition(".")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not _is_running(int(number))):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -43,9 +43,11 @@ class HeldFile:
     def close(self) -> None:
         """Lets the file go; twice is as good as once."""
         if not self.file.closed:
-            self.file.close()
-            with _guard:
-                _held.discard(self.path)
+            try:
+                self.file.close()
+            finally:  # a full disk, told once more
+                with _guard:
+                    _held.discard(self.path)
 
 
 def hold_file(path: str | os.PathLike[str]) -> HeldFile:

@@ -1,8 +1,10 @@
 """Outputs: nothing of the user's is replaced by one, and each appears when it is complete."""
 
 import contextlib
+import glob
 import os
 import pathlib
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
@@ -102,6 +104,7 @@ def atomic_writer(output: PathLike) -> Iterator[TextIO]:
     A link stays one: what it names is replaced. Folders above the output are made.
     """
     final = pathlib.Path(os.path.realpath(output))
+    remove_what_killed_processes_left(final)
     created = [folder for folder in final.parents if not folder.exists()]
     temporary = final.with_name(f".{final.name}.{os.getpid()}.incomplete")
     try:
@@ -115,3 +118,24 @@ def atomic_writer(output: PathLike) -> Iterator[TextIO]:
             with contextlib.suppress(OSError):  # another program may have put something there meanwhile
                 folder.rmdir()
         raise
+
+
+def remove_what_killed_processes_left(target: pathlib.Path) -> None:
+    """Removes temporary files and folders of a target whose process is no more; a container gives numbers again."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.incomplete"):
+        number = left.name.removesuffix(".incomplete").rpartition(".")[2]
+        if number.isdigit() and (int(number) == os.getpid() or not _is_running(int(number))):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

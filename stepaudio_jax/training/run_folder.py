@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, to_dict
+from stepaudio_jax.storage import OutputError, check_parent, shorten
 from stepaudio_jax.text import Tokenizer
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
@@ -39,7 +40,13 @@ def require_same_run(config: Config) -> None:
     """
     run_dir = pathlib.Path(config.run_dir)
     path = run_dir / CONFIG
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"run_dir={shorten(config.run_dir)!r} is a file: name the folder that the run is to make")
     if not path.exists():
+        try:
+            check_parent(pathlib.Path(os.path.realpath(path)), f"run_dir={shorten(config.run_dir)!r}")
+        except OutputError as error:
+            raise ConfigError(str(error)) from None
         found = [name for name in (CHECKPOINTS, MODEL, METRICS) if (run_dir / name).exists()]
         if found:
             raise ConfigError(

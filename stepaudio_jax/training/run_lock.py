@@ -49,35 +49,33 @@ class RunLock:
         """
         problem = None
         if jax.process_index() == 0 and self._held is None:
-            folder = pathlib.Path(self._run_dir)
-            folder.mkdir(parents=True, exist_ok=True)
             problem = self._take()
-            if problem is None and (folder / CONFIG).exists():
+            if problem is None and (pathlib.Path(self._run_dir) / CONFIG).exists():
                 problem = f"run_dir={self._run_dir!r}: another job has begun there meanwhile; start the same command again"
         _raise_everywhere(problem)
 
     def close(self) -> None:
-        """Lets the folder go."""
+        """Lets the folder go, and removes the lock's file; one that a killed run leaves is nobody's, and taken."""
         if self._held is not None:
+            pathlib.Path(self._held.path).unlink(missing_ok=True)
             self._held.close()
             self._held = None
 
     def _take(self) -> str | None:
         """Takes the lock; returns why it cannot be had, or None."""
         path = pathlib.Path(self._run_dir) / LOCK
-        try:
-            self._held = hold_file(path)
-        except LockHeldError as error:
-            holder = " in this process" if error.by_this_process else _holder(path)
-            return (
-                f"run_dir={self._run_dir!r} is in use by another job{holder}: wait for it or stop it, or choose another run_dir"
-            )
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        taken_by = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-        self._held.file.seek(0)
-        self._held.file.truncate()
-        self._held.file.write(json.dumps(taken_by).encode() + b"\n")
-        self._held.file.flush()
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._held = hold_file(path)
+            os.ftruncate(self._held.file.fileno(), 0)
+            os.write(self._held.file.fileno(), json.dumps(holder).encode() + b"\n")
+        except LockHeldError as error:
+            who = " in this process" if error.by_this_process else _holder(path)
+            return f"run_dir={self._run_dir!r} is in use by another job{who}: wait for it or stop it, or choose another run_dir"
+        except OSError as error:  # told to the other processes too, which wait for an answer
+            return f"run_dir={self._run_dir!r} cannot be locked: {error}"
         return None
 
 

@@ -6,8 +6,7 @@ import time
 import pytest
 
 from stepaudio_jax.config import ConfigError
-from stepaudio_jax.data import Criterion, DataError
-from stepaudio_jax.rl.answer_cache import AnswerCache
+from stepaudio_jax.data import Criterion
 from stepaudio_jax.rl.endpoint import Endpoint
 from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError, Pair
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
@@ -75,26 +74,6 @@ def test_nothing_is_asked_twice_not_even_by_the_next_process(server, tmp_path):
     other = make_judge(server, cache, {"temperature": 0.5})
     other.judge(PAIRS[:1])
     assert other.asked == 2, "another judge is not answered for by this one"
-
-
-@pytest.mark.parametrize(
-    "damage", [b"garbage\n", b"\xff\n", b"{}\n", b"[]\n", b'{"key": "a", "text": 1, "truncated": false}\n']
-)
-def test_a_damaged_cache_is_named_and_not_touched(tmp_path, damage):
-    path = tmp_path / "cache.jsonl"
-    cache = AnswerCache(path, shared=False)
-    for key in "ab":
-        cache.add(key, JudgeAnswer(key))
-    cache.forget("b")
-    lines = path.read_bytes().splitlines(keepends=True)
-    content = lines[0] + damage + b"".join(lines[1:]) + b'{"key": "c'
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"cache\.jsonl:2: is damaged; delete that line, and the judge is asked again"):
-        AnswerCache(path, shared=False)
-    assert path.read_bytes() == content
-    path.write_bytes(content.replace(damage, b""))
-    again = AnswerCache(path, shared=False)
-    assert ("a" in again, "b" in again, "c" in again) == (True, False, False)
 
 
 def test_questions_are_asked_side_by_side_and_no_more_than_allowed(server):

@@ -114,6 +114,13 @@ def test_what_another_program_left_is_not_taken_for_this_run(config, tmp_path, n
         require_same_run(config)
 
 
+@pytest.mark.parametrize("run_dir", ["file", "file/run"])
+def test_a_file_is_no_run_folder(config, tmp_path, run_dir):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"run_dir='.*file.* is a file"):
+        require_same_run(dataclasses.replace(config, run_dir=str(tmp_path / run_dir)))
+
+
 def test_a_folder_with_other_things_in_it_is_free(config, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "log.txt").write_text("")

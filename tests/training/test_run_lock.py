@@ -55,8 +55,9 @@ def test_a_second_job_is_refused_until_the_first_one_is_dead(run_dir, note, show
         lock = RunLock(str(run_dir))
         lock.take_existing()
     lock.take()  # it is held already
-    assert json.loads((run_dir / LOCK).read_text())["process"] > 0
+    assert (run_dir / LOCK).exists()
     lock.close()
+    assert not (run_dir / LOCK).exists()
 
 
 def test_jobs_of_one_process_follow_each_other_and_do_not_overlap(run_dir):
