@@ -87,7 +87,7 @@ def test_what_bf16_would_round_away_is_kept_in_fp32(parts):
     parameters, narrow, _ = parts
     kernel = jnp.asarray(parameters["decoder"]["layers"]["mlp"]["up"]["kernel"], jnp.bfloat16)
     decoder = {"layers": {"mlp": {"up": {"kernel": kernel}}}}
-    small = {"mlp": {"up": {name: 0.1 * leaf for name, leaf in narrow["mlp"]["up"].items()}}}
+    small = {"mlp": {"up": {name: 0.05 * leaf for name, leaf in narrow["mlp"]["up"].items()}}}
     before = np.asarray(kernel, np.float32)
     changed = {}
     for dtype in (jnp.float32, jnp.bfloat16):
