@@ -18,6 +18,7 @@ from stepaudio_jax.recognition import recognize_folder
 
 _ADAPTOR_WIDTH_TENSOR = "adapter.linear1.weight"  # [ffn, encoder hidden]
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_TIE = " (where the embedding is the head too, config.json must say tie_word_embeddings)"
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.", "model._orig_mod.")
 _MAX_PROBLEMS = 20  # in one message
 
@@ -97,7 +98,11 @@ class HuggingFaceFolder:
 
     def _tensor_problems(self, parts: Sequence[Part]) -> list[str]:
         expected = {tensor.name: tensor for tensor in self.tensors(parts)}
-        found = [f"missing {name} {list(tensor.shape)}" for name, tensor in expected.items() if name not in self.stored]
+        found = [
+            f"missing {name} {list(tensor.shape)}{_TIE if name == _HEAD else ''}"
+            for name, tensor in expected.items()
+            if name not in self.stored
+        ]
         for name, stored in self.stored.items():
             if name in expected and stored.shape != expected[name].shape:
                 found.append(f"misshapen {name}: {list(stored.shape)}, expected {list(expected[name].shape)}")

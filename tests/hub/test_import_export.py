@@ -305,6 +305,14 @@ def test_tied_embeddings_under_the_name_of_the_head(tmp_path):
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     write_tensors(source, tensors)
     jax.tree.map(np.testing.assert_array_equal, before, hub.read_parameters(source))
+    edit_json(source / "config.json", lambda values: values["text_config"].update(tie_word_embeddings=False))
+    edit_json(source / "config.json", lambda values: values.update(tie_word_embeddings=False))
+    write_tensors(
+        source,
+        {("model.embed_tokens.weight" if name == "lm_head.weight" else name): tensor for name, tensor in tensors.items()},
+    )
+    with pytest.raises(hub.CheckpointError, match=r"missing lm_head.weight \[300, 48\] \(where the embedding is the head too"):
+        hub.read_parameters(source)
 
 
 DERIVED = {
