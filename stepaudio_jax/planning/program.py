@@ -209,8 +209,8 @@ def _compiler_settings() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
+        for name, previous in before.items():
+            if previous is None:
                 del os.environ[name]
             else:
-                os.environ[name] = value
+                os.environ[name] = previous
