@@ -5,7 +5,7 @@
 #
 # NAME      of the queued resource, and of the slice (NAME-0, NAME-1, .. where there are several)
 # ZONE      where
-# TYPE      as launch.plan names it: v5p-128, v6e-64, v5litepod-256 (Ironwood, tpu7x-*, is lent on GKE alone: gke_job.sh)
+# TYPE      as launch.plan names it: v5p-128, v6e-64, v5litepod-256 (for Ironwood, tpu7x-*: gke_job.sh)
 # SLICES    1
 # RUNTIME   the machine image; by default the one of the type
 # OPTIONS   further flags for gcloud, for example "--spot" or "--reserved"
@@ -17,7 +17,7 @@ case "$TYPE" in
   v5litepod-*) IMAGE=v2-alpha-tpuv5-lite ;;
   v6e-*) IMAGE=v2-alpha-tpuv6e ;;
   v4-*) IMAGE=tpu-ubuntu2204-base ;;
-  tpu7x-*) echo "error: TYPE=$TYPE: Ironwood is lent on GKE: use launch/tpu/gke_job.sh, or set RUNTIME" >&2; IMAGE=${RUNTIME:?} ;;
+  tpu7x-*) echo "error: TYPE=$TYPE: use launch/tpu/gke_job.sh for Ironwood, or set RUNTIME to its machine image" >&2; IMAGE=${RUNTIME:?} ;;
   *) echo "error: TYPE=$TYPE is not known here; set RUNTIME to its machine image" >&2; IMAGE=${RUNTIME:?} ;;
 esac
 RUNTIME=${RUNTIME:-$IMAGE}

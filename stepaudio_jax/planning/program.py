@@ -209,8 +209,8 @@ def _compiler_settings() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, earlier in before.items():
-            if earlier is None:
+        for name, previous in before.items():
+            if previous is None:
                 del os.environ[name]
             else:
-                os.environ[name] = earlier
+                os.environ[name] = previous

@@ -1,6 +1,8 @@
 """What `launch.plan` plans."""
 
-from launch.plan import with_initial_shape
+import pytest
+
+from launch.plan import main, with_initial_shape
 from stepaudio_jax.config import load_config
 from tests.end_to_end.runs import ROOT
 
@@ -18,3 +20,12 @@ def test_where_they_are_not_here_it_is_said(capsys):
     assert "/nowhere/Step-Audio-2-mini: not here, so the plan is of the model that the configuration describes" in (
         capsys.readouterr().err
     )
+
+
+def test_a_gpu_is_told_in_a_sentence_that_it_is_not_planned(capsys):
+    config = ROOT / "configs" / "sft_mini_8b.py"
+    with pytest.raises(SystemExit) as ended:
+        main([f"--config={config}", "--topology=h100:8"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: topology 'h100:8' is of GPUs: launch.plan plans TPU slices")
