@@ -34,7 +34,8 @@ class ChannelReducer:
         if block.shape[1] == 1 or self._channel == "first":
             self._blocks.append(block[:, 0].copy())
         else:
-            self._blocks.append(block.mean(axis=1, dtype=np.float32))
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told of in a message
+                self._blocks.append(block.mean(axis=1, dtype=np.float32))
         if block.shape[1] == 1:
             return
         low, high = block.min(axis=0), block.max(axis=0)
@@ -53,7 +54,8 @@ class ChannelReducer:
         """
         if self._low is None or self._high is None:
             return None
-        levels = (self._high - self._low) / 2
+        with np.errstate(invalid="ignore", over="ignore"):
+            levels = (self._high - self._low) / 2
         loudest = int(np.argmax(np.where(np.isfinite(levels), levels, 0)))
         level, channels = float(levels[loudest]), len(levels)
         if self._channel == "first":
@@ -64,7 +66,7 @@ class ChannelReducer:
                 )
             return None
         samples = self.samples()
-        if _is_silent_beside(float(samples.max() - samples.min()) / 2, level / channels):
+        if _is_silent_beside((float(samples.max()) - float(samples.min())) / 2, level / channels):
             return (
                 f"has {channels} channels that cancel each other in their mean; set data.channel=first (--channel first) to "
                 "hear the first one alone, or turn the sign of one of them"

@@ -108,6 +108,11 @@ def test_what_is_not_finite_is_so_of_what_is_heard():
         load_audio(clip(noise(), broken), channel="mix")
     with pytest.raises(AudioError, match="has 1 NaN"):
         load_audio(clip(broken, noise()))
+    endless = np.full(8000, np.inf, np.float32)
+    assert len(load_audio(clip(noise(), endless))) == 8000
+    for channel in ("first", "mix"):
+        with pytest.raises(AudioError, match="has 8000 NaN or infinite samples"):
+            load_audio(clip(endless, -endless), channel=channel)
 
 
 def test_only_the_two_are_known():
