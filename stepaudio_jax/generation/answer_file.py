@@ -152,7 +152,7 @@ def answered_before(
     if not pathlib.Path(output_path).exists():
         return None
     job = _job(
-        *(input_path, folder, hub.read_model_config(folder), sampling, default_dtype(dtype)),
+        *(input_path, folder, hub.read_model_config(os.fspath(folder)), sampling, default_dtype(dtype)),
         samples=samples,
         int8_weights=int8_weights,
         cache_dtype=cache_dtype,
