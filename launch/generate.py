@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--repetition-max-pattern-size",
         type=int,
         default=0,
-        help="tokens of a pattern; loops of it end (default 0: no detection)",
+        help="end a reply that repeats a pattern of at most so many tokens (default 0: off)",
     )
     parser.add_argument("--repetition-min-pattern-size", type=int, default=1, help="tokens of a pattern, at least (default 1)")
     parser.add_argument("--repetition-min-count", type=int, default=0, help="how often a pattern makes a loop, at least 2")

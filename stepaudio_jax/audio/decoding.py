@@ -75,7 +75,7 @@ def probe_audio(path: str | os.PathLike[str], *, length_convention: LengthConven
     """Reads a clip's header, for a quick look at many clips; what it finds is a defect to `load_audio` too.
 
     Args:
-        path: of a file on a local disk.
+        path: of a file; a WAV file is mapped into memory, and only the headers of its chunks are read.
         length_convention: as in `load_audio`.
 
     Returns:
@@ -100,7 +100,7 @@ def probe_audio(path: str | os.PathLike[str], *, length_convention: LengthConven
                 reason = completeness.defect(content)
             if reason is not None:
                 raise AudioError(name, f"{reason}; {_COPY_AGAIN}")
-        with _open_sound(name, file, start, size) as sound:
+        with quiet_decoder(), _open_sound(name, file, start, size) as sound:
             frames, rate = sound.frames, sound.samplerate
     if not frames:
         return None  # a FLAC header may leave it open

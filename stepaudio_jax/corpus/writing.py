@@ -96,8 +96,6 @@ def write_corpus(
         if value < least:
             raise CorpusError(f"{name}={value} must be at least {least}")
     final = pathlib.Path(output)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise CorpusError(f"output={str(output)!r} exists and is not an empty folder; name another, or remove it")
     check_output_folder(final)
     with atomic_folder(final) as folder:
         return _write(folder, recipe, clips, per_task, seed, threads)

@@ -149,6 +149,7 @@ def answered_before(
     Raises:
         OutputError: the output is there, and not of this job.
     """
+    folder, input_path, output_path = (expand_home(os.fspath(path)) for path in (folder, input_path, output_path))
     if not pathlib.Path(output_path).exists():
         return None
     job = _job(

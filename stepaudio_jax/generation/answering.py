@@ -222,6 +222,7 @@ def scored_before(
     Raises:
         OutputError: the output is there, and not of this job.
     """
+    folder, input_path, output_path = (expand_home(os.fspath(path)) for path in (folder, input_path, output_path))
     if not pathlib.Path(output_path).exists():
         return False
     config = hub.read_model_config(folder)

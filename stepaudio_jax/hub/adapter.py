@@ -8,6 +8,7 @@ A tensor is named as PEFT names it on transformers' `Qwen2ForCausalLM`: for the 
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from stepaudio_jax.hub.parameter_reader import ArrayReader
 from stepaudio_jax.hub.safetensors_reader import DTYPES, StoredTensor, read_header
 from stepaudio_jax.hub.tensor_names import DECODER_RULES, Path, flatten, unflatten
 from stepaudio_jax.models import Parameters, low_rank_paths, low_rank_tree
+from stepaudio_jax.storage import expand_home
 
 ADAPTER = "adapter"  # in a checkpoint's folder: the adapter beside its parameters
 ADAPTER_CONFIG = "adapter_config.json"
@@ -135,7 +137,7 @@ def read_adapter(folder: str | pathlib.Path, decoder: DecoderConfig) -> Adapter:
         CheckpointError: the folder holds no LoRA adapter, one of a kind that this project has not (DoRA, for example), or one
             that does not fit the decoder; all its problems at once.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = pathlib.Path(expand_home(os.fspath(folder)))
     lora, base = _read_config(folder)
     stored = _read_tensors(folder)
     targets = {path[-1]: path for path in _decoder_paths()}
@@ -155,11 +157,6 @@ def read_adapter(folder: str | pathlib.Path, decoder: DecoderConfig) -> Adapter:
             pair[matrix] = leaf
         _put(matrices, targets[name], pair)
     return Adapter(lora, matrices, base)
-
-
-def is_adapter(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds a PEFT adapter."""
-    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def host_matrices(lora: Parameters) -> Parameters:

@@ -218,7 +218,9 @@ def group_size(line: str) -> int:
     if named:
         axes = {axis: int(size) for axis, size in re.findall(r"('\w+')=(\d+)", named[1])}
         return math.prod(axes[axis] for axis in re.findall(r"'\w+'", named[2]))
-    return 2
+    if "source_target_pairs=" in line:
+        return 2
+    raise HloError(f"a collective whose groups are not told: {line[:200]}")
 
 
 def _first_of(dimensions: Sequence[int], order: Sequence[int], count: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 from stepaudio_jax.config import Config
 from stepaudio_jax.planning.collectives import collective_bytes
 from stepaudio_jax.planning.effort import Effort
-from stepaudio_jax.planning.hlo import Module
+from stepaudio_jax.planning.hlo import HloError, Module
 from stepaudio_jax.planning.page import heading, memory, size, verdict
 from stepaudio_jax.planning.program import compile_step, compiler_flags, compiler_version, program_text, topology_devices
 from stepaudio_jax.planning.step_time import StepParts, step_parts, step_time
@@ -59,6 +59,7 @@ class Plan:
         roofline_step_seconds: the larger of those known; no step is faster.
         mfu_bound: compute_seconds / roofline_step_seconds.
         expected: how long a step is expected to take; in JSON, its attributes stand beside the others.
+        unread: what of the program's text could not be read, so that nothing is expected.
         compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
         compiler_flags: of LIBTPU_INIT_ARGS.
         effort: the compiler's; "full" is what the job is compiled with.
@@ -86,6 +87,7 @@ class Plan:
     roofline_step_seconds: float
     mfu_bound: float
     expected: Expectation | None
+    unread: str | None
     compile_seconds: float
     compiler_version: str
     compiler_flags: tuple[str, ...]
@@ -112,10 +114,14 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
     available = topology.chip.memory_bytes
     flops = step_flops(config.model, config.stages[index])
     text = None if step.compiled is None else program_text(step.compiled)
-    module = None if text is None else Module(text)
-    sent = None if module is None else collective_bytes(module)
     compute = flops / (topology.devices * topology.chip.flops)
-    parts = None if module is None else step_parts(module, topology, step.devices)
+    sent, parts, unread = None, None, None
+    if text is not None:
+        try:
+            module = Module(text)
+            sent, parts = collective_bytes(module), step_parts(module, topology, step.devices)
+        except HloError as error:  # what the program takes and whether it fits is known all the same
+            unread = str(error)
     interconnect = None if parts is None else sum(exchange.seconds * exchange.times for exchange in parts.exchanges)
     roofline = max(compute, interconnect or 0.0)
     data = config.stages[index].data
@@ -141,6 +147,7 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
         roofline_step_seconds=roofline,
         mfu_bound=compute / roofline,
         expected=None if parts is None else _expect(parts, topology, compute),
+        unread=unread,
         compile_seconds=step.compile_seconds,
         compiler_version=version,
         compiler_flags=compiler_flags(),
@@ -201,6 +208,8 @@ def _expect(parts: StepParts, topology: Topology, compute_seconds: float) -> Exp
 def _expectation_as_text(plan: Plan) -> list[str]:
     if plan.expected is None:
         why = "this JAX cannot read what this compiler writes" if plan.compiled else "there is no program"
+        if plan.unread is not None:
+            why = f"the program's text cannot be read ({plan.unread})"
         return [f"  expected time: not known, for {why}"]
     expected, parts = plan.expected, plan.expected.expected_parts
     products, attention = expected.product_flops_per_chip, expected.attention_flops_per_chip

@@ -25,6 +25,7 @@ from stepaudio_jax.parallel import (
 from stepaudio_jax.planning.effort import Effort, decided
 from stepaudio_jax.planning.page import heading, memory, verdict
 from stepaudio_jax.planning.program import (
+    adapter_of_run,
     compile_lowered,
     compiler_flags,
     compiler_version,
@@ -109,7 +110,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> Pol
     mesh = make_mesh(config.mesh, devices)
     require_whole_rows(config, mesh)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        start = describe_stage(config, index, config.model, mesh)
+        start = describe_stage(config, index, config.model, mesh, adapter_of_run(config))
         state = start.abstract
         update = PolicyUpdate(start.definition, stage.rl, start.optimizer, start.shardings)
         batch, learning = _abstract_batch(config, stage, mesh)
@@ -210,7 +211,7 @@ def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str
     cache_dtype = rollout.cache_dtype or compute.dtype
     held = min(tokens, config.model.decoder.max_positions)
     weights, cache = _engine_bytes(config.model, compute, mesh, rollout.slots, held, cache_dtype)
-    adapters = [*adapters_before(config, config.stages.index(stage), None).values(), stage.lora]
+    adapters = [*adapters_before(config, config.stages.index(stage), adapter_of_run(config)).values(), stage.lora]
     if "decoder" not in stage.trainable:
         weights += sum(_adapter_bytes(config.model, lora, compute, mesh) for lora in adapters if lora.rank)
     judged = 0

@@ -16,6 +16,8 @@ from stepaudio_jax.planning.hlo import HloError, Instruction, Module, arrays
 _KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "fused_bwd": 5}
 _KERNEL = re.compile(r"splash_m[hq]a_(fwd|dq|dkv|fused_bwd)")
 
+_WINDOW = ("stride", "lhs_dilate", "rhs_dilate")
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionKernel:
@@ -123,11 +125,17 @@ def _flops(module: Module, computation: str, instruction: Instruction) -> float:
 
 
 def _dot_flops(module: Module, computation: str, instruction: Instruction) -> float:
-    result = next(shape for _, shape in arrays(instruction.result))
+    result = _result_shape(instruction)
     left = module.shape(computation, instruction.operands[0])
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.line)
     axes = [int(axis) for axis in filter(None, contracted[1].split(","))] if contracted else []
     return 2.0 * math.prod(result) * math.prod(left[axis] for axis in axes)
+
+
+def _result_shape(instruction: Instruction) -> list[int]:
+    for _, shape in arrays(instruction.result):
+        return shape
+    raise HloError(f"a product without a result: {instruction.line[:200]}")
 
 
 def _convolution_flops(module: Module, computation: str, instruction: Instruction) -> float:
@@ -139,7 +147,7 @@ def _convolution_flops(module: Module, computation: str, instruction: Instructio
     if labels is None:
         raise HloError(f"a convolution without its dimensions: {instruction.line[:200]}")
     left, right = (module.shape(computation, name) for name in instruction.operands[:2])
-    result = next(shape for _, shape in arrays(instruction.result))
+    result = _result_shape(instruction)
     window = _window(instruction.line)
     valid = 1
     for axis in range(len(labels[1]) - 2):
@@ -168,6 +176,3 @@ def _window(line: str) -> dict[str, list[int]]:
     stated = dict(re.findall(r"(\w+)=([\d_x\-]+)", text[1])) if text else {}
     window = {name: [int(size) for size in stated[name].split("x")] if name in stated else [] for name in _WINDOW}
     return {**window, "pad": [int(pad.split("_")[0]) for pad in stated["pad"].split("x")] if "pad" in stated else []}
-
-
-_WINDOW = ("stride", "lhs_dilate", "rhs_dilate")

@@ -15,13 +15,14 @@ from typing import Any
 
 import jax
 
-from stepaudio_jax.config import Config, ConfigError
+from stepaudio_jax.config import Config, ConfigError, LoRAConfig
 from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
 from stepaudio_jax.planning.effort import COMPILER_OPTIONS, Effort
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.tpu_compiler import MACHINE
 from stepaudio_jax.training import describe_stage, make_train_step
+from stepaudio_jax.training.initial import initial_adapter
 
 # What the TPU compiler says of a program that does not fit. It calls temporaries what is arguments, outputs and temporaries.
 _REFUSED = re.compile(r"total memory required for \S+ temporaries \((\d+\.?\d*)([KMGT])\)")
@@ -152,7 +153,7 @@ def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Eff
     require_whole_rows(config, mesh)
     started = time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # a mesh of chips that are not here holds no array
-        start = describe_stage(config, index, config.model, mesh)
+        start = describe_stage(config, index, config.model, mesh, adapter_of_run(config))
         rows = batch_sharding(compute.rules, mesh)
         shape = batch_shape(stage.data, stage.auxiliary, pad_token=0)
         batch = jax.tree.map(
@@ -195,6 +196,13 @@ def program_text(compiled: Any) -> str | None:
             raise
         return None
     return text
+
+
+def adapter_of_run(config: Config) -> LoRAConfig | None:
+    """Returns the adapter beside the initial decoder; None also where the folders of the initial weights are not here."""
+    initial = config.initial
+    folders = [folder for folder in (initial.model, initial.encoder, initial.decoder) if folder]
+    return initial_adapter(config) if folders and all(map(os.path.isdir, folders)) else None
 
 
 @contextlib.contextmanager

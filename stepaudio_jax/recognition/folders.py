@@ -244,9 +244,7 @@ def _other_weights(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     """Weights in a format that is not read here."""
     if purpose != "weights":
         return None
-    names = [
-        entry.name for entry in _entries(folder) if entry.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")
-    ]
+    names = [entry.name for entry in _entries(folder) if entry.name not in _NO_WEIGHTS]
     if other := _other_weights_of(names):
         return Finding(f"holds {other[0]} ({_listed(other[1])}) and no safetensors", other[2])
     return None

@@ -42,10 +42,10 @@ class JudgePrompt:
 
     Args:
         path: of a text file with the fields {dialogue}, {reply_a}, {reply_b} and {criteria}, each
-            once; {form} and {comparisons} at most once, for a judge that was trained knows how to
-            answer; and {fence} in every mark: before and behind each reply and behind the dialogue,
-            with no other field between. A brace of the text itself is written twice. None for the
-            one that comes with the project.
+            once; {form} and {comparisons} may each occur once, and a judge trained on the template
+            needs neither; {fence} stands in every mark: before and behind each reply and behind the
+            dialogue, with no other field between. A brace of the text itself is written twice. None
+            for the template that comes with the project.
         levels: of the scale that the judge is offered.
 
     Raises:

@@ -17,7 +17,7 @@ from stepaudio_jax.rl.judge import JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.rl.prompts import PromptStream
-from stepaudio_jax.rl.rewards import Rewards, VerifierError
+from stepaudio_jax.rl.rewards import RewardError, Rewards
 from stepaudio_jax.rl.watch import SampleWriter
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.data_check import DataCheck
@@ -81,8 +81,8 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         save()
                         saved_step = int(state.step)
                     if isinstance(error, DataError):
-                        section = None if isinstance(error, VerifierError) else "data"
-                        raise data_error(error, stage.name, saved_step, section) from error
+                        data = None if isinstance(error, RewardError) else stage.data
+                        raise data_error(error, stage.name, saved_step, data) from error
                     raise
 
             for step in range(done + 1, stage.steps + 1):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from stepaudio_jax import hub
 from stepaudio_jax.config import LengthConvention
 from stepaudio_jax.generation import Engine, GenerationError, LoadedModel, Prompt, Sampling, engine_for, hear_prompt
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
@@ -22,7 +23,9 @@ class ModelJudge:
         self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
         self._engine: Engine | None = None
         self._longest = 0  # tokens of the question that the engine was made for
-        self.name = f"{model.folder}, {model.compute.dtype}, {max_tokens} tokens"
+        # The cache tells judges apart by the name: one that is trained anew into its folder is another judge.
+        held = hub.fingerprint(model.folder)[:12]
+        self.name = f"{model.folder} ({held}), {model.compute.dtype}, {max_tokens} tokens"
 
     def __call__(self, questions: Sequence[str]) -> Iterator[tuple[int, JudgeAnswer | JudgeError]]:
         """Each question's index and answer, as each is ready; an error for one that no tokens spell or that fits no slot."""

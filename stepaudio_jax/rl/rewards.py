@@ -17,8 +17,8 @@ from stepaudio_jax.rl.verifiers import Verifier, find_verifier, format_reward, o
 _ROUNDING = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
 
 
-class VerifierError(DataError):
-    """A verifier failed on a reply, or returned what is no score; the message names the record and the verifier."""
+class RewardError(DataError):
+    """What a reply is worth cannot be told, for a verifier failed or the sum is not finite; the message names the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,7 @@ class Rewards:
 
         Raises:
             JudgeError: the judge abstained too often.
-            VerifierError: a verifier failed on a reply, or returned what is no score.
-            DataError: a rubric's weights are too large to add.
+            RewardError: a verifier failed on a reply, or returned what is no score; or a rubric's weights are too large to add.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
@@ -122,7 +121,7 @@ class Rewards:
             parts |= self._judged(rollout, judgement)
         value = _weighted(config, parts)
         if not math.isfinite(value):
-            raise DataError(
+            raise RewardError(
                 f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its rubric's weights huge?"
             )
         return Reward(value, parts, right)
@@ -145,7 +144,7 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     It may be any number or truth value, also one of numpy's, jax's or torch's.
 
     Raises:
-        VerifierError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and
+        RewardError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and
             whatever it returns would be learnt from.
     """
     record, reply = rollout.record, rollout.written.reply
@@ -156,12 +155,12 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     except Exception as error:  # whatever it is, it is the function's own
         inside = traceback.extract_tb(error.__traceback__)[1:2]  # none where it could not even be called so
         line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
-        raise VerifierError(f"{where} raised {type(error).__name__}: {error}{line}") from error
+        raise RewardError(f"{where} raised {type(error).__name__}: {error}{line}") from error
     value = returned
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # an array without dimensions
         value = value.item()
     if not isinstance(value, numbers.Real) or not -_ROUNDING <= value <= 1 + _ROUNDING:
-        raise VerifierError(f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1")
+        raise RewardError(f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1")
     return min(max(float(value), 0.0), 1.0)
 
 

@@ -180,7 +180,8 @@ def policy_parameters(state: TrainState) -> Parameters:
 
 def reference_parameters(state: TrainState) -> Parameters:
     """The reference policy's: what the stage began with."""
-    return {**_parts(state.frozen), **state.frozen[REFERENCE]}  # of a decoder with narrow matrices, the decoder without them
+    # With LoRA it is the decoder without the stage's adapter, or with the adapter that the stage started from.
+    return {**_parts(state.frozen), **state.frozen[REFERENCE]}
 
 
 def _parts(frozen: Parameters) -> Parameters:

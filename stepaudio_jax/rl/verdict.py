@@ -10,7 +10,7 @@ from typing import Any, Literal
 AbstentionReason = Literal[
     "empty",
     "no_verdict",  # does not end with a JSON object that has the key "comparison"
-    "quoted",  # it may be a quotation: another code than the question's, or none where the material spells out the same
+    "quoted",  # has another question's code, or none although the material spells out the same verdict
     "unknown_comparison",  # none of the levels
     "bad_criteria",  # not one {"a": true or false, "b": ..} for each criterion
     "truncated",  # the judge's answer was cut at its limit of length

@@ -6,7 +6,13 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from stepaudio_jax.storage.outputs import OutputError, PathLike, check_parent, remove_what_killed_processes_left
+from stepaudio_jax.storage.outputs import (
+    OutputError,
+    PathLike,
+    check_parent,
+    remove_what_killed_processes_left,
+    temporary_beside,
+)
 from stepaudio_jax.storage.paths import shorten
 
 
@@ -37,7 +43,7 @@ def atomic_folder(output: PathLike) -> Iterator[pathlib.Path]:
     target = pathlib.Path(os.path.realpath(output))
     remove_what_killed_processes_left(target)
     created = [parent for parent in target.parents if not parent.exists()]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
+    temporary = temporary_beside(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -41,7 +41,7 @@ class HeldFile:
         self.path, self.file = path, file
 
     def close(self) -> None:
-        """Lets the file go; twice is as good as once."""
+        """Releases the file; calling it again does nothing."""
         if not self.file.closed:
             try:
                 self.file.close()
@@ -82,7 +82,7 @@ def _open_locked(path: str) -> BinaryIO:
             file.close()
             raise
         # The process that held it may have removed it between the two: what is locked must be what the path names.
-        # Some mounted buckets number a file anew once it is written, so this is not asked for ever.
+        # Some mounted buckets change a file's inode once it is written, so the attempts are limited.
         if _names(path, file) or not attempts_left:
             return file
         file.close()

@@ -4,14 +4,19 @@ import contextlib
 import glob
 import os
 import pathlib
+import re
 import shutil
+import socket
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from stepaudio_jax.storage.paths import shorten
 
 PathLike = str | os.PathLike[str]
+
+_HOST = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
 
 
 class OutputError(ValueError):
@@ -100,13 +105,13 @@ def check_parent(path: pathlib.Path, shown: str) -> None:
 def atomic_writer(output: PathLike) -> Iterator[TextIO]:
     """Yields a text file that becomes `output` at the end; where anything is raised, nothing is left behind.
 
-    Written under a name of this process beside it, so that two programs with one output leave the file of one of them, whole.
+    Written under a name of its own beside it, so that two programs with one output leave the file of one of them, whole.
     A link stays one: what it names is replaced. Folders above the output are made.
     """
     final = pathlib.Path(os.path.realpath(output))
     remove_what_killed_processes_left(final)
     created = [folder for folder in final.parents if not folder.exists()]
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.incomplete")
+    temporary = temporary_beside(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -120,15 +125,27 @@ def atomic_writer(output: PathLike) -> Iterator[TextIO]:
         raise
 
 
+def temporary_beside(target: pathlib.Path) -> pathlib.Path:
+    """Returns a hidden name beside a target that no other process or thread, on any host, uses."""
+    return target.with_name(f".{target.name}.{_HOST}-{threading.get_native_id()}-{os.getpid()}.incomplete")
+
+
 def remove_what_killed_processes_left(target: pathlib.Path) -> None:
-    """Removes temporary files and folders of a target whose process is no more; a container gives numbers again."""
+    """Removes temporary files and folders of a target that a process of this host left, if it is no more.
+
+    A restarted container may reuse process ids, so those under this process's own id and this thread's are removed too.
+    """
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.incomplete"):
-        number = left.name.removesuffix(".incomplete").rpartition(".")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not _is_running(int(number))):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        match = re.fullmatch(rf"{re.escape(_HOST)}-(\d+)-(\d+)", left.name.removesuffix(".incomplete").rpartition(".")[2])
+        if match is None:
+            continue
+        thread, process = int(match[1]), int(match[2])
+        if _is_running(process) and (process, thread) != (os.getpid(), threading.get_native_id()):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

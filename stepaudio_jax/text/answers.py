@@ -23,7 +23,7 @@ __all__ = [
     "read_yes_or_no",
 ]
 
-MAX_WORDS = 200  # characters that are looked at for a yes or a no
+MAX_POLARITY_CHARACTERS = 200  # that are looked at for a yes or a no
 # No part of a longer word, no contraction, and not "yes/no".
 _END_OF_WORD = r"(?![\w/]|'\w)"
 _YES = re.compile(
@@ -73,10 +73,12 @@ def read_yes_or_no(reply: str) -> bool | None:
         return marked.pop() if len(marked) == 1 else None
     plain = without_markup(said).casefold()
     changed = list(_CHANGES.finditer(plain))
-    polarities = [_polarity(plain.lstrip()[:MAX_WORDS])]
-    polarities += [_polarity(plain[match.end() : match.end() + MAX_WORDS]) for match in _ANSWER_IS.finditer(plain)]
+    polarities = [_polarity(plain.lstrip()[:MAX_POLARITY_CHARACTERS])]
+    polarities += [
+        _polarity(plain[match.end() : match.end() + MAX_POLARITY_CHARACTERS]) for match in _ANSWER_IS.finditer(plain)
+    ]
     if changed:
-        after = _polarity(plain[changed[-1].end() : changed[-1].end() + MAX_WORDS])
+        after = _polarity(plain[changed[-1].end() : changed[-1].end() + MAX_POLARITY_CHARACTERS])
         if after is not None:
             return after
     values = {value for value in polarities if value is not None}

@@ -36,7 +36,15 @@ def read_original_templates(folder: str) -> NamedTemplates:
         templates[_DEFAULT] = _text(path)
     additional = pathlib.Path(folder, _FOLDER)
     templates |= {file.stem: _text(os.fspath(file)) for file in sorted(additional.glob("*.jinja"))}
-    return {_kept_name(name): text for name, text in templates.items() if not text.startswith(_OURS)}
+    kept: dict[str, str] = {}
+    for name, text in templates.items():
+        if text.startswith(_OURS):
+            continue
+        name = _kept_name(name)
+        while kept.get(name, text) != text:  # a default that has replaced ours, and one that was kept before
+            name += "_older"
+        kept[name] = text
+    return kept
 
 
 def write_chat_templates(folder: str, originals: NamedTemplates, control_tokens: Sequence[str]) -> None:

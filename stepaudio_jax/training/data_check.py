@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import logging
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from stepaudio_jax.config import ConfigError, DataConfig, ModelConfig
 from stepaudio_jax.data import (
     BadRecord,
     CheckRecord,
+    DataError,
     JsonlSource,
     count_checked,
     find_bad_records,
@@ -21,6 +21,7 @@ from stepaudio_jax.data import (
     raise_mistakes,
 )
 from stepaudio_jax.parallel import gather_json, told_by_first
+from stepaudio_jax.storage import atomic_writer
 from stepaudio_jax.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class DataCheck:
             ConfigError: `check` raised one.
         """
         decides = {"model": self._model_settings, "tokenizer": self._tokenizer.fingerprint(), **settings}
-        key = told_by_first(fingerprint(sources, config, decides) if jax.process_index() == 0 else None)
+        key = self._in_all(lambda: fingerprint(sources, config, decides) if jax.process_index() == 0 else None)[0]
         if self._checked.get(title) == key:
             return False
         bad = self._find(title, sources, config, check)
@@ -87,24 +88,39 @@ class DataCheck:
             for title, skipped in self._skipped.items()
             for record in skipped
         ]
-        earlier = [line for line in _read_lines(self._run_dir / SKIPPED_RECORDS) if line["checked"] not in self._skipped]
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in earlier + listed]
-        _replace(self._run_dir / SKIPPED_RECORDS, "".join(lines))
-        _replace(self._run_dir / CHECKED, json.dumps(self._checked, indent=2) + "\n")  # last: a list without it is made again
+        kept = [line for line in _read_skipped(self._run_dir / SKIPPED_RECORDS) if line["checked"] not in self._skipped]
+        with atomic_writer(self._run_dir / SKIPPED_RECORDS) as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept + listed)
+        with atomic_writer(self._run_dir / CHECKED) as file:  # last: without it the list is made again
+            json.dump(self._checked, file, indent=2)
 
     def _find(self, title: str, sources: Sequence[JsonlSource], config: DataConfig, check: CheckRecord) -> list[BadRecord]:
         """Checks this process's share, and returns what all of them found."""
         share = jax.process_index(), jax.process_count()
-        bad: list[BadRecord] = []
-        problem = ""
-        try:
+
+        def check_share() -> list[tuple[Any, ...]]:
             bad = find_bad_records(sources, config, check, share=share, title=title if share[0] == 0 else "")
-        except ConfigError as error:  # told to the other processes, which wait for what is found here
-            problem = str(error)
-        reports = gather_json({"problem": problem, "bad": [dataclasses.astuple(record) for record in bad]})
-        if problems := [report["problem"] for report in reports if report["problem"]]:
-            raise ConfigError(problems[0])
-        return sorted(BadRecord(*values) for report in reports for values in report["bad"])
+            return [dataclasses.astuple(record) for record in bad]
+
+        return sorted(BadRecord(*values) for found in self._in_all(check_share) for values in found)
+
+    @staticmethod
+    def _in_all(work: Callable[[], Any]) -> list[Any]:
+        """Runs `work` in every process, and returns the JSON-ready results of all, in the order of processes.
+
+        Raises:
+            ConfigError, DataError: what it raised in some process, in all of them: none waits for one that has failed.
+        """
+        result, problem, kind = None, "", ""
+        try:
+            result = work()
+        except (ConfigError, DataError, OSError) as error:
+            problem, kind = str(error), "config" if isinstance(error, ConfigError) else "data"
+        reports = gather_json([result, problem, kind])
+        for _, problem, kind in reports:
+            if problem:
+                raise ConfigError(problem) if kind == "config" else DataError(problem)
+        return [result for result, _, _ in reports]
 
 
 def _counts(bad: Sequence[BadRecord]) -> str:
@@ -121,13 +137,10 @@ def _read(path: pathlib.Path) -> dict[str, str]:
     return checked if isinstance(checked, dict) else {}
 
 
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.exists():
+def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what was listed before; nothing where the list is missing or damaged: it is for people, and is made anew."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    return [line for line in lines if isinstance(line, dict) and "checked" in line]

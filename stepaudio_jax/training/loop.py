@@ -21,7 +21,7 @@ from stepaudio_jax.training.initial import check_stage_adapter, initial_adapter,
 from stepaudio_jax.training.meter import Meter
 from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
 from stepaudio_jax.training.profile import StepProfile
-from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, require_same_run
+from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, read_initial_adapter, require_same_run
 from stepaudio_jax.training.run_lock import RunLock
 from stepaudio_jax.training.saved_model import save_model
 from stepaudio_jax.training.stage_kind import StageKind, StageRun
@@ -65,10 +65,11 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
 def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -> None:
     """Runs the stages that are not finished, and writes the finished model."""
     model, tokenizer = initial_model(config)
-    adapter = initial_adapter(config)
     run_dir = pathlib.Path(config.run_dir)
     data_check = DataCheck(run_dir, model, tokenizer)
     saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
+    # What the initial weights hold now is no matter to a run that has begun: its checkpoints are of what they held then.
+    adapter = read_initial_adapter(run_dir) if any(saved) else initial_adapter(config)
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
             kinds[stage.objective].check(stage, tokenizer, model, data_check)
@@ -137,7 +138,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
                         checkpoints.save(state, data.get_state(), {})
                         saved_step = int(state.step)
-                    raise data_error(error, stage.name, saved_step) from error
+                    raise data_error(error, stage.name, saved_step, stage.data) from error
                 profile.before(earlier + step)
                 with meter.compiling() if step == done + 1 else contextlib.nullcontext():
                     state, metrics = train_step(state, batch)
@@ -173,7 +174,7 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         if jax.process_count() == 1:
                             checkpoints.save(state, position or data.get_state(), {})
                             saved_step = int(state.step)
-                        raise data_error(error, stage.name, saved_step, "evaluation.data") from error
+                        raise data_error(error, stage.name, saved_step, stage.evaluation.data, "evaluation.data") from error
                 if figures:
                     writer.write(step, figures)
                 if saves:

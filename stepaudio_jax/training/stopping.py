@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from stepaudio_jax.config import DataConfig
 from stepaudio_jax.data import DataError, defect_kind
 
 _ENDED_BY_KEYBOARD = 130  # what a shell says of a program that Ctrl-C ended
@@ -32,18 +33,23 @@ class DivergedError(RuntimeError):
     """Loss or gradient were not finite for too many steps in a row; the diagnosis is saved."""
 
 
-def data_error(error: DataError | OSError, stage: str, saved_step: int | None, section: str | None = "data") -> DataError:
+def data_error(
+    error: DataError | OSError, stage: str, saved_step: int | None, data: DataConfig | None, section: str = "data"
+) -> DataError:
     """Returns the error of a run that ends because data cannot be used: what is wrong, what is saved, how to go on.
 
     Args:
         error: what ended it.
         stage: its name.
         saved_step: steps of the stage that are saved; None where nothing is.
-        section: of the stage's configuration, which says what is done with such data; None where no setting does.
+        data: the settings that say what is done with such data; None where none does.
+        section: of the stage's configuration, where they stand.
     """
     skip = ""
-    if isinstance(error, DataError) and section is not None:
-        skip = f", or skipped by {section}.on_{defect_kind(error)}='skip'"
+    if isinstance(error, DataError) and data is not None:
+        name = f"on_{defect_kind(error)}"
+        if getattr(data, name) == "error" and f"{name}='skip'" not in str(error):
+            skip = f", or skipped by {section}.{name}='skip'"
     saved = "nothing of it is saved yet" if saved_step is None else f"step {saved_step} of it is saved"
     return DataError(f"{error}; this ended stage {stage!r}, and {saved}: once that is mended{skip}, the same command goes on")
 

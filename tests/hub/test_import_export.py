@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from stepaudio_jax import hub
 from stepaudio_jax.hub import hugging_face_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
+from stepaudio_jax.storage.outputs import temporary_beside
 from stepaudio_jax.text import Tokenizer
 from tests.hub.folders import (
     SMALL,
@@ -424,12 +425,15 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 def test_what_a_killed_run_left_goes_and_a_running_ones_stays(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    left = {number: tmp_path / f".out.{number}.incomplete" for number in (ended.pid, os.getpid(), os.getppid())}
+    beside = temporary_beside(tmp_path / "out").name
+    names = [beside.replace(f"-{os.getpid()}.", f"-{number}.") for number in (ended.pid, os.getpid(), os.getppid())]
+    elsewhere = names[0].replace(".out.", ".out.another_")
+    left = {name: tmp_path / name for name in (*names, elsewhere)}
     for folder in left.values():
         folder.mkdir()
         (folder / "half").write_bytes(b"x")
     random_folder(tmp_path / "out")
-    assert [folder.exists() for folder in left.values()] == [False, False, True]
+    assert [folder.exists() for folder in left.values()] == [False, False, True, True]
 
 
 def test_a_disk_too_small_is_found_before_the_work(tmp_path, monkeypatch):

@@ -89,11 +89,12 @@ def test_a_mistake_is_raised_before_anything_is_written(tmp_path, path):
         run_check(tmp_path / "run", settings(path), no_reward)
 
 
-def test_a_run_that_ends_on_a_record_says_what_is_saved_and_how_to_go_on():
-    said = str(data_error(BadAudioError("d.jsonl:4: audio a.wav: is empty"), "sft", 12))
-    assert said == (
-        "d.jsonl:4: audio a.wav: is empty; this ended stage 'sft', and step 12 of it is saved: once that is mended, "
-        "or skipped by data.on_bad_audio='skip', the same command goes on"
-    )
-    said = str(data_error(OSError(5, "Input/output error", "d.jsonl"), "sft", None))
+def test_a_run_that_ends_on_a_record_says_what_is_saved_and_how_to_go_on(path):
+    bad = BadAudioError("d.jsonl:4: audio a.wav: is empty")
+    ended = "d.jsonl:4: audio a.wav: is empty; this ended stage 'sft', and step 12 of it is saved: once that is mended"
+    said = str(data_error(bad, "sft", 12, settings(path)))
+    assert said == f"{ended}, or skipped by data.on_bad_audio='skip', the same command goes on"
+    for data in (None, settings(path, on_bad_audio="skip")):
+        assert str(data_error(bad, "sft", 12, data)) == f"{ended}, the same command goes on"
+    said = str(data_error(OSError(5, "Input/output error", "d.jsonl"), "sft", None, settings(path)))
     assert said.endswith("nothing of it is saved yet: once that is mended, the same command goes on")
