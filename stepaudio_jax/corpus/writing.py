@@ -85,7 +85,7 @@ def write_corpus(
 
     Raises:
         CorpusError: an argument is out of range, or the output is in use.
-        OutputError: the folder above the output cannot be written.
+        OutputError: the output is there and is not an empty folder, or the folder above it cannot be written.
         EspeakError: espeak-ng is not installed.
     """
     if recipe not in CLIPS:

@@ -30,6 +30,7 @@ from stepaudio_jax.corpus.measurement import pitch_label, pitch_range
 from stepaudio_jax.corpus.voices import speakers
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.data.labels import Labeller
+from stepaudio_jax.storage import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
 CLIPS, PER_TASK = 240, 16
@@ -225,9 +226,9 @@ def test_arguments_out_of_range_are_refused_and_nothing_is_written(tmp_path, arg
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(CorpusError, match="exists and is not an empty folder"):
+    with pytest.raises(OutputError, match="already exists"):
         write_corpus(tmp_path, "base")
-    with pytest.raises(CorpusError, match="exists and is not an empty folder"):
+    with pytest.raises(OutputError, match="already exists"):
         write_corpus(tmp_path / "mine", "base")
     assert (tmp_path / "mine").read_text() == "precious"
 
