@@ -153,4 +153,5 @@ def _message(mistakes: Sequence[BadRecord], sources: Sequence[JsonlSource]) -> s
     count = f"at least {len(others)}" if len(mistakes) >= _MAX_MISTAKES else str(len(others))
     lines = ", ".join(sources[record.source].origin(record.record) for record in others[:5])
     more = ", .." if len(others) > 5 else ""
-    return f"{first.message} (and {count} more that cannot be used: {lines}{more})"
+    skipping = "data.on_bad_record, on_bad_audio and on_too_long can say 'skip'"
+    return f"{first.message} (and {count} more that cannot be used: {lines}{more}; {skipping})"

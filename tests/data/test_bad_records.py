@@ -257,6 +257,9 @@ def test_a_transcript_of_a_clip_of_two_chunks_is_an_error(tmp_path):
         next(evaluation_batches(config, TOKENIZER, MODEL, auxiliary=AUXILIARY))
 
 
+SKIPPING = "data.on_bad_record, on_bad_audio and on_too_long can say 'skip'"
+
+
 def late_records(folder):
     """Eighty records, of which the last ten are past those whose clips are decoded; three of these are bad."""
     write_clip(folder / "a.wav", 0.5, seed=0)
@@ -273,7 +276,7 @@ def test_check_reaches_the_last_record_or_as_far_as_it_is_told(tmp_path):
     with pytest.raises(DataError) as error:
         check(settings(path))
     assert str(error.value).startswith(f"{path}:71: message 2 (assistant) has </think> in its reply")
-    assert str(error.value).endswith(f"(and 2 more that cannot be used: {path}:74, {path}:76)")
+    assert str(error.value).endswith(f"(and 2 more that cannot be used: {path}:74, {path}:76; {SKIPPING})")
     assert check(settings(path, check=70)) == check(settings(path, check=0)) == []
     with pytest.raises(DataError, match=f"{path}:74: audio .*missing.wav: does not exist"):
         check(settings(path, check=75, on_bad_record="skip"))
