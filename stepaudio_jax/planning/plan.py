@@ -60,7 +60,7 @@ class Plan:
         mfu_bound: compute_seconds / roofline_step_seconds.
         expected: how long a step is expected to take; in JSON, its attributes stand beside the others.
         compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
-        compiler_flags: of LIBTPU_INIT_ARGS.
+        compiler_flags: of LIBTPU_INIT_ARGS, and what the kind of chip needs.
         effort: the compiler's; "full" is what the job is compiled with.
         settings: overrides of the configuration that this plan is for, as `key=value`.
     """
@@ -107,7 +107,7 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
     """
     version = compiler_version()
     devices = topology_devices(topology)
-    step = compile_step(config, index, devices, effort)
+    step = compile_step(config, index, devices, effort, topology.kind)
     used = step.footprint
     available = topology.chip.memory_bytes
     flops = step_flops(config.model, config.stages[index])
@@ -143,7 +143,7 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
         expected=None if parts is None else _expect(parts, topology, compute),
         compile_seconds=step.compile_seconds,
         compiler_version=version,
-        compiler_flags=compiler_flags(),
+        compiler_flags=compiler_flags(topology.kind),
         effort=effort,
         settings=settings,
     )
