@@ -154,17 +154,41 @@ class Module:
     def _trip_count(self, loop: str) -> int | None:
         """How often the body of a loop runs.
 
-        A `jax.lax.scan` counts from 0 by 1 until its counter is not less than a constant.
+        A `jax.lax.scan` counts from 0 by 1 until its counter is not less than a constant; loops that the compiler makes of a
+        product and its collective count by 2.
         """
         stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop)
         if stated:
             return int(stated[1])
         named = re.search(r"condition=%?([\w.\-]+)", loop)
-        lines = [instruction.line for instruction in self.computations.get(named[1], ())] if named else []
-        condition = "\n".join(lines)
-        compared = re.search(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT", condition)
-        constant = re.search(rf"%{re.escape(compared[1])} = \S+ constant\((\d+)\)", condition) if compared else None
-        return int(constant[1]) if constant else None
+        condition = {part.name: part for part in self.computations.get(named[1], ())} if named else {}
+        compared = next((part for part in condition.values() if "direction=LT" in part.line and "ROOT" in part.line), None)
+        if compared is None:
+            return None
+        counter, limit = compared.operands
+        until = _constant(condition.get(limit))
+        return None if until is None else math.ceil(until / self._step(loop, condition.get(counter)))
+
+    def _step(self, loop: str, counter: Instruction | None) -> int:
+        """By how much a loop counts: 1 where its body does not show it."""
+        body = re.search(r"body=%?([\w.\-]+)", loop)
+        parts = {part.name: part for part in self.computations.get(body[1], ())} if body else {}
+        index = counter.attribute("index") if counter is not None else None
+        result = next((part for part in parts.values() if "ROOT" in part.line and part.operation == "tuple"), None)
+        if result is None or index is None or int(index) >= len(result.operands):
+            return 1
+        part, step = parts.get(result.operands[int(index)]), 0
+        while part is not None and part.operation in ("add", "copy", "bitcast"):
+            operands = [parts.get(name) for name in part.operands]
+            step += sum(_constant(operand) or 0 for operand in operands)
+            part = next((operand for operand in operands if operand is not None and _constant(operand) is None), None)
+        return step if step > 0 and part is not None and part.attribute("index") == index else 1
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+    """The value of a constant; None of anything else."""
+    value = re.search(r" constant\((\d+)\)", instruction.line) if instruction is not None else None
+    return int(value[1]) if value else None
 
 
 def arrays(text: str) -> Iterator[tuple[str, list[int]]]:

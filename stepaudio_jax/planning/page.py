@@ -30,7 +30,7 @@ def heading(
     if math.prod(mesh.values()) > chips:
         lines.append("each chip is two devices; what follows is of one device, half a chip")
     if flags:
-        lines.append(f"with LIBTPU_INIT_ARGS={' '.join(flags)}")
+        lines.append(f"with LIBTPU_INIT_ARGS='{' '.join(flags)}', as the job is to have it")
     return [*lines, ""]
 
 

@@ -61,7 +61,7 @@ class Plan:
         expected: how long a step is expected to take; in JSON, its attributes stand beside the others.
         unread: what of the program's text could not be read, so that nothing is expected.
         compile_seconds, compiler_version: of this compilation; another compiler's memory differs.
-        compiler_flags: of LIBTPU_INIT_ARGS.
+        compiler_flags: of LIBTPU_INIT_ARGS, and what the kind of chip needs.
         effort: the compiler's; "full" is what the job is compiled with.
         settings: overrides of the configuration that this plan is for, as `key=value`.
     """
@@ -109,7 +109,7 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
     """
     version = compiler_version()
     devices = topology_devices(topology)
-    step = compile_step(config, index, devices, effort)
+    step = compile_step(config, index, devices, effort, topology.kind)
     used = step.footprint
     available = topology.chip.memory_bytes
     flops = step_flops(config.model, config.stages[index])
@@ -150,7 +150,7 @@ def make_plan(config: Config, index: int, topology: Topology, settings: tuple[st
         unread=unread,
         compile_seconds=step.compile_seconds,
         compiler_version=version,
-        compiler_flags=compiler_flags(),
+        compiler_flags=compiler_flags(topology.kind),
         effort=effort,
         settings=settings,
     )

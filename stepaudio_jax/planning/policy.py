@@ -122,7 +122,10 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> Pol
             (update.accumulate.trace(state, carried, batch, learning, *settings), (state, carried, batch, learning)),
             (update.apply.trace(state, carried), (state, carried)),
         )
-        programs = [compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments, effort) for one, arguments in traced]
+        programs = [
+            compile_lowered(one.lower(lowering_platforms=("tpu",)), arguments, effort, topology.kind)
+            for one, arguments in traced
+        ]
     temporary = max(footprint.temporaries for _, footprint in programs)
     reference = shard_bytes(state.frozen.get(REFERENCE, {}))
     held = {
@@ -153,7 +156,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> Pol
         compile_seconds=time.perf_counter() - started,
         compiler_version=version,
         effort=effort,
-        compiler_flags=compiler_flags(),
+        compiler_flags=compiler_flags(topology.kind),
         **held,
     )
 

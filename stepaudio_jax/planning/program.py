@@ -39,16 +39,18 @@ class Footprint:
     peak: int
 
 
-def compile_lowered(lowered: Any, arguments: Any, effort: Effort = "full") -> tuple[Any | None, Footprint]:
+def compile_lowered(lowered: Any, arguments: Any, effort: Effort = "full", kind: str = "") -> tuple[Any | None, Footprint]:
     """Compiles a program; None for one that the compiler refuses because it cannot fit, with what it would take.
 
     Args:
         lowered: for the chips.
         arguments: its own, as shapes with shardings.
         effort: the compiler's, for the program's speed.
+        kind: of the topology's chips.
     """
+    options = {**(COMPILER_OPTIONS[effort] or {}), **_needed_options(kind)}
     try:
-        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS[effort])
+        compiled = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
         refused = _REFUSED.search(str(error))
         if refused is None:
@@ -104,9 +106,21 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
         raise ConfigError(f"topology {topology.name}: {str(error).splitlines()[0]}") from None
 
 
-def compiler_flags() -> tuple[str, ...]:
-    """Returns the flags that `LIBTPU_INIT_ARGS` gives the compiler, here as in the job."""
-    return tuple(os.environ.get("LIBTPU_INIT_ARGS", "").split())
+# Without it libtpu 0.0.42.1 ends the process (offload_collective_strategies.cc: "Check failed") when it compiles an all-reduce
+# for Ironwood, of any size that was tried.
+_NEEDED_OPTIONS = {"tpu7x": {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": False}}
+
+
+def compiler_flags(kind: str = "") -> tuple[str, ...]:
+    """Returns the flags that the compiler gets: those of `LIBTPU_INIT_ARGS`, and what a kind of chip needs."""
+    needed = (f"--{name}={str(value).lower()}" for name, value in _needed_options(kind).items())
+    return (*os.environ.get("LIBTPU_INIT_ARGS", "").split(), *needed)
+
+
+def _needed_options(kind: str) -> dict[str, bool]:
+    """What the compiler is told for a kind of chip, where the user says nothing of it."""
+    said = os.environ.get("LIBTPU_INIT_ARGS", "")
+    return {name: value for name, value in _NEEDED_OPTIONS.get(kind, {}).items() if f"--{name}" not in said}
 
 
 @functools.cache
@@ -137,8 +151,8 @@ def compiler_version() -> str:
         raise ConfigError('there is no TPU compiler here; install it with pip install "stepaudio-jax[tpu]"') from None
 
 
-def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Effort = "full") -> CompiledStep:
-    """Compiles the train step of stage `index` for those devices; nothing is allocated.
+def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Effort = "full", kind: str = "") -> CompiledStep:
+    """Compiles the train step of stage `index` for those devices, chips of that kind; nothing is allocated.
 
     Raises:
         ConfigError: the mesh does not fit the devices, or the batch the mesh.
@@ -165,7 +179,7 @@ def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Eff
             out_shardings=(start.shardings, replicated(mesh)),
         )
         lowered = step.trace(start.abstract, batch).lower(lowering_platforms=("tpu",))
-        compiled, footprint = compile_lowered(lowered, (start.abstract, batch), effort)
+        compiled, footprint = compile_lowered(lowered, (start.abstract, batch), effort, kind)
     return CompiledStep(
         compiled,
         footprint,

@@ -15,8 +15,8 @@ _MOST_CANDIDATES = 3
 def plan_job(config: Config, stage: str, topology: Topology, effort: Effort = "full") -> Plan:
     """The plan of a stage with its own settings, or with the fewest changes that make it fit.
 
-    Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. If none fits, the plan of the
-    smallest is returned, and says by how much it does not.
+    Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. A slice whose size is no power of
+    two gets a mesh that cuts the decoder evenly. If none fits, the plan of the smallest is returned, and says by how much.
 
     Args:
         config: of the run; its mesh is for the topology.
@@ -29,8 +29,11 @@ def plan_job(config: Config, stage: str, topology: Topology, effort: Effort = "f
     """
     index = stage_index(config, stage)
     best: Plan | None = None
-    for number, settings in enumerate(_candidates(config, index, topology)):
-        plan = decided(functools.partial(make_plan, _changed(config, settings), index, topology, settings), effort)
+    mesh = _even_mesh(config, topology)
+    config = _changed(config, mesh)
+    for number, candidate in enumerate(_candidates(config, index, topology)):
+        settings = (*mesh, *candidate)
+        plan = decided(functools.partial(make_plan, _changed(config, candidate), index, topology, settings), effort)
         if best is None or plan.peak_bytes_per_chip < best.peak_bytes_per_chip:
             best = plan
         state_too_large = plan.argument_bytes_per_chip > plan.memory_bytes_per_chip
@@ -38,6 +41,21 @@ def plan_job(config: Config, stage: str, topology: Topology, effort: Effort = "f
             break
     assert best is not None
     return best
+
+
+def _even_mesh(config: Config, topology: Topology) -> tuple[str, ...]:
+    """Overrides for a mesh that the model's dimensions can be cut by, on a slice whose size is no power of two.
+
+    Where the configuration leaves all devices to `fsdp` and those of 192 chips, say, do not divide the decoder's width, the odd
+    part of their number goes to `data`: three copies of the weights, each cut over 64 chips.
+    """
+    if config.mesh.fsdp != -1 or config.mesh.data != 1:
+        return ()
+    sizes = config.mesh.sizes(topology.devices)
+    odd = sizes["fsdp"] // (sizes["fsdp"] & -sizes["fsdp"])
+    if odd == 1 or config.model.decoder.hidden % sizes["fsdp"] == 0:
+        return ()
+    return (f"mesh.data={odd}",)
 
 
 def _candidates(config: Config, index: int, topology: Topology) -> Iterator[tuple[str, ...]]:

@@ -192,7 +192,9 @@ class _Job:
             audio = self._whole(jnp.float32, tokens, self.engine.config.decoder.hidden)
             length = self._whole(jnp.int32)
             traced = device.prefill.trace(self.engine, self.parameters, ids, length, audio, is_audio)
-            compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), self.parameters)
+            compiled, used = compile_lowered(
+                traced.lower(lowering_platforms=("tpu",)), self.parameters, kind=self.topology.kind
+            )
         operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_used_for_a_token(self.parameters))) * tokens
         seconds = operations / (self.topology.devices * self.topology.chip.flops)
         figures = {"cache": 0, "prompt": used.peak - used.arguments, "peak": used.peak}
@@ -205,7 +207,9 @@ class _Job:
             held = _abstract_slots(self.engine, slots, self.slot_tokens, self.mesh)
             closing, until_free = self._whole(jnp.int32, _CLOSING), self._whole(jnp.bool_)
             traced = device.decode.trace(self.engine, self.parameters, held, closing, until_free, _STEPS)
-            compiled, used = compile_lowered(traced.lower(lowering_platforms=("tpu",)), (self.parameters, held))
+            compiled, used = compile_lowered(
+                traced.lower(lowering_platforms=("tpu",)), (self.parameters, held), kind=self.topology.kind
+            )
         cache, reading = shard_bytes(held.caches), prompt.peak - prompt.arguments
         seconds = (shard_bytes(_used_for_a_token(self.parameters)) + cache) / self.topology.chip.memory_bandwidth
         kept = reading - prompt.temporaries  # the prompt's keys and values
@@ -248,7 +252,7 @@ class _Job:
             tokens_per_second=tokens / seconds,
             compile_seconds=time.perf_counter() - started,
             compiler_version=self.version,
-            compiler_flags=compiler_flags(),
+            compiler_flags=compiler_flags(self.topology.kind),
         )
 
     def _whole(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:

@@ -45,6 +45,17 @@ def test_the_compilers_own_count_goes_first():
     assert collective_bytes(stated)["all-gather"] == 3 * (64 * 128 * 2) * 7 / 8
 
 
+def test_a_loop_that_counts_by_two_runs_half_as_often():
+    """The compiler makes such loops of a product and the collective that brings its operand: two steps of a ring a run."""
+    counted = LOOP.replace(
+        "  %kernel =",
+        "  %c = s32[] get-tuple-element(%p), index=0\n  %two = s32[] constant(2)\n  %copied = s32[] copy(%c)\n"
+        "  %next = s32[] add(%copied, %two)\n  ROOT %t = (s32[], bf16[8,128]{1,0}) tuple(%next, %k)\n  %kernel =",
+    )
+    assert collective_bytes(counted)["all-gather"] == 32 * (64 * 128 * 2) * 7 / 8
+    assert collective_bytes(counted.replace("constant(2)", "constant(1)"))["all-gather"] == 64 * (64 * 128 * 2) * 7 / 8
+
+
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(HloError, match="all-gather stands in a loop of unknown length"):
         collective_bytes(LOOP.replace("direction=LT", "direction=NE"))
