@@ -88,9 +88,11 @@ class DataCheck:
             for title, skipped in self._skipped.items()
             for record in skipped
         ]
-        kept = [line for line in _read_skipped(self._run_dir / SKIPPED_RECORDS) if line["checked"] not in self._skipped]
-        with atomic_writer(self._run_dir / SKIPPED_RECORDS) as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept + listed)
+        listing = self._run_dir / SKIPPED_RECORDS
+        kept = [line for line in _read_skipped(listing) if line["checked"] not in self._skipped]
+        if kept or listed or listing.exists():
+            with atomic_writer(listing) as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept + listed)
         with atomic_writer(self._run_dir / CHECKED) as file:  # last: without it the list is made again
             json.dump(self._checked, file, indent=2)
 

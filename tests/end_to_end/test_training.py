@@ -50,7 +50,9 @@ def test_every_step_is_logged_once_and_the_loss_falls(unbroken):
 
 
 def test_the_run_folder_holds_what_was_run(unbroken):
-    assert {path.name for path in unbroken.iterdir()} == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+    assert {path.name for path in unbroken.iterdir()} == {
+        *("config.json", "data_check.json", "metrics.jsonl", "tensorboard", "checkpoints", "model")
+    }
     config = build(Config, json.loads((unbroken / "config.json").read_text(encoding="utf-8")))
     assert config.run_dir == str(unbroken)
     assert [stage.steps for stage in config.stages] == [45, 35]

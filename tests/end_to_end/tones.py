@@ -66,7 +66,7 @@ def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
                 **SHAPE,
             )
             HELD_OUT = DataConfig(sources=(SourceConfig(path={str(corpus / "held_out.jsonl")!r}),), **SHAPE)
-            OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=5, weight_decay=0.0)
+            OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=6, weight_decay=0.0)
 
 
             def get_config():

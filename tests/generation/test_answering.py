@@ -272,6 +272,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
 
     assert before() is None
     settings = {"samples": 1, "int8_weights": False, "cache_dtype": None, "history_reasoning": False, "history_eot": True}
+    settings["channel"] = "first"
     config = hub.read_model_config(BASE)
     job = job_of("generate", given, BASE, config, dtype="float32", sampling=repr(SAMPLING), **settings)
     journal = Journal(output, job, 2)
@@ -286,6 +287,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
         lambda: before(dataclasses.replace(SAMPLING, seed=6)),
         lambda: before(samples=2),
         lambda: before(int8_weights=True),
+        lambda: before(channel="mix"),
         lambda: before(path=write(tmp_path / "other.jsonl", dialogue(text("1?")))),
         lambda: scored_before(BASE, given, output, "float32"),
     ]

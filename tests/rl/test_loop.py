@@ -11,6 +11,7 @@ from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.rl.iteration import Iteration
 from stepaudio_jax.rl.rewards import Rewards
 from stepaudio_jax.rl.watch import SampleWriter
+from stepaudio_jax.training.data_check import DataCheck
 from stepaudio_jax.training.step import FROZEN_LORA
 from stepaudio_jax.training.stopping import InterruptedRunError, StopSignal
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
@@ -163,6 +164,12 @@ def test_a_row_that_the_loss_cannot_cut_is_refused(tmp_path, prompts):
         dataclasses.replace(config, compute=dataclasses.replace(config.compute, loss_chunks=3))
 
 
+def check_stage(folder, stage):
+    """Checks a stage as a run does before it begins."""
+    model, tokenizer = base().config, base().tokenizer
+    POLICY_STAGE.check(stage, tokenizer, model, DataCheck(folder / "run", model, tokenizer))
+
+
 def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
     rewards = (*stage.rl.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
@@ -170,13 +177,13 @@ def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
     with pytest.raises(
         ConfigError, match=r"names the sources promts, and no record has them; those of the records are prompts"
     ):
-        POLICY_STAGE.check(stage, base().tokenizer, base().config)
+        check_stage(tmp_path, stage)
 
 
 def test_sound_that_the_encoder_cannot_hear_is_refused(tmp_path, prompts):
     stage = stage_config(tmp_path, prompts, steps=1, data={"frames_per_chunk": 10_000}).stages[0]
     with pytest.raises(ConfigError, match=r"frames_per_chunk=10000 needs more than the encoder's"):
-        POLICY_STAGE.check(stage, base().tokenizer, base().config)
+        check_stage(tmp_path, stage)
 
 
 @pytest.mark.slow
@@ -245,6 +252,6 @@ def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, pr
     stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, judge=judge))
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH_KEY holds no key"):
-        POLICY_STAGE.check(stage, base().tokenizer, base().config)
+        check_stage(tmp_path, stage)
     monkeypatch.setenv("NO_SUCH_KEY", "k")
-    POLICY_STAGE.check(stage, base().tokenizer, base().config)
+    check_stage(tmp_path, stage)
