@@ -93,7 +93,7 @@ def find_collectives(module: Module) -> list[Collective]:
                 if (kind := _kind(part)) is None:
                     continue
                 channel = part.attribute("channel_id")
-                if instruction.operation == "async-start" or channel is None:
+                if instruction.operation in ("async-start", "call-start") or channel is None:
                     lone.append((place, _end(instructions, place), part))
                 else:
                     chains.setdefault((kind, channel, part.attribute("chain_id")), []).append((place, part))

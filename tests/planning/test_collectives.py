@@ -146,6 +146,23 @@ ENTRY %main (x: f32[16]) -> f32[64] {
     assert sorted((collective.first, collective.last) for collective in find_collectives(Module(hlo))) == [(0, 4), (1, 5)]
 
 
+def test_what_ironwoods_sparse_cores_send_lies_between_its_calls():
+    hlo = """
+%called (x: f32[16]) -> f32[64] {
+  ROOT %inside = f32[64]{0} all-gather(%x), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[16]) -> f32[64] {
+  %g.call-start = ((f32[16]{0}, token[]), f32[64]{0}) call-start(%x, %t), async_execution_thread="sparsecore", to_apply=%called
+  %product = f32[8,8]{1,0} dot(%y, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %g.call-done = f32[64]{0} call-done(%g.call-start)
+}
+"""
+    assert collective_bytes(hlo) == {"all-gather": 64 * 4 * 3 / 4}
+    (collective,) = find_collectives(Module(hlo))
+    assert (collective.first, collective.last) == (0, 2)
+
+
 def test_those_of_shard_map_share_a_channel_and_count_each():
     """JAX gives all of them channel 1."""
     line = "  %g{} = f32[64]{{0}} all-gather(%x), channel_id=1, replica_groups={{{{0,1,2,3}}}}, use_global_device_ids=true\n"
