@@ -248,5 +248,5 @@ def test_the_program_tells_a_mistake_in_one_line(tmp_path):
     command = [sys.executable, "-m", "launch.corpus", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: output=")
+    assert done.stderr.startswith(f"error: {tmp_path} already exists")
     assert done.stderr.count("\n") == 1

@@ -186,6 +186,7 @@ def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoi
     assert re.match(message, refusal(generate, arguments, capsys, work))
 
 
+@pytest.mark.slow
 def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
     """Both programs hear of the clip with two channels what they hear of the mean alone."""
     right_channel_only(work / "stereo.wav")
