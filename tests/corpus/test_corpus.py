@@ -36,7 +36,7 @@ from stepaudio_jax.text import Tokenizer, render_prompt, render_training, traini
 CLIPS, PER_TASK = 240, 16
 
 
-@pytest.fixture(scope="module", params=["base", "quickstart"])
+@pytest.fixture(scope="module", params=[pytest.param("base", marks=pytest.mark.slow), "quickstart"])
 def corpus(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "corpus"
     write_corpus(folder, request.param, clips=CLIPS, per_task=PER_TASK, threads=2)

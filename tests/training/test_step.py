@@ -156,7 +156,8 @@ def test_frozen_parts_are_kept_in_the_compute_dtype(parameters):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
     """Encoder and auxiliary heads included; the loss falls well below the entropy of a guess."""
     config = run_config(
@@ -221,7 +222,8 @@ def test_evaluation_counts_equal_a_direct_computation(parameters, micro_batches)
     assert HEADS not in definition.merge(parameters)
 
 
-@pytest.mark.parametrize("trainable", [("adaptor",), pytest.param((), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", [("adaptor",), ()])
 def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_the_same(parameters, trainable):
     config = run_config(trainable=trainable, lora={"rank": 2}, optimizer={"learning_rate": 0.02, "decay": "constant"})
     definition, optimizer, state = begin(config, 0, SMALL, jax.tree.map(jnp.array, parameters))
