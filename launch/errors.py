@@ -71,7 +71,7 @@ def kept_lines(output: str) -> str:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """The exit code of a program that an error ends; None for one that is no user's doing."""
+    """Returns the exit code of a program that an error ends; None for one that is no user's doing."""
     if isinstance(error, (ConfigError, OutputError, OSError)):  # whose modules need no JAX
         return MISTAKE
     if isinstance(error, user_errors()):

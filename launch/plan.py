@@ -38,7 +38,7 @@ def with_initial_shape(config: Config) -> Config:
 
 
 def _is_plan(path: pathlib.Path) -> bool:
-    """Whether a file is an earlier plan, which a new one may replace."""
+    """Returns whether a file is an earlier plan, which a new one may replace."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError:

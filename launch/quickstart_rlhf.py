@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _is_page(path: pathlib.Path) -> bool:
-    """Whether a file is an earlier page of this program."""
+    """Returns whether a file is an earlier page of this program."""
     return path.read_bytes().startswith(b"# The verifiable reward trap")
 
 

@@ -149,7 +149,7 @@ def _index(items: list[Any], name: str, walked: str) -> int:
 
 
 def _hint(parents: Sequence[str], last: str) -> Any:
-    """The annotation of the setting at a dotted key; None where there is no such setting."""
+    """Returns the annotation of the setting at a dotted key; None where there is no such setting."""
     hint: Any = Config
     for name in (*parents, last):
         hint = next((member for member in _members(hint) if member is not type(None)), None)
@@ -167,12 +167,12 @@ def _hint(parents: Sequence[str], last: str) -> Any:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """What a value may be: the members of a union, else the annotation alone."""
+    """Returns what a value may be: the members of a union, else the annotation alone."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _parse(text: str, hint: Any) -> Any:
-    """The value that a text spells for a setting with this annotation."""
+    """Returns the value that a text spells for a setting with this annotation."""
     value = _literal(text)
     if value is None or isinstance(value, str):  # quotes around a string are not part of it
         return value

@@ -37,5 +37,5 @@ class RepetitionDetectionConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether replies are looked at."""
+        """Returns whether replies are looked at."""
         return self.max_pattern_size > 0 and self.min_count > 0

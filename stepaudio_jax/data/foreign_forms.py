@@ -208,7 +208,7 @@ def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> 
 
 
 def _advice(key: str, item: Any, has_dialogue: bool) -> str | None:
-    """What to write instead of a key of a record; None where it may stay."""
+    """Returns what to write instead of a key of a record; None where it may stay."""
     advice, of_metadata = _advice_on(key, has_dialogue)
     if advice is None or (of_metadata and not isinstance(item, str | list | dict)):
         return None
@@ -218,7 +218,7 @@ def _advice(key: str, item: Any, has_dialogue: bool) -> str | None:
 
 @functools.lru_cache(maxsize=4096)  # a file's records have the same keys
 def _advice_on(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
-    """What to write instead of a key, None for nothing; and whether a number or a boolean there is harmless."""
+    """Returns what to write instead of a key, None for nothing; and whether a number or a boolean there is harmless."""
     name = "_".join(_words(key))
     if _SOUND_KEY.fullmatch(name):
         return _SOUND_PART, True
@@ -233,12 +233,12 @@ def _advice_on(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
 
 @functools.lru_cache(maxsize=4096)
 def _words(key: str) -> tuple[str, ...]:
-    """The words of a key: audioPath, audio-path and AUDIO_PATH have the same two."""
+    """Returns the words of a key: audioPath, audio-path and AUDIO_PATH have the same two."""
     return tuple(re.split(r"[-_ .]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()))
 
 
 def _is_sound(value: Any, levels: int = 3) -> bool:
-    """Whether a value names a sound file, or holds one."""
+    """Returns whether a value names a sound file, or holds one."""
     if isinstance(value, str):
         return _SOUND_VALUE.fullmatch(value.strip()) is not None
     if isinstance(value, dict) and levels:

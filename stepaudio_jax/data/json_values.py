@@ -68,7 +68,7 @@ def check_keys(value: Mapping[str, Any], allowed: Sequence[str], where: str, adv
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """The end of an error message: what a misspelt word probably means, or nothing."""
+    """Returns the end of an error message: what a misspelt word probably means, or nothing."""
     close = difflib.get_close_matches(str(word)[:_MAX_SHOWN_CHARACTERS].lower(), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

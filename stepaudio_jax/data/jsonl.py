@@ -176,7 +176,7 @@ def _suffixes(path: str) -> list[str]:
 
 
 def _files(config: SourceConfig) -> list[str]:
-    """The files of a source: its path, or what matches it."""
+    """Returns the files of a source: its path, or what matches it."""
     return [config.path] if os.path.exists(config.path) else sorted(glob.glob(config.path, recursive=True))
 
 

@@ -110,7 +110,7 @@ def _split(value: Mapping[str, Any], key: str, prompt: list[Any] | None, origin:
 
 
 def _text(content: Any) -> Any:
-    """The text of a content that is a string or text parts; anything else as it is."""
+    """Returns the text of a content that is a string or text parts; anything else as it is."""
     if is_list(content) and content and all(_is_text_part(part) for part in content):
         return "".join(part["text"] for part in content)
     return content

@@ -99,7 +99,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
 
 
 def _is_empty_system(value: Any) -> bool:
-    """Whether a message is a system turn that says nothing, as exports write it where there is none."""
+    """Returns whether a message is a system turn that says nothing, as exports write it where there is none."""
     if not isinstance(value, Mapping) or value.get("role") != "system":
         return False
     if any(key not in ("role", "content") and not is_empty(item) for key, item in value.items()):

@@ -82,7 +82,7 @@ def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
 
 
 def _is_page(path: pathlib.Path) -> bool:
-    """Whether a file is a page that may be replaced by a newer one."""
+    """Returns whether a file is a page that may be replaced by a newer one."""
     with path.open("rb") as file:
         return file.read(len(_BEGINNING)).lower() == _BEGINNING
 

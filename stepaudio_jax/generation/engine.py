@@ -186,7 +186,7 @@ class Engine:
             self._parameters = self._placed(parameters, free=free)
 
     def _with_adapters_of(self, parameters: Parameters, held: tuple[Parameters, ...]) -> Parameters:
-        """The engine's layers `held` with the adapters of other parameters, which give the rest of the model."""
+        """Returns the engine's layers `held` with the adapters of other parameters, which give the rest of the model."""
         decoder = dict(parameters["decoder"])
         adapters = self._cast(lora_matrices(decoder.pop("layers")))
         rest: Parameters = {**parameters, "decoder": self._cast(decoder)}
@@ -329,7 +329,7 @@ class Engine:
         return device.prefill(self._program, self._parameters, tokens, np.int32(prompt.length), audio, is_audio)
 
     def _opens_reasoning(self, prompt: Prompt) -> bool:
-        """Whether a prompt ends in the start of a reasoning, which the model then goes on with."""
+        """Returns whether a prompt ends in the start of a reasoning, which the model then goes on with."""
         last = prompt.tokens[-len(_REASONING_OPENS) :].tolist()
         return b"".join(map(self._tokenizer.token_bytes, last)).rstrip().endswith(_REASONING_OPENS.rstrip())
 

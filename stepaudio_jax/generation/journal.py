@@ -169,7 +169,7 @@ def _as_line(value: Mapping[str, Any]) -> bytes:
 
 
 def _json(line: bytes) -> Any:
-    """What a line holds; None where it is not JSON."""
+    """Returns what a line holds; None where it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

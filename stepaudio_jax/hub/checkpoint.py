@@ -97,7 +97,7 @@ def require_checkpoint(folder: pathlib.Path) -> None:
 
 
 def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
-    """Where a checkpoint folder's tree lies (see `StoredReader`).
+    """Returns where a checkpoint folder's tree lies (see `StoredReader`).
 
     Raises:
         CheckpointError: the folder has a configuration and no parameters.

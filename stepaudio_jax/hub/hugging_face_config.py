@@ -220,7 +220,7 @@ def _kv_heads(fields: _Fields) -> int:
 
 
 def _rope_theta(fields: _Fields) -> float:
-    """The base of the rotary positions; a scaling of them that scales nothing is none."""
+    """Returns the base of the rotary positions; a scaling of them that scales nothing is none."""
     thetas = []
     # transformers 5 writes `rope_parameters`, which holds the base too; earlier ones `rope_scaling`, null for none.
     for key in ("rope_parameters", "rope_scaling"):

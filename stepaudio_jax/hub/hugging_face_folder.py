@@ -86,7 +86,7 @@ class HuggingFaceFolder:
 
     @property
     def left_out(self) -> list[str]:
-        """The names of the tensors that are not read, since they follow from others or from the configuration."""
+        """Returns the names of the tensors that are not read, since they follow from others or from the configuration."""
         return [name for name, stored in self.stored.items() if self._is_left_out(name, stored)]
 
     def check(self, parts: Sequence[Part]) -> None:

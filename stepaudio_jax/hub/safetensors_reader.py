@@ -174,7 +174,7 @@ def _require_whole_set(folder: pathlib.Path, names: Sequence[str]) -> None:
 
 
 def _why_missing(folder: pathlib.Path, names: Sequence[str]) -> str:
-    """What is to be done about shards that are not there."""
+    """Returns what is to be done about shards that are not there."""
     if finding := recognize_file(folder / names[0], "weights"):
         return f"{names[0]} {finding}"
     if finding := unfinished_download(folder):

@@ -99,11 +99,11 @@ class MergedReader:
         self._scale = adapter.lora.scale
 
     def shape(self, path: Path) -> tuple[int, ...]:
-        """The shape of a parameter; CheckpointError where there is none."""
+        """Returns the shape of a parameter; CheckpointError where there is none."""
         return self._parameters.shape(path)
 
     def dtype(self, path: Path) -> np.dtype[Any]:
-        """The dtype of a parameter."""
+        """Returns the dtype of a parameter."""
         return np.dtype(np.float32) if path in self._pairs else self._parameters.dtype(path)
 
     def read(self, path: Path, index: Index) -> NDArray[Any]:

@@ -72,7 +72,7 @@ def initial_low_rank(tree: LowRankTree, key: jax.Array) -> Parameters:
 
 
 def with_low_rank(decoder: Parameters, low_rank: Parameters, scale: float) -> Parameters:
-    """The decoder's tree, every adapted kernel a `LowRankKernel`.
+    """Returns the decoder's tree, every adapted kernel a `LowRankKernel`.
 
     Its `up` is multiplied by `scale` here, in fp32: in bf16 the scale itself would be rounded, and all of the product with it.
     """
@@ -140,7 +140,7 @@ def low_rank_paths(tree: Parameters) -> list[tuple[str, ...]]:
 
 
 def fold_low_rank(decoder: Parameters, low_rank: Parameters, scale: float, dtype: Any = jnp.float32) -> Parameters:
-    """The decoder's tree with every product added to its kernel in fp32, one layer's product at a time.
+    """Returns the decoder's tree with every product added to its kernel in fp32, one layer's product at a time.
 
     Args:
         decoder: its tree, the layers stacked.

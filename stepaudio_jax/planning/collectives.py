@@ -119,7 +119,7 @@ def _kind(instruction: Instruction) -> str | None:
 
 
 def _end(instructions: Sequence[Instruction], place: int) -> int:
-    """Where an asynchronous instruction of a schedule is waited for; its own place where the program waits at once."""
+    """Returns where an asynchronous instruction of a schedule is waited for; its own place where the program waits at once."""
     if not instructions[place].operation.endswith("-start"):
         return place
     waiting = {instructions[place].name}

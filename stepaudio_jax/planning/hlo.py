@@ -76,7 +76,7 @@ class Module:
 
     @functools.cached_property
     def runs(self) -> dict[str, int | None]:
-        """How often each computation runs; None for those in a loop of unknown length."""
+        """Returns how often each computation runs; None for those in a loop of unknown length."""
         runs: dict[str, int | None] = dict.fromkeys(self.computations, 0)
 
         def visit(name: str, times: int | None) -> None:
@@ -152,7 +152,7 @@ class Module:
         return shapes
 
     def _trip_count(self, loop: str) -> int | None:
-        """How often the body of a loop runs.
+        """Returns how often the body of a loop runs.
 
         A `jax.lax.scan` counts from 0 by 1 until its counter is not less than a constant; loops that the compiler makes of a
         product and its collective count by 2.
@@ -186,7 +186,7 @@ class Module:
 
 
 def _constant(instruction: Instruction | None) -> int | None:
-    """The value of a constant; None of anything else."""
+    """Returns the value of a constant; None of anything else."""
     value = re.search(r" constant\((\d+)\)", instruction.line) if instruction is not None else None
     return int(value[1]) if value else None
 
@@ -248,7 +248,7 @@ def group_size(line: str) -> int:
 
 
 def _first_of(dimensions: Sequence[int], order: Sequence[int], count: int) -> list[int]:
-    """The first `count` of the numbers 0, 1, .. in an array of those dimensions, transposed to that order of axes."""
+    """Returns the first `count` of the numbers 0, 1, .. in an array of those dimensions, transposed to that order of axes."""
     strides = [math.prod(dimensions[axis + 1 :]) for axis in range(len(dimensions))]
     members = [0]
     for axis in order:  # the last of the order varies fastest
@@ -257,7 +257,7 @@ def _first_of(dimensions: Sequence[int], order: Sequence[int], count: int) -> li
 
 
 def _closing(text: str) -> int:
-    """Where the bracket closes that was opened before the text."""
+    """Returns where the bracket closes that was opened before the text."""
     depth = 1
     for place, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)

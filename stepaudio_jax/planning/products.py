@@ -109,7 +109,7 @@ def _kernels(module: Module) -> Iterator[AttentionKernel]:
 
 
 def _layouts(line: str) -> str:
-    """The operands' shapes as a kernel's call states them."""
+    """Returns the operands' shapes as a kernel's call states them."""
     stated = re.search(r"operand_layout_constraints=\{(.*?\})\}", line)
     if stated is None:
         raise HloError(f"a kernel's call without its operands' shapes: {line[:200]}")
@@ -139,7 +139,7 @@ def _result_shape(instruction: Instruction) -> list[int]:
 
 
 def _convolution_flops(module: Module, computation: str, instruction: Instruction) -> float:
-    """The TPU compiler writes every matrix product as a convolution, and some as one whose window hangs over the edge.
+    """Returns its operations; the TPU compiler writes products as convolutions, some with a window that hangs over the edge.
 
     Counted as XLA's `HloCostAnalysis::HandleConvolution` does: a product with padding is none.
     """
@@ -171,7 +171,7 @@ def _convolution_flops(module: Module, computation: str, instruction: Instructio
 
 
 def _window(line: str) -> dict[str, list[int]]:
-    """The sizes of a window by name and axis; of the padding, what is in front."""
+    """Returns the sizes of a window by name and axis; of the padding, what is in front."""
     text = re.search(r"window=\{([^}]*)\}", line)
     stated = dict(re.findall(r"(\w+)=([\d_x\-]+)", text[1])) if text else {}
     window = {name: [int(size) for size in stated[name].split("x")] if name in stated else [] for name in _WINDOW}

@@ -118,7 +118,7 @@ def compiler_flags(kind: str = "") -> tuple[str, ...]:
 
 
 def _needed_options(kind: str) -> dict[str, bool]:
-    """What the compiler is told for a kind of chip, where the user says nothing of it."""
+    """Returns what the compiler is told for a kind of chip, where the user says nothing of it."""
     said = os.environ.get("LIBTPU_INIT_ARGS", "")
     return {name: value for name, value in _NEEDED_OPTIONS.get(kind, {}).items() if f"--{name}" not in said}
 

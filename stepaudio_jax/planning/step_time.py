@@ -96,7 +96,7 @@ class StepTime(NamedTuple):
 
     @property
     def step(self) -> float:
-        """The whole step."""
+        """Returns the whole step."""
         return self.products + self.attention + self.waiting
 
 
@@ -159,7 +159,7 @@ def step_time(parts: StepParts, kind: str, chip: Chip, quality: str = "expected"
 
 
 def _seconds(collective: Collective, topology: Topology, places: Sequence[tuple[int, tuple[int, ...]]]) -> float:
-    """How long one run of a collective takes, at the peak of the links that it can use."""
+    """Returns how long one run of a collective takes, at the peak of the links that it can use."""
     chip = topology.chip
     if collective.members is None or max(collective.members) >= len(places):
         return collective.sent / chip.interconnect_bandwidth

@@ -42,7 +42,7 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """What each device can do."""
+        """Returns what each device can do."""
         return CHIPS[self.kind]
 
     @property
@@ -52,7 +52,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """What JAX counts, in all slices together: the chips, or twice as many where each is two devices."""
+        """Returns what JAX counts, in all slices together: the chips, or twice as many where each is two devices."""
         return self.chips * self.chip.devices
 
     @property

@@ -138,7 +138,7 @@ def _server_message(message: str, kind: str) -> Finding:
 
 
 def _missing(path: str) -> Finding | None:
-    """Why a file is not there: a link to nothing, or a download under way beside it."""
+    """Returns why a file is not there: a link to nothing, or a download under way beside it."""
     if os.path.islink(path):
         target = os.readlink(path)
         what = f"is a link to {target}, which does not exist"
@@ -152,7 +152,7 @@ def _missing(path: str) -> Finding | None:
 
 
 def _stand_in(content: bytes, size: int) -> Finding | None:
-    """What stands for a file that is elsewhere, or was not filled in yet."""
+    """Returns what stands for a file that is elsewhere, or was not filled in yet."""
     text = content[:1024].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip() if size <= 1024 else ""
     if re.match(r"version https://(git-lfs|hawser)\.github\.com/spec/", text):
         stored = re.search(r"^size (\d+)", text, re.MULTILINE)

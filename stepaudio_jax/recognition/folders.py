@@ -138,7 +138,7 @@ def _is_repository(folder: pathlib.Path) -> bool:
 
 
 def _snapshot(repository: pathlib.Path) -> pathlib.Path | None:
-    """The snapshot that `main` means, else the newest."""
+    """Returns the snapshot that `main` means, else the newest."""
     snapshots = [entry for entry in _entries(repository / "snapshots") if entry.is_dir()]
     try:
         named = repository / "snapshots" / (repository / "refs" / "main").read_text().strip()
@@ -228,7 +228,7 @@ def _unfinished(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _checkpoints_of_trainer(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """The output folder of transformers' Trainer, or of a program built on it."""
+    """Recognises the output folder of transformers' Trainer, or of a program built on it."""
     numbered = {
         int(match[1]): entry
         for entry in _entries(folder)
@@ -280,7 +280,7 @@ def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _part_of_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """What is there of a model, and what is not."""
+    """Recognises part of a model: says what is there, and what is not."""
     names = {entry.name for entry in _entries(folder)}
     has_weights = any(name.endswith(".safetensors") for name in names)
     if purpose == "tokenizer":
@@ -314,7 +314,7 @@ def _empty(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _is_of_model(name: str) -> bool:
-    """Whether a file is read of a model's folder, by its name."""
+    """Returns whether a file is read of a model's folder, by its name."""
     return name.endswith((".json", ".safetensors", ".txt", ".jinja"))
 
 

@@ -90,7 +90,7 @@ def _open_locked(path: str) -> BinaryIO:
 
 
 def _names(path: str, file: BinaryIO) -> bool:
-    """Whether a path names an open file."""
+    """Returns whether a path names an open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -157,7 +157,7 @@ def read_choice(reply: str, choices: Sequence[str | None] | None = None) -> str 
 
 
 def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str | None:
-    """The choice of a text that holds no box."""
+    """Returns the choice of a text that holds no box."""
     plain = without_markup(text)
     if len(_NUMBERED.findall(plain)) == 1:
         plain = _NUMBERED.sub("", plain)
@@ -179,7 +179,7 @@ def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str |
 
 
 def _option_text(choice: str | None) -> str:
-    """The text of an option without its letter, as benchmarks have it: `(A) Man` is Man."""
+    """Returns the text of an option without its letter, as benchmarks have it: `(A) Man` is Man."""
     return re.sub(r"^\s*\([A-Z]\)\s*", "", choice or "")
 
 
@@ -189,7 +189,7 @@ def _has_option(options: list[str], letter: str) -> bool:
 
 
 def _sole_letter(plain: str) -> str | None:
-    """The letter of a text that is nothing else: `b`, `(B)`, `B.`; `B` on each of its lines."""
+    """Returns the letter of a text that is nothing else: `b`, `(B)`, `B.`; `B` on each of its lines."""
     if "?" in plain or re.search("[A-Za-z][+#&]", plain):
         return None
     letters = set(re.sub(r"[\W_]+", " ", plain).upper().split())
@@ -216,13 +216,13 @@ def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
 
 
 def _is_bracketed(plain: str, start: int, end: int) -> bool:
-    """Whether a letter is in brackets of its own; the s of "speaker(s)" is not."""
+    """Returns whether a letter is in brackets of its own; the s of "speaker(s)" is not."""
     in_brackets = plain[start - 1 : start] in ("(", "[") and plain[end : end + 1] in (")", "]")
     return in_brackets and (plain[start].isupper() or not plain[max(0, start - 2) : start - 1].isalnum())
 
 
 def _letters_within(plain: str, option: str) -> Iterator[tuple[int, int]]:
-    """Where an option's text stands that has a letter among its words: that letter chooses nothing."""
+    """Returns where an option's text stands that has a letter among its words: that letter chooses nothing."""
     words = re.findall(r"\w+", unify(option))
     if len(words) > 1 and any(len(word) == 1 and word.isalpha() for word in words):
         pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, words)) + r"(?!\w)"
@@ -230,7 +230,7 @@ def _letters_within(plain: str, option: str) -> Iterator[tuple[int, int]]:
 
 
 def _may_be_letter(letter: str, before: str, after: str, *, is_first: bool) -> bool:
-    """Whether a letter is no word, judged by what follows it."""
+    """Returns whether a letter is no word, judged by what follows it."""
     if _CONTINUES.match(after):
         return letter != "I" or not re.match(r"\s*\w", after)
     if _ARTICLE_AFTER.match(after) and is_first:
@@ -243,7 +243,7 @@ def _may_be_letter(letter: str, before: str, after: str, *, is_first: bool) -> b
 
 
 def _without_lists(plain: str, mentions: list[_Mention]) -> list[_Mention]:
-    """The mentions without options that are listed one after the other, from A on, each with its text."""
+    """Returns the mentions without options that are listed one after the other, from A on, each with its text."""
     listed: list[int] = []
     runs: list[list[int]] = []
     for index, mention in enumerate(mentions):
@@ -314,7 +314,7 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
 
 
 def _decide(plain: str, statements: list[_Statement], options: list[str] | None) -> tuple[str | None, bool]:
-    """The letter that statements come to, and whether they agree; (None, True) where there is none."""
+    """Returns the letter that statements come to, and whether they agree; (None, True) where there is none."""
     asserted = [made for made in statements if not made.denied]
     if not asserted:
         return None, True
@@ -336,7 +336,7 @@ def _decide(plain: str, statements: list[_Statement], options: list[str] | None)
 
 
 def _contradicts(plain: str, made: _Statement, letter: str, options: list[str]) -> bool:
-    """Whether the letter stands before the text of another option: `A. Violin` where Violin is B."""
+    """Returns whether the letter stands before the text of another option: `A. Violin` where Violin is B."""
     line = plain[made.end :].lstrip(" )].:,;-、|\"'(").split("\n")[0]
     text = normalise(line)
     same = [chr(ord("A") + index) for index, option in enumerate(options) if option.strip() and normalise(option) == text]

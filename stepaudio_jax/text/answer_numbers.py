@@ -130,7 +130,7 @@ def number_of_answer(answer: str) -> Quantity:
 
 
 def _result(plain: str, items: list[_Item], start: int, *, last: bool = False) -> Quantity | None:
-    """The number that a sentence from `start` on gives: the first or the last one, or an equation's result."""
+    """Returns the number that a sentence from `start` on gives: the first or the last one, or an equation's result."""
     sentence_end = re.compile(r"\n|[.;!?](?:\s|$)|。").search(plain, items[0].end)
     end = len(plain) if last or not sentence_end else sentence_end.start()
     signs = [match.start() for match in re.finditer("=", plain[start:end])]
@@ -157,7 +157,7 @@ def _prepared(text: str) -> str:
 
 
 def _items(plain: str) -> list[_Item]:
-    """The numbers of a text in order; those that belong together as one."""
+    """Returns the numbers of a text in order; those that belong together as one."""
     items: list[_Item] = []
     for match in _NUMBER.finditer(plain):
         start, end = match.span()

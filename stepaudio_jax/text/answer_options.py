@@ -76,7 +76,7 @@ def option_by_text(plain: str, options: list[str]) -> OptionText | None:
 
 
 def _within(plain: str, kept: dict[str, str]) -> str | None:
-    """The one option whose text stands in the reply and is not denied there: "" for several, None for none at all."""
+    """Returns the one option whose text stands in the reply and is not denied there: "" for several, None for none at all."""
     text = unify(plain)
     patterns = {letter: pattern for letter, option in kept.items() if (pattern := _pattern(option))}
     longest_first = sorted(patterns, key=lambda letter: len(patterns[letter]), reverse=True)
@@ -94,7 +94,7 @@ def _within(plain: str, kept: dict[str, str]) -> str | None:
 
 
 def _pattern(option: str) -> str:
-    """What finds an option's text among other words, whatever stands between its own."""
+    """Returns what finds an option's text among other words, whatever stands between its own."""
     words = re.findall(r"[^\W_]+", unify(option))
     if not words:
         return ""
@@ -117,7 +117,7 @@ def _by_number(plain: str, kept: dict[str, str]) -> str | None:
 
 
 def _numbers(text: str) -> list[str]:
-    """The numbers of a text, digits or words: `$1,500` is 1500, and ten is 10."""
+    """Returns the numbers of a text, digits or words: `$1,500` is 1500, and ten is 10."""
     words = re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])|[^\W\d_]+", unify(text).casefold())
     return [_NUMBER_OF_WORD.get(word, word.replace(",", "")) for word in words if word in _NUMBER_OF_WORD or word[0].isdigit()]
 

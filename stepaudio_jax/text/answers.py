@@ -121,14 +121,14 @@ def is_choice(reply: str, answer: str, choices: Sequence[str | None] | None = No
 
 
 def _text_of_answer(answer: str) -> str:
-    """The option's text that stands behind the letter of an answer; "" where there is none, or a letter only."""
+    """Returns the option's text that stands behind the letter of an answer; "" where there is none, or a letter only."""
     match = _LABEL.match(answer)
     text = (match["text"] or "").strip() if match else ""
     return "" if len(text) == 1 and text.isascii() and text.isalpha() else text
 
 
 def _repeats(reply: str, text: str, *, loose: bool) -> bool:
-    """Whether a reply is an option's text and nothing else: "A dog barking.", "The answer is a dog barking"."""
+    """Returns whether a reply is an option's text and nothing else: "A dog barking.", "The answer is a dog barking"."""
     said = statement(reply)
     if said is None:
         return False
@@ -140,12 +140,12 @@ def _repeats(reply: str, text: str, *, loose: bool) -> bool:
 
 
 def _is_same(text: str, other: str, *, loose: bool) -> bool:
-    """Whether two texts are the same; if `loose`, whatever stands between several words does not matter."""
+    """Returns whether two texts are the same; if `loose`, whatever stands between several words does not matter."""
     return normalise(text) == normalise(other) or (loose and " " in loosely(text) and loosely(text) == loosely(other))
 
 
 def _polarity(text: str) -> bool | None:
-    """Whether a text, in small letters, begins with yes or no."""
+    """Returns whether a text, in small letters, begins with yes or no."""
     start = re.search(r"[^\W_]", text)
     if not start:
         return None
@@ -169,14 +169,14 @@ def _polarity(text: str) -> bool | None:
 
 
 def _goes_on(word: str, after: str) -> bool:
-    """Whether a word answers that is followed by another one without a comma: "Yes it is"."""
+    """Returns whether a word answers that is followed by another one without a comma: "Yes it is"."""
     if word in ("yes", "yeah", "yep", "yup"):
         return bool(re.match(r"\s+(?!if\b|man\b)", after))
     return word in ("no", "nope", "nah") and bool(_NO_GOES_ON.match(after))
 
 
 def _next_polarity(after: str) -> bool | None:
-    """What the word right after the first one says: "Yes, no" says both."""
+    """Returns what the word right after the first one says: "Yes, no" says both."""
     following = re.match(r"[\s\"'.,;:!\-|(。，、；！…]*(.*)", after, re.DOTALL)
     said = following[1] if following else ""
     for value, words in ((False, _NO), (True, _YES)):

@@ -80,7 +80,7 @@ def _kept_name(name: str) -> str:
 
 
 def _config_templates(folder: str) -> dict[str, str]:
-    """The templates in JSON files, by name: one template, or a list of objects with `name` and `template`."""
+    """Returns the templates in JSON files, by name: one template, or a list of objects with `name` and `template`."""
     for name in (_LEGACY, _CONFIG):
         path = os.path.join(folder, name)
         if not os.path.isfile(path) or not (value := read_json_object(path).get(_KEY)):

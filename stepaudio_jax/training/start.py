@@ -136,7 +136,7 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh, i
 
 
 def start_stage(config: Config, index: int, model: ModelConfig, start: StageStart, parameters: Parameters) -> TrainState:
-    """The state before the first step, from parameters that lie as `start` says (see `initial_weights`).
+    """Returns the state before the first step, from parameters that lie as `start` says (see `initial_weights`).
 
     Raises:
         CheckpointError: the adapter that the stage is to start from cannot be read, or is another one.

@@ -121,7 +121,7 @@ class StopSignal:
             os.close(reading)
 
     def _raise_again(self, number: int, frame: types.FrameType | None) -> None:
-        """The handler in the main thread: where the process is not ended, a second Ctrl-C is an exception."""
+        """Handles the signal in the main thread: where the process is not ended, a second Ctrl-C is an exception."""
         self._handled += 1
         if self._handled > 1:
             raise KeyboardInterrupt
@@ -157,7 +157,7 @@ def _handled(number: int, handler: Callable[[int, types.FrameType | None], None]
 
 
 def _is_interactive() -> bool:
-    """Whether this is a notebook or a prompt, whose process is not ours to end: there an exception is raised."""
+    """Returns whether this is a notebook or a prompt, whose process is not ours to end: there an exception is raised."""
     return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
