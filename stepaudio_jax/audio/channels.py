@@ -75,5 +75,5 @@ class ChannelReducer:
 
 
 def _is_silent_beside(level: float, other: float) -> bool:
-    """Whether a level is silence beside another one; the factor 10 keeps two very quiet channels from being told apart."""
+    """Tells if a level is silence beside another one; the factor 10 keeps two very quiet channels from being told apart."""
     return other >= _SILENT and level < other / 10 and level < max(_SILENT, _FAR_BELOW * other)

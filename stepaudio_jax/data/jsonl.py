@@ -169,7 +169,7 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
 
 
 def _suffixes(path: str) -> list[str]:
-    """`c`, `b/c`, `a/b/c` and `a/b/c.jsonl` of `a/b/c.jsonl`."""
+    """Returns the names that a path can have, shortest first: `c`, `b/c`, `a/b/c`, `a/b/c.jsonl` of `a/b/c.jsonl`."""
     parts = pathlib.Path(os.path.normpath(path)).parts
     stems = [*parts[:-1], pathlib.Path(path).stem]
     return [*("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))), os.path.normpath(path)]

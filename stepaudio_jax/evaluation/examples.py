@@ -91,7 +91,7 @@ def _dialogue(messages: Sequence[Message], number: int, channel: AudioChannel) -
 
 
 def _player(part: AudioPart, label: str, channel: AudioChannel) -> Html:
-    """A player of the clip as the model hears it: one channel at 16 kHz."""
+    """Returns a player of the clip as the model hears it: one channel at 16 kHz."""
     # Of the two conventions, "vllm" is the one that lets the shortest clips pass.
     waveform = load_audio(part.path, length_convention="vllm", channel=channel)
     duration_s = len(waveform) / SAMPLE_RATE

@@ -130,7 +130,7 @@ def load_model(
 
 
 def _placed_matrices(adapter: hub.Adapter, config: ModelConfig, compute: ComputeConfig, mesh: Mesh | None) -> Parameters:
-    """An adapter's matrices in fp32, where the weights lie."""
+    """Places an adapter's matrices, in fp32, where the weights lie."""
     if mesh is None:
         placed: Parameters = jax.device_put(adapter.matrices)
         return placed

@@ -373,7 +373,7 @@ class Engine:
         return placed
 
     def _cast(self, tree: Parameters) -> Parameters:
-        """A tree in the dtype of the computation, once, and not again for every token; matrices in int8 stay."""
+        """Casts a tree to the dtype of the computation, once and not for every token; matrices in int8 stay as they are."""
         dtype = self._program.compute.dtype
         cast: Parameters = jax.tree.map(
             lambda leaf: leaf if is_quantized(leaf) else leaf.astype(dtype), tree, is_leaf=is_quantized

@@ -113,7 +113,7 @@ class HuggingFaceFolder:
         return found
 
     def _head_problems(self, parts: Sequence[Part]) -> list[str]:
-        """Where config.json says that the embedding is the head too, a head of its own must be the same; both are read."""
+        """Returns how a head differs from the embedding that config.json ties to it, if it does; both are read."""
         if "decoder" not in parts or not self._is_tied or _HEAD not in self.stored or _EMBEDDING not in self.stored:
             return []
         difference = first_difference(self.stored[_HEAD], self.stored[_EMBEDDING])
@@ -157,7 +157,7 @@ class HuggingFaceFolder:
 
 
 def raise_problems(path: pathlib.Path, problems: Sequence[str]) -> None:
-    """One error that lists the problems; nothing where there is none."""
+    """Raises one error that lists the problems, if there are any."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         shown = list(problems[:_MAX_PROBLEMS])
@@ -189,7 +189,7 @@ def first_difference(first: StoredTensor, second: StoredTensor) -> str | None:
 
 
 def _require_no_adapter(path: pathlib.Path) -> None:
-    """An adapter beside a model would be left out without a word; one without a model is told from its files."""
+    """Refuses an adapter beside a model, which would be left out in silence; one without a model is told from its files."""
     if not (path / "adapter_config.json").is_file():
         return
     weights = [file.name for file in path.glob("*.safetensors") if not file.name.startswith(("adapter_model", "."))]

@@ -175,7 +175,7 @@ def _replaced(decoder: Parameters, low_rank: Parameters, make: Callable[..., Any
 
 
 def _mapped(tree: Parameters, apply: Callable[..., Any], path: tuple[str, ...] = ()) -> Parameters:
-    """`apply` to the path and the value of every entry of nested dicts; what is no dict (a matrix in int8) is a value."""
+    """Applies a function to path and value of each entry of nested dicts; what is no dict (a matrix in int8) is a value."""
     return {
         name: _mapped(branch, apply, (*path, name)) if isinstance(branch, dict) else apply((*path, name), branch)
         for name, branch in tree.items()

@@ -170,7 +170,7 @@ class Module:
         return None if until is None else math.ceil(until / self._step(loop, condition.get(counter)))
 
     def _step(self, loop: str, counter: Instruction | None) -> int:
-        """By how much a loop counts: 1 where its body does not show it."""
+        """Returns by how much a loop counts: 1 where its body does not show it."""
         body = re.search(r"body=%?([\w.\-]+)", loop)
         parts = {part.name: part for part in self.computations.get(body[1], ())} if body else {}
         index = counter.attribute("index") if counter is not None else None

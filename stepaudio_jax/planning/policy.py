@@ -227,7 +227,7 @@ def _writing_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str
 
 
 def _adapter_bytes(model: ModelConfig, lora: LoRAConfig, compute: ComputeConfig, mesh: Mesh) -> int:
-    """Of an adapter's matrices beside the engine's kernels."""
+    """Returns the bytes of an adapter's matrices beside the engine's kernels."""
     tree = low_rank_tree(model, lora)
     shardings = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
     matrices = jax.tree.map(

@@ -46,7 +46,7 @@ class AttentionKernel:
 
     @property
     def flops(self) -> float:
-        """Of one run and one row; a causal mask halves them, but for the blocks on the diagonal."""
+        """Returns the operations of one run and one row; a causal mask halves them, but for the blocks on the diagonal."""
         full = 2.0 * self.products * self.heads * self.queries * self.keys * self.head_dim
         return full / 2 if self.causal else full
 

@@ -57,7 +57,7 @@ class Topology:
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """For each axis, whether the chips at its two ends are linked; a missing third axis has no link.
+        """Tells for each axis whether the chips at its two ends are linked; a missing third axis has no link.
 
         v4, v5p and Ironwood are built of cubes of 4 x 4 x 4 chips, and optical switches link the ends of every axis of a slice
         of whole cubes; a smaller slice has no such links, also along its axes of 4. v5e and v6e link the ends of an axis of 16.

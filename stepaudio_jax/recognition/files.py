@@ -177,7 +177,7 @@ def _stand_in(content: bytes, size: int) -> Finding | None:
 
 
 def _answer_of_a_server(content: bytes) -> Finding | None:
-    """A web page, or an error in JSON or XML."""
+    """Recognises a web page, or an error in JSON or XML."""
     start = content[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         start = start.decode("utf-16", "replace").encode()
@@ -211,7 +211,7 @@ def _answer_of_a_server(content: bytes) -> Finding | None:
 
 
 def _binary(content: bytes, purpose: Purpose) -> Finding | None:
-    """A file of another kind, by its signature."""
+    """Recognises a file of another kind by its signature."""
     name_right = {
         "sound": "name a sound file (WAV, FLAC, MP3 or OGG)",
         "weights": "name the folder of the model's safetensors weights",
