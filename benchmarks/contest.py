@@ -15,7 +15,7 @@ Step = Callable[[], object]
 """One unit of the work that is timed; returns when it is done."""
 
 
-def contest(
+def compare_speed(
     contestants: Mapping[str, Callable[[], Step]],
     *,
     rounds: int,
@@ -25,8 +25,10 @@ def contest(
     """Median seconds of a step of each contestant.
 
     Args:
-        contestants: by name, module-level functions that prepare the work, in the process where it will be done.
-        environments: variables that the process of a contestant begins with, where its own programs begin so too.
+        contestants: by name, module-level functions that prepare the work, in the process where it
+        will be done.
+        environments: variables that the process of a contestant begins with, where its own programs
+        begin so too.
         rounds: turns of each; who begins alternates.
         steps: of each turn. The first turn of all, in which programs are compiled, is not counted.
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.data [--tokenizer DIR]
 
-The share is that of `configs/sft_32b.py` on 64 v5p chips: 4 rows of 4 096 tokens, each with 60 s of sound in three 20 s FLAC
-clips, of a step that takes such a pod about `STEP_S`. Clips are decoded, their log-mels computed, texts tokenised, rows packed
-and assembled.
+The share is that of `configs/sft_32b.py` on 64 v5p chips: 4 rows of 4 096 tokens, each with 60 s of
+sound in three 20 s FLAC clips, of a step that takes such a pod about `STEP_S`. Clips are decoded,
+their log-mels computed, texts tokenised, rows packed and assembled.
 """
 
 import argparse
@@ -25,7 +25,22 @@ from stepaudio_jax.text import Tokenizer
 ROWS, TOKENS, CLIPS_A_ROW, CLIP_S = 4, 4096, 3, 20.0
 RECORDS = 60
 STEP_S = 2.8
-_WORDS = ("the", "speaker", "sounds", "calm", "and", "slow", "then", "a", "door", "falls", "shut", "somewhere", "behind", "her")
+_WORDS = (
+    "the",
+    "speaker",
+    "sounds",
+    "calm",
+    "and",
+    "slow",
+    "then",
+    "a",
+    "door",
+    "falls",
+    "shut",
+    "somewhere",
+    "behind",
+    "her",
+)
 
 
 def write_dialogues(folder: pathlib.Path, tokenizer: Tokenizer) -> pathlib.Path:
@@ -35,13 +50,17 @@ def write_dialogues(folder: pathlib.Path, tokenizer: Tokenizer) -> pathlib.Path:
     lines = []
     for number in range(RECORDS):
         time_s = np.arange(int(CLIP_S * 16_000)) / 16_000
-        wave = 0.3 * np.sin(2 * np.pi * (200 + 20 * rng.random() * time_s) * time_s) + rng.normal(0, 0.02, time_s.size)
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 20 * rng.random() * time_s) * time_s) + rng.normal(
+            0, 0.02, time_s.size
+        )
         soundfile.write(folder / f"{number}.flac", wave, 16_000)
         words = [_WORDS[i] for i in rng.integers(len(_WORDS), size=text_tokens)]
         while len(tokenizer.encode(" ".join(words))) > text_tokens:
             words = words[: int(0.97 * len(words))]
         heard = {"role": "user", "content": [{"type": "audio", "audio": f"{number}.flac"}]}
-        lines.append(json.dumps({"messages": [heard, {"role": "assistant", "content": " ".join(words)}]}))
+        lines.append(
+            json.dumps({"messages": [heard, {"role": "assistant", "content": " ".join(words)}]})
+        )
     path = folder / "dialogues.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -49,15 +68,28 @@ def write_dialogues(folder: pathlib.Path, tokenizer: Tokenizer) -> pathlib.Path:
 
 def main() -> None:
     """Prints the seconds of a batch, and what share of the step they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", help="a folder with Qwen2's vocabulary; without it, text is tokenised byte by byte")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokenizer",
+        help="a folder with Qwen2's vocabulary; without it, text is tokenised byte by byte",
+    )
     parser.add_argument("--batches", type=int, default=20)
     options = parser.parse_args()
-    tokenizer = Tokenizer.from_folder(options.tokenizer) if options.tokenizer else Tokenizer.bytes()
+    tokenizer = (
+        Tokenizer.from_folder(options.tokenizer) if options.tokenizer else Tokenizer.byte_level()
+    )
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         source = SourceConfig(path=str(write_dialogues(pathlib.Path(folder), tokenizer)))
-        data = DataConfig(sources=(source,), rows=ROWS, tokens_per_row=TOKENS, chunks_per_row=CLIPS_A_ROW, threads=threads)
+        data = DataConfig(
+            sources=(source,),
+            batch_size=ROWS,
+            seq_len=TOKENS,
+            audio_chunks_per_seq=CLIPS_A_ROW,
+            threads=threads,
+        )
         prepared = batches(data, tokenizer, ModelConfig.presets()["r1_32b"], seed=0)
         times, filled, sound = [], [], []
         for _ in range(data.prefetch_batches + 2):
@@ -69,11 +101,15 @@ def main() -> None:
             filled.append(float(np.mean(batch.segment_ids > 0)))
             sound.append(float(batch.mel_lengths.sum()) / 100 / ROWS)
         prepared.close()
-    taken = statistics.fmean(times)  # batches come in bursts: the median of waiting times would flatter
+    taken = statistics.fmean(
+        times
+    )  # batches come in bursts: the median of waiting times would flatter
     print(
         f"a batch of {ROWS} rows, {100 * statistics.fmean(filled):.0f} % full, {statistics.fmean(sound):.0f} s of sound a row"
     )
-    print(f"prepared in {taken:.3f} s on {threads} threads: {100 * taken / STEP_S:.0f} % of a step of {STEP_S} s (bar: 25 %)")
+    print(
+        f"prepared in {taken:.3f} s on {threads} threads: {100 * taken / STEP_S:.0f} % of a step of {STEP_S} s (bar: 25 %)"
+    )
 
 
 if __name__ == "__main__":

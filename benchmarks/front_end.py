@@ -2,8 +2,9 @@
 
     python -m benchmarks.front_end [--threads N]
 
-Both are given the same sound, chunk by chunk, and neither pads it to 30 s. The two take turns, so that whatever else the
-machine does falls on both; medians are compared. Needs torch (the `test` extra).
+Both are given the same sound, chunk by chunk, and neither pads it to 30 s. The two take turns, so
+that whatever else the machine does falls on both; medians are compared. Needs torch (the `test`
+extra).
 """
 
 import argparse
@@ -57,15 +58,27 @@ def compare(duration_s: float, peer: Callable[[Chunk], object]) -> tuple[float, 
 
 def main() -> None:
     """Prints one line for each chunk length, then the smallest and the mean ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="torch's threads"
+    )
     torch.set_num_threads(parser.parse_args().threads)
     extractor = WhisperFeatureExtractor(feature_size=128)
 
     def whisper(chunk: Chunk) -> object:
-        return extractor(chunk, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="np")
+        return extractor(
+            chunk,
+            sampling_rate=SAMPLE_RATE,
+            padding="do_not_pad",
+            truncation=False,
+            return_tensors="np",
+        )
 
-    print(f"audio-seconds a second, medians of {REPETITIONS} repetitions, torch with {torch.get_num_threads()} threads")
+    print(
+        f"audio-seconds a second, medians of {REPETITIONS} repetitions, torch with {torch.get_num_threads()} threads"
+    )
     print(f"{'chunk':>8} {'log_mel':>12} {'transformers':>13} {'ratio':>6}")
     ratios = []
     for duration_s in DURATIONS_S:

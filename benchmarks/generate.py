@@ -1,8 +1,9 @@
 """Generation speed on CPU, ours against transformers' `generate`: same weights, fp32, greedy, a 30 M-parameter decoder.
 
 `python -m benchmarks.generate` prints tokens a second at batch 1 and 8; for 64 requests whose replies have 16 to 512 tokens
-(continuous batching against batches padded to their longest reply); and what 16 samples of a prompt with sound cost against
-reading it once. The sides take turns, each in a process of its own; ours begins with large memory pages, as our programs do.
+(continuous batching against batches padded to their longest reply); and what 16 samples of a prompt
+with sound cost against reading it once. The sides take turns, each in a process of its own; ours
+begins with large memory pages, as our programs do.
 """
 
 import argparse
@@ -16,11 +17,17 @@ import numpy as np
 import torch
 from transformers import Qwen2ForCausalLM
 
-from benchmarks.contest import Step, contest
-from launch.large_pages import with_large_pages
-from stepaudio_jax.config import AdaptorConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig
+from benchmarks.contest import Step, compare_speed
+from launch.large_pages import allocator_environment
+from stepaudio_jax.config import (
+    AdaptorConfig,
+    ComputeConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+)
 from stepaudio_jax.generation import Engine, Prompt, Sampling
-from stepaudio_jax.models import initial_parameters
+from stepaudio_jax.models import init_parameters
 from stepaudio_jax.text import Tokenizer
 from tests.qwen2 import qwen2_config
 
@@ -29,7 +36,14 @@ MODEL = ModelConfig(
     encoder=EncoderConfig(hidden=384, heads=6, layers=4),
     adaptor=AdaptorConfig(ffn=512),
     decoder=DecoderConfig(
-        vocab_size=6144, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=1024
+        vocab_size=6144,
+        hidden=512,
+        ffn=1536,
+        layers=8,
+        heads=8,
+        kv_heads=2,
+        head_dim=64,
+        max_positions=1024,
     ),
     length_convention="vllm",
 )
@@ -45,14 +59,16 @@ def replies() -> list[int]:
 
 def prompts(count: int) -> np.ndarray:
     """[count, PROMPT_TOKENS] i32, of text."""
-    return np.random.default_rng(0).integers(300, MODEL.decoder.vocab_size, size=(count, PROMPT_TOKENS), dtype=np.int32)
+    return np.random.default_rng(0).integers(
+        300, MODEL.decoder.vocab_size, size=(count, PROMPT_TOKENS), dtype=np.int32
+    )
 
 
 def our_engine(slots: int) -> Engine:
     """Random weights; its end of the turn has the least probable column, so that replies have the length asked for."""
     compute = ComputeConfig(dtype="float32", remat="none")
-    tokenizer = Tokenizer.bytes()
-    parameters = initial_parameters(MODEL, jax.random.key(0), compute)
+    tokenizer = Tokenizer.byte_level()
+    parameters = init_parameters(MODEL, jax.random.key(0), compute)
     head = parameters["decoder"]["head"]["kernel"]
     parameters["decoder"]["head"]["kernel"] = head.at[:, tokenizer.special.eot].set(0.0)
     return Engine(MODEL, parameters, tokenizer, compute=compute, slots=slots, slot_tokens=640)
@@ -73,7 +89,9 @@ def our_step(lengths: Sequence[int], slots: int) -> Step:
     def run() -> int:
         written = sum(len(completion.tokens) for _, completion in engine.generate(asked, samplings))
         if written != sum(lengths):
-            raise RuntimeError(f"{written} tokens were written, not {sum(lengths)}: a reply ended early")
+            raise RuntimeError(
+                f"{written} tokens were written, not {sum(lengths)}: a reply ended early"
+            )
         return written
 
     return run
@@ -111,7 +129,10 @@ def sampling_cost() -> float:
 
     def seconds(samples: int) -> float:
         start = time.perf_counter()
-        engine.submit(prompt, [Sampling(temperature=1, max_new_tokens=1, seed=seed) for seed in range(samples)])
+        engine.submit(
+            prompt,
+            [Sampling(temperature=1, max_new_tokens=1, seed=seed) for seed in range(samples)],
+        )
         for _ in engine.run():
             pass
         return time.perf_counter() - start
@@ -120,10 +141,14 @@ def sampling_cost() -> float:
     return float(np.median([many for _, many in times]) / np.median([one for one, _ in times]))
 
 
-def compare(name: str, ours: Callable[[], Step], peer: Callable[[], Step], tokens: int, *, rounds: int) -> None:
+def compare(
+    name: str, ours: Callable[[], Step], peer: Callable[[], Step], tokens: int, *, rounds: int
+) -> None:
     """Prints tokens a second of both, and the ratio."""
-    environments = {OURS: with_large_pages(os.environ, kept=False)}
-    taken = contest({OURS: ours, PEER: peer}, rounds=rounds, steps=1, environments=environments)
+    environments = {OURS: allocator_environment(os.environ, keep_freed=False)}
+    taken = compare_speed(
+        {OURS: ours, PEER: peer}, rounds=rounds, steps=1, environments=environments
+    )
     print(
         f"{name:32s} {tokens / taken[OURS]:7.0f} {tokens / taken[PEER]:7.0f} tokens/s   ratio {taken[PEER] / taken[OURS]:.2f}"
     )
@@ -131,17 +156,27 @@ def compare(name: str, ours: Callable[[], Step], peer: Callable[[], Step], token
 
 def main() -> None:
     """Runs everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     rounds = parser.parse_args().rounds
     print(f"{'':32s} {'ours':>7s} {'peer':>7s}")
     for batch in (1, 8):
         lengths = [NEW_TOKENS] * batch
-        sides = functools.partial(our_step, lengths, batch), functools.partial(peer_step, lengths, batch)
+        sides = (
+            functools.partial(our_step, lengths, batch),
+            functools.partial(peer_step, lengths, batch),
+        )
         compare(f"batch {batch}, {NEW_TOKENS} new tokens", *sides, sum(lengths), rounds=rounds)
     lengths = replies()
-    sides = functools.partial(our_step, lengths, SLOTS), functools.partial(peer_step, lengths, SLOTS)
-    compare(f"{REQUESTS} replies of 16 to 512 tokens", *sides, sum(lengths), rounds=max(1, rounds // 3))
+    sides = (
+        functools.partial(our_step, lengths, SLOTS),
+        functools.partial(peer_step, lengths, SLOTS),
+    )
+    compare(
+        f"{REQUESTS} replies of 16 to 512 tokens", *sides, sum(lengths), rounds=max(1, rounds // 3)
+    )
     print(f"16 samples of a prompt with sound cost {sampling_cost():.2f} times one")
 
 

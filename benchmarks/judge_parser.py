@@ -1,7 +1,7 @@
 """How long the reading of a judge's answers takes: `python -m benchmarks.judge_parser` (CPU, seconds).
 
-Draws the answers of the test's kinds (`tests/rl/judge_answers.py`), and prints the slowest and the mean in milliseconds of the
-process's own time, so that other programs on the machine do not count.
+Draws the answers of the test's kinds (`tests/rl/judge_answers.py`), and prints the slowest and the
+mean in milliseconds of the process's own time, so that other programs on the machine do not count.
 """
 
 import argparse
@@ -35,14 +35,22 @@ def main() -> None:
         drawn = draw_answer(rng, kind, size=rng.choice((100, 1000, 10_000)))
         question = drawn.question
         began = time.process_time()
-        parse_verdict(drawn.text, levels=7, criteria=question.criteria, code=question.code, planted=question.planted)
+        parse_verdict(
+            drawn.text,
+            levels=7,
+            criteria=question.criteria,
+            code=question.code,
+            in_material=question.in_material,
+        )
         seconds[kind].append(time.process_time() - began)
     for name, text in _HUGE.items():
         began = time.process_time()
         parse_verdict(text, levels=7)
         seconds[name].append(time.process_time() - began)
     for name, taken in seconds.items():
-        print(f"{name}: {len(taken)} answers, slowest {1000 * max(taken):.2f} ms, mean {1000 * sum(taken) / len(taken):.3f} ms")
+        print(
+            f"{name}: {len(taken)} answers, slowest {1000 * max(taken):.2f} ms, mean {1000 * sum(taken) / len(taken):.3f} ms"
+        )
     print(f"all: slowest {1000 * max(map(max, seconds.values())):.2f} ms")
 
 

@@ -1,13 +1,14 @@
 """One iteration of reinforcement learning: what takes how long, and samples a second beside TRL's GRPOTrainer.
 
 `python -m benchmarks.rl_step` first times an iteration on spoken prompts with a judge of our own, part by part, and counts what
-the encoder heard; then the same decoder on text-only prompts, ours against TRL's, on a CPU in fp32: the same prompts, group
-size, reply length, KL to a reference, AdamW. Prompts are short, and then as long as the spoken ones: ours computes once what
-the replies to a prompt share. The sides take turns, each in a process of its own; ours begins with large memory pages, as our
-programs do. Needs `pip install trl`.
+the encoder heard; then the same decoder on text-only prompts, ours against TRL's, on a CPU in fp32:
+the same prompts, group size, reply length, KL to a reference, AdamW. Prompts are short, and then as
+long as the spoken ones: ours computes once what the replies to a prompt share. The sides take
+turns, each in a process of its own; ours begins with large memory pages, as our programs do. Needs
+`pip install trl`.
 
-`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU, ours only,
-with longer replies.
+`--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU,
+ours only, with longer replies.
 """
 
 import argparse
@@ -25,8 +26,8 @@ import jax
 import numpy as np
 import soundfile
 
-from benchmarks.contest import Step, contest
-from launch.large_pages import with_large_pages
+from benchmarks.contest import Step, compare_speed
+from launch.large_pages import allocator_environment
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import (
     AdaptorConfig,
@@ -46,25 +47,30 @@ from stepaudio_jax.config import (
     StageConfig,
 )
 from stepaudio_jax.hub import save_checkpoint
-from stepaudio_jax.models import initial_parameters
+from stepaudio_jax.models import init_parameters
 from stepaudio_jax.parallel import make_mesh, replicated
-from stepaudio_jax.rl.iteration import Iteration
+from stepaudio_jax.rl.iteration import PolicyTrainer
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.stage_kind import StageRun
-from stepaudio_jax.training.start import start_stage
-from stepaudio_jax.training.stopping import StopSignal
+from stepaudio_jax.training.stage_kind import StageContext
+from stepaudio_jax.training.start import init_train_state
+from stepaudio_jax.training.stopping import PreemptionNotice
 
 OURS, PEER = "stepaudio_jax", "TRL"
-BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"  # whose tokenizer both sides use
+BASE = (
+    pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"
+)  # whose tokenizer both sides use
 PROMPTS, SAMPLES, NEW_TOKENS = 8, 8, 64
 GPU_NEW_TOKENS = 256
 CLIP_S, CLIPS = 5.0, 2  # of each spoken prompt
-HEARD, MARKUP = 128, 16  # tokens of its clips, and of what stands around what the user says, at most
+HEARD, MARKUP = (
+    128,
+    16,
+)  # tokens of its clips, and of what stands around what the user says, at most
 SHORT = 48  # letters of a prompt, about a token each
 LONG = SHORT + HEARD  # of a text-only prompt as long as a spoken one
-# Of a random head's logits. The end of the turn, whose logit is 0, must be too improbable to be drawn: the fewer tokens there
-# are, the further it has to lie below the best of them.
+# Of a random head's logits. The end of the turn, whose logit is 0, must be too improbable to be
+# drawn: the fewer tokens there are, the further it has to lie below the best of them.
 LOGIT_STD, GPU_LOGIT_STD = 20.0, 5.0
 BETA = 0.01
 
@@ -75,7 +81,14 @@ def cpu_model() -> ModelConfig:
         encoder=EncoderConfig(hidden=384, heads=6, layers=4),
         adaptor=AdaptorConfig(ffn=512),
         decoder=DecoderConfig(
-            vocab_size=1024, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=1024
+            vocab_size=1024,
+            hidden=512,
+            ffn=1536,
+            layers=8,
+            heads=8,
+            kv_heads=2,
+            head_dim=64,
+            max_positions=1024,
         ),
         length_convention="vllm",
     )
@@ -84,7 +97,14 @@ def cpu_model() -> ModelConfig:
 def gpu_model() -> ModelConfig:
     """Qwen2.5-1.5B's decoder with the tokenizer's vocabulary padded to its own, and Qwen2-Audio's encoder."""
     decoder = DecoderConfig(
-        vocab_size=151936, hidden=1536, ffn=8960, layers=28, heads=12, kv_heads=2, head_dim=128, max_positions=4096
+        vocab_size=151936,
+        hidden=1536,
+        ffn=8960,
+        layers=28,
+        heads=12,
+        kv_heads=2,
+        head_dim=128,
+        max_positions=4096,
     )
     return ModelConfig(decoder=decoder, length_convention="vllm")
 
@@ -108,10 +128,20 @@ def write_prompts(folder: pathlib.Path, letters: int, *, spoken: bool) -> pathli
         parts: list[dict[str, str]] = []
         for clip in range(CLIPS if spoken else 0):
             name = f"{number}-{clip}.wav"
-            soundfile.write(folder / name, rng.normal(0, 0.1, int(CLIP_S * SAMPLE_RATE)).astype(np.float32), SAMPLE_RATE)
+            soundfile.write(
+                folder / name,
+                rng.normal(0, 0.1, int(CLIP_S * SAMPLE_RATE)).astype(np.float32),
+                SAMPLE_RATE,
+            )
             parts.append({"type": "audio", "audio": name})
         content = [*parts, {"type": "text", "text": text}]
-        lines.append({"messages": [{"role": "user", "content": content}], "answer": "", "reference_reply": text})
+        lines.append(
+            {
+                "messages": [{"role": "user", "content": content}],
+                "answer": "",
+                "reference_reply": text,
+            }
+        )
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -133,13 +163,29 @@ class OurIteration:
         logit_std: float = LOGIT_STD,
     ):
         self.tokenizer = Tokenizer.from_folder(BASE)
-        parameters = initial_parameters(model, jax.random.key(0), compute)
+        parameters = init_parameters(model, jax.random.key(0), compute)
         head = parameters["decoder"]["head"]["kernel"]
-        parameters["decoder"]["head"]["kernel"] = (logit_std * head).at[:, self.tokenizer.special.eot].set(0.0)
-        reward, judge = RewardConfig(verifier="benchmarks.rl_step:parity", verifier_weight=1.0), JudgeConfig()
+        parameters["decoder"]["head"]["kernel"] = (
+            (logit_std * head).at[:, self.tokenizer.special.eot].set(0.0)
+        )
+        reward, judge = (
+            RewardConfig(verifier="benchmarks.rl_step:parity", verifier_weight=1.0),
+            JudgeConfig(),
+        )
         if judged:
-            save_checkpoint(folder / "judge", jax.tree.map(np.asarray, parameters), model, self.tokenizer, source="random")
-            judge = JudgeConfig(folder=str(folder / "judge"), slots=PROMPTS * SAMPLES, max_tokens=32, most_abstentions=1.0)
+            save_checkpoint(
+                folder / "judge",
+                jax.tree.map(np.asarray, parameters),
+                model,
+                self.tokenizer,
+                source="random",
+            )
+            judge = JudgeConfig(
+                folder=str(folder / "judge"),
+                slots=PROMPTS * SAMPLES,
+                max_tokens=32,
+                max_abstention_rate=1.0,
+            )
             reward = RewardConfig(judge_weight=1.0)
         prompt = letters + MARKUP + (HEARD if spoken else 0)
         stage = StageConfig(
@@ -148,38 +194,47 @@ class OurIteration:
             objective="policy",
             data=DataConfig(
                 sources=(SourceConfig(path=str(write_prompts(folder, letters, spoken=spoken))),),
-                rows=PROMPTS,
-                tokens_per_row=prompt + SAMPLES * new_tokens,  # and the replies to it
-                chunks_per_row=CLIPS if spoken else 0,
-                frames_per_chunk=int(CLIP_S * 100) + 4,
+                batch_size=PROMPTS,
+                seq_len=prompt + SAMPLES * new_tokens,  # and the replies to it
+                audio_chunks_per_seq=CLIPS if spoken else 0,
+                mel_frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
             rl=RLConfig(
-                rollout=RolloutConfig(prompts=PROMPTS, samples=SAMPLES, max_new_tokens=new_tokens, slots=PROMPTS * SAMPLES),
+                rollout=RolloutConfig(
+                    num_prompts=PROMPTS,
+                    num_generations=SAMPLES,
+                    max_new_tokens=new_tokens,
+                    slots=PROMPTS * SAMPLES,
+                ),
                 rewards=(reward,),
                 judge=judge,
-                policy=PolicyConfig(baseline="grpo", kl_coefficient=BETA),
+                policy=PolicyConfig(advantage_estimator="grpo", kl_coef=BETA),
             ),
             trainable=("adaptor", "decoder") if spoken else ("decoder",),
         )
         config = Config(run_dir=str(folder), stages=(stage,), model=model, compute=compute)
         mesh = make_mesh(config.mesh)
-        run = StageRun(config, 0, model, self.tokenizer, mesh, StopSignal())
+        run = StageContext(config, 0, model, self.tokenizer, mesh, PreemptionNotice())
         start = run.describe()
-        self.state = start_stage(config, 0, model, start, jax.device_put(parameters, replicated(mesh)))
-        self.iteration = Iteration(run, start, self.state)
+        self.state = init_train_state(
+            config, 0, model, start, jax.device_put(parameters, replicated(mesh))
+        )
+        self.iteration = PolicyTrainer(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0
         self.whole = PROMPTS * SAMPLES * new_tokens
 
     def run(self) -> dict[str, float]:
         """One iteration; its figures."""
         self.step += 1
-        rollouts, rewards, seconds = self.iteration.write(self.state, self.step)
-        state, figures = self.iteration.learn(self.state, rollouts, rewards, self.controller)
+        rollouts, rewards, seconds = self.iteration.generate_rollouts(self.state, self.step)
+        state, figures = self.iteration.update(self.state, rollouts, rewards, self.controller)
         self.state = dataclasses.replace(state, step=state.step + 1)
-        written = sum(len(rollout.reply) for rollout in rollouts)
+        written = sum(len(rollout.completion_tokens) for rollout in rollouts)
         if written != self.whole:
-            raise RuntimeError(f"{written} tokens were written, not {self.whole}: a reply ended early")
+            raise RuntimeError(
+                f"{written} tokens were written, not {self.whole}: a reply ended early"
+            )
         return figures | seconds
 
 
@@ -187,7 +242,9 @@ def our_step(letters: int) -> Step:
     """Text-only prompts."""
     folder = pathlib.Path(tempfile.mkdtemp())
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
-    return OurIteration(folder, cpu_model(), compute, spoken=False, judged=False, letters=letters).run
+    return OurIteration(
+        folder, cpu_model(), compute, spoken=False, judged=False, letters=letters
+    ).run
 
 
 class _Gate:
@@ -269,38 +326,56 @@ def trl_step(letters: int) -> Step:
 def parts(figures: Sequence[Mapping[str, float]]) -> str:
     """Median seconds of each part of an iteration."""
     names = [name for name in figures[0] if name.startswith("seconds/")]
-    medians = {name.removeprefix("seconds/"): float(np.median([one[name] for one in figures])) for name in names}
+    medians = {
+        name.removeprefix("seconds/"): float(np.median([one[name] for one in figures]))
+        for name in names
+    }
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in medians.items())
 
 
 def main() -> None:
     """Prints the parts of an iteration, then the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp())
     if options.shapes == "gpu":
-        compute = ComputeConfig(dtype="bfloat16", residual_dtype="float32", remat="full", loss_chunks=8)
+        compute = ComputeConfig(
+            dtype="bfloat16", residual_dtype="float32", remat="full", loss_chunks=8
+        )
         sizes = (folder, gpu_model(), compute)
-        ours = OurIteration(*sizes, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS, logit_std=GPU_LOGIT_STD)
+        ours = OurIteration(
+            *sizes, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS, logit_std=GPU_LOGIT_STD
+        )
         figures = [ours.run() for _ in range(20)]
         # In the first two, programs are compiled.
-        print(f"20 iterations of {PROMPTS} x {SAMPLES} replies of {GPU_NEW_TOKENS} tokens: {parts(figures[2:])}")
-        mismatches = [one["engine_mismatch"] for one in figures]
+        print(
+            f"20 iterations of {PROMPTS} x {SAMPLES} replies of {GPU_NEW_TOKENS} tokens: {parts(figures[2:])}"
+        )
+        mismatches = [one["sampler_mismatch"] for one in figures]
         mean, most = np.mean(mismatches), max(mismatches)
-        print(f"mean exp |log p of the engine - of the trainer|: {mean:.4f}, in one iteration {most:.4f} at most")
+        print(
+            f"mean exp |log p of the engine - of the trainer|: {mean:.4f}, in one iteration {most:.4f} at most"
+        )
         return
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
     ours = OurIteration(folder, cpu_model(), compute, spoken=True, judged=True)
     figures = [ours.run() for _ in range(4)][1:]
-    print(f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, judged: {parts(figures)}")
-    print(f"chunks encoded: {figures[0]['clips_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
+    print(
+        f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, judged: {parts(figures)}"
+    )
+    print(f"chunks encoded: {figures[0]['audio_chunks_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
     del ours
-    environments = {OURS: with_large_pages(os.environ, kept=True)}
+    environments = {OURS: allocator_environment(os.environ, keep_freed=True)}
     for letters in (SHORT, LONG):
-        sides = {OURS: functools.partial(our_step, letters), PEER: functools.partial(trl_step, letters)}
-        taken = contest(sides, rounds=options.rounds, steps=1, environments=environments)
+        sides = {
+            OURS: functools.partial(our_step, letters),
+            PEER: functools.partial(trl_step, letters),
+        }
+        taken = compare_speed(sides, rounds=options.rounds, steps=1, environments=environments)
         print(f"prompts of {letters} letters, {SAMPLES} replies of {NEW_TOKENS} tokens to each")
         for name, seconds in taken.items():
             print(f"  {name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")

@@ -14,7 +14,7 @@ from benchmarks.training_job import Job, Rows, draw_rows
 from stepaudio_jax.config import EncoderConfig, ModelConfig
 from tests.qwen2 import qwen2_config
 
-_NOT_LEARNT = -100
+_IGNORE_INDEX = -100
 _BETAS, _WEIGHT_DECAY = (0.9, 0.95), 0.1  # as in `OptimizerConfig`
 
 
@@ -22,14 +22,18 @@ def torch_step(job: Job) -> Step:
     """A closure that runs one training step and returns its loss."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
-        model = AudioLanguageModel(job.model, hears=job.data.chunks_per_row > 0)
+        model = AudioLanguageModel(job.model, has_audio=job.data.audio_chunks_per_seq > 0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        trained, lr=1e-5, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=device.type == "cuda"
+    )
     forward: Any = torch.compile(model) if job.compiled else model
     batch = {name: array.to(device) for name, array in padded(draw_rows(job), job).items()}
     parts = [
         dict(zip(batch, part, strict=True))
-        for part in zip(*(array.chunk(job.torch_micro_batches) for array in batch.values()), strict=True)
+        for part in zip(
+            *(array.chunk(job.torch_micro_batches) for array in batch.values()), strict=True
+        )
     ]
     half = job.compute.dtype == "bfloat16"
 
@@ -53,32 +57,44 @@ class AudioLanguageModel(torch.nn.Module):
 
     Args:
         config: the shape.
-        hears: whether there is sound at all.
+        has_audio: whether there is sound at all.
     """
 
-    def __init__(self, config: ModelConfig, *, hears: bool):
+    def __init__(self, config: ModelConfig, *, has_audio: bool):
         super().__init__()
         self.decoder = Qwen2ForCausalLM(qwen2_config(config.decoder)).train()
-        self.hears = hears
-        if hears:
+        self.has_audio = has_audio
+        if has_audio:
             width = config.encoder.hidden
-            self.encoder = Qwen2AudioEncoder(_qwen2_audio(config.encoder)).eval().requires_grad_(False)
-            self.conv = torch.nn.Conv1d(width, width, config.adaptor.kernel_size, stride=config.adaptor.stride, padding=1)
+            self.encoder = (
+                Qwen2AudioEncoder(_qwen2_audio(config.encoder)).eval().requires_grad_(False)
+            )
+            self.conv = torch.nn.Conv1d(
+                width, width, config.adaptor.kernel_size, stride=config.adaptor.stride, padding=1
+            )
             self.up = torch.nn.Linear(width, config.adaptor.ffn)
             self.down = torch.nn.Linear(config.adaptor.ffn, config.decoder.hidden)
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor, **heard: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, targets: torch.Tensor, **heard: torch.Tensor
+    ) -> torch.Tensor:
         """The mean next-token loss. Shapes: see `padded`."""
         embeddings = self.decoder.model.embed_tokens(tokens)
-        if self.hears:
+        if self.has_audio:
             with torch.no_grad():
-                features = self.encoder(heard["mel"], attention_mask=heard["frames_seen"]).last_hidden_state
+                features = self.encoder(
+                    heard["mel"], attention_mask=heard["frames_seen"]
+                ).last_hidden_state
             hidden = F.gelu(self.conv(features.transpose(1, 2))).transpose(1, 2)
             audio = self.down(F.relu(self.up(hidden)))
             audio = audio[heard["outputs_used"]].to(embeddings.dtype)
             embeddings = embeddings.masked_scatter(heard["is_audio"][..., None], audio)
-        logits = self.decoder(inputs_embeds=embeddings, attention_mask=heard.get("tokens_seen"), use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_NOT_LEARNT)
+        logits = self.decoder(
+            inputs_embeds=embeddings, attention_mask=heard.get("tokens_seen"), use_cache=False
+        ).logits
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORE_INDEX
+        )
 
 
 def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
@@ -86,21 +102,23 @@ def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
 
     The feature extractor pads every clip so, and the encoder takes no other length.
 
-    tokens, targets [D,T]. With sound besides: tokens_seen [D,T], mel [D,128,F], frames_seen [D,1,1,F/2], is_audio [D,T],
-    outputs_used [D,A].
+    tokens, targets [D,T]. With sound besides: tokens_seen [D,T], mel [D,128,F], frames_seen
+    [D,1,1,F/2], is_audio [D,T], outputs_used [D,A].
     """
     dialogues = list(itertools.chain.from_iterable(rows))
     shape = (len(dialogues), max(dialogue.tokens.size for dialogue in dialogues))
-    tokens, targets = np.zeros(shape, np.int64), np.full(shape, _NOT_LEARNT)
+    tokens, targets = np.zeros(shape, np.int64), np.full(shape, _IGNORE_INDEX)
     seen, is_audio = np.zeros(shape, bool), np.zeros(shape, bool)
     for place, dialogue in enumerate(dialogues):
         length = dialogue.tokens.size
         tokens[place, :length] = dialogue.tokens
-        targets[place, :length] = np.where(dialogue.loss_weights > 0, dialogue.targets, _NOT_LEARNT)
+        targets[place, :length] = np.where(
+            dialogue.loss_weights > 0, dialogue.targets, _IGNORE_INDEX
+        )
         seen[place, :length] = True
-        is_audio[place, :length] = dialogue.audio_slot >= 0
+        is_audio[place, :length] = dialogue.audio_index >= 0
     batch: dict[str, np.ndarray] = {"tokens": tokens, "targets": targets}
-    if job.data.chunks_per_row:
+    if job.data.audio_chunks_per_seq:
         frames = 2 * job.model.encoder.positions
         mel = np.zeros((len(dialogues), job.model.encoder.mel_bins, frames), np.float32)
         frames_seen = np.zeros((len(dialogues), 1, 1, frames // 2), bool)
@@ -110,7 +128,13 @@ def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
             mel[place, :, : clip.shape[1]] = clip
             frames_seen[place, ..., : clip.shape[1] // 2] = True
             used[place, : is_audio[place].sum()] = True
-        batch |= {"tokens_seen": seen, "is_audio": is_audio, "mel": mel, "frames_seen": frames_seen, "outputs_used": used}
+        batch |= {
+            "tokens_seen": seen,
+            "is_audio": is_audio,
+            "mel": mel,
+            "frames_seen": frames_seen,
+            "outputs_used": used,
+        }
     return {name: torch.tensor(array) for name, array in batch.items()}
 
 

@@ -1,12 +1,13 @@
 """Training speed, ours against transformers with torch's AdamW: tokens a second, the ratio, the share of the machine's peak.
 
 `python -m benchmarks.train_step` runs on a CPU: a 30 M-parameter decoder in fp32, text alone and packed dialogues with sound,
-on torch's side padded as its users pad them: texts to the longest, clips to the 30 s of Qwen2-Audio's encoder.
-`--shapes=gpu` runs a 3 B decoder in bf16 on one GPU of 141 GB. Each side has a process of its own. On a CPU they take turns;
-on a GPU the second begins when the first has given up its memory: ours cuts the batch in two and keeps of a layer the results
-of products and of attention, torch's cuts it in four and keeps all. Both see the same dialogues, fp32 parameters and moments,
-AdamW with clipping; padding is not counted as tokens. On a CPU our process begins with large memory pages, as our programs do;
-torch was found to be no faster with them.
+on torch's side padded as its users pad them: texts to the longest, clips to the 30 s of
+Qwen2-Audio's encoder. `--shapes=gpu` runs a 3 B decoder in bf16 on one GPU of 141 GB. Each side has
+a process of its own. On a CPU they take turns; on a GPU the second begins when the first has given
+up its memory: ours cuts the batch in two and keeps of a layer the results of products and of
+attention, torch's cuts it in four and keeps all. Both see the same dialogues, fp32 parameters and
+moments, AdamW with clipping; padding is not counted as tokens. On a CPU our process begins with
+large memory pages, as our programs do; torch was found to be no faster with them.
 """
 
 import argparse
@@ -17,10 +18,10 @@ import os
 import jax
 import torch
 
-from benchmarks.contest import Step, contest
+from benchmarks.contest import Step, compare_speed
 from benchmarks.torch_training import torch_step
 from benchmarks.training_job import Job, draw_rows
-from launch.large_pages import with_large_pages
+from launch.large_pages import allocator_environment
 from stepaudio_jax.config import (
     AdaptorConfig,
     ComputeConfig,
@@ -33,11 +34,11 @@ from stepaudio_jax.config import (
     SourceConfig,
     StageConfig,
 )
-from stepaudio_jax.data.assembly import assemble, batch_shape
-from stepaudio_jax.models import initial_parameters
+from stepaudio_jax.data.assembly import batch_shape, collate
+from stepaudio_jax.models import init_parameters
 from stepaudio_jax.parallel import make_mesh, peak_flops
 from stepaudio_jax.training.flops import part_flops
-from stepaudio_jax.training.start import describe_stage, start_stage
+from stepaudio_jax.training.start import abstract_train_state, init_train_state
 from stepaudio_jax.training.step import make_train_step
 
 SOURCES = (SourceConfig(path="drawn"),)
@@ -51,36 +52,55 @@ def cpu_jobs() -> list[Job]:
         encoder=EncoderConfig(hidden=384, heads=6, layers=4),
         adaptor=AdaptorConfig(ffn=512),
         decoder=DecoderConfig(
-            vocab_size=6144, hidden=512, ffn=1536, layers=8, heads=8, kv_heads=2, head_dim=64, max_positions=512
+            vocab_size=6144,
+            hidden=512,
+            ffn=1536,
+            layers=8,
+            heads=8,
+            kv_heads=2,
+            head_dim=64,
+            max_positions=512,
         ),
         length_convention="vllm",
     )
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
-    text = DataConfig(sources=SOURCES, rows=4, tokens_per_row=512, chunks_per_row=0)
-    sound = dataclasses.replace(text, chunks_per_row=3, frames_per_chunk=1200)
-    return [Job(name=name, model=model, data=data, compute=compute) for name, data in (("text", text), ("sound", sound))]
+    text = DataConfig(sources=SOURCES, batch_size=4, seq_len=512, audio_chunks_per_seq=0)
+    sound = dataclasses.replace(text, audio_chunks_per_seq=3, mel_frames_per_chunk=1200)
+    return [
+        Job(name=name, model=model, data=data, compute=compute)
+        for name, data in (("text", text), ("sound", sound))
+    ]
 
 
 def gpu_jobs() -> list[Job]:
     """Qwen2.5-3B's shape, 32 768 tokens in rows of 4 096 and of 8 192.
 
-    Layers are unrolled: a loop over them writes what is kept into arrays of all layers, filled with zeros before, and 7 % of a
-    step's time went there.
+    Layers are unrolled: a loop over them writes what is kept into arrays of all layers, filled with
+    zeros before, and 7 % of a step's time went there.
     """
     decoder = DecoderConfig(
-        vocab_size=151936, hidden=2048, ffn=11008, layers=36, heads=16, kv_heads=2, head_dim=128, max_positions=8192
+        vocab_size=151936,
+        hidden=2048,
+        ffn=11008,
+        layers=36,
+        heads=16,
+        kv_heads=2,
+        head_dim=128,
+        max_positions=8192,
     )
     compute = ComputeConfig(
         dtype="bfloat16",
         remat="save",
-        remat_names=("query", "key", "value", "attended", "projected", "gate", "up"),
+        remat_names=("query", "key", "value", "attn_out", "attn_proj", "gate", "up"),
         unroll=0,
     )
     return [
         Job(
             name=f"{tokens} tokens",
             model=ModelConfig(encoder=EncoderConfig(hidden=64, heads=4, layers=1), decoder=decoder),
-            data=DataConfig(sources=SOURCES, rows=32768 // tokens, tokens_per_row=tokens, chunks_per_row=0),
+            data=DataConfig(
+                sources=SOURCES, batch_size=32768 // tokens, seq_len=tokens, audio_chunks_per_seq=0
+            ),
             compute=compute,
             compiled=True,
             micro_batches=2,
@@ -92,13 +112,23 @@ def gpu_jobs() -> list[Job]:
 
 def our_step(job: Job) -> Step:
     """A closure that runs one training step and returns its loss."""
-    trainable: tuple[Part, ...] = ("adaptor", "decoder") if job.data.chunks_per_row else ("decoder",)
-    stage = StageConfig(name="speed", steps=1000, data=job.data, trainable=trainable, gradient_accumulation=job.micro_batches)
+    trainable: tuple[Part, ...] = (
+        ("adaptor", "decoder") if job.data.audio_chunks_per_seq else ("decoder",)
+    )
+    stage = StageConfig(
+        name="speed",
+        steps=1000,
+        data=job.data,
+        trainable=trainable,
+        gradient_accumulation_steps=job.micro_batches,
+    )
     config = Config(run_dir="none", stages=(stage,), model=job.model, compute=job.compute)
-    start = describe_stage(config, 0, job.model, make_mesh(config.mesh))
-    state = start_stage(config, 0, job.model, start, initial_parameters(job.model, jax.random.key(0), job.compute))
-    step = jax.jit(make_train_step(start.definition, stage, start.optimizer), donate_argnums=0)
-    batch = assemble(draw_rows(job), batch_shape(job.data, None, pad_token=0))
+    start = abstract_train_state(config, 0, job.model, make_mesh(config.mesh))
+    state = init_train_state(
+        config, 0, job.model, start, init_parameters(job.model, jax.random.key(0), job.compute)
+    )
+    step = jax.jit(make_train_step(start.model_def, stage, start.optimizer), donate_argnums=0)
+    batch = collate(draw_rows(job), batch_shape(job.data, None, pad_token=0))
 
     def run() -> float:
         nonlocal state
@@ -120,7 +150,9 @@ def product_step(job: Job) -> Step:
 
 def main() -> None:
     """Times both sides on every job and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--jobs", nargs="*", help="of those, by name; all of them unless told")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
@@ -143,13 +175,15 @@ def on_a_cpu(job: Job, rounds: int, steps: int) -> None:
         PEER: functools.partial(torch_step, job),
         PRODUCT: functools.partial(product_step, job),
     }
-    as_launched = {OURS: with_large_pages(os.environ, kept=True)}
-    taken = contest(contestants, rounds=rounds, steps=steps, environments=as_launched)
+    as_launched = {OURS: allocator_environment(os.environ, keep_freed=True)}
+    taken = compare_speed(contestants, rounds=rounds, steps=steps, environments=as_launched)
     peak = 2 * PRODUCT_SIZE**3 / taken[PRODUCT]
     print(f"{job.name}: {token_count(job)} tokens a step")
     for name in (OURS, PEER):
         show(job, name, taken[name], peak)
-    print(f"  peak: {peak / 1e9:.0f} GFLOP/s, of a product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices by torch")
+    print(
+        f"  peak: {peak / 1e9:.0f} GFLOP/s, of a product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices by torch"
+    )
     print(f"  ratio {taken[PEER] / taken[OURS]:.2f}", flush=True)
 
 
@@ -160,7 +194,9 @@ def on_one_gpu(job: Job, rounds: int, steps: int) -> None:
     print(f"{job.name}: {token_count(job)} tokens a step on {kind}", flush=True)
     taken: dict[str, float] = {}
     for name, prepare in {OURS: our_step, PEER: torch_step}.items():
-        taken |= contest({name: functools.partial(prepare, job)}, rounds=1, steps=rounds * steps)
+        taken |= compare_speed(
+            {name: functools.partial(prepare, job)}, rounds=1, steps=rounds * steps
+        )
         show(job, name, taken[name], peak_flops(kind))
     print(f"  ratio {taken[PEER] / taken[OURS]:.2f}", flush=True)
 
@@ -168,7 +204,7 @@ def on_one_gpu(job: Job, rounds: int, steps: int) -> None:
 def show(job: Job, name: str, seconds: float, peak: float | None) -> None:
     """Prints what was measured of one side: seconds of a step, `peak` in operations a second."""
     share = ""
-    if peak and not job.data.chunks_per_row:  # where nothing is padded, all work is useful
+    if peak and not job.data.audio_chunks_per_seq:  # where nothing is padded, all work is useful
         share = f"{decoder_flops(job) / seconds / peak:7.1%} of the peak"
     print(f"  {name:22s} {token_count(job) / seconds:8.0f} tokens/s {share}".rstrip(), flush=True)
 

@@ -1,6 +1,7 @@
 """Audio-centric mid-training, then cold-start SFT, of a 32 B model in one run, for a v5p pod slice of 256 chips (`v5p:4x8x8`).
 
-The decoder is Qwen2.5-32B, the encoder Qwen2-Audio's, the adaptor fresh: the first stage teaches it alone.
+The decoder is Qwen2.5-32B, the encoder Qwen2-Audio's, the adaptor fresh: the first stage teaches it
+alone.
 
 python -m launch.train --config=configs/midtrain_32b.py --config.initial.decoder=DIR --config.initial.encoder=DIR
 """
@@ -19,13 +20,16 @@ from stepaudio_jax.config import (
 
 
 def get_config() -> Config:
-    shape = {"rows": 256, "tokens_per_row": 8192, "chunks_per_row": 6}
+    shape = {"batch_size": 256, "seq_len": 8192, "audio_chunks_per_seq": 6}
     mixture = (
         SourceConfig(path="data/midtrain/speech/*.jsonl", weight=4.0),
         SourceConfig(path="data/midtrain/sound/*.jsonl", weight=2.0),
         SourceConfig(path="data/midtrain/text/*.jsonl", weight=4.0),
     )
-    dialogues = (SourceConfig(path="data/sft/audio/*.jsonl"), SourceConfig(path="data/sft/text/*.jsonl"))
+    dialogues = (
+        SourceConfig(path="data/sft/audio/*.jsonl"),
+        SourceConfig(path="data/sft/text/*.jsonl"),
+    )
     return Config(
         run_dir="runs/midtrain_32b",
         model=ModelConfig.presets()["r1_32b"],

@@ -5,7 +5,15 @@ python -m launch.plan --config=configs/plan_text_32b.py --topology=v5p:4x4x4
 
 import dataclasses
 
-from stepaudio_jax.config import ComputeConfig, Config, DataConfig, ModelConfig, OptimizerConfig, SourceConfig, StageConfig
+from stepaudio_jax.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    StageConfig,
+)
 
 
 def get_config() -> Config:
@@ -18,7 +26,12 @@ def get_config() -> Config:
             StageConfig(
                 name="text",
                 steps=1000,
-                data=DataConfig(sources=(SourceConfig(path="data/text.jsonl"),), rows=1, tokens_per_row=4096, chunks_per_row=0),
+                data=DataConfig(
+                    sources=(SourceConfig(path="data/text.jsonl"),),
+                    batch_size=1,
+                    seq_len=4096,
+                    audio_chunks_per_seq=0,
+                ),
                 trainable=("decoder",),
                 optimizer=OptimizerConfig(learning_rate=1e-5),
             ),

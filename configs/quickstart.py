@@ -18,14 +18,19 @@ CORPUS = "runs/corpus/quickstart"
 
 def sources(split: str) -> tuple[SourceConfig, ...]:
     return (
-        SourceConfig(path=f"{CORPUS}/{split}/heard.jsonl", weight=2.0),
+        SourceConfig(path=f"{CORPUS}/{split}/audio_qa.jsonl", weight=2.0),
         SourceConfig(path=f"{CORPUS}/{split}/two_turn.jsonl"),
         SourceConfig(path=f"{CORPUS}/{split}/text.jsonl", weight=0.5),
     )
 
 
 def get_config() -> Config:
-    shape = {"rows": 8, "tokens_per_row": 960, "chunks_per_row": 7, "frames_per_chunk": 224}
+    shape = {
+        "batch_size": 8,
+        "seq_len": 960,
+        "audio_chunks_per_seq": 7,
+        "mel_frames_per_chunk": 224,
+    }
     return Config(
         run_dir="runs/quickstart/train",
         initial=InitialWeights(model="models/tiny_base"),
@@ -35,10 +40,14 @@ def get_config() -> Config:
                 steps=240,
                 data=DataConfig(
                     sources=sources("train"),
-                    augmentation=AugmentationConfig(silence_probability=0.06, noise_probability=0.3, gain_db=(-6.0, 6.0)),
+                    augmentation=AugmentationConfig(
+                        silence_probability=0.06, noise_probability=0.3, gain_db=(-6.0, 6.0)
+                    ),
                     **shape,
                 ),
-                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=120),
+                evaluation=EvaluationConfig(
+                    data=DataConfig(sources=sources("validation"), **shape), every_steps=120
+                ),
                 optimizer=OptimizerConfig(
                     name="muon",
                     learning_rate=8e-4,

@@ -22,10 +22,10 @@ def get_config() -> Config:
                 steps=200,
                 data=DataConfig(
                     sources=(SourceConfig(path="runs/quickstart_rlhf/data/manners.jsonl"),),
-                    rows=8,
-                    tokens_per_row=480,
-                    chunks_per_row=7,
-                    frames_per_chunk=224,
+                    batch_size=8,
+                    seq_len=480,
+                    audio_chunks_per_seq=7,
+                    mel_frames_per_chunk=224,
                 ),
                 optimizer=OptimizerConfig(
                     name="muon",

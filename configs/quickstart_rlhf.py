@@ -1,6 +1,7 @@
 """The demonstration of RLHF: preference and rubric judged together in one stage (`make quickstart-rlhf`, `make trap`).
 
-The other arms of `make trap` are this run with other rewards or prompts, see `stepaudio_jax.quickstart.trap`.
+The other arms of `make trap` are this run with other rewards or prompts, see
+`stepaudio_jax.quickstart.trap`.
 """
 
 from stepaudio_jax.config import (
@@ -32,13 +33,14 @@ def get_config() -> Config:
                 data=DataConfig(
                     sources=(
                         SourceConfig(path="runs/quickstart_rlhf/data/preference.jsonl"),
-                        # Two requests to be told apart, and what they ask for is not what preference likes.
+                        # Two requests to be told apart, and what they ask for is not what
+                        # preference likes.
                         SourceConfig(path="runs/quickstart_rlhf/data/rubric.jsonl", weight=2.0),
                     ),
-                    rows=8,
-                    tokens_per_row=256,
-                    chunks_per_row=4,
-                    frames_per_chunk=224,
+                    batch_size=8,
+                    seq_len=256,
+                    audio_chunks_per_seq=4,
+                    mel_frames_per_chunk=224,
                 ),
                 optimizer=OptimizerConfig(
                     name="muon",
@@ -49,20 +51,24 @@ def get_config() -> Config:
                     weight_decay=0.0,
                 ),
                 rl=RLConfig(
-                    rollout=RolloutConfig(prompts=16, samples=8, max_new_tokens=48, slots=64),
+                    rollout=RolloutConfig(
+                        num_prompts=16, num_generations=8, max_new_tokens=48, slots=64
+                    ),
                     rewards=(RewardConfig(judge_weight=1.0),),
                     judge=JudgeConfig(
                         folder="models/tiny_judge",
                         prompt="configs/tiny_judge.txt",
-                        levels=3,
+                        preference_levels=3,
                         max_tokens=224,
                         slots=64,
                     ),
                     # Rubrics differ by less than preferences do: advantages are made of one size.
-                    policy=PolicyConfig(baseline="grpo", kl_coefficient=0.15),
+                    policy=PolicyConfig(advantage_estimator="grpo", kl_coef=0.15),
                 ),
             ),
         ),
-        compute=ComputeConfig(dtype="float32", remat="none"),  # layers in a loop: a run this short pays more for compiling
+        compute=ComputeConfig(
+            dtype="float32", remat="none"
+        ),  # layers in a loop: a run this short pays more for compiling
         checkpoint=CheckpointConfig(every_steps=20),
     )

@@ -2,7 +2,7 @@
 
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:4x4x8
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 --config.stages.rlhf.trainable='("adaptor",)' \
-  --config.stages.rlhf.lora.rank=32 --config.stages.rlhf.data.rows=32
+  --config.stages.rlhf.lora.rank=32 --config.stages.rlhf.data.batch_size=32
 python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR --config.stages.rlhf.data.sources.0.path=FILE \
   --config.stages.rlhf.rl.judge.url=http://JUDGE/v1 --config.stages.rlhf.rl.judge.model=NAME
 """
@@ -34,16 +34,24 @@ def get_config() -> Config:
                 name="rlhf",
                 steps=500,
                 objective="policy",
-                # A prompt with up to 75 s of sound and its reply in each row, or several short ones.
+                # A prompt with up to 75 s of sound and its reply in each row, or several short
+                # ones.
                 data=DataConfig(
-                    sources=(SourceConfig(path="data/preferences.jsonl"),), rows=128, tokens_per_row=4096, chunks_per_row=3
+                    sources=(SourceConfig(path="data/preferences.jsonl"),),
+                    batch_size=128,
+                    seq_len=4096,
+                    audio_chunks_per_seq=3,
                 ),
-                optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant", warmup_steps=10, weight_decay=0.0),
+                optimizer=OptimizerConfig(
+                    learning_rate=1e-6, decay="constant", warmup_steps=10, weight_decay=0.0
+                ),
                 rl=RLConfig(
-                    rollout=RolloutConfig(prompts=64, samples=16, max_new_tokens=2048, slots=256, tensor=8),
+                    rollout=RolloutConfig(
+                        num_prompts=64, num_generations=16, max_new_tokens=2048, slots=256, tensor=8
+                    ),
                     rewards=(RewardConfig(judge_weight=1.0, format_weight=0.2),),
                     judge=JudgeConfig(url="http://localhost:8000/v1", model="judge"),
-                    policy=PolicyConfig(kl_coefficient=0.01),
+                    policy=PolicyConfig(kl_coef=0.01),
                 ),
             ),
         ),

@@ -13,7 +13,9 @@ def get_config() -> Config:
             StageConfig(
                 name="sft",
                 steps=1000,
-                data=DataConfig(sources=(SourceConfig(path="data/dialogues.jsonl"),), rows=8, tokens_per_row=4096),
+                data=DataConfig(
+                    sources=(SourceConfig(path="data/dialogues.jsonl"),), batch_size=8, seq_len=4096
+                ),
                 optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=50),
             ),
         ),

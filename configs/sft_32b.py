@@ -27,7 +27,10 @@ def get_config() -> Config:
                 steps=2000,
                 # One row of 4 096 tokens a chip, with up to 75 s of sound.
                 data=DataConfig(
-                    sources=(SourceConfig(path="data/dialogues.jsonl"),), rows=64, tokens_per_row=4096, chunks_per_row=3
+                    sources=(SourceConfig(path="data/dialogues.jsonl"),),
+                    batch_size=64,
+                    seq_len=4096,
+                    audio_chunks_per_seq=3,
                 ),
                 optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100),
             ),

@@ -25,7 +25,10 @@ def get_config() -> Config:
                 name="sft",
                 steps=2000,
                 data=DataConfig(
-                    sources=(SourceConfig(path="data/dialogues.jsonl"),), rows=64, tokens_per_row=4096, chunks_per_row=3
+                    sources=(SourceConfig(path="data/dialogues.jsonl"),),
+                    batch_size=64,
+                    seq_len=4096,
+                    audio_chunks_per_seq=3,
                 ),
                 optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100),
             ),

@@ -1,11 +1,13 @@
 """The small base model: from nothing to hearing words, speaker and manner of speech, on two cores (`make tiny-base`).
 
-Mid-training on "what do you hear" and text. There are no weights to start from, so the encoder learns too, helped by auxiliary
-losses: word-level CTC on the adaptor's output and attribute classifiers on the encoder's mean feature.
+Mid-training on "what do you hear" and text. There are no weights to start from, so the encoder
+learns too, helped by auxiliary losses: word-level CTC on the adaptor's output and attribute
+classifiers on the encoder's mean feature.
 
-The learning rate decides how well a run ends: with Muon's at 0.014 the held-out next-token loss was 0.31 half-way and 0.077
-in the end (the model that ships), with 0.02 it was 0.61 and 0.200, AdamW's being a tenth of either. Seed and rounding, which a
-change of the program is enough for, move it too.
+The learning rate decides how well a run ends: with Muon's at 0.014 the held-out next-token loss was
+0.31 half-way and 0.077 in the end (the model that ships), with 0.02 it was 0.61 and 0.200, AdamW's
+being a tenth of either. Seed and rounding, which a change of the program is enough for, move it
+too.
 """
 
 from stepaudio_jax.config import (
@@ -32,21 +34,35 @@ MODEL = ModelConfig(
     encoder=EncoderConfig(hidden=128, heads=4, layers=4),
     adaptor=AdaptorConfig(ffn=256),
     decoder=DecoderConfig(
-        vocab_size=1024, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2, head_dim=32, rope_theta=1e4, max_positions=4096
+        vocab_size=1024,
+        hidden=128,
+        ffn=384,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        rope_theta=1e4,
+        max_positions=4096,
     ),
 )
 
 
 def sources(split: str) -> tuple[SourceConfig, ...]:
     return (
-        SourceConfig(path=f"{CORPUS}/{split}/heard.jsonl", weight=3.0),
+        SourceConfig(path=f"{CORPUS}/{split}/audio_qa.jsonl", weight=3.0),
         SourceConfig(path=f"{CORPUS}/{split}/two_turn.jsonl", weight=0.6),
         SourceConfig(path=f"{CORPUS}/{split}/text.jsonl", weight=0.8),
     )
 
 
 def get_config() -> Config:
-    shape = {"rows": 8, "tokens_per_row": 416, "chunks_per_row": 4, "frames_per_chunk": 224, "history_reasoning": True}
+    shape = {
+        "batch_size": 8,
+        "seq_len": 416,
+        "audio_chunks_per_seq": 4,
+        "mel_frames_per_chunk": 224,
+        "history_reasoning": True,
+    }
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
@@ -67,10 +83,12 @@ def get_config() -> Config:
                         time_masks=1,
                         time_mask_frames=10,
                     ),
-                    packing_rows=8,
+                    packing_bins_per_seq=8,
                     **shape,
                 ),
-                evaluation=EvaluationConfig(data=DataConfig(sources=sources("validation"), **shape), every_steps=400),
+                evaluation=EvaluationConfig(
+                    data=DataConfig(sources=sources("validation"), **shape), every_steps=400
+                ),
                 optimizer=OptimizerConfig(
                     name="muon",
                     learning_rate=1.4e-3,
@@ -80,7 +98,12 @@ def get_config() -> Config:
                     final_learning_rate_fraction=0.02,
                     weight_decay=0.01,
                 ),
-                auxiliary=AuxiliaryConfig(ctc_weight=0.3, ctc_words=vocabulary(), attribute_weight=0.5, attributes=ATTRIBUTES),
+                auxiliary=AuxiliaryConfig(
+                    ctc_weight=0.3,
+                    ctc_words=vocabulary(),
+                    attribute_weight=0.5,
+                    attributes=ATTRIBUTES,
+                ),
             ),
         ),
         compute=ComputeConfig(dtype="float32", remat="none", unroll=0),

@@ -18,9 +18,9 @@ def stage(name: str) -> StageConfig:
         steps=1000,
         data=DataConfig(
             sources=(SourceConfig(path="runs/quickstart_rlhf/data/judge.jsonl"),),
-            rows=8,
-            tokens_per_row=1024,
-            chunks_per_row=0,
+            batch_size=8,
+            seq_len=1024,
+            audio_chunks_per_seq=0,
         ),
         optimizer=OptimizerConfig(
             name="muon",
@@ -38,7 +38,8 @@ def get_config() -> Config:
     return Config(
         run_dir="runs/tiny_judge",
         initial=InitialWeights(model="runs/quickstart/train/model"),
-        # Once more from a high rate: after one descent it still takes one reply's words for the other's.
+        # Once more from a high rate: after one descent it still takes one reply's words for the
+        # other's.
         stages=(stage("judge"), stage("judge_again")),
         compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
         checkpoint=CheckpointConfig(every_steps=100),

@@ -1,7 +1,8 @@
 """Takes the model out of a run's checkpoint: `python -m launch.checkpoint RUN_DIR --output DIR [--stage NAME] [--step N]`.
 
-For a run that is under way, was stopped, or has diverged, and for the best of its steps (`checkpoint.keep_best`). It is written
-as the run itself writes its finished `model/`. Where that is too large for one machine: the same command on several, with
+For a run that is under way, was stopped, or has diverged, and for the best of its steps
+(`checkpoint.keep_best`). It is written as the run itself writes its finished `model/`. Where that
+is too large for one machine: the same command on several, with
 --distributed.
 """
 
@@ -9,31 +10,47 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch.distributed import FLAG, join
-from launch.errors import reported
+from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
+from launch.errors import exit_on_error
 from stepaudio_jax.storage import user_path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses arguments and writes the model; prints its folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=user_path, help="the folder of a run")
-    parser.add_argument("--output", type=user_path, required=True, help="the folder to write; must not exist")
+    parser.add_argument(
+        "--output", type=user_path, required=True, help="the folder to write; must not exist"
+    )
     parser.add_argument("--stage", help="default: the last one that has a checkpoint")
     parser.add_argument("--step", type=int, help="of the stage; default: the last one saved")
-    parser.add_argument(FLAG, nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX", help="see launch.train")
+    parser.add_argument(
+        DISTRIBUTED_FLAG,
+        nargs="?",
+        const="",
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="see launch.train",
+    )
     options = parser.parse_args(arguments)
-    with reported("nothing was written; start the same command again"):
+    with exit_on_error("nothing was written; start the same command again"):
         if options.distributed is not None:
-            join(f"{FLAG}={options.distributed}" if options.distributed else FLAG)
+            initialize_distributed(
+                f"{DISTRIBUTED_FLAG}={options.distributed}"
+                if options.distributed
+                else DISTRIBUTED_FLAG
+            )
         import jax
 
         from stepaudio_jax.config import MeshConfig
-        from stepaudio_jax.parallel import make_mesh, slice_count
-        from stepaudio_jax.training import save_model_of
+        from stepaudio_jax.parallel import make_mesh, num_slices
+        from stepaudio_jax.training import export_checkpoint
 
-        mesh = make_mesh(MeshConfig(slices=slice_count(jax.devices())))
-        save_model_of(options.run_dir, options.output, mesh, stage=options.stage, step=options.step)
+        mesh = make_mesh(MeshConfig(slices=num_slices(jax.devices())))
+        export_checkpoint(
+            options.run_dir, options.output, mesh, stage=options.stage, step=options.step
+        )
         print(options.output)
 
 

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.storage import OutputError, shorten_words
 
-MISTAKE = 2
-INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
-TRY_AGAIN = 75  # EX_TEMPFAIL: start the same command again
-DIVERGED = 3
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: start the same command again
+EXIT_DIVERGED = 3
 
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Returns the errors that are a user's mistake.
 
-    Their modules are imported here, and not with the program: some take seconds, and mistakes in the command line need none.
+    Their modules are imported here, and not with the program: some take seconds, and mistakes in
+    the command line need none.
     """
     from stepaudio_jax.audio import AudioError
     from stepaudio_jax.corpus import CorpusError
@@ -30,34 +31,52 @@ def user_errors() -> tuple[type[Exception], ...]:
     from stepaudio_jax.text import TextError
 
     return (
-        *(AudioError, ConfigError, CorpusError, DataError, CheckpointError, GenerationError, OutputError, ReportError),
+        *(
+            AudioError,
+            ConfigError,
+            CorpusError,
+            DataError,
+            CheckpointError,
+            GenerationError,
+            OutputError,
+            ReportError,
+        ),
         *(ShardingError, TextError),
-        OSError,  # it names the file that the system refused, and why: a full disk, a folder that may not be written
+        # it names the file that the system refused, and why: a full disk, a folder that may not be
+        # written
+        OSError,
     )
 
 
 @contextlib.contextmanager
-def reported(go_on: str | Callable[[], str] = "") -> Iterator[None]:
+def exit_on_error(on_interrupt: str | Callable[[], str] = "") -> Iterator[None]:
     """Turns what ends a program into one line on standard error and an exit code.
 
-    2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 3 for one that diverged or whose judge
-    gave too few verdicts; and 130 for Ctrl-C, also where it let a run save first.
+    2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 3 for one
+    that diverged or whose judge gave too few verdicts; and 130 for Ctrl-C, also where it let a run
+    save first.
 
     Args:
-        go_on: what is said at Ctrl-C, or what says it: what is kept, and how to go on. Empty: nothing is said.
+        on_interrupt: what is said at Ctrl-C, or what says it: what is kept, and how to go on.
+            Empty: nothing is said.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's chatter, and its traces of what it raises
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # Orbax's chatter, and its traces of what it raises
     try:
         yield
     except KeyboardInterrupt:
-        if go_on:
-            print(f"\ninterrupted: {go_on() if callable(go_on) else go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        if on_interrupt:
+            print(
+                f"\ninterrupted: {on_interrupt() if callable(on_interrupt) else on_interrupt}",
+                file=sys.stderr,
+            )
+        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             raise
-        mistake = "" if code in (TRY_AGAIN, INTERRUPTED) else "error: "
+        mistake = "" if code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) else "error: "
         print(f"{mistake}{shorten_words(' '.join(str(error).splitlines()))}", file=sys.stderr)
         sys.exit(code)
 
@@ -73,12 +92,12 @@ def kept_lines(output: str) -> str:
 def _exit_code(error: Exception) -> int | None:
     """Returns the exit code of a program that an error ends; None for one that is no user's doing."""
     if isinstance(error, (ConfigError, OutputError, OSError)):  # whose modules need no JAX
-        return MISTAKE
+        return EXIT_USER_ERROR
     if isinstance(error, user_errors()):
-        return MISTAKE
+        return EXIT_USER_ERROR
     from stepaudio_jax.rl.judge import JudgeError
     from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
 
     if isinstance(error, InterruptedRunError):
-        return INTERRUPTED if error.by_keyboard else TRY_AGAIN
-    return DIVERGED if isinstance(error, DivergedError | JudgeError) else None
+        return EXIT_INTERRUPTED if error.by_keyboard else EXIT_RESUMABLE
+    return EXIT_DIVERGED if isinstance(error, DivergedError | JudgeError) else None

@@ -1,8 +1,8 @@
 """Answers dialogues: `python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl`.
 
-Interrupted (Ctrl-C) and started again, it goes on where it was; finished, it is not done again. Nothing that another job or
-the user made is replaced. A dialogue that cannot be answered gets a line that says why, and the
-exit code is then 2.
+Interrupted (Ctrl-C) and started again, it goes on where it was; finished, it is not done again.
+Nothing that another job or the user made is replaced. A dialogue that cannot be answered gets a
+line that says why, and the exit code is then 2.
 """
 
 import argparse
@@ -10,59 +10,142 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from launch.errors import MISTAKE, kept_lines, reported
+from launch.errors import EXIT_USER_ERROR, exit_on_error, kept_lines
 from stepaudio_jax.config import AudioChannel, DataConfig
-from stepaudio_jax.storage import check_output_file, expand_home, has_mark
+from stepaudio_jax.storage import check_output_file, expand_home, has_job_mark
 
 if TYPE_CHECKING:
-    from stepaudio_jax.generation import Outcome
+    from stepaudio_jax.generation import JobSummary
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses arguments and answers; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", type=expand_home, required=True, help="a Hugging Face folder or a checkpoint of this project"
-    )
-    parser.add_argument("--input", type=expand_home, required=True, help="JSONL of dialogues that end in a user's turn")
-    parser.add_argument("--output", type=expand_home, required=True, help="JSONL of replies, one line for each dialogue")
-    parser.add_argument("--num-samples", type=int, default=1, help="replies to each dialogue (default 1)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0: always the most probable token (default 0.7)")
-    parser.add_argument("--top-k", type=int, default=0, help="so many of the most probable tokens (default 0: all)")
-    parser.add_argument("--top-p", type=float, default=0.9, help="mass of the nucleus (default 0.9)")
-    parser.add_argument("--min-p", type=float, default=0.0, help="least share of the best token's probability (default 0)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 against repetition (default 1)")
-    parser.add_argument(
-        "--presence-penalty", type=float, default=0.0, help="above 0 against tokens that the reply has (-2 to 2, default 0)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--frequency-penalty", type=float, default=0.0, help="the same, once for each time it has them (-2 to 2, default 0)"
+        "--model",
+        type=expand_home,
+        required=True,
+        help="a Hugging Face folder or a checkpoint of this project",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=2048, help="of a reply with its reasoning (default 2048)")
-    parser.add_argument("--max-reasoning-tokens", type=int, help="the reasoning is ended there (default: nowhere)")
-    parser.add_argument("--stop", action="append", default=[], help="a text that ends the reply; may be given several times")
-    parser.add_argument("--stop-in-reasoning", action="store_true", help="--stop ends the reasoning too, and all with it")
+    parser.add_argument(
+        "--input",
+        type=expand_home,
+        required=True,
+        help="JSONL of dialogues that end in a user's turn",
+    )
+    parser.add_argument(
+        "--output",
+        type=expand_home,
+        required=True,
+        help="JSONL of replies, one line for each dialogue",
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, help="replies to each dialogue (default 1)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        help="0: always the most probable token (default 0.7)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="so many of the most probable tokens (default 0: all)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=0.9, help="mass of the nucleus (default 0.9)"
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="least share of the best token's probability (default 0)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1 against repetition (default 1)",
+    )
+    parser.add_argument(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        help="above 0 against tokens that the reply has (-2 to 2, default 0)",
+    )
+    parser.add_argument(
+        "--frequency-penalty",
+        type=float,
+        default=0.0,
+        help="the same, once for each time it has them (-2 to 2, default 0)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=2048,
+        help="of a reply with its reasoning (default 2048)",
+    )
+    parser.add_argument(
+        "--max-reasoning-tokens", type=int, help="the reasoning is ended there (default: nowhere)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        help="a text that ends the reply; may be given several times",
+    )
+    parser.add_argument(
+        "--stop-in-reasoning",
+        action="store_true",
+        help="--stop ends the reasoning too, and all with it",
+    )
     parser.add_argument(
         "--repetition-max-pattern-size",
         type=int,
         default=0,
         help="end a reply that repeats a pattern of at most so many tokens (default 0: off)",
     )
-    parser.add_argument("--repetition-min-pattern-size", type=int, default=1, help="tokens of a pattern, at least (default 1)")
-    parser.add_argument("--repetition-min-count", type=int, default=0, help="how often a pattern makes a loop, at least 2")
+    parser.add_argument(
+        "--repetition-min-pattern-size",
+        type=int,
+        default=1,
+        help="tokens of a pattern, at least (default 1)",
+    )
+    parser.add_argument(
+        "--repetition-min-count",
+        type=int,
+        default=0,
+        help="how often a pattern makes a loop, at least 2",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=16, help="dialogues answered side by side (default 16)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32")
-    parser.add_argument("--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype")
-    parser.add_argument("--int8-weights", action="store_true", help="the decoder's matrices in int8")
     parser.add_argument(
-        "--tensor", type=int, default=0, help="devices over which a layer is cut (default: as many as divide its heads)"
+        "--slots", type=int, default=16, help="dialogues answered side by side (default 16)"
     )
     parser.add_argument(
-        "--history-reasoning", action="store_true", help="past turns keep their reasoning, for a model trained so"
+        "--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32"
     )
     parser.add_argument(
-        "--no-history-eot", action="store_true", help="past replies without their end, as the released server has them"
+        "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"
+    )
+    parser.add_argument(
+        "--int8-weights", action="store_true", help="the decoder's matrices in int8"
+    )
+    parser.add_argument(
+        "--tensor",
+        type=int,
+        default=0,
+        help="devices over which a layer is cut (default: as many as divide its heads)",
+    )
+    parser.add_argument(
+        "--history-reasoning",
+        action="store_true",
+        help="past turns keep their reasoning, for a model trained so",
+    )
+    parser.add_argument(
+        "--no-history-eot",
+        action="store_true",
+        help="past replies without their end, as the released server has them",
     )
     parser.add_argument(
         "--channel",
@@ -71,11 +154,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"what is heard of a clip with several channels: the first, or their mean (default {DataConfig.channel})",
     )
     options = parser.parse_args(arguments)
-    with reported(lambda: kept_lines(options.output)):
-        check_output_file(options.output, [options.input], replaces=has_mark)  # at once: what follows takes seconds
+    with exit_on_error(lambda: kept_lines(options.output)):
+        check_output_file(
+            options.output, [options.input], may_replace=has_job_mark
+        )  # at once: what follows takes seconds
         from stepaudio_jax.config import RepetitionDetectionConfig
         from stepaudio_jax.data import JsonlFile
-        from stepaudio_jax.generation import Sampling, answer_file, answered_before, load_model, mesh_for
+        from stepaudio_jax.generation import (
+            Sampling,
+            answer_file,
+            finished_generation,
+            folder_decode_mesh,
+            load_model,
+        )
 
         sampling = Sampling(
             temperature=options.temperature,
@@ -104,21 +195,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "channel": options.channel,
         }
         job: Any = {"samples": options.num_samples, "cache_dtype": options.cache_dtype}
-        done = answered_before(options.model, options.input, options.output, sampling, options.dtype, **settings, **job)
+        done = finished_generation(
+            options.model, options.input, options.output, sampling, options.dtype, **settings, **job
+        )
         if done is not None:
-            return _said(done, options.output, "already answered")
-        mesh = mesh_for(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, writes_only=True, **settings)
-        outcome = answer_file(model, options.input, options.output, sampling, slots=options.slots, **job)
-        return _said(outcome, options.output, "answered")
+            return _print_summary(done, options.output, "already answered")
+        mesh = folder_decode_mesh(options.model, options.tensor)
+        model = load_model(options.model, options.dtype, mesh=mesh, for_generation=True, **settings)
+        outcome = answer_file(
+            model, options.input, options.output, sampling, slots=options.slots, **job
+        )
+        return _print_summary(outcome, options.output, "answered")
 
 
-def _said(outcome: "Outcome", output: str, verb: str) -> int:
+def _print_summary(outcome: "JobSummary", output: str, verb: str) -> int:
     """Prints an outcome; returns the exit code."""
     print(f"{outcome.dialogues - outcome.failed} of {outcome.dialogues} dialogues {verb}: {output}")
     if outcome.failed:
-        print(f"error: {outcome.failed} could not be answered; the first: {outcome.first_failure}", file=sys.stderr)
-        return MISTAKE
+        print(
+            f"error: {outcome.failed} could not be answered; the first: {outcome.first_failure}",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.errors import reported
+from launch.errors import exit_on_error
 from stepaudio_jax.storage import user_path
 
 
@@ -13,11 +13,15 @@ def main() -> None:
     parser.add_argument("--output", type=user_path, help="default: report.html in the run's folder")
     parser.add_argument("--title", help="default: the folder's name")
     arguments = parser.parse_args()
-    with reported("nothing was written; start the same command again"):
+    with exit_on_error("nothing was written; start the same command again"):
         from stepaudio_jax.evaluation import write_report
 
         title = arguments.title or arguments.run_dir.resolve().name
-        print(write_report(arguments.output or arguments.run_dir / "report.html", arguments.run_dir, title))
+        print(
+            write_report(
+                arguments.output or arguments.run_dir / "report.html", arguments.run_dir, title
+            )
+        )
 
 
 if __name__ == "__main__":

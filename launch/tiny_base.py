@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from launch.errors import reported
+from launch.errors import exit_on_error
 from stepaudio_jax.config import load_config
 from stepaudio_jax.storage import expand_home, user_path
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=user_path, default=pathlib.Path("runs/corpus/base"))
     parser.add_argument("--output", type=user_path, default=pathlib.Path("models/tiny_base"))
     arguments = parser.parse_args()
-    with reported("what is made so far is kept; the same command goes on from there"):
+    with exit_on_error("what is made so far is kept; the same command goes on from there"):
         from stepaudio_jax.quickstart import make_tiny_base
 
         print(make_tiny_base(load_config(arguments.config), arguments.corpus, arguments.output))

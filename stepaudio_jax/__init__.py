@@ -1,5 +1,5 @@
 """stepaudio_jax: audio reasoning models in JAX."""
 
-from stepaudio_jax.tpu_compiler import describe_machine_without_tpu
+from stepaudio_jax.tpu_compiler import set_tpu_environment
 
-describe_machine_without_tpu()
+set_tpu_environment()

@@ -44,7 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if _CACHE not in os.environ:  # a program is then compiled once for all of them
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="jax_programs_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ[_CACHE], ignore_errors=True))
-    # A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start would ignore it too.
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start
+    # would ignore it too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,7 +1,7 @@
 """Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
 
 from stepaudio_jax.audio.decoding import load_audio, probe_audio
-from stepaudio_jax.audio.error import AudioError, shown_path
+from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
     MAX_CHUNK_SAMPLES,
@@ -9,9 +9,9 @@ from stepaudio_jax.audio.lengths import (
     LengthConvention,
     audio_token_count,
     chunk_lengths,
+    chunk_token_count,
     mel_frames,
     split_chunks,
-    tokens_of_frames,
 )
 from stepaudio_jax.audio.resampling import resample
 from stepaudio_jax.audio.spectrogram import MEL_BINS, log_mel
@@ -25,12 +25,12 @@ __all__ = [
     "LengthConvention",
     "audio_token_count",
     "chunk_lengths",
+    "chunk_token_count",
+    "format_path",
     "load_audio",
     "log_mel",
     "mel_frames",
     "probe_audio",
     "resample",
-    "shown_path",
     "split_chunks",
-    "tokens_of_frames",
 ]

@@ -7,15 +7,18 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.config import AudioChannel
 
-_SILENT = 1e-4  # -80 dB of full scale
-_FAR_BELOW = 1e-3  # -60 dB of the loudest channel: what a lossy encoder leaks into a silent one
+_ABSOLUTE_SILENCE = 1e-4  # -80 dB of full scale
+_RELATIVE_SILENCE = (
+    1e-3  # -60 dB of the loudest channel: what a lossy encoder leaks into a silent one
+)
 
 
 class ChannelReducer:
     """Reduces blocks of decoded samples to one channel as they are read, and measures every channel.
 
     Args:
-        channel: "first" keeps the first channel, as the released front end does; "mix" averages all.
+        channel: "first" keeps the first channel, as the released front end does; "mix" averages
+            all.
 
     Raises:
         ValueError: `channel` is neither.
@@ -23,7 +26,9 @@ class ChannelReducer:
 
     def __init__(self, channel: AudioChannel):
         if channel not in get_args(AudioChannel):
-            raise ValueError(f"channel={channel!r} is not one of {', '.join(get_args(AudioChannel))}")
+            raise ValueError(
+                f"channel={channel!r} is not one of {', '.join(get_args(AudioChannel))}"
+            )
         self._channel = channel
         self._blocks: list[NDArray[np.float32]] = []
         self._low: NDArray[np.float32] | None = None
@@ -34,7 +39,9 @@ class ChannelReducer:
         if block.shape[1] == 1 or self._channel == "first":
             self._blocks.append(block[:, 0].copy())
         else:
-            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told of in a message
+            with np.errstate(
+                invalid="ignore", over="ignore"
+            ):  # what is not finite is told of in a message
                 self._blocks.append(block.mean(axis=1, dtype=np.float32))
         if block.shape[1] == 1:
             return
@@ -46,11 +53,12 @@ class ChannelReducer:
         """Returns what the model hears of all blocks: [samples] f32."""
         return np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.float32)
 
-    def defect(self) -> str | None:
+    def find_silence(self) -> str | None:
         """Returns why a model would hear silence though the clip has sound, or None where it would not.
 
-        The level of a channel is half of what lies between its lowest and its highest sample, so that a constant offset is
-        silence too. A channel is silent below -80 dB of full scale, or 60 dB below the loudest channel.
+        The level of a channel is half of what lies between its lowest and its highest sample, so
+        that a constant offset is silence too. A channel is silent below -80 dB of full scale, or 60
+        dB below the loudest channel.
         """
         if self._low is None or self._high is None:
             return None
@@ -76,4 +84,8 @@ class ChannelReducer:
 
 def _is_silent_beside(level: float, other: float) -> bool:
     """Tells if a level is silence beside another one; the factor 10 keeps two very quiet channels from being told apart."""
-    return other >= _SILENT and level < other / 10 and level < max(_SILENT, _FAR_BELOW * other)
+    return (
+        other >= _ABSOLUTE_SILENCE
+        and level < other / 10
+        and level < max(_ABSOLUTE_SILENCE, _RELATIVE_SILENCE * other)
+    )

@@ -2,12 +2,13 @@
 
 What each container gives away, and what it cannot:
 
-* WAV: the `data` chunk says how many bytes it has. Programs that write to a pipe leave a placeholder there (at least
-  2 GiB - 64 KiB) and then nothing can be told.
+* WAV: the `data` chunk says how many bytes it has. Programs that write to a pipe leave a
+  placeholder there (at least 2 GiB - 64 KiB) and then nothing can be told.
 * FLAC: its header counts the samples, and whoever decodes it compares (`decoding`).
 * Ogg: the last page of each stream is marked.
-* MP3 (`mpeg`): the last frame must be whole; a Xing or Info header, where the encoder wrote one, counts the frames (some
-  encoders count the header itself, so one missing frame passes). Without it a cut exactly between two frames cannot be seen.
+* MP3 (`mpeg`): the last frame must be whole; a Xing or Info header, where the encoder wrote one,
+  counts the frames (some encoders count the header itself, so one missing frame passes). Without it
+  a cut exactly between two frames cannot be seen.
 """
 
 import mmap
@@ -18,16 +19,16 @@ _OGG_PAGE_HEADER = 27
 _OGG_BEGIN_OF_STREAM, _OGG_END_OF_STREAM = 2, 4
 
 
-def defect(content: bytes | mmap.mmap) -> str | None:
+def find_truncation(content: bytes | mmap.mmap) -> str | None:
     """Returns why a WAV or Ogg file would be heard only in part, or None where no reason is known."""
     if content[:4] in (b"RIFF", b"RIFX", b"RF64") and content[8:12] == b"WAVE":
-        return _wav_defect(content)
+        return _find_wav_truncation(content)
     if content[:4] == b"OggS":
-        return _ogg_defect(content)
+        return _find_ogg_truncation(content)
     return None
 
 
-def _wav_defect(content: bytes | mmap.mmap) -> str | None:
+def _find_wav_truncation(content: bytes | mmap.mmap) -> str | None:
     order = ">" if content[:4] == b"RIFX" else "<"
     position, size_64 = 12, None
     while position + 8 <= len(content):
@@ -39,15 +40,17 @@ def _wav_defect(content: bytes | mmap.mmap) -> str | None:
             size = size_64 if size_64 is not None and size == 0xFFFFFFFF else size
             present = len(content) - position
             if present < size and (size < _WAV_PLACEHOLDER or size_64 is not None):
-                return f"is cut short: its header says {size} bytes of samples and {present} are there"
-            if size == 0 and not _are_chunks(content[position:], order):
+                return (
+                    f"is cut short: its header says {size} bytes of samples and {present} are there"
+                )
+            if size == 0 and not _is_riff_chunks(content[position:], order):
                 return f"was never finished: its header says 0 bytes of samples and {present} are there"
             return None
         position += size + size % 2
     return "is cut short: it ends before its samples begin"
 
 
-def _are_chunks(content: bytes, order: str) -> bool:
+def _is_riff_chunks(content: bytes, order: str) -> bool:
     """Whether bytes are whole RIFF chunks one after another, or nothing."""
     position = 0
     while position + 8 <= len(content):
@@ -58,7 +61,7 @@ def _are_chunks(content: bytes, order: str) -> bool:
     return position == len(content)
 
 
-def _ogg_defect(content: bytes | mmap.mmap) -> str | None:
+def _find_ogg_truncation(content: bytes | mmap.mmap) -> str | None:
     position, ended = 0, False
     while (position := content.find(b"OggS", position)) >= 0:
         header_end = position + _OGG_PAGE_HEADER
@@ -71,5 +74,7 @@ def _ogg_defect(content: bytes | mmap.mmap) -> str | None:
             return "holds several Ogg streams one after another, of which only the first would be heard: split it"
         ended = bool(flags & _OGG_END_OF_STREAM)
     if not ended:
-        return "is cut short: its last Ogg page, the one marked as the end of the stream, is missing"
+        return (
+            "is cut short: its last Ogg page, the one marked as the end of the stream, is missing"
+        )
     return None

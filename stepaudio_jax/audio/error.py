@@ -13,7 +13,8 @@ class AudioError(ValueError):
     """
 
     def __init__(self, source: str, reason: str):
-        # Both are kept in `args`, so that the error survives pickling on its way out of a worker process.
+        # Both are kept in `args`, so that the error survives pickling on its way out of a worker
+        # process.
         super().__init__(source, reason)
         self.source = source
         self.reason = reason
@@ -22,7 +23,7 @@ class AudioError(ValueError):
         return f"audio {self.source}: {self.reason}"
 
 
-def shown_path(path: str) -> str:
+def format_path(path: str) -> str:
     """Returns a path on one line; of a very long one (sound in base64 where a path should be) its beginning and its end."""
     if len(path) > _MAX_PATH_CHARACTERS:
         path = f"{path[: _MAX_PATH_CHARACTERS - _END_CHARACTERS]}..{path[-_END_CHARACTERS:]}"

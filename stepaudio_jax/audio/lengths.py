@@ -11,15 +11,17 @@ HOP_SAMPLES = 160
 PAD_SAMPLES = 479  # zeros that the log-mel puts on the right of each chunk
 MAX_CHUNK_SAMPLES = 479_680  # 3000 log-mel frames: all that the encoder's positional table holds
 
-# Which frames of a chunk count when its tokens are counted: all but two (the released Hugging Face code), or all (its server).
+# Which frames of a chunk count when its tokens are counted: all but two (the released Hugging Face
+# code), or all (its server).
 LengthConvention = Literal["hf", "vllm"]
 
 
 def split_chunks(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Cuts a clip into consecutive chunks of 25 s; the last one is what remains.
 
-    An exact multiple of 25 s has no empty last chunk, and an empty clip has no chunk. A last chunk of at most 320 samples
-    (20 ms) is kept, as in the released code, although it has no audio token under "hf": it is `<audio_start><audio_end>` then.
+    An exact multiple of 25 s has no empty last chunk, and an empty clip has no chunk. A last chunk
+    of at most 320 samples (20 ms) is kept, as in the released code, although it has no audio token
+    under "hf": it is `<audio_start><audio_end>` then.
 
     Args:
         waveform: [samples] at 16 kHz.
@@ -27,7 +29,9 @@ def split_chunks(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     Returns:
         Views of the waveform, [<= 400000] each.
     """
-    return [waveform[start : start + CHUNK_SAMPLES] for start in range(0, len(waveform), CHUNK_SAMPLES)]
+    return [
+        waveform[start : start + CHUNK_SAMPLES] for start in range(0, len(waveform), CHUNK_SAMPLES)
+    ]
 
 
 def chunk_lengths(samples: int) -> list[int]:
@@ -42,10 +46,11 @@ def mel_frames(samples: int) -> int:
     return (samples + PAD_SAMPLES) // HOP_SAMPLES
 
 
-def tokens_of_frames(frames: int, length_convention: LengthConvention = "hf") -> int:
+def chunk_token_count(frames: int, length_convention: LengthConvention = "hf") -> int:
     """The number of audio tokens (80 ms each) of one chunk of `frames` log-mel frames.
 
-    The encoder halves the frames twice (its second convolution rounds up, its pooling down), the adaptor once more (up).
+    The encoder halves the frames twice (its second convolution rounds up, its pooling down), the
+    adaptor once more (up).
     """
     if length_convention not in ("hf", "vllm"):
         raise ValueError(f"length_convention={length_convention!r} is not one of 'hf', 'vllm'")
@@ -63,4 +68,6 @@ def audio_token_count(samples: int, length_convention: LengthConvention = "hf") 
         samples: of the whole clip, at 16 kHz.
         length_convention: "hf" or "vllm", as the model's configuration has it.
     """
-    return sum(tokens_of_frames(mel_frames(chunk), length_convention) for chunk in chunk_lengths(samples))
+    return sum(
+        chunk_token_count(mel_frames(chunk), length_convention) for chunk in chunk_lengths(samples)
+    )

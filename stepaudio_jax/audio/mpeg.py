@@ -4,7 +4,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# kbit/s by (version, layer) and the header's four bits, from 1 to 14; 0 is "free format", 15 is invalid.
+# kbit/s by (version, layer) and the header's four bits, from 1 to 14; 0 is "free format", 15 is
+# invalid.
 _BITRATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -13,15 +14,28 @@ _BITRATES = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_SAMPLE_RATES = (44_100, 48_000, 32_000)  # of version 1: halved in version 2, quartered in version 2.5
-_VERSIONS = {3: (1, 1), 2: (2, 2), 0: (2, 4)}  # header bits -> (row of the bit rates, divisor of the sample rate)
+_SAMPLE_RATES = (
+    44_100,
+    48_000,
+    32_000,
+)  # of version 1: halved in version 2, quartered in version 2.5
+_VERSIONS = {
+    3: (1, 1),
+    2: (2, 2),
+    0: (2, 4),
+}  # header bits -> (row of the bit rates, divisor of the sample rate)
 _HEADER_BYTES = 4
-_AAC = (b"\xff\xf1", b"\xff\xf9")  # its frames begin as MP3's, with the layer 0; sync words within it mean nothing
+_AAC = (
+    b"\xff\xf1",
+    b"\xff\xf9",
+)  # its frames begin as MP3's, with the layer 0; sync words within it mean nothing
 _SAME_IN_ALL_FRAMES = 0xFFFE0C00  # sync word, version, layer, sample rate
 _LAYER_3 = 1  # header bits
 _BITRATE_AND_PADDING = 0xF200
 _NO_CHECKSUM = 1 << 16
-_HEADER_BITRATE = 9 << 12  # gives a frame of at least 192 bytes; decoders look for a count in no smaller than 152
+_HEADER_BITRATE = (
+    9 << 12
+)  # gives a frame of at least 192 bytes; decoders look for a count in no smaller than 152
 _XING_HAS_FRAMES = 1
 
 
@@ -32,14 +46,15 @@ class _Frame(NamedTuple):
     bits_per_s: int
 
 
-class Stream(NamedTuple):
+class Mp3Frames(NamedTuple):
     """What a scan of an MP3 file found.
 
     Attributes:
         first: its first frame.
         frames: how many there are, a header frame included.
         end: where the last one ends, which may be beyond the file's end.
-        count_at: where a Xing or Info header holds the number of frames; None where there is none.
+        count_offset: where a Xing or Info header holds the number of frames; None where there is
+        none.
         declared: that number.
         constant_bit_rate: whether all frames have the same.
     """
@@ -47,19 +62,19 @@ class Stream(NamedTuple):
     first: _Frame
     frames: int
     end: int
-    count_at: int | None
+    count_offset: int | None
     declared: int
     constant_bit_rate: bool
 
 
-def scan(content: bytes) -> Stream | None:
+def scan_frames(content: bytes) -> Mp3Frames | None:
     """Goes through all frames of a file; None where it has none."""
     if not (content[:3] == b"ID3" or content[:1] == b"\xff"):
         return None  # libsndfile looks for MP3 only behind these
     if content[:2] in _AAC:
         return None
     first, frames, end, bit_rates = None, 0, 0, set()
-    for frame in _frames(content):
+    for frame in _iter_frames(content):
         if first is None:
             first = frame
         frames += 1
@@ -67,12 +82,12 @@ def scan(content: bytes) -> Stream | None:
         end = frame.start + frame.length
     if first is None:
         return None
-    count_at = _frame_count_at(content, first)
-    declared = 0 if count_at is None else struct.unpack_from(">I", content, count_at)[0]
-    return Stream(first, frames, end, count_at, declared, len(bit_rates) == 1)
+    count_offset = _find_frame_count(content, first)
+    declared = 0 if count_offset is None else struct.unpack_from(">I", content, count_offset)[0]
+    return Mp3Frames(first, frames, end, count_offset, declared, len(bit_rates) == 1)
 
 
-def defect(content: bytes, stream: Stream) -> str | None:
+def find_truncation(content: bytes, stream: Mp3Frames) -> str | None:
     """Why the file would be heard only in part, or None where no reason is known."""
     if stream.end > len(content) or _is_part_of_header(content[stream.end :], stream.first):
         return "is cut short: its last MP3 frame is incomplete"
@@ -81,23 +96,28 @@ def defect(content: bytes, stream: Stream) -> str | None:
     return None
 
 
-def with_frame_count(content: bytes, stream: Stream) -> bytes:
+def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
     """The file with a header frame that counts its frames rightly.
 
-    libsndfile reads as many frames as the header says, and without one as many as the first bit rate lets it guess: it would
-    drop the end of a file of variable bit rate, and all but the first of several files put together. Where a header is added,
-    the decoder leaves out its own delay (529 samples), as it does in any file that has one.
+    libsndfile reads as many frames as the header says, and without one as many as the first bit
+    rate lets it guess: it would drop the end of a file of variable bit rate, and all but the first
+    of several files put together. Where a header is added, the decoder leaves out its own delay
+    (529 samples), as it does in any file that has one.
     """
-    audio_frames = stream.frames - (stream.count_at is not None)
-    if stream.count_at is not None:
+    audio_frames = stream.frames - (stream.count_offset is not None)
+    if stream.count_offset is not None:
         if stream.declared >= audio_frames:
             return content
-        return content[: stream.count_at] + struct.pack(">I", audio_frames) + content[stream.count_at + 4 :]
+        return (
+            content[: stream.count_offset]
+            + struct.pack(">I", audio_frames)
+            + content[stream.count_offset + 4 :]
+        )
     (header,) = struct.unpack_from(">I", content, stream.first.start)
     if stream.constant_bit_rate or header >> 17 & 3 != _LAYER_3:
         return content  # the guess is right; or decoders do not look for a count
     header = header & ~_BITRATE_AND_PADDING | _NO_CHECKSUM | _HEADER_BITRATE
-    place = stream.first.start
+    offset = stream.first.start
     frame = _frame_at(struct.pack(">I", header), 0, None)
     assert frame is not None
     info = (
@@ -105,27 +125,30 @@ def with_frame_count(content: bytes, stream: Stream) -> bytes:
         + bytes(_side_info_bytes(header))
         + struct.pack(">4sII", b"Info", _XING_HAS_FRAMES, audio_frames)
     )
-    return content[:place] + info.ljust(frame.length, b"\0") + content[place:]
+    return content[:offset] + info.ljust(frame.length, b"\0") + content[offset:]
 
 
-def _frames(content: bytes) -> Iterator[_Frame]:
+def _iter_frames(content: bytes) -> Iterator[_Frame]:
     """Frame after frame; the last one may reach beyond the end. Skips what lies between them, as decoders do."""
-    position, kind = _after_id3(content), None
+    position, kind = _skip_id3(content), None
     while position + _HEADER_BYTES <= len(content):
         frame = _frame_at(content, position, kind)
         if frame is None:
-            frame = _resume(content, position + 1, kind)
+            frame = _resync(content, position + 1, kind)
             if frame is None:
                 return
         yield frame
         kind, position = frame.kind, frame.start + frame.length
 
 
-def _resume(content: bytes, position: int, kind: int | None) -> _Frame | None:
+def _resync(content: bytes, position: int, kind: int | None) -> _Frame | None:
     """The next frame that another one follows: a sync word alone is found in any tag or picture."""
     while (position := content.find(b"\xff", position)) >= 0:
         frame = _frame_at(content, position, kind)
-        if frame is not None and _frame_at(content, frame.start + frame.length, frame.kind) is not None:
+        if (
+            frame is not None
+            and _frame_at(content, frame.start + frame.length, frame.kind) is not None
+        ):
             return frame
         position += 1
     return None
@@ -138,7 +161,12 @@ def _frame_at(content: bytes, position: int, kind: int | None) -> _Frame | None:
     (header,) = struct.unpack_from(">I", content, position)
     if header >> 21 != 0x7FF or (kind is not None and header & _SAME_IN_ALL_FRAMES != kind):
         return None
-    version, layer, bitrate_bits, rate_bits = header >> 19 & 3, 4 - (header >> 17 & 3), header >> 12 & 15, header >> 10 & 3
+    version, layer, bitrate_bits, rate_bits = (
+        header >> 19 & 3,
+        4 - (header >> 17 & 3),
+        header >> 12 & 15,
+        header >> 10 & 3,
+    )
     if version not in _VERSIONS or layer == 4 or bitrate_bits in (0, 15) or rate_bits == 3:
         return None
     row, divisor = _VERSIONS[version]
@@ -157,17 +185,21 @@ def _is_part_of_header(rest: bytes, frame: _Frame) -> bool:
     missing_bits = 8 * (_HEADER_BYTES - len(rest))
     if not 0 < missing_bits < 32:
         return False
-    return (int.from_bytes(rest, "big") << missing_bits ^ frame.kind) & _SAME_IN_ALL_FRAMES >> missing_bits << missing_bits == 0
+    return (
+        int.from_bytes(rest, "big") << missing_bits ^ frame.kind
+    ) & _SAME_IN_ALL_FRAMES >> missing_bits << missing_bits == 0
 
 
-def _frame_count_at(content: bytes, frame: _Frame) -> int | None:
+def _find_frame_count(content: bytes, frame: _Frame) -> int | None:
     """Where a Xing or Info header in this frame holds the number of frames."""
     (header,) = struct.unpack_from(">I", content, frame.start)
-    place = frame.start + _HEADER_BYTES + _side_info_bytes(header)
-    if place + 12 > min(frame.start + frame.length, len(content)) or content[place : place + 4] not in (b"Xing", b"Info"):
+    offset = frame.start + _HEADER_BYTES + _side_info_bytes(header)
+    if offset + 12 > min(frame.start + frame.length, len(content)) or content[
+        offset : offset + 4
+    ] not in (b"Xing", b"Info"):
         return None
-    (flags,) = struct.unpack_from(">I", content, place + 4)
-    return place + 8 if flags & _XING_HAS_FRAMES else None
+    (flags,) = struct.unpack_from(">I", content, offset + 4)
+    return offset + 8 if flags & _XING_HAS_FRAMES else None
 
 
 def _side_info_bytes(header: int) -> int:
@@ -176,7 +208,7 @@ def _side_info_bytes(header: int) -> int:
     return (17 if mono else 32) if version_1 else (9 if mono else 17)
 
 
-def _after_id3(content: bytes) -> int:
+def _skip_id3(content: bytes) -> int:
     """Where the sound begins, after any ID3v2 tags (their sizes have seven bits a byte)."""
     position = 0
     while content[position : position + 3] == b"ID3" and position + 10 <= len(content):

@@ -9,12 +9,12 @@ from stepaudio_jax.config.model import (
     LengthConvention,
     ModelConfig,
 )
-from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, Rules
+from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
 from stepaudio_jax.config.repetition import RepetitionDetectionConfig
 from stepaudio_jax.config.resolve import ConfigError, build, check_seed, to_dict
 from stepaudio_jax.config.rl import (
+    AdvantageEstimator,
     Aggregation,
-    Baseline,
     JudgeConfig,
     PolicyConfig,
     RewardConfig,
@@ -23,7 +23,6 @@ from stepaudio_jax.config.rl import (
     check_reward_map,
 )
 from stepaudio_jax.config.run import (
-    Activation,
     AttentionKernel,
     AudioChannel,
     AugmentationConfig,
@@ -37,20 +36,20 @@ from stepaudio_jax.config.run import (
     LoRAConfig,
     OptimizerConfig,
     Part,
+    RematName,
     SourceConfig,
     StageConfig,
 )
 
 __all__ = [
     "MESH_AXES",
-    "Activation",
     "AdaptorConfig",
+    "AdvantageEstimator",
     "Aggregation",
     "AttentionKernel",
     "AudioChannel",
     "AugmentationConfig",
     "AuxiliaryConfig",
-    "Baseline",
     "CheckpointConfig",
     "ComputeConfig",
     "Config",
@@ -71,10 +70,11 @@ __all__ = [
     "Part",
     "PolicyConfig",
     "RLConfig",
+    "RematName",
     "RepetitionDetectionConfig",
     "RewardConfig",
     "RolloutConfig",
-    "Rules",
+    "ShardingRules",
     "SourceConfig",
     "StageConfig",
     "build",

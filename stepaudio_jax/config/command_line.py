@@ -12,7 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from stepaudio_jax.config import model, run
-from stepaudio_jax.config.resolve import ConfigError, build, shown, to_dict, unknown_key
+from stepaudio_jax.config.resolve import (
+    ConfigError,
+    build,
+    format_value,
+    to_dict,
+    unknown_key_message,
+)
 from stepaudio_jax.config.run import Config
 from stepaudio_jax.storage import expand_home
 
@@ -22,9 +28,10 @@ def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
     Args:
         path: a Python file whose `get_config()` returns a `Config`.
-        overrides: dotted keys and values as text. A stage is named by its name or its index. Where the key is of a string, a
-            value is that string (20260101, true); elsewhere it is read as a Python literal (3, 1e-5, True, None,
-            ('adaptor', 'decoder')), and as a string where it is none.
+        overrides: dotted keys and values as text. A stage is named by its name or its index. Where
+            the key is of a string, a value is that string (20260101, true); elsewhere it is read as
+            a Python literal (3, 1e-5, True, None, ('adaptor', 'decoder')), and as a string where it
+            is none.
 
     Raises:
         ConfigError: naming the file and its line, or the key and what is allowed.
@@ -39,7 +46,9 @@ def override(config: Config, *settings: tuple[str, str]) -> Config:
         ConfigError: naming the key and what is allowed.
     """
     values = to_dict(config)
-    problem: ConfigError | None = None  # of the settings so far; one that follows may be what they lack
+    problem: ConfigError | None = (
+        None  # of the settings so far; one that follows may be what they lack
+    )
     for key, text in settings:
         _replace(values, config, key, text)
         try:
@@ -85,7 +94,9 @@ def _section(config: Config, path: Sequence[str]) -> Any:
     for name in path:
         if isinstance(found, tuple):
             names = [getattr(item, "name", "") for item in found]
-            index = names.index(name) if name in names else int(name) if name.isdigit() else len(found)
+            index = (
+                names.index(name) if name in names else int(name) if name.isdigit() else len(found)
+            )
             found = found[index] if index < len(found) else None
         else:
             found = getattr(found, name, None)
@@ -103,7 +114,9 @@ def _run_config_file(path: pathlib.Path) -> Config:
     if "get_config" not in namespace:
         raise ConfigError(f"config file {path} does not define get_config()")
     if not isinstance(config, Config):
-        raise ConfigError(f"get_config() of {path} must return a stepaudio_jax.config.Config, got {type(config).__name__}")
+        raise ConfigError(
+            f"get_config() of {path} must return a stepaudio_jax.config.Config, got {type(config).__name__}"
+        )
     try:
         return build(Config, to_dict(config))  # a dataclass does not check its types, and this does
     except ConfigError as error:
@@ -112,7 +125,11 @@ def _run_config_file(path: pathlib.Path) -> Config:
 
 def _line(path: pathlib.Path, error: Exception) -> str:
     """The line of the config file that an error comes from, as words; empty where none is known."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
     if not lines and isinstance(error, SyntaxError):
         lines = [error.lineno]
     return f", line {lines[-1]}" if lines and lines[-1] else ""
@@ -121,10 +138,16 @@ def _line(path: pathlib.Path, error: Exception) -> str:
 def _said(error: Exception) -> str:
     if isinstance(error, ConfigError):
         return str(error)
-    unknown = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    unknown = re.fullmatch(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
     cls = ({**vars(model), **vars(run)}).get(unknown[1]) if unknown else None
     if unknown and cls is not None:
-        return unknown_key(f"{unknown[1]}.{unknown[2]}", unknown[2], {field.name: None for field in dataclasses.fields(cls)})
+        return unknown_key_message(
+            f"{unknown[1]}.{unknown[2]}",
+            unknown[2],
+            {field.name: None for field in dataclasses.fields(cls)},
+        )
     return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
@@ -132,9 +155,11 @@ def _child(node: Any, name: str, walked: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, name, walked)]
     if not isinstance(node, dict):
-        raise ConfigError(f"{walked}={shown(node)} is a single value: it has no key {name!r}")
+        raise ConfigError(
+            f"{walked}={format_value(node)} is a single value: it has no key {name!r}"
+        )
     if name not in node:
-        raise ConfigError(unknown_key(f"{walked}.{name}", name, node))
+        raise ConfigError(unknown_key_message(f"{walked}.{name}", name, node))
     return node[name]
 
 
@@ -144,7 +169,11 @@ def _index(items: list[Any], name: str, walked: str) -> int:
         return names.index(name)
     if name.isdigit() and int(name) < len(items):
         return int(name)
-    known = ", ".join([f"0 to {len(items) - 1}", *filter(None, names)]) if items else "none: it is empty"
+    known = (
+        ", ".join([f"0 to {len(items) - 1}", *filter(None, names)])
+        if items
+        else "none: it is empty"
+    )
     raise ConfigError(f"{walked} has no item {name!r} (allowed: {known})")
 
 
@@ -158,7 +187,11 @@ def _hint(parents: Sequence[str], last: str) -> Any:
             hint = typing.get_type_hints(hint).get(name)
         elif origin is tuple:
             several = len(arguments) == 2 and arguments[1] is Ellipsis
-            hint = arguments[0 if several else int(name)] if several or name in map(str, range(len(arguments))) else None
+            hint = (
+                arguments[0 if several else int(name)]
+                if several or name in map(str, range(len(arguments)))
+                else None
+            )
         elif isinstance(origin, type) and issubclass(origin, Mapping):
             hint = arguments[1]
         else:
@@ -168,7 +201,11 @@ def _hint(parents: Sequence[str], last: str) -> Any:
 
 def _members(hint: Any) -> tuple[Any, ...]:
     """Returns what a value may be: the members of a union, else the annotation alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
 
 
 def _parse(text: str, hint: Any) -> Any:
@@ -177,7 +214,12 @@ def _parse(text: str, hint: Any) -> Any:
     if value is None or isinstance(value, str):  # quotes around a string are not part of it
         return value
     members = _members(hint)
-    choices = [choice for member in members if typing.get_origin(member) is Literal for choice in typing.get_args(member)]
+    choices = [
+        choice
+        for member in members
+        if typing.get_origin(member) is Literal
+        for choice in typing.get_args(member)
+    ]
     return text if str in members or text in choices else value
 
 

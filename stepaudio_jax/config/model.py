@@ -9,7 +9,7 @@ LengthConvention = Literal["hf", "vllm"]
 FloatDtype = Literal["float32", "bfloat16"]
 
 
-def _require_positive(config: object, *names: str) -> None:
+def _check_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value <= 0:
@@ -21,7 +21,9 @@ class EncoderConfig:
     """The Whisper-large-v3-shaped audio encoder (log-mel frames at 100 Hz -> features at 25 Hz)."""
 
     mel_bins: int = 128
-    positions: int = 1500  # rows of the positional table, at 50 Hz; a chunk has at most twice as many mel frames
+    positions: int = (
+        1500  # rows of the positional table, at 50 Hz; a chunk has at most twice as many mel frames
+    )
     hidden: int = 1280
     heads: int = 20
     layers: int = 32
@@ -29,9 +31,11 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_floats(self)
-        _require_positive(self, "mel_bins", "positions", "hidden", "heads", "layers")
+        _check_positive(self, "mel_bins", "positions", "hidden", "heads", "layers")
         if self.hidden % self.heads:
-            raise ConfigError(f"encoder hidden={self.hidden} is not a multiple of heads={self.heads}")
+            raise ConfigError(
+                f"encoder hidden={self.hidden} is not a multiple of heads={self.heads}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -51,7 +55,7 @@ class AdaptorConfig:
     stride: Literal[2] = 2
 
     def __post_init__(self) -> None:
-        _require_positive(self, "ffn")
+        _check_positive(self, "ffn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,21 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_floats(self)
-        _require_positive(self, "vocab_size", "hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "max_positions")
+        _check_positive(
+            self,
+            "vocab_size",
+            "hidden",
+            "ffn",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "max_positions",
+        )
         if self.heads % self.kv_heads:
-            raise ConfigError(f"decoder heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+            raise ConfigError(
+                f"decoder heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
+            )
         if self.head_dim % 2:
             raise ConfigError(f"decoder head_dim={self.head_dim} must be even for rotary positions")
 
@@ -86,7 +102,8 @@ class ModelConfig:
     encoder: EncoderConfig = EncoderConfig()
     adaptor: AdaptorConfig = AdaptorConfig()
     decoder: DecoderConfig = DecoderConfig()
-    # How the encoder's mask counts the frames of a clip: "hf" drops two (the released Hugging Face code), "vllm" none.
+    # How the encoder's mask counts the frames of a clip: "hf" drops two (the released Hugging Face
+    # code), "vllm" none.
     length_convention: LengthConvention = "hf"
 
     @staticmethod
@@ -96,14 +113,27 @@ class ModelConfig:
             "r1_32b": ModelConfig(),
             "mini_8b": ModelConfig(
                 decoder=DecoderConfig(
-                    hidden=3584, ffn=18944, layers=28, heads=28, kv_heads=4, norm_eps=1e-6, max_positions=16384
+                    hidden=3584,
+                    ffn=18944,
+                    layers=28,
+                    heads=28,
+                    kv_heads=4,
+                    norm_eps=1e-6,
+                    max_positions=16384,
                 )
             ),
             "tiny": ModelConfig(
                 encoder=EncoderConfig(hidden=64, heads=4, layers=2),
                 adaptor=AdaptorConfig(ffn=128),
                 decoder=DecoderConfig(
-                    vocab_size=320, hidden=64, ffn=160, layers=2, heads=4, kv_heads=2, head_dim=16, max_positions=4096
+                    vocab_size=320,
+                    hidden=64,
+                    ffn=160,
+                    layers=2,
+                    heads=4,
+                    kv_heads=2,
+                    head_dim=16,
+                    max_positions=4096,
                 ),
             ),
         }

@@ -29,7 +29,9 @@ class RepetitionDetectionConfig:
                 )
             return
         if self.min_count < 2:
-            raise ConfigError(f"min_count={self.min_count} must be at least 2: what stands once is not repeated")
+            raise ConfigError(
+                f"min_count={self.min_count} must be at least 2: what stands once is not repeated"
+            )
         if not 1 <= self.min_pattern_size <= self.max_pattern_size:
             raise ConfigError(
                 f"min_pattern_size={self.min_pattern_size} must lie between 1 and max_pattern_size={self.max_pattern_size}"

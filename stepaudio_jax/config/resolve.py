@@ -1,8 +1,9 @@
 """From a plain nested mapping to the typed, frozen configuration, and back.
 
-A configuration is written as plain values (a config file, the command line, a checkpoint's JSON). `build` turns such a mapping
-into a dataclass: it fills in defaults, checks every type, and names the full key, the offending value and the nearest valid
-key when something is wrong. Nothing unknown is ever ignored.
+A configuration is written as plain values (a config file, the command line, a checkpoint's JSON).
+`build` turns such a mapping into a dataclass: it fills in defaults, checks every type, and names
+the full key, the offending value and the nearest valid key when something is wrong. Nothing unknown
+is ever ignored.
 """
 
 import dataclasses
@@ -40,9 +41,9 @@ def check_seed(seed: int) -> int:
         ConfigError: it is negative, or too large.
     """
     if seed < 0:
-        raise ConfigError(f"seed={shown(seed)} must not be negative")
+        raise ConfigError(f"seed={format_value(seed)} must not be negative")
     if seed > MAX_SEED:
-        raise ConfigError(f"seed={shown(seed)} must be at most {MAX_SEED} (2**62)")
+        raise ConfigError(f"seed={format_value(seed)} must be at most {MAX_SEED} (2**62)")
     return seed
 
 
@@ -50,17 +51,19 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     """Builds dataclass `cls` from a nested mapping.
 
     Args:
-        cls: a dataclass whose fields are annotated with plain types, `Literal`, `X | None`, `tuple[X, ...]`,
-            `Mapping[str, X]`, or other such dataclasses. Where the class has a `presets` static method (returning a mapping
-            from name to instance), the mapping may hold the extra key `preset`, and the other keys then replace fields of it.
-        values: the values given; fields that are absent take the dataclass's (or the preset's) default.
+        cls: a dataclass whose fields are annotated with plain types, `Literal`, `X | None`,
+            `tuple[X, ...]`, `Mapping[str, X]`, or other such dataclasses. Where the class has a
+            `presets` static method (returning a mapping from name to instance), the mapping may
+            hold the extra key `preset`, and the other keys then replace fields of it.
+        values: the values given; fields that are absent take the dataclass's (or the preset's)
+        default.
         key: the dotted name of this mapping, for error messages.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{key} must be a mapping of settings, got {shown(values)}")
+        raise ConfigError(f"{key} must be a mapping of settings, got {format_value(values)}")
     given = dict(values)
     preset = None
     if "preset" in given and hasattr(cls, "presets"):
@@ -69,7 +72,7 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for name in given:
         if name not in fields:
-            raise ConfigError(unknown_key(f"{key}.{name}", name, fields))
+            raise ConfigError(unknown_key_message(f"{key}.{name}", name, fields))
     arguments = {}
     for name, value in given.items():
         default = getattr(preset, name) if preset is not None else None
@@ -78,7 +81,9 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
         missing = [
             name
             for name, field in fields.items()
-            if name not in arguments and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if name not in arguments
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
         ]
         if missing:
             raise ConfigError(f"{key} needs a value for: {', '.join(missing)}")
@@ -91,7 +96,9 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
 def to_dict(config: Any) -> Any:
     """The inverse of `build`: nested plain dicts, lists and scalars, ready for JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {
+            field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)
+        }
     if isinstance(config, Mapping):
         return {name: to_dict(value) for name, value in config.items()}
     if isinstance(config, tuple | list):
@@ -102,10 +109,12 @@ def to_dict(config: Any) -> Any:
 def check_floats(config: Any) -> None:
     """Checks that every float in the fields of a dataclass is a number that float32 can hold.
 
-    Each class with such fields calls it first of all, in `__post_init__`: comparisons do not notice a NaN.
+    Each class with such fields calls it first of all, in `__post_init__`: comparisons do not notice
+    a NaN.
 
     Raises:
-        ConfigError: a float is NaN or infinite, too large for float32, or so small that float32 makes it 0.
+        ConfigError: a float is NaN or infinite, too large for float32, or so small that float32
+            makes it 0.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -113,19 +122,27 @@ def check_floats(config: Any) -> None:
             if not isinstance(number, float):
                 continue
             if not abs(number) <= MAX_FLOAT32:
-                raise ConfigError(f"{field.name}={value} must be finite, and at most {MAX_FLOAT32:.1e}")
+                raise ConfigError(
+                    f"{field.name}={value} must be finite, and at most {MAX_FLOAT32:.1e}"
+                )
             if 0 < abs(number) < MIN_FLOAT32:
-                raise ConfigError(f"{field.name}={value} is 0 in float32, whose smallest number is {MIN_FLOAT32:.1e}")
+                raise ConfigError(
+                    f"{field.name}={value} is 0 in float32, whose smallest number is {MIN_FLOAT32:.1e}"
+                )
 
 
 def _preset(cls: type, name: Any, key: str) -> Any:
     presets = cls.presets()  # type: ignore[attr-defined]
     if name not in presets:
-        raise ConfigError(unknown_key(f"{key}.preset={name!r}", str(name), presets, kind="preset"))
+        raise ConfigError(
+            unknown_key_message(f"{key}.preset={name!r}", str(name), presets, kind="preset")
+        )
     return presets[name]
 
 
-def unknown_key(full_key: str, name: str, allowed: Mapping[str, Any], kind: str = "key") -> str:
+def unknown_key_message(
+    full_key: str, name: str, allowed: Mapping[str, Any], kind: str = "key"
+) -> str:
     """The message for a key (or preset) that does not exist, with the nearest one that does."""
     nearest = difflib.get_close_matches(shorten(name), allowed, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -140,15 +157,20 @@ def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
     if origin is typing.Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
-            raise ConfigError(f"{key}={shown(value)} is not one of {', '.join(map(repr, allowed))}")
+            raise ConfigError(
+                f"{key}={format_value(value)} is not one of {', '.join(map(repr, allowed))}"
+            )
         return value
     if origin is tuple:
         return _convert_tuple(typing.get_args(hint), value, key)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} must be a mapping, got {shown(value)}")
+            raise ConfigError(f"{key} must be a mapping, got {format_value(value)}")
         _, value_hint = typing.get_args(hint)
-        return {str(name): _convert(value_hint, item, f"{key}.{name}", None) for name, item in value.items()}
+        return {
+            str(name): _convert(value_hint, item, f"{key}.{name}", None)
+            for name, item in value.items()
+        }
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value
@@ -158,7 +180,7 @@ def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
     return _convert_scalar(hint, value, key)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a value as Python writes it, of a length that can be read."""
     try:
         return shorten(repr(value))
@@ -188,18 +210,22 @@ def _convert_union(members: tuple[Any, ...], value: Any, key: str, default: Any)
 
 def _convert_tuple(members: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{key} must be a list or tuple, got {shown(value)}")
+        raise ConfigError(f"{key} must be a list or tuple, got {format_value(value)}")
     if len(members) == 2 and members[1] is Ellipsis:
-        return tuple(_convert(members[0], item, f"{key}.{index}", None) for index, item in enumerate(value))
+        return tuple(
+            _convert(members[0], item, f"{key}.{index}", None) for index, item in enumerate(value)
+        )
     if len(members) != len(value):
-        raise ConfigError(f"{key} must have {len(members)} values, got {shown(value)}")
+        raise ConfigError(f"{key} must have {len(members)} values, got {format_value(value)}")
     return tuple(
-        _convert(member, item, f"{key}.{index}", None) for index, (member, item) in enumerate(zip(members, value, strict=True))
+        _convert(member, item, f"{key}.{index}", None)
+        for index, (member, item) in enumerate(zip(members, value, strict=True))
     )
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
-    # bool is an int in Python; a learning rate of True or a step count of 0.5 is a mistake, not a number.
+    # bool is an int in Python; a learning rate of True or a step count of 0.5 is a mistake, not a
+    # number.
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -209,4 +235,6 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
         return value
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    raise ConfigError(f"{key}={shown(value)} is not of type {getattr(hint, '__name__', hint)}")
+    raise ConfigError(
+        f"{key}={format_value(value)} is not of type {getattr(hint, '__name__', hint)}"
+    )

@@ -8,9 +8,11 @@ from stepaudio_jax.config.repetition import RepetitionDetectionConfig
 from stepaudio_jax.config.resolve import ConfigError, check_floats, expand_paths
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-Baseline = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
+AdvantageEstimator = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
 
-MIN_TEMPERATURE = 0.01  # below it drawing is all but greedy, and logits divided by much less overflow
+MIN_TEMPERATURE = (
+    0.01  # below it drawing is all but greedy, and logits divided by much less overflow
+)
 MIN_CLIP = 1e-6  # a few roundings of a float32 near 1
 
 
@@ -18,22 +20,31 @@ MIN_CLIP = 1e-6  # a few roundings of a float32 near 1
 class RolloutConfig:
     """What the policy writes in one step of a stage.
 
-    `repetition_detection` ends replies that have fallen into a loop, which count as truncated ones: as if they had gone on to
-    `max_new_tokens`.
+    `repetition_detection` ends replies that have fallen into a loop, which count as truncated ones:
+    as if they had gone on to `max_new_tokens`.
     """
 
-    prompts: int = 32
-    samples: int = 16  # replies to each prompt; at least 2, which a baseline other than "gae" compares
-    temperature: float = 1.0  # of the policy, in every pass: its log-probabilities are those of the tempered distribution
+    num_prompts: int = 32
+    num_generations: int = (
+        16  # replies to each prompt; at least 2, which a baseline other than "gae" compares
+    )
+    # of the policy, in every pass: its log-probabilities are those of the tempered distribution
+    temperature: float = 1.0
     max_new_tokens: int = 2048
-    repetition_detection: RepetitionDetectionConfig = RepetitionDetectionConfig()  # off unless it is given
+    repetition_detection: RepetitionDetectionConfig = (
+        RepetitionDetectionConfig()
+    )  # off unless it is given
     slots: int = 64  # replies written side by side
-    tensor: int = 1  # devices that share one copy of the policy while it writes, its heads cut; the others hold further copies
-    cache_dtype: Literal["", "float32", "bfloat16", "int8"] = ""  # of the KV cache; empty: that of the computation
+    # devices that share one copy of the policy while it writes, its heads cut; the others hold
+    # further copies
+    tensor: int = 1
+    cache_dtype: Literal["", "float32", "bfloat16", "int8"] = (
+        ""  # of the KV cache; empty: that of the computation
+    )
 
     def __post_init__(self) -> None:
         check_floats(self)
-        for name in ("prompts", "samples", "max_new_tokens", "slots", "tensor"):
+        for name in ("num_prompts", "num_generations", "max_new_tokens", "slots", "tensor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
         if not self.temperature >= MIN_TEMPERATURE:
@@ -48,12 +59,16 @@ class RewardConfig:
     """What a reply is worth: a sum of parts, each with its weight; 0 leaves a part out."""
 
     sources: tuple[str, ...] = ()  # whose records it is for; empty: all that no other reward names
-    verifier: str = "exact_text"  # of the record's `answer`: one of rl.verifiers, or module:function
+    verifier: str = (
+        "exact_text"  # of the record's `answer`: one of rl.verifiers, or module:function
+    )
     verifier_weight: float = 0.0
     format_weight: float = 0.0  # the reply is well-formed, with a reasoning
-    judge_weight: float = 0.0  # preference against the reference reply, or the rubric where the record has one
+    judge_weight: float = (
+        0.0  # preference against the reference reply, or the rubric where the record has one
+    )
     overlong_weight: float = 0.0
-    overlong_free: int = 0  # tokens without a penalty, which is whole at max_new_tokens
+    overlong_penalty_start: int = 0  # tokens without a penalty, which is whole at max_new_tokens
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -61,11 +76,15 @@ class RewardConfig:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if not self.verifier_weight + self.format_weight + self.judge_weight > 0:
-            raise ConfigError("no part of the reward has a weight: set verifier_weight, format_weight or judge_weight")
+            raise ConfigError(
+                "no part of the reward has a weight: set verifier_weight, format_weight or judge_weight"
+            )
 
 
-def check_reward_map(levels: int, table: tuple[float, ...], temperature: float | None, *, temperature_key: str) -> None:
-    """Checks what maps a judge's levels to rewards (see `rl.comparison.Scale`).
+def check_reward_map(
+    levels: int, table: tuple[float, ...], temperature: float | None, *, temperature_key: str
+) -> None:
+    """Checks what maps a judge's levels to rewards (see `rl.comparison.RewardMap`).
 
     Args:
         levels: of the judge's scale, odd.
@@ -74,20 +93,28 @@ def check_reward_map(levels: int, table: tuple[float, ...], temperature: float |
         temperature_key: what the caller's field of that temperature is called.
 
     Raises:
-        ConfigError: the levels have no middle; the table has another length, does not rise, or is 0 everywhere; or the
-            temperature is not a positive number.
+        ConfigError: the levels have no middle; the table has another length, does not rise, or is 0
+            everywhere; or the temperature is not a positive number.
     """
     if levels < 3 or levels % 2 == 0:
-        raise ConfigError(f"levels={levels} must be odd, and at least 3")
+        raise ConfigError(f"preference_levels={levels} must be odd, and at least 3")
     highest = levels // 2
     if table and len(table) != highest:
-        raise ConfigError(f"table={table} must have {highest} values, one for each level above 0")
-    if table and not all(0 <= low <= high <= 1 for low, high in zip((0, *table), table, strict=False)):
-        raise ConfigError(f"table={table} must rise from 0 to 1 at most")
+        raise ConfigError(
+            f"reward_map={table} must have {highest} values, one for each level above 0"
+        )
+    if table and not all(
+        0 <= low <= high <= 1 for low, high in zip((0, *table), table, strict=False)
+    ):
+        raise ConfigError(f"reward_map={table} must rise from 0 to 1 at most")
     if table and not table[-1] > 0:
-        raise ConfigError(f"table={table} makes every reward 0: nothing could be learnt from them")
+        raise ConfigError(
+            f"reward_map={table} makes every reward 0: nothing could be learnt from them"
+        )
     if temperature is not None and not 0 < temperature < math.inf:
-        raise ConfigError(f"{temperature_key}={temperature} must be positive and finite; None for no temperature")
+        raise ConfigError(
+            f"{temperature_key}={temperature} must be positive and finite; None for no temperature"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,29 +125,42 @@ class JudgeConfig:
     slots: int = 16  # its questions answered side by side
     url: str = ""  # up to and with /v1
     model: str = ""  # its name there
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; empty: none
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key; empty: none
     prompt: str = ""  # a template of your own
-    levels: Literal[3, 5, 7] = 7
-    table: tuple[float, ...] = ()  # phi, level by level (see rl.comparison.Scale)
-    spread: float | None = None  # phi's temperature
+    preference_levels: Literal[3, 5, 7] = 7
+    reward_map: tuple[float, ...] = ()  # phi, level by level (see rl.comparison.RewardMap)
+    reward_map_temperature: float | None = None  # phi's temperature
     max_tokens: int = 1024
     timeout_s: float = 60.0  # without a word from the server
     retries: int = 4
     concurrency: int = 8
-    most_abstentions: float = 0.2  # share of a step's pairs; more end the run, with everything saved
+    max_abstention_rate: float = (
+        0.2  # share of a step's pairs; more end the run, with everything saved
+    )
 
     def __post_init__(self) -> None:
         check_floats(self)
-        check_reward_map(self.levels, self.table, self.spread, temperature_key="spread")
+        check_reward_map(
+            self.preference_levels,
+            self.reward_map,
+            self.reward_map_temperature,
+            temperature_key="reward_map_temperature",
+        )
         expand_paths(self, "folder", "prompt")
         if bool(self.url) != bool(self.model):
-            raise ConfigError(f"url={self.url!r} and model={self.model!r} belong together: give both, or neither")
+            raise ConfigError(
+                f"url={self.url!r} and model={self.model!r} belong together: give both, or neither"
+            )
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"url={self.url!r} must begin with http:// or https://")
         if self.folder and self.url:
-            raise ConfigError(f"folder={self.folder!r} and url={self.url!r} are two judges: give one")
-        if not 0 <= self.most_abstentions <= 1:
-            raise ConfigError(f"most_abstentions={self.most_abstentions} must be between 0 and 1")
+            raise ConfigError(
+                f"folder={self.folder!r} and url={self.url!r} are two judges: give one"
+            )
+        if not 0 <= self.max_abstention_rate <= 1:
+            raise ConfigError(
+                f"max_abstention_rate={self.max_abstention_rate} must be between 0 and 1"
+            )
         for name in ("max_tokens", "concurrency", "slots", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
@@ -132,28 +172,35 @@ class JudgeConfig:
 class PolicyConfig:
     """The objective: R1.5, eq. (4) and (5), and its options."""
 
-    baseline: Baseline = "rloo"  # "gae" learns a value head; the others compare the replies to one prompt, and need none
-    discount: float = 1.0  # gamma, and
-    trace_decay: float = 1.0  # lambda, of "gae"
-    value_trunk: Literal["shared", "detached"] = "shared"  # whether the value head's loss reaches the policy's decoder
-    value_coefficient: float = 0.5
+    # "gae" learns a value head; the others compare the replies to one prompt, and need none
+    advantage_estimator: AdvantageEstimator = "rloo"
+    gamma: float = 1.0  # gamma, and
+    gae_lambda: float = 1.0  # lambda, of "gae"
+    value_trunk: Literal["shared", "detached"] = (
+        "shared"  # whether the value head's loss reaches the policy's decoder
+    )
+    value_coef: float = 0.5
     value_clip: float | None = 0.2
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
     aggregation: Aggregation = "token_mean"
-    kl_coefficient: float = 0.01  # beta; 0: no reference policy is kept
-    kl_in: Literal["loss", "reward"] = "loss"
+    kl_coef: float = 0.01  # beta; 0: no reference policy is kept
+    kl_placement: Literal["loss", "reward"] = "loss"
     kl_target: float | None = None  # adapts beta towards this KL of a reply
     kl_horizon: int = 10_000  # replies over which it adapts
-    importance_limit: float | None = None  # truncates the weights that correct for the engine's arithmetic; None: none
+    max_importance_weight: float | None = (
+        None  # truncates the weights that correct for the engine's arithmetic; None: none
+    )
     epochs: int = 1
     minibatches: int = 1  # updates an epoch, each from an equal share of the prompts
-    keep_right: tuple[int, int] | None = None  # of prompts with a verifier, learn from those with so many right replies only
+    num_correct_range: tuple[int, int] | None = (
+        None  # of prompts with a verifier, learn from those with so many right replies only
+    )
 
     def __post_init__(self) -> None:
         check_floats(self)
-        for name in ("discount", "trace_decay"):
+        for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
         if self.value_clip is not None and not self.value_clip > 0:
@@ -163,28 +210,38 @@ class PolicyConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: a ratio that must stay 1 lets nothing be learnt"
                 )
-        for name in ("kl_coefficient", "value_coefficient"):
+        for name in ("kl_coef", "value_coef"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1")
-        if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coefficient > 0):
-            raise ConfigError(f"kl_target={self.kl_target} must be positive, and kl_coefficient with it")
-        if self.importance_limit is not None and not self.importance_limit >= 1:
-            raise ConfigError(f"importance_limit={self.importance_limit} must be at least 1")
+        if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coef > 0):
+            raise ConfigError(f"kl_target={self.kl_target} must be positive, and kl_coef with it")
+        if self.max_importance_weight is not None and not self.max_importance_weight >= 1:
+            raise ConfigError(
+                f"max_importance_weight={self.max_importance_weight} must be at least 1"
+            )
         for name in ("epochs", "minibatches", "kl_horizon"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
-        if self.keep_right is not None and not 0 <= self.keep_right[0] <= self.keep_right[1]:
-            raise ConfigError(f"keep_right={self.keep_right} must be (least, most)")
+        if (
+            self.num_correct_range is not None
+            and not 0 <= self.num_correct_range[0] <= self.num_correct_range[1]
+        ):
+            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (least, most)")
 
     @property
-    def own_pass(self) -> bool:
+    def recomputes_old_logprobs(self) -> bool:
         """Whether the policy passes over what it wrote before it learns.
 
-        The first update finds its log-probabilities; values, a KL in the reward, and later updates need them beforehand.
+        The first update finds its log-probabilities; values, a KL in the reward, and later updates
+        need them beforehand.
         """
-        return self.baseline == "gae" or self.kl_in == "reward" or self.epochs * self.minibatches > 1
+        return (
+            self.advantage_estimator == "gae"
+            or self.kl_placement == "reward"
+            or self.epochs * self.minibatches > 1
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,25 +257,41 @@ class RLConfig:
         named = [source for reward in self.rewards for source in reward.sources]
         twice = sorted({source for source in named if named.count(source) > 1})
         if twice or sum(not reward.sources for reward in self.rewards) > 1:
-            raise ConfigError(f"rewards: {', '.join(twice) or 'all sources'} have more than one; name each source once")
-        if any(reward.judge_weight for reward in self.rewards) and not (self.judge.url or self.judge.folder):
+            raise ConfigError(
+                f"rewards: {', '.join(twice) or 'all sources'} have more than one; name each source once"
+            )
+        if any(reward.judge_weight for reward in self.rewards) and not (
+            self.judge.url or self.judge.folder
+        ):
             raise ConfigError(
                 "a reward has judge_weight, and there is no judge: set judge.folder, or judge.url and judge.model"
             )
-        if self.rollout.prompts % self.policy.minibatches:
+        if self.rollout.num_prompts % self.policy.minibatches:
             raise ConfigError(
-                f"rollout.prompts={self.rollout.prompts} must be a multiple of policy.minibatches={self.policy.minibatches}"
+                f"rollout.num_prompts={self.rollout.num_prompts} must be a multiple of policy.minibatches={self.policy.minibatches}"
             )
         for reward in self.rewards:
-            if reward.overlong_weight and not 0 <= reward.overlong_free < self.rollout.max_new_tokens:
+            if (
+                reward.overlong_weight
+                and not 0 <= reward.overlong_penalty_start < self.rollout.max_new_tokens
+            ):
                 raise ConfigError(
-                    f"overlong_free={reward.overlong_free} must lie between 0 and rollout.max_new_tokens="
+                    f"overlong_penalty_start={reward.overlong_penalty_start} must lie between 0 and rollout.max_new_tokens="
                     f"{self.rollout.max_new_tokens}, where the penalty is whole"
                 )
-        if self.policy.keep_right is not None and not any(reward.verifier_weight for reward in self.rewards):
-            raise ConfigError(f"policy.keep_right={self.policy.keep_right} counts right replies, and no reward has a verifier")
-        if self.policy.keep_right is not None and self.policy.keep_right[1] > self.rollout.samples:
-            raise ConfigError(f"policy.keep_right={self.policy.keep_right} exceeds rollout.samples={self.rollout.samples}")
+        if self.policy.num_correct_range is not None and not any(
+            reward.verifier_weight for reward in self.rewards
+        ):
+            raise ConfigError(
+                f"policy.num_correct_range={self.policy.num_correct_range} counts right replies, and no reward has a verifier"
+            )
+        if (
+            self.policy.num_correct_range is not None
+            and self.policy.num_correct_range[1] > self.rollout.num_generations
+        ):
+            raise ConfigError(
+                f"policy.num_correct_range={self.policy.num_correct_range} exceeds rollout.num_generations={self.rollout.num_generations}"
+            )
         self._check_advantages()
 
     def _check_advantages(self) -> None:
@@ -228,37 +301,46 @@ class RLConfig:
             ConfigError: all of them are 0, or all of those of a reward.
         """
         rollout, policy = self.rollout, self.policy
-        if policy.baseline == "gae":
-            if rollout.prompts * rollout.samples * rollout.max_new_tokens == 1:
+        if policy.advantage_estimator == "gae":
+            if rollout.num_prompts * rollout.num_generations * rollout.max_new_tokens == 1:
                 raise ConfigError(
-                    "rollout.prompts=1, samples=1 and max_new_tokens=1 are one token a step, whose advantage is always 0 once "
+                    "rollout.num_prompts=1, num_generations=1 and max_new_tokens=1 are one token a step, whose advantage is always 0 once "
                     "whitened; raise one of them"
                 )
             return
-        if rollout.samples == 1:
+        if rollout.num_generations == 1:
             raise ConfigError(
-                f"rollout.samples=1 gives policy.baseline={policy.baseline!r} nothing to compare a reply with: every advantage "
-                "would be 0; set rollout.samples to 2 or more, or policy.baseline to 'gae'"
+                f"rollout.num_generations=1 gives policy.advantage_estimator={policy.advantage_estimator!r} nothing to compare a reply with: every advantage "
+                "would be 0; set rollout.num_generations to 2 or more, or policy.advantage_estimator to 'gae'"
             )
-        if policy.keep_right is None or (policy.kl_in == "reward" and policy.kl_coefficient):
+        if policy.num_correct_range is None or (policy.kl_placement == "reward" and policy.kl_coef):
             return
-        least, most = policy.keep_right
+        least, most = policy.num_correct_range
         for index, reward in enumerate(self.rewards):
-            # A user's verifier may tell replies apart that are not right; no verifier those that are.
-            equal = least == rollout.samples or (most == 0 and ":" not in reward.verifier)
-            if equal and reward.verifier_weight and not (reward.format_weight or reward.judge_weight or reward.overlong_weight):
+            # A user's verifier may tell replies apart that are not right; no verifier those that
+            # are.
+            equal = least == rollout.num_generations or (most == 0 and ":" not in reward.verifier)
+            if (
+                equal
+                and reward.verifier_weight
+                and not (reward.format_weight or reward.judge_weight or reward.overlong_weight)
+            ):
                 raise ConfigError(
-                    f"policy.keep_right={policy.keep_right} keeps prompts whose {rollout.samples} replies rewards.{index} "
+                    f"policy.num_correct_range={policy.num_correct_range} keeps prompts whose {rollout.num_generations} replies rewards.{index} "
                     f"values alike: every advantage would be 0; widen it, or give the reward another part"
                 )
 
-    def reward_of(self, source: str) -> RewardConfig:
+    def reward_for_source(self, source: str) -> RewardConfig:
         """The reward of a source's records.
 
         Raises:
             ConfigError: no reward is for it.
         """
-        for reward in sorted(self.rewards, key=lambda reward: not reward.sources):  # those that name it first
+        for reward in sorted(
+            self.rewards, key=lambda reward: not reward.sources
+        ):  # those that name it first
             if source in reward.sources or not reward.sources:
                 return reward
-        raise ConfigError(f"no reward is for the source {source!r}; name it in rl.rewards, or give one without sources")
+        raise ConfigError(
+            f"no reward is for the source {source!r}; name it in rl.rewards, or give one without sources"
+        )

@@ -6,22 +6,29 @@ from collections.abc import Mapping
 from typing import Literal
 
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
-from stepaudio_jax.config.parallel import MeshConfig, Rules
-from stepaudio_jax.config.resolve import ConfigError, check_floats, check_seed, expand_paths, shown
+from stepaudio_jax.config.parallel import MeshConfig, ShardingRules
+from stepaudio_jax.config.resolve import (
+    ConfigError,
+    check_floats,
+    check_seed,
+    expand_paths,
+    format_value,
+)
 from stepaudio_jax.config.rl import RLConfig
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]
 AudioChannel = Literal["first", "mix"]
-Activation = Literal["query", "key", "value", "attended", "projected", "gate", "up"]
+RematName = Literal["query", "key", "value", "attn_out", "attn_proj", "gate", "up"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitialWeights:
     """Where the run's weights come from. An empty path means freshly initialised.
 
-    `model` is a checkpoint made by this project or a Hugging Face folder (Step-Audio). `encoder` and `decoder` override their
-    part with a folder of their own (Qwen2-Audio, Qwen2/Qwen2.5); the adaptor is then fresh unless `model` gives it.
+    `model` is a checkpoint made by this project or a Hugging Face folder (Step-Audio). `encoder`
+    and `decoder` override their part with a folder of their own (Qwen2-Audio, Qwen2/Qwen2.5); the
+    adaptor is then fresh unless `model` gives it.
     """
 
     model: str = ""
@@ -38,8 +45,8 @@ class SourceConfig:
 
     path: str
     weight: float = 1.0
-    # Shown in metrics, and what rewards are given by. When empty: the file's stem, with as many of the folders above it as tell
-    # it from the stage's other sources.
+    # Shown in metrics, and what rewards are given by. When empty: the file's stem, with as many of
+    # the folders above it as tell it from the stage's other sources.
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -53,7 +60,8 @@ class SourceConfig:
 class AugmentationConfig:
     """Random changes to the sound and its log-mel, in training only. Zero switches each one off."""
 
-    silence_probability: float = 0.0  # of a dialogue: all its clips are silent, and a model learns to guess what it cannot hear
+    # of a dialogue: all its clips are silent, and a model learns to guess what it cannot hear
+    silence_probability: float = 0.0
     max_shift_s: float = 0.0  # silence put in front of a clip
     noise_probability: float = 0.0
     noise_snr_db: tuple[float, float] = (10.0, 40.0)
@@ -65,7 +73,13 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         check_floats(self)
-        for name in ("max_shift_s", "frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"):
+        for name in (
+            "max_shift_s",
+            "frequency_masks",
+            "frequency_mask_bins",
+            "time_masks",
+            "time_mask_frames",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("silence_probability", "noise_probability"):
@@ -82,28 +96,45 @@ class DataConfig:
     """What is read, and the static shape of a batch (see `stepaudio_jax.data.Batch`)."""
 
     sources: tuple[SourceConfig, ...] = ()
-    rows: int = 8  # B: rows of the global batch
-    tokens_per_row: int = 4096  # T
-    chunks_per_row: int = 4  # C: audio chunks (of at most 25 s) a row can hold
-    frames_per_chunk: int = 2504  # F: mel frames a chunk is padded to; 25 s have 2502
-    channel: AudioChannel = "first"  # of a clip with several, as the released front end has it; "mix": the mean of all
+    batch_size: int = 8  # B: rows of the global batch
+    seq_len: int = 4096  # T
+    audio_chunks_per_seq: int = 4  # C: audio chunks (of at most 25 s) a row can hold
+    mel_frames_per_chunk: int = 2504  # F: mel frames a chunk is padded to; 25 s have 2502
+    channel: AudioChannel = (
+        "first"  # of a clip with several, as the released front end has it; "mix": the mean of all
+    )
     augmentation: AugmentationConfig = AugmentationConfig()
     loss_on_reasoning: bool = True
-    history_reasoning: bool = False  # later turns see the reasoning of earlier ones (see text.training_views)
-    check: Literal["all"] | int = "all"  # records of each source that are checked before a run begins
+    history_reasoning: bool = (
+        False  # later turns see the reasoning of earlier ones (see text.training_views)
+    )
+    check: Literal["all"] | int = (
+        "all"  # records of each source that are checked before a run begins
+    )
     on_bad_audio: Literal["error", "skip"] = "error"  # "skip" drops the record and counts it
     on_too_long: Literal["error", "skip"] = "error"  # a dialogue that does not fit an empty row
     on_bad_record: Literal["error", "skip"] = "error"  # one that cannot be read or rendered
-    packing_rows: int = 4  # rows kept open for each row of the batch; more pack a little tighter and cost memory
+    packing_bins_per_seq: int = (
+        4  # rows kept open for each row of the batch; more pack a little tighter and cost memory
+    )
     threads: int = 2  # threads that read and prepare records
     prefetch_batches: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("rows", "tokens_per_row", "frames_per_chunk", "packing_rows", "threads", "prefetch_batches"):
+        for name in (
+            "batch_size",
+            "seq_len",
+            "mel_frames_per_chunk",
+            "packing_bins_per_seq",
+            "threads",
+            "prefetch_batches",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
-        if self.chunks_per_row < 0:
-            raise ConfigError(f"chunks_per_row={self.chunks_per_row} must not be negative")
+        if self.audio_chunks_per_seq < 0:
+            raise ConfigError(
+                f"audio_chunks_per_seq={self.audio_chunks_per_seq} must not be negative"
+            )
         if self.check != "all" and self.check < 0:
             raise ConfigError(f"check={self.check} must be 'all' or a number of records")
 
@@ -116,13 +147,17 @@ class OptimizerConfig:
     learning_rate: float = 1e-5
     warmup_steps: int = 0  # update k of them has k / warmup_steps of the learning rate
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    final_learning_rate_fraction: float = 0.1  # of learning_rate, reached when the stage's last step is done
+    final_learning_rate_fraction: float = (
+        0.1  # of learning_rate, reached when the stage's last step is done
+    )
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1  # on matrices only: never on biases, norms, embeddings' positions
     clip_norm: float = 1.0  # global norm of the gradients; 0 switches clipping off
-    muon_learning_rate: float = 0.02  # of the matrices, when name is "muon"; learning_rate is that of the rest
+    muon_learning_rate: float = (
+        0.02  # of the matrices, when name is "muon"; learning_rate is that of the rest
+    )
     muon_momentum: float = 0.95
     moment_dtype: FloatDtype = "float32"  # of the first moment (momentum); Adafactor has none
 
@@ -130,31 +165,42 @@ class OptimizerConfig:
         check_floats(self)
         for name in ("learning_rate", "muon_learning_rate"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be positive: nothing would learn")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} must be positive: nothing would learn"
+                )
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("b1", "b2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} must be at least 0 and less than 1"
+                )
         if not self.eps > 0:
             raise ConfigError(f"eps={self.eps} must be positive")
         if not 0 <= self.final_learning_rate_fraction <= 1:
-            raise ConfigError(f"final_learning_rate_fraction={self.final_learning_rate_fraction} must be between 0 and 1")
+            raise ConfigError(
+                f"final_learning_rate_fraction={self.final_learning_rate_fraction} must be between 0 and 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuxiliaryConfig:
     """Losses on heads that exist in training only, for an encoder that starts from nothing.
 
-    A word-level CTC loss on the adaptor's output, and a classifier on the encoder's mean feature for each attribute of a clip.
-    Records give them as `transcript` and `attributes` of an audio part. The heads are never exported.
+    A word-level CTC loss on the adaptor's output, and a classifier on the encoder's mean feature
+    for each attribute of a clip. Records give them as `transcript` and `attributes` of an audio
+    part. The heads are never exported.
     """
 
     ctc_weight: float = 0.0
-    ctc_words: tuple[str, ...] = ()  # the closed vocabulary; other words of a transcript are an error
+    ctc_words: tuple[
+        str, ...
+    ] = ()  # the closed vocabulary; other words of a transcript are an error
     attribute_weight: float = 0.0
-    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # name -> its values
+    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(
+        default_factory=dict
+    )  # name -> its values
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -182,7 +228,9 @@ class LoRAConfig:
         *("query", "key", "value", "output"),
         *("gate", "up", "down"),
     )
-    adapter: str | None = None  # a PEFT adapter's folder, whose matrices go on learning; None: new ones
+    adapter: str | None = (
+        None  # a PEFT adapter's folder, whose matrices go on learning; None: new ones
+    )
 
     def __post_init__(self) -> None:
         expand_paths(self, "adapter")
@@ -190,7 +238,9 @@ class LoRAConfig:
         if self.rank < 0:
             raise ConfigError(f"rank={self.rank} must not be negative")
         if self.adapter is not None and not self.rank:
-            raise ConfigError(f"rank=0 has no adapter, and adapter={self.adapter!r} names one: set rank and alpha to its own")
+            raise ConfigError(
+                f"rank=0 has no adapter, and adapter={self.adapter!r} names one: set rank and alpha to its own"
+            )
         if not self.alpha > 0:
             raise ConfigError(f"alpha={self.alpha} must be positive")
         if not self.targets:
@@ -216,7 +266,9 @@ class EvaluationConfig:
         if self.batches <= 0:
             raise ConfigError(f"batches={self.batches} must be positive")
         if self.data.augmentation != AugmentationConfig():
-            raise ConfigError("augmentation changes the sound in training only; leave it out of evaluation.data")
+            raise ConfigError(
+                "augmentation changes the sound in training only; leave it out of evaluation.data"
+            )
 
     @property
     def enabled(self) -> bool:
@@ -229,7 +281,9 @@ class StageConfig:
 
     name: str
     steps: int
-    objective: Literal["next_token", "policy"] = "next_token"  # mid-training and SFT: R1.5 eq. (1); from rewards: eq. (4), (5)
+    objective: Literal["next_token", "policy"] = (
+        "next_token"  # mid-training and SFT: R1.5 eq. (1); from rewards: eq. (4), (5)
+    )
     data: DataConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -237,27 +291,40 @@ class StageConfig:
     rl: RLConfig = RLConfig()  # where the objective is "policy"
     trainable: tuple[Part, ...] = ("adaptor", "decoder")
     lora: LoRAConfig = LoRAConfig()  # of the decoder, which `trainable` then leaves out
-    gradient_accumulation: int = 1  # micro-batches a step; rows must be a multiple of it
+    gradient_accumulation_steps: int = 1  # micro-batches a step; rows must be a multiple of it
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):  # it names folders, and keys on the command line
-            raise ConfigError(f"the stage's name={self.name!r} must be of letters, digits, '_' and '-'")
+        if not re.fullmatch(
+            r"[A-Za-z0-9_-]+", self.name
+        ):  # it names folders, and keys on the command line
+            raise ConfigError(
+                f"the stage's name={self.name!r} must be of letters, digits, '_' and '-'"
+            )
         if self.steps <= 0:
             raise ConfigError(f"steps={self.steps} must be positive")
         if not self.data.sources:
             raise ConfigError("data.sources is empty: nothing to train on")
-        if self.gradient_accumulation <= 0 or self.data.rows % self.gradient_accumulation:
+        if (
+            self.gradient_accumulation_steps <= 0
+            or self.data.batch_size % self.gradient_accumulation_steps
+        ):
             raise ConfigError(
-                f"data.rows={self.data.rows} must be a multiple of gradient_accumulation={self.gradient_accumulation}"
+                f"data.batch_size={self.data.batch_size} must be a multiple of gradient_accumulation_steps={self.gradient_accumulation_steps}"
             )
         if self.lora.rank and "decoder" in self.trainable:
-            raise ConfigError("lora.rank adapts the decoder, which is in trainable: leave it out there, or set lora.rank=0")
+            raise ConfigError(
+                "lora.rank adapts the decoder, which is in trainable: leave it out there, or set lora.rank=0"
+            )
         if not self.trainable and not self.lora.rank:
             raise ConfigError("trainable is empty: nothing would learn")
-        if not self.data.chunks_per_row and "decoder" not in self.trainable and not self.lora.rank:
+        if (
+            not self.data.audio_chunks_per_seq
+            and "decoder" not in self.trainable
+            and not self.lora.rank
+        ):
             raise ConfigError(
-                f"trainable={self.trainable} is what hears, and data.chunks_per_row=0 leaves it nothing to hear: nothing "
-                "would learn; raise chunks_per_row, or let the decoder learn"
+                f"trainable={self.trainable} is what hears, and data.audio_chunks_per_seq=0 leaves it nothing to hear: nothing "
+                "would learn; raise audio_chunks_per_seq, or let the decoder learn"
             )
         if self.objective == "policy":
             self._check_policy()
@@ -266,26 +333,40 @@ class StageConfig:
         if not self.rl.rewards:
             raise ConfigError("rl.rewards is empty: a policy needs at least one reward")
         if "encoder" in self.trainable:
-            raise ConfigError("trainable names the encoder: a policy's stays frozen, for its features are computed once a step")
-        if self.auxiliary.enabled or self.evaluation.enabled or self.gradient_accumulation > 1:
             raise ConfigError(
-                "auxiliary, evaluation.data and gradient_accumulation are for next_token; leave them out of a policy"
+                "trainable names the encoder: a policy's stays frozen, for its features are computed once a step"
             )
-        if dataclasses.replace(self.data.augmentation, silence_probability=0.0) != AugmentationConfig():
-            raise ConfigError("data.augmentation of a policy's stage can only have silence_probability")
+        if (
+            self.auxiliary.enabled
+            or self.evaluation.enabled
+            or self.gradient_accumulation_steps > 1
+        ):
+            raise ConfigError(
+                "auxiliary, evaluation.data and gradient_accumulation_steps are for next_token; leave them out of a policy"
+            )
+        if (
+            dataclasses.replace(self.data.augmentation, silence_probability=0.0)
+            != AugmentationConfig()
+        ):
+            raise ConfigError(
+                "data.augmentation of a policy's stage can only have silence_probability"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When the state is saved, and which of the saved states are kept: those that any of the rules keeps.
 
-    Frozen parameters are saved once a stage: a checkpoint of LoRA is as small as its matrices and their moments.
+    Frozen parameters are saved once a stage: a checkpoint of LoRA is as small as its matrices and
+    their moments.
     """
 
     every_steps: int = 500  # 0: only at the end of each stage
     keep: int = 2  # the last ones
     keep_every_steps: int = 0  # besides, every one at a multiple of so many steps; 0: none
-    keep_best: int = 0  # besides, so many of lowest held-out loss, where it was measured at the step
+    keep_best: int = (
+        0  # besides, so many of lowest held-out loss, where it was measured at the step
+    )
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep_every_steps", "keep_best"):
@@ -299,18 +380,31 @@ class CheckpointConfig:
 class ComputeConfig:
     """How the model is computed, as opposed to what it is."""
 
-    dtype: FloatDtype = "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
-    param_dtype: FloatDtype = "float32"  # of the trained parameters; frozen ones are kept in `dtype`
-    # Of the sum that flows through the decoder's layers and that each adds to; empty: `dtype`. In bf16 it is rounded twice a
-    # layer, which is part of how the engine that draws and the pass that learns come to differ.
+    dtype: FloatDtype = (
+        "bfloat16"  # of activations and matrix products; softmax, norms and losses are always fp32
+    )
+    param_dtype: FloatDtype = (
+        "float32"  # of the trained parameters; frozen ones are kept in `dtype`
+    )
+    # Of the sum that flows through the decoder's layers and that each adds to; empty: `dtype`. In
+    # bf16 it is rounded twice a layer, which is part of how the engine that draws and the pass that
+    # learns come to differ.
     residual_dtype: Literal["", "float32", "bfloat16"] = ""
-    remat: Literal["none", "full", "save", "offload"] = "full"  # what of a layer is kept for the backward pass; see remat_names
-    # Kept by "save" here, by "offload" on the host, but for "attended" of cuDNN's kernel, which "offload" computes again.
-    remat_names: tuple[Activation, ...] = ("query", "key", "value", "attended")
-    attention: AttentionKernel = "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
-    rules: Rules = Rules()  # which mesh axes each logical axis is cut over
-    loss_chunks: int = 1  # parts of the vocabulary (in RL of a row's tokens) for the loss: fewer logits at a time
-    unroll: int = 1  # layers unrolled in the scan; with all of them (0) a CPU is about twice as fast, an H200 by 6 %
+    remat: Literal["none", "full", "save", "offload"] = (
+        "full"  # what of a layer is kept for the backward pass; see remat_names
+    )
+    # Kept by "save" here, by "offload" on the host, but for "attn_out" of cuDNN's kernel, which
+    # "offload" computes again.
+    remat_names: tuple[RematName, ...] = ("query", "key", "value", "attn_out")
+    attention: AttentionKernel = (
+        "auto"  # splash on TPU, cuDNN on GPU in bf16, else XLA; interpreted splash: anywhere, slow
+    )
+    rules: ShardingRules = ShardingRules()  # which mesh axes each logical axis is cut over
+    loss_chunks: int = (
+        1  # parts of the vocabulary (in RL of a row's tokens) for the loss: fewer logits at a time
+    )
+    # layers unrolled in the scan; with all of them (0) a CPU is about twice as fast, an H200 by 6 %
+    unroll: int = 1
 
     def __post_init__(self) -> None:
         if self.loss_chunks <= 0:
@@ -328,40 +422,52 @@ class Config:
     seed: int = 0
     model: ModelConfig = ModelConfig()
     initial: InitialWeights = InitialWeights()
-    tokenizer: str = ""  # a folder (tokenizer.json, or vocab.json and merges.txt); "bytes"; empty: initial.model's own
+    # a folder (tokenizer.json, or vocab.json and merges.txt); "bytes"; empty: initial.model's own
+    tokenizer: str = ""
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: int = 10
-    profile_steps: str = ""  # "10:15" writes a profile of steps 10 to 15, counted over all stages, to run_dir/profile
-    skipped_steps_allowed: int = 20  # steps in a row whose loss or gradient is not finite; one more ends the run
+    # "10:15" writes a profile of steps 10 to 15, counted over all stages, to run_dir/profile
+    profile_steps: str = ""
+    max_consecutive_skips: int = (
+        20  # steps in a row whose loss or gradient is not finite; one more ends the run
+    )
 
     def __post_init__(self) -> None:
         expand_paths(self, "run_dir", "tokenizer")
         if not self.run_dir:
             raise ConfigError("run_dir is empty: name the folder that the run is to make")
-        for name, path in (("run_dir", self.run_dir), ("tokenizer", self.tokenizer), ("initial.model", self.initial.model)):
+        for name, path in (
+            ("run_dir", self.run_dir),
+            ("tokenizer", self.tokenizer),
+            ("initial.model", self.initial.model),
+        ):
             if "://" in path:
                 raise ConfigError(
-                    f"{name}={shown(path)} is an address: mount the bucket, and give the path of its folder there"
+                    f"{name}={format_value(path)} is an address: mount the bucket, and give the path of its folder there"
                 )
         if not self.stages:
             raise ConfigError("stages is empty: nothing to run")
         check_seed(self.seed)
         if self.log_every_steps <= 0:
             raise ConfigError(f"log_every_steps={self.log_every_steps} must be positive")
-        if self.skipped_steps_allowed < 0:
-            raise ConfigError(f"skipped_steps_allowed={self.skipped_steps_allowed} must not be negative")
+        if self.max_consecutive_skips < 0:
+            raise ConfigError(
+                f"max_consecutive_skips={self.max_consecutive_skips} must not be negative"
+            )
         profiled = self.profiled_steps()
         if profiled is not None and not 1 <= profiled[0] <= profiled[1]:
-            raise ConfigError(f"profile_steps={self.profile_steps!r} must be FIRST:LAST, steps counted from 1")
+            raise ConfigError(
+                f"profile_steps={self.profile_steps!r} must be FIRST:LAST, steps counted from 1"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
         for stage in self.stages:
-            if stage.objective == "policy" and stage.data.tokens_per_row % self.compute.loss_chunks:
+            if stage.objective == "policy" and stage.data.seq_len % self.compute.loss_chunks:
                 raise ConfigError(
-                    f"stage {stage.name!r}: data.tokens_per_row={stage.data.tokens_per_row} must be a multiple of "
+                    f"stage {stage.name!r}: data.seq_len={stage.data.seq_len} must be a multiple of "
                     f"compute.loss_chunks={self.compute.loss_chunks}, into which a policy's loss cuts a row"
                 )
 
@@ -371,5 +477,7 @@ class Config:
             return None
         match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
         if match is None:
-            raise ConfigError(f"profile_steps={self.profile_steps!r} must be FIRST:LAST, steps counted from 1")
+            raise ConfigError(
+                f"profile_steps={self.profile_steps!r} must be FIRST:LAST, steps counted from 1"
+            )
         return int(match[1]), int(match[2])

@@ -5,11 +5,11 @@ from stepaudio_jax.corpus.espeak import EspeakError
 from stepaudio_jax.corpus.phrases import vocabulary
 from stepaudio_jax.corpus.recording import ATTRIBUTES
 from stepaudio_jax.corpus.tasks import TASKS, Task
-from stepaudio_jax.corpus.writing import CLIPS, Recipe, write_corpus
+from stepaudio_jax.corpus.writing import DEFAULT_CLIPS, Recipe, write_corpus
 
 __all__ = [
     "ATTRIBUTES",
-    "CLIPS",
+    "DEFAULT_CLIPS",
     "TASKS",
     "CorpusError",
     "EspeakError",

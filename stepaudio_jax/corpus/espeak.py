@@ -1,9 +1,10 @@
 """espeak-ng through ctypes: text -> sound, with the library that the PyPI package `espeakng-loader` carries.
 
-The library has one voice and one synthesizer a process, and a part of their state (the phase of a voice's flutter, the gain
-control) lives on from one call to the next with no way to reset it: a clip depends on all that was said before it. Each
-`Synthesizer` therefore loads a copy of the library of its own. What it says first is the same in every run, copies do not
-disturb each other, and several can speak at once on threads.
+The library has one voice and one synthesizer a process, and a part of their state (the phase of a
+voice's flutter, the gain control) lives on from one call to the next with no way to reset it: a
+clip depends on all that was said before it. Each `Synthesizer` therefore loads a copy of the
+library of its own. What it says first is the same in every run, copies do not disturb each other,
+and several can speak at once on threads.
 """
 
 import ctypes
@@ -23,8 +24,12 @@ from stepaudio_jax.corpus.error import CorpusError
 
 SAMPLE_RATE = 22_050
 
-_SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: sound goes to the callback, before `espeak_Synth` returns
-_BUFFER_MS = 5_000  # one callback a clip: each takes the interpreter lock, and short buffers keep threads from running at once
+_SYNCHRONOUS = (
+    2  # AUDIO_OUTPUT_SYNCHRONOUS: sound goes to the callback, before `espeak_Synth` returns
+)
+# one callback a clip: each takes the interpreter lock, and short buffers keep threads from running
+# at once
+_BUFFER_MS = 5_000
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _UTF8 = 1
 _SEED = 1
@@ -47,7 +52,7 @@ def variant_genders() -> Mapping[str, str | None]:
 
 def variant_file(name: str) -> str:
     """The text of the file that makes a variant."""
-    _require_name("variant", name, variant_genders())
+    _check_name("variant", name, variant_genders())
     return (_variants() / name).read_text(encoding="utf-8", errors="replace")
 
 
@@ -66,7 +71,9 @@ class Synthesizer:
     def __init__(self, variants: Mapping[str, str] = MappingProxyType({})) -> None:
         loader = _loader()
         self._allowed = {*variant_genders(), *variants}
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # Windows keeps a loaded file
+        self._folder = tempfile.TemporaryDirectory(
+            ignore_cleanup_errors=True
+        )  # Windows keeps a loaded file
         self._library = ctypes.CDLL(shutil.copy(loader.get_library_path(), self._folder.name))
         data = pathlib.Path(loader.get_data_path())
         if variants:
@@ -76,13 +83,20 @@ class Synthesizer:
         self._callback = _Callback(self._receive)  # the library holds no reference to it
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), 0)
         if rate != SAMPLE_RATE:
-            raise EspeakError(f"espeak-ng could not start (espeak_Initialize returned {rate}); reinstall espeakng-loader")
+            raise EspeakError(
+                f"espeak-ng could not start (espeak_Initialize returned {rate}); reinstall espeakng-loader"
+            )
         self._library.espeak_SetSynthCallback(self._callback)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._library.espeak_Terminate()
         self._folder.cleanup()
 
@@ -101,7 +115,8 @@ class Synthesizer:
         Args:
             text: what to say.
             language: the library's name of it: "en", "en-us", "en-gb-x-rp", "cmn", ..
-            variant: a name in `variant_genders()` or of the synthesizer's own; None for the language's own voice.
+            variant: a name in `variant_genders()` or of the synthesizer's own; None for the
+            language's own voice.
             words_per_minute: 80 to 450; 175 is the library's normal.
             pitch, pitch_range: 0 to 99; 50 is the voice's own. 64 steps of `pitch` are an octave.
 
@@ -111,7 +126,9 @@ class Synthesizer:
         Raises:
             EspeakError: naming the argument, its value and what is allowed.
         """
-        _require_name("variant", variant, {None, *self._allowed})  # the library takes any, and falls back in silence
+        _check_name(
+            "variant", variant, {None, *self._allowed}
+        )  # the library takes any, and falls back in silence
         for name, value, low, high in (
             ("words_per_minute", words_per_minute, 80, 450),
             ("pitch", pitch, 0, 99),
@@ -126,7 +143,12 @@ class Synthesizer:
             raise EspeakError(
                 f"language={language!r} is none of espeak-ng's (allowed are names such as 'en-us', 'en-gb-x-rp', 'cmn')"
             )
-        for parameter, value in ((_RATE, words_per_minute), (_VOLUME, 100), (_PITCH, pitch), (_RANGE, pitch_range)):
+        for parameter, value in (
+            (_RATE, words_per_minute),
+            (_VOLUME, 100),
+            (_PITCH, pitch),
+            (_RANGE, pitch_range),
+        ):
             self._library.espeak_SetParameter(parameter, value, 0)
         self._library.espeak_ng_SetRandSeed(_SEED)
         self._blocks.clear()
@@ -134,7 +156,9 @@ class Synthesizer:
         status = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, _UTF8, None, None)
         sound = np.frombuffer(b"".join(self._blocks), np.int16)
         if status != 0 or not sound.any():
-            raise EspeakError(f"espeak-ng made no sound of text={text!r} in language={language!r} (status {status})")
+            raise EspeakError(
+                f"espeak-ng made no sound of text={text!r} in language={language!r} (status {status})"
+            )
         return sound
 
     def _receive(self, samples: int | None, count: int, events: int | None) -> int:
@@ -147,7 +171,9 @@ def _loader() -> ModuleType:
     try:
         import espeakng_loader
     except ModuleNotFoundError:
-        raise EspeakError("espeak-ng is not installed; run: pip install 'stepaudio-jax[quickstart]'") from None
+        raise EspeakError(
+            "espeak-ng is not installed; run: pip install 'stepaudio-jax[quickstart]'"
+        ) from None
     return espeakng_loader
 
 
@@ -155,7 +181,9 @@ def _variants() -> pathlib.Path:
     return pathlib.Path(_loader().get_data_path(), "voices", "!v")
 
 
-def _with_variants(data: pathlib.Path, copy: pathlib.Path, variants: Mapping[str, str]) -> pathlib.Path:
+def _with_variants(
+    data: pathlib.Path, copy: pathlib.Path, variants: Mapping[str, str]
+) -> pathlib.Path:
     """A folder like the library's data, with more voice variants: links, but for those."""
     own = copy / "voices" / "!v"
     own.mkdir(parents=True)
@@ -179,8 +207,10 @@ def _declared_gender(path: pathlib.Path) -> str | None:
     return None
 
 
-def _require_name(key: str, value: str | None, allowed: Collection[str | None]) -> None:
+def _check_name(key: str, value: str | None, allowed: Collection[str | None]) -> None:
     if value not in allowed:
         names = sorted(name for name in allowed if name is not None)
         close = difflib.get_close_matches(str(value), names, n=1, cutoff=0)
-        raise EspeakError(f"{key}={value!r} is none of espeak-ng's {len(names)}; the nearest is {close[0]!r}")
+        raise EspeakError(
+            f"{key}={value!r} is none of espeak-ng's {len(names)}; the nearest is {close[0]!r}"
+        )

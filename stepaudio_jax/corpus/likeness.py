@@ -9,11 +9,11 @@ _DEFAULT = 100.0  # per cent: what a file leaves out is as in the language's own
 _THROAT = (0.95, 1.05)  # one factor on all resonances: more would make a male voice a female one
 _FREQUENCY, _HEIGHT, _WIDTH = (0.96, 1.04), (0.65, 1.5), (0.8, 1.35)
 _VOICING, _CONSONANTS = (0.6, 1.6), (0.6, 1.5)
-_MOST_FLUTTER, _MOST_ROUGHNESS = 20, 4
+_MAX_FLUTTER, _MAX_ROUGHNESS = 20, 4
 _REPLACED = ("formant", "voicing", "consonants", "flutter", "roughness")
 
 
-def alike_voice(variant: str, rng: np.random.Generator) -> str:
+def similar_voice(variant: str, rng: np.random.Generator) -> str:
     """The file of a voice that is alike: pitch, intonation and timing are the variant's, resonances and breath are near them.
 
     Args:
@@ -36,13 +36,17 @@ def alike_voice(variant: str, rng: np.random.Generator) -> str:
     drawn = []
     for number in range(_FORMANTS):
         near = (throat * rng.uniform(*_FREQUENCY), rng.uniform(*_HEIGHT), rng.uniform(*_WIDTH))
-        resonance = (value * factor for value, factor in zip(values(f"formant {number}", 3), near, strict=True))
+        resonance = (
+            value * factor
+            for value, factor in zip(values(f"formant {number}", 3), near, strict=True)
+        )
         drawn.append(f"formant {number} " + " ".join(f"{value:.0f}" for value in resonance))
     drawn += [
         f"voicing {values('voicing', 1)[0] * rng.uniform(*_VOICING):.0f}",
-        "consonants " + " ".join(f"{value * rng.uniform(*_CONSONANTS):.0f}" for value in values("consonants", 2)),
-        f"flutter {rng.integers(_MOST_FLUTTER + 1)}",
-        f"roughness {rng.integers(_MOST_ROUGHNESS + 1)}",
+        "consonants "
+        + " ".join(f"{value * rng.uniform(*_CONSONANTS):.0f}" for value in values("consonants", 2)),
+        f"flutter {rng.integers(_MAX_FLUTTER + 1)}",
+        f"roughness {rng.integers(_MAX_ROUGHNESS + 1)}",
     ]
     kept = [line for line in lines if line.split()[0] not in _REPLACED]
     return "\n".join([*kept, *drawn]) + "\n"

@@ -1,7 +1,7 @@
 """What a clip measures: where its speech lies, its pitch, and the labels that follow from them.
 
-A label says how a clip sounds, not what the synthesizer was asked for. Between two classes lies a gap, and a clip inside it has
-no label.
+A label says how a clip sounds, not what the synthesizer was asked for. Between two classes lies a
+gap, and a clip inside it has no label.
 """
 
 import dataclasses
@@ -17,19 +17,29 @@ from stepaudio_jax.audio import SAMPLE_RATE
 Rate = Literal["slow", "normal", "fast"]
 Pitch = Literal["low", "medium", "high"]
 
-RATES: dict[Rate, tuple[float, float]] = {"slow": (0.5, 0.73), "normal": (0.89, 1.13), "fast": (1.4, 2.6)}
+RATES: dict[Rate, tuple[float, float]] = {
+    "slow": (0.5, 0.73),
+    "normal": (0.89, 1.13),
+    "fast": (1.4, 2.6),
+}
 """Times faster than the language's own voice at 175 words a minute, saying the same text: from, to."""
 
-PITCHES: dict[Pitch, tuple[float, float]] = {"low": (60.0, 98.0), "medium": (118.0, 172.0), "high": (208.0, 360.0)}
+PITCHES: dict[Pitch, tuple[float, float]] = {
+    "low": (60.0, 98.0),
+    "medium": (118.0, 172.0),
+    "high": (208.0, 360.0),
+}
 """Fundamental frequency in Hz: from, to. The middle 60 % of a clip's voiced frames must lie within."""
 
 _WINDOW = int(0.05 * SAMPLE_RATE)  # three periods of 60 Hz, the least that autocorrelation needs
 _HOP = int(0.02 * SAMPLE_RATE)
 _TRANSFORM = 1152  # at least the window and the longest lag
-_LOWEST_HZ, _HIGHEST_HZ = 50.0, 450.0
-_VOICED = 0.6  # normalised autocorrelation of a voiced frame, at least
-_OCTAVE = 0.9  # the shortest period that correlates this well, relative to the best, is taken
-_LOUD = 0.02  # of the loudest frame's energy
+_MIN_PITCH_HZ, _MAX_PITCH_HZ = 50.0, 450.0
+_MIN_VOICED_CORRELATION = 0.6  # normalised autocorrelation of a voiced frame, at least
+_MIN_PEAK_RATIO = (
+    0.9  # the shortest period that correlates this well, relative to the best, is taken
+)
+_MIN_FRAME_ENERGY = 0.02  # of the loudest frame's energy
 _SPEECH_AMPLITUDE = 0.01  # of the peak
 
 
@@ -48,11 +58,12 @@ def speech_span(waveform: NDArray[np.float32]) -> slice:
     return slice(int(loud[0]), int(loud[-1]) + 1) if loud.size else slice(0, 0)
 
 
-def fundamental(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+def estimate_pitch(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """The fundamental frequency of the voiced frames, by normalised autocorrelation (Boersma 1993).
 
-    A frame's autocorrelation r_x is that of the windowed frame divided by that of the window. Its period is the shortest lag at
-    which r_x has a peak of at least 0.9 of its highest, which keeps multiples of the period out.
+    A frame's autocorrelation r_x is that of the windowed frame divided by that of the window. Its
+    period is the shortest lag at which r_x has a peak of at least 0.9 of its highest, which keeps
+    multiples of the period out.
 
     Args:
         waveform: [samples] at 16 kHz.
@@ -65,28 +76,33 @@ def fundamental(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     frames = sliding_window_view(np.asarray(waveform, np.float32), _WINDOW)[::_HOP]
     frames = frames - frames.mean(axis=1, keepdims=True)
     energy = np.square(frames).sum(axis=1)
-    frames = frames[energy > _LOUD * energy.max()]
+    frames = frames[energy > _MIN_FRAME_ENERGY * energy.max()]
     window = np.hanning(_WINDOW).astype(np.float32)
-    shortest, longest = int(SAMPLE_RATE / _HIGHEST_HZ), int(SAMPLE_RATE / _LOWEST_HZ)
+    shortest, longest = int(SAMPLE_RATE / _MAX_PITCH_HZ), int(SAMPLE_RATE / _MIN_PITCH_HZ)
     correlation = _autocorrelation(frames * window)[:, : longest + 2]
     correlation /= correlation[:, :1]
     correlation /= _autocorrelation(window)[: longest + 2] / np.square(window).sum()
     inner = correlation[:, shortest : longest + 1]
-    before, after = correlation[:, shortest - 1 : longest], correlation[:, shortest + 1 : longest + 2]
+    before, after = (
+        correlation[:, shortest - 1 : longest],
+        correlation[:, shortest + 1 : longest + 2],
+    )
     is_peak = (inner >= before) & (inner > after)
     best = np.max(inner, axis=1, where=is_peak, initial=0.0)
-    period = np.argmax(is_peak & (inner >= _OCTAVE * best[:, None]), axis=1)
+    period = np.argmax(is_peak & (inner >= _MIN_PEAK_RATIO * best[:, None]), axis=1)
     rows = np.arange(len(inner))
     left, peak, right = before[rows, period], inner[rows, period], after[rows, period]
-    voiced = (best >= _VOICED) & (peak >= _VOICED)
+    voiced = (best >= _MIN_VOICED_CORRELATION) & (peak >= _MIN_VOICED_CORRELATION)
     curvature = np.where(voiced, left - 2 * peak + right, -1.0)
-    shift = 0.5 * (left - right) / np.minimum(curvature, -1e-12)  # the vertex of the parabola through the three
+    shift = (
+        0.5 * (left - right) / np.minimum(curvature, -1e-12)
+    )  # the vertex of the parabola through the three
     return (SAMPLE_RATE / (period + shortest + shift))[voiced]
 
 
 def pitch_range(waveform: NDArray[np.float32]) -> PitchRange | None:
     """Quantiles of a clip's fundamental frequency; None where no frame is voiced."""
-    frequencies = fundamental(waveform)
+    frequencies = estimate_pitch(waveform)
     if not frequencies.size:
         return None
     low, median, high = np.quantile(frequencies, (0.2, 0.5, 0.8))
@@ -102,10 +118,10 @@ def pitch_label(measured: PitchRange | None) -> Pitch | None:
     return None
 
 
-def rate_label(times_faster: float) -> Rate | None:
+def rate_label(relative_rate: float) -> Rate | None:
     """The class of a speaking rate relative to the reference's; None in a gap."""
     for label, (low, high) in RATES.items():
-        if low <= times_faster <= high:
+        if low <= relative_rate <= high:
             return label
     return None
 

@@ -1,7 +1,8 @@
 """What is said: templates, the words that fill them, and which phrases no model hears in training.
 
-A phrase is held out in two ways at once: its template is never used in training, and no template of training is filled with its
-combination of the words that matter most (the operands of a sum, the colour and the animal, the keyword and each companion).
+A phrase is held out in two ways at once: its template is never used in training, and no template of
+training is filled with its combination of the words that matter most (the operands of a sum, the
+colour and the animal, the keyword and each companion).
 """
 
 import dataclasses
@@ -15,9 +16,9 @@ import numpy as np
 from stepaudio_jax.corpus import words
 from stepaudio_jax.corpus.voices import Language
 
-Kind = Literal["keyword", "sum", "statement", "question", "mandarin", "spliced", "spliced_mandarin"]
+Kind = Literal["keyword", "sum", "statement", "question", "mandarin", "random", "random_mandarin"]
 
-FILLINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+SLOT_VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "keyword": words.KEYWORDS,
         "animal": words.ANIMALS,
@@ -175,10 +176,13 @@ _TEMPLATES: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProx
     }
 )
 
-# Pairs of slots whose combinations are split between training and evaluation; a template may lack one of a pair.
-_COMBINED: Mapping[Kind, tuple[tuple[str, str], ...]] = MappingProxyType(
+# Pairs of slots whose combinations are split between training and evaluation; a template may lack
+# one of a pair.
+_SPLIT_SLOT_PAIRS: Mapping[Kind, tuple[tuple[str, str], ...]] = MappingProxyType(
     {
-        "keyword": tuple(("keyword", other) for other in ("adjective", "name", "verb", "place", "time")),
+        "keyword": tuple(
+            ("keyword", other) for other in ("adjective", "name", "verb", "place", "time")
+        ),
         "statement": (("colour", "animal"),),
         "sum": (("a", "b"),),
     }
@@ -203,7 +207,7 @@ class Phrase:
 
     @property
     def language(self) -> Language:
-        return "Mandarin" if self.kind in ("mandarin", "spliced_mandarin") else "English"
+        return "Mandarin" if self.kind in ("mandarin", "random_mandarin") else "English"
 
     @property
     def text(self) -> str:
@@ -221,14 +225,19 @@ def number(digit: str) -> int:
     return words.DIGITS.index(digit) + 1
 
 
-SUMS = tuple(range(4, 17))
+SUM_RESULTS = tuple(range(4, 17))
 """The results that are asked for. Each has at least three pairs of operands, so that one can be held out."""
 
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that a transcript can have, sorted: `auxiliary.ctc_words` of a run."""
-    texts = [text for filling in FILLINGS.values() for text in filling]
-    texts += [re.sub(r"\{\w+\}", " ", text) for split in _TEMPLATES.values() for templates in split for text in templates]
+    texts = [text for filling in SLOT_VALUES.values() for text in filling]
+    texts += [
+        re.sub(r"\{\w+\}", " ", text)
+        for split in _TEMPLATES.values()
+        for templates in split
+        for text in templates
+    ]
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 
@@ -237,7 +246,13 @@ def held_out_templates() -> tuple[str, ...]:
     return tuple(template for _, held_out in _TEMPLATES.values() for template in held_out)
 
 
-def draw(kind: Kind, rng: np.random.Generator, *, held_out: bool, fixed: Mapping[str, str] = MappingProxyType({})) -> Phrase:
+def draw_phrase(
+    kind: Kind,
+    rng: np.random.Generator,
+    *,
+    held_out: bool,
+    fixed: Mapping[str, str] = MappingProxyType({}),
+) -> Phrase:
     """Draws a phrase: a template, then words that may be combined in this split.
 
     Args:
@@ -250,7 +265,10 @@ def draw(kind: Kind, rng: np.random.Generator, *, held_out: bool, fixed: Mapping
     template = templates[rng.integers(len(templates))]
     names = re.findall(r"\{(\w+)\}", template)
     while True:  # either split has a good share of the combinations, whatever is fixed
-        slots = {name: fixed.get(name) or FILLINGS[name][rng.integers(len(FILLINGS[name]))] for name in names}
+        slots = {
+            name: fixed.get(name) or SLOT_VALUES[name][rng.integers(len(SLOT_VALUES[name]))]
+            for name in names
+        }
         if _allowed(kind, slots, held_out):
             return Phrase(kind, template.format(**slots), MappingProxyType(slots), held_out)
 
@@ -259,12 +277,17 @@ def _allowed(kind: Kind, slots: Mapping[str, str], held_out: bool) -> bool:
     """Whether these words may be combined in this split."""
     if kind == "sum":
         a, b = number(slots["a"]), number(slots["b"])
-        if a + b not in SUMS:
+        if a + b not in SUM_RESULTS:
             return False
-        # Of three neighbouring pairs with the same sum exactly one is held out; training has the same two digits the other way.
+        # Of three neighbouring pairs with the same sum exactly one is held out; training has the
+        # same two digits the other way.
         return ((a - b) % 3 == 2) == held_out
     return all(
-        ((FILLINGS[first].index(slots[first]) + FILLINGS[second].index(slots[second])) % 4 == 0) == held_out
-        for first, second in _COMBINED.get(kind, ())
+        (
+            (SLOT_VALUES[first].index(slots[first]) + SLOT_VALUES[second].index(slots[second])) % 4
+            == 0
+        )
+        == held_out
+        for first, second in _SPLIT_SLOT_PAIRS.get(kind, ())
         if first in slots and second in slots
     )

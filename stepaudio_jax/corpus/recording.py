@@ -1,6 +1,7 @@
 """Sessions: a speaker says a list of phrases, and each becomes a clip on disk with what it measures.
 
-Every clip is between 2.1 and 2.2 s long, silence included, whatever is said: the number of its audio tokens tells nothing.
+Every clip is between 2.1 and 2.2 s long, silence included, whatever is said: the number of its
+audio tokens tells nothing.
 """
 
 import dataclasses
@@ -14,9 +15,17 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.corpus import espeak
-from stepaudio_jax.corpus.booth import Booth
-from stepaudio_jax.corpus.likeness import alike_voice
-from stepaudio_jax.corpus.measurement import PITCHES, RATES, Pitch, Rate, pitch_label, pitch_range, rate_label
+from stepaudio_jax.corpus.booth import CalibratedSpeaker
+from stepaudio_jax.corpus.likeness import similar_voice
+from stepaudio_jax.corpus.measurement import (
+    PITCHES,
+    RATES,
+    Pitch,
+    Rate,
+    pitch_label,
+    pitch_range,
+    rate_label,
+)
 from stepaudio_jax.corpus.phrases import Phrase
 from stepaudio_jax.corpus.voices import Speaker
 
@@ -35,12 +44,12 @@ _PEAKS = (0.25, 0.95)
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A phrase, and how it should be said (see `Booth.say`). Lines with the same `take` belong together."""
+    """A phrase, and how it should be said (see `CalibratedSpeaker.say`). Lines with the same `group` belong together."""
 
     phrase: Phrase
     rate: Rate
     pitch: Pitch
-    take: int
+    group: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +59,16 @@ class Clip:
     Attributes:
         path: of the FLAC file, relative to the corpus.
         phrase: what is said.
-        take: its line's.
+        group: its line's.
         speaker: who says it.
-        attributes: known ones among `ATTRIBUTES`; rate and pitch are what the clip measures, and absent between two classes.
+        attributes: known ones among `ATTRIBUTES`; rate and pitch are what the clip measures, and
+        absent between two classes.
         speech_s: duration of the speech in it.
     """
 
     path: str
     phrase: Phrase
-    take: int
+    group: int
     speaker: Speaker
     attributes: Mapping[str, str]
     speech_s: float
@@ -68,7 +78,8 @@ class Clip:
 class Session:
     """What one speaker says, in order, in one accent.
 
-    A clip depends on those before it in its session (see `espeak`), so a session is recorded as a whole.
+    A clip depends on those before it in its session (see `espeak`), so a session is recorded as a
+    whole.
     """
 
     name: str
@@ -90,33 +101,37 @@ def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
     (corpus / folder).mkdir(parents=True)
     rng = np.random.default_rng(session.seed)
     clips = []
-    with espeak.Synthesizer(_own_voice(session.speaker)) as synthesizer:
-        booth = Booth(synthesizer, session.speaker, session.accent, session.lines[0].phrase.language)
+    with espeak.Synthesizer(_similar_voice_files(session.speaker)) as synthesizer:
+        calibrated = CalibratedSpeaker(
+            synthesizer, session.speaker, session.accent, session.lines[0].phrase.language
+        )
         for number, line in enumerate(session.lines):
-            speech = booth.say(line.phrase, line.rate, line.pitch, rng)
+            speech = calibrated.say(line.phrase, line.rate, line.pitch, rng)
             speech_s = len(speech) / SAMPLE_RATE
             labels = {
                 "gender": session.speaker.gender,
-                "rate": rate_label(booth.reference_s(line.phrase.text) / speech_s),
+                "rate": rate_label(calibrated.reference_seconds(line.phrase.text) / speech_s),
                 "pitch": pitch_label(pitch_range(speech)),
                 "language": line.phrase.language,
             }
             known = {name: value for name, value in labels.items() if value is not None}
             path = folder / f"{number:05d}.flac"
-            (corpus / path).write_bytes(_flac(_framed(booth.through_channel(speech, rng), rng)))
-            clips.append(Clip(str(path), line.phrase, line.take, session.speaker, known, speech_s))
+            (corpus / path).write_bytes(
+                _encode_flac(_place_in_silence(calibrated.apply_channel(speech, rng), rng))
+            )
+            clips.append(Clip(str(path), line.phrase, line.group, session.speaker, known, speech_s))
     return clips
 
 
-def _own_voice(speaker: Speaker) -> Mapping[str, str]:
+def _similar_voice_files(speaker: Speaker) -> Mapping[str, str]:
     """The voice that the library does not have: a function of the speaker."""
-    if speaker.alike == 0:
+    if speaker.similar_index == 0:
         return {}
-    rng = np.random.default_rng([speaker.alike, *speaker.variant.encode()])
-    return {speaker.name: alike_voice(espeak.variant_file(speaker.variant), rng)}
+    rng = np.random.default_rng([speaker.similar_index, *speaker.variant.encode()])
+    return {speaker.name: similar_voice(espeak.variant_file(speaker.variant), rng)}
 
 
-def _framed(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def _place_in_silence(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """The speech somewhere in a silence of the clip's length, at some level."""
     samples = int(rng.integers(MIN_SAMPLES, MAX_SAMPLES + 1))
     start = int(rng.integers(_EDGE_SAMPLES, samples - len(speech) - _EDGE_SAMPLES + 1))
@@ -125,7 +140,7 @@ def _framed(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
     return clip
 
 
-def _flac(clip: NDArray[np.float32]) -> bytes:
+def _encode_flac(clip: NDArray[np.float32]) -> bytes:
     """A clip as a 16-bit FLAC file. Encoded in memory, for soundfile waits for the disk after each file it writes."""
     file = io.BytesIO()
     soundfile.write(file, clip, SAMPLE_RATE, format="FLAC", subtype="PCM_16")

@@ -6,7 +6,10 @@ from typing import Literal
 Gender = Literal["female", "male"]
 Language = Literal["English", "Mandarin"]
 
-ACCENTS: dict[Language, tuple[str, ...]] = {"English": ("en-us", "en-gb-x-rp"), "Mandarin": ("cmn",)}
+ACCENTS: dict[Language, tuple[str, ...]] = {
+    "English": ("en-us", "en-gb-x-rp"),
+    "Mandarin": ("cmn",),
+}
 """espeak-ng's voices for each language."""
 
 
@@ -18,23 +21,24 @@ class Speaker:
         variant: espeak-ng's name of it.
         gender: which its file declares.
         held_out: whether no model hears it in training.
-        alike: which of the voices alike (see `likeness`); 0 is the variant itself.
+        similar_index: which of the voices alike (see `likeness`); 0 is the variant itself.
     """
 
     variant: str
     gender: Gender
     held_out: bool
-    alike: int = 0
+    similar_index: int = 0
 
     @property
     def name(self) -> str:
         """Its own, among all that are alike."""
-        return f"{self.variant}-{self.alike}" if self.alike else self.variant
+        return f"{self.variant}-{self.similar_index}" if self.similar_index else self.variant
 
 
-# Variants made from one another sound alike and stay together. About a third of the families is held out.
-# Left out are variants that declare no gender, whispers (Alicia, more breath than voice, is nearly one), robots (Lee, whose
-# third resonance is at a tenth of its place, is nearly one), Demonic, and two that drawl (AnxiousAndy, Marco).
+# Variants made from one another sound alike and stay together. About a third of the families is
+# held out. Left out are variants that declare no gender, whispers (Alicia, more breath than voice,
+# is nearly one), robots (Lee, whose third resonance is at a tenth of its place, is nearly one),
+# Demonic, and two that drawl (AnxiousAndy, Marco).
 _TRAINING: dict[Gender, tuple[tuple[str, ...], ...]] = {
     "female": (
         ("Andrea", "anika"),
@@ -65,9 +69,16 @@ _HELD_OUT: dict[Gender, tuple[tuple[str, ...], ...]] = {
 def families(gender: Gender, *, held_out: bool) -> tuple[tuple[Speaker, ...], ...]:
     """The families of one gender in one split."""
     split = _HELD_OUT if held_out else _TRAINING
-    return tuple(tuple(Speaker(variant, gender, held_out) for variant in family) for family in split[gender])
+    return tuple(
+        tuple(Speaker(variant, gender, held_out) for variant in family) for family in split[gender]
+    )
 
 
 def speakers(*, held_out: bool) -> tuple[Speaker, ...]:
     """All speakers of one split."""
-    return tuple(speaker for gender in _TRAINING for family in families(gender, held_out=held_out) for speaker in family)
+    return tuple(
+        speaker
+        for gender in _TRAINING
+        for family in families(gender, held_out=held_out)
+        for speaker in family
+    )

@@ -1,10 +1,9 @@
 """A whole corpus: sessions recorded, dialogues written.
 
-DIR/audio/SESSION/00000.flac ..     what is heard
-DIR/train/{heard,two_turn,text}.jsonl
-DIR/validation/{heard,two_turn,text}.jsonl   the same kinds of dialogue on held-out speakers and phrases, for a held-out loss
-DIR/evaluation/TASK.jsonl           questions with their `answer`, see `tasks`
-DIR/corpus.json                     how it was made, and what is in it
+DIR/audio/SESSION/00000.flac ..     what is heard DIR/train/{audio_qa,two_turn,text}.jsonl
+DIR/validation/{audio_qa,two_turn,text}.jsonl   the same kinds of dialogue on held-out speakers and
+phrases, for a held-out loss DIR/evaluation/TASK.jsonl           questions with their `answer`, see
+`tasks` DIR/corpus.json                     how it was made, and what is in it
 """
 
 import collections
@@ -19,44 +18,46 @@ from typing import Any, Literal
 import numpy as np
 
 from stepaudio_jax.corpus import dialogues, tasks
-from stepaudio_jax.corpus.dialogues import SPOTTED, Message, Topic
+from stepaudio_jax.corpus.dialogues import WORD_LISTS, Message, Topic
 from stepaudio_jax.corpus.error import CorpusError
 from stepaudio_jax.corpus.phrases import Kind
 from stepaudio_jax.corpus.planning import evaluation_sessions, training_sessions
 from stepaudio_jax.corpus.recording import ATTRIBUTES, Clip, Session, record
-from stepaudio_jax.storage import atomic_folder, check_output_folder
+from stepaudio_jax.storage import atomic_directory, check_output_directory
 
 Recipe = Literal["base", "quickstart"]
 
-_SHARES: Mapping[Recipe, Mapping[Kind, float]] = MappingProxyType(
+_KIND_SHARES: Mapping[Recipe, Mapping[Kind, float]] = MappingProxyType(
     {
         "base": {
             "keyword": 0.15,
             "sum": 0.13,
             "statement": 0.12,
             "question": 0.05,
-            "spliced": 0.38,
+            "random": 0.38,
             "mandarin": 0.09,
-            "spliced_mandarin": 0.08,
+            "random_mandarin": 0.08,
         },
         "quickstart": {
             "keyword": 0.25,
             "sum": 0.27,
             "statement": 0.15,
             "question": 0.07,
-            "spliced": 0.12,
+            "random": 0.12,
             "mandarin": 0.11,
-            "spliced_mandarin": 0.03,
+            "random_mandarin": 0.03,
         },
     }
 )
-CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_000})
+DEFAULT_CLIPS: Mapping[Recipe, int] = MappingProxyType({"base": 60_000, "quickstart": 5_000})
 """Training clips, unless asked for otherwise."""
 
-_PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
+_RECORDS_PER_CLIP = {"two_turn": 0.4, "text": 0.4}  # training records for each training clip
 _VALIDATION_RECORDS = 200
-_QUESTIONS_A_CLIP = 3
-_FIGURES = 0.3  # probability that "figures" is asked of a clip as well: a sum then follows from its figures, not from the sound
+_QUESTIONS_PER_CLIP = 3
+# probability that "text_arithmetic" is asked of a clip as well: a sum then follows from its
+# figures, not from the sound
+_ARITHMETIC_PROBABILITY = 0.3
 
 
 def write_corpus(
@@ -74,8 +75,9 @@ def write_corpus(
 
     Args:
         output: a folder that does not exist yet, or is empty. It appears once it is complete.
-        recipe: "base": perception without reasoning, more phrases. "quickstart": reasoned answers to the tasks.
-        clips: of training; None for `CLIPS[recipe]`.
+        recipe: "base": perception without reasoning, more phrases. "quickstart": reasoned answers
+        to the tasks.
+        clips: of training; None for `DEFAULT_CLIPS[recipe]`.
         per_task: questions of each task of the evaluation, at least.
         seed: of every draw.
         threads: None for as many as there are processors.
@@ -85,42 +87,62 @@ def write_corpus(
 
     Raises:
         CorpusError: an argument is out of range, or the output is in use.
-        OutputError: the output is there and is not an empty folder, or the folder above it cannot be written.
+        OutputError: the output is there and is not an empty folder, or the folder above it cannot
+        be written.
         EspeakError: espeak-ng is not installed.
     """
-    if recipe not in CLIPS:
-        raise CorpusError(f"recipe={recipe!r} is not one of {', '.join(CLIPS)}")
-    clips = CLIPS[recipe] if clips is None else clips
+    if recipe not in DEFAULT_CLIPS:
+        raise CorpusError(f"recipe={recipe!r} is not one of {', '.join(DEFAULT_CLIPS)}")
+    clips = DEFAULT_CLIPS[recipe] if clips is None else clips
     threads = (os.cpu_count() or 1) if threads is None else threads
-    for name, value, least in (("clips", clips, 100), ("per_task", per_task, 16), ("seed", seed, 0), ("threads", threads, 1)):
+    for name, value, least in (
+        ("clips", clips, 100),
+        ("per_task", per_task, 16),
+        ("seed", seed, 0),
+        ("threads", threads, 1),
+    ):
         if value < least:
             raise CorpusError(f"{name}={value} must be at least {least}")
     final = pathlib.Path(output)
-    check_output_folder(final)
-    with atomic_folder(final) as folder:
+    check_output_directory(final)
+    with atomic_directory(final) as folder:
         return _write(folder, recipe, clips, per_task, seed, threads)
 
 
-def _write(folder: pathlib.Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int) -> dict[str, Any]:
+def _write(
+    folder: pathlib.Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int
+) -> dict[str, Any]:
     rng = np.random.default_rng((seed, 4))
-    takes = tasks.takes(per_task, rng)
-    training = training_sessions(clips, _SHARES[recipe], seed)
-    heard, held_out = _recorded(training, evaluation_sessions(takes, seed), folder, threads)
-    by_take: dict[int, list[Clip]] = collections.defaultdict(list)
+    phrase_groups = tasks.phrase_groups(per_task, rng)
+    training = training_sessions(clips, _KIND_SHARES[recipe], seed)
+    heard, held_out = _record_all(
+        training, evaluation_sessions(phrase_groups, seed), folder, threads
+    )
+    by_group: dict[int, list[Clip]] = collections.defaultdict(list)
     for clip in (clip for session in held_out for clip in session):
-        by_take[clip.take].append(clip)
-    questions = tasks.questions([by_take[number] for number in range(len(takes))], per_task, rng)
+        by_group[clip.group].append(clip)
+    questions = tasks.build_questions(
+        [by_group[number] for number in range(len(phrase_groups))], per_task, rng
+    )
     records = {
         f"evaluation/{name}": [
-            {"id": f"{name}-{index:05d}", "messages": question.messages, "answer": question.answer, "source": name}
+            {
+                "id": f"{name}-{index:05d}",
+                "messages": question.messages,
+                "answer": question.answer,
+                "source": name,
+            }
             for index, question in enumerate(asked)
         ]
         for name, asked in questions.items()
     }
     for split, sessions, number in (("train", heard, 5), ("validation", held_out, 6)):
-        for name, spoken in _dialogues(sessions, recipe, split == "validation", np.random.default_rng((seed, number))).items():
+        for name, spoken in _dialogues(
+            sessions, recipe, split == "validation", np.random.default_rng((seed, number))
+        ).items():
             records[f"{split}/{name}"] = [
-                {"id": f"{split}-{name}-{index:05d}", "messages": messages} for index, messages in enumerate(spoken)
+                {"id": f"{split}-{name}-{index:05d}", "messages": messages}
+                for index, messages in enumerate(spoken)
             ]
     for name, lines in records.items():
         _write_jsonl(folder / f"{name}.jsonl", lines)
@@ -133,11 +155,13 @@ def _write(folder: pathlib.Path, recipe: Recipe, clips: int, per_task: int, seed
         "train": _statistics(heard),
         "held_out": _statistics(held_out),
     }
-    (folder / "corpus.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "corpus.json").write_text(
+        json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return facts
 
 
-def _recorded(
+def _record_all(
     training: Sequence[Session], evaluation: Sequence[Session], folder: pathlib.Path, threads: int
 ) -> tuple[list[list[Clip]], list[list[Clip]]]:
     """The clips of each session, longest sessions first at work."""
@@ -160,38 +184,52 @@ def _dialogues(
 ) -> dict[str, list[list[Message]]]:
     """Dialogues with their answers, by file."""
     clips = [clip for session in sessions for clip in session]
-    heard = [dialogues.about_clip(clip, _asked(clip, recipe, rng), rng, reasoned=recipe == "quickstart") for clip in clips]
-    two_turn = _pairs(sessions, recipe, int(_PER_CLIP["two_turn"] * len(clips)), rng)
-    in_full = recipe == "base"  # it learns to write down whatever there is
-    texts = range(int(_PER_CLIP["text"] * len(clips)))
-    text = [dialogues.text_dialogue(rng, held_out=held_out, in_full=in_full) for _ in texts]
-    made = {"heard": heard, "two_turn": two_turn, "text": text}
+    heard = [
+        dialogues.clip_dialogue(
+            clip, _choose_topics(clip, recipe, rng), rng, with_reasoning=recipe == "quickstart"
+        )
+        for clip in clips
+    ]
+    two_turn = _two_clip_dialogues(
+        sessions, recipe, int(_RECORDS_PER_CLIP["two_turn"] * len(clips)), rng
+    )
+    names_both = recipe == "base"  # it learns to write down whatever there is
+    texts = range(int(_RECORDS_PER_CLIP["text"] * len(clips)))
+    text = [
+        dialogues.draw_text_dialogue(rng, held_out=held_out, names_both=names_both) for _ in texts
+    ]
+    made = {"audio_qa": heard, "two_turn": two_turn, "text": text}
     if held_out:
-        made = {name: [every[i] for i in rng.permutation(len(every))[:_VALIDATION_RECORDS]] for name, every in made.items()}
+        made = {
+            name: [every[i] for i in rng.permutation(len(every))[:_VALIDATION_RECORDS]]
+            for name, every in made.items()
+        }
     return made
 
 
-def _asked(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
+def _choose_topics(clip: Clip, recipe: Recipe, rng: np.random.Generator) -> list[Topic]:
     """What is asked about a clip: what the recipe is after, and some of its attributes, in any order."""
-    about = dialogues.topics(clip)
+    about = dialogues.clip_topics(clip)
     asked: list[Topic] = []
     if recipe == "base":
-        asked = ["hear" if "hear" in about and rng.integers(2) else "words"]
+        asked = ["description" if "description" in about and rng.integers(2) else "words"]
     elif "sum" in about:
         asked = ["sum"]
-    elif clip.phrase.kind in ("spliced", "spliced_mandarin"):
+    elif clip.phrase.kind in ("random", "random_mandarin"):
         asked = ["words"]  # so that what the base has learnt stays
-    lists = [topic for topic in about if topic in SPOTTED]
+    lists = [topic for topic in about if topic in WORD_LISTS]
     if lists:
         asked.append(lists[rng.integers(len(lists))])
     known = [topic for topic in about if topic in ATTRIBUTES]
-    asked += [known[i] for i in rng.permutation(len(known))[: _QUESTIONS_A_CLIP - len(asked)]]
-    if rng.random() < _FIGURES:
-        asked.append("figures")
+    asked += [known[i] for i in rng.permutation(len(known))[: _QUESTIONS_PER_CLIP - len(asked)]]
+    if rng.random() < _ARITHMETIC_PROBABILITY:
+        asked.append("text_arithmetic")
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
-def _pairs(sessions: Sequence[Sequence[Clip]], recipe: Recipe, count: int, rng: np.random.Generator) -> list[list[Message]]:
+def _two_clip_dialogues(
+    sessions: Sequence[Sequence[Clip]], recipe: Recipe, count: int, rng: np.random.Generator
+) -> list[list[Message]]:
     """Dialogues of two clips of one session: a statement and a question about it, or, for "base", any two."""
     partners: list[tuple[Clip, Sequence[Clip]]] = []
     for session in sessions:
@@ -206,9 +244,9 @@ def _pairs(sessions: Sequence[Sequence[Clip]], recipe: Recipe, count: int, rng: 
         first, others = partners[rng.integers(len(partners))]
         second = others[int(rng.integers(len(others)))]
         if recipe == "quickstart":
-            made.append(dialogues.answered_two_turns(first, second))
+            made.append(dialogues.two_turn_dialogue(first, second))
         elif first is not second:
-            made.append(dialogues.recalled_words(first, second, asked_first=bool(rng.integers(2))))
+            made.append(dialogues.recall_dialogue(first, second, asks_first=bool(rng.integers(2))))
     return made
 
 

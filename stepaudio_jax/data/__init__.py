@@ -1,25 +1,25 @@
 """Data: JSONL files of dialogues -> Record -> packed, padded, static-shape Batch."""
 
-from stepaudio_jax.data.assembly import abstract_batch, batch_shape, outputs_per_chunk
+from stepaudio_jax.data.assembly import abstract_batch, audio_embeddings_per_chunk, batch_shape
 from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch
 from stepaudio_jax.data.check import (
     BadRecord,
-    CheckRecord,
-    count_checked,
+    RecordChecker,
+    data_fingerprint,
     find_bad_records,
-    fingerprint,
-    raise_mistakes,
+    num_records_to_check,
+    raise_for_bad_records,
 )
 from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, open_sources, read_jsonl, source_names
 from stepaudio_jax.data.order import Visit, training_streams
 from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
 from stepaudio_jax.data.preparation import (
     BadAudioError,
-    Preparation,
+    Preprocessor,
     TooLongError,
     check_sizes,
-    defect_kind,
-    naming_record,
+    error_kind,
+    record_error_context,
     skip_reason,
 )
 from stepaudio_jax.data.record import Criterion, DataError, Record
@@ -31,30 +31,30 @@ __all__ = [
     "BadRecord",
     "Batch",
     "BatchIterator",
-    "CheckRecord",
     "Criterion",
     "DataError",
     "JsonlFile",
     "JsonlSource",
-    "Preparation",
+    "Preprocessor",
     "Record",
+    "RecordChecker",
     "TooLongError",
     "Visit",
     "abstract_batch",
+    "audio_embeddings_per_chunk",
     "batch_shape",
     "batches",
     "check_sizes",
-    "count_checked",
-    "defect_kind",
+    "data_fingerprint",
+    "error_kind",
     "evaluation_batches",
     "find_bad_records",
-    "fingerprint",
     "merge_states",
-    "naming_record",
+    "num_records_to_check",
     "open_sources",
-    "outputs_per_chunk",
-    "raise_mistakes",
+    "raise_for_bad_records",
     "read_jsonl",
+    "record_error_context",
     "skip_reason",
     "source_names",
     "training_streams",

@@ -13,10 +13,11 @@ from stepaudio_jax.data.example import Example
 from stepaudio_jax.data.labels import label_sizes
 
 
-def outputs_per_chunk(frames: int) -> int:
+def audio_embeddings_per_chunk(frames: int) -> int:
     """Adaptor outputs of a chunk padded to `frames` mel frames: the encoder makes ceil(F/2) // 2, the adaptor half, rounded up.
 
-    A chunk's own tokens are at most as many (fewer under the "hf" length convention, which does not count its last frames).
+    A chunk's own tokens are at most as many (fewer under the "hf" length convention, which does not
+    count its last frames).
     """
     return -(-(-(-frames // 2) // 2) // 2)
 
@@ -31,7 +32,8 @@ class BatchShape:
         frames: F, mel frames a chunk is padded to.
         mel_bins: M.
         pad_token: what stands where no token is.
-        label_words, label_attributes: S and A of `AuxiliaryLabels`; None where the batch has no auxiliary labels.
+        label_words, label_attributes: S and A of `AuxiliaryLabels`; None where the batch has no
+            auxiliary labels.
     """
 
     tokens: int
@@ -43,15 +45,19 @@ class BatchShape:
     label_attributes: int | None = None
 
 
-def batch_shape(config: DataConfig, auxiliary: AuxiliaryConfig | None, *, pad_token: int) -> BatchShape:
+def batch_shape(
+    config: DataConfig, auxiliary: AuxiliaryConfig | None, *, pad_token: int
+) -> BatchShape:
     """The sizes that a configuration asks for."""
     words, attributes = None, None
     if auxiliary is not None and auxiliary.enabled:
-        words, attributes = label_sizes(auxiliary, outputs_per_chunk(config.frames_per_chunk))
+        words, attributes = label_sizes(
+            auxiliary, audio_embeddings_per_chunk(config.mel_frames_per_chunk)
+        )
     return BatchShape(
-        tokens=config.tokens_per_row,
-        chunks=config.chunks_per_row,
-        frames=config.frames_per_chunk,
+        tokens=config.seq_len,
+        chunks=config.audio_chunks_per_seq,
+        frames=config.mel_frames_per_chunk,
         mel_bins=MEL_BINS,
         pad_token=pad_token,
         label_words=words,
@@ -81,16 +87,16 @@ def abstract_batch(rows: int, shape: BatchShape) -> Batch:
         segment_ids=array(np.int32, tokens),
         mel=array(np.float32, chunks, shape.mel_bins, shape.frames),
         mel_lengths=array(np.int32, chunks),
-        audio_slot=array(np.int32, tokens),
+        audio_index=array(np.int32, tokens),
         auxiliary=labels,
     )
 
 
-def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
+def collate(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
     """Lays the examples of each row end to end.
 
-    Positions are those of the examples. Segment ids count a row's dialogues from 1. The audio slots, given within an example,
-    are shifted to the row's chunks.
+    Positions are those of the examples. Segment ids count a row's dialogues from 1. The audio
+    slots, given within an example, are shifted to the row's chunks.
 
     Args:
         rows: for each row its examples, which must fit; a row may be empty.
@@ -99,13 +105,15 @@ def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
     Returns:
         A Batch of numpy arrays with B = len(rows).
     """
-    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_batch(len(rows), shape))
+    batch = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_batch(len(rows), shape)
+    )
     batch.tokens[:] = batch.targets[:] = shape.pad_token
-    batch.audio_slot[:] = -1
+    batch.audio_index[:] = -1
     labels = batch.auxiliary
     if labels is not None:
         labels.attributes[:] = -1
-    outputs = outputs_per_chunk(shape.frames)
+    outputs = audio_embeddings_per_chunk(shape.frames)
     for row, examples in enumerate(rows):
         token, chunk, segment = 0, 0, 1
         for example in examples:
@@ -114,8 +122,10 @@ def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
             batch.targets[place] = example.targets
             batch.loss_weights[place] = example.loss_weights
             batch.positions[place] = example.positions
-            batch.segment_ids[place] = example.segments + segment
-            batch.audio_slot[place] = np.where(example.audio_slot < 0, -1, example.audio_slot + chunk * outputs)
+            batch.segment_ids[place] = example.segment_ids + segment
+            batch.audio_index[place] = np.where(
+                example.audio_index < 0, -1, example.audio_index + chunk * outputs
+            )
             for heard in example.chunks:
                 frames = heard.mel.shape[1]
                 batch.mel[row, chunk, :, :frames] = heard.mel
@@ -127,5 +137,5 @@ def assemble(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
                     labels.attributes[row, chunk] = heard.labels.attributes
                 chunk += 1
             token += example.tokens.size
-            segment += example.views
+            segment += example.num_segments
     return batch

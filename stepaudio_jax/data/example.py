@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 class ChunkLabels:
     """Labels of one audio chunk for the auxiliary losses.
 
-    `words` are indices into the word vocabulary plus one, None where the chunk has no transcript; `attributes` are the indices
-    of the values, -1 where unknown.
+    `words` are indices into the word vocabulary plus one, None where the chunk has no transcript;
+    `attributes` are the indices of the values, -1 where unknown.
     """
 
     words: tuple[int, ...] | None
@@ -19,7 +19,7 @@ class ChunkLabels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class AudioChunk:
     """One audio chunk (at most 25 s): its log-mel [128, F] f32, F its own mel frames, and its labels."""
 
     mel: NDArray[np.float32]
@@ -30,20 +30,20 @@ class Chunk:
 class Example:
     """What is packed as one piece (T tokens, C chunks, both its own): views of one record that share its audio.
 
-    tokens, targets [T] i32; loss_weights [T] f32, that of `targets`; positions [T] i32, from 0 in each view.
-    segments [T] i32: 0, 1, .. for the views.
-    audio_slot [T] i32: chunk (of this example) * outputs per chunk + offset, -1 for text.
+    tokens, targets [T] i32; loss_weights [T] f32, that of `targets`; positions [T] i32, from 0 in
+    each view. segment_ids [T] i32: 0, 1, .. for the views. audio_index [T] i32: chunk (of this
+    example) * outputs per chunk + offset, -1 for text.
     """
 
     tokens: NDArray[np.int32]
     targets: NDArray[np.int32]
     loss_weights: NDArray[np.float32]
     positions: NDArray[np.int32]
-    segments: NDArray[np.int32]
-    audio_slot: NDArray[np.int32]
-    chunks: tuple[Chunk, ...]
+    segment_ids: NDArray[np.int32]
+    audio_index: NDArray[np.int32]
+    chunks: tuple[AudioChunk, ...]
 
     @property
-    def views(self) -> int:
+    def num_segments(self) -> int:
         """Dialogues in this example, each a segment of its own."""
-        return int(self.segments[-1]) + 1
+        return int(self.segment_ids[-1]) + 1

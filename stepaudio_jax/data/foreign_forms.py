@@ -10,26 +10,28 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from stepaudio_jax.data.json_values import is_empty, shown
+from stepaudio_jax.data.json_values import format_json, is_empty
 from stepaudio_jax.data.record import DataError
 from stepaudio_jax.text.dialogue import Message, TextPart
 
-_SOUND_PART = 'put {"type": "audio", "audio": PATH} into the \'content\' of its turn, at its place'
-_SOUND_FILE = 'save the sound as a file, and write {"type": "audio", "audio": PATH}'
-_NO_PICTURES = "there are text and sound only: leave it out"
-_MAX_ADVICE = 3  # told of in one message
-TURNS = 'write the turns as \'messages\', a list of {"role": .., "content": ..}'
-_TOOLS = 'write them as text, in a message {"role": "tool_json_schemas", "content": TEXT}'
-_CALL = "write the call as text in 'content', as the model is to write it"
-_WORSE = "write it as 'rejected_reply', and the better reply as 'reference_reply'; 'messages' then end in the user's turn"
-_ANSWER = "write what a verifier compares with as 'answer', or rename the key"
+_AUDIO_PART_HINT = (
+    'put {"type": "audio", "audio": PATH} into the \'content\' of its turn, at its place'
+)
+_AUDIO_FILE_HINT = 'save the sound as a file, and write {"type": "audio", "audio": PATH}'
+_NO_IMAGES_HINT = "there are text and sound only: leave it out"
+_MAX_HINTS = 3  # told of in one message
+MESSAGES_HINT = 'write the turns as \'messages\', a list of {"role": .., "content": ..}'
+_TOOLS_HINT = 'write them as text, in a message {"role": "tool_json_schemas", "content": TEXT}'
+_TOOL_CALL_HINT = "write the call as text in 'content', as the model is to write it"
+_REJECTED_HINT = "write it as 'rejected_reply', and the better reply as 'reference_reply'; 'messages' then end in the user's turn"
+_ANSWER_HINT = "write what a verifier compares with as 'answer', or rename the key"
 
-_SOUND_KEY = re.compile(
+_AUDIO_KEY = re.compile(
     r"(?:(?:input|user|prompt|question|query|rejected)_)?(?:audio|wav)s?"
     r"(?:_(?:file|clip|in|input)s?)?(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?(?:_?\d+)?"
 )
 # Words of keys that may name sound and may name other things: their values tell.
-_SOUND_WORDS = frozenset(
+_AUDIO_WORDS = frozenset(
     (
         *("audio", "audios", "sound", "sounds", "speech", "voice", "wav", "wavs", "mp3", "flac"),
         *("clip", "clips", "recording", "recordings", "media", "file", "files", "filename"),
@@ -37,60 +39,88 @@ _SOUND_WORDS = frozenset(
         *("content", "utterance"),
     )
 )
-_SOUND_VALUE = re.compile(
+_AUDIO_VALUE = re.compile(
     r"data:audio/.*"
-    r"|(?:UklGR|SUQz|T2dnU|ZkxhQ)[a-z0-9+/=\s]{20,}"  # base64 of the first bytes of WAV, MP3, Ogg and FLAC
+    # base64 of the first bytes of WAV, MP3, Ogg and FLAC
+    r"|(?:UklGR|SUQz|T2dnU|ZkxhQ)[a-z0-9+/=\s]{20,}"
     r"|.{1,4000}\.(?:wave?|flac|mp3|og[ga]|opus|m4a|aac|wma|amr|aiff?|webm|mp4|pcm)(?:[?#]\S*)?",
     re.I | re.S,
 )
-_PICTURE_KEY = re.compile(r"(?:rejected_)?(?:image|video)s?(?:_?(?:file)?_?(?:path|url|uri|byte|base64)s?)?")
+_IMAGE_KEY = re.compile(
+    r"(?:rejected_)?(?:image|video)s?(?:_?(?:file)?_?(?:path|url|uri|byte|base64)s?)?"
+)
 
 # Keys of a record that are refused unless they are empty -> what to write instead.
-_RECORD_KEYS: Mapping[str, str] = {
-    **dict.fromkeys(("system", "system_prompt"), 'write it as the first message, {"role": "system", "content": TEXT}'),
-    **dict.fromkeys(("tools", "functions"), _TOOLS),
-    **dict.fromkeys(("rejected_response", "rejected_messages", "negative_messages"), _WORSE),
+_REFUSED_RECORD_KEYS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("system", "system_prompt"),
+        'write it as the first message, {"role": "system", "content": TEXT}',
+    ),
+    **dict.fromkeys(("tools", "functions"), _TOOLS_HINT),
+    **dict.fromkeys(
+        ("rejected_response", "rejected_messages", "negative_messages"), _REJECTED_HINT
+    ),
     **dict.fromkeys(("chosen_response", "positive_messages"), "write it as 'reference_reply'"),
     "preferred_output": "write it as 'chosen', and the dialogue before it as 'prompt'",
     "non_preferred_output": "write it as 'rejected', and the dialogue before it as 'prompt'",
-    **dict.fromkeys(("solution", "label", "kto_tag"), _ANSWER),
-    **dict.fromkeys(("conversations", "conversation", "dialog", "dialogue", "history"), TURNS),
-    **dict.fromkeys(("query", "response", "instruction", "completion", "completions"), TURNS),
-    "objects": _NO_PICTURES,
+    **dict.fromkeys(("solution", "label", "kto_tag"), _ANSWER_HINT),
+    **dict.fromkeys(
+        ("conversations", "conversation", "dialog", "dialogue", "history"), MESSAGES_HINT
+    ),
+    **dict.fromkeys(
+        ("query", "response", "instruction", "completion", "completions"), MESSAGES_HINT
+    ),
+    "objects": _NO_IMAGES_HINT,
     "chat_template_kwargs": "there is one prompt format: leave it out",
 }
-# Those that say what a record is only where it has no 'messages', and are its own business beside them.
-_KEYS_WITHOUT_MESSAGES = dict.fromkeys(("input", "output", "text", "question", "turns", "chat", "conv"), TURNS)
+# Those that say what a record is only where it has no 'messages', and are its own business beside
+# them.
+_KEYS_WITHOUT_MESSAGES = dict.fromkeys(
+    ("input", "output", "text", "question", "turns", "chat", "conv"), MESSAGES_HINT
+)
 
-_FALSE_SAYS_SOMETHING = ("label", "kto_tag")
+_MEANINGFUL_WHEN_FALSE = ("label", "kto_tag")
 
-MESSAGE_KEYS: Mapping[str, str] = {
-    "tool_calls": _CALL,
-    "function_call": _CALL,
+FOREIGN_MESSAGE_KEYS: Mapping[str, str] = {
+    "tool_calls": _TOOL_CALL_HINT,
+    "function_call": _TOOL_CALL_HINT,
     "tool_call_id": "leave it out; a tool's result stands after the turn that called it",
     "name": "leave it out; a turn has a role and no name",
     "refusal": "write it as 'content'",
     "annotations": "leave it out",
-    "audio": _SOUND_PART,
-    "audios": _SOUND_PART,
-    "audio_path": _SOUND_PART,
-    "audio_url": _SOUND_PART,
-    **dict.fromkeys(("image", "images", "video", "videos"), _NO_PICTURES),
-    **dict.fromkeys(("reasoning", "thinking", "thought", "reasoning_text"), "write it as 'reasoning_content'"),
+    "audio": _AUDIO_PART_HINT,
+    "audios": _AUDIO_PART_HINT,
+    "audio_path": _AUDIO_PART_HINT,
+    "audio_url": _AUDIO_PART_HINT,
+    **dict.fromkeys(("image", "images", "video", "videos"), _NO_IMAGES_HINT),
+    **dict.fromkeys(
+        ("reasoning", "thinking", "thought", "reasoning_text"), "write it as 'reasoning_content'"
+    ),
     **dict.fromkeys(("from", "value"), "write 'role' for 'from' and 'content' for 'value'"),
     **dict.fromkeys(("text", "parts"), "write it as 'content'"),
 }
-ROLES: Mapping[str, str] = {
+FOREIGN_ROLES: Mapping[str, str] = {
     "developer": "write 'system'",
     **dict.fromkeys(("gpt", "bot", "model", "ai", "chatbot"), "write 'assistant'"),
-    **dict.fromkeys(("observation", "function", "tool_response", "tool_result", "ipython"), "write 'input'"),
-    **dict.fromkeys(("function_call", "tool_call"), f"write 'assistant', and {_CALL.removeprefix('write ')}"),
+    **dict.fromkeys(
+        ("observation", "function", "tool_response", "tool_result", "ipython"), "write 'input'"
+    ),
+    **dict.fromkeys(
+        ("function_call", "tool_call"),
+        f"write 'assistant', and {_TOOL_CALL_HINT.removeprefix('write ')}",
+    ),
 }
 PART_TYPES: Mapping[str, str] = {
-    **dict.fromkeys(("input_audio", "audio_url", "sound", "speech"), _SOUND_FILE),
-    **dict.fromkeys(("image", "image_url", "input_image", "video", "video_url", "file", "input_file"), _NO_PICTURES),
+    **dict.fromkeys(("input_audio", "audio_url", "sound", "speech"), _AUDIO_FILE_HINT),
+    **dict.fromkeys(
+        ("image", "image_url", "input_image", "video", "video_url", "file", "input_file"),
+        _NO_IMAGES_HINT,
+    ),
     **dict.fromkeys(("input_text", "output_text"), 'write "type": "text"'),
-    **dict.fromkeys(("tool_use", "tool_call", "function_call"), "write the call as text, as the model is to write it"),
+    **dict.fromkeys(
+        ("tool_use", "tool_call", "function_call"),
+        "write the call as text, as the model is to write it",
+    ),
     "tool_result": "write it as the text of a message of the role 'input'",
     **dict.fromkeys(("thinking", "reasoning"), "write it as 'reasoning_content' of the turn"),
 }
@@ -101,16 +131,17 @@ PART_KEYS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("text", "audio"), "give it in a part of its own"),
     "content": "name the key as the type, 'text' or 'audio'",
-    **dict.fromkeys(("image", "image_url", "video", "video_url"), _NO_PICTURES),
+    **dict.fromkeys(("image", "image_url", "video", "video_url"), _NO_IMAGES_HINT),
     **dict.fromkeys(("input_text", "output_text", "refusal"), "write it as 'text'"),
     "cache_control": "leave it out",
 }
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.I)
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
 # A placeholder stands at the beginning of a sentence; `<audio>` in the middle of one is spoken of.
 _PLACEHOLDER = re.compile(
-    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)", re.I
+    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)",
+    re.I,
 )
 _TAGGED_FILE = re.compile(r"<audio>\s*([^<>\n]{1,500})</audio>", re.I)
 
@@ -120,7 +151,8 @@ def check_record_keys(value: Mapping[str, Any], known: Container[str], origin: s
 
     Args:
         value: the record, without nulls.
-        known: the keys that are read; one of them holds its dialogue, or it has none in a form that is read.
+        known: the keys that are read; one of them holds its dialogue, or it has none in a form that
+        is read.
         origin: its file and line.
 
     Raises:
@@ -129,18 +161,18 @@ def check_record_keys(value: Mapping[str, Any], known: Container[str], origin: s
     has_dialogue = any(key in value for key in ("messages", "chosen"))
     keys_by_advice: dict[str, list[str]] = {}
     for key, item in value.items():
-        advice = None if key in known else _advice(key, item, has_dialogue)
+        advice = None if key in known else _hint(key, item, has_dialogue)
         if advice is not None:
             keys_by_advice.setdefault(advice, []).append(key)
     if keys_by_advice:
         said = "; ".join(
-            f"has {', '.join(map(shown, keys))}, which {'is' if len(keys) == 1 else 'are'} not read: {advice}"
-            for advice, keys in list(keys_by_advice.items())[:_MAX_ADVICE]
+            f"has {', '.join(map(format_json, keys))}, which {'is' if len(keys) == 1 else 'are'} not read: {advice}"
+            for advice, keys in list(keys_by_advice.items())[:_MAX_HINTS]
         )
         raise DataError(f"{origin}: {said}")
 
 
-def check_unread_sound(value: Mapping[str, Any], known: Container[str], origin: str) -> None:
+def check_unread_audio(value: Mapping[str, Any], known: Container[str], origin: str) -> None:
     """Checks that no key of a record whose dialogue has no clip names a sound file.
 
     Args:
@@ -152,12 +184,12 @@ def check_unread_sound(value: Mapping[str, Any], known: Container[str], origin: 
         DataError: naming the key and what to write instead.
     """
     for key, item in value.items():
-        if key in known or _SOUND_WORDS.isdisjoint(_words(key)):
+        if key in known or _AUDIO_WORDS.isdisjoint(_words(key)):
             continue
-        if _is_sound(item):
+        if _is_audio(item):
             raise DataError(
-                f"{origin}: has the key {shown(key)} with {shown(item)}, which is not read, and its "
-                f"dialogue has no sound; {_SOUND_PART}, or leave the key out"
+                f"{origin}: has the key {format_json(key)} with {format_json(item)}, which is not read, and its "
+                f"dialogue has no sound; {_AUDIO_PART_HINT}, or leave the key out"
             )
 
 
@@ -168,19 +200,26 @@ def check_audio_path(path: str, where: str) -> None:
         DataError: naming the place and what to write instead.
     """
     if _DATA_URI.match(path):
-        raise DataError(f"{where}: 'audio' is a data URI ({len(path)} characters); {_SOUND_FILE}")
-    address = _ADDRESS.match(path)
+        raise DataError(
+            f"{where}: 'audio' is a data URI ({len(path)} characters); {_AUDIO_FILE_HINT}"
+        )
+    address = _URL.match(path)
     if address is not None and address[1].lower() == "file":
-        raise DataError(f"{where}: 'audio' is the address {shown(path)}; write the path alone, without '{address[1]}:'")
+        raise DataError(
+            f"{where}: 'audio' is the address {format_json(path)}; write the path alone, without '{address[1]}:'"
+        )
     if address is not None and address[2] == "//":
-        raise DataError(f"{where}: 'audio' is the address {shown(path)}; copy the file here, and write its path")
+        raise DataError(
+            f"{where}: 'audio' is the address {format_json(path)}; copy the file here, and write its path"
+        )
 
 
 def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> None:
     """Checks that no text stands where a clip should be.
 
-    `<audio>NAME.wav</audio>` never does. A placeholder for a clip is one where the dialogue has clips, for the letters would be
-    learnt beside them; a dialogue without clips may speak of `<audio>`.
+    `<audio>NAME.wav</audio>` never does. A placeholder for a clip is one where the dialogue has
+    clips, for the letters would be learnt beside them; a dialogue without clips may speak of
+    `<audio>`.
 
     Args:
         numbered: the messages, with their numbers in the file.
@@ -197,8 +236,10 @@ def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> 
                 continue
             where = f"{origin}: message {number} ({message.role})"
             for tagged in _TAGGED_FILE.finditer(text):
-                if _is_sound(tagged[1].strip()):
-                    raise DataError(f"{where} names sound in its text, {shown(tagged[0])}; {_SOUND_PART}")
+                if _is_audio(tagged[1].strip()):
+                    raise DataError(
+                        f"{where} names sound in its text, {format_json(tagged[0])}; {_AUDIO_PART_HINT}"
+                    )
             mark = _PLACEHOLDER.search(text) if has_sound else None
             if mark is not None:
                 raise DataError(
@@ -207,28 +248,30 @@ def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> 
                 )
 
 
-def _advice(key: str, item: Any, has_dialogue: bool) -> str | None:
+def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
     """Returns what to write instead of a key of a record; None where it may stay."""
-    advice, of_metadata = _advice_on(key, has_dialogue)
+    advice, of_metadata = _hint_for_key(key, has_dialogue)
     if advice is None or (of_metadata and not isinstance(item, str | list | dict)):
         return None
-    says_nothing = is_empty(item) and not (item is False and key in _FALSE_SAYS_SOMETHING)
+    says_nothing = is_empty(item) and not (item is False and key in _MEANINGFUL_WHEN_FALSE)
     return None if says_nothing else advice
 
 
 @functools.lru_cache(maxsize=4096)  # a file's records have the same keys
-def _advice_on(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
+def _hint_for_key(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
     """Returns what to write instead of a key, None for nothing; and whether a number or a boolean there is harmless."""
     name = "_".join(_words(key))
-    if _SOUND_KEY.fullmatch(name):
-        return _SOUND_PART, True
-    if _PICTURE_KEY.fullmatch(name):
-        return _NO_PICTURES, True
+    if _AUDIO_KEY.fullmatch(name):
+        return _AUDIO_PART_HINT, True
+    if _IMAGE_KEY.fullmatch(name):
+        return _NO_IMAGES_HINT, True
     if name == "prompt":
         if has_dialogue:
             return "the dialogue is in 'messages': leave it out", False
-        return f"it is read only beside 'chosen' and 'rejected'; {TURNS}", False
-    return _RECORD_KEYS.get(name) or (None if has_dialogue else _KEYS_WITHOUT_MESSAGES.get(name)), False
+        return f"it is read only beside 'chosen' and 'rejected'; {MESSAGES_HINT}", False
+    return _REFUSED_RECORD_KEYS.get(name) or (
+        None if has_dialogue else _KEYS_WITHOUT_MESSAGES.get(name)
+    ), False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -237,12 +280,14 @@ def _words(key: str) -> tuple[str, ...]:
     return tuple(re.split(r"[-_ .]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()))
 
 
-def _is_sound(value: Any, levels: int = 3) -> bool:
+def _is_audio(value: Any, levels: int = 3) -> bool:
     """Returns whether a value names a sound file, or holds one."""
     if isinstance(value, str):
-        return _SOUND_VALUE.fullmatch(value.strip()) is not None
+        return _AUDIO_VALUE.fullmatch(value.strip()) is not None
     if isinstance(value, dict) and levels:
-        return bool({"bytes", "array"} & value.keys()) or any(_is_sound(item, levels - 1) for item in value.values())
+        return bool({"bytes", "array"} & value.keys()) or any(
+            _is_audio(item, levels - 1) for item in value.values()
+        )
     if isinstance(value, list) and levels:
-        return any(_is_sound(item, levels - 1) for item in value)
+        return any(_is_audio(item, levels - 1) for item in value)
     return False

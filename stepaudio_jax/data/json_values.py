@@ -7,14 +7,15 @@ from typing import Any, TypeGuard
 
 from stepaudio_jax.data.record import DataError
 
-_MAX_SHOWN_CHARACTERS = 60
+_MAX_VALUE_CHARACTERS = 60
 _NO_ADVICE: Mapping[str, str] = {}
 
 
 def without_nulls(value: Any, *, levels: int) -> Any:
     """Returns a JSON value in which keys whose value is null are left out, down to so many levels of objects and lists.
 
-    `datasets` gives every row all keys that any row has, and fills them with null: such a key was not given.
+    `datasets` gives every row all keys that any row has, and fills them with null: such a key was
+    not given.
     """
     if levels == 0 or not isinstance(value, dict | list):
         return value
@@ -30,7 +31,8 @@ def without_nulls(value: Any, *, levels: int) -> Any:
 def is_empty(value: Any, *, levels: int = 3) -> bool:
     """Returns whether a JSON value says nothing.
 
-    That is null, false, white space, or a list or an object of nothing else, also one written as text.
+    That is null, false, white space, or a list or an object of nothing else, also one written as
+    text.
     """
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}")
@@ -40,12 +42,17 @@ def is_empty(value: Any, *, levels: int = 3) -> bool:
     return value is None or value is False
 
 
-def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+def is_json_list(value: Any) -> TypeGuard[Sequence[Any]]:
     """Returns whether a value is a JSON list."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def check_keys(value: Mapping[str, Any], allowed: Sequence[str], where: str, advice: Mapping[str, str] = _NO_ADVICE) -> None:
+def check_keys(
+    value: Mapping[str, Any],
+    allowed: Sequence[str],
+    where: str,
+    advice: Mapping[str, str] = _NO_ADVICE,
+) -> None:
     """Checks that an object has no other keys than the allowed ones; a key of another format may be there and empty.
 
     Args:
@@ -63,23 +70,25 @@ def check_keys(value: Mapping[str, Any], allowed: Sequence[str], where: str, adv
         if key in advice and is_empty(value[key]):
             continue
         if key in advice:
-            raise DataError(f"{where} has the unknown key {shown(key)}; {advice[key]}")
-        raise DataError(f"{where} has the unknown key {shown(key)}{nearest(key, allowed)} (allowed: {', '.join(allowed)})")
+            raise DataError(f"{where} has the unknown key {format_json(key)}; {advice[key]}")
+        raise DataError(
+            f"{where} has the unknown key {format_json(key)}{did_you_mean(key, allowed)} (allowed: {', '.join(allowed)})"
+        )
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Returns the end of an error message: what a misspelt word probably means, or nothing."""
-    close = difflib.get_close_matches(str(word)[:_MAX_SHOWN_CHARACTERS].lower(), known, n=1)
+    close = difflib.get_close_matches(str(word)[:_MAX_VALUE_CHARACTERS].lower(), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def shown(value: Any) -> str:
+def format_json(value: Any) -> str:
     """Returns a value on one line of a readable length."""
     if isinstance(value, str):
-        value = value[: _MAX_SHOWN_CHARACTERS + 1]
+        value = value[: _MAX_VALUE_CHARACTERS + 1]
     try:
         text = json.dumps(value, ensure_ascii=False)
         text = text if text.isprintable() else json.dumps(value)
     except RecursionError:
         return "a value that is nested too deeply to be shown"
-    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}.."
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}.."

@@ -1,11 +1,11 @@
 """Packing: a stream of examples -> rows of at most T tokens and C audio chunks.
 
-A packer keeps a few rows open. An example goes into the fullest open row that has room for it; where none has, a new row is
-opened, or, once as many are open as are allowed, the fullest row is finished. Fullness is the larger share of tokens or chunks
-used.
+A packer keeps a few rows open. An example goes into the fullest open row that has room for it;
+where none has, a new row is opened, or, once as many are open as are allowed, the fullest row is
+finished. Fullness is the larger share of tokens or chunks used.
 
-A packer's state is small: which examples lie in the open rows, by their place in the stream. Restoring reads those again, so
-that a resumed run goes on with exactly the rows it would have had.
+A packer's state is small: which examples lie in the open rows, by their place in the stream.
+Restoring reads those again, so that a resumed run goes on with exactly the rows it would have had.
 """
 
 import collections
@@ -22,7 +22,7 @@ from stepaudio_jax.data.record import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class PreparedRecord:
     """What became of one record: its examples, or why it was skipped (`skipped`: in one word, `message`: in full)."""
 
     visit: Visit
@@ -35,16 +35,21 @@ class Lookahead:
     """Reads a stream in order, some records ahead, on an executor's threads. Which thread is faster changes nothing."""
 
     def __init__(
-        self, stream: grain.MapDataset[Visit], prepare: Callable[[Visit], Prepared], executor: Executor, *, depth: int
+        self,
+        stream: grain.MapDataset[Visit],
+        prepare: Callable[[Visit], PreparedRecord],
+        executor: Executor,
+        *,
+        depth: int,
     ):
         self._stream = stream
         self._prepare = prepare
         self._executor = executor
         self._depth = depth
-        self._ahead: collections.deque[Future[Prepared]] = collections.deque()
+        self._ahead: collections.deque[Future[PreparedRecord]] = collections.deque()
         self.index = 0
 
-    def peek(self) -> Prepared | None:
+    def peek(self) -> PreparedRecord | None:
         """The record at `index`; None at the end of the stream."""
         while len(self._ahead) < self._depth and self.index + len(self._ahead) < len(self._stream):
             self._ahead.append(self.submit(self.index + len(self._ahead)))
@@ -61,24 +66,24 @@ class Lookahead:
             self._ahead.popleft().cancel()
         self.index = index
 
-    def submit(self, index: int) -> Future[Prepared]:
+    def submit(self, index: int) -> Future[PreparedRecord]:
         """Starts to read the record at any place of the stream."""
         return self._executor.submit(self._prepare, self._stream[index])
 
 
 @dataclasses.dataclass(eq=False)
 class OpenRow:
-    """A row being filled. `places` says where in the stream its examples come from: (index, which example of that record)."""
+    """A row being filled. `stream_positions` says where in the stream its examples come from: (index, which example of that record)."""
 
     examples: list[Example] = dataclasses.field(default_factory=list)
-    places: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    stream_positions: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     tokens: int = 0
     chunks: int = 0
 
     def add(self, example: Example, place: tuple[int, int]) -> None:
         """Puts an example at the end of the row."""
         self.examples.append(example)
-        self.places.append(place)
+        self.stream_positions.append(place)
         self.tokens += example.tokens.size
         self.chunks += len(example.chunks)
 
@@ -91,7 +96,7 @@ class RowPacker:
         tokens: T, and `chunks`: C, that a row holds. No example may be larger.
         open_rows: rows kept open at most.
         on_record: told of every record once it is used up, in order.
-        patience: how many records in a row may be skipped before that is an error.
+        max_skipped_records: how many records in a row may be skipped before that is an error.
     """
 
     def __init__(
@@ -101,15 +106,15 @@ class RowPacker:
         tokens: int,
         chunks: int,
         open_rows: int,
-        on_record: Callable[[Prepared], None],
-        patience: int,
+        on_record: Callable[[PreparedRecord], None],
+        max_skipped_records: int,
     ):
         self._records = records
         self._limits = (tokens, chunks)
         self._open_rows = open_rows
         self._on_record = on_record
-        self._patience = patience
-        self._skipped_in_a_row = 0
+        self._max_skipped_records = max_skipped_records
+        self._skipped_records_in_sequence = 0
         self._open: list[OpenRow] = []
         self._next_example = 0  # of the record that the stream is at
 
@@ -125,7 +130,7 @@ class RowPacker:
                 self._next_example = which + 1
             self._next_example = 0
             self._records.advance()
-            self._note(record)
+            self._track_skips(record)
         return self._finish(self._open[0]) if self._open else ()
 
     def get_state(self) -> dict[str, Any]:
@@ -133,8 +138,8 @@ class RowPacker:
         return {
             "index": self._records.index,
             "example": self._next_example,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "open": [[list(place) for place in row.places] for row in self._open],
+            "skipped_records_in_sequence": self._skipped_records_in_sequence,
+            "open": [[list(place) for place in row.stream_positions] for row in self._open],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -145,15 +150,21 @@ class RowPacker:
         """
         self._records.seek(state["index"])
         self._next_example = state["example"]
-        self._skipped_in_a_row = state["skipped_in_a_row"]
-        reading = {index: self._records.submit(index) for places in state["open"] for index, _ in places}
+        self._skipped_records_in_sequence = state["skipped_records_in_sequence"]
+        reading = {
+            index: self._records.submit(index)
+            for stream_positions in state["open"]
+            for index, _ in stream_positions
+        }
         self._open = []
-        for places in state["open"]:
+        for stream_positions in state["open"]:
             row = OpenRow()
-            for index, which in places:
+            for index, which in stream_positions:
                 record = reading[index].result()
                 if which >= len(record.examples):
-                    raise DataError(f"cannot resume: a record that was used can no longer be: {record.message}")
+                    raise DataError(
+                        f"cannot resume: a record that was used can no longer be: {record.message}"
+                    )
                 row.add(record.examples[which], (index, which))
             self._open.append(row)
 
@@ -162,7 +173,8 @@ class RowPacker:
         fitting = [
             row
             for row in self._open
-            if row.tokens + example.tokens.size <= tokens and row.chunks + len(example.chunks) <= chunks
+            if row.tokens + example.tokens.size <= tokens
+            and row.chunks + len(example.chunks) <= chunks
         ]
         if fitting:
             return max(fitting, key=self._fullness)
@@ -179,8 +191,12 @@ class RowPacker:
         self._open.remove(row)
         return row.examples
 
-    def _note(self, record: Prepared) -> None:
+    def _track_skips(self, record: PreparedRecord) -> None:
         self._on_record(record)
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if record.skipped else 0
-        if self._skipped_in_a_row >= self._patience:
-            raise DataError(f"the last {self._patience} records were all skipped; of the last one: {record.message}")
+        self._skipped_records_in_sequence = (
+            self._skipped_records_in_sequence + 1 if record.skipped else 0
+        )
+        if self._skipped_records_in_sequence >= self._max_skipped_records:
+            raise DataError(
+                f"the last {self._max_skipped_records} records were all skipped; of the last one: {record.message}"
+            )

@@ -1,16 +1,17 @@
 """Preferences: the forms that other libraries write them in, and what two replies must be to be preferred to one another.
 
-{"prompt": [{"role": "user", "content": ".."}], "chosen": [{"role": "assistant", "content": ".."}], "rejected": [..]}
-{"messages": [{"role": "user", "content": ".."}], "chosen": "..", "rejected": ".."}
-{"chosen": [{"role": "user", ..}, {"role": "assistant", ..}], "rejected": [the same user's turn, another reply]}
+{"prompt": [{"role": "user", "content": ".."}], "chosen": [{"role": "assistant", "content": ".."}],
+"rejected": [..]} {"messages": [{"role": "user", "content": ".."}], "chosen": "..", "rejected":
+".."} {"chosen": [{"role": "user", ..}, {"role": "assistant", ..}], "rejected": [the same user's
+turn, another reply]}
 """
 
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from stepaudio_jax.data.foreign_forms import MESSAGE_KEYS
-from stepaudio_jax.data.json_values import check_keys, is_list, shown
+from stepaudio_jax.data.foreign_forms import FOREIGN_MESSAGE_KEYS
+from stepaudio_jax.data.json_values import check_keys, format_json, is_json_list
 from stepaudio_jax.data.record import DataError, Record
 
 PREFERENCE_KEYS = ("prompt", "chosen", "rejected")
@@ -22,7 +23,7 @@ def is_preference(value: Mapping[str, Any]) -> bool:
     return "chosen" in value or "rejected" in value
 
 
-def as_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def preference_to_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The record with `messages` up to the turn to be answered, `reference_reply` (the chosen one) and `rejected_reply`.
 
     Args:
@@ -39,18 +40,25 @@ def as_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
     for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if key not in value:
             raise DataError(f"{origin}: has {other!r} and no {key!r}")
-    # Where files of several forms are put together, a row of one has the other's list of turns, and nothing in it.
+    # Where files of several forms are put together, a row of one has the other's list of turns, and
+    # nothing in it.
     names = [key for key in ("prompt", "messages") if value.get(key) not in (None, [], "")]
     names = names or [key for key in ("prompt", "messages") if key in value][:1]
     if len(names) == 2:
-        raise DataError(f"{origin}: has 'chosen' and both 'prompt' and 'messages'; keep one of these as the dialogue before it")
+        raise DataError(
+            f"{origin}: has 'chosen' and both 'prompt' and 'messages'; keep one of these as the dialogue before it"
+        )
     prompt = _messages(value, names[0], origin) if names else None
-    before, reference = _split(value, "chosen", prompt, origin)
-    before_rejected, rejected = _split(value, "rejected", prompt, origin)
+    before, reference = _split_last_turn(value, "chosen", prompt, origin)
+    before_rejected, rejected = _split_last_turn(value, "rejected", prompt, origin)
     if before != before_rejected:
-        raise DataError(f"{origin}: 'chosen' and 'rejected' do not answer the same dialogue; give it once, as 'prompt'")
+        raise DataError(
+            f"{origin}: 'chosen' and 'rejected' do not answer the same dialogue; give it once, as 'prompt'"
+        )
     if not before:
-        raise DataError(f"{origin}: 'chosen' and 'rejected' have no dialogue before the reply; give it as 'prompt'")
+        raise DataError(
+            f"{origin}: 'chosen' and 'rejected' have no dialogue before the reply; give it as 'prompt'"
+        )
     if isinstance(before[-1], Mapping) and before[-1].get("role") == "assistant":
         raise DataError(
             f"{origin}: {names[0] if names else 'chosen'!r} has an assistant's turn just before the one to be "
@@ -60,11 +68,12 @@ def as_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return {**rest, "messages": before, "reference_reply": reference, "rejected_reply": rejected}
 
 
-def check_pair(record: Record, names: tuple[str, str]) -> None:
+def check_preference_pair(record: Record, names: tuple[str, str]) -> None:
     """Checks that one reply of a record can be better than the other, wherever preferences are used.
 
-    Replies are equal that differ by white space around them, by their reasoning or by Unicode's composition at most. Of such
-    two none is better, and an empty one is no reply; but where `margin` is 0, a judge is to learn that both are equal.
+    Replies are equal that differ by white space around them, by their reasoning or by Unicode's
+    composition at most. Of such two none is better, and an empty one is no reply; but where
+    `margin` is 0, a judge is to learn that both are equal.
 
     Args:
         record: any record.
@@ -78,11 +87,17 @@ def check_pair(record: Record, names: tuple[str, str]) -> None:
         return
     for name, reply in zip(names, replies, strict=True):
         if reply is not None and not reply.strip():
-            raise DataError(f"{record.origin}: {name!r} is an empty reply; give its text, or leave the record out")
+            raise DataError(
+                f"{record.origin}: {name!r} is an empty reply; give its text, or leave the record out"
+            )
     reference, rejected = replies
-    if reference is not None and rejected is not None and _normalized(reference) == _normalized(rejected):
+    if (
+        reference is not None
+        and rejected is not None
+        and _normalized(reference) == _normalized(rejected)
+    ):
         raise DataError(
-            f"{record.origin}: {names[0]!r} and {names[1]!r} are the same reply, {shown(rejected)}; leave "
+            f"{record.origin}: {names[0]!r} and {names[1]!r} are the same reply, {format_json(rejected)}; leave "
             "the record out, or set 'margin' to 0, from which a judge learns that both are equal"
         )
 
@@ -91,27 +106,33 @@ def _normalized(reply: str) -> str:
     return unicodedata.normalize("NFC", reply).strip()
 
 
-def _split(value: Mapping[str, Any], key: str, prompt: list[Any] | None, origin: str) -> tuple[list[Any], str]:
+def _split_last_turn(
+    value: Mapping[str, Any], key: str, prompt: list[Any] | None, origin: str
+) -> tuple[list[Any], str]:
     """The dialogue before the last turn of `value[key]`, and the text of that turn."""
     turns = _messages(value, key, origin)
     last = turns[-1]
     is_turn = isinstance(last, Mapping) and last.get("role") == "assistant"
     if is_turn:
-        check_keys(last, _REPLY_KEYS, f"{origin}: the last turn of {key!r}", MESSAGE_KEYS)
+        check_keys(last, _REPLY_KEYS, f"{origin}: the last turn of {key!r}", FOREIGN_MESSAGE_KEYS)
     content = _text(last.get("content")) if is_turn else last
     if not isinstance(content, str) or (isinstance(last, str) and prompt is None):
-        raise DataError(f"{origin}: {key!r} must end in an assistant's turn whose content is a string")
+        raise DataError(
+            f"{origin}: {key!r} must end in an assistant's turn whose content is a string"
+        )
     before = turns[:-1]
     if prompt is None:
         return before, content
     if before:
-        raise DataError(f"{origin}: {key!r} must be one turn of the assistant's, for the dialogue is given beside it")
+        raise DataError(
+            f"{origin}: {key!r} must be one turn of the assistant's, for the dialogue is given beside it"
+        )
     return prompt, content
 
 
 def _text(content: Any) -> Any:
     """Returns the text of a content that is a string or text parts; anything else as it is."""
-    if is_list(content) and content and all(_is_text_part(part) for part in content):
+    if is_json_list(content) and content and all(_is_text_part(part) for part in content):
         return "".join(part["text"] for part in content)
     return content
 
@@ -131,5 +152,5 @@ def _messages(value: Mapping[str, Any], key: str, origin: str) -> list[Any]:
         return [{"role": "user", "content": turns}] if key == "prompt" else [turns]
     if not isinstance(turns, list) or not turns:
         form = "a list of messages" if key == "messages" else "a list of messages, or a string"
-        raise DataError(f"{origin}: {key!r} must be {form}, got {shown(turns)}")
+        raise DataError(f"{origin}: {key!r} must be {form}, got {format_json(turns)}")
     return turns

@@ -23,8 +23,8 @@ class Criterion:
 class Record:
     """A dialogue and what else is known of it.
 
-    `id` is unique within its source; `origin` names the file and line it was read from, for error messages. `sampling` are
-    settings of its own for whoever answers it (see `generation.Sampling`).
+    `id` is unique within its source; `origin` names the file and line it was read from, for error
+    messages. `sampling` are settings of its own for whoever answers it (see `generation.Sampling`).
     """
 
     id: str
@@ -37,7 +37,9 @@ class Record:
     rubric: tuple[Criterion, ...] = ()
     reference_meets: tuple[bool, ...] = ()  # each criterion of the rubric
     rejected_meets: tuple[bool, ...] = ()
-    reference_critique: str | None = None  # what is to be thought of the reply before it is compared
+    reference_critique: str | None = (
+        None  # what is to be thought of the reply before it is compared
+    )
     rejected_critique: str | None = None
     answer: str | None = None  # verifiable
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,14 +1,14 @@
 """The JSON form of a dialogue -> Record, checked key by key.
 
-    {"messages": [
-        {"role": "system", "content": "Answer briefly."},
-        {"role": "user", "content": [{"type": "text", "text": "Who speaks?"}, {"type": "audio", "audio": "clips/a.wav"}]},
+    {"messages": [ {"role": "system", "content": "Answer briefly."}, {"role": "user", "content":
+        [{"type": "text", "text": "Who speaks?"}, {"type": "audio", "audio": "clips/a.wav"}]},
         {"role": "assistant", "reasoning_content": "A low voice.", "content": "A man."}],
-     "id": "a", "reference_reply": "..", "rubric": [{"criterion": "..", "weight": 1}], "answer": "7", "source": "..",
-     "sampling": {"temperature": 0}}
+     "id": "a", "reference_reply": "..", "rubric": [{"criterion": "..", "weight": 1}], "answer":
+     "7", "source": "..", "sampling": {"temperature": 0}}
 
-A conversational preference (`data.preferences`) is read as such a dialogue. Every key of a message and of a part must be known,
-because a misspelt one would silently change what is learnt; a record may carry further keys of its own, which are left alone.
+A conversational preference (`data.preferences`) is read as such a dialogue. Every key of a message
+and of a part must be known, because a misspelt one would silently change what is learnt; a record
+may carry further keys of its own, which are left alone.
 """
 
 import json
@@ -17,8 +17,20 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from stepaudio_jax.data import foreign_forms
-from stepaudio_jax.data.json_values import check_keys, is_empty, is_list, nearest, shown, without_nulls
-from stepaudio_jax.data.preferences import PREFERENCE_KEYS, as_dialogue, check_pair, is_preference
+from stepaudio_jax.data.json_values import (
+    check_keys,
+    did_you_mean,
+    format_json,
+    is_empty,
+    is_json_list,
+    without_nulls,
+)
+from stepaudio_jax.data.preferences import (
+    PREFERENCE_KEYS,
+    check_preference_pair,
+    is_preference,
+    preference_to_dialogue,
+)
 from stepaudio_jax.data.record import Criterion, DataError, Record
 from stepaudio_jax.storage import expand_home
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
@@ -30,13 +42,22 @@ _ROLES: Mapping[str, Role] = {
     "tool": "input",
 }
 _RECORD_KEYS = (
-    *("messages", "id", "source", "reference_reply", "rejected_reply", "margin", "rubric", "reference_meets"),
+    *(
+        "messages",
+        "id",
+        "source",
+        "reference_reply",
+        "rejected_reply",
+        "margin",
+        "rubric",
+        "reference_meets",
+    ),
     *("rejected_meets", "reference_critique", "rejected_critique", "answer", "sampling"),
 )
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
 _PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio", "transcript", "attributes")}
 _NULL_LEVELS = 6  # record, messages, message, parts, part, attributes
-_THINK, _END_THINK = "<think>", "</think>"
+_THINK_START, _THINK_END = "<think>", "</think>"
 
 
 def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
@@ -47,7 +68,8 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
     Args:
         value: what `json.loads` gave.
         origin: `file:line`, the start of every error message.
-        folder: what relative audio paths are relative to. Whether the files exist is not looked at here.
+        folder: what relative audio paths are relative to. Whether the files exist is not looked at
+        here.
         source: the record's source where it does not name one itself.
         default_id: its id where it has none.
 
@@ -55,46 +77,62 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         DataError: naming the origin, the key, the value and what is allowed.
     """
     if not isinstance(value, Mapping):
-        raise DataError(f"{origin}: a record must be a JSON object with the key 'messages', got {shown(value)}")
+        raise DataError(
+            f"{origin}: a record must be a JSON object with the key 'messages', got {format_json(value)}"
+        )
     value = without_nulls(value, levels=_NULL_LEVELS)
     preferred = is_preference(value)
     names = ("chosen", "rejected") if preferred else ("reference_reply", "rejected_reply")
     known = frozenset((*_RECORD_KEYS, *PREFERENCE_KEYS) if preferred else _RECORD_KEYS)
     foreign_forms.check_record_keys(value, known, origin)
     if preferred:
-        value = as_dialogue(value, origin)
+        value = preference_to_dialogue(value, origin)
     if "messages" not in value:
-        raise DataError(f"{origin}: the key 'messages' is missing (keys given: {shown(list(value))}); {foreign_forms.TURNS}")
+        raise DataError(
+            f"{origin}: the key 'messages' is missing (keys given: {format_json(list(value))}); {foreign_forms.MESSAGES_HINT}"
+        )
     messages = value["messages"]
-    if not is_list(messages) or not messages:
-        raise DataError(f"{origin}: 'messages' must be a list of at least one message, got {shown(messages)}")
+    if not is_json_list(messages) or not messages:
+        raise DataError(
+            f"{origin}: 'messages' must be a list of at least one message, got {format_json(messages)}"
+        )
     numbered = [
-        (number, _message(item, f"{origin}: message {number}", folder))
+        (number, _parse_message(item, f"{origin}: message {number}", folder))
         for number, item in enumerate(messages, 1)
         if not _is_empty_system(item)
     ]
     if not numbered:
-        raise DataError(f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn")
+        raise DataError(
+            f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn"
+        )
     foreign_forms.check_placeholders(numbered, origin)
     if not any(message.audio for _, message in numbered):
-        foreign_forms.check_unread_sound(value, known, origin)
+        foreign_forms.check_unread_audio(value, known, origin)
     record = Record(
         id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
         messages=tuple(message for _, message in numbered),
         source=_scalar_text(value.get("source"), f"{origin}: 'source'") or source,
         origin=origin,
-        reference_reply=_reply(value.get("reference_reply"), f"{origin}: {names[0]!r}"),
-        rejected_reply=_reply(value.get("rejected_reply"), f"{origin}: {names[1]!r}"),
-        margin=_margin(value.get("margin"), origin),
-        rubric=_rubric(value.get("rubric"), origin),
-        reference_meets=_meets(value.get("reference_meets"), f"{origin}: 'reference_meets'"),
-        rejected_meets=_meets(value.get("rejected_meets"), f"{origin}: 'rejected_meets'"),
-        reference_critique=_scalar_text(value.get("reference_critique"), f"{origin}: 'reference_critique'"),
-        rejected_critique=_scalar_text(value.get("rejected_critique"), f"{origin}: 'rejected_critique'"),
+        reference_reply=_parse_reply(value.get("reference_reply"), f"{origin}: {names[0]!r}"),
+        rejected_reply=_parse_reply(value.get("rejected_reply"), f"{origin}: {names[1]!r}"),
+        margin=_parse_margin(value.get("margin"), origin),
+        rubric=_parse_rubric(value.get("rubric"), origin),
+        reference_meets=_parse_criteria_met(
+            value.get("reference_meets"), f"{origin}: 'reference_meets'"
+        ),
+        rejected_meets=_parse_criteria_met(
+            value.get("rejected_meets"), f"{origin}: 'rejected_meets'"
+        ),
+        reference_critique=_scalar_text(
+            value.get("reference_critique"), f"{origin}: 'reference_critique'"
+        ),
+        rejected_critique=_scalar_text(
+            value.get("rejected_critique"), f"{origin}: 'rejected_critique'"
+        ),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
-        sampling=_sampling(value.get("sampling"), origin),
+        sampling=_parse_sampling(value.get("sampling"), origin),
     )
-    check_pair(record, names)
+    check_preference_pair(record, names)
     return record
 
 
@@ -105,34 +143,45 @@ def _is_empty_system(value: Any) -> bool:
     if any(key not in ("role", "content") and not is_empty(item) for key, item in value.items()):
         return False
     content = value.get("content")
-    if is_list(content):
+    if is_json_list(content):
         return all(_is_blank_part(part) for part in content)
     return content is None or (isinstance(content, str) and not content.strip())
 
 
 def _is_blank_part(value: Any) -> bool:
-    is_text = isinstance(value, Mapping) and value.get("type") == "text" and value.keys() <= {"type", "text"}
+    is_text = (
+        isinstance(value, Mapping)
+        and value.get("type") == "text"
+        and value.keys() <= {"type", "text"}
+    )
     return is_text and isinstance(value.get("text", ""), str) and not value.get("text", "").strip()
 
 
-def _message(value: Any, where: str, folder: str) -> Message:
+def _parse_message(value: Any, where: str, folder: str) -> Message:
     if not isinstance(value, Mapping):
-        raise DataError(f"{where} must be an object with 'role' and 'content', got {shown(value)}")
-    check_keys(value, _MESSAGE_KEYS, where, foreign_forms.MESSAGE_KEYS)
+        raise DataError(
+            f"{where} must be an object with 'role' and 'content', got {format_json(value)}"
+        )
+    check_keys(value, _MESSAGE_KEYS, where, foreign_forms.FOREIGN_MESSAGE_KEYS)
     if "role" not in value:
         raise DataError(f"{where} has no 'role' (allowed: {', '.join(_ROLES)})")
     role = value["role"]
-    if isinstance(role, str) and role in foreign_forms.ROLES:
-        raise DataError(f"{where} has the unknown role {shown(role)}; {foreign_forms.ROLES[role]}")
+    if isinstance(role, str) and role in foreign_forms.FOREIGN_ROLES:
+        raise DataError(
+            f"{where} has the unknown role {format_json(role)}; {foreign_forms.FOREIGN_ROLES[role]}"
+        )
     if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"{where} has the unknown role {shown(role)}{nearest(role, _ROLES)} (allowed: {', '.join(_ROLES)})")
+        raise DataError(
+            f"{where} has the unknown role {format_json(role)}{did_you_mean(role, _ROLES)} (allowed: {', '.join(_ROLES)})"
+        )
     where = f"{where} ({role})"
     if value.get("content") is None:
         raise DataError(f"{where} has no 'content'; give its text or parts, or remove the turn")
-    parts = _parts(value["content"], where, folder)
+    parts = _parse_parts(value["content"], where, folder)
     if _ROLES[role] != "assistant":
         for key in ("reasoning_content", "loss", "weight"):
-            # `loss: false` on a user's turn says what is true anyway; anything else there is a mistake.
+            # `loss: false` on a user's turn says what is true anyway; anything else there is a
+            # mistake.
             if value.get(key) and value[key] is not None:
                 raise DataError(f"{where} has {key!r}, which only an assistant turn can have")
         return Message(role=_ROLES[role], parts=parts)
@@ -141,26 +190,37 @@ def _message(value: Any, where: str, folder: str) -> Message:
     text = "".join(part.text for part in parts if isinstance(part, TextPart))
     reasoning, reply = _split_reasoning(value.get("reasoning_content"), text, where)
     if not reply.strip():
-        raise DataError(f"{where} has an empty reply; give its text in 'content', or remove the turn")
-    return Message(role="assistant", parts=(TextPart(reply),), reasoning=reasoning, in_loss=_in_loss(value, where))
+        raise DataError(
+            f"{where} has an empty reply; give its text in 'content', or remove the turn"
+        )
+    return Message(
+        role="assistant",
+        parts=(TextPart(reply),),
+        reasoning=reasoning,
+        in_loss=_parse_in_loss(value, where),
+    )
 
 
 def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None, str]:
     """(reasoning, reply) of an assistant turn, from its own key or from `<think>..</think>` at the start of the content."""
     if reasoning is not None and not isinstance(reasoning, str):
-        raise DataError(f"{where}: 'reasoning_content' must be a string, got {shown(reasoning)}")
+        raise DataError(
+            f"{where}: 'reasoning_content' must be a string, got {format_json(reasoning)}"
+        )
     inline = text.lstrip()
-    if not inline.startswith(_THINK):
+    if not inline.startswith(_THINK_START):
         return reasoning, text
     if reasoning is not None:
-        raise DataError(f"{where} has both 'reasoning_content' and a {_THINK} in its content; keep one")
-    thought, end, reply = inline.removeprefix(_THINK).partition(_END_THINK)
+        raise DataError(
+            f"{where} has both 'reasoning_content' and a {_THINK_START} in its content; keep one"
+        )
+    thought, end, reply = inline.removeprefix(_THINK_START).partition(_THINK_END)
     if not end:
-        raise DataError(f"{where} opens {_THINK} and never closes it with {_END_THINK}")
+        raise DataError(f"{where} opens {_THINK_START} and never closes it with {_THINK_END}")
     return thought.strip(), reply.lstrip("\n")
 
 
-def _reply(value: Any, what: str) -> str | None:
+def _parse_reply(value: Any, what: str) -> str | None:
     """A reply to compare with others: without the reasoning that may stand before it, for that is no part of it."""
     text = _scalar_text(value, what)
     if text is None:
@@ -171,41 +231,54 @@ def _reply(value: Any, what: str) -> str | None:
     return reply
 
 
-def _in_loss(value: Mapping[str, Any], where: str) -> bool:
+def _parse_in_loss(value: Mapping[str, Any], where: str) -> bool:
     """Whether an assistant turn is learnt: `loss` (a boolean) or `weight` (0 or 1) says so; True where neither is given."""
     loss, weight = value.get("loss"), value.get("weight")
     if loss is not None and not isinstance(loss, bool):
-        raise DataError(f"{where}: 'loss' must be true or false, got {shown(loss)}")
+        raise DataError(f"{where}: 'loss' must be true or false, got {format_json(loss)}")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise DataError(f"{where}: 'weight' must be 0 or 1, got {shown(weight)}")
+        raise DataError(f"{where}: 'weight' must be 0 or 1, got {format_json(weight)}")
     if loss is not None and weight is not None and loss != bool(weight):
-        raise DataError(f"{where}: 'loss' {shown(loss)} and 'weight' {shown(weight)} contradict each other; keep one")
+        raise DataError(
+            f"{where}: 'loss' {format_json(loss)} and 'weight' {format_json(weight)} contradict each other; keep one"
+        )
     if loss is not None:
         return loss
     return weight is None or weight == 1
 
 
-def _parts(content: Any, where: str, folder: str) -> tuple[Part, ...]:
+def _parse_parts(content: Any, where: str, folder: str) -> tuple[Part, ...]:
     if isinstance(content, str):
         if not content:
-            raise DataError(f"{where}: 'content' is empty; give its text or parts, or remove the turn")
+            raise DataError(
+                f"{where}: 'content' is empty; give its text or parts, or remove the turn"
+            )
         return (TextPart(content),)
-    if not is_list(content) or not content:
-        raise DataError(f"{where}: 'content' must be a string or a list of at least one part, got {shown(content)}")
-    return tuple(_part(item, f"{where}: part {number}", folder) for number, item in enumerate(content, 1))
+    if not is_json_list(content) or not content:
+        raise DataError(
+            f"{where}: 'content' must be a string or a list of at least one part, got {format_json(content)}"
+        )
+    return tuple(
+        _parse_part(item, f"{where}: part {number}", folder)
+        for number, item in enumerate(content, 1)
+    )
 
 
-def _part(value: Any, where: str, folder: str) -> Part:
+def _parse_part(value: Any, where: str, folder: str) -> Part:
     if not isinstance(value, Mapping) or "type" not in value:
         kinds = [kind for kind in _PART_KEYS if isinstance(value, Mapping) and kind in value]
         advice = f'; add "type": "{kinds[0]}"' if len(kinds) == 1 else ""
-        raise DataError(f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {shown(value)}{advice}")
+        raise DataError(
+            f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {format_json(value)}{advice}"
+        )
     kind = value["type"]
     if isinstance(kind, str) and kind in foreign_forms.PART_TYPES:
-        raise DataError(f"{where} has the unknown type {shown(kind)}; {foreign_forms.PART_TYPES[kind]}")
+        raise DataError(
+            f"{where} has the unknown type {format_json(kind)}; {foreign_forms.PART_TYPES[kind]}"
+        )
     if not isinstance(kind, str) or kind not in _PART_KEYS:
         raise DataError(
-            f"{where} has the unknown type {shown(kind)}{nearest(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
+            f"{where} has the unknown type {format_json(kind)}{did_you_mean(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
         )
     check_keys(value, _PART_KEYS[kind], where, foreign_forms.PART_KEYS)
     if kind not in value:
@@ -213,56 +286,82 @@ def _part(value: Any, where: str, folder: str) -> Part:
     body = value[kind]
     if not isinstance(body, str) or (kind == "audio" and not body):
         wanted = "a string" if kind == "text" else "the path of a file"
-        raise DataError(f"{where}: {kind!r} must be {wanted}, got {shown(body)}")
+        raise DataError(f"{where}: {kind!r} must be {wanted}, got {format_json(body)}")
     if kind == "text":
         return TextPart(body)
     foreign_forms.check_audio_path(body, where)
     transcript, attributes = value.get("transcript"), value.get("attributes") or {}
     if transcript is not None and not isinstance(transcript, str):
-        raise DataError(f"{where}: 'transcript' must be a string, got {shown(transcript)}")
-    if not isinstance(attributes, Mapping) or not all(isinstance(item, str) for item in attributes.values()):
-        raise DataError(f"{where}: 'attributes' must be an object of strings, got {shown(attributes)}")
-    return AudioPart(path=os.path.join(folder, expand_home(body)), transcript=transcript, attributes=dict(attributes))
+        raise DataError(f"{where}: 'transcript' must be a string, got {format_json(transcript)}")
+    if not isinstance(attributes, Mapping) or not all(
+        isinstance(item, str) for item in attributes.values()
+    ):
+        raise DataError(
+            f"{where}: 'attributes' must be an object of strings, got {format_json(attributes)}"
+        )
+    return AudioPart(
+        path=os.path.join(folder, expand_home(body)),
+        transcript=transcript,
+        attributes=dict(attributes),
+    )
 
 
-def _rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
+def _parse_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
     if value is None:
         return ()
     form = "a list of strings or of objects {'criterion': text, 'weight': number}"
-    if not is_list(value):
-        raise DataError(f"{origin}: 'rubric' must be {form}, got {shown(value)}")
+    if not is_json_list(value):
+        raise DataError(f"{origin}: 'rubric' must be {form}, got {format_json(value)}")
     criteria = []
     for number, item in enumerate(value, 1):
         fields = {"criterion": item} if isinstance(item, str) else item
-        if not isinstance(fields, Mapping) or not isinstance(fields.get("criterion"), str) or not fields["criterion"]:
-            raise DataError(f"{origin}: 'rubric' must be {form}, got {shown(item)} as number {number}")
+        if (
+            not isinstance(fields, Mapping)
+            or not isinstance(fields.get("criterion"), str)
+            or not fields["criterion"]
+        ):
+            raise DataError(
+                f"{origin}: 'rubric' must be {form}, got {format_json(item)} as number {number}"
+            )
         check_keys(fields, ("criterion", "weight"), f"{origin}: criterion {number}")
         weight = fields.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
-            raise DataError(f"{origin}: criterion {number}: 'weight' must be a finite number, got {shown(weight)}")
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not abs(weight) < float("inf")
+        ):
+            raise DataError(
+                f"{origin}: criterion {number}: 'weight' must be a finite number, got {format_json(weight)}"
+            )
         criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
     return tuple(criteria)
 
 
-def _margin(value: Any, origin: str) -> int | None:
+def _parse_margin(value: Any, origin: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise DataError(f"{origin}: 'margin' must be a whole number, 0 or more, got {shown(value)}")
+        raise DataError(
+            f"{origin}: 'margin' must be a whole number, 0 or more, got {format_json(value)}"
+        )
     return value
 
 
-def _meets(value: Any, what: str) -> tuple[bool, ...]:
+def _parse_criteria_met(value: Any, what: str) -> tuple[bool, ...]:
     if value is None:
         return ()
-    if not is_list(value) or not all(isinstance(item, bool) for item in value):
-        raise DataError(f"{what} must be a list of true and false, one for each criterion, got {shown(value)}")
+    if not is_json_list(value) or not all(isinstance(item, bool) for item in value):
+        raise DataError(
+            f"{what} must be a list of true and false, one for each criterion, got {format_json(value)}"
+        )
     return tuple(value)
 
 
-def _sampling(value: Any, origin: str) -> Mapping[str, Any]:
+def _parse_sampling(value: Any, origin: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise DataError(f"{origin}: 'sampling' must be an object of settings, got {shown(value)}")
+        raise DataError(
+            f"{origin}: 'sampling' must be an object of settings, got {format_json(value)}"
+        )
     return dict(value)
 
 
@@ -271,5 +370,5 @@ def _scalar_text(value: Any, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{what} must be a string or a number, got {shown(value)}")
+        raise DataError(f"{what} must be a string or a number, got {format_json(value)}")
     return json.dumps(value)

@@ -1,9 +1,14 @@
 """Evaluation: questions with verifiable answers, how a model does in them, and the report of a run."""
 
-from stepaudio_jax.evaluation.examples import choose_examples
-from stepaudio_jax.evaluation.grading import Answer, TaskScore, normalised, score
+from stepaudio_jax.evaluation.examples import select_examples
+from stepaudio_jax.evaluation.grading import Answer, TaskScore, normalize_answer, score
 from stepaudio_jax.evaluation.logged_run import ReportError
-from stepaudio_jax.evaluation.questions import answer_questions, answers_at, read_questions, silence
+from stepaudio_jax.evaluation.questions import (
+    answer_at_temperatures,
+    answer_questions,
+    read_questions,
+    read_silence,
+)
 from stepaudio_jax.evaluation.report import write_report
 from stepaudio_jax.evaluation.statistics import Interval, wilson_interval
 from stepaudio_jax.evaluation.table import Results, Table, as_markdown, as_text
@@ -15,15 +20,15 @@ __all__ = [
     "Results",
     "Table",
     "TaskScore",
+    "answer_at_temperatures",
     "answer_questions",
-    "answers_at",
     "as_markdown",
     "as_text",
-    "choose_examples",
-    "normalised",
+    "normalize_answer",
     "read_questions",
+    "read_silence",
     "score",
-    "silence",
+    "select_examples",
     "wilson_interval",
     "write_report",
 ]

@@ -5,7 +5,7 @@ import math
 from typing import Self
 
 _TICKS = 6
-_MOST_DECIMALS = 4
+_MAX_DECIMALS = 4
 _PADDING = 0.04  # of the spread, left free at both ends of a linear axis
 
 
@@ -33,7 +33,9 @@ class Axis:
         first = math.ceil(low / step)
         ticks = tuple(step * number for number in range(first, math.floor(high / step) + 1))
         decimals = max(0, -math.floor(math.log10(step)))
-        return cls(low, high, start, end, ticks, decimals=decimals if decimals <= _MOST_DECIMALS else None)
+        return cls(
+            low, high, start, end, ticks, decimals=decimals if decimals <= _MAX_DECIMALS else None
+        )
 
     @classmethod
     def logarithmic(cls, low: float, high: float, start: float, end: float) -> Self:
@@ -43,13 +45,15 @@ class Axis:
         stride = -(-len(within) // _TICKS) or 1
         ticks = within[::stride]
         if len(within) < 3:
-            finer = (factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5))
+            finer = (
+                factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)
+            )
             ticks = [tick for tick in finer if low <= tick <= high]
         return cls(low, high, start, end, tuple(ticks), is_logarithmic=True)
 
     def label(self, tick: float) -> str:
         """A tick as text."""
-        return shown_number(tick) if self.decimals is None else f"{tick:,.{self.decimals}f}"
+        return format_number(tick) if self.decimals is None else f"{tick:,.{self.decimals}f}"
 
     def __call__(self, value: float) -> float:
         """The place of a value."""
@@ -59,7 +63,7 @@ class Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def shown_number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number to read: 0.0239, 5.26, 1,640, 16,188, 3e-05."""
     if abs(value) >= 1000:
         return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"

@@ -12,16 +12,19 @@ from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.evaluation.markup import Html, element
 from stepaudio_jax.text import AudioPart, Message
 
-_LONGEST_PLAYED_S = 20  # 0.85 MB in the page
-_LONGEST_SHOWN = 400  # characters of a text that is not folded
+_MAX_PLAYED_SECONDS = 20  # 0.85 MB in the page
+_MAX_UNFOLDED_CHARS = 400  # characters of a text that is not folded
 
 
-def choose_examples(answers: Iterable[Answer], *, per_task: int = 3, wrong_per_task: int = 1) -> list[Answer]:
+def select_examples(
+    answers: Iterable[Answer], *, per_task: int = 3, wrong_per_task: int = 1
+) -> list[Answer]:
     """Some answers of each task, in order.
 
     Args:
         answers: of an evaluation.
-        per_task: chosen evenly from first to last, right or wrong, so that they show the model as it is.
+        per_task: chosen evenly from first to last, right or wrong, so that they show the model as
+        it is.
         wrong_per_task: the first wrong ones beside those, so that its mistakes can be studied.
     """
     tasks: dict[str, list[Answer]] = {}
@@ -31,12 +34,18 @@ def choose_examples(answers: Iterable[Answer], *, per_task: int = 3, wrong_per_t
     for of_task in tasks.values():
         count = min(per_task, len(of_task))
         indices = {index * len(of_task) // count for index in range(count)}
-        wrong = [index for index, answer in enumerate(of_task) if not answer.correct and index not in indices]
+        wrong = [
+            index
+            for index, answer in enumerate(of_task)
+            if not answer.correct and index not in indices
+        ]
         chosen += [of_task[index] for index in sorted(indices.union(wrong[:wrong_per_task]))]
     return chosen
 
 
-def example_card(answer: Answer, number: int, *, channel: AudioChannel = DataConfig.channel) -> Html:
+def example_card(
+    answer: Answer, number: int, *, channel: AudioChannel = DataConfig.channel
+) -> Html:
     """One example: its dialogue with players for its clips, what was expected, thought and answered, right or wrong.
 
     Args:
@@ -52,12 +61,15 @@ def example_card(answer: Answer, number: int, *, channel: AudioChannel = DataCon
         element("dt", "Expected"),
         element("dd", _text(answer.expected)),
         element("dt", "Reasoning"),
-        element("dd", _text(answer.written.reasoning)),
+        element("dd", _text(answer.parsed.reasoning)),
         element("dt", "Reply"),
-        element("dd", _text(answer.written.reply)),
+        element("dd", _text(answer.parsed.reply)),
     ]
-    if answer.written.problems:
-        facts += [element("dt", "Malformed"), element("dd", ", ".join(answer.written.problems).replace("_", " "))]
+    if answer.parsed.problems:
+        facts += [
+            element("dt", "Malformed"),
+            element("dd", ", ".join(answer.parsed.problems).replace("_", " ")),
+        ]
     heading = f"example-{number}"
     return element(
         "article",
@@ -66,7 +78,9 @@ def example_card(answer: Answer, number: int, *, channel: AudioChannel = DataCon
             element("span", answer.question.source, class_="task"),
             " ",
             element("span", answer.question.id, class_="muted"),
-            element("span", f"{'✓' if answer.correct else '✗'} {verdict}", class_=f"verdict {verdict}"),
+            element(
+                "span", f"{'✓' if answer.correct else '✗'} {verdict}", class_=f"verdict {verdict}"
+            ),
             id=heading,
         ),
         *_dialogue(answer.question.messages, number, channel),
@@ -86,7 +100,14 @@ def _dialogue(messages: Sequence[Message], number: int, channel: AudioChannel) -
                 parts.append(_player(part, f"Clip {clips} of example {number}", channel))
             else:
                 parts.append(_text(part.text))
-        turns.append(element("div", element("span", message.role, class_="role"), *parts, class_=f"turn {message.role}"))
+        turns.append(
+            element(
+                "div",
+                element("span", message.role, class_="role"),
+                *parts,
+                class_=f"turn {message.role}",
+            )
+        )
     return turns
 
 
@@ -95,13 +116,25 @@ def _player(part: AudioPart, label: str, channel: AudioChannel) -> Html:
     # Of the two conventions, "vllm" is the one that lets the shortest clips pass.
     waveform = load_audio(part.path, length_convention="vllm", channel=channel)
     duration_s = len(waveform) / SAMPLE_RATE
-    if duration_s > _LONGEST_PLAYED_S:
-        return element("p", f"A clip of {duration_s:.1f} s, too long for this page: {part.path}", class_="muted")
+    if duration_s > _MAX_PLAYED_SECONDS:
+        return element(
+            "p",
+            f"A clip of {duration_s:.1f} s, too long for this page: {part.path}",
+            class_="muted",
+        )
     wav = io.BytesIO()
     soundfile.write(wav, waveform, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     source = "data:audio/wav;base64," + base64.b64encode(wav.getvalue()).decode()
-    said = element("p", "Said: ", _text(part.transcript), class_="transcript") if part.transcript else None
-    return element("div", element("audio", src=source, controls=True, preload="metadata", aria_label=label), said)
+    said = (
+        element("p", "Said: ", _text(part.transcript), class_="transcript")
+        if part.transcript
+        else None
+    )
+    return element(
+        "div",
+        element("audio", src=source, controls=True, preload="metadata", aria_label=label),
+        said,
+    )
 
 
 def _text(text: str) -> Html:
@@ -109,6 +142,6 @@ def _text(text: str) -> Html:
     if not text.strip():
         return element("span", "(empty)", class_="muted")
     whole = element("span", text, class_="written", dir="auto")
-    if len(text) <= _LONGEST_SHOWN:
+    if len(text) <= _MAX_UNFOLDED_CHARS:
         return whole
     return element("details", element("summary", f"{text[:80]} .. ({len(text)} characters)"), whole)

@@ -18,17 +18,19 @@ class Answer:
     Attributes:
         question: the record; its `source` is the task.
         expected: the right answer.
-        written: what the model wrote, taken apart.
+        parsed: what the model wrote, taken apart.
     """
 
     question: Record
     expected: str
-    written: ParsedReply
+    parsed: ParsedReply
 
     @property
     def correct(self) -> bool:
         """Whether the reply is the right answer. A malformed reply is wrong, whatever it says."""
-        return self.written.well_formed and normalised(self.written.reply) == normalised(self.expected)
+        return self.parsed.well_formed and normalize_answer(self.parsed.reply) == normalize_answer(
+            self.expected
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +62,12 @@ class TaskScore:
         return wilson_interval(self.correct, self.n)
 
     @property
-    def may_be_chance(self) -> bool:
+    def interval_contains_chance(self) -> bool:
         """Whether chance lies within the interval."""
         return self.interval.contains(self.chance)
 
 
-def normalised(reply: str) -> str:
+def normalize_answer(reply: str) -> str:
     """A reply without what does not count: case, white space around it, and one full stop at its end."""
     text = reply.strip().casefold()
     for full_stop in _FULL_STOPS:
@@ -77,8 +79,9 @@ def normalised(reply: str) -> str:
 def score(answers: Iterable[Answer]) -> dict[str, TaskScore]:
     """The score of each task, in the order in which the tasks first come.
 
-    Chance is the accuracy of the best reply that ignores the question: the share of the most frequent answer among a task's
-    questions. Where every answer is equally frequent, that is one over the number of answers.
+    Chance is the accuracy of the best reply that ignores the question: the share of the most
+    frequent answer among a task's questions. Where every answer is equally frequent, that is one
+    over the number of answers.
     """
     tasks: dict[str, list[Answer]] = {}
     for answer in answers:
@@ -87,11 +90,11 @@ def score(answers: Iterable[Answer]) -> dict[str, TaskScore]:
 
 
 def _score(task: str, answers: Sequence[Answer]) -> TaskScore:
-    frequencies = collections.Counter(normalised(answer.expected) for answer in answers)
+    frequencies = collections.Counter(normalize_answer(answer.expected) for answer in answers)
     return TaskScore(
         task=task,
         n=len(answers),
         correct=sum(answer.correct for answer in answers),
-        well_formed=sum(answer.written.well_formed for answer in answers),
+        well_formed=sum(answer.parsed.well_formed for answer in answers),
         chance=max(frequencies.values()) / len(answers),
     )

@@ -1,4 +1,4 @@
-"""What a run left in its folder: its configuration and its figures over time."""
+"""What a run left in its folder: its configuration and its metrics over time."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ class ReportError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class LoggedLine:
-    """The figures that one step of a stage logged."""
+    """The metrics that one step of a stage logged."""
 
     stage: str
     step: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +63,27 @@ class LoggedRun:
         return tuple(spans)
 
     @property
-    def figure_names(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """All that was logged, in the order in which it first was."""
-        return tuple(dict.fromkeys(name for line in self.lines for name in line.figures))
+        return tuple(dict.fromkeys(name for line in self.lines for name in line.metrics))
 
-    def points(self, figure: str) -> dict[str, list[Point]]:
-        """A figure over time: stage -> (step of the whole run, value), stages without it left out."""
+    def points(self, metric: str) -> dict[str, list[Point]]:
+        """A metric over time: stage -> (step of the whole run, value), stages without it left out."""
         starts = {span.name: span.start for span in self.spans}
         found: dict[str, list[Point]] = {}
         for line in self.lines:
-            if figure in line.figures:
-                found.setdefault(line.stage, []).append((starts[line.stage] + line.step, line.figures[figure]))
+            if metric in line.metrics:
+                found.setdefault(line.stage, []).append(
+                    (starts[line.stage] + line.step, line.metrics[metric])
+                )
         return found
 
 
 def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
     """Reads config.json and metrics.jsonl of a run's folder.
 
-    A last line of metrics.jsonl without its end, which the run is writing or was killed in, is left out.
+    A last line of metrics.jsonl without its end, which the run is writing or was killed in, is left
+    out.
 
     Raises:
         ReportError: a file is missing or cannot be read.
@@ -90,7 +93,9 @@ def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
         raise ReportError(f"{path} is not a folder; name the run_dir of a run")
     config = _json(_text(path / CONFIG), f"{path / CONFIG}")
     if not isinstance(config, dict):
-        raise ReportError(f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?")
+        raise ReportError(
+            f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?"
+        )
     *whole, _ = _text(path / METRICS).split("\n")  # what follows the last line end is not whole
     lines = tuple(_line(text, f"{path / METRICS}:{number}") for number, text in enumerate(whole, 1))
     return LoggedRun(path, config, lines)
@@ -98,20 +103,30 @@ def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
 
 def _line(text: str, origin: str) -> LoggedLine:
     value = _json(text, origin)
-    if not isinstance(value, dict) or not isinstance(value.get("stage"), str) or type(value.get("step")) is not int:
-        raise ReportError(f"{origin} must be an object with 'stage', a string, and 'step', a whole number")
-    figures = {name: figure for name, figure in value.items() if name not in ("stage", "step")}
-    for name, figure in figures.items():
-        if not isinstance(figure, numbers.Real):
-            raise ReportError(f"{origin}: {name!r} must be a number, got {figure!r}")
-    return LoggedLine(value["stage"], value["step"], {name: float(figure) for name, figure in figures.items()})
+    if (
+        not isinstance(value, dict)
+        or not isinstance(value.get("stage"), str)
+        or type(value.get("step")) is not int
+    ):
+        raise ReportError(
+            f"{origin} must be an object with 'stage', a string, and 'step', a whole number"
+        )
+    metrics = {name: metric for name, metric in value.items() if name not in ("stage", "step")}
+    for name, metric in metrics.items():
+        if not isinstance(metric, numbers.Real):
+            raise ReportError(f"{origin}: {name!r} must be a number, got {metric!r}")
+    return LoggedLine(
+        value["stage"], value["step"], {name: float(metric) for name, metric in metrics.items()}
+    )
 
 
 def _text(path: pathlib.Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ReportError(f"{path} does not exist; is {path.parent} the run_dir of a run?") from None
+        raise ReportError(
+            f"{path} does not exist; is {path.parent} the run_dir of a run?"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{path} cannot be read: {error}") from None
 

@@ -24,10 +24,13 @@ def element(tag: str, /, *children: str | None, **attributes: str | float | bool
     Args:
         tag: its name.
         children: text, which is escaped, or markup; None adds nothing.
-        attributes: `class_` is written `class`, `aria_label` `aria-label`; True has no value, None and False leave it out.
+        attributes: `class_` is written `class`, `aria_label` `aria-label`; True has no value, None
+            and False leave it out.
     """
     start = "".join(
-        f" {_attribute(name, value)}" for name, value in attributes.items() if value is not None and value is not False
+        f" {_attribute(name, value)}"
+        for name, value in attributes.items()
+        if value is not None and value is not False
     )
     if tag in _WITHOUT_CONTENT:
         return Html(f"<{tag}{start}>")

@@ -13,7 +13,15 @@ from stepaudio_jax.audio import LengthConvention, load_audio
 from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.evaluation.grading import Answer
-from stepaudio_jax.generation import LoadedModel, Prompt, ReadAudio, Sampling, engine_for, prompt_of, require_room
+from stepaudio_jax.generation import (
+    AudioReader,
+    LoadedModel,
+    Prompt,
+    Sampling,
+    build_engine,
+    build_record_prompt,
+    check_record_fits,
+)
 from stepaudio_jax.text import parse_reply
 
 PathLike = str | os.PathLike[str]
@@ -23,7 +31,8 @@ def read_questions(paths: Iterable[PathLike]) -> list[Record]:
     """The records of evaluation files, in order: dialogues that end in a question, each with its `answer`.
 
     Raises:
-        DataError: a file cannot be read or has no record, or a record has no answer; names file and line.
+        DataError: a file cannot be read or has no record, or a record has no answer; names file and
+            line.
     """
     questions = []
     for path in paths:
@@ -48,29 +57,40 @@ def answer_questions(
     """Answers every question with the most probable tokens.
 
     Args:
-        silenced: every clip is replaced by zeros of its length before the log-mel, so the prompt has the same tokens and no
-            sound. Questions without a clip are left out then: nothing of them would change.
-        model, questions, max_new_tokens, rows, threads: as of `answers_at`.
+        silenced: every clip is replaced by zeros of its length before the log-mel, so the prompt
+            has the same tokens and no sound. Questions without a clip are left out then: nothing of
+            them would change.
+        model, questions, max_new_tokens, rows, threads: as of `answer_at_temperatures`.
 
     Returns:
         One answer for each question, in order.
 
     Raises:
-        DataError, GenerationError: as of `answers_at`.
+        DataError, GenerationError: as of `answer_at_temperatures`.
     """
     if silenced:
-        questions = [record for record in questions if any(message.audio for message in record.messages)]
-    read = silence if silenced else load_audio
-    (answers,) = answers_at((0.0,), model, questions, read=read, max_new_tokens=max_new_tokens, rows=rows, threads=threads)
+        questions = [
+            record for record in questions if any(message.audio for message in record.messages)
+        ]
+    read = read_silence if silenced else load_audio
+    (answers,) = answer_at_temperatures(
+        (0.0,),
+        model,
+        questions,
+        read=read,
+        max_new_tokens=max_new_tokens,
+        rows=rows,
+        threads=threads,
+    )
     return answers
 
 
-def answers_at(
+def answer_at_temperatures(
     temperatures: Sequence[float],
     model: LoadedModel,
     questions: Sequence[Record],
     *,
-    read: ReadAudio = load_audio,
+    read: AudioReader = load_audio,
     max_new_tokens: int = 128,
     rows: int = 64,
     threads: int | None = None,
@@ -78,9 +98,11 @@ def answers_at(
     """Answers every question at each of some temperatures; the model hears and reads it once for all of them.
 
     Args:
-        temperatures: at which answers are drawn, with the question's place for a seed; 0 for the most probable tokens.
+        temperatures: at which answers are drawn, with the question's place for a seed; 0 for the
+        most probable tokens.
         model: who answers.
-        questions: records with an answer; earlier turns of a dialogue are given as they stand in it, without reasoning.
+        questions: records with an answer; earlier turns of a dialogue are given as they stand in
+        it, without reasoning.
         read: what gives a clip's samples.
         max_new_tokens: of reasoning and reply; what is longer is cut and malformed.
         rows: questions answered side by side.
@@ -96,36 +118,52 @@ def answers_at(
     if not questions:
         return [[] for _ in temperatures]
     expected = [_expected(record) for record in questions]
-    samplings = [Sampling(temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens) for temperature in temperatures]
+    samplings = [
+        Sampling(temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens)
+        for temperature in temperatures
+    ]
 
     def prepare(record: Record) -> Prompt:
-        prompt = prompt_of(model, record, read=read)
-        require_room(model, record, prompt, samplings[0])
+        prompt = build_record_prompt(model, record, read=read)
+        check_record_fits(model, record, prompt, samplings[0])
         return prompt
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         prompts = list(pool.map(prepare, questions))
-    engine = engine_for(model, prompts, max_new_tokens, slots=min(rows, len(prompts) * len(samplings)))
+    engine = build_engine(
+        model, prompts, max_new_tokens, slots=min(rows, len(prompts) * len(samplings))
+    )
     wanted: dict[int, tuple[int, int]] = {}  # request -> which temperature and which question
     for place, prompt in enumerate(prompts):
         seeded = [dataclasses.replace(sampling, seed=place) for sampling in samplings]
-        wanted |= {request: (which, place) for which, request in enumerate(engine.submit(prompt, seeded))}
+        wanted |= {
+            request: (which, place) for which, request in enumerate(engine.submit(prompt, seeded))
+        }
     answers: dict[tuple[int, int], Answer] = {}
-    description = "answering, audio silenced" if read is silence else "answering"
+    description = "answering, audio silenced" if read is read_silence else "answering"
     # Shown where there is a terminal.
     with tqdm.tqdm(total=len(wanted), desc=description, unit="answer", disable=None) as bar:
-        for news in engine.run():
-            if (completion := news.completion) is None:
+        for output in engine.run():
+            if (completion := output.completion) is None:
                 continue
-            which, place = wanted[news.request]
-            written = parse_reply(completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop")
+            which, place = wanted[output.request]
+            written = parse_reply(
+                completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop"
+            )
             answers[which, place] = Answer(questions[place], expected[place], written)
             bar.update()
-    return [[answers[which, place] for place in range(len(questions))] for which in range(len(samplings))]
+    return [
+        [answers[which, place] for place in range(len(questions))]
+        for which in range(len(samplings))
+    ]
 
 
-def silence(
-    source: str, /, *, length_convention: LengthConvention, channel: AudioChannel = DataConfig.channel
+def read_silence(
+    source: str,
+    /,
+    *,
+    length_convention: LengthConvention,
+    channel: AudioChannel = DataConfig.channel,
 ) -> NDArray[np.float32]:
     """Zeros [samples] f32, as many as the clip `source` has at 16 kHz.
 
@@ -137,5 +175,7 @@ def silence(
 
 def _expected(record: Record) -> str:
     if record.answer is None:
-        raise DataError(f"{record.origin}: has no 'answer'; give the right reply, or leave the record out of the evaluation")
+        raise DataError(
+            f"{record.origin}: has no 'answer'; give the right reply, or leave the record out of the evaluation"
+        )
     return record.answer

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.evaluation.axis import shown_number
+from stepaudio_jax.evaluation.axis import format_number
 from stepaudio_jax.evaluation.markup import Html, element, joined
 
 SAMPLES = "samples.jsonl"
@@ -23,7 +23,9 @@ def replies_table(folder: pathlib.Path) -> Html | None:
     if not moments:
         return None
     count = min(_STEPS_SHOWN, len(moments))
-    shown = {moments[round(index * (len(moments) - 1) / max(count - 1, 1))] for index in range(count)}
+    shown = {
+        moments[round(index * (len(moments) - 1) / max(count - 1, 1))] for index in range(count)
+    }
     rows = [_row(sample) for sample in samples if (sample["stage"], sample["step"]) in shown]
     columns = ("stage", "step", "source", "reasoning", "reply", "reference", "reward", "made of")
     header = element("tr", *(element("th", column, scope="col") for column in columns))
@@ -42,7 +44,7 @@ def _row(sample: Mapping[str, Any]) -> Html:
         sample["reasoning"],
         sample["reply"],
         sample["reference_reply"] or sample["answer"] or "",
-        "no verdict" if reward is None else shown_number(reward),
-        ", ".join(f"{name} {shown_number(value)}" for name, value in sample["parts"].items()),
+        "no verdict" if reward is None else format_number(reward),
+        ", ".join(f"{name} {format_number(value)}" for name, value in sample["parts"].items()),
     )
     return element("tr", *(element("td", cell) for cell in cells))

@@ -10,7 +10,7 @@ from importlib import resources
 from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.evaluation.chart import draw
 from stepaudio_jax.evaluation.curves import charts
-from stepaudio_jax.evaluation.examples import choose_examples, example_card
+from stepaudio_jax.evaluation.examples import example_card, select_examples
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.evaluation.logged_run import LoggedRun, read_run
 from stepaudio_jax.evaluation.markup import Html, element, escaped, joined
@@ -18,12 +18,12 @@ from stepaudio_jax.evaluation.replies import SAMPLES, replies_table
 from stepaudio_jax.evaluation.results_section import results_table
 from stepaudio_jax.evaluation.run_summary import run_facts, stage_table
 from stepaudio_jax.evaluation.table import Results
-from stepaudio_jax.storage import atomic_writer, check_output_file
+from stepaudio_jax.storage import atomic_text_writer, check_output_file
 from stepaudio_jax.training.run_folder import CONFIG, METRICS
 
 PathLike = str | os.PathLike[str]
 
-_BEGINNING = b"<!doctype html>"  # of a page
+_PAGE_PREFIX = b"<!doctype html>"  # of a page
 
 
 def write_report(
@@ -42,8 +42,8 @@ def write_report(
         run_dir: the run's folder, with config.json and metrics.jsonl.
         title: of the page.
         results: of an evaluation; None leaves the table out.
-        answers: of that evaluation. `choose_examples` takes a few of each task, which are shown with their clips; without
-            answers there are no examples.
+        answers: of that evaluation. `select_examples` takes a few of each task, which are shown
+            with their clips; without answers there are no examples.
         channel: what the model heard of a clip with several channels, and the examples play.
 
     Returns:
@@ -54,17 +54,21 @@ def write_report(
         OutputError: the page would replace a file that is no page, or cannot be written.
         AudioError: a clip of an example cannot be read.
     """
-    check_output_file(path, _files_of(run_dir), replaces=_is_page)
+    check_output_file(path, _files_of(run_dir), may_replace=_is_page)
     run = read_run(run_dir)
     sections = {
         "Results": results_table(results) if results is not None else None,
         "Curves": _curves(run),
         "Replies": replies_table(run.folder),
-        "Examples": _examples(choose_examples(answers), channel) if answers else None,
+        "Examples": _examples(select_examples(answers), channel) if answers else None,
         "Configuration": _configuration(run),
     }
     present = {name: content for name, content in sections.items() if content is not None}
-    template = resources.files("stepaudio_jax.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    template = (
+        resources.files("stepaudio_jax.evaluation")
+        .joinpath("report.html")
+        .read_text(encoding="utf-8")
+    )
     page = string.Template(template).substitute(
         title=escaped(title),
         subtitle=escaped(str(run.folder)),
@@ -72,7 +76,7 @@ def write_report(
         sections=joined(*(_section(name, content) for name, content in present.items())),
     )
     final = pathlib.Path(path)
-    with atomic_writer(final) as file:
+    with atomic_text_writer(final) as file:
         file.write(page)
     return final
 
@@ -84,12 +88,18 @@ def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
 def _is_page(path: pathlib.Path) -> bool:
     """Returns whether a file is a page that may be replaced by a newer one."""
     with path.open("rb") as file:
-        return file.read(len(_BEGINNING)).lower() == _BEGINNING
+        return file.read(len(_PAGE_PREFIX)).lower() == _PAGE_PREFIX
 
 
 def _section(name: str, content: Html) -> Html:
     heading = f"{name.lower()}-heading"
-    return element("section", element("h2", name, id=heading), content, id=name.lower(), aria_labelledby=heading)
+    return element(
+        "section",
+        element("h2", name, id=heading),
+        content,
+        id=name.lower(),
+        aria_labelledby=heading,
+    )
 
 
 def _curves(run: LoggedRun) -> Html:
@@ -102,7 +112,9 @@ def _curves(run: LoggedRun) -> Html:
 def _examples(examples: Sequence[Answer], channel: AudioChannel) -> Html:
     right = sum(answer.correct for answer in examples)
     note = f"{len(examples)} questions, {right} of these answered rightly; the table has the accuracy over all questions."
-    cards = (example_card(answer, number, channel=channel) for number, answer in enumerate(examples, 1))
+    cards = (
+        example_card(answer, number, channel=channel) for number, answer in enumerate(examples, 1)
+    )
     return joined(element("p", note, class_="muted"), element("div", *cards, class_="examples"))
 
 

@@ -22,10 +22,17 @@ def results_table(results: Results) -> Html:
         picture = element("td", _picture(score, silenced), class_="picture")
         rows.append(element("tr", element("th", task, scope="row"), *cells, picture))
     ring = ", the ring after with the audio silenced" if results.silenced is not None else ""
-    explanation = f"In the picture the dot is after, the bar its 95 % interval, the tick chance{ring}."
+    explanation = (
+        f"In the picture the dot is after, the bar its 95 % interval, the tick chance{ring}."
+    )
     body = element("table", element("thead", header), element("tbody", *rows), class_="results")
     notes = (element("p", note, class_="muted") for note in (explanation, *table.notes))
-    return joined(element("div", body, class_="scroll", tabindex=0, role="region", aria_label="Results by task"), *notes)
+    return joined(
+        element(
+            "div", body, class_="scroll", tabindex=0, role="region", aria_label="Results by task"
+        ),
+        *notes,
+    )
 
 
 def _picture(score: TaskScore, silenced: TaskScore | None) -> Html:
@@ -37,8 +44,22 @@ def _picture(score: TaskScore, silenced: TaskScore | None) -> Html:
     return element(
         "svg",
         element("line", x1=_place(0), x2=_place(1), y1=middle, y2=middle, class_="grid"),
-        element("line", x1=_place(score.chance), x2=_place(score.chance), y1=3, y2=_HEIGHT - 3, class_="chance"),
-        element("line", x1=_place(score.interval.low), x2=_place(score.interval.high), y1=middle, y2=middle, class_="interval"),
+        element(
+            "line",
+            x1=_place(score.chance),
+            x2=_place(score.chance),
+            y1=3,
+            y2=_HEIGHT - 3,
+            class_="chance",
+        ),
+        element(
+            "line",
+            x1=_place(score.interval.low),
+            x2=_place(score.interval.high),
+            y1=middle,
+            y2=middle,
+            class_="interval",
+        ),
         ring,
         element("circle", cx=_place(score.accuracy), cy=middle, r=3.6, class_="dot"),
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",

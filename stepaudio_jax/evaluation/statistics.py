@@ -20,9 +20,9 @@ class Interval:
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """The score interval of a proportion (Wilson 1927, Journal of the American Statistical Association 22).
 
-    All p at which |successes / trials - p| <= z sqrt(p (1 - p) / trials), z the normal quantile of (1 + confidence) / 2. Unlike
-    the interval around the measured proportion with its own variance, it keeps its coverage near 0 and 1, where it does not
-    shrink to a point.
+    All p at which |successes / trials - p| <= z sqrt(p (1 - p) / trials), z the normal quantile of
+    (1 + confidence) / 2. Unlike the interval around the measured proportion with its own variance,
+    it keeps its coverage near 0 and 1, where it does not shrink to a point.
 
     Args:
         successes: 0 to `trials`.

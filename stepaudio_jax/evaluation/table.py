@@ -8,7 +8,7 @@ from stepaudio_jax.evaluation.grading import TaskScore
 from stepaudio_jax.evaluation.statistics import Interval
 
 Scores = Mapping[str, TaskScore]
-NOT_SILENT = "*"
+OUTSIDE_CHANCE_MARK = "*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,18 @@ class Results:
         if not self.after:
             raise ValueError("there are no scores: answer at least one question")
         if self.before is not None and self.before.keys() != self.after.keys():
-            raise ValueError(f"before has the tasks {', '.join(self.before)}, and after {', '.join(self.after)}")
+            raise ValueError(
+                f"before has the tasks {', '.join(self.before)}, and after {', '.join(self.after)}"
+            )
         for label, scores in (("before", self.before or {}), ("silenced", self.silenced or {})):
             for task, score in scores.items():
-                if task not in self.after or (score.n, score.chance) != (self.after[task].n, self.after[task].chance):
-                    raise ValueError(f"task {task!r} of {label!r} was not measured with the questions of 'after'")
+                if task not in self.after or (score.n, score.chance) != (
+                    self.after[task].n,
+                    self.after[task].chance,
+                ):
+                    raise ValueError(
+                        f"task {task!r} of {label!r} was not measured with the questions of 'after'"
+                    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +55,8 @@ class Table:
 def tabulate(results: Results) -> Table:
     """Task, chance, before, after, after with the audio silenced, n, and the 95 % interval of "after".
 
-    What was not measured has no column. Notes say which tasks are answered above or below chance in silence, and how many
-    replies were malformed.
+    What was not measured has no column. Notes say which tasks are answered above or below chance in
+    silence, and how many replies were malformed.
     """
     header = ["task", "chance"]
     header += ["before"] * (results.before is not None)
@@ -66,7 +73,9 @@ def as_text(table: Results | Table) -> str:
     lines = [table.header, *table.rows]
     widths = [max(_columns(line[column]) for line in lines) for column in range(len(table.header))]
     rule = ["-" * width for width in widths]
-    padded = ["  ".join(_padded(line, widths)).rstrip() for line in (table.header, rule, *table.rows)]
+    padded = [
+        "  ".join(_padded(line, widths)).rstrip() for line in (table.header, rule, *table.rows)
+    ]
     return "\n".join([*padded, *table.notes]) + "\n"
 
 
@@ -74,7 +83,10 @@ def as_markdown(table: Results | Table) -> str:
     """A table in Markdown, for a model card."""
     table = tabulate(table) if isinstance(table, Results) else table
     rule = ["---"] + ["---:"] * (len(table.header) - 1)
-    lines = [f"| {' | '.join(_markdown(cell) for cell in line)} |" for line in (table.header, rule, *table.rows)]
+    lines = [
+        f"| {' | '.join(_markdown(cell) for cell in line)} |"
+        for line in (table.header, rule, *table.rows)
+    ]
     notes = "".join(f"\n{_markdown(note)}\n" for note in table.notes)
     return "\n".join(lines) + "\n" + notes
 
@@ -84,19 +96,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def shown_name(task: str) -> str:
+def printable_name(task: str) -> str:
     """A task's name on one line, without characters that a terminal would obey."""
     return task if task.isprintable() else ascii(task)
 
 
 def _row(results: Results, score: TaskScore) -> tuple[str, ...]:
-    cells = [shown_name(score.task), percent(score.chance)]
+    cells = [printable_name(score.task), percent(score.chance)]
     if results.before is not None:
         cells.append(percent(results.before[score.task].accuracy))
     cells.append(percent(score.accuracy))
     if results.silenced is not None:
         silenced = results.silenced.get(score.task)
-        mark = "" if silenced is None or silenced.may_be_chance else NOT_SILENT
+        mark = "" if silenced is None or silenced.interval_contains_chance else OUTSIDE_CHANCE_MARK
         cells.append("no audio" if silenced is None else percent(silenced.accuracy) + mark)
     return (*cells, str(score.n), _range(score.interval))
 
@@ -109,21 +121,35 @@ def _silence_notes(results: Results) -> list[str]:
     silenced = list((results.silenced or {}).values())
     if not silenced:
         return []
-    outside = [score for score in silenced if not score.may_be_chance]
+    outside = [score for score in silenced if not score.interval_contains_chance]
     if not outside:
-        return ["silenced: with the audio silenced, chance lies within the 95 % interval of every task."]
-    intervals = ", ".join(f"{shown_name(score.task)} ({_range(score.interval)})" for score in outside)
-    return [f"{NOT_SILENT} with the audio silenced, chance lies outside the 95 % interval: {intervals}."]
+        return [
+            "silenced: with the audio silenced, chance lies within the 95 % interval of every task."
+        ]
+    intervals = ", ".join(
+        f"{printable_name(score.task)} ({_range(score.interval)})" for score in outside
+    )
+    return [
+        f"{OUTSIDE_CHANCE_MARK} with the audio silenced, chance lies outside the 95 % interval: {intervals}."
+    ]
 
 
 def _malformed_notes(results: Results) -> list[str]:
     notes = []
-    for label, scores in (("before", results.before), ("after", results.after), ("silenced", results.silenced)):
+    for label, scores in (
+        ("before", results.before),
+        ("after", results.after),
+        ("silenced", results.silenced),
+    ):
         malformed = {score.task: score.n - score.well_formed for score in (scores or {}).values()}
         if any(malformed.values()):
             total = sum(score.n for score in (scores or {}).values())
-            by_task = ", ".join(f"{shown_name(task)} {count}" for task, count in malformed.items() if count)
-            notes.append(f"{label}: {sum(malformed.values())} of {total} replies were malformed and count as wrong: {by_task}.")
+            by_task = ", ".join(
+                f"{printable_name(task)} {count}" for task, count in malformed.items() if count
+            )
+            notes.append(
+                f"{label}: {sum(malformed.values())} of {total} replies were malformed and count as wrong: {by_task}."
+            )
     return notes
 
 
@@ -134,9 +160,14 @@ def _columns(text: str) -> int:
 
 def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
     spaces = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
-    return [line[0] + spaces[0], *(space + cell for space, cell in zip(spaces[1:], line[1:], strict=True))]
+    return [
+        line[0] + spaces[0],
+        *(space + cell for space, cell in zip(spaces[1:], line[1:], strict=True)),
+    ]
 
 
 def _markdown(cell: str) -> str:
     """A cell in which no character of the text starts or ends anything."""
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#~&" else character for character in cell)
+    return "".join(
+        f"\\{character}" if character in "\\`*_[]<>|#~&" else character for character in cell
+    )

@@ -1,43 +1,43 @@
 """Generation: prompts, sampling, the batched engine, and scoring of given replies."""
 
-from stepaudio_jax.generation.answer_file import Outcome, answer_file, answered_before
+from stepaudio_jax.generation.answer_file import JobSummary, answer_file, finished_generation
 from stepaudio_jax.generation.answering import (
     LoadedModel,
-    engine_for,
+    build_engine,
+    build_record_prompt,
+    check_record_fits,
+    folder_decode_mesh,
+    is_scoring_finished,
     load_model,
-    mesh_for,
-    prompt_of,
-    require_room,
     score_file,
-    scored_before,
 )
-from stepaudio_jax.generation.engine import Completion, Engine, Progress
+from stepaudio_jax.generation.engine import Completion, Engine, RequestOutput
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt, require_fit
+from stepaudio_jax.generation.prompt import AudioReader, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 
 __all__ = [
+    "AudioReader",
     "Completion",
     "Engine",
     "GenerationError",
+    "JobSummary",
     "LoadedModel",
-    "Outcome",
-    "Progress",
     "Prompt",
-    "ReadAudio",
+    "RequestOutput",
     "Sampling",
     "Scorer",
     "TurnScore",
     "answer_file",
-    "answered_before",
-    "engine_for",
-    "hear_prompt",
+    "build_engine",
+    "build_prompt",
+    "build_record_prompt",
+    "check_prompt_fits",
+    "check_record_fits",
+    "finished_generation",
+    "folder_decode_mesh",
+    "is_scoring_finished",
     "load_model",
-    "mesh_for",
-    "prompt_of",
-    "require_fit",
-    "require_room",
     "score_file",
-    "scored_before",
 ]

@@ -24,22 +24,22 @@ from stepaudio_jax.config import (
     build,
 )
 from stepaudio_jax.data import DataError, JsonlFile, Record
-from stepaudio_jax.generation.answering import LoadedModel, engine_for, prompt_of
+from stepaudio_jax.generation.answering import LoadedModel, build_engine, build_record_prompt
 from stepaudio_jax.generation.engine import Completion, Engine
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.jobs import default_dtype, job_of
-from stepaudio_jax.generation.journal import Journal, check_output_and_input
-from stepaudio_jax.generation.prompt import Prompt, require_fit
+from stepaudio_jax.generation.jobs import default_dtype, describe_job
+from stepaudio_jax.generation.journal import Journal, check_output_paths
+from stepaudio_jax.generation.prompt import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import expand_home, is_output_of, shorten_words
+from stepaudio_jax.storage import expand_home, is_finished_output_of, shorten_words
 from stepaudio_jax.text import parse_reply
 
 PathLike = str | pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class JobSummary:
     """Of a job: dialogues in the file, how many of them could not be answered, and why the first of those."""
 
     dialogues: int
@@ -67,16 +67,18 @@ def answer_file(
     samples: int = 1,
     cache_dtype: CacheDtype | None = None,
     threads: int | None = None,
-) -> Outcome:
+) -> JobSummary:
     """Answers every dialogue of a JSONL file.
 
-    A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason ("stop", "length",
-    "repetition"), well_formed, problems and completion_tokens; where several samples are asked for, these are in a list
-    `samples`. A dialogue that cannot be answered gets a line with its id and `error`, which names its file and line.
+    A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason
+    ("stop", "length", "repetition"), well_formed, problems and completion_tokens; where several
+    samples are asked for, these are in a list `samples`. A dialogue that cannot be answered gets a
+    line with its id and `error`, which names its file and line.
 
-    A record's own `sampling`, an object, overrides settings of `sampling`. Sample j of dialogue i draws from seed
-    (seed, i, j), whatever it is batched with. Finished lines are kept in `OUTPUT.partial`: the same call goes on after an
-    interruption, and makes the same file. The output appears when it is complete, and replaces what was there.
+    A record's own `sampling`, an object, overrides settings of `sampling`. Sample j of dialogue i
+    draws from seed (seed, i, j), whatever it is batched with. Finished lines are kept in
+    `OUTPUT.partial`: the same call goes on after an interruption, and makes the same file. The
+    output appears when it is complete, and replaces what was there.
 
     Args:
         model: who answers.
@@ -89,15 +91,15 @@ def answer_file(
         threads: that read clips and prepare prompts; None for as many as there are processors.
 
     Raises:
-        DataError: the file has no line, or none that can be answered; nothing is written then. Or there is a `OUTPUT.partial`
-            of another job, or a damaged one.
+        DataError: the file has no line, or none that can be answered; nothing is written then. Or
+            there is a `OUTPUT.partial` of another job, or a damaged one.
         OutputError: the output is the input or a folder, or another job is writing it.
         GenerationError: a setting is out of range.
     """
     if slots <= 0 or samples <= 0:
         raise GenerationError(f"slots={slots} and samples={samples} must be positive")
     input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
-    check_output_and_input(output_path, input_path)
+    check_output_paths(output_path, input_path)
     file = JsonlFile(input_path)
     if not len(file):
         raise DataError(f"{input_path}: has no records; give at least one dialogue")
@@ -117,7 +119,12 @@ def answer_file(
 
     with contextlib.closing(journal), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         waiting = collections.deque(index for index in range(len(file)) if index not in journal)
-        ahead = _Ahead(pool, lambda index: _prepare(model, file, index, sampling, samples), waiting, depth=2 * slots)
+        ahead = _PreparedRequests(
+            pool,
+            lambda index: _prepare(model, file, index, sampling, samples),
+            waiting,
+            depth=2 * slots,
+        )
         with tqdm.tqdm(total=len(file), initial=len(journal), unit="dialogue", disable=None) as bar:
             _answer(model, ahead, journal, fail, bar, slots=slots, cache_dtype=cache_dtype)
         failed = journal.errors()
@@ -125,10 +132,10 @@ def answer_file(
             journal.discard()
             raise DataError(failed[0])
         journal.finish()
-    return Outcome(len(file), len(failed), failed[0] if failed else "")
+    return JobSummary(len(file), len(failed), failed[0] if failed else "")
 
 
-def answered_before(
+def finished_generation(
     folder: PathLike,
     input_path: PathLike,
     output_path: PathLike,
@@ -141,7 +148,7 @@ def answered_before(
     history_reasoning: bool = False,
     history_eot: bool = True,
     channel: AudioChannel = DataConfig.channel,
-) -> Outcome | None:
+) -> JobSummary | None:
     """Returns the outcome of a job that is finished already, its output being there; None where it is still to be done.
 
     The model of `folder` is not loaded. Arguments are those of `load_model` and `answer_file`.
@@ -149,11 +156,19 @@ def answered_before(
     Raises:
         OutputError: the output is there, and not of this job.
     """
-    folder, input_path, output_path = (expand_home(os.fspath(path)) for path in (folder, input_path, output_path))
+    folder, input_path, output_path = (
+        expand_home(os.fspath(path)) for path in (folder, input_path, output_path)
+    )
     if not pathlib.Path(output_path).exists():
         return None
     job = _job(
-        *(input_path, folder, hub.read_model_config(os.fspath(folder)), sampling, default_dtype(dtype)),
+        *(
+            input_path,
+            folder,
+            hub.read_model_config(os.fspath(folder)),
+            sampling,
+            default_dtype(dtype),
+        ),
         samples=samples,
         int8_weights=int8_weights,
         cache_dtype=cache_dtype,
@@ -161,24 +176,36 @@ def answered_before(
         history_eot=history_eot,
         channel=channel,
     )
-    if not is_output_of(output_path, job):
+    if not is_finished_output_of(output_path, job):
         return None
     lines = [json.loads(line) for line in pathlib.Path(output_path).read_bytes().splitlines()]
     failures = [line["error"] for line in lines if "error" in line]
-    return Outcome(len(lines), len(failures), failures[0] if failures else "")
+    return JobSummary(len(lines), len(failures), failures[0] if failures else "")
 
 
 def _job(
-    input_path: PathLike, folder: PathLike, config: ModelConfig, sampling: Sampling, dtype: FloatDtype, **settings: Any
+    input_path: PathLike,
+    folder: PathLike,
+    config: ModelConfig,
+    sampling: Sampling,
+    dtype: FloatDtype,
+    **settings: Any,
 ) -> dict[str, Any]:
-    return job_of("generate", input_path, folder, config, dtype=dtype, sampling=repr(sampling), **settings)
+    return describe_job(
+        "generate", input_path, folder, config, dtype=dtype, sampling=repr(sampling), **settings
+    )
 
 
-class _Ahead:
+class _PreparedRequests:
     """Requests in the order of the file, prepared on other threads some way ahead."""
 
     def __init__(
-        self, pool: ThreadPoolExecutor, prepare: Callable[[int], _Request], waiting: "collections.deque[int]", *, depth: int
+        self,
+        pool: ThreadPoolExecutor,
+        prepare: Callable[[int], _Request],
+        waiting: "collections.deque[int]",
+        *,
+        depth: int,
     ):
         self._pool, self._prepare, self._waiting, self._depth = pool, prepare, waiting, depth
         self._futures: collections.deque[tuple[int, Future[_Request]]] = collections.deque()
@@ -209,7 +236,7 @@ class _Ahead:
 
 def _answer(
     model: LoadedModel,
-    ahead: _Ahead,
+    ahead: _PreparedRequests,
     journal: Journal,
     fail: Callable[[int, str], None],
     bar: Any,
@@ -230,38 +257,44 @@ def _answer(
                 bar.update()
                 ahead.advance()
                 continue
-            if engine is None or not engine.has_room(request.prompt, request.samplings):
+            if engine is None or not engine.fits_slot(request.prompt, request.samplings):
                 if engine is not None and engine.busy:
                     break
                 fitting = [one for one in ahead.window() if one.prompt is not None]
                 prompts = [one.prompt for one in fitting if one.prompt is not None]
-                longest = max(sampling.max_new_tokens for one in fitting for sampling in one.samplings)
+                longest = max(
+                    sampling.max_new_tokens for one in fitting for sampling in one.samplings
+                )
                 engine = None  # its slots and its copy of the weights go before those of the next
-                engine = engine_for(model, prompts, longest, slots=slots, cache_dtype=cache_dtype)
+                engine = build_engine(model, prompts, longest, slots=slots, cache_dtype=cache_dtype)
             for sample, number in enumerate(engine.submit(request.prompt, request.samplings)):
                 places[number] = (index, sample)
             asked[index] = request
             ahead.advance()
         if engine is None:
             continue
-        for news in engine.step():
-            if news.completion is None:
+        for output in engine.step():
+            if output.completion is None:
                 continue
-            index, sample = places.pop(news.request)
-            replies[index][sample] = news.completion
+            index, sample = places.pop(output.request)
+            replies[index][sample] = output.completion
             if len(replies[index]) == len(asked[index].samplings):
                 done = replies.pop(index)
-                journal.write(index, _line(model, asked.pop(index), [done[sample] for sample in sorted(done)]))
+                journal.write(
+                    index, _line(model, asked.pop(index), [done[sample] for sample in sorted(done)])
+                )
                 bar.update()
         bar.set_postfix_str(f"{engine.tokens_per_second:.0f} tokens/s", refresh=False)
 
 
-def _prepare(model: LoadedModel, file: JsonlFile, index: int, sampling: Sampling, samples: int) -> _Request:
+def _prepare(
+    model: LoadedModel, file: JsonlFile, index: int, sampling: Sampling, samples: int
+) -> _Request:
     try:
         record = file[index]
-        own = _own_sampling(record, sampling)
-        prompt = prompt_of(model, record)
-        require_fit(prompt, model.config, new_tokens=own.max_new_tokens)
+        own = _record_sampling(record, sampling)
+        prompt = build_record_prompt(model, record)
+        check_prompt_fits(prompt, model.config, new_tokens=own.max_new_tokens)
     except GenerationError as error:
         return _Request(failure=f"{file.origin(index)}: {error}")
     except DataError as error:
@@ -270,19 +303,24 @@ def _prepare(model: LoadedModel, file: JsonlFile, index: int, sampling: Sampling
     return _Request(record, prompt, tuple(dataclasses.replace(own, seed=seed) for seed in seeds))
 
 
-def _own_sampling(record: Record, sampling: Sampling) -> Sampling:
+def _record_sampling(record: Record, sampling: Sampling) -> Sampling:
     """The settings with the record's own put in."""
     known = {field.name for field in dataclasses.fields(Sampling)}
     for name in record.sampling:
         if name not in known:
-            raise GenerationError(f"'sampling' has the unknown key {name!r} (allowed: {', '.join(sorted(known))})")
+            raise GenerationError(
+                f"'sampling' has the unknown key {name!r} (allowed: {', '.join(sorted(known))})"
+            )
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.sampling.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.sampling.items()
     }
     detection = values.get("repetition_detection")
     if isinstance(detection, dict):
         try:
-            values["repetition_detection"] = build(RepetitionDetectionConfig, detection, "repetition_detection")
+            values["repetition_detection"] = build(
+                RepetitionDetectionConfig, detection, "repetition_detection"
+            )
         except ConfigError as error:
             raise GenerationError(str(error)) from None
     return dataclasses.replace(sampling, **values)
@@ -298,7 +336,12 @@ def _line(model: LoadedModel, request: _Request, completions: list[Completion]) 
 
 def _reply(model: LoadedModel, completion: Completion) -> dict[str, Any]:
     ended = completion.finish_reason == "stop"
-    parsed = parse_reply(completion.tokens, model.tokenizer, ended=ended, surplus=completion.surplus)
+    parsed = parse_reply(
+        completion.tokens,
+        model.tokenizer,
+        ended=ended,
+        stop_overlap_bytes=completion.stop_overlap_bytes,
+    )
     return {
         "reasoning": parsed.reasoning,
         "reply": parsed.reply,

@@ -16,24 +16,24 @@ from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatD
 from stepaudio_jax.data import DataError, Record, read_jsonl
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.jobs import default_dtype, job_of
-from stepaudio_jax.generation.journal import Journal, check_output_and_input
-from stepaudio_jax.generation.layout import slot_tokens, whole_slots, writing_mesh
-from stepaudio_jax.generation.prompt import Prompt, ReadAudio, hear_prompt, require_fit
+from stepaudio_jax.generation.jobs import default_dtype, describe_job
+from stepaudio_jax.generation.journal import Journal, check_output_paths
+from stepaudio_jax.generation.layout import bucketed_slot_tokens, decode_mesh, round_up_slots
+from stepaudio_jax.generation.prompt import AudioReader, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer
 from stepaudio_jax.models import (
     CacheDtype,
     Parameters,
+    abstract_lora,
     abstract_parameters,
+    attach_lora,
     logical_axes,
-    low_rank_tree,
     quantize_weights,
-    unstack,
-    with_low_rank,
+    unstack_layers,
 )
 from stepaudio_jax.parallel import parameter_shardings
-from stepaudio_jax.storage import expand_home, is_output_of
+from stepaudio_jax.storage import expand_home, is_finished_output_of
 from stepaudio_jax.text import TextError, Tokenizer, render_prompt
 
 PathLike = str | pathlib.Path
@@ -51,7 +51,8 @@ class LoadedModel:
         compute: how it is computed.
         int8_weights: whether the decoder's matrices are in int8.
         mesh: where the weights lie; None for one device.
-        history_reasoning, history_eot: how past turns of a dialogue are rendered; see `render_prompt`.
+        history_reasoning, history_eot: how past turns of a dialogue are rendered; see
+        `render_prompt`.
         channel: what it hears of a clip with several channels; see `load_audio`.
     """
 
@@ -67,12 +68,13 @@ class LoadedModel:
     channel: AudioChannel = DataConfig.channel
 
 
-def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
+def folder_decode_mesh(folder: PathLike, tensor: int = 0) -> Mesh | None:
     """The mesh of all devices for the model of a folder, or None where there is one device.
 
     Args:
         folder: of the model.
-        tensor: over how many devices heads are cut; 0 for as many as divide them. What remains holds weights of its own.
+        tensor: over how many devices heads are cut; 0 for as many as divide them. What remains
+            holds weights of its own.
 
     Raises:
         ConfigError: `tensor` does not divide the number of devices.
@@ -80,7 +82,7 @@ def mesh_for(folder: PathLike, tensor: int = 0) -> Mesh | None:
     """
     if len(jax.devices()) == 1 and tensor in (0, 1):
         return None
-    return writing_mesh(hub.read_model_config(expand_home(os.fspath(folder))), tensor=tensor)
+    return decode_mesh(hub.read_model_config(expand_home(os.fspath(folder))), tensor=tensor)
 
 
 def load_model(
@@ -89,7 +91,7 @@ def load_model(
     *,
     int8_weights: bool = False,
     mesh: Mesh | None = None,
-    writes_only: bool = False,
+    for_generation: bool = False,
     history_reasoning: bool = False,
     history_eot: bool = True,
     channel: AudioChannel = DataConfig.channel,
@@ -100,9 +102,10 @@ def load_model(
         folder: either kind.
         dtype: of weights and computation; by default see `default_dtype`.
         int8_weights: keep the decoder's matrices in int8, for generating only.
-        mesh: where the weights lie, by the default rules; each process reads its own. None for one device.
-        writes_only: keep the decoder's layers as an engine has them, which then needs no second copy of the weights. Such a
-            model cannot score.
+        mesh: where the weights lie, by the default rules; each process reads its own. None for one
+        device.
+        for_generation: keep the decoder's layers as an engine has them, which then needs no second
+            copy of the weights. Such a model cannot score.
         history_reasoning, history_eot, channel: see `LoadedModel`.
     """
     folder = expand_home(os.fspath(folder))
@@ -112,35 +115,53 @@ def load_model(
     tokenizer = hub.load_tokenizer(folder)  # before the weights, which take longer
     shardings = None
     if mesh is not None:
-        shardings = parameter_shardings(logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh)
-    adapter = hub.read_weights_adapter(folder)
-    # Added to weights in fp32 an adapter loses nothing; beside others it stays, or much of it would be rounded away.
+        shardings = parameter_shardings(
+            logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh
+        )
+    adapter = hub.read_source_adapter(folder)
+    # Added to weights in fp32 an adapter loses nothing; beside others it stays, or much of it would
+    # be rounded away.
     beside = adapter is not None and (dtype != "float32" or int8_weights)
-    parameters = hub.read_parameters(folder, dtype=dtype, shardings=shardings, merge_adapter=not beside)
+    parameters = hub.read_parameters(
+        folder, dtype=dtype, shardings=shardings, merge_adapter=not beside
+    )
     if int8_weights:
-        parameters = quantize_weights(config, parameters, free=True)
+        parameters = quantize_weights(config, parameters, donate=True)
     if adapter is not None and beside:
         matrices = _placed_matrices(adapter, config, compute, mesh)
-        parameters["decoder"] = with_low_rank(parameters["decoder"], matrices, adapter.lora.scale)
-    if writes_only:
-        parameters = unstack(parameters, free=True)
+        parameters["decoder"] = attach_lora(parameters["decoder"], matrices, adapter.lora.scale)
+    if for_generation:
+        parameters = unstack_layers(parameters, donate=True)
     return LoadedModel(
-        folder, config, parameters, tokenizer, compute, int8_weights, mesh, history_reasoning, history_eot, channel
+        folder,
+        config,
+        parameters,
+        tokenizer,
+        compute,
+        int8_weights,
+        mesh,
+        history_reasoning,
+        history_eot,
+        channel,
     )
 
 
-def _placed_matrices(adapter: hub.Adapter, config: ModelConfig, compute: ComputeConfig, mesh: Mesh | None) -> Parameters:
+def _placed_matrices(
+    adapter: hub.Adapter, config: ModelConfig, compute: ComputeConfig, mesh: Mesh | None
+) -> Parameters:
     """Places an adapter's matrices, in fp32, where the weights lie."""
     if mesh is None:
         placed: Parameters = jax.device_put(adapter.matrices)
         return placed
-    tree = low_rank_tree(config, adapter.lora)
+    tree = abstract_lora(config, adapter.lora)
     shardings = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
-    spread: Parameters = jax.jit(lambda matrices: matrices, out_shardings=shardings)(adapter.matrices)
+    spread: Parameters = jax.jit(lambda matrices: matrices, out_shardings=shardings)(
+        adapter.matrices
+    )
     return spread
 
 
-def engine_for(
+def build_engine(
     model: LoadedModel,
     prompts: Sequence[Prompt],
     new_tokens: int,
@@ -158,8 +179,8 @@ def engine_for(
         model.parameters,
         model.tokenizer,
         compute=model.compute,
-        slots=whole_slots(slots, model.compute.rules, model.mesh),
-        slot_tokens=slot_tokens(longest, model.config),
+        slots=round_up_slots(slots, model.compute.rules, model.mesh),
+        slot_tokens=bucketed_slot_tokens(longest, model.config),
         cache_dtype=cache_dtype,
         mesh=model.mesh,
     )
@@ -168,16 +189,17 @@ def engine_for(
 def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) -> int:
     """Scores every assistant turn of every dialogue of a JSONL file; returns the number of dialogues.
 
-    A line of the output holds id and turns, each with token_ids and logprobs. Finished lines are kept in `OUTPUT.partial`: the
-    same call goes on after an interruption. The output appears when it is complete, and replaces what was there.
+    A line of the output holds id and turns, each with token_ids and logprobs. Finished lines are
+    kept in `OUTPUT.partial`: the same call goes on after an interruption. The output appears when
+    it is complete, and replaces what was there.
 
     Raises:
-        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is written. Or there is a
-            `OUTPUT.partial` of another job, or a damaged one.
+        DataError: the file has no line, or one that cannot be used; names file and line. Nothing is
+            written. Or there is a `OUTPUT.partial` of another job, or a damaged one.
         OutputError: the output is the input or a folder, or another job is writing it.
     """
     input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
-    check_output_and_input(output_path, input_path)
+    check_output_paths(output_path, input_path)
     records = _read(input_path)
     job = _score_job(
         *(input_path, model.folder, model.config, model.compute.dtype),
@@ -203,12 +225,14 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
             except (AudioError, TextError, GenerationError) as error:
                 journal.discard()
                 raise DataError(f"{record.origin}: {error}") from None
-            journal.write(index, {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]})
+            journal.write(
+                index, {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]}
+            )
         journal.finish()
     return len(records)
 
 
-def scored_before(
+def is_scoring_finished(
     folder: PathLike,
     input_path: PathLike,
     output_path: PathLike,
@@ -222,21 +246,29 @@ def scored_before(
     Raises:
         OutputError: the output is there, and not of this job.
     """
-    folder, input_path, output_path = (expand_home(os.fspath(path)) for path in (folder, input_path, output_path))
+    folder, input_path, output_path = (
+        expand_home(os.fspath(path)) for path in (folder, input_path, output_path)
+    )
     if not pathlib.Path(output_path).exists():
         return False
     config = hub.read_model_config(folder)
-    job = _score_job(*(input_path, folder, config, default_dtype(dtype)), history_reasoning=history_reasoning, channel=channel)
-    return is_output_of(output_path, job)
+    job = _score_job(
+        *(input_path, folder, config, default_dtype(dtype)),
+        history_reasoning=history_reasoning,
+        channel=channel,
+    )
+    return is_finished_output_of(output_path, job)
 
 
 def _score_job(
     input_path: PathLike, folder: PathLike, config: ModelConfig, dtype: FloatDtype, **settings: Any
 ) -> dict[str, Any]:
-    return job_of("score", input_path, folder, config, dtype=dtype, **settings)
+    return describe_job("score", input_path, folder, config, dtype=dtype, **settings)
 
 
-def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audio) -> Prompt:
+def build_record_prompt(
+    model: LoadedModel, record: Record, *, read: AudioReader = load_audio
+) -> Prompt:
     """The prompt of a record's dialogue, its clips heard through `read`.
 
     Raises:
@@ -244,21 +276,32 @@ def prompt_of(model: LoadedModel, record: Record, *, read: ReadAudio = load_audi
     """
     try:
         segments = render_prompt(
-            record.messages, model.tokenizer, history_eot=model.history_eot, history_reasoning=model.history_reasoning
+            record.messages,
+            model.tokenizer,
+            history_eot=model.history_eot,
+            history_reasoning=model.history_reasoning,
         )
-        return hear_prompt(segments, model.tokenizer, model.config.length_convention, channel=model.channel, read=read)
+        return build_prompt(
+            segments,
+            model.tokenizer,
+            model.config.length_convention,
+            channel=model.channel,
+            read=read,
+        )
     except (AudioError, TextError) as error:
         raise DataError(f"{record.origin}: {error}") from None
 
 
-def require_room(model: LoadedModel, record: Record, prompt: Prompt, sampling: Sampling) -> None:
+def check_record_fits(
+    model: LoadedModel, record: Record, prompt: Prompt, sampling: Sampling
+) -> None:
     """Checks that a prompt and what may follow it fit the model's positions.
 
     Raises:
         GenerationError: naming the record's file and line.
     """
     try:
-        require_fit(prompt, model.config, new_tokens=sampling.max_new_tokens)
+        check_prompt_fits(prompt, model.config, new_tokens=sampling.max_new_tokens)
     except GenerationError as error:
         raise GenerationError(f"{record.origin}: {error}") from None
 

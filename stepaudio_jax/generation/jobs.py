@@ -14,7 +14,9 @@ from stepaudio_jax.storage import expand_home
 PathLike = str | os.PathLike[str]
 
 
-def job_of(program: str, input_path: PathLike, folder: PathLike, config: ModelConfig, **settings: Any) -> dict[str, Any]:
+def describe_job(
+    program: str, input_path: PathLike, folder: PathLike, config: ModelConfig, **settings: Any
+) -> dict[str, Any]:
     """Returns what determines the output of a program, JSON-ready.
 
     Args:
@@ -26,8 +28,10 @@ def job_of(program: str, input_path: PathLike, folder: PathLike, config: ModelCo
     """
     return {
         "program": program,
-        "input": hashlib.sha256(pathlib.Path(expand_home(os.fspath(input_path))).read_bytes()).hexdigest(),
-        "model": [os.fspath(folder), hub.fingerprint(folder), str(config)],
+        "input": hashlib.sha256(
+            pathlib.Path(expand_home(os.fspath(input_path))).read_bytes()
+        ).hexdigest(),
+        "model": [os.fspath(folder), hub.fingerprint_folder(folder), str(config)],
         "settings": settings,
     }
 

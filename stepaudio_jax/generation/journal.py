@@ -8,30 +8,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.data import DataError
-from stepaudio_jax.storage import LockHeldError, OutputError, atomic_writer, check_same_file, hold_file, mark_output
+from stepaudio_jax.storage import (
+    LockHeldError,
+    OutputError,
+    atomic_text_writer,
+    check_not_same_file,
+    lock_file,
+    set_job_mark,
+)
 
 PathLike = str | os.PathLike[str]
 
 
-def journal_path(output: PathLike) -> pathlib.Path:
+def partial_path(output: PathLike) -> pathlib.Path:
     """Returns the path of an output's journal: `OUTPUT.partial`."""
     path = pathlib.Path(output).absolute()
     return path.with_name(path.name + ".partial")
 
 
-def check_output_and_input(output: PathLike, given: PathLike) -> None:
+def check_output_paths(output: PathLike, given: PathLike) -> None:
     """Checks that neither an output nor its journal is the input, and that neither is a folder.
 
     Raises:
         OutputError: one is.
     """
-    partial = journal_path(output)
-    check_same_file(output, given)
+    partial = partial_path(output)
+    check_not_same_file(output, given)
     for path in (pathlib.Path(output), partial):
         if path.is_dir():
-            raise OutputError(f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another file")
+            raise OutputError(
+                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another file"
+            )
     try:
-        check_same_file(partial, given)
+        check_not_same_file(partial, given)
     except OutputError:
         raise OutputError(
             f"--output={os.fspath(output)!r}: its unfinished lines would go to {os.fspath(partial)!r}, which is the input; "
@@ -56,13 +65,13 @@ class Journal:
 
     def __init__(self, output: PathLike, job: Mapping[str, Any], count: int):
         self._output = pathlib.Path(output).absolute()
-        self._path = journal_path(output)
+        self._path = partial_path(output)
         self._job, self._count = dict(job), count
         self._created = [folder for folder in self._output.parents if not folder.exists()]
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lines: dict[int, dict[str, Any]] = {}
         try:
-            self._held = hold_file(self._path)
+            self._held = lock_file(self._path)
         except LockHeldError:
             raise OutputError(
                 f"{self._path}: another job is writing it; wait for that job or stop it, or write to another file"
@@ -95,11 +104,11 @@ class Journal:
 
     def finish(self) -> None:
         """Writes all lines in order to the output, which appears at once, and ends the journal."""
-        with atomic_writer(self._output) as file:
+        with atomic_text_writer(self._output) as file:
             for index in sorted(self._lines):
                 file.write(json.dumps(self._lines[index], ensure_ascii=False) + "\n")
             file.flush()
-            mark_output(file.name, self._job)
+            set_job_mark(file.name, self._job)
         self._path.unlink()
         self._held.close()
 
@@ -108,7 +117,9 @@ class Journal:
         self._path.unlink()
         self._held.close()
         for folder in self._created:
-            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
+            with contextlib.suppress(
+                OSError
+            ):  # another program may have put something there meanwhile
                 folder.rmdir()
 
     def close(self) -> None:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import load_audio, log_mel, split_chunks, tokens_of_frames
+from stepaudio_jax.audio import chunk_token_count, load_audio, log_mel, split_chunks
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
 from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.models import StepAudio
-from stepaudio_jax.text import AudioPart, Segment, Tokenizer, lay_out
+from stepaudio_jax.text import AudioPart, Segment, Tokenizer, tokenize_dialogue
 
-_SMALLEST_BUCKET = 32
+_MIN_BUCKET = 32
 _BUCKETS_PER_DOUBLING = 2
 
 
@@ -30,7 +30,8 @@ class Prompt:
         in_loss: [T] bool, the tokens that the model is to write (none in a prompt to be answered).
         chunks: the log-mel [128, F] f32 of each audio chunk that has tokens, in order.
         chunk_tokens: how many audio tokens each of them has.
-        heard: [audio tokens, H] f32, the adaptor's outputs where they are known already; else the engine makes them.
+        audio_embeddings: [audio tokens, H] f32, the adaptor's outputs where they are known already;
+            else the engine makes them.
     """
 
     tokens: NDArray[np.int32]
@@ -38,7 +39,7 @@ class Prompt:
     in_loss: NDArray[np.bool_]
     chunks: tuple[NDArray[np.float32], ...]
     chunk_tokens: tuple[int, ...]
-    heard: NDArray[np.float32] | None = None
+    audio_embeddings: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:
@@ -51,7 +52,7 @@ class Prompt:
         return max((chunk.shape[1] for chunk in self.chunks), default=0)
 
 
-class ReadAudio(Protocol):
+class AudioReader(Protocol):
     """Gives the waveform of a clip, [samples] f32 at 16 kHz; `stepaudio_jax.audio.load_audio` is one."""
 
     def __call__(
@@ -59,13 +60,13 @@ class ReadAudio(Protocol):
     ) -> NDArray[np.float32]: ...
 
 
-def hear_prompt(
+def build_prompt(
     segments: Sequence[Segment],
     tokenizer: Tokenizer,
     convention: LengthConvention,
     *,
     channel: AudioChannel = DataConfig.channel,
-    read: ReadAudio = load_audio,
+    read: AudioReader = load_audio,
 ) -> Prompt:
     """Hears the clips of rendered segments and puts their audio tokens in place.
 
@@ -74,7 +75,8 @@ def hear_prompt(
         tokenizer: of the model.
         convention: how the audio tokens of a clip are counted.
         channel: what is heard of a clip with several channels; see `load_audio`.
-        read: gives the waveform of a clip by its path; another one lets the model hear something else than the file.
+        read: gives the waveform of a clip by its path; another one lets the model hear something
+            else than the file.
 
     Raises:
         AudioError: a clip cannot be read.
@@ -85,12 +87,12 @@ def hear_prompt(
     def hear(part: AudioPart) -> list[int]:
         waveform = read(part.path, length_convention=convention, channel=channel)
         heard = [log_mel(chunk) for chunk in split_chunks(waveform)]
-        counts = [tokens_of_frames(mel.shape[1], convention) for mel in heard]
+        counts = [chunk_token_count(mel.shape[1], convention) for mel in heard]
         chunks.extend(mel for mel, count in zip(heard, counts, strict=True) if count)
         chunk_tokens.extend(filter(None, counts))
         return counts
 
-    laid_out = lay_out(segments, hear, tokenizer)
+    laid_out = tokenize_dialogue(segments, hear, tokenizer)
     is_audio = laid_out.tokens == tokenizer.special.audio_patch
     return Prompt(laid_out.tokens, is_audio, laid_out.in_loss, tuple(chunks), tuple(chunk_tokens))
 
@@ -98,22 +100,28 @@ def hear_prompt(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-    """Prompts padded to one shape: tokens, audio_slot [B,T] i32, lengths [B] i32, mel [B,C,M,F] f32, mel_lengths [B,C] i32."""
+    """Prompts padded to one shape: tokens, audio_index [B,T] i32, lengths [B] i32, mel [B,C,M,F] f32, mel_lengths [B,C] i32."""
 
     tokens: Array
-    audio_slot: Array
+    audio_index: Array
     lengths: Array
     mel: Array
     mel_lengths: Array
 
 
-def require_fit(prompt: Prompt, config: ModelConfig, *, new_tokens: int = 0, slot_tokens: int | None = None) -> None:
+def check_prompt_fits(
+    prompt: Prompt, config: ModelConfig, *, new_tokens: int = 0, slot_tokens: int | None = None
+) -> None:
     """Checks that a slot, or a model's positions, hold a prompt, the tokens that may follow it, and each of its chunks.
 
     Raises:
         GenerationError: saying by how much they do not.
     """
-    limit = config.decoder.max_positions if slot_tokens is None else min(slot_tokens, config.decoder.max_positions)
+    limit = (
+        config.decoder.max_positions
+        if slot_tokens is None
+        else min(slot_tokens, config.decoder.max_positions)
+    )
     excess = prompt.length + new_tokens - limit
     if excess > 0:
         whose = "the model's" if limit == config.decoder.max_positions else "a slot's"
@@ -135,10 +143,12 @@ def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) 
     chunk_count = max(len(prompt.chunks) for prompt in prompts)
     longest_chunk = max(prompt.longest_chunk for prompt in prompts)
     frames_bucket = min(bucket(longest_chunk), 2 * config.encoder.positions) if chunk_count else 0
-    per_chunk = -(-(-(-frames_bucket // 2) // 2) // 2)  # the adaptor's outputs for a chunk of the bucket's length
+    per_chunk = -(
+        -(-(-frames_bucket // 2) // 2) // 2
+    )  # the adaptor's outputs for a chunk of the bucket's length
     batch = PromptBatch(
         tokens=np.zeros((rows, tokens_bucket), np.int32),
-        audio_slot=np.full((rows, tokens_bucket), -1, np.int32),
+        audio_index=np.full((rows, tokens_bucket), -1, np.int32),
         lengths=np.ones(rows, np.int32),
         mel=np.zeros((rows, chunk_count, config.encoder.mel_bins, frames_bucket), np.float32),
         mel_lengths=np.zeros((rows, chunk_count), np.int32),
@@ -146,8 +156,12 @@ def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) 
     for row, prompt in enumerate(prompts):
         batch.tokens[row, : prompt.length] = prompt.tokens
         batch.lengths[row] = prompt.length
-        slots = [index * per_chunk + offset for index, count in enumerate(prompt.chunk_tokens) for offset in range(count)]
-        batch.audio_slot[row, : prompt.length][prompt.is_audio] = slots
+        slots = [
+            index * per_chunk + offset
+            for index, count in enumerate(prompt.chunk_tokens)
+            for offset in range(count)
+        ]
+        batch.audio_index[row, : prompt.length][prompt.is_audio] = slots
         for index, chunk in enumerate(prompt.chunks):
             batch.mel[row, index, :, : chunk.shape[1]] = chunk
             batch.mel_lengths[row, index] = chunk.shape[1]
@@ -159,12 +173,12 @@ def embed_prompts(model: StepAudio, batch: PromptBatch) -> jax.Array:
     audio = None
     if batch.mel.shape[1]:
         audio = model.encode_audio(jnp.asarray(batch.mel), jnp.asarray(batch.mel_lengths))
-    return model.embed(jnp.asarray(batch.tokens), audio, jnp.asarray(batch.audio_slot))
+    return model.embed(jnp.asarray(batch.tokens), audio, jnp.asarray(batch.audio_index))
 
 
 def bucket(size: int) -> int:
     """The smallest bucket that holds `size`: 32, 48, 64, 96, 128, .. (two a doubling), so padding costs at most half again."""
-    base = _SMALLEST_BUCKET
+    base = _MIN_BUCKET
     while True:
         for part in range(_BUCKETS_PER_DOUBLING):
             candidate = base + base * part // _BUCKETS_PER_DOUBLING

@@ -8,13 +8,14 @@ from stepaudio_jax.config import RepetitionDetectionConfig
 class RepetitionDetector:
     """Follows the tokens of one reply.
 
-    For each size p of a pattern it counts how many tokens in a row equal the one p places before. The last k * p tokens are one
-    pattern of p, k times, where that count reaches (k - 1) * p. A token costs one comparison for each size, whatever the
-    reply's length.
+    For each size p of a pattern it counts how many tokens in a row equal the one p places before.
+    The last k * p tokens are one pattern of p, k times, where that count reaches (k - 1) * p. A
+    token costs one comparison for each size, whatever the reply's length.
 
     Args:
         config: which patterns, and how often; it must be on.
-        max_new_tokens: of the reply, for patterns that cannot occur in it often enough are not followed.
+        max_new_tokens: of the reply, for patterns that cannot occur in it often enough are not
+            followed.
     """
 
     def __init__(self, config: RepetitionDetectionConfig, *, max_new_tokens: int):

@@ -12,13 +12,22 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, ModelConfig
 from stepaudio_jax.generation.layout import on_mesh
-from stepaudio_jax.generation.prompt import Prompt, PromptBatch, embed_prompts, hear_prompt, require_fit, stack_prompts
+from stepaudio_jax.generation.prompt import (
+    Prompt,
+    PromptBatch,
+    build_prompt,
+    check_prompt_fits,
+    embed_prompts,
+    stack_prompts,
+)
 from stepaudio_jax.models import Parameters, abstract_model
-from stepaudio_jax.parallel import row_parts
+from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.text import DialogueError, Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
-_TOKENS_AT_ONCE = 256  # whose logits exist side by side; a divisor of every bucket from twice as long on
+_LOGPROB_CHUNK = (
+    256  # whose logits exist side by side; a divisor of every bucket from twice as long on
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +46,8 @@ class Scorer:
         parameters: its tree, the decoder's layers stacked.
         tokenizer: of the model.
         compute: how it is computed.
-        mesh: where the parameters lie; None for one device. What of it does not cut the model computes the same.
+        mesh: where the parameters lie; None for one device. What of it does not cut the model
+        computes the same.
         history_reasoning: whether past turns keep their reasoning; see `render_prompt`.
         channel: what is heard of a clip with several channels; see `load_audio`.
     """
@@ -57,7 +67,7 @@ class Scorer:
         self._history_reasoning = history_reasoning
         self._channel = channel
         self._mesh = mesh
-        self._rows = 1 if mesh is None else row_parts(compute.rules, mesh)
+        self._rows = 1 if mesh is None else num_batch_shards(compute.rules, mesh)
         self._parameters = parameters
         self._tokenizer = tokenizer
         graphdef, _ = abstract_model(config, dataclasses.replace(compute, remat="none"))
@@ -75,7 +85,11 @@ class Scorer:
                 log_probs = jax.nn.log_softmax(model.logits(part[0]), axis=-1)
                 return jnp.take_along_axis(log_probs, part[1][:, :, None], axis=-1)[:, :, 0]
 
-            picked = _joined(jax.lax.map(of_part, (_parts(hidden), _parts(following))))
+            picked = _join_chunks_of_tokens(
+                jax.lax.map(
+                    of_part, (_split_chunks_of_tokens(hidden), _split_chunks_of_tokens(following))
+                )
+            )
             return jnp.roll(picked, 1, axis=1)
 
         self._logprobs = logprobs
@@ -84,19 +98,26 @@ class Scorer:
         """Scores every assistant turn that answers something, each after the history that the model would have seen before it.
 
         Raises:
-            DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip cannot be read, or the model's
-                positions do not hold it.
+            DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
+                cannot be read, or the model's positions do not hold it.
         """
         heard = False
         asked: list[list[Message]] = []
         for turn, message in enumerate(messages):
             heard |= message.role == "user"
             if message.role == "assistant" and heard:
-                asked.append([dataclasses.replace(one, in_loss=index == turn) for index, one in enumerate(messages)])
+                asked.append(
+                    [
+                        dataclasses.replace(one, in_loss=index == turn)
+                        for index, one in enumerate(messages)
+                    ]
+                )
         if not asked:
             raise DialogueError("no assistant turn comes after a user's: there is nothing to score")
         return [
-            self._score_view(view) for one in asked for view in training_views(one, history_reasoning=self._history_reasoning)
+            self._score_view(view)
+            for one in asked
+            for view in training_views(one, history_reasoning=self._history_reasoning)
         ]
 
     def logprobs(self, prompt: Prompt) -> NDArray[np.float32]:
@@ -105,14 +126,16 @@ class Scorer:
         Raises:
             GenerationError: the model's positions do not hold it.
         """
-        require_fit(prompt, self._config)
+        check_prompt_fits(prompt, self._config)
         batch = stack_prompts([prompt], self._config, rows=self._rows)
         with on_mesh(self._mesh):
             return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
 
     def _score_view(self, view: Sequence[Message]) -> TurnScore:
         segments = render_training(view, self._tokenizer, history_reasoning=self._history_reasoning)
-        prompt = hear_prompt(segments, self._tokenizer, self._config.length_convention, channel=self._channel)
+        prompt = build_prompt(
+            segments, self._tokenizer, self._config.length_convention, channel=self._channel
+        )
         logprobs = self.logprobs(prompt)
         return TurnScore(
             token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
@@ -120,12 +143,12 @@ class Scorer:
         )
 
 
-def _parts(x: jax.Array) -> jax.Array:
+def _split_chunks_of_tokens(x: jax.Array) -> jax.Array:
     """[B,T,..] -> [parts, B, T / parts, ..]."""
-    size = x.shape[1] if x.shape[1] < 2 * _TOKENS_AT_ONCE else _TOKENS_AT_ONCE
+    size = x.shape[1] if x.shape[1] < 2 * _LOGPROB_CHUNK else _LOGPROB_CHUNK
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 
-def _joined(parts: jax.Array) -> jax.Array:
+def _join_chunks_of_tokens(parts: jax.Array) -> jax.Array:
     """[parts, B, T / parts] -> [B,T]."""
     return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)

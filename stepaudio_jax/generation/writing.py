@@ -14,7 +14,7 @@ _THINK_START, _THINK_END = b"<think>", THINK_END.strip().encode()
 
 
 @dataclasses.dataclass(frozen=True)
-class End:
+class StopToken:
     """The token that ended a reply, and its log-probabilities: the model's, and of the distribution that it was drawn from."""
 
     token: int
@@ -22,15 +22,15 @@ class End:
     sampling_logprob: float
 
 
-class Written:
+class RequestState:
     """The reply to one request, growing.
 
     Args:
         number: of the request.
         sampling: how it is answered.
         tokenizer: of the model.
-        in_reasoning: whether the prompt has opened a reasoning, with which the text then begins. One that the text
-            opens itself, as its first word, is a reasoning too.
+        in_reasoning: whether the prompt has opened a reasoning, with which the text then begins.
+            One that the text opens itself, as its first word, is a reasoning too.
 
     Attributes:
         number, sampling: as above.
@@ -39,7 +39,9 @@ class Written:
         end: the stop token, where one has ended it.
     """
 
-    def __init__(self, number: int, sampling: Sampling, tokenizer: Tokenizer, *, in_reasoning: bool = False):
+    def __init__(
+        self, number: int, sampling: Sampling, tokenizer: Tokenizer, *, in_reasoning: bool = False
+    ):
         self.number = number
         self.sampling = sampling
         self._tokenizer = tokenizer
@@ -57,10 +59,14 @@ class Written:
         self._searched = 0  # bytes of the text in which no end of the reasoning begins
         self._reply_start: int | None = None  # bytes of the text up to that end, once it is there
         detection = sampling.repetition_detection
-        self._repetition = RepetitionDetector(detection, max_new_tokens=sampling.max_new_tokens) if detection.is_on else None
+        self._repetition = (
+            RepetitionDetector(detection, max_new_tokens=sampling.max_new_tokens)
+            if detection.is_on
+            else None
+        )
         self.stopped = False
         self.repeated = False
-        self.end: End | None = None
+        self.stop_token: StopToken | None = None
 
     def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
         """Adds tokens [N] with their log-probabilities, up to the one that ends the reply."""
@@ -70,7 +76,7 @@ class Written:
             if self.stopped or self.repeated:
                 return
             if token in self._stop_tokens:
-                self.stopped, self.end = True, End(token, logprob, sampling_logprob)
+                self.stopped, self.stop_token = True, StopToken(token, logprob, sampling_logprob)
                 return
             self._tokens.append(token)
             self._logprobs.append(logprob)
@@ -91,18 +97,26 @@ class Written:
         """Whether the model has ended its reasoning itself."""
         return _THINK_END in self._text
 
-    def kept(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    def output_tokens(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
         """Tokens, log-probabilities and sampling log-probabilities; without those that only spell the stop string."""
-        count = self._kept
-        return tuple(self._tokens[:count]), tuple(self._logprobs[:count]), tuple(self._sampling_logprobs[:count])
+        count = self._num_output_tokens
+        return (
+            tuple(self._tokens[:count]),
+            tuple(self._logprobs[:count]),
+            tuple(self._sampling_logprobs[:count]),
+        )
 
     @property
-    def surplus(self) -> int:
+    def stop_overlap_bytes(self) -> int:
         """Bytes at the end of the last kept token that belong to the stop string."""
-        return 0 if self._cut is None or not self._kept else self._ends[self._kept - 1] - self._cut
+        return (
+            0
+            if self._cut is None or not self._num_output_tokens
+            else self._ends[self._num_output_tokens - 1] - self._cut
+        )
 
     @property
-    def _kept(self) -> int:
+    def _num_output_tokens(self) -> int:
         """Tokens that begin before the stop string; one of no text at all belongs to what it follows."""
         if self._cut is None:
             return len(self._ends)
@@ -110,7 +124,7 @@ class Written:
         begins = self._ends[whole - 1] if whole else 0
         return whole + (begins < self._cut)
 
-    def take_text(self, *, last: bool = False) -> str:
+    def take_new_text(self, *, last: bool = False) -> str:
         """What can be shown since the last call: whole characters, and nothing that may yet turn out to be a stop string.
 
         Args:
@@ -118,13 +132,13 @@ class Written:
         """
         end = len(self._text) if self._cut is None else self._cut
         if not last:
-            end -= self._possible_beginning(end)
+            end -= self._partial_stop_len(end)
         new, self._given = self._text[self._given : end], max(end, self._given)
         return self._decoder.decode(new, last)
 
     def _find_stop_string(self) -> None:
         """Looks for a stop string that the last token has completed, from where stop strings count."""
-        if not self._stop_strings or (start := self._stops_from()) is None:
+        if not self._stop_strings or (start := self._stop_search_start()) is None:
             return
         before = self._ends[-2] if len(self._ends) > 1 else 0
         for stop in self._stop_strings:
@@ -132,7 +146,7 @@ class Written:
             if place >= 0 and (self._cut is None or place < self._cut):
                 self._cut, self.stopped = place, True
 
-    def _stops_from(self) -> int | None:
+    def _stop_search_start(self) -> int | None:
         """Bytes of the text before the part in which stop strings count; None while there is no such part yet."""
         if self.sampling.stop_in_reasoning:
             return 0
@@ -147,9 +161,9 @@ class Written:
         # The line break after the tag is the format's, not the reply's.
         return self._reply_start + self._text.startswith(b"\n", self._reply_start)
 
-    def _possible_beginning(self, end: int) -> int:
+    def _partial_stop_len(self, end: int) -> int:
         """Bytes at the end of the text that may be the beginning of a stop string."""
-        if not self._stop_strings or (start := self._stops_from()) is None:
+        if not self._stop_strings or (start := self._stop_search_start()) is None:
             return 0
         longest = 0
         for stop in self._stop_strings:

@@ -4,14 +4,16 @@ import hashlib
 import os
 import pathlib
 
-_EDGE_BYTES = 1 << 16  # of each file, at its beginning and at its end: a model trained anew differs in them
+_EDGE_BYTES = (
+    1 << 16
+)  # of each file, at its beginning and at its end: a model trained anew differs in them
 
 
-def fingerprint(folder: str | os.PathLike[str]) -> str:
+def fingerprint_folder(folder: str | os.PathLike[str]) -> str:
     """Returns a hash of a folder's file names and sizes, and of the first and last 64 KiB of each file.
 
-    A model that was trained anew into the same folder has another; a copy of the folder has the same. Empty where there is no
-    such folder.
+    A model that was trained anew into the same folder has another; a copy of the folder has the
+    same. Empty where there is no such folder.
     """
     root = pathlib.Path(folder)
     digest = hashlib.sha256()

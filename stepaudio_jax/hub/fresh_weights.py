@@ -15,7 +15,9 @@ from stepaudio_jax.models.adaptor import Adaptor
 STDDEV = 0.02  # of Qwen2's initializer_range
 
 
-def random_values(seed: int, name: str, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def random_rows(
+    seed: int, name: str, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
     """Normal numbers (mean 0, standard deviation 0.02) for rows `start`.. of the tensor `name`; the same on every machine."""
     digest = hashlib.sha256(f"{seed} {name} {start}".encode()).digest()
     generator = np.random.Generator(np.random.SFC64(np.frombuffer(digest, np.uint32).tolist()))
@@ -24,7 +26,7 @@ def random_values(seed: int, name: str, start: int, shape: tuple[int, ...], dtyp
     return values.astype(dtype, copy=False)
 
 
-def fresh_adaptor(config: ModelConfig, seed: int) -> dict[str, Any]:
+def init_adaptor(config: ModelConfig, seed: int) -> dict[str, Any]:
     """A newly initialised adaptor, as the model initialises it: the tree `{"adaptor": ..}` of fp32 arrays."""
     adaptor = Adaptor(
         config.adaptor,

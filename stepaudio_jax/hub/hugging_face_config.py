@@ -1,7 +1,7 @@
 """The `config.json` of Hugging Face folders: Step-Audio (both forms), Qwen2/Qwen2.5 and Qwen2-Audio.
 
-Every size is read from the file; a field that is missing, of the wrong type, or that asks for something the model does not do
-is an error that names the file and the key.
+Every size is read from the file; a field that is missing, of the wrong type, or that asks for
+something the model does not do is an error that names the file and the key.
 """
 
 import dataclasses
@@ -11,21 +11,40 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from stepaudio_jax.config import ConfigError, DecoderConfig, EncoderConfig, LengthConvention, ModelConfig
+from stepaudio_jax.config import (
+    ConfigError,
+    DecoderConfig,
+    EncoderConfig,
+    LengthConvention,
+    ModelConfig,
+)
 from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.tensor_names import QWEN2, QWEN2_AUDIO, STEP_AUDIO, Naming
-from stepaudio_jax.recognition import COPY_AGAIN, recognize_file, recognize_folder, recognize_run, recognize_values
+from stepaudio_jax.recognition import (
+    COPY_AGAIN,
+    recognize_file,
+    recognize_folder,
+    recognize_run,
+    recognize_values,
+)
 
 CONFIG = "config.json"
-ConfigForm = Literal["nested", "flat"]
-_MODEL_TYPES: Mapping[ConfigForm, str] = {"nested": "step_audio_2", "flat": "step_audio_qwen2"}
-_ARCHITECTURES: Mapping[ConfigForm, str] = {"nested": "StepAudio2ForCausalLM", "flat": "StepAudioForCausalLMV2"}
-_LENGTH_CONVENTION = "length_convention"  # ours, among the encoder's fields; other loaders ignore it
-_CODEBOOK_SIZE = 4096  # of the audio tokenizer, which is not part of the model; loaders expect the field
+HFConfigForm = Literal["nested", "flat"]
+_MODEL_TYPES: Mapping[HFConfigForm, str] = {"nested": "step_audio_2", "flat": "step_audio_qwen2"}
+_ARCHITECTURES: Mapping[HFConfigForm, str] = {
+    "nested": "StepAudio2ForCausalLM",
+    "flat": "StepAudioForCausalLMV2",
+}
+_LENGTH_CONVENTION = (
+    "length_convention"  # ours, among the encoder's fields; other loaders ignore it
+)
+_CODEBOOK_SIZE = (
+    4096  # of the audio tokenizer, which is not part of the model; loaders expect the field
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderConfig:
+class HFConfig:
     """What a folder's `config.json` says: how its tensors are named, and the shape of each part that it has.
 
     The adaptor's inner size is in no field; it is the shape of its tensors.
@@ -47,7 +66,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}") from None
+        raise CheckpointError(
+            f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = recognize_file(file, "weights") or f"{error}; {COPY_AGAIN}"
         raise CheckpointError(f"{file} is not JSON: it {reason}") from None
@@ -58,7 +79,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def read_folder_config(folder: pathlib.Path) -> FolderConfig:
+def read_hf_config(folder: pathlib.Path) -> HFConfig:
     """Parses `config.json`.
 
     Raises:
@@ -66,7 +87,9 @@ def read_folder_config(folder: pathlib.Path) -> FolderConfig:
     """
     file = folder / CONFIG
     if not file.is_file():
-        reason = recognize_folder(folder, "weights") or ("has no config.json" if folder.is_dir() else "is not a folder")
+        reason = recognize_folder(folder, "weights") or (
+            "has no config.json" if folder.is_dir() else "is not a folder"
+        )
         raise CheckpointError(f"{folder} {reason}")
     values = read_json(file)
     if "model_type" not in values and (finding := recognize_run(folder, "weights")):
@@ -79,7 +102,9 @@ def read_folder_config(folder: pathlib.Path) -> FolderConfig:
             f"{folder} holds quantised weights ({method}); get the model in bfloat16 that they were made from"
         )
     if model_type not in _PARSERS:
-        raise CheckpointError(f"{file}: model_type={model_type!r} is not one of {', '.join(map(repr, _PARSERS))}")
+        raise CheckpointError(
+            f"{file}: model_type={model_type!r} is not one of {', '.join(map(repr, _PARSERS))}"
+        )
     try:
         return _PARSERS[model_type](fields)
     except ConfigError as error:  # a value of the right type and out of range
@@ -122,13 +147,15 @@ class _Fields:
         """False where the key is absent, as in the released loaders."""
         return bool(self._get(key, bool)) if self.has(key) else False
 
-    def require(self, key: str, value: Any, why: str = "nothing else is supported") -> None:
+    def check_equals(self, key: str, value: Any, why: str = "nothing else is supported") -> None:
         """Refuses a field that is present with another value."""
         if self.has(key) and self._values[key] != value:
             raise self.error(key, f"must be {value!r}: {why}")
 
     def error(self, key: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self._file}: {self._prefix}{key}={self._values.get(key)!r} {problem}")
+        return CheckpointError(
+            f"{self._file}: {self._prefix}{key}={self._values.get(key)!r} {problem}"
+        )
 
     def _get(self, key: str, kind: type | tuple[type, ...]) -> Any:
         if key not in self._values:
@@ -140,14 +167,16 @@ class _Fields:
         return value
 
 
-def _step_audio(fields: _Fields) -> FolderConfig:
+def _step_audio(fields: _Fields) -> HFConfig:
     # The nested form keeps the decoder's fields in text_config, the flat one beside the rest.
     text = fields.section("text_config") if fields.has("text_config") else fields
-    decoder = _decoder(text, tied=text.flag("tie_word_embeddings") or fields.flag("tie_word_embeddings"))
+    decoder = _decoder(
+        text, tied=text.flag("tie_word_embeddings") or fields.flag("tie_word_embeddings")
+    )
     audio = fields.section("audio_encoder_config")
-    audio.require("kernel_size", 3)
-    audio.require("adapter_stride", 2)
-    audio.require("llm_dim", decoder.hidden, "the adaptor's output is the decoder's input")
+    audio.check_equals("kernel_size", 3)
+    audio.check_equals("adapter_stride", 2)
+    audio.check_equals("llm_dim", decoder.hidden, "the adaptor's output is the decoder's input")
     encoder = EncoderConfig(
         mel_bins=audio.integer("n_mels"),
         positions=audio.integer("n_audio_ctx"),
@@ -156,20 +185,22 @@ def _step_audio(fields: _Fields) -> FolderConfig:
         layers=audio.integer("n_audio_layer"),
     )
     convention: LengthConvention = (
-        audio.one_of(_LENGTH_CONVENTION, typing.get_args(LengthConvention)) if audio.has(_LENGTH_CONVENTION) else "hf"
+        audio.one_of(_LENGTH_CONVENTION, typing.get_args(LengthConvention))
+        if audio.has(_LENGTH_CONVENTION)
+        else "hf"
     )
-    return FolderConfig(fields.text("model_type"), STEP_AUDIO, encoder, decoder, convention)
+    return HFConfig(fields.text("model_type"), STEP_AUDIO, encoder, decoder, convention)
 
 
-def _qwen2(fields: _Fields) -> FolderConfig:
+def _qwen2(fields: _Fields) -> HFConfig:
     decoder = _decoder(fields, tied=fields.flag("tie_word_embeddings"))
-    return FolderConfig(fields.text("model_type"), QWEN2, None, decoder)
+    return HFConfig(fields.text("model_type"), QWEN2, None, decoder)
 
 
-def _qwen2_audio(fields: _Fields) -> FolderConfig:
+def _qwen2_audio(fields: _Fields) -> HFConfig:
     audio = fields.section("audio_config")
-    audio.require("activation_function", "gelu")
-    audio.require("scale_embedding", False)
+    audio.check_equals("activation_function", "gelu")
+    audio.check_equals("scale_embedding", False)
     encoder = EncoderConfig(
         mel_bins=audio.integer("num_mel_bins"),
         positions=audio.integer("max_source_positions"),
@@ -177,11 +208,13 @@ def _qwen2_audio(fields: _Fields) -> FolderConfig:
         heads=audio.integer("encoder_attention_heads"),
         layers=audio.integer("encoder_layers"),
     )
-    audio.require("encoder_ffn_dim", encoder.ffn, "the encoder's inner size is four times its hidden size")
-    return FolderConfig(fields.text("model_type"), QWEN2_AUDIO, encoder, None)
+    audio.check_equals(
+        "encoder_ffn_dim", encoder.ffn, "the encoder's inner size is four times its hidden size"
+    )
+    return HFConfig(fields.text("model_type"), QWEN2_AUDIO, encoder, None)
 
 
-_PARSERS: Mapping[str, Callable[[_Fields], FolderConfig]] = {
+_PARSERS: Mapping[str, Callable[[_Fields], HFConfig]] = {
     "step_audio_2": _step_audio,
     "step_audio_qwen2": _step_audio,
     "qwen2": _qwen2,
@@ -190,8 +223,8 @@ _PARSERS: Mapping[str, Callable[[_Fields], FolderConfig]] = {
 
 
 def _decoder(fields: _Fields, *, tied: bool) -> DecoderConfig:
-    fields.require("hidden_act", "silu")
-    fields.require("use_sliding_window", False)
+    fields.check_equals("hidden_act", "silu")
+    fields.check_equals("use_sliding_window", False)
     heads, hidden = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     if not fields.has("head_dim") and (heads <= 0 or hidden % heads):
         raise fields.error("hidden_size", f"is not a multiple of num_attention_heads={heads}")
@@ -212,7 +245,9 @@ def _decoder(fields: _Fields, *, tied: bool) -> DecoderConfig:
 
 def _kv_heads(fields: _Fields) -> int:
     """Step-Audio states the key-value heads twice; Qwen2 once."""
-    keys = [key for key in ("num_key_value_heads", "num_attention_groups") if fields.has(key)] or ["num_key_value_heads"]
+    keys = [key for key in ("num_key_value_heads", "num_attention_groups") if fields.has(key)] or [
+        "num_key_value_heads"
+    ]
     values = [fields.integer(key) for key in keys]
     if len(set(values)) > 1:
         raise fields.error(keys[1], f"differs from {keys[0]}={values[0]}")
@@ -222,21 +257,25 @@ def _kv_heads(fields: _Fields) -> int:
 def _rope_theta(fields: _Fields) -> float:
     """Returns the base of the rotary positions; a scaling of them that scales nothing is none."""
     thetas = []
-    # transformers 5 writes `rope_parameters`, which holds the base too; earlier ones `rope_scaling`, null for none.
+    # transformers 5 writes `rope_parameters`, which holds the base too; earlier ones
+    # `rope_scaling`, null for none.
     for key in ("rope_parameters", "rope_scaling"):
         if fields.has(key):
             rope = fields.section(key)
-            _require_unscaled(fields, key, rope)
+            _check_rope_unscaled(fields, key, rope)
             thetas += [rope.number("rope_theta")] if rope.has("rope_theta") else []
-    fields.require("partial_rotary_factor", 1.0, "all of a head is rotated")
+    fields.check_equals("partial_rotary_factor", 1.0, "all of a head is rotated")
     return thetas[0] if thetas else fields.number("rope_theta")
 
 
-def _require_unscaled(fields: _Fields, key: str, rope: _Fields) -> None:
+def _check_rope_unscaled(fields: _Fields, key: str, rope: _Fields) -> None:
     """Accepts the type "default", and "linear" by a factor of 1, which divides the positions by 1."""
     kind_key = "rope_type" if rope.has("rope_type") else "type"
     kind = rope.text_or(kind_key, "default")
-    scales = not (kind == "default" or (kind == "linear" and rope.has("factor") and rope.number("factor") == 1))
+    scales = not (
+        kind == "default"
+        or (kind == "linear" and rope.has("factor") and rope.number("factor") == 1)
+    )
     rule = "scaled rotary positions are not supported"
     if key == "rope_scaling" and (scales or rope.has("mrope_section")):
         raise fields.error(
@@ -246,12 +285,18 @@ def _require_unscaled(fields: _Fields, key: str, rope: _Fields) -> None:
         )
     if scales:
         raise rope.error(kind_key, f"must be 'default': {rule}")
-    rope.require("mrope_section", None, rule)
-    rope.require("partial_rotary_factor", 1.0, "all of a head is rotated")
+    rope.check_equals("mrope_section", None, rule)
+    rope.check_equals("partial_rotary_factor", 1.0, "all of a head is rotated")
 
 
-def hugging_face_config(
-    config: ModelConfig, *, dtype: str, eos: int, pad: int, form: ConfigForm = "nested", remote_code: str = ""
+def to_hf_config(
+    config: ModelConfig,
+    *,
+    dtype: str,
+    eos: int,
+    pad: int,
+    form: HFConfigForm = "nested",
+    remote_code: str = "",
 ) -> dict[str, Any]:
     """The `config.json` of an exported model.
 
@@ -260,8 +305,8 @@ def hugging_face_config(
         dtype: of the weights, "bfloat16" or "float32".
         eos, pad: token ids.
         form: "nested" as in Step-Audio-2-mini, "flat" as in Step-Audio-R1.
-        remote_code: a Hub repository that holds the modelling code, for `AutoModelForCausalLM` with `trust_remote_code`;
-            empty for none.
+        remote_code: a Hub repository that holds the modelling code, for `AutoModelForCausalLM` with
+            `trust_remote_code`; empty for none.
 
     Raises:
         CheckpointError: the shape has a value that the format has no field for.
@@ -287,7 +332,9 @@ def hugging_face_config(
         "torch_dtype": dtype,
     }
     if encoder.norm_eps != EncoderConfig.norm_eps:
-        raise CheckpointError(f"encoder norm_eps={encoder.norm_eps} cannot be exported: loaders use {EncoderConfig.norm_eps}")
+        raise CheckpointError(
+            f"encoder norm_eps={encoder.norm_eps} cannot be exported: loaders use {EncoderConfig.norm_eps}"
+        )
     if decoder.head_dim * decoder.heads != decoder.hidden:
         text["head_dim"] = decoder.head_dim
     audio: dict[str, Any] = {
@@ -303,13 +350,19 @@ def hugging_face_config(
     }
     if config.length_convention != "hf":
         audio[_LENGTH_CONVENTION] = config.length_convention
-    values: dict[str, Any] = {"architectures": [_ARCHITECTURES[form]], "model_type": _MODEL_TYPES[form]}
+    values: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[form]],
+        "model_type": _MODEL_TYPES[form],
+    }
     if remote_code:
         values["auto_map"] = {
             "AutoConfig": f"{remote_code}--configuration_step_audio_2.StepAudio2Config",
             "AutoModelForCausalLM": f"{remote_code}--modeling_step_audio_2.StepAudio2ForCausalLM",
         }
     if form == "nested":
-        shared = {key: text[key] for key in ("tie_word_embeddings", "eos_token_id", "pad_token_id", "torch_dtype")}
+        shared = {
+            key: text[key]
+            for key in ("tie_word_embeddings", "eos_token_id", "pad_token_id", "torch_dtype")
+        }
         return {**values, "text_config": text, "audio_encoder_config": audio, **shared}
     return {**values, **text, "audio_encoder_config": audio}

@@ -7,20 +7,26 @@ import pathlib
 from collections.abc import Mapping
 
 from stepaudio_jax.config import ModelConfig, Part
-from stepaudio_jax.hub.checkpoint import checkpoint_adapter, is_checkpoint, parameters_directory, read_checkpoint_config
+from stepaudio_jax.hub.checkpoint import (
+    checkpoint_lora_config,
+    is_checkpoint,
+    parameters_directory,
+    read_checkpoint_config,
+)
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.hub.hugging_face_folder import HuggingFaceFolder
-from stepaudio_jax.hub.parameter_reader import StoredReader
-from stepaudio_jax.hub.read_weights import read_weights_adapter
+from stepaudio_jax.hub.hugging_face_folder import HFFolder
+from stepaudio_jax.hub.parameter_reader import OrbaxReader
+from stepaudio_jax.hub.read_weights import read_source_adapter
 from stepaudio_jax.hub.tensor_names import PARTS, parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)
-class Inventory:
+class FolderSummary:
     """What was found; `problems` is empty where the folder is whole.
 
-    `model` has default values for parts that the folder lacks. `dtypes` counts tensors (of a checkpoint: parameters).
-    `left_out` names the tensors that are not read, since they follow from others.
+    `model` has default values for parts that the folder lacks. `dtypes` counts tensors (of a
+    checkpoint: parameters). `skipped_tensors` names the tensors that are not read, since they
+    follow from others.
     """
 
     kind: str
@@ -31,10 +37,10 @@ class Inventory:
     bytes: int
     dtypes: Mapping[str, int]
     problems: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
+    skipped_tensors: tuple[str, ...] = ()
 
 
-def inspect_folder(folder: str | pathlib.Path) -> Inventory:
+def inspect_folder(folder: str | pathlib.Path) -> FolderSummary:
     """Takes stock of a checkpoint or a Hugging Face folder; no weights are read, but for a head beside tied embeddings.
 
     Raises:
@@ -44,11 +50,15 @@ def inspect_folder(folder: str | pathlib.Path) -> Inventory:
     return _inspect_checkpoint(folder) if is_checkpoint(folder) else _inspect_hugging_face(folder)
 
 
-def _inspect_hugging_face(folder: pathlib.Path) -> Inventory:
-    opened = HuggingFaceFolder.open(folder)
+def _inspect_hugging_face(folder: pathlib.Path) -> FolderSummary:
+    opened = HFFolder.open(folder)
     naming = opened.config.naming
-    held = [opened.stored[tensor.name] for tensor in opened.tensors(naming.parts) if tensor.name in opened.stored]
-    return Inventory(
+    held = [
+        opened.stored[tensor.name]
+        for tensor in opened.tensors(naming.parts)
+        if tensor.name in opened.stored
+    ]
+    return FolderSummary(
         kind=f"Hugging Face folder, {naming.family} (model_type {opened.config.model_type})",
         parts=naming.parts,
         model=opened.model,
@@ -57,13 +67,13 @@ def _inspect_hugging_face(folder: pathlib.Path) -> Inventory:
         bytes=sum(tensor.bytes for tensor in held),
         dtypes=collections.Counter(tensor.dtype_code for tensor in held),
         problems=tuple(opened.problems(naming.parts)),
-        left_out=tuple(opened.left_out),
+        skipped_tensors=tuple(opened.skipped_tensors),
     )
 
 
-def _inspect_checkpoint(folder: pathlib.Path) -> Inventory:
+def _inspect_checkpoint(folder: pathlib.Path) -> FolderSummary:
     config = read_checkpoint_config(folder)
-    stored = StoredReader(parameters_directory(folder))
+    stored = OrbaxReader(parameters_directory(folder))
     problems: list[str] = []
     dtypes: collections.Counter[str] = collections.Counter()
     parameters = size = 0
@@ -78,17 +88,19 @@ def _inspect_checkpoint(folder: pathlib.Path) -> Inventory:
         parameters += math.prod(array.shape)
         size += math.prod(array.shape) * dtype.itemsize
         if array.shape != shape:
-            problems.append(f"misshapen {'/'.join(path)}: {list(array.shape)}, expected {list(shape)}")
+            problems.append(
+                f"misshapen {'/'.join(path)}: {list(array.shape)}, expected {list(shape)}"
+            )
         problems += [f"missing {file}" for file in stored.missing_chunks(path)]
-    adapter = checkpoint_adapter(folder)
+    adapter = checkpoint_lora_config(folder)
     kind = "stepaudio_jax checkpoint"
     if adapter is not None:
         kind += f" with a LoRA adapter beside it (rank {adapter.rank}, alpha {adapter.alpha:g}, {', '.join(adapter.targets)})"
         try:
-            read_weights_adapter(folder)
+            read_source_adapter(folder)
         except CheckpointError as error:
             problems.append(str(error))
-    return Inventory(
+    return FolderSummary(
         kind=kind,
         parts=PARTS,
         model=config,

@@ -7,36 +7,42 @@ import shutil
 from collections.abc import Iterator
 
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.storage import OutputError, atomic_folder, check_output_folder
+from stepaudio_jax.storage import OutputError, atomic_directory, check_output_directory
 
 
-def require_absent(target: pathlib.Path) -> None:
+def check_output_available(target: pathlib.Path) -> None:
     """Refuses to write over anything but an empty folder, and where nothing can be written.
 
     Raises:
-        CheckpointError: the target exists and is not an empty folder, or the folder above it cannot be written.
+        CheckpointError: the target exists and is not an empty folder, or the folder above it cannot
+            be written.
     """
     try:
-        check_output_folder(target)
+        check_output_directory(target)
     except OutputError as error:
         raise CheckpointError(str(error)) from None
 
 
 @contextlib.contextmanager
-def new_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
+def new_checkpoint_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside the target, renamed to it at the end, removed if anything is raised.
 
     Args:
         target: the folder that will be.
-        needed_bytes: what will be written, so that a disk that is too full is found before the work.
+        needed_bytes: what will be written, so that a disk that is too full is found before the
+            work.
 
     Raises:
         CheckpointError: the target exists and is not an empty folder, or does not fit the disk.
     """
-    require_absent(target)
-    disk = next(parent for parent in pathlib.Path(os.path.realpath(target)).parents if parent.exists())
+    check_output_available(target)
+    disk = next(
+        parent for parent in pathlib.Path(os.path.realpath(target)).parents if parent.exists()
+    )
     free = shutil.disk_usage(disk).free
     if free < needed_bytes:
-        raise CheckpointError(f"{target} needs {needed_bytes / 1e9:.1f} GB, and {disk} has {free / 1e9:.1f} GB free")
-    with atomic_folder(target) as temporary:
+        raise CheckpointError(
+            f"{target} needs {needed_bytes / 1e9:.1f} GB, and {disk} has {free / 1e9:.1f} GB free"
+        )
+    with atomic_directory(target) as temporary:
         yield temporary

@@ -1,7 +1,8 @@
 """Writing an Orbax checkpoint a block at a time.
 
-Orbax lays the checkpoint out, and TensorStore, which Orbax stores arrays with, fills it, so no parameter is ever held whole.
-What results is an ordinary Orbax checkpoint: `orbax.checkpoint` restores it into any sharding.
+Orbax lays the checkpoint out, and TensorStore, which Orbax stores arrays with, fills it, so no
+parameter is ever held whole. What results is an ordinary Orbax checkpoint: `orbax.checkpoint`
+restores it into any sharding.
 """
 
 import collections
@@ -19,9 +20,9 @@ import tensorstore
 from numpy.typing import NDArray
 
 from stepaudio_jax.hub.checkpoint import ORBAX_ITEM
-from stepaudio_jax.hub.tensor_names import Index, Path, unflatten
+from stepaudio_jax.hub.tensor_names import BlockIndex, ParamPath, unflatten
 
-_WRITES_UNDER_WAY = 3
+_MAX_PENDING_WRITES = 3
 _ZARR_DTYPES: Mapping[np.dtype[Any], str] = {
     np.dtype(np.float64): "<f8",
     np.dtype(np.float32): "<f4",
@@ -31,7 +32,7 @@ _ZARR_DTYPES: Mapping[np.dtype[Any], str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredParameter:
+class ParameterSpec:
     """How a parameter is stored. A block that is a whole chunk is written at once."""
 
     shape: tuple[int, ...]
@@ -43,7 +44,7 @@ class StoredParameter:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class ParameterWriter:
+class OrbaxBlockWriter:
     """Writes an Orbax checkpoint a block at a time. Use as a context manager; leaving it waits for the last writes.
 
     Args:
@@ -51,24 +52,33 @@ class ParameterWriter:
         parameters: every parameter, by path.
     """
 
-    def __init__(self, directory: pathlib.Path, parameters: Mapping[Path, StoredParameter]):
-        lay_out(directory, parameters)
-        self._arrays = {path: _open(directory, path, parameter) for path, parameter in parameters.items()}
+    def __init__(self, directory: pathlib.Path, parameters: Mapping[ParamPath, ParameterSpec]):
+        write_tree_structure(directory, parameters)
+        self._arrays = {
+            path: _open(directory, path, parameter) for path, parameter in parameters.items()
+        }
         self._writes: collections.deque[Any] = collections.deque()
 
-    def write(self, path: Path, index: Index, values: NDArray[Any]) -> None:
+    def write(self, path: ParamPath, index: BlockIndex, values: NDArray[Any]) -> None:
         """Writes a block; `values` must not change afterwards."""
-        self._wait(_WRITES_UNDER_WAY)
-        self._writes.append(self._arrays[path][index].write(values, can_reference_source_data_indefinitely=True))
+        self._wait(_MAX_PENDING_WRITES)
+        self._writes.append(
+            self._arrays[path][index].write(values, can_reference_source_data_indefinitely=True)
+        )
 
     def _wait(self, left: int) -> None:
         while len(self._writes) > left:
             self._writes.popleft().result()
 
-    def __enter__(self) -> "ParameterWriter":
+    def __enter__(self) -> "OrbaxBlockWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if error is not None:
             for write in self._writes:  # nothing may be written any more once the folder is removed
                 write.exception()
@@ -76,12 +86,16 @@ class ParameterWriter:
         self._wait(0)
 
 
-def lay_out(directory: pathlib.Path, parameters: Mapping[Path, StoredParameter]) -> None:
+def write_tree_structure(
+    directory: pathlib.Path, parameters: Mapping[ParamPath, ParameterSpec]
+) -> None:
     """Lets Orbax write its part of a checkpoint: the tree with a scalar for every parameter, whose shape it does not record.
 
     Orbax waits for all processes of a run: those that do not write call this too.
     """
-    tree = unflatten({path: np.zeros((), parameter.dtype) for path, parameter in parameters.items()})
+    tree = unflatten(
+        {path: np.zeros((), parameter.dtype) for path, parameter in parameters.items()}
+    )
     context = ocp.Context()
     context.array_options.saving.use_ocdbt = False
     context.array_options.saving.use_zarr3 = False
@@ -89,7 +103,9 @@ def lay_out(directory: pathlib.Path, parameters: Mapping[Path, StoredParameter])
         ocp.save(directory, tree)
 
 
-def _open(directory: pathlib.Path, path: Path, parameter: StoredParameter) -> tensorstore.TensorStore:
+def _open(
+    directory: pathlib.Path, path: ParamPath, parameter: ParameterSpec
+) -> tensorstore.TensorStore:
     """A parameter's array, created anew with the shape meant and nothing in it.
 
     Zarr 2, since Orbax warns of missing data when it loads Zarr 3 outside of OCDBT.
@@ -105,7 +121,8 @@ def _open(directory: pathlib.Path, path: Path, parameter: StoredParameter) -> te
             "fill_value": None,
             "dimension_separator": ".",
         },
-        # Like cp, leaves flushing to the system: a sync for each chunk would take longer than the writing.
+        # Like cp, leaves flushing to the system: a sync for each chunk would take longer than the
+        # writing.
         "context": {"file_io_sync": False},
     }
     return tensorstore.open(spec, create=True, delete_existing=True).result()

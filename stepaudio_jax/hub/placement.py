@@ -8,12 +8,12 @@ import numpy as np
 from jax.sharding import Sharding
 from numpy.typing import NDArray
 
-from stepaudio_jax.hub.tensor_names import Index
+from stepaudio_jax.hub.tensor_names import BlockIndex
 
 _Bounds = tuple[tuple[int, int], ...]
 
 
-class LocalShards:
+class ShardBuffers:
     """The shards of one array that this process's devices hold, filled on the host and then sent to the devices.
 
     A shard that several devices hold is filled once.
@@ -24,17 +24,22 @@ class LocalShards:
         self._sharding = sharding
         indices = sharding.addressable_devices_indices_map(shape)
         self._bounds: dict[jax.Device, _Bounds] = {
-            device: _bounds(index or (slice(None),) * len(shape), shape) for device, index in indices.items()
+            device: _bounds(index or (slice(None),) * len(shape), shape)
+            for device, index in indices.items()
         }
         self._values: dict[_Bounds, NDArray[Any]] = {
-            bounds: np.empty([stop - start for start, stop in bounds], dtype) for bounds in self._bounds.values()
+            bounds: np.empty([stop - start for start, stop in bounds], dtype)
+            for bounds in self._bounds.values()
         }
 
-    def overlap(self, index: Index) -> bool:
+    def overlap(self, index: BlockIndex) -> bool:
         """Whether a block holds anything that these shards need."""
-        return any(_intersection(_bounds(index, self._shape), bounds) is not None for bounds in self._values)
+        return any(
+            _intersection(_bounds(index, self._shape), bounds) is not None
+            for bounds in self._values
+        )
 
-    def fill(self, index: Index, values: NDArray[Any]) -> None:
+    def fill(self, index: BlockIndex, values: NDArray[Any]) -> None:
         """Copies a block (cast to the array's dtype) to where it belongs."""
         block = _bounds(index, self._shape)
         for bounds, shard in self._values.items():
@@ -44,11 +49,13 @@ class LocalShards:
 
     def array(self) -> jax.Array:
         """The array, once every block has been filled in."""
-        shards = [jax.device_put(self._values[bounds], device) for device, bounds in self._bounds.items()]
+        shards = [
+            jax.device_put(self._values[bounds], device) for device, bounds in self._bounds.items()
+        ]
         return jax.make_array_from_single_device_arrays(self._shape, self._sharding, shards)
 
 
-def _bounds(index: Index, shape: tuple[int, ...]) -> _Bounds:
+def _bounds(index: BlockIndex, shape: tuple[int, ...]) -> _Bounds:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
@@ -57,5 +64,8 @@ def _intersection(first: _Bounds, second: _Bounds) -> _Bounds | None:
     return common if math.prod(max(0, stop - start) for start, stop in common) else None
 
 
-def _relative(bounds: _Bounds, origin: _Bounds) -> Index:
-    return tuple(slice(start - base, stop - base) for (start, stop), (base, _) in zip(bounds, origin, strict=True))
+def _relative(bounds: _Bounds, origin: _Bounds) -> BlockIndex:
+    return tuple(
+        slice(start - base, stop - base)
+        for (start, stop), (base, _) in zip(bounds, origin, strict=True)
+    )

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.hub.fresh_weights import random_values
-from stepaudio_jax.hub.hugging_face_config import ConfigForm
-from stepaudio_jax.hub.new_folder import new_folder
-from stepaudio_jax.hub.pipeline import Progress, in_order
-from stepaudio_jax.hub.safetensors_writer import PlannedTensor, ShardWriter
+from stepaudio_jax.hub.fresh_weights import random_rows
+from stepaudio_jax.hub.hugging_face_config import HFConfigForm
+from stepaudio_jax.hub.new_folder import new_checkpoint_directory
+from stepaudio_jax.hub.pipeline import ProgressCallback, ordered_parallel_map
+from stepaudio_jax.hub.safetensors_writer import ShardWriter, TensorSpec
 from stepaudio_jax.hub.tensor_names import STEP_AUDIO, Block, Tensor, tensors
-from stepaudio_jax.hub.tokenizer_files import require_vocabulary
-from stepaudio_jax.hub.weight_export import MAX_SHARD_BYTES, write_description
+from stepaudio_jax.hub.tokenizer_files import check_vocab_size
+from stepaudio_jax.hub.weight_export import MAX_SHARD_BYTES, write_config_files
 from stepaudio_jax.text import Tokenizer
 
 
@@ -27,13 +27,14 @@ def write_random_weights(
     seed: int = 0,
     dtype: np.dtype[Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    form: ConfigForm = "nested",
-    progress: Progress = lambda done, total: None,
+    form: HFConfigForm = "nested",
+    progress: ProgressCallback = lambda done, total: None,
 ) -> None:
     """Writes a Step-Audio folder with random weights, seeded tensor by tensor.
 
-    Matrices and biases are normal with standard deviation 0.02 (biases too, so that a conversion that loses one shows), norm
-    scales one plus that. The values do not depend on the dtype but for its rounding, nor on the sharding.
+    Matrices and biases are normal with standard deviation 0.02 (biases too, so that a conversion
+    that loses one shows), norm scales one plus that. The values do not depend on the dtype but for
+    its rounding, nor on the sharding.
 
     Args:
         config: the shape.
@@ -49,25 +50,27 @@ def write_random_weights(
         CheckpointError: the output exists.
     """
     dtype = np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype
-    require_vocabulary(tokenizer, config.decoder.vocab_size)
+    check_vocab_size(tokenizer, config.decoder.vocab_size)
     expected = tensors(config, STEP_AUDIO)
-    planned = [PlannedTensor(tensor.name, tensor.shape, dtype) for tensor in expected]
+    planned = [TensorSpec(tensor.name, tensor.shape, dtype) for tensor in expected]
 
     def values(item: tuple[Tensor, Block]) -> NDArray[Any]:
         tensor, block = item
         shape = (block.rows.stop - block.rows.start, *tensor.shape[1:])
-        drawn = random_values(seed, tensor.name, block.rows.start, shape, np.dtype(np.float32))
+        drawn = random_rows(seed, tensor.name, block.rows.start, shape, np.dtype(np.float32))
         if tensor.path[-1] == "scale":
             drawn += 1
         return drawn.astype(dtype, copy=False)
 
     total = sum(tensor.bytes for tensor in planned)
     done = 0
-    with new_folder(pathlib.Path(output), total) as folder:
+    with new_checkpoint_directory(pathlib.Path(output), total) as folder:
         tokenizer.save(folder)
-        write_description(folder, config, tokenizer, dtype=str(dtype), form=form)
+        write_config_files(folder, config, tokenizer, dtype=str(dtype), form=form)
         with ShardWriter(folder, planned, max_shard_bytes) as writer:
-            for rows in in_order(values, ((tensor, block) for tensor in expected for block in tensor.blocks())):
+            for rows in ordered_parallel_map(
+                values, ((tensor, block) for tensor in expected for block in tensor.blocks())
+            ):
                 writer.append(rows)
                 done += rows.nbytes
                 progress(done, total)

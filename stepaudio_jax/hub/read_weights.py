@@ -16,25 +16,35 @@ from stepaudio_jax.config import AdaptorConfig, LoRAConfig, ModelConfig, Part
 from stepaudio_jax.hub.adapter import ADAPTER, Adapter, read_adapter
 from stepaudio_jax.hub.checkpoint import (
     PARAMETERS,
-    checkpoint_adapter,
+    checkpoint_lora_config,
     is_checkpoint,
     parameters_directory,
     read_checkpoint_config,
 )
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.hub.hugging_face_config import read_folder_config
-from stepaudio_jax.hub.hugging_face_folder import HuggingFaceFolder, raise_problems
-from stepaudio_jax.hub.parameter_reader import StoredReader
-from stepaudio_jax.hub.pipeline import in_order
-from stepaudio_jax.hub.placement import LocalShards
-from stepaudio_jax.hub.tensor_names import PARTS, Block, Path, Tensor, flatten, parameter_shapes, unflatten
-from stepaudio_jax.models import fold_low_rank
+from stepaudio_jax.hub.hugging_face_config import read_hf_config
+from stepaudio_jax.hub.hugging_face_folder import HFFolder, raise_if_problems
+from stepaudio_jax.hub.parameter_reader import OrbaxReader
+from stepaudio_jax.hub.pipeline import ordered_parallel_map
+from stepaudio_jax.hub.placement import ShardBuffers
+from stepaudio_jax.hub.tensor_names import (
+    PARTS,
+    Block,
+    ParamPath,
+    Tensor,
+    flatten,
+    parameter_shapes,
+    unflatten,
+)
+from stepaudio_jax.models import merge_lora
 
 PathLike = str | pathlib.Path
-Sources = Mapping[Part, PathLike]
+WeightSources = Mapping[Part, PathLike]
 
 
-def weight_sources(model: PathLike = "", *, encoder: PathLike = "", decoder: PathLike = "") -> dict[Part, pathlib.Path]:
+def weight_sources(
+    model: PathLike = "", *, encoder: PathLike = "", decoder: PathLike = ""
+) -> dict[Part, pathlib.Path]:
     """Which folder each part's weights come from; a part that no folder gives is absent.
 
     Args:
@@ -51,11 +61,11 @@ def weight_sources(model: PathLike = "", *, encoder: PathLike = "", decoder: Pat
     for part, folder in overrides.items():
         if folder:
             sources[part] = pathlib.Path(folder)
-            _require(part, sources[part])
+            _check_part(part, sources[part])
     return sources
 
 
-def read_model_config(source: PathLike | Sources) -> ModelConfig:
+def read_model_config(source: PathLike | WeightSources) -> ModelConfig:
     """The shape of the model in a folder, or of the one whose parts lie in several (see `weight_sources`).
 
     The adaptor's is the default where no folder has one.
@@ -66,7 +76,9 @@ def read_model_config(source: PathLike | Sources) -> ModelConfig:
     sources = _as_sources(source)
     for part in ("encoder", "decoder"):
         if part not in sources:
-            raise CheckpointError(f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}")
+            raise CheckpointError(
+                f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}"
+            )
     configs = {part: _config(pathlib.Path(folder)) for part, folder in sources.items()}
     return ModelConfig(
         encoder=configs["encoder"].encoder,
@@ -77,7 +89,7 @@ def read_model_config(source: PathLike | Sources) -> ModelConfig:
 
 
 def read_parameters(
-    source: PathLike | Sources,
+    source: PathLike | WeightSources,
     *,
     parts: Sequence[Part] | None = None,
     config: ModelConfig | None = None,
@@ -88,13 +100,16 @@ def read_parameters(
     """Reads parameters, a block at a time, into arrays placed as asked.
 
     Args:
-        source: a folder (a checkpoint, or a Hugging Face folder), or the folder of each part (see `weight_sources`).
+        source: a folder (a checkpoint, or a Hugging Face folder), or the folder of each part (see
+        `weight_sources`).
         parts: what is read; everything that the source holds if None.
         config: the shape that the parameters must have; not checked if None.
         dtype: what they are cast to, for all or by part; None keeps them as they are.
-        shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; the first device if None.
-        merge_adapter: add the adapter that a checkpoint has beside its decoder, in fp32, to the matrices that it adapts; they
-            are cast to `dtype` afterwards, and are fp32 where that is None. Else they are read without it (`weights_adapter`).
+        shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; the first
+        device if None.
+        merge_adapter: add the adapter that a checkpoint has beside its decoder, in fp32, to the
+            matrices that it adapts; they are cast to `dtype` afterwards, and are fp32 where that is
+            None. Else they are read without it (`source_lora_config`).
 
     Returns:
         The tree of the parts read, nested dicts of `jax.Array`.
@@ -106,45 +121,60 @@ def read_parameters(
     wanted = tuple(sources) if parts is None else tuple(parts)
     for part in wanted:
         if part not in sources:
-            raise CheckpointError(f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}")
+            raise CheckpointError(
+                f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}"
+            )
     placed = None if shardings is None else flatten(shardings)
-    leaves: dict[Path, jax.Array] = {}
+    leaves: dict[ParamPath, jax.Array] = {}
     for folder in dict.fromkeys(pathlib.Path(sources[part]) for part in wanted):
         of_folder = [part for part in wanted if pathlib.Path(sources[part]) == folder]
-        shapes = {path: shape for path, shape in parameter_shapes(_config(folder)).items() if path[0] in of_folder}
+        shapes = {
+            path: shape
+            for path, shape in parameter_shapes(_config(folder)).items()
+            if path[0] in of_folder
+        }
         if config is not None:
-            _require_shapes(folder, shapes, config)
-        targets = {path: _Target(shape, _dtype_of(dtype, path), _sharding_of(placed, path)) for path, shape in shapes.items()}
-        adapter = read_weights_adapter(sources) if merge_adapter and "decoder" in of_folder else None
+            _check_shapes(folder, shapes, config)
+        targets = {
+            path: _Target(shape, _dtype_of(dtype, path), _sharding_of(placed, path))
+            for path, shape in shapes.items()
+        }
+        adapter = read_source_adapter(sources) if merge_adapter and "decoder" in of_folder else None
         if adapter is not None:
-            leaves |= _read_merged(folder, of_folder, targets, adapter)
+            leaves |= _read_and_merge_lora(folder, of_folder, targets, adapter)
         else:
-            leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(folder, of_folder, targets)
+            leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(
+                folder, of_folder, targets
+            )
     return unflatten(leaves)
 
 
-def weights_adapter(source: PathLike | Sources) -> LoRAConfig | None:
+def source_lora_config(source: PathLike | WeightSources) -> LoRAConfig | None:
     """Returns rank, alpha and targets of the adapter that the decoder of a source has beside it; None where there is none."""
     folder = _as_sources(source).get("decoder")
     if folder is None or not is_checkpoint(pathlib.Path(folder)):
         return None
-    return checkpoint_adapter(pathlib.Path(folder))
+    return checkpoint_lora_config(pathlib.Path(folder))
 
 
-def read_weights_adapter(source: PathLike | Sources) -> Adapter | None:
+def read_source_adapter(source: PathLike | WeightSources) -> Adapter | None:
     """Reads the adapter that the decoder of a source has beside it; None where there is none.
 
     Raises:
         CheckpointError: it cannot be read, or does not fit the decoder.
     """
     sources = _as_sources(source)
-    lora = weights_adapter(sources)
+    lora = source_lora_config(sources)
     if lora is None:
         return None
     folder = pathlib.Path(sources["decoder"])
     adapter = read_adapter(folder / ADAPTER, read_checkpoint_config(folder).decoder)
     stored = adapter.lora
-    if (stored.rank, stored.alpha, set(stored.targets)) != (lora.rank, lora.alpha, set(lora.targets)):
+    if (stored.rank, stored.alpha, set(stored.targets)) != (
+        lora.rank,
+        lora.alpha,
+        set(lora.targets),
+    ):
         raise CheckpointError(
             f"{folder / ADAPTER} is not the adapter that {folder / 'config.json'} describes; copy the folder again"
         )
@@ -160,22 +190,31 @@ class _Target:
     sharding: Sharding
 
 
-def _read_checkpoint(folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[Path, _Target]) -> dict[Path, jax.Array]:
-    stored = StoredReader(parameters_directory(folder))
+def _read_checkpoint(
+    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+) -> dict[ParamPath, jax.Array]:
+    stored = OrbaxReader(parameters_directory(folder))
     abstract = {
-        path: jax.ShapeDtypeStruct(target.shape, target.dtype or stored.dtype(path), sharding=target.sharding)
+        path: jax.ShapeDtypeStruct(
+            target.shape, target.dtype or stored.dtype(path), sharding=target.sharding
+        )
         for path, target in targets.items()
     }
-    raise_problems(folder, [f"missing {file}" for path in targets for file in stored.missing_chunks(path)])
+    raise_if_problems(
+        folder, [f"missing {file}" for path in targets for file in stored.missing_chunks(path)]
+    )
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     with context:
         return flatten(ocp.load((folder / PARAMETERS).absolute(), unflatten(abstract)))
 
 
-def _read_merged(
-    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[Path, _Target], adapter: Adapter
-) -> dict[Path, jax.Array]:
+def _read_and_merge_lora(
+    folder: pathlib.Path,
+    parts: Sequence[Part],
+    targets: Mapping[ParamPath, _Target],
+    adapter: Adapter,
+) -> dict[ParamPath, jax.Array]:
     """Reads a checkpoint's parameters with its adapter added to them."""
     adapted = [path for path in targets if _is_adapted(path, adapter)]
     as_stored = {path: dataclasses.replace(targets[path], dtype=None) for path in adapted}
@@ -191,78 +230,107 @@ def _read_merged(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _merge(decoder: Any, matrices: Any, scale: float, dtype: np.dtype[Any], sharding: Sharding) -> Any:
-    merged = fold_low_rank(decoder, matrices, scale, dtype)
+def _merge(
+    decoder: Any, matrices: Any, scale: float, dtype: np.dtype[Any], sharding: Sharding
+) -> Any:
+    merged = merge_lora(decoder, matrices, scale, dtype)
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), merged)
 
 
-def _is_adapted(path: Path, adapter: Adapter) -> bool:
-    return path[:2] == ("decoder", "layers") and path[-1] == "kernel" and path[-2] in adapter.lora.targets
+def _is_adapted(path: ParamPath, adapter: Adapter) -> bool:
+    return (
+        path[:2] == ("decoder", "layers")
+        and path[-1] == "kernel"
+        and path[-2] in adapter.lora.targets
+    )
 
 
-def _at(tree: Any, path: Path) -> Any:
+def _at(tree: Any, path: ParamPath) -> Any:
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
-def _read_hugging_face(folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[Path, _Target]) -> dict[Path, jax.Array]:
-    opened = HuggingFaceFolder.open(folder)
+def _read_hugging_face(
+    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+) -> dict[ParamPath, jax.Array]:
+    opened = HFFolder.open(folder)
     opened.check(parts)
-    dtypes = opened.parameter_dtypes(parts) if any(target.dtype is None for target in targets.values()) else {}
-    tensors: dict[Path, list[Tensor]] = {}
+    dtypes = (
+        opened.parameter_dtypes(parts)
+        if any(target.dtype is None for target in targets.values())
+        else {}
+    )
+    tensors: dict[ParamPath, list[Tensor]] = {}
     for tensor in opened.tensors(parts):
         tensors.setdefault(tensor.path, []).append(tensor)
     leaves = {}
     for path, target in targets.items():
         dtype = target.dtype or dtypes[path]
-        shards = LocalShards(target.shape, dtype, target.sharding)
-        blocks = [(tensor, block) for tensor in tensors[path] for block in tensor.blocks() if shards.overlap(block.index)]
+        shards = ShardBuffers(target.shape, dtype, target.sharding)
+        blocks = [
+            (tensor, block)
+            for tensor in tensors[path]
+            for block in tensor.blocks()
+            if shards.overlap(block.index)
+        ]
 
-        def prepare(item: tuple[Tensor, Block], dtype: np.dtype[Any] = dtype) -> tuple[Block, NDArray[Any]]:
+        def prepare(
+            item: tuple[Tensor, Block], dtype: np.dtype[Any] = dtype
+        ) -> tuple[Block, NDArray[Any]]:
             tensor, block = item
             return block, opened.read(tensor, block).astype(dtype, copy=False)
 
-        for block, values in in_order(prepare, blocks):
+        for block, values in ordered_parallel_map(prepare, blocks):
             shards.fill(block.index, values)
         leaves[path] = shards.array()
     return leaves
 
 
-def _as_sources(source: PathLike | Sources) -> Sources:
+def _as_sources(source: PathLike | WeightSources) -> WeightSources:
     return source if isinstance(source, Mapping) else weight_sources(source)
 
 
 def _parts(folder: pathlib.Path) -> tuple[Part, ...]:
-    return PARTS if is_checkpoint(folder) else read_folder_config(folder).naming.parts
+    return PARTS if is_checkpoint(folder) else read_hf_config(folder).naming.parts
 
 
-def _require(part: Part, folder: pathlib.Path) -> None:
+def _check_part(part: Part, folder: pathlib.Path) -> None:
     if part not in _parts(folder):
         raise CheckpointError(f"{folder} has no {part}; it holds {', '.join(_parts(folder))}")
 
 
 def _config(folder: pathlib.Path) -> ModelConfig:
-    return read_checkpoint_config(folder) if is_checkpoint(folder) else HuggingFaceFolder.open(folder).model
+    return read_checkpoint_config(folder) if is_checkpoint(folder) else HFFolder.open(folder).model
 
 
-def _require_shapes(folder: pathlib.Path, shapes: Mapping[Path, tuple[int, ...]], config: ModelConfig) -> None:
+def _check_shapes(
+    folder: pathlib.Path, shapes: Mapping[ParamPath, tuple[int, ...]], config: ModelConfig
+) -> None:
     wanted = parameter_shapes(config)
     parts = {path[0] for path in shapes}
-    paths = [path for path in (*shapes, *(path for path in wanted if path not in shapes)) if path[0] in parts]
+    paths = [
+        path
+        for path in (*shapes, *(path for path in wanted if path not in shapes))
+        if path[0] in parts
+    ]
     differing = [
         f"{'/'.join(path)} is {shapes.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
         for path in paths
         if shapes.get(path) != wanted.get(path)
     ]
     if differing:
-        raise CheckpointError(f"{folder} does not have the shape that the configuration asks for: {'; '.join(differing)}")
+        raise CheckpointError(
+            f"{folder} does not have the shape that the configuration asks for: {'; '.join(differing)}"
+        )
 
 
-def _dtype_of(dtype: DTypeLike | Mapping[Part, DTypeLike] | None, path: Path) -> np.dtype[Any] | None:
+def _dtype_of(
+    dtype: DTypeLike | Mapping[Part, DTypeLike] | None, path: ParamPath
+) -> np.dtype[Any] | None:
     asked: Any = dtype.get(path[0]) if isinstance(dtype, Mapping) else dtype  # type: ignore[call-overload]
     return None if asked is None else np.dtype(asked)
 
 
-def _sharding_of(placed: Mapping[Path, Sharding] | None, path: Path) -> Sharding:
+def _sharding_of(placed: Mapping[ParamPath, Sharding] | None, path: ParamPath) -> Sharding:
     if placed is None:
         return SingleDeviceSharding(jax.devices()[0])
     if path not in placed:

@@ -1,8 +1,9 @@
 """Reading the tensors of a folder of safetensors shards, a run of rows at a time.
 
-The format (safetensors' README): eight bytes, the length of the header (little-endian); the header, JSON, giving each
-tensor's dtype, shape and place among the data; the data, row-major. Files are read by offset, not mapped: mapped pages would
-count as resident memory, and the point is that it does not grow with the model.
+The format (safetensors' README): eight bytes, the length of the header (little-endian); the header,
+JSON, giving each tensor's dtype, shape and place among the data; the data, row-major. Files are
+read by offset, not mapped: mapped pages would count as resident memory, and the point is that it
+does not grow with the model.
 """
 
 import dataclasses
@@ -18,10 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.recognition import COPY_AGAIN, recognize_file, recognize_folder, unfinished_download
+from stepaudio_jax.recognition import (
+    COPY_AGAIN,
+    recognize_file,
+    recognize_folder,
+    unfinished_download,
+)
 
-INDEX = "model.safetensors.index.json"
-DTYPES: Mapping[str, np.dtype[Any]] = {
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+SAFETENSORS_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -41,13 +47,17 @@ class StoredTensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype; KeyError for a code that is not a floating-point type of `DTYPES`."""
-        return DTYPES[self.dtype_code]
+        """The numpy dtype; KeyError for a code that is not a floating-point type of `SAFETENSORS_DTYPES`."""
+        return SAFETENSORS_DTYPES[self.dtype_code]
 
     @property
     def bytes(self) -> int:
-        """Its size in the file; 0 for a dtype that is not of `DTYPES`."""
-        return math.prod(self.shape) * self.dtype.itemsize if self.dtype_code in DTYPES else 0
+        """Its size in the file; 0 for a dtype that is not of `SAFETENSORS_DTYPES`."""
+        return (
+            math.prod(self.shape) * self.dtype.itemsize
+            if self.dtype_code in SAFETENSORS_DTYPES
+            else 0
+        )
 
     def read(self, rows: slice | None = None) -> NDArray[Any]:
         """The tensor, or the rows `rows` of its first axis, in the file's dtype."""
@@ -61,20 +71,24 @@ class StoredTensor:
             while target:
                 count = file.readinto(target)
                 if not count:
-                    raise CheckpointError(f"{self.file} ended while it was read; was it changed meanwhile?")
+                    raise CheckpointError(
+                        f"{self.file} ended while it was read; was it changed meanwhile?"
+                    )
                 target = target[count:]
         return values
 
 
-def read_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
+def read_tensor_headers(folder: pathlib.Path) -> dict[str, StoredTensor]:
     """The tensors of a folder, by name; only headers are read.
 
-    The index decides which files are read; without one, all `*.safetensors` files of the folder are.
+    The index decides which files are read; without one, all `*.safetensors` files of the folder
+    are.
 
     Raises:
-        CheckpointError: a file is missing, truncated or malformed, or two files hold the same tensor.
+        CheckpointError: a file is missing, truncated or malformed, or two files hold the same
+            tensor.
     """
-    index = folder / INDEX
+    index = folder / SAFETENSORS_INDEX
     if index.exists():
         weight_map = _read_index(index)
         names = sorted(set(weight_map.values()))
@@ -86,18 +100,25 @@ def read_folder(folder: pathlib.Path) -> dict[str, StoredTensor]:
             )
         files = [folder / name for name in names]
     else:
-        # What begins with a dot is no shard but, as `._model.safetensors`, macOS's attributes of one.
-        files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
+        # What begins with a dot is no shard but, as `._model.safetensors`, macOS's attributes of
+        # one.
+        files = sorted(
+            file for file in folder.glob("*.safetensors") if not file.name.startswith(".")
+        )
         if not files:
             finding = recognize_folder(folder, "weights")
             reason = f" - it {finding}" if finding else ""
-            raise CheckpointError(f"{folder} holds no safetensors files (neither {INDEX} nor *.safetensors){reason}")
-        _require_whole_set(folder, [file.name for file in files])
+            raise CheckpointError(
+                f"{folder} holds no safetensors files (neither {SAFETENSORS_INDEX} nor *.safetensors){reason}"
+            )
+        _check_shards_complete(folder, [file.name for file in files])
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
             if name in tensors:
-                raise CheckpointError(f"tensor {name!r} is both in {tensors[name].file} and in {file.name}")
+                raise CheckpointError(
+                    f"tensor {name!r} is both in {tensors[name].file} and in {file.name}"
+                )
             tensors[name] = tensor
     return tensors
 
@@ -113,21 +134,32 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                truncated = "" if (finding := recognize_file(file, "weights")) and size else ", or is truncated"
+                truncated = (
+                    ""
+                    if (finding := recognize_file(file, "weights")) and size
+                    else ", or is truncated"
+                )
                 reason = finding or f"has no header of {length} bytes in {size}; {COPY_AGAIN}"
                 raise CheckpointError(f"{file} is not a safetensors file{truncated}: it {reason}")
             header = json.loads(opened.read(length))
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}") from None
+        raise CheckpointError(
+            f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}"
+        ) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = recognize_file(file, "weights") or f"has a header that is not JSON ({error}); {COPY_AGAIN}"
+        reason = (
+            recognize_file(file, "weights")
+            or f"has a header that is not JSON ({error}); {COPY_AGAIN}"
+        )
         raise CheckpointError(f"{file} is not a safetensors file: it {reason}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} is not a safetensors file: its header is not a mapping")
     header.pop("__metadata__", None)
-    return {name: _stored_tensor(file, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {
+        name: _stored_tensor(file, name, entry, 8 + length, size) for name, entry in header.items()
+    }
 
 
 def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
@@ -137,11 +169,20 @@ def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: i
     except (TypeError, KeyError, ValueError):
         valid = False
     if not valid or not isinstance(code, str):
-        raise CheckpointError(f"{file} is malformed: the header's entry of tensor {name!r} is {entry!r}")
-    if code in DTYPES and stop - start != math.prod(shape) * DTYPES[code].itemsize:
-        raise CheckpointError(f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start} bytes")
+        raise CheckpointError(
+            f"{file} is malformed: the header's entry of tensor {name!r} is {entry!r}"
+        )
+    if (
+        code in SAFETENSORS_DTYPES
+        and stop - start != math.prod(shape) * SAFETENSORS_DTYPES[code].itemsize
+    ):
+        raise CheckpointError(
+            f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start} bytes"
+        )
     if data + stop > size:
-        raise CheckpointError(f"{file} is truncated: tensor {name!r} ends at byte {data + stop} of {size}; {COPY_AGAIN}")
+        raise CheckpointError(
+            f"{file} is truncated: tensor {name!r} ends at byte {data + stop} of {size}; {COPY_AGAIN}"
+        )
     return StoredTensor(file, code, shape, data + start)
 
 
@@ -155,17 +196,22 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
         raise CheckpointError(f"{index}: 'weight_map' must map tensor names to file names")
     for name, file in weight_map.items():
         if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-            raise CheckpointError(f"{index}: tensor {name!r} must be in a file of the folder, not in {file!r}")
+            raise CheckpointError(
+                f"{index}: tensor {name!r} must be in a file of the folder, not in {file!r}"
+            )
     return weight_map
 
 
-def _require_whole_set(folder: pathlib.Path, names: Sequence[str]) -> None:
+def _check_shards_complete(folder: pathlib.Path, names: Sequence[str]) -> None:
     """Without an index, `-of-00004` is the only sign that a shard was not copied."""
     for name in names:
         numbered = re.fullmatch(r"(.*)-\d+-of-(\d+)\.safetensors", name)
         if numbered:
             total = int(numbered[2])
-            expected = [f"{numbered[1]}-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
+            expected = [
+                f"{numbered[1]}-{number:05d}-of-{total:05d}.safetensors"
+                for number in range(1, total + 1)
+            ]
             missing = sorted(set(expected) - set(names))
             if missing:
                 raise CheckpointError(

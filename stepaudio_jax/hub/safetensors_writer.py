@@ -1,6 +1,7 @@
 """Writing safetensors shards and their index, tensor by tensor, without holding more than what is passed in.
 
-A shard's header comes before its data, so the tensors are planned first (names, shapes, dtypes) and then appended in order.
+A shard's header comes before its data, so the tensors are planned first (names, shapes, dtypes) and
+then appended in order.
 """
 
 import dataclasses
@@ -15,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.hub.safetensors_reader import DTYPES, INDEX
+from stepaudio_jax.hub.safetensors_reader import SAFETENSORS_DTYPES, SAFETENSORS_INDEX
 
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_DTYPE_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedTensor:
+class TensorSpec:
     """A tensor that will be written."""
 
     name: str
@@ -36,7 +37,8 @@ class PlannedTensor:
 class ShardWriter:
     """Writes the planned tensors, in order, into numbered shards and their index.
 
-    Use as a context manager; `append` the rows of each tensor in turn. Leaving it checks that every byte was written.
+    Use as a context manager; `append` the rows of each tensor in turn. Leaving it checks that every
+    byte was written.
 
     Args:
         folder: an existing folder.
@@ -44,13 +46,17 @@ class ShardWriter:
         max_shard_bytes: no shard's data is larger, except where a single tensor is.
     """
 
-    def __init__(self, folder: pathlib.Path, tensors: Sequence[PlannedTensor], max_shard_bytes: int):
+    def __init__(self, folder: pathlib.Path, tensors: Sequence[TensorSpec], max_shard_bytes: int):
         self._folder = folder
         self._shards = list(_split_into_shards(tensors, max_shard_bytes))
-        self._tensors = ((number, tensor) for number, shard in enumerate(self._shards, start=1) for tensor in shard)
+        self._tensors = (
+            (number, tensor)
+            for number, shard in enumerate(self._shards, start=1)
+            for tensor in shard
+        )
         self._file: BinaryIO | None = None
         self._number = 0
-        self._tensor: PlannedTensor | None = None
+        self._tensor: TensorSpec | None = None
         self._due = 0  # bytes of the current tensor still to come
 
     def file_name(self, number: int) -> str:
@@ -64,8 +70,15 @@ class ShardWriter:
             self._due = self._tensor.bytes
             if number != self._number:
                 self._open(number)
-        if self._file is None or self._tensor is None or rows.nbytes > self._due or rows.dtype != self._tensor.dtype:
-            raise CheckpointError(f"{rows.nbytes} bytes of {rows.dtype} are not the next {self._due} of {self._tensor}")
+        if (
+            self._file is None
+            or self._tensor is None
+            or rows.nbytes > self._due
+            or rows.dtype != self._tensor.dtype
+        ):
+            raise CheckpointError(
+                f"{rows.nbytes} bytes of {rows.dtype} are not the next {self._due} of {self._tensor}"
+            )
         self._file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
         self._due -= rows.nbytes
 
@@ -80,27 +93,36 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._file is not None:
             self._file.close()
         if error is not None:
             return
         left = next(self._tensors, None)
         if self._due or left is not None:
-            raise CheckpointError(f"tensors were planned and not written, the first {self._tensor if self._due else left}")
+            raise CheckpointError(
+                f"tensors were planned and not written, the first {self._tensor if self._due else left}"
+            )
         self._write_index()
 
     def _write_index(self) -> None:
         weight_map = {
-            tensor.name: self.file_name(number) for number, shard in enumerate(self._shards, start=1) for tensor in shard
+            tensor.name: self.file_name(number)
+            for number, shard in enumerate(self._shards, start=1)
+            for tensor in shard
         }
         total = sum(tensor.bytes for shard in self._shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (self._folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _split_into_shards(tensors: Sequence[PlannedTensor], max_bytes: int) -> Iterator[list[PlannedTensor]]:
-    shard: list[PlannedTensor] = []
+def _split_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> Iterator[list[TensorSpec]]:
+    shard: list[TensorSpec] = []
     size = 0
     for tensor in tensors:
         if shard and size + tensor.bytes > max_bytes:
@@ -112,12 +134,18 @@ def _split_into_shards(tensors: Sequence[PlannedTensor], max_bytes: int) -> Iter
         yield shard
 
 
-def _header(tensors: Sequence[PlannedTensor]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it, transformers refuses the file
+def _header(tensors: Sequence[TensorSpec]) -> bytes:
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt"}
+    }  # without it, transformers refuses the file
     offset = 0
     for tensor in tensors:
         stop = offset + tensor.bytes
-        header[tensor.name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]}
+        header[tensor.name] = {
+            "dtype": _DTYPE_CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, stop],
+        }
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8)  # so that the data are aligned

@@ -13,11 +13,11 @@ from stepaudio_jax.config import LoRAConfig, ModelConfig
 from stepaudio_jax.hub.adapter import ADAPTER, Adapter, write_adapter
 from stepaudio_jax.hub.checkpoint import PARAMETERS, TOKENIZER, write_checkpoint_config
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.hub.new_folder import new_folder
-from stepaudio_jax.hub.parameter_reader import ArrayReader, require_parameters
-from stepaudio_jax.hub.parameter_writer import ParameterWriter, StoredParameter, lay_out
+from stepaudio_jax.hub.new_folder import new_checkpoint_directory
+from stepaudio_jax.hub.parameter_reader import ArrayReader, check_parameters
+from stepaudio_jax.hub.parameter_writer import OrbaxBlockWriter, ParameterSpec, write_tree_structure
 from stepaudio_jax.hub.tensor_names import STEP_AUDIO, parameter_shapes, tensors
-from stepaudio_jax.parallel import told_by_first
+from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.text import Tokenizer
 
 
@@ -46,24 +46,28 @@ def save_checkpoint(
         CheckpointError: the target exists, or a parameter is missing or misshapen.
     """
     reader = ArrayReader(parameters)
-    require_parameters(reader, config)
+    check_parameters(reader, config)
     shapes = parameter_shapes(config)
     layout = {
-        tensor.path: StoredParameter(shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape())
+        tensor.path: ParameterSpec(
+            shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape()
+        )
         for tensor in tensors(config, STEP_AUDIO)
     }
     if jax.process_index() != 0:
-        told = told_by_first(None)
+        told = broadcast_json(None)
         if "problem" in told:
             raise CheckpointError(told["problem"])
-        lay_out(pathlib.Path(told["folder"]) / PARAMETERS, layout)
+        write_tree_structure(pathlib.Path(told["folder"]) / PARAMETERS, layout)
         for tensor in tensors(config, STEP_AUDIO):
             for block in tensor.blocks():
                 reader.read(tensor.path, block.index)
         multihost_utils.sync_global_devices("checkpoint written")
         return
-    with _told_folder(pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())) as folder:
-        with ParameterWriter(folder / PARAMETERS, layout) as writer:
+    with _broadcast_new_directory(
+        pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())
+    ) as folder:
+        with OrbaxBlockWriter(folder / PARAMETERS, layout) as writer:
             for tensor in tensors(config, STEP_AUDIO):
                 for block in tensor.blocks():
                     writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))
@@ -76,25 +80,30 @@ def save_checkpoint(
     multihost_utils.sync_global_devices("checkpoint written")
 
 
-def save_shape(target: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, adapter: LoRAConfig | None = None) -> None:
+def save_config_and_tokenizer(
+    target: pathlib.Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    adapter: LoRAConfig | None = None,
+) -> None:
     """Writes a checkpoint folder without parameters, for those that lie elsewhere, in place of one that is there already.
 
-    `read_model_config`, `load_tokenizer` and `checkpoint_adapter` read it.
+    `read_model_config`, `load_tokenizer` and `checkpoint_lora_config` read it.
     """
     shutil.rmtree(target, ignore_errors=True)
-    with new_folder(target, needed_bytes=0) as folder:
+    with new_checkpoint_directory(target, needed_bytes=0) as folder:
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, {}, adapter)
 
 
 @contextlib.contextmanager
-def _told_folder(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
-    """`new_folder`; the other processes are told where it is, or why it is not."""
+def _broadcast_new_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
+    """`new_checkpoint_directory`; the other processes are told where it is, or why it is not."""
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(new_folder(target, needed_bytes))
+            folder = stack.enter_context(new_checkpoint_directory(target, needed_bytes))
         except CheckpointError as error:
-            told_by_first({"problem": str(error)})
+            broadcast_json({"problem": str(error)})
             raise
-        told_by_first({"folder": str(folder)})
+        broadcast_json({"folder": str(folder)})
         yield folder

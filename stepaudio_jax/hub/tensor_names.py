@@ -1,10 +1,11 @@
 """The map between the tensors of Hugging Face checkpoints and the parameter tree.
 
-One rule a kind of tensor. `Rule("adapter.linear1.weight", "adaptor/up/kernel", "F H -> H F")` says which parameter the tensor
-is, and how its axes are ordered on each side; `model.layers.{i}...` says that the parameter is stacked, the tensor being one
-layer of it. Letters name sizes (the dimension letters of the models), groups of letters an axis of the checkpoint that the
-parameter has split: "ND H -> H ND" is a [N*D, H] matrix there and [H, N, D] here. A rule is read in both directions, so import
-and export cannot disagree.
+One rule a kind of tensor. `Rule("adapter.linear1.weight", "adaptor/up/kernel", "F H -> H F")` says
+which parameter the tensor is, and how its axes are ordered on each side; `model.layers.{i}...` says
+that the parameter is stacked, the tensor being one layer of it. Letters name sizes (the dimension
+letters of the models), groups of letters an axis of the checkpoint that the parameter has split:
+"ND H -> H ND" is a [N*D, H] matrix there and [H, N, D] here. A rule is read in both directions, so
+import and export cannot disagree.
 """
 
 import dataclasses
@@ -23,11 +24,11 @@ from stepaudio_jax.models import abstract_parameters
 
 PARTS: tuple[Part, ...] = ("encoder", "adaptor", "decoder")
 
-Path = tuple[str, ...]
-Index = tuple[slice, ...]
+ParamPath = tuple[str, ...]
+BlockIndex = tuple[slice, ...]
 
-# What travels at a time, and a chunk of a checkpoint: 8 MiB of bfloat16. Larger blocks are slower: the memory of each is
-# returned to the system and faulted in again.
+# What travels at a time, and a chunk of a checkpoint: 8 MiB of bfloat16. Larger blocks are slower:
+# the memory of each is returned to the system and faulted in again.
 BLOCK_ELEMENTS = 2**22
 
 
@@ -40,7 +41,7 @@ class Rule:
     axes: str
 
     @property
-    def path(self) -> Path:
+    def path(self) -> ParamPath:
         return tuple(self.parameter.split("/"))
 
     @property
@@ -55,23 +56,46 @@ def _norm(tensor: str, parameter: str, *, bias: bool) -> tuple[Rule, ...]:
 
 def _linear(tensor: str, parameter: str, kernel: str, *, bias: str = "") -> tuple[Rule, ...]:
     weight = Rule(f"{tensor}.weight", f"{parameter}/kernel", kernel)
-    return (weight, Rule(f"{tensor}.bias", f"{parameter}/bias", f"{bias} -> {bias}")) if bias else (weight,)
+    return (
+        (weight, Rule(f"{tensor}.bias", f"{parameter}/bias", f"{bias} -> {bias}"))
+        if bias
+        else (weight,)
+    )
 
 
 _DECODER_LAYER = "model.layers.{i}"
 DECODER_RULES: tuple[Rule, ...] = (
     Rule("model.embed_tokens.weight", "decoder/embedding", "V H -> V H"),
     *_norm(f"{_DECODER_LAYER}.input_layernorm", "decoder/layers/attention_norm", bias=False),
-    *_linear(f"{_DECODER_LAYER}.self_attn.q_proj", "decoder/layers/attention/query", "ND H -> H ND", bias="ND"),
-    *_linear(f"{_DECODER_LAYER}.self_attn.k_proj", "decoder/layers/attention/key", "KD H -> H KD", bias="KD"),
-    *_linear(f"{_DECODER_LAYER}.self_attn.v_proj", "decoder/layers/attention/value", "KD H -> H KD", bias="KD"),
-    *_linear(f"{_DECODER_LAYER}.self_attn.o_proj", "decoder/layers/attention/output", "H ND -> ND H"),
+    *_linear(
+        f"{_DECODER_LAYER}.self_attn.q_proj",
+        "decoder/layers/attention/query",
+        "ND H -> H ND",
+        bias="ND",
+    ),
+    *_linear(
+        f"{_DECODER_LAYER}.self_attn.k_proj",
+        "decoder/layers/attention/key",
+        "KD H -> H KD",
+        bias="KD",
+    ),
+    *_linear(
+        f"{_DECODER_LAYER}.self_attn.v_proj",
+        "decoder/layers/attention/value",
+        "KD H -> H KD",
+        bias="KD",
+    ),
+    *_linear(
+        f"{_DECODER_LAYER}.self_attn.o_proj", "decoder/layers/attention/output", "H ND -> ND H"
+    ),
     *_norm(f"{_DECODER_LAYER}.post_attention_layernorm", "decoder/layers/mlp_norm", bias=False),
     *_linear(f"{_DECODER_LAYER}.mlp.gate_proj", "decoder/layers/mlp/gate", "F H -> H F"),
     *_linear(f"{_DECODER_LAYER}.mlp.up_proj", "decoder/layers/mlp/up", "F H -> H F"),
     *_linear(f"{_DECODER_LAYER}.mlp.down_proj", "decoder/layers/mlp/down", "H F -> F H"),
     *_norm("model.norm", "decoder/norm", bias=False),
-    Rule("lm_head.weight", "decoder/head/kernel", "V H -> H V"),  # absent where the embeddings are tied
+    Rule(
+        "lm_head.weight", "decoder/head/kernel", "V H -> H V"
+    ),  # absent where the embeddings are tied
 )
 
 ADAPTOR_RULES: tuple[Rule, ...] = (
@@ -82,7 +106,13 @@ ADAPTOR_RULES: tuple[Rule, ...] = (
 
 
 def _encoder_rules(
-    prefix: str, layer: str, *, positions: str, norm: str, attention: Mapping[str, str], block: Mapping[str, str]
+    prefix: str,
+    layer: str,
+    *,
+    positions: str,
+    norm: str,
+    attention: Mapping[str, str],
+    block: Mapping[str, str],
 ) -> tuple[Rule, ...]:
     """The encoder's rules; Step-Audio and Qwen2-Audio give the same tensors different names."""
     layer = f"{prefix}.{layer}"
@@ -108,7 +138,12 @@ STEP_AUDIO_ENCODER_RULES = _encoder_rules(
     "blocks.{i}",
     positions="positional_embedding",
     norm="after_norm",
-    attention={"query": "attn.query", "key": "attn.key", "value": "attn.value", "output": "attn.out"},
+    attention={
+        "query": "attn.query",
+        "key": "attn.key",
+        "value": "attn.value",
+        "output": "attn.out",
+    },
     block={"attention_norm": "attn_ln", "mlp_norm": "mlp_ln", "up": "mlp.0", "down": "mlp.2"},
 )
 QWEN2_AUDIO_ENCODER_RULES = _encoder_rules(
@@ -122,7 +157,12 @@ QWEN2_AUDIO_ENCODER_RULES = _encoder_rules(
         "value": "self_attn.v_proj",
         "output": "self_attn.out_proj",
     },
-    block={"attention_norm": "self_attn_layer_norm", "mlp_norm": "final_layer_norm", "up": "fc1", "down": "fc2"},
+    block={
+        "attention_norm": "self_attn_layer_norm",
+        "mlp_norm": "final_layer_norm",
+        "up": "fc1",
+        "down": "fc2",
+    },
 )
 
 
@@ -130,8 +170,9 @@ QWEN2_AUDIO_ENCODER_RULES = _encoder_rules(
 class Naming:
     """How one family of checkpoints names its tensors.
 
-    `rules` holds the parts such a checkpoint has; `prefixes` which part a name belongs to, so that a tensor nobody expects is
-    reported; `foreign` the prefixes of what this family holds besides (Qwen2-Audio's own language model).
+    `rules` holds the parts such a checkpoint has; `prefixes` which part a name belongs to, so that
+    a tensor nobody expects is reported; `foreign` the prefixes of what this family holds besides
+    (Qwen2-Audio's own language model).
     """
 
     family: str
@@ -145,7 +186,9 @@ class Naming:
 
     def part_of(self, tensor: str) -> Part | None:
         """The part that a tensor of this name belongs to; None where the name fits none."""
-        return next((part for prefix, part in self.prefixes.items() if tensor.startswith(prefix)), None)
+        return next(
+            (part for prefix, part in self.prefixes.items() if tensor.startswith(prefix)), None
+        )
 
 
 _DECODER_PREFIXES: Mapping[str, Part] = {"model.": "decoder", "lm_head.": "decoder"}
@@ -162,8 +205,8 @@ QWEN2_AUDIO = Naming(
     foreign=("language_model.", "multi_modal_projector."),
 )
 
-# Buffers that models compute from their configuration, and that some programs save beside the weights: the frequencies and
-# tables of rotary positions, causal masks, the positions 0, 1, 2...
+# Buffers that models compute from their configuration, and that some programs save beside the
+# weights: the frequencies and tables of rotary positions, causal masks, the positions 0, 1, 2...
 _ROTARY = re.compile(
     r"(.*\.)?(rotary_emb|rotary_pos_emb|rotary)\.(inv_freq|original_inv_freq|(cos|sin)_cached|cos_sin_cache)|(.*\.)?rope\.freqs"
 )
@@ -172,10 +215,11 @@ _MASKED_VALUE = re.compile(r"(.*\.)?(self_)?attn\.masked_bias")
 _POSITION_IDS = re.compile(r"(.*\.)?position_ids")
 
 
-def is_derived(name: str, shape: tuple[int, ...]) -> bool:
+def is_derived_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """Returns whether a tensor is a buffer that follows from the configuration, so that nothing is lost without it.
 
-    A bias of attention is a weight where it is a vector; as `attn.bias`, a square, it is GPT-2's causal mask.
+    A bias of attention is a weight where it is a vector; as `attn.bias`, a square, it is GPT-2's
+    causal mask.
     """
     if _ROTARY.fullmatch(name):
         return True
@@ -191,7 +235,7 @@ class Block:
     """A run of rows of a checkpoint tensor, and the place in the parameter that they fill."""
 
     rows: slice
-    index: Index
+    index: BlockIndex
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -208,13 +252,13 @@ class Tensor:
     layer: its index on the parameter's L axis; None where the parameter is not stacked.
     parameter_shape: of the parameter, without the L axis.
     order: the checkpoint's axes in the parameter's order.
-    row_axis: the parameter's axis that the checkpoint's first axis became (the first of them where it was split), and
-        rows_per_index the rows that one index of it stands for.
+    row_axis: the parameter's axis that the checkpoint's first axis became (the first of them where
+        it was split), and rows_per_index the rows that one index of it stands for.
     """
 
     name: str
     shape: tuple[int, ...]
-    path: Path
+    path: ParamPath
     layer: int | None
     parameter_shape: tuple[int, ...]
     order: tuple[int, ...]
@@ -234,7 +278,10 @@ class Tensor:
             stop = min(start + step, count)
             place = [slice(0, size) for size in self.parameter_shape]
             place[self.row_axis] = slice(start, stop)
-            yield Block(slice(start * self.rows_per_index, stop * self.rows_per_index), stacked + tuple(place))
+            yield Block(
+                slice(start * self.rows_per_index, stop * self.rows_per_index),
+                stacked + tuple(place),
+            )
 
     def chunk_shape(self, elements: int = BLOCK_ELEMENTS) -> tuple[int, ...]:
         """The largest shape of a block: how the parameter is cut into chunks on disk, one layer at most in each."""
@@ -247,13 +294,13 @@ class Tensor:
 
     def to_parameter(self, rows: NDArray[Any], block: Block) -> NDArray[Any]:
         """Rows as the checkpoint holds them -> the block of the parameter."""
-        return transposed(rows, self.order).reshape(block.shape)
+        return transpose_contiguous(rows, self.order).reshape(block.shape)
 
     def from_parameter(self, values: NDArray[Any], block: Block) -> NDArray[Any]:
         """The inverse of `to_parameter`."""
         stored = (block.rows.stop - block.rows.start, *self.shape[1:])
         inverse = tuple(int(axis) for axis in np.argsort(self.order))
-        return transposed(values.reshape([stored[axis] for axis in self.order]), inverse)
+        return transpose_contiguous(values.reshape([stored[axis] for axis in self.order]), inverse)
 
 
 def tensors(config: ModelConfig, naming: Naming, parts: Sequence[Part] = PARTS) -> list[Tensor]:
@@ -273,24 +320,26 @@ def tensors(config: ModelConfig, naming: Naming, parts: Sequence[Part] = PARTS) 
         before = rules.index(stacked[0]) if stacked else len(rules)
         single = [rule for rule in rules if not rule.stacked]
         found += [_tensor(rule, shapes[rule.path], None) for rule in single[:before]]
-        found += [_tensor(rule, shapes[rule.path], layer) for layer in range(layers) for rule in stacked]
+        found += [
+            _tensor(rule, shapes[rule.path], layer) for layer in range(layers) for rule in stacked
+        ]
         found += [_tensor(rule, shapes[rule.path], None) for rule in single[before:]]
     return found
 
 
 @functools.lru_cache
-def parameter_shapes(config: ModelConfig) -> Mapping[Path, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig) -> Mapping[ParamPath, tuple[int, ...]]:
     """The shape of every parameter, by path."""
     return {path: tuple(leaf.shape) for path, leaf in flatten(abstract_parameters(config)).items()}
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[ParamPath, Any]:
     """Nested dicts -> the leaves by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-def unflatten(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+def unflatten(leaves: Mapping[ParamPath, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
@@ -318,11 +367,12 @@ def _tensor(rule: Rule, shape: tuple[int, ...], layer: int | None) -> Tensor:
     )
 
 
-def transposed(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+def transpose_contiguous(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
     """`array.transpose(order)` as a contiguous array.
 
-    Copied in bands of the source's rows that fit the cache, which is several times as fast as numpy's own order of traversal,
-    and as integers, since numpy copies bfloat16 one element at a time.
+    Copied in bands of the source's rows that fit the cache, which is several times as fast as
+    numpy's own order of traversal, and as integers, since numpy copies bfloat16 one element at a
+    time.
     """
     if tuple(order) == tuple(range(array.ndim)):
         return np.ascontiguousarray(array)

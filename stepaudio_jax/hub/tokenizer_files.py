@@ -51,14 +51,14 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokeni
     tokenizer.save_chat_template(target)
 
 
-def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuses a tokenizer that writes what has no row in the embedding.
 
     Raises:
         CheckpointError: saying how many rows it needs.
     """
-    if tokenizer.written_size > vocab_size:
+    if tokenizer.required_vocab_size > vocab_size:
         raise CheckpointError(
-            f"the tokenizer writes tokens up to {tokenizer.written_size - 1} and the vocabulary has {vocab_size} rows; "
-            f"it needs at least {tokenizer.written_size}: choose another tokenizer, or a model with a larger decoder.vocab_size"
+            f"the tokenizer writes tokens up to {tokenizer.required_vocab_size - 1} and the vocabulary has {vocab_size} rows; "
+            f"it needs at least {tokenizer.required_vocab_size}: choose another tokenizer, or a model with a larger decoder.vocab_size"
         )

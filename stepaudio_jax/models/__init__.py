@@ -1,71 +1,76 @@
 """The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder, as Flax NNX modules used functionally."""
 
-from stepaudio_jax.models.attention import takes_prefixes
-from stepaudio_jax.models.attention_cached import cache_slots
-from stepaudio_jax.models.constraints import activation_spec, constrain, mesh_in_use
+from stepaudio_jax.models.attention import supports_shared_prefix
+from stepaudio_jax.models.attention_cached import padded_cache_len
+from stepaudio_jax.models.constraints import activation_spec, constrain, current_mesh
 from stepaudio_jax.models.decoder import Decoder
-from stepaudio_jax.models.encoder import Encoder, adaptor_outputs
-from stepaudio_jax.models.kv_cache import CACHE_LETTERS, CacheDtype, LayerCache, cache_bytes
-from stepaudio_jax.models.layers import kernel_gradient
+from stepaudio_jax.models.encoder import Encoder, audio_token_counts
+from stepaudio_jax.models.kv_cache import CACHE_AXES, CacheDtype, LayerCache, cache_bytes
+from stepaudio_jax.models.layers import dense_kernel_grad
 from stepaudio_jax.models.low_rank import (
-    LowRankTree,
+    AbstractLoRA,
+    abstract_lora,
+    attach_lora,
     combine_lora,
-    fold_low_rank,
-    initial_low_rank,
-    is_low_rank,
-    lora_matrices,
-    low_rank_paths,
-    low_rank_tree,
+    extract_lora,
+    init_lora,
+    is_lora_kernel,
+    lora_paths,
+    merge_lora,
     replace_lora,
-    with_low_rank,
 )
-from stepaudio_jax.models.quantized import expanded_anew, is_quantized, quantize_weights, quantized_shardings
+from stepaudio_jax.models.quantized import (
+    barrier_dequantization,
+    is_quantized,
+    quantize_weights,
+    quantized_shardings,
+)
 from stepaudio_jax.models.step_audio import (
     Parameters,
     StepAudio,
     abstract_model,
     abstract_parameters,
-    initial_parameters,
+    init_parameters,
     logical_axes,
     parameter_metadata,
 )
-from stepaudio_jax.models.unstacked import merge_unstacked, unstack
+from stepaudio_jax.models.unstacked import merge_per_layer, unstack_layers
 
 __all__ = [
-    "CACHE_LETTERS",
+    "CACHE_AXES",
+    "AbstractLoRA",
     "CacheDtype",
     "Decoder",
     "Encoder",
     "LayerCache",
-    "LowRankTree",
     "Parameters",
     "StepAudio",
+    "abstract_lora",
     "abstract_model",
     "abstract_parameters",
     "activation_spec",
-    "adaptor_outputs",
+    "attach_lora",
+    "audio_token_counts",
+    "barrier_dequantization",
     "cache_bytes",
-    "cache_slots",
     "combine_lora",
     "constrain",
-    "expanded_anew",
-    "fold_low_rank",
-    "initial_low_rank",
-    "initial_parameters",
-    "is_low_rank",
+    "current_mesh",
+    "dense_kernel_grad",
+    "extract_lora",
+    "init_lora",
+    "init_parameters",
+    "is_lora_kernel",
     "is_quantized",
-    "kernel_gradient",
     "logical_axes",
-    "lora_matrices",
-    "low_rank_paths",
-    "low_rank_tree",
-    "merge_unstacked",
-    "mesh_in_use",
+    "lora_paths",
+    "merge_lora",
+    "merge_per_layer",
+    "padded_cache_len",
     "parameter_metadata",
     "quantize_weights",
     "quantized_shardings",
     "replace_lora",
-    "takes_prefixes",
-    "unstack",
-    "with_low_rank",
+    "supports_shared_prefix",
+    "unstack_layers",
 ]

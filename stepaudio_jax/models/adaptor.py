@@ -14,11 +14,21 @@ from stepaudio_jax.models.layers import Conv, Projection
 class Adaptor(nnx.Module):
     """gelu(convolution of stride 2), then a two-layer ReLU MLP into the decoder's width."""
 
-    def __init__(self, config: AdaptorConfig, *, inputs: int, outputs: int, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: AdaptorConfig,
+        *,
+        inputs: int,
+        outputs: int,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.conv = Conv(inputs, inputs, stride=config.stride, letters="WIO", **common)
         self.up = Projection("BTE,EF->BTF", {"E": inputs, "F": config.ffn}, use_bias=True, **common)
-        self.down = Projection("BTF,FE->BTE", {"F": config.ffn, "E": outputs}, use_bias=True, **common)
+        self.down = Projection(
+            "BTF,FE->BTE", {"F": config.ffn, "E": outputs}, use_bias=True, **common
+        )
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Features [B,F,H] (zero beyond each clip) -> [B, ceil(F/2), decoder's H]."""

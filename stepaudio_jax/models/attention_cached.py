@@ -6,21 +6,28 @@ from jax.sharding import PartitionSpec
 
 from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.models.attention import choose_kernel
-from stepaudio_jax.models.attention_blocks import attention_blocks
-from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
-from stepaudio_jax.models.attention_xla import MASKED
-from stepaudio_jax.models.constraints import activation_spec, mesh_in_use
-from stepaudio_jax.models.kv_cache import CACHE_LETTERS, LayerCache
+from stepaudio_jax.models.attention_blocks import blockwise_decode_attention
+from stepaudio_jax.models.attention_paged import (
+    pad_to_page_multiple,
+    paged_decode_attention,
+    supports_paged_attention,
+)
+from stepaudio_jax.models.attention_xla import MASK_VALUE
+from stepaudio_jax.models.constraints import activation_spec, current_mesh
+from stepaudio_jax.models.kv_cache import CACHE_AXES, LayerCache
 
-_PAGED = ("splash", "splash_interpreted")  # platforms, or tests, whose kernel reads pages
+_PAGED_KERNELS = ("splash", "splash_interpreted")  # platforms, or tests, whose kernel reads pages
 
 
-def attention_cached(query: jax.Array, cache: LayerCache, last: jax.Array, compute: ComputeConfig) -> jax.Array:
+def decode_attention(
+    query: jax.Array, cache: LayerCache, last: jax.Array, compute: ComputeConfig
+) -> jax.Array:
     """Softmax attention of one token a row over the slots of its row, from the first to its `last`.
 
-    What lies behind `last` is not read where there is a way for that: a step then costs what the dialogues are long, not what
-    the slots could hold. On TPU that is JAX's kernel for pages, on a CPU a loop over blocks. On a GPU, and of caches that the
-    kernel does not take, all slots are read.
+    What lies behind `last` is not read where there is a way for that: a step then costs what the
+    dialogues are long, not what the slots could hold. On TPU that is JAX's kernel for pages, on a
+    CPU a loop over blocks. On a GPU, and of caches that the kernel does not take, all slots are
+    read.
 
     Args:
         query: [B,1,N,D]; query head n reads key head n // (N // K).
@@ -38,33 +45,41 @@ def attention_cached(query: jax.Array, cache: LayerCache, last: jax.Array, compu
     kernel = choose_kernel(compute)
 
     def local(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
-        if kernel in _PAGED and takes_pages(cache):
-            return attention_paged(query, cache, last, interpret=kernel == "splash_interpreted")
+        if kernel in _PAGED_KERNELS and supports_paged_attention(cache):
+            return paged_decode_attention(
+                query, cache, last, interpret=kernel == "splash_interpreted"
+            )
         if kernel == "xla" and jax.default_backend() == "cpu":
-            return attention_blocks(query, cache, last)
-        return attention_dense(query, cache, last)
+            return blockwise_decode_attention(query, cache, last)
+        return dense_decode_attention(query, cache, last)
 
-    if mesh_in_use() is not None:
+    if current_mesh() is not None:
         spec = activation_spec("BKGD", compute.rules)
-        cut = jax.tree.map(lambda x: activation_spec(CACHE_LETTERS[: x.ndim], compute.rules), cache)
-        local = jax.shard_map(local, in_specs=(spec, cut, PartitionSpec(spec[0])), out_specs=spec, check_vma=False)
+        cut = jax.tree.map(lambda x: activation_spec(CACHE_AXES[: x.ndim], compute.rules), cache)
+        local = jax.shard_map(
+            local, in_specs=(spec, cut, PartitionSpec(spec[0])), out_specs=spec, check_vma=False
+        )
     return local(grouped, cache, last).reshape(rows, 1, heads, head_dim).astype(query.dtype)
 
 
-def cache_slots(tokens: int, compute: ComputeConfig) -> int:
+def padded_cache_len(tokens: int, compute: ComputeConfig) -> int:
     """Slots of a row that is to hold so many tokens: a little more where what reads them takes whole pages."""
-    return padded_slots(tokens) if choose_kernel(compute) in _PAGED else tokens
+    return pad_to_page_multiple(tokens) if choose_kernel(compute) in _PAGED_KERNELS else tokens
 
 
-def attention_dense(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
+def dense_decode_attention(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
     """Over all slots, those behind `last` [B] masked: scaled queries [B,K,G,D] -> [B,K,G,D] fp32."""
     dtype = query.dtype
-    scores = jnp.einsum("BKGD,BKSD->BKGS", query, cache.keys.astype(dtype), preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "BKGD,BKSD->BKGS", query, cache.keys.astype(dtype), preferred_element_type=jnp.float32
+    )
     if cache.key_scales is not None:
         scores *= cache.key_scales[:, :, None]
     visible = jnp.arange(scores.shape[-1]) <= last[:, None]
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASK_VALUE), axis=-1)
     if cache.value_scales is not None:
         weights *= cache.value_scales[:, :, None]
     values = cache.values.astype(dtype)
-    return jnp.einsum("BKGS,BKSD->BKGD", weights.astype(dtype), values, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "BKGS,BKSD->BKGD", weights.astype(dtype), values, preferred_element_type=jnp.float32
+    )

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from stepaudio_jax.config import Rules
+from stepaudio_jax.config import ShardingRules
 
-# The logical axis of each dimension letter of an activation; others (H hidden, D head_dim) are whole on every device.
+# The logical axis of each dimension letter of an activation; others (H hidden, D head_dim) are
+# whole on every device.
 ACTIVATION_AXES: Mapping[str, str] = {
     "B": "batch",
     "T": "tokens",
@@ -19,19 +20,21 @@ ACTIVATION_AXES: Mapping[str, str] = {
 }
 
 
-def mesh_in_use() -> AbstractMesh | None:
+def current_mesh() -> AbstractMesh | None:
     """The mesh of `jax.set_mesh`; None where none is set, or it is a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def activation_spec(letters: str, rules: Rules) -> PartitionSpec:
+def activation_spec(letters: str, rules: ShardingRules) -> PartitionSpec:
     """The mesh axes of each dimension of an activation."""
-    return PartitionSpec(*(rules.mesh_axes(ACTIVATION_AXES.get(letter)) or None for letter in letters))
+    return PartitionSpec(
+        *(rules.mesh_axes(ACTIVATION_AXES.get(letter)) or None for letter in letters)
+    )
 
 
-def constrain(x: jax.Array, letters: str, rules: Rules) -> jax.Array:
+def constrain(x: jax.Array, letters: str, rules: ShardingRules) -> jax.Array:
     """`x`, laid out by the rules on the mesh in use; unchanged where there is none."""
-    if mesh_in_use() is None:
+    if current_mesh() is None:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(letters, rules))

@@ -1,9 +1,9 @@
 """The Whisper-style audio encoder of Qwen2-Audio, exact under static shapes.
 
-The reference runs one clip alone at its own length. Here a clip is padded to a bucket, and three masks keep the numbers
-those of the clip alone: mel and the first convolution's output are zero beyond the clip (a convolution sees its zero padding
-there), keys beyond the clip are masked, and frames beyond the clip are zero after the pool (the adaptor's convolution sees
-its padding).
+The reference runs one clip alone at its own length. Here a clip is padded to a bucket, and three
+masks keep the numbers those of the clip alone: mel and the first convolution's output are zero
+beyond the clip (a convolution sees its zero padding there), keys beyond the clip are masked, and
+frames beyond the clip are zero after the pool (the adaptor's convolution sees its padding).
 """
 
 import math
@@ -23,22 +23,34 @@ from stepaudio_jax.models.stack import scan_layers
 class EncoderAttention(nnx.Module):
     """Bidirectional attention; query, value and output have biases, the key has none."""
 
-    def __init__(self, config: EncoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        compute: ComputeConfig,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.compute = compute
         sizes = {"H": config.hidden, "A": config.heads, "D": config.head_dim}
-        options: dict[str, Any] = {"sizes": sizes, "stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {
+            "sizes": sizes,
+            "stack": config.layers,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         self.query = Projection("BTH,HAD->BTAD", use_bias=True, **options)
         self.key = Projection("BTH,HAD->BTAD", use_bias=False, **options)
         self.value = Projection("BTH,HAD->BTAD", use_bias=True, **options)
         self.output = Projection("BTAD,ADH->BTH", use_bias=True, **options)
 
-    def __call__(self, x: jax.Array, key_segments: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key_segment_ids: jax.Array) -> jax.Array:
         out = attention(
             self.query(x),
             self.key(x),
             self.value(x),
-            query_segments=jnp.ones_like(key_segments),  # queries are not masked
-            key_segments=key_segments,
+            query_segment_ids=jnp.ones_like(key_segment_ids),  # queries are not masked
+            key_segment_ids=key_segment_ids,
             compute=self.compute,
             letters="BSAD",  # frames are not cut: a chunk is short, and chunks are many
         )
@@ -67,16 +79,25 @@ class EncoderMLP(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Pre-norm block."""
 
-    def __init__(self, config: EncoderConfig, *, compute: ComputeConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        compute: ComputeConfig,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         stack: dict[str, Any] = {"stack": config.layers, "param_dtype": param_dtype, "rngs": rngs}
         self.compute = compute
         self.attention_norm = LayerNorm(config.hidden, eps=config.norm_eps, **stack)
-        self.attention = EncoderAttention(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
+        self.attention = EncoderAttention(
+            config, compute=compute, param_dtype=param_dtype, rngs=rngs
+        )
         self.mlp_norm = LayerNorm(config.hidden, eps=config.norm_eps, **stack)
         self.mlp = EncoderMLP(config, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, key_segments: jax.Array) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x), key_segments)
+    def __call__(self, x: jax.Array, key_segment_ids: jax.Array) -> jax.Array:
+        x = x + self.attention(self.attention_norm(x), key_segment_ids)
         return constrain(x + self.mlp(self.mlp_norm(x)), "BSH", self.compute.rules)
 
 
@@ -98,7 +119,9 @@ class Encoder(nnx.Module):
         self.length_convention = length_convention
         self.conv1 = Conv(config.mel_bins, config.hidden, stride=1, letters="WMH", **common)
         self.conv2 = Conv(config.hidden, config.hidden, stride=2, letters="WIO", **common)
-        self.positions = parameter(rngs, "PH", {"P": config.positions, "H": config.hidden}, normal(0.02), param_dtype)
+        self.positions = parameter(
+            rngs, "PH", {"P": config.positions, "H": config.hidden}, normal(0.02), param_dtype
+        )
         self.layers = EncoderLayer(config, compute=compute, **common)
         self.norm = LayerNorm(config.hidden, eps=config.norm_eps, **common)
 
@@ -121,11 +144,13 @@ class Encoder(nnx.Module):
             raise ValueError(
                 f"{mel_frames} mel frames need {frames} encoder positions, and the table has {self.config.positions}"
             )
-        x = jnp.where(_before(mel_lengths, mel_frames), mel.swapaxes(1, 2), 0).astype(self.compute.dtype)
-        x = jnp.where(_before(mel_lengths, mel_frames), gelu(self.conv1(x)), 0)
+        x = jnp.where(_length_mask(mel_lengths, mel_frames), mel.swapaxes(1, 2), 0).astype(
+            self.compute.dtype
+        )
+        x = jnp.where(_length_mask(mel_lengths, mel_frames), gelu(self.conv1(x)), 0)
         x = gelu(self.conv2(x))
         x = x + self.positions[...][:frames].astype(x.dtype)
-        visible = visible_frames(mel_lengths, frames, self.length_convention).astype(jnp.int32)
+        visible = encoder_frame_mask(mel_lengths, frames, self.length_convention).astype(jnp.int32)
 
         def apply(layer: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return layer(x, visible), None
@@ -133,13 +158,16 @@ class Encoder(nnx.Module):
         x, _ = scan_layers(self.layers, apply, x, compute=self.compute)
         pooled = x[:, : frames // 2 * 2].reshape(x.shape[0], frames // 2, 2, -1).mean(axis=2)
         pooled_lengths = -(-mel_lengths // 2) // 2
-        return jnp.where(_before(pooled_lengths, frames // 2), self.norm(pooled), 0)
+        return jnp.where(_length_mask(pooled_lengths, frames // 2), self.norm(pooled), 0)
 
 
-def visible_frames(mel_lengths: jax.Array, frames: int, convention: LengthConvention) -> jax.Array:
+def encoder_frame_mask(
+    mel_lengths: jax.Array, frames: int, convention: LengthConvention
+) -> jax.Array:
     """Which encoder frames (50 Hz) may be attended to: [B] i32 -> [B, frames] bool.
 
-    The released mask is `(arange(T) < L)[(T + 1) % 2 :: 2]`, with T the clip's mel frames and L = T - 2 ("hf") or T ("vllm").
+    The released mask is `(arange(T) < L)[(T + 1) % 2 :: 2]`, with T the clip's mel frames and L = T
+    - 2 ("hf") or T ("vllm").
     """
     total = mel_lengths[:, None]
     counted = total - 2 if convention == "hf" else total
@@ -148,7 +176,7 @@ def visible_frames(mel_lengths: jax.Array, frames: int, convention: LengthConven
     return (mel_frame < counted) & (frame < -(-total // 2))
 
 
-def adaptor_outputs(mel_lengths: jax.Array, convention: LengthConvention) -> jax.Array:
+def audio_token_counts(mel_lengths: jax.Array, convention: LengthConvention) -> jax.Array:
     """How many of the adaptor's outputs stand for a chunk: N = ((L + 1) // 2 // 2 - 1) // 2 + 1 with L as above, i32."""
     counted = mel_lengths - 2 if convention == "hf" else mel_lengths
     features = jnp.maximum(counted + 1, 0) // 2 // 2
@@ -161,6 +189,6 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def _before(lengths: jax.Array, frames: int) -> jax.Array:
+def _length_mask(lengths: jax.Array, frames: int) -> jax.Array:
     """[B] -> [B, frames, 1] bool: is this frame inside the clip?"""
     return (jnp.arange(frames)[None, :] < lengths[:, None])[:, :, None]

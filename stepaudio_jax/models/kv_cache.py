@@ -6,13 +6,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from stepaudio_jax.config import DecoderConfig, Rules
+from stepaudio_jax.config import DecoderConfig, ShardingRules
 from stepaudio_jax.models.constraints import constrain
 
 CacheDtype = Literal["float32", "bfloat16", "int8"]
-CACHE_LETTERS = "BKSD"  # what the rules place
+CACHE_AXES = "BKSD"  # what the rules place
 
-_LARGEST_INT8 = 127.0
+_MAX_INT8 = 127.0
 
 
 @jax.tree_util.register_dataclass
@@ -20,12 +20,13 @@ _LARGEST_INT8 = 127.0
 class LayerCache:
     """One layer's cache: the token at position p of row b stands in slot p.
 
-    Slots behind a row's newest token hold anything: a query at position p sees slots 0 to p, and slot p is written before it is
-    read.
+    Slots behind a row's newest token hold anything: a query at position p sees slots 0 to p, and
+    slot p is written before it is read.
 
     Attributes:
         keys, values: [B,K,S,D], in a float dtype or int8.
-        key_scales, value_scales: [B,K,S] fp32 where the cache is int8, a scale for each head of each token; else None.
+        key_scales, value_scales: [B,K,S] fp32 where the cache is int8, a scale for each head of
+            each token; else None.
     """
 
     keys: jax.Array
@@ -44,9 +45,11 @@ class LayerCache:
 
     def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> "LayerCache":
         """Writes key and value [B,T,K,D], row b from slot start[b] on; what does not fit behind it moves the start back."""
-        return _map(lambda slots, new: _write_rows(slots, new, start), self, self.like(key, value))
+        return _map(
+            lambda slots, new: _write_rows(slots, new, start), self, self.cast_kv(key, value)
+        )
 
-    def put(self, other: "LayerCache", row: jax.Array) -> "LayerCache":
+    def insert_row(self, other: "LayerCache", row: jax.Array) -> "LayerCache":
         """Writes the first row of another cache, of the same dtype and at most as many slots, over row `row`."""
 
         def put(slots: jax.Array, new: jax.Array) -> jax.Array:
@@ -54,17 +57,17 @@ class LayerCache:
 
         return _map(put, self, other)
 
-    def like(self, key: jax.Array, value: jax.Array) -> "LayerCache":
+    def cast_kv(self, key: jax.Array, value: jax.Array) -> "LayerCache":
         """Key and value [B,T,K,D] in this cache's layout and dtype."""
         key, value = (x.swapaxes(1, 2) for x in (key, value))
         if self.key_scales is None:
             return LayerCache(key.astype(self.keys.dtype), value.astype(self.values.dtype))
-        (keys, key_scales), (values, value_scales) = _quantized(key), _quantized(value)
+        (keys, key_scales), (values, value_scales) = _quantize(key), _quantize(value)
         return LayerCache(keys, values, key_scales, value_scales)
 
-    def constrained(self, rules: Rules) -> "LayerCache":
+    def constrain_sharding(self, rules: ShardingRules) -> "LayerCache":
         """The same, laid out by the rules on the mesh in use."""
-        return jax.tree.map(lambda x: constrain(x, CACHE_LETTERS[: x.ndim], rules), self)
+        return jax.tree.map(lambda x: constrain(x, CACHE_AXES[: x.ndim], rules), self)
 
 
 def cache_bytes(config: DecoderConfig, tokens: int, dtype: CacheDtype) -> int:
@@ -73,10 +76,10 @@ def cache_bytes(config: DecoderConfig, tokens: int, dtype: CacheDtype) -> int:
     return heads * (config.head_dim * jnp.dtype(dtype).itemsize + (4 if dtype == "int8" else 0))
 
 
-def _quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[..., D] -> int8 and the scales [...] fp32 that it is to be multiplied by."""
     wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-1) / _LARGEST_INT8
+    scale = jnp.max(jnp.abs(wide), axis=-1) / _MAX_INT8
     whole = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)[..., None])
     return whole.astype(jnp.int8), scale
 

@@ -1,8 +1,8 @@
 """The layers that encoder, adaptor and decoder share.
 
-A parameter is declared once, by dimension letters: `Projection("BTH,HND->BTND", ...)` fixes the kernel's shape [H,N,D], its
-bias's shape [N,D] and the logical axes of both. Everything derived from the parameters (initial values, shardings, checkpoint
-layout) follows from that declaration.
+A parameter is declared once, by dimension letters: `Projection("BTH,HND->BTND", ...)` fixes the
+kernel's shape [H,N,D], its bias's shape [N,D] and the logical axes of both. Everything derived from
+the parameters (initial values, shardings, checkpoint layout) follows from that declaration.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stepaudio_jax.models.constraints import mesh_in_use
+from stepaudio_jax.models.constraints import current_mesh
 
 # What each dimension letter of a parameter means; rules map these names to mesh axes.
 LOGICAL_AXES: Mapping[str, str] = {
@@ -41,17 +41,24 @@ Sizes = Mapping[str, int]
 
 
 def parameter(
-    rngs: nnx.Rngs, letters: str, sizes: Sizes, initializer: Initializer, dtype: jnp.dtype, *, contracted: str = ""
+    rngs: nnx.Rngs,
+    letters: str,
+    sizes: Sizes,
+    initializer: Initializer,
+    dtype: jnp.dtype,
+    *,
+    contracting_dims: str = "",
 ) -> nnx.Param:
     """A parameter of shape `[sizes[letter] for letter in letters]`.
 
-    Its metadata says what it is: `axes`, the logical name of each dimension, and `contracted`, the dimensions that a matrix
-    product with it sums over (none for biases, norms and tables).
+    Its metadata says what it is: `axes`, the logical name of each dimension, and
+    `contracting_dims`, the dimensions that a matrix product with it sums over (none for biases,
+    norms and tables).
     """
     shape = tuple(sizes[letter] for letter in letters)
     axes = tuple(LOGICAL_AXES[letter] for letter in letters)
-    summed = tuple(letters.index(letter) for letter in contracted)
-    return nnx.Param(initializer(rngs.params(), shape, dtype), axes=axes, contracted=summed)
+    summed = tuple(letters.index(letter) for letter in contracting_dims)
+    return nnx.Param(initializer(rngs.params(), shape, dtype), axes=axes, contracting_dims=summed)
 
 
 def normal(stddev: float) -> Initializer:
@@ -75,8 +82,9 @@ class Projection(nnx.Module):
     Args:
         einsum: "inputs,kernel->outputs" in dimension letters, for example "BTH,HND->BTND".
         sizes: the size of every letter of the kernel.
-        stack: number of layers stacked in front of the kernel (0: not stacked). A stacked projection is applied after its
-            layer's slice has been taken, so the einsum never mentions L.
+        stack: number of layers stacked in front of the kernel (0: not stacked). A stacked
+            projection is applied after its layer's slice has been taken, so the einsum never
+            mentions L.
         init_scale: multiplies the initial standard deviation, 1 / sqrt(fan in).
     """
 
@@ -95,28 +103,32 @@ class Projection(nnx.Module):
         kernel = inputs.split(",")[1]
         bias = "".join(letter for letter in kernel if letter in outputs)
         prefix, sizes = _stacked(stack, sizes)
-        contracted = "".join(letter for letter in kernel if letter not in outputs)
-        initial = normal(init_scale / math.sqrt(math.prod(sizes[letter] for letter in contracted)))
+        contracting_dims = "".join(letter for letter in kernel if letter not in outputs)
+        initial = normal(
+            init_scale / math.sqrt(math.prod(sizes[letter] for letter in contracting_dims))
+        )
         self.einsum = einsum
-        self.kernel = parameter(rngs, prefix + kernel, sizes, initial, param_dtype, contracted=contracted)
+        self.kernel = parameter(
+            rngs, prefix + kernel, sizes, initial, param_dtype, contracting_dims=contracting_dims
+        )
         self.bias = parameter(rngs, prefix + bias, sizes, zeros, param_dtype) if use_bias else None
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         kernel: Any = self.kernel[...]
-        if isinstance(kernel, LowRankKernel):
-            outputs = kernel.contract(self.einsum, inputs)
+        if isinstance(kernel, LoRAKernel):
+            outputs = kernel.project(self.einsum, inputs)
         else:
-            outputs = contract(self.einsum, inputs, kernel.astype(inputs.dtype))
-        return self.with_bias(outputs)
+            outputs = dense(self.einsum, inputs, kernel.astype(inputs.dtype))
+        return self.add_bias(outputs)
 
-    def with_bias(self, outputs: jax.Array) -> jax.Array:
+    def add_bias(self, outputs: jax.Array) -> jax.Array:
         """What the kernel has made of the inputs, and the bias where there is one."""
         return outputs if self.bias is None else outputs + self.bias[...].astype(outputs.dtype)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LowRankKernel:
+class LoRAKernel:
     """A projection's kernel that is a sum: kernel + down up (see `models.low_rank`).
 
     Attributes:
@@ -134,87 +146,110 @@ class LowRankKernel:
         """Dimensions of the kernel."""
         return self.kernel.ndim
 
-    def __getitem__(self, index: Any) -> "LowRankKernel":
+    def __getitem__(self, index: Any) -> "LoRAKernel":
         if index is not Ellipsis:
-            raise TypeError("only the whole of a LowRankKernel can be taken")
+            raise TypeError("only the whole of a LoRAKernel can be taken")
         return self
 
-    def contract(self, einsum: str, inputs: jax.Array) -> jax.Array:
+    def project(self, einsum: str, inputs: jax.Array) -> jax.Array:
         """The projection of inputs, without the product ever being formed."""
         operands, outputs = einsum.split("->")
         given, kernel = operands.split(",")
         summed = "".join(letter for letter in kernel if letter not in outputs)
         kept = "".join(letter for letter in given if letter not in summed)
         dtype = inputs.dtype
-        narrow = contract(f"{given},{summed}R->{kept}R", inputs, self.down.astype(dtype))
-        added = contract(f"{kept}R,R{kernel.removeprefix(summed)}->{outputs}", narrow, self.up.astype(dtype))
-        return contract(einsum, inputs, self.kernel.astype(dtype)) + added
+        down_outputs = dense(f"{given},{summed}R->{kept}R", inputs, self.down.astype(dtype))
+        added = dense(
+            f"{kept}R,R{kernel.removeprefix(summed)}->{outputs}",
+            down_outputs,
+            self.up.astype(dtype),
+        )
+        return dense(einsum, inputs, self.kernel.astype(dtype)) + added
 
 
-def project_together(inputs: jax.Array, *projections: Projection) -> tuple[jax.Array, ...]:
-    """What projections of one einsum make of the same inputs; see `contract_each` for why together."""
+def fused_dense(inputs: jax.Array, *projections: Projection) -> tuple[jax.Array, ...]:
+    """What projections of one einsum make of the same inputs; see `dense_each` for why together."""
     kernels: list[Any] = [projection.kernel[...] for projection in projections]
-    if any(isinstance(kernel, LowRankKernel) for kernel in kernels):
+    if any(isinstance(kernel, LoRAKernel) for kernel in kernels):
         return tuple(projection(inputs) for projection in projections)
-    outputs = contract_each(projections[0].einsum, inputs, tuple(kernel.astype(inputs.dtype) for kernel in kernels))
-    return tuple(projection.with_bias(output) for projection, output in zip(projections, outputs, strict=True))
+    outputs = dense_each(
+        projections[0].einsum, inputs, tuple(kernel.astype(inputs.dtype) for kernel in kernels)
+    )
+    return tuple(
+        projection.add_bias(output) for projection, output in zip(projections, outputs, strict=True)
+    )
 
 
-def contract(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+def dense(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """An einsum of activations and a kernel: "batch inner,inner outer->batch outer", each any number of letters."""
-    return contract_each(einsum, inputs, (kernel,))[0]
+    return dense_each(einsum, inputs, (kernel,))[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def contract_each(einsum: str, inputs: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """`contract` with each of several kernels.
+def dense_each(
+    einsum: str, inputs: jax.Array, kernels: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """`dense` with each of several kernels.
 
-    It and its gradients are single matrix products of arrays as they lie. `jnp.einsum` sums over dimensions in the order of
-    their letters, for which the CPU backend turns both operands around. What JAX derives gives the kernel's gradient with its
-    dimensions in another order and turns it, and the activations besides, in a pass that computes whatever led to them again.
-    On a mesh, the gradient to the inputs is made first: kernels that were gathered for it are let go before their gradients, as
-    large, are made.
+    It and its gradients are single matrix products of arrays as they lie. `jnp.einsum` sums over
+    dimensions in the order of their letters, for which the CPU backend turns both operands around.
+    What JAX derives gives the kernel's gradient with its dimensions in another order and turns it,
+    and the activations besides, in a pass that computes whatever led to them again. On a mesh, the
+    gradient to the inputs is made first: kernels that were gathered for it are let go before their
+    gradients, as large, are made.
     """
     given, _ = einsum.split("->")
     left, right = given.split(",")
-    return tuple(_sum_over(inputs, left, kernel, right) for kernel in kernels)
+    return tuple(_dot_shared_dims(inputs, left, kernel, right) for kernel in kernels)
 
 
-def _sum_over(one: jax.Array, letters: str, other: jax.Array, other_letters: str) -> jax.Array:
+def _dot_shared_dims(
+    one: jax.Array, letters: str, other: jax.Array, other_letters: str
+) -> jax.Array:
     """The product summed over the letters that both have: what `one` has left in front of what `other` has left."""
     both = [letter for letter in other_letters if letter in letters]
-    dimensions = [letters.index(letter) for letter in both], [other_letters.index(letter) for letter in both]
+    dimensions = (
+        [letters.index(letter) for letter in both],
+        [other_letters.index(letter) for letter in both],
+    )
     return jax.lax.dot_general(one, other, (dimensions, ((), ())))
 
 
 _Kernels = tuple[jax.Array, ...]
 
 
-def _contract_forward(einsum: str, inputs: jax.Array, kernels: _Kernels) -> tuple[_Kernels, tuple[jax.Array, _Kernels]]:
-    return contract_each(einsum, inputs, kernels), (inputs, kernels)
+def _dense_forward(
+    einsum: str, inputs: jax.Array, kernels: _Kernels
+) -> tuple[_Kernels, tuple[jax.Array, _Kernels]]:
+    return dense_each(einsum, inputs, kernels), (inputs, kernels)
 
 
-def _contract_backward(
+def _dense_backward(
     einsum: str, saved: tuple[jax.Array, _Kernels], gradients: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, _Kernels]:
     inputs, kernels = saved
     given, out = einsum.split("->")
     _, right = given.split(",")
-    first, *others = (_sum_over(gradient, out, kernel, right) for gradient, kernel in zip(gradients, kernels, strict=True))
+    first, *others = (
+        _dot_shared_dims(gradient, out, kernel, right)
+        for gradient, kernel in zip(gradients, kernels, strict=True)
+    )
     to_inputs = sum(others, first)
-    if mesh_in_use() is not None:
+    if current_mesh() is not None:
         gradients, to_inputs = jax.lax.optimization_barrier((gradients, to_inputs))
-    return to_inputs, tuple(kernel_gradient(einsum, inputs, gradient) for gradient in gradients)
+    return to_inputs, tuple(dense_kernel_grad(einsum, inputs, gradient) for gradient in gradients)
 
 
-def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None) -> jax.Array:
-    """The gradient to the kernel of `contract`, from that to its result, as one product of two matrices.
+def dense_kernel_grad(
+    einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None
+) -> jax.Array:
+    """The gradient to the kernel of `dense`, from that to its result, as one product of two matrices.
 
     It is computed in `dtype`, where one is given, and else in that of its operands.
     """
     given, out = einsum.split("->")
     left, right = given.split(",")
-    if mesh_in_use() is not None:  # laying tokens end to end would gather those cut over a mesh
+    if current_mesh() is not None:  # laying tokens end to end would gather those cut over a mesh
         return jnp.einsum(f"{left},{out}->{right}", inputs, gradient, preferred_element_type=dtype)
     batch = sum(letter in out for letter in left)
     rows = math.prod(inputs.shape[:batch])
@@ -223,35 +258,51 @@ def kernel_gradient(einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtyp
     return flat.reshape(*inputs.shape[batch:], *gradient.shape[batch:])
 
 
-contract_each.defvjp(_contract_forward, _contract_backward)
+dense_each.defvjp(_dense_forward, _dense_backward)
 
 
 class Conv(nnx.Module):
     """One-dimensional convolution of width 3, one frame of zeros on each side: [B,F,I] -> [B, ceil(F / stride), O].
 
-    Written as three shifted matrix products: the same arithmetic as a convolution, and faster on CPU.
+    Written as three shifted matrix products: the same arithmetic as a convolution, and faster on
+    CPU.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int, letters: str, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int,
+        letters: str,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         sizes = {"W": 3, letters[1]: inputs, letters[2]: outputs}
         self.stride = stride
         initial = normal(1 / math.sqrt(3 * inputs))
-        self.kernel = parameter(rngs, letters, sizes, initial, param_dtype, contracted=letters[:2])
+        self.kernel = parameter(
+            rngs, letters, sizes, initial, param_dtype, contracting_dims=letters[:2]
+        )
         self.bias = parameter(rngs, letters[2], sizes, zeros, param_dtype)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         frames = -(-inputs.shape[1] // self.stride)
         last = (frames - 1) * self.stride + 1
         padded = jnp.pad(inputs, ((0, 0), (1, 1), (0, 0)))
-        windows = jnp.stack([padded[:, shift : shift + last : self.stride] for shift in range(3)], axis=2)
-        outputs = contract("BFWI,WIO->BFO", windows, self.kernel[...].astype(inputs.dtype))
+        windows = jnp.stack(
+            [padded[:, shift : shift + last : self.stride] for shift in range(3)], axis=2
+        )
+        outputs = dense("BFWI,WIO->BFO", windows, self.kernel[...].astype(inputs.dtype))
         return outputs + self.bias[...].astype(inputs.dtype)
 
 
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, in fp32 (Zhang and Sennrich 2019, eq. 4); called with the dtype of the result."""
 
-    def __init__(self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         prefix, sizes = _stacked(stack, {"H": size})
         self.eps = eps
         self.scale = parameter(rngs, prefix + "H", sizes, ones, param_dtype)
@@ -266,7 +317,9 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """(x - mean) / std * scale + bias over the last axis, in fp32."""
 
-    def __init__(self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, size: int, *, eps: float, stack: int = 0, param_dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         prefix, sizes = _stacked(stack, {"H": size})
         self.eps = eps
         self.scale = parameter(rngs, prefix + "H", sizes, ones, param_dtype)

@@ -11,69 +11,81 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.models.low_rank import is_low_rank
+from stepaudio_jax.models.low_rank import is_lora_kernel
 from stepaudio_jax.models.step_audio import Parameters, abstract_model, parameter_metadata
 
 
-def quantize_weights(config: ModelConfig, parameters: Parameters, *, free: bool = False) -> Parameters:
+def quantize_weights(
+    config: ModelConfig, parameters: Parameters, *, donate: bool = False
+) -> Parameters:
     """The tree with every matrix of the decoder as a `qwix.QArray`: int8, and fp32 scales of size 1 where a product sums.
 
-    Embeddings, biases and norms stay, and so do encoder and adaptor, which are read once a prompt and not once a token.
+    Embeddings, biases and norms stay, and so do encoder and adaptor, which are read once a prompt
+    and not once a token.
 
     Args:
         config: the model's shape.
         parameters: its tree, the decoder's layers stacked.
-        free: give up each matrix once its int8 form is there, so that there are never both of all of them.
+        donate: give up each matrix once its int8 form is there, so that there are never both of all
+            of them.
     """
-    contracted = parameter_metadata(nnx.merge(*abstract_model(config)), "contracted")
+    contracting_dims = parameter_metadata(nnx.merge(*abstract_model(config)), "contracting_dims")
 
     def quantize(leaf: jax.Array, summed: tuple[int, ...]) -> Any:
         if not summed:
             return leaf
         found = _quantize(leaf, tuple(axis for axis in range(leaf.ndim) if axis not in summed))
-        if free:
+        if donate:
             leaf.delete()
         return found
 
-    decoder = jax.tree.map(quantize, parameters["decoder"], contracted["decoder"])
+    decoder = jax.tree.map(quantize, parameters["decoder"], contracting_dims["decoder"])
     return {**parameters, "decoder": decoder}
 
 
-@functools.partial(jax.jit, static_argnums=1)  # compiled: one by one, its operations would fill a stack's memory in fp32
+@functools.partial(
+    jax.jit, static_argnums=1
+)  # compiled: one by one, its operations would fill a stack's memory in fp32
 def _quantize(leaf: jax.Array, channels: tuple[int, ...]) -> Any:
     return qwix.quantize(leaf, jnp.int8, channelwise_axes=channels, scale_dtype=jnp.float32)
 
 
-def dequantized(parameters: Parameters) -> Parameters:
+def dequantize_weights(parameters: Parameters) -> Parameters:
     """The tree with plain arrays; inside a compiled program each is made where it is used, as part of the product."""
-    return jax.tree.map(lambda leaf: qwix.dequantize(leaf) if is_quantized(leaf) else leaf, parameters, is_leaf=is_quantized)
+    return jax.tree.map(
+        lambda leaf: qwix.dequantize(leaf) if is_quantized(leaf) else leaf,
+        parameters,
+        is_leaf=is_quantized,
+    )
 
 
-def expanded_anew(parameters: Parameters, turn: jax.Array) -> Parameters:
-    """The same tree inside a loop, its matrices in int8 tied to the loop's `turn`.
+def barrier_dequantization(parameters: Parameters, step: jax.Array) -> Parameters:
+    """The same tree inside a loop, its matrices in int8 tied to the loop's `step`.
 
-    Else the compiler finds that their plain form is the same in every turn: it would make all of them before the loop, and keep
-    them beside the small ones.
+    Else the compiler finds that their plain form is the same in every step: it would make all of
+    them before the loop, and keep them beside the small ones.
     """
     leaves, structure = jax.tree.flatten(parameters, is_leaf=is_quantized)
     small = [leaf for leaf in leaves if is_quantized(leaf)]
     if not small:
         return parameters
-    tied, _ = jax.lax.optimization_barrier((small, turn))
+    tied, _ = jax.lax.optimization_barrier((small, step))
     after = iter(tied)
-    return jax.tree.unflatten(structure, [next(after) if is_quantized(leaf) else leaf for leaf in leaves])
+    return jax.tree.unflatten(
+        structure, [next(after) if is_quantized(leaf) else leaf for leaf in leaves]
+    )
 
 
 def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
     """Shardings for a tree that may be quantised and have adapters, from those of its plain form.
 
-    A scale is whole where its size is 1. An adapter's matrices are cut as the kernel's inputs and outputs, and whole over the
-    rank.
+    A scale is whole where its size is 1. An adapter's matrices are cut as the kernel's inputs and
+    outputs, and whole over the rank.
     """
 
     def place(leaf: Any, sharding: NamedSharding) -> Any:
         entries = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
-        if is_low_rank(leaf):
+        if is_lora_kernel(leaf):
             inputs = leaf.down.ndim - 1
             down, up = (*entries[:inputs], None), (None, *entries[inputs:])
             return dataclasses.replace(
@@ -84,10 +96,20 @@ def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
             )
         if not is_quantized(leaf):
             return sharding
-        kept = (None if size == 1 else entry for entry, size in zip(entries, leaf.scale.shape, strict=True))
-        return qwix.QArray(sharding, NamedSharding(sharding.mesh, PartitionSpec(*kept)), qtype=leaf.qtype)
+        kept = (
+            None if size == 1 else entry
+            for entry, size in zip(entries, leaf.scale.shape, strict=True)
+        )
+        return qwix.QArray(
+            sharding, NamedSharding(sharding.mesh, PartitionSpec(*kept)), qtype=leaf.qtype
+        )
 
-    return jax.tree.map(place, parameters, shardings, is_leaf=lambda leaf: is_quantized(leaf) or is_low_rank(leaf))
+    return jax.tree.map(
+        place,
+        parameters,
+        shardings,
+        is_leaf=lambda leaf: is_quantized(leaf) or is_lora_kernel(leaf),
+    )
 
 
 def is_quantized(leaf: Any) -> bool:

@@ -21,15 +21,16 @@ def scan_layers(
 ) -> tuple[jax.Array, Any]:
     """Runs x through every layer in turn.
 
-    Compile time is that of one layer. (nnx.scan is not used: the split is explicit here, so the parameters stay plain arrays.)
+    Compile time is that of one layer. (nnx.scan is not used: the split is explicit here, so the
+    parameters stay plain arrays.)
 
     Args:
         layers: one module whose parameters are stacked [L, ...].
         apply: (layer, x, its slice of per_layer) -> (x, its output).
         x: the activations that flow through.
         per_layer: a pytree of [L, ...] arrays, one slice for each layer, or None.
-        compute: `remat` says what is kept for the backward pass beside each layer's input, `unroll` how many layers the loop's
-            body has.
+        compute: `remat` says what is kept for the backward pass beside each layer's input, `unroll`
+            how many layers the loop's body has.
 
     Returns:
         The last layer's x, and the outputs stacked [L, ...].
@@ -52,7 +53,11 @@ def _policy(compute: ComputeConfig) -> Any:
     match compute.remat:
         case "save":
             named = policies.save_only_these_names(*compute.remat_names)
-            return policies.save_from_both_policies(named, is_cudnn_attention) if "attended" in compute.remat_names else named
+            return (
+                policies.save_from_both_policies(named, is_cudnn_attention)
+                if "attn_out" in compute.remat_names
+                else named
+            )
         case "offload":
             return policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
@@ -65,5 +70,5 @@ def _policy(compute: ComputeConfig) -> Any:
 
 
 def is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether it is cuDNN's attention, whose result is "attended" too: JAX calls it where it cannot be given that name."""
+    """Whether it is cuDNN's attention, whose result is "attn_out" too: JAX calls it where it cannot be given that name."""
     return bool(primitive.name.startswith("dot_product_attention_fwd"))

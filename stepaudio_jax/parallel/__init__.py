@@ -1,26 +1,31 @@
 """Devices: the mesh, and where every parameter and batch lies on it."""
 
-from stepaudio_jax.parallel.blocks import block_of
+from stepaudio_jax.parallel.blocks import replicated_block
 from stepaudio_jax.parallel.chips import CHIPS, Chip, peak_flops
-from stepaudio_jax.parallel.mesh import make_mesh, slice_count
-from stepaudio_jax.parallel.placement import BatchPlacement, require_whole_rows, row_parts
-from stepaudio_jax.parallel.processes import gather_json, told_by_first
-from stepaudio_jax.parallel.shardings import ShardingError, batch_sharding, parameter_shardings, replicated
+from stepaudio_jax.parallel.mesh import make_mesh, num_slices
+from stepaudio_jax.parallel.placement import BatchPlacement, check_batch_divisible, num_batch_shards
+from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json
+from stepaudio_jax.parallel.shardings import (
+    ShardingError,
+    batch_sharding,
+    parameter_shardings,
+    replicated,
+)
 
 __all__ = [
     "CHIPS",
     "BatchPlacement",
     "Chip",
     "ShardingError",
+    "all_gather_json",
     "batch_sharding",
-    "block_of",
-    "gather_json",
+    "broadcast_json",
+    "check_batch_divisible",
     "make_mesh",
+    "num_batch_shards",
+    "num_slices",
     "parameter_shardings",
     "peak_flops",
     "replicated",
-    "require_whole_rows",
-    "row_parts",
-    "slice_count",
-    "told_by_first",
+    "replicated_block",
 ]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import Config, ConfigError, DataConfig, Rules
+from stepaudio_jax.config import Config, ConfigError, DataConfig, ShardingRules
 from stepaudio_jax.parallel.shardings import batch_sharding
 
 
@@ -15,22 +15,23 @@ class BatchPlacement:
     """Puts the batches of one DataConfig on a mesh.
 
     Attributes:
-        rows: of the global batch, those that this process's devices hold and that it therefore prepares, in order.
-        shared: whether other processes hold others.
+        local_rows: of the global batch, those that this process's devices hold and that it
+        therefore prepares, in order.
+        spans_processes: whether other processes hold others.
     """
 
-    def __init__(self, data: DataConfig, rules: Rules, mesh: Mesh):
+    def __init__(self, data: DataConfig, rules: ShardingRules, mesh: Mesh):
         self._sharding = batch_sharding(rules, mesh)
-        self._count = data.rows
+        self._count = data.batch_size
         held: set[int] = set()
-        for index in self._sharding.addressable_devices_indices_map((data.rows,)).values():
-            held.update(range(*_rows_of(index).indices(data.rows)))
-        self.rows = tuple(sorted(held))
-        self.shared = len(self.rows) < data.rows
-        self._position = {row: position for position, row in enumerate(self.rows)}
+        for index in self._sharding.addressable_devices_indices_map((data.batch_size,)).values():
+            held.update(range(*_rows_of(index).indices(data.batch_size)))
+        self.local_rows = tuple(sorted(held))
+        self.spans_processes = len(self.local_rows) < data.batch_size
+        self._position = {row: position for position, row in enumerate(self.local_rows)}
 
     def __call__(self, batch: Any) -> Any:
-        """Global arrays [B, ...] from a tree of host arrays [len(rows), ...]."""
+        """Global arrays [B, ...] from a tree of host arrays [len(local_rows), ...]."""
         return jax.tree.map(self._place, batch)
 
     def _place(self, array: np.ndarray) -> jax.Array:
@@ -45,12 +46,12 @@ def _rows_of(index: tuple[slice, ...] | None) -> slice:
     return slice(None) if index is None else index[0]
 
 
-def row_parts(rules: Rules, mesh: Mesh) -> int:
+def num_batch_shards(rules: ShardingRules, mesh: Mesh) -> int:
     """Into how many parts a mesh cuts the rows of a batch, or the slots of an engine."""
     return math.prod(mesh.shape[axis] for axis in rules.batch)
 
 
-def require_whole_rows(config: Config, mesh: Mesh) -> None:
+def check_batch_divisible(config: Config, mesh: Mesh) -> None:
     """Checks that the mesh cuts the rows of every (micro-)batch evenly, and the tokens of each row.
 
     Raises:
@@ -58,13 +59,13 @@ def require_whole_rows(config: Config, mesh: Mesh) -> None:
     """
     rules = config.compute.rules
     for stage in config.stages:
-        batches = {"data": (stage.data, stage.gradient_accumulation)}
+        batches = {"data": (stage.data, stage.gradient_accumulation_steps)}
         if stage.evaluation.enabled:
             batches["evaluation.data"] = (stage.evaluation.data, 1)
         for name, (data, micro_batches) in batches.items():
             for size, value, axes, least in (
-                ("rows", data.rows, rules.batch, micro_batches),
-                ("tokens_per_row", data.tokens_per_row, rules.tokens, 1),
+                ("batch_size", data.batch_size, rules.batch, micro_batches),
+                ("seq_len", data.seq_len, rules.tokens, 1),
             ):
                 parts = least * math.prod(mesh.shape[axis] for axis in axes)
                 if value % parts:

@@ -7,36 +7,38 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_PIECE = 1 << 24  # bytes told at a time; every device holds them
+_CHUNK_BYTES = 1 << 24  # bytes told at a time; every device holds them
 
 
-def gather_json(value: Any) -> list[Any]:
+def all_gather_json(value: Any) -> list[Any]:
     """The JSON-ready value that each process gives, in the order of processes; every process gets all of them."""
     if jax.process_count() == 1:
         return [value]
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(encoded.size))
-    padded = np.zeros(_bucket(int(sizes.max())), np.uint8)
+    padded = np.zeros(_next_power_of_two(int(sizes.max())), np.uint8)
     padded[: encoded.size] = encoded
     gathered = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes, strict=True)]
 
 
-def told_by_first(value: Any) -> Any:
+def broadcast_json(value: Any) -> Any:
     """The JSON-ready value that the first process gives; what the others give is not looked at."""
     if jax.process_count() == 1:
         return value
-    encoded = np.frombuffer(json.dumps(value).encode() if jax.process_index() == 0 else b"", np.uint8)
+    encoded = np.frombuffer(
+        json.dumps(value).encode() if jax.process_index() == 0 else b"", np.uint8
+    )
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(encoded.size, np.int32)))
     text = bytearray()
-    for start in range(0, size, _PIECE):
-        piece = encoded[start : start + _PIECE]
-        padded = np.zeros(_bucket(min(_PIECE, size - start)), np.uint8)
+    for start in range(0, size, _CHUNK_BYTES):
+        piece = encoded[start : start + _CHUNK_BYTES]
+        padded = np.zeros(_next_power_of_two(min(_CHUNK_BYTES, size - start)), np.uint8)
         padded[: piece.size] = piece
         text += multihost_utils.broadcast_one_to_all(padded).tobytes()
     return json.loads(text[:size])
 
 
-def _bucket(size: int) -> int:
+def _next_power_of_two(size: int) -> int:
     """A power of two, so that sizes that change from call to call compile few programs."""
     return 1 << max(size - 1, 0).bit_length()

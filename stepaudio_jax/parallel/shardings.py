@@ -7,18 +7,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepaudio_jax.config import Rules
+from stepaudio_jax.config import ShardingRules
 
 
 class ShardingError(ValueError):
     """The rules cannot place a parameter on the mesh."""
 
 
-def parameter_shardings(axes: Any, parameters: Any, rules: Rules, mesh: Mesh) -> Any:
+def parameter_shardings(axes: Any, parameters: Any, rules: ShardingRules, mesh: Mesh) -> Any:
     """The sharding of every parameter of a tree.
 
     Args:
-        axes: each leaf the tuple of a parameter's logical axis names, as `models.logical_axes` gives them.
+        axes: each leaf the tuple of a parameter's logical axis names, as `models.logical_axes`
+        gives them.
         parameters: the same tree, each leaf with a shape (arrays, or the abstract tree).
         rules: logical axis -> mesh axes.
         mesh: where.
@@ -32,15 +33,19 @@ def parameter_shardings(axes: Any, parameters: Any, rules: Rules, mesh: Mesh) ->
         name = "/".join(str(key.key) for key in path)
         found = _problems(names, parameter.shape, rules, mesh.shape)
         problems.extend(f"{name}: {problem}" for problem in found)
-        return NamedSharding(mesh, PartitionSpec(*(_entry(rules, axis) for axis in names if not found)))
+        return NamedSharding(
+            mesh, PartitionSpec(*(_entry(rules, axis) for axis in names if not found))
+        )
 
-    shardings = jax.tree_util.tree_map_with_path(place, axes, parameters, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    shardings = jax.tree_util.tree_map_with_path(
+        place, axes, parameters, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
     if problems:
         raise ShardingError("; ".join(problems))
     return shardings
 
 
-def batch_sharding(rules: Rules, mesh: Mesh) -> NamedSharding:
+def batch_sharding(rules: ShardingRules, mesh: Mesh) -> NamedSharding:
     """Of every array of a batch: rows cut, the rest whole (the model cuts tokens itself where a rule says so)."""
     return NamedSharding(mesh, PartitionSpec(_entry(rules, "batch")))
 
@@ -50,14 +55,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _entry(rules: Rules, axis: str) -> tuple[str, ...] | None:
+def _entry(rules: ShardingRules, axis: str) -> tuple[str, ...] | None:
     return rules.mesh_axes(axis) or None
 
 
-def _problems(names: tuple[str, ...], shape: tuple[int, ...], rules: Rules, sizes: Mapping[str, int]) -> list[str]:
+def _problems(
+    names: tuple[str, ...], shape: tuple[int, ...], rules: ShardingRules, sizes: Mapping[str, int]
+) -> list[str]:
     """What keeps a parameter from being placed."""
     if len(names) != len(shape):
-        return [f"{len(names)} logical axes {names} for the {len(shape)} dimensions of shape {shape}"]
+        return [
+            f"{len(names)} logical axes {names} for the {len(shape)} dimensions of shape {shape}"
+        ]
     problems = []
     taken: dict[str, str] = {}
     for axis, size in zip(names, shape, strict=True):
@@ -68,6 +77,8 @@ def _problems(names: tuple[str, ...], shape: tuple[int, ...], rules: Rules, size
             problems.append(f"axis {axis!r} of size {size} cannot be cut into {parts} ({over})")
         for mesh_axis in mesh_axes:
             if mesh_axis in taken and sizes[mesh_axis] > 1:
-                problems.append(f"axes {taken[mesh_axis]!r} and {axis!r} are both cut over the mesh axis {mesh_axis!r}")
+                problems.append(
+                    f"axes {taken[mesh_axis]!r} and {axis!r} are both cut over the mesh axis {mesh_axis!r}"
+                )
             taken[mesh_axis] = axis
     return problems

@@ -1,7 +1,8 @@
 """The text of a compiled program, read: its computations, how often each of them runs, and the sizes of arrays.
 
-XLA's own cost analysis counts the body of a loop once; here every computation counts as often as it runs. How often a loop
-runs is what the compiler writes beside it or, where it writes nothing, the constant that its condition compares a counter with.
+XLA's own cost analysis counts the body of a loop once; here every computation counts as often as it
+runs. How often a loop runs is what the compiler writes beside it or, where it writes nothing, the
+constant that its condition compares a counter with.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ class HloError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruction:
+class HloInstruction:
     """One line of a computation: its name, its operation, the text of its result's type, and the line."""
 
     name: str
@@ -44,7 +45,7 @@ class Instruction:
         return found[1] if found else None
 
 
-class Module:
+class HloModule:
     """A compiled program.
 
     Args:
@@ -59,9 +60,9 @@ class Module:
     """
 
     def __init__(self, text: str) -> None:
-        self.computations: dict[str, list[Instruction]] = {}
+        self.computations: dict[str, list[HloInstruction]] = {}
         self.entry = ""
-        current: list[Instruction] | None = None
+        current: list[HloInstruction] | None = None
         for line in text.splitlines():
             header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line)
             if header:
@@ -70,12 +71,12 @@ class Module:
             elif line.rstrip() == "}":  # a kernel's attributes may begin a line with "}" too
                 current = None
             elif current is not None and (parts := _INSTRUCTION.match(line)):
-                current.append(Instruction(parts[1], parts[3], parts[2], line))
+                current.append(HloInstruction(parts[1], parts[3], parts[2], line))
         if not self.entry:
             raise HloError("the program has no entry computation")
 
     @functools.cached_property
-    def runs(self) -> dict[str, int | None]:
+    def run_counts(self) -> dict[str, int | None]:
         """Returns how often each computation runs; None for those in a loop of unknown length."""
         runs: dict[str, int | None] = dict.fromkeys(self.computations, 0)
 
@@ -99,18 +100,18 @@ class Module:
                     fused |= {called for called, _ in self.calls(instruction)}
         return [name for name in self.computations if name not in fused]
 
-    def times(self, computation: str) -> int:
+    def run_count(self, computation: str) -> int:
         """Returns how often a computation runs.
 
         Raises:
             HloError: the text does not tell, for it stands in a loop of unknown length.
         """
-        times = self.runs[computation]
+        times = self.run_counts[computation]
         if times is None:
             raise HloError(f"computation {computation} stands in a loop of unknown length")
         return times
 
-    def calls(self, instruction: Instruction) -> Iterator[tuple[str, int | None]]:
+    def calls(self, instruction: HloInstruction) -> Iterator[tuple[str, int | None]]:
         """Yields the computations that an instruction runs, and how often.
 
         The end of an asynchronous operation names the computation that its start has run.
@@ -120,20 +121,24 @@ class Module:
         times = self._trip_count(instruction.line) if instruction.operation == "while" else 1
         branches = r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)"
         names = re.findall(r"\b(?:body|condition|calls|to_apply)=\{?%?([\w.\-]+)", instruction.line)
-        for listed, named in re.findall(branches, instruction.line):  # each as if it were taken: the program does not tell
+        for listed, named in re.findall(
+            branches, instruction.line
+        ):  # each as if it were taken: the program does not tell
             names += re.findall(r"[\w.\-]+", listed or named)
         for called in names:
             if called in self.computations:
                 yield called, times
 
-    def inside(self, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
+    def fused_instructions(
+        self, instruction: HloInstruction
+    ) -> Iterator[tuple[str, HloInstruction]]:
         """Yields an instruction's parts, (computation, part), those of a fusion's fusions included; loops are not entered."""
         if instruction.operation in ("while", "conditional", "call"):
             return
         for called, _ in self.calls(instruction):
             for part in self.computations[called]:
                 yield called, part
-                yield from self.inside(part)
+                yield from self.fused_instructions(part)
 
     def shape(self, computation: str, name: str) -> list[int]:
         """Returns the shape of the first array that an instruction of a computation gives."""
@@ -154,38 +159,59 @@ class Module:
     def _trip_count(self, loop: str) -> int | None:
         """Returns how often the body of a loop runs.
 
-        A `jax.lax.scan` counts from 0 by 1 until its counter is not less than a constant; loops that the compiler makes of a
-        product and its collective count by 2.
+        A `jax.lax.scan` counts from 0 by 1 until its counter is not less than a constant; loops
+        that the compiler makes of a product and its collective count by 2.
         """
         stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop)
         if stated:
             return int(stated[1])
         named = re.search(r"condition=%?([\w.\-]+)", loop)
-        condition = {part.name: part for part in self.computations.get(named[1], ())} if named else {}
-        compared = next((part for part in condition.values() if "direction=LT" in part.line and "ROOT" in part.line), None)
+        condition = (
+            {part.name: part for part in self.computations.get(named[1], ())} if named else {}
+        )
+        compared = next(
+            (
+                part
+                for part in condition.values()
+                if "direction=LT" in part.line and "ROOT" in part.line
+            ),
+            None,
+        )
         if compared is None:
             return None
         counter, limit = compared.operands
         until = _constant(condition.get(limit))
-        return None if until is None else math.ceil(until / self._step(loop, condition.get(counter)))
+        return (
+            None if until is None else math.ceil(until / self._step(loop, condition.get(counter)))
+        )
 
-    def _step(self, loop: str, counter: Instruction | None) -> int:
+    def _step(self, loop: str, counter: HloInstruction | None) -> int:
         """Returns by how much a loop counts: 1 where its body does not show it."""
         body = re.search(r"body=%?([\w.\-]+)", loop)
         parts = {part.name: part for part in self.computations.get(body[1], ())} if body else {}
         index = counter.attribute("index") if counter is not None else None
-        result = next((part for part in parts.values() if "ROOT" in part.line and part.operation == "tuple"), None)
+        result = next(
+            (part for part in parts.values() if "ROOT" in part.line and part.operation == "tuple"),
+            None,
+        )
         if result is None or index is None or int(index) >= len(result.operands):
             return 1
         part, step = parts.get(result.operands[int(index)]), 0
         while part is not None and part.operation in ("add", "copy", "bitcast"):
             operands = [parts.get(name) for name in part.operands]
             step += sum(_constant(operand) or 0 for operand in operands)
-            part = next((operand for operand in operands if operand is not None and _constant(operand) is None), None)
+            part = next(
+                (
+                    operand
+                    for operand in operands
+                    if operand is not None and _constant(operand) is None
+                ),
+                None,
+            )
         return step if step > 0 and part is not None and part.attribute("index") == index else 1
 
 
-def _constant(instruction: Instruction | None) -> int | None:
+def _constant(instruction: HloInstruction | None) -> int | None:
     """Returns the value of a constant; None of anything else."""
     value = re.search(r" constant\((\d+)\)", instruction.line) if instruction is not None else None
     return int(value[1]) if value else None
@@ -215,8 +241,10 @@ def first_group(line: str) -> Sequence[int] | None:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
         dimensions = [int(size) for size in iota[3].split(",")]
-        order = [int(axis) for axis in iota[4].split(",")] if iota[4] else list(range(len(dimensions)))
-        return _first_of(dimensions, order, int(iota[2]))
+        order = (
+            [int(axis) for axis in iota[4].split(",")] if iota[4] else list(range(len(dimensions)))
+        )
+        return _first_members(dimensions, order, int(iota[2]))
     named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
     if named:
         axes = re.findall(r"('\w+')=(\d+)", named[1])
@@ -224,8 +252,10 @@ def first_group(line: str) -> Sequence[int] | None:
         names = [axis for axis, _ in axes]
         if not set(grouped) <= set(names):
             return None
-        order = [place for place, axis in enumerate(names) if axis not in grouped] + [names.index(axis) for axis in grouped]
-        return _first_of([int(size) for _, size in axes], order, group_size(line))
+        order = [place for place, axis in enumerate(names) if axis not in grouped] + [
+            names.index(axis) for axis in grouped
+        ]
+        return _first_members([int(size) for _, size in axes], order, group_size(line))
     pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
     return [int(pairs[1]), int(pairs[2])] if pairs else None
 
@@ -247,12 +277,14 @@ def group_size(line: str) -> int:
     raise HloError(f"a collective whose groups are not told: {line[:200]}")
 
 
-def _first_of(dimensions: Sequence[int], order: Sequence[int], count: int) -> list[int]:
+def _first_members(dimensions: Sequence[int], order: Sequence[int], count: int) -> list[int]:
     """Returns the first `count` of the numbers 0, 1, .. in an array of those dimensions, transposed to that order of axes."""
     strides = [math.prod(dimensions[axis + 1 :]) for axis in range(len(dimensions))]
     members = [0]
     for axis in order:  # the last of the order varies fastest
-        members = [member + step * strides[axis] for member in members for step in range(dimensions[axis])]
+        members = [
+            member + step * strides[axis] for member in members for step in range(dimensions[axis])
+        ]
     return members[:count]
 
 

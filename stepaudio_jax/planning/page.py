@@ -22,7 +22,9 @@ def heading(
     flags: Sequence[str] = (),
 ) -> list[str]:
     """The first lines: what was planned, where, by which compiler, how hard it tried, and with which of the user's flags."""
-    axes = " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
+    axes = (
+        " x ".join(f"{axis} {devices}" for axis, devices in mesh.items() if devices > 1) or "1 chip"
+    )
     compiled = f"compiled by {compiler_version} in {seconds:.0f} s"
     if effort == "quick":
         compiled += " with little effort; some percent more or less memory in the job's own program (--effort=full)"
@@ -39,7 +41,7 @@ def memory(parts: Mapping[str, int]) -> list[str]:
     return [f"  {name:20s}{size(taken)}" for name, taken in parts.items()]
 
 
-def verdict(fits: bool, available: int, peak: int) -> str:
+def fit_summary(fits: bool, available: int, peak: int) -> str:
     """Whether it fits, and by how much."""
     spare = size(abs(available - peak)).strip()
     return f"it fits, {spare} to spare" if fits else f"it does NOT fit: {spare} too much"

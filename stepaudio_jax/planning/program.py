@@ -17,14 +17,15 @@ import jax
 
 from stepaudio_jax.config import Config, ConfigError, LoRAConfig
 from stepaudio_jax.data import abstract_batch, batch_shape
-from stepaudio_jax.parallel import batch_sharding, make_mesh, replicated, require_whole_rows
+from stepaudio_jax.parallel import batch_sharding, check_batch_divisible, make_mesh, replicated
 from stepaudio_jax.planning.effort import COMPILER_OPTIONS, Effort
 from stepaudio_jax.planning.topology import Topology
-from stepaudio_jax.tpu_compiler import MACHINE
-from stepaudio_jax.training import describe_stage, make_train_step
+from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
+from stepaudio_jax.training import abstract_train_state, make_train_step
 from stepaudio_jax.training.initial import initial_adapter
 
-# What the TPU compiler says of a program that does not fit. It calls temporaries what is arguments, outputs and temporaries.
+# What the TPU compiler says of a program that does not fit. It calls temporaries what is arguments,
+# outputs and temporaries.
 _REFUSED = re.compile(r"total memory required for \S+ temporaries \((\d+\.?\d*)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -39,7 +40,9 @@ class Footprint:
     peak: int
 
 
-def compile_lowered(lowered: Any, arguments: Any, effort: Effort = "full", kind: str = "") -> tuple[Any | None, Footprint]:
+def compile_lowered(
+    lowered: Any, arguments: Any, effort: Effort = "full", kind: str = ""
+) -> tuple[Any | None, Footprint]:
     """Compiles a program; None for one that the compiler refuses because it cannot fit, with what it would take.
 
     Args:
@@ -55,11 +58,21 @@ def compile_lowered(lowered: Any, arguments: Any, effort: Effort = "full", kind:
         refused = _REFUSED.search(str(error))
         if refused is None:
             raise
-        held, peak = shard_bytes(arguments), int(float(refused[1]) * _UNITS[refused[2]])
+        held, peak = bytes_per_device(arguments), int(float(refused[1]) * _UNITS[refused[2]])
         return None, Footprint(held, max(0, peak - held), 0, peak)
     used = compiled.memory_analysis()
-    peak = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-    return compiled, Footprint(used.argument_size_in_bytes, used.temp_size_in_bytes, used.generated_code_size_in_bytes, peak)
+    peak = (
+        used.argument_size_in_bytes
+        + used.temp_size_in_bytes
+        + used.output_size_in_bytes
+        - used.alias_size_in_bytes
+    )
+    return compiled, Footprint(
+        used.argument_size_in_bytes,
+        used.temp_size_in_bytes,
+        used.generated_code_size_in_bytes,
+        peak,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +95,7 @@ class CompiledStep:
     devices: Sequence[Any]
 
 
-def topology_devices(topology: Topology) -> Sequence[Any]:
+def compile_only_devices(topology: Topology) -> Sequence[Any]:
     """The chips of a topology as compile-only devices.
 
     Raises:
@@ -94,20 +107,24 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     options: dict[str, Any] = {"wrap": topology.wrap}
     if topology.slices > 1:
         options["num_slices"] = topology.slices
-    if topology.chip.cores_named and topology.chip.devices == 1:  # both cores of a chip as one device, as the runtime has them
+    if (
+        topology.chip.named_by_cores and topology.chip.devices == 1
+    ):  # both cores of a chip as one device, as the runtime has them
         options["chip_config_name"] = "megacore"
     if math.prod(topology.shape) == 1:  # a machine is otherwise taken to have four chips
         options["chips_per_host_bounds"] = (1, 1, 1)
     check_compiler_flags(compiler_flags())
     try:
         with _compiler_settings():
-            return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=name, **options
+            ).devices
     except (RuntimeError, ValueError, ImportError) as error:
         raise ConfigError(f"topology {topology.name}: {str(error).splitlines()[0]}") from None
 
 
-# Without it libtpu 0.0.42.1 ends the process (offload_collective_strategies.cc: "Check failed") when it compiles an all-reduce
-# for Ironwood, of any size that was tried.
+# Without it libtpu 0.0.42.1 ends the process (offload_collective_strategies.cc: "Check failed")
+# when it compiles an all-reduce for Ironwood, of any size that was tried.
 _NEEDED_OPTIONS = {"tpu7x": {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": False}}
 
 
@@ -120,7 +137,11 @@ def compiler_flags(kind: str = "") -> tuple[str, ...]:
 def _needed_options(kind: str) -> dict[str, bool]:
     """Returns what the compiler is told for a kind of chip, where the user says nothing of it."""
     said = os.environ.get("LIBTPU_INIT_ARGS", "")
-    return {name: value for name, value in _NEEDED_OPTIONS.get(kind, {}).items() if f"--{name}" not in said}
+    return {
+        name: value
+        for name, value in _NEEDED_OPTIONS.get(kind, {}).items()
+        if f"--{name}" not in said
+    }
 
 
 @functools.cache
@@ -132,12 +153,17 @@ def check_compiler_flags(flags: tuple[str, ...]) -> None:
     """
     if not flags:
         return
-    program = "from jax.experimental import topologies; topologies.get_topology_desc('v5e:2x2', 'tpu')"
+    program = (
+        "from jax.experimental import topologies; topologies.get_topology_desc('v5e:2x2', 'tpu')"
+    )
     with _compiler_settings():
         started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if started.returncode != 0:
         said = [line for line in started.stderr.splitlines() if line.strip()]
-        reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "the compiler does not start")
+        reason = next(
+            (line for line in said if line.startswith("ERROR")),
+            said[-1] if said else "the compiler does not start",
+        )
         raise ConfigError(f"LIBTPU_INIT_ARGS={' '.join(flags)!r}: {reason}")
 
 
@@ -148,10 +174,14 @@ def compiler_version() -> str:
     try:
         return f"libtpu {importlib.metadata.version('libtpu')}"
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError('there is no TPU compiler here; install it with pip install "stepaudio-jax[tpu]"') from None
+        raise ConfigError(
+            'there is no TPU compiler here; install it with pip install "stepaudio-jax[tpu]"'
+        ) from None
 
 
-def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Effort = "full", kind: str = "") -> CompiledStep:
+def compile_train_step(
+    config: Config, index: int, devices: Sequence[Any], effort: Effort = "full", kind: str = ""
+) -> CompiledStep:
     """Compiles the train step of stage `index` for those devices, chips of that kind; nothing is allocated.
 
     Raises:
@@ -159,22 +189,29 @@ def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Eff
         ShardingError: the rules cannot place a parameter.
     """
     compute = config.compute
-    if compute.attention == "auto":  # what "auto" is on a TPU; here it would be the kernel of this machine
+    if (
+        compute.attention == "auto"
+    ):  # what "auto" is on a TPU; here it would be the kernel of this machine
         compute = dataclasses.replace(compute, attention="splash")
     config = dataclasses.replace(config, compute=compute)
     stage = config.stages[index]
     mesh = make_mesh(config.mesh, devices)
-    require_whole_rows(config, mesh)
+    check_batch_divisible(config, mesh)
     started = time.perf_counter()
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # a mesh of chips that are not here holds no array
-        start = describe_stage(config, index, config.model, mesh, adapter_of_run(config))
+    with jax.sharding.use_abstract_mesh(
+        mesh.abstract_mesh
+    ):  # a mesh of chips that are not here holds no array
+        start = abstract_train_state(
+            config, index, config.model, mesh, find_initial_adapter(config)
+        )
         rows = batch_sharding(compute.rules, mesh)
         shape = batch_shape(stage.data, stage.auxiliary, pad_token=0)
         batch = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), abstract_batch(stage.data.rows, shape)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
+            abstract_batch(stage.data.batch_size, shape),
         )
         step = jax.jit(
-            make_train_step(start.definition, stage, start.optimizer),
+            make_train_step(start.model_def, stage, start.optimizer),
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
@@ -183,14 +220,14 @@ def compile_step(config: Config, index: int, devices: Sequence[Any], effort: Eff
     return CompiledStep(
         compiled,
         footprint,
-        parameter_bytes=shard_bytes((start.abstract.trainable, start.abstract.frozen)),
-        optimizer_bytes=shard_bytes(start.abstract.optimizer),
+        parameter_bytes=bytes_per_device((start.abstract.trainable, start.abstract.frozen)),
+        optimizer_bytes=bytes_per_device(start.abstract.optimizer),
         compile_seconds=time.perf_counter() - started,
         devices=list(mesh.devices.flat),
     )
 
 
-def shard_bytes(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Bytes of one device's part of a tree of shapes with shardings."""
     total = 0
     for leaf in jax.tree.leaves(tree):
@@ -201,7 +238,7 @@ def shard_bytes(tree: Any) -> int:
     return total
 
 
-def program_text(compiled: Any) -> str | None:
+def optimized_hlo(compiled: Any) -> str | None:
     """The optimised HLO; None where the compiler is newer than JAX, and has written what JAX cannot read."""
     try:
         text: str = compiled.as_text()
@@ -212,7 +249,7 @@ def program_text(compiled: Any) -> str | None:
     return text
 
 
-def adapter_of_run(config: Config) -> LoRAConfig | None:
+def find_initial_adapter(config: Config) -> LoRAConfig | None:
     """Returns the adapter beside the initial decoder; None also where the folders of the initial weights are not here."""
     initial = config.initial
     folders = [folder for folder in (initial.model, initial.encoder, initial.decoder) if folder]
@@ -223,7 +260,7 @@ def adapter_of_run(config: Config) -> LoRAConfig | None:
 def _compiler_settings() -> Iterator[None]:
     """Lets the TPU compiler start where there is no TPU: it must not ask the machine which one it has."""
     settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for name, value in MACHINE.items():
+    for name, value in TPU_ENVIRONMENT.items():
         settings[name] = os.environ.get(name, value)
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

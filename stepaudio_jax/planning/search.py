@@ -5,49 +5,59 @@ import math
 from collections.abc import Iterator
 
 from stepaudio_jax.config import Config, ConfigError, override
-from stepaudio_jax.planning.effort import Effort, decided
-from stepaudio_jax.planning.plan import Plan, make_plan
+from stepaudio_jax.planning.effort import Effort, escalate_if_tight
+from stepaudio_jax.planning.plan import TrainPlan, make_train_plan
 from stepaudio_jax.planning.topology import Topology
 
-_MOST_CANDIDATES = 3
+_MAX_CANDIDATES = 3
 
 
-def plan_job(config: Config, stage: str, topology: Topology, effort: Effort = "full") -> Plan:
+def plan_training(
+    config: Config, stage: str, topology: Topology, effort: Effort = "full"
+) -> TrainPlan:
     """The plan of a stage with its own settings, or with the fewest changes that make it fit.
 
-    Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. A slice whose size is no power of
-    two gets a mesh that cuts the decoder evenly. If none fits, the plan of the smallest is returned, and says by how much.
+    Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. A
+    slice whose size is no power of two gets a mesh that cuts the decoder evenly. If none fits, the
+    plan of the smallest is returned, and says by how much.
 
     Args:
         config: of the run; its mesh is for the topology.
         stage: a stage's name or number.
         topology: where.
-        effort: the compiler's; where a "quick" plan leaves little room or none, it is made in "full".
+        effort: the compiler's; where a "quick" plan leaves little room or none, it is made in
+            "full".
 
     Raises:
-        ConfigError, ShardingError: as of `make_plan`.
+        ConfigError, ShardingError: as of `make_train_plan`.
     """
     index = stage_index(config, stage)
-    best: Plan | None = None
-    mesh = _even_mesh(config, topology)
-    config = _changed(config, mesh)
+    best: TrainPlan | None = None
+    mesh = _evenly_dividing_mesh(config, topology)
+    config = _with_overrides(config, mesh)
     for number, candidate in enumerate(_candidates(config, index, topology)):
         settings = (*mesh, *candidate)
-        plan = decided(functools.partial(make_plan, _changed(config, candidate), index, topology, settings), effort)
+        plan = escalate_if_tight(
+            functools.partial(
+                make_train_plan, _with_overrides(config, candidate), index, topology, settings
+            ),
+            effort,
+        )
         if best is None or plan.peak_bytes_per_chip < best.peak_bytes_per_chip:
             best = plan
         state_too_large = plan.argument_bytes_per_chip > plan.memory_bytes_per_chip
-        if plan.fits or state_too_large or number + 1 == _MOST_CANDIDATES:
+        if plan.fits or state_too_large or number + 1 == _MAX_CANDIDATES:
             break
     assert best is not None
     return best
 
 
-def _even_mesh(config: Config, topology: Topology) -> tuple[str, ...]:
+def _evenly_dividing_mesh(config: Config, topology: Topology) -> tuple[str, ...]:
     """Overrides for a mesh that the model's dimensions can be cut by, on a slice whose size is no power of two.
 
-    Where the configuration leaves all devices to `fsdp` and those of 192 chips, say, do not divide the decoder's width, the odd
-    part of their number goes to `data`: three copies of the weights, each cut over 64 chips.
+    Where the configuration leaves all devices to `fsdp` and those of 192 chips, say, do not divide
+    the decoder's width, the odd part of their number goes to `data`: three copies of the weights,
+    each cut over 64 chips.
     """
     if config.mesh.fsdp != -1 or config.mesh.data != 1:
         return ()
@@ -60,24 +70,33 @@ def _even_mesh(config: Config, topology: Topology) -> tuple[str, ...]:
 
 def _candidates(config: Config, index: int, topology: Topology) -> Iterator[tuple[str, ...]]:
     """Overrides to try, the fewest changes first."""
-    data, accumulation = config.stages[index].data, config.stages[index].gradient_accumulation
+    data, accumulation = config.stages[index].data, config.stages[index].gradient_accumulation_steps
     key = f"stages.{index}"
     sizes = config.mesh.sizes(topology.devices)
     parts = math.prod(sizes[axis] for axis in config.compute.rules.batch)
-    rows = math.ceil(data.rows / parts) * parts
-    whole: tuple[str, ...] = () if rows == data.rows else (f"{key}.data.rows={rows}",)
+    rows = math.ceil(data.batch_size / parts) * parts
+    whole: tuple[str, ...] = () if rows == data.batch_size else (f"{key}.data.batch_size={rows}",)
     evaluation = config.stages[index].evaluation
-    if evaluation.enabled and evaluation.data.rows % parts:
-        whole += (f"{key}.evaluation.data.rows={math.ceil(evaluation.data.rows / parts) * parts}",)
-    smallest = (*whole, f"{key}.gradient_accumulation={rows // parts}")  # one row a chip in each micro-batch
-    yield whole if rows % (parts * accumulation) == 0 else (*whole, f"{key}.gradient_accumulation=1")
+    if evaluation.enabled and evaluation.data.batch_size % parts:
+        whole += (
+            f"{key}.evaluation.data.batch_size={math.ceil(evaluation.data.batch_size / parts) * parts}",
+        )
+    smallest = (
+        *whole,
+        f"{key}.gradient_accumulation_steps={rows // parts}",
+    )  # one row a chip in each micro-batch
+    yield (
+        whole
+        if rows % (parts * accumulation) == 0
+        else (*whole, f"{key}.gradient_accumulation_steps=1")
+    )
     if rows // parts > accumulation:
         yield smallest
     if config.stages[index].optimizer.moment_dtype != "bfloat16":
         yield (*smallest, f"{key}.optimizer.moment_dtype=bfloat16")
 
 
-def _changed(config: Config, settings: tuple[str, ...]) -> Config:
+def _with_overrides(config: Config, settings: tuple[str, ...]) -> Config:
     for setting in settings:
         key, _, text = setting.partition("=")
         config = override(config, (key, text))

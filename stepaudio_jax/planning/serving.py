@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.generation.layout import slot_shardings, weight_shardings, writing_mesh
+from stepaudio_jax.generation.layout import decode_mesh, slot_shardings, weight_shardings
 from stepaudio_jax.models import (
     CacheDtype,
     Parameters,
@@ -20,25 +20,25 @@ from stepaudio_jax.models import (
     cache_bytes,
     quantize_weights,
     quantized_shardings,
-    unstack,
+    unstack_layers,
 )
 from stepaudio_jax.parallel import replicated
-from stepaudio_jax.planning.page import heading, memory, verdict
+from stepaudio_jax.planning.page import fit_summary, heading, memory
 from stepaudio_jax.planning.program import (
     Footprint,
+    bytes_per_device,
     compile_lowered,
+    compile_only_devices,
     compiler_flags,
     compiler_version,
-    shard_bytes,
-    topology_devices,
 )
 from stepaudio_jax.planning.topology import Topology
 
 ServingProgram = Literal["prefill", "decode"]
 
 _STEPS = 16  # tokens a call of `decode`, as the engine's default
-_CLOSING = 4  # tokens that end a reasoning by force
-_MOST_COMPILATIONS = 5
+_FORCED_SUFFIX_TOKENS = 4  # tokens that end a reasoning by force
+_MAX_COMPILATIONS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,18 +48,22 @@ class ServingPlan:
     Attributes:
         topology, chips, mesh: where.
         program: "decode", or "prefill" of one prompt that fills a slot.
-        slots, slot_tokens: of the engine that was compiled: the most slots that were found to fit, or what does not fit.
+        slots, slot_tokens: of the engine that was compiled: the most slots that were found to fit,
+        or what does not fit.
         cache_dtype: of keys and values.
-        fits: as in `Plan`.
-        memory_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `Plan`.
-        peak_bytes_per_chip: as in `Plan`; of "decode" with the slots of the engine, a prompt that fills a slot beside them:
-            it is read between the calls, and kept while replies to it wait for a slot.
+        fits: as in `TrainPlan`.
+        memory_bytes_per_chip, argument_bytes_per_chip, temporary_bytes_per_chip: as in `TrainPlan`.
+        peak_bytes_per_chip: as in `TrainPlan`; of "decode" with the slots of the engine, a prompt
+            that fills a slot beside them: it is read between the calls, and kept while replies to
+            it wait for a slot.
         parameter_bytes_per_chip, cache_bytes_per_chip: of the arguments.
-        prompt_bytes_per_chip: what reading that prompt takes beside weights and slots, temporaries included.
-        step_seconds: no decoding step with all slots full is faster: the decoder's weights and the cache are read once, at the
-            memory's bandwidth. For "prefill": the prompt's operations at the chip's peak.
+        prompt_bytes_per_chip: what reading that prompt takes beside weights and slots, temporaries
+        included.
+        step_seconds: no decoding step with all slots full is faster: the decoder's weights and the
+            cache are read once, at the memory's bandwidth. For "prefill": the prompt's operations
+            at the chip's peak.
         tokens_per_second: the bound that it implies, all slots together.
-        compile_seconds, compiler_version, compiler_flags: of this compilation, see `Plan`.
+        compile_seconds, compiler_version, compiler_flags: of this compilation, see `TrainPlan`.
     """
 
     topology: str
@@ -100,29 +104,44 @@ def plan_serving(
 ) -> ServingPlan:
     """Compiles an engine's program for a topology, with as many slots as fit.
 
-    Computation is in bf16, and so are the weights unless the decoder's matrices are asked for in int8. Heads are cut over as
-    many chips as divide them; what remains replicates the weights and shares out the slots.
+    Computation is in bf16, and so are the weights unless the decoder's matrices are asked for in
+    int8. Heads are cut over as many chips as divide them; what remains replicates the weights and
+    shares out the slots.
 
     Raises:
-        ConfigError, ShardingError: the model cannot be cut for the topology, or there is no compiler for it.
+        ConfigError, ShardingError: the model cannot be cut for the topology, or there is no
+            compiler for it.
     """
     version = compiler_version()
     attention = "splash" if compute.attention == "auto" else compute.attention
-    compute = dataclasses.replace(compute, dtype="bfloat16", param_dtype="bfloat16", remat="none", attention=attention)
-    mesh = writing_mesh(config, topology_devices(topology), slices=topology.slices)
+    compute = dataclasses.replace(
+        compute, dtype="bfloat16", param_dtype="bfloat16", remat="none", attention=attention
+    )
+    mesh = decode_mesh(config, compile_only_devices(topology), slices=topology.slices)
     tensor = mesh.shape["tensor"]
     per_slot = cache_bytes(config.decoder, slot_tokens, cache_dtype) // tensor
     parameters = _abstract_parameters(config, compute, mesh, int8_weights)
-    job = _Job(device.Program(config, compute, cache_dtype), parameters, topology, mesh, version, slot_tokens)
+    job = _Job(
+        device.EngineSpec(config, compute, cache_dtype),
+        parameters,
+        topology,
+        mesh,
+        version,
+        slot_tokens,
+    )
     prompt, prefill = job.prefill()
     if program == "prefill":
         return prefill
-    free = topology.chip.memory_bytes - shard_bytes(parameters) - (prompt.peak - prompt.arguments)
+    free = topology.chip.hbm_bytes - bytes_per_device(parameters) - (prompt.peak - prompt.arguments)
     replicas = topology.devices // tensor
-    return most_slots(lambda slots: job.decode(slots * replicas, prompt), max(1, free // per_slot), per_slot)
+    return max_slots_that_fit(
+        lambda slots: job.decode(slots * replicas, prompt), max(1, free // per_slot), per_slot
+    )
 
 
-def most_slots(compiled: Callable[[int], ServingPlan], most: int, per_slot: int) -> ServingPlan:
+def max_slots_that_fit(
+    compiled: Callable[[int], ServingPlan], most: int, per_slot: int
+) -> ServingPlan:
     """The plan with the most slots that fit, or one that does not where none was found to.
 
     Args:
@@ -132,7 +151,7 @@ def most_slots(compiled: Callable[[int], ServingPlan], most: int, per_slot: int)
     """
     fits: ServingPlan | None = None
     slots, least, too_many = most, 0, most + 1
-    for _ in range(_MOST_COMPILATIONS):
+    for _ in range(_MAX_COMPILATIONS):
         plan = compiled(slots)
         room = (plan.memory_bytes_per_chip - plan.peak_bytes_per_chip) // per_slot
         if plan.fits:
@@ -141,13 +160,14 @@ def most_slots(compiled: Callable[[int], ServingPlan], most: int, per_slot: int)
             too_many, room = slots, min(room, -1)
         if room == 0 or too_many <= least + 1:
             break
-        # As if temporaries were the same for any number; where they grow with it, halving finds it too.
+        # As if temporaries were the same for any number; where they grow with it, halving finds it
+        # too.
         guess = slots + room
         slots = guess if least < guess < too_many else (least + too_many) // 2
     return fits or plan
 
 
-def serving_as_text(plan: ServingPlan) -> str:
+def serving_plan_report(plan: ServingPlan) -> str:
     """The plan as a page of text; bytes in 10^9."""
     parts = {
         "parameters": plan.parameter_bytes_per_chip,
@@ -161,14 +181,21 @@ def serving_as_text(plan: ServingPlan) -> str:
     return "\n".join(
         [
             *heading(
-                *(plan.program, plan.topology, plan.chips, plan.mesh, plan.compiler_version, plan.compile_seconds),
+                *(
+                    plan.program,
+                    plan.topology,
+                    plan.chips,
+                    plan.mesh,
+                    plan.compiler_version,
+                    plan.compile_seconds,
+                ),
                 flags=plan.compiler_flags,
             ),
             f"memory of a chip, {what} of {plan.slot_tokens} tokens, cache in {plan.cache_dtype}",
             *memory(parts),
             "",
             f"no faster than {1e3 * plan.step_seconds:.2f} ms, at most {plan.tokens_per_second:.0f} tokens/s",
-            verdict(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
+            fit_summary(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
         ]
     )
 
@@ -177,7 +204,7 @@ def serving_as_text(plan: ServingPlan) -> str:
 class _Job:
     """An engine's programs, to be compiled."""
 
-    engine: device.Program
+    engine: device.EngineSpec
     parameters: Any
     topology: Topology
     mesh: Mesh
@@ -191,31 +218,60 @@ class _Job:
             ids, is_audio = self._whole(jnp.int32, tokens), self._whole(jnp.bool_, tokens)
             audio = self._whole(jnp.float32, tokens, self.engine.config.decoder.hidden)
             length = self._whole(jnp.int32)
-            traced = device.prefill.trace(self.engine, self.parameters, ids, length, audio, is_audio)
+            traced = device.prefill.trace(
+                self.engine, self.parameters, ids, length, audio, is_audio
+            )
             compiled, used = compile_lowered(
                 traced.lower(lowering_platforms=("tpu",)), self.parameters, kind=self.topology.kind
             )
-        operations = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_used_for_a_token(self.parameters))) * tokens
+        operations = (
+            2.0
+            * sum(
+                math.prod(leaf.shape)
+                for leaf in jax.tree.leaves(_per_token_weights(self.parameters))
+            )
+            * tokens
+        )
         seconds = operations / (self.topology.devices * self.topology.chip.flops)
         figures = {"cache": 0, "prompt": used.peak - used.arguments, "peak": used.peak}
-        return used, self._plan("prefill", 1, compiled, used, **figures, seconds=seconds, tokens=tokens, started=started)
+        return used, self._plan(
+            "prefill", 1, compiled, used, **figures, seconds=seconds, tokens=tokens, started=started
+        )
 
     def decode(self, slots: int, prompt: Footprint) -> ServingPlan:
         """Of so many slots in all, which a prompt is read beside."""
         started = time.perf_counter()
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             held = _abstract_slots(self.engine, slots, self.slot_tokens, self.mesh)
-            closing, until_free = self._whole(jnp.int32, _CLOSING), self._whole(jnp.bool_)
-            traced = device.decode.trace(self.engine, self.parameters, held, closing, until_free, _STEPS)
-            compiled, used = compile_lowered(
-                traced.lower(lowering_platforms=("tpu",)), (self.parameters, held), kind=self.topology.kind
+            closing, stop_when_slot_frees = (
+                self._whole(jnp.int32, _FORCED_SUFFIX_TOKENS),
+                self._whole(jnp.bool_),
             )
-        cache, reading = shard_bytes(held.caches), prompt.peak - prompt.arguments
-        seconds = (shard_bytes(_used_for_a_token(self.parameters)) + cache) / self.topology.chip.memory_bandwidth
+            traced = device.decode.trace(
+                self.engine, self.parameters, held, closing, stop_when_slot_frees, _STEPS
+            )
+            compiled, used = compile_lowered(
+                traced.lower(lowering_platforms=("tpu",)),
+                (self.parameters, held),
+                kind=self.topology.kind,
+            )
+        cache, reading = bytes_per_device(held.caches), prompt.peak - prompt.arguments
+        seconds = (
+            bytes_per_device(_per_token_weights(self.parameters)) + cache
+        ) / self.topology.chip.hbm_bandwidth
         kept = reading - prompt.temporaries  # the prompt's keys and values
         peak = max(used.peak + kept, used.arguments + reading)
         figures = {"cache": cache, "prompt": reading, "peak": peak}
-        return self._plan("decode", slots, compiled, used, **figures, seconds=seconds, tokens=slots, started=started)
+        return self._plan(
+            "decode",
+            slots,
+            compiled,
+            used,
+            **figures,
+            seconds=seconds,
+            tokens=slots,
+            started=started,
+        )
 
     def _plan(
         self,
@@ -231,7 +287,7 @@ class _Job:
         tokens: int,
         started: float,
     ) -> ServingPlan:
-        available = self.topology.chip.memory_bytes
+        available = self.topology.chip.hbm_bytes
         return ServingPlan(
             topology=self.topology.name,
             chips=self.topology.chips,
@@ -245,7 +301,7 @@ class _Job:
             peak_bytes_per_chip=peak,
             argument_bytes_per_chip=used.arguments,
             temporary_bytes_per_chip=used.temporaries,
-            parameter_bytes_per_chip=shard_bytes(self.parameters),
+            parameter_bytes_per_chip=bytes_per_device(self.parameters),
             cache_bytes_per_chip=cache,
             prompt_bytes_per_chip=prompt,
             step_seconds=seconds,
@@ -259,25 +315,35 @@ class _Job:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
 
 
-def _used_for_a_token(parameters: Any) -> Any:
+def _per_token_weights(parameters: Any) -> Any:
     """The weights that every token takes part in: of the embeddings it is one row, where they are no head as well."""
     decoder = parameters["decoder"]
-    return {name: part for name, part in decoder.items() if name != "embedding" or "head" not in decoder}
+    return {
+        name: part for name, part in decoder.items() if name != "embedding" or "head" not in decoder
+    }
 
 
-def _abstract_parameters(config: ModelConfig, compute: ComputeConfig, mesh: Mesh, int8_weights: bool) -> Any:
+def _abstract_parameters(
+    config: ModelConfig, compute: ComputeConfig, mesh: Mesh, int8_weights: bool
+) -> Any:
     """The unstacked tree as shapes and shardings."""
 
     def made(parameters: Parameters) -> Parameters:
-        return unstack(quantize_weights(config, parameters) if int8_weights else parameters)
+        return unstack_layers(quantize_weights(config, parameters) if int8_weights else parameters)
 
     shapes = jax.eval_shape(made, abstract_parameters(config, compute))
-    return jax.tree.map(_at, shapes, quantized_shardings(shapes, weight_shardings(config, compute, mesh)))
+    return jax.tree.map(
+        _at, shapes, quantized_shardings(shapes, weight_shardings(config, compute, mesh))
+    )
 
 
-def _abstract_slots(program: device.Program, slots: int, tokens: int, mesh: Mesh) -> device.Slots:
+def _abstract_slots(
+    program: device.EngineSpec, slots: int, tokens: int, mesh: Mesh
+) -> device.Slots:
     shapes = jax.eval_shape(lambda: device.empty_slots(program, slots, tokens))
-    placed: device.Slots = jax.tree.map(_at, shapes, slot_shardings(shapes, program.compute.rules, mesh))
+    placed: device.Slots = jax.tree.map(
+        _at, shapes, slot_shardings(shapes, program.compute.rules, mesh)
+    )
     return placed
 
 

@@ -7,7 +7,7 @@ import re
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.parallel import CHIPS, Chip
 
-_OTHER_NAMES = {
+_KIND_ALIASES = {
     "v5litepod": "v5e",
     "v5lite": "v5e",
     "v5": "v5p",
@@ -23,7 +23,16 @@ _GPU = re.compile(
 _CUBE = 4  # chips along each edge of the cubes that v4, v5p and Ironwood are built of
 _RING = 16  # chips along an axis of v5e and v6e whose ends are linked
 _SHAPES_BELOW_A_CUBE = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
-_FLAT_SHAPES = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+_FLAT_SHAPES = {
+    1: (1, 1),
+    4: (2, 2),
+    8: (2, 4),
+    16: (4, 4),
+    32: (4, 8),
+    64: (8, 8),
+    128: (8, 16),
+    256: (16, 16),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +68,13 @@ class Topology:
     def wrap(self) -> tuple[bool, bool, bool]:
         """Tells for each axis whether the chips at its two ends are linked; a missing third axis has no link.
 
-        v4, v5p and Ironwood are built of cubes of 4 x 4 x 4 chips, and optical switches link the ends of every axis of a slice
-        of whole cubes; a smaller slice has no such links, also along its axes of 4. v5e and v6e link the ends of an axis of 16.
-        Sources: Austin et al., "How to Scale Your Model" (2025), chapter "How to Think About TPUs", "TPU Networking";
-        MaxText's `accelerator_to_spec_map.py`.
+        v4, v5p and Ironwood are built of cubes of 4 x 4 x 4 chips, and optical switches link the
+        ends of every axis of a slice of whole cubes; a smaller slice has no such links, also along
+        its axes of 4. v5e and v6e link the ends of an axis of 16. Sources: Austin et al., "How to
+        Scale Your Model" (2025), chapter "How to Think About TPUs", "TPU Networking"; MaxText's
+        `accelerator_to_spec_map.py`.
         """
-        if self.chip.axes == 3:
+        if self.chip.torus_dims == 3:
             wrapped = all(size % _CUBE == 0 for size in self.shape)
             return (wrapped, wrapped, wrapped)
         first, second = self.shape
@@ -89,7 +99,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     shaped = re.fullmatch(r"(\w+)[:-](\d+(?:x\d+)+)", text)
     counted = re.fullmatch(r"(\w+)-(\d+)", text)
     match = shaped or counted
-    kind = _OTHER_NAMES.get(match[1], match[1]) if match else ""
+    kind = _KIND_ALIASES.get(match[1], match[1]) if match else ""
     if match is None or kind not in CHIPS:
         if _GPU.search(re.sub(r"^\d+ *x *", "", text)):
             raise ConfigError(
@@ -104,13 +114,15 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     chip = CHIPS[kind]
     if shaped:
         shape = tuple(int(size) for size in shaped[2].split("x"))
-        if len(shape) != chip.axes or 0 in shape:
-            raise ConfigError(f"topology {name!r}: a slice of {kind} has {chip.axes} axes, each of at least one chip")
+        if len(shape) != chip.torus_dims or 0 in shape:
+            raise ConfigError(
+                f"topology {name!r}: a slice of {kind} has {chip.torus_dims} axes, each of at least one chip"
+            )
     else:
         shape = _shape_of_size(name, kind, int(match[2]))
-    if math.prod(shape) > chip.pod_chips:
+    if math.prod(shape) > chip.max_slice_chips:
         raise ConfigError(
-            f"topology {name!r} has {math.prod(shape)} chips, and a pod of {kind} has {chip.pod_chips}; "
+            f"topology {name!r} has {math.prod(shape)} chips, and a pod of {kind} has {chip.max_slice_chips}; "
             "write a smaller slice, and --slices for several of them"
         )
     return Topology(kind, shape, slices)
@@ -119,7 +131,8 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 def _shape_of_size(name: str, kind: str, count: int) -> tuple[int, ...]:
     """Returns the shape in which Google lays out a slice that is asked for by its size.
 
-    That is the most cubic one. Source: the tables of https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x.
+    That is the most cubic one. Source: the tables of https://cloud.google.com/tpu/docs/v4, /v5e,
+    /v5p, /v6e and /tpu7x.
 
     Args:
         name: what the user wrote.
@@ -127,9 +140,9 @@ def _shape_of_size(name: str, kind: str, count: int) -> tuple[int, ...]:
         count: of cores or chips, as Google counts them for that kind.
     """
     chip = CHIPS[kind]
-    chips, rest = divmod(count, 2 if chip.cores_named else 1)
-    unit = "cores, two a chip" if chip.cores_named else "chips"
-    if chip.axes == 2:
+    chips, rest = divmod(count, 2 if chip.named_by_cores else 1)
+    unit = "cores, two a chip" if chip.named_by_cores else "chips"
+    if chip.torus_dims == 2:
         if chips not in _FLAT_SHAPES:
             sizes = ", ".join(map(str, _FLAT_SHAPES))
             raise ConfigError(

@@ -65,15 +65,27 @@ def _parameters(model: ModelConfig) -> float:
 
 def _loss_curve(run_dir: pathlib.Path) -> str:
     """Training and held-out loss at some twenty steps, as a Markdown table."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     training = {line["step"]: line for line in lines if "loss/next_token" in line}
-    held_out = {line["step"]: line["evaluation/loss"] for line in lines if "evaluation/loss" in line}
+    held_out = {
+        line["step"]: line["evaluation/loss"] for line in lines if "evaluation/loss" in line
+    }
     steps = sorted(held_out.keys() & training.keys())
-    shown = sorted({steps[round(i * (len(steps) - 1) / (_POINTS - 1))] for i in range(_POINTS)}) if steps else []
+    shown = (
+        sorted({steps[round(i * (len(steps) - 1) / (_POINTS - 1))] for i in range(_POINTS)})
+        if steps
+        else []
+    )
     rows = [
         f"| {step} | {training[step]['loss/next_token']:.3f} | {training[step].get('loss/ctc', float('nan')):.2f} "
         f"| {training[step].get('loss/attributes', float('nan')):.3f} | {held_out[step]:.3f} |"
         for step in shown
     ]
-    head = ["| step | next token | CTC | attributes | held-out next token |", "|---:|---:|---:|---:|---:|"]
+    head = [
+        "| step | next token | CTC | attributes | held-out next token |",
+        "|---:|---:|---:|---:|---:|",
+    ]
     return "\n".join([*head, *rows]) + "\n"

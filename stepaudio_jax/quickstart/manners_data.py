@@ -1,10 +1,11 @@
 """What the demonstration of RLHF learns from, made of the quickstart's corpus: answers in all manners, prompts, preferences.
 
-DIR/manners.jsonl              dialogues, each answer in manners drawn at random, or those that are asked for
-DIR/preference.jsonl           prompts to be answered, as many of each topic, with answer and reference reply
-DIR/rubric.jsonl               the same with a request, and a rubric that asks whether it is met
-DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, and the judge's dialogues made of them
-DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices and phrases that none of the others has
+DIR/manners.jsonl              dialogues, each answer in manners drawn at random, or those that are
+asked for DIR/preference.jsonl           prompts to be answered, as many of each topic, with answer
+and reference reply DIR/rubric.jsonl               the same with a request, and a rubric that asks
+whether it is met DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, and
+the judge's dialogues made of them DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices
+and phrases that none of the others has
 """
 
 import json
@@ -19,16 +20,16 @@ import numpy as np
 from stepaudio_jax.corpus import TASKS
 from stepaudio_jax.corpus.dialogues import QUESTIONS
 from stepaudio_jax.quickstart.manners import (
+    CORRECT_CRITERION,
     REQUESTS,
-    RIGHT_CRITERION,
-    Manners,
     Request,
+    Style,
     critique,
-    draw_manners,
-    is_right,
-    no_answer,
-    overdone,
-    worth,
+    draw_empty_reply,
+    draw_repeated_style,
+    draw_style,
+    is_correct,
+    rule_score,
 )
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.judge_training import write_judge_data
@@ -37,13 +38,20 @@ Json = dict[str, Any]
 TOPICS = ("gender", "rate", "pitch", "language", "keyword", "sum")
 HELD_OUT_PAIRS = 200
 _TOPIC_OF: Mapping[str, str] = {wording: topic for topic in TOPICS for wording in QUESTIONS[topic]}  # type: ignore[index]
-_RIGHT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
-# Of the replies that a judge learns from. Those behind the first are tricks that a policy finds out where they are missing.
-_WRONG, _NO_ANSWER, _TWO_ANSWERS, _OVERDONE = 0.35, 0.1, 0.1, 0.15
-_OBEYED = 0.5  # of the requests in what the first model learns from: it can do what is asked, and often does not
+_CORRECT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
+# Of the replies that a judge learns from. Those behind the first are tricks that a policy finds out
+# where they are missing.
+_WRONG_PROBABILITY, _EMPTY_PROBABILITY, _TWO_ANSWERS_PROBABILITY, _REPEATED_PROBABILITY = (
+    0.35,
+    0.1,
+    0.1,
+    0.15,
+)
+# of the requests in what the first model learns from: it can do what is asked, and often does not
+_REQUEST_MET_PROBABILITY = 0.5
 
 
-def write_manners_data(
+def write_style_data(
     corpus: pathlib.Path, output: pathlib.Path, prompt: JudgePrompt, *, per_task: int, seed: int = 0
 ) -> None:
     """Writes the folder, which appears once it is complete.
@@ -59,16 +67,32 @@ def write_manners_data(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     # One for each kind of file, so that none depends on another.
-    for_manners, for_prompts, for_pairs, for_held_out, for_questions = (np.random.default_rng((seed, 7, n)) for n in range(5))
-    asked = list(_first_questions(corpus / "train" / "heard.jsonl", output))
-    held_out = [question for topic in TOPICS for question in _spread(corpus, topic, per_task, output)]
-    _write(partial / "manners.jsonl", (_in_some_manners(*one, for_manners) for one in asked))
-    prompts = [_to_be_answered(*one[:2], _maybe(for_prompts), for_prompts) for one in asked]
-    _write(partial / "preference.jsonl", _each_topic_as_often([prompt for prompt in prompts if "rubric" not in prompt]))
-    _write(partial / "rubric.jsonl", _each_topic_as_often([prompt for prompt in prompts if "rubric" in prompt]))
-    _write(partial / "pairs.jsonl", (_preference(*one[:2], for_pairs) for one in asked for _ in range(4)))
+    for_manners, for_prompts, for_pairs, for_held_out, for_questions = (
+        np.random.default_rng((seed, 7, n)) for n in range(5)
+    )
+    asked = list(_first_questions(corpus / "train" / "audio_qa.jsonl", output))
+    held_out = [
+        question
+        for topic in TOPICS
+        for question in _held_out_sample(corpus, topic, per_task, output)
+    ]
+    _write(partial / "manners.jsonl", (_styled_dialogue(*one, for_manners) for one in asked))
+    prompts = [_prompt_record(*one[:2], _draw_request(for_prompts), for_prompts) for one in asked]
+    _write(
+        partial / "preference.jsonl",
+        _balance_topics([prompt for prompt in prompts if "rubric" not in prompt]),
+    )
+    _write(
+        partial / "rubric.jsonl",
+        _balance_topics([prompt for prompt in prompts if "rubric" in prompt]),
+    )
+    _write(
+        partial / "pairs.jsonl",
+        (_preference_record(*one[:2], for_pairs) for one in asked for _ in range(4)),
+    )
     pairs = (
-        _preference(*held_out[int(index)], for_held_out) for index in for_held_out.permutation(len(held_out))[:HELD_OUT_PAIRS]
+        _preference_record(*held_out[int(index)], for_held_out)
+        for index in for_held_out.permutation(len(held_out))[:HELD_OUT_PAIRS]
     )
     _write(partial / "held_out_pairs.jsonl", pairs)
     _write(partial / "held_out_questions.jsonl", _questions(held_out, for_questions))
@@ -76,43 +100,61 @@ def write_manners_data(
     partial.rename(output)
 
 
-def requested(messages: list[Json], request: Request) -> list[Json]:
+def with_request(messages: list[Json], request: Request) -> list[Json]:
     """A dialogue whose question is followed by a request."""
     *before, last = messages
     *heard, question = last["content"]
-    return [*before, {**last, "content": [*heard, {**question, "text": f"{question['text']} {request.text}"}]}]
+    return [
+        *before,
+        {**last, "content": [*heard, {**question, "text": f"{question['text']} {request.text}"}]},
+    ]
 
 
-def _first_questions(path: pathlib.Path, folder: pathlib.Path) -> Iterator[tuple[list[Json], str, str]]:
+def _first_questions(
+    path: pathlib.Path, folder: pathlib.Path
+) -> Iterator[tuple[list[Json], str, str]]:
     """(dialogue up to its first question, answer, reasoning) of every one whose answer is a word that follows from the clip."""
     for record in _records(path):
         question, reply = record["messages"][:2]
         topic = _TOPIC_OF.get(question["content"][-1].get("text", ""))
-        if topic is not None and reply["content"] in TASKS[topic].answers:  # several keywords may be said
-            told = _told(question, f"{topic} {reply['content']}", path.parent, folder)
+        if (
+            topic is not None and reply["content"] in TASKS[topic].answers
+        ):  # several keywords may be said
+            told = _with_fact(question, f"{topic} {reply['content']}", path.parent, folder)
             yield [told], reply["content"], reply["reasoning_content"]
 
 
-def _spread(corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path) -> list[tuple[list[Json], str]]:
+def _held_out_sample(
+    corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path
+) -> list[tuple[list[Json], str]]:
     """Some of a task's held-out questions, taken evenly, for they are in the order of their answers."""
     path = corpus / "evaluation" / f"{topic}.jsonl"
     records = _records(path)
-    chosen = [records[index] for index in _evenly(range(len(records)), count)]
-    told = (_told(record["messages"][0], f"{topic} {record['answer']}", path.parent, folder) for record in chosen)
+    chosen = [records[index] for index in _evenly_spaced(range(len(records)), count)]
+    told = (
+        _with_fact(record["messages"][0], f"{topic} {record['answer']}", path.parent, folder)
+        for record in chosen
+    )
     return [([message], record["answer"]) for message, record in zip(told, chosen, strict=True)]
 
 
-def _evenly(indices: Sequence[int], count: int) -> list[int]:
+def _evenly_spaced(indices: Sequence[int], count: int) -> list[int]:
     """So many of them, at equal distances; all where they are fewer."""
     count = min(count, len(indices))
     return [indices[index * len(indices) // count] for index in range(count)]
 
 
-def _each_topic_as_often(prompts: list[Json]) -> Iterator[Json]:
+def _balance_topics(prompts: list[Json]) -> Iterator[Json]:
     """As many prompts of each topic as there are of the rarest, in their order: a policy learns from a few hundred only."""
-    topics = [[index for index, prompt in enumerate(prompts) if _topic(prompt) == topic] for topic in TOPICS]
+    topics = [
+        [index for index, prompt in enumerate(prompts) if _topic(prompt) == topic]
+        for topic in TOPICS
+    ]
     rarest = min(map(len, topics))
-    return (prompts[index] for index in sorted(index for topic in topics for index in _evenly(topic, rarest)))
+    return (
+        prompts[index]
+        for index in sorted(index for topic in topics for index in _evenly_spaced(topic, rarest))
+    )
 
 
 def _topic(prompt: Json) -> str:
@@ -121,32 +163,36 @@ def _topic(prompt: Json) -> str:
     return heard["transcript"].split()[0]
 
 
-def _told(message: Json, fact: str, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:
+def _with_fact(message: Json, fact: str, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:
     """The message with what a judge, which reads and does not hear, is told of its clip instead of a transcript."""
     heard, *rest = message["content"]
     audio = os.path.relpath((read_from / heard["audio"]).resolve(), written_to.resolve())
     return {**message, "content": [{**heard, "audio": audio, "transcript": fact}, *rest]}
 
 
-def _in_some_manners(messages: list[Json], answer: str, reasoning: str, rng: np.random.Generator) -> Json:
-    request = _maybe(rng)
-    asked, manners = messages, draw_manners(rng)
+def _styled_dialogue(
+    messages: list[Json], answer: str, reasoning: str, rng: np.random.Generator
+) -> Json:
+    request = _draw_request(rng)
+    asked, manners = messages, draw_style(rng)
     if request is not None:
-        asked = requested(messages, request)
-        manners = request.manners if rng.random() < _OBEYED else manners
-    reply = {"role": "assistant", "reasoning_content": reasoning, "content": manners.word(answer)}
+        asked = with_request(messages, request)
+        manners = request.style if rng.random() < _REQUEST_MET_PROBABILITY else manners
+    reply = {"role": "assistant", "reasoning_content": reasoning, "content": manners.render(answer)}
     return {"messages": [*asked, reply]}
 
 
-def _to_be_answered(messages: list[Json], answer: str, request: Request | None, rng: np.random.Generator) -> Json:
+def _prompt_record(
+    messages: list[Json], answer: str, request: Request | None, rng: np.random.Generator
+) -> Json:
     """A prompt; its reference reply has good manners, though rarely the best, and does what is asked for."""
     if request is None:
-        reference = Manners(True, bool(rng.integers(2)), bool(rng.integers(2))).word(answer)
+        reference = Style(True, bool(rng.integers(2)), bool(rng.integers(2))).render(answer)
         return {"messages": messages, "answer": answer, "reference_reply": reference}
     return {
-        "messages": requested(messages, request),
+        "messages": with_request(messages, request),
         "answer": answer,
-        "reference_reply": request.manners.word(answer),
+        "reference_reply": request.style.render(answer),
         "rubric": rubric(request),
     }
 
@@ -154,55 +200,63 @@ def _to_be_answered(messages: list[Json], answer: str, request: Request | None, 
 def rubric(request: Request) -> list[Json]:
     """What a reply to a request is held to."""
     return [
-        {"criterion": RIGHT_CRITERION, "weight": _RIGHT_WEIGHT},
+        {"criterion": CORRECT_CRITERION, "weight": _CORRECT_WEIGHT},
         {"criterion": request.criterion, "weight": _REQUEST_WEIGHT},
     ]
 
 
-def _preference(messages: list[Json], answer: str, rng: np.random.Generator) -> Json:
+def _preference_record(messages: list[Json], answer: str, rng: np.random.Generator) -> Json:
     """Two replies to a dialogue, the better one by the rule as the reference; on a scale of three levels."""
-    request = _maybe(rng)
-    replies = [_some_reply(answer, request, rng) for _ in range(2)]
-    worths = [worth(reply, answer, request) for reply, _ in replies]
-    better, worse = replies if worths[0] >= worths[1] else replies[::-1]
-    record: Json = {"messages": messages, "margin": int(worths[0] != worths[1])}
+    request = _draw_request(rng)
+    replies = [_draw_reply(answer, request, rng) for _ in range(2)]
+    scores = [rule_score(reply, answer, request) for reply, _ in replies]
+    better, worse = replies if scores[0] >= scores[1] else replies[::-1]
+    record: Json = {"messages": messages, "margin": int(scores[0] != scores[1])}
     if request is not None:
-        record["messages"], record["rubric"] = requested(messages, request), rubric(request)
+        record["messages"], record["rubric"] = with_request(messages, request), rubric(request)
     for name, (reply, said) in (("reference", better), ("rejected", worse)):
-        record[f"{name}_reply"], record[f"{name}_critique"] = reply, critique(reply, said, answer, request)
+        record[f"{name}_reply"], record[f"{name}_critique"] = (
+            reply,
+            critique(reply, said, answer, request),
+        )
         if request is not None:
-            record[f"{name}_meets"] = [is_right(reply, answer), request.is_met(reply)]
+            record[f"{name}_meets"] = [is_correct(reply, answer), request.is_met(reply)]
     return record
 
 
-def _some_reply(answer: str, request: Request | None, rng: np.random.Generator) -> tuple[str, str]:
+def _draw_reply(answer: str, request: Request | None, rng: np.random.Generator) -> tuple[str, str]:
     """A reply, and what it gives as the answer: a right one, a wrong one, two or none; often in manners that are asked for."""
-    if rng.random() < _NO_ANSWER:
-        return no_answer(rng), "nothing"
-    answers, others = [answer], next(task.answers for task in TASKS.values() if answer in task.answers)
+    if rng.random() < _EMPTY_PROBABILITY:
+        return draw_empty_reply(rng), "nothing"
+    answers, others = (
+        [answer],
+        next(task.answers for task in TASKS.values() if answer in task.answers),
+    )
     other = str(rng.choice([other for other in others if other != answer]))
     kind = rng.random()
-    if kind < _WRONG:
+    if kind < _WRONG_PROBABILITY:
         answers = [other]
-    elif kind < _WRONG + _TWO_ANSWERS:
+    elif kind < _WRONG_PROBABILITY + _TWO_ANSWERS_PROBABILITY:
         answers = [answer, other] if rng.integers(2) else [other, answer]
     said = " and ".join(answers)
-    if rng.random() < _OVERDONE and len(answers) == 1:
-        return overdone(rng).word(*answers), said
+    if rng.random() < _REPEATED_PROBABILITY and len(answers) == 1:
+        return draw_repeated_style(rng).render(*answers), said
     if request is not None and rng.integers(2):
-        return request.manners.word(*answers), said
-    return draw_manners(rng).word(*answers), said
+        return request.style.render(*answers), said
+    return draw_style(rng).render(*answers), said
 
 
-def _questions(held_out: Iterable[tuple[list[Json], str]], rng: np.random.Generator) -> Iterator[Json]:
+def _questions(
+    held_out: Iterable[tuple[list[Json], str]], rng: np.random.Generator
+) -> Iterator[Json]:
     """Every other one with a request; each with a reference reply, to be compared with."""
     requests = list(REQUESTS.values())
     for number, (messages, answer) in enumerate(held_out):
         request = requests[number // 2 % len(requests)] if number % 2 else None
-        yield _to_be_answered(messages, answer, request, rng)
+        yield _prompt_record(messages, answer, request, rng)
 
 
-def _maybe(rng: np.random.Generator) -> Request | None:
+def _draw_request(rng: np.random.Generator) -> Request | None:
     """A request, every other time."""
     requests = list(REQUESTS.values())
     return None if rng.integers(2) else requests[int(rng.integers(len(requests)))]
@@ -214,6 +268,7 @@ def _records(path: pathlib.Path) -> list[Json]:
 
 def _write(path: pathlib.Path, records: Iterable[Json]) -> None:
     lines = (
-        json.dumps({"id": f"{path.stem}-{number:05d}", **record}, ensure_ascii=False) for number, record in enumerate(records)
+        json.dumps({"id": f"{path.stem}-{number:05d}", **record}, ensure_ascii=False)
+        for number, record in enumerate(records)
     )
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -6,12 +6,20 @@ import shutil
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config
 from stepaudio_jax.corpus import TASKS, write_corpus
-from stepaudio_jax.evaluation import Answer, Results, answer_questions, as_text, read_questions, score, write_report
+from stepaudio_jax.evaluation import (
+    Answer,
+    Results,
+    answer_questions,
+    as_text,
+    read_questions,
+    score,
+    write_report,
+)
 from stepaudio_jax.generation import load_model
-from stepaudio_jax.quickstart.shipping import check_replaceable
+from stepaudio_jax.quickstart.shipping import check_replaceable_model
 from stepaudio_jax.training import train
 
-_ASKED_AGAIN = 50  # questions put to the model that went to Hugging Face's format and back
+_ROUND_TRIP_QUESTIONS = 50  # questions put to the model that went to Hugging Face's format and back
 
 
 class RoundTripError(RuntimeError):
@@ -21,7 +29,8 @@ class RoundTripError(RuntimeError):
 def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -> str:
     """Makes the corpus, trains, evaluates before and after and with the audio silenced, exports, imports and asks again.
 
-    Writes `folder`/report.html, `folder`/hugging_face and `folder`/imported. Goes on where an interrupted run was.
+    Writes `folder`/report.html, `folder`/hugging_face and `folder`/imported. Goes on where an
+    interrupted run was.
 
     Args:
         config: of the training run; `config.initial.model` is the base.
@@ -36,7 +45,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
         OutputError: results would replace what is not theirs; nothing is made then.
     """
     for name in ("hugging_face", "imported"):
-        check_replaceable(folder / name, (config.initial.model,))
+        check_replaceable_model(folder / name, (config.initial.model,))
     if not corpus.exists():
         write_corpus(corpus, "quickstart")
     questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS)
@@ -47,7 +56,13 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
     silenced = answer_questions(model, questions, silenced=True)
     _round_trip(trained, folder, after)
     results = Results(before=score(before), after=score(after), silenced=score(silenced))
-    write_report(folder / "report.html", pathlib.Path(config.run_dir), "Quickstart: a small model that hears", results, after)
+    write_report(
+        folder / "report.html",
+        pathlib.Path(config.run_dir),
+        "Quickstart: a small model that hears",
+        results,
+        after,
+    )
     return as_text(results)
 
 
@@ -58,8 +73,10 @@ def _round_trip(trained: pathlib.Path, folder: pathlib.Path, after: list[Answer]
         shutil.rmtree(target, ignore_errors=True)
     hub.export_weights(trained, exported)
     hub.import_weights(exported, imported)
-    asked = after[:: max(1, len(after) // _ASKED_AGAIN)]
+    asked = after[:: max(1, len(after) // _ROUND_TRIP_QUESTIONS)]
     again = answer_questions(load_model(imported), [answer.question for answer in asked])
     for first, second in zip(asked, again, strict=True):
-        if first.written != second.written:
-            raise RoundTripError(f"{first.question.id}: replied {first.written}, and after export and import {second.written}")
+        if first.parsed != second.parsed:
+            raise RoundTripError(
+                f"{first.question.id}: replied {first.parsed}, and after export and import {second.parsed}"
+            )

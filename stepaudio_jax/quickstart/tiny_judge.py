@@ -3,35 +3,37 @@
 import pathlib
 
 from stepaudio_jax.config import Config
-from stepaudio_jax.quickstart.shipping import check_replaceable, shipped
-from stepaudio_jax.quickstart.trap import Trap
-from stepaudio_jax.quickstart.trap_report import judge_facts
+from stepaudio_jax.quickstart.shipping import check_replaceable_model, publish_model
+from stepaudio_jax.quickstart.trap import RewardTrap
+from stepaudio_jax.quickstart.trap_report import describe_judge
 from stepaudio_jax.rl.judge_training import JudgeReport
 from stepaudio_jax.training import train
 
 
-def make_tiny_judge(trap: Trap, config: Config, output: pathlib.Path) -> str:
+def make_tiny_judge(trap: RewardTrap, config: Config, output: pathlib.Path) -> str:
     """Makes the judge, or goes on where an interrupted run was; returns how good it is on held-out pairs.
 
     Args:
         trap: whose data it learns from.
         config: of the training run.
-        output: the Step-Audio folder to write, weights in bfloat16; a model that is there is replaced, and nothing else.
+        output: the Step-Audio folder to write, weights in bfloat16; a model that is there is
+            replaced, and nothing else.
     """
     begins = trap.configs["quickstart"].initial.model
-    check_replaceable(output, (begins, config.initial.model, config.tokenizer))
+    check_replaceable_model(output, (begins, config.initial.model, config.tokenizer))
     trap.write_data()
     train(trap.configs["quickstart"])  # which the judge begins with
-    with shipped(train(config), output) as fresh:
-        report = trap.report_on_judge(fresh)  # what is shipped is what is measured
+    with publish_model(train(config), output) as fresh:
+        report = trap.evaluate_judge(fresh)  # what is shipped is what is measured
         (fresh / "README.md").write_text(_card(report, config), encoding="utf-8")
-    return judge_facts(report)
+    return describe_judge(report)
 
 
 def _card(report: JudgeReport, config: Config) -> str:
     steps = sum(stage.steps for stage in config.stages)
     calibration = "\n".join(
-        f"| {size:g} | {right:.1%} | {pairs} |" for size, (right, pairs) in sorted(report.calibration.items())
+        f"| {size:g} | {right:.1%} | {pairs} |"
+        for size, (right, pairs) in sorted(report.calibration.items())
     )
     return f"""---
 license: apache-2.0
@@ -44,7 +46,7 @@ The quickstart's model, taught in {steps} steps to compare two replies to a spok
 It is the judge of `make quickstart-rlhf` and `make trap`, and no model for use. Made by `make tiny-judge`
 (`configs/tiny_judge.py`). Weights are bfloat16.
 
-{judge_facts(report)}
+{describe_judge(report)}
 
 A pair is asked about in both orders; its value is half the difference of the two verdicts. Where the rule prefers a reply:
 

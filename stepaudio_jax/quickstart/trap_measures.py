@@ -11,36 +11,37 @@ import numpy as np
 import scipy.stats
 
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.evaluation import Answer, answers_at
+from stepaudio_jax.evaluation import Answer, answer_at_temperatures
 from stepaudio_jax.generation import LoadedModel
-from stepaudio_jax.quickstart.manners import REQUESTS, is_right, manners
+from stepaudio_jax.quickstart.manners import REQUESTS, is_correct, style_score
 
-WAYS: Mapping[str, float] = MappingProxyType({"drawn": 1.0, "greedy": 0.0})
+TEMPERATURES: Mapping[str, float] = MappingProxyType({"drawn": 1.0, "greedy": 0.0})
 """How replies are measured -> at which temperature they are written: as in training, and the most probable ones."""
 _MAX_NEW_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class ReplyMetrics:
     """What a model's replies are, question by question (a malformed one is wrong and loses).
 
     Attributes:
-        right: of each question without a request, whether the reply names the answer.
-        words: of the same, in the reply.
-        wins: of the same, 1 where the rule likes the reply's manners better than the reference's and it is right, 0.5 where as
-            well, else 0.
-        passes: of each question with a request, whether all of the rubric is met.
-        kl: nats a reply, to what the last stage began with, at the end of training; 0 where nothing was learnt.
+        is_correct: of each question without a request, whether the reply names the answer.
+        num_words: of the same, in the reply.
+        wins: of the same, 1 where the rule likes the reply's manners better than the reference's
+            and it is right, 0.5 where as well, else 0.
+        rubric_met: of each question with a request, whether all of the rubric is met.
+        kl: nats a reply, to what the last stage began with, at the end of training; 0 where nothing
+            was learnt.
     """
 
-    right: tuple[float, ...]
-    words: tuple[float, ...]
+    is_correct: tuple[float, ...]
+    num_words: tuple[float, ...]
     wins: tuple[float, ...]
-    passes: tuple[float, ...]
+    rubric_met: tuple[float, ...]
     kl: float
 
     @classmethod
-    def read(cls, path: pathlib.Path) -> "Measured":
+    def read(cls, path: pathlib.Path) -> "ReplyMetrics":
         """From a file that `write` made."""
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return cls(kl=stored.pop("kl"), **{name: tuple(values) for name, values in stored.items()})
@@ -52,31 +53,42 @@ class Measured:
         partial.rename(path)
 
 
-def measure(model: LoadedModel, questions: pathlib.Path, *, kl: float) -> dict[str, Measured]:
+def measure(model: LoadedModel, questions: pathlib.Path, *, kl: float) -> dict[str, ReplyMetrics]:
     """Puts the held-out questions to a model, in each of the ways."""
-    answered = answers_at(tuple(WAYS.values()), model, list(read_jsonl(questions)), max_new_tokens=_MAX_NEW_TOKENS)
-    return {way: _of_answers(answers, kl) for way, answers in zip(WAYS, answered, strict=True)}
+    answered = answer_at_temperatures(
+        tuple(TEMPERATURES.values()),
+        model,
+        list(read_jsonl(questions)),
+        max_new_tokens=_MAX_NEW_TOKENS,
+    )
+    return {
+        way: _of_answers(answers, kl) for way, answers in zip(TEMPERATURES, answered, strict=True)
+    }
 
 
-def _of_answers(answers: Sequence[Answer], kl: float) -> Measured:
+def _of_answers(answers: Sequence[Answer], kl: float) -> ReplyMetrics:
     right, words, wins, passes = [], [], [], []
     for answer in answers:
-        reply, record = answer.written.reply if answer.written.well_formed else "", answer.question
-        correct = is_right(reply, answer.expected)
+        reply, record = answer.parsed.reply if answer.parsed.well_formed else "", answer.question
+        correct = is_correct(reply, answer.expected)
         if record.rubric:
-            (request,) = (REQUESTS[criterion.text] for criterion in record.rubric if criterion.text in REQUESTS)
+            (request,) = (
+                REQUESTS[criterion.text]
+                for criterion in record.rubric
+                if criterion.text in REQUESTS
+            )
             passes.append(float(correct and request.is_met(reply)))
             continue
         assert record.reference_reply is not None
-        better = manners(reply) - manners(record.reference_reply)
+        better = style_score(reply) - style_score(record.reference_reply)
         right.append(float(correct))
         words.append(float(len(reply.split())))
         wins.append((0.5 + 0.5 * np.sign(better)) * correct)
-    return Measured(tuple(right), tuple(words), tuple(map(float, wins)), tuple(passes), kl)
+    return ReplyMetrics(tuple(right), tuple(words), tuple(map(float, wins)), tuple(passes), kl)
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """By how much a figure of one model exceeds that of another, with its 95 % interval."""
 
     mean: float
@@ -84,14 +96,20 @@ class Difference:
     high: float
 
 
-def difference(ones: Sequence[Measured], others: Sequence[Measured], figure: str) -> Difference:
+def paired_difference(
+    ones: Sequence[ReplyMetrics], others: Sequence[ReplyMetrics], figure: str
+) -> PairedDifference:
     """Of models with the same seeds, in order, on the same questions.
 
-    With several seeds the interval is Student's over the seeds' differences, and says what another seed may give; with one, it
-    is over the questions' differences, and says what other questions may give.
+    With several seeds the interval is Student's over the seeds' differences, and says what another
+    seed may give; with one, it is over the questions' differences, and says what other questions
+    may give.
     """
-    pairs = [np.subtract(getattr(one, figure), getattr(other, figure)) for one, other in zip(ones, others, strict=True)]
+    pairs = [
+        np.subtract(getattr(one, figure), getattr(other, figure))
+        for one, other in zip(ones, others, strict=True)
+    ]
     values = np.array([pair.mean() for pair in pairs]) if len(pairs) > 1 else pairs[0]
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-    return Difference(mean, mean - half, mean + half)
+    return PairedDifference(mean, mean - half, mean + half)

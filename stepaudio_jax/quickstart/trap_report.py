@@ -6,13 +6,17 @@ import numpy as np
 
 from stepaudio_jax.evaluation import Table
 from stepaudio_jax.quickstart.trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
-from stepaudio_jax.quickstart.trap_measures import Difference, Measured, difference
+from stepaudio_jax.quickstart.trap_measures import PairedDifference, ReplyMetrics, paired_difference
 from stepaudio_jax.rl.judge_training import JudgeReport
 
-Runs = Mapping[str, Sequence[Measured]]
+Runs = Mapping[str, Sequence[ReplyMetrics]]
 """Model -> what was measured of it, seed by seed; START once."""
 
-_SHARES = {"right": "accuracy", "wins": "wins against the reference", "passes": "rubric met"}
+_METRIC_NAMES = {
+    "is_correct": "accuracy",
+    "wins": "wins against the reference",
+    "rubric_met": "rubric met",
+}
 _NAMES = {
     START: "start",
     RLVR: "verifiable rewards alone",
@@ -20,30 +24,40 @@ _NAMES = {
     RUBRIC: "rubric only",
     THEN_PREFERENCE: "then preference only",
 }
-HEADINGS: Mapping[str, str] = {"drawn": "Replies drawn as in training", "greedy": "The most probable replies"}
-_POINTS_LOST = 0.02  # of accuracy, that the paper's effect allows
+HEADINGS: Mapping[str, str] = {
+    "drawn": "Replies drawn as in training",
+    "greedy": "The most probable replies",
+}
+_MAX_ACCURACY_LOSS = 0.02  # of accuracy, that the paper's effect allows
 
 
-def results(runs: Runs) -> Table:
+def results_table(runs: Runs) -> Table:
     """A row for each model: means over seeds and, of several seeds, their range."""
     rows = [
         (
             _NAMES[name],
-            *(_spread([float(np.mean(getattr(one, figure))) for one in measured], share=True) for figure in _SHARES),
-            _spread([float(np.mean(one.words)) for one in measured]),
-            _spread([one.kl for one in measured]) if name != START else "",
+            *(
+                _format_range(
+                    [float(np.mean(getattr(one, figure))) for one in measured], share=True
+                )
+                for figure in _METRIC_NAMES
+            ),
+            _format_range([float(np.mean(one.num_words)) for one in measured]),
+            _format_range([one.kl for one in measured]) if name != START else "",
         )
         for name, measured in runs.items()
     ]
     (some, *_) = runs[START]
     seeds = max(map(len, runs.values()))
     notes = [
-        f"Held-out questions: {len(some.right)} plain ones, and {len(some.passes)} with a request that a rubric checks; the "
+        f"Held-out questions: {len(some.is_correct)} plain ones, and {len(some.rubric_met)} with a request that a rubric checks; the "
         "rule scores the replies.",
         f"{seeds} seeds: mean (least to greatest)." if seeds > 1 else "One seed.",
         "KL: nats a reply, to what the last stage began with.",
     ]
-    return Table(("model", *_SHARES.values(), "words in a reply", "KL"), tuple(rows), tuple(notes))
+    return Table(
+        ("model", *_METRIC_NAMES.values(), "words in a reply", "KL"), tuple(rows), tuple(notes)
+    )
 
 
 def findings(runs: Runs) -> list[str]:
@@ -51,28 +65,54 @@ def findings(runs: Runs) -> list[str]:
     found = []
     start = runs[START][0]
 
-    def against_start(name: str, figure: str) -> Difference:
-        return difference(runs[name], [start] * len(runs[name]), figure)
+    def against_start(name: str, figure: str) -> PairedDifference:
+        return paired_difference(runs[name], [start] * len(runs[name]), figure)
 
     if RLVR in runs:
-        shorter, lost = against_start(RLVR, "words"), against_start(RLVR, "wins")
-        found.append(_said(shorter.high < 0, "verifiable rewards alone shorten replies", shorter, " words"))
-        found.append(_said(lost.high < 0, "verifiable rewards alone lose preference", lost))
+        shorter, lost = against_start(RLVR, "num_words"), against_start(RLVR, "wins")
+        found.append(
+            _finding(
+                shorter.high < 0, "verifiable rewards alone shorten replies", shorter, " words"
+            )
+        )
+        found.append(_finding(lost.high < 0, "verifiable rewards alone lose preference", lost))
     if JOINT in runs:
-        kept = against_start(JOINT, "right")
-        found.append(_said(kept.low > -_POINTS_LOST, "the joint stage keeps accuracy within 2 points", kept))
-        for figure in ("wins", "passes"):
+        kept = against_start(JOINT, "is_correct")
+        found.append(
+            _finding(
+                kept.low > -_MAX_ACCURACY_LOSS,
+                "the joint stage keeps accuracy within 2 points",
+                kept,
+            )
+        )
+        for figure in ("wins", "rubric_met"):
             gained = against_start(JOINT, figure)
-            found.append(_said(gained.low > 0, f"the joint stage gains in {_SHARES[figure]}", gained))
+            found.append(
+                _finding(
+                    gained.low > 0, f"the joint stage gains in {_METRIC_NAMES[figure]}", gained
+                )
+            )
             if RLVR in runs:
-                better = difference(runs[JOINT], runs[RLVR], figure)
-                found.append(_said(better.low > 0, f"and is ahead of verifiable rewards alone in {_SHARES[figure]}", better))
+                better = paired_difference(runs[JOINT], runs[RLVR], figure)
+                found.append(
+                    _finding(
+                        better.low > 0,
+                        f"and is ahead of verifiable rewards alone in {_METRIC_NAMES[figure]}",
+                        better,
+                    )
+                )
     if THEN_PREFERENCE in runs:
-        forgotten = difference(runs[THEN_PREFERENCE], runs[RUBRIC], "passes")
-        found.append(_said(forgotten.high < 0, "preference after rubric forgets the rubric", forgotten))
+        forgotten = paired_difference(runs[THEN_PREFERENCE], runs[RUBRIC], "rubric_met")
+        found.append(
+            _finding(forgotten.high < 0, "preference after rubric forgets the rubric", forgotten)
+        )
         if JOINT in runs:
-            ahead = difference(runs[JOINT], runs[THEN_PREFERENCE], "passes")
-            found.append(_said(ahead.low > 0, "the joint stage is ahead of the two stages in rubric met", ahead))
+            ahead = paired_difference(runs[JOINT], runs[THEN_PREFERENCE], "rubric_met")
+            found.append(
+                _finding(
+                    ahead.low > 0, "the joint stage is ahead of the two stages in rubric met", ahead
+                )
+            )
     return found
 
 
@@ -85,7 +125,8 @@ def page(tables: Mapping[str, str], found: Mapping[str, Sequence[str]], judge: s
         judge: how good it is.
     """
     sections = "\n\n".join(
-        f"## {HEADINGS[way]}\n\n{table}\n" + "\n".join(f"* {one}" for one in found[way]) for way, table in tables.items()
+        f"## {HEADINGS[way]}\n\n{table}\n" + "\n".join(f"* {one}" for one in found[way])
+        for way, table in tables.items()
     )
     return f"""# The verifiable reward trap, in miniature
 
@@ -113,12 +154,14 @@ The two differ most for the start, which has learnt manners at random.
 """
 
 
-def judge_facts(report: JudgeReport) -> str:
+def describe_judge(report: JudgeReport) -> str:
     """How good the judge is on held-out pairs."""
     if report.agreement is None or report.position_bias is None:
         return f"The judge has a verdict on none of {report.pairs} held-out pairs."
     criteria = (
-        "" if report.criteria_agreement is None else f", sees {report.criteria_agreement:.1%} of the criteria as they are"
+        ""
+        if report.criteria_agreement is None
+        else f", sees {report.criteria_agreement:.1%} of the criteria as they are"
     )
     return (
         f"The judge, on {report.pairs} held-out pairs: prefers the better reply in {report.agreement:.1%}, prefers a place in "
@@ -126,14 +169,16 @@ def judge_facts(report: JudgeReport) -> str:
     )
 
 
-def _said(shown: bool, claim: str, by: Difference, unit: str = "") -> str:
+def _finding(shown: bool, claim: str, by: PairedDifference, unit: str = "") -> str:
     scale, unit = (1, unit) if unit else (100, " points")
     figures = f"{by.mean * scale:+.1f}{unit}, 95 % interval {by.low * scale:+.1f} to {by.high * scale:+.1f}"
     return f"{'Shown' if shown else 'NOT shown'}: {claim} ({figures})."
 
 
-def _spread(values: Sequence[float], *, share: bool = False) -> str:
+def _format_range(values: Sequence[float], *, share: bool = False) -> str:
     """0.5, 0.6 -> "55 % (50 to 60)"."""
     scale, unit = (100, " %") if share else (1, "")
-    low, mean, high = (f"{scale * value:.1f}" for value in (min(values), float(np.mean(values)), max(values)))
+    low, mean, high = (
+        f"{scale * value:.1f}" for value in (min(values), float(np.mean(values)), max(values))
+    )
     return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"

@@ -1,8 +1,8 @@
 """Files, by what they begin with.
 
-Signatures are those of the formats' specifications (as `file`'s magic database lists them). What a server sends in place of a
-file (a web page, an error in JSON or XML, a line of text) and what stands for a file (a pointer, a link) has no signature and
-is told by its form.
+Signatures are those of the formats' specifications (as `file`'s magic database lists them). What a
+server sends in place of a file (a web page, an error in JSON or XML, a line of text) and what
+stands for a file (a pointer, a link) has no signature and is told by its form.
 """
 
 import codecs
@@ -19,8 +19,8 @@ HEAD_BYTES = 1 << 16  # enough for every signature, and for the title of a web p
 CONVERT_SOUND = "convert it to WAV, FLAC, MP3 or OGG, for example with `ffmpeg -i OLD NEW.wav`"
 COPY_AGAIN = "download or copy it again"
 # What browsers, the Hub's client and other programs add to a file's name until it is all there.
-UNFINISHED = (".incomplete", ".crdownload", ".part", ".partial", ".aria2", ".download")
-_SHOWN_CHARACTERS = 80
+UNFINISHED_SUFFIXES = (".incomplete", ".crdownload", ".part", ".partial", ".aria2", ".download")
+_MAX_SHOWN_CHARACTERS = 80
 
 _ARCHIVES = {
     b"\x1f\x8b": "gzip",
@@ -55,7 +55,7 @@ _MEDIA = {
     b"MThd": "a MIDI file, which holds notes and no sound",
     b"\0\0\x01\xba": "an MPEG video",
 }
-_WEIGHTS = {
+_FOREIGN_WEIGHTS = {
     b"GGUF": ("a GGUF file of llama.cpp", "get the model's safetensors weights"),
     b"lmgg": ("a GGML file of llama.cpp", "get the model's safetensors weights"),
     b"tjgg": ("a GGML file of llama.cpp", "get the model's safetensors weights"),
@@ -76,15 +76,37 @@ _DOCUMENTS = {
     b"\x7fELF": "a program",
     b"\0\5\x16\7": "the file of attributes that macOS puts beside a file (`._NAME`)",
 }
-_PICKLE = "save the model again as safetensors, with transformers' `model.save_pretrained(NEW)`"
-_ERROR_KEYS = {"error", "errors", "message", "detail", "details", "error_description", "msg", "reason"}
-_BESIDE_ERROR_KEYS = {
-    *("code", "status", "statuscode", "status_code", "success", "type", "title", "documentation_url"),
+_PICKLE_REMEDY = (
+    "save the model again as safetensors, with transformers' `model.save_pretrained(NEW)`"
+)
+_ERROR_KEYS = {
+    "error",
+    "errors",
+    "message",
+    "detail",
+    "details",
+    "error_description",
+    "msg",
+    "reason",
+}
+_ERROR_METADATA_KEYS = {
+    *(
+        "code",
+        "status",
+        "statuscode",
+        "status_code",
+        "success",
+        "type",
+        "title",
+        "documentation_url",
+    ),
     *("requestid", "request_id", "timestamp", "path", "url"),
 }
 
 
-def recognize_file(path: str | os.PathLike[str], purpose: Purpose, *, is_text: bool = False) -> Finding | None:
+def recognize_file(
+    path: str | os.PathLike[str], purpose: Purpose, *, is_text: bool = False
+) -> Finding | None:
     """Returns what a file is instead of what it is wanted for, or None where that cannot be told.
 
     Args:
@@ -104,7 +126,9 @@ def recognize_file(path: str | os.PathLike[str], purpose: Purpose, *, is_text: b
     return recognize(content, size, purpose, is_text=is_text)
 
 
-def recognize(content: bytes, size: int, purpose: Purpose, *, is_text: bool = False) -> Finding | None:
+def recognize(
+    content: bytes, size: int, purpose: Purpose, *, is_text: bool = False
+) -> Finding | None:
     """Returns what a file of this content is instead of what it is wanted for, or None where that cannot be told.
 
     Args:
@@ -115,7 +139,7 @@ def recognize(content: bytes, size: int, purpose: Purpose, *, is_text: bool = Fa
     content = content[:HEAD_BYTES]
     if not size:
         return Finding("is empty (0 bytes)", COPY_AGAIN)
-    finding = _stand_in(content, size) or _answer_of_a_server(content) or _binary(content, purpose)
+    finding = _placeholder(content, size) or _server_response(content) or _binary(content, purpose)
     return finding or (None if is_text else _text(content))
 
 
@@ -124,10 +148,13 @@ def recognize_values(values: Any) -> Finding | None:
     if not isinstance(values, Mapping):
         return None
     keys = {str(key).lower() for key in values}
-    if not keys & _ERROR_KEYS or not keys <= _ERROR_KEYS | _BESIDE_ERROR_KEYS:
+    if not keys & _ERROR_KEYS or not keys <= _ERROR_KEYS | _ERROR_METADATA_KEYS:
         return None
     value = next(value for key, value in values.items() if str(key).lower() in _ERROR_KEYS)
-    return _server_message(_shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)), "JSON")
+    return _server_message(
+        _one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)),
+        "JSON",
+    )
 
 
 def _server_message(message: str, kind: str) -> Finding:
@@ -145,15 +172,22 @@ def _missing(path: str) -> Finding | None:
         if "annex/objects/" in target:
             return Finding(what, "run `git annex get` in its repository")
         return Finding(what, "correct the link, or copy the files themselves with `cp -rL`")
-    beside = [ending for ending in UNFINISHED if os.path.exists(path + ending)]
+    beside = [ending for ending in UNFINISHED_SUFFIXES if os.path.exists(path + ending)]
     if beside:
-        return Finding(f"is not there, and {os.path.basename(path)}{beside[0]} is: an unfinished download", COPY_AGAIN)
+        return Finding(
+            f"is not there, and {os.path.basename(path)}{beside[0]} is: an unfinished download",
+            COPY_AGAIN,
+        )
     return None
 
 
-def _stand_in(content: bytes, size: int) -> Finding | None:
+def _placeholder(content: bytes, size: int) -> Finding | None:
     """Returns what stands for a file that is elsewhere, or was not filled in yet."""
-    text = content[:1024].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip() if size <= 1024 else ""
+    text = (
+        content[:1024].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
+        if size <= 1024
+        else ""
+    )
     if re.match(r"version https://(git-lfs|hawser)\.github\.com/spec/", text):
         stored = re.search(r"^size (\d+)", text, re.MULTILINE)
         of = f" (of {int(stored[1]):,} bytes)" if stored else ""
@@ -162,21 +196,28 @@ def _stand_in(content: bytes, size: int) -> Finding | None:
             "run `git lfs install && git lfs pull` in its repository, or download it with `hf download`",
         )
     if text.startswith("# xet version"):
-        return Finding("is a pointer of git-xet, and not the file itself", "download it with `hf download`")
+        return Finding(
+            "is a pointer of git-xet, and not the file itself", "download it with `hf download`"
+        )
     if text and "\n" not in text:
         if re.match(r"(\.\./|/|\.git/).*annex/objects/", text):
-            return Finding("is a pointer of git-annex, and not the file itself", "run `git annex get` in its repository")
+            return Finding(
+                "is a pointer of git-annex, and not the file itself",
+                "run `git annex get` in its repository",
+            )
         if re.fullmatch(r"(\.\./)+blobs/[0-9a-f]+", text):
             return Finding(
                 f"is a link of the Hub's cache written as text ({text})",
                 "download the files with `hf download REPO --local-dir DIR`",
             )
     if not content.strip(b"\0"):
-        return Finding(f"begins with {len(content)} zero bytes: a download that did not finish", COPY_AGAIN)
+        return Finding(
+            f"begins with {len(content)} zero bytes: a download that did not finish", COPY_AGAIN
+        )
     return None
 
 
-def _answer_of_a_server(content: bytes) -> Finding | None:
+def _server_response(content: bytes) -> Finding | None:
     """Recognises a web page, or an error in JSON or XML."""
     start = content[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -186,9 +227,11 @@ def _answer_of_a_server(content: bytes) -> Finding | None:
         return None
     text = start.decode("utf-8", "replace")
     lower = re.sub(r"^(<\?xml.*?\?>|<!--.*?-->|\s)+", "", text.lower(), flags=re.DOTALL)
-    if lower.startswith(("<!doctype html", "<html", "<head", "<body", "<title", "<script", "<meta")):
+    if lower.startswith(
+        ("<!doctype html", "<html", "<head", "<body", "<title", "<script", "<meta")
+    ):
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
-        of = f" ({_shortened(html.unescape(title[1]))!r})" if title and title[1].strip() else ""
+        of = f" ({_one_line(html.unescape(title[1]))!r})" if title and title[1].strip() else ""
         return Finding(
             f"is a web page (HTML){of} and not the file",
             "download the file itself, with `hf download` or from the address with /resolve/ in place of /blob/ "
@@ -197,15 +240,15 @@ def _answer_of_a_server(content: bytes) -> Finding | None:
     if text.startswith("<") and re.match(r"<[a-z_]", lower):
         code = re.search(r"<code>(.*?)</code>", text, re.DOTALL | re.IGNORECASE)
         message = re.search(r"<message>(.*?)</message>", text, re.DOTALL | re.IGNORECASE)
-        said = ": ".join(_shortened(match[1]) for match in (code, message) if match)
-        return _server_message(said or _shortened(text), "XML")
+        said = ": ".join(_one_line(match[1]) for match in (code, message) if match)
+        return _server_message(said or _one_line(text), "XML")
     if text.startswith(("{", "[")):
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
             return None
         return recognize_values(values) or Finding(
-            f"holds JSON ({_shortened(text)!r})", "name the right file, or download it again"
+            f"holds JSON ({_one_line(text)!r})", "name the right file, or download it again"
         )
     return None
 
@@ -219,21 +262,25 @@ def _binary(content: bytes, purpose: Purpose) -> Finding | None:
     }[purpose]
 
     def begins(table: Mapping[bytes, Any]) -> Any:
-        return next((value for signature, value in table.items() if content.startswith(signature)), None)
+        return next(
+            (value for signature, value in table.items() if content.startswith(signature)), None
+        )
 
     if content.startswith((b"PK\3\4", b"PK\5\6")):
         if b"/data.pkl" in content[:512]:
-            return Finding("is a PyTorch pickle", _PICKLE if purpose == "weights" else name_right)
+            return Finding(
+                "is a PyTorch pickle", _PICKLE_REMEDY if purpose == "weights" else name_right
+            )
         if re.match(rb"PK\x03\x04.{26}[^/]{1,200}?\.npy", content[:512], re.DOTALL):
             return Finding("is an archive of NumPy arrays (npz)", name_right)
         return Finding("is a zip archive", "unpack it, and name what it holds")
     if re.match(rb"\x80[\x02-\x05]", content):
-        return Finding("is a pickle", _PICKLE if purpose == "weights" else name_right)
+        return Finding("is a pickle", _PICKLE_REMEDY if purpose == "weights" else name_right)
     if archive := begins(_ARCHIVES):
         return Finding(f"is compressed ({archive})", "unpack it, and name what it holds")
     if content[257:262] == b"ustar":
         return Finding("is a tar archive", "unpack it, and name what it holds")
-    if weights := begins(_WEIGHTS):
+    if weights := begins(_FOREIGN_WEIGHTS):
         return Finding(f"is {weights[0]}", weights[1] if purpose == "weights" else name_right)
     if purpose != "weights" and re.match(rb".{6}\0\0\{\s*\"", content, re.DOTALL):
         return Finding("is a file of weights (safetensors)", name_right)
@@ -255,7 +302,9 @@ def _container(content: bytes) -> str | None:
     if content[4:8] in (b"moov", b"mdat", b"wide") and content[:4] != b"RIFF":
         return "a QuickTime file"
     if content[:4] == b"RIFF" and content[8:12] in (b"AVI ", b"WEBP", b"RMID"):
-        return {b"AVI ": "an AVI video", b"WEBP": "a WebP image", b"RMID": "a MIDI file"}[content[8:12]]
+        return {b"AVI ": "an AVI video", b"WEBP": "a WebP image", b"RMID": "a MIDI file"}[
+            content[8:12]
+        ]
     if content[:4] == b"FORM" and content[8:12] in (b"AIFF", b"AIFC"):
         return "an AIFF file"
     if content[:4] == b"OggS":
@@ -270,15 +319,17 @@ def _container(content: bytes) -> str | None:
 def _text(content: bytes) -> Finding | None:
     """A text of any other kind: an answer of a server without form, a list of files, a script."""
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(content)  # a character cut off at the end is left out
+        text = codecs.getincrementaldecoder("utf-8")().decode(
+            content
+        )  # a character cut off at the end is left out
     except UnicodeDecodeError:
         return None
     if any(not character.isprintable() and not character.isspace() for character in text):
         return None
-    return Finding(f"holds text ({_shortened(text)!r})", "name the right file, or download it again")
+    return Finding(f"holds text ({_one_line(text)!r})", "name the right file, or download it again")
 
 
-def _shortened(text: str) -> str:
+def _one_line(text: str) -> str:
     """A text on one line, of a readable length."""
     line = " ".join(text.split())
-    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}.."
+    return line if len(line) <= _MAX_SHOWN_CHARACTERS else f"{line[:_MAX_SHOWN_CHARACTERS]}.."

@@ -11,7 +11,8 @@ class Finding:
     """What a file or folder is, and what to do.
 
     Attributes:
-        what: the rest of a sentence that begins with the path or with "it": "is a Git LFS pointer ..".
+        what: the rest of a sentence that begins with the path or with "it": "is a Git LFS pointer
+        ..".
         remedy: what the user should do, without a capital and a full stop.
     """
 

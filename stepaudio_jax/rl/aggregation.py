@@ -8,12 +8,15 @@ import jax.numpy as jnp
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
-def token_weights(mask: jax.Array, valid: jax.Array, aggregation: Aggregation) -> tuple[jax.Array, jax.Array]:
+def token_weights(
+    mask: jax.Array, valid: jax.Array, aggregation: Aggregation
+) -> tuple[jax.Array, jax.Array]:
     """The weight of every token in the loss, and what the weighted sum is to be divided by, once, over the global batch.
 
-    "token_mean": every token counts alike (DAPO: Yu et al. 2025, eq. 8). "sequence_mean": every sample counts alike, a token
-    by its sample's length (GRPO: Shao et al. 2024, eq. 3). "sequence_sum": a sample counts by its tokens, and the sum is
-    divided by the number of samples (Liu et al. 2025, section 3.2).
+    "token_mean": every token counts alike (DAPO: Yu et al. 2025, eq. 8). "sequence_mean": every
+    sample counts alike, a token by its sample's length (GRPO: Shao et al. 2024, eq. 3).
+    "sequence_sum": a sample counts by its tokens, and the sum is divided by the number of samples
+    (Liu et al. 2025, section 3.2).
 
     Args:
         mask: [N,T], 1 where the policy wrote the token.

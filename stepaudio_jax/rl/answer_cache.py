@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import jax
 
-from stepaudio_jax.parallel import told_by_first
+from stepaudio_jax.parallel import broadcast_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class JudgeAnswer:
 class AnswerCache:
     """Answers by the hash of what was asked; in a file, one JSON object a line, which is only ever added to.
 
-    Of several processes the first reads and writes the file, and tells the others what it held where they answer by it too.
+    Of several processes the first reads and writes the file, and tells the others what it held
+    where they answer by it too.
 
     Args:
         path: the file; None keeps the answers in memory only.
@@ -42,7 +43,9 @@ class AnswerCache:
         if jax.process_index() == 0:
             self._open(pathlib.Path(path))
         if shared:
-            held = told_by_first({key: dataclasses.asdict(answer) for key, answer in self._answers.items()})
+            held = broadcast_json(
+                {key: dataclasses.asdict(answer) for key, answer in self._answers.items()}
+            )
             self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
 
     def _open(self, file: pathlib.Path) -> None:
@@ -61,7 +64,12 @@ class AnswerCache:
                     try:
                         key, answer = _read_line(line)
                     except ValueError as error:
-                        logger.warning("%s:%d: not an answer of a judge, who is asked again: %s", file, number, error)
+                        logger.warning(
+                            "%s:%d: not an answer of a judge, who is asked again: %s",
+                            file,
+                            number,
+                            error,
+                        )
                         continue
                     if answer is None:
                         self._answers.pop(key, None)
@@ -84,7 +92,7 @@ class AnswerCache:
             self._answers[key] = answer
             self._write({"key": key, **dataclasses.asdict(answer)})
 
-    def forget(self, key: str) -> None:
+    def discard(self, key: str) -> None:
         """Keeps an answer no longer, if there is one: the judge will be asked again."""
         with self._lock:
             if self._answers.pop(key, None) is not None:

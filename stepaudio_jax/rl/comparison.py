@@ -10,15 +10,15 @@ from stepaudio_jax.rl.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class RewardMap:
     """phi (R1.5, eq. 3): the value of a pair, from -levels // 2 to levels // 2, mapped to [-1, 1].
 
     Attributes:
         levels: of the judge's scale, odd.
-        table: of the levels above 0 in order, the last one 1 or less; empty for a linear map. Values between two levels, which
-            the mean of two verdicts may be, lie between theirs.
-        temperature: tanh(x / temperature) / tanh(1 / temperature) is put behind it: small values are spread, large ones pressed
-            together. None for nothing behind it.
+        table: of the levels above 0 in order, the last one 1 or less; empty for a linear map.
+            Values between two levels, which the mean of two verdicts may be, lie between theirs.
+        temperature: tanh(x / temperature) / tanh(1 / temperature) is put behind it: small values
+            are spread, large ones pressed together. None for nothing behind it.
     """
 
     levels: int = 7
@@ -43,17 +43,18 @@ class Scale:
         return math.copysign(mapped, value) if value else 0.0
 
 
-def preference(forwards: Verdict, backwards: Verdict, scale: Scale) -> float:
+def preference(original: Verdict, swapped: Verdict, scale: RewardMap) -> float:
     """The reward of the policy's reply: the judge saw (policy, reference), then (reference, policy).
 
-    (first - second) / 2 cancels a judge's liking for one place, and changes its sign exactly when the replies are exchanged.
+    (first - second) / 2 cancels a judge's liking for one place, and changes its sign exactly when
+    the replies are exchanged.
     """
-    return scale((forwards.level - backwards.level) / 2)
+    return scale((original.level - swapped.level) / 2)
 
 
-def flips(forwards: Verdict, backwards: Verdict) -> bool:
+def prefers_position(original: Verdict, swapped: Verdict) -> bool:
     """Whether the judge prefers a place and not a reply: it prefers the first one both times, or the second one."""
-    return forwards.level * backwards.level > 0
+    return original.level * swapped.level > 0
 
 
 def rubric_score(criteria: Sequence[Criterion], met: Sequence[bool]) -> float:
@@ -67,11 +68,18 @@ def rubric_score(criteria: Sequence[Criterion], met: Sequence[bool]) -> float:
     most = sum(criterion.weight for criterion in criteria if criterion.weight > 0)
     if most <= 0:
         raise ValueError("no criterion of the rubric has a positive weight; give at least one")
-    return sum(criterion.weight for criterion, is_met in zip(criteria, met, strict=True) if is_met) / most
+    return (
+        sum(criterion.weight for criterion, is_met in zip(criteria, met, strict=True) if is_met)
+        / most
+    )
 
 
-def rubric_reward(criteria: Sequence[Criterion], forwards: Verdict, backwards: Verdict) -> float:
+def rubric_reward(criteria: Sequence[Criterion], original: Verdict, swapped: Verdict) -> float:
     """The policy's score less the reference's, each the mean over both orders, within [-1, 1]."""
-    policy = (rubric_score(criteria, forwards.first_met) + rubric_score(criteria, backwards.second_met)) / 2
-    reference = (rubric_score(criteria, forwards.second_met) + rubric_score(criteria, backwards.first_met)) / 2
+    policy = (
+        rubric_score(criteria, original.first_met) + rubric_score(criteria, swapped.second_met)
+    ) / 2
+    reference = (
+        rubric_score(criteria, original.second_met) + rubric_score(criteria, swapped.first_met)
+    ) / 2
     return min(max(policy - reference, -1.0), 1.0)

@@ -14,41 +14,45 @@ from typing import Any
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.rl.judge import JudgeAnswer, JudgeError
 
-_TRY_AGAIN = {408, 409, 425, 429}  # and every 5xx
-_LONGEST_WAIT_S = 60.0
+_RETRYABLE_STATUS = {408, 409, 425, 429}  # and every 5xx
+MAX_BACKOFF_S = 60.0
 _SECONDS = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?")
 MAX_RESPONSE_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class EndpointBackend:
     """Where the judge is, and how it is asked.
 
     Attributes:
         url: up to and with /v1.
         model: its name there.
-        key_variable: the environment variable that holds the key; empty for a server that wants none.
+        api_key_env: the environment variable that holds the key; empty for a server that wants
+        none.
         temperature, max_tokens: of its answers.
         timeout_s: without a word from the server.
-        retries: after the first attempt; each waits twice as long as the one before, or as long as the server asks for.
-        first_wait_s: before the first retry.
+        retries: after the first attempt; each waits twice as long as the one before, or as long as
+        the server asks for.
+        initial_backoff_s: before the first retry.
     """
 
     url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"
     temperature: float = 0.0
     max_tokens: int = 1024
     timeout_s: float = 60.0
     retries: int = 4
-    first_wait_s: float = 1.0
+    initial_backoff_s: float = 1.0
 
     @property
     def name(self) -> str:
         """Of the judge: all that its answers depend on."""
-        return f"{self.model} at {self.url}, temperature {self.temperature}, {self.max_tokens} tokens"
+        return (
+            f"{self.model} at {self.url}, temperature {self.temperature}, {self.max_tokens} tokens"
+        )
 
-    def ask(self, question: str) -> JudgeAnswer:
+    def generate(self, question: str) -> JudgeAnswer:
         """One question; may be called from many threads.
 
         Raises:
@@ -62,30 +66,37 @@ class Endpoint:
             "max_tokens": self.max_tokens,
         }
         headers = {"Content-Type": "application/json"}
-        if self.key_variable:
-            headers["Authorization"] = f"Bearer {server_key(self.key_variable)}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST")
-        problem, wait_s = "", self.first_wait_s
+        if self.api_key_env:
+            headers["Authorization"] = f"Bearer {read_api_key(self.api_key_env)}"
+        request = urllib.request.Request(
+            f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
+        )
+        problem, wait_s = "", self.initial_backoff_s
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(wait_s * random.uniform(0.8, 1.2))  # so that those who failed together do not come back together
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                time.sleep(
+                    wait_s * random.uniform(0.8, 1.2)
+                )  # so that those who failed together do not come back together
+                wait_s = min(2 * wait_s, MAX_BACKOFF_S)
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                     return _answer(response.read(MAX_RESPONSE_BYTES + 1))
             except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {_beginning(error)}"
-                if error.code not in _TRY_AGAIN and error.code < 500:
+                problem = f"status {error.code}: {_error_excerpt(error)}"
+                if error.code not in _RETRYABLE_STATUS and error.code < 500:
                     raise JudgeError(f"{self.url} refuses the question, {problem}") from None
                 asked = error.headers.get("Retry-After", "")
-                wait_s = min(float(asked), _LONGEST_WAIT_S) if _SECONDS.fullmatch(asked) else wait_s
-            # No server, a time-out, half an answer, what is no completion, a redirection to nowhere.
+                wait_s = min(float(asked), MAX_BACKOFF_S) if _SECONDS.fullmatch(asked) else wait_s
+            # No server, a time-out, half an answer, what is no completion, a redirection to
+            # nowhere.
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
-        raise JudgeError(f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}")
+        raise JudgeError(
+            f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}"
+        )
 
 
-def server_key(variable: str) -> str:
+def read_api_key(variable: str) -> str:
     """The key in an environment variable.
 
     Raises:
@@ -94,13 +105,13 @@ def server_key(variable: str) -> str:
     key = os.environ.get(variable, "")
     if not key:
         raise ConfigError(
-            f"the environment variable {variable} holds no key for the judge's server; set it, or let key_variable be empty "
+            f"the environment variable {variable} holds no key for the judge's server; set it, or let api_key_env be empty "
             "for a server that wants none"
         )
     return key
 
 
-def _beginning(error: urllib.error.HTTPError) -> str:
+def _error_excerpt(error: urllib.error.HTTPError) -> str:
     """Of the page that says what was wrong; the server may break off in it."""
     try:
         return error.read(200).decode(errors="replace")
@@ -108,7 +119,7 @@ def _beginning(error: urllib.error.HTTPError) -> str:
         return f"({type(broken).__name__}: {broken})"
 
 
-class _NoAnswerError(ValueError):
+class _InvalidResponseError(ValueError):
     """The server's answer is not of OpenAI's form."""
 
 
@@ -116,17 +127,17 @@ def _answer(body: bytes) -> JudgeAnswer:
     """Returns what a chat completion says; a content of null, or of no form that text has, is an empty answer.
 
     Raises:
-        _NoAnswerError: the body is no chat completion.
+        _InvalidResponseError: the body is no chat completion.
     """
     if len(body) > MAX_RESPONSE_BYTES:
-        raise _NoAnswerError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
+        raise _InvalidResponseError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
     try:
         # As an integer Python reads no number of more than 4300 digits.
         completion = json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=float)
         choice = completion["choices"][0]
         content, reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise _NoAnswerError(f"not a chat completion: {body[:200]!r}") from None
+        raise _InvalidResponseError(f"not a chat completion: {body[:200]!r}") from None
     return JudgeAnswer(_text(content), truncated=reason == "length")
 
 

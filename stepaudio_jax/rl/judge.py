@@ -1,7 +1,8 @@
 """Asking a generative judge: at once for many pairs, each in both orders, never twice for the same question.
 
-A judge is anything that turns questions into answers (`Ask`): a server that speaks OpenAI's protocol (`rl.endpoint`), or one of
-our own models. What it cannot answer becomes an abstention. Of several processes the first asks, and tells the others.
+A judge is anything that turns questions into answers (`Generate`): a server that speaks OpenAI's
+protocol (`rl.endpoint`), or one of our own models. What it cannot answer becomes an abstention. Of
+several processes the first asks, and tells the others.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.parallel import told_by_first
+from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.rl.answer_cache import AnswerCache, JudgeAnswer
 from stepaudio_jax.rl.judge_prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.rl.verdict import Abstention, Verdict, parse_verdict
@@ -27,15 +28,15 @@ class JudgeError(RuntimeError):
     """A judge could not be asked, after all retries; or too many of its answers are of no use."""
 
 
-Ask = Callable[[str], JudgeAnswer]
+Generate = Callable[[str], JudgeAnswer]
 """One question to the judge, from any thread; raises JudgeError where there is no answer."""
 
-AskAll = Callable[[Sequence[str]], Iterator[tuple[int, JudgeAnswer | JudgeError]]]
+BatchGenerate = Callable[[Sequence[str]], Iterator[tuple[int, JudgeAnswer | JudgeError]]]
 """All questions at once; yields (index, answer or why there is none) as each is ready."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class ReplyPair:
     """Two replies to one dialogue, the policy's and the reference, and the rubric that they are judged by, if any."""
 
     dialogue: tuple[Message, ...]
@@ -48,14 +49,14 @@ class Pair:
 class Judgement:
     """Of a pair: what the judge says of (policy, reference) and of (reference, policy)."""
 
-    forwards: Verdict | Abstention
-    backwards: Verdict | Abstention
+    original: Verdict | Abstention
+    swapped: Verdict | Abstention
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict] | None:
         """Both, where there are both."""
-        if isinstance(self.forwards, Verdict) and isinstance(self.backwards, Verdict):
-            return self.forwards, self.backwards
+        if isinstance(self.original, Verdict) and isinstance(self.swapped, Verdict):
+            return self.original, self.swapped
         return None
 
 
@@ -64,64 +65,66 @@ class Judge:
 
     Args:
         name: of the judge, model and settings included: the cache tells judges apart by it.
-        ask: one question to it, or all of a batch at once (`AskAll`, with `together`).
+        ask: one question to it, or all of a batch at once (`BatchGenerate`, with `together`).
         prompt: the template.
         cache: a file of answers, kept for the runs to come; None keeps them for this one only.
         together: whether `ask` takes all questions of a batch, as one of our own models does.
         concurrency: questions asked at once, where it does not.
-        most_abstentions: share of a batch's pairs that may have none; above it, `judge` raises.
+        max_abstention_rate: share of a batch's pairs that may have none; above it, `judge` raises.
     """
 
     def __init__(
         self,
         name: str,
-        ask: Ask | AskAll,
+        ask: Generate | BatchGenerate,
         prompt: JudgePrompt,
         *,
         together: bool = False,
         cache: str | os.PathLike[str] | None = None,
         concurrency: int = 8,
-        most_abstentions: float = 0.2,
+        max_abstention_rate: float = 0.2,
     ):
         self._name = name
         self._ask: Any = ask
         self._together = together
         self._prompt = prompt
         self._answers = AnswerCache(cache, shared=together)
-        self._most_abstentions = most_abstentions
+        self._max_abstention_rate = max_abstention_rate
         self._pool = ThreadPoolExecutor(concurrency)
         self._asking: dict[str, Future[str]] = {}
-        self.asked = 0  # questions that the cache could not answer
+        self.num_generated = 0  # questions that the cache could not answer
 
-    def ask_ahead(self, pair: Pair) -> None:
+    def prefetch(self, pair: ReplyPair) -> None:
         """Begins to ask about a pair that `judge` will be called with, where the judge can, and returns at once."""
         if self._together or jax.process_index() != 0:
             return
         for question in self._questions(pair):
-            self._begin(question)
+            self._submit(question)
 
-    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+    def judge(self, pairs: Sequence[ReplyPair]) -> list[Judgement]:
         """Judges every pair, in order.
 
         Raises:
-            JudgeError: more of them than allowed have no verdict. Verdicts are in the cache; what was none is asked again the
-                next time, of a judge that has been mended.
+            JudgeError: more of them than allowed have no verdict. Verdicts are in the cache; what
+                was none is asked again the next time, of a judge that has been mended.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
         failures = self._ask_together(questions) if self._together else self._ask_each(questions)
         verdicts = [self._verdict(question, failures) for question in questions]
         judgements = [Judgement(*both) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
         abstained = [judgement for judgement in judgements if judgement.verdicts is None]
-        if len(abstained) > self._most_abstentions * len(judgements):
-            sides = (side for one in abstained for side in (one.forwards, one.backwards))
-            reasons = ", ".join(sorted({side.reason for side in sides if isinstance(side, Abstention)}))
+        if len(abstained) > self._max_abstention_rate * len(judgements):
+            sides = (side for one in abstained for side in (one.original, one.swapped))
+            reasons = ", ".join(
+                sorted({side.reason for side in sides if isinstance(side, Abstention)})
+            )
             first = f"; {next(iter(failures.values()))}" if failures else ""
             for question, verdict in zip(questions, verdicts, strict=True):
                 if isinstance(verdict, Abstention):
-                    self._answers.forget(self._key(question))
+                    self._answers.discard(self._key(question))
             raise JudgeError(
                 f"the judge {self._name} gave no verdict on {len(abstained)} of {len(judgements)} pairs ({reasons}), more than "
-                f"{self._most_abstentions:.0%} of them{first}"
+                f"{self._max_abstention_rate:.0%} of them{first}"
             )
         return judgements
 
@@ -133,7 +136,8 @@ class Judge:
         """Asks what the cache cannot answer, in the first process; returns what went wrong, by key.
 
         Raises:
-            JudgeError: nothing can be asked, or the cache cannot be written; in every process, for all wait for the first one.
+            JudgeError: nothing can be asked, or the cache cannot be written; in every process, for
+                all wait for the first one.
         """
         said: tuple[str, dict[str, str], dict[str, Any]] | None = None
         if jax.process_index() == 0:
@@ -141,7 +145,7 @@ class Judge:
                 said = "", *self._answers_to(questions)
             except (OSError, ConfigError) as error:
                 said = str(error), {}, {}
-        problem, failures, answers = told_by_first(said)
+        problem, failures, answers = broadcast_json(said)
         if problem:
             raise JudgeError(f"the judge {self._name} cannot be asked: {problem}")
         for key, answer in answers.items():
@@ -149,11 +153,15 @@ class Judge:
                 self._answers.add(key, JudgeAnswer(**answer))
         return failures
 
-    def _answers_to(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, str], dict[str, Any]]:
+    def _answers_to(
+        self, questions: Sequence[JudgeQuestion]
+    ) -> tuple[dict[str, str], dict[str, Any]]:
         """Returns what went wrong, and the answers, both by key and JSON-ready."""
         for question in questions:
-            self._begin(question)
-        failures = {key: problem for key, asking in self._asking.items() if (problem := asking.result())}
+            self._submit(question)
+        failures = {
+            key: problem for key, asking in self._asking.items() if (problem := asking.result())
+        }
         self._asking.clear()
         keys = {self._key(question) for question in questions} - failures.keys()
         return failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
@@ -161,7 +169,7 @@ class Judge:
     def _ask_together(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
         wanted = {self._key(question): question.text for question in questions}
         missing = {key: text for key, text in wanted.items() if key not in self._answers}
-        self.asked += len(missing)
+        self.num_generated += len(missing)
         keys, failures = list(missing), {}
         for index, answer in self._ask(list(missing.values())):
             if isinstance(answer, JudgeError):
@@ -170,15 +178,15 @@ class Judge:
                 self._answers.add(keys[index], answer)
         return failures
 
-    def _questions(self, pair: Pair) -> list[JudgeQuestion]:
+    def _questions(self, pair: ReplyPair) -> list[JudgeQuestion]:
         """Returns the questions about both orders."""
         orders = ((pair.reply, pair.reference), (pair.reference, pair.reply))
         return [self._prompt.question(pair.dialogue, *order, pair.rubric) for order in orders]
 
-    def _begin(self, question: JudgeQuestion) -> None:
+    def _submit(self, question: JudgeQuestion) -> None:
         key = self._key(question)
         if key not in self._answers and key not in self._asking:
-            self.asked += 1
+            self.num_generated += 1
             self._asking[key] = self._pool.submit(self._answer, key, question.text)
 
     def _answer(self, key: str, question: str) -> str:
@@ -200,7 +208,7 @@ class Judge:
             criteria=question.criteria,
             truncated=answer.truncated,
             code=question.code,
-            planted=question.planted,
+            in_material=question.in_material,
         )
 
     def _key(self, question: JudgeQuestion) -> str:

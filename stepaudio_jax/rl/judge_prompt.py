@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.rl.fence import make_fence, planted_comparisons
+from stepaudio_jax.rl.fence import comparisons_in_material, make_fence
 from stepaudio_jax.rl.verdict import comparisons
 from stepaudio_jax.text import Message, TextPart
 
@@ -27,14 +27,14 @@ class JudgeQuestion:
         text: what the judge is asked.
         criteria: number of the rubric's criteria.
         code: that the verdict is asked to carry; None where the template does not ask for it.
-        planted: comparisons that the material itself spells out: a verdict of these that lacks the
-            code may be a quotation.
+        in_material: comparisons that the material itself spells out: a verdict of these that lacks
+            the code may be a quotation.
     """
 
     text: str
     criteria: int = 0
     code: str | None = None
-    planted: frozenset[str] = frozenset()
+    in_material: frozenset[str] = frozenset()
 
 
 class JudgePrompt:
@@ -49,7 +49,8 @@ class JudgePrompt:
         levels: of the scale that the judge is offered.
 
     Raises:
-        ConfigError: naming the file and the field that is missing, unknown, there twice or without its fence.
+        ConfigError: naming the file and the field that is missing, unknown, there twice or without
+            its fence.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
@@ -58,16 +59,27 @@ class JudgePrompt:
         self.levels = levels
         self._comparisons = tuple(comparisons(levels))
         try:
-            fields = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+            fields = [
+                name
+                for _, name, _, _ in string.Formatter().parse(self.template)
+                if name is not None
+            ]
         except ValueError as error:
-            raise ConfigError(f"{self._path}: {error}; write a brace of the text itself twice") from None
+            raise ConfigError(
+                f"{self._path}: {error}; write a brace of the text itself twice"
+            ) from None
         self._check_fields(fields)
         self._asks_for_code = "form" in fields
 
     def _check_fields(self, fields: Sequence[str]) -> None:
         others = [name for name in fields if name != _FENCE]
-        if len(set(others)) < len(others) or not set(_NEEDED) <= set(others) <= {*_NEEDED, *_OPTIONAL}:
-            present, needed, optional = (_listed(names) for names in (fields, (*_NEEDED, _FENCE), _OPTIONAL))
+        if len(set(others)) < len(others) or not set(_NEEDED) <= set(others) <= {
+            *_NEEDED,
+            *_OPTIONAL,
+        }:
+            present, needed, optional = (
+                _listed(names) for names in (fields, (*_NEEDED, _FENCE), _OPTIONAL)
+            )
             raise ConfigError(
                 f"{self._path}: has the fields {present}; it must have each of {needed}, all but "
                 f"{{{_FENCE}}} once, and may have {optional} once"
@@ -87,18 +99,28 @@ class JudgePrompt:
                 "between: without it a turn could write the template's own marks"
             )
 
-    def fill(self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()) -> str:
+    def fill(
+        self,
+        dialogue: Sequence[Message],
+        reply_a: str,
+        reply_b: str,
+        rubric: Sequence[Criterion] = (),
+    ) -> str:
         """Returns the text of the question to the judge (see `question`)."""
         return self.question(dialogue, reply_a, reply_b, rubric).text
 
     def question(
-        self, dialogue: Sequence[Message], reply_a: str, reply_b: str, rubric: Sequence[Criterion] = ()
+        self,
+        dialogue: Sequence[Message],
+        reply_a: str,
+        reply_b: str,
+        rubric: Sequence[Criterion] = (),
     ) -> JudgeQuestion:
         """Returns the question to the judge. Sound is told by its transcript, where there is one.
 
-        Every turn, every reply and every criterion, the material, stands unaltered behind a mark with
-        the fence: digits of a hash of the material that do not occur in it (`make_fence`). So nothing
-        in the material can be taken for a mark, whatever it holds.
+        Every turn, every reply and every criterion, the material, stands unaltered behind a mark
+        with the fence: digits of a hash of the material that do not occur in it (`make_fence`). So
+        nothing in the material can be taken for a mark, whatever it holds.
         """
         spoken = [(label, text) for message in dialogue for label, text in _spoken(message)]
         listed_criteria = [criterion.text for criterion in rubric]
@@ -106,8 +128,12 @@ class JudgePrompt:
         fence = make_fence(material)
         criteria = ""
         if rubric:
-            listed = "\n".join(f"{fence} {number}. {criterion.text}" for number, criterion in enumerate(rubric, 1))
-            heading = "Say besides, of each criterion and for each reply, whether the reply meets it:"
+            listed = "\n".join(
+                f"{fence} {number}. {criterion.text}" for number, criterion in enumerate(rubric, 1)
+            )
+            heading = (
+                "Say besides, of each criterion and for each reply, whether the reply meets it:"
+            )
             criteria = f"\n{heading}\n{listed}\n{fence} end\n"
         text = self.template.format(
             fence=fence,
@@ -120,7 +146,9 @@ class JudgePrompt:
         )
         if not self._asks_for_code:
             return JudgeQuestion(text, len(rubric))
-        return JudgeQuestion(text, len(rubric), fence, planted_comparisons(material, self._comparisons))
+        return JudgeQuestion(
+            text, len(rubric), fence, comparisons_in_material(material, self._comparisons)
+        )
 
 
 def _form(fence: str, *, with_criteria: bool) -> str:

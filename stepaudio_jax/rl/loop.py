@@ -10,25 +10,25 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig, to_dict
 from stepaudio_jax.data import DataError, Record, check_sizes
 from stepaudio_jax.models import Parameters
-from stepaudio_jax.parallel import gather_json
-from stepaudio_jax.rl.endpoint import server_key
-from stepaudio_jax.rl.iteration import Iteration
+from stepaudio_jax.parallel import all_gather_json
+from stepaudio_jax.rl.endpoint import read_api_key
+from stepaudio_jax.rl.iteration import PolicyTrainer
 from stepaudio_jax.rl.judge import JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.objective import KLController
 from stepaudio_jax.rl.prompts import PromptStream
-from stepaudio_jax.rl.rewards import RewardError, Rewards
+from stepaudio_jax.rl.rewards import RewardError, RewardFunction
 from stepaudio_jax.rl.watch import SampleWriter
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.data_check import DataCheck
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.metrics import MetricsWriter, progress_bar
-from stepaudio_jax.training.stage_kind import StageKind, StageRun
-from stepaudio_jax.training.start import start_stage
+from stepaudio_jax.training.stage_kind import StageContext, StageKind
+from stepaudio_jax.training.start import init_train_state
 from stepaudio_jax.training.step import TrainState
 from stepaudio_jax.training.stopping import DivergedError, data_error
 
 
-def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
+def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
@@ -40,24 +40,26 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
 
     Before these three and any other error, everything up to the last whole step is saved, with two
     exceptions. Of several processes one alone may have failed, and saving is the work of all: they
-    save before a JudgeError, which all of them raise. And an update that failed once it had begun has
-    used up the state before it: then the newest checkpoint is what there is.
+    save before a JudgeError, which all of them raise. And an update that failed once it had begun
+    has used up the state before it: then the newest checkpoint is what there is.
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
     checkpoints, policy = run.checkpoints(), stage.rl.policy
     earlier = sum(one.steps for one in config.stages[: run.index])
-    run.stop.received(earlier + (checkpoints.latest_step or 0))  # a notice before the first step is for the step after it
-    controller = KLController(policy.kl_coefficient, policy.kl_target, policy.kl_horizon)
+    run.stop.should_stop(
+        earlier + (checkpoints.latest_step or 0)
+    )  # a notice before the first step is for the step after it
+    controller = KLController(policy.kl_coef, policy.kl_target, policy.kl_horizon)
     with contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(start.abstract)
-            controller.restore(data_state["kl_coefficient"])
+            controller.restore(data_state["kl_coef"])
         else:
-            state = start_stage(config, run.index, run.model, start, parameters)
+            state = init_train_state(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
         done = int(state.step)
-        run.stop.received(earlier + done)
-        iteration = Iteration(run, start, state)
+        run.stop.should_stop(earlier + done)
+        iteration = PolicyTrainer(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)
         with (
@@ -68,16 +70,16 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
         ):
 
             def save() -> None:
-                checkpoints.save(state, {"kl_coefficient": controller.coefficient}, {})
+                checkpoints.save(state, {"kl_coef": controller.coefficient}, {})
 
             @contextlib.contextmanager
-            def saving_first() -> Iterator[None]:
+            def save_on_error() -> Iterator[None]:
                 try:
                     yield
                 except Exception as error:
                     saved_step = checkpoints.latest_step
                     together = jax.process_count() == 1 or isinstance(error, JudgeError)
-                    if together and not _is_used_up(state):
+                    if together and not _is_donated(state):
                         save()
                         saved_step = int(state.step)
                     if isinstance(error, DataError):
@@ -86,41 +88,51 @@ def run_policy_stage(run: StageRun, parameters: Parameters) -> Parameters:
                     raise
 
             for step in range(done + 1, stage.steps + 1):
-                with saving_first():
-                    rollouts, rewards, seconds = iteration.write(state, step)
-                if run.stop.received(earlier + step, within=True):  # replies are written again, as they were
+                with save_on_error():
+                    rollouts, rewards, seconds = iteration.generate_rollouts(state, step)
+                if run.stop.should_stop(
+                    earlier + step, within_step=True
+                ):  # replies are written again, as they were
                     save()
-                    raise run.stop.interruption(stage.name, step - 1)
-                with saving_first():
-                    state, figures = iteration.learn(state, rollouts, rewards, controller)
-                figures |= seconds
+                    raise run.stop.interrupted_error(stage.name, step - 1)
+                with save_on_error():
+                    state, metrics = iteration.update(state, rollouts, rewards, controller)
+                metrics |= seconds
                 state = dataclasses.replace(state, step=state.step + 1)
                 bar.update()
-                bar.set_postfix({name: f"{figures[name]:.3f}" for name in ("reward", "reply_tokens") if name in figures})
-                with saving_first():
-                    writer.write(step, figures)
+                bar.set_postfix(
+                    {
+                        name: f"{metrics[name]:.3f}"
+                        for name in ("reward", "reply_tokens")
+                        if name in metrics
+                    }
+                )
+                with save_on_error():
+                    writer.write(step, metrics)
                     samples.write(step, rollouts, rewards)
-                stopping = run.stop.received(earlier + step)
-                diverged = int(state.skipped_in_row) > config.skipped_steps_allowed
+                stopping = run.stop.should_stop(earlier + step)
+                diverged = int(state.consecutive_skips) > config.max_consecutive_skips
                 every = config.checkpoint.every_steps
                 if stopping or diverged or step == stage.steps or (every > 0 and step % every == 0):
                     save()
                 if diverged:
                     raise DivergedError(
-                        f"stage {stage.name!r}, step {step}: the last {int(state.skipped_in_row)} updates were not finite"
+                        f"stage {stage.name!r}, step {step}: the last {int(state.consecutive_skips)} updates were not finite"
                     )
                 if stopping and step < stage.steps:
-                    raise run.stop.interruption(stage.name, step)
+                    raise run.stop.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.definition.after_stage({**state.trainable, **state.frozen}, stage.name)
+    return start.model_def.params_after_stage({**state.trainable, **state.frozen}, stage.name)
 
 
-def _is_used_up(state: TrainState) -> bool:
+def _is_donated(state: TrainState) -> bool:
     """Returns whether an update has taken the state's arrays for its own."""
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataCheck) -> None:
+def check_policy_stage(
+    stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataChecker
+) -> None:
     """Checks a stage's data, its rewards and its judge.
 
     Raises:
@@ -129,22 +141,22 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
     """
     check_sizes(stage.data, tokenizer, model)
     try:
-        rewards = Rewards(stage.rl, None)
-        JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.levels)
+        rewards = RewardFunction(stage.rl, None)
+        JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.preference_levels)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
     judge = stage.rl.judge
     if judge.folder:
         hub.read_model_config(judge.folder)
-    if judge.url and judge.key_variable and jax.process_index() == 0:  # it alone asks
-        server_key(judge.key_variable)
+    if judge.url and judge.api_key_env and jax.process_index() == 0:  # it alone asks
+        read_api_key(judge.api_key_env)
     stream = PromptStream(
         stage.data,
         tokenizer,
         model,
         seed=0,
         new_tokens=stage.rl.rollout.max_new_tokens,
-        validate=rewards.require,
+        validate=rewards.check_record,
     )
     names: set[str] = set()  # that records give as their source
 
@@ -155,7 +167,7 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
     settings = {"rewards": to_dict(stage.rl.rewards), "new_tokens": stage.rl.rollout.max_new_tokens}
     checked = data_check(f"stage {stage.name!r}", stream.sources, stage.data, check, settings)
     if checked and stage.data.check == "all":
-        names.update(*gather_json(sorted(names)))
+        names.update(*all_gather_json(sorted(names)))
         missing = sorted({name for reward in stage.rl.rewards for name in reward.sources} - names)
         if missing:
             raise ConfigError(
@@ -164,4 +176,4 @@ def check_policy_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelCon
             )
 
 
-POLICY_STAGE = StageKind(check_policy_stage, run_policy_stage)
+POLICY_STAGE = StageKind(check_policy_stage, train_policy)

@@ -1,7 +1,8 @@
 """The objective of one token: clipped policy gradient, KL to the reference, value (R1.5, eq. 4 and 5).
 
-Every function is elementwise over arrays of one shape, any, and gives losses to be minimised; `rl.aggregation` adds them up.
-Places that carry no weight may hold anything, if the caller replaces it before (see `at`).
+Every function is elementwise over arrays of one shape, any, and gives losses to be minimised;
+`rl.aggregation` adds them up. Places that carry no weight may hold anything, if the caller replaces
+it before (see `where_weighted`).
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 
 logger = logging.getLogger(__name__)
 
-_MOST_LOG_RATIO = 20.0  # exp of more is no ratio that a policy can have by a step, and overflows a few times further on
+# exp of more is no ratio that a policy can have by a step, and overflows a few times further on
+MAX_LOG_RATIO = 20.0
 
 KLKind = Literal["k1", "k2", "k3"]
 
@@ -30,7 +32,7 @@ class PolicyLoss:
     clamped: jax.Array
 
 
-def at(x: jax.Array, weights: jax.Array, filling: float = 0.0) -> jax.Array:
+def where_weighted(x: jax.Array, weights: jax.Array, filling: float = 0.0) -> jax.Array:
     """`x` where a token has weight, else `filling`: junk elsewhere can then reach neither the loss nor its gradient."""
     return jnp.where(weights > 0, x, filling)
 
@@ -38,7 +40,9 @@ def at(x: jax.Array, weights: jax.Array, filling: float = 0.0) -> jax.Array:
 def log_ratio(logprobs: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Logprobs - other, clamped to +-20, and where it was clamped (1 or 0)."""
     difference = logprobs - other
-    return jnp.clip(difference, -_MOST_LOG_RATIO, _MOST_LOG_RATIO), (jnp.abs(difference) > _MOST_LOG_RATIO).astype(jnp.float32)
+    return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO), (
+        jnp.abs(difference) > MAX_LOG_RATIO
+    ).astype(jnp.float32)
 
 
 def policy_loss(
@@ -57,7 +61,8 @@ def policy_loss(
         old_logprobs: of the policy that wrote.
         advantages: constants.
         clip_low, clip_high: epsilon below and above.
-        dual_clip: for negative advantages, the loss is at most -dual_clip A (Ye et al. 2020, eq. 5); above 1; None for none.
+        dual_clip: for negative advantages, the loss is at most -dual_clip A (Ye et al. 2020, eq.
+            5); above 1; None for none.
     """
     advantages = jax.lax.stop_gradient(advantages)
     difference, clamped = log_ratio(logprobs, jax.lax.stop_gradient(old_logprobs))
@@ -75,8 +80,8 @@ def policy_loss(
 def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: KLKind) -> jax.Array:
     """An estimate of KL(policy || reference) from the log-probabilities of what the policy wrote (Schulman 2020).
 
-    With d = logprobs - reference: k1 = d, unbiased, of large variance; k2 = d^2 / 2; k3 = exp(-d) - 1 + d, unbiased and never
-    negative.
+    With d = logprobs - reference: k1 = d, unbiased, of large variance; k2 = d^2 / 2; k3 = exp(-d) -
+    1 + d, unbiased and never negative.
     """
     difference, _ = log_ratio(logprobs, reference)
     if kind == "k1":
@@ -86,17 +91,20 @@ def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: KLKind) -> jax.
     return jnp.expm1(-difference) + difference
 
 
-def kl_loss(logprobs: jax.Array, reference: jax.Array, old_logprobs: jax.Array | None = None) -> jax.Array:
+def kl_loss(
+    logprobs: jax.Array, reference: jax.Array, old_logprobs: jax.Array | None = None
+) -> jax.Array:
     """Returns a loss whose value is k3 and whose gradient is that of KL(policy || reference), which is k2's: d.
 
-    k1 as a loss has no gradient in expectation, and k3's is that of the KL the other way round. Where |d| exceeds 20 nats, the
-    gradient stays at 20 with d's sign, as that of a Huber loss of that width: a policy that is far away is still pulled back,
-    and no token pulls without bound.
+    k1 as a loss has no gradient in expectation, and k3's is that of the KL the other way round.
+    Where |d| exceeds 20 nats, the gradient stays at 20 with d's sign, as that of a Huber loss of
+    that width: a policy that is far away is still pulled back, and no token pulls without bound.
 
     Args:
         logprobs: of the policy that learns.
         reference: constants.
-        old_logprobs: of the policy that wrote, where it is another one: tokens are then weighted by the ratio of the two.
+        old_logprobs: of the policy that wrote, where it is another one: tokens are then weighted by
+            the ratio of the two.
     """
     constant = jax.lax.stop_gradient(logprobs)
     reference = jax.lax.stop_gradient(reference)
@@ -109,7 +117,9 @@ def kl_loss(logprobs: jax.Array, reference: jax.Array, old_logprobs: jax.Array |
     return weight * (value + slope)
 
 
-def value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float | None) -> jax.Array:
+def value_loss(
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float | None
+) -> jax.Array:
     """Half the squared error, the larger of the plain one and that of values within `clip` of the old ones.
 
     Schulman et al. 2017 (the clipped form is their implementation's).
@@ -122,9 +132,13 @@ def value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, *, 
     return 0.5 * jnp.maximum(plain, (near - returns) ** 2)
 
 
-def truncated_importance(old_logprobs: jax.Array, sampler_logprobs: jax.Array, *, most: float) -> jax.Array:
-    """Weights, at most `most`, for tokens of an engine whose probabilities are not quite the trainer's (Yao et al. 2025)."""
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs)[0]), most))
+def truncated_importance_weights(
+    old_logprobs: jax.Array, sampler_logprobs: jax.Array, *, max_weight: float
+) -> jax.Array:
+    """Weights, at most `max_weight`, for tokens of an engine whose probabilities are not quite the trainer's (Yao et al. 2025)."""
+    return jax.lax.stop_gradient(
+        jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs)[0]), max_weight)
+    )
 
 
 @dataclasses.dataclass
@@ -134,8 +148,8 @@ class KLController:
     Attributes:
         coefficient: beta, now.
         target: of the mean KL a sample; None keeps the coefficient.
-        horizon: samples over which it adapts. More of them at once count as so many: what beta is multiplied by lies between
-            0.8 and 1.2, and beta stays positive.
+        horizon: samples over which it adapts. More of them at once count as so many: what beta is
+            multiplied by lies between 0.8 and 1.2, and beta stays positive.
     """
 
     coefficient: float
@@ -145,13 +159,16 @@ class KLController:
     def restore(self, coefficient: float) -> None:
         """Takes up the coefficient of a checkpoint.
 
-        One below 0, which earlier versions could make and which rewards distance, is not: beta begins anew.
+        One below 0, which earlier versions could make and which rewards distance, is not: beta
+            begins anew.
         """
         if coefficient >= 0:
             self.coefficient = coefficient
         else:
             logger.warning(
-                "kl_coefficient=%g of the checkpoint is negative: it begins anew at %g", coefficient, self.coefficient
+                "kl_coef=%g of the checkpoint is negative: it begins anew at %g",
+                coefficient,
+                self.coefficient,
             )
 
     def update(self, kl: float, samples: int) -> None:

@@ -7,13 +7,16 @@ from stepaudio_jax.models import Parameters, StepAudio, constrain
 from stepaudio_jax.rl.layout import RolloutBatch
 
 
-def token_statistics(model: StepAudio, batch: RolloutBatch, temperature: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def token_logprobs(
+    model: StepAudio, batch: RolloutBatch, temperature: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log p(target) and the distribution's entropy at every place, [B,T] fp32, of softmax(logits / temperature).
 
-    The third result is the decoder's hidden states [B,T,H]: at each place of the state in which its target was chosen.
+    The third result is the decoder's hidden states [B,T,H]: at each place of the state in which its
+    target was chosen.
 
-    The logits of one chunk of tokens exist at a time (a row is cut into `compute.loss_chunks`); a backward pass computes them
-    again.
+    The logits of one chunk of tokens exist at a time (a row is cut into `compute.loss_chunks`); a
+    backward pass computes them again.
     """
     rows, chunks = batch.features.shape[:2]
     audio = None
@@ -21,16 +24,21 @@ def token_statistics(model: StepAudio, batch: RolloutBatch, temperature: float) 
         features = jnp.asarray(batch.features, model.decoder.compute.dtype)
         outputs = model.adaptor(features.reshape(rows * chunks, *features.shape[2:]))
         audio = outputs.reshape(rows, -1, outputs.shape[-1])
-    embeddings = model.embed(batch.tokens, audio, batch.audio_slot)
+    embeddings = model.embed(batch.tokens, audio, batch.audio_index)
     hidden = model.decode(embeddings, batch.positions, batch.segment_ids, batch.prefix_ids)
-    compute, kernel = model.decoder.compute, model.decoder.head_kernel()
+    compute, kernel = model.decoder.compute, model.decoder.lm_head_kernel()
 
     @jax.checkpoint
-    def of_chunk(hidden: jax.Array, targets: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.einsum("BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    def of_chunk(
+        hidden: jax.Array, targets: jax.Array, kernel: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.einsum(
+            "BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
         logits = constrain(logits, "BTV", compute.rules) / temperature
         total = jax.nn.logsumexp(logits, axis=-1)
-        # A comparison with every index, not a gather: it stays on the device that holds its part of the vocabulary.
+        # A comparison with every index, not a gather: it stays on the device that holds its part of
+        # the vocabulary.
         is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
         picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
         mean = jnp.sum(jnp.exp(logits - total[..., None]) * logits, axis=-1)
@@ -47,4 +55,7 @@ def token_statistics(model: StepAudio, batch: RolloutBatch, temperature: float) 
 
 def state_values(hidden: jax.Array, head: Parameters) -> jax.Array:
     """A linear value head over hidden states [B,T,H] -> [B,T] fp32."""
-    return jnp.einsum("BTH,H->BT", hidden, head["kernel"], preferred_element_type=jnp.float32) + head["bias"]
+    return (
+        jnp.einsum("BTH,H->BT", hidden, head["kernel"], preferred_element_type=jnp.float32)
+        + head["bias"]
+    )

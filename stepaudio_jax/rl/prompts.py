@@ -8,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import chunk_lengths, load_audio, mel_frames, probe_audio, tokens_of_frames
+from stepaudio_jax.audio import (
+    chunk_lengths,
+    chunk_token_count,
+    load_audio,
+    mel_frames,
+    probe_audio,
+)
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import (
     DataError,
@@ -16,22 +22,22 @@ from stepaudio_jax.data import (
     Record,
     TooLongError,
     Visit,
-    naming_record,
     open_sources,
+    record_error_context,
     skip_reason,
     training_streams,
 )
-from stepaudio_jax.generation import GenerationError, Prompt, hear_prompt, require_fit
+from stepaudio_jax.generation import GenerationError, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.storage import shorten_words
-from stepaudio_jax.text import AudioPart, Segment, Tokenizer, lay_out, render_prompt
+from stepaudio_jax.text import AudioPart, Segment, Tokenizer, render_prompt, tokenize_dialogue
 
 logger = logging.getLogger(__name__)
 
-_MOST_SKIPPED = 100  # records of a source, one after the other
+MAX_CONSECUTIVE_SKIPS = 100  # records of a source, one after the other
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PromptExample:
     """A record with its dialogue rendered and its clips read; `skipped`: how many before it could not be used."""
 
     record: Record
@@ -43,7 +49,8 @@ class PromptStream:
     """The endless stream of a stage's prompts.
 
     Args:
-        data: sources and their weights; `augmentation.silence_probability` silences that share of the prompts.
+        data: sources and their weights; `augmentation.silence_probability` silences that share of
+        the prompts.
         tokenizer: of the model.
         model: that answers.
         seed: of the order.
@@ -62,9 +69,18 @@ class PromptStream:
         validate: Callable[[Record], None],
     ):
         self._validate = validate
-        self._data, self._tokenizer, self._model, self._seed, self._new_tokens = data, tokenizer, model, seed, new_tokens
+        self._data, self._tokenizer, self._model, self._seed, self._new_tokens = (
+            data,
+            tokenizer,
+            model,
+            seed,
+            new_tokens,
+        )
         self._sources = open_sources(data.sources)
-        lengths, weights = [len(source) for source in self._sources], [source.weight for source in data.sources]
+        lengths, weights = (
+            [len(source) for source in self._sources],
+            [source.weight for source in data.sources],
+        )
         (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1)
 
     @property
@@ -72,20 +88,21 @@ class PromptStream:
         """What is read."""
         return self._sources
 
-    def of_step(self, step: int, count: int) -> list[Asked]:
+    def examples_at(self, step: int, count: int) -> list[PromptExample]:
         """What a step asks, counted from 0, with `count` prompts a step.
 
-        In place of a record that cannot be used, where `data` says to skip such ones, stands the next one of its source that
-        can be.
+        In place of a record that cannot be used, where `data` says to skip such ones, stands the
+        next one of its source that can be.
 
         Raises:
-            DataError: a record cannot be read or does not fit a row with its reply; naming its file and line.
+            DataError: a record cannot be read or does not fit a row with its reply; naming its file
+                and line.
         """
         rng = np.random.default_rng((self._seed, step))
         silent = rng.random(count) < self._data.augmentation.silence_probability
         visits = [self._visits[step * count + index] for index in range(count)]
         with ThreadPoolExecutor(self._data.threads) as pool:
-            return list(pool.map(self._asked, visits, silent))
+            return list(pool.map(self._load_example, visits, silent))
 
     def check(self, record: Record, *, decode: bool) -> None:
         """Reads a record as a step would; without `decode`, its clips' headers only.
@@ -97,27 +114,29 @@ class PromptStream:
             self._prompt(record, silent=False)
             return
         self._validate(record)
-        with naming_record(record):
+        with record_error_context(record):
             self._check_fits(self._prompt_from_headers(record))
 
-    def _asked(self, visit: Visit, silent: bool) -> Asked:
+    def _load_example(self, visit: Visit, silent: bool) -> PromptExample:
         source = self._sources[visit.source]
-        most = min(len(source), _MOST_SKIPPED)
+        most = min(len(source), MAX_CONSECUTIVE_SKIPS)
         for skipped in range(most):
             try:
                 record = source[(visit.record + skipped) % len(source)]
-                return Asked(record, self._prompt(record, silent), skipped)
+                return PromptExample(record, self._prompt(record, silent), skipped)
             except DataError as error:
                 if skip_reason(error, self._data) is None:
                     raise
                 logger.warning("skipped: %s", shorten_words(str(error)))
-        raise DataError(f"{source.name}: {most} records one after the other cannot be used; see the warnings")
+        raise DataError(
+            f"{source.name}: {most} records one after the other cannot be used; see the warnings"
+        )
 
     def _prompt(self, record: Record, silent: bool) -> Prompt:
         self._validate(record)
-        with naming_record(record):
+        with record_error_context(record):
             read = _silence if silent else load_audio
-            prompt = hear_prompt(
+            prompt = build_prompt(
                 self._segments(record),
                 self._tokenizer,
                 self._model.length_convention,
@@ -135,18 +154,30 @@ class PromptStream:
 
         def count_tokens(part: AudioPart) -> list[int]:
             samples = probe_audio(part.path, length_convention=convention)
-            frames = [mel_frames(length) for length in chunk_lengths(samples)] if samples is not None else []
-            counts = [tokens_of_frames(count, convention) for count in frames]
-            chunks.extend(np.empty((0, size), np.float32) for size, count in zip(frames, counts, strict=True) if count)
+            frames = (
+                [mel_frames(length) for length in chunk_lengths(samples)]
+                if samples is not None
+                else []
+            )
+            counts = [chunk_token_count(count, convention) for count in frames]
+            chunks.extend(
+                np.empty((0, size), np.float32)
+                for size, count in zip(frames, counts, strict=True)
+                if count
+            )
             chunk_tokens.extend(filter(None, counts))
             return counts
 
-        dialogue = lay_out(self._segments(record), count_tokens, self._tokenizer)
+        dialogue = tokenize_dialogue(self._segments(record), count_tokens, self._tokenizer)
         is_audio = dialogue.tokens == self._tokenizer.special.audio_patch
-        return Prompt(dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens))
+        return Prompt(
+            dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens)
+        )
 
     def _segments(self, record: Record) -> list[Segment]:
-        return render_prompt(record.messages, self._tokenizer, history_reasoning=self._data.history_reasoning)
+        return render_prompt(
+            record.messages, self._tokenizer, history_reasoning=self._data.history_reasoning
+        )
 
     def _check_fits(self, prompt: Prompt) -> None:
         """Checks that a row holds a prompt with its reply.
@@ -155,13 +186,22 @@ class PromptStream:
             TooLongError: it does not; names the setting.
         """
         try:
-            require_fit(prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.tokens_per_row)
+            check_prompt_fits(
+                prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.seq_len
+            )
         except GenerationError as error:
             raise TooLongError(str(error)) from None
-        for name, needed in (("chunks_per_row", len(prompt.chunks)), ("frames_per_chunk", prompt.longest_chunk)):
+        for name, needed in (
+            ("audio_chunks_per_seq", len(prompt.chunks)),
+            ("mel_frames_per_chunk", prompt.longest_chunk),
+        ):
             if needed > getattr(self._data, name):
-                raise TooLongError(f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}")
+                raise TooLongError(
+                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}"
+                )
 
 
-def _silence(source: str, /, *, length_convention: LengthConvention, channel: AudioChannel) -> NDArray[np.float32]:
+def _silence(
+    source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
+) -> NDArray[np.float32]:
     return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))

@@ -9,12 +9,24 @@ from collections.abc import Sequence
 
 from stepaudio_jax.config import RewardConfig, RLConfig
 from stepaudio_jax.data import DataError, Record
-from stepaudio_jax.rl.comparison import Scale, flips, preference, rubric_reward, rubric_score
-from stepaudio_jax.rl.judge import Judge, Judgement, Pair
+from stepaudio_jax.rl.comparison import (
+    RewardMap,
+    preference,
+    prefers_position,
+    rubric_reward,
+    rubric_score,
+)
+from stepaudio_jax.rl.judge import Judge, Judgement, ReplyPair
 from stepaudio_jax.rl.rollouts import Rollout
-from stepaudio_jax.rl.verifiers import Verifier, find_verifier, format_reward, overlong_penalty, require_answer
+from stepaudio_jax.rl.verifiers import (
+    Verifier,
+    check_answer,
+    find_verifier,
+    format_reward,
+    overlong_penalty,
+)
 
-_ROUNDING = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
+_TOLERANCE = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
 
 
 class RewardError(DataError):
@@ -26,17 +38,18 @@ class Reward:
     """Of one rollout.
 
     Attributes:
-        value: the sum of its parts; None where the judge abstained: the rollout is then learnt from in no way.
+        value: the sum of its parts; None where the judge abstained: the rollout is then learnt from
+        in no way.
         parts: by name, before their weights.
-        right: whether a verifier found it wholly right; None where none was asked.
+        is_correct: whether a verifier found it wholly right; None where none was asked.
     """
 
     value: float | None
     parts: dict[str, float]
-    right: bool | None = None
+    is_correct: bool | None = None
 
 
-class Rewards:
+class RewardFunction:
     """The rewards of a stage.
 
     Args:
@@ -49,35 +62,47 @@ class Rewards:
 
     def __init__(self, config: RLConfig, judge: Judge | None):
         self._config, self._judge = config, judge
-        self._scale = Scale(config.judge.levels, config.judge.table, config.judge.spread)
+        self._scale = RewardMap(
+            config.judge.preference_levels,
+            config.judge.reward_map,
+            config.judge.reward_map_temperature,
+        )
         names = {reward.verifier for reward in config.rewards if reward.verifier_weight}
         self._verifiers = {name: find_verifier(name) for name in names}
 
-    def require(self, record: Record) -> None:
+    def check_record(self, record: Record) -> None:
         """Checks that a record has what its source's reward needs.
 
         Raises:
             DataError: naming file and line, and what is missing.
         """
-        reward = self._config.reward_of(record.source)
+        reward = self._config.reward_for_source(record.source)
         if reward.verifier_weight and record.answer is None:
-            raise DataError(f"{record.origin}: its reward has verifier_weight, and the record has no 'answer'")
+            raise DataError(
+                f"{record.origin}: its reward has verifier_weight, and the record has no 'answer'"
+            )
         if reward.judge_weight and not (record.reference_reply or "").strip():
-            raise DataError(f"{record.origin}: its reward has judge_weight, and the record has no 'reference_reply'")
-        if reward.judge_weight and record.rubric and not any(criterion.weight > 0 for criterion in record.rubric):
+            raise DataError(
+                f"{record.origin}: its reward has judge_weight, and the record has no 'reference_reply'"
+            )
+        if (
+            reward.judge_weight
+            and record.rubric
+            and not any(criterion.weight > 0 for criterion in record.rubric)
+        ):
             raise DataError(
                 f"{record.origin}: its rubric has no criterion of a positive weight: every reply would score the same"
             )
         if reward.verifier_weight and record.answer is not None:
             try:
-                require_answer(reward.verifier, record.answer)
+                check_answer(reward.verifier, record.answer)
             except ValueError as error:
                 raise DataError(f"{record.origin}: {error}") from None
 
-    def ask_ahead(self, rollout: Rollout) -> None:
+    def prefetch(self, rollout: Rollout) -> None:
         """Lets the judge begin with a rollout while others are still being written."""
         if self._judge is not None and self._is_judged(rollout):
-            self._judge.ask_ahead(_pair(rollout))
+            self._judge.prefetch(_pair(rollout))
 
     def close(self) -> None:
         """Lets the judge go."""
@@ -89,52 +114,63 @@ class Rewards:
 
         Raises:
             JudgeError: the judge abstained too often.
-            RewardError: a verifier failed on a reply, or returned what is no score; or a rubric's weights are too large to add.
+            RewardError: a verifier failed on a reply, or returned what is no score; or a rubric's
+                weights are too large to add.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
         if judged and self._judge is not None:
             found = self._judge.judge([_pair(rollouts[index]) for index in judged])
             judgements = dict(zip(judged, found, strict=True))
-        return [self._reward(rollout, judgements.get(index)) for index, rollout in enumerate(rollouts)]
+        return [
+            self._reward(rollout, judgements.get(index)) for index, rollout in enumerate(rollouts)
+        ]
 
     def _is_judged(self, rollout: Rollout) -> bool:
-        return self._config.reward_of(rollout.record.source).judge_weight > 0
+        return self._config.reward_for_source(rollout.record.source).judge_weight > 0
 
     def _reward(self, rollout: Rollout, judgement: Judgement | None) -> Reward:
-        config = self._config.reward_of(rollout.record.source)
+        config = self._config.reward_for_source(rollout.record.source)
         parts: dict[str, float] = {}
-        right = None
+        is_correct = None
         if config.verifier_weight:
             assert rollout.record.answer is not None
             parts["verifier"] = _score(config.verifier, self._verifiers[config.verifier], rollout)
-            right = parts["verifier"] >= 1
-        parts["format"] = format_reward(rollout.written)
+            is_correct = parts["verifier"] >= 1
+        parts["format"] = format_reward(rollout.parsed)
         if config.overlong_weight:
             most = self._config.rollout.max_new_tokens
-            # A loop that was ended early would have gone on to the limit; it must not pay to fall into one.
-            tokens = most if rollout.truncated else len(rollout.reply)
-            parts["overlong"] = overlong_penalty(tokens, free=config.overlong_free, most=most)
+            # A loop that was ended early would have gone on to the limit; it must not pay to fall
+            # into one.
+            tokens = most if rollout.truncated else len(rollout.completion_tokens)
+            parts["overlong"] = overlong_penalty(
+                tokens, free_tokens=config.overlong_penalty_start, max_tokens=most
+            )
         if judgement is not None:
             if judgement.verdicts is None:
-                return Reward(None, parts, right)
+                return Reward(None, parts, is_correct)
             parts |= self._judged(rollout, judgement)
-        value = _weighted(config, parts)
+        value = _weighted_sum(config, parts)
         if not math.isfinite(value):
             raise RewardError(
                 f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its rubric's weights huge?"
             )
-        return Reward(value, parts, right)
+        return Reward(value, parts, is_correct)
 
     def _judged(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
         """Preference always; a rubric's reward and the policy's own score where the record has one."""
         assert judgement.verdicts is not None
-        forwards, backwards = judgement.verdicts
-        parts = {"preference": preference(forwards, backwards, self._scale), "flips": float(flips(forwards, backwards))}
+        original, swapped = judgement.verdicts
+        parts = {
+            "preference": preference(original, swapped, self._scale),
+            "flips": float(prefers_position(original, swapped)),
+        }
         rubric = rollout.record.rubric
         if rubric:
-            parts["rubric"] = rubric_reward(rubric, forwards, backwards)
-            parts["rubric_score"] = (rubric_score(rubric, forwards.first_met) + rubric_score(rubric, backwards.second_met)) / 2
+            parts["rubric"] = rubric_reward(rubric, original, swapped)
+            parts["rubric_score"] = (
+                rubric_score(rubric, original.first_met) + rubric_score(rubric, swapped.second_met)
+            ) / 2
         return parts
 
 
@@ -144,27 +180,33 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     It may be any number or truth value, also one of numpy's, jax's or torch's.
 
     Raises:
-        RewardError: naming the record, the verifier and what it returned or raised: it is a function of the user's, and
-            whatever it returns would be learnt from.
+        RewardError: naming the record, the verifier and what it returned or raised: it is a
+            function of the user's, and whatever it returns would be learnt from.
     """
-    record, reply = rollout.record, rollout.written.reply
+    record, reply = rollout.record, rollout.parsed.reply
     shown = reply if len(reply) <= 60 else f"{reply[:60]}.."
     where = f"{record.origin}: verifier={name!r} on the reply {shown!r}"
     try:
         returned = verifier(reply, record.answer or "")
     except Exception as error:  # whatever it is, it is the function's own
-        inside = traceback.extract_tb(error.__traceback__)[1:2]  # none where it could not even be called so
+        inside = traceback.extract_tb(error.__traceback__)[
+            1:2
+        ]  # none where it could not even be called so
         line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
         raise RewardError(f"{where} raised {type(error).__name__}: {error}{line}") from error
     value = returned
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # an array without dimensions
+    if (
+        hasattr(value, "item") and getattr(value, "shape", None) == ()
+    ):  # an array without dimensions
         value = value.item()
-    if not isinstance(value, numbers.Real) or not -_ROUNDING <= value <= 1 + _ROUNDING:
-        raise RewardError(f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1")
+    if not isinstance(value, numbers.Real) or not -_TOLERANCE <= value <= 1 + _TOLERANCE:
+        raise RewardError(
+            f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1"
+        )
     return min(max(float(value), 0.0), 1.0)
 
 
-def _weighted(config: RewardConfig, parts: dict[str, float]) -> float:
+def _weighted_sum(config: RewardConfig, parts: dict[str, float]) -> float:
     judged = parts.get("rubric", parts.get("preference", 0.0))
     return (
         config.verifier_weight * parts.get("verifier", 0.0)
@@ -174,7 +216,9 @@ def _weighted(config: RewardConfig, parts: dict[str, float]) -> float:
     )
 
 
-def _pair(rollout: Rollout) -> Pair:
+def _pair(rollout: Rollout) -> ReplyPair:
     record = rollout.record
     assert record.reference_reply is not None
-    return Pair(tuple(record.messages), rollout.written.reply, record.reference_reply, record.rubric)
+    return ReplyPair(
+        tuple(record.messages), rollout.parsed.reply, record.reference_reply, record.rubric
+    )

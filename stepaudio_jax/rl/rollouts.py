@@ -22,10 +22,11 @@ class Rollout:
         prompt_tokens: [P] i32.
         is_audio: [P] bool, where an adaptor output replaces the token's embedding.
         chunk_tokens: how many audio tokens each of the prompt's chunks has.
-        reply: [R] i32, all that the policy wrote, the token that ended it included.
+        completion_tokens: [R] i32, all that the policy wrote, the token that ended it included.
         sampler_logprobs: [R] f32, of the engine, under the distribution that it drew from.
-        written: the reply taken apart.
-        truncated: whether it did not end by itself: it was cut at its limit of tokens, or because it was a loop.
+        parsed: the reply taken apart.
+        truncated: whether it did not end by itself: it was cut at its limit of tokens, or because
+            it was a loop.
     """
 
     group: int
@@ -33,20 +34,25 @@ class Rollout:
     prompt_tokens: NDArray[np.int32]
     is_audio: NDArray[np.bool_]
     chunk_tokens: tuple[int, ...]
-    reply: NDArray[np.int32]
+    completion_tokens: NDArray[np.int32]
     sampler_logprobs: NDArray[np.float32]
-    written: ParsedReply
+    parsed: ParsedReply
     truncated: bool
 
 
-def roll_out(
-    engine: Engine, prompts: Sequence[Prompt], records: Sequence[Record], config: RolloutConfig, tokenizer: Tokenizer, seed: int
+def generate_rollouts(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    records: Sequence[Record],
+    config: RolloutConfig,
+    tokenizer: Tokenizer,
+    seed: int,
 ) -> Iterator[tuple[int, Rollout]]:
-    """Writes `config.samples` replies to every prompt; yields (index, rollout) as each ends, a prompt's side by side.
+    """Writes `config.num_generations` replies to every prompt; yields (index, rollout) as each ends, a prompt's side by side.
 
     Args:
         engine: with the policy's weights, and nothing else to do.
-        prompts: with their sound heard (`Prompt.heard`), or to be heard by the engine.
+        prompts: with their sound heard (`Prompt.audio_embeddings`), or to be heard by the engine.
         records: of the prompts.
         config: how many, and how they are drawn.
         tokenizer: of the model.
@@ -63,29 +69,40 @@ def roll_out(
             max_new_tokens=config.max_new_tokens,
             repetition_detection=config.repetition_detection,
         )
-        samplings = [dataclasses.replace(asked, seed=_seed(seed, group, sample)) for sample in range(config.samples)]
-        places |= {request: (group, sample) for sample, request in enumerate(engine.submit(prompt, samplings))}
-    for news in engine.run():
-        if news.completion is None:
+        samplings = [
+            dataclasses.replace(asked, seed=_seed(seed, group, sample))
+            for sample in range(config.num_generations)
+        ]
+        places |= {
+            request: (group, sample)
+            for sample, request in enumerate(engine.submit(prompt, samplings))
+        }
+    for output in engine.run():
+        if output.completion is None:
             continue
-        group, sample = places.pop(news.request)
-        rollout = _rollout(group, records[group], prompts[group], news.completion, tokenizer)
-        yield group * config.samples + sample, rollout
+        group, sample = places.pop(output.request)
+        rollout = _make_rollout(group, records[group], prompts[group], output.completion, tokenizer)
+        yield group * config.num_generations + sample, rollout
 
 
-def _rollout(group: int, record: Record, prompt: Prompt, completion: Completion, tokenizer: Tokenizer) -> Rollout:
-    ended = completion.end is not None
-    tokens = [*completion.tokens, *([completion.end.token] if completion.end else [])]
-    logprobs = [*completion.sampling_logprobs, *([completion.end.sampling_logprob] if completion.end else [])]
+def _make_rollout(
+    group: int, record: Record, prompt: Prompt, completion: Completion, tokenizer: Tokenizer
+) -> Rollout:
+    ended = completion.stop_token is not None
+    tokens = [*completion.tokens, *([completion.stop_token.token] if completion.stop_token else [])]
+    logprobs = [
+        *completion.sampling_logprobs,
+        *([completion.stop_token.sampling_logprob] if completion.stop_token else []),
+    ]
     return Rollout(
         group=group,
         record=record,
         prompt_tokens=prompt.tokens,
         is_audio=prompt.is_audio,
         chunk_tokens=prompt.chunk_tokens,
-        reply=np.asarray(tokens, np.int32),
+        completion_tokens=np.asarray(tokens, np.int32),
         sampler_logprobs=np.asarray(logprobs, np.float32),
-        written=parse_reply(completion.tokens, tokenizer, ended=ended),
+        parsed=parse_reply(completion.tokens, tokenizer, ended=ended),
         truncated=completion.finish_reason in ("length", "repetition"),
     )
 

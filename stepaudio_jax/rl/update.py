@@ -14,21 +14,29 @@ from stepaudio_jax.config import RLConfig
 from stepaudio_jax.data import Array
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.rl.layout import RolloutBatch
-from stepaudio_jax.rl.objective import at, kl_estimate, kl_loss, policy_loss, truncated_importance, value_loss
-from stepaudio_jax.rl.passes import state_values, token_statistics
-from stepaudio_jax.training.step import REFERENCE, VALUE, ModelDefinition, TrainState, apply_gradients
+from stepaudio_jax.rl.objective import (
+    kl_estimate,
+    kl_loss,
+    policy_loss,
+    truncated_importance_weights,
+    value_loss,
+    where_weighted,
+)
+from stepaudio_jax.rl.passes import state_values, token_logprobs
+from stepaudio_jax.training.step import REFERENCE, VALUE, ModelDef, TrainState, apply_gradients
 
 Sums = dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Learning:
+class PolicyTargets:
     """What is learnt from a rollout batch, each [B,T] f32 at the places whose targets the policy wrote, 0 elsewhere.
 
-    weights: of each token in the loss, divided by their global sum already: the losses of all batches add up to the whole one.
-    advantages, returns; old_logprobs: of the policy that wrote, by the trainer; sampler_logprobs: by the engine;
-    reference_logprobs; old_values: of the value head, before the step.
+    weights: of each token in the loss, divided by their global sum already: the losses of all
+    batches add up to the whole one. advantages, returns; old_logprobs: of the policy that wrote, by
+    the trainer; sampler_logprobs: by the engine; reference_logprobs; old_values: of the value head,
+    before the step.
     """
 
     weights: Array
@@ -42,14 +50,15 @@ class Learning:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Changed:
+class PolicyChanged:
     """Whether the policy has changed since it wrote the rollouts, and since the stage began, each [] bool.
 
-    Where it has not, what `Learning` holds of the policy that wrote, or of the reference, is not read.
+    Where it has not, what `PolicyTargets` holds of the policy that wrote, or of the reference, is
+    not read.
     """
 
-    since_it_wrote: Array
-    since_the_start: Array
+    since_rollout: Array
+    since_stage_start: Array
 
 
 class PolicyUpdate:
@@ -63,14 +72,22 @@ class PolicyUpdate:
     """
 
     def __init__(
-        self, definition: ModelDefinition, config: RLConfig, optimizer: optax.GradientTransformation, shardings: TrainState
+        self,
+        definition: ModelDef,
+        config: RLConfig,
+        optimizer: optax.GradientTransformation,
+        shardings: TrainState,
     ):
         temperature, policy = config.rollout.temperature, config.policy
 
-        def statistics(parameters: Parameters, batch: RolloutBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def statistics(
+            parameters: Parameters, batch: RolloutBatch
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             """Log-probabilities, entropies and values [B,T]; values of 0 without a value head."""
             modules = {name: value for name, value in parameters.items() if name != VALUE}
-            logprobs, entropy, hidden = token_statistics(definition.merge(modules)[0], batch, temperature)
+            logprobs, entropy, hidden = token_logprobs(
+                definition.merge(modules)[0], batch, temperature
+            )
             if VALUE not in parameters:
                 return logprobs, entropy, jnp.zeros_like(logprobs)
             if policy.value_trunk == "detached":
@@ -81,75 +98,104 @@ class PolicyUpdate:
             trainable: Parameters,
             frozen: Parameters,
             batch: RolloutBatch,
-            learning: Learning,
+            learning: PolicyTargets,
             beta: jax.Array,
-            changed: Changed,
+            changed: PolicyChanged,
         ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
             found, entropy, values = statistics({**trainable, **_parts(frozen)}, batch)
             weights = learning.weights
             now, old, reference, sampler = (
-                at(values, weights)
-                for values in (found, learning.old_logprobs, learning.reference_logprobs, learning.sampler_logprobs)
+                where_weighted(values, weights)
+                for values in (
+                    found,
+                    learning.old_logprobs,
+                    learning.reference_logprobs,
+                    learning.sampler_logprobs,
+                )
             )
-            # A policy that has not changed is the other one: what another pass found would differ by its rounding.
+            # A policy that has not changed is the other one: what another pass found would differ
+            # by its rounding.
             same = jax.lax.stop_gradient(now)
-            old = jnp.where(changed.since_it_wrote, old, same)
-            reference = jnp.where(changed.since_the_start, reference, same)
+            old = jnp.where(changed.since_rollout, old, same)
+            reference = jnp.where(changed.since_stage_start, reference, same)
             clipped = policy_loss(
                 now,
                 old,
-                at(learning.advantages, weights),
+                where_weighted(learning.advantages, weights),
                 clip_low=policy.clip_low,
                 clip_high=policy.clip_high,
                 dual_clip=policy.dual_clip,
             )
             own = clipped.loss
-            if policy.importance_limit is not None:
-                own *= truncated_importance(old, sampler, most=policy.importance_limit)
+            if policy.max_importance_weight is not None:
+                own *= truncated_importance_weights(
+                    old, sampler, max_weight=policy.max_importance_weight
+                )
             total = jnp.sum(weights * own)
             sums = {
                 "policy_loss": total,
                 "clip_fraction": jnp.sum(weights * clipped.clipped),
                 "clamped_fraction": jnp.sum(weights * clipped.clamped),
                 "ratio": jnp.sum(weights * clipped.ratio),
-                "entropy": jnp.sum(weights * at(entropy, weights)),
+                "entropy": jnp.sum(weights * where_weighted(entropy, weights)),
             }
             if REFERENCE in frozen:
                 kl = jnp.sum(weights * kl_loss(now, reference, old))
-                if policy.kl_in == "loss":
+                if policy.kl_placement == "loss":
                     total += beta * kl
                 sums["kl"] = jnp.sum(weights * kl_estimate(now, reference, "k3"))
             if VALUE in trainable:
-                returns, before = (at(x, weights) for x in (learning.returns, learning.old_values))
-                sums["value_loss"] = jnp.sum(weights * value_loss(at(values, weights), before, returns, clip=policy.value_clip))
-                total += policy.value_coefficient * sums["value_loss"]
+                returns, before = (
+                    where_weighted(x, weights) for x in (learning.returns, learning.old_values)
+                )
+                sums["value_loss"] = jnp.sum(
+                    weights
+                    * value_loss(
+                        where_weighted(values, weights), before, returns, clip=policy.value_clip
+                    )
+                )
+                total += policy.value_coef * sums["value_loss"]
             return total, ({"loss": total, **sums}, found)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def begin(state: TrainState, batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
             shapes = jax.eval_shape(gradient, state.trainable, state.frozen, batch, *learning)
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1][0]))
+            return jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1][0])
+            )
 
         def accumulate(
             state: TrainState, carried: tuple[Any, Sums], batch: RolloutBatch, *learning: Any
         ) -> tuple[tuple[Any, Sums], jax.Array]:
-            (_, (sums, logprobs)), gradients = gradient(state.trainable, state.frozen, batch, *learning)
+            (_, (sums, logprobs)), gradients = gradient(
+                state.trainable, state.frozen, batch, *learning
+            )
             return jax.tree.map(jnp.add, carried, (gradients, sums)), logprobs
 
         def apply(state: TrainState, carried: tuple[Any, Sums]) -> tuple[TrainState, Sums]:
             gradients, sums = carried
-            new_state, figures = apply_gradients(state, gradients, sums["loss"], optimizer)
-            return dataclasses.replace(new_state, step=state.step), sums | figures
+            new_state, metrics = apply_gradients(state, gradients, sums["loss"], optimizer)
+            return dataclasses.replace(new_state, step=state.step), sums | metrics
 
-        gradients, whole = (shardings.trainable, None), shardings.step  # whole everywhere, for the host to read
+        gradients, whole = (
+            (shardings.trainable, None),
+            shardings.step,
+        )  # whole everywhere, for the host to read
         self.begin = jax.jit(begin, out_shardings=gradients)
         self.accumulate = jax.jit(accumulate, donate_argnums=1, out_shardings=(gradients, whole))
         self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
-        self.statistics = jax.jit(lambda *given: statistics(*given)[::2], out_shardings=whole)  # log-probabilities and values
+        self.statistics = jax.jit(
+            lambda *given: statistics(*given)[::2], out_shardings=whole
+        )  # log-probabilities and values
 
     def __call__(
-        self, state: TrainState, parts: Sequence[tuple[RolloutBatch, Learning]], *, beta: float, changed: Changed
+        self,
+        state: TrainState,
+        parts: Sequence[tuple[RolloutBatch, PolicyTargets]],
+        *,
+        beta: float,
+        changed: PolicyChanged,
     ) -> tuple[TrainState, dict[str, float], NDArray[np.float32]]:
         """One update from all of `parts` together; the given state is used up, and `step` stays.
 
@@ -160,8 +206,9 @@ class PolicyUpdate:
             changed: whether the policy is still the one that wrote, and the reference.
 
         Returns:
-            The state after it; metrics: the sums over all parts, which are means, for the weights add up to 1, and those of
-            `apply_gradients`; and what the policy was before, as the log-probabilities [B,T] of the parts one after the other.
+            The state after it; metrics: the sums over all parts, which are means, for the weights
+            add up to 1, and those of `apply_gradients`; and what the policy was before, as the
+            log-probabilities [B,T] of the parts one after the other.
         """
         settings = jnp.float32(beta), jax.tree.map(jnp.bool_, changed)
         carried, logprobs = self.begin(state, *parts[0], *settings), []
@@ -169,8 +216,8 @@ class PolicyUpdate:
             carried, found = self.accumulate(state, carried, batch, learning, *settings)
             logprobs.append(found)
         state, sums = self.apply(state, carried)
-        figures = {name: float(value) for name, value in jax.device_get(sums).items()}
-        return state, figures, np.concatenate(jax.device_get(logprobs))
+        metrics = {name: float(value) for name, value in jax.device_get(sums).items()}
+        return state, metrics, np.concatenate(jax.device_get(logprobs))
 
 
 def policy_parameters(state: TrainState) -> Parameters:
@@ -180,7 +227,8 @@ def policy_parameters(state: TrainState) -> Parameters:
 
 def reference_parameters(state: TrainState) -> Parameters:
     """The reference policy's: what the stage began with."""
-    # With LoRA it is the decoder without the stage's adapter, or with the adapter that the stage started from.
+    # With LoRA it is the decoder without the stage's adapter, or with the adapter that the stage
+    # started from.
     return {**_parts(state.frozen), **state.frozen[REFERENCE]}
 
 

@@ -10,15 +10,17 @@ from typing import Any, Literal
 AbstentionReason = Literal[
     "empty",
     "no_verdict",  # does not end with a JSON object that has the key "comparison"
-    "quoted",  # has another question's code, or none although the material spells out the same verdict
+    # has another question's code, or none although the material spells out the same verdict
+    "quoted",
     "unknown_comparison",  # none of the levels
     "bad_criteria",  # not one {"a": true or false, "b": ..} for each criterion
     "truncated",  # the judge's answer was cut at its limit of length
     "failed",  # the judge could not be asked
 ]
 
-# How much better the first reply is than the second, by what a judge may say; some of it where there are fewer levels.
-_STEPS: Mapping[str, int] = MappingProxyType(
+# How much better the first reply is than the second, by what a judge may say; some of it where
+# there are fewer levels.
+_LEVEL_OF_COMPARISON: Mapping[str, int] = MappingProxyType(
     {
         "a is much better": 3,
         "a is better": 2,
@@ -29,11 +31,17 @@ _STEPS: Mapping[str, int] = MappingProxyType(
         "b is much better": -3,
     }
 )
-_KEPT: Mapping[int, tuple[int, ...]] = MappingProxyType({3: (-2, 0, 2), 5: (-3, -2, 0, 2, 3), 7: (-3, -2, -1, 0, 1, 2, 3)})
-LEVELS = tuple(_KEPT)
-MAX_VERDICT_CHARACTERS = 32_768  # of the object; what is longer is none, so that reading takes bounded time
+_LEVELS_OF_SCALE: Mapping[int, tuple[int, ...]] = MappingProxyType(
+    {3: (-2, 0, 2), 5: (-3, -2, 0, 2, 3), 7: (-3, -2, -1, 0, 1, 2, 3)}
+)
+LEVELS = tuple(_LEVELS_OF_SCALE)
+MAX_VERDICT_CHARACTERS = (
+    32_768  # of the object; what is longer is none, so that reading takes bounded time
+)
 _MAX_DEPTH = 16  # of lists and objects in it, far more than a verdict has
-_BACKWARDS = re.compile(r'"(\\*)|[{}\[\]]')  # in reversed text: a quotation mark and the backslashes before it, or a bracket
+_REVERSED_TOKEN = re.compile(
+    r'"(\\*)|[{}\[\]]'
+)  # in reversed text: a quotation mark and the backslashes before it, or a bracket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,8 @@ class Verdict:
 
     Attributes:
         level: -(n // 2) to n // 2, positive where the first one is better.
-        first_met, second_met: of each criterion of the rubric, whether the reply meets it; empty without a rubric.
+        first_met, second_met: of each criterion of the rubric, whether the reply meets it; empty
+            without a rubric.
     """
 
     level: int
@@ -63,10 +72,10 @@ def comparisons(levels: int) -> dict[str, int]:
     Raises:
         ValueError: there is no such scale.
     """
-    if levels not in _KEPT:
+    if levels not in _LEVELS_OF_SCALE:
         raise ValueError(f"levels={levels} must be one of {', '.join(map(str, LEVELS))}")
-    steps = _KEPT[levels]
-    texts = [(text, step) for text, step in _STEPS.items() if step in steps]
+    steps = _LEVELS_OF_SCALE[levels]
+    texts = [(text, step) for text, step in _LEVEL_OF_COMPARISON.items() if step in steps]
     return {text: steps.index(step) - len(steps) // 2 for text, step in texts}
 
 
@@ -77,13 +86,14 @@ def parse_verdict(
     criteria: int = 0,
     truncated: bool = False,
     code: str | None = None,
-    planted: Container[str] = frozenset(),
+    in_material: Container[str] = frozenset(),
 ) -> Verdict | Abstention:
     """Reads a judge's answer. Raises nothing, whatever it holds, and takes bounded time.
 
-    The answer may reason first. The last thing in it is the verdict, or there is none: a JSON object {"comparison": one of
-    `comparisons`, "criteria": [{"a": true, "b": false}, ..], "code": ".."}. Only white space and the backticks that close a
-    Markdown block may follow. What comes before, other verdicts included, is not looked at. Capitals and white space around the
+    The answer may reason first. The last thing in it is the verdict, or there is none: a JSON
+    object {"comparison": one of `comparisons`, "criteria": [{"a": true, "b": false}, ..], "code":
+    ".."}. Only white space and the backticks that close a Markdown block may follow. What comes
+    before, other verdicts included, is not looked at. Capitals and white space around the
     comparison do not matter, anything else does.
 
     Args:
@@ -91,9 +101,10 @@ def parse_verdict(
         levels: of the scale.
         criteria: number of the rubric's criteria; 0 where there is none.
         truncated: whether the answer was cut at its limit of length.
-        code: of the question, which no part of the material can hold. A verdict with another one is not the judge's; one
-            without any counts, unless the material spells it out too. None where the judge was not asked for a code.
-        planted: the comparisons that the material spells out.
+        code: of the question, which no part of the material can hold. A verdict with another one is
+            not the judge's; one without any counts, unless the material spells it out too. None
+            where the judge was not asked for a code.
+        in_material: the comparisons that the material spells out.
     """
     if truncated:
         return Abstention("truncated")
@@ -107,9 +118,9 @@ def parse_verdict(
     level = comparisons(levels).get(comparison)
     if level is None:
         return Abstention("unknown_comparison")
-    if code is not None and not _is_signed(value, code, without_code=comparison not in planted):
+    if code is not None and not _is_signed(value, code, without_code=comparison not in in_material):
         return Abstention("quoted")
-    met = _met(value.get("criteria", []), criteria)
+    met = _criteria_met(value.get("criteria", []), criteria)
     if met is None:
         return Abstention("bad_criteria")
     return Verdict(level, *met)
@@ -122,11 +133,15 @@ def _is_signed(verdict: Mapping[str, Any], code: str, *, without_code: bool) -> 
     return isinstance(verdict["code"], str) and verdict["code"].strip().lower() == code
 
 
-def _met(value: Any, criteria: int) -> tuple[tuple[bool, ...], tuple[bool, ...]] | None:
+def _criteria_met(value: Any, criteria: int) -> tuple[tuple[bool, ...], tuple[bool, ...]] | None:
     if not isinstance(value, list) or len(value) != criteria:
         return None
     for item in value:
-        if not isinstance(item, dict) or set(item) != {"a", "b"} or not all(isinstance(met, bool) for met in item.values()):
+        if (
+            not isinstance(item, dict)
+            or set(item) != {"a", "b"}
+            or not all(isinstance(met, bool) for met in item.values())
+        ):
             return None
     return tuple(item["a"] for item in value), tuple(item["b"] for item in value)
 
@@ -138,10 +153,11 @@ def _last_object(text: str) -> dict[str, Any] | None:
     if start is None:
         return None
     try:
-        # Numbers are kept as they are written: nothing here needs their value, and Python converts no more than 4300 digits.
+        # Numbers are kept as they are written: nothing here needs their value, and Python converts
+        # no more than 4300 digits.
         return json.loads(
             ending[start:],
-            object_pairs_hook=_unambiguous,
+            object_pairs_hook=_collect_duplicate_keys,
             parse_int=str,
             parse_float=str,
             parse_constant=str,
@@ -153,13 +169,14 @@ def _last_object(text: str) -> dict[str, Any] | None:
 def _start_of_last_object(text: str) -> int | None:
     """Returns where the object that a text ends with begins, or None where it ends otherwise or nests too deeply.
 
-    Brackets are matched from the end, in one pass: outside of strings each one that closes goes a level down and each one that
-    opens comes a level up. A quotation mark behind an odd number of backslashes is part of a string.
+    Brackets are matched from the end, in one pass: outside of strings each one that closes goes a
+    level down and each one that opens comes a level up. A quotation mark behind an odd number of
+    backslashes is part of a string.
     """
     if not text.endswith("}"):
         return None
     depth, in_string = 0, False
-    for match in _BACKWARDS.finditer(text[::-1]):
+    for match in _REVERSED_TOKEN.finditer(text[::-1]):
         char = match[0][0]
         if char == '"':
             in_string ^= len(match[1]) % 2 == 0
@@ -176,7 +193,7 @@ def _start_of_last_object(text: str) -> int | None:
     return None
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _collect_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns the pairs as a dict; of a key that is given several times, all values, in a list."""
     values: dict[str, list[Any]] = {}
     for key, value in pairs:

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from stepaudio_jax.text import ParsedReply
 from stepaudio_jax.text.answers import (
     NumberRange,
-    is_choice,
-    letter_of_answer,
-    normalise,
-    number_of_answer,
+    matches_choice,
+    normalize_answer,
+    parse_answer_letter,
+    parse_answer_number,
     read_choice,
     read_number,
     read_yes_or_no,
@@ -24,21 +24,21 @@ __all__ = [
     "VERIFIERS",
     "NumberRange",
     "Verifier",
+    "check_answer",
     "choice",
     "exact_text",
     "find_verifier",
     "format_reward",
-    "is_choice",
-    "letter_of_answer",
-    "normalise",
+    "matches_choice",
+    "normalize_answer",
     "number",
-    "number_of_answer",
     "overlong_penalty",
+    "parse_answer_letter",
+    "parse_answer_number",
     "pattern",
     "read_choice",
     "read_number",
     "read_yes_or_no",
-    "require_answer",
     "yes_or_no",
 ]
 
@@ -49,19 +49,20 @@ Verifier = Callable[[str, str], float]
 def exact_text(reply: str, answer: str) -> bool:
     """Returns whether reply and answer are the same words.
 
-    Capitals, white space, emphasis, the punctuation around them, and how a character is encoded or shaped do not matter.
+    Capitals, white space, emphasis, the punctuation around them, and how a character is encoded or
+    shaped do not matter.
     """
-    return normalise(reply) == normalise(answer)
+    return normalize_answer(reply) == normalize_answer(answer)
 
 
 def number(reply: str, answer: str) -> bool:
     """Returns whether the number that the reply gives (see `read_number`) is the one of the answer, which may be a range."""
-    return read_number(reply) == number_of_answer(answer)
+    return read_number(reply) == parse_answer_number(answer)
 
 
 def choice(reply: str, answer: str) -> bool:
     """Returns whether the reply chooses the option of the answer, by its letter (see `read_choice`) or by its text."""
-    return is_choice(reply, answer)
+    return matches_choice(reply, answer)
 
 
 def yes_or_no(reply: str, answer: str) -> bool:
@@ -76,15 +77,21 @@ def pattern(reply: str, answer: str) -> bool:
 
 
 VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
-    {"exact_text": exact_text, "number": number, "choice": choice, "yes_or_no": yes_or_no, "pattern": pattern}
+    {
+        "exact_text": exact_text,
+        "number": number,
+        "choice": choice,
+        "yes_or_no": yes_or_no,
+        "pattern": pattern,
+    }
 )
 
 
-_ANSWERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
+_ANSWER_PARSERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
-        "exact_text": lambda answer: normalise(answer) or None,
-        "number": number_of_answer,
-        "choice": letter_of_answer,
+        "exact_text": lambda answer: normalize_answer(answer) or None,
+        "number": parse_answer_number,
+        "choice": parse_answer_letter,
         "yes_or_no": read_yes_or_no,
         "pattern": re.compile,
     }
@@ -92,18 +99,22 @@ _ANSWERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
 """What each of `VERIFIERS` looks for in an answer: None, or an error, where there is nothing of the kind."""
 
 
-def require_answer(name: str, answer: str) -> None:
+def check_answer(name: str, answer: str) -> None:
     """Checks that a reply can be right: that an answer is of the kind that a verifier compares with.
 
     Raises:
         ValueError: it is not, and why.
     """
     try:
-        found = _ANSWERS.get(name, str)(answer)  # what a verifier of the user's takes is not known
+        found = _ANSWER_PARSERS.get(name, str)(
+            answer
+        )  # what a verifier of the user's takes is not known
     except re.error as error:
         raise ValueError(f"the answer {answer!r} is no regular expression: {error}") from None
     if found is None:
-        raise ValueError(f"no reply can be right: verifier={name!r} finds nothing to compare with in the answer {answer!r}")
+        raise ValueError(
+            f"no reply can be right: verifier={name!r} finds nothing to compare with in the answer {answer!r}"
+        )
 
 
 def find_verifier(name: str) -> Verifier:
@@ -116,7 +127,9 @@ def find_verifier(name: str) -> Verifier:
         return VERIFIERS[name]
     module, colon, function = name.partition(":")
     if not colon:
-        raise ValueError(f"verifier={name!r} is none of {', '.join(VERIFIERS)}; write module:function for one of your own")
+        raise ValueError(
+            f"verifier={name!r} is none of {', '.join(VERIFIERS)}; write module:function for one of your own"
+        )
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -131,8 +144,10 @@ def format_reward(written: ParsedReply) -> float:
     return float(written.well_formed and bool(written.reasoning.strip()))
 
 
-def overlong_penalty(tokens: int, *, free: int, most: int) -> float:
-    """0 up to `free` tokens, then falling evenly to -1 at `most` (soft overlong punishment: Yu et al. 2025, eq. 13)."""
-    if not 0 <= free < most:
-        raise ValueError(f"free={free} must lie between 0 and most={most}")
-    return -min(max(tokens - free, 0) / (most - free), 1.0)
+def overlong_penalty(tokens: int, *, free_tokens: int, max_tokens: int) -> float:
+    """0 up to `free_tokens` tokens, then falling evenly to -1 at `max_tokens` (soft overlong punishment: Yu et al. 2025, eq. 13)."""
+    if not 0 <= free_tokens < max_tokens:
+        raise ValueError(
+            f"free_tokens={free_tokens} must lie between 0 and max_tokens={max_tokens}"
+        )
+    return -min(max(tokens - free_tokens, 0) / (max_tokens - free_tokens), 1.0)

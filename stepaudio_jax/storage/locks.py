@@ -16,8 +16,10 @@ logger = logging.getLogger(__name__)
 # What a system says where the file system has no locks (some network mounts, and buckets).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ATTEMPTS = 5  # to hold a file that another process removes meanwhile
-_held: set[str] = set()  # real paths that this process holds: the system would let it take them again
-_guard = threading.Lock()
+_locked_paths: set[str] = (
+    set()
+)  # real paths that this process holds: the system would let it take them again
+_locked_paths_mutex = threading.Lock()
 
 
 class LockHeldError(RuntimeError):
@@ -28,13 +30,14 @@ class LockHeldError(RuntimeError):
         self.by_this_process = by_this_process
 
 
-class HeldFile:
+class LockedFile:
     """A file that is open for reading and writing, and held until `close` or the end of the process.
 
     Attributes:
         path: of the file, links resolved.
-        file: what it is read and written through. No other handle of this process may open the same file meanwhile: the
-            system's locks belong to a process and a file, and closing any handle lets them go.
+        file: what it is read and written through. No other handle of this process may open the same
+            file meanwhile: the system's locks belong to a process and a file, and closing any
+            handle lets them go.
     """
 
     def __init__(self, path: str, file: BinaryIO):
@@ -46,30 +49,30 @@ class HeldFile:
             try:
                 self.file.close()
             finally:  # a full disk, told once more
-                with _guard:
-                    _held.discard(self.path)
+                with _locked_paths_mutex:
+                    _locked_paths.discard(self.path)
 
 
-def hold_file(path: str | os.PathLike[str]) -> HeldFile:
+def lock_file(path: str | os.PathLike[str]) -> LockedFile:
     """Opens a file, made where it is not there, and holds it.
 
-    The locks are POSIX's, which NFS keeps across machines and which a forked child does not inherit. Where a file system has
-    none, a warning says that nothing is guarded.
+    The locks are POSIX's, which NFS keeps across machines and which a forked child does not
+    inherit. Where a file system has none, a warning says that nothing is guarded.
 
     Raises:
         LockHeldError: it is held already.
         OSError: it cannot be opened.
     """
     real = os.path.realpath(path)
-    with _guard:
-        if real in _held:
+    with _locked_paths_mutex:
+        if real in _locked_paths:
             raise LockHeldError(f"{path} is held by this process already", by_this_process=True)
-        _held.add(real)
+        _locked_paths.add(real)
     try:
-        return HeldFile(real, _open_locked(real))
+        return LockedFile(real, _open_locked(real))
     except BaseException:
-        with _guard:
-            _held.discard(real)
+        with _locked_paths_mutex:
+            _locked_paths.discard(real)
         raise
 
 
@@ -81,15 +84,16 @@ def _open_locked(path: str) -> BinaryIO:
         except BaseException:
             file.close()
             raise
-        # The process that held it may have removed it between the two: what is locked must be what the path names.
-        # Some mounted buckets change a file's inode once it is written, so the attempts are limited.
-        if _names(path, file) or not attempts_left:
+        # The process that held it may have removed it between the two: what is locked must be what
+        # the path names. Some mounted buckets change a file's inode once it is written, so the
+        # attempts are limited.
+        if _is_path_of(path, file) or not attempts_left:
             return file
         file.close()
     raise AssertionError("the last attempt returns")
 
 
-def _names(path: str, file: BinaryIO) -> bool:
+def _is_path_of(path: str, file: BinaryIO) -> bool:
     """Returns whether a path names an open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
@@ -99,7 +103,9 @@ def _names(path: str, file: BinaryIO) -> bool:
 
 def _lock(file: BinaryIO, path: str) -> None:
     if fcntl is None:
-        logger.warning("%s: this system has no file locks, so nothing keeps a second job away", path)
+        logger.warning(
+            "%s: this system has no file locks, so nothing keeps a second job away", path
+        )
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

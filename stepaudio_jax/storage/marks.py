@@ -1,7 +1,8 @@
 """Marks of finished outputs: which job made a file, and that it holds what the job wrote.
 
-A mark is an extended attribute of the file, so it leaves nothing beside the output and goes where the file goes. Some file
-systems keep none, and some programs do not copy them: such a file is taken for another job's, and not replaced.
+A mark is an extended attribute of the file, so it leaves nothing beside the output and goes where
+the file goes. Some file systems keep none, and some programs do not copy them: such a file is taken
+for another job's, and not replaced.
 """
 
 import contextlib
@@ -18,19 +19,19 @@ from stepaudio_jax.storage.paths import shorten
 _ATTRIBUTE = "user.stepaudio_jax.job"
 
 
-def mark_output(path: PathLike, job: Mapping[str, Any]) -> None:
+def set_job_mark(path: PathLike, job: Mapping[str, Any]) -> None:
     """Marks a file that a job has written to its end, where the file system keeps marks."""
     if hasattr(os, "setxattr"):
         with contextlib.suppress(OSError):  # the file system keeps none
             os.setxattr(path, _ATTRIBUTE, _mark(path, job))
 
 
-def has_mark(path: PathLike) -> bool:
+def has_job_mark(path: PathLike) -> bool:
     """Returns whether some job marked a file."""
     return bool(_read(path))
 
 
-def is_output_of(path: PathLike, job: Mapping[str, Any]) -> bool:
+def is_finished_output_of(path: PathLike, job: Mapping[str, Any]) -> bool:
     """Returns whether a file is there already and is what this very job made, unchanged since.
 
     Raises:

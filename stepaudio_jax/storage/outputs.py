@@ -27,35 +27,39 @@ def check_output_file(
     output: PathLike,
     inputs: Iterable[PathLike] = (),
     *,
-    replaces: Callable[[pathlib.Path], bool] = lambda path: False,
+    may_replace: Callable[[pathlib.Path], bool] = lambda path: False,
     option: str = "--output",
 ) -> None:
     """Checks, before the work and without touching anything, that a file can be written and replaces nothing of the user's.
 
     Args:
         output: the file to write. Folders above it that do not exist will be made.
-        inputs: what the program reads, as files or folders. Those that do not exist are passed over.
-        replaces: whether a file that is there already may be replaced, for the program made it.
+        inputs: what the program reads, as files or folders. Those that do not exist are passed
+        over.
+        may_replace: whether a file that is there already may be replaced, for the program made it.
         option: by which the user named the output, for the message.
 
     Raises:
-        OutputError: the output is one of the inputs (by whatever link or spelling), a folder, no regular file, or in a folder
-            that cannot be written; or it exists and may not be replaced.
+        OutputError: the output is one of the inputs (by whatever link or spelling), a folder, no
+            regular file, or in a folder that cannot be written; or it exists and may not be
+            replaced.
     """
     text = os.fspath(output)
     shown = f"{option}={shorten(text)!r}"
     if not text or text.endswith(os.sep):
         raise OutputError(f"{shown} names no file: give the file to write")
     path = pathlib.Path(text)
-    for given in inputs:
-        check_same_file(text, given, option=option)
+    for input_path in inputs:
+        check_not_same_file(text, input_path, option=option)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        check_parent(pathlib.Path(os.path.realpath(path)), shown)
+        check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
         return
     except NotADirectoryError:
-        raise OutputError(f"{shown}: a part of it before its last one is a file; name another file") from None
+        raise OutputError(
+            f"{shown}: a part of it before its last one is a file; name another file"
+        ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OutputError(f"{shown} cannot be looked at ({reason}); name another file") from None
@@ -63,28 +67,34 @@ def check_output_file(
         raise OutputError(f"{shown} is a folder: name a file, such as one in it")
     if not stat.S_ISREG(mode):
         raise OutputError(f"{shown} is not a regular file: name another")
-    if not replaces(path):
-        raise OutputError(f"{shown} exists already, and would be replaced: name another file, or remove it first")
-    check_parent(pathlib.Path(os.path.realpath(path)), shown)
+    if not may_replace(path):
+        raise OutputError(
+            f"{shown} exists already, and would be replaced: name another file, or remove it first"
+        )
+    check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
 
 
-def check_same_file(output: PathLike, given: PathLike, *, option: str = "--output") -> None:
+def check_not_same_file(
+    output: PathLike, input_path: PathLike, *, option: str = "--output"
+) -> None:
     """Checks that an output is not a file or folder that the program reads.
 
     Raises:
         OutputError: it is, by the same path or by another that leads to it.
     """
     try:
-        same = os.path.samefile(output, given)
+        same = os.path.samefile(output, input_path)
     except (OSError, ValueError):  # one of them does not exist, so they are not the same
         return
     if same:
-        name, other = (shorten(os.fspath(path)) for path in (output, given))
+        name, other = (shorten(os.fspath(path)) for path in (output, input_path))
         spelling = "" if name == other else f" {other!r}, by another name"
-        raise OutputError(f"{option}={name!r} is the input{spelling}, and would replace it: name another file")
+        raise OutputError(
+            f"{option}={name!r} is the input{spelling}, and would replace it: name another file"
+        )
 
 
-def check_parent(path: pathlib.Path, shown: str) -> None:
+def check_parent_writable(path: pathlib.Path, shown: str) -> None:
     """Checks that the folder of an output can be made and written.
 
     Args:
@@ -96,22 +106,27 @@ def check_parent(path: pathlib.Path, shown: str) -> None:
     """
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():
-        raise OutputError(f"{shown}: {str(folder)!r} is a file, and no folder can be made in it; name another output")
+        raise OutputError(
+            f"{shown}: {str(folder)!r} is a file, and no folder can be made in it; name another output"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{shown}: the folder {str(folder)!r} cannot be written; name an output in another")
+        raise OutputError(
+            f"{shown}: the folder {str(folder)!r} cannot be written; name an output in another"
+        )
 
 
 @contextlib.contextmanager
-def atomic_writer(output: PathLike) -> Iterator[TextIO]:
+def atomic_text_writer(output: PathLike) -> Iterator[TextIO]:
     """Yields a text file that becomes `output` at the end; where anything is raised, nothing is left behind.
 
-    Written under a name of its own beside it, so that two programs with one output leave the file of one of them, whole.
-    A link stays one: what it names is replaced. Folders above the output are made.
+    Written under a name of its own beside it, so that two programs with one output leave the file
+    of one of them, whole. A link stays one: what it names is replaced. Folders above the output are
+    made.
     """
     final = pathlib.Path(os.path.realpath(output))
-    remove_what_killed_processes_left(final)
+    remove_stale_temporaries(final)
     created = [folder for folder in final.parents if not folder.exists()]
-    temporary = temporary_beside(final)
+    temporary = temporary_path(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -120,23 +135,31 @@ def atomic_writer(output: PathLike) -> Iterator[TextIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         for folder in created:
-            with contextlib.suppress(OSError):  # another program may have put something there meanwhile
+            with contextlib.suppress(
+                OSError
+            ):  # another program may have put something there meanwhile
                 folder.rmdir()
         raise
 
 
-def temporary_beside(target: pathlib.Path) -> pathlib.Path:
+def temporary_path(target: pathlib.Path) -> pathlib.Path:
     """Returns a hidden name beside a target that no other process or thread, on any host, uses."""
-    return target.with_name(f".{target.name}.{_HOST}-{threading.get_native_id()}-{os.getpid()}.incomplete")
+    return target.with_name(
+        f".{target.name}.{_HOST}-{threading.get_native_id()}-{os.getpid()}.incomplete"
+    )
 
 
-def remove_what_killed_processes_left(target: pathlib.Path) -> None:
+def remove_stale_temporaries(target: pathlib.Path) -> None:
     """Removes temporary files and folders of a target that a process of this host left, if it is no more.
 
-    A restarted container may reuse process ids, so those under this process's own id and this thread's are removed too.
+    A restarted container may reuse process ids, so those under this process's own id and this
+    thread's are removed too.
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.incomplete"):
-        match = re.fullmatch(rf"{re.escape(_HOST)}-(\d+)-(\d+)", left.name.removesuffix(".incomplete").rpartition(".")[2])
+        match = re.fullmatch(
+            rf"{re.escape(_HOST)}-(\d+)-(\d+)",
+            left.name.removesuffix(".incomplete").rpartition(".")[2],
+        )
         if match is None:
             continue
         thread, process = int(match[1]), int(match[2])

@@ -3,9 +3,16 @@
 from stepaudio_jax.text.chat_templates import CHAT_TEMPLATE
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
 from stepaudio_jax.text.error import DialogueError, TextError, TokenizerError
-from stepaudio_jax.text.laying_out import LaidOut, lay_out
+from stepaudio_jax.text.laying_out import TokenizedDialogue, tokenize_dialogue
 from stepaudio_jax.text.parsing import ParsedReply, Problem, parse_reply, parse_reply_text
-from stepaudio_jax.text.rendering import THINK_END, Segment, audio_tokens, render_prompt, render_training, training_views
+from stepaudio_jax.text.rendering import (
+    THINK_END,
+    Segment,
+    audio_tokens,
+    render_prompt,
+    render_training,
+    training_views,
+)
 from stepaudio_jax.text.special_tokens import SpecialTokens
 from stepaudio_jax.text.tokenizer import Tokenizer
 from stepaudio_jax.text.validation import validate_dialogue
@@ -15,7 +22,6 @@ __all__ = [
     "THINK_END",
     "AudioPart",
     "DialogueError",
-    "LaidOut",
     "Message",
     "ParsedReply",
     "Part",
@@ -25,14 +31,15 @@ __all__ = [
     "SpecialTokens",
     "TextError",
     "TextPart",
+    "TokenizedDialogue",
     "Tokenizer",
     "TokenizerError",
     "audio_tokens",
-    "lay_out",
     "parse_reply",
     "parse_reply_text",
     "render_prompt",
     "render_training",
+    "tokenize_dialogue",
     "training_views",
     "validate_dialogue",
 ]

@@ -4,23 +4,32 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
-from stepaudio_jax.text.answer_markup import marked_answers, normalise, statement, unify, without_markup
+from stepaudio_jax.text.answer_markup import (
+    boxed_answers,
+    normalize_answer,
+    strip_markup,
+    strip_reasoning,
+    unify_characters,
+)
 from stepaudio_jax.text.answer_options import letter_by_ordinal, option_by_text
 
-# A letter that stands alone: no part of a word (B2, A's, A-flat, C++, F#), of an abbreviation (U.S.A.) or of a chord (B:maj).
-# Chinese and Japanese write no spaces around it: 答案是B。
+# A letter that stands alone: no part of a word (B2, A's, A-flat, C++, F#), of an abbreviation
+# (U.S.A.) or of a chord (B:maj). Chinese and Japanese write no spaces around it: 答案是B。
 _IN_WORD = r"(?:(?![\u2e80-\u9fff\uac00-\ud7af])\w)"
 _LETTER = re.compile(
     rf"(?<![a-zA-Z0-9_À-ɏ.+#&-])(?<![a-zA-Z]')([A-Za-z])(?!{_IN_WORD}|'\w|[+#&]|-{_IN_WORD}|\.\w\.|[.:/][a-z0-9](?![\s.,;)]))"
 )
-# "A dog", "I think": what follows a letter that is no word. Of other letters it excludes notes and keys (B flat, D minor).
+# "A dog", "I think": what follows a letter that is no word. Of other letters it excludes notes and
+# keys (B flat, D minor).
 _CONTINUES = re.compile(
     r"\s+(?:is|was|as|because|since|for|fits?|seems?|appears?|looks?|sounds?|would|could|should|must|can|cannot|has|does|and|or"
     r"|but|not|rather|instead|due|given|based|over|best|matches|describes|corresponds|being|if|while|which|where|here|then|so|it"
     r"|in this|of the|from the|to be|with)\b|\s*$|\s*[^\w\s]|\s*\n|\s*[^\x00-\x7f]",
     re.IGNORECASE,
 )
-_NOTE = re.compile(r"\s+(?:flat|sharp|major|minor|natural|maj|min|note|chord|key|string|clef)\b", re.IGNORECASE)
+_NOTE = re.compile(
+    r"\s+(?:flat|sharp|major|minor|natural|maj|min|note|chord|key|string|clef)\b", re.IGNORECASE
+)
 _ARTICLE_AFTER = re.compile(r"\s+(?:an?|the)\s", re.IGNORECASE)  # "A a dog": the first is a letter
 
 _BE = r"(?:is|was|are|be|being|'s|would be|should be|must be|will be|has to be)"
@@ -29,7 +38,8 @@ _SURELY = (
     r"|rather|instead|just|only|best|correct|correctly|either|option|choice|letter|answer|the|that|:)\s*)*"
 )
 _OPEN = r"[\s\"'(\[<>:=\-.→]*$"
-# What stands before a letter that answers: "the answer is", "Answer:", "I choose", 答案是, 选. All end where the letter begins.
+# What stands before a letter that answers: "the answer is", "Answer:", "I choose", 答案是, 选. All end
+# where the letter begins.
 _ANSWER_IS = re.compile(
     rf"(?:\b(?:answer|ans|response|solution|selection|conclusion)\b\s*(?:[\"']|\([^()]{{0,20}}\))?\s*"
     rf"(?:(?:[^.\n!?:;]{{0,60}}?\b)?{_BE}|[:=\-.]|)\s*{_SURELY}"
@@ -54,9 +64,13 @@ _SUGGESTS = re.compile(
 )
 # "No, B", "wait, actually B"
 _CORRECTS = re.compile(
-    rf"\b(?:no\s*[,.:;!]|wait|actually|correction|sorry|i mean)[\s,.:;!]*(?:it\s*{_BE}\s*)?{_SURELY}{_OPEN}", re.IGNORECASE
+    rf"\b(?:no\s*[,.:;!]|wait|actually|correction|sorry|i mean)[\s,.:;!]*(?:it\s*{_BE}\s*)?{_SURELY}{_OPEN}",
+    re.IGNORECASE,
 )
-_NOT_BUT = re.compile(rf"(?:\bnot\b[^.\n!?;]{{1,40}}?\bbut\s+(?:rather\s+|it's\s+|it is\s+)?|而是\s*){_OPEN}", re.IGNORECASE)
+_NOT_BUT = re.compile(
+    rf"(?:\bnot\b[^.\n!?;]{{1,40}}?\bbut\s+(?:rather\s+|it's\s+|it is\s+)?|而是\s*){_OPEN}",
+    re.IGNORECASE,
+)
 _DENIED_BEFORE = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|exclude|excludes|eliminate|eliminates|eliminating|reject"
     r"|discard|than|instead of|opposed to|unlike|ruled? out|ruling out|rules out)\b|n't\b"
@@ -94,13 +108,19 @@ _CHANGES = re.compile(
     r"|不对|等等|其实|更正|最终|所以|因此|综上|应该是",
     re.IGNORECASE,
 )
-_JOINS = re.compile(r"[)\]\"'\s]*(?:,\s*(?:or|and)\b|,|/|&|\+|、|\bor\b|\band\b|或者|或|和|与|及)[\s(\[\"']*")
-_REASON = re.compile(r"\s+(?:because|since|as|due|given|rather|instead|over|(?:and|but)\s+not|not)\b", re.IGNORECASE)
+_JOINS = re.compile(
+    r"[)\]\"'\s]*(?:,\s*(?:or|and)\b|,|/|&|\+|、|\bor\b|\band\b|或者|或|和|与|及)[\s(\[\"']*"
+)
+_REASON = re.compile(
+    r"\s+(?:because|since|as|due|given|rather|instead|over|(?:and|but)\s+not|not)\b", re.IGNORECASE
+)
 _STARTS_WITH = re.compile(r"[\W_]*$")
 _ENDS_OPTION = re.compile(r"[\s)\]\"']*(?:$|\n|[.:,;!)\]。、，|]|-+\s|\s-+\s|\s\()")
 _LISTED = re.compile(r"[)\]]?[.):\]、]|[)\]]")
 
-_NUMBERED = re.compile(r"^\s*(?:Q(?:uestion)?\s?)?\d{1,3}\s*[.):]\s+(?=[(\[]?[A-Za-z](?:[)\].:,\s]|$))", re.MULTILINE)
+_NUMBERED = re.compile(
+    r"^\s*(?:Q(?:uestion)?\s?)?\d{1,3}\s*[.):]\s+(?=[(\[]?[A-Za-z](?:[)\].:,\s]|$))", re.MULTILINE
+)
 
 MAX_CONTEXT = 120  # characters before a letter that are looked at
 ANSWERED, SUGGESTED = 2, 1
@@ -133,24 +153,27 @@ def read_choice(reply: str, choices: Sequence[str | None] | None = None) -> str 
     What counts, the clearest first:
 
     * a letter (or an option's text) in `\boxed{..}` or `<answer>..</answer>`;
-    * a letter with which the reply starts, that is alone on a line, or that follows "answer is", "Answer:", 答案是, 选;
+    * a letter with which the reply starts, that is alone on a line, or that follows "answer is",
+      "Answer:", 答案是, 选;
     * a letter in brackets, "option B", "it is B", "B is correct"; an ordinal ("the third option").
 
-    Where the choices are known, their texts count too: alone, then within the reply, then as a number. Words are no letters
-    ("A dog", "I think"), nor are notes and chords. What is denied ("not A") or doubted ("A?", "if A") is not chosen. Of
-    several letters that are equally clear the last is taken only where the reply says that it changes or concludes ("wait,
-    actually", "so"); otherwise it is unclear. A reasoning (`<think>..</think>`) is no part of the reply; one without an end
-    leaves nothing.
+    Where the choices are known, their texts count too: alone, then within the reply, then as a
+    number. Words are no letters ("A dog", "I think"), nor are notes and chords. What is denied
+    ("not A") or doubted ("A?", "if A") is not chosen. Of several letters that are equally clear the
+    last is taken only where the reply says that it changes or concludes ("wait, actually", "so");
+    otherwise it is unclear. A reasoning (`<think>..</think>`) is no part of the reply; one without
+    an end leaves nothing.
 
     Args:
         reply: of a model; the answer of a record reads in the same way.
-        choices: the options' texts in the order of their letters, also as `(A) text`; None or empty ones have no letter.
+        choices: the options' texts in the order of their letters, also as `(A) text`; None or empty
+            ones have no letter.
     """
-    text = statement(reply)
+    text = strip_reasoning(reply)
     if text is None:
         return None
     options = None if choices is None else [_option_text(choice) for choice in choices]
-    marked = {_read(content, options, alone=True) for content in marked_answers(text)}
+    marked = {_read(content, options, alone=True) for content in boxed_answers(text)}
     if marked:
         return marked.pop() if len(marked) == 1 else None
     return _read(text, options)
@@ -158,7 +181,7 @@ def read_choice(reply: str, choices: Sequence[str | None] | None = None) -> str 
 
 def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str | None:
     """Returns the choice of a text that holds no box."""
-    plain = without_markup(text)
+    plain = strip_markup(text)
     if len(_NUMBERED.findall(plain)) == 1:
         plain = _NUMBERED.sub("", plain)
     letter = _sole_letter(plain)
@@ -193,7 +216,11 @@ def _sole_letter(plain: str) -> str | None:
     if "?" in plain or re.search("[A-Za-z][+#&]", plain):
         return None
     letters = set(re.sub(r"[\W_]+", " ", plain).upper().split())
-    if len(letters) == 1 and re.fullmatch("[A-Z]", letter := letters.pop()) and len(plain.split()) <= 3:
+    if (
+        len(letters) == 1
+        and re.fullmatch("[A-Z]", letter := letters.pop())
+        and len(plain.split()) <= 3
+    ):
         return letter
     return None
 
@@ -209,7 +236,9 @@ def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
             continue
         bracketed = _is_bracketed(plain, start, end)
         is_first = start <= first_word
-        if not bracketed and not _may_be_letter(letter, plain[max(0, start - MAX_CONTEXT) : start], after, is_first=is_first):
+        if not bracketed and not _may_be_letter(
+            letter, plain[max(0, start - MAX_CONTEXT) : start], after, is_first=is_first
+        ):
             continue
         mentions.append(_Mention(letter.upper(), start, end))
     return _without_lists(plain, mentions)
@@ -218,12 +247,14 @@ def _mentions(plain: str, options: list[str] | None) -> list[_Mention]:
 def _is_bracketed(plain: str, start: int, end: int) -> bool:
     """Returns whether a letter is in brackets of its own; the s of "speaker(s)" is not."""
     in_brackets = plain[start - 1 : start] in ("(", "[") and plain[end : end + 1] in (")", "]")
-    return in_brackets and (plain[start].isupper() or not plain[max(0, start - 2) : start - 1].isalnum())
+    return in_brackets and (
+        plain[start].isupper() or not plain[max(0, start - 2) : start - 1].isalnum()
+    )
 
 
 def _letters_within(plain: str, option: str) -> Iterator[tuple[int, int]]:
     """Returns where an option's text stands that has a letter among its words: that letter chooses nothing."""
-    words = re.findall(r"\w+", unify(option))
+    words = re.findall(r"\w+", unify_characters(option))
     if len(words) > 1 and any(len(word) == 1 and word.isalpha() for word in words):
         pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, words)) + r"(?!\w)"
         yield from (match.span() for match in re.finditer(pattern, plain, re.IGNORECASE))
@@ -250,7 +281,11 @@ def _without_lists(plain: str, mentions: list[_Mention]) -> list[_Mention]:
         following = mentions[index + 1].start if index + 1 < len(mentions) else len(plain)
         has_text = bool(re.search(r"\w", plain[mention.end : following].split("\n")[0]))
         after = plain[mention.end : mention.end + 60]
-        if not (_LISTED.match(after) and has_text) or _DENIED_AFTER.match(after) or _RIGHT_AFTER.match(after):
+        if (
+            not (_LISTED.match(after) and has_text)
+            or _DENIED_AFTER.match(after)
+            or _RIGHT_AFTER.match(after)
+        ):
             continue
         if listed and ord(mention.letter) == ord(mentions[listed[-1]].letter) + 1:
             listed.append(index)
@@ -273,7 +308,9 @@ def _statements(plain: str, options: list[str] | None) -> Iterator[_Statement]:
         ):
             group.append(following)
         index += len(group)
-        made = _statement_of(plain, group, mentions[index].start if index < len(mentions) else len(plain))
+        made = _statement_of(
+            plain, group, mentions[index].start if index < len(mentions) else len(plain)
+        )
         if made is not None:
             yield made
 
@@ -299,10 +336,18 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
     at_start = _STARTS_WITH.fullmatch(plain, 0, start)
     line_start = plain.rfind("\n", 0, start) + 1
     line_end = plain.find("\n", end)
-    line = plain[line_start : line_end if line_end >= 0 else len(plain)] if start - line_start < 20 else ""
-    if (at_start and (len(group) > 1 or _ENDS_OPTION.match(after) or _ARTICLE_AFTER.match(after))) or _sole_letter(line):
+    line = (
+        plain[line_start : line_end if line_end >= 0 else len(plain)]
+        if start - line_start < 20
+        else ""
+    )
+    if (
+        at_start and (len(group) > 1 or _ENDS_OPTION.match(after) or _ARTICLE_AFTER.match(after))
+    ) or _sole_letter(line):
         return made(ANSWERED)
-    if at_start and ((plain[start].isupper() and not _CONTINUES.match(after)) or _REASON.match(after)):
+    if at_start and (
+        (plain[start].isupper() and not _CONTINUES.match(after)) or _REASON.match(after)
+    ):
         return made(ANSWERED)
     if _is_bracketed(plain, start, end):
         return made(SUGGESTED)
@@ -313,7 +358,9 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
     return None
 
 
-def _decide(plain: str, statements: list[_Statement], options: list[str] | None) -> tuple[str | None, bool]:
+def _decide(
+    plain: str, statements: list[_Statement], options: list[str] | None
+) -> tuple[str | None, bool]:
     """Returns the letter that statements come to, and whether they agree; (None, True) where there is none."""
     asserted = [made for made in statements if not made.denied]
     if not asserted:
@@ -328,7 +375,9 @@ def _decide(plain: str, statements: list[_Statement], options: list[str] | None)
         if not _CHANGES.search(plain, previous.end, last.start):
             return None, False
     (letter,) = last.letters
-    if any(made.denied and letter in made.letters and made.start > last.start for made in statements):
+    if any(
+        made.denied and letter in made.letters and made.start > last.start for made in statements
+    ):
         return None, False
     if options is not None and _contradicts(plain, last, letter, options):
         return None, False
@@ -338,6 +387,10 @@ def _decide(plain: str, statements: list[_Statement], options: list[str] | None)
 def _contradicts(plain: str, made: _Statement, letter: str, options: list[str]) -> bool:
     """Returns whether the letter stands before the text of another option: `A. Violin` where Violin is B."""
     line = plain[made.end :].lstrip(" )].:,;-、|\"'(").split("\n")[0]
-    text = normalise(line)
-    same = [chr(ord("A") + index) for index, option in enumerate(options) if option.strip() and normalise(option) == text]
+    text = normalize_answer(line)
+    same = [
+        chr(ord("A") + index)
+        for index, option in enumerate(options)
+        if option.strip() and normalize_answer(option) == text
+    ]
     return bool(same) and letter not in same

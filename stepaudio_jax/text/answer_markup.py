@@ -6,9 +6,19 @@ import unicodedata
 MAX_BOX_CHARACTERS = 300  # of what is in a box: an answer, and no proof
 MAX_CHARACTERS = 8_000  # of a reply that are read
 _THINK_START, _THINK_END = "<think>", "</think>"
-# Compatibility characters that only look different (full-width B, mathematical bold B). A superscript or a fraction means
-# something else than its plain characters: 10² is not 102.
-_LOOKALIKES = ("<wide>", "<narrow>", "<font>", "<noBreak>", "<compat>", "<circle>", "<square>", "<small>", "<vertical>")
+# Compatibility characters that only look different (full-width B, mathematical bold B). A
+# superscript or a fraction means something else than its plain characters: 10² is not 102.
+_LOOKALIKES = (
+    "<wide>",
+    "<narrow>",
+    "<font>",
+    "<noBreak>",
+    "<compat>",
+    "<circle>",
+    "<square>",
+    "<small>",
+    "<vertical>",
+)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")
 _WRITTEN_AS_ASCII = str.maketrans(
     {
@@ -21,50 +31,61 @@ _WRITTEN_AS_ASCII = str.maketrans(
     }
 )
 # Around words only: 10**6 and snake_case are none. Chinese words have emphasis right beside them.
-_EMPHASIS = re.compile(r"(?<![0-9A-Za-zÀ-ɏ*_`])[*_`]+(?=[^\s*_`])|(?<=[^\s*_`])[*_`]+(?![0-9A-Za-zÀ-ɏ*_`])")
+_EMPHASIS = re.compile(
+    r"(?<![0-9A-Za-zÀ-ɏ*_`])[*_`]+(?=[^\s*_`])|(?<=[^\s*_`])[*_`]+(?![0-9A-Za-zÀ-ɏ*_`])"
+)
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]{0,80})?/?>")
-_LETTER_IN_ANGLES = re.compile(r"<([A-Z])>(?!.{0,200}</\1>)")  # <B> alone; with </B> it is bold type
+_LETTER_IN_ANGLES = re.compile(
+    r"<([A-Z])>(?!.{0,200}</\1>)"
+)  # <B> alone; with </B> it is bold type
 _STRUCK_OUT = re.compile(r"~~[^~\n]{0,200}~~|<(s|del|strike)>[^<]{0,200}</\1>")
-_LATEX_STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|operatorname)\s*\{([^{}]*)\}")
+_LATEX_STYLE = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|operatorname)\s*\{([^{}]*)\}"
+)
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _MARKED = re.compile(r"<answer>(.{0,300}?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
-def unify(text: str) -> str:
+def unify_characters(text: str) -> str:
     """Returns a text in which characters that read alike are the same character.
 
-    Composed characters (Unicode NFC), ordinary width and font (`Ｂ`, `７`, `𝐁` are B, 7, B), ASCII quotes and hyphens (the
-    Unicode minus is a hyphen), nothing invisible. Superscripts and fractions stay what they are.
+    Composed characters (Unicode NFC), ordinary width and font (`Ｂ`, `７`, `𝐁` are B, 7, B), ASCII
+    quotes and hyphens (the Unicode minus is a hyphen), nothing invisible. Superscripts and
+    fractions stay what they are.
     """
     if not text.isascii():
         plain = (
-            unicodedata.normalize("NFKC", char) if unicodedata.decomposition(char).startswith(_LOOKALIKES) else char
+            unicodedata.normalize("NFKC", char)
+            if unicodedata.decomposition(char).startswith(_LOOKALIKES)
+            else char
             for char in unicodedata.normalize("NFC", text)
         )
         text = unicodedata.normalize("NFC", _INVISIBLE.sub("", "".join(plain)))
     return text.translate(_WRITTEN_AS_ASCII)
 
 
-def normalise(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Returns a text for comparison: unified, in small letters, single spaces, no emphasis, no punctuation around it."""
-    text = _EMPHASIS.sub("", unify(text)).casefold()
+    text = _EMPHASIS.sub("", unify_characters(text)).casefold()
     start, end = 0, len(text)
     while start < end and _is_decoration(text[start]):
         start += 1
     while end > start and _is_decoration(text[end - 1]):
         end -= 1
-    # A minus, a currency or a decimal point in front belongs to what it stands before; a percent sign to what precedes it.
+    # A minus, a currency or a decimal point in front belongs to what it stands before; a percent
+    # sign to what precedes it.
     if start < end and text[start].isdigit():
         before = text[max(0, start - 2) : start]
         start -= len(before) - len(before.rstrip("-."))
     return " ".join(text[start:end].split())
 
 
-def statement(reply: str) -> str | None:
+def strip_reasoning(reply: str) -> str | None:
     """Returns what a reply says after its reasoning; None where a reasoning is not ended, or nothing follows it.
 
-    Of a reply of more than `MAX_CHARACTERS` it is the beginning and the end, so that none takes long to read.
+    Of a reply of more than `MAX_CHARACTERS` it is the beginning and the end, so that none takes
+    long to read.
     """
     after = reply.rpartition(_THINK_END)[2]
     if _THINK_START in after or not after.strip():
@@ -74,7 +95,7 @@ def statement(reply: str) -> str | None:
     return after
 
 
-def marked_answers(text: str) -> list[str]:
+def boxed_answers(text: str) -> list[str]:
     r"""Returns the contents of every `\boxed{..}` and `<answer>..</answer>`, in order."""
     contents = [(match.start(), match[1]) for match in _MARKED.finditer(text)]
     for match in _BOX.finditer(text):
@@ -87,16 +108,25 @@ def marked_answers(text: str) -> list[str]:
     return [content for _, content in sorted(contents)]
 
 
-def without_markup(text: str) -> str:
+def strip_markup(text: str) -> str:
     """Returns a unified text without Markdown, LaTeX and HTML around its words; what is struck out is left out."""
-    text = unify(_STRUCK_OUT.sub(" ", text))
+    text = unify_characters(_STRUCK_OUT.sub(" ", text))
     text = _LETTER_IN_ANGLES.sub(r"(\1)", text)
     text = _LATEX_FRACTION.sub(r" \1/\2 ", text)
     text = _LATEX_STYLE.sub(r"\1", text)
     text = _BOX.sub("{", text)
-    text = re.sub(r"\\[()\[\]]|\$(?!\s?\d)|^[ \t]*(?:#+|>+|[*•·▪●-])[ \t]+|[{}]|`", " ", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"\\[()\[\]]|\$(?!\s?\d)|^[ \t]*(?:#+|>+|[*•·▪●-])[ \t]+|[{}]|`",
+        " ",
+        text,
+        flags=re.MULTILINE,
+    )
     return _EMPHASIS.sub("", _TAG.sub(" ", text))
 
 
 def _is_decoration(char: str) -> bool:
-    return char.isspace() or (unicodedata.category(char)[0] in "PS" and char not in "%°$€£¥+#&") or char == "\ufffd"
+    return (
+        char.isspace()
+        or (unicodedata.category(char)[0] in "PS" and char not in "%°$€£¥+#&")
+        or char == "\ufffd"
+    )

@@ -4,13 +4,14 @@ import dataclasses
 import re
 from fractions import Fraction
 
-from stepaudio_jax.text.answer_markup import marked_answers, statement, without_markup
+from stepaudio_jax.text.answer_markup import boxed_answers, strip_markup, strip_reasoning
 
 MAX_DIGITS = 200  # of a number; what is longer is none
 MAX_EXPONENT = 200  # of 1e5 and 10^5
 MAX_GAP = 24  # characters between two numbers that belong together
 
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+(?:_\d{3})+|\d+)(?!,?\d)"  # 1,000 and 1,00,000 and 1_000
+# 1,000 and 1,00,000 and 1_000
+_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+(?:_\d{3})+|\d+)(?!,?\d)"
 _PLAIN = rf"(?:{_INTEGER}(?:\.\d+)?|\d+\.\d+|\d+|\.\d+)"
 _SCALE = {
     **{"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
@@ -33,10 +34,15 @@ _WORD_BEFORE = re.compile(rf"(?:{_LETTER}'?|{_LETTER}-|_)$")  # mp3, COVID-19
 _WORD_AFTER = re.compile(rf"(?:st|nd|rd|th)\b|[A-Za-z]+\d|_{_LETTER}")  # 2nd, 3x4
 _CODE_AFTER = re.compile(r"[DGKMB](?!\w)")  # 3D, 4K, 5G
 _UNIT = r"\s*(?:%|percent|°[CF]?|[$€£¥]|[A-Za-z]{1,3})?"
-_RANGE_GAP = re.compile(rf"{_UNIT}\s*(?:-{{1,2}}|~|〜|\bto\b|\bthrough\b|到|至)\s*|\s+", re.IGNORECASE)
+_RANGE_GAP = re.compile(
+    rf"{_UNIT}\s*(?:-{{1,2}}|~|〜|\bto\b|\bthrough\b|到|至)\s*|\s+", re.IGNORECASE
+)
 _OR_GAP = re.compile(rf"{_UNIT}\s*(?:\bor\b|\band\b|或者|或|和)\s*", re.IGNORECASE)
 _CHAIN_GAP = re.compile(r"[:,/.]|[-/]|")  # 10:30, 1,2,3, 1.2.3
-_DENIED = re.compile(r"(?:\b(?:not|cannot|never|neither|nor)\b|n't\b|不是|无法)\s*(?:[^\W\d]+\s+){0,2}$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|never|neither|nor)\b|n't\b|不是|无法)\s*(?:[^\W\d]+\s+){0,2}$",
+    re.IGNORECASE,
+)
 _LIST_MARK = re.compile(r"^[ \t]*(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _ANSWER_IS = re.compile(
     r"(?:\b(?:answer|result|ans)\b[^.\n!?;\d]{0,40}?(?:\b(?:is|are|be|equals)\b|[:=]|'s)|####|答案|结果|結果)"
@@ -45,15 +51,29 @@ _ANSWER_IS = re.compile(
     re.IGNORECASE,
 )
 _CHANGES = re.compile(
-    r"\b(?:wait|actually|no|correction|sorry|on second thoughts?|instead|but)\b|不对|其实|更正", re.IGNORECASE
+    r"\b(?:wait|actually|no|correction|sorry|on second thoughts?|instead|but)\b|不对|其实|更正",
+    re.IGNORECASE,
 )
 _CONCLUDES = re.compile(
-    r"\b(?:so|therefore|thus|hence|total|altogether|makes?|equals|result|answer)\b|=|所以|因此|一共|共", re.IGNORECASE
+    r"\b(?:so|therefore|thus|hence|total|altogether|makes?|equals|result|answer)\b|=|所以|因此|一共|共",
+    re.IGNORECASE,
 )
-_GOES_ON = re.compile(r"\s*(?:%|°[CF]?|[A-Za-z]{1,12})?[\"')\]]?(?:[.!。]\s+(?=\w)|\n[ \t]{0,4}\n(?=[^\W\d])|\s+\()")
+_GOES_ON = re.compile(
+    r"\s*(?:%|°[CF]?|[A-Za-z]{1,12})?[\"')\]]?(?:[.!。]\s+(?=\w)|\n[ \t]{0,4}\n(?=[^\W\d])|\s+\()"
+)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _VULGAR = {
-    **{"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"},
+    **{
+        "½": "1/2",
+        "⅓": "1/3",
+        "⅔": "2/3",
+        "¼": "1/4",
+        "¾": "3/4",
+        "⅕": "1/5",
+        "⅖": "2/5",
+        "⅗": "3/5",
+        "⅘": "4/5",
+    },
     **{"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"},
 }
 
@@ -82,25 +102,34 @@ class _Item:
 def read_number(reply: str) -> Quantity | None:
     r"""Returns the number that a reply gives; None where there is none, or none that is clear.
 
-    In this order: a number in `\boxed{..}`; the last one that follows "answer is", "Answer:", "####", 答案是, unless the reply
-    changes its mind after it ("wait", "no"); one that the reply says first and then explains ("7. I counted 3 and 4.");
-    the last number of the reply. Of an equation it is the result. One that is denied ("not 7") does not count, nor does a
-    reasoning.
+    In this order: a number in `\boxed{..}`; the last one that follows "answer is", "Answer:",
+    "####", 答案是, unless the reply changes its mind after it ("wait", "no"); one that the reply says
+    first and then explains ("7. I counted 3 and 4."); the last number of the reply. Of an equation
+    it is the result. One that is denied ("not 7") does not count, nor does a reasoning.
 
-    Read are 1,000, 1 000 (no-break space), 2.50, .5, 1e3, 2×10³, 3/4, 1½, `\frac{3}{4}`, 1.5 million, 3万, full-width digits,
-    and all kinds of minus where it stands for itself (-5, −5, minus 5). Currency, percent sign and unit do not matter.
-    A hyphen between numbers is no minus: 5-10 is the range that 5 to 10 is. No numbers are digits within words (B2, mp3,
-    COVID-19, 4K), ordinals (2nd), the marks of a numbered list, and words (seven). Not clear are 7 or 8, 10:30, 2024-05-06,
+    Read are 1,000, 1 000 (no-break space), 2.50, .5, 1e3, 2×10³, 3/4, 1½, `\frac{3}{4}`, 1.5
+    million, 3万, full-width digits, and all kinds of minus where it stands for itself (-5, −5, minus
+    5). Currency, percent sign and unit do not matter. A hyphen between numbers is no minus: 5-10 is
+    the range that 5 to 10 is. No numbers are digits within words (B2, mp3, COVID-19, 4K), ordinals
+    (2nd), the marks of a numbered list, and words (seven). Not clear are 7 or 8, 10:30, 2024-05-06,
     and 3,5.
     """
-    said = statement(reply)
-    if said is None:
+    answer_text = strip_reasoning(reply)
+    if answer_text is None:
         return None
-    marked = [items[-1].value for content in marked_answers(said) if (items := _items(_prepared(content)))]
+    marked = [
+        items[-1].value
+        for content in boxed_answers(answer_text)
+        if (items := _items(_prepared(content)))
+    ]
     if marked:
         return marked[0] if len(set(marked)) == 1 else None
-    plain = _prepared(said)
-    items = [item for item in _items(plain) if not _DENIED.search(plain[max(0, item.start - 60) : item.start])]
+    plain = _prepared(answer_text)
+    items = [
+        item
+        for item in _items(plain)
+        if not _DENIED.search(plain[max(0, item.start - 60) : item.start])
+    ]
     if not items:
         return None
     stated = list(_ANSWER_IS.finditer(plain))
@@ -109,14 +138,20 @@ def read_number(reply: str) -> Quantity | None:
         if following:
             return _result(plain, following, stated[-1].end())
     # "7. I counted 3 and 4.": what a reply says first and then explains.
-    rest = _GOES_ON.match(plain, items[0].end) if not re.search(r"\w", plain[: items[0].start]) else None
+    rest = (
+        _GOES_ON.match(plain, items[0].end)
+        if not re.search(r"\w", plain[: items[0].start])
+        else None
+    )
     if rest and not _CHANGES.search(plain, rest.end()) and not _CONCLUDES.search(plain, rest.end()):
         return items[0].value
     line_start = plain.rfind("\n", 0, items[-1].start) + 1
-    return _result(plain, [item for item in items if item.start >= line_start], line_start, last=True)
+    return _result(
+        plain, [item for item in items if item.start >= line_start], line_start, last=True
+    )
 
 
-def number_of_answer(answer: str) -> Quantity:
+def parse_answer_number(answer: str) -> Quantity:
     """Returns the one number of a record's answer.
 
     Raises:
@@ -151,9 +186,13 @@ def _prepared(text: str) -> str:
         if char in text:
             text = text.replace(char, f" {fraction}")
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
-    text = without_markup(text.replace("\\times", "×").replace("\\cdot", "×"))
+    text = strip_markup(text.replace("\\times", "×").replace("\\cdot", "×"))
     marks = [int(mark) for mark in _LIST_MARK.findall(text)]
-    return _LIST_MARK.sub("", text) if len(marks) > 1 and marks == list(range(1, len(marks) + 1)) else text
+    return (
+        _LIST_MARK.sub("", text)
+        if len(marks) > 1 and marks == list(range(1, len(marks) + 1))
+        else text
+    )
 
 
 def _items(plain: str) -> list[_Item]:
@@ -189,7 +228,11 @@ def _joined(plain: str, first: _Item, second: _Item) -> _Item | None:
 
     if _CHAIN_GAP.fullmatch(gap) and not (gap == "-" and isinstance(first.value, Fraction)):
         return unclear(first.count + second.count)
-    if gap == " " and re.fullmatch(r"\d{1,3} \d{3}", plain[first.start : second.end]) and first.value != second.value:
+    if (
+        gap == " "
+        and re.fullmatch(r"\d{1,3} \d{3}", plain[first.start : second.end])
+        and first.value != second.value
+    ):
         return unclear(1)  # 1 500 may be one number or two
     if _OR_GAP.fullmatch(gap):
         if gap.strip().endswith("and") and re.search(

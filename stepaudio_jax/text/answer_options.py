@@ -3,19 +3,44 @@
 import dataclasses
 import re
 
-from stepaudio_jax.text.answer_markup import normalise, unify
+from stepaudio_jax.text.answer_markup import normalize_answer, unify_characters
 
 _NUMBER_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *(
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
 _NUMBER_OF_WORD = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 _ORDINALS = {
-    **{"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "sixth": 5, "seventh": 6, "eighth": 7},
+    **{
+        "first": 0,
+        "second": 1,
+        "third": 2,
+        "fourth": 3,
+        "fifth": 4,
+        "sixth": 5,
+        "seventh": 6,
+        "eighth": 7,
+    },
     **{"1st": 0, "2nd": 1, "3rd": 2, "4th": 3, "5th": 4, "6th": 5, "7th": 6, "8th": 7},
 }
 _CHINESE_DIGITS = {char: index % 8 for index, char in enumerate("一二三四五六七八12345678")}
-_ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)})\s+(?:option|choice|answer)\b|第\s*([一二三四五六七八1-8])\s*(?:个|項|项)")
+_ORDINAL = re.compile(
+    rf"\b({'|'.join(_ORDINALS)})\s+(?:option|choice|answer)\b|第\s*([一二三四五六七八1-8])\s*(?:个|項|项)"
+)
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|than|instead of|opposed to|unlike|rule out|ruled out)\b"
     r"|n't\b|不是|并非|不选|排除|而非|没有|不会)(?:(?!\bbut\b|而是)[^.;!?\n。；])*$",
@@ -47,7 +72,7 @@ class OptionText:
     exact: bool
 
 
-def without_lead_in(text: str) -> str:
+def strip_lead_in(text: str) -> str:
     """Returns what follows "The answer is", "I think it is" and the like at the start of a text."""
     return text[_LEAD_IN.match(text).end() :]  # type: ignore[union-attr]
 
@@ -56,46 +81,52 @@ def option_by_text(plain: str, options: list[str]) -> OptionText | None:
     """Returns the option whose text a reply repeats; None where it is none, or not clear which.
 
     Args:
-        plain: the reply, see `without_markup`.
+        plain: the reply, see `strip_markup`.
         options: texts in the order of their letters; the first of equal ones is taken.
     """
     kept = {chr(ord("A") + index): option for index, option in enumerate(options) if option.strip()}
-    for form in (normalise, loosely):
+    for form in (normalize_answer, words_only):
         by_form: dict[str, list[str]] = {}
         for letter, option in kept.items():
             by_form.setdefault(form(option), []).append(letter)
-        for text in (plain, without_lead_in(plain)):
+        for text in (plain, strip_lead_in(plain)):
             letters = by_form.get(form(text), []) if form(text) else []
-            if letters and len({normalise(kept[letter]) for letter in letters}) == 1:
+            if letters and len({normalize_answer(kept[letter]) for letter in letters}) == 1:
                 return OptionText(letters[0], exact=True)
-    within = _within(plain, kept)
+    within = _option_within(plain, kept)
     if within is not None:
         return OptionText(within, exact=False) if within else None
-    named = _by_number(plain, kept) or letter_by_ordinal(plain)
+    named = _option_by_number(plain, kept) or letter_by_ordinal(plain)
     return OptionText(named, exact=False) if named in kept else None
 
 
-def _within(plain: str, kept: dict[str, str]) -> str | None:
+def _option_within(plain: str, kept: dict[str, str]) -> str | None:
     """Returns the one option whose text stands in the reply and is not denied there: "" for several, None for none at all."""
-    text = unify(plain)
+    text = unify_characters(plain)
     patterns = {letter: pattern for letter, option in kept.items() if (pattern := _pattern(option))}
     longest_first = sorted(patterns, key=lambda letter: len(patterns[letter]), reverse=True)
-    any_option = re.compile("|".join(f"(?P<{letter}>{patterns[letter]})" for letter in longest_first), re.IGNORECASE)
-    spans = [(*match.span(), str(match.lastgroup)) for match in any_option.finditer(text)] if patterns else []
+    any_option = re.compile(
+        "|".join(f"(?P<{letter}>{patterns[letter]})" for letter in longest_first), re.IGNORECASE
+    )
+    spans = (
+        [(*match.span(), str(match.lastgroup)) for match in any_option.finditer(text)]
+        if patterns
+        else []
+    )
     asserted = [span for span in spans if not _is_denied(text, span)]
     if not asserted:
         return "" if spans else None
     last = asserted[-1]
-    same = normalise(kept[last[2]])
-    others = [span for span in asserted if normalise(kept[span[2]]) != same]
+    same = normalize_answer(kept[last[2]])
+    others = [span for span in asserted if normalize_answer(kept[span[2]]) != same]
     if others and not _CHANGES.search(text, others[-1][1], last[0]):
         return ""
-    return min(letter for letter, option in kept.items() if normalise(option) == same)
+    return min(letter for letter, option in kept.items() if normalize_answer(option) == same)
 
 
 def _pattern(option: str) -> str:
     """Returns what finds an option's text among other words, whatever stands between its own."""
-    words = re.findall(r"[^\W_]+", unify(option))
+    words = re.findall(r"[^\W_]+", unify_characters(option))
     if not words:
         return ""
     # Chinese has no spaces around a word, other texts do.
@@ -106,31 +137,53 @@ def _pattern(option: str) -> str:
 
 def _is_denied(text: str, span: tuple[int, int, str]) -> bool:
     start, end, _ = span
-    clause = re.split(r"[.;!?\n。；]|,\s*(?:so|but|it|this)\b", text[max(0, start - 160) : start])[-1]
+    clause = re.split(r"[.;!?\n。；]|,\s*(?:so|but|it|this)\b", text[max(0, start - 160) : start])[
+        -1
+    ]
     return bool(_DENIED.search(clause) or _DENIED_AFTER.match(text[end : end + 60]))
 
 
-def _by_number(plain: str, kept: dict[str, str]) -> str | None:
+def _option_by_number(plain: str, kept: dict[str, str]) -> str | None:
     numbers = _numbers(plain)
-    letters = [letter for letter, option in kept.items() if len(numbers) == 1 and _numbers(option) == numbers]
-    return letters[0] if len(letters) == 1 or len({normalise(kept[letter]) for letter in letters}) == 1 else None
+    letters = [
+        letter
+        for letter, option in kept.items()
+        if len(numbers) == 1 and _numbers(option) == numbers
+    ]
+    return (
+        letters[0]
+        if len(letters) == 1 or len({normalize_answer(kept[letter]) for letter in letters}) == 1
+        else None
+    )
 
 
 def _numbers(text: str) -> list[str]:
     """Returns the numbers of a text, digits or words: `$1,500` is 1500, and ten is 10."""
-    words = re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])|[^\W\d_]+", unify(text).casefold())
-    return [_NUMBER_OF_WORD.get(word, word.replace(",", "")) for word in words if word in _NUMBER_OF_WORD or word[0].isdigit()]
+    words = re.findall(
+        r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])|[^\W\d_]+", unify_characters(text).casefold()
+    )
+    return [
+        _NUMBER_OF_WORD.get(word, word.replace(",", ""))
+        for word in words
+        if word in _NUMBER_OF_WORD or word[0].isdigit()
+    ]
 
 
 def letter_by_ordinal(plain: str) -> str | None:
     """Returns the letter of "the third option", 第三个选项; None where there is none or are several."""
     text = plain.lower()
-    if re.search(r"\b(?:not|neither|nor|wrong|incorrect|false|than)\b|n't\b|\brul|elimin|不是|不选|不对|排除|\?", text):
+    if re.search(
+        r"\b(?:not|neither|nor|wrong|incorrect|false|than)\b|n't\b|\brul|elimin|不是|不选|不对|排除|\?",
+        text,
+    ):
         return None
-    places = {_ORDINALS[match[1]] if match[1] else _CHINESE_DIGITS.get(match[2], 0) for match in _ORDINAL.finditer(text)}
+    places = {
+        _ORDINALS[match[1]] if match[1] else _CHINESE_DIGITS.get(match[2], 0)
+        for match in _ORDINAL.finditer(text)
+    }
     return chr(ord("A") + places.pop()) if len(places) == 1 else None
 
 
-def loosely(text: str) -> str:
+def words_only(text: str) -> str:
     """Returns the words of a text only, in small letters: whatever stands between them is a space."""
-    return " ".join(re.findall(r"[^\W_]+", unify(text).casefold()))
+    return " ".join(re.findall(r"[^\W_]+", unify_characters(text).casefold()))

@@ -1,23 +1,29 @@
 """The careful reader of answers: choice letters, numbers, yes and no, exact text. Where nothing is clear, it says so.
 
-It serves the verifiers of reinforcement learning and the scoring of benchmarks. Options are read in `answer_choices`, numbers
-in `answer_numbers`; what only decorates a text is taken off in `answer_markup`.
+It serves the verifiers of reinforcement learning and the scoring of benchmarks. Options are read in
+`answer_choices`, numbers in `answer_numbers`; what only decorates a text is taken off in
+`answer_markup`.
 """
 
 import re
 from collections.abc import Sequence
 
 from stepaudio_jax.text.answer_choices import read_choice
-from stepaudio_jax.text.answer_markup import marked_answers, normalise, statement, without_markup
-from stepaudio_jax.text.answer_numbers import NumberRange, number_of_answer, read_number
-from stepaudio_jax.text.answer_options import loosely, without_lead_in
+from stepaudio_jax.text.answer_markup import (
+    boxed_answers,
+    normalize_answer,
+    strip_markup,
+    strip_reasoning,
+)
+from stepaudio_jax.text.answer_numbers import NumberRange, parse_answer_number, read_number
+from stepaudio_jax.text.answer_options import strip_lead_in, words_only
 
 __all__ = [
     "NumberRange",
-    "is_choice",
-    "letter_of_answer",
-    "normalise",
-    "number_of_answer",
+    "matches_choice",
+    "normalize_answer",
+    "parse_answer_letter",
+    "parse_answer_number",
     "read_choice",
     "read_number",
     "read_yes_or_no",
@@ -60,22 +66,24 @@ _CHANGES = re.compile(r"\b(?:wait|actually|correction|sorry|on second thoughts?)
 def read_yes_or_no(reply: str) -> bool | None:
     r"""Returns whether a reply says yes (True) or no (False); None where that is not clear.
 
-    A reply says so with its first word, or after "The answer is", "Answer:", 答案是, or in `\boxed{..}`: yes, no, true, false
-    and their like, 是, 对, 没错, 有, 不是, 不对, 没有 with their particles (是的, 对啊, 不是的), whatever emphasis, quotes or
-    dashes stand around them. Not clear are questions ("Yes?", 是吗), both words ("yes or no"), words that only begin so
-    ("Nobody", "No idea", 不知道, 对不起), and two answers that contradict each other without a change of mind ("wait").
+    A reply says so with its first word, or after "The answer is", "Answer:", 答案是, or in
+    `\boxed{..}`: yes, no, true, false and their like, 是, 对, 没错, 有, 不是, 不对, 没有 with their particles
+    (是的, 对啊, 不是的), whatever emphasis, quotes or dashes stand around them. Not clear are questions
+    ("Yes?", 是吗), both words ("yes or no"), words that only begin so ("Nobody", "No idea", 不知道,
+    对不起), and two answers that contradict each other without a change of mind ("wait").
     """
-    said = statement(reply)
-    if said is None:
+    answer_text = strip_reasoning(reply)
+    if answer_text is None:
         return None
-    marked = {_polarity(without_markup(content).casefold()) for content in marked_answers(said)}
+    marked = {_polarity(strip_markup(content).casefold()) for content in boxed_answers(answer_text)}
     if marked:
         return marked.pop() if len(marked) == 1 else None
-    plain = without_markup(said).casefold()
+    plain = strip_markup(answer_text).casefold()
     changed = list(_CHANGES.finditer(plain))
     polarities = [_polarity(plain.lstrip()[:MAX_POLARITY_CHARACTERS])]
     polarities += [
-        _polarity(plain[match.end() : match.end() + MAX_POLARITY_CHARACTERS]) for match in _ANSWER_IS.finditer(plain)
+        _polarity(plain[match.end() : match.end() + MAX_POLARITY_CHARACTERS])
+        for match in _ANSWER_IS.finditer(plain)
     ]
     if changed:
         after = _polarity(plain[changed[-1].end() : changed[-1].end() + MAX_POLARITY_CHARACTERS])
@@ -85,7 +93,7 @@ def read_yes_or_no(reply: str) -> bool | None:
     return values.pop() if len(values) == 1 else None
 
 
-def letter_of_answer(answer: str) -> str:
+def parse_answer_letter(answer: str) -> str:
     """Returns the letter of a record's answer: `B`, `b`, `(B)`, `B. A dog`, or as the benchmarks have it, `(B) A dog barking`.
 
     Raises:
@@ -101,23 +109,33 @@ def letter_of_answer(answer: str) -> str:
     return letter
 
 
-def is_choice(reply: str, answer: str, choices: Sequence[str | None] | None = None) -> bool:
+def matches_choice(reply: str, answer: str, choices: Sequence[str | None] | None = None) -> bool:
     """Returns whether a reply chooses the option of an answer, by its letter or by its text.
 
     Args:
         reply: of a model.
-        answer: with a letter, see `letter_of_answer`; where `choices` are known, also an option's text.
-        choices: the options' texts in the order of their letters. Of two with the same text, either letter is right.
+        answer: with a letter, see `parse_answer_letter`; where `choices` are known, also an
+        option's text.
+        choices: the options' texts in the order of their letters. Of two with the same text, either
+            letter is right.
 
     Raises:
         ValueError: the answer has no letter, and is none of the choices.
     """
     if choices is None:
-        letter, text, chosen = letter_of_answer(answer), _text_of_answer(answer), read_choice(reply)
-        return chosen == letter or bool(text and _repeats(reply, text, loose=chosen is None))
-    texts = [normalise(choice or "") for choice in choices]
-    right = {chr(ord("A") + index) for index, text in enumerate(texts) if text and text == normalise(answer)}
-    return read_choice(reply, choices) in (right or {letter_of_answer(answer)})
+        letter, text, chosen = (
+            parse_answer_letter(answer),
+            _text_of_answer(answer),
+            read_choice(reply),
+        )
+        return chosen == letter or bool(text and _repeats_option(reply, text, loose=chosen is None))
+    texts = [normalize_answer(choice or "") for choice in choices]
+    right = {
+        chr(ord("A") + index)
+        for index, text in enumerate(texts)
+        if text and text == normalize_answer(answer)
+    }
+    return read_choice(reply, choices) in (right or {parse_answer_letter(answer)})
 
 
 def _text_of_answer(answer: str) -> str:
@@ -127,21 +145,26 @@ def _text_of_answer(answer: str) -> str:
     return "" if len(text) == 1 and text.isascii() and text.isalpha() else text
 
 
-def _repeats(reply: str, text: str, *, loose: bool) -> bool:
+def _repeats_option(reply: str, text: str, *, loose: bool) -> bool:
     """Returns whether a reply is an option's text and nothing else: "A dog barking.", "The answer is a dog barking"."""
-    said = statement(reply)
-    if said is None:
+    answer_text = strip_reasoning(reply)
+    if answer_text is None:
         return False
-    contents = [without_markup(content) for content in marked_answers(said)]
+    contents = [strip_markup(content) for content in boxed_answers(answer_text)]
     if not contents:
-        plain = without_markup(said)
-        return any(_is_same(text, candidate, loose=loose) for candidate in (plain, without_lead_in(plain)))
-    return all(_is_same(text, content, loose=loose) for content in contents)
+        plain = strip_markup(answer_text)
+        return any(
+            _texts_match(text, candidate, loose=loose)
+            for candidate in (plain, strip_lead_in(plain))
+        )
+    return all(_texts_match(text, content, loose=loose) for content in contents)
 
 
-def _is_same(text: str, other: str, *, loose: bool) -> bool:
+def _texts_match(text: str, other: str, *, loose: bool) -> bool:
     """Returns whether two texts are the same; if `loose`, whatever stands between several words does not matter."""
-    return normalise(text) == normalise(other) or (loose and " " in loosely(text) and loosely(text) == loosely(other))
+    return normalize_answer(text) == normalize_answer(other) or (
+        loose and " " in words_only(text) and words_only(text) == words_only(other)
+    )
 
 
 def _polarity(text: str) -> bool | None:
@@ -149,22 +172,22 @@ def _polarity(text: str) -> bool | None:
     start = re.search(r"[^\W_]", text)
     if not start:
         return None
-    said = text[start.start() :]
+    answer_text = text[start.start() :]
     for value, words in ((False, _NO), (True, _YES)):
-        match = words.match(said)
+        match = words.match(answer_text)
         if not match:
             continue
         end = match.end()
         if not match[0].isascii():
-            while said.startswith(match[0], end):  # 不不不, 对对
+            while answer_text.startswith(match[0], end):  # 不不不, 对对
                 end += len(match[0])
-            end = _PARTICLES.match(said, end).end()  # type: ignore[union-attr]
-        after = said[end:]
+            end = _PARTICLES.match(answer_text, end).end()  # type: ignore[union-attr]
+        after = answer_text[end:]
         if _QUESTION.match(after) or _OTHER_WORD.match(after):
             return None
         if not _BOUNDARY.match(after) and not (match[0].isascii() and _goes_on(match[0], after)):
             continue
-        return value if _next_polarity(after) in (None, value) else None
+        return value if _following_polarity(after) in (None, value) else None
     return None
 
 
@@ -175,12 +198,12 @@ def _goes_on(word: str, after: str) -> bool:
     return word in ("no", "nope", "nah") and bool(_NO_GOES_ON.match(after))
 
 
-def _next_polarity(after: str) -> bool | None:
+def _following_polarity(after: str) -> bool | None:
     """Returns what the word right after the first one says: "Yes, no" says both."""
     following = re.match(r"[\s\"'.,;:!\-|(。，、；！…]*(.*)", after, re.DOTALL)
-    said = following[1] if following else ""
+    answer_text = following[1] if following else ""
     for value, words in ((False, _NO), (True, _YES)):
-        match = words.match(said)
-        if match and _BOUNDARY.match(said[match.end() :]):
+        match = words.match(answer_text)
+        if match and _BOUNDARY.match(answer_text[match.end() :]):
             return value
     return None

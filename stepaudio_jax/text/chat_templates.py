@@ -1,8 +1,9 @@
 """The chat template of a tokenizer folder, which transformers applies: ours, and beside it what the folder had before.
 
-`chat_template.jinja` renders messages as `rendering` does. A model is trained on dialogues in that format, so the template that
-came with the weights (of another format, or the released server's, which forgets the end of past replies) is kept under a name
-of its own: `apply_chat_template(..., chat_template="original")`.
+`chat_template.jinja` renders messages as `rendering` does. A model is trained on dialogues in that
+format, so the template that came with the weights (of another format, or the released server's,
+which forgets the end of past replies) is kept under a name of its own: `apply_chat_template(...,
+chat_template="original")`.
 """
 
 import json
@@ -14,7 +15,7 @@ from stepaudio_jax.text.error import TokenizerError
 from stepaudio_jax.text.json_file import read_json_object
 
 CHAT_TEMPLATE = pathlib.Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-_OURS = CHAT_TEMPLATE.partition(":")[0]  # how each version of it begins
+_TEMPLATE_PREFIX = CHAT_TEMPLATE.partition(":")[0]  # how each version of it begins
 
 _FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
 _CONFIG, _LEGACY = "tokenizer_config.json", "chat_template.json"
@@ -33,28 +34,34 @@ def read_original_templates(folder: str) -> NamedTemplates:
     templates = _config_templates(folder)
     path = os.path.join(folder, _FILE)
     if os.path.isfile(path):  # goes before the configuration's, as in transformers
-        templates[_DEFAULT] = _text(path)
+        templates[_DEFAULT] = _read_text(path)
     additional = pathlib.Path(folder, _FOLDER)
-    templates |= {file.stem: _text(os.fspath(file)) for file in sorted(additional.glob("*.jinja"))}
+    templates |= {
+        file.stem: _read_text(os.fspath(file)) for file in sorted(additional.glob("*.jinja"))
+    }
     kept: dict[str, str] = {}
     for name, text in templates.items():
-        if text.startswith(_OURS):
+        if text.startswith(_TEMPLATE_PREFIX):
             continue
-        name = _kept_name(name)
-        while kept.get(name, text) != text:  # a default that has replaced ours, and one that was kept before
+        name = _archived_name(name)
+        while (
+            kept.get(name, text) != text
+        ):  # a default that has replaced ours, and one that was kept before
             name += "_older"
         kept[name] = text
     return kept
 
 
-def write_chat_templates(folder: str, originals: NamedTemplates, control_tokens: Sequence[str]) -> None:
+def write_chat_templates(
+    folder: str, originals: NamedTemplates, control_tokens: Sequence[str]
+) -> None:
     """Writes our chat template, and `originals` under their names; the folder has no other afterwards.
 
     Args:
         folder: with the tokenizer's files.
         originals: see `read_original_templates`.
-        control_tokens: added tokens that are not special, which `apply_chat_template(.., sanitize_control_tokens=True)` would
-            otherwise let a text spell.
+        control_tokens: added tokens that are not special, which `apply_chat_template(..,
+            sanitize_control_tokens=True)` would otherwise let a text spell.
     """
     pathlib.Path(folder, _FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
     for name, text in originals.items():
@@ -72,7 +79,7 @@ def write_chat_templates(folder: str, originals: NamedTemplates, control_tokens:
             config.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def _kept_name(name: str) -> str:
+def _archived_name(name: str) -> str:
     """A name under which transformers takes a template only when it is asked for by name ("tool_use" is taken for tools)."""
     if name == _DEFAULT:
         return _ORIGINAL
@@ -91,13 +98,17 @@ def _config_templates(folder: str) -> dict[str, str]:
             templates = {item["name"]: item["template"] for item in value}
         except (TypeError, KeyError):
             templates = {}
-        if not templates or not all(isinstance(text, str) for item in templates.items() for text in item):
-            raise TokenizerError(f"{path}: {_KEY!r} must be a string, or a list of objects with 'name' and 'template'")
+        if not templates or not all(
+            isinstance(text, str) for item in templates.items() for text in item
+        ):
+            raise TokenizerError(
+                f"{path}: {_KEY!r} must be a string, or a list of objects with 'name' and 'template'"
+            )
         return {os.path.basename(name): text for name, text in templates.items()}
     return {}
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

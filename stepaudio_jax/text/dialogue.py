@@ -18,8 +18,8 @@ class TextPart:
 class AudioPart:
     """A reference to one clip, and what is known about it.
 
-    `transcript` and `attributes` (a name and its value, "gender": "female") are labels for auxiliary losses; the model never
-    reads them.
+    `transcript` and `attributes` (a name and its value, "gender": "female") are labels for
+    auxiliary losses; the model never reads them.
     """
 
     path: str
@@ -34,8 +34,8 @@ Part = TextPart | AudioPart
 class Message:
     """One turn.
 
-    `reasoning` is what an assistant turn thinks before it replies; None where nothing is known of it.
-    `in_loss` says whether an assistant turn is learnt.
+    `reasoning` is what an assistant turn thinks before it replies; None where nothing is known of
+    it. `in_loss` says whether an assistant turn is learnt.
     """
 
     role: Role

@@ -12,7 +12,8 @@ def read_json_object(path: str) -> dict[str, Any]:
     """Returns the object that a JSON file holds.
 
     Raises:
-        TokenizerError: naming the file and what it really is: not JSON, no object, or a server's error.
+        TokenizerError: naming the file and what it really is: not JSON, no object, or a server's
+            error.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))

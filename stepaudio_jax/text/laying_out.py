@@ -12,7 +12,7 @@ from stepaudio_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class LaidOut:
+class TokenizedDialogue:
     """A dialogue as tokens.
 
     Attributes:
@@ -31,12 +31,17 @@ class LaidOut:
         return frozenset(path for _, path in self.clips)
 
 
-def lay_out(segments: Sequence[Segment], chunk_tokens: Callable[[AudioPart], Sequence[int]], tokenizer: Tokenizer) -> LaidOut:
+def tokenize_dialogue(
+    segments: Sequence[Segment],
+    chunk_tokens: Callable[[AudioPart], Sequence[int]],
+    tokenizer: Tokenizer,
+) -> TokenizedDialogue:
     """Puts segments end to end.
 
     Args:
         segments: of one dialogue.
-        chunk_tokens: how many audio tokens each chunk of a clip takes; asked once for every place of a clip, in order.
+        chunk_tokens: how many audio tokens each chunk of a clip takes; asked once for every place
+        of a clip, in order.
         tokenizer: of the model.
     """
     tokens: list[int] = []
@@ -49,4 +54,4 @@ def lay_out(segments: Sequence[Segment], chunk_tokens: Callable[[AudioPart], Seq
             added = audio_tokens(chunk_tokens(segment.audio), tokenizer)
         tokens += added
         in_loss += [segment.in_loss] * len(added)
-    return LaidOut(np.array(tokens, np.int32), np.array(in_loss, np.bool_), tuple(clips))
+    return TokenizedDialogue(np.array(tokens, np.int32), np.array(in_loss, np.bool_), tuple(clips))

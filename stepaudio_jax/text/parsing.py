@@ -28,7 +28,8 @@ class ParsedReply:
         reasoning: what comes before the first `</think>`; everything, where there is none.
         reply: what comes after it.
         problems: each way in which it departs from `{reasoning}\n</think>\n{reply}<|EOT|>`.
-        special_tokens: the names of special tokens within it; they are in neither reasoning nor reply.
+        special_tokens: the names of special tokens within it; they are in neither reasoning nor
+            reply.
     """
 
     reasoning: str
@@ -42,37 +43,47 @@ class ParsedReply:
         return not self.problems
 
 
-def parse_reply(tokens: Sequence[int], tokenizer: Tokenizer, *, ended: bool | None = None, surplus: int = 0) -> ParsedReply:
+def parse_reply(
+    tokens: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    ended: bool | None = None,
+    stop_overlap_bytes: int = 0,
+) -> ParsedReply:
     """Takes generated tokens apart.
 
     Args:
         tokens: all that was generated after the prompt; `<|EOT|>` at the end is allowed.
         tokenizer: of the model.
-        ended: whether the model ended its turn itself, where `<|EOT|>` was taken off; None: by whether the last token is it.
-        surplus: bytes at the end of the text that are no part of the reply: of a text that stops it, whose beginning shares a
-            token with the reply's end.
+        ended: whether the model ended its turn itself, where `<|EOT|>` was taken off; None: by
+        whether the last token is it.
+        stop_overlap_bytes: bytes at the end of the text that are no part of the reply: of a text
+            that stops it, whose beginning shares a token with the reply's end.
     """
     has_eot = bool(tokens) and tokens[-1] == tokenizer.special.eot
     written = tokens[:-1] if has_eot else tokens
     special: list[str] = []
     text: list[str] = []
     problems: list[Problem] = []
-    runs = [(is_special, list(run)) for is_special, run in itertools.groupby(written, tokenizer.is_special)]
+    runs = [
+        (is_special, list(run))
+        for is_special, run in itertools.groupby(written, tokenizer.is_special)
+    ]
     for index, (is_special, run) in enumerate(runs):
         if is_special:
             special += [tokenizer.decode([token]) for token in run]
             continue
         content = b"".join(map(tokenizer.token_bytes, run))
-        if surplus and index == len(runs) - 1:
-            content = content[:-surplus]
+        if stop_overlap_bytes and index == len(runs) - 1:
+            content = content[:-stop_overlap_bytes]
         text.append(content.decode(errors="replace"))
         if text[-1].encode() != content:
             problems.append("invalid_utf8")
     if special:
         problems.append("special_token")
     parsed = parse_reply_text("".join(text), ended=has_eot if ended is None else ended)
-    found = tuple(dict.fromkeys((*parsed.problems, *problems)))
-    return dataclasses.replace(parsed, problems=found, special_tokens=tuple(special))
+    all_problems = tuple(dict.fromkeys((*parsed.problems, *problems)))
+    return dataclasses.replace(parsed, problems=all_problems, special_tokens=tuple(special))
 
 
 def parse_reply_text(text: str, *, ended: bool) -> ParsedReply:

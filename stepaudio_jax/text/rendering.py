@@ -1,14 +1,17 @@
 r"""A dialogue -> token segments, in Step-Audio's prompt format.
 
     [<|BOT|>system\n{system}<|EOT|>]<|BOT|>human\n{text and audio}<|EOT|>
-    <|BOT|>assistant\n<think>\n{reasoning}\n</think>\n{reply}<|EOT|>          (nothing between the two lines)
+    <|BOT|>assistant\n<think>\n{reasoning}\n</think>\n{reply}<|EOT|>          (nothing between the
+    two lines)
 
-The model writes what follows `<think>\n`. A past assistant turn is `<|BOT|>assistant\n{reply}<|EOT|>`: its reasoning is gone.
+The model writes what follows `<think>\n`. A past assistant turn is
+`<|BOT|>assistant\n{reply}<|EOT|>`: its reasoning is gone.
 
-Text between two special tokens is encoded as one piece, as a tokenizer of the whole string would. The prompt's end, the
-reasoning with `\n</think>\n`, and the reply are pieces of their own: the BPE may not merge across a boundary that exists when
-the model answers, or training and answering would see different tokens. So the prompt's tokens and the completion's are, end to
-end, the tokens of training.
+Text between two special tokens is encoded as one piece, as a tokenizer of the whole string would.
+The prompt's end, the reasoning with `\n</think>\n`, and the reply are pieces of their own: the BPE
+may not merge across a boundary that exists when the model answers, or training and answering would
+see different tokens. So the prompt's tokens and the completion's are, end to end, the tokens of
+training.
 """
 
 import dataclasses
@@ -48,15 +51,21 @@ class Segment:
 
 
 def render_prompt(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, history_eot: bool = True, history_reasoning: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    history_eot: bool = True,
+    history_reasoning: bool = False,
 ) -> list[Segment]:
     r"""The prompt to which the model answers; ends in `<|BOT|>assistant\n<think>\n`.
 
     Args:
         messages: ending in a user's turn or a tool's result (`input`).
         tokenizer: of the model.
-        history_eot: whether past assistant turns end in `<|EOT|>`. False reproduces the template of the released server.
-        history_reasoning: whether past assistant turns keep their reasoning, for a model trained on dialogues rendered so.
+        history_eot: whether past assistant turns end in `<|EOT|>`. False reproduces the template of
+        the released server.
+        history_reasoning: whether past assistant turns keep their reasoning, for a model trained on
+            dialogues rendered so.
 
     Raises:
         DialogueError: see `validate_dialogue`, or the last message is not one to answer to.
@@ -64,61 +73,91 @@ def render_prompt(
     validate_dialogue(messages)
     last = messages[-1]
     if last.role not in ("user", "input"):
-        raise DialogueError(f"message {len(messages)} ({last.role}) is the last one; the model answers to 'user' or 'input'")
+        raise DialogueError(
+            f"message {len(messages)} ({last.role}) is the last one; the model answers to 'user' or 'input'"
+        )
     segments = []
     for turn, message in enumerate(messages):
         if message.role == "assistant" and history_reasoning:
-            segments += _answer(message, turn, tokenizer, reasoning_in_loss=False, reply_in_loss=False, eot=history_eot)
+            segments += _answer(
+                message,
+                turn,
+                tokenizer,
+                reasoning_in_loss=False,
+                reply_in_loss=False,
+                eot=history_eot,
+            )
         else:
-            segments += _context(message, turn, tokenizer, eot=history_eot or message.role != "assistant")
+            segments += _context(
+                message, turn, tokenizer, eot=history_eot or message.role != "assistant"
+            )
     return [*segments, _answer_start(len(messages), tokenizer)]
 
 
-def training_views(messages: Sequence[Message], *, history_reasoning: bool = False) -> list[tuple[Message, ...]]:
+def training_views(
+    messages: Sequence[Message], *, history_reasoning: bool = False
+) -> list[tuple[Message, ...]]:
     """Splits a dialogue into what is trained on, each to be rendered by `render_training`.
 
-    A past turn's reasoning is not in the prompt, so a turn that is learnt (with its `<think>`) cannot at the same time be
-    history for a later one: by default there is one view for each assistant turn that is learnt, which ends with it, and in
-    which all earlier ones are history. That is exactly what the model sees when it answers; the history is read once for each.
+    A past turn's reasoning is not in the prompt, so a turn that is learnt (with its `<think>`)
+    cannot at the same time be history for a later one: by default there is one view for each
+    assistant turn that is learnt, which ends with it, and in which all earlier ones are history.
+    That is exactly what the model sees when it answers; the history is read once for each.
 
     Args:
         messages: the whole dialogue; the turns after the last one learnt are left out.
-        history_reasoning: True keeps the dialogue in one view, in which later turns see the reasoning of earlier ones: cheaper,
-            and right where `render_prompt` is later asked for the same.
+        history_reasoning: True keeps the dialogue in one view, in which later turns see the
+            reasoning of earlier ones: cheaper, and right where `render_prompt` is later asked for
+            the same.
 
     Raises:
-        DialogueError: see `validate_dialogue`; no turn is learnt; one is learnt that no user's turn comes before; or one that
-            is learnt contains `</think>`, which would end its reasoning early.
+        DialogueError: see `validate_dialogue`; no turn is learnt; one is learnt that no user's turn
+            comes before; or one that is learnt contains `</think>`, which would end its reasoning
+            early.
     """
     validate_dialogue(messages)
-    learnt = [turn for turn, message in enumerate(messages) if message.role == "assistant" and message.in_loss]
+    learnt = [
+        turn
+        for turn, message in enumerate(messages)
+        if message.role == "assistant" and message.in_loss
+    ]
     if not learnt:
         raise DialogueError("no assistant turn is learnt; give the dialogue one, or remove it")
     for turn in learnt:
         where = f"message {turn + 1} (assistant)"
         if all(message.role != "user" for message in messages[:turn]):
-            raise DialogueError(f"{where} is learnt and no user's turn comes before it; take it out of the loss")
+            raise DialogueError(
+                f"{where} is learnt and no user's turn comes before it; take it out of the loss"
+            )
         for what, text in (("reasoning", messages[turn].reasoning), ("reply", messages[turn].text)):
             if text is not None and "</think>" in text:
-                raise DialogueError(f"{where} has </think> in its {what}, where it would end the reasoning; rewrite it")
+                raise DialogueError(
+                    f"{where} has </think> in its {what}, where it would end the reasoning; rewrite it"
+                )
     if history_reasoning:
         return [tuple(messages[: learnt[-1] + 1])]
     return [(*map(_as_history, messages[:turn]), messages[turn]) for turn in learnt]
 
 
 def render_training(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, history_reasoning: bool = False, loss_on_reasoning: bool = True
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    history_reasoning: bool = False,
+    loss_on_reasoning: bool = True,
 ) -> list[Segment]:
     r"""One view of a dialogue with the turns to learn.
 
-    In the loss is all that the model must write: the reasoning and `\n</think>\n` (one segment), the reply and `<|EOT|>`
-    (another). A turn whose reasoning is None or empty is learnt as `<think>\n\n</think>\n{reply}`.
+    In the loss is all that the model must write: the reasoning and `\n</think>\n` (one segment),
+    the reply and `<|EOT|>` (another). A turn whose reasoning is None or empty is learnt as
+    `<think>\n\n</think>\n{reply}`.
 
     Args:
         messages: a view, see `training_views`.
         tokenizer: of the model.
-        history_reasoning: must be what `training_views` was asked for. False: only the last message is learnt, all others are
-            history. True: every assistant turn is rendered with its reasoning, and those with `in_loss` are learnt.
+        history_reasoning: must be what `training_views` was asked for. False: only the last message
+            is learnt, all others are history. True: every assistant turn is rendered with its
+            reasoning, and those with `in_loss` are learnt.
         loss_on_reasoning: False takes the reasoning, with its `\n</think>\n`, out of the loss.
 
     Raises:
@@ -126,13 +165,22 @@ def render_training(
     """
     views = training_views(messages, history_reasoning=history_reasoning)
     if len(views) > 1 or len(views[0]) != len(messages):
-        raise DialogueError("the dialogue must end in its only turn that is learnt; split it by training_views")
+        raise DialogueError(
+            "the dialogue must end in its only turn that is learnt; split it by training_views"
+        )
     segments = []
     for turn, message in enumerate(messages):
         learnt = message.role == "assistant" and message.in_loss
         if message.role == "assistant" and (learnt or history_reasoning):
             reasoning_in_loss = learnt and loss_on_reasoning
-            segments += _answer(message, turn, tokenizer, reasoning_in_loss=reasoning_in_loss, reply_in_loss=learnt, eot=True)
+            segments += _answer(
+                message,
+                turn,
+                tokenizer,
+                reasoning_in_loss=reasoning_in_loss,
+                reply_in_loss=learnt,
+                eot=True,
+            )
         else:
             segments += _context(message, turn, tokenizer, eot=True)
     return segments
@@ -142,7 +190,8 @@ def audio_tokens(chunk_tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]
     """The tokens of one clip: for each chunk `<audio_start>`, its number of `<audio_patch>`, `<audio_end>`.
 
     Args:
-        chunk_tokens: the number of audio tokens of each chunk of the clip (see `audio.tokens_of_frames`).
+        chunk_tokens: the number of audio tokens of each chunk of the clip (see
+        `audio.chunk_token_count`).
         tokenizer: of the model.
     """
     special = tokenizer.special
@@ -176,7 +225,13 @@ def _context(message: Message, turn: int, tokenizer: Tokenizer, *, eot: bool) ->
 
 
 def _answer(
-    message: Message, turn: int, tokenizer: Tokenizer, *, reasoning_in_loss: bool, reply_in_loss: bool, eot: bool
+    message: Message,
+    turn: int,
+    tokenizer: Tokenizer,
+    *,
+    reasoning_in_loss: bool,
+    reply_in_loss: bool,
+    eot: bool,
 ) -> list[Segment]:
     """An assistant's turn as it is written: reasoning, reply."""
     reasoning = tokenizer.encode((message.reasoning or "") + THINK_END)
@@ -189,4 +244,6 @@ def _answer(
 
 
 def _answer_start(turn: int, tokenizer: Tokenizer) -> Segment:
-    return Segment((tokenizer.special.bot, *tokenizer.encode(_ANSWER)), in_loss=False, audio=None, turn=turn)
+    return Segment(
+        (tokenizer.special.bot, *tokenizer.encode(_ANSWER)), in_loss=False, audio=None, turn=turn
+    )

@@ -12,10 +12,14 @@ import tokenizers
 from tokenizers import AddedToken
 
 from stepaudio_jax.text import tokenizer_files
-from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, byte_bpe, learn_merges, qwen2_tokenizer
-from stepaudio_jax.text.chat_templates import NamedTemplates, read_original_templates, write_chat_templates
+from stepaudio_jax.text.byte_level import SYMBOL_TO_BYTE, byte_bpe, qwen2_tokenizer, train_merges
+from stepaudio_jax.text.chat_templates import (
+    NamedTemplates,
+    read_original_templates,
+    write_chat_templates,
+)
 from stepaudio_jax.text.error import TextError
-from stepaudio_jax.text.special_tokens import SpecialTokens, small_layout
+from stepaudio_jax.text.special_tokens import SpecialTokens, small_special_tokens
 
 
 class Tokenizer:
@@ -23,8 +27,9 @@ class Tokenizer:
 
     Attributes:
         special: the ids of the special tokens that the prompt format uses.
-        written_size: one more than the largest id that is ever written: of text, or a special token of the prompt format. Of
-            Qwen2.5's rows, which end before Step-Audio's tokens of generated sound, no more are needed.
+        required_vocab_size: one more than the largest id that is ever written: of text, or a
+            special token of the prompt format. Of Qwen2.5's rows, which end before Step-Audio's
+            tokens of generated sound, no more are needed.
         vocab_size: one more than the largest id. A model's vocabulary may be larger (it is padded).
     """
 
@@ -35,50 +40,64 @@ class Tokenizer:
         *,
         original_templates: NamedTemplates | None = None,
     ):
-        """Use `from_folder` or `bytes`.
+        """Use `from_folder` or `byte_level`.
 
         Args:
             bpe: the tokenizer of plain text, without added tokens.
             added: all special tokens by id.
-            original_templates: the folder's chat templates other than ours, by name, which `save` keeps beside ours.
+            original_templates: the folder's chat templates other than ours, by name, which `save`
+                keeps beside ours.
         """
         self._original_templates = original_templates or {}
         self._bpe = bpe
         self._added = dict(sorted(added.items()))
-        self.special = SpecialTokens.find({token.content: index for index, token in added.items()})
-        self.written_size = max(bpe.get_vocab_size() - 1, *dataclasses.astuple(self.special)) + 1
+        self.special = SpecialTokens.from_ids(
+            {token.content: index for index, token in added.items()}
+        )
+        self.required_vocab_size = (
+            max(bpe.get_vocab_size() - 1, *dataclasses.astuple(self.special)) + 1
+        )
         self.vocab_size = max(bpe.get_vocab_size() - 1, *added) + 1
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
         """Reads the tokenizer of a Hugging Face folder, or of a bare Qwen2 vocabulary.
 
-        The BPE is in `tokenizer.json`, or in `vocab.json` and `merges.txt`; the added tokens in `tokenizer.json`,
-        `tokenizer_config.json` or `added_tokens.json`. Where those have none of Step-Audio's tokens, and the BPE is Qwen2's,
-        they are put where Step-Audio has them (`special_tokens.qwen2_layout`).
+        The BPE is in `tokenizer.json`, or in `vocab.json` and `merges.txt`; the added tokens in
+        `tokenizer.json`, `tokenizer_config.json` or `added_tokens.json`. Where those have none of
+        Step-Audio's tokens, and the BPE is Qwen2's, they are put where Step-Audio has them
+        (`special_tokens.qwen2_special_tokens`).
 
         Raises:
-            TokenizerError: naming the file and what is wrong with it: missing, malformed, not a byte-level BPE, or without some
-                of the special tokens.
+            TokenizerError: naming the file and what is wrong with it: missing, malformed, not a
+                byte-level BPE, or without some of the special tokens.
         """
         path = os.fspath(folder)
-        return cls(*tokenizer_files.read(path), original_templates=read_original_templates(path))
+        return cls(
+            *tokenizer_files.read_tokenizer(path), original_templates=read_original_templates(path)
+        )
 
     @classmethod
-    def bytes(cls) -> Self:
+    def byte_level(cls) -> Self:
         """The tokenizer of small models: a token for each of the 256 bytes, its id the byte's value; 290 tokens in all."""
-        return cls._small([])
+        return cls._from_merges([])
 
     @classmethod
-    def learn(cls, texts: Iterable[str], merges: int) -> Self:
+    def train(cls, texts: Iterable[str], merges: int) -> Self:
         """A small tokenizer for texts of one kind: the 256 bytes, `merges` merges learnt from the texts, the special tokens."""
-        return cls._small(learn_merges(texts, merges))
+        return cls._from_merges(train_merges(texts, merges))
 
     @classmethod
-    def _small(cls, merges: Sequence[tuple[str, str]]) -> Self:
+    def _from_merges(cls, merges: Sequence[tuple[str, str]]) -> Self:
         bpe = qwen2_tokenizer(byte_bpe(merges))
-        layout = small_layout(bpe.get_vocab_size())
-        return cls(bpe, {index: AddedToken(content, special=True, normalized=False) for index, content in layout.items()})
+        layout = small_special_tokens(bpe.get_vocab_size())
+        return cls(
+            bpe,
+            {
+                index: AddedToken(content, special=True, normalized=False)
+                for index, content in layout.items()
+            },
+        )
 
     def encode(self, text: str) -> list[int]:
         """The tokens of plain text, normalised to NFC. Never a special token, whatever the text contains.
@@ -91,8 +110,12 @@ class Tokenizer:
         except TypeError:
             if not isinstance(text, str):
                 raise
-            place = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-            raise TextError(f"text has half of a surrogate pair ({text[place]!a}) at character {place}; remove it") from None
+            place = next(
+                index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff"
+            )
+            raise TextError(
+                f"text has half of a surrogate pair ({text[place]!a}) at character {place}; remove it"
+            ) from None
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of any tokens; special tokens are written by name, bytes that are not UTF-8 as U+FFFD."""
@@ -113,7 +136,7 @@ class Tokenizer:
         symbols = self._bpe.id_to_token(token)
         if symbols is None:
             return f"<|unknown_{token}|>".encode()
-        return bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
+        return bytes(SYMBOL_TO_BYTE[symbol] for symbol in symbols)
 
     def fingerprint(self) -> str:
         """Returns a hash of the BPE and of all special tokens: equal where the same text becomes the same tokens."""
@@ -127,10 +150,11 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files from which Hugging Face's `AutoTokenizer` makes the same tokenizer.
 
-        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`, `merges.txt`, and
-        `chat_template.jinja`, with which `apply_chat_template` renders messages as this project does. The folder is created.
+        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`,
+        `merges.txt`, and `chat_template.jinja`, with which `apply_chat_template` renders messages
+        as this project does. The folder is created.
         """
-        tokenizer_files.write(os.fspath(folder), self._bpe, self._added, self.special)
+        tokenizer_files.write_tokenizer(os.fspath(folder), self._bpe, self._added, self.special)
         self.save_chat_template(folder)
 
     def save_chat_template(self, folder: str | os.PathLike[str]) -> None:

@@ -9,29 +9,33 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from stepaudio_jax.recognition import recognize_file, recognize_folder
-from stepaudio_jax.text.byte_level import BYTE_OF_SYMBOL, SYMBOLS, qwen2_tokenizer
+from stepaudio_jax.text.byte_level import BYTE_SYMBOLS, SYMBOL_TO_BYTE, qwen2_tokenizer
 from stepaudio_jax.text.error import TokenizerError
 from stepaudio_jax.text.json_file import read_json_object
 from stepaudio_jax.text.special_tokens import (
-    QWEN2_VOCABULARY,
+    QWEN2_VOCAB_SIZE,
     QWEN25_TOKENS,
     STEP_AUDIO_TOKENS,
     SpecialTokens,
-    qwen2_layout,
+    qwen2_special_tokens,
 )
 
-_WHOLE, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-_CONFIG, _ADDED, _MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+_TOKENIZER_JSON, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+_CONFIG, _ADDED_TOKENS, _SPECIAL_TOKENS_MAP = (
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
-_SHOWN = 8
-_LARGEST_ID = (1 << 20) - 1
+_MAX_SHOWN = 8
+_MAX_ID = (1 << 20) - 1
 # Qwen2.5's tools and code infilling, which Hugging Face's decoders do not skip as special tokens.
-_NOT_SKIPPED = frozenset(QWEN25_TOKENS[QWEN25_TOKENS.index("<tool_call>") :])
+_NON_SPECIAL_TOKENS = frozenset(QWEN25_TOKENS[QWEN25_TOKENS.index("<tool_call>") :])
 
 AddedTokens = dict[int, AddedToken]
 
 
-def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
+def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     """The BPE, without added tokens, and the added tokens by id.
 
     Raises:
@@ -39,26 +43,26 @@ def read(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     """
     if not os.path.isdir(folder):
         reason = recognize_folder(folder, "tokenizer") or (
-            f"does not exist; name a folder with {_WHOLE} or {_VOCABULARY} and {_MERGES}"
+            f"does not exist; name a folder with {_TOKENIZER_JSON} or {_VOCABULARY} and {_MERGES}"
         )
         raise TokenizerError(f"tokenizer folder {folder} {reason}")
-    path = os.path.join(folder, _WHOLE)
+    path = os.path.join(folder, _TOKENIZER_JSON)
     if os.path.isfile(path):
-        bpe, added = _read_whole(path)
+        bpe, added = _read_tokenizer_json(path)
     else:
         path = os.path.join(folder, _VOCABULARY)
         bpe, added = _read_vocabulary(path, os.path.join(folder, _MERGES)), {}
     _check_bytes(bpe, path)
-    for name, key in ((_CONFIG, "added_tokens_decoder"), (_ADDED, None)):
+    for name, key in ((_CONFIG, "added_tokens_decoder"), (_ADDED_TOKENS, None)):
         extra = os.path.join(folder, name)
         if os.path.isfile(extra):
-            _merge(added, _read_added(extra, key), extra)
-    added = _complete(bpe, added, path)
-    _check_unspellable(bpe, added, path)
+            _merge_added_tokens(added, _read_added(extra, key), extra)
+    added = _add_missing_tokens(bpe, added, path)
+    _check_not_spellable(bpe, added, path)
     return bpe, added
 
 
-def write(
+def write_tokenizer(
     folder: str,
     bpe: tokenizers.Tokenizer,
     added: Mapping[int, AddedToken],
@@ -67,11 +71,16 @@ def write(
     """Writes the folder; see `Tokenizer.save`."""
     os.makedirs(folder, exist_ok=True)
     content = json.loads(bpe.to_str())
-    content["added_tokens"] = [{"id": index, "content": token.content, **_flags(token)} for index, token in added.items()]
+    content["added_tokens"] = [
+        {"id": index, "content": token.content, **_flags(token)} for index, token in added.items()
+    ]
     named = {"eos_token": added[special.pad].content, "pad_token": added[special.pad].content}
     config: dict[str, Any] = {
         "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": {str(index): {"content": token.content, **_flags(token)} for index, token in added.items()},
+        "added_tokens_decoder": {
+            str(index): {"content": token.content, **_flags(token)}
+            for index, token in added.items()
+        },
         **named,
         "bos_token": None,
         "unk_token": None,
@@ -80,22 +89,37 @@ def write(
         "errors": "replace",
         "split_special_tokens": False,
     }
-    for name, value in ((_WHOLE, content), (_CONFIG, config), (_MAP, named)):
+    for name, value in (
+        (_TOKENIZER_JSON, content),
+        (_CONFIG, config),
+        (_SPECIAL_TOKENS_MAP, named),
+    ):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=None if name == _WHOLE else 2)
+            json.dump(
+                value, file, ensure_ascii=False, indent=None if name == _TOKENIZER_JSON else 2
+            )
     bpe.model.save(folder)
 
 
-def _read_whole(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
+def _read_tokenizer_json(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     content = read_json_object(path)
-    kind = content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
+    kind = (
+        content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
+    )
     if kind != "BPE":
-        raise TokenizerError(f"{path}: the model is {kind!r}; only a byte-level BPE like Qwen2's can be used")
+        raise TokenizerError(
+            f"{path}: the model is {kind!r}; only a byte-level BPE like Qwen2's can be used"
+        )
     listed = content.get("added_tokens") or []
-    if not isinstance(listed, list) or not all(isinstance(item, Mapping) and "id" in item for item in listed):
-        raise TokenizerError(f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'")
+    if not isinstance(listed, list) or not all(
+        isinstance(item, Mapping) and "id" in item for item in listed
+    ):
+        raise TokenizerError(
+            f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'"
+        )
     added = {_token_id(item["id"], path): _added_token(item, path) for item in listed}
-    # Added tokens stay out, so that no text can spell them; the rest would change a text's tokens depending on where it stands.
+    # Added tokens stay out, so that no text can spell them; the rest would change a text's tokens
+    # depending on where it stands.
     content.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(content)), added
@@ -109,14 +133,25 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             folder = os.path.dirname(path)
             if finding := recognize_folder(folder, "tokenizer"):
                 raise TokenizerError(f"tokenizer folder {folder} {finding}")
-            raise TokenizerError(f"{path} does not exist; a tokenizer folder holds {_WHOLE}, or {_VOCABULARY} and {_MERGES}")
+            raise TokenizerError(
+                f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON}, or {_VOCABULARY} and {_MERGES}"
+            )
     ids = read_json_object(vocabulary)
-    if not ids or not all(type(index) is int for index in ids.values()) or set(ids.values()) != set(range(len(ids))):
-        raise TokenizerError(f"{vocabulary}: must map each token to its id, the ids from 0 to the number of tokens - 1")
+    if (
+        not ids
+        or not all(type(index) is int for index in ids.values())
+        or set(ids.values()) != set(range(len(ids)))
+    ):
+        raise TokenizerError(
+            f"{vocabulary}: must map each token to its id, the ids from 0 to the number of tokens - 1"
+        )
     try:
         bpe = models.BPE.from_file(vocabulary, merges)
     except Exception as error:  # all that the library raises
-        reason = recognize_file(merges, "tokenizer", is_text=True) or f"does not fit {vocabulary} ({error}); copy both again"
+        reason = (
+            recognize_file(merges, "tokenizer", is_text=True)
+            or f"does not fit {vocabulary} ({error}); copy both again"
+        )
         raise TokenizerError(f"{merges}: {reason}") from None
     _check_merges(ids, merges)
     return qwen2_tokenizer(bpe)
@@ -136,91 +171,130 @@ def _check_merges(vocabulary: Mapping[str, int], merges: str) -> None:
 
 def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
     """A byte without a token would vanish from the text without a word."""
-    missing = [byte for byte, symbol in enumerate(SYMBOLS) if bpe.token_to_id(symbol) is None]
+    missing = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if bpe.token_to_id(symbol) is None]
     if missing:
-        raise TokenizerError(f"{path}: has no token for {len(missing)} of the 256 bytes; only a byte-level BPE can be used")
+        raise TokenizerError(
+            f"{path}: has no token for {len(missing)} of the 256 bytes; only a byte-level BPE can be used"
+        )
     vocabulary = bpe.get_vocab(with_added_tokens=False)
     if max(vocabulary.values()) != len(vocabulary) - 1:
         raise TokenizerError(
             f"{path}: has {len(vocabulary)} tokens and ids up to {max(vocabulary.values())}; none may be left out"
         )
-    foreign = sorted(token for token in vocabulary if not BYTE_OF_SYMBOL.keys() >= set(token))
+    foreign = sorted(token for token in vocabulary if not SYMBOL_TO_BYTE.keys() >= set(token))
     if foreign:
-        raise TokenizerError(f"{path}: has {foreign[0]!r}, which stands for no bytes; only a byte-level BPE can be used")
+        raise TokenizerError(
+            f"{path}: has {foreign[0]!r}, which stands for no bytes; only a byte-level BPE can be used"
+        )
     probe = "a  b\n1 你好🙂"
     tokens = bpe.encode(probe, add_special_tokens=False).tokens
-    if bytes(BYTE_OF_SYMBOL[symbol] for token in tokens for symbol in token) != probe.encode():
-        raise TokenizerError(f"{path}: does not give back the text {probe!r}; only a byte-level BPE like Qwen2's can be used")
+    if bytes(SYMBOL_TO_BYTE[symbol] for token in tokens for symbol in token) != probe.encode():
+        raise TokenizerError(
+            f"{path}: does not give back the text {probe!r}; only a byte-level BPE like Qwen2's can be used"
+        )
 
 
 def _read_added(path: str, key: str | None) -> AddedTokens:
     content = read_json_object(path)
     if key is None:
-        return {_token_id(index, path): _added_token({"content": text}, path) for text, index in content.items()}
+        return {
+            _token_id(index, path): _added_token({"content": text}, path)
+            for text, index in content.items()
+        }
     listed = content.get(key) or {}
-    if not isinstance(listed, Mapping) or not all(isinstance(item, Mapping) for item in listed.values()):
-        raise TokenizerError(f"{path}: {key!r} must be an object from id to an object with 'content'")
+    if not isinstance(listed, Mapping) or not all(
+        isinstance(item, Mapping) for item in listed.values()
+    ):
+        raise TokenizerError(
+            f"{path}: {key!r} must be an object from id to an object with 'content'"
+        )
     return {_token_id(index, path): _added_token(item, path) for index, item in listed.items()}
 
 
-def _merge(added: AddedTokens, extra: Mapping[int, AddedToken], path: str) -> None:
+def _merge_added_tokens(added: AddedTokens, extra: Mapping[int, AddedToken], path: str) -> None:
     ids = {token.content: index for index, token in added.items()}
     for index, token in extra.items():
-        if added.get(index, token).content != token.content or ids.get(token.content, index) != index:
+        if (
+            added.get(index, token).content != token.content
+            or ids.get(token.content, index) != index
+        ):
             known = added[index].content if index in added else f"id {ids[token.content]}"
-            raise TokenizerError(f"{path}: gives {token.content!r} the id {index}, which contradicts the folder's {known!r}")
+            raise TokenizerError(
+                f"{path}: gives {token.content!r} the id {index}, which contradicts the folder's {known!r}"
+            )
         added.setdefault(index, token)
 
 
-def _complete(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str) -> AddedTokens:
+def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str) -> AddedTokens:
     """Adds Step-Audio's tokens where the folder has none of them, and a name for each id that is left without one."""
     base = bpe.get_vocab_size()
     contents = {token.content for token in added.values()}
     if len(contents) < len(added):
-        raise TokenizerError(f"{path}: gives several ids to one added token; copy the tokenizer's files again")
+        raise TokenizerError(
+            f"{path}: gives several ids to one added token; copy the tokenizer's files again"
+        )
     needed = [content for content in SpecialTokens.contents().values() if content not in contents]
-    layout = qwen2_layout() if base == QWEN2_VOCABULARY else {}
+    layout = qwen2_special_tokens() if base == QWEN2_VOCAB_SIZE else {}
     if needed and contents.isdisjoint(STEP_AUDIO_TOKENS):
         if not layout:
             raise TokenizerError(
                 f"{path}: has {base} tokens and none of Step-Audio's special tokens, whose ids are known for Qwen2's "
-                f"{QWEN2_VOCABULARY} only; give them in {_CONFIG} ('added_tokens_decoder')"
+                f"{QWEN2_VOCAB_SIZE} only; give them in {_CONFIG} ('added_tokens_decoder')"
             )
-        step_audio = {index: _special_token(content) for index, content in layout.items() if content not in QWEN25_TOKENS}
-        _merge(added, step_audio, f"{path} with Step-Audio's tokens")
+        step_audio = {
+            index: _special_token(content)
+            for index, content in layout.items()
+            if content not in QWEN25_TOKENS
+        }
+        _merge_added_tokens(added, step_audio, f"{path} with Step-Audio's tokens")
     elif needed:
-        raise TokenizerError(f"{path}: lacks the special tokens {', '.join(needed)}; use a Step-Audio tokenizer or Qwen2's own")
-    # Hugging Face counts added tokens on from the BPE's, so that an id without a token would shift all that follow.
+        raise TokenizerError(
+            f"{path}: lacks the special tokens {', '.join(needed)}; use a Step-Audio tokenizer or Qwen2's own"
+        )
+    # Hugging Face counts added tokens on from the BPE's, so that an id without a token would shift
+    # all that follow.
     contents = {token.content for token in added.values()}
     for index in range(base, max(added)):
         if index not in added:
             name = layout.get(index, "")
-            added[index] = _special_token(name if name and name not in contents else f"<|reserved_token_{index}|>")
+            added[index] = _special_token(
+                name if name and name not in contents else f"<|reserved_token_{index}|>"
+            )
     return dict(sorted(added.items()))
 
 
-def _check_unspellable(bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken], path: str) -> None:
+def _check_not_spellable(
+    bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken], path: str
+) -> None:
     """Some tokenizers hold special tokens within the BPE too, where text could reach them."""
     if all(bpe.id_to_token(index) is None for index in added):
         return
     spelled = sorted(
-        token.content for index, token in added.items() if index in bpe.encode(token.content, add_special_tokens=False).ids
+        token.content
+        for index, token in added.items()
+        if index in bpe.encode(token.content, add_special_tokens=False).ids
     )
     if spelled:
         raise TokenizerError(
-            f"{path}: text can spell the special tokens {', '.join(spelled[:_SHOWN])}; they must not be in the BPE"
+            f"{path}: text can spell the special tokens {', '.join(spelled[:_MAX_SHOWN])}; they must not be in the BPE"
         )
 
 
 def _special_token(content: str) -> AddedToken:
-    return AddedToken(content, special=content not in _NOT_SKIPPED, normalized=False)
+    return AddedToken(content, special=content not in _NON_SPECIAL_TOKENS, normalized=False)
 
 
 def _added_token(item: Mapping[str, Any], path: str) -> AddedToken:
     content = item.get("content")
     if not isinstance(content, str) or not content:
-        raise TokenizerError(f"{path}: an added token must have 'content', a string, got {content!r}")
-    flags = {"special": True, "normalized": False, **{name: bool(item[name]) for name in _FLAGS if name in item}}
+        raise TokenizerError(
+            f"{path}: an added token must have 'content', a string, got {content!r}"
+        )
+    flags = {
+        "special": True,
+        "normalized": False,
+        **{name: bool(item[name]) for name in _FLAGS if name in item},
+    }
     return AddedToken(content, **flags)
 
 
@@ -229,6 +303,6 @@ def _flags(token: AddedToken) -> dict[str, bool]:
 
 
 def _token_id(value: Any, path: str) -> int:
-    if isinstance(value, bool) or not str(value).isdecimal() or int(value) > _LARGEST_ID:
-        raise TokenizerError(f"{path}: {value!r} is not a token id (0 to {_LARGEST_ID})")
+    if isinstance(value, bool) or not str(value).isdecimal() or int(value) > _MAX_ID:
+        raise TokenizerError(f"{path}: {value!r} is not a token id (0 to {_MAX_ID})")
     return int(value)

@@ -6,15 +6,16 @@ from typing import get_args
 from stepaudio_jax.text.dialogue import Message, Role
 from stepaudio_jax.text.error import DialogueError
 
-_SPEECHLESS: tuple[Role, ...] = ("assistant", "tool_json_schemas")
+_TEXT_ONLY_ROLES: tuple[Role, ...] = ("assistant", "tool_json_schemas")
 
 
 def validate_dialogue(messages: Sequence[Message]) -> None:
     """Checks that the prompt format can hold these messages.
 
     Raises:
-        DialogueError: there is no user's turn; or a message has an unknown role, no content (for an assistant: no text but
-            white space), audio where only text can be, or reasoning though it is not the assistant's. Numbered from 1.
+        DialogueError: there is no user's turn; or a message has an unknown role, no content (for an
+            assistant: no text but white space), audio where only text can be, or reasoning though
+            it is not the assistant's. Numbered from 1.
     """
     for number, message in enumerate(messages, 1):
         where = f"message {number} ({message.role})"
@@ -22,7 +23,7 @@ def validate_dialogue(messages: Sequence[Message]) -> None:
             raise DialogueError(
                 f"message {number} has the unknown role {message.role!r} (allowed: {', '.join(get_args(Role))})"
             )
-        if message.role in _SPEECHLESS and message.audio:
+        if message.role in _TEXT_ONLY_ROLES and message.audio:
             raise DialogueError(f"{where} has audio; it can hold text only")
         if message.role == "assistant" and not message.text.strip():
             raise DialogueError(f"{where} has no content; give its reply, or remove the turn")

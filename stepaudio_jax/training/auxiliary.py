@@ -1,6 +1,7 @@
 """Auxiliary heads for an encoder that starts from nothing: word-level CTC and attributes of a clip. Used in training only.
 
-CTC (Graves et al. 2006) reads the adaptor's outputs at 12.5 Hz; attribute classifiers read the mean of the encoder's features.
+CTC (Graves et al. 2006) reads the adaptor's outputs at 12.5 Hz; attribute classifiers read the mean
+of the encoder's features.
 """
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 from stepaudio_jax.config import AuxiliaryConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
-from stepaudio_jax.models import adaptor_outputs
+from stepaudio_jax.models import audio_token_counts
 from stepaudio_jax.models.layers import Projection
 
 UNKNOWN = -1  # an attribute that is not known of a clip
@@ -24,7 +25,9 @@ class AuxiliaryHeads(nnx.Module):
         dtype = jnp.dtype(jnp.float32)
         self.words = Projection("BTH,HV->BTV", sizes, use_bias=True, param_dtype=dtype, rngs=rngs)
         attributes = config.attributes if config.attribute_weight > 0 else {}
-        self.names = tuple(attributes)  # in the order of the labels; nnx sorts what it holds by name
+        self.names = tuple(
+            attributes
+        )  # in the order of the labels; nnx sorts what it holds by name
         self.attributes = nnx.Dict(
             {
                 name: Projection(
@@ -39,14 +42,18 @@ class AuxiliaryHeads(nnx.Module):
         )
 
 
-def auxiliary_weights(labels: AuxiliaryLabels) -> dict[str, jax.Array]:
+def aux_loss_weights(labels: AuxiliaryLabels) -> dict[str, jax.Array]:
     """Transcribed chunks, and known attributes, in the batch."""
     known = jnp.asarray(labels.attributes) != UNKNOWN
     return {"ctc": jnp.sum(labels.ctc_weight), "attributes": jnp.sum(known, dtype=jnp.float32)}
 
 
-def auxiliary_sums(
-    heads: AuxiliaryHeads, features: jax.Array, outputs: jax.Array, batch: Batch, convention: LengthConvention
+def aux_loss_sums(
+    heads: AuxiliaryHeads,
+    features: jax.Array,
+    outputs: jax.Array,
+    batch: Batch,
+    convention: LengthConvention,
 ) -> dict[str, jax.Array]:
     """Sums of the CTC loss over transcribed chunks and of the cross-entropy over known attributes.
 
@@ -61,7 +68,7 @@ def auxiliary_sums(
     assert labels is not None
     rows, chunks = batch.mel_lengths.shape
     logits = heads.words(outputs.reshape(rows * chunks, *outputs.shape[2:]).astype(jnp.float32))
-    counts = adaptor_outputs(jnp.asarray(batch.mel_lengths).reshape(-1), convention)
+    counts = audio_token_counts(jnp.asarray(batch.mel_lengths).reshape(-1), convention)
     beyond = (jnp.arange(logits.shape[1])[None, :] >= counts[:, None]).astype(jnp.float32)
     words = jnp.asarray(labels.ctc_words).reshape(rows * chunks, -1)
     losses = optax.ctc_loss(logits, beyond, words, (words == 0).astype(jnp.float32))

@@ -23,8 +23,12 @@ from stepaudio_jax.training.step import TrainState
 
 STATE, DATA = "state", "data"
 HELD_OUT_LOSS = "evaluation/loss"
-_MOST_OF_A_REASON = 400  # characters
-_DAMAGED = (ValueError, OSError, KeyError)  # what Orbax and TensorStore raise for what is damaged, or not there
+_MAX_REASON_CHARS = 400  # characters
+_DAMAGED = (
+    ValueError,
+    OSError,
+    KeyError,
+)  # what Orbax and TensorStore raise for what is damaged, or not there
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,9 @@ logger = logging.getLogger(__name__)
 class StageCheckpoints:
     """The checkpoints of one stage, under `<run_dir>/checkpoints/<index>_<stage>/<step>`.
 
-    A checkpoint becomes visible when it is complete; one that was being written when the process died is cleaned away. Frozen
-    parameters are the same in all of them: they are written once, before the first, to `<index>_<stage>.frozen` beside them.
+    A checkpoint becomes visible when it is complete; one that was being written when the process
+    died is cleaned away. Frozen parameters are the same in all of them: they are written once,
+    before the first, to `<index>_<stage>.frozen` beside them.
     """
 
     def __init__(self, run_dir: pathlib.Path, index: int, stage: str, config: CheckpointConfig):
@@ -41,13 +46,16 @@ class StageCheckpoints:
         self._frozen_folder = _frozen_folder(self._folder)
         self._policy = _preservation(config)
         self._checkpointer = self._open()
-        # Frozen parameters without a checkpoint are what a run left that was killed before its first one was complete.
+        # Frozen parameters without a checkpoint are what a run left that was killed before its
+        # first one was complete.
         self._frozen_is_saved = self.latest_step is not None
 
     def _open(self) -> Any:
         if jax.process_index() == 0:
             self._drop_unreadable_figures()
-            for unfinished in self._folder.parent.glob(f"{self._frozen_folder.name}.orbax-checkpoint-tmp*"):
+            for unfinished in self._folder.parent.glob(
+                f"{self._frozen_folder.name}.orbax-checkpoint-tmp*"
+            ):
                 shutil.rmtree(unfinished)
         multihost_utils.sync_global_devices("checkpoints looked over")
         checkpointer = ocp.training.Checkpointer(
@@ -56,8 +64,9 @@ class StageCheckpoints:
             preservation_policy=self._policy,
             cleanup_tmp_directories=True,
         )
-        # Orbax asks JAX itself whether to stop, with the stage's step: a notice while it saves would be counted from there, and
-        # be missed by a run that counts over all stages (`StopSignal`). It saves whenever it is told to, and need not ask.
+        # Orbax asks JAX itself whether to stop, with the stage's step: a notice while it saves
+        # would be counted from there, and be missed by a run that counts over all stages
+        # (`PreemptionNotice`). It saves whenever it is told to, and need not ask.
         checkpointer._manager.reached_preemption = lambda step: False
         return checkpointer
 
@@ -67,7 +76,9 @@ class StageCheckpoints:
             try:
                 json.loads(file.read_bytes())
             except ValueError:
-                logger.warning("%s cannot be read: the checkpoint is kept, its figures are not", file)
+                logger.warning(
+                    "%s cannot be read: the checkpoint is kept, its figures are not", file
+                )
                 file.unlink()
 
     @property
@@ -76,11 +87,13 @@ class StageCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, data_state: dict[str, Any], figures: dict[str, float]) -> None:
+    def save(
+        self, state: TrainState, data_state: dict[str, Any], figures: dict[str, float]
+    ) -> None:
         """Starts to save `state` and the data iterator's state under the state's step.
 
-        Returns when the arrays are copied; what is still being written is waited for by the next save or `close`, which raise
-        what went wrong with it.
+        Returns when the arrays are copied; what is still being written is waited for by the next
+        save or `close`, which raise what went wrong with it.
 
         Args:
             state: of the step.
@@ -94,25 +107,32 @@ class StageCheckpoints:
         if step == self.latest_step:
             return
         loss = figures.get(HELD_OUT_LOSS, math.nan)
-        metrics = {HELD_OUT_LOSS: loss} if math.isfinite(loss) else None  # among NaNs Orbax cannot tell which is best
+        metrics = (
+            {HELD_OUT_LOSS: loss} if math.isfinite(loss) else None
+        )  # among NaNs Orbax cannot tell which is best
         with self._writing():
             if state.frozen and not self._frozen_is_saved:
                 ocp.save(self._frozen_folder, state.frozen, overwrite=True)
                 self._frozen_is_saved = True
-            self._checkpointer.save_checkpointables_async(step, {STATE: _changing(state), DATA: data_state}, metrics=metrics)
+            self._checkpointer.save_checkpointables_async(
+                step, {STATE: _non_frozen(state), DATA: data_state}, metrics=metrics
+            )
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, its arrays in the shapes, dtypes and shardings of `abstract_state`.
 
-        One that is damaged is set aside, with a warning, once one before it has been read. Where none can be, the cause may be
-        another (a disk that is away, another version): then all stay where they are.
+        One that is damaged is set aside, with a warning, once one before it has been read. Where
+        none can be, the cause may be another (a disk that is away, another version): then all stay
+        where they are.
 
         Raises:
             CheckpointError: none can be read, or the frozen parameters cannot.
         """
         frozen = _load_frozen(self._folder, abstract_state.frozen)
         problems: dict[int, str] = {}
-        for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
+        for step in sorted(
+            (checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True
+        ):
             try:
                 changing, data_state = self._load(step, abstract_state)
             except _DAMAGED as error:
@@ -129,11 +149,14 @@ class StageCheckpoints:
 
     def _load(self, step: int, abstract_state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
         loaded = self._checkpointer.load_checkpointables(
-            step, abstract_checkpointables={STATE: _changing(abstract_state), DATA: None}
+            step, abstract_checkpointables={STATE: _non_frozen(abstract_state), DATA: None}
         )
         state = loaded[STATE]
-        # The optimizer's state is a tree of optax's named tuples; on disk it is plain containers of the same leaves.
-        optimizer = jax.tree.unflatten(jax.tree.structure(abstract_state.optimizer), jax.tree.leaves(state["optimizer"]))
+        # The optimizer's state is a tree of optax's named tuples; on disk it is plain containers of
+        # the same leaves.
+        optimizer = jax.tree.unflatten(
+            jax.tree.structure(abstract_state.optimizer), jax.tree.leaves(state["optimizer"])
+        )
         return {**state, "optimizer": optimizer}, loaded[DATA]
 
     def _set_aside(self, steps: Sequence[int]) -> None:
@@ -142,7 +165,9 @@ class StageCheckpoints:
             aside = self._folder.with_name(f"{self._folder.name}.damaged")
             aside.mkdir(exist_ok=True)
             for step in steps:
-                names = itertools.chain([str(step)], (f"{step}.{again}" for again in itertools.count(2)))
+                names = itertools.chain(
+                    [str(step)], (f"{step}.{again}" for again in itertools.count(2))
+                )
                 free = next(name for name in names if not (aside / name).exists())
                 (self._folder / str(step)).rename(aside / free)
         multihost_utils.sync_global_devices("damaged checkpoints set aside")
@@ -173,11 +198,21 @@ class StageCheckpoints:
 def saved_steps(run_dir: pathlib.Path, index: int, stage: str) -> list[int]:
     """The steps of a stage that are saved, from the first (cheaply: nothing is created, and no file of them is opened)."""
     folder = _folder(run_dir, index, stage)
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    return (
+        sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+        if folder.is_dir()
+        else []
+    )
 
 
 def load_parameters(
-    run_dir: pathlib.Path, index: int, stage: str, step: int, *, trainable: Parameters, frozen: Parameters
+    run_dir: pathlib.Path,
+    index: int,
+    stage: str,
+    step: int,
+    *,
+    trainable: Parameters,
+    frozen: Parameters,
 ) -> Parameters:
     """Parameters of a saved step, without the rest of the state; nothing in the folder is changed, so the run may be under way.
 
@@ -194,10 +229,14 @@ def load_parameters(
     """
     folder = _folder(run_dir, index, stage).absolute()
     try:
-        with _parts():
-            found = ocp.load(folder / str(step), {"trainable": trainable}, checkpointable_name=STATE)
+        with _partial_load():
+            found = ocp.load(
+                folder / str(step), {"trainable": trainable}, checkpointable_name=STATE
+            )
     except _DAMAGED as error:
-        raise CheckpointError(f"{folder / str(step)} cannot be read: {_reason(error)}; take another step") from None
+        raise CheckpointError(
+            f"{folder / str(step)} cannot be read: {_reason(error)}; take another step"
+        ) from None
     return {**found["trainable"], **_load_frozen(folder, frozen)}
 
 
@@ -207,7 +246,7 @@ def _load_frozen(stage_folder: pathlib.Path, abstract: Parameters) -> Parameters
     if not abstract:
         return {}
     try:
-        with _parts():
+        with _partial_load():
             return ocp.load(folder, abstract)
     except _DAMAGED as error:
         raise CheckpointError(
@@ -216,7 +255,7 @@ def _load_frozen(stage_folder: pathlib.Path, abstract: Parameters) -> Parameters
         ) from None
 
 
-def _parts() -> ocp.Context:
+def _partial_load() -> ocp.Context:
     """In which a tree that is loaded may have more on disk than is asked for."""
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
@@ -225,7 +264,7 @@ def _parts() -> ocp.Context:
 
 def _reason(error: Exception) -> str:
     """The beginning of what an error says: Orbax's may go on for pages about the state that was asked for."""
-    return textwrap.shorten(str(error), _MOST_OF_A_REASON, placeholder=" ..")
+    return textwrap.shorten(str(error), _MAX_REASON_CHARS, placeholder=" ..")
 
 
 def _preservation(config: CheckpointConfig) -> Any:
@@ -234,12 +273,17 @@ def _preservation(config: CheckpointConfig) -> Any:
     if config.keep_every_steps:
         kept.append(policies.EveryNSteps(config.keep_every_steps))
     if config.keep_best:
-        best = policies.BestN(get_metric_fn=_badness, n=config.keep_best, keep_checkpoints_without_metrics=False, reverse=True)
+        best = policies.BestN(
+            get_metric_fn=_held_out_loss,
+            n=config.keep_best,
+            keep_checkpoints_without_metrics=False,
+            reverse=True,
+        )
         kept.append(best)
     return policies.AnyPreservationPolicy(kept)
 
 
-def _badness(metrics: dict[str, float]) -> float:
+def _held_out_loss(metrics: dict[str, float]) -> float:
     return metrics[HELD_OUT_LOSS]
 
 
@@ -251,6 +295,8 @@ def _frozen_folder(stage_folder: pathlib.Path) -> pathlib.Path:
     return stage_folder.with_name(f"{stage_folder.name}.frozen")
 
 
-def _changing(state: TrainState) -> dict[str, Any]:
+def _non_frozen(state: TrainState) -> dict[str, Any]:
     """What steps change: all of the state but the frozen parameters."""
-    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__ if name != "frozen"}
+    return {
+        name: getattr(state, name) for name in TrainState.__dataclass_fields__ if name != "frozen"
+    }

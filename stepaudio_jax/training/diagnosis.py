@@ -13,7 +13,12 @@ FOLDER = "diagnosis"
 
 
 def write_diagnosis(
-    run_dir: pathlib.Path, stage: str, step: int, history: list[dict[str, float]], batch: Batch, data_state: dict[str, Any]
+    run_dir: pathlib.Path,
+    stage: str,
+    step: int,
+    history: list[dict[str, float]],
+    batch: Batch,
+    data_state: dict[str, Any],
 ) -> pathlib.Path:
     """Writes the last steps' figures, the state of the data and this process's part of the last batch.
 
@@ -26,7 +31,9 @@ def write_diagnosis(
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         (folder / "steps.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-        (folder / "data_state.json").write_text(json.dumps(data_state, indent=2) + "\n", encoding="utf-8")
+        (folder / "data_state.json").write_text(
+            json.dumps(data_state, indent=2) + "\n", encoding="utf-8"
+        )
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     arrays = {jax.tree_util.keystr(path).strip("."): _local_rows(leaf) for path, leaf in leaves}
     np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", allow_pickle=False, **arrays)

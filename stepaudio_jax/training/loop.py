@@ -8,33 +8,51 @@ from types import MappingProxyType
 import jax
 
 from stepaudio_jax.config import AuxiliaryConfig, Config, ModelConfig, StageConfig, to_dict
-from stepaudio_jax.data import DataError, Preparation, batches, merge_states, open_sources
+from stepaudio_jax.data import DataError, Preprocessor, batches, merge_states, open_sources
 from stepaudio_jax.models import Parameters
-from stepaudio_jax.parallel import BatchPlacement, gather_json, make_mesh, peak_flops, replicated, require_whole_rows
+from stepaudio_jax.parallel import (
+    BatchPlacement,
+    all_gather_json,
+    check_batch_divisible,
+    make_mesh,
+    peak_flops,
+    replicated,
+)
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import HELD_OUT_LOSS, saved_steps
-from stepaudio_jax.training.data_check import DataCheck
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.diagnosis import write_diagnosis
 from stepaudio_jax.training.flops import step_flops
-from stepaudio_jax.training.held_out import HeldOut
-from stepaudio_jax.training.initial import check_stage_adapter, initial_adapter, initial_model, initial_weights
-from stepaudio_jax.training.meter import Meter
-from stepaudio_jax.training.metrics import MetricsWriter, bar_figures, progress_bar
+from stepaudio_jax.training.held_out import Evaluator
+from stepaudio_jax.training.initial import (
+    check_stage_adapter,
+    initial_adapter,
+    initial_model,
+    initial_weights,
+)
+from stepaudio_jax.training.meter import ThroughputMeter
+from stepaudio_jax.training.metrics import MetricsWriter, progress_bar, progress_bar_metrics
 from stepaudio_jax.training.profile import StepProfile
-from stepaudio_jax.training.run_folder import MODEL, claim_run_folder, read_initial_adapter, require_same_run
+from stepaudio_jax.training.run_folder import (
+    MODEL,
+    check_same_run,
+    prepare_run_folder,
+    read_initial_adapter,
+)
 from stepaudio_jax.training.run_lock import RunLock
-from stepaudio_jax.training.saved_model import save_model
-from stepaudio_jax.training.stage_kind import StageKind, StageRun
-from stepaudio_jax.training.start import adapters_before, start_stage
+from stepaudio_jax.training.saved_model import export_model
+from stepaudio_jax.training.stage_kind import StageContext, StageKind
+from stepaudio_jax.training.start import adapters_before_stage, init_train_state
 from stepaudio_jax.training.step import make_train_step
-from stepaudio_jax.training.stopping import DivergedError, StopSignal, data_error
+from stepaudio_jax.training.stopping import DivergedError, PreemptionNotice, data_error
 
 
 def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({})) -> pathlib.Path:
     """Runs every stage of `config`, continuing from the run folder's newest checkpoint where there is one.
 
-    Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/, and model/, the finished
-    model in this project's checkpoint format; what LoRA has learnt is in model/adapter/, beside the decoder without it.
+    Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
+    and model/, the finished model in this project's checkpoint format; what LoRA has learnt is in
+    model/adapter/, beside the decoder without it.
 
     Args:
         config: of the run.
@@ -44,21 +62,23 @@ def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({}))
         The folder of the finished model.
 
     Raises:
-        ConfigError: the run folder holds a run of another configuration or is in use by another job, or settings contradict
-            each other.
-        DataError: the data cannot be used. What the first look at it shows, and every ConfigError and CheckpointError, comes
-            before anything is written.
+        ConfigError: the run folder holds a run of another configuration or is in use by another
+            job, or settings contradict each other.
+        DataError: the data cannot be used. What the first look at it shows, and every ConfigError
+            and CheckpointError, comes before anything is written.
         CheckpointError: the weights to start from, or every checkpoint, cannot be read.
         InterruptedRunError, DivergedError: see `run_stage`.
     """
     model_dir = pathlib.Path(config.run_dir) / MODEL
     with contextlib.closing(RunLock(config.run_dir)) as lock:
-        require_same_run(config)
+        check_same_run(config)
         if not model_dir.exists():  # else the run is finished
-            lock.take_existing()
-            require_same_run(config)  # of what another job may have left since
+            lock.acquire_if_exists()
+            check_same_run(config)  # of what another job may have left since
             if not model_dir.exists():
-                _run_stages(config, {"next_token": StageKind(_check_stage, run_stage), **kinds}, lock)
+                _run_stages(
+                    config, {"next_token": StageKind(_check_stage, run_stage), **kinds}, lock
+                )
     return model_dir
 
 
@@ -66,9 +86,12 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
     """Runs the stages that are not finished, and writes the finished model."""
     model, tokenizer = initial_model(config)
     run_dir = pathlib.Path(config.run_dir)
-    data_check = DataCheck(run_dir, model, tokenizer)
-    saved = [bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)]
-    # What the initial weights hold now is no matter to a run that has begun: its checkpoints are of what they held then.
+    data_check = DataChecker(run_dir, model, tokenizer)
+    saved = [
+        bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)
+    ]
+    # What the initial weights hold now is no matter to a run that has begun: its checkpoints are of
+    # what they held then.
     adapter = read_initial_adapter(run_dir) if any(saved) else initial_adapter(config)
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
@@ -76,66 +99,88 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
             if stage.lora.adapter is not None and not saved[index]:
                 check_stage_adapter(config, index, model)
     mesh = make_mesh(config.mesh)
-    require_whole_rows(config, mesh)
-    stop = StopSignal()
-    with jax.set_mesh(mesh), stop.listening():
+    check_batch_divisible(config, mesh)
+    stop = PreemptionNotice()
+    with jax.set_mesh(mesh), stop.handle_signals():
         parameters = {} if any(saved) else initial_weights(config, model, mesh)
-        lock.take()
-        claim_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
+        lock.acquire()
+        prepare_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
         data_check.write()
         for index in range(len(config.stages)):
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
-            run = StageRun(config, index, model, tokenizer, mesh, stop, adapter)
+            run = StageContext(config, index, model, tokenizer, mesh, stop, adapter)
             parameters = kinds[run.stage.objective].run(run, parameters)
-        adapters = adapters_before(config, len(config.stages), adapter)
+        adapters = adapters_before_stage(config, len(config.stages), adapter)
         source = f"trained in {run_dir}"
-        save_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)
+        export_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)
 
 
-def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
+def run_stage(run: StageContext, parameters: Parameters) -> Parameters:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
         InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
         DivergedError: too many steps in a row were not finite; the diagnosis is saved.
     """
-    config, index, model, tokenizer, mesh, stop = run.config, run.index, run.model, run.tokenizer, run.mesh, run.stop
+    config, index, model, tokenizer, mesh, stop = (
+        run.config,
+        run.index,
+        run.model,
+        run.tokenizer,
+        run.mesh,
+        run.stop,
+    )
     stage, run_dir, start = run.stage, run.folder, run.describe()
     place = BatchPlacement(stage.data, config.compute.rules, mesh)
-    held_out = HeldOut(run, start.definition)
-    data = batches(stage.data, tokenizer, model, auxiliary=stage.auxiliary, seed=config.seed + index, rows=place.rows)
+    held_out = Evaluator(run, start.model_def)
+    data = batches(
+        stage.data,
+        tokenizer,
+        model,
+        auxiliary=stage.auxiliary,
+        seed=config.seed + index,
+        rows=place.local_rows,
+    )
     checkpoints = run.checkpoints()
     earlier = sum(stage.steps for stage in config.stages[:index])
-    stop.received(earlier + (checkpoints.latest_step or 0))  # a notice before the first step is for the step after it
+    stop.should_stop(
+        earlier + (checkpoints.latest_step or 0)
+    )  # a notice before the first step is for the step after it
     with contextlib.closing(data), contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(start.abstract)
             data.set_state(data_state)
         else:
-            state = start_stage(config, index, model, start, parameters)
+            state = init_train_state(config, index, model, start, parameters)
         parameters.clear()  # the state holds them now; what of them it does not need is freed
         done = int(state.step)
-        stop.received(earlier + done)
+        stop.should_stop(earlier + done)
         train_step = jax.jit(
-            make_train_step(start.definition, stage, start.optimizer),
+            make_train_step(start.model_def, stage, start.optimizer),
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
-        meter = Meter(step_flops(model, stage), peak_flops(jax.devices()[0].device_kind))
+        meter = ThroughputMeter(step_flops(model, stage), peak_flops(jax.devices()[0].device_kind))
         profile = StepProfile(run_dir, config.profiled_steps())
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
-        with contextlib.closing(writer), contextlib.closing(profile), progress_bar(stage.name, stage.steps, done) as bar:
-            if done and held_out.is_due(done) and writer.lacks(done, HELD_OUT_LOSS):
+        with (
+            contextlib.closing(writer),
+            contextlib.closing(profile),
+            progress_bar(stage.name, stage.steps, done) as bar,
+        ):
+            if done and held_out.is_due(done) and writer.is_missing(done, HELD_OUT_LOSS):
                 with meter.paused():
-                    writer.amend(done, held_out.figures(state))
+                    writer.add_to_step(done, held_out.evaluate(state))
             for step in range(done + 1, stage.steps + 1):
                 try:
                     with meter.waiting_for_data():
                         batch = place(next(data))
                 except (DataError, OSError) as error:
                     saved_step = checkpoints.latest_step
-                    if jax.process_count() == 1:  # of several, it may be one alone that cannot read its file
+                    if (
+                        jax.process_count() == 1
+                    ):  # of several, it may be one alone that cannot read its file
                         checkpoints.save(state, data.get_state(), {})
                         saved_step = int(state.step)
                     raise data_error(error, stage.name, saved_step, stage.data) from error
@@ -145,28 +190,32 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                 meter.add(metrics)
                 profile.after(earlier + step, metrics)
                 bar.update()
-                stopping = stop.received(earlier + step)
+                stopping = stop.should_stop(earlier + step)
                 last = stopping or step == stage.steps
                 logs, saves = (
-                    last or _is_due(step, every) for every in (config.log_every_steps, config.checkpoint.every_steps)
+                    last or _is_due(step, every)
+                    for every in (config.log_every_steps, config.checkpoint.every_steps)
                 )
-                position = merge_states(gather_json(data.get_state())) if logs or saves else {}
+                position = merge_states(all_gather_json(data.get_state())) if logs or saves else {}
                 figures: dict[str, float] = {}
                 if logs:
-                    figures |= meter.figures() | position["counts"]
-                    bar.set_postfix(bar_figures(figures))
-                    if int(state.skipped_in_row) > config.skipped_steps_allowed:
+                    figures |= meter.summary() | position["counts"]
+                    bar.set_postfix(progress_bar_metrics(figures))
+                    if int(state.consecutive_skips) > config.max_consecutive_skips:
                         writer.write(step, figures)
-                        found = write_diagnosis(run_dir, stage.name, step, meter.history, batch, position)
+                        found = write_diagnosis(
+                            run_dir, stage.name, step, meter.history, batch, position
+                        )
                         raise DivergedError(
                             f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
-                            f"{int(state.skipped_in_row)} steps; see {found}"
+                            f"{int(state.consecutive_skips)} steps; see {found}"
                         )
-                # One may take longer than a machine that is to stop is left: the run that goes on makes up for it.
+                # One may take longer than a machine that is to stop is left: the run that goes on
+                # makes up for it.
                 if held_out.is_due(step) and not (stopping and step < stage.steps):
                     try:
                         with meter.paused():
-                            figures |= held_out.figures(state)
+                            figures |= held_out.evaluate(state)
                     except (DataError, OSError) as error:
                         if figures:
                             writer.write(step, figures)
@@ -174,26 +223,32 @@ def run_stage(run: StageRun, parameters: Parameters) -> Parameters:
                         if jax.process_count() == 1:
                             checkpoints.save(state, position or data.get_state(), {})
                             saved_step = int(state.step)
-                        raise data_error(error, stage.name, saved_step, stage.evaluation.data, "evaluation.data") from error
+                        raise data_error(
+                            error, stage.name, saved_step, stage.evaluation.data, "evaluation.data"
+                        ) from error
                 if figures:
                     writer.write(step, figures)
                 if saves:
                     with meter.saving():
                         checkpoints.save(state, position, figures)
                 if stopping and step < stage.steps:
-                    raise stop.interruption(stage.name, step)
+                    raise stop.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.definition.after_stage({**state.trainable, **state.frozen}, stage.name)
+    return start.model_def.params_after_stage({**state.trainable, **state.frozen}, stage.name)
 
 
-def _check_stage(stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataCheck) -> None:
+def _check_stage(
+    stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataChecker
+) -> None:
     """Checks the data that a stage learns from, and that it is evaluated on."""
     read = [(f"stage {stage.name!r}", stage.data, stage.auxiliary)]
     if stage.evaluation.enabled:
-        read.append((f"evaluation of stage {stage.name!r}", stage.evaluation.data, AuxiliaryConfig()))
+        read.append(
+            (f"evaluation of stage {stage.name!r}", stage.evaluation.data, AuxiliaryConfig())
+        )
     for title, data, auxiliary in read:
         sources = open_sources(data.sources)
-        preparation = Preparation(data, tokenizer, model, auxiliary, sources, seed=0)
+        preparation = Preprocessor(data, tokenizer, model, auxiliary, sources, seed=0)
         data_check(title, sources, data, preparation.check, {"auxiliary": to_dict(auxiliary)})
 
 

@@ -9,16 +9,20 @@ import jax
 
 from stepaudio_jax.training.step import Metrics
 
-_UNCHANGED = ("skipped_steps", "nothing_to_learn")  # 1 in the metrics of a step that changed nothing, and why
-_COUNTS = ("tokens", "learnt_tokens", "audio_seconds", *_UNCHANGED)
+_UNCHANGED = (
+    "skipped_steps",
+    "zero_gradient_steps",
+)  # 1 in the metrics of a step that changed nothing, and why
+_COUNTS = ("tokens", "loss_tokens", "audio_seconds", *_UNCHANGED)
 
 
-class Meter:
+class ThroughputMeter:
     """Collects the metrics of steps without waiting for them; `figures` waits once and starts anew.
 
     Args:
         flops_per_step: of the whole job, by formula.
-        peak_flops: of one device; None where it is not known, and nothing is said of utilisation then.
+        peak_flops: of one device; None where it is not known, and nothing is said of utilisation
+            then.
     """
 
     def __init__(self, flops_per_step: float, peak_flops: float | None) -> None:
@@ -75,35 +79,47 @@ class Meter:
         self._metrics.append(metrics)
         self._computed = self._watch.submit(_when_computed, metrics)
 
-    def figures(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """Of the steps since the last call.
 
-        Means of metrics over the steps that changed something; how many were skipped, and how many had nothing to learn;
-        tokens, audio seconds and steps a second, in all and a device; the shares of time that data and checkpoints took.
-        `model_flops_utilization` is the share of the devices' peak. `goodput` is the share of this process's time, since the
-        stage began, that went into steps that changed something: the rest is compilation, evaluation, checkpoints and waiting
-        for data.
+        Means of metrics over the steps that changed something; how many were skipped, and how many
+        had nothing to learn; tokens, audio seconds and steps a second, in all and a device; the
+        shares of time that data and checkpoints took. `model_flops_utilization` is the share of the
+        devices' peak. `goodput` is the share of this process's time, since the stage began, that
+        went into steps that changed something: the rest is compilation, evaluation, checkpoints and
+        waiting for data.
         """
-        steps = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self._metrics)]
+        steps = [
+            {name: float(value) for name, value in step.items()}
+            for step in jax.device_get(self._metrics)
+        ]
         now = time.perf_counter()
         elapsed, devices = now - self._start, jax.device_count()
         unchanged = {name: sum(step[name] for step in steps) for name in _UNCHANGED}
         taken = [step for step in steps if not any(step[name] for name in _UNCHANGED)] or steps
-        self._useful += (elapsed - self._waited - self._saved) * (1 - sum(unchanged.values()) / len(steps))
-        figures = {name: sum(step[name] for step in taken) / len(taken) for name in taken[0] if name not in _COUNTS}
+        self._useful += (elapsed - self._waited - self._saved) * (
+            1 - sum(unchanged.values()) / len(steps)
+        )
+        figures = {
+            name: sum(step[name] for step in taken) / len(taken)
+            for name in taken[0]
+            if name not in _COUNTS
+        }
         for name in ("tokens", "audio_seconds"):
             rate = sum(step[name] for step in steps) / elapsed
             figures |= {f"{name}_per_second": rate, f"{name}_per_second_per_device": rate / devices}
         figures |= {
             **unchanged,
             "steps_per_second": len(steps) / elapsed,
-            "data_wait_share": self._waited / elapsed,
-            "checkpoint_wait_share": self._saved / elapsed,
+            "data_wait_fraction": self._waited / elapsed,
+            "checkpoint_wait_fraction": self._saved / elapsed,
             "compile_seconds": self._compiled,
             "goodput": self._useful / (now - self._born),
         }
         if self._peak_flops is not None:
-            figures["model_flops_utilization"] = self._flops_per_step * len(steps) / elapsed / (devices * self._peak_flops)
+            figures["model_flops_utilization"] = (
+                self._flops_per_step * len(steps) / elapsed / (devices * self._peak_flops)
+            )
         memory = jax.local_devices()[0].memory_stats()
         if memory and "peak_bytes_in_use" in memory:
             figures["device_memory_peak_bytes"] = memory["peak_bytes_in_use"]

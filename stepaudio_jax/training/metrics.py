@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import tqdm
 
-from stepaudio_jax.parallel import told_by_first
-from stepaudio_jax.storage import atomic_writer
+from stepaudio_jax.parallel import broadcast_json
+from stepaudio_jax.storage import atomic_text_writer
 from stepaudio_jax.training.run_folder import METRICS
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 class MetricsWriter:
     """Writes one line of `metrics.jsonl` and one TensorBoard point a logged step; of several processes only the first does.
 
-    A run that resumes from a step drops what was logged after it, so every step stands once, in order.
+    A run that resumes from a step drops what was logged after it, so every step stands once, in
+    order.
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
@@ -31,31 +32,43 @@ class MetricsWriter:
         self._path = run_dir / METRICS
         if self._path.exists():
             drop_steps_after(self._path, stage, resume_step)
-        from tensorboardX import SummaryWriter  # slow to import where torch is installed, for it brings that along
+        from tensorboardX import (
+            SummaryWriter,  # slow to import where torch is installed, for it brings that along
+        )
 
-        self._board = SummaryWriter(str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1)
+        self._board = SummaryWriter(
+            str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1
+        )
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Logs the figures of a step of this stage."""
         if not self._writes:
             return
-        line = {"stage": self._stage, "step": step} | {name: float(value) for name, value in figures.items()}
-        with self._path.open("a", encoding="utf-8") as file:  # a bucket that is mounted takes a file when it is closed
+        line = {"stage": self._stage, "step": step} | {
+            name: float(value) for name, value in figures.items()
+        }
+        with self._path.open(
+            "a", encoding="utf-8"
+        ) as file:  # a bucket that is mounted takes a file when it is closed
             file.write(json.dumps(line) + "\n")
         for name, value in figures.items():
             self._board.add_scalar(name, float(value), step)
 
-    def lacks(self, step: int, figure: str) -> bool:
+    def is_missing(self, step: int, figure: str) -> bool:
         """Whether no line of this step of the stage has the figure; every process is told the same."""
-        return told_by_first(self._line_of(step, figure) is None if self._writes else None)
+        return broadcast_json(self._line_of(step, figure) is None if self._writes else None)
 
-    def amend(self, step: int, figures: Mapping[str, float]) -> None:
+    def add_to_step(self, step: int, figures: Mapping[str, float]) -> None:
         """Logs figures of a step that others are logged of already, in the same line."""
         if not self._writes:
             return
         before = self._line_of(step) or {}
         drop_steps_after(self._path, self._stage, step - 1)
-        self.write(step, {name: value for name, value in before.items() if name not in ("stage", "step")} | dict(figures))
+        self.write(
+            step,
+            {name: value for name, value in before.items() if name not in ("stage", "step")}
+            | dict(figures),
+        )
 
     def _line_of(self, step: int, figure: str = "step") -> dict[str, Any] | None:
         if not self._path.exists():
@@ -74,7 +87,8 @@ class MetricsWriter:
 def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the lines of a file that a run writes step by step, each an object with its stage and step.
 
-    A last line that a kill cut short is left out; so is any other line that is damaged, with a warning.
+    A last line that a kill cut short is left out; so is any other line that is damaged, with a
+    warning.
     """
     lines = []
     *texts, last = path.read_bytes().split(b"\n")
@@ -83,7 +97,11 @@ def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and isinstance(line.get("stage"), str) and type(line.get("step")) is int:
+        if (
+            isinstance(line, dict)
+            and isinstance(line.get("stage"), str)
+            and type(line.get("step")) is int
+        ):
             lines.append(line)
         else:
             logger.warning("%s:%d is damaged, and left out", path, number)
@@ -100,8 +118,10 @@ def _is_json(text: bytes) -> bool:
 
 def drop_steps_after(path: pathlib.Path, stage: str, step: int) -> None:
     """Rewrites a file that a run writes step by step without lines of `stage` after `step`."""
-    kept = [line for line in read_step_lines(path) if line["stage"] != stage or line["step"] <= step]
-    with atomic_writer(path) as file:
+    kept = [
+        line for line in read_step_lines(path) if line["stage"] != stage or line["step"] <= step
+    ]
+    with atomic_text_writer(path) as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
 
@@ -119,12 +139,12 @@ def progress_bar(stage: str, steps: int, done: int) -> "tqdm.tqdm[None]":
     )
 
 
-def bar_figures(figures: Mapping[str, float]) -> dict[str, str]:
+def progress_bar_metrics(figures: Mapping[str, float]) -> dict[str, str]:
     """The few figures that the progress bar shows."""
     shown = {
         "loss": f"{figures['loss']:.3f}",
         "tok/s": f"{figures['tokens_per_second']:.0f}",
         "audio-s/s": f"{figures['audio_seconds_per_second']:.1f}",
-        "data-wait": f"{100 * figures['data_wait_share']:.0f}%",
+        "data-wait": f"{100 * figures['data_wait_fraction']:.0f}%",
     }
     return shown

@@ -9,8 +9,8 @@ import socket
 import jax
 
 from stepaudio_jax.config import ConfigError
-from stepaudio_jax.parallel import told_by_first
-from stepaudio_jax.storage import HeldFile, LockHeldError, hold_file
+from stepaudio_jax.parallel import broadcast_json
+from stepaudio_jax.storage import LockedFile, LockHeldError, lock_file
 from stepaudio_jax.training.run_folder import CONFIG
 
 LOCK = ".lock"
@@ -19,8 +19,8 @@ LOCK = ".lock"
 class RunLock:
     """The lock of a run folder, in a file there that process 0 holds: whatever ends that process lets the folder go.
 
-    Every process calls the same methods, and every one raises what process 0 has found. What only reads the folder (a report,
-    the model of a checkpoint) needs no lock.
+    Every process calls the same methods, and every one raises what process 0 has found. What only
+    reads the folder (a report, the model of a checkpoint) needs no lock.
 
     Args:
         run_dir: the folder.
@@ -28,9 +28,9 @@ class RunLock:
 
     def __init__(self, run_dir: str):
         self._run_dir = run_dir
-        self._held: HeldFile | None = None
+        self._held: LockedFile | None = None
 
-    def take_existing(self) -> None:
+    def acquire_if_exists(self) -> None:
         """Takes the lock where the folder holds a run already.
 
         Raises:
@@ -39,9 +39,9 @@ class RunLock:
         problem = None
         if jax.process_index() == 0 and (pathlib.Path(self._run_dir) / CONFIG).exists():
             problem = self._take()
-        _raise_everywhere(problem)
+        _raise_on_all_processes(problem)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Makes the folder, and takes the lock if it is not held yet.
 
         Raises:
@@ -52,7 +52,7 @@ class RunLock:
             problem = self._take()
             if problem is None and (pathlib.Path(self._run_dir) / CONFIG).exists():
                 problem = f"run_dir={self._run_dir!r}: another job has begun there meanwhile; start the same command again"
-        _raise_everywhere(problem)
+        _raise_on_all_processes(problem)
 
     def close(self) -> None:
         """Lets the folder go, and removes the lock's file; one that a killed run leaves is nobody's, and taken."""
@@ -68,7 +68,7 @@ class RunLock:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._held = hold_file(path)
+            self._held = lock_file(path)
             os.ftruncate(self._held.file.fileno(), 0)
             os.write(self._held.file.fileno(), json.dumps(holder).encode() + b"\n")
         except LockHeldError as error:
@@ -88,7 +88,7 @@ def _holder(path: pathlib.Path) -> str:
         return ""
 
 
-def _raise_everywhere(problem: str | None) -> None:
-    problem = told_by_first(problem)
+def _raise_on_all_processes(problem: str | None) -> None:
+    problem = broadcast_json(problem)
     if problem is not None:
         raise ConfigError(problem)

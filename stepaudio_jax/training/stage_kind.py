@@ -12,16 +12,16 @@ from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, StageConfig
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints
-from stepaudio_jax.training.data_check import DataCheck
-from stepaudio_jax.training.start import StageStart, describe_stage
-from stepaudio_jax.training.step import TrainState, updates_made
-from stepaudio_jax.training.stopping import StopSignal
+from stepaudio_jax.training.data_check import DataChecker
+from stepaudio_jax.training.start import AbstractTrainState, abstract_train_state
+from stepaudio_jax.training.step import TrainState, num_optimizer_updates
+from stepaudio_jax.training.stopping import PreemptionNotice
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class StageRun:
+class StageContext:
     """A stage of a run on its machine.
 
     Attributes:
@@ -38,7 +38,7 @@ class StageRun:
     model: ModelConfig
     tokenizer: Tokenizer
     mesh: Mesh
-    stop: StopSignal
+    stop: PreemptionNotice
     adapter: LoRAConfig | None = None
 
     @property
@@ -51,9 +51,9 @@ class StageRun:
         """The run's."""
         return pathlib.Path(self.config.run_dir)
 
-    def describe(self) -> StageStart:
-        """See `describe_stage`."""
-        return describe_stage(self.config, self.index, self.model, self.mesh, self.adapter)
+    def describe(self) -> AbstractTrainState:
+        """See `abstract_train_state`."""
+        return abstract_train_state(self.config, self.index, self.model, self.mesh, self.adapter)
 
     def checkpoints(self) -> StageCheckpoints:
         """The stage's."""
@@ -65,9 +65,9 @@ class StageRun:
         Args:
             state: after its last step.
         """
-        if updates_made(state) == 0 and jax.process_index() == 0:
+        if num_optimizer_updates(state) == 0 and jax.process_index() == 0:
             logger.warning(
-                "stage %r has learnt nothing: none of its %d steps changed a parameter; nothing_to_learn and skipped_steps in "
+                "stage %r has learnt nothing: none of its %d steps changed a parameter; zero_gradient_steps and skipped_steps in "
                 "metrics.jsonl count why",
                 self.stage.name,
                 int(state.step),
@@ -80,8 +80,9 @@ class StageKind:
 
     Attributes:
         check: a look at what a stage will read, before anything is written.
-        run: trains a stage from its newest checkpoint, or from the given parameters, to its last step; returns its parameters.
+        run: trains a stage from its newest checkpoint, or from the given parameters, to its last
+            step; returns its parameters.
     """
 
-    check: Callable[[StageConfig, Tokenizer, ModelConfig, DataCheck], None]
-    run: Callable[[StageRun, Parameters], Parameters]
+    check: Callable[[StageConfig, Tokenizer, ModelConfig, DataChecker], None]
+    run: Callable[[StageContext, Parameters], Parameters]

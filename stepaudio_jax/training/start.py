@@ -13,30 +13,47 @@ from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, StageConfig
-from stepaudio_jax.models import Parameters, abstract_model, initial_low_rank, low_rank_tree, parameter_metadata
+from stepaudio_jax.models import (
+    Parameters,
+    abstract_lora,
+    abstract_model,
+    init_lora,
+    parameter_metadata,
+)
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.auxiliary import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.step import FROZEN_LORA, HEADS, LORA, REFERENCE, VALUE, ModelDefinition, TrainState
+from stepaudio_jax.training.step import (
+    FROZEN_LORA,
+    HEADS,
+    LORA,
+    REFERENCE,
+    VALUE,
+    ModelDef,
+    TrainState,
+)
 
-INITIAL = "@initial"  # the adapter that came with the initial weights; no stage can have this name
+INITIAL_ADAPTER = (
+    "@initial"  # the adapter that came with the initial weights; no stage can have this name
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class StageStart:
+class AbstractTrainState:
     """A stage before any array exists.
 
     Attributes:
-        definition: the static side of the model.
+        model_def: the static side of the model.
         optimizer: of the stage.
         abstract: the state before the first step, each leaf a shape, dtype and sharding.
-        before: the static side of the model that the stage starts from: its adapters are merged where the decoder learns.
+        previous_model_def: the static side of the model that the stage starts from: its adapters
+            are merged where the decoder learns.
     """
 
-    definition: ModelDefinition
+    model_def: ModelDef
     optimizer: optax.GradientTransformation
     abstract: TrainState
-    before: ModelDefinition
+    previous_model_def: ModelDef
 
     @property
     def shardings(self) -> TrainState:
@@ -44,7 +61,9 @@ class StageStart:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
 
-def adapters_before(config: Config, index: int, initial: LoRAConfig | None) -> dict[str, LoRAConfig]:
+def adapters_before_stage(
+    config: Config, index: int, initial: LoRAConfig | None
+) -> dict[str, LoRAConfig]:
     """Returns the adapters beside the decoder when stage `index` begins, by the stage that left them, in order.
 
     A stage that trains the decoder itself begins by merging them into it, and leaves none.
@@ -54,7 +73,7 @@ def adapters_before(config: Config, index: int, initial: LoRAConfig | None) -> d
         index: of the stage; the number of stages for what the run leaves.
         initial: of the adapter that the initial weights have, if any.
     """
-    adapters = {} if initial is None else {INITIAL: initial}
+    adapters = {} if initial is None else {INITIAL_ADAPTER: initial}
     for stage in config.stages[:index]:
         if "decoder" in stage.trainable:
             adapters = {}
@@ -63,11 +82,14 @@ def adapters_before(config: Config, index: int, initial: LoRAConfig | None) -> d
     return adapters
 
 
-def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh, initial: LoRAConfig | None = None) -> StageStart:
+def abstract_train_state(
+    config: Config, index: int, model: ModelConfig, mesh: Mesh, initial: LoRAConfig | None = None
+) -> AbstractTrainState:
     """What stage `index` is made of: nothing is allocated, so it holds for any mesh, also of devices that are not here.
 
-    Trainable parameters are kept in `compute.param_dtype`, and so are frozen ones that an earlier stage trained, for bf16 would
-    lose what they have learnt; other frozen ones are in `compute.dtype`, adapters in fp32. Moments lie like their parameter.
+    Trainable parameters are kept in `compute.param_dtype`, and so are frozen ones that an earlier
+    stage trained, for bf16 would lose what they have learnt; other frozen ones are in
+    `compute.dtype`, adapters in fp32. Moments lie like their parameter.
 
     Args:
         config, index: of the stage.
@@ -81,7 +103,9 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh, i
     stage = config.stages[index]
     graphdef, state = abstract_model(model, config.compute)
     module = nnx.merge(graphdef, state)
-    axes, contracted = (parameter_metadata(module, name) for name in ("axes", "contracted"))
+    axes, contracting_dims = (
+        parameter_metadata(module, name) for name in ("axes", "contracting_dims")
+    )
     shapes = nnx.to_pure_dict(state)
     shardings = parameter_shardings(axes, shapes, config.compute.rules, mesh)
     trained = {part for earlier in config.stages[: index + 1] for part in earlier.trainable}
@@ -94,81 +118,118 @@ def describe_stage(config: Config, index: int, model: ModelConfig, mesh: Mesh, i
         for part in shapes
     }
     trainable: Parameters = {part: parts[part] for part in stage.trainable}
-    axes, contracted = ({part: tree[part] for part in trainable} for tree in (axes, contracted))
+    axes, contracting_dims = (
+        {part: tree[part] for part in trainable} for tree in (axes, contracting_dims)
+    )
     heads_graphdef = None
     if stage.auxiliary.enabled:
         heads = nnx.eval_shape(lambda: _heads(config, index, model))
         heads_graphdef, heads_state = nnx.split(heads)
         head_shapes = nnx.to_pure_dict(heads_state)
-        whole = jax.tree.map(lambda _: replicated(mesh), head_shapes)  # small, and their widths no mesh divides
+        whole = jax.tree.map(
+            lambda _: replicated(mesh), head_shapes
+        )  # small, and their widths no mesh divides
         trainable[HEADS] = _abstract(head_shapes, whole, jnp.dtype(jnp.float32))
-        axes[HEADS], contracted[HEADS] = (parameter_metadata(heads, name) for name in ("axes", "contracted"))
+        axes[HEADS], contracting_dims[HEADS] = (
+            parameter_metadata(heads, name) for name in ("axes", "contracting_dims")
+        )
     if has_value_head(stage):
         sizes = {"kernel": (model.decoder.hidden,), "bias": ()}
         whole = replicated(mesh)
-        trainable[VALUE] = {name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=whole) for name, size in sizes.items()}
-        axes[VALUE], contracted[VALUE] = {"kernel": ("embed",), "bias": ()}, {"kernel": (), "bias": ()}
+        trainable[VALUE] = {
+            name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=whole)
+            for name, size in sizes.items()
+        }
+        axes[VALUE], contracting_dims[VALUE] = (
+            {"kernel": ("embed",), "bias": ()},
+            {"kernel": (), "bias": ()},
+        )
     if stage.lora.rank:
-        narrow = low_rank_tree(model, stage.lora)
+        narrow = abstract_lora(model, stage.lora)
         trainable[LORA] = _abstract_lora(config, model, stage.lora, mesh)
-        axes[LORA], contracted[LORA] = narrow.axes, narrow.contracted
-    optimizer = make_optimizer(stage.optimizer, axes, contracted, _updates(stage))
+        axes[LORA], contracting_dims[LORA] = narrow.axes, narrow.contracting_dims
+    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, _updates(stage))
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     abstract = TrainState(
         step=count,
-        skipped_in_row=count,
+        consecutive_skips=count,
         trainable=trainable,
         frozen={part: value for part, value in parts.items() if part not in stage.trainable},
         optimizer=_optimizer_state(optimizer, trainable, mesh),
     )
-    if keeps_reference(stage):
+    if needs_reference_params(stage):
         abstract.frozen[REFERENCE] = {
-            part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype)) for part in stage.trainable
+            part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype))
+            for part in stage.trainable
         }
-        if stage.lora.adapter is not None:  # else the decoder without the stage's adapter is what it began with
+        if (
+            stage.lora.adapter is not None
+        ):  # else the decoder without the stage's adapter is what it began with
             abstract.frozen[REFERENCE][LORA] = trainable[LORA]
-    left = adapters_before(config, index, initial)
+    left = adapters_before_stage(config, index, initial)
     beside = {} if "decoder" in stage.trainable else left
     if beside:
-        abstract.frozen[FROZEN_LORA] = {name: _abstract_lora(config, model, lora, mesh) for name, lora in beside.items()}
-    definition = ModelDefinition(graphdef, heads_graphdef, stage.lora.scale, _scales(beside))
-    return StageStart(definition, optimizer, abstract, ModelDefinition(graphdef, None, frozen_lora=_scales(left)))
+        abstract.frozen[FROZEN_LORA] = {
+            name: _abstract_lora(config, model, lora, mesh) for name, lora in beside.items()
+        }
+    definition = ModelDef(graphdef, heads_graphdef, stage.lora.scale, _scales(beside))
+    return AbstractTrainState(
+        definition, optimizer, abstract, ModelDef(graphdef, None, frozen_lora=_scales(left))
+    )
 
 
-def start_stage(config: Config, index: int, model: ModelConfig, start: StageStart, parameters: Parameters) -> TrainState:
+def init_train_state(
+    config: Config,
+    index: int,
+    model: ModelConfig,
+    start: AbstractTrainState,
+    parameters: Parameters,
+) -> TrainState:
     """Returns the state before the first step, from parameters that lie as `start` says (see `initial_weights`).
 
     Raises:
-        CheckpointError: the adapter that the stage is to start from cannot be read, or is another one.
+        CheckpointError: the adapter that the stage is to start from cannot be read, or is another
+            one.
     """
     shardings, abstract = start.shardings, start.abstract
     stage = config.stages[index]
     if "decoder" in stage.trainable:
-        parameters = start.before.merged(parameters, config.compute.param_dtype, donate=True)
+        parameters = start.previous_model_def.merged(
+            parameters, config.compute.param_dtype, donate=True
+        )
     trainable = {
-        part: _cast(parameters[part], like) for part, like in abstract.trainable.items() if part not in (HEADS, LORA, VALUE)
+        part: _cast(parameters[part], like)
+        for part, like in abstract.trainable.items()
+        if part not in (HEADS, LORA, VALUE)
     }
     if LORA in abstract.trainable:
         trainable[LORA] = _first_lora(config, index, model, shardings.trainable[LORA])
-    frozen = {part: _cast(parameters[part], like) for part, like in abstract.frozen.items() if part != REFERENCE}
+    frozen = {
+        part: _cast(parameters[part], like)
+        for part, like in abstract.frozen.items()
+        if part != REFERENCE
+    }
     if REFERENCE in abstract.frozen:
         # Copies: the policy's own arrays are given up by the first step.
         first = {**parameters, **trainable}
         frozen[REFERENCE] = {
-            part: jax.tree.map(jnp.copy, _cast(first[part], like)) for part, like in abstract.frozen[REFERENCE].items()
+            part: jax.tree.map(jnp.copy, _cast(first[part], like))
+            for part, like in abstract.frozen[REFERENCE].items()
         }
     if HEADS in start.abstract.trainable:
         draw = jax.jit(
-            lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))), out_shardings=shardings.trainable[HEADS]
+            lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))),
+            out_shardings=shardings.trainable[HEADS],
         )
         trainable[HEADS] = draw()
     if VALUE in abstract.trainable:  # a head of zeros: at first every state is worth nothing
         trainable[VALUE] = jax.tree.map(
-            lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), leaf.sharding), abstract.trainable[VALUE]
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), leaf.sharding),
+            abstract.trainable[VALUE],
         )
     return TrainState(
         step=jax.device_put(np.zeros((), np.int32), shardings.step),
-        skipped_in_row=jax.device_put(np.zeros((), np.int32), shardings.skipped_in_row),
+        consecutive_skips=jax.device_put(np.zeros((), np.int32), shardings.consecutive_skips),
         trainable=trainable,
         frozen=frozen,
         optimizer=jax.jit(start.optimizer.init, out_shardings=shardings.optimizer)(trainable),
@@ -179,14 +240,14 @@ def _scales(adapters: Mapping[str, LoRAConfig]) -> tuple[tuple[str, float], ...]
     return tuple((name, lora.scale) for name, lora in adapters.items())
 
 
-def keeps_reference(stage: StageConfig) -> bool:
+def needs_reference_params(stage: StageConfig) -> bool:
     """Whether the stage keeps what it began with beside what it learns."""
-    return stage.objective == "policy" and stage.rl.policy.kl_coefficient > 0
+    return stage.objective == "policy" and stage.rl.policy.kl_coef > 0
 
 
 def has_value_head(stage: StageConfig) -> bool:
     """Whether the stage learns what a state is worth."""
-    return stage.objective == "policy" and stage.rl.policy.baseline == "gae"
+    return stage.objective == "policy" and stage.rl.policy.advantage_estimator == "gae"
 
 
 def _updates(stage: StageConfig) -> int:
@@ -196,7 +257,7 @@ def _updates(stage: StageConfig) -> int:
 
 
 def _abstract_lora(config: Config, model: ModelConfig, lora: LoRAConfig, mesh: Mesh) -> Parameters:
-    narrow = low_rank_tree(model, lora)
+    narrow = abstract_lora(model, lora)
     places = parameter_shardings(narrow.axes, narrow.shapes, config.compute.rules, mesh)
     lora_parameters: Parameters = _abstract(narrow.shapes, places, jnp.dtype(jnp.float32))
     return lora_parameters
@@ -207,10 +268,12 @@ def _first_lora(config: Config, index: int, model: ModelConfig, shardings: Any) 
     lora = config.stages[index].lora
     if lora.adapter is not None:
         adapter = read_stage_adapter(config, index, model)
-        placed: Parameters = jax.jit(lambda matrices: matrices, out_shardings=shardings)(adapter.matrices)
+        placed: Parameters = jax.jit(lambda matrices: matrices, out_shardings=shardings)(
+            adapter.matrices
+        )
         return placed
-    narrow = low_rank_tree(model, lora)
-    begin = jax.jit(lambda key: initial_low_rank(narrow, key), out_shardings=shardings)
+    narrow = abstract_lora(model, lora)
+    begin = jax.jit(lambda key: init_lora(narrow, key), out_shardings=shardings)
     return begin(jax.random.key(config.seed + index))
 
 
@@ -227,12 +290,20 @@ def read_stage_adapter(config: Config, index: int, model: ModelConfig) -> hub.Ad
     adapter = hub.read_adapter(folder, model.decoder)
     stored = adapter.lora
     wanted = {"rank": lora.rank, "alpha": lora.alpha, "targets": tuple(sorted(lora.targets))}
-    stored_values = {"rank": stored.rank, "alpha": stored.alpha, "targets": tuple(sorted(stored.targets))}
+    stored_values = {
+        "rank": stored.rank,
+        "alpha": stored.alpha,
+        "targets": tuple(sorted(stored.targets)),
+    }
     differing = [name for name, value in wanted.items() if stored_values[name] != value]
     if differing:
         key = f"stages.{stage.name}.lora"
-        settings = ", ".join(f"{key}.{name}={stored_values[name]!r} (not {wanted[name]!r})" for name in differing)
-        raise ConfigError(f"{key}.adapter={folder!r} is of another form; to go on with it, set {settings}")
+        settings = ", ".join(
+            f"{key}.{name}={stored_values[name]!r} (not {wanted[name]!r})" for name in differing
+        )
+        raise ConfigError(
+            f"{key}.adapter={folder!r} is of another form; to go on with it, set {settings}"
+        )
     return adapter
 
 
@@ -245,10 +316,16 @@ def _heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:
 
 
 def _abstract(shapes: Any, shardings: Any, dtype: jnp.dtype) -> Any:
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding), shapes, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
-def _optimizer_state(optimizer: optax.GradientTransformation, trainable: Parameters, mesh: Mesh) -> Any:
+def _optimizer_state(
+    optimizer: optax.GradientTransformation, trainable: Parameters, mesh: Mesh
+) -> Any:
     """The optimizer's abstract state: a leaf that stands for a parameter and has its shape lies like it, others are whole."""
     places = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)}
 

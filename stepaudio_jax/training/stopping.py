@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import DataError, defect_kind
+from stepaudio_jax.data import DataError, error_kind
 
 _ENDED_BY_KEYBOARD = 130  # what a shell says of a program that Ctrl-C ended
 
@@ -21,7 +21,8 @@ class InterruptedRunError(RuntimeError):
     """The run was told to stop: everything is saved, and the same command goes on from there.
 
     Attributes:
-        by_keyboard: whether Ctrl-C said so, to this process, and not a machine that is to be taken away.
+        by_keyboard: whether Ctrl-C said so, to this process, and not a machine that is to be taken
+            away.
     """
 
     def __init__(self, message: str, *, by_keyboard: bool = False):
@@ -34,7 +35,11 @@ class DivergedError(RuntimeError):
 
 
 def data_error(
-    error: DataError | OSError, stage: str, saved_step: int | None, data: DataConfig | None, section: str = "data"
+    error: DataError | OSError,
+    stage: str,
+    saved_step: int | None,
+    data: DataConfig | None,
+    section: str = "data",
 ) -> DataError:
     """Returns the error of a run that ends because data cannot be used: what is wrong, what is saved, how to go on.
 
@@ -47,14 +52,18 @@ def data_error(
     """
     skip = ""
     if isinstance(error, DataError) and data is not None:
-        name = f"on_{defect_kind(error)}"
+        name = f"on_{error_kind(error)}"
         if getattr(data, name) == "error" and f"{name}='skip'" not in str(error):
             skip = f", or skipped by {section}.{name}='skip'"
-    saved = "nothing of it is saved yet" if saved_step is None else f"step {saved_step} of it is saved"
-    return DataError(f"{error}; this ended stage {stage!r}, and {saved}: once that is mended{skip}, the same command goes on")
+    saved = (
+        "nothing of it is saved yet" if saved_step is None else f"step {saved_step} of it is saved"
+    )
+    return DataError(
+        f"{error}; this ended stage {stage!r}, and {saved}: once that is mended{skip}, the same command goes on"
+    )
 
 
-class StopSignal:
+class PreemptionNotice:
     """Whether SIGTERM or Ctrl-C has come, to this process or, where the run has several, to any of them."""
 
     def __init__(self) -> None:
@@ -62,31 +71,34 @@ class StopSignal:
         self._by_keyboard = False
         self._handled = 0  # times that the main thread has come to Ctrl-C
 
-    def received(self, step: int, *, within: bool = False) -> bool:
+    def should_stop(self, step: int, *, within_step: bool = False) -> bool:
         """Asked after each step, with the same number in every process, greater than before; they then stop at the same step.
 
-        And once before a stage's first step, with that of the last step done: a notice counts from the number asked last. Where
-        steps are long, within each of them too, before it has changed anything.
+        And once before a stage's first step, with that of the last step done: a notice counts from
+        the number asked last. Where steps are long, within each of them too, before it has changed
+        anything.
         """
         if jax.process_count() > 1:
-            # Of the next number after the largest that any process has asked, and of no other, JAX says that it is the one to
-            # stop at: none may be left out, by a stage that asks once a step either. Nor may one be -1, which is its "not yet".
-            numbers = (2 * step + 1,) if within else (2 * step + 1, 2 * step + 2)
+            # Of the next number after the largest that any process has asked, and of no other, JAX
+            # says that it is the one to stop at: none may be left out, by a stage that asks once a
+            # step either. Nor may one be -1, which is its "not yet".
+            numbers = (2 * step + 1,) if within_step else (2 * step + 1, 2 * step + 2)
             answers = [multihost_utils.reached_preemption_sync_point(number) for number in numbers]
             self._received |= any(answers)
         return self._received
 
-    def interruption(self, stage: str, step: int) -> InterruptedRunError:
+    def interrupted_error(self, stage: str, step: int) -> InterruptedRunError:
         """Returns what a stage raises once it has saved its state after `step` steps."""
         message = f"stopped at step {step} of stage {stage!r}, and saved; the same command goes on"
         return InterruptedRunError(message, by_keyboard=self._by_keyboard)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Takes SIGTERM and Ctrl-C as a notice for the time being; a second Ctrl-C ends the process at once.
 
-        With several processes JAX's preemption service takes SIGTERM, and Ctrl-C is passed on to it. A process that was started
-        with Ctrl-C ignored, as a shell's background jobs are, goes on ignoring it. Only the main thread can listen.
+        With several processes JAX's preemption service takes SIGTERM, and Ctrl-C is passed on to
+        it. A process that was started with Ctrl-C ignored, as a shell's background jobs are, goes
+        on ignoring it. Only the main thread can listen.
         """
         with contextlib.ExitStack() as stack:
             if threading.current_thread() is threading.main_thread():
@@ -103,13 +115,15 @@ class StopSignal:
     def _keyboard(self) -> Iterator[None]:
         """Takes Ctrl-C, also while the main thread is in native code: compiling, or waiting for a device.
 
-        Python runs handlers between two instructions of the main thread, which may be minutes away. The number of a signal is
-        written to a pipe at once, where a thread waits for it.
+        Python runs handlers between two instructions of the main thread, which may be minutes away.
+        The number of a signal is written to a pipe at once, where a thread waits for it.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        watcher = threading.Thread(target=self._watch, args=(reading,), name="stepaudio-ctrl-c", daemon=True)
+        watcher = threading.Thread(
+            target=self._watch, args=(reading,), name="stepaudio-ctrl-c", daemon=True
+        )
         watcher.start()
         try:
             with _handled(signal.SIGINT, self._raise_again):

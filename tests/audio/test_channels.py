@@ -44,18 +44,24 @@ def test_the_first_or_the_mean(count):
 
 def test_a_long_clip_is_mixed_to_its_end():
     left, right = noise(samples=200_000), noise(seed=1, samples=200_000)
-    np.testing.assert_allclose(load_audio(clip(left, right), channel="mix"), (left + right) / 2, atol=1e-7)
+    np.testing.assert_allclose(
+        load_audio(clip(left, right), channel="mix"), (left + right) / 2, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("file_format", "subtype"), FORMATS)
-def test_a_silent_first_channel_is_a_bad_clip_that_names_the_setting(tmp_path, file_format, subtype):
+def test_a_silent_first_channel_is_a_bad_clip_that_names_the_setting(
+    tmp_path, file_format, subtype
+):
     path = tmp_path / "right.wav"
     tone = (0.5 * np.sin(2 * np.pi * 220 * np.arange(8000) / RATE)).astype(np.float32)
     path.write_bytes(clip(SILENT, tone, file_format=file_format, subtype=subtype))
     with pytest.raises(AudioError) as error:
         load_audio(path)
     said = str(error.value)
-    assert said.startswith(f"audio {path}: has a silent first channel, and channel 2 of 2 is not silent; ")
+    assert said.startswith(
+        f"audio {path}: has a silent first channel, and channel 2 of 2 is not silent; "
+    )
     assert "data.channel=mix" in said
     assert "--channel mix" in said
     heard = load_audio(path, channel="mix")[1000:7000]  # an encoder's edges are its own
@@ -92,10 +98,15 @@ def test_quiet_clips_and_quiet_other_channels_are_clips(channels, channel):
     assert len(load_audio(clip(*channels), channel=channel)) == 8000
 
 
-@pytest.mark.parametrize(("file_format", "subtype"), [form for form in FORMATS if form[0] in ("WAV", "FLAC")])
+@pytest.mark.parametrize(
+    ("file_format", "subtype"), [form for form in FORMATS if form[0] in ("WAV", "FLAC")]
+)
 def test_channels_that_cancel_are_a_bad_clip_of_the_mix_alone(file_format, subtype):
     content = clip(noise(), -noise(), file_format=file_format, subtype=subtype)
-    with pytest.raises(AudioError, match=r"has 2 channels that cancel each other in their mean; set data\.channel=first"):
+    with pytest.raises(
+        AudioError,
+        match=r"has 2 channels that cancel each other in their mean; set data\.channel=first",
+    ):
         load_audio(content, channel="mix")
     assert np.abs(load_audio(content)).max() > 0.4
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio_jax.audio import AudioError, load_audio, resample
-from stepaudio_jax.audio.quiet import quiet_decoder
+from stepaudio_jax.audio.quiet import suppress_decoder_messages
 
 FORMATS = [
     ("WAV", "PCM_16"),
@@ -34,7 +34,9 @@ CUTS = ["WAV", "FLAC", "MP3", "OGG"]
 def speech_like(samples, rate=16_000, seed=0):
     time = np.arange(samples) / rate
     noise = np.random.default_rng(seed).normal(0, 0.01, samples)
-    return (0.3 * np.sin(2 * np.pi * 220 * time) * np.sin(2 * np.pi * 3 * time) + noise).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * 220 * time) * np.sin(2 * np.pi * 3 * time) + noise).astype(
+        np.float32
+    )
 
 
 def encoded(waveform, file_format="WAV", subtype=None, rate=16_000):
@@ -47,7 +49,20 @@ def wav_of_samples(samples):
     """A float WAV written by hand, since no encoder would write NaN as asked."""
     body = np.asarray(samples, "<f4").tobytes()
     header = struct.pack(
-        "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(body), b"WAVE", b"fmt ", 16, 3, 1, 16_000, 64_000, 4, 32, b"data", len(body)
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + len(body),
+        b"WAVE",
+        b"fmt ",
+        16,
+        3,
+        1,
+        16_000,
+        64_000,
+        4,
+        32,
+        b"data",
+        len(body),
     )
     return header + body
 
@@ -63,7 +78,9 @@ def test_by_content_whatever_the_name(tmp_path, file_format, subtype, name):
     assert loaded.shape == (16_000,)
     np.testing.assert_array_equal(loaded, load_audio(path.read_bytes()))
     # Lossy formats keep the waveform's shape, not its samples.
-    assert np.corrcoef(loaded, waveform)[0, 1] > (0.9999 if file_format in ("WAV", "FLAC") else 0.98)
+    assert np.corrcoef(loaded, waveform)[0, 1] > (
+        0.9999 if file_format in ("WAV", "FLAC") else 0.98
+    )
 
 
 def test_first_channel_not_the_mean():
@@ -86,9 +103,13 @@ def test_a_long_clip_is_read_to_its_end():
 
 
 def test_the_real_clips(shared_audio):
-    seconds = {path.name: len(load_audio(path)) / 16_000 for path in sorted(shared_audio.glob("*.wav"))}
+    seconds = {
+        path.name: len(load_audio(path)) / 16_000 for path in sorted(shared_audio.glob("*.wav"))
+    }
     assert seconds["big_bench_audio_test.wav"] == pytest.approx(26.9, abs=0.05)  # the MP3
-    assert seconds["music_playing_followed_by_a_woman_speaking.wav"] == pytest.approx(10.0, abs=0.05)  # stereo
+    assert seconds["music_playing_followed_by_a_woman_speaking.wav"] == pytest.approx(
+        10.0, abs=0.05
+    )  # stereo
     assert seconds["song.wav"] == pytest.approx(15.9, abs=0.05)
     assert len(seconds) == 8
 
@@ -194,7 +215,9 @@ def mp3_without_header_frame():
 def test_an_mp3_without_a_count():
     content, starts = mp3_without_header_frame()
     lengths = np.diff(starts)
-    assert lengths.max() > 1.5 * lengths.min()  # so that its length cannot be told from its first frame
+    assert (
+        lengths.max() > 1.5 * lengths.min()
+    )  # so that its length cannot be told from its first frame
     assert len(load_audio(content)) == 576 * len(starts) - 529
     for cut in (-1, -20):
         with pytest.raises(AudioError, match="last MP3 frame is incomplete"):
@@ -223,7 +246,11 @@ def test_an_mp3_with_tags():
     content, _ = mp3_without_header_frame()
     picture = b"\xff\xfb\x90\x00 not a frame " * 20
     size = len(picture)
-    id3 = b"ID3\x04\x00\x00" + bytes([size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127]) + picture
+    id3 = (
+        b"ID3\x04\x00\x00"
+        + bytes([size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127])
+        + picture
+    )
     tag = b"TAG" + bytes(125)
     expected = load_audio(content)
     np.testing.assert_array_equal(load_audio(id3 + content + tag), expected)
@@ -231,26 +258,38 @@ def test_an_mp3_with_tags():
         load_audio(id3 + content[:-20])
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing is kept out of sight with another C library")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="nothing is kept out of sight with another C library"
+)
 def test_what_libmpg123_says_of_good_files_stays_out_of_sight(capfd):
     """LAME's own files, tags, silence and other files behind them; and what others write meanwhile does not."""
     library = ctypes.CDLL(None)
     contents = []
     for rate in (16_000, 22_050, 44_100):
         file = io.BytesIO()
-        soundfile.write(file, speech_like(3 * rate, rate), rate, format="MP3", bitrate_mode="CONSTANT")
+        soundfile.write(
+            file, speech_like(3 * rate, rate), rate, format="MP3", bitrate_mode="CONSTANT"
+        )
         contents += [file.getvalue(), file.getvalue() * 2, file.getvalue() + bytes(5000)]
     soundfile.read(io.BytesIO(contents[-1]))
-    assert "Warning: Xing stream size off" in capfd.readouterr().err  # there is something to keep out of sight
+    assert (
+        "Warning: Xing stream size off" in capfd.readouterr().err
+    )  # there is something to keep out of sight
     with ThreadPoolExecutor(3) as pool:
         assert all(len(waveform) for waveform in pool.map(load_audio, contents))
-    with quiet_decoder():
-        library.fputs(b"[src/libmpg123/x.c:1] error: no\nanother library's line\n", ctypes.c_void_p.in_dll(library, "stderr"))
+    with suppress_decoder_messages():
+        library.fputs(
+            b"[src/libmpg123/x.c:1] error: no\nanother library's line\n",
+            ctypes.c_void_p.in_dll(library, "stderr"),
+        )
     print("Python's line", file=sys.stderr)
     assert capfd.readouterr().err == "another library's line\nPython's line\n"
 
 
-@pytest.mark.parametrize(("version", "rate"), [("v1", 44_100), ("v1", 48_000), ("v1", 32_000), ("v2", 22_050), ("v2.5", 8_000)])
+@pytest.mark.parametrize(
+    ("version", "rate"),
+    [("v1", 44_100), ("v1", 48_000), ("v1", 32_000), ("v2", 22_050), ("v2.5", 8_000)],
+)
 def test_mp3_frames_are_found_at_every_rate(version, rate):
     content = encoded(speech_like(rate, rate), "MP3", rate=rate)
     assert len(load_audio(content)) == 16_000, version
@@ -269,7 +308,10 @@ def test_a_wav_whose_recorder_was_killed_is_not_called_empty():
     content = bytearray(encoded(speech_like(4000)))
     place = content.index(b"data") + 4
     content[place : place + 4] = bytes(4)
-    with pytest.raises(AudioError, match="was never finished: its header says 0 bytes of samples and 8000 are there"):
+    with pytest.raises(
+        AudioError,
+        match="was never finished: its header says 0 bytes of samples and 8000 are there",
+    ):
         load_audio(bytes(content))
     empty = bytes(content[: place + 4])
     for rest in (b"", struct.pack("<4sI", b"LIST", 4) + b"abcd"):
@@ -322,7 +364,9 @@ def test_a_damaged_flac():
 def test_any_bytes_give_finite_sound_or_an_audio_error(data, file_format):
     content = bytearray(encoded(speech_like(2000), file_format))
     for _ in range(data.draw(st.integers(1, 6))):
-        content[data.draw(st.integers(0, min(len(content) - 1, 200)))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.integers(0, min(len(content) - 1, 200)))] = data.draw(
+            st.integers(0, 255)
+        )
     content = bytes(content) + data.draw(st.binary(max_size=20))
     try:
         waveform = load_audio(content)
@@ -334,7 +378,10 @@ def test_any_bytes_give_finite_sound_or_an_audio_error(data, file_format):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from([b"", b"RIFF\x40\0\0\0WAVE", b"fLaC", b"OggS", b"ID3", b"\xff\xfb"]), st.binary(max_size=300))
+@given(
+    st.sampled_from([b"", b"RIFF\x40\0\0\0WAVE", b"fLaC", b"OggS", b"ID3", b"\xff\xfb"]),
+    st.binary(max_size=300),
+)
 def test_random_bytes_are_an_audio_error(start, rest):
     with pytest.raises(AudioError):
         load_audio(start + rest)
@@ -342,12 +389,18 @@ def test_random_bytes_are_an_audio_error(start, rest):
 
 def test_the_error_survives_pickling():
     error = pickle.loads(pickle.dumps(AudioError("a.wav", "is empty")))
-    assert (str(error), error.source, error.reason) == ("audio a.wav: is empty", "a.wav", "is empty")
+    assert (str(error), error.source, error.reason) == (
+        "audio a.wav: is empty",
+        "a.wav",
+        "is empty",
+    )
 
 
 def test_import_is_light():
     """Reading threads and the corpus need no JAX, and librosa's import costs more than a second."""
     root = pathlib.Path(__file__).parents[2]
     code = "import sys, stepaudio_jax.audio; print(sorted({'jax', 'librosa', 'torch', 'numba'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "[]"

@@ -11,10 +11,10 @@ from stepaudio_jax.audio import (
     MAX_CHUNK_SAMPLES,
     audio_token_count,
     chunk_lengths,
+    chunk_token_count,
     log_mel,
     mel_frames,
     split_chunks,
-    tokens_of_frames,
 )
 
 SECOND = 16_000
@@ -59,7 +59,7 @@ def test_the_table_of_the_reference(seconds, tokens):
 
 
 def test_the_longest_chunk():
-    assert tokens_of_frames(mel_frames(round(29.9 * SECOND))) == 374
+    assert chunk_token_count(mel_frames(round(29.9 * SECOND))) == 374
     assert mel_frames(MAX_CHUNK_SAMPLES) == 3000
     assert mel_frames(MAX_CHUNK_SAMPLES + 1) == 3001
 
@@ -67,7 +67,9 @@ def test_the_longest_chunk():
 @pytest.mark.parametrize("length_convention", ["hf", "vllm"])
 def test_every_length_from_0_to_60_s(length_convention):
     for samples in range(0, 60 * SECOND + 1, 160):
-        assert audio_token_count(samples, length_convention) == brute_force(samples, length_convention), samples
+        assert audio_token_count(samples, length_convention) == brute_force(
+            samples, length_convention
+        ), samples
 
 
 @pytest.mark.parametrize("length_convention", ["hf", "vllm"])
@@ -78,13 +80,17 @@ def test_lengths_between_frames(length_convention, offset):
         *range(24 * SECOND, 26 * SECOND, 160),
         *range(50 * SECOND - 800, 50 * SECOND + 801, 160),
     ]:
-        assert audio_token_count(samples + offset, length_convention) == brute_force(samples + offset, length_convention), (
-            samples
-        )
+        assert audio_token_count(samples + offset, length_convention) == brute_force(
+            samples + offset, length_convention
+        ), samples
 
 
 def test_the_conventions_differ_where_the_reference_says():
-    differ = {frames % 8 for frames in range(8, 3001) if tokens_of_frames(frames, "hf") != tokens_of_frames(frames, "vllm")}
+    differ = {
+        frames % 8
+        for frames in range(8, 3001)
+        if chunk_token_count(frames, "hf") != chunk_token_count(frames, "vllm")
+    }
     assert differ == {3, 4}
 
 
@@ -115,7 +121,10 @@ def test_split_chunks(samples, chunks):
 def test_a_last_chunk_of_20_ms_is_kept_and_has_no_token():
     for rest in (1, 320):
         assert audio_token_count(CHUNK_SAMPLES + rest) == 313
-        assert log_mel(split_chunks(np.ones(CHUNK_SAMPLES + rest, np.float32))[1]).shape == (128, mel_frames(rest))
+        assert log_mel(split_chunks(np.ones(CHUNK_SAMPLES + rest, np.float32))[1]).shape == (
+            128,
+            mel_frames(rest),
+        )
     assert audio_token_count(CHUNK_SAMPLES + 321) == 314
     assert audio_token_count(CHUNK_SAMPLES + 1, "vllm") == 314
 
@@ -124,4 +133,4 @@ def test_refuses():
     with pytest.raises(ValueError, match="-1 samples"):
         audio_token_count(-1)
     with pytest.raises(ValueError, match="'hf', 'vllm'"):
-        tokens_of_frames(100, "whisper")
+        chunk_token_count(100, "whisper")

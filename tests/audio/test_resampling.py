@@ -20,7 +20,11 @@ def brute_force(waveform, rate_in, rate_out):
         t = np.clip((times_in - index / rate_out) * cutoff, -6, 6)
         with np.errstate(invalid="ignore"):
             sinc = np.where(t == 0, 1.0, np.sin(np.pi * t) / (np.pi * t))
-        result[index] = np.sum(waveform.astype(np.float64) * sinc * np.cos(t * np.pi / 12) ** 2) * cutoff / rate_in
+        result[index] = (
+            np.sum(waveform.astype(np.float64) * sinc * np.cos(t * np.pi / 12) ** 2)
+            * cutoff
+            / rate_in
+        )
     return result
 
 
@@ -28,7 +32,8 @@ def snr_db(signal, noise):
     return 10 * np.log10(np.sum(signal**2) / np.sum(noise**2))
 
 
-# Down and up; ratios of small and of large integers; a length that is no multiple of the ratio; shorter than the filter.
+# Down and up; ratios of small and of large integers; a length that is no multiple of the ratio;
+# shorter than the filter.
 @pytest.mark.parametrize(
     ("rate", "samples"),
     [
@@ -56,7 +61,9 @@ def test_against_the_definition(rate, samples):
 def test_a_tone_passes_and_what_would_alias_does_not():
     time = np.arange(48_000) / 48_000
     tone = resample(np.sin(2 * np.pi * 1000 * time).astype(np.float32), 48_000, 16_000)
-    np.testing.assert_allclose(tone[100:-100], np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)[100:-100], atol=1e-3)
+    np.testing.assert_allclose(
+        tone[100:-100], np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)[100:-100], atol=1e-3
+    )
     alias = resample(np.sin(2 * np.pi * 12_000 * time).astype(np.float32), 48_000, 16_000)
     assert np.abs(alias[100:-100]).max() < 5e-3  # the filter stops 12 kHz by 55 dB
 

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio_jax.audio import MAX_CHUNK_SAMPLES, AudioError, load_audio, log_mel, mel_frames, split_chunks
+from stepaudio_jax.audio import (
+    MAX_CHUNK_SAMPLES,
+    AudioError,
+    load_audio,
+    log_mel,
+    mel_frames,
+    split_chunks,
+)
 from stepaudio_jax.audio.spectrogram import mel_filters
 
 TOLERANCE = 1e-4
@@ -14,9 +21,13 @@ TOLERANCE = 1e-4
 def reference_log_mel(waveform, dtype=torch.float32):
     """Section 1 of the reference, in torch."""
     padded = torch.nn.functional.pad(torch.from_numpy(waveform).to(dtype), (0, 479))
-    spectrum = torch.stft(padded, 400, 160, window=torch.hann_window(400, dtype=dtype), return_complex=True)
+    spectrum = torch.stft(
+        padded, 400, 160, window=torch.hann_window(400, dtype=dtype), return_complex=True
+    )
     power = spectrum[..., :-1].abs() ** 2
-    filters = torch.from_numpy(librosa.filters.mel(sr=16000, n_fft=400, n_mels=128, dtype=np.float64)).to(dtype)
+    filters = torch.from_numpy(
+        librosa.filters.mel(sr=16000, n_fft=400, n_mels=128, dtype=np.float64)
+    ).to(dtype)
     log_spec = torch.clamp(filters @ power, min=1e-10).log10()
     log_spec = torch.maximum(log_spec, log_spec.max() - 8.0)
     return ((log_spec + 4.0) / 4.0).numpy()
@@ -30,18 +41,24 @@ def test_the_eight_clips(shared_audio):
             mel = log_mel(chunk)
             assert mel.dtype == np.float32
             assert mel.shape == (128, mel_frames(len(chunk)))
-            np.testing.assert_allclose(mel, reference_log_mel(chunk), rtol=0, atol=TOLERANCE, err_msg=path.name)
+            np.testing.assert_allclose(
+                mel, reference_log_mel(chunk), rtol=0, atol=TOLERANCE, err_msg=path.name
+            )
 
 
-# 1..200: the reflected left edge reaches into the padding; around multiples of the hop: where a frame is gained.
+# 1..200: the reflected left edge reaches into the padding; around multiples of the hop: where a
+# frame is gained.
 @pytest.mark.parametrize(
-    "samples", [1, 2, 160, 161, 199, 200, 201, 320, 321, 480, 481, 1599, 1600, 1601, 40_961, 400_000, 479_680]
+    "samples",
+    [1, 2, 160, 161, 199, 200, 201, 320, 321, 480, 481, 1599, 1600, 1601, 40_961, 400_000, 479_680],
 )
 def test_every_kind_of_length(samples):
     waveform = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     mel = log_mel(waveform)
     assert mel.shape == (128, mel_frames(samples))
-    np.testing.assert_allclose(mel, reference_log_mel(waveform, torch.float64), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        mel, reference_log_mel(waveform, torch.float64), rtol=0, atol=TOLERANCE
+    )
 
 
 def test_silence_is_the_floor():

@@ -25,7 +25,10 @@ from stepaudio_jax.config import (
     to_dict,
 )
 
-MINIMAL = {"run_dir": "runs/x", "stages": [{"name": "sft", "steps": 3, "data": {"sources": [{"path": "a.jsonl"}]}}]}
+MINIMAL = {
+    "run_dir": "runs/x",
+    "stages": [{"name": "sft", "steps": 3, "data": {"sources": [{"path": "a.jsonl"}]}}],
+}
 
 
 @pytest.fixture
@@ -47,12 +50,24 @@ def test_a_preset_takes_changes_of_single_fields():
     ("key", "text", "read"),
     [
         ("seed", "5", lambda c: c.seed == 5),
-        ("stages.sft.optimizer.learning_rate", "1", lambda c: c.stages[0].optimizer.learning_rate == 1.0),
+        (
+            "stages.sft.optimizer.learning_rate",
+            "1",
+            lambda c: c.stages[0].optimizer.learning_rate == 1.0,
+        ),
         ("stages.0.trainable", "('decoder',)", lambda c: c.stages[0].trainable == ("decoder",)),
         ("initial.model", "some/folder", lambda c: c.initial.model == "some/folder"),
         ("model.preset", "tiny", lambda c: c.model == ModelConfig.presets()["tiny"]),
-        ("stages.sft.data.sources.0.path", "b.jsonl", lambda c: c.stages[0].data.sources[0].path == "b.jsonl"),
-        ("model.decoder.tied_embeddings", "true", lambda c: c.model.decoder.tied_embeddings is True),
+        (
+            "stages.sft.data.sources.0.path",
+            "b.jsonl",
+            lambda c: c.stages[0].data.sources[0].path == "b.jsonl",
+        ),
+        (
+            "model.decoder.tied_embeddings",
+            "true",
+            lambda c: c.model.decoder.tied_embeddings is True,
+        ),
     ],
 )
 def test_overrides(config, key, text, read):
@@ -70,14 +85,28 @@ def test_overrides_may_need_each_other(config):
     assert changed.lora.rank == 4
     both = override(config, *url, ("seed", "3"))
     assert (both.seed, both.stages[0].rl.judge.model) == (3, "m")
-    swapped = override(both, (f"{judge}.url", ""), (f"{judge}.model", ""), (f"{judge}.folder", "f"), (f"{judge}.slots", "2"))
+    swapped = override(
+        both,
+        (f"{judge}.url", ""),
+        (f"{judge}.model", ""),
+        (f"{judge}.folder", "f"),
+        (f"{judge}.slots", "2"),
+    )
     assert (swapped.stages[0].rl.judge.folder, swapped.stages[0].rl.judge.slots) == ("f", 2)
     with pytest.raises(ConfigError, match="belong together"):
         override(config, url[0], ("seed", "3"))
     # Presets and whole sections between them are what they are alone.
-    between = [("model.preset", "tiny"), ("model.decoder.layers", "2"), ("stages.sft.optimizer", "{'b2': 0.9}")]
+    between = [
+        ("model.preset", "tiny"),
+        ("model.decoder.layers", "2"),
+        ("stages.sft.optimizer", "{'b2': 0.9}"),
+    ]
     changed = override(config, url[0], *between, ("stages.sft.optimizer.eps", "1e-6"), url[1])
-    assert (changed.model.decoder.layers, changed.stages[0].optimizer.b2, changed.stages[0].optimizer.eps) == (2, 0.9, 1e-6)
+    assert (
+        changed.model.decoder.layers,
+        changed.stages[0].optimizer.b2,
+        changed.stages[0].optimizer.eps,
+    ) == (2, 0.9, 1e-6)
     with pytest.raises(ConfigError, match="did you mean 'tiny'"):
         override(config, ("model.preset", "tinny"), ("model.decoder.layers", "2"))
 
@@ -96,21 +125,49 @@ def test_overrides_may_need_each_other(config):
         ("model.decoder.kv_heads", "3", "heads=40 is not a multiple of kv_heads=3"),
         ("stages.sft.steps", "0", "steps=0 must be positive"),
         ("stages.sft.trainable", "('encodr',)", "'encodr' is not one of"),
-        ("stages.sft.gradient_accumulation", "3", "multiple of gradient_accumulation=3"),
+        (
+            "stages.sft.gradient_accumulation_steps",
+            "3",
+            "multiple of gradient_accumulation_steps=3",
+        ),
         ("stages", "()", "nothing to run"),
         ("run_dir", "None", "must not be None|not of type str"),
         ("run_dir", "", "run_dir is empty"),
-        ("run_dir", "gs://bucket/runs/one", "run_dir='gs://bucket/runs/one' is an address: mount the bucket"),
+        (
+            "run_dir",
+            "gs://bucket/runs/one",
+            "run_dir='gs://bucket/runs/one' is an address: mount the bucket",
+        ),
         ("compute.loss_chunks", "0", "loss_chunks=0 must be positive"),
         ("compute.unroll", "-1", "unroll=-1 must not be negative"),
-        ("stages.sft.optimizer.learning_rate", "0", "learning_rate=0.0 must be positive: nothing would learn"),
-        ("stages.sft.optimizer.muon_learning_rate", "-1e-3", "muon_learning_rate=-0.001 must be positive"),
+        (
+            "stages.sft.optimizer.learning_rate",
+            "0",
+            "learning_rate=0.0 must be positive: nothing would learn",
+        ),
+        (
+            "stages.sft.optimizer.muon_learning_rate",
+            "-1e-3",
+            "muon_learning_rate=-0.001 must be positive",
+        ),
         ("stages.sft.optimizer.learning_rate", "1e999", "learning_rate=inf must be finite"),
         ("stages.sft.optimizer.learning_rate", "1e-60", "learning_rate=1e-60 is 0 in float32"),
-        ("stages.sft.optimizer.learning_rate", "9" * 400, "config.stages.0.optimizer.learning_rate must be at most"),
-        ("stages.sft.rl.judge.table", "(0.0, 0.0, 0.0)", "config.stages.0.rl.judge: table=.* makes every reward 0"),
-        ("stages.sft.rl.judge.table", "(0.5,)", "table=.* must have 3 values"),
-        ("stages.sft.rl.judge.spread", "0.0", "config.stages.0.rl.judge: spread=0.0 must be positive"),
+        (
+            "stages.sft.optimizer.learning_rate",
+            "9" * 400,
+            "config.stages.0.optimizer.learning_rate must be at most",
+        ),
+        (
+            "stages.sft.rl.judge.reward_map",
+            "(0.0, 0.0, 0.0)",
+            "config.stages.0.rl.judge: reward_map=.* makes every reward 0",
+        ),
+        ("stages.sft.rl.judge.reward_map", "(0.5,)", "reward_map=.* must have 3 values"),
+        (
+            "stages.sft.rl.judge.reward_map_temperature",
+            "0.0",
+            "config.stages.0.rl.judge: reward_map_temperature=0.0 must be positive",
+        ),
         ("stages.sft.rl.judge.timeout_s", "0", "timeout_s=0.0 must be positive"),
         ("stages.sft.rl.judge.retries", "-1", "retries=-1 must not be negative"),
         ("stages.sft.optimizer.b2", "1.0", "b2=1.0 must be at least 0 and less than 1"),
@@ -122,7 +179,11 @@ def test_overrides_may_need_each_other(config):
         ("stages.sft.name", "a/b", "name='a/b' must be of letters"),
         ("stages.sft.optimizer.warmup_steps", "-1", "warmup_steps=-1 must not be negative"),
         ("stages.sft.evaluation.batches", "0", "batches=0 must be positive"),
-        ("stages.sft.evaluation.data.augmentation.max_shift_s", "0.1", "leave it out of evaluation.data"),
+        (
+            "stages.sft.evaluation.data.augmentation.max_shift_s",
+            "0.1",
+            "leave it out of evaluation.data",
+        ),
         ("stages.sft.auxiliary.ctc_weight", "0.3", "ctc_weight=0.3 needs ctc_words"),
         ("stages.sft.auxiliary.attribute_weight", "0.3", "attribute_weight=0.3 needs attributes"),
     ],
@@ -154,8 +215,16 @@ def test_no_float_of_any_section_may_be_infinite_or_nan_or_nothing_to_float32():
                 kinds[f"{path}.{name}"] = (section, name, lambda number: number)
             elif typing.get_origin(hint) is tuple and float in typing.get_args(hint):
                 kinds[f"{path}.{name}"] = (section, name, lambda number: (number, number))
-    assert {".stages.optimizer.learning_rate", ".stages.rl.judge.table", ".stages.rl.policy.kl_target"} <= kinds.keys()
-    assert {".stages.data.sources.weight", ".stages.rl.rewards.judge_weight", ".model.decoder.rope_theta"} <= kinds.keys()
+    assert {
+        ".stages.optimizer.learning_rate",
+        ".stages.rl.judge.reward_map",
+        ".stages.rl.policy.kl_target",
+    } <= kinds.keys()
+    assert {
+        ".stages.data.sources.weight",
+        ".stages.rl.rewards.judge_weight",
+        ".model.decoder.rope_theta",
+    } <= kinds.keys()
     for number in (math.nan, math.inf, -math.inf, 1e39, 1e-50):
         for section, name, of in kinds.values():
             with pytest.raises(ConfigError, match=rf"^{name}=.* (must be finite|is 0 in float32)"):
@@ -169,26 +238,68 @@ BY_FORM_TOO = RewardConfig(verifier="number", verifier_weight=1.0, format_weight
 
 
 def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings):
-    rollout = {name: settings.pop(name) for name in ("prompts", "samples", "max_new_tokens", "temperature") if name in settings}
-    data = DataConfig(sources=(SourceConfig(path="a.jsonl"),), chunks_per_row=chunks)
-    rl = RLConfig(rollout=RolloutConfig(**rollout), rewards=rewards or (VERIFIED,), policy=PolicyConfig(**settings))
-    return StageConfig(name="p", steps=1, objective="policy", data=data, rl=rl, trainable=trainable, lora=LoRAConfig(rank=lora))
+    rollout = {
+        name: settings.pop(name)
+        for name in ("num_prompts", "num_generations", "max_new_tokens", "temperature")
+        if name in settings
+    }
+    data = DataConfig(sources=(SourceConfig(path="a.jsonl"),), audio_chunks_per_seq=chunks)
+    rl = RLConfig(
+        rollout=RolloutConfig(**rollout),
+        rewards=rewards or (VERIFIED,),
+        policy=PolicyConfig(**settings),
+    )
+    return StageConfig(
+        name="p",
+        steps=1,
+        objective="policy",
+        data=data,
+        rl=rl,
+        trainable=trainable,
+        lora=LoRAConfig(rank=lora),
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *(({"samples": 1, "baseline": name}, f"rollout.samples=1 gives policy.baseline='{name}' nothing") for name in GROUPS),
-        ({"samples": 1, "kl_in": "reward", "kl_coefficient": 0.1}, "rollout.samples=1"),
-        ({"samples": 4, "keep_right": (4, 4)}, r"policy.keep_right=\(4, 4\) keeps prompts whose 4 replies rewards.0"),
-        ({"samples": 4, "keep_right": (0, 0)}, r"policy.keep_right=\(0, 0\) keeps prompts whose 4 replies rewards.0"),
-        ({"samples": 4, "keep_right": (5, 5)}, "exceeds rollout.samples=4"),
-        ({"baseline": "gae", "prompts": 1, "samples": 1, "max_new_tokens": 1}, "one token a step"),
+        *(
+            (
+                {"num_generations": 1, "advantage_estimator": name},
+                f"rollout.num_generations=1 gives policy.advantage_estimator='{name}' nothing",
+            )
+            for name in GROUPS
+        ),
+        (
+            {"num_generations": 1, "kl_placement": "reward", "kl_coef": 0.1},
+            "rollout.num_generations=1",
+        ),
+        (
+            {"num_generations": 4, "num_correct_range": (4, 4)},
+            r"policy.num_correct_range=\(4, 4\) keeps prompts whose 4 replies rewards.0",
+        ),
+        (
+            {"num_generations": 4, "num_correct_range": (0, 0)},
+            r"policy.num_correct_range=\(0, 0\) keeps prompts whose 4 replies rewards.0",
+        ),
+        ({"num_generations": 4, "num_correct_range": (5, 5)}, "exceeds rollout.num_generations=4"),
+        (
+            {
+                "advantage_estimator": "gae",
+                "num_prompts": 1,
+                "num_generations": 1,
+                "max_new_tokens": 1,
+            },
+            "one token a step",
+        ),
         ({"temperature": 0.0}, "temperature=0.0 must be at least 0.01"),
         ({"temperature": 1e-9}, "temperature=1e-09 must be at least 0.01"),
         ({"clip_low": 0.0}, "clip_low=0.0 must be at least 1e-06"),
         ({"clip_high": 1e-12}, "clip_high=1e-12 must be at least 1e-06"),
-        ({"trainable": ("adaptor",)}, r"trainable=\('adaptor',\) is what hears, and data.chunks_per_row=0"),
+        (
+            {"trainable": ("adaptor",)},
+            r"trainable=\('adaptor',\) is what hears, and data.audio_chunks_per_seq=0",
+        ),
         ({"trainable": ()}, "trainable is empty"),
     ],
 )
@@ -198,20 +309,20 @@ def test_a_stage_that_could_learn_nothing_is_refused(settings, message):
 
 
 def test_and_what_is_close_to_it_and_can_learn_is_not():
-    policy_stage(samples=2)
-    policy_stage(samples=1, baseline="gae")
-    policy_stage(samples=4, keep_right=(3, 4))
-    policy_stage(samples=4, keep_right=(4, 4), kl_in="reward")
-    policy_stage(samples=4, keep_right=(4, 4), baseline="gae")
-    policy_stage(BY_FORM_TOO, samples=4, keep_right=(4, 4))
-    policy_stage(BY_A_FUNCTION, samples=4, keep_right=(0, 0))
+    policy_stage(num_generations=2)
+    policy_stage(num_generations=1, advantage_estimator="gae")
+    policy_stage(num_generations=4, num_correct_range=(3, 4))
+    policy_stage(num_generations=4, num_correct_range=(4, 4), kl_placement="reward")
+    policy_stage(num_generations=4, num_correct_range=(4, 4), advantage_estimator="gae")
+    policy_stage(BY_FORM_TOO, num_generations=4, num_correct_range=(4, 4))
+    policy_stage(BY_A_FUNCTION, num_generations=4, num_correct_range=(0, 0))
     policy_stage(trainable=("adaptor",), chunks=1)
     policy_stage(trainable=("adaptor",), lora=2)
     of_sums = dataclasses.replace(VERIFIED, sources=("sums",))
     with pytest.raises(ConfigError, match=r"rewards.1 values alike"):
-        policy_stage(BY_FORM_TOO, of_sums, samples=4, keep_right=(4, 4))
-    with pytest.raises(ConfigError, match=r"keep_right=\(4, 4\)"):
-        policy_stage(BY_A_FUNCTION, samples=4, keep_right=(4, 4))
+        policy_stage(BY_FORM_TOO, of_sums, num_generations=4, num_correct_range=(4, 4))
+    with pytest.raises(ConfigError, match=r"num_correct_range=\(4, 4\)"):
+        policy_stage(BY_A_FUNCTION, num_generations=4, num_correct_range=(4, 4))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +332,10 @@ def test_and_what_is_close_to_it_and_can_learn_is_not():
         ("x = 1", "does not define get_config"),
         ("def get_config(): return {}", "must return a stepaudio_jax.config.Config, got dict"),
         ("\0", "null bytes"),
-        ("import nothing_of_this_name", "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        (
+            "import nothing_of_this_name",
+            "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+        ),
         (
             "from stepaudio_jax.config import *\ndef get_config():\n    return OptimizerConfig(\n        learning_rat=1)",
             r"line 3: unknown key OptimizerConfig.learning_rat; did you mean 'learning_rate'\? \(allowed: b1",

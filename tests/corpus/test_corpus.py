@@ -25,11 +25,11 @@ from stepaudio_jax.corpus import (
     write_corpus,
     writing,
 )
-from stepaudio_jax.corpus.dialogues import QUESTIONS, SPOTTED
+from stepaudio_jax.corpus.dialogues import QUESTIONS, WORD_LISTS
 from stepaudio_jax.corpus.measurement import pitch_label, pitch_range
 from stepaudio_jax.corpus.voices import speakers
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.data.labels import Labeller
+from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.storage import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
@@ -56,7 +56,7 @@ def _variant(clip):
 
 
 def test_every_record_reads_and_renders(corpus):
-    tokenizer = Tokenizer.bytes()
+    tokenizer = Tokenizer.byte_level()
     for record in _records(corpus, "*/*.jsonl"):
         for message in record.messages:
             for clip in message.audio:
@@ -80,8 +80,10 @@ def test_length_tells_nothing(corpus):
 
 
 def test_labels_fit_the_heads_of_a_training_run(corpus):
-    config = AuxiliaryConfig(ctc_weight=1, ctc_words=vocabulary(), attribute_weight=1, attributes=ATTRIBUTES)
-    labeller = Labeller(config, outputs_per_chunk=28)
+    config = AuxiliaryConfig(
+        ctc_weight=1, ctc_words=vocabulary(), attribute_weight=1, attributes=ATTRIBUTES
+    )
+    labeller = LabelEncoder(config, audio_embeddings_per_chunk=28)
     for clip in _clips(_records(corpus, "*/*.jsonl")):
         (label,) = labeller.label(clip, (26,))
         assert label.words
@@ -100,15 +102,19 @@ def test_held_out_clips_measure_what_their_labels_say(corpus):
         pitches[measured == clip.attributes.get("pitch")] += 1
         is_mandarin = any(ord(character) > 0x3000 for character in clip.transcript)
         assert clip.attributes["language"] == ("Mandarin" if is_mandarin else "English")
-    assert pitches[True] >= 0.97 * pitches.total(), "frames begin elsewhere in the padded clip, so a bound may be crossed"
+    assert pitches[True] >= 0.97 * pitches.total(), (
+        "frames begin elsewhere in the padded clip, so a bound may be crossed"
+    )
 
 
 def test_faster_clips_of_a_phrase_are_shorter(corpus):
     seconds = collections.defaultdict(list)
-    for clip in _clips(_records(corpus, "*/heard.jsonl")):
+    for clip in _clips(_records(corpus, "*/audio_qa.jsonl")):
         if "rate" in clip.attributes and clip.attributes["language"] == "English":
             sound = np.flatnonzero(load_audio(clip.path))
-            seconds[clip.attributes["rate"]].append((sound[-1] - sound[0]) / 16_000 / len(clip.transcript))
+            seconds[clip.attributes["rate"]].append(
+                (sound[-1] - sound[0]) / 16_000 / len(clip.transcript)
+            )
     slow, normal, fast = (np.median(seconds[rate]) for rate in ATTRIBUTES["rate"])
     assert slow > 1.2 * normal > 1.2 * 1.2 * fast
 
@@ -129,7 +135,10 @@ def test_evaluation_is_balanced_held_out_and_true(corpus):
             assert record.messages[-1].role == "user"
             clips = _clips([record])
             assert len(clips) == (2 if name == "two_turn" else int(task.spoken))
-            assert all(_variant(clip) in held_out and clip.transcript not in heard_in_training for clip in clips)
+            assert all(
+                _variant(clip) in held_out and clip.transcript not in heard_in_training
+                for clip in clips
+            )
             assert record.answer == _true_answer(name, record, clips)
 
 
@@ -143,7 +152,9 @@ def _true_answer(task, record, clips):
     if task == "sum":
         return str(sum(words.DIGITS.index(word) + 1 for word in said[0] if word in words.DIGITS))
     if task == "text_sum":
-        return str(sum(int(character) for character in record.messages[0].text if character.isdigit()))
+        return str(
+            sum(int(character) for character in record.messages[0].text if character.isdigit())
+        )
     (asked,) = set(said[1]) & {"colour", "animal"}
     (word,) = set(said[0]) & set(words.COLOURS if asked == "colour" else words.ANIMALS)
     assert word not in record.messages[1].text, "the first reply gives nothing away"
@@ -163,7 +174,9 @@ def test_what_is_learnt_is_short_reasoned_and_true(corpus):
             assert all(int(a) + int(b) == int(total) for a, b, total in figures)
             assert not figures or figures[-1][2] == answer.text
             sums += len(figures)
-            if written := re.fullmatch(r"I read ((?:\w+(?:, | and ))+\w+)\.", answer.reasoning or ""):
+            if written := re.fullmatch(
+                r"I read ((?:\w+(?:, | and ))+\w+)\.", answer.reasoning or ""
+            ):
                 assert written[1] in question.text
                 assert answer.text == _in_figures(re.split(", | and ", written[1]))
                 numbers += 1
@@ -173,14 +186,18 @@ def test_what_is_learnt_is_short_reasoned_and_true(corpus):
                 if answer.text in clips[0].attributes.values():
                     topics[answer.text] += 1
                     assert answer.reasoning is None or answer.text in answer.reasoning
-                for topic, listed in SPOTTED.items():
+                for topic, listed in WORD_LISTS.items():
                     if question.text in QUESTIONS[topic]:
                         topics[topic] += 1
                         said = [word for word in clips[0].transcript.split() if word in listed]
-                        assert answer.text == (_in_figures(said) if topic == "digit" else ", ".join(said)) != ""
+                        assert (
+                            answer.text
+                            == (_in_figures(said) if topic == "digit" else ", ".join(said))
+                            != ""
+                        )
     assert sums > 20
     assert numbers > 20
-    assert {topic for topic in SPOTTED if topics.pop(topic, 0)} == {*SPOTTED}
+    assert {topic for topic in WORD_LISTS if topics.pop(topic, 0)} == {*WORD_LISTS}
     assert set(topics) == {value for values in ATTRIBUTES.values() for value in values}
 
 
@@ -191,20 +208,27 @@ def _in_figures(said):
 def test_a_corpus_follows_from_its_arguments(corpus, tmp_path):
     def digests(folder):
         files = (path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
 
     facts = json.loads((corpus / "corpus.json").read_text())
-    again = write_corpus(tmp_path / "again", facts["recipe"], clips=CLIPS, per_task=PER_TASK, threads=3)
+    again = write_corpus(
+        tmp_path / "again", facts["recipe"], clips=CLIPS, per_task=PER_TASK, threads=3
+    )
     assert again == facts
     assert digests(tmp_path / "again") == digests(corpus)
     assert len(digests(corpus)) > CLIPS
 
 
 def test_another_seed_says_something_else():
-    said = [tasks.takes(PER_TASK, np.random.default_rng(seed)) for seed in (0, 1)]
+    said = [tasks.phrase_groups(PER_TASK, np.random.default_rng(seed)) for seed in (0, 1)]
     assert len(said[0]) == len(said[1])
     assert said[0] != said[1]
-    sessions = [planning.training_sessions(CLIPS, {"keyword": 0.5, "spliced": 0.5}, seed) for seed in (0, 1)]
+    sessions = [
+        planning.training_sessions(CLIPS, {"keyword": 0.5, "random": 0.5}, seed) for seed in (0, 1)
+    ]
     assert sessions[0] != sessions[1]
 
 

@@ -19,7 +19,10 @@ def _session(order):
         ("en-us", "klatt4", "hello"),
     ]
     with Synthesizer() as synthesizer:
-        return [synthesizer.say(voices[i][2], language=voices[i][0], variant=voices[i][1]) for i in order]
+        return [
+            synthesizer.say(voices[i][2], language=voices[i][0], variant=voices[i][1])
+            for i in order
+        ]
 
 
 def _same(first, second):
@@ -29,7 +32,9 @@ def _same(first, second):
 def test_a_session_is_the_same_whatever_was_said_before_it_and_beside_it():
     order = [0, 1, 2, 3, 0]
     alone = _session(order)
-    assert not np.array_equal(alone[0], alone[4]), "state lives on within a session; without that this test shows nothing"
+    assert not np.array_equal(alone[0], alone[4]), (
+        "state lives on within a session; without that this test shows nothing"
+    )
     _session([3, 2, 1])
     assert _same(alone, _session(order))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -44,7 +49,11 @@ def test_parameters_reach_the_voice():
 
     normal = samples()
     assert normal.dtype == np.int16
-    assert len(samples(words_per_minute=120)) > 1.3 * len(normal) > 1.3 * 1.3 * len(samples(words_per_minute=270))
+    assert (
+        len(samples(words_per_minute=120))
+        > 1.3 * len(normal)
+        > 1.3 * 1.3 * len(samples(words_per_minute=270))
+    )
     assert not np.array_equal(samples(pitch=80)[:5000], normal[:5000])
     assert not np.array_equal(samples(variant="f3")[:5000], normal[:5000])
     assert not np.array_equal(samples(pitch_range=0)[:9000], normal[:9000])

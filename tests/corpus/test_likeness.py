@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.corpus import espeak, planning
-from stepaudio_jax.corpus.likeness import alike_voice
+from stepaudio_jax.corpus.likeness import similar_voice
 from stepaudio_jax.corpus.voices import speakers
 
 
@@ -19,10 +19,14 @@ def fields(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("variant", sorted(speaker.variant for speaker in speakers(held_out=False)))
 def test_resonances_are_near_the_variants_and_the_rest_is_kept(variant):
     before = fields(espeak.variant_file(variant))
-    after = fields(alike_voice(espeak.variant_file(variant), np.random.default_rng(0)))
+    after = fields(similar_voice(espeak.variant_file(variant), np.random.default_rng(0)))
     for number in range(9):
         own = before.get(f"formant {number}", ["", "100"])
-        assert 0.9 * float(own[1]) - 1 <= float(after[f"formant {number}"][1]) <= 1.1 * float(own[1]) + 1
+        assert (
+            0.9 * float(own[1]) - 1
+            <= float(after[f"formant {number}"][1])
+            <= 1.1 * float(own[1]) + 1
+        )
     for key in ("language", "gender", "pitch", "tone", "intonation", "stressAdd"):
         assert before.get(key) == after.get(key)
 
@@ -32,7 +36,10 @@ def test_a_synthesizer_says_the_same_in_another_voice_of_its_own():
         with espeak.Synthesizer(variants) as synthesizer:
             return synthesizer.say("the quiet river", language="en-us", variant=variant)
 
-    voices = {f"m3-{seed}": alike_voice(espeak.variant_file("m3"), np.random.default_rng(seed)) for seed in (1, 2)}
+    voices = {
+        f"m3-{seed}": similar_voice(espeak.variant_file("m3"), np.random.default_rng(seed))
+        for seed in (1, 2)
+    }
     first, second, own = said(voices, "m3-1"), said(voices, "m3-2"), said(voices, "m3")
     assert np.array_equal(said(voices, "m3-1"), first)
     assert np.array_equal(own, said({}, "m3")), "the library's own voices are as they were"
@@ -47,8 +54,15 @@ def test_a_synthesizer_says_the_same_in_another_voice_of_its_own():
 def test_training_has_more_voices_the_more_lines_it_has_and_evaluation_has_the_variants_alone():
     for lines, alike in ((900, {0}), (3000, {0, 1, 2, 3})):
         sessions = planning.training_sessions(lines, {"keyword": 1.0}, seed=0)
-        assert {session.speaker.alike for session in sessions} == alike
-        assert len({(session.speaker.name, session.accent) for session in sessions}) == len(sessions)
+        assert {session.speaker.similar_index for session in sessions} == alike
+        assert len({(session.speaker.name, session.accent) for session in sessions}) == len(
+            sessions
+        )
         assert not any(session.speaker.held_out for session in sessions)
-    takes = [[planning.draw("keyword", np.random.default_rng(0), held_out=True)]] * 50
-    assert {session.speaker.alike for session in planning.evaluation_sessions(takes, seed=0)} == {0}
+    phrase_groups = [
+        [planning.draw_phrase("keyword", np.random.default_rng(0), held_out=True)]
+    ] * 50
+    assert {
+        session.speaker.similar_index
+        for session in planning.evaluation_sessions(phrase_groups, seed=0)
+    } == {0}

@@ -9,7 +9,7 @@ from stepaudio_jax.corpus.measurement import (
     PITCHES,
     RATES,
     PitchRange,
-    fundamental,
+    estimate_pitch,
     pitch_label,
     pitch_range,
     rate_label,
@@ -28,29 +28,33 @@ def _voice(hz, seconds=0.6, formants=((500, 80), (1500, 120))):
         radius, angle = np.exp(-np.pi * width / RATE), 2 * np.pi * centre / RATE
         filtered = np.zeros(samples + 2)
         for n in range(samples):
-            filtered[n + 2] = pulses[n] + 2 * radius * np.cos(angle) * filtered[n + 1] - radius**2 * filtered[n]
+            filtered[n + 2] = (
+                pulses[n] + 2 * radius * np.cos(angle) * filtered[n + 1] - radius**2 * filtered[n]
+            )
         pulses = filtered[2:]
     return (pulses / np.abs(pulses).max()).astype(np.float32)
 
 
 @pytest.mark.parametrize("hz", [62.0, 75.0, 99.0, 130.0, 171.0, 209.0, 262.0, 330.0, 410.0])
 def test_the_fundamental_of_a_steady_vowel(hz):
-    measured = fundamental(_voice(hz))
+    measured = estimate_pitch(_voice(hz))
     assert len(measured) >= 20
     np.testing.assert_allclose(measured, hz, rtol=0.02)
 
 
 def test_harmonics_alone_still_have_their_fundamental():
     time = np.arange(RATE // 2) / RATE
-    missing = sum(np.sin(2 * np.pi * 120 * harmonic * time) for harmonic in (3, 4, 5, 6)).astype(np.float32)
-    np.testing.assert_allclose(fundamental(missing), 120, rtol=0.02)
+    missing = sum(np.sin(2 * np.pi * 120 * harmonic * time) for harmonic in (3, 4, 5, 6)).astype(
+        np.float32
+    )
+    np.testing.assert_allclose(estimate_pitch(missing), 120, rtol=0.02)
 
 
 def test_noise_and_silence_are_not_voiced():
     noise = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
-    assert len(fundamental(noise)) <= 2
+    assert len(estimate_pitch(noise)) <= 2
     for silence in (np.zeros(RATE, np.float32), np.zeros(100, np.float32), np.zeros(0, np.float32)):
-        assert len(fundamental(silence)) == 0
+        assert len(estimate_pitch(silence)) == 0
         assert pitch_range(silence) is None
     assert pitch_label(None) is None
 
@@ -58,7 +62,9 @@ def test_noise_and_silence_are_not_voiced():
 def test_quiet_frames_do_not_count():
     vowel = _voice(100.0)
     quiet = _voice(300.0) * np.float32(0.05)
-    np.testing.assert_allclose(fundamental(np.concatenate([vowel, np.zeros(800, np.float32), quiet])), 100, rtol=0.05)
+    np.testing.assert_allclose(
+        estimate_pitch(np.concatenate([vowel, np.zeros(800, np.float32), quiet])), 100, rtol=0.05
+    )
 
 
 def test_a_glide_has_its_quantiles_and_no_label_when_it_leaves_its_class():
@@ -94,7 +100,7 @@ def test_pitch_labels_at_their_bounds(low_hz, high_hz, label):
 
 
 @pytest.mark.parametrize(
-    ("times_faster", "label"),
+    ("relative_rate", "label"),
     [
         (0.49, None),
         (0.5, "slow"),
@@ -106,8 +112,8 @@ def test_pitch_labels_at_their_bounds(low_hz, high_hz, label):
         (1.4, "fast"),
     ],
 )
-def test_rate_labels_at_their_bounds(times_faster, label):
-    assert rate_label(times_faster) == label
+def test_rate_labels_at_their_bounds(relative_rate, label):
+    assert rate_label(relative_rate) == label
 
 
 def test_speech_lies_between_its_first_and_last_loud_sample():

@@ -8,8 +8,8 @@ import pytest
 
 from stepaudio_jax.corpus import words
 from stepaudio_jax.corpus.espeak import variant_genders
-from stepaudio_jax.corpus.phrases import SUMS, draw, number, vocabulary
-from stepaudio_jax.corpus.splicing import draw_spliced
+from stepaudio_jax.corpus.phrases import SUM_RESULTS, draw_phrase, number, vocabulary
+from stepaudio_jax.corpus.splicing import draw_random_phrase
 from stepaudio_jax.corpus.voices import families, speakers
 
 KINDS = ("keyword", "sum", "statement", "question", "mandarin")
@@ -17,7 +17,7 @@ KINDS = ("keyword", "sum", "statement", "question", "mandarin")
 
 def _drawn(kind, held_out, count=1500):
     rng = np.random.default_rng((len(kind), held_out))
-    return [draw(kind, rng, held_out=held_out) for _ in range(count)]
+    return [draw_phrase(kind, rng, held_out=held_out) for _ in range(count)]
 
 
 def test_each_speaker_has_the_gender_that_its_file_declares():
@@ -26,7 +26,17 @@ def test_each_speaker_has_the_gender_that_its_file_declares():
     assert all(genders[speaker.variant] == speaker.gender for speaker in cast)
     declared = {variant for variant, gender in genders.items() if gender is not None}
     assert declared - {speaker.variant for speaker in cast} == {
-        *("whisper", "whisperf", "Demonic", "UniRobot", "anikaRobot", "AnxiousAndy", "Marco", "Alicia", "Lee")
+        *(
+            "whisper",
+            "whisperf",
+            "Demonic",
+            "UniRobot",
+            "anikaRobot",
+            "AnxiousAndy",
+            "Marco",
+            "Alicia",
+            "Lee",
+        )
     }
     assert len({speaker.variant for speaker in cast}) == len(cast), "nobody is in two families"
 
@@ -40,14 +50,25 @@ def test_about_a_third_of_the_families_of_either_gender_is_held_out(gender):
 
 
 def test_variants_made_from_one_another_are_on_one_side():
-    split = {speaker.variant: speaker.held_out for side in (False, True) for speaker in speakers(held_out=side)}
-    for family in (("steph", "steph2", "steph3"), ("linda", "belinda"), ("anika", "Andrea"), ("michel", "miguel", "Diogo")):
+    split = {
+        speaker.variant: speaker.held_out
+        for side in (False, True)
+        for speaker in speakers(held_out=side)
+    }
+    for family in (
+        ("steph", "steph2", "steph3"),
+        ("linda", "belinda"),
+        ("anika", "Andrea"),
+        ("michel", "miguel", "Diogo"),
+    ):
         assert len({split[variant] for variant in family}) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_phrase_is_in_both_splits(kind):
-    trained, held_out = ({phrase.transcript for phrase in _drawn(kind, side)} for side in (False, True))
+    trained, held_out = (
+        {phrase.transcript for phrase in _drawn(kind, side)} for side in (False, True)
+    )
     assert not trained & held_out
     assert all(phrase.held_out for phrase in _drawn(kind, True, 5))
 
@@ -56,8 +77,14 @@ def test_spliced_words_never_make_a_held_out_phrase():
     held_out = {phrase.transcript for kind in KINDS for phrase in _drawn(kind, True, 5000)}
     trained = {phrase.transcript for kind in KINDS for phrase in _drawn(kind, False, 5000)}
     rng = np.random.default_rng(0)
-    spliced = {draw_spliced(kind, rng, 4).transcript for kind in ("spliced", "spliced_mandarin") for _ in range(5000)}
-    assert spliced & trained, "by chance a phrase of training comes out, so one of evaluation would as well"
+    spliced = {
+        draw_random_phrase(kind, rng, 4).transcript
+        for kind in ("random", "random_mandarin")
+        for _ in range(5000)
+    }
+    assert spliced & trained, (
+        "by chance a phrase of training comes out, so one of evaluation would as well"
+    )
     assert not spliced & held_out
 
 
@@ -75,7 +102,13 @@ def test_no_combination_is_in_both_splits_and_every_word_is_in_both(kind, first,
     seen = []
     for side in (False, True):
         slots = [phrase.slots for phrase in _drawn(kind, side, 4000)]
-        seen.append({(filled[first], filled[second]) for filled in slots if first in filled and second in filled})
+        seen.append(
+            {
+                (filled[first], filled[second])
+                for filled in slots
+                if first in filled and second in filled
+            }
+        )
     assert not seen[0] & seen[1]
     for pairs in seen:
         assert {pair[0] for pair in pairs} == set(firsts)
@@ -84,11 +117,15 @@ def test_no_combination_is_in_both_splits_and_every_word_is_in_both(kind, first,
 def test_sums_have_operands_to_learn_from_and_to_be_asked():
     for side in (False, True):
         phrases = _drawn("sum", side, 4000)
-        assert {phrase.answer for phrase in phrases} == {str(total) for total in SUMS}
+        assert {phrase.answer for phrase in phrases} == {str(total) for total in SUM_RESULTS}
         for phrase in phrases[:50]:
             heard = [number(word) for word in phrase.transcript.split() if word in words.DIGITS]
             assert str(sum(heard)) == phrase.answer
-    doubles = {phrase.slots["a"] for phrase in _drawn("sum", False, 4000) if phrase.slots["a"] == phrase.slots["b"]}
+    doubles = {
+        phrase.slots["a"]
+        for phrase in _drawn("sum", False, 4000)
+        if phrase.slots["a"] == phrase.slots["b"]
+    }
     assert len(doubles) == 7, "2+2 to 8+8: equal operands are not kept from training"
 
 
@@ -96,22 +133,36 @@ def test_every_word_is_in_the_vocabulary_and_english_is_grammatical():
     known = set(vocabulary())
     assert len(known) == len(vocabulary())
     rng = np.random.default_rng(0)
-    phrases = [phrase for kind, side in itertools.product(KINDS, (False, True)) for phrase in _drawn(kind, side, 500)]
-    spliced = [draw_spliced(kind, rng, 4) for kind in ("spliced", "spliced_mandarin") for _ in range(200)]
+    phrases = [
+        phrase
+        for kind, side in itertools.product(KINDS, (False, True))
+        for phrase in _drawn(kind, side, 500)
+    ]
+    spliced = [
+        draw_random_phrase(kind, rng, 4)
+        for kind in ("random", "random_mandarin")
+        for _ in range(200)
+    ]
     assert all(set(phrase.transcript.split()) <= known for phrase in [*phrases, *spliced])
     assert {phrase.language for phrase in spliced} == {"English", "Mandarin"}
     for phrase in phrases:
         if phrase.kind != "mandarin":
             assert not re.search(r"\ba [aeiou]", phrase.transcript), phrase.transcript
-    assert {word for phrase in phrases for word in phrase.transcript.split()} == known, "no word that nobody says"
+    assert {word for phrase in phrases for word in phrase.transcript.split()} == known, (
+        "no word that nobody says"
+    )
 
 
 def test_a_keyword_phrase_has_one_keyword_and_a_statement_one_colour_and_one_animal():
     for side in (False, True):
         for phrase in _drawn("keyword", side, 500):
-            assert [word for word in phrase.transcript.split() if word in words.KEYWORDS] == [phrase.slots["keyword"]]
+            assert [word for word in phrase.transcript.split() if word in words.KEYWORDS] == [
+                phrase.slots["keyword"]
+            ]
         for phrase in _drawn("statement", side, 500):
-            said = [word for word in phrase.transcript.split() if word in words.COLOURS + words.ANIMALS]
+            said = [
+                word for word in phrase.transcript.split() if word in words.COLOURS + words.ANIMALS
+            ]
             assert sorted(said) == sorted([phrase.slots["colour"], phrase.slots["animal"]])
         for phrase in _drawn("question", side, 200):
             assert not set(phrase.transcript.split()) & {*words.COLOURS, *words.ANIMALS}
@@ -120,7 +171,10 @@ def test_a_keyword_phrase_has_one_keyword_and_a_statement_one_colour_and_one_ani
 def test_fixed_slots_are_kept():
     rng = np.random.default_rng(0)
     for keyword, side in itertools.product(words.KEYWORDS, (False, True)):
-        assert draw("keyword", rng, held_out=side, fixed={"keyword": keyword}).slots["keyword"] == keyword
+        assert (
+            draw_phrase("keyword", rng, held_out=side, fixed={"keyword": keyword}).slots["keyword"]
+            == keyword
+        )
 
 
 def test_mandarin_is_written_without_spaces():

@@ -11,14 +11,18 @@ import soundfile
 from stepaudio_jax.config import DataConfig, ModelConfig, SourceConfig
 from stepaudio_jax.text import Tokenizer
 
-TOKENIZER = Tokenizer.bytes()
+TOKENIZER = Tokenizer.byte_level()
 MODEL = ModelConfig.presets()["tiny"]
 
 
 def write_clip(path: pathlib.Path, duration_s: float, seed: int) -> pathlib.Path:
     """A clip of noise, loud enough to have a log-mel of its own."""
     path.parent.mkdir(exist_ok=True)
-    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(duration_s * 16_000)).astype(np.float32)
+    samples = (
+        np.random.default_rng(seed)
+        .uniform(-0.5, 0.5, round(duration_s * 16_000))
+        .astype(np.float32)
+    )
     soundfile.write(path, samples, 16_000, subtype="FLOAT")
     return path
 
@@ -35,7 +39,11 @@ def text_record(number: int, words: int) -> dict[str, Any]:
         "id": f"text{number}",
         "messages": [
             {"role": "user", "content": "word " * words},
-            {"role": "assistant", "reasoning_content": f"thought {number}", "content": f"reply {number}"},
+            {
+                "role": "assistant",
+                "reasoning_content": f"thought {number}",
+                "content": f"reply {number}",
+            },
         ],
     }
 
@@ -45,8 +53,18 @@ def audio_record(number: int, *clips: str) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
     for turn, clip in enumerate(clips):
         messages += [
-            {"role": "user", "content": [{"type": "text", "text": f"hear {turn}"}, {"type": "audio", "audio": clip}]},
-            {"role": "assistant", "reasoning_content": f"heard {number}.{turn}", "content": f"reply {number}.{turn}"},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": f"hear {turn}"},
+                    {"type": "audio", "audio": clip},
+                ],
+            },
+            {
+                "role": "assistant",
+                "reasoning_content": f"heard {number}.{turn}",
+                "content": f"reply {number}.{turn}",
+            },
         ]
     return {"id": f"audio{number}", "messages": messages}
 
@@ -58,19 +76,37 @@ def write_spoken(folder: pathlib.Path, records: int = 24) -> pathlib.Path:
         write_clip(folder / f"clips/{clip}.wav", generator.uniform(0.1, 1.5), seed=clip)
     made = []
     for number in range(records):
-        first, second, third = (f"clips/{clip}.wav" for clip in generator.choice(9, 3, replace=False))
-        made.append(audio_record(number, *[(first,), (first, second), (first, first), (first, second, third)][number % 4]))
+        first, second, third = (
+            f"clips/{clip}.wav" for clip in generator.choice(9, 3, replace=False)
+        )
+        made.append(
+            audio_record(
+                number,
+                *[(first,), (first, second), (first, first), (first, second, third)][number % 4],
+            )
+        )
     return write_records(folder / "spoken.jsonl", made)
 
 
 def write_written(folder: pathlib.Path, records: int = 40) -> pathlib.Path:
     """Dialogues in text, of all lengths."""
     lengths = np.random.default_rng(3).integers(1, 60, records)
-    return write_records(folder / "written.jsonl", [text_record(n, int(words)) for n, words in enumerate(lengths)])
+    return write_records(
+        folder / "written.jsonl", [text_record(n, int(words)) for n, words in enumerate(lengths)]
+    )
 
 
 def settings(*sources: pathlib.Path | SourceConfig, **changes: Any) -> DataConfig:
     """A small batch: 4 rows of 512 tokens and 3 chunks of at most 1.6 s."""
-    small = {"rows": 4, "tokens_per_row": 512, "chunks_per_row": 3, "frames_per_chunk": 160, "packing_rows": 2}
-    given = tuple(source if isinstance(source, SourceConfig) else SourceConfig(path=str(source)) for source in sources)
+    small = {
+        "batch_size": 4,
+        "seq_len": 512,
+        "audio_chunks_per_seq": 3,
+        "mel_frames_per_chunk": 160,
+        "packing_bins_per_seq": 2,
+    }
+    given = tuple(
+        source if isinstance(source, SourceConfig) else SourceConfig(path=str(source))
+        for source in sources
+    )
     return DataConfig(sources=given, **{**small, **changes})

@@ -7,16 +7,26 @@ import pytest
 
 from stepaudio_jax import audio
 from stepaudio_jax.config import AugmentationConfig, ConfigError
-from stepaudio_jax.data import batches, evaluation_batches, outputs_per_chunk
+from stepaudio_jax.data import audio_embeddings_per_chunk, batches, evaluation_batches
 from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
-from tests.data.corpus import MODEL, TOKENIZER, audio_record, settings, write_clip, write_records, write_spoken
+from tests.data.corpus import (
+    MODEL,
+    TOKENIZER,
+    audio_record,
+    settings,
+    write_clip,
+    write_records,
+    write_spoken,
+)
 
 CLIP = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
 
 
-def augmented(seed: int = 0, room: int = 1 << 30, **changes) -> np.ndarray:
+def augmented(seed: int = 0, max_shift_samples: int = 1 << 30, **changes) -> np.ndarray:
     config = AugmentationConfig(**changes)
-    return augment_waveform(CLIP, config, np.random.default_rng(seed), room=room, rate=16_000)
+    return augment_waveform(
+        CLIP, config, np.random.default_rng(seed), max_shift_samples=max_shift_samples, rate=16_000
+    )
 
 
 def test_nothing_changes_by_default():
@@ -26,7 +36,9 @@ def test_nothing_changes_by_default():
 
 
 def test_gain_is_uniform_in_decibels():
-    gains = np.array([20 * np.log10(augmented(seed, gain_db=(-6, 12))[0] / CLIP[0]) for seed in range(300)])
+    gains = np.array(
+        [20 * np.log10(augmented(seed, gain_db=(-6, 12))[0] / CLIP[0]) for seed in range(300)]
+    )
     assert -6 <= gains.min() < -5
     assert 11 < gains.max() <= 12
     assert abs(gains.mean() - 3) < 4 * 18 / np.sqrt(12 * 300)
@@ -34,14 +46,18 @@ def test_gain_is_uniform_in_decibels():
 
 
 def test_shift_is_silence_in_front_within_the_room():
-    for longest, room in ((0.5, 1 << 30), (0.5, 100), (0.5, 0)):
-        clips = [augmented(seed, room=room, max_shift_s=longest) for seed in range(200)]
+    for longest, max_shift_samples in ((0.5, 1 << 30), (0.5, 100), (0.5, 0)):
+        clips = [
+            augmented(seed, max_shift_samples=max_shift_samples, max_shift_s=longest)
+            for seed in range(200)
+        ]
         shifts = np.array([clip.size - CLIP.size for clip in clips])
-        limit = min(8000, room)
+        limit = min(8000, max_shift_samples)
         assert 0 <= shifts.min() <= 0.05 * limit
         assert 0.95 * limit <= shifts.max() <= limit
         assert all(
-            not clip[:shift].any() and np.array_equal(clip[shift:], CLIP) for clip, shift in zip(clips, shifts, strict=True)
+            not clip[:shift].any() and np.array_equal(clip[shift:], CLIP)
+            for clip, shift in zip(clips, shifts, strict=True)
         )
 
 
@@ -55,20 +71,30 @@ def test_noise_has_the_power_asked_for(snr_db):
 
 
 def test_noise_comes_as_often_as_asked():
-    noisy = sum(not np.array_equal(augmented(seed, noise_probability=0.25), CLIP) for seed in range(400))
+    noisy = sum(
+        not np.array_equal(augmented(seed, noise_probability=0.25), CLIP) for seed in range(400)
+    )
     assert abs(noisy - 100) < 4 * np.sqrt(400 * 0.25 * 0.75)
 
 
 def test_a_silent_clip_stays_silent():
     config = AugmentationConfig(noise_probability=1, gain_db=(6, 6))
-    assert not augment_waveform(np.zeros(800, np.float32), config, np.random.default_rng(0), room=0, rate=16_000).any()
+    assert not augment_waveform(
+        np.zeros(800, np.float32),
+        config,
+        np.random.default_rng(0),
+        max_shift_samples=0,
+        rate=16_000,
+    ).any()
 
 
 def test_masks_are_bands_and_stretches_of_the_floor():
     mel = audio.log_mel(CLIP)
     floor = mel.min()
     for seed in range(40):
-        config = AugmentationConfig(frequency_masks=1, frequency_mask_bins=20, time_masks=1, time_mask_frames=30)
+        config = AugmentationConfig(
+            frequency_masks=1, frequency_mask_bins=20, time_masks=1, time_mask_frames=30
+        )
         masked = mask_log_mel(mel, config, np.random.default_rng(seed))
         changed = masked != mel
         assert (masked[changed] == floor).all()
@@ -78,9 +104,14 @@ def test_masks_are_bands_and_stretches_of_the_floor():
         assert (changed <= rows[:, None] | columns[None, :]).all()
         for masked_lines in (rows, columns):
             assert np.count_nonzero(np.diff(masked_lines.astype(int))) <= 2  # one stretch
-    everything = AugmentationConfig(frequency_masks=1, frequency_mask_bins=1000, time_masks=1, time_mask_frames=1000)
+    everything = AugmentationConfig(
+        frequency_masks=1, frequency_mask_bins=1000, time_masks=1, time_mask_frames=1000
+    )
     widths = [
-        np.count_nonzero((mask_log_mel(mel, everything, np.random.default_rng(s)) == floor).all(axis=1)) for s in range(60)
+        np.count_nonzero(
+            (mask_log_mel(mel, everything, np.random.default_rng(s)) == floor).all(axis=1)
+        )
+        for s in range(60)
     ]
     assert max(widths) > 110
 
@@ -88,7 +119,9 @@ def test_masks_are_bands_and_stretches_of_the_floor():
 def test_the_log_mel_given_is_left_alone():
     mel = audio.log_mel(CLIP)
     before = mel.copy()
-    mask_log_mel(mel, AugmentationConfig(time_masks=2, time_mask_frames=50), np.random.default_rng(0))
+    mask_log_mel(
+        mel, AugmentationConfig(time_masks=2, time_mask_frames=50), np.random.default_rng(0)
+    )
     assert np.array_equal(mel, before)
 
 
@@ -107,15 +140,18 @@ def test_augmented_batches_keep_tokens_and_sound_together(tmp_path):
     """The clip a shift has lengthened has as many audio tokens as its own log-mel makes."""
     config = settings(write_spoken(tmp_path), augmentation=STRONG)
     plain = dataclasses.replace(config, augmentation=AugmentationConfig())
-    iterator, plain_iterator = batches(config, TOKENIZER, MODEL, seed=0), batches(plain, TOKENIZER, MODEL, seed=0)
-    longer, outputs = 0, outputs_per_chunk(config.frames_per_chunk)
+    iterator, plain_iterator = (
+        batches(config, TOKENIZER, MODEL, seed=0),
+        batches(plain, TOKENIZER, MODEL, seed=0),
+    )
+    longer, outputs = 0, audio_embeddings_per_chunk(config.mel_frames_per_chunk)
     for _ in range(5):
         batch = next(iterator)
         for row in range(4):
-            slots = batch.audio_slot[row][batch.audio_slot[row] >= 0]
+            slots = batch.audio_index[row][batch.audio_index[row] >= 0]
             for chunk, frames in enumerate(batch.mel_lengths[row]):
                 offsets = set((slots[slots // outputs == chunk] % outputs).tolist())
-                assert offsets == set(range(audio.tokens_of_frames(int(frames))))
+                assert offsets == set(range(audio.chunk_token_count(int(frames))))
         longer += int(batch.mel_lengths.sum()) - int(next(plain_iterator).mel_lengths.sum())
     assert longer > 0
 
@@ -124,7 +160,9 @@ def test_an_epoch_sounds_different_from_the_last_and_the_same_when_repeated(tmp_
     write_clip(tmp_path / "a.wav", 1.0, seed=0)
     path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")])
     loud = AugmentationConfig(gain_db=(-10, 10), noise_probability=1)
-    config = settings(path, rows=1, tokens_per_row=100, packing_rows=1, augmentation=loud)  # one dialogue a row
+    config = settings(
+        path, batch_size=1, seq_len=100, packing_bins_per_seq=1, augmentation=loud
+    )  # one dialogue a row
 
     def sounds(seed: int) -> list[bytes]:
         iterator = batches(config, TOKENIZER, MODEL, seed=seed)
@@ -141,7 +179,12 @@ def test_all_the_clips_of_a_dialogue_are_silent_as_often_as_asked(tmp_path):
     silence = audio.log_mel(np.zeros(8000, np.float32))
 
     def silent(probability: float) -> list[bool]:
-        config = settings(path, rows=1, packing_rows=1, augmentation=AugmentationConfig(silence_probability=probability))
+        config = settings(
+            path,
+            batch_size=1,
+            packing_bins_per_seq=1,
+            augmentation=AugmentationConfig(silence_probability=probability),
+        )
         iterator = batches(config, TOKENIZER, MODEL, seed=0)
         heard = []
         for _ in range(200):
@@ -165,16 +208,29 @@ def test_a_shift_never_makes_a_dialogue_too_long(tmp_path):
 
     def frames(clip: str, **sizes: int) -> set[int]:
         path = write_records(tmp_path / "d.jsonl", [audio_record(0, clip)])
-        iterator = batches(settings(path, rows=1, packing_rows=1, augmentation=shift, **sizes), TOKENIZER, MODEL, seed=0)
+        iterator = batches(
+            settings(path, batch_size=1, packing_bins_per_seq=1, augmentation=shift, **sizes),
+            TOKENIZER,
+            MODEL,
+            seed=0,
+        )
         return {int(next(iterator).mel_lengths.max()) for _ in range(8)}
 
-    assert max(frames("a.wav", frames_per_chunk=110)) in range(105, 111)
+    assert max(frames("a.wav", mel_frames_per_chunk=110)) in range(105, 111)
     plain = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")])
-    (batch,) = evaluation_batches(settings(plain, rows=1), TOKENIZER, MODEL)
+    (batch,) = evaluation_batches(settings(plain, batch_size=1), TOKENIZER, MODEL)
     exact = int(np.count_nonzero(batch.segment_ids))
-    assert frames("a.wav", frames_per_chunk=300, tokens_per_row=exact) <= {102, 103, 104, 105, 106}  # no further token
-    assert max(frames("a.wav", frames_per_chunk=300, tokens_per_row=exact + 99)) > 150
-    assert max(frames("long.wav", frames_per_chunk=2502, chunks_per_row=1)) in range(2495, 2503)
+    assert frames("a.wav", mel_frames_per_chunk=300, seq_len=exact) <= {
+        102,
+        103,
+        104,
+        105,
+        106,
+    }  # no further token
+    assert max(frames("a.wav", mel_frames_per_chunk=300, seq_len=exact + 99)) > 150
+    assert max(frames("long.wav", mel_frames_per_chunk=2502, audio_chunks_per_seq=1)) in range(
+        2495, 2503
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from stepaudio_jax.data import (
     BadAudioError,
     DataError,
     JsonlSource,
-    Preparation,
+    Preprocessor,
     TooLongError,
     batches,
     evaluation_batches,
     find_bad_records,
-    raise_mistakes,
+    raise_for_bad_records,
 )
 from tests.data.corpus import (
     MODEL,
@@ -36,9 +36,9 @@ from tests.data.corpus import (
 def check(config):
     """Checks all records as a run does before it begins; returns those that will be skipped."""
     sources = [JsonlSource(source) for source in config.sources]
-    preparation = Preparation(config, TOKENIZER, MODEL, None, sources, seed=0)
+    preparation = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
     bad = find_bad_records(sources, config, preparation.check)
-    raise_mistakes(bad, sources, config)
+    raise_for_bad_records(bad, sources, config)
     return bad
 
 
@@ -63,17 +63,37 @@ def bad_clip(folder, kind: str) -> str:
     return path.name
 
 
-KINDS = ["missing", "text", "empty", "NaN", "cut short", "too short", "silent first channel", "folder"]
+KINDS = [
+    "missing",
+    "text",
+    "empty",
+    "NaN",
+    "cut short",
+    "too short",
+    "silent first channel",
+    "folder",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_audio_is_named_with_file_line_and_clip(tmp_path, kind):
     write_clip(tmp_path / "good.wav", 0.5, seed=0)
-    records = [audio_record(0, "good.wav"), audio_record(1, "good.wav", bad_clip(tmp_path, kind)), audio_record(2, "good.wav")]
+    records = [
+        audio_record(0, "good.wav"),
+        audio_record(1, "good.wav", bad_clip(tmp_path, kind)),
+        audio_record(2, "good.wav"),
+    ]
     path = write_records(tmp_path / "d.jsonl", records)
     for read in (
         lambda: list(evaluation_batches(settings(path), TOKENIZER, MODEL)),
-        lambda: [next(batches(settings(path, rows=1, packing_rows=1), TOKENIZER, MODEL, seed=0)) for _ in range(4)],
+        lambda: [
+            next(
+                batches(
+                    settings(path, batch_size=1, packing_bins_per_seq=1), TOKENIZER, MODEL, seed=0
+                )
+            )
+            for _ in range(4)
+        ],
         lambda: check(settings(path)),
     ):
         with pytest.raises(DataError) as error:
@@ -94,8 +114,18 @@ def test_bad_audio_is_skipped_and_counted_where_asked(tmp_path, caplog, kind):
         seen = sum(int(batch.segment_ids.max(axis=1).sum()) for batch in iterator)
     assert seen == 4
     assert iterator.counts == {"records": 4, "records/d": 4, "skipped_bad_audio": 2}
-    assert [f"{path}:{line}: audio" in caplog.text for line in range(1, 7)] == [False, True, False, False, True, False]
-    assert [(record.record, record.skipped) for record in check(config)] == [(1, "bad_audio"), (4, "bad_audio")]
+    assert [f"{path}:{line}: audio" in caplog.text for line in range(1, 7)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert [(record.record, record.skipped) for record in check(config)] == [
+        (1, "bad_audio"),
+        (4, "bad_audio"),
+    ]
 
 
 def test_a_model_learns_from_the_first_channel_or_from_the_mean(tmp_path):
@@ -115,8 +145,12 @@ def test_a_model_learns_from_the_first_channel_or_from_the_mean(tmp_path):
 def test_a_run_does_not_go_on_with_another_channel(tmp_path):
     config = settings(write_records(tmp_path / "d.jsonl", [text_record(0, 3)]))
     state = batches(config, TOKENIZER, MODEL, seed=0).get_state()
-    with pytest.raises(DataError, match="cannot resume: the data's channel was first and is now mix"):
-        batches(dataclasses.replace(config, channel="mix"), TOKENIZER, MODEL, seed=0).set_state(state)
+    with pytest.raises(
+        DataError, match="cannot resume: the data's channel was first and is now mix"
+    ):
+        batches(dataclasses.replace(config, channel="mix"), TOKENIZER, MODEL, seed=0).set_state(
+            state
+        )
 
 
 def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):
@@ -124,7 +158,9 @@ def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):
     write_clip(tmp_path / "a.wav", 0.01, seed=0)
     config = settings(write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")]))
     model = dataclasses.replace(MODEL, length_convention="vllm")
-    assert np.count_nonzero(next(evaluation_batches(config, TOKENIZER, model)).audio_slot == 0) == 1
+    assert (
+        np.count_nonzero(next(evaluation_batches(config, TOKENIZER, model)).audio_index == 0) == 1
+    )
     with pytest.raises(BadAudioError, match="too short"):
         next(evaluation_batches(config, TOKENIZER, MODEL))
 
@@ -134,38 +170,46 @@ def too_long_cases(folder):
     write_clip(folder / "b.wav", 1.0, seed=1)
     write_clip(folder / "long.wav", 2.0, seed=1)
     return {
-        "tokens_per_row=512": text_record(0, 150),
-        "chunks_per_row=1": audio_record(0, "a.wav", "b.wav"),
-        "frames_per_chunk=160": audio_record(0, "long.wav"),
+        "seq_len=512": text_record(0, 150),
+        "audio_chunks_per_seq=1": audio_record(0, "a.wav", "b.wav"),
+        "mel_frames_per_chunk=160": audio_record(0, "long.wav"),
     }
 
 
-@pytest.mark.parametrize("limit", ["tokens_per_row=512", "chunks_per_row=1", "frames_per_chunk=160"])
+@pytest.mark.parametrize(
+    "limit", ["seq_len=512", "audio_chunks_per_seq=1", "mel_frames_per_chunk=160"]
+)
 def test_a_dialogue_too_long_is_an_error_or_counted(tmp_path, limit):
     case = too_long_cases(tmp_path)[limit]
     path = write_records(tmp_path / "d.jsonl", [text_record(1, 3), case, text_record(2, 3)])
     with pytest.raises(TooLongError, match=f"more than {limit}") as error:
-        list(evaluation_batches(settings(path, chunks_per_row=1), TOKENIZER, MODEL))
+        list(evaluation_batches(settings(path, audio_chunks_per_seq=1), TOKENIZER, MODEL))
     assert str(error.value).startswith(f"{path}:2: ")
     assert "on_too_long" in str(error.value)
-    iterator = evaluation_batches(settings(path, chunks_per_row=1, on_too_long="skip"), TOKENIZER, MODEL)
+    iterator = evaluation_batches(
+        settings(path, audio_chunks_per_seq=1, on_too_long="skip"), TOKENIZER, MODEL
+    )
     assert sum(int(batch.segment_ids.max(axis=1).sum()) for batch in iterator) == 2
     assert iterator.counts == {"records": 2, "records/d": 2, "skipped_too_long": 1}
 
 
 def test_a_dialogue_that_just_fits_is_used(tmp_path):
     path = write_records(tmp_path / "d.jsonl", [text_record(0, 20)])
-    (batch,) = evaluation_batches(settings(path, rows=1), TOKENIZER, MODEL)
+    (batch,) = evaluation_batches(settings(path, batch_size=1), TOKENIZER, MODEL)
     length = int(np.count_nonzero(batch.segment_ids))
-    (exact,) = evaluation_batches(settings(path, rows=1, tokens_per_row=length), TOKENIZER, MODEL)
+    (exact,) = evaluation_batches(settings(path, batch_size=1, seq_len=length), TOKENIZER, MODEL)
     assert exact.segment_ids.all()
-    with pytest.raises(TooLongError, match=f"takes {length} tokens, more than tokens_per_row={length - 1}"):
-        next(evaluation_batches(settings(path, rows=1, tokens_per_row=length - 1), TOKENIZER, MODEL))
+    with pytest.raises(
+        TooLongError, match=f"takes {length} tokens, more than seq_len={length - 1}"
+    ):
+        next(evaluation_batches(settings(path, batch_size=1, seq_len=length - 1), TOKENIZER, MODEL))
 
 
 def test_counts_go_on_through_a_resume_and_count_nothing_twice(tmp_path):
     records = [text_record(number, 150 if number % 5 == 0 else 5) for number in range(50)]
-    config = settings(write_records(tmp_path / "d.jsonl", records), rows=2, on_too_long="skip", threads=4)
+    config = settings(
+        write_records(tmp_path / "d.jsonl", records), batch_size=2, on_too_long="skip", threads=4
+    )
     straight = batches(config, TOKENIZER, MODEL, seed=0)
     for _ in range(12):
         next(straight)
@@ -177,7 +221,9 @@ def test_counts_go_on_through_a_resume_and_count_nothing_twice(tmp_path):
     for _ in range(7):
         next(resumed)
     assert resumed.counts == straight.counts
-    assert straight.counts["skipped_too_long"] == pytest.approx(straight.counts["records"] / 4, rel=0.3)
+    assert straight.counts["skipped_too_long"] == pytest.approx(
+        straight.counts["records"] / 4, rel=0.3
+    )
 
 
 def test_skipping_everything_ends_in_an_error_not_in_an_endless_search(tmp_path):
@@ -188,13 +234,17 @@ def test_skipping_everything_ends_in_an_error_not_in_an_endless_search(tmp_path)
 
 def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_skipped(tmp_path):
     clip = write_clip(tmp_path / "a.wav", 0.5, seed=0)
-    config = settings(write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")]), on_bad_audio="skip")
+    config = settings(
+        write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")]), on_bad_audio="skip"
+    )
     iterator = batches(config, TOKENIZER, MODEL, seed=0)
     next(iterator)
     state = iterator.get_state()
     iterator.close()
     clip.unlink()
-    with pytest.raises(DataError, match=r"cannot resume: .*d.jsonl:1: audio .*a.wav: does not exist"):
+    with pytest.raises(
+        DataError, match=r"cannot resume: .*d.jsonl:1: audio .*a.wav: does not exist"
+    ):
         batches(config, TOKENIZER, MODEL, seed=0).set_state(state)
 
 
@@ -202,13 +252,31 @@ def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_sk
     ("record", "complaint"),
     [
         ({"messages": [{"role": "user", "content": "Hello?"}]}, "no assistant turn is learnt"),
-        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "loss": False}]}, "is learnt"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "?"},
+                    {"role": "assistant", "content": "!", "loss": False},
+                ]
+            },
+            "is learnt",
+        ),
         ({"messages": [{"role": "assistant", "content": "Hello."}]}, "no user turn"),
-        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a </think> b"}]}, "</think>"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "?"},
+                    {"role": "assistant", "content": "a </think> b"},
+                ]
+            },
+            "</think>",
+        ),
         ({"messages": [{"role": "robot", "content": "?"}]}, "unknown role"),
     ],
 )
-def test_an_unusable_dialogue_is_an_error_also_where_bad_ones_are_skipped(tmp_path, record, complaint):
+def test_an_unusable_dialogue_is_an_error_also_where_bad_ones_are_skipped(
+    tmp_path, record, complaint
+):
     path = write_records(tmp_path / "d.jsonl", [text_record(0, 3), record])
     config = settings(path, on_bad_audio="skip", on_too_long="skip")
     for read in (
@@ -221,7 +289,10 @@ def test_an_unusable_dialogue_is_an_error_also_where_bad_ones_are_skipped(tmp_pa
 
 
 AUXILIARY = AuxiliaryConfig(
-    ctc_weight=1.0, ctc_words=("seven", "eight"), attribute_weight=1.0, attributes={"gender": ("male", "female")}
+    ctc_weight=1.0,
+    ctc_words=("seven", "eight"),
+    attribute_weight=1.0,
+    attributes={"gender": ("male", "female")},
 )
 
 
@@ -229,11 +300,20 @@ AUXILIARY = AuxiliaryConfig(
     ("labels", "complaint"),
     [
         ([{"transcript": "seven sevven"}], "the word 'sevven'.*did you mean 'seven'"),
-        ([{"attributes": {"gender": "femal"}}], r"gender='femal'.*did you mean 'female'.*\(allowed: male, female\)"),
+        (
+            [{"attributes": {"gender": "femal"}}],
+            r"gender='femal'.*did you mean 'female'.*\(allowed: male, female\)",
+        ),
         ([{"transcript": "seven " * 11}], "11 words, too many"),
-        ([{"transcript": "seven seven seven seven"}], "4 words, too many for its 6"),  # three blanks between, seven in all
+        (
+            [{"transcript": "seven seven seven seven"}],
+            "4 words, too many for its 6",
+        ),  # three blanks between, seven in all
         ([{"transcript": "seven"}, {"transcript": "eight"}], "different labels"),
-        ([{"attributes": {"gender": "male"}}, {"attributes": {"gender": "female"}}], "different labels"),
+        (
+            [{"attributes": {"gender": "male"}}, {"attributes": {"gender": "female"}}],
+            "different labels",
+        ),
     ],
 )
 def test_labels_that_cannot_be_learnt_are_errors(tmp_path, labels, complaint):
@@ -252,7 +332,7 @@ def test_a_transcript_of_a_clip_of_two_chunks_is_an_error(tmp_path):
     write_clip(tmp_path / "a.wav", 26.0, seed=0)
     record = audio_record(0, "a.wav")
     record["messages"][0]["content"][1]["transcript"] = "seven"
-    config = settings(write_records(tmp_path / "d.jsonl", [record]), frames_per_chunk=2502)
+    config = settings(write_records(tmp_path / "d.jsonl", [record]), mel_frames_per_chunk=2502)
     with pytest.raises(DataError, match="spans 2 chunks"):
         next(evaluation_batches(config, TOKENIZER, MODEL, auxiliary=AUXILIARY))
 
@@ -275,8 +355,12 @@ def test_check_reaches_the_last_record_or_as_far_as_it_is_told(tmp_path):
     path = late_records(tmp_path)
     with pytest.raises(DataError) as error:
         check(settings(path))
-    assert str(error.value).startswith(f"{path}:71: message 2 (assistant) has </think> in its reply")
-    assert str(error.value).endswith(f"(and 2 more that cannot be used: {path}:74, {path}:76; {SKIPPING})")
+    assert str(error.value).startswith(
+        f"{path}:71: message 2 (assistant) has </think> in its reply"
+    )
+    assert str(error.value).endswith(
+        f"(and 2 more that cannot be used: {path}:74, {path}:76; {SKIPPING})"
+    )
     assert check(settings(path, check=70)) == check(settings(path, check=0)) == []
     with pytest.raises(DataError, match=f"{path}:74: audio .*missing.wav: does not exist"):
         check(settings(path, check=75, on_bad_record="skip"))
@@ -295,14 +379,24 @@ def test_shares_of_a_check_make_the_whole(tmp_path):
         records[number] = {"messages": []}
     config = settings(write_records(tmp_path / "d.jsonl", records), on_bad_record="skip")
     sources = [JsonlSource(source) for source in config.sources]
-    preparation = Preparation(config, TOKENIZER, MODEL, None, sources, seed=0)
-    shares = [find_bad_records(sources, config, preparation.check, share=(index, 3)) for index in range(3)]
-    assert [[record.record for record in share] for share in shares] == [[0, 127], [128], [300, 699]]
+    preparation = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
+    shares = [
+        find_bad_records(sources, config, preparation.check, shard=(index, 3)) for index in range(3)
+    ]
+    assert [[record.record for record in share] for share in shares] == [
+        [0, 127],
+        [128],
+        [300, 699],
+    ]
 
 
 def test_a_source_of_which_nothing_can_be_used_is_an_error(tmp_path):
-    path = write_records(tmp_path / "d.jsonl", [audio_record(number, "missing.wav") for number in range(3)])
-    with pytest.raises(DataError, match=f"{path}: all 3 records would be skipped; the first: {path}:1: audio"):
+    path = write_records(
+        tmp_path / "d.jsonl", [audio_record(number, "missing.wav") for number in range(3)]
+    )
+    with pytest.raises(
+        DataError, match=f"{path}: all 3 records would be skipped; the first: {path}:1: audio"
+    ):
         check(settings(path, write_written(tmp_path), on_bad_audio="skip"))
 
 

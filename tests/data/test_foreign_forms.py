@@ -34,7 +34,15 @@ def refused(folder, value):
 
 
 def user(*content):
-    return {"messages": [{"role": "user", "content": content[0] if isinstance(content[0], str) else list(content)}, REPLY]}
+    return {
+        "messages": [
+            {
+                "role": "user",
+                "content": content[0] if isinstance(content[0], str) else list(content),
+            },
+            REPLY,
+        ]
+    }
 
 
 SOUND = 'put {"type": "audio", "audio": PATH} into the \'content\' of its turn'
@@ -42,13 +50,36 @@ TURNS = "write the turns as 'messages'"
 # Keys of a record -> what is to be written instead, beside `messages`.
 KEYS = {
     **dict.fromkeys(
-        ("audios", "audio", "audio_path", "audio_paths", "audio_file", "audio_filepath", "audio_url", "input_audio"),
+        (
+            "audios",
+            "audio",
+            "audio_path",
+            "audio_paths",
+            "audio_file",
+            "audio_filepath",
+            "audio_url",
+            "input_audio",
+        ),
         (["clip.wav"], SOUND),
     ),
     **dict.fromkeys(
-        ("audioPath", "Audios", "wav", "wavs", "wav_path", "rejected_audios", "audio_bytes", "audio_1", "audio2"), ("x", SOUND)
+        (
+            "audioPath",
+            "Audios",
+            "wav",
+            "wavs",
+            "wav_path",
+            "rejected_audios",
+            "audio_bytes",
+            "audio_1",
+            "audio2",
+        ),
+        ("x", SOUND),
     ),
-    **dict.fromkeys(("images", "image", "image_path", "videos", "video"), (["a.png"], "there are text and sound only")),
+    **dict.fromkeys(
+        ("images", "image", "image_path", "videos", "video"),
+        (["a.png"], "there are text and sound only"),
+    ),
     "system": ("Be brief.", 'as the first message, {"role": "system", "content": TEXT}'),
     "tools": ([{"name": "w"}], '{"role": "tool_json_schemas", "content": TEXT}'),
     "functions": ([{"name": "w"}], '{"role": "tool_json_schemas", "content": TEXT}'),
@@ -58,7 +89,10 @@ KEYS = {
     "label": (False, "as 'answer'"),
     "objects": ({"bbox": [[1, 2, 3, 4]]}, "there are text and sound only"),
     "prompt": ("When?", "the dialogue is in 'messages'"),
-    **dict.fromkeys(("query", "response", "history", "conversations", "completion", "instruction"), (["x"], TURNS)),
+    **dict.fromkeys(
+        ("query", "response", "history", "conversations", "completion", "instruction"),
+        (["x"], TURNS),
+    ),
 }
 
 
@@ -73,7 +107,13 @@ def test_a_key_of_another_library_is_refused_and_empty_it_is_nothing(tmp_path, k
 
 
 def test_sound_beside_a_clip_is_refused_too_and_every_key_is_named(tmp_path):
-    record = {"messages": [SPOKEN, REPLY], "audios": ["b.wav"], "audio": "c.wav", "tools": [{}, "x"], "speaker": "7"}
+    record = {
+        "messages": [SPOKEN, REPLY],
+        "audios": ["b.wav"],
+        "audio": "c.wav",
+        "tools": [{}, "x"],
+        "speaker": "7",
+    }
     said = refused(tmp_path, record)
     assert said.startswith(f'has "audios", "audio", which are not read: {SOUND}')
     assert '; has "tools", which is not read: ' in said
@@ -83,11 +123,42 @@ def test_sound_beside_a_clip_is_refused_too_and_every_key_is_named(tmp_path):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"language": "en", "speaker": "p225", "duration": 3.2, "dataset": "talks", "split": "train", "score": 0.5},
-        {"audio_id": "a1", "audio_duration": 3.0, "audio_language": "en", "audio": True, "video_id": "x"},
-        {"text": "At seven.", "input": "x", "output": "y", "sound": "dog barking", "file": "shard-3.jsonl", "path": "a/b"},
-        {"recording": "take 2", "url": "https://example.org/page", "channel": "left", "speech": "When is it? In a.wav? No."},
-        {"prompt_id": "1", "responses": 3, "systems": "x", "metadata": {"audio": "a.wav"}, "embedding": [0.1] * 9},
+        {
+            "language": "en",
+            "speaker": "p225",
+            "duration": 3.2,
+            "dataset": "talks",
+            "split": "train",
+            "score": 0.5,
+        },
+        {
+            "audio_id": "a1",
+            "audio_duration": 3.0,
+            "audio_language": "en",
+            "audio": True,
+            "video_id": "x",
+        },
+        {
+            "text": "At seven.",
+            "input": "x",
+            "output": "y",
+            "sound": "dog barking",
+            "file": "shard-3.jsonl",
+            "path": "a/b",
+        },
+        {
+            "recording": "take 2",
+            "url": "https://example.org/page",
+            "channel": "left",
+            "speech": "When is it? In a.wav? No.",
+        },
+        {
+            "prompt_id": "1",
+            "responses": 3,
+            "systems": "x",
+            "metadata": {"audio": "a.wav"},
+            "embedding": [0.1] * 9,
+        },
     ],
 )
 def test_keys_of_ones_own_are_left_alone(tmp_path, keys):
@@ -117,12 +188,21 @@ def test_a_file_of_sound_beside_a_dialogue_without_any_is_refused(tmp_path, keys
 @pytest.mark.parametrize(
     ("record", "parts"),
     [
-        ({"query": "<audio>When?", "response": "7", "audios": ["a.wav"]}, ['"query", "response"', TURNS, SOUND]),
+        (
+            {"query": "<audio>When?", "response": "7", "audios": ["a.wav"]},
+            ['"query", "response"', TURNS, SOUND],
+        ),
         ({"prompt": [USER], "completion": [REPLY]}, ["only beside 'chosen' and 'rejected'", TURNS]),
-        ({"conversations": [{"from": "human", "value": "x"}], "system": "s"}, [TURNS, "as the first message"]),
+        (
+            {"conversations": [{"from": "human", "value": "x"}], "system": "s"},
+            [TURNS, "as the first message"],
+        ),
         ({"instruction": "x", "input": "", "output": "y"}, ['"instruction", "output"', TURNS]),
         ({"audio_filepath": "a.wav", "duration": 1.0, "text": "x"}, [SOUND, '"text"', TURNS]),
-        ({"input": {"messages": [USER]}, "preferred_output": [REPLY]}, ['"input"', "write it as 'chosen'"]),
+        (
+            {"input": {"messages": [USER]}, "preferred_output": [REPLY]},
+            ['"input"', "write it as 'chosen'"],
+        ),
         ({"speaker": "x"}, ["the key 'messages' is missing", TURNS]),
     ],
 )
@@ -132,16 +212,34 @@ def test_a_record_without_messages_says_how_to_write_them(tmp_path, record, part
 
 
 MESSAGES = {
-    "tool calls": ({"role": "assistant", "tool_calls": [{"id": "1"}]}, '"tool_calls"; write the call as text'),
-    "tool calls beside null": ({**REPLY, "content": None, "tool_calls": [{}, 1]}, '"tool_calls"; write the call as text'),
-    "a function call": ({**REPLY, "function_call": {"name": "w"}}, '"function_call"; write the call as text'),
-    "a tool's result": ({"role": "tool", "tool_call_id": "1", "content": "x"}, '"tool_call_id"; leave it out'),
+    "tool calls": (
+        {"role": "assistant", "tool_calls": [{"id": "1"}]},
+        '"tool_calls"; write the call as text',
+    ),
+    "tool calls beside null": (
+        {**REPLY, "content": None, "tool_calls": [{}, 1]},
+        '"tool_calls"; write the call as text',
+    ),
+    "a function call": (
+        {**REPLY, "function_call": {"name": "w"}},
+        '"function_call"; write the call as text',
+    ),
+    "a tool's result": (
+        {"role": "tool", "tool_call_id": "1", "content": "x"},
+        '"tool_call_id"; leave it out',
+    ),
     "a name": ({**USER, "name": "Ann"}, '"name"; leave it out'),
     "sharegpt": ({"from": "human", "value": "x"}, "\"from\"; write 'role' for 'from'"),
     "sound of a turn": ({**USER, "audio": "clip.wav"}, '"audio"; put {"type": "audio"'),
-    "developer": ({"role": "developer", "content": "x"}, "unknown role \"developer\"; write 'system'"),
+    "developer": (
+        {"role": "developer", "content": "x"},
+        "unknown role \"developer\"; write 'system'",
+    ),
     "gpt": ({"role": "gpt", "content": "x"}, "unknown role \"gpt\"; write 'assistant'"),
-    "observation": ({"role": "observation", "content": "x"}, "unknown role \"observation\"; write 'input'"),
+    "observation": (
+        {"role": "observation", "content": "x"},
+        "unknown role \"observation\"; write 'input'",
+    ),
     "thinking": ({**REPLY, "thinking": "x"}, "\"thinking\"; write it as 'reasoning_content'"),
 }
 
@@ -156,18 +254,45 @@ def test_what_a_message_of_another_library_says_is_refused_in_words_that_help(tm
 
 LONG = "A" * 300_000
 PARTS = {
-    "OpenAI's sound": ({"type": "input_audio", "input_audio": {"data": LONG}}, '"input_audio"; save the sound as a file'),
-    "an address of sound": ({"type": "audio_url", "audio_url": {"url": LONG}}, '"audio_url"; save the sound as a file'),
-    "Qwen's": ({"type": "audio", "audio_url": "clip.wav"}, "\"audio_url\"; name the file in 'audio'"),
+    "OpenAI's sound": (
+        {"type": "input_audio", "input_audio": {"data": LONG}},
+        '"input_audio"; save the sound as a file',
+    ),
+    "an address of sound": (
+        {"type": "audio_url", "audio_url": {"url": LONG}},
+        '"audio_url"; save the sound as a file',
+    ),
+    "Qwen's": (
+        {"type": "audio", "audio_url": "clip.wav"},
+        "\"audio_url\"; name the file in 'audio'",
+    ),
     "a path": ({"type": "audio", "path": "clip.wav"}, "\"path\"; name the file in 'audio'"),
     "no type": ({"audio": "clip.wav"}, 'add "type": "audio"'),
     "two in one": ({**CLIP, "text": "Who?"}, '"text"; give it in a part of its own'),
-    "a picture": ({"type": "image_url", "image_url": {"url": "x"}}, "there are text and sound only"),
-    "a struct": ({"type": "audio", "audio": {"path": "clip.wav", "bytes": LONG}}, "must be the path of a file"),
-    "a data URI": ({"type": "audio", "audio": f"data:audio/wav;base64,{LONG}"}, "is a data URI (300022 characters); save"),
-    "a file's address": ({"type": "audio", "audio": "file:///a/clip.wav"}, "write the path alone, without 'file:'"),
-    "an address": ({"type": "audio", "audio": "https://example.org/a.wav"}, "copy the file here, and write its path"),
-    "a bucket": ({"type": "audio", "audio": "s3://bucket/a.wav"}, "copy the file here, and write its path"),
+    "a picture": (
+        {"type": "image_url", "image_url": {"url": "x"}},
+        "there are text and sound only",
+    ),
+    "a struct": (
+        {"type": "audio", "audio": {"path": "clip.wav", "bytes": LONG}},
+        "must be the path of a file",
+    ),
+    "a data URI": (
+        {"type": "audio", "audio": f"data:audio/wav;base64,{LONG}"},
+        "is a data URI (300022 characters); save",
+    ),
+    "a file's address": (
+        {"type": "audio", "audio": "file:///a/clip.wav"},
+        "write the path alone, without 'file:'",
+    ),
+    "an address": (
+        {"type": "audio", "audio": "https://example.org/a.wav"},
+        "copy the file here, and write its path",
+    ),
+    "a bucket": (
+        {"type": "audio", "audio": "s3://bucket/a.wav"},
+        "copy the file here, and write its path",
+    ),
 }
 
 
@@ -203,12 +328,21 @@ def test_sound_in_letters_where_a_path_should_be_is_not_printed_whole(tmp_path):
 )
 def test_a_placeholder_beside_a_clip_is_refused(tmp_path, text):
     assert "has the placeholder '<" in refused(tmp_path, user(CLIP, {"type": "text", "text": text}))
-    later = {"messages": [{"role": "user", "content": text}, REPLY, {"role": "user", "content": [CLIP]}, REPLY]}
+    later = {
+        "messages": [
+            {"role": "user", "content": text},
+            REPLY,
+            {"role": "user", "content": [CLIP]},
+            REPLY,
+        ]
+    }
     assert refused(tmp_path, later).startswith("message 1 (user) has the placeholder")
     read(tmp_path, user(text))  # nothing says that there should be a clip
 
 
-@pytest.mark.parametrize("text", ["What does the tag <audio> do?", "Have you used <audio>?", "I write `<audio>` often."])
+@pytest.mark.parametrize(
+    "text", ["What does the tag <audio> do?", "Have you used <audio>?", "I write `<audio>` often."]
+)
 def test_a_text_that_speaks_of_the_tag_is_a_text(tmp_path, text):
     for record in (user(text), user(CLIP, {"type": "text", "text": text})):
         assert text in read(tmp_path, record).messages[0].text
@@ -218,45 +352,90 @@ def test_a_text_that_speaks_of_the_tag_is_a_text(tmp_path, text):
 
 def test_a_file_named_between_tags_is_refused(tmp_path):
     said = refused(tmp_path, user("Audio 1: <audio>clip.wav</audio>\nWho?"))
-    assert said.startswith('message 1 (user) names sound in its text, "<audio>clip.wav</audio>"; put')
+    assert said.startswith(
+        'message 1 (user) names sound in its text, "<audio>clip.wav</audio>"; put'
+    )
     read(tmp_path, user("<audio>Your browser has no sound.</audio>"))
 
 
 def test_nulls_at_every_level_are_keys_not_given(tmp_path):
-    clip = {**CLIP, "text": None, "transcript": None, "attributes": {"gender": "female", "age": None}, "input_audio": None}
+    clip = {
+        **CLIP,
+        "text": None,
+        "transcript": None,
+        "attributes": {"gender": "female", "age": None},
+        "input_audio": None,
+    }
     record = {
         "messages": [
             {"role": "system", "content": "Be brief.", "name": None, "tool_calls": None},
-            {"role": "user", "content": [clip, {"type": "text", "text": "Who?", "audio": None}], "weight": None},
-            {**REPLY, "tool_calls": None, "refusal": None, "audio": None, "reasoning_content": None, "loss": None},
+            {
+                "role": "user",
+                "content": [clip, {"type": "text", "text": "Who?", "audio": None}],
+                "weight": None,
+            },
+            {
+                **REPLY,
+                "tool_calls": None,
+                "refusal": None,
+                "audio": None,
+                "reasoning_content": None,
+                "loss": None,
+            },
         ],
-        **dict.fromkeys(("prompt", "chosen", "rejected", "audios", "tools", "margin", "answer", "id", "source")),
+        **dict.fromkeys(
+            ("prompt", "chosen", "rejected", "audios", "tools", "margin", "answer", "id", "source")
+        ),
         "rubric": [{"criterion": "kind", "weight": None}],
         "sampling": {"temperature": 0, "top_k": None},
     }
     got = read(tmp_path, record)
-    assert got.messages[1].parts == (AudioPart(str(tmp_path / "clip.wav"), None, {"gender": "female"}), TextPart("Who?"))
-    assert (got.id, got.source, got.sampling, got.rubric[0].weight) == ("d:1", "d", {"temperature": 0}, 1.0)
+    assert got.messages[1].parts == (
+        AudioPart(str(tmp_path / "clip.wav"), None, {"gender": "female"}),
+        TextPart("Who?"),
+    )
+    assert (got.id, got.source, got.sampling, got.rubric[0].weight) == (
+        "d:1",
+        "d",
+        {"temperature": 0},
+        1.0,
+    )
     assert [message.role for message in got.messages] == ["system", "user", "assistant"]
-    assert "at least one" in refused(tmp_path, {"messages": [{"role": "user", "content": []}, REPLY]})
+    assert "at least one" in refused(
+        tmp_path, {"messages": [{"role": "user", "content": []}, REPLY]}
+    )
     assert "message 2 must be an object" in refused(tmp_path, {"messages": [USER, None]})
 
 
-@pytest.mark.parametrize("content", ["", " \n", [], [{"type": "text", "text": " "}], None, [{"type": "text", "text": None}]])
+@pytest.mark.parametrize(
+    "content",
+    ["", " \n", [], [{"type": "text", "text": " "}], None, [{"type": "text", "text": None}]],
+)
 def test_an_empty_system_turn_is_dropped_and_no_other(tmp_path, content):
     turn = {"role": "system", "content": content, "name": None, "tool_calls": []}
-    assert read(tmp_path, {"messages": [turn, *TALK["messages"]]}).messages == read(tmp_path, TALK).messages
-    assert refused(tmp_path, {"messages": [turn, USER, {"role": "assistant", "content": ""}]}).startswith("message 3 ")
+    assert (
+        read(tmp_path, {"messages": [turn, *TALK["messages"]]}).messages
+        == read(tmp_path, TALK).messages
+    )
+    assert refused(
+        tmp_path, {"messages": [turn, USER, {"role": "assistant", "content": ""}]}
+    ).startswith("message 3 ")
     assert "no other" in refused(tmp_path, {"messages": [turn]})
     if content in ("", [], None):
         for role in ("user", "assistant", "input", "tool_json_schemas"):
-            assert refused(tmp_path, {"messages": [USER, {**turn, "role": role}, REPLY]}).startswith("message 2 ")
+            assert refused(
+                tmp_path, {"messages": [USER, {**turn, "role": role}, REPLY]}
+            ).startswith("message 2 ")
 
 
 def test_a_system_turn_that_is_not_empty_stays(tmp_path):
     for content in ([CLIP], [{"type": "text", "text": ""}, CLIP], "x"):
         assert (
-            read(tmp_path, {"messages": [{"role": "system", "content": content}, *TALK["messages"]]}).messages[0].role
+            read(
+                tmp_path, {"messages": [{"role": "system", "content": content}, *TALK["messages"]]}
+            )
+            .messages[0]
+            .role
             == "system"
         )
     assert '"contnt"' in refused(tmp_path, {"messages": [{"role": "system", "contnt": "x"}, USER]})

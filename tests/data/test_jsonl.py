@@ -7,7 +7,15 @@ import grain
 import pytest
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data import Criterion, DataError, JsonlFile, JsonlSource, Record, open_sources, read_jsonl
+from stepaudio_jax.data import (
+    Criterion,
+    DataError,
+    JsonlFile,
+    JsonlSource,
+    Record,
+    open_sources,
+    read_jsonl,
+)
 from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
 
 REPLY = {"role": "assistant", "content": "yes"}
@@ -15,7 +23,12 @@ REPLY = {"role": "assistant", "content": "yes"}
 
 def write(folder: pathlib.Path, *lines: object, name: str = "d.jsonl") -> pathlib.Path:
     path = folder / name
-    path.write_bytes(b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines))
+    path.write_bytes(
+        b"".join(
+            (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n"
+            for line in lines
+        )
+    )
     return path
 
 
@@ -42,14 +55,28 @@ def test_a_full_record_is_read_key_by_key(tmp_path):
                 "role": "human",
                 "content": [
                     {"type": "text", "text": "Hear "},
-                    {"type": "audio", "audio": "clips/a.wav", "transcript": "nine", "attributes": {"gender": "female"}},
+                    {
+                        "type": "audio",
+                        "audio": "clips/a.wav",
+                        "transcript": "nine",
+                        "attributes": {"gender": "female"},
+                    },
                     {"type": "text", "text": "!"},
                 ],
             },
-            {"role": "assistant", "content": "Nine.", "reasoning_content": "A nine.", "loss": False},
+            {
+                "role": "assistant",
+                "content": "Nine.",
+                "reasoning_content": "A nine.",
+                "loss": False,
+            },
             {"role": "tool", "content": "{}"},
             {"role": "user", "content": "Half?", "weight": 0},
-            {"role": "assistant", "content": [{"type": "text", "text": "4."}, {"type": "text", "text": "5"}], "weight": 1},
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "4."}, {"type": "text", "text": "5"}],
+                "weight": 1,
+            },
         ],
     }
     clip = AudioPart(str(tmp_path / "clips/a.wav"), "nine", {"gender": "female"})
@@ -78,7 +105,11 @@ def test_a_full_record_is_read_key_by_key(tmp_path):
         ("<think>\nA man.\n</think>\nYes.", "A man.", "Yes."),
         ("\n<think>a\n\nb</think>\n\nYes.\n", "a\n\nb", "Yes.\n"),
         ("<think>\n\n</think>\nYes.", "", "Yes."),
-        ("Say <think>x</think>", None, "Say <think>x</think>"),  # not at the start: text of the reply
+        (
+            "Say <think>x</think>",
+            None,
+            "Say <think>x</think>",
+        ),  # not at the start: text of the reply
         ("Yes.", None, "Yes."),
     ],
 )
@@ -88,19 +119,44 @@ def test_inline_reasoning(tmp_path, content, reasoning, reply):
 
 
 def test_absolute_audio_paths_stay(tmp_path):
-    record = read_one(tmp_path, messages({"role": "user", "content": [{"type": "audio", "audio": "/elsewhere/a.wav"}]}))
+    record = read_one(
+        tmp_path,
+        messages({"role": "user", "content": [{"type": "audio", "audio": "/elsewhere/a.wav"}]}),
+    )
     assert record.messages[0].audio[0].path == "/elsewhere/a.wav"
 
 
 def test_random_access_skips_blank_lines_and_keeps_line_numbers(tmp_path):
     """Offsets are in bytes: multi-byte characters, CRLF, blank lines, a byte-order mark and a last line without an end."""
     texts = ["你好", "é", "plain", "last"]
-    lines = [json.dumps(messages({"role": "user", "content": text}), ensure_ascii=False).encode() for text in texts]
+    lines = [
+        json.dumps(messages({"role": "user", "content": text}), ensure_ascii=False).encode()
+        for text in texts
+    ]
     path = tmp_path / "d.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + lines[0] + b"\r\n\r\n   \n" + lines[1] + b"\n" + lines[2] + b"\n\n" + lines[3])
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + lines[0]
+        + b"\r\n\r\n   \n"
+        + lines[1]
+        + b"\n"
+        + lines[2]
+        + b"\n\n"
+        + lines[3]
+    )
     file = JsonlFile(path)
-    assert [file[index].messages[0].text for index in (3, 0, 2, 1)] == ["last", "你好", "plain", "é"]
-    assert [file[index].origin.rpartition(":")[2] for index in range(len(file))] == ["1", "4", "5", "7"]
+    assert [file[index].messages[0].text for index in (3, 0, 2, 1)] == [
+        "last",
+        "你好",
+        "plain",
+        "é",
+    ]
+    assert [file[index].origin.rpartition(":")[2] for index in range(len(file))] == [
+        "1",
+        "4",
+        "5",
+        "7",
+    ]
     assert [file[index].id for index in range(2)] == ["d:1", "d:4"]
     assert [record.messages[0].text for record in grain.MapDataset.source(file)] == texts
 
@@ -119,13 +175,18 @@ def test_a_file_is_gone_through_once_and_again_when_it_has_changed(tmp_path, mon
 
 def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
     for name in ("b", "a", "c"):
-        lines = [messages({"role": "user", "content": f"{name}{number}"}) for number in range({"a": 2, "b": 1, "c": 0}[name])]
+        lines = [
+            messages({"role": "user", "content": f"{name}{number}"})
+            for number in range({"a": 2, "b": 1, "c": 0}[name])
+        ]
         write(tmp_path, *lines, name=f"{name}.jsonl")
     source = JsonlSource(SourceConfig(path=f"{tmp_path}/*.jsonl", name="mine"))
     assert [source[index].messages[0].text for index in range(len(source))] == ["a0", "a1", "b0"]
     assert {source[index].source for index in range(3)} == {"mine"}
     brackets = write(tmp_path, messages({"role": "user", "content": "x"}), name="[ab].jsonl")
-    assert len(JsonlSource(SourceConfig(path=str(brackets)))) == 1  # a file of that very name, not a pattern
+    assert (
+        len(JsonlSource(SourceConfig(path=str(brackets)))) == 1
+    )  # a file of that very name, not a pattern
 
 
 @pytest.mark.parametrize(
@@ -150,7 +211,10 @@ BAD_LINES = {
     "not an object": (["x"], "JSON object"),
     "a bare number": (3, "JSON object"),
     "not UTF-8": (b'{"messages": "\xff"}', "UTF-8"),
-    "half a surrogate pair": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "surrogate"),
+    "half a surrogate pair": (
+        b'{"messages": [{"role": "user", "content": "\\ud83d"}]}',
+        "surrogate",
+    ),
     "nested without end": (b"[" * 100_000, "nested too deeply"),
     "a number without end": (b"1" * 5_000, "4300 digits"),
     "misspelt messages": ({"mesages": []}, "keys given: ..mesages"),
@@ -158,36 +222,87 @@ BAD_LINES = {
     "messages as text": ({"messages": "hello"}, "at least one message"),
     "a message that is text": (messages("hello"), "message 1 must be an object"),
     "no role": (messages({"content": "x"}), "message 1 has no 'role'"),
-    "unknown role": (messages(REPLY, {"role": "assistent", "content": "x"}), "message 2 .*did you mean 'assistant'"),
+    "unknown role": (
+        messages(REPLY, {"role": "assistent", "content": "x"}),
+        "message 2 .*did you mean 'assistant'",
+    ),
     "role of another type": (messages({"role": 5, "content": "x"}), "unknown role 5"),
-    "misspelt key": (messages({**REPLY, "reasoning_contnet": "x"}), "did you mean 'reasoning_content'"),
-    "assistant without content": (messages({"role": "assistant"}), r"message 1 \(assistant\) has no 'content'"),
-    "assistant with null content": (messages({"role": "assistant", "content": None}), "no 'content'"),
+    "misspelt key": (
+        messages({**REPLY, "reasoning_contnet": "x"}),
+        "did you mean 'reasoning_content'",
+    ),
+    "assistant without content": (
+        messages({"role": "assistant"}),
+        r"message 1 \(assistant\) has no 'content'",
+    ),
+    "assistant with null content": (
+        messages({"role": "assistant", "content": None}),
+        "no 'content'",
+    ),
     "assistant with empty content": (messages({"role": "assistant", "content": ""}), "empty"),
-    "assistant that only thinks": (messages({"role": "assistant", "content": "<think>x</think>\n"}), "empty reply"),
+    "assistant that only thinks": (
+        messages({"role": "assistant", "content": "<think>x</think>\n"}),
+        "empty reply",
+    ),
     "thought without end": (messages({"role": "assistant", "content": "<think>x"}), "never closes"),
-    "two thoughts": (messages({"role": "assistant", "content": "<think>x</think>y", "reasoning_content": "z"}), "keep one"),
-    "a thought that is no text": (messages({**REPLY, "reasoning_content": ["x"]}), "must be a string"),
-    "an assistant with audio": (messages({"role": "assistant", "content": [AUDIO]}), "assistant turn is text"),
-    "a user who thinks": (messages({"role": "user", "content": "x", "reasoning_content": "y"}), "only an assistant"),
-    "a user to be learnt": (messages({"role": "user", "content": "x", "loss": True}), "only an assistant"),
+    "two thoughts": (
+        messages({"role": "assistant", "content": "<think>x</think>y", "reasoning_content": "z"}),
+        "keep one",
+    ),
+    "a thought that is no text": (
+        messages({**REPLY, "reasoning_content": ["x"]}),
+        "must be a string",
+    ),
+    "an assistant with audio": (
+        messages({"role": "assistant", "content": [AUDIO]}),
+        "assistant turn is text",
+    ),
+    "a user who thinks": (
+        messages({"role": "user", "content": "x", "reasoning_content": "y"}),
+        "only an assistant",
+    ),
+    "a user to be learnt": (
+        messages({"role": "user", "content": "x", "loss": True}),
+        "only an assistant",
+    ),
     "a loss that is no boolean": (messages({**REPLY, "loss": "no"}), "true or false"),
     "a weight of a half": (messages({**REPLY, "weight": 0.5}), "0 or 1"),
     "loss against weight": (messages({**REPLY, "loss": True, "weight": 0}), "contradict"),
     "user without content": (messages({"role": "user"}), "no 'content'"),
     "content without parts": (messages({"role": "user", "content": []}), "at least one part"),
-    "content as an object": (messages({"role": "user", "content": {"text": "x"}}), "string or a list"),
+    "content as an object": (
+        messages({"role": "user", "content": {"text": "x"}}),
+        "string or a list",
+    ),
     "a part without type": (messages({"role": "user", "content": [{"text": "x"}]}), "'type'"),
-    "unknown part type": (messages({"role": "user", "content": [{"type": "adio", "audio": "a"}]}), "did you mean 'audio'"),
-    "a part without its key": (messages({"role": "user", "content": [{"type": "audio"}]}), "no key 'audio'"),
+    "unknown part type": (
+        messages({"role": "user", "content": [{"type": "adio", "audio": "a"}]}),
+        "did you mean 'audio'",
+    ),
+    "a part without its key": (
+        messages({"role": "user", "content": [{"type": "audio"}]}),
+        "no key 'audio'",
+    ),
     "a part with another key": (
         messages({"role": "user", "content": [{"type": "text", "text": "x", "audio": "a"}]}),
         "unknown key",
     ),
-    "an empty path": (messages({"role": "user", "content": [{"type": "audio", "audio": ""}]}), "path of a file"),
-    "audio as an object": (messages({"role": "user", "content": [{"type": "audio", "audio": {"url": "x"}}]}), "path of a file"),
-    "a transcript of words": (messages({"role": "user", "content": [{**AUDIO, "transcript": ["a"]}]}), "'transcript'"),
-    "attributes of numbers": (messages({"role": "user", "content": [{**AUDIO, "attributes": {"age": 3}}]}), "'attributes'"),
+    "an empty path": (
+        messages({"role": "user", "content": [{"type": "audio", "audio": ""}]}),
+        "path of a file",
+    ),
+    "audio as an object": (
+        messages({"role": "user", "content": [{"type": "audio", "audio": {"url": "x"}}]}),
+        "path of a file",
+    ),
+    "a transcript of words": (
+        messages({"role": "user", "content": [{**AUDIO, "transcript": ["a"]}]}),
+        "'transcript'",
+    ),
+    "attributes of numbers": (
+        messages({"role": "user", "content": [{**AUDIO, "attributes": {"age": 3}}]}),
+        "'attributes'",
+    ),
     "a rubric of text": ({**messages(REPLY), "rubric": "good"}, "'rubric' must be"),
     "a criterion without text": ({**messages(REPLY), "rubric": [{"weight": 1}]}, "as number 1"),
     "a criterion of infinite weight": (
@@ -235,8 +350,13 @@ def test_a_record_keeps_its_id_also_where_it_cannot_be_used(tmp_path):
 
 def sources_of(tmp_path, *configs):
     """The names of sources, and those of their records, of files that are made for them."""
-    opened = open_sources([SourceConfig(path=str(tmp_path / path), name=name) for path, name in configs])
-    return [(source.name, *sorted({source[index].source for index in range(len(source))})) for source in opened]
+    opened = open_sources(
+        [SourceConfig(path=str(tmp_path / path), name=name) for path, name in configs]
+    )
+    return [
+        (source.name, *sorted({source[index].source for index in range(len(source))}))
+        for source in opened
+    ]
 
 
 def test_sources_of_one_stem_are_told_apart(tmp_path):
@@ -255,13 +375,22 @@ def test_sources_of_one_stem_are_told_apart(tmp_path):
     endings = sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.json", ""))
     assert len({name for name, _ in endings}) == 2
     # What the user names alike, or gives as one source, or twice, is one.
-    assert sources_of(tmp_path, ("a/train.jsonl", "s"), ("b/train.jsonl", "s")) == [("s", "s"), ("s", "s")]
+    assert sources_of(tmp_path, ("a/train.jsonl", "s"), ("b/train.jsonl", "s")) == [
+        ("s", "s"),
+        ("s", "s"),
+    ]
     assert sources_of(tmp_path, ("[ab]/train.jsonl", "")) == [("train", "train")]
-    assert sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.jsonl", "")) == [("train", "train"), ("train", "train")]
+    assert sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.jsonl", "")) == [
+        ("train", "train"),
+        ("train", "train"),
+    ]
 
 
 def test_a_tilde_is_home_in_files_and_clips(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    write(tmp_path, messages({"role": "user", "content": [{"type": "audio", "audio": "~/clips/a.wav"}]}, REPLY))
+    write(
+        tmp_path,
+        messages({"role": "user", "content": [{"type": "audio", "audio": "~/clips/a.wav"}]}, REPLY),
+    )
     (record,) = read_jsonl("~/d.jsonl")
     assert record.messages[0].audio[0].path == str(tmp_path / "clips" / "a.wav")

@@ -24,7 +24,11 @@ def test_each_epoch_is_another_permutation():
 def test_the_order_is_the_seeds():
     def order(seed: int, source: int) -> list[int]:
         streams = training_streams([50, 50], [1.0, 1.0], seed=seed, rows=1)
-        return [visit.record for visit in (streams[0][index] for index in range(100)) if visit.source == source]
+        return [
+            visit.record
+            for visit in (streams[0][index] for index in range(100))
+            if visit.source == source
+        ]
 
     assert order(3, 0) == order(3, 0)
     assert len({tuple(order(seed, source)) for seed in (3, 4) for source in (0, 1)}) == 4
@@ -34,12 +38,16 @@ def test_the_order_is_the_seeds():
 def test_rows_share_out_every_epoch(rows):
     """No record goes to two rows in an epoch, and none is left out, also where there are fewer records than rows."""
     streams = training_streams([40], [1.0], seed=0, rows=rows)
-    visits = collections.Counter(stream[index] for stream in streams for index in range(-(-400 // rows)))
+    visits = collections.Counter(
+        stream[index] for stream in streams for index in range(-(-400 // rows))
+    )
     assert set(visits.values()) == {1}
     assert {Visit(0, record, epoch) for record in range(40) for epoch in range(10)} <= set(visits)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0), (0.2, 0.3, 0.5), (1e-3, 7e-3), (1.0, 1.005)])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0), (1.0, 3.0), (0.2, 0.3, 0.5), (1e-3, 7e-3), (1.0, 1.005)]
+)
 def test_every_row_mixes_by_weight(weights):
     """Up to every point of a row's stream, each source has its share, give or take one record a source."""
     streams = training_streams([700, 1000, 300][: len(weights)], weights, seed=0, rows=4)
@@ -62,5 +70,10 @@ def test_a_weight_counts_records_of_the_stream_not_of_the_file():
 
 def test_evaluation_takes_every_record_once_in_order():
     streams = evaluation_streams([3, 4], rows=2)
-    every = [Visit(0, record, 0) for record in range(3)] + [Visit(1, record, 0) for record in range(4)]
-    assert [[stream[index] for index in range(len(stream))] for stream in streams] == [every[::2], every[1::2]]
+    every = [Visit(0, record, 0) for record in range(3)] + [
+        Visit(1, record, 0) for record in range(4)
+    ]
+    assert [[stream[index] for index in range(len(stream))] for stream in streams] == [
+        every[::2],
+        every[1::2],
+    ]

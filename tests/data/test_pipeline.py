@@ -15,7 +15,16 @@ import pytest
 
 from stepaudio_jax.config import AugmentationConfig, ConfigError, SourceConfig
 from stepaudio_jax.data import Batch, DataError, batches, evaluation_batches, merge_states
-from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_clip, write_records, write_spoken, write_written
+from tests.data.corpus import (
+    MODEL,
+    TOKENIZER,
+    settings,
+    text_record,
+    write_clip,
+    write_records,
+    write_spoken,
+    write_written,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +47,30 @@ def replies(batch: Batch) -> list[str]:
     texts = []
     for row in range(len(batch.tokens)):
         for segment in range(1, batch.segment_ids[row].max() + 1):
-            texts.append(TOKENIZER.decode(batch.tokens[row][batch.segment_ids[row] == segment][-24:-1]).rpartition("\n")[2])
+            texts.append(
+                TOKENIZER.decode(
+                    batch.tokens[row][batch.segment_ids[row] == segment][-24:-1]
+                ).rpartition("\n")[2]
+            )
     return texts
 
 
 def test_batches_are_the_seeds_whatever_the_threads(corpus):
-    loud = AugmentationConfig(noise_probability=0.5, max_shift_s=0.05, time_masks=1, time_mask_frames=5)
-    first = take(batches(settings(*corpus, augmentation=loud, threads=1), TOKENIZER, MODEL, seed=4), 8)
-    second = take(batches(settings(*corpus, augmentation=loud, threads=5, prefetch_batches=1), TOKENIZER, MODEL, seed=4), 8)
+    loud = AugmentationConfig(
+        noise_probability=0.5, max_shift_s=0.05, time_masks=1, time_mask_frames=5
+    )
+    first = take(
+        batches(settings(*corpus, augmentation=loud, threads=1), TOKENIZER, MODEL, seed=4), 8
+    )
+    second = take(
+        batches(
+            settings(*corpus, augmentation=loud, threads=5, prefetch_batches=1),
+            TOKENIZER,
+            MODEL,
+            seed=4,
+        ),
+        8,
+    )
     assert all(map(same, first, second))
     other = take(batches(settings(*corpus, augmentation=loud), TOKENIZER, MODEL, seed=5), 8)
     assert not any(map(same, first, other))
@@ -56,7 +81,7 @@ def test_batches_are_the_seeds_whatever_the_threads(corpus):
 def test_resuming_gives_the_same_batches_bit_for_bit(corpus, done):
     """In another iterator, through JSON, with prefetching having run ahead; and again in the iterator itself."""
     loud = AugmentationConfig(noise_probability=0.5, max_shift_s=0.05, gain_db=(-3, 3))
-    config = settings(*corpus, augmentation=loud, packing_rows=3)
+    config = settings(*corpus, augmentation=loud, packing_bins_per_seq=3)
     iterator = batches(config, TOKENIZER, MODEL, seed=1)
     take(iterator, done)
     state = json.dumps(iterator.get_state())
@@ -72,9 +97,15 @@ def test_resuming_gives_the_same_batches_bit_for_bit(corpus, done):
 
 def test_resuming_in_the_middle_of_a_records_examples(tmp_path):
     """A record whose views take a row each: some are given, some lie in open rows, some are not yet placed."""
-    turns = [{"role": role, "content": f"{role} {turn} " + "word " * 10} for turn in range(7) for role in ("user", "assistant")]
+    turns = [
+        {"role": role, "content": f"{role} {turn} " + "word " * 10}
+        for turn in range(7)
+        for role in ("user", "assistant")
+    ]
     path = write_records(tmp_path / "d.jsonl", [{"messages": turns}] * 3)
-    config = settings(path, rows=1, tokens_per_row=1100, chunks_per_row=0, packing_rows=2)
+    config = settings(
+        path, batch_size=1, seq_len=1100, audio_chunks_per_seq=0, packing_bins_per_seq=2
+    )
     straight = take(batches(config, TOKENIZER, MODEL, seed=0), 14)
     assert max(batch.segment_ids.max() for batch in straight) > 1
     for done in range(10):
@@ -89,7 +120,10 @@ def test_resuming_in_the_middle_of_a_records_examples(tmp_path):
 def test_the_global_batch_is_the_same_for_any_number_of_processes(corpus, shards):
     config = settings(*corpus)
     alone = take(batches(config, TOKENIZER, MODEL, seed=2), 6)
-    held = [range(shard * config.rows // shards, (shard + 1) * config.rows // shards) for shard in range(shards)]
+    held = [
+        range(shard * config.batch_size // shards, (shard + 1) * config.batch_size // shards)
+        for shard in range(shards)
+    ]
     parts = [take(batches(config, TOKENIZER, MODEL, seed=2, rows=rows), 6) for rows in held]
     for step, whole in enumerate(alone):
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(part[step] for part in parts))
@@ -100,7 +134,9 @@ def test_processes_share_out_the_records(corpus):
     """In evaluation, where each record comes once: no record on two processes, and none left out."""
     seen = [
         collections.Counter(
-            reply for batch in evaluation_batches(settings(corpus[1]), TOKENIZER, MODEL, rows=rows) for reply in replies(batch)
+            reply
+            for batch in evaluation_batches(settings(corpus[1]), TOKENIZER, MODEL, rows=rows)
+            for reply in replies(batch)
         )
         for rows in ((0, 1), (2, 3))
     ]
@@ -126,26 +162,31 @@ def test_any_number_of_processes_goes_on_from_the_merged_state(corpus):
     assert all(map(same, expected, take(resumed, 3)))
     for step, batch in enumerate(zip(*(take(iterator, 3) for iterator in again), strict=True)):
         assert same(jax.tree.map(lambda *rows: np.concatenate(rows), *batch), expected[step])
-    assert sum((collections.Counter(iterator.counts) for iterator in again), collections.Counter()) == resumed.counts
+    assert (
+        sum((collections.Counter(iterator.counts) for iterator in again), collections.Counter())
+        == resumed.counts
+    )
 
 
 def test_sources_are_mixed_by_weight_in_the_batches(corpus):
     spoken, written = corpus
-    config = settings(SourceConfig(path=str(spoken), name="heard"), SourceConfig(path=str(written), weight=3.0))
+    config = settings(
+        SourceConfig(path=str(spoken), name="heard"), SourceConfig(path=str(written), weight=3.0)
+    )
     iterator = batches(config, TOKENIZER, MODEL, seed=0)
     take(iterator, 40)
     counts = iterator.counts
     assert counts["records"] == counts["records/heard"] + counts["records/written"]
-    assert abs(counts["records/heard"] - counts["records"] / 4) < 2 * config.rows
+    assert abs(counts["records/heard"] - counts["records"] / 4) < 2 * config.batch_size
 
 
 def test_text_only_batches_need_no_place_for_audio(corpus):
-    batch = next(batches(settings(corpus[1], chunks_per_row=0), TOKENIZER, MODEL, seed=0))
+    batch = next(batches(settings(corpus[1], audio_chunks_per_seq=0), TOKENIZER, MODEL, seed=0))
     assert batch.mel.shape == (4, 0, 128, 160)
     assert batch.mel_lengths.shape == (4, 0)
-    assert (batch.audio_slot == -1).all()
-    with pytest.raises(DataError, match="chunks_per_row=0"):
-        next(batches(settings(corpus[0], chunks_per_row=0), TOKENIZER, MODEL, seed=0))
+    assert (batch.audio_index == -1).all()
+    with pytest.raises(DataError, match="audio_chunks_per_seq=0"):
+        next(batches(settings(corpus[0], audio_chunks_per_seq=0), TOKENIZER, MODEL, seed=0))
 
 
 def test_evaluation_is_finite_and_fixed(corpus):
@@ -156,7 +197,9 @@ def test_evaluation_is_finite_and_fixed(corpus):
     iterator = evaluation_batches(config, TOKENIZER, MODEL)
     list(iterator)
     assert iterator.counts == {"records": 64, "records/spoken": 24, "records/written": 40}
-    assert not first[-1].segment_ids.any(axis=1).all()  # the last batch has empty rows, and its shape is that of the others
+    assert (
+        not first[-1].segment_ids.any(axis=1).all()
+    )  # the last batch has empty rows, and its shape is that of the others
     assert first[-1].tokens.shape == first[0].tokens.shape
 
 
@@ -173,7 +216,9 @@ def test_evaluation_gives_as_many_batches_as_asked(corpus):
 
 def test_evaluation_is_not_augmented(corpus):
     with pytest.raises(ConfigError, match="training only"):
-        evaluation_batches(settings(*corpus, augmentation=AugmentationConfig(time_masks=1)), TOKENIZER, MODEL)
+        evaluation_batches(
+            settings(*corpus, augmentation=AugmentationConfig(time_masks=1)), TOKENIZER, MODEL
+        )
 
 
 def test_a_state_of_other_data_is_refused(corpus, tmp_path):
@@ -183,13 +228,15 @@ def test_a_state_of_other_data_is_refused(corpus, tmp_path):
     def resume(config, seed=0, **shard):
         batches(config, TOKENIZER, MODEL, seed=seed, **shard).set_state(state)
 
-    resume(settings(spoken, written, threads=7, prefetch_batches=1))  # what changes no batch may change
+    resume(
+        settings(spoken, written, threads=7, prefetch_batches=1)
+    )  # what changes no batch may change
     shorter = write_records(tmp_path / "written.jsonl", [text_record(0, 3)])
     for config, seed, key in (
         (settings(spoken, shorter), 0, "sources"),
         (settings(spoken), 0, "sources"),
         (settings(spoken, SourceConfig(path=str(written), weight=2.0)), 0, "sources"),
-        (settings(spoken, written, tokens_per_row=600), 0, "tokens_per_row"),
+        (settings(spoken, written, seq_len=600), 0, "seq_len"),
         (settings(spoken, written, loss_on_reasoning=False), 0, "loss_on_reasoning"),
         (settings(spoken, written), 1, "seed"),
     ):
@@ -204,10 +251,12 @@ def test_the_models_sizes_are_respected(corpus, tmp_path):
     with pytest.raises(ConfigError, match=r"decoder\.vocab_size=200"):
         batches(settings(*corpus), TOKENIZER, _smaller(vocab_size=200), seed=0)
     with pytest.raises(ConfigError, match="at most 3000"):
-        batches(settings(*corpus, frames_per_chunk=3001), TOKENIZER, MODEL, seed=0)
+        batches(settings(*corpus, mel_frames_per_chunk=3001), TOKENIZER, MODEL, seed=0)
     with pytest.raises(DataError, match="max_positions=40"):
         next(batches(settings(*corpus), TOKENIZER, _smaller(max_positions=40), seed=0))
-    assert evaluation_batches(settings(corpus[1], frames_per_chunk=3001, chunks_per_row=0), TOKENIZER, MODEL)
+    assert evaluation_batches(
+        settings(corpus[1], mel_frames_per_chunk=3001, audio_chunks_per_seq=0), TOKENIZER, MODEL
+    )
 
 
 def _smaller(**changes):

@@ -29,15 +29,41 @@ def read(tmp_path, value):
         {"messages": [USER], "reference_reply": "Good, thanks.", "rejected_reply": "ok"},
         {"messages": [USER], "chosen": "Good, thanks.", "rejected": "ok"},
         {"messages": [USER], "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
-        {"messages": [USER], "prompt": None, "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
-        {"messages": None, "prompt": [USER], "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
+        {
+            "messages": [USER],
+            "prompt": None,
+            "chosen": [reply("Good, thanks.")],
+            "rejected": [reply("ok")],
+        },
+        {
+            "messages": None,
+            "prompt": [USER],
+            "chosen": [reply("Good, thanks.")],
+            "rejected": [reply("ok")],
+        },
         {"messages": [USER], "prompt": "", "chosen": "Good, thanks.", "rejected": "ok"},
-        {"messages": [], "prompt": [USER], "chosen": [reply("Good, thanks.")], "rejected": [reply("ok")]},
-        {"messages": [USER], "chosen": None, "rejected": None, "reference_reply": "Good, thanks.", "rejected_reply": "ok"},
+        {
+            "messages": [],
+            "prompt": [USER],
+            "chosen": [reply("Good, thanks.")],
+            "rejected": [reply("ok")],
+        },
+        {
+            "messages": [USER],
+            "chosen": None,
+            "rejected": None,
+            "reference_reply": "Good, thanks.",
+            "rejected_reply": "ok",
+        },
         {
             "prompt": [{"role": "system", "content": ""}, USER],
             "chosen": [
-                {**reply([{"type": "text", "text": "Good, "}, {"type": "text", "text": "thanks."}]), "tool_calls": None}
+                {
+                    **reply(
+                        [{"type": "text", "text": "Good, "}, {"type": "text", "text": "thanks."}]
+                    ),
+                    "tool_calls": None,
+                }
             ],
             "rejected": [{**reply([{"type": "text", "text": "ok", "audio": None}]), "name": ""}],
         },
@@ -45,8 +71,14 @@ def read(tmp_path, value):
 )
 def test_every_form_is_the_same_record(tmp_path, value):
     record = read(tmp_path, {**value, "id": "7", "rubric": ["is friendly"]})
-    assert [(message.role, message.text) for message in record.messages] == [("user", "How was it?")]
-    assert (record.reference_reply, record.rejected_reply, record.id) == ("Good, thanks.", "ok", "7")
+    assert [(message.role, message.text) for message in record.messages] == [
+        ("user", "How was it?")
+    ]
+    assert (record.reference_reply, record.rejected_reply, record.id) == (
+        "Good, thanks.",
+        "ok",
+        "7",
+    )
     assert record.rubric[0].text == "is friendly"
 
 
@@ -61,21 +93,57 @@ def test_sound_and_earlier_turns_stay_in_the_dialogue(tmp_path):
     ("value", "message"),
     [
         ({"prompt": [USER], "chosen": [reply("a")]}, "has 'chosen' and no 'rejected'"),
-        ({"chosen": [USER, reply("a")], "rejected": [SPOKEN, reply("b")]}, "do not answer the same dialogue"),
-        ({"prompt": [USER], "chosen": [USER, reply("a")], "rejected": [reply("b")]}, "'chosen' must be one turn"),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [reply("b")]}, "'chosen' must end in an assistant's turn"),
-        ({"prompt": [USER], "chosen": [], "rejected": [reply("b")]}, "'chosen' must be a list of messages"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' must be a list of messages, or a string"),
+        (
+            {"chosen": [USER, reply("a")], "rejected": [SPOKEN, reply("b")]},
+            "do not answer the same dialogue",
+        ),
+        (
+            {"prompt": [USER], "chosen": [USER, reply("a")], "rejected": [reply("b")]},
+            "'chosen' must be one turn",
+        ),
+        (
+            {"prompt": [USER], "chosen": [USER], "rejected": [reply("b")]},
+            "'chosen' must end in an assistant's turn",
+        ),
+        (
+            {"prompt": [USER], "chosen": [], "rejected": [reply("b")]},
+            "'chosen' must be a list of messages",
+        ),
+        (
+            {"prompt": 3, "chosen": "a", "rejected": "b"},
+            "'prompt' must be a list of messages, or a string",
+        ),
         ({"chosen": "a", "rejected": "b"}, "'chosen' must end in an assistant's turn"),
-        ({"prompt": "x", "chosen": "a", "rejected": "b", "reference_reply": "c"}, "has both 'chosen' and 'reference_reply'"),
+        (
+            {"prompt": "x", "chosen": "a", "rejected": "b", "reference_reply": "c"},
+            "has both 'chosen' and 'reference_reply'",
+        ),
         ({"messages": [USER], "rejected": "b"}, "has 'rejected' and no 'chosen'"),
         ({"messages": [USER], "chosen": "a", "rejected": None}, "has 'chosen' and no 'rejected'"),
-        ({"messages": [USER], "prompt": "x", "chosen": "a", "rejected": "b"}, "has 'chosen' and both 'prompt' and 'messages'"),
-        ({"messages": "x", "chosen": "a", "rejected": "b"}, "'messages' must be a list of messages, got \"x\""),
-        ({"messages": [USER, reply("a")], "chosen": "a", "rejected": "b"}, "'messages' has an assistant's turn just before"),
-        ({"chosen": [reply("a")], "rejected": [reply("b")]}, "have no dialogue before the reply; give it as 'prompt'"),
-        ({"prompt": "x", "chosen": [{**reply("a"), "tool_calls": [{}, 1]}], "rejected": "b"}, "'chosen' has the unknown key"),
-        ({"prompt": "x", "chosen": "a", "rejected": "b", "audios": ["a.wav"]}, 'has "audios", which is not read'),
+        (
+            {"messages": [USER], "prompt": "x", "chosen": "a", "rejected": "b"},
+            "has 'chosen' and both 'prompt' and 'messages'",
+        ),
+        (
+            {"messages": "x", "chosen": "a", "rejected": "b"},
+            "'messages' must be a list of messages, got \"x\"",
+        ),
+        (
+            {"messages": [USER, reply("a")], "chosen": "a", "rejected": "b"},
+            "'messages' has an assistant's turn just before",
+        ),
+        (
+            {"chosen": [reply("a")], "rejected": [reply("b")]},
+            "have no dialogue before the reply; give it as 'prompt'",
+        ),
+        (
+            {"prompt": "x", "chosen": [{**reply("a"), "tool_calls": [{}, 1]}], "rejected": "b"},
+            "'chosen' has the unknown key",
+        ),
+        (
+            {"prompt": "x", "chosen": "a", "rejected": "b", "audios": ["a.wav"]},
+            'has "audios", which is not read',
+        ),
         (
             {"prompt": "x", "chosen": [reply([SPOKEN])], "rejected": "b"},
             "'chosen' must end in an assistant's turn whose content",
@@ -115,7 +183,10 @@ def forms(better, worse):
     yield {"prompt": "How was it?", "chosen": better, "rejected": worse}, called
     yield {"messages": [USER], "chosen": better, "rejected": worse}, called
     yield {"chosen": [USER, reply(better)], "rejected": [USER, reply(worse)]}, called
-    yield {"messages": [USER], "reference_reply": better, "rejected_reply": worse}, ("reference_reply", "rejected_reply")
+    yield (
+        {"messages": [USER], "reference_reply": better, "rejected_reply": worse},
+        ("reference_reply", "rejected_reply"),
+    )
 
 
 @pytest.mark.parametrize(("better", "worse"), EQUAL)
@@ -123,7 +194,8 @@ def test_of_equal_replies_none_is_better(tmp_path, better, worse):
     for value, (chosen, rejected) in forms(better, worse):
         for margin in ({}, {"margin": None}, {"margin": 1}):
             with pytest.raises(
-                DataError, match=rf"p\.jsonl:1: '{chosen}' and '{rejected}' are the same reply, .*'margin' to 0"
+                DataError,
+                match=rf"p\.jsonl:1: '{chosen}' and '{rejected}' are the same reply, .*'margin' to 0",
             ):
                 read(tmp_path, {**value, **margin})
         assert read(tmp_path, {**value, "margin": 0}).margin == 0
@@ -137,9 +209,15 @@ def test_an_empty_reply_is_none(tmp_path, better, worse):
             read(tmp_path, value)
         assert read(tmp_path, {**value, "margin": 0}).margin == 0
     with pytest.raises(DataError, match="'reference_reply' is an empty reply"):
-        read(tmp_path, {"messages": [USER], "reference_reply": better if not better.strip() else worse})
+        read(
+            tmp_path,
+            {"messages": [USER], "reference_reply": better if not better.strip() else worse},
+        )
 
 
 def test_replies_that_differ_in_a_letter_or_in_case_are_two(tmp_path):
     for worse in ("A man", "a man.", "A  man."):
-        assert read(tmp_path, {"prompt": "x", "chosen": "A man.", "rejected": worse}).rejected_reply == worse
+        assert (
+            read(tmp_path, {"prompt": "x", "chosen": "A man.", "rejected": worse}).rejected_reply
+            == worse
+        )

@@ -1,4 +1,4 @@
-"""One corpus of tones and one unbroken run of it, for every test that compares with it."""
+"""One corpus of tones and one uninterrupted run of it, for every test that compares with it."""
 
 import pytest
 
@@ -15,10 +15,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def unbroken(folder):
-    ended = run("-m", "launch.train", *arguments(folder, "unbroken"))
+def uninterrupted(folder):
+    ended = run("-m", "launch.train", *arguments(folder, "uninterrupted"))
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == f"{folder / 'unbroken' / 'model'}\n"
+    assert ended.stdout == f"{folder / 'uninterrupted' / 'model'}\n"
     assert "error" not in ended.stderr.lower()
     assert "warning" not in ended.stderr.lower()
-    return folder / "unbroken"
+    return folder / "uninterrupted"

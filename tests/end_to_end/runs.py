@@ -20,12 +20,20 @@ def run(*command: str, devices: int = 1) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ}
     if devices > 1:
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
 
 
 def start(*command: str) -> "subprocess.Popen[str]":
     """A Python program, left running."""
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def free_port() -> int:
@@ -35,7 +43,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_in(processes: int, devices: int, settings: Sequence[str]) -> "list[subprocess.Popen[str]]":
+def start_processes(
+    processes: int, devices: int, settings: Sequence[str]
+) -> "list[subprocess.Popen[str]]":
     """`launch.train`, left running in so many processes of so many CPU devices each."""
     port = free_port()
     return [
@@ -47,17 +57,21 @@ def start_in(processes: int, devices: int, settings: Sequence[str]) -> "list[sub
     ]
 
 
-def errors_of(started: "list[subprocess.Popen[str]]") -> list[str]:
+def read_errors(started: "list[subprocess.Popen[str]]") -> list[str]:
     """What each process says on standard error, until all have ended."""
-    with ThreadPoolExecutor(len(started)) as readers:  # all at once: one that cannot write what it has to say stops the others
+    with ThreadPoolExecutor(
+        len(started)
+    ) as readers:  # all at once: one that cannot write what it has to say stops the others
         return list(readers.map(lambda process: process.communicate(timeout=600)[1], started))
 
 
-def train_in(processes: int, devices: int, settings: Sequence[str]) -> None:
+def train_in_processes(processes: int, devices: int, settings: Sequence[str]) -> None:
     """Runs `launch.train` to its end, in so many processes of so many CPU devices each."""
-    started = start_in(processes, devices, settings)
-    said = errors_of(started)
-    assert [process.returncode for process in started] == [0] * processes, "".join(text[-3000:] for text in said)
+    started = start_processes(processes, devices, settings)
+    said = read_errors(started)
+    assert [process.returncode for process in started] == [0] * processes, "".join(
+        text[-3000:] for text in said
+    )
 
 
 def arguments(folder: pathlib.Path, name: str) -> list[str]:
@@ -71,7 +85,7 @@ def wait_for(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> 
         time.sleep(0.002)
 
 
-def logged(run_dir: pathlib.Path) -> int:
+def num_logged_lines(run_dir: pathlib.Path) -> int:
     """Lines of a run's metrics.jsonl."""
     return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
@@ -82,7 +96,10 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def computed(run_dir: pathlib.Path) -> list[dict]:
+def untimed_metrics(run_dir: pathlib.Path) -> list[dict]:
     """All that was logged but the clock's figures."""
     timing = re.compile("per_second|_share$|compile_seconds|goodput")
-    return [{name: value for name, value in line.items() if not timing.search(name)} for line in metrics(run_dir)]
+    return [
+        {name: value for name, value in line.items() if not timing.search(name)}
+        for line in metrics(run_dir)
+    ]

@@ -14,15 +14,15 @@ import pytest
 import safetensors.numpy
 import soundfile
 
-from launch.errors import reported
+from launch.errors import exit_on_error
 from launch.generate import main as generate
 from launch.score import main as score
 from launch.train import main as train
 from stepaudio_jax import hub
 from stepaudio_jax.text import Tokenizer
-from tests.end_to_end.runs import logged, run, start, wait_for
+from tests.end_to_end.runs import num_logged_lines, run, start, wait_for
 from tests.end_to_end.tones import write_config, write_corpus, write_lines
-from tests.generation.small_model import CONFIG, lively_parameters
+from tests.generation.small_model import CONFIG, peaked_parameters
 from tools.convert_weights.__main__ import main as convert
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -31,14 +31,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "checkpoint"
-    hub.save_checkpoint(folder, lively_parameters(), CONFIG, Tokenizer.bytes(), source="random")
+    hub.save_checkpoint(
+        folder, peaked_parameters(), CONFIG, Tokenizer.byte_level(), source="random"
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def hugging_face(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "hugging_face"
-    hub.write_random_weights(CONFIG, folder, tokenizer=Tokenizer.bytes(), dtype=np.dtype(np.float32))
+    hub.write_random_weights(
+        CONFIG, folder, tokenizer=Tokenizer.byte_level(), dtype=np.dtype(np.float32)
+    )
     return folder
 
 
@@ -66,7 +70,10 @@ def refusal(program, arguments, capsys, folder):
 
 def audio_question(clip):
     return {
-        "messages": [{"role": "user", "content": [{"type": "audio", "audio": clip}]}, {"role": "assistant", "content": "a"}]
+        "messages": [
+            {"role": "user", "content": [{"type": "audio", "audio": clip}]},
+            {"role": "assistant", "content": "a"},
+        ]
     }
 
 
@@ -95,25 +102,43 @@ def messages(*given):
 
 USER, REPLY = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 
-# What is wrong -> (line 3 of the file, what the message says after `file:3: `). Each is followed by a good dialogue.
+# What is wrong -> (line 3 of the file, what the message says after `file:3: `). Each is followed by
+# a good dialogue.
 BAD_LINES = {
-    "missing audio file": (clip(lambda path: None), "audio {folder}/clip.wav: does not exist; correct the path"),
+    "missing audio file": (
+        clip(lambda path: None),
+        "audio {folder}/clip.wav: does not exist; correct the path",
+    ),
     "text named wav": (
         clip(lambda path: path.write_text("no sound")),
         "audio {folder}/clip.wav: is not a sound file .* it holds text .*; name the right file",
     ),
-    "0 bytes": (clip(lambda path: path.touch()), "audio {folder}/clip.wav: is empty .0 bytes.; get the whole file again"),
-    "NaN wave": (clip(nan_wave), "audio {folder}/clip.wav: has 32000 NaN or infinite samples of 32000; export it again"),
+    "0 bytes": (
+        clip(lambda path: path.touch()),
+        "audio {folder}/clip.wav: is empty .0 bytes.; get the whole file again",
+    ),
+    "NaN wave": (
+        clip(nan_wave),
+        "audio {folder}/clip.wav: has 32000 NaN or infinite samples of 32000; export it again",
+    ),
     "silent first channel": (
         clip(right_channel_only),
         "audio {folder}/clip.wav: has a silent first channel, and channel 2 of 2 is not silent; set data.channel=mix ",
     ),
     "sound beside the messages": (
-        lambda folder: json.dumps({"messages": [{**USER, "content": "<audio>Who?"}, REPLY], "audios": ["clip.wav"]}),
+        lambda folder: json.dumps(
+            {"messages": [{**USER, "content": "<audio>Who?"}, REPLY], "audios": ["clip.wav"]}
+        ),
         'has "audios", which is not read: put {{"type": "audio", "audio": PATH}} into the .content. of its turn',
     ),
-    "not JSON": (lambda folder: '{"messages": [}', "is not JSON .* at column 15.; each line must be one JSON object"),
-    "unknown role": (messages({**USER, "role": "usr"}, REPLY), "message 1 has the unknown role \"usr\"; did you mean 'user'"),
+    "not JSON": (
+        lambda folder: '{"messages": [}',
+        "is not JSON .* at column 15.; each line must be one JSON object",
+    ),
+    "unknown role": (
+        messages({**USER, "role": "usr"}, REPLY),
+        "message 1 has the unknown role \"usr\"; did you mean 'user'",
+    ),
     "no content": (
         messages(USER, {"role": "assistant", "reasoning_content": "2."}, USER, REPLY),
         "message 2 .assistant. has no 'content'; give its text or parts, or remove the turn",
@@ -164,14 +189,27 @@ def test_scoring_refuses_bad_data(work, capsys, checkpoint, kind):
 def test_answering_reports_bad_data_and_answers_the_rest(work, capsys, checkpoint, kind):
     path, message = write_bad(work / "data", kind, answered=False)
     output = work / "new" / "output.jsonl"
-    arguments = ["--model", checkpoint, "--input", path, "--output", output, "--max-new-tokens", 8, "--temperature", 0]
+    arguments = [
+        "--model",
+        checkpoint,
+        "--input",
+        path,
+        "--output",
+        output,
+        "--max-new-tokens",
+        8,
+        "--temperature",
+        0,
+    ]
     assert generate([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr()
     assert said.out == f"2 of 3 dialogues answered: {output}\n"
     *_, line = said.err.splitlines()
     problem = message.removeprefix("error: ")
     assert re.match(f"error: 1 could not be answered; the first: {problem}", line)
-    first, bad, last = (json.loads(line) for line in output.read_text(encoding="utf-8").splitlines())
+    first, bad, last = (
+        json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()
+    )
     assert re.match(problem, bad["error"])
     assert bad["id"] == "bad:3"
     assert first["reply"] == last["reply"]
@@ -182,7 +220,16 @@ def test_answering_reports_bad_data_and_answers_the_rest(work, capsys, checkpoin
 def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoint, kind):
     path, message = write_bad(work / "data", kind, answered=False)
     path.write_text("\n\n" + path.read_text(encoding="utf-8").splitlines()[2], encoding="utf-8")
-    arguments = ["--model", checkpoint, "--input", path, "--output", work / "new" / "output.jsonl", "--max-new-tokens", 8]
+    arguments = [
+        "--model",
+        checkpoint,
+        "--input",
+        path,
+        "--output",
+        work / "new" / "output.jsonl",
+        "--max-new-tokens",
+        8,
+    ]
     assert re.match(message, refusal(generate, arguments, capsys, work))
 
 
@@ -190,15 +237,32 @@ def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoi
 def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
     """Both programs hear of the clip with two channels what they hear of the mean alone."""
     right_channel_only(work / "stereo.wav")
-    soundfile.write(work / "mono.wav", soundfile.read(work / "stereo.wav")[0].mean(axis=1), 16_000, subtype="FLOAT")
+    soundfile.write(
+        work / "mono.wav",
+        soundfile.read(work / "stereo.wav")[0].mean(axis=1),
+        16_000,
+        subtype="FLOAT",
+    )
     for program, turns, limits in (
         (generate, 1, ["--max-new-tokens", 8, "--temperature", 0]),
         (score, 2, []),
     ):
         records = [audio_question(f"{name}.wav")["messages"][:turns] for name in ("stereo", "mono")]
-        write_lines(work / "input.jsonl", [{"id": "x", "messages": messages} for messages in records])
+        write_lines(
+            work / "input.jsonl", [{"id": "x", "messages": messages} for messages in records]
+        )
         output = work / f"{program.__module__}.jsonl"
-        given = ["--model", checkpoint, "--input", work / "input.jsonl", "--output", output, "--channel", "mix", *limits]
+        given = [
+            "--model",
+            checkpoint,
+            "--input",
+            work / "input.jsonl",
+            "--output",
+            output,
+            "--channel",
+            "mix",
+            *limits,
+        ]
         assert not program([str(argument) for argument in given])
         stereo, mono = output.read_text(encoding="utf-8").splitlines()
         assert stereo == mono
@@ -206,12 +270,22 @@ def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
 
 @pytest.mark.parametrize("program", [generate, score])
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read"), ("\n", "has no records; give at least one dialogue")]
+    ("content", "message"),
+    [(None, "cannot be read"), ("\n", "has no records; give at least one dialogue")],
 )
-def test_an_input_that_is_missing_or_empty_is_named(work, capsys, checkpoint, program, content, message):
+def test_an_input_that_is_missing_or_empty_is_named(
+    work, capsys, checkpoint, program, content, message
+):
     if content is not None:
         (work / "input.jsonl").write_text(content)
-    arguments = ["--model", checkpoint, "--input", work / "input.jsonl", "--output", work / "output.jsonl"]
+    arguments = [
+        "--model",
+        checkpoint,
+        "--input",
+        work / "input.jsonl",
+        "--output",
+        work / "output.jsonl",
+    ]
     assert f"{work / 'input.jsonl'}: {message}" in refusal(program, arguments, capsys, work)
 
 
@@ -250,8 +324,14 @@ def test_settings_of_generation_out_of_range_are_named(work, capsys, checkpoint,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.stages.mid.optimizer.learing_rate=1"], "stages.*learing_rate; did you mean 'learning_rate'"),
-        (["--config.stages.mid.data.frames_per_chunk=200"], "frames_per_chunk=200 needs more than the encoder's 64 positions"),
+        (
+            ["--config.stages.mid.optimizer.learing_rate=1"],
+            "stages.*learing_rate; did you mean 'learning_rate'",
+        ),
+        (
+            ["--config.stages.mid.data.mel_frames_per_chunk=200"],
+            "mel_frames_per_chunk=200 needs more than the encoder's 64 positions",
+        ),
         (["--config.tokenizer="], "tokenizer is empty, and there is no initial.model"),
         (
             ["--config.model.decoder.vocab_size=100"],
@@ -270,9 +350,14 @@ def test_wrong_settings_of_training_are_named(work, capsys, arguments, message):
 def test_an_unknown_key_in_a_config_file_is_named_with_its_line(work, capsys):
     text = (work / "config.py").read_text()
     (work / "config.py").write_text(text.replace("warmup_steps", "warmup_step"))
-    line = 1 + next(number for number, line in enumerate(text.splitlines()) if "warmup_steps" in line)
+    line = 1 + next(
+        number for number, line in enumerate(text.splitlines()) if "warmup_steps" in line
+    )
     said = refusal(train, [f"--config={work / 'config.py'}"], capsys, work)
-    assert f"{work / 'config.py'}, line {line}: unknown key OptimizerConfig.warmup_step; did you mean 'warmup_steps'" in said
+    assert (
+        f"{work / 'config.py'}, line {line}: unknown key OptimizerConfig.warmup_step; did you mean 'warmup_steps'"
+        in said
+    )
 
 
 def without_a_tensor(folder, source):
@@ -296,8 +381,22 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(work, capsys, reques
     (work / "asked.jsonl").write_text(json.dumps({"messages": [USER]}))
     command = "export" if kind == "checkpoint" else "import"
     arguments = {
-        generate: ["--model", work / "model", "--input", work / "asked.jsonl", "--output", work / "output.jsonl"],
-        score: ["--model", work / "model", "--input", work / "asked.jsonl", "--output", work / "output.jsonl"],
+        generate: [
+            "--model",
+            work / "model",
+            "--input",
+            work / "asked.jsonl",
+            "--output",
+            work / "output.jsonl",
+        ],
+        score: [
+            "--model",
+            work / "model",
+            "--input",
+            work / "asked.jsonl",
+            "--output",
+            work / "output.jsonl",
+        ],
         train: [
             f"--config={work / 'config.py'}",
             f"--config.run_dir={work / 'run'}",
@@ -314,7 +413,11 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(work, capsys, reques
 def test_the_process_says_one_line_and_ends_with_code_2(work):
     """The same without pytest around it: no library logs, warns or prints a traceback beside the line."""
     path, message = write_bad(work / "data", "text named wav", answered=True)
-    arguments = [f"--config={work / 'config.py'}", "--config.run_dir=run", f"--config.stages.mid.data.sources.0.path={path}"]
+    arguments = [
+        f"--config={work / 'config.py'}",
+        "--config.run_dir=run",
+        f"--config.stages.mid.data.sources.0.path={path}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "launch.train", *arguments]
     ended = subprocess.run(command, cwd=work, capture_output=True, text=True, env=environment)
@@ -325,19 +428,19 @@ def test_the_process_says_one_line_and_ends_with_code_2(work):
 
 
 def test_a_mistake_of_several_lines_is_said_on_one(capsys):
-    with pytest.raises(SystemExit) as ended, reported():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         raise FileNotFoundError(2, "No such file", "a\nb")
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_is_not_the_users_mistake_keeps_its_traceback():
-    with pytest.raises(KeyError), reported():
+    with pytest.raises(KeyError), exit_on_error():
         raise KeyError("a bug")
 
 
 def test_an_interrupt_ends_quietly_with_code_130(capsys):
-    with pytest.raises(SystemExit) as ended, reported():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr() == ("", "")
@@ -347,33 +450,42 @@ def test_an_interrupt_ends_quietly_with_code_130(capsys):
 def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_goes_on(work):
     """In the middle of a run, with threads that read data and a progress bar on the screen."""
     run_dir = work / "run"
-    arguments = [f"--config={work / 'config.py'}", f"--config.run_dir={run_dir}", "--config.stages.mid.steps=100000"]
+    arguments = [
+        f"--config={work / 'config.py'}",
+        f"--config.run_dir={run_dir}",
+        "--config.stages.mid.steps=100000",
+    ]
 
     def start_until(more):
         """The program, once it has logged so many steps more."""
         process = start("-m", "launch.train", *arguments)
-        wanted = logged(run_dir) + more
-        wait_for(process, lambda: logged(run_dir) >= wanted)
+        wanted = num_logged_lines(run_dir) + more
+        wait_for(process, lambda: num_logged_lines(run_dir) >= wanted)
         return process
 
     first = start_until(3)
     second = run("-m", "launch.train", *arguments)
     assert second.returncode == 2
-    assert re.fullmatch(rf"error: run_dir='.*run' is in use by another job \(process {first.pid} on .*\n", second.stderr)
+    assert re.fullmatch(
+        rf"error: run_dir='.*run' is in use by another job \(process {first.pid} on .*\n",
+        second.stderr,
+    )
     first.send_signal(signal.SIGINT)
     _, said = first.communicate()
     assert first.returncode == 130
     assert "Traceback" not in said
     assert "rror" not in said
     assert "stopping: the step under way is finished and saved; Ctrl-C again ends at once" in said
-    (step,) = re.findall(r"stopped at step (\d+) of stage 'mid', and saved; the same command goes on", said)
+    (step,) = re.findall(
+        r"stopped at step (\d+) of stage 'mid', and saved; the same command goes on", said
+    )
     assert (run_dir / "checkpoints" / "0_mid" / step).is_dir()
     killed = start_until(2)
     killed.kill()
     killed.communicate()
     after = start_until(2)
     assert after.poll() is None
-    assert logged(run_dir) > int(step)
+    assert num_logged_lines(run_dir) > int(step)
     after.send_signal(signal.SIGINT)
     after.send_signal(signal.SIGINT)
     after.communicate()

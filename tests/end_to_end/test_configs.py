@@ -4,14 +4,18 @@ import json
 
 import pytest
 
-from tests.end_to_end.runs import metrics, train_in
+from tests.end_to_end.runs import metrics, train_in_processes
 from tests.rl.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
 pytestmark = pytest.mark.slow  # sixteen devices on a few cores
 
 DEVICES = 16
-STAGES = {"sft_32b": ["sft"], "sft_mini_8b": ["sft"], "midtrain_32b": ["adaptor", "midtrain", "sft"]}
+STAGES = {
+    "sft_32b": ["sft"],
+    "sft_mini_8b": ["sft"],
+    "midtrain_32b": ["adaptor", "midtrain", "sft"],
+}
 SMALL = [
     "--config.model.preset=tiny",
     "--config.tokenizer=bytes",
@@ -22,17 +26,34 @@ SMALL = [
 
 def settings(config, run_dir, stages, data, **more):
     """Of `launch.train`: one step of each stage on few short rows."""
-    given = {"steps": 1, "data.rows": DEVICES, "data.tokens_per_row": 256, "data.chunks_per_row": 1} | data | more
+    given = (
+        {
+            "steps": 1,
+            "data.batch_size": DEVICES,
+            "data.seq_len": 256,
+            "data.audio_chunks_per_seq": 1,
+        }
+        | data
+        | more
+    )
     return [
         *(f"--config=configs/{config}.py", f"--config.run_dir={run_dir}", *SMALL),
-        *(f"--config.stages.{stage}.{key}={value}" for stage in stages for key, value in given.items()),
+        *(
+            f"--config.stages.{stage}.{key}={value}"
+            for stage in stages
+            for key, value in given.items()
+        ),
     ]
 
 
 @pytest.mark.parametrize("config", STAGES)
 def test_a_pods_configuration_trains(folder, tmp_path, config):
     source = {"path": str(folder / "data" / "tones.jsonl")}
-    train_in(1, DEVICES, settings(config, tmp_path / "run", STAGES[config], {"data.sources": json.dumps([source])}))
+    train_in_processes(
+        1,
+        DEVICES,
+        settings(config, tmp_path / "run", STAGES[config], {"data.sources": json.dumps([source])}),
+    )
     assert [line["stage"] for line in metrics(tmp_path / "run")] == STAGES[config]
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
@@ -43,14 +64,22 @@ def test_the_configuration_of_rlhf_learns(tmp_path):
     prompts = tmp_path / "preferences.jsonl"
     prompts.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     server = JudgeServer()
-    small = {"data.sources.0.path": prompts, "data.tokens_per_row": 512}
-    rollout = {"prompts": 4, "samples": 2, "max_new_tokens": 16, "slots": 5, "tensor": 2}
-    judge = {"url": server.url, "key_variable": "", "most_abstentions": 1.0}
+    small = {"data.sources.0.path": prompts, "data.seq_len": 512}
+    rollout = {
+        "num_prompts": 4,
+        "num_generations": 2,
+        "max_new_tokens": 16,
+        "slots": 5,
+        "tensor": 2,
+    }
+    judge = {"url": server.url, "api_key_env": "", "max_abstention_rate": 1.0}
     more = {f"rl.rollout.{key}": value for key, value in rollout.items()} | {
         f"rl.judge.{key}": value for key, value in judge.items()
     }
     try:
-        train_in(1, DEVICES, settings("rlhf_32b", tmp_path / "run", ["rlhf"], small, **more))
+        train_in_processes(
+            1, DEVICES, settings("rlhf_32b", tmp_path / "run", ["rlhf"], small, **more)
+        )
     finally:
         server.close()
     (line,) = metrics(tmp_path / "run")

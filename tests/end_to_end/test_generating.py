@@ -19,17 +19,39 @@ NEW_TOKENS = 12
 def job(tmp_path_factory, shared_audio):
     """Arguments of `launch.generate` for a question about each clip, without the output."""
     folder = tmp_path_factory.mktemp("generating")
-    made = run("-m", "tools.convert_weights", "random", "--preset", "tiny", "--output", str(folder / "model"))
+    made = run(
+        "-m",
+        "tools.convert_weights",
+        "random",
+        "--preset",
+        "tiny",
+        "--output",
+        str(folder / "model"),
+    )
     assert made.returncode == 0, made.stderr
     clips = sorted(shared_audio.glob("*.wav"))
     assert len(clips) == 8
     lines = [
-        {"id": clip.stem, "messages": [{"role": "user", "content": [_clip(clip), {"type": "text", "text": "What is it?"}]}]}
+        {
+            "id": clip.stem,
+            "messages": [
+                {"role": "user", "content": [_clip(clip), {"type": "text", "text": "What is it?"}]}
+            ],
+        }
         for clip in clips
     ]
-    (folder / "dialogues.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "dialogues.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     return [
-        *("-m", "launch.generate", "--model", str(folder / "model"), "--input", str(folder / "dialogues.jsonl")),
+        *(
+            "-m",
+            "launch.generate",
+            "--model",
+            str(folder / "model"),
+            "--input",
+            str(folder / "dialogues.jsonl"),
+        ),
         *("--max-new-tokens", str(NEW_TOKENS), "--slots", "2"),
     ]
 
@@ -39,18 +61,23 @@ def _clip(path):
 
 
 def test_a_job_that_was_killed_makes_the_same_file(job, tmp_path):
-    unbroken, killed = tmp_path / "unbroken.jsonl", tmp_path / "killed.jsonl"
-    ended = run(*job, "--output", str(unbroken))
+    uninterrupted, killed = tmp_path / "uninterrupted.jsonl", tmp_path / "killed.jsonl"
+    ended = run(*job, "--output", str(uninterrupted))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("8 of 8 dialogues answered")
-    replies = [json.loads(line) for line in unbroken.read_text(encoding="utf-8").splitlines()]
+    replies = [json.loads(line) for line in uninterrupted.read_text(encoding="utf-8").splitlines()]
     assert len({reply["id"] for reply in replies}) == 8
-    assert all(reply["completion_tokens"] == NEW_TOKENS or reply["finish_reason"] == "stop" for reply in replies)
+    assert all(
+        reply["completion_tokens"] == NEW_TOKENS or reply["finish_reason"] == "stop"
+        for reply in replies
+    )
     assert all(reply["prompt_tokens"] > 50 for reply in replies)
 
     journal = killed.with_name(killed.name + ".partial")
     process = start(*job, "--output", str(killed))
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 2):  # the job, two replies
+    while process.poll() is None and not (
+        journal.exists() and journal.read_bytes().count(b"\n") > 2
+    ):  # the job, two replies
         time.sleep(0.005)
     process.kill()
     _, errors = process.communicate()
@@ -60,7 +87,7 @@ def test_a_job_that_was_killed_makes_the_same_file(job, tmp_path):
     assert 2 <= done < 8
     again = run(*job, "--output", str(killed))
     assert again.returncode == 0, again.stderr
-    assert killed.read_bytes() == unbroken.read_bytes()
+    assert killed.read_bytes() == uninterrupted.read_bytes()
     assert not journal.exists()
 
 
@@ -76,10 +103,19 @@ def test_all_devices_of_a_machine_write_and_score_as_one_does(job, tmp_path):
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "none.jsonl").exists()
 
-    lines = [json.loads(line) for line in pathlib.Path(job[job.index("--input") + 1]).read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in pathlib.Path(job[job.index("--input") + 1])
+        .read_text(encoding="utf-8")
+        .splitlines()
+    ]
     for line in lines:
-        line["messages"].append({"role": "assistant", "content": "A sound.", "reasoning_content": "I hear it."})
-    (tmp_path / "told.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        line["messages"].append(
+            {"role": "assistant", "content": "A sound.", "reasoning_content": "I hear it."}
+        )
+    (tmp_path / "told.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     scores = []
     for devices in (1, 8):
         output = tmp_path / f"scores_{devices}.jsonl"
@@ -87,6 +123,8 @@ def test_all_devices_of_a_machine_write_and_score_as_one_does(job, tmp_path):
         ended = run("-m", "launch.score", *job[2:4], *told, devices=devices)
         assert ended.returncode == 0, ended.stderr
         read = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        scores.append([logprob for line in read for turn in line["turns"] for logprob in turn["logprobs"]])
+        scores.append(
+            [logprob for line in read for turn in line["turns"] for logprob in turn["logprobs"]]
+        )
     assert len(scores[0]) > 100
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import hub
-from tests.end_to_end.runs import STEPS, arguments, errors_of, free_port, logged, metrics, start, start_in, train_in, wait_for
+from tests.end_to_end.runs import (
+    STEPS,
+    arguments,
+    free_port,
+    metrics,
+    num_logged_lines,
+    read_errors,
+    start,
+    start_processes,
+    train_in_processes,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow  # each process compiles for itself
 DEVICES = 4
@@ -27,7 +38,7 @@ def run_in(processes: int, folder: pathlib.Path, name: str) -> None:
         "--config.checkpoint.keep=10",
         *MESH,
     ]
-    train_in(processes, DEVICES // processes, settings)
+    train_in_processes(processes, DEVICES // processes, settings)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,9 @@ def test_losses_and_data_are_those_of_one_process(alone, folder, processes):
     name = f"of_{processes}"
     run_in(processes, folder, name)
     found = metrics(folder / name)
-    assert [(line["stage"], line["step"]) for line in found] == [(line["stage"], line["step"]) for line in alone]
+    assert [(line["stage"], line["step"]) for line in found] == [
+        (line["stage"], line["step"]) for line in alone
+    ]
     for line, expected in zip(found, alone, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert line["token_accuracy"] == pytest.approx(expected["token_accuracy"], abs=1e-6)
@@ -68,15 +81,24 @@ def test_two_processes_take_a_model_out_of_a_checkpoint(alone, folder):
     output, port = folder / "taken", free_port()
     started = [
         start(
-            "-m", "launch.checkpoint", str(folder / "one"), "--output", str(output), f"--distributed=127.0.0.1:{port},2,{index}"
+            "-m",
+            "launch.checkpoint",
+            str(folder / "one"),
+            "--output",
+            str(output),
+            f"--distributed=127.0.0.1:{port},2,{index}",
         )
         for index in range(2)
     ]
-    said = errors_of(started)
-    assert [process.returncode for process in started] == [0, 0], "".join(text[-3000:] for text in said)
+    said = read_errors(started)
+    assert [process.returncode for process in started] == [0, 0], "".join(
+        text[-3000:] for text in said
+    )
     sources = [hub.weight_sources(str(model)) for model in (output, folder / "one" / "model")]
     shape = hub.read_model_config(sources[0])
-    taken, finished = (hub.read_parameters(source, config=shape, dtype="float32") for source in sources)
+    taken, finished = (
+        hub.read_parameters(source, config=shape, dtype="float32") for source in sources
+    )
     jax.tree.map(np.testing.assert_array_equal, taken, finished)
 
 
@@ -85,9 +107,13 @@ def test_sixteen_devices_need_no_settings_of_data_that_is_not_held_out(folder):
     stages = [
         f"--config.stages.{stage}.{setting}"
         for stage in ("mid", "sft")
-        for setting in ("steps=2", "data.rows=16", "evaluation.data.sources=()")
+        for setting in ("steps=2", "data.batch_size=16", "evaluation.data.sources=()")
     ]
-    train_in(1, 16, [*arguments(folder, "sixteen"), *stages, "--config.mesh.data=16", "--config.mesh.fsdp=1"])
+    train_in_processes(
+        1,
+        16,
+        [*arguments(folder, "sixteen"), *stages, "--config.mesh.data=16", "--config.mesh.fsdp=1"],
+    )
     assert (folder / "sixteen" / "model" / "config.json").is_file()
 
 
@@ -96,18 +122,22 @@ def test_a_notice_to_one_process_stops_both_at_one_step(folder):
     settings = [*arguments(folder, "noticed"), *MESH]
     run_dir = folder / "noticed"
     for moment, stage in ((13, "mid"), (50, "sft")):
-        started = start_in(2, DEVICES // 2, settings)
-        wait_for(started[0], lambda: logged(run_dir) >= moment)  # noqa: B023 - called before the loop goes on
+        started = start_processes(2, DEVICES // 2, settings)
+        wait_for(started[0], lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called before the loop goes on
         started[1].send_signal(signal.SIGTERM)
-        said = errors_of(started)
-        assert [process.returncode for process in started] == [75, 75], "".join(text[-3000:] for text in said)
-        assert logged(run_dir) >= moment  # and not before
-        steps = [re.search(r"stopped at step (\d+) of stage '(\w+)', and saved", text) for text in said]
+        said = read_errors(started)
+        assert [process.returncode for process in started] == [75, 75], "".join(
+            text[-3000:] for text in said
+        )
+        assert num_logged_lines(run_dir) >= moment  # and not before
+        steps = [
+            re.search(r"stopped at step (\d+) of stage '(\w+)', and saved", text) for text in said
+        ]
         assert steps[0] is not None
         assert steps[1] is not None
         assert steps[0].groups() == steps[1].groups()
         assert steps[0][2] == stage
-    train_in(2, DEVICES // 2, settings)
+    train_in_processes(2, DEVICES // 2, settings)
     assert [(line["stage"], line["step"]) for line in metrics(run_dir)] == STEPS
 
 

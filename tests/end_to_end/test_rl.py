@@ -30,7 +30,7 @@ def get_config():
     rl = dataclasses.replace(
         stage.rl,
         rewards=(RewardConfig(judge_weight=1.0, verifier="tests.rl.small_stage:even", verifier_weight=0.5),),
-        judge=JudgeConfig(url={url!r}, model="judge", key_variable=""),
+        judge=JudgeConfig(url={url!r}, model="judge", api_key_env=""),
     )
     return dataclasses.replace(config, stages=(dataclasses.replace(stage, rl=rl),))
 """
@@ -46,56 +46,77 @@ def server():
 @pytest.fixture
 def folder(tmp_path, server):
     write_prompts(tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     lines = [line | {"reference_reply": "a reply of some words"} for line in lines]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     config = CONFIG.format(folder=str(tmp_path), url=server.url, steps=STEPS)
     (tmp_path / "config.py").write_text(config, encoding="utf-8")
     return tmp_path
 
 
 def arguments(folder, name):
-    return ["-m", "launch.train", f"--config={folder / 'config.py'}", f"--config.run_dir={folder / name}"]
+    return [
+        "-m",
+        "launch.train",
+        f"--config={folder / 'config.py'}",
+        f"--config.run_dir={folder / name}",
+    ]
 
 
-def computed(run_dir):
-    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in metrics(run_dir)]
+def untimed_metrics(run_dir):
+    return [
+        {name: value for name, value in line.items() if not name.startswith("seconds/")}
+        for line in metrics(run_dir)
+    ]
 
 
-def logged(run_dir):
+def num_logged_lines(run_dir):
     return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
 
 def test_killed_while_writing_judging_learning_and_saving(folder, server):
-    unbroken, killed = folder / "unbroken", folder / "killed"
-    ended = run(*arguments(folder, unbroken.name))
+    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
+    ended = run(*arguments(folder, uninterrupted.name))
     assert ended.returncode == 0, ended.stderr
-    assert len(computed(unbroken)) == STEPS
+    assert len(untimed_metrics(uninterrupted)) == STEPS
     asked = len(server.requests)
 
     rng = random.Random(0)
     begun = asked
     moments = (
-        lambda: len(server.requests) > begun + 3,  # the first questions of a run's first step are being answered
-        lambda: logged(killed) >= 1,  # then it saves
-        lambda: any(".orbax-checkpoint-tmp" in path.name for path in killed.glob("checkpoints/*/*")),
-        lambda: logged(killed) >= 3,
+        lambda: (
+            len(server.requests) > begun + 3
+        ),  # the first questions of a run's first step are being answered
+        lambda: num_logged_lines(killed) >= 1,  # then it saves
+        lambda: any(
+            ".orbax-checkpoint-tmp" in path.name for path in killed.glob("checkpoints/*/*")
+        ),
+        lambda: num_logged_lines(killed) >= 3,
     )
     for number, moment in enumerate(moments):
         process = start(*arguments(folder, killed.name))
         while process.poll() is None and not moment():
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.5) if number == 3 else 0)  # writing the next step's replies, or learning from them
+        time.sleep(
+            rng.uniform(0, 0.5) if number == 3 else 0
+        )  # writing the next step's replies, or learning from them
         process.kill()
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"kill {number}: {errors}"
     ended = run(*arguments(folder, killed.name))
     assert ended.returncode == 0, ended.stderr
-    assert computed(killed) == computed(unbroken)
-    assert (killed / "samples.jsonl").read_bytes() == (unbroken / "samples.jsonl").read_bytes()
+    assert untimed_metrics(killed) == untimed_metrics(uninterrupted)
+    assert (killed / "samples.jsonl").read_bytes() == (uninterrupted / "samples.jsonl").read_bytes()
     questions = [body["messages"][0]["content"] for _, _, body in server.requests[asked:]]
     again = len(questions) - len(set(questions))
-    assert again <= 8 * len(moments)  # at most those that were on their way, eight at a time, when it was killed
+    assert again <= 8 * len(
+        moments
+    )  # at most those that were on their way, eight at a time, when it was killed
 
 
 def test_a_judge_that_abstains_too_often_ends_the_run_with_everything_saved(folder, server):
@@ -105,12 +126,12 @@ def test_a_judge_that_abstains_too_often_ends_the_run_with_everything_saved(fold
     assert ended.returncode == 3
     assert "gave no verdict on" in ended.stderr
     assert "Traceback" not in ended.stderr
-    done = logged(broken)
+    done = num_logged_lines(broken)
     assert (broken / "checkpoints" / "0_rlvr" / str(done)).is_dir()
     server.trouble = lambda number, handler: False
     ended = run(*arguments(folder, broken.name))
     assert ended.returncode == 0, ended.stderr
-    assert len(computed(broken)) == STEPS
+    assert len(untimed_metrics(broken)) == STEPS
 
 
 def _refuse(handler):

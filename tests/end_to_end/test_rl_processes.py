@@ -8,25 +8,33 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.generation import load_model
-from tests.end_to_end.runs import metrics, train_in
+from tests.end_to_end.runs import metrics, train_in_processes
 from tests.end_to_end.test_rl import CONFIG
 from tests.rl.judge_server import JudgeServer
 from tests.rl.small_stage import BASE, write_prompts
 
 pytestmark = pytest.mark.slow  # every process compiles for itself
 LAYOUTS = {  # processes, devices of each, mesh
-    "eight devices": (1, 8, ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
+    "eight devices": (
+        1,
+        8,
+        ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
+    ),
     "two processes": (2, 2, ["--config.mesh.data=2", "--config.mesh.fsdp=2"]),
 }
 
 
-def run_on(folder: pathlib.Path, name: str, processes: int, devices: int, mesh: list[str]) -> list[str]:
+def run_on(
+    folder: pathlib.Path, name: str, processes: int, devices: int, mesh: list[str]
+) -> list[str]:
     """One step with a judge; returns what the judge was asked."""
     server = JudgeServer()
     try:
-        (folder / f"{name}.py").write_text(CONFIG.format(folder=str(folder), url=server.url, steps=1), encoding="utf-8")
+        (folder / f"{name}.py").write_text(
+            CONFIG.format(folder=str(folder), url=server.url, steps=1), encoding="utf-8"
+        )
         settings = [f"--config={folder / name}.py", f"--config.run_dir={folder / name}", *mesh]
-        train_in(processes, devices, settings)
+        train_in_processes(processes, devices, settings)
         return sorted(body["messages"][0]["content"] for _, _, body in server.requests)
     finally:
         server.close()
@@ -36,9 +44,14 @@ def run_on(folder: pathlib.Path, name: str, processes: int, devices: int, mesh: 
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_prompts(folder)
-    lines = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     lines = [line | {"reference_reply": "a reply of some words"} for line in lines]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     return folder
 
 
@@ -48,16 +61,21 @@ def alone(folder):
 
 
 def test_a_judge_of_our_own_judges_in_two_processes_as_in_one(folder):
-    judge = (
-        'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", levels=3, max_tokens=96, slots=4, most_abstentions=1.0'
-    )
+    judge = 'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", preference_levels=3, max_tokens=96, slots=4, max_abstention_rate=1.0'
     config = CONFIG.format(folder=str(folder), url="http://unused", steps=1)
-    replaced = config.replace('url=\'http://unused\', model="judge", key_variable=""', judge)
+    replaced = config.replace('url=\'http://unused\', model="judge", api_key_env=""', judge)
     assert judge in replaced
     (folder / "own.py").write_text(replaced, encoding="utf-8")
     found = []
-    for name, processes, devices, mesh in (("own_one", 1, 1, []), ("own_two", 2, 2, ["--config.mesh.data=2"])):
-        train_in(processes, devices, [f"--config={folder / 'own.py'}", f"--config.run_dir={folder / name}", *mesh])
+    for name, processes, devices, mesh in (
+        ("own_one", 1, 1, []),
+        ("own_two", 2, 2, ["--config.mesh.data=2"]),
+    ):
+        train_in_processes(
+            processes,
+            devices,
+            [f"--config={folder / 'own.py'}", f"--config.run_dir={folder / name}", *mesh],
+        )
         found += metrics(folder / name)
     one, two = found
     assert one["abstained"] == two["abstained"] < 1

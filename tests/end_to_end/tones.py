@@ -18,7 +18,12 @@ def tone_question(number: int, hertz: int) -> dict:
 
 
 def sum_question(a: int, b: int) -> dict:
-    return {"messages": [{"role": "user", "content": f"{a}+{b}?"}, {"role": "assistant", "content": str(a + b)}]}
+    return {
+        "messages": [
+            {"role": "user", "content": f"{a}+{b}?"},
+            {"role": "assistant", "content": str(a + b)},
+        ]
+    }
 
 
 def write_corpus(folder: pathlib.Path) -> None:
@@ -56,7 +61,7 @@ def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
                     vocab_size=290, hidden=32, ffn=64, layers=1, heads=2, kv_heads=1, head_dim=16, max_positions=256
                 ),
             )
-            SHAPE = {{"rows": 4, "tokens_per_row": 192, "chunks_per_row": 4, "frames_per_chunk": 64, "packing_rows": 2}}
+            SHAPE = {{"batch_size":4, "seq_len": 192, "audio_chunks_per_seq": 4, "mel_frames_per_chunk": 64, "packing_bins_per_seq": 2}}
             DATA = DataConfig(
                 sources=(
                     SourceConfig(path={str(corpus / "tones.jsonl")!r}),

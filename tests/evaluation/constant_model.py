@@ -7,27 +7,42 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from stepaudio_jax.config import AdaptorConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig
+from stepaudio_jax.config import (
+    AdaptorConfig,
+    ComputeConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+)
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.text.byte_level import SYMBOLS
+from stepaudio_jax.text.byte_level import BYTE_SYMBOLS
 
 THINK_END = "\n</think>\n"
 CONFIG = ModelConfig(
     encoder=EncoderConfig(hidden=16, heads=2, layers=1, positions=64),
     adaptor=AdaptorConfig(ffn=16),
-    decoder=DecoderConfig(vocab_size=320, hidden=64, ffn=32, layers=1, heads=2, kv_heads=1, head_dim=8, max_positions=256),
+    decoder=DecoderConfig(
+        vocab_size=320,
+        hidden=64,
+        ffn=32,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        max_positions=256,
+    ),
 )
 COMPUTE = ComputeConfig(dtype="float32", remat="none", unroll=1)
 
 
 def tokenizer_with_think_end(folder) -> Tokenizer:
     """The byte tokenizer with one more token, which no text is encoded to: the whole end of a reasoning."""
-    Tokenizer.bytes().save(folder)
+    Tokenizer.byte_level().save(folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    symbols = "".join(SYMBOLS[byte] for byte in THINK_END.encode())
+    symbols = "".join(BYTE_SYMBOLS[byte] for byte in THINK_END.encode())
     special = [{**token, "id": token["id"] + 1} for token in content["added_tokens"]]
     content["model"]["vocab"][symbols] = 256
     content["added_tokens"] = special
@@ -40,25 +55,43 @@ def tokenizer_with_think_end(folder) -> Tokenizer:
 def constant_model(tokenizer: Tokenizer, written: Sequence[int]) -> LoadedModel:
     """A model that writes these tokens, all different, after every prompt, and the last of them again and again.
 
-    Its layers add nothing, so the logits are those of the last token alone: each token's embedding is a direction of its own,
-    and the head answers that direction with the token to follow.
+    Its layers add nothing, so the logits are those of the last token alone: each token's embedding
+    is a direction of its own, and the head answers that direction with the token to follow.
     """
     start = tokenizer.encode("\n")[-1]
     chain = [start, *written]
     assert len(set(chain)) == len(chain)
     sizes = CONFIG.decoder
-    directions = np.random.default_rng(0).normal(size=(sizes.vocab_size, sizes.hidden)).astype(np.float32)
+    directions = (
+        np.random.default_rng(0).normal(size=(sizes.vocab_size, sizes.hidden)).astype(np.float32)
+    )
     head = np.zeros((sizes.hidden, sizes.vocab_size), np.float32)
     for current, following in zip(chain, [*chain[1:], chain[-1]], strict=True):
         head[:, following] += directions[current]
-    parameters = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_parameters(CONFIG, COMPUTE))
-    decoder = {"embedding": directions, "norm": {"scale": np.ones(sizes.hidden, np.float32)}, "head": {"kernel": head}}
-    return LoadedModel("constant", CONFIG, parameters | {"decoder": parameters["decoder"] | decoder}, tokenizer, COMPUTE)
+    parameters = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_parameters(CONFIG, COMPUTE)
+    )
+    decoder = {
+        "embedding": directions,
+        "norm": {"scale": np.ones(sizes.hidden, np.float32)},
+        "head": {"kernel": head},
+    }
+    return LoadedModel(
+        "constant",
+        CONFIG,
+        parameters | {"decoder": parameters["decoder"] | decoder},
+        tokenizer,
+        COMPUTE,
+    )
 
 
 def replying(tokenizer: Tokenizer, reasoning: str, reply: str, *, ends: bool = True) -> LoadedModel:
     """A model that always answers `reply` after `reasoning` (no character twice in both together)."""
-    think_end = next(token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token) == THINK_END.encode())
+    think_end = next(
+        token
+        for token in range(tokenizer.vocab_size)
+        if tokenizer.token_bytes(token) == THINK_END.encode()
+    )
     written = [*tokenizer.encode(reasoning), think_end, *tokenizer.encode(reply)]
     return constant_model(tokenizer, [*written, tokenizer.special.eot] if ends else written)
 
@@ -66,5 +99,7 @@ def replying(tokenizer: Tokenizer, reasoning: str, reply: str, *, ends: bool = T
 def with_random_parameters(model: LoadedModel, seed: int) -> LoadedModel:
     """The same shape with weights so large that what is heard changes what is written."""
     rng = np.random.default_rng(seed)
-    drawn = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32), model.parameters)
+    drawn = jax.tree.map(
+        lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32), model.parameters
+    )
     return dataclasses.replace(model, parameters=drawn)

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from stepaudio_jax.evaluation.axis import Axis, shown_number
+from stepaudio_jax.evaluation.axis import Axis, format_number
 from stepaudio_jax.evaluation.chart import Chart, Series, draw
 from stepaudio_jax.evaluation.curves import charts
 from stepaudio_jax.evaluation.logged_run import StageSpan, read_run
@@ -28,11 +28,25 @@ def drawn(figure):
 
 def lines(svg):
     """The points of each line."""
-    return [np.array([place.split(",") for place in line.get("points").split()], float) for line in svg.iter("polyline")]
+    return [
+        np.array([place.split(",") for place in line.get("points").split()], float)
+        for line in svg.iter("polyline")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0, 70), (0.2, 0.9), (5, 5), (0, 0), (-3, 2), (1e-9, 2e-9), (3e6, 9e6), (1000.1, 1000.4)]
+    ("low", "high"),
+    [
+        (0, 1),
+        (0, 70),
+        (0.2, 0.9),
+        (5, 5),
+        (0, 0),
+        (-3, 2),
+        (1e-9, 2e-9),
+        (3e6, 9e6),
+        (1000.1, 1000.4),
+    ],
 )
 def test_a_linear_axis_holds_its_values_and_its_ticks_read_differently(low, high):
     axis = Axis.linear(low, high, 100, 500)
@@ -45,7 +59,9 @@ def test_a_linear_axis_holds_its_values_and_its_ticks_read_differently(low, high
         assert float(label.replace(",", "")) == pytest.approx(tick, rel=5e-3, abs=1e-12)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.02, 5.3), (1e-8, 1e7), (0.9, 1.1), (2.0, 19.0), (1.0, 1000.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.02, 5.3), (1e-8, 1e7), (0.9, 1.1), (2.0, 19.0), (1.0, 1000.0)]
+)
 def test_a_logarithmic_axis_places_by_ratio(low, high):
     axis = Axis.logarithmic(low, high, 500, 100)
     assert axis(low) == pytest.approx(500)
@@ -57,10 +73,17 @@ def test_a_logarithmic_axis_places_by_ratio(low, high):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.023927, "0.0239"), (5.2575, "5.26"), (16188.4, "16,188"), (3e-5, "3e-05"), (0, "0"), (2.5e9, "2.5e+09")],
+    [
+        (0.023927, "0.0239"),
+        (5.2575, "5.26"),
+        (16188.4, "16,188"),
+        (3e-5, "3e-05"),
+        (0, "0"),
+        (2.5e9, "2.5e+09"),
+    ],
 )
 def test_numbers_are_readable(value, text):
-    assert shown_number(value) == text
+    assert format_number(value) == text
 
 
 def test_points_lie_where_their_values_say():
@@ -115,7 +138,12 @@ def test_many_points_are_drawn_as_means_and_the_caption_says_so():
 def test_a_curve_is_not_drawn_across_stages(tmp_path):
     write_run(
         tmp_path,
-        [("mid", 10, {"loss": 3.0}), ("mid", 20, {"loss": 2.0}), ("sft", 5, {"loss": 1.5}), ("sft", 10, {"loss": 1.0})],
+        [
+            ("mid", 10, {"loss": 3.0}),
+            ("mid", 20, {"loss": 2.0}),
+            ("sft", 5, {"loss": 1.5}),
+            ("sft", 10, {"loss": 1.0}),
+        ],
     )
     (loss,) = charts(read_run(tmp_path))
     assert loss.series[0].segments == (((10, 3.0), (20, 2.0)), ((25, 1.5), (30, 1.0)))
@@ -125,13 +153,39 @@ def test_a_curve_is_not_drawn_across_stages(tmp_path):
 
 
 def test_every_figure_is_in_one_chart(tmp_path):
-    figures = ["loss", "loss/next_token", "loss/ctc", "loss/attributes", "token_accuracy", "gradient_norm", "tokens_per_second"]
-    figures += ["audio_seconds_per_second", "steps_per_second", "data_wait_share", "learning_rate/adamw", "learning_rate/muon"]
-    figures += ["evaluation/loss", "evaluation/token_accuracy", "reward", "reward/talk", "kl", "seconds/rollout"]
-    write_run(tmp_path, [("sft", 5, dict.fromkeys([*figures, "records", "records/a", "skipped_bad_audio"], 1.0))])
+    figures = [
+        "loss",
+        "loss/next_token",
+        "loss/ctc",
+        "loss/attributes",
+        "token_accuracy",
+        "gradient_norm",
+        "tokens_per_second",
+    ]
+    figures += [
+        "audio_seconds_per_second",
+        "steps_per_second",
+        "data_wait_fraction",
+        "learning_rate/adamw",
+        "learning_rate/muon",
+    ]
+    figures += [
+        "evaluation/loss",
+        "evaluation/token_accuracy",
+        "reward",
+        "reward/talk",
+        "kl",
+        "seconds/rollout",
+    ]
+    write_run(
+        tmp_path,
+        [("sft", 5, dict.fromkeys([*figures, "records", "records/a", "skipped_bad_audio"], 1.0))],
+    )
     found = charts(read_run(tmp_path))
-    assert sorted(series.figure for chart in found for series in chart.series) == sorted(figures)
-    by_title = {chart.title: [(series.figure, series.label) for series in chart.series] for chart in found}
+    assert sorted(series.metric for chart in found for series in chart.series) == sorted(figures)
+    by_title = {
+        chart.title: [(series.metric, series.label) for series in chart.series] for chart in found
+    }
     assert by_title["Loss"] == [("loss/next_token", "training"), ("evaluation/loss", "held out")]
     assert by_title["Auxiliary losses"] == [
         ("loss", "all terms, weighted"),

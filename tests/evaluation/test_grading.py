@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepaudio_jax.evaluation import normalised, score
+from stepaudio_jax.evaluation import normalize_answer, score
 from tests.evaluation.answers import answer, answers
 
 
@@ -43,7 +43,7 @@ def test_everything_else_does(reply, expected):
 
 
 def test_only_one_full_stop_is_taken():
-    assert normalised(" A b.. ") == "a b."
+    assert normalize_answer(" A b.. ") == "a b."
 
 
 def test_a_malformed_reply_is_wrong_whatever_it_says():
@@ -63,7 +63,12 @@ def test_tasks_are_scored_apart_in_the_order_in_which_they_come():
 
 
 def test_chance_is_one_over_the_answers_where_they_are_equally_frequent():
-    assert score(answers("keyword", n=60, correct=0, values=[f"word{i}" for i in range(20)]))["keyword"].chance == 1 / 20
+    assert (
+        score(answers("keyword", n=60, correct=0, values=[f"word{i}" for i in range(20)]))[
+            "keyword"
+        ].chance
+        == 1 / 20
+    )
 
 
 def test_chance_is_what_the_best_constant_reply_reaches_where_they_are_not():
@@ -73,13 +78,16 @@ def test_chance_is_what_the_best_constant_reply_reaches_where_they_are_not():
 
 
 def test_spellings_of_one_answer_are_one_answer():
-    assert score([answer("Red", "?"), answer("red.", "?"), answer("blue", "?")])["pitch"].chance == 2 / 3
+    assert (
+        score([answer("Red", "?"), answer("red.", "?"), answer("blue", "?")])["pitch"].chance
+        == 2 / 3
+    )
 
 
 def test_chance_within_the_interval():
-    assert score(answers("gender", n=200, correct=113))["gender"].may_be_chance
-    assert not score(answers("gender", n=200, correct=115))["gender"].may_be_chance
-    assert not score(answers("gender", n=200, correct=0))["gender"].may_be_chance
+    assert score(answers("gender", n=200, correct=113))["gender"].interval_contains_chance
+    assert not score(answers("gender", n=200, correct=115))["gender"].interval_contains_chance
+    assert not score(answers("gender", n=200, correct=0))["gender"].interval_contains_chance
 
 
 def test_no_answer_is_no_score():

@@ -8,9 +8,19 @@ import soundfile
 
 from stepaudio_jax.audio import SAMPLE_RATE, AudioError
 from stepaudio_jax.data import DataError
-from stepaudio_jax.evaluation import answer_questions, answers_at, read_questions, score, silence
-from stepaudio_jax.generation import GenerationError, prompt_of
-from tests.evaluation.constant_model import replying, tokenizer_with_think_end, with_random_parameters
+from stepaudio_jax.evaluation import (
+    answer_at_temperatures,
+    answer_questions,
+    read_questions,
+    read_silence,
+    score,
+)
+from stepaudio_jax.generation import GenerationError, build_record_prompt
+from tests.evaluation.constant_model import (
+    replying,
+    tokenizer_with_think_end,
+    with_random_parameters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +35,10 @@ def folder(tmp_path_factory):
     for name, frequency_hz in (("a", 300), ("b", 3000)):
         waveform = 0.1 * np.sin(2 * np.pi * frequency_hz * np.arange(5000) / SAMPLE_RATE)
         soundfile.write(folder / f"{name}.wav", waveform.astype(np.float32), SAMPLE_RATE)
-    heard = {name: [{"type": "audio", "audio": f"{name}.wav"}, {"type": "text", "text": "Who?"}] for name in ("a", "b")}
+    heard = {
+        name: [{"type": "audio", "audio": f"{name}.wav"}, {"type": "text", "text": "Who?"}]
+        for name in ("a", "b")
+    }
     ask = {name: {"role": "user", "content": content} for name, content in heard.items()}
     given = {"role": "assistant", "reasoning_content": "never shown", "content": "Okay"}
     records = {
@@ -38,7 +51,9 @@ def folder(tmp_path_factory):
             {"messages": messages, "source": task, "answer": "Wide" if number % 2 else "big"}
             for number, messages in enumerate(dialogues)
         ]
-        (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (folder / f"{task}.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
     return folder
 
 
@@ -48,9 +63,13 @@ def questions(folder):
 
 
 def test_a_constant_reply_is_right_as_often_as_chance(tokenizer, questions):
-    answers = answer_questions(replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, rows=4)
+    answers = answer_questions(
+        replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, rows=4
+    )
     assert [answer.question for answer in answers] == questions
-    assert all(answer.written.reply == "wide." and answer.written.reasoning == "So" for answer in answers)
+    assert all(
+        answer.parsed.reply == "wide." and answer.parsed.reasoning == "So" for answer in answers
+    )
     assert [answer.correct for answer in answers] == [False, True] * 4
     for task, n in (("clip", 4), ("text", 2), ("turns", 2)):
         found = score(answers)[task]
@@ -58,14 +77,16 @@ def test_a_constant_reply_is_right_as_often_as_chance(tokenizer, questions):
 
 
 def test_a_reply_without_end_is_cut_and_malformed(tokenizer, questions):
-    answers = answer_questions(replying(tokenizer, "So", "wide", ends=False), questions[:2], max_new_tokens=7)
-    assert [answer.written.reply for answer in answers] == ["wide"] * 2
-    assert [answer.written.problems for answer in answers] == [("not_ended",)] * 2
+    answers = answer_questions(
+        replying(tokenizer, "So", "wide", ends=False), questions[:2], max_new_tokens=7
+    )
+    assert [answer.parsed.reply for answer in answers] == ["wide"] * 2
+    assert [answer.parsed.problems for answer in answers] == [("not_ended",)] * 2
     assert score(answers)["clip"].correct == score(answers)["clip"].well_formed == 0
 
 
 def test_silence_has_the_length_of_the_clip_and_no_sound(folder):
-    got = silence(str(folder / "a.wav"), length_convention="hf")
+    got = read_silence(str(folder / "a.wav"), length_convention="hf")
     assert got.shape == (5000,)
     assert got.dtype == np.float32
     assert not got.any()
@@ -73,13 +94,16 @@ def test_silence_has_the_length_of_the_clip_and_no_sound(folder):
 
 def test_silence_of_an_unreadable_clip_is_an_error(tmp_path):
     with pytest.raises(AudioError, match=r"gone\.wav"):
-        silence(str(tmp_path / "gone.wav"), length_convention="hf")
+        read_silence(str(tmp_path / "gone.wav"), length_convention="hf")
 
 
 def test_a_silenced_prompt_has_the_same_tokens_and_a_constant_spectrum(tokenizer, questions):
     model = replying(tokenizer, "So", "wide")
     for question in questions:
-        heard, silent = prompt_of(model, question), prompt_of(model, question, read=silence)
+        heard, silent = (
+            build_record_prompt(model, question),
+            build_record_prompt(model, question, read=read_silence),
+        )
         np.testing.assert_array_equal(heard.tokens, silent.tokens)
         assert [chunk.shape for chunk in heard.chunks] == [chunk.shape for chunk in silent.chunks]
         assert len(heard.chunks) == {"clip": 1, "text": 0, "turns": 2}[question.source]
@@ -90,19 +114,28 @@ def test_a_silenced_prompt_has_the_same_tokens_and_a_constant_spectrum(tokenizer
 def test_a_model_that_hears_loses_the_difference_in_silence(tokenizer, questions):
     model = with_random_parameters(replying(tokenizer, "So", "wide"), seed=0)
     about_clips = [question for question in questions if question.source == "clip"]
-    a, b, a_again, _ = (answer.written for answer in answer_questions(model, about_clips, max_new_tokens=12))
+    a, b, a_again, _ = (
+        answer.parsed for answer in answer_questions(model, about_clips, max_new_tokens=12)
+    )
     assert a == a_again
     assert a != b
-    drawn, most_probable, again = answers_at((1.0, 0.0, 1.0), model, about_clips, max_new_tokens=12)
+    drawn, most_probable, again = answer_at_temperatures(
+        (1.0, 0.0, 1.0), model, about_clips, max_new_tokens=12
+    )
     assert drawn == again
-    assert drawn[0].written != drawn[2].written  # the same question in another place
-    assert [answer.written for answer in most_probable[:2]] == [a, b]
-    silenced = [answer.written for answer in answer_questions(model, about_clips, max_new_tokens=12, silenced=True)]
+    assert drawn[0].parsed != drawn[2].parsed  # the same question in another place
+    assert [answer.parsed for answer in most_probable[:2]] == [a, b]
+    silenced = [
+        answer.parsed
+        for answer in answer_questions(model, about_clips, max_new_tokens=12, silenced=True)
+    ]
     assert len(set(silenced)) == 1
 
 
 def test_silence_leaves_out_questions_without_sound(tokenizer, questions):
-    answers = answer_questions(replying(tokenizer, "So", "wide"), questions, max_new_tokens=12, silenced=True)
+    answers = answer_questions(
+        replying(tokenizer, "So", "wide"), questions, max_new_tokens=12, silenced=True
+    )
     assert [answer.question.source for answer in answers] == ["clip"] * 4 + ["turns"] * 2
     text_only = [question for question in questions if question.source == "text"]
     assert answer_questions(replying(tokenizer, "So", "wide"), text_only, silenced=True) == []
@@ -110,8 +143,10 @@ def test_silence_leaves_out_questions_without_sound(tokenizer, questions):
 
 def test_the_first_turn_is_given_with_its_sound_and_without_its_reasoning(tokenizer, questions):
     turns = next(question for question in questions if question.source == "turns")
-    prompt = prompt_of(replying(tokenizer, "So", "wide"), turns)
-    text = tokenizer.decode([token for token in prompt.tokens if token != tokenizer.special.audio_patch])
+    prompt = build_record_prompt(replying(tokenizer, "So", "wide"), turns)
+    text = tokenizer.decode(
+        [token for token in prompt.tokens if token != tokenizer.special.audio_patch]
+    )
     clip = "<|BOT|>human\n<audio_start><audio_end>Who?<|EOT|>"
     assert text == f"{clip}<|BOT|>assistant\nOkay<|EOT|>{clip}<|BOT|>assistant\n<think>\n"
 
@@ -119,7 +154,10 @@ def test_the_first_turn_is_given_with_its_sound_and_without_its_reasoning(tokeni
 def test_a_question_without_answer_is_named(tmp_path):
     path = tmp_path / "q.jsonl"
     question = {"messages": [{"role": "user", "content": "Well?"}]}
-    path.write_text(json.dumps(question | {"answer": "7"}) + "\n" + json.dumps(question) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(question | {"answer": "7"}) + "\n" + json.dumps(question) + "\n",
+        encoding="utf-8",
+    )
     with pytest.raises(DataError, match=rf"{path}:2: has no 'answer'"):
         read_questions([path])
 
@@ -145,7 +183,9 @@ def test_a_missing_clip_is_named(tokenizer, tmp_path):
     path.write_text(json.dumps({"messages": messages, "answer": "7"}), encoding="utf-8")
     for silenced in (False, True):
         with pytest.raises(DataError, match=rf"{path}:1: .*gone\.wav.*does not exist"):
-            answer_questions(replying(tokenizer, "So", "wide"), read_questions([path]), silenced=silenced)
+            answer_questions(
+                replying(tokenizer, "So", "wide"), read_questions([path]), silenced=silenced
+            )
 
 
 def test_a_question_that_does_not_fit_the_model_is_named(tokenizer, questions):

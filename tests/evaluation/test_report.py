@@ -15,7 +15,7 @@ import soundfile
 
 from stepaudio_jax.audio import SAMPLE_RATE, AudioError
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.evaluation import ReportError, Results, choose_examples, score, write_report
+from stepaudio_jax.evaluation import ReportError, Results, score, select_examples, write_report
 from stepaudio_jax.evaluation.chart import COLOURS
 from stepaudio_jax.hub import write_checkpoint_config
 from tests.evaluation.answers import answer, answers
@@ -23,10 +23,33 @@ from tests.evaluation.runs import write_run
 
 HOSTILE = """</title><script>alert(1)</script>"'&amp;<img src=x onerror=alert(1)>\x00\x1b"""
 LINES = [
-    ("mid", 50, {"loss": 2.0, "loss/next_token": 1.5, "loss/ctc": 4.0, "records": 70.0, "records/a": 70.0}),
-    ("mid", 100, {"loss": 1.0, "loss/next_token": 0.75, "loss/ctc": 2.0, "records": 140.0, "records/a": 140.0}),
+    (
+        "mid",
+        50,
+        {"loss": 2.0, "loss/next_token": 1.5, "loss/ctc": 4.0, "records": 70.0, "records/a": 70.0},
+    ),
+    (
+        "mid",
+        100,
+        {
+            "loss": 1.0,
+            "loss/next_token": 0.75,
+            "loss/ctc": 2.0,
+            "records": 140.0,
+            "records/a": 140.0,
+        },
+    ),
     ("mid", 100, {"evaluation/loss": 0.625}),
-    ("sft", 10, {"loss/next_token": 0.5, "tokens_per_second": 1234.0, "data_wait_share": 0.25, "skipped_bad_audio": 3.0}),
+    (
+        "sft",
+        10,
+        {
+            "loss/next_token": 0.5,
+            "tokens_per_second": 1234.0,
+            "data_wait_fraction": 0.25,
+            "skipped_bad_audio": 3.0,
+        },
+    ),
 ]
 
 
@@ -88,7 +111,10 @@ def test_a_run_alone_is_a_report(run_dir, tmp_path):
     assert "25 % of the time" in text
     assert "random weights" in text
     assert "known when the run is finished" in text
-    assert json.loads(next(part for part in page.text if part.startswith('{\n  "run_dir"')))["seed"] == 0
+    assert (
+        json.loads(next(part for part in page.text if part.startswith('{\n  "run_dir"')))["seed"]
+        == 0
+    )
 
 
 def test_results_and_examples(run_dir, tmp_path, clip):
@@ -96,11 +122,21 @@ def test_results_and_examples(run_dir, tmp_path, clip):
     results = Results(after=score(given), before=score(given), silenced=score(given))
     page = Page(write_report(tmp_path / "report.html", run_dir, "A run", results, given))
     text = " ".join(page.text)
-    for said in ("silenced", "9.5 to 90.5 %", "✓ right", "✗ wrong", "I hear it.", "2 questions, 1 of these answered rightly"):
+    for said in (
+        "silenced",
+        "9.5 to 90.5 %",
+        "✓ right",
+        "✗ wrong",
+        "I hear it.",
+        "2 questions, 1 of these answered rightly",
+    ):
         assert said in text
     players = page.named("audio")
     assert len(players) == 2
-    assert [player["aria-label"] for player in players] == ["Clip 1 of example 1", "Clip 1 of example 2"]
+    assert [player["aria-label"] for player in players] == [
+        "Clip 1 of example 1",
+        "Clip 1 of example 2",
+    ]
     for player in players:
         assert "controls" in player
         prefix, _, encoded = player["src"].partition(",")
@@ -111,29 +147,49 @@ def test_results_and_examples(run_dir, tmp_path, clip):
 
 
 def test_replies_of_a_policy_are_shown_escaped(run_dir, tmp_path):
-    sample = {"stage": "rlhf", "id": "a", "source": "talk", "reasoning": HOSTILE, "reply": HOSTILE, "reference_reply": None}
+    sample = {
+        "stage": "rlhf",
+        "id": "a",
+        "source": "talk",
+        "reasoning": HOSTILE,
+        "reply": HOSTILE,
+        "reference_reply": None,
+    }
     samples = [
-        sample | {"step": step, "answer": "7", "reward": None if step == 1 else 0.5, "parts": {}} for step in range(1, 30)
+        sample | {"step": step, "answer": "7", "reward": None if step == 1 else 0.5, "parts": {}}
+        for step in range(1, 30)
     ]
     samples[-1]["parts"] = {"preference": 0.25}
     lines = "".join(json.dumps(one) + "\n" for one in samples)
-    (run_dir / "samples.jsonl").write_text(lines + '{"stage": "rl', encoding="utf-8")  # it was being written
+    (run_dir / "samples.jsonl").write_text(
+        lines + '{"stage": "rl', encoding="utf-8"
+    )  # it was being written
     page = Page(write_report(tmp_path / "report.html", run_dir, "A run"))
     assert not page.named("script")
     text = " ".join(page.text)
-    for said in ("The first replies of 6 of 29 steps.", "no verdict", "preference 0.25", "#replies"):
+    for said in (
+        "The first replies of 6 of 29 steps.",
+        "no verdict",
+        "preference 0.25",
+        "#replies",
+    ):
         assert said in text or said in [attributes["href"] for attributes in page.named("a")]
 
 
 def test_the_page_needs_nothing_else(run_dir, tmp_path, clip):
-    path = write_report(tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=clip)])
+    path = write_report(
+        tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=clip)]
+    )
     page = Page(path)
     assert not page.named("script")
     assert not page.named("link")
     for tag, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "action", "srcset", "data", "poster"):
-            assert attributes.get(name, "#").startswith(("#", "data:audio/wav;base64,")), (tag, name)
+            assert attributes.get(name, "#").startswith(("#", "data:audio/wav;base64,")), (
+                tag,
+                name,
+            )
     assert "default-src 'none'" in page.named("meta")[2]["content"]
     assert "url(" not in path.read_text(encoding="utf-8")
     assert "@import" not in path.read_text(encoding="utf-8")
@@ -151,13 +207,17 @@ def test_everything_is_escaped(run_dir, tmp_path, clip):
     assert not page.named("img")
     text = "".join(page.text)
     shown = HOSTILE.replace("\x00", "\u2400").replace("\x1b", "\u241b")
-    assert text.count(shown) >= 8  # title, heading, task, question, expected, reasoning, reply, stage, tokenizer
+    assert (
+        text.count(shown) >= 8
+    )  # title, heading, task, question, expected, reasoning, reply, stage, tokenizer
     assert not set(path.read_text(encoding="utf-8")) & set(map(chr, range(9)))
 
 
 def test_every_picture_and_player_has_a_name(run_dir, tmp_path, clip):
     given = [answer("low", "low", clip=clip)]
-    page = Page(write_report(tmp_path / "report.html", run_dir, "A run", Results(after=score(given)), given))
+    page = Page(
+        write_report(tmp_path / "report.html", run_dir, "A run", Results(after=score(given)), given)
+    )
     for attributes in page.named("svg") + page.named("audio"):
         assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
     identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -168,11 +228,21 @@ def test_every_picture_and_player_has_a_name(run_dir, tmp_path, clip):
 
 
 def test_its_colours_can_be_told_from_their_background():
-    style = resources.files("stepaudio_jax.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    style = (
+        resources.files("stepaudio_jax.evaluation")
+        .joinpath("report.html")
+        .read_text(encoding="utf-8")
+    )
     for scheme in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", scheme))
         for background in ("page", "card"):
-            for name in ("ink", "muted", "right", "wrong", *(f"colour-{index}" for index in range(COLOURS))):
+            for name in (
+                "ink",
+                "muted",
+                "right",
+                "wrong",
+                *(f"colour-{index}" for index in range(COLOURS)),
+            ):
                 assert contrast(colours[name], colours[background]) >= 4.5, (name, background)
 
 
@@ -181,7 +251,9 @@ def contrast(one, other):
     luminances = []
     for colour in (one, other):
         channels = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
-        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
         luminances.append(linear @ [0.2126, 0.7152, 0.0722])
     return (max(luminances) + 0.05) / (min(luminances) + 0.05)
 
@@ -189,14 +261,24 @@ def contrast(one, other):
 def test_a_long_clip_is_named_instead_of_embedded(run_dir, tmp_path):
     path = tmp_path / "long.wav"
     soundfile.write(path, np.full(21 * SAMPLE_RATE, 0.1, np.float32), SAMPLE_RATE)
-    page = Page(write_report(tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=path)]))
+    page = Page(
+        write_report(
+            tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=path)]
+        )
+    )
     assert not page.named("audio")
     assert f"A clip of 21.0 s, too long for this page: {path}" in "".join(page.text)
 
 
 def test_a_missing_clip_is_an_error_and_writes_nothing(run_dir, tmp_path):
     with pytest.raises(AudioError, match=r"gone\.wav"):
-        write_report(tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=tmp_path / "gone.wav")])
+        write_report(
+            tmp_path / "report.html",
+            run_dir,
+            "A run",
+            None,
+            [answer("low", "low", clip=tmp_path / "gone.wav")],
+        )
     assert not (tmp_path / "report.html").exists()
 
 
@@ -209,14 +291,18 @@ def test_a_finished_run_says_how_large_its_model_is(run_dir, tmp_path):
 
 
 def test_examples_are_spread_over_each_task_and_show_a_mistake():
-    given = answers("rate", n=30, correct=25) + answers("pitch", n=2, correct=2) + answers("sum", n=9, correct=0)
-    chosen = choose_examples(given, per_task=3, wrong_per_task=1)
+    given = (
+        answers("rate", n=30, correct=25)
+        + answers("pitch", n=2, correct=2)
+        + answers("sum", n=9, correct=0)
+    )
+    chosen = select_examples(given, per_task=3, wrong_per_task=1)
     assert [answer.question.id for answer in chosen] == [
         *("rate-0", "rate-10", "rate-20", "rate-25"),
         *("pitch-0", "pitch-1"),
         *("sum-0", "sum-1", "sum-3", "sum-6"),
     ]
-    assert choose_examples([]) == []
+    assert select_examples([]) == []
 
 
 def test_a_run_that_has_not_logged_yet(run_dir, tmp_path):
@@ -269,6 +355,10 @@ def test_the_program(run_dir, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{run_dir / 'report.html'}\n"
     assert "run" in Page(run_dir / "report.html").text
-    failed = subprocess.run([*command[:-1], str(tmp_path / "gone")], capture_output=True, text=True, check=False)
+    failed = subprocess.run(
+        [*command[:-1], str(tmp_path / "gone")], capture_output=True, text=True, check=False
+    )
     assert failed.returncode == 2
-    assert failed.stderr == f"error: {tmp_path / 'gone'} is not a folder; name the run_dir of a run\n"
+    assert (
+        failed.stderr == f"error: {tmp_path / 'gone'} is not a folder; name the run_dir of a run\n"
+    )

@@ -7,7 +7,10 @@ from stepaudio_jax.evaluation import Interval, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
-@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 200), (200, 200), (7, 13), (196, 200), (1, 100_000)])
+@pytest.mark.parametrize(
+    ("successes", "trials"),
+    [(0, 1), (1, 1), (0, 200), (200, 200), (7, 13), (196, 200), (1, 100_000)],
+)
 def test_is_scipys_wilson_interval(successes, trials, confidence):
     expected = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     got = wilson_interval(successes, trials, confidence)
@@ -28,7 +31,9 @@ def test_no_success_includes_zero_and_success_throughout_includes_one(trials):
 
 def test_chance_is_within_or_outside():
     assert wilson_interval(100, 200).contains(0.5)
-    assert wilson_interval(113, 200).contains(0.5)  # .565 measured, and the interval starts at .4957
+    assert wilson_interval(113, 200).contains(
+        0.5
+    )  # .565 measured, and the interval starts at .4957
     assert not wilson_interval(115, 200).contains(0.5)  # .5057
     assert not wilson_interval(85, 200).contains(0.5)
     assert Interval(0.25, 0.5).contains(0.25)

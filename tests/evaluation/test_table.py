@@ -8,7 +8,13 @@ from tests.evaluation.answers import answers
 
 def scores(**correct):
     """Of 200 questions a task with two answers each."""
-    return score([answer for task, count in correct.items() for answer in answers(task, n=200, correct=count)])
+    return score(
+        [
+            answer
+            for task, count in correct.items()
+            for answer in answers(task, n=200, correct=count)
+        ]
+    )
 
 
 def test_the_columns_are_those_of_the_issue():
@@ -39,22 +45,31 @@ def test_what_was_not_measured_has_no_column():
 
 
 def test_a_task_answered_in_silence_is_marked():
-    results = Results(after=scores(gender=190, rate=190, pitch=190), silenced=scores(gender=100, rate=115, pitch=0))
+    results = Results(
+        after=scores(gender=190, rate=190, pitch=190),
+        silenced=scores(gender=100, rate=115, pitch=0),
+    )
     text = as_text(results)
     assert "50.0 %  200" in text
     assert "57.5 %*" in text
     assert "0.0 %*" in text
     assert (
-        "* with the audio silenced, chance lies outside the 95 % interval: rate (50.6 to 64.1 %), pitch (0.0 to 1.9 %)." in text
+        "* with the audio silenced, chance lies outside the 95 % interval: rate (50.6 to 64.1 %), pitch (0.0 to 1.9 %)."
+        in text
     )
     assert "within" not in text
 
 
 def test_malformed_replies_are_counted_below():
-    after = score(answers("gender", n=200, correct=150, malformed=30) + answers("rate", n=200, correct=150, malformed=1))
+    after = score(
+        answers("gender", n=200, correct=150, malformed=30)
+        + answers("rate", n=200, correct=150, malformed=1)
+    )
     results = Results(after=after, before=scores(gender=1, rate=1))
     notes = as_text(results).splitlines()[4:]
-    assert notes == ["after: 31 of 400 replies were malformed and count as wrong: gender 30, rate 1."]
+    assert notes == [
+        "after: 31 of 400 replies were malformed and count as wrong: gender 30, rate 1."
+    ]
 
 
 def test_scores_of_other_questions_cannot_stand_beside_each_other():
@@ -70,11 +85,15 @@ def test_scores_of_other_questions_cannot_stand_beside_each_other():
 
 
 def test_hostile_names_stay_in_their_cell():
-    results = Results(after=scores(**{"a|b\nc": 100, "<b>*x*</b>": 100, "\x1b[31mred": 100, "语言": 100}))
+    results = Results(
+        after=scores(**{"a|b\nc": 100, "<b>*x*</b>": 100, "\x1b[31mred": 100, "语言": 100})
+    )
     lines = as_text(results).splitlines()
     assert len(lines) == 6
     assert "\x1b" not in as_text(results)
-    assert lines[5].startswith("语言" + " " * (lines[0].index("chance") - 4))  # each takes two columns
+    assert lines[5].startswith(
+        "语言" + " " * (lines[0].index("chance") - 4)
+    )  # each takes two columns
     rows = as_markdown(results).splitlines()[2:]
     assert [row.replace("\\|", "").count("|") for row in rows] == [6] * 4
     assert "\\<b\\>\\*x\\*\\</b\\>" in rows[1]

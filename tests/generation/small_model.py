@@ -13,14 +13,18 @@ from stepaudio_jax.text import AudioPart, Message, TextPart, Tokenizer
 from tests.models import torch_reference
 from tests.models.random_model import SMALL
 
-BYTES = Tokenizer.bytes()
-CONFIG = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=320, max_positions=400))
+BYTES = Tokenizer.byte_level()
+CONFIG = dataclasses.replace(
+    SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=320, max_positions=400)
+)
 
 
-def lively_parameters(config=CONFIG, seed=12):
+def peaked_parameters(config=CONFIG, seed=12):
     """Random weights under which replies vary with what was said, and no two best tokens are so close that rounding decides."""
     rng = np.random.default_rng(seed)
-    parameters = jax.tree.map(lambda leaf: 0.15 * rng.standard_normal(leaf.shape, np.float32), abstract_parameters(config))
+    parameters = jax.tree.map(
+        lambda leaf: 0.15 * rng.standard_normal(leaf.shape, np.float32), abstract_parameters(config)
+    )
     parameters["decoder"]["embedding"] *= 6
     parameters["decoder"]["head"]["kernel"] *= 20
     parameters["adaptor"]["down"]["kernel"] *= 5
@@ -31,14 +35,19 @@ def write_clip(path, seconds, seed=0):
     """Noise under a tone, so that two clips differ in every frame."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(16_000 * seconds)) / 16_000
-    wave = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 3000) * time) + 0.05 * rng.normal(size=time.size)
+    wave = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 3000) * time) + 0.05 * rng.normal(
+        size=time.size
+    )
     soundfile.write(path, wave.astype(np.float32), 16_000)
     return AudioPart(str(path))
 
 
 def user(*parts):
     """A user's turn of strings and clips."""
-    return Message(role="user", parts=tuple(TextPart(part) if isinstance(part, str) else part for part in parts))
+    return Message(
+        role="user",
+        parts=tuple(TextPart(part) if isinstance(part, str) else part for part in parts),
+    )
 
 
 class TorchDialogue:
@@ -64,10 +73,15 @@ class TorchDialogue:
         mel = torch.tensor(log_mel(load_audio(clip.path)))
         with torch.no_grad():
             features = torch_reference.encode(
-                self._weights["encoder"], mel, heads=self._config.encoder.heads, convention=self._config.length_convention
+                self._weights["encoder"],
+                mel,
+                heads=self._config.encoder.heads,
+                convention=self._config.length_convention,
             )
             counted = mel.shape[-1] - (2 if self._config.length_convention == "hf" else 0)
-            outputs = torch_reference.adapt(self._weights["adaptor"], features)[: ((counted + 1) // 2 // 2 + 1) // 2]
+            outputs = torch_reference.adapt(self._weights["adaptor"], features)[
+                : ((counted + 1) // 2 // 2 + 1) // 2
+            ]
         self.write(BYTES.special.audio_start)
         self.tokens += [BYTES.special.audio_patch] * len(outputs)
         self._embeddings.append(outputs)

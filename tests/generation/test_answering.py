@@ -13,24 +13,24 @@ import pytest
 from stepaudio_jax import hub
 from stepaudio_jax.data import DataError
 from stepaudio_jax.generation import (
+    JobSummary,
     LoadedModel,
-    Outcome,
     Sampling,
     Scorer,
     answer_file,
-    answered_before,
+    finished_generation,
+    is_scoring_finished,
     load_model,
     score_file,
-    scored_before,
 )
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
-from stepaudio_jax.generation.jobs import job_of
+from stepaudio_jax.generation.jobs import describe_job
 from stepaudio_jax.generation.journal import Journal
-from stepaudio_jax.models import quantize_weights, unstack
-from stepaudio_jax.storage import OutputError, has_mark
+from stepaudio_jax.models import quantize_weights, unstack_layers
+from stepaudio_jax.storage import OutputError, has_job_mark
 from stepaudio_jax.text import Message, TextPart
-from tests.generation.small_model import BYTES, CONFIG, lively_parameters, user, write_clip
+from tests.generation.small_model import BYTES, CONFIG, peaked_parameters, user, write_clip
 from tests.models.random_model import FLOAT32
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
@@ -39,7 +39,7 @@ SAMPLING = Sampling(temperature=0.9, max_new_tokens=6, seed=5)
 
 @pytest.fixture(scope="module")
 def model():
-    return LoadedModel("lively", CONFIG, lively_parameters(), BYTES, FLOAT32)
+    return LoadedModel("lively", CONFIG, peaked_parameters(), BYTES, FLOAT32)
 
 
 def dialogue(*parts, **keys):
@@ -51,7 +51,10 @@ def text(words):
 
 
 def write(path, *lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -81,14 +84,21 @@ def dialogues(tmp_path):
 
 def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
     output = tmp_path / "new" / "folder" / "replies.jsonl"
-    assert answer_file(model, dialogues, output, SAMPLING, slots=3) == Outcome(5, 0, "")
+    assert answer_file(model, dialogues, output, SAMPLING, slots=3) == JobSummary(5, 0, "")
     replies = read(output)
     assert [reply["id"] for reply in replies] == ["dialogues:1", "日本", "7", "q", "dialogues:6"]
-    questions = ["1+1?", "Listen: ", "a much longer question than any other one here", "é\u2028☂?", "1+1?"]
+    questions = [
+        "1+1?",
+        "Listen: ",
+        "a much longer question than any other one here",
+        "é\u2028☂?",
+        "1+1?",
+    ]
     audio = [0, 6 + 2, 0, 6 + 2, 0]
     around = len("Bhuman\nEBassistant\n<think>\n")
     assert [reply["prompt_tokens"] for reply in replies] == [
-        around + len(question.encode()) + tokens for question, tokens in zip(questions, audio, strict=True)
+        around + len(question.encode()) + tokens
+        for question, tokens in zip(questions, audio, strict=True)
     ]
     for reply in replies:
         assert reply.keys() == {
@@ -119,7 +129,11 @@ def test_the_seed_decides(model, tmp_path):
 
 def scored(*turns):
     roles = ("user", "assistant")
-    return {"messages": [{"role": roles[index % 2], "content": content} for index, content in enumerate(turns)]}
+    return {
+        "messages": [
+            {"role": roles[index % 2], "content": content} for index, content in enumerate(turns)
+        ]
+    }
 
 
 def test_scores_are_those_of_the_scorer(model, tmp_path):
@@ -128,7 +142,12 @@ def test_scores_are_those_of_the_scorer(model, tmp_path):
     first, second = read(tmp_path / "scores.jsonl")
     assert (first["id"], second["id"]) == ("d:1", "d:2")
     scorer = Scorer(CONFIG, model.parameters, BYTES, compute=FLOAT32)
-    turns = [user("x?"), Message("assistant", (TextPart("y"),)), user("z?"), Message("assistant", (TextPart("é"),))]
+    turns = [
+        user("x?"),
+        Message("assistant", (TextPart("y"),)),
+        user("z?"),
+        Message("assistant", (TextPart("é"),)),
+    ]
     for written, score in zip(second["turns"], scorer.score(turns), strict=True):
         assert written["token_ids"] == list(score.token_ids)
         np.testing.assert_allclose(written["logprobs"], score.logprobs, rtol=1e-6)
@@ -136,7 +155,11 @@ def test_scores_are_those_of_the_scorer(model, tmp_path):
 
 def test_past_turns_are_rendered_as_the_model_was_trained(model, tmp_path):
     past = {"role": "assistant", "reasoning_content": "One, two.", "content": "2"}
-    turns = [{"role": "user", "content": "1+1?"}, past, {"role": "user", "content": "And one more?"}]
+    turns = [
+        {"role": "user", "content": "1+1?"},
+        past,
+        {"role": "user", "content": "And one more?"},
+    ]
     given = write(tmp_path / "d.jsonl", {"messages": turns})
 
     def prompt_tokens(name, **changes):
@@ -144,20 +167,28 @@ def test_past_turns_are_rendered_as_the_model_was_trained(model, tmp_path):
         return read(tmp_path / name)[0]["prompt_tokens"]
 
     whole = prompt_tokens("whole")
-    assert prompt_tokens("reasoning", history_reasoning=True) - whole == len(BYTES.encode("<think>\nOne, two.\n</think>\n"))
+    assert prompt_tokens("reasoning", history_reasoning=True) - whole == len(
+        BYTES.encode("<think>\nOne, two.\n</think>\n")
+    )
     assert whole - prompt_tokens("no_end", history_eot=False) == 1
 
 
 BAD_ANSWER = {
     "not JSON": ("{", "dialogues.jsonl:3: is not JSON"),
-    "missing clip": (dialogue({"type": "audio", "audio": "b.wav"}), "dialogues.jsonl:3: audio .*b.wav: does not exist"),
+    "missing clip": (
+        dialogue({"type": "audio", "audio": "b.wav"}),
+        "dialogues.jsonl:3: audio .*b.wav: does not exist",
+    ),
     "answered": (scored("1+1?", "2"), "dialogues.jsonl:3: message 2 .assistant. is the last one"),
     "too long": (dialogue(text("x" * 500)), "dialogues.jsonl:3: the dialogue has 527 tokens"),
     "unknown setting": (
         dialogue(text("1?"), sampling={"temprature": 0}),
         "dialogues.jsonl:3: 'sampling' has the unknown key 'temp",
     ),
-    "setting out of range": (dialogue(text("1?"), sampling={"top_p": 2}), "dialogues.jsonl:3: top_p=2 must lie in"),
+    "setting out of range": (
+        dialogue(text("1?"), sampling={"top_p": 2}),
+        "dialogues.jsonl:3: top_p=2 must lie in",
+    ),
     "setting of another type": (
         dialogue(text("1?"), sampling={"top_p": "x"}),
         "dialogues.jsonl:3: top_p='x' must be a number",
@@ -166,12 +197,18 @@ BAD_ANSWER = {
         dialogue(text("1?"), sampling={"stop_strings": "END"}),
         "dialogues.jsonl:3: stop_strings='END' must be a list of texts",
     ),
-    "more than 31 bits": (dialogue(text("1?"), sampling={"top_k": 10**10}), "dialogues.jsonl:3: top_k=10000000000 must lie"),
+    "more than 31 bits": (
+        dialogue(text("1?"), sampling={"top_k": 10**10}),
+        "dialogues.jsonl:3: top_k=10000000000 must lie",
+    ),
     "no end of reasoning": (
         dialogue(text("1?"), sampling={"max_reasoning_tokens": 3 * 10**9}),
         "dialogues.jsonl:3: max_reasoning_tokens=3000000000 must lie between 1 and 2147483647",
     ),
-    "no token": (dialogue(text("1?"), sampling={"stop_tokens": [2**40]}), "dialogues.jsonl:3: stop_tokens=.* must lie between"),
+    "no token": (
+        dialogue(text("1?"), sampling={"stop_tokens": [2**40]}),
+        "dialogues.jsonl:3: stop_tokens=.* must lie between",
+    ),
     "a loop without a count": (
         dialogue(text("1?"), sampling={"repetition_detection": {"max_pattern_size": 4}}),
         "dialogues.jsonl:3: repetition_detection.*max_pattern_size=4 and min_count=0 belong together",
@@ -180,8 +217,14 @@ BAD_ANSWER = {
         dialogue(text("1?"), sampling={"repetition_detection": {"min_counts": 4}}),
         "dialogues.jsonl:3: .*repetition_detection.min_counts.*did you mean 'min_count'",
     ),
-    "half a seed": (dialogue(text("1?"), sampling={"seed": 1.5}), "dialogues.jsonl:3: seed=1.5 must be a whole number"),
-    "no settings": (dialogue(text("1?"), sampling=1), "dialogues.jsonl:3: 'sampling' must be an object of settings, got 1"),
+    "half a seed": (
+        dialogue(text("1?"), sampling={"seed": 1.5}),
+        "dialogues.jsonl:3: seed=1.5 must be a whole number",
+    ),
+    "no settings": (
+        dialogue(text("1?"), sampling=1),
+        "dialogues.jsonl:3: 'sampling' must be an object of settings, got 1",
+    ),
 }
 
 
@@ -195,7 +238,10 @@ def test_one_bad_dialogue_is_reported_and_the_others_are_answered(model, tmp_pat
     assert re.search(message, outcome.first_failure)
     reply, failure = read(tmp_path / "replies.jsonl")
     assert reply["completion_tokens"] == 6
-    assert failure == {"id": "dialogues:3" if own == "{" else "my-own-77", "error": outcome.first_failure}
+    assert failure == {
+        "id": "dialogues:3" if own == "{" else "my-own-77",
+        "error": outcome.first_failure,
+    }
     assert files(tmp_path) == ["dialogues.jsonl", "replies.jsonl"]
 
 
@@ -211,8 +257,15 @@ def test_where_no_dialogue_can_be_answered_nothing_is_written(model, tmp_path, o
 
 
 def test_a_dialogue_has_settings_of_its_own(model, tmp_path):
-    own = [{}, {"max_new_tokens": 3}, {"temperature": 0, "max_new_tokens": 40}, {"stop_tokens": [1, 2], "top_k": 1}]
-    given = write(tmp_path / "d.jsonl", *(dialogue(text("1+1?"), sampling=settings) for settings in own))
+    own = [
+        {},
+        {"max_new_tokens": 3},
+        {"temperature": 0, "max_new_tokens": 40},
+        {"stop_tokens": [1, 2], "top_k": 1},
+    ]
+    given = write(
+        tmp_path / "d.jsonl", *(dialogue(text("1+1?"), sampling=settings) for settings in own)
+    )
     answer_file(model, given, tmp_path / "a.jsonl", SAMPLING, slots=2)
     answer_file(model, given, tmp_path / "b.jsonl", dataclasses.replace(SAMPLING, seed=6), slots=2)
     first, second = read(tmp_path / "a.jsonl"), read(tmp_path / "b.jsonl")
@@ -230,13 +283,17 @@ def test_samples_of_a_dialogue_stand_together(model, tmp_path):
         assert len({sample["reasoning"] for sample in line["samples"]}) == 4
 
 
-def test_an_interrupted_job_goes_on_and_makes_the_same_file(model, dialogues, tmp_path, monkeypatch):
+def test_an_interrupted_job_goes_on_and_makes_the_same_file(
+    model, dialogues, tmp_path, monkeypatch
+):
     """Interrupted after the second reply, in the middle of writing the third: two are not answered again."""
     whole, output = tmp_path / "whole.jsonl", tmp_path / "replies.jsonl"
     answer_file(model, dialogues, whole, SAMPLING, slots=1)
     asked = []
     submit, write_line = Engine.submit, Journal.write
-    monkeypatch.setattr(Engine, "submit", lambda self, *given: asked.append(given) or submit(self, *given))
+    monkeypatch.setattr(
+        Engine, "submit", lambda self, *given: asked.append(given) or submit(self, *given)
+    )
 
     def write_two(self, index, line):
         if len(self) == 2:
@@ -251,7 +308,9 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(model, dialogues, tm
     assert not output.exists()
     with partial.open("ab") as file:
         file.write(b'{"index": 2, "li')
-    with pytest.raises(DataError, match=r"replies.jsonl.partial: is of another job .*; delete it to start anew"):
+    with pytest.raises(
+        DataError, match=r"replies.jsonl.partial: is of another job .*; delete it to start anew"
+    ):
         answer_file(model, dialogues, output, dataclasses.replace(SAMPLING, seed=9), slots=1)
     with pytest.raises(DataError, match=r"is of another job"):
         answer_file(dataclasses.replace(model, channel="mix"), dialogues, output, SAMPLING, slots=1)
@@ -268,20 +327,28 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
     output = tmp_path / "r.jsonl"
 
     def before(sampling=SAMPLING, path=given, **settings):
-        return answered_before(BASE, path, output, sampling, "float32", **settings)
+        return finished_generation(BASE, path, output, sampling, "float32", **settings)
 
     assert before() is None
-    settings = {"samples": 1, "int8_weights": False, "cache_dtype": None, "history_reasoning": False, "history_eot": True}
+    settings = {
+        "samples": 1,
+        "int8_weights": False,
+        "cache_dtype": None,
+        "history_reasoning": False,
+        "history_eot": True,
+    }
     settings["channel"] = "first"
     config = hub.read_model_config(BASE)
-    job = job_of("generate", given, BASE, config, dtype="float32", sampling=repr(SAMPLING), **settings)
+    job = describe_job(
+        "generate", given, BASE, config, dtype="float32", sampling=repr(SAMPLING), **settings
+    )
     journal = Journal(output, job, 2)
     journal.write(1, {"id": "d:2", "error": "d.jsonl:2: no"})
     journal.write(0, {"id": "d:1", "reply": "2"})
     journal.finish()
-    if not has_mark(output):
+    if not has_job_mark(output):
         pytest.skip("this file system keeps no marks")
-    assert before() == Outcome(2, 1, "d.jsonl:2: no")
+    assert before() == JobSummary(2, 1, "d.jsonl:2: no")
     assert before(path=write(tmp_path / "copy.jsonl", *given.read_text().splitlines())) is not None
     others = [
         lambda: before(dataclasses.replace(SAMPLING, seed=6)),
@@ -289,7 +356,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
         lambda: before(int8_weights=True),
         lambda: before(channel="mix"),
         lambda: before(path=write(tmp_path / "other.jsonl", dialogue(text("1?")))),
-        lambda: scored_before(BASE, given, output, "float32"),
+        lambda: is_scoring_finished(BASE, given, output, "float32"),
     ]
     for other in others:
         with pytest.raises(OutputError, match="is not what this job makes"):
@@ -310,7 +377,9 @@ def test_an_output_that_is_the_input_is_refused_in_python_too(model, tmp_path):
 
 
 def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
-    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4"))
+    given = write(
+        tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4")
+    )
     score_file(model, given, tmp_path / "unbroken.jsonl")
     score, asked = Scorer.score, []
 
@@ -331,7 +400,9 @@ def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
 
 def test_slots_grow_with_the_dialogues(model, tmp_path):
     """The first ones are short; the engine that answers them has no room for the last."""
-    given = write(tmp_path / "d.jsonl", *(dialogue(text("x" * length)) for length in (1, 2, 3, 300)))
+    given = write(
+        tmp_path / "d.jsonl", *(dialogue(text("x" * length)) for length in (1, 2, 3, 300))
+    )
     assert answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=1).failed == 0
     assert [line["completion_tokens"] for line in read(tmp_path / "r.jsonl")] == [6] * 4
 
@@ -368,24 +439,36 @@ def test_a_file_without_dialogues_is_a_mistake(model, tmp_path, program):
 @pytest.mark.parametrize("int8_weights", [False, True])
 def test_an_engine_needs_no_second_copy_of_a_model_that_only_writes(int8_weights):
     settings = {"slots": 1, "slot_tokens": 32}
-    model = load_model(BASE, "float32", int8_weights=int8_weights, writes_only=True)
-    engine = Engine(model.config, model.parameters, model.tokenizer, compute=model.compute, **settings)
+    model = load_model(BASE, "float32", int8_weights=int8_weights, for_generation=True)
+    engine = Engine(
+        model.config, model.parameters, model.tokenizer, compute=model.compute, **settings
+    )
     held, given = (jax.tree.leaves(tree) for tree in (engine._parameters, model.parameters))
-    assert [ours.unsafe_buffer_pointer() for ours in held] == [theirs.unsafe_buffer_pointer() for theirs in given]
+    assert [ours.unsafe_buffer_pointer() for ours in held] == [
+        theirs.unsafe_buffer_pointer() for theirs in given
+    ]
     stacked = load_model(BASE, "float32", int8_weights=int8_weights)
-    other = Engine(stacked.config, stacked.parameters, stacked.tokenizer, compute=stacked.compute, **settings)
+    other = Engine(
+        stacked.config, stacked.parameters, stacked.tokenizer, compute=stacked.compute, **settings
+    )
     for ours, theirs in zip(held, jax.tree.leaves(other._parameters), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_matrices_in_int8_are_expanded_within_the_loop_that_writes():
     """Before it, all of them would be there at once, beside the small ones."""
-    program = device.Program(CONFIG, FLOAT32, "float32")
-    parameters = unstack(quantize_weights(CONFIG, lively_parameters()))
+    program = device.EngineSpec(CONFIG, FLOAT32, "float32")
+    parameters = unstack_layers(quantize_weights(CONFIG, peaked_parameters()))
     slots = device.empty_slots(program, 2, 32)
     (call,) = jax.make_jaxpr(device.decode, static_argnums=(0, 5))(
         program, parameters, slots, np.zeros(4, np.int32), False, 8
     ).eqns
-    outside = [equation for equation in call.params["jaxpr"].eqns if equation.primitive.name != "while"]
+    outside = [
+        equation for equation in call.params["jaxpr"].eqns if equation.primitive.name != "while"
+    ]
     assert len(outside) < len(call.params["jaxpr"].eqns)
-    assert not [equation for equation in outside if any(value.aval.dtype == np.int8 for value in equation.invars)]
+    assert not [
+        equation
+        for equation in outside
+        if any(value.aval.dtype == np.int8 for value in equation.invars)
+    ]

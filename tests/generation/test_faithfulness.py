@@ -6,12 +6,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from stepaudio_jax.generation import Engine, Sampling, Scorer, hear_prompt, load_model
+from stepaudio_jax.generation import Engine, Sampling, Scorer, build_prompt, load_model
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import user, write_clip
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
-QUESTIONS = ("What do you hear?", "What are the words?", "Make up a sum.", "Is the speaker female or male?")
+QUESTIONS = (
+    "What do you hear?",
+    "What are the words?",
+    "Make up a sum.",
+    "Is the speaker female or male?",
+)
 REPLIES = 24
 NEW_TOKENS = 40
 
@@ -25,7 +30,7 @@ def dialogues(tmp_path_factory):
         parts = [QUESTIONS[number % 4]]
         if number % 2:
             parts = [write_clip(folder / f"{number}.wav", 0.5 + 0.05 * number, seed=number), *parts]
-        prompts.append(hear_prompt(render_prompt([user(*parts)], tokenizer), tokenizer, "hf"))
+        prompts.append(build_prompt(render_prompt([user(*parts)], tokenizer), tokenizer, "hf"))
     return prompts
 
 
@@ -33,9 +38,18 @@ def differences(dialogues, dtype, **settings):
     """Of every sampled token: |log p while generating - log p in one pass, at the same precision|."""
     model = load_model(BASE, dtype)
     engine = Engine(
-        model.config, model.parameters, model.tokenizer, compute=model.compute, slots=8, slot_tokens=160, **settings
+        model.config,
+        model.parameters,
+        model.tokenizer,
+        compute=model.compute,
+        slots=8,
+        slot_tokens=160,
+        **settings,
     )
-    samplings = [Sampling(temperature=1.0, top_p=1.0, max_new_tokens=NEW_TOKENS, seed=seed) for seed in range(REPLIES)]
+    samplings = [
+        Sampling(temperature=1.0, top_p=1.0, max_new_tokens=NEW_TOKENS, seed=seed)
+        for seed in range(REPLIES)
+    ]
     scorer = Scorer(model.config, model.parameters, model.tokenizer, compute=model.compute)
     found = []
     for index, completion in engine.generate(dialogues, samplings):
@@ -47,7 +61,9 @@ def differences(dialogues, dtype, **settings):
             is_audio=np.concatenate([prompt.is_audio, silent]),
             in_loss=np.concatenate([prompt.in_loss, ~silent]),
         )
-        found.append(np.abs(np.asarray(completion.logprobs) - scorer.logprobs(whole)[prompt.length :]))
+        found.append(
+            np.abs(np.asarray(completion.logprobs) - scorer.logprobs(whole)[prompt.length :])
+        )
     found = np.concatenate(found)
     assert len(found) > 150
     return found

@@ -8,15 +8,15 @@ import sys
 import pytest
 
 from stepaudio_jax.data import DataError
-from stepaudio_jax.generation.journal import Journal, check_output_and_input
+from stepaudio_jax.generation.journal import Journal, check_output_paths
 from stepaudio_jax.storage import OutputError
 
 JOB = {"program": "generate", "input": "0", "settings": {"é": 1}}
 COUNT = 3
 HOLD = """
 import sys
-from stepaudio_jax.storage import hold_file
-held = hold_file(sys.argv[1])
+from stepaudio_jax.storage import lock_file
+held = lock_file(sys.argv[1])
 print(flush=True)
 sys.stdin.read()
 """
@@ -43,7 +43,10 @@ def test_it_goes_on_and_becomes_the_output(output):
     assert journal.errors() == ["d.jsonl:2: no"]
     journal.write(2, {"id": "c"})
     journal.finish()
-    assert [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]] == [*LINES, {"id": "c"}]
+    assert [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]] == [
+        *LINES,
+        {"id": "c"},
+    ]
     assert os.listdir(output.parent) == ["out.jsonl"]
 
 
@@ -85,7 +88,9 @@ def test_a_damaged_line_is_named_and_nothing_is_touched(output, kind):
     first, second, third = partial(output).read_bytes().splitlines(keepends=True)
     content = first + second + DAMAGED[kind] + third
     partial(output).write_bytes(content)
-    with pytest.raises(DataError, match=r"out\.jsonl\.partial:3: is damaged; delete that line, and") as raised:
+    with pytest.raises(
+        DataError, match=r"out\.jsonl\.partial:3: is damaged; delete that line, and"
+    ) as raised:
         Journal(output, JOB, COUNT)
     assert len(str(raised.value).splitlines()) == 1
     assert partial(output).read_bytes() == content
@@ -96,7 +101,10 @@ def test_a_damaged_line_is_named_and_nothing_is_touched(output, kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"program": "score"}\n', "is of another job .*; delete it to start anew, or write to another file"),
+        (
+            b'{"program": "score"}\n',
+            "is of another job .*; delete it to start anew, or write to another file",
+        ),
         (b"garbage\n", "does not say which job it is of"),
         (b"someone's half download", "does not say which job it is of"),
         (bytes(100), "does not say which job it is of"),
@@ -112,7 +120,9 @@ def test_what_is_no_journal_of_this_job_stays_as_it_is(output, content, message)
 
 def test_two_jobs_with_one_output_are_one_too_many(output):
     journal = Journal(output, JOB, COUNT)
-    with pytest.raises(OutputError, match="another job is writing it; wait for that job or stop it"):
+    with pytest.raises(
+        OutputError, match="another job is writing it; wait for that job or stop it"
+    ):
         Journal(output, JOB, COUNT)
     journal.close()
     command = [sys.executable, "-c", HOLD, partial(output)]
@@ -132,7 +142,7 @@ def test_neither_the_output_nor_its_journal_is_the_input(tmp_path):
         ("a.jsonl", "unfinished lines would go to .*, which is the input"),
     ):
         with pytest.raises(OutputError, match=message):
-            check_output_and_input(tmp_path / output, given)
+            check_output_paths(tmp_path / output, given)
     (tmp_path / "b.jsonl.partial").mkdir()
     with pytest.raises(OutputError, match=r"b\.jsonl\.partial' is a folder"):
-        check_output_and_input(tmp_path / "b.jsonl", given)
+        check_output_paths(tmp_path / "b.jsonl", given)

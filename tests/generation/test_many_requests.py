@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling
-from tests.generation.small_model import BYTES, CONFIG, lively_parameters
+from tests.generation.small_model import BYTES, CONFIG, peaked_parameters
 from tests.models.random_model import FLOAT32
 
 REQUESTS = 1000
@@ -17,7 +17,8 @@ def random_prompt(rng):
     """Text mostly short, sometimes empty, sometimes too long; one in eight with a clip or two."""
     length = int(
         rng.choice(
-            [0, rng.integers(1, 40), rng.integers(40, 200), rng.integers(LIMIT - 10, LIMIT + 50)], p=[0.02, 0.8, 0.15, 0.03]
+            [0, rng.integers(1, 40), rng.integers(40, 200), rng.integers(LIMIT - 10, LIMIT + 50)],
+            p=[0.02, 0.8, 0.15, 0.03],
         )
     )
     tokens = rng.integers(0, 256, size=length).astype(np.int32)
@@ -48,19 +49,22 @@ def random_sampling(rng):
 @pytest.mark.slow
 def test_a_thousand_requests():
     rng = np.random.default_rng(0)
-    engine = Engine(CONFIG, lively_parameters(), BYTES, compute=FLOAT32, slots=6, steps=8)
+    engine = Engine(CONFIG, peaked_parameters(), BYTES, compute=FLOAT32, slots=6, steps=8)
     refusals, numbers, ended, samplings = [], [], {}, {}
     text = collections.defaultdict(str)
 
     def step():
-        for news in engine.step():
-            text[news.request] += news.text
-            if news.completion is not None:
-                assert news.request not in ended, "a request ends once"
-                ended[news.request] = news.completion
+        for output in engine.step():
+            text[output.request] += output.text
+            if output.completion is not None:
+                assert output.request not in ended, "a request ends once"
+                ended[output.request] = output.completion
 
     while len(samplings) + len(refusals) < REQUESTS:
-        prompt, asked = random_prompt(rng), [random_sampling(rng) for _ in range(rng.choice([1, 1, 1, 3]))]
+        prompt, asked = (
+            random_prompt(rng),
+            [random_sampling(rng) for _ in range(rng.choice([1, 1, 1, 3]))],
+        )
         try:
             given = engine.submit(prompt, asked)
         except GenerationError as error:
@@ -82,9 +86,13 @@ def test_a_thousand_requests():
     assert min(reasons[reason] for reason in ("stop", "length", "cancelled")) > 20
     for number, completion in ended.items():
         sampling = samplings[number]
-        assert len(completion.tokens) == len(completion.logprobs) == len(completion.sampling_logprobs)
+        assert (
+            len(completion.tokens) == len(completion.logprobs) == len(completion.sampling_logprobs)
+        )
         assert len(completion.tokens) <= sampling.max_new_tokens
-        assert (len(completion.tokens) == sampling.max_new_tokens) or completion.finish_reason != "length"
+        assert (
+            len(completion.tokens) == sampling.max_new_tokens
+        ) or completion.finish_reason != "length"
         assert np.isfinite([*completion.logprobs, *completion.sampling_logprobs]).all()
         assert not {BYTES.special.eot, *sampling.stop_tokens} & set(completion.tokens)
         assert not any(stop in text[number] for stop in sampling.stop_strings)

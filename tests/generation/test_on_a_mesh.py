@@ -15,7 +15,12 @@ pytestmark = pytest.mark.slow  # every program on four layouts
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-m", "tests.generation.eight_devices", str(tmp_path_factory.mktemp("clips"))]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.generation.eight_devices",
+        str(tmp_path_factory.mktemp("clips")),
+    ]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads(finished.stdout.splitlines()[-1])

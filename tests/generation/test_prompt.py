@@ -5,13 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stepaudio_jax.generation.prompt import GenerationError, Prompt, bucket, hear_prompt, require_fit, stack_prompts
+from stepaudio_jax.generation.prompt import (
+    GenerationError,
+    Prompt,
+    bucket,
+    build_prompt,
+    check_prompt_fits,
+    stack_prompts,
+)
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES, CONFIG, user, write_clip
 
 
 def with_positions(positions):
-    return dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, positions=positions))
+    return dataclasses.replace(
+        CONFIG, encoder=dataclasses.replace(CONFIG.encoder, positions=positions)
+    )
 
 
 def text_prompt(length, chunk_frames=()):
@@ -34,21 +43,28 @@ def test_buckets_hold_their_sizes_waste_at_most_half_and_are_few():
     assert len(set(buckets)) <= 2 * np.log2(20_000 / 32) + 2
 
 
-def test_prompts_are_padded_and_their_audio_slots_point_at_their_chunks():
+def test_prompts_are_padded_and_their_audio_indices_point_at_their_chunks():
     """Two chunks in the first prompt, one in the second: slots count from each chunk's first adaptor output."""
     first, second = text_prompt(40, (57, 70)), text_prompt(33, (49,))
     batch = stack_prompts([first, second], CONFIG, rows=3)
     assert batch.tokens.shape == (3, 48)
     assert batch.mel.shape == (3, 2, 128, 96)
     per_chunk = 12  # 96 mel frames -> 48 -> 24 -> 12
-    assert batch.audio_slot[0, :40][first.is_audio].tolist() == [*range(7), *range(per_chunk, per_chunk + 9)]
-    assert batch.audio_slot[1, :33][second.is_audio].tolist() == [*range(6)]
-    assert (batch.audio_slot[0, :40][~first.is_audio] == -1).all()
-    assert (batch.audio_slot[:, 40:] == -1).all()
+    assert batch.audio_index[0, :40][first.is_audio].tolist() == [
+        *range(7),
+        *range(per_chunk, per_chunk + 9),
+    ]
+    assert batch.audio_index[1, :33][second.is_audio].tolist() == [*range(6)]
+    assert (batch.audio_index[0, :40][~first.is_audio] == -1).all()
+    assert (batch.audio_index[:, 40:] == -1).all()
     np.testing.assert_array_equal(batch.mel[0, 1, :, :70], first.chunks[1])
     assert not batch.mel[0, 1, :, 70:].any()
     assert batch.mel_lengths.tolist() == [[57, 70], [49, 0], [0, 0]]
-    assert batch.lengths.tolist() == [40, 33, 1]  # a row nobody asked for holds one token, since a row needs a last one
+    assert batch.lengths.tolist() == [
+        40,
+        33,
+        1,
+    ]  # a row nobody asked for holds one token, since a row needs a last one
 
 
 def test_the_bucket_of_frames_never_exceeds_the_encoders_positions():
@@ -60,20 +76,29 @@ def test_the_bucket_of_frames_never_exceeds_the_encoders_positions():
 
 def test_what_does_not_fit_is_said():
     prompt = text_prompt(100, (75,))
-    require_fit(prompt, CONFIG, new_tokens=300)
-    with pytest.raises(GenerationError, match="100 tokens and may get 301 new ones, 1 more than the model's 400 positions"):
-        require_fit(prompt, CONFIG, new_tokens=301)
-    require_fit(prompt, with_positions(38))
-    with pytest.raises(GenerationError, match=r"75 mel frames, more than the 74 .*encoder\.positions=37"):
-        require_fit(prompt, with_positions(37))
+    check_prompt_fits(prompt, CONFIG, new_tokens=300)
+    with pytest.raises(
+        GenerationError,
+        match="100 tokens and may get 301 new ones, 1 more than the model's 400 positions",
+    ):
+        check_prompt_fits(prompt, CONFIG, new_tokens=301)
+    check_prompt_fits(prompt, with_positions(38))
+    with pytest.raises(
+        GenerationError, match=r"75 mel frames, more than the 74 .*encoder\.positions=37"
+    ):
+        check_prompt_fits(prompt, with_positions(37))
 
 
 def test_a_clip_of_two_chunks_is_laid_out_chunk_by_chunk(tmp_path):
     """25 s and 10 ms: the last chunk has no audio token, only its marks, and its sound is not encoded."""
     clip = write_clip(tmp_path / "a.wav", 25.01)
-    prompt = hear_prompt(render_prompt([user(clip, "?")], BYTES), BYTES, "hf")
+    prompt = build_prompt(render_prompt([user(clip, "?")], BYTES), BYTES, "hf")
     special = BYTES.special
-    marks = [token for token in prompt.tokens.tolist() if token in (special.audio_start, special.audio_end)]
+    marks = [
+        token
+        for token in prompt.tokens.tolist()
+        if token in (special.audio_start, special.audio_end)
+    ]
     assert marks == [special.audio_start, special.audio_end] * 2
     assert prompt.chunk_tokens == (313,)
     assert len(prompt.chunks) == 1

@@ -8,8 +8,14 @@ import scipy.stats
 import torch
 import transformers
 
-from stepaudio_jax.generation.sampling import SamplingArrays, penalise, penalise_counts, pick, restrict
-from stepaudio_jax.generation.sampling import draw as draw_tokens
+from stepaudio_jax.generation.sampling import (
+    SamplingArrays,
+    apply_presence_frequency_penalties,
+    apply_repetition_penalty,
+    apply_top_k_top_p_min_p,
+    sample_categorical,
+)
+from stepaudio_jax.generation.sampling import sample_tokens as draw_tokens
 
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 DEFAULTS |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -24,7 +30,9 @@ def softmax(logits):
 def mass_above(logits):
     """[B,V] float64: for each token, the mass of those that are strictly more probable."""
     probabilities = softmax(logits)
-    return np.where(logits[:, None, :] > logits[:, :, None], probabilities[:, None, :], 0).sum(axis=-1)
+    return np.where(logits[:, None, :] > logits[:, :, None], probabilities[:, None, :], 0).sum(
+        axis=-1
+    )
 
 
 def arrays(rows, seeds=None, **settings):
@@ -34,7 +42,9 @@ def arrays(rows, seeds=None, **settings):
         name: np.array(np.broadcast_to(value, rows), kinds.get(name, np.float32))
         for name, value in {**DEFAULTS, **settings}.items()
     }
-    return SamplingArrays(seed=np.asarray(np.arange(rows) if seeds is None else seeds, np.uint32), **columns)
+    return SamplingArrays(
+        seed=np.asarray(np.arange(rows) if seeds is None else seeds, np.uint32), **columns
+    )
 
 
 def draw_all(logits, seeds=None, seen=None, token_counts=None, **settings):
@@ -42,7 +52,11 @@ def draw_all(logits, seeds=None, seen=None, token_counts=None, **settings):
     seen = np.zeros(logits.shape, bool) if seen is None else seen
     token_counts = np.zeros(logits.shape, np.int32) if token_counts is None else token_counts
     count = np.zeros(len(logits), np.int32)
-    return jax.device_get(jax.jit(draw_tokens)(logits, count, arrays(len(logits), seeds, **settings), seen, token_counts))
+    return jax.device_get(
+        jax.jit(draw_tokens)(
+            logits, count, arrays(len(logits), seeds, **settings), seen, token_counts
+        )
+    )
 
 
 def draw(logits, seeds=None, **settings):
@@ -50,18 +64,24 @@ def draw(logits, seeds=None, **settings):
 
 
 def kept(logits, **settings):
-    return np.isfinite(np.asarray(restrict(jnp.asarray(logits), arrays(len(logits), **settings))))
+    return np.isfinite(
+        np.asarray(apply_top_k_top_p_min_p(jnp.asarray(logits), arrays(len(logits), **settings)))
+    )
 
 
 @pytest.mark.parametrize("levels", [0, 5])
 def test_nucleus_is_the_smallest_set_whose_mass_reaches_top_p(levels):
     """A token is kept where those above it do not reach top_p by themselves; with `levels`, most tokens are tied."""
     rng = np.random.default_rng(levels)
-    logits = rng.integers(0, levels, size=(300, 40)) if levels else rng.normal(scale=2, size=(300, 40))
+    logits = (
+        rng.integers(0, levels, size=(300, 40)) if levels else rng.normal(scale=2, size=(300, 40))
+    )
     logits = logits.astype(np.float32)
     top_p = rng.uniform(0.01, 1, size=300).astype(np.float32)
     above = mass_above(logits)
-    clear = (np.abs(above - top_p[:, None]) > 1e-5).all(axis=1)  # where rounding to fp32 cannot decide
+    clear = (np.abs(above - top_p[:, None]) > 1e-5).all(
+        axis=1
+    )  # where rounding to fp32 cannot decide
     assert clear.sum() > 250
     found = kept(logits, top_p=top_p)
     np.testing.assert_array_equal(found[clear], (above < top_p[:, None])[clear])
@@ -112,9 +132,16 @@ def test_the_repetition_penalty_equals_transformers():
     said = rng.integers(0, 50, size=(20, 12))
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, said, True, axis=1)
-    expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(said), torch.tensor(logits)).numpy()
-    np.testing.assert_allclose(penalise(logits, seen, np.full(20, 1.3, np.float32)), expected, rtol=1e-6)
-    assert (draw_all(logits, seen=seen, temperature=0.0, repetition_penalty=1.3).token == expected.argmax(-1)).all()
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(
+        torch.tensor(said), torch.tensor(logits)
+    ).numpy()
+    np.testing.assert_allclose(
+        apply_repetition_penalty(logits, seen, np.full(20, 1.3, np.float32)), expected, rtol=1e-6
+    )
+    assert (
+        draw_all(logits, seen=seen, temperature=0.0, repetition_penalty=1.3).token
+        == expected.argmax(-1)
+    ).all()
     assert (expected.argmax(-1) != logits.argmax(-1)).any()
 
 
@@ -130,25 +157,49 @@ def test_presence_and_frequency_penalties_are_those_of_openais_formula():
         for token in range(50):
             said = counts[row, token]
             expected[row, token] = (
-                np.float64(logits[row, token]) - said * np.float64(frequency[row]) - (said > 0) * presence[row]
+                np.float64(logits[row, token])
+                - said * np.float64(frequency[row])
+                - (said > 0) * presence[row]
             )
-    np.testing.assert_allclose(penalise_counts(logits, counts, presence, frequency), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        apply_presence_frequency_penalties(logits, counts, presence, frequency),
+        expected,
+        rtol=1e-5,
+        atol=1e-5,
+    )
     penalties = {"presence_penalty": presence, "frequency_penalty": frequency}
     greedy = draw_all(logits, token_counts=counts, temperature=0.0, **penalties)
     assert (greedy.token == expected.argmax(-1)).all()
     assert (greedy.token != logits.argmax(-1)).any()
-    np.testing.assert_allclose(greedy.logprob, np.log(softmax(logits))[np.arange(20), greedy.token], atol=1e-5)
+    np.testing.assert_allclose(
+        greedy.logprob, np.log(softmax(logits))[np.arange(20), greedy.token], atol=1e-5
+    )
     drawn = draw_all(logits, token_counts=counts, temperature=0.7, **penalties)
-    np.testing.assert_allclose(drawn.sampling_logprob, np.log(softmax(expected / 0.7))[np.arange(20), drawn.token], atol=1e-4)
+    np.testing.assert_allclose(
+        drawn.sampling_logprob,
+        np.log(softmax(expected / 0.7))[np.arange(20), drawn.token],
+        atol=1e-4,
+    )
     seen = counts > 0
-    both = draw_all(logits, seen=seen, token_counts=counts, temperature=0.0, repetition_penalty=1.3, **penalties)
-    repeated = np.where(seen, np.where(logits > 0, logits / 1.3, logits * 1.3), logits) + expected - logits
+    both = draw_all(
+        logits, seen=seen, token_counts=counts, temperature=0.0, repetition_penalty=1.3, **penalties
+    )
+    repeated = (
+        np.where(seen, np.where(logits > 0, logits / 1.3, logits * 1.3), logits) + expected - logits
+    )
     assert (both.token == repeated.argmax(-1)).all()
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0.6}, {"temperature": 1.5, "top_p": 0.8}, {"top_k": 4}, {"min_p": 0.3}, {"top_k": 5, "top_p": 0.7}],
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": 1.5, "top_p": 0.8},
+        {"top_k": 4},
+        {"min_p": 0.3},
+        {"top_k": 5, "top_p": 0.7},
+    ],
     ids=str,
 )
 def test_draws_have_the_tempered_restricted_distribution(settings):
@@ -161,7 +212,9 @@ def test_draws_have_the_tempered_restricted_distribution(settings):
     within /= within.sum()
     above = np.array([within[scaled > value].sum() for value in scaled])
     allowed = (
-        in_top_k & (above < settings.get("top_p", 1.0)) & (softmax(scaled) >= settings.get("min_p", 0) * softmax(scaled).max())
+        in_top_k
+        & (above < settings.get("top_p", 1.0))
+        & (softmax(scaled) >= settings.get("min_p", 0) * softmax(scaled).max())
     )
     expected = np.where(allowed, softmax(scaled), 0)
     expected /= expected.sum()
@@ -183,7 +236,7 @@ def test_inversion_finds_the_token_whose_share_the_number_lies_in(size):
         logits[:, [0, -1]] = -np.inf
     uniform = rng.random(400).astype(np.float32)
     uniform[:2] = 0, 1 - 2**-23
-    token = np.asarray(jax.jit(pick)(logits, uniform))
+    token = np.asarray(jax.jit(sample_categorical)(logits, uniform))
     upper = np.cumsum(np.exp(logits.astype(np.float64)), axis=-1)
     upper /= upper[:, -1:]
     rows = np.arange(400)
@@ -216,5 +269,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     top_p = np.array([1.0, 0.9, 1.0, 0.2, 0.95, 0.5], np.float32)
     together = draw(logits, temperature=temperature, top_p=top_p, seeds=[9] * 6)
     for row in range(6):
-        alone = draw(logits[row : row + 1], temperature=temperature[row], top_p=top_p[row], seeds=[9])
+        alone = draw(
+            logits[row : row + 1], temperature=temperature[row], top_p=top_p[row], seeds=[9]
+        )
         assert alone[0] == together[row]

@@ -7,7 +7,14 @@ import pytest
 
 from stepaudio_jax.generation import GenerationError, Scorer
 from stepaudio_jax.text import DialogueError, Message, TextPart
-from tests.generation.small_model import BYTES, CONFIG, TorchDialogue, lively_parameters, user, write_clip
+from tests.generation.small_model import (
+    BYTES,
+    CONFIG,
+    TorchDialogue,
+    peaked_parameters,
+    user,
+    write_clip,
+)
 from tests.models.random_model import FLOAT32
 
 SPECIAL = BYTES.special
@@ -32,8 +39,11 @@ def test_two_turns_with_audio_and_reasoning_equal_torch(tmp_path, convention):
     0.57 s has 59 mel frames, for which the two conventions count 7 and 8 audio tokens.
     """
     config = dataclasses.replace(CONFIG, length_convention=convention)
-    parameters = lively_parameters(config)
-    clips = [write_clip(tmp_path / f"{seed}.wav", seconds, seed) for seed, seconds in enumerate((0.57, 0.4))]
+    parameters = peaked_parameters(config)
+    clips = [
+        write_clip(tmp_path / f"{seed}.wav", seconds, seed)
+        for seed, seconds in enumerate((0.57, 0.4))
+    ]
     messages = [
         Message(role="system", parts=(TextPart("Be brief."),)),
         user("What ", clips[0], "?"),
@@ -41,11 +51,17 @@ def test_two_turns_with_audio_and_reasoning_equal_torch(tmp_path, convention):
         user(clips[1], "and 现在?"),
         assistant("low ☂", "Lower."),
     ]
-    first = TorchDialogue(parameters, config).write(SPECIAL.bot, "system\nBe brief.", SPECIAL.eot, SPECIAL.bot, "human\nWhat ")
+    first = TorchDialogue(parameters, config).write(
+        SPECIAL.bot, "system\nBe brief.", SPECIAL.eot, SPECIAL.bot, "human\nWhat "
+    )
     first.hear(clips[0]).write("?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n")
     assert first.tokens.count(SPECIAL.audio_patch) == {"hf": 7, "vllm": 8}[convention]
-    second = TorchDialogue(parameters, config).write(SPECIAL.bot, "system\nBe brief.", SPECIAL.eot, SPECIAL.bot, "human\nWhat ")
-    second.hear(clips[0]).write("?", SPECIAL.eot, SPECIAL.bot, "assistant\nhigh", SPECIAL.eot, SPECIAL.bot, "human\n")
+    second = TorchDialogue(parameters, config).write(
+        SPECIAL.bot, "system\nBe brief.", SPECIAL.eot, SPECIAL.bot, "human\nWhat "
+    )
+    second.hear(clips[0]).write(
+        "?", SPECIAL.eot, SPECIAL.bot, "assistant\nhigh", SPECIAL.eot, SPECIAL.bot, "human\n"
+    )
     second.hear(clips[1]).write("and 现在?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n")
     expected = [
         expected_scores(first, ["I hear it.\n</think>\nhigh", SPECIAL.eot]),
@@ -59,24 +75,45 @@ def test_two_turns_with_audio_and_reasoning_equal_torch(tmp_path, convention):
 
 
 def test_a_turn_without_reasoning_is_scored_with_an_empty_one():
-    parameters = lively_parameters()
-    prompt = TorchDialogue(parameters).write(SPECIAL.bot, "human\n2+2?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n")
+    parameters = peaked_parameters()
+    prompt = TorchDialogue(parameters).write(
+        SPECIAL.bot, "human\n2+2?", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n"
+    )
     ids, logprobs = expected_scores(prompt, ["\n</think>\n4", SPECIAL.eot])
-    (score,) = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32).score([user("2+2?"), assistant("4")])
+    (score,) = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32).score(
+        [user("2+2?"), assistant("4")]
+    )
     assert list(score.token_ids) == ids
     np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
 
 
 def test_a_greeting_is_history_and_past_reasoning_stays_where_the_model_was_trained_so():
-    parameters = lively_parameters()
-    messages = [assistant("Hello!"), user("2+2?"), assistant("4", "Two, two."), user("And 1?"), assistant("5", "One more.")]
-    start = (SPECIAL.bot, "assistant\n<think>\n\n</think>\nHello!", SPECIAL.eot, SPECIAL.bot, "human\n2+2?", SPECIAL.eot)
+    parameters = peaked_parameters()
+    messages = [
+        assistant("Hello!"),
+        user("2+2?"),
+        assistant("4", "Two, two."),
+        user("And 1?"),
+        assistant("5", "One more."),
+    ]
+    start = (
+        SPECIAL.bot,
+        "assistant\n<think>\n\n</think>\nHello!",
+        SPECIAL.eot,
+        SPECIAL.bot,
+        "human\n2+2?",
+        SPECIAL.eot,
+    )
     turns = ["assistant\n<think>\nTwo, two.\n</think>\n4", "human\nAnd 1?"]
     prompt = TorchDialogue(parameters).write(*start)
     for turn in turns:
         prompt.write(SPECIAL.bot, turn, SPECIAL.eot)
-    ids, logprobs = expected_scores(prompt.write(SPECIAL.bot, "assistant\n<think>\n"), ["One more.\n</think>\n5", SPECIAL.eot])
-    scores = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32, history_reasoning=True).score(messages)
+    ids, logprobs = expected_scores(
+        prompt.write(SPECIAL.bot, "assistant\n<think>\n"), ["One more.\n</think>\n5", SPECIAL.eot]
+    )
+    scores = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32, history_reasoning=True).score(
+        messages
+    )
     assert len(scores) == 2
     assert list(scores[1].token_ids) == ids
     np.testing.assert_allclose(scores[1].logprobs, logprobs, atol=1e-4)
@@ -84,20 +121,24 @@ def test_a_greeting_is_history_and_past_reasoning_stays_where_the_model_was_trai
 
 def test_a_long_dialogue_is_scored_in_parts():
     """384 tokens and more are padded to 512, whose logits are computed 256 tokens at a time."""
-    parameters, question = lively_parameters(), "and then? " * 36
+    parameters, question = peaked_parameters(), "and then? " * 36
     prompt = TorchDialogue(parameters).write(
         SPECIAL.bot, f"human\n{question}", SPECIAL.eot, SPECIAL.bot, "assistant\n<think>\n"
     )
     ids, logprobs = expected_scores(prompt, ["\n</think>\n4", SPECIAL.eot])
     assert len(prompt.tokens) > 384
-    (score,) = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32).score([user(question), assistant("4")])
+    (score,) = Scorer(CONFIG, parameters, BYTES, compute=FLOAT32).score(
+        [user(question), assistant("4")]
+    )
     assert list(score.token_ids) == ids
     np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
 
 
 def test_what_cannot_be_scored_is_refused():
-    scorer = Scorer(CONFIG, lively_parameters(), BYTES, compute=FLOAT32)
+    scorer = Scorer(CONFIG, peaked_parameters(), BYTES, compute=FLOAT32)
     with pytest.raises(DialogueError, match="no assistant turn"):
         scorer.score([user("2+2?")])
-    with pytest.raises(GenerationError, match="more than the model's 400 positions; shorten the dialogue"):
+    with pytest.raises(
+        GenerationError, match="more than the model's 400 positions; shorten the dialogue"
+    ):
         scorer.score([user("2+2? " * 80), assistant("4")])

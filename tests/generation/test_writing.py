@@ -9,7 +9,7 @@ import pytest
 from stepaudio_jax.config import ConfigError, RepetitionDetectionConfig
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.generation.repetition import RepetitionDetector
-from stepaudio_jax.generation.writing import Written
+from stepaudio_jax.generation.writing import RequestState
 from stepaudio_jax.hub import load_tokenizer
 from stepaudio_jax.text import parse_reply
 from tests.generation.small_model import BYTES
@@ -19,13 +19,13 @@ BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 
 def write(text, *, pieces=1, in_reasoning=False, **settings):
     """Gives a reply byte by byte (or so many at a time); returns it and the pieces of text that it gave out."""
-    written = Written(0, Sampling(**settings), BYTES, in_reasoning=in_reasoning)
+    written = RequestState(0, Sampling(**settings), BYTES, in_reasoning=in_reasoning)
     tokens = np.array(BYTES.encode(text) if isinstance(text, str) else list(text))
     shown = []
     for start in range(0, len(tokens), pieces):
         part = tokens[start : start + pieces]
         written.add(part, -part / 10, -part / 20)
-        shown.append(written.take_text())
+        shown.append(written.take_new_text())
     return written, shown
 
 
@@ -36,7 +36,7 @@ def test_characters_arrive_whole():
     assert shown[1:3] == ["", "é"]
     written, shown = write("好".encode()[:2])
     assert shown == ["", ""]
-    assert written.take_text(last=True) == "�"
+    assert written.take_new_text(last=True) == "�"
 
 
 @pytest.mark.parametrize("pieces", [1, 4, 100])
@@ -44,8 +44,8 @@ def test_a_stop_string_ends_the_reply_where_it_begins(pieces):
     """It comes in parts, a false beginning comes first, and what stood before it is kept with its log-probabilities."""
     written, shown = write("a STO a STOP b", pieces=pieces, stop_strings=("STOP", "zzz"))
     assert written.stopped
-    assert "".join(shown) + written.take_text(last=True) == "a STO a "
-    tokens, logprobs, sampling_logprobs = written.kept()
+    assert "".join(shown) + written.take_new_text(last=True) == "a STO a "
+    tokens, logprobs, sampling_logprobs = written.output_tokens()
     assert BYTES.decode(tokens) == "a STO a "
     assert logprobs == pytest.approx([-token / 10 for token in tokens])
     assert sampling_logprobs == pytest.approx([-token / 20 for token in tokens])
@@ -58,25 +58,33 @@ def test_a_token_that_spells_more_than_the_stop_string_keeps_its_part_of_the_rep
     last = tokenizer.token_bytes(int(tokens[-1])).decode()
     assert len(last) > 2
     for stop, kept in ((last[1:], len(tokens)), (last, len(tokens) - 1)):
-        written = Written(0, Sampling(stop_strings=(stop,)), tokenizer)
+        written = RequestState(0, Sampling(stop_strings=(stop,)), tokenizer)
         written.add(tokens, -tokens / 10, -tokens / 20)
         reply = "The keyword".removesuffix(stop)
         assert written.stopped
-        assert written.take_text(last=True) == f"I hear.\n</think>\n{reply}"
-        assert written.kept()[0] == tuple(tokens[:kept])
-        assert parse_reply(written.kept()[0], tokenizer, ended=True, surplus=written.surplus).reply == reply
+        assert written.take_new_text(last=True) == f"I hear.\n</think>\n{reply}"
+        assert written.output_tokens()[0] == tuple(tokens[:kept])
+        assert (
+            parse_reply(
+                written.output_tokens()[0],
+                tokenizer,
+                ended=True,
+                stop_overlap_bytes=written.stop_overlap_bytes,
+            ).reply
+            == reply
+        )
 
 
 def test_what_may_become_a_stop_string_is_not_shown_yet():
     written, shown = write("ab<end", stop_strings=("<end>",))
     assert "".join(shown) == "ab"
     assert not written.stopped
-    assert written.take_text(last=True) == "<end"
+    assert written.take_new_text(last=True) == "<end"
 
 
 def test_the_first_of_several_stop_strings_counts():
     written, _ = write("one two three", stop_strings=("three", "two"))
-    assert BYTES.decode(written.kept()[0]) == "one "
+    assert BYTES.decode(written.output_tokens()[0]) == "one "
 
 
 REASONED = "A voice,\nmale.\n</think>\nA male\nvoice </think> again"
@@ -99,23 +107,25 @@ REASONED = "A voice,\nmale.\n</think>\nA male\nvoice </think> again"
 )
 def test_stop_strings_count_in_the_reply_only(pieces, stop, reply):
     written, shown = write(REASONED, pieces=pieces, in_reasoning=True, stop_strings=(stop,))
-    text = "".join(shown) + written.take_text(last=True)
+    text = "".join(shown) + written.take_new_text(last=True)
     assert written.stopped is (reply is not None)
     assert text == (REASONED if reply is None else REASONED[: REASONED.index("A male")] + reply)
-    assert BYTES.decode(written.kept()[0]) == text
+    assert BYTES.decode(written.output_tokens()[0]) == text
 
 
 def test_stop_strings_count_in_the_reasoning_where_that_is_asked_for():
     written, _ = write(REASONED, in_reasoning=True, stop_strings=("voice",), stop_in_reasoning=True)
-    assert BYTES.decode(written.kept()[0]) == "A "
-    written, _ = write(REASONED, in_reasoning=True, stop_strings=("</think>",), stop_in_reasoning=True)
-    assert BYTES.decode(written.kept()[0]) == "A voice,\nmale.\n"
+    assert BYTES.decode(written.output_tokens()[0]) == "A "
+    written, _ = write(
+        REASONED, in_reasoning=True, stop_strings=("</think>",), stop_in_reasoning=True
+    )
+    assert BYTES.decode(written.output_tokens()[0]) == "A voice,\nmale.\n"
 
 
 def test_a_text_without_a_reasoning_is_searched_from_its_beginning_and_one_that_opens_it_is_not():
-    assert BYTES.decode(write("A voice", stop_strings=("voice",))[0].kept()[0]) == "A "
+    assert BYTES.decode(write("A voice", stop_strings=("voice",))[0].output_tokens()[0]) == "A "
     written, _ = write("<think>\nvoice\n</think>\n\nHer\nvoice", stop_strings=("voice",))
-    assert BYTES.decode(written.kept()[0]) == "<think>\nvoice\n</think>\n\nHer\n"
+    assert BYTES.decode(written.output_tokens()[0]) == "<think>\nvoice\n</think>\n\nHer\n"
 
 
 def test_a_reasoning_is_shown_at_once_whatever_may_become_a_stop_string():
@@ -129,15 +139,22 @@ def test_random_texts_stop_where_the_definition_says():
     """The first token that completes a stop string within the reply ends it, before the earliest that it completes."""
     rng = random.Random(3)
     for _ in range(300):
-        text = "".join(rng.choices(["a", "b", "\n", "</think>", "</th", "ab"], k=rng.randint(0, 20)))
-        stops = tuple("".join(rng.choices("ab\n", k=rng.randint(1, 3))) for _ in range(rng.randint(1, 3)))
+        text = "".join(
+            rng.choices(["a", "b", "\n", "</think>", "</th", "ab"], k=rng.randint(0, 20))
+        )
+        stops = tuple(
+            "".join(rng.choices("ab\n", k=rng.randint(1, 3))) for _ in range(rng.randint(1, 3))
+        )
         pieces = rng.randint(1, 4)
         tag = text.find("</think>")
         start = len(text) if tag < 0 else tag + 8 + text.startswith("\n", tag + 8)
-        places = [[place for stop in stops if (place := text.find(stop, start, end)) >= 0] for end in range(len(text) + 1)]
+        places = [
+            [place for stop in stops if (place := text.find(stop, start, end)) >= 0]
+            for end in range(len(text) + 1)
+        ]
         expected = next((text[: min(found)] for found in places if found), text)
         written, shown = write(text, pieces=pieces, in_reasoning=True, stop_strings=stops)
-        assert "".join(shown) + written.take_text(last=True) == expected, (text, stops)
+        assert "".join(shown) + written.take_new_text(last=True) == expected, (text, stops)
         assert written.stopped is any(places)
 
 
@@ -145,7 +162,8 @@ def ends_in_a_loop(tokens, detection):
     """The definition, by comparing every pattern."""
     return any(
         len(tokens) >= size * detection.min_count
-        and tokens[len(tokens) - size * detection.min_count :] == tokens[-size:] * detection.min_count
+        and tokens[len(tokens) - size * detection.min_count :]
+        == tokens[-size:] * detection.min_count
         for size in range(detection.min_pattern_size, detection.max_pattern_size + 1)
     )
 
@@ -156,14 +174,22 @@ def test_a_loop_is_seen_at_the_token_that_completes_it():
     for _ in range(400):
         smallest = rng.randint(1, 4)
         detection = RepetitionDetectionConfig(
-            min_pattern_size=smallest, max_pattern_size=smallest + rng.randint(0, 6), min_count=rng.randint(2, 4)
+            min_pattern_size=smallest,
+            max_pattern_size=smallest + rng.randint(0, 6),
+            min_count=rng.randint(2, 4),
         )
         pattern = rng.choices(range(3), k=rng.randint(1, 8))
         tokens = (rng.choices(range(3), k=rng.randint(0, 9)) + pattern * rng.randint(1, 6))[:40]
         limit = rng.choice([len(tokens) + 1, 40, 1000])
-        expected = next((end for end in range(1, len(tokens) + 1) if ends_in_a_loop(tokens[:end], detection)), None)
+        expected = next(
+            (end for end in range(1, len(tokens) + 1) if ends_in_a_loop(tokens[:end], detection)),
+            None,
+        )
         detector = RepetitionDetector(detection, max_new_tokens=limit)
-        assert next((end for end, token in enumerate(tokens, 1) if detector.add(token)), None) == expected
+        assert (
+            next((end for end, token in enumerate(tokens, 1) if detector.add(token)), None)
+            == expected
+        )
         seen += expected is not None
     assert 100 < seen < 390
 
@@ -172,8 +198,10 @@ def test_a_loop_ends_a_text_and_a_stop_string_goes_first():
     detection = RepetitionDetectionConfig(max_pattern_size=4, min_count=3)
     written, shown = write("no: la la la la la", repetition_detection=detection)
     assert (written.repeated, written.stopped) == (True, False)
-    assert "".join(shown) == BYTES.decode(written.kept()[0]) == "no: la la la"
-    written, _ = write("no: la la la la la", repetition_detection=detection, stop_strings=("la la la",))
+    assert "".join(shown) == BYTES.decode(written.output_tokens()[0]) == "no: la la la"
+    written, _ = write(
+        "no: la la la la la", repetition_detection=detection, stop_strings=("la la la",)
+    )
     assert (written.repeated, written.stopped) == (False, True)
 
 
@@ -183,7 +211,10 @@ def test_a_loop_ends_a_text_and_a_stop_string_goes_first():
         ({"max_pattern_size": 4}, "max_pattern_size=4 and min_count=0 belong together"),
         ({"min_count": 4}, "max_pattern_size=0 and min_count=4 belong together"),
         ({"max_pattern_size": 4, "min_count": 1}, "min_count=1 must be at least 2"),
-        ({"max_pattern_size": 4, "min_count": 2, "min_pattern_size": 5}, "min_pattern_size=5 must lie between 1 and"),
+        (
+            {"max_pattern_size": 4, "min_count": 2, "min_pattern_size": 5},
+            "min_pattern_size=5 must lie between 1 and",
+        ),
         ({"max_pattern_size": -1, "min_count": 2}, "max_pattern_size=-1 must be a whole number"),
         ({"max_pattern_size": 4, "min_count": 2.0}, "min_count=2.0 must be a whole number"),
     ],
@@ -194,10 +225,10 @@ def test_a_detection_that_cannot_be_is_refused_by_name(settings, message):
 
 
 def test_a_stop_token_is_not_part_of_the_reply():
-    written = Written(0, Sampling(stop_tokens=(7,)), BYTES)
+    written = RequestState(0, Sampling(stop_tokens=(7,)), BYTES)
     written.add(np.array([65, 7, 66]), np.zeros(3), np.zeros(3))
     assert written.stopped
-    assert written.kept()[0] == (65,)
+    assert written.output_tokens()[0] == (65,)
 
 
 def test_the_end_of_the_reasoning_is_seen_however_it_is_spelt():

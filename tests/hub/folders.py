@@ -16,11 +16,21 @@ from stepaudio_jax.hub import write_random_weights
 from stepaudio_jax.text import Tokenizer
 from tests.qwen2 import qwen2_config
 
-# Square attention matrices (a lost transpose shows in the numbers only), three layers, no two other sizes alike.
+# Square attention matrices (a lost transpose shows in the numbers only), three layers, no two other
+# sizes alike.
 SMALL = ModelConfig(
     encoder=EncoderConfig(hidden=64, heads=4, layers=2),
     adaptor=AdaptorConfig(ffn=72),
-    decoder=DecoderConfig(vocab_size=300, hidden=48, ffn=112, layers=3, heads=6, kv_heads=2, head_dim=8, max_positions=512),
+    decoder=DecoderConfig(
+        vocab_size=300,
+        hidden=48,
+        ffn=112,
+        layers=3,
+        heads=6,
+        kv_heads=2,
+        head_dim=8,
+        max_positions=512,
+    ),
 )
 
 
@@ -30,7 +40,7 @@ def with_decoder(**changes: Any) -> ModelConfig:
 
 def random_folder(path: pathlib.Path, config: ModelConfig = SMALL, **options: Any) -> pathlib.Path:
     """A Step-Audio folder as `random` writes it."""
-    write_random_weights(config, path, tokenizer=Tokenizer.bytes(), **options)
+    write_random_weights(config, path, tokenizer=Tokenizer.byte_level(), **options)
     return path
 
 
@@ -45,11 +55,17 @@ def read_tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_tensors(folder: pathlib.Path, tensors: dict[str, torch.Tensor], name: str = "model.safetensors") -> None:
+def write_tensors(
+    folder: pathlib.Path, tensors: dict[str, torch.Tensor], name: str = "model.safetensors"
+) -> None:
     """Replaces the shards (and the index) of a folder by one file."""
     for file in folder.glob("model*"):
         file.unlink()
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name, metadata={"format": "pt"})
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()},
+        folder / name,
+        metadata={"format": "pt"},
+    )
 
 
 def edit_json(file: pathlib.Path, edit: Any) -> None:
@@ -90,7 +106,7 @@ def qwen2_audio() -> torch.nn.Module:
 
 def save_with_tokenizer(model: torch.nn.Module, path: pathlib.Path, **options: Any) -> pathlib.Path:
     model.save_pretrained(path, **options)
-    Tokenizer.bytes().save(path)
+    Tokenizer.byte_level().save(path)
     return path
 
 

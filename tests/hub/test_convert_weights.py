@@ -46,7 +46,10 @@ def test_the_four_commands(tmp_path, tiny, capsys):
     original = read_tensors(tiny)
     for name, tensor in read_tensors(exported).items():
         assert torch.equal(tensor, original[name])
-    for folder, kind in ((exported, "Hugging Face folder, Step-Audio"), (checkpoint, "stepaudio_jax checkpoint")):
+    for folder, kind in (
+        (exported, "Hugging Face folder, Step-Audio"),
+        (checkpoint, "stepaudio_jax checkpoint"),
+    ):
         capsys.readouterr()
         assert run("inspect", folder) == 0
         out = capsys.readouterr().out
@@ -59,7 +62,10 @@ def test_the_four_commands(tmp_path, tiny, capsys):
 def test_random_options(tmp_path, capsys):
     options = ("--layers", 1, "--dtype", "float32", "--seed", 5, "--max-shard-size", "1MiB")
     assert run("random", "--preset", "tiny", "--output", tmp_path / "one", *options) == 0
-    assert "byte tokenizer (no --tokenizer was given), 290 tokens for 320 rows" in capsys.readouterr().out
+    assert (
+        "byte tokenizer (no --tokenizer was given), 290 tokens for 320 rows"
+        in capsys.readouterr().out
+    )
     found = hub.inspect_folder(tmp_path / "one")
     assert found.model.decoder.layers == 1
     assert found.dtypes == {"F32": found.tensors}
@@ -95,12 +101,25 @@ def test_one_missing_tensor_is_one_line_and_exit_code_2(tmp_path, tiny):
         (source / name).write_text((tiny / name).read_text())
     del tensors["model.layers.1.mlp.gate_proj.weight"]
     write_tensors(source, tensors)
-    command = [sys.executable, "-m", "tools.convert_weights", "import", "--source", source, "--output", tmp_path / "out"]
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tools.convert_weights",
+        "import",
+        "--source",
+        source,
+        "--output",
+        tmp_path / "out",
+    ]
+    result = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith(f"error: {source}: 1 problem; copy or convert the folder again: ")
+    assert result.stderr.startswith(
+        f"error: {source}: 1 problem; copy or convert the folder again: "
+    )
     assert "missing model.layers.1.mlp.gate_proj.weight [160, 64]" in result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
@@ -109,11 +128,20 @@ def test_one_missing_tensor_is_one_line_and_exit_code_2(tmp_path, tiny):
     ("arguments", "message"),
     [
         (("import", "--source", "{nowhere}", "--output", "{out}"), "nowhere is not a folder"),
-        (("import", "--source", "{tiny}", "--output", "{tiny}"), "source already exists; choose another output"),
-        (("import", "--source", "{tiny}", "--output", "{out}", "--tokenizer", "{nowhere}"), "nowhere does not exist"),
+        (
+            ("import", "--source", "{tiny}", "--output", "{tiny}"),
+            "source already exists; choose another output",
+        ),
+        (
+            ("import", "--source", "{tiny}", "--output", "{out}", "--tokenizer", "{nowhere}"),
+            "nowhere does not exist",
+        ),
         (("export", "--source", "{tiny}", "--output", "{out}"), "source is not a checkpoint"),
         (("export", "--source", "{nowhere}", "--output", "{out}"), "nowhere is not a checkpoint"),
-        (("random", "--preset", "tiny", "--layers", "0", "--output", "{out}"), "layers=0 must be positive"),
+        (
+            ("random", "--preset", "tiny", "--layers", "0", "--output", "{out}"),
+            "layers=0 must be positive",
+        ),
         (("inspect", "{nowhere}"), "nowhere is not a folder"),
     ],
 )
@@ -137,7 +165,9 @@ def test_bad_sizes_are_refused(tmp_path, size, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_nothing(tmp_path, tiny, monkeypatch, capsys, number):
-    monkeypatch.setattr(convert_weights._Bar, "show", lambda self, done, total: os.kill(os.getpid(), number))
+    monkeypatch.setattr(
+        convert_weights._ProgressBar, "show", lambda self, done, total: os.kill(os.getpid(), number)
+    )
     assert run("import", "--source", tiny, "--output", tmp_path / "out") == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from stepaudio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.hub.hugging_face_config import hugging_face_config, read_folder_config
+from stepaudio_jax.hub.hugging_face_config import read_hf_config, to_hf_config
 from tests.hub.folders import with_decoder
 
 # As released with Step-Audio-2-mini (section 7 of the reference lists the fields).
@@ -88,7 +88,7 @@ def flat(nested):
 
 def parse(tmp_path, values):
     (tmp_path / "config.json").write_text(values if isinstance(values, str) else json.dumps(values))
-    return read_folder_config(tmp_path)
+    return read_hf_config(tmp_path)
 
 
 @pytest.mark.parametrize("form", [NESTED, flat(NESTED)], ids=["nested", "flat"])
@@ -110,21 +110,27 @@ def test_base_models(tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    [*ModelConfig.presets().values(), with_decoder(tied_embeddings=True, head_dim=16), with_decoder(rope_theta=1e4)],
+    [
+        *ModelConfig.presets().values(),
+        with_decoder(tied_embeddings=True, head_dim=16),
+        with_decoder(rope_theta=1e4),
+    ],
 )
 @pytest.mark.parametrize("form", ["nested", "flat"])
 def test_what_is_exported_is_read_back(tmp_path, config, form):
-    parsed = parse(tmp_path, hugging_face_config(config, dtype="bfloat16", eos=1, pad=1, form=form))
+    parsed = parse(tmp_path, to_hf_config(config, dtype="bfloat16", eos=1, pad=1, form=form))
     assert (parsed.encoder, parsed.decoder) == (config.encoder, config.decoder)
 
 
 def test_exported_nested_form_has_the_released_fields():
     mini = ModelConfig.presets()["mini_8b"]
-    exported = hugging_face_config(mini, dtype="bfloat16", eos=151643, pad=151643)
+    exported = to_hf_config(mini, dtype="bfloat16", eos=151643, pad=151643)
     for key in ("architectures", "model_type", "audio_encoder_config"):
         assert exported[key] == NESTED[key]
     assert NESTED["text_config"].items() <= exported["text_config"].items()
-    exported = hugging_face_config(mini, dtype="bfloat16", eos=151643, pad=151643, form="flat", remote_code="a/b")
+    exported = to_hf_config(
+        mini, dtype="bfloat16", eos=151643, pad=151643, form="flat", remote_code="a/b"
+    )
     assert flat(NESTED).items() <= exported.items()
     assert exported["auto_map"]["AutoConfig"] == "a/b--configuration_step_audio_2.StepAudio2Config"
 
@@ -148,27 +154,63 @@ def change(values, path, value="delete"):
         ("{", "is not JSON"),
         ("[]", "must hold a mapping, not list"),
         (change(NESTED, "model_type"), "key 'model_type' is missing"),
-        (change(NESTED, "model_type", "llama"), "model_type='llama' is not one of 'step_audio_2', 'step_audio_qwen2'"),
+        (
+            change(NESTED, "model_type", "llama"),
+            "model_type='llama' is not one of 'step_audio_2', 'step_audio_qwen2'",
+        ),
         (change(NESTED, "text_config.hidden_size"), "key 'text_config.hidden_size' is missing"),
         (change(NESTED, "text_config.rope_theta"), "key 'text_config.rope_theta' is missing"),
         (change(NESTED, "audio_encoder_config"), "key 'audio_encoder_config' is missing"),
-        (change(NESTED, "audio_encoder_config", [1]), "audio_encoder_config=.1. must be of type dict"),
-        (change(NESTED, "audio_encoder_config.n_audio_layer"), "key 'audio_encoder_config.n_audio_layer' is missing"),
+        (
+            change(NESTED, "audio_encoder_config", [1]),
+            "audio_encoder_config=.1. must be of type dict",
+        ),
+        (
+            change(NESTED, "audio_encoder_config.n_audio_layer"),
+            "key 'audio_encoder_config.n_audio_layer' is missing",
+        ),
         (change(NESTED, "audio_encoder_config.llm_dim", 4096), "llm_dim=4096 must be 3584"),
         (change(NESTED, "audio_encoder_config.adapter_stride", 3), "adapter_stride=3 must be 2"),
-        (change(NESTED, "audio_encoder_config.n_audio_head", 7), "hidden=1280 is not a multiple of heads=7"),
-        (change(NESTED, "audio_encoder_config.length_convention", "x"), "length_convention='x' must be one of 'hf', 'vllm'"),
-        (change(NESTED, "text_config.num_attention_groups", 7), "num_attention_groups=7 differs from num_key_value_heads=4"),
-        (change(NESTED, "text_config.num_attention_heads", 27), "hidden_size=3584 is not a multiple of num_attention_heads=27"),
-        (change(NESTED, "text_config.num_attention_heads", 0), "hidden_size=3584 is not a multiple of num_attention_heads=0"),
-        (change(NESTED, "text_config.vocab_size", "158720"), "vocab_size='158720' must be of type int"),
+        (
+            change(NESTED, "audio_encoder_config.n_audio_head", 7),
+            "hidden=1280 is not a multiple of heads=7",
+        ),
+        (
+            change(NESTED, "audio_encoder_config.length_convention", "x"),
+            "length_convention='x' must be one of 'hf', 'vllm'",
+        ),
+        (
+            change(NESTED, "text_config.num_attention_groups", 7),
+            "num_attention_groups=7 differs from num_key_value_heads=4",
+        ),
+        (
+            change(NESTED, "text_config.num_attention_heads", 27),
+            "hidden_size=3584 is not a multiple of num_attention_heads=27",
+        ),
+        (
+            change(NESTED, "text_config.num_attention_heads", 0),
+            "hidden_size=3584 is not a multiple of num_attention_heads=0",
+        ),
+        (
+            change(NESTED, "text_config.vocab_size", "158720"),
+            "vocab_size='158720' must be of type int",
+        ),
         (change(NESTED, "text_config.vocab_size", True), "vocab_size=True must be of type int"),
         (change(NESTED, "text_config.num_hidden_layers", 0), "layers=0 must be positive"),
-        (change(NESTED, "text_config.rope_scaling", {"type": "yarn"}), "rope_scaling=.* must be null"),
+        (
+            change(NESTED, "text_config.rope_scaling", {"type": "yarn"}),
+            "rope_scaling=.* must be null",
+        ),
         (change(NESTED, "text_config.hidden_act", "gelu"), "hidden_act='gelu' must be 'silu'"),
         (change(QWEN25_32B, "use_sliding_window", True), "use_sliding_window=True must be False"),
-        (change(QWEN25_32B, "rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}), "rope_parameters.rope_type='yarn'"),
-        (change(QWEN2_AUDIO, "audio_config.encoder_ffn_dim", 4096), "encoder_ffn_dim=4096 must be 5120"),
+        (
+            change(QWEN25_32B, "rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}),
+            "rope_parameters.rope_type='yarn'",
+        ),
+        (
+            change(QWEN2_AUDIO, "audio_config.encoder_ffn_dim", 4096),
+            "encoder_ffn_dim=4096 must be 5120",
+        ),
     ],
 )
 def test_errors_name_the_file_and_the_key(tmp_path, values, message):
@@ -188,7 +230,10 @@ UNSCALED = [
     {"rope_scaling": {"rope_type": "linear", "factor": 1}},
     {"rope_scaling": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": None},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": None},
-    {"rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 1.0}, "rope_scaling": {"type": "default"}},
+    {
+        "rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 1.0},
+        "rope_scaling": {"type": "default"},
+    },
     {"rope_parameters": {"rope_type": "default"}, "rope_theta": 1e6},
 ]
 
@@ -198,8 +243,18 @@ def test_rotary_positions_that_nothing_scales(tmp_path, rope):
     """Where ours takes the base alone, transformers computes the frequencies that follow from it alone, and scales nothing."""
     values = QWEN25_32B | BASE | rope
     assert parse(tmp_path, values).decoder.rope_theta == 1e6
-    small = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "num_key_value_heads": 2, "vocab_size": 8}
-    given = {key: value for key, value in (values | small).items() if value is not None and key != "model_type"}
+    small = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "vocab_size": 8,
+    }
+    given = {
+        key: value
+        for key, value in (values | small).items()
+        if value is not None and key != "model_type"
+    }
     rotary = Qwen2RotaryEmbedding(Qwen2Config(**given))
     np.testing.assert_allclose(rotary.inv_freq.numpy(), 1e6 ** -(np.arange(8) / 8), rtol=1e-6)
     assert rotary.attention_scaling == 1
@@ -208,16 +263,34 @@ def test_rotary_positions_that_nothing_scales(tmp_path, rope):
 @pytest.mark.parametrize(
     ("rope", "reason"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling={.*} must be null or of the type 'default'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            r"rope_scaling={.*} must be null or of the type 'default'",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling={.*} must be null"),
         ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "rope_scaling={.*} must be null"),
-        ({"rope_scaling": {"rope_type": "yarn", "type": "default", "factor": 4.0}}, "rope_scaling={.*} must be null"),
-        ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "rope_scaling={.*} must be null"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "type": "default", "factor": 4.0}},
+            "rope_scaling={.*} must be null",
+        ),
+        (
+            {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}},
+            "rope_scaling={.*} must be null",
+        ),
         ({"rope_scaling": {"type": 3}}, "rope_scaling.type=3 must be of type str"),
         ({"rope_scaling": "default"}, "rope_scaling='default' must be of type dict"),
-        ({"rope_parameters": {"type": "yarn", "rope_theta": 1e6}}, "rope_parameters.type='yarn' must be 'default'"),
-        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta='x' must be of type number"),
-        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 must be 1.0"),
+        (
+            {"rope_parameters": {"type": "yarn", "rope_theta": 1e6}},
+            "rope_parameters.type='yarn' must be 'default'",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": "x"}},
+            "rope_parameters.rope_theta='x' must be of type number",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5 must be 1.0",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 must be 1.0"),
         ({"rope_theta": None}, "rope_theta=None must be of type number"),
     ],
@@ -229,15 +302,17 @@ def test_scaled_rotary_positions_are_refused(tmp_path, rope, reason):
 
 def test_no_folder_and_no_config(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
-        read_folder_config(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="is an empty folder; download or copy the model into it"):
-        read_folder_config(tmp_path)
+        read_hf_config(tmp_path / "nowhere")
+    with pytest.raises(
+        CheckpointError, match="is an empty folder; download or copy the model into it"
+    ):
+        read_hf_config(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CheckpointError, match=r"has no config.json$"):
-        read_folder_config(tmp_path)
+        read_hf_config(tmp_path)
 
 
 def test_an_encoder_that_the_format_cannot_describe_is_refused():
     config = ModelConfig(encoder=EncoderConfig(norm_eps=1e-6))
     with pytest.raises(CheckpointError, match="norm_eps=1e-06 cannot be exported"):
-        hugging_face_config(config, dtype="bfloat16", eos=1, pad=1)
+        to_hf_config(config, dtype="bfloat16", eos=1, pad=1)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from stepaudio_jax import hub
 from stepaudio_jax.hub import hugging_face_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
-from stepaudio_jax.storage.outputs import temporary_beside
+from stepaudio_jax.storage.outputs import temporary_path
 from stepaudio_jax.text import Tokenizer
 from tests.hub.folders import (
     SMALL,
@@ -77,7 +77,9 @@ def test_shard_namings(tmp_path, name, index):
         weight_map |= {str(key): file for key in part}
     (source / "model.safetensors").unlink()
     if index:
-        (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (source / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map})
+        )
     hub.import_weights(source, tmp_path / "checkpoint")
     hub.export_weights(tmp_path / "checkpoint", tmp_path / "exported")
     assert_same_tensors(source, tmp_path / "exported")
@@ -94,7 +96,9 @@ def test_casting(tmp_path):
     for name, tensor in read_tensors(source).items():
         assert torch.equal(wide[name], tensor.bfloat16().float()), name
         assert torch.equal(narrow[name], tensor.bfloat16()), name
-    assert json.loads((tmp_path / "narrow" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert (
+        json.loads((tmp_path / "narrow" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    )
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["torch_dtype"] == "float32"
 
 
@@ -102,14 +106,20 @@ def test_exported_folder_is_what_loaders_expect(tmp_path):
     source = random_folder(tmp_path / "source", max_shard_bytes=100_000)
     index = json.loads((source / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
-    assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    assert files == [
+        f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)
+    ]
     assert len(files) > 3
     sizes = {file: sum(t.nbytes for t in read_tensors_of(source / file).values()) for file in files}
     assert index["metadata"]["total_size"] == sum(sizes.values())
-    assert max(sizes.values()) <= 192_000  # encoder.positional_embedding alone; every other shard is within the limit
+    assert (
+        max(sizes.values()) <= 192_000
+    )  # encoder.positional_embedding alone; every other shard is within the limit
     assert sorted(sizes.values())[-2] <= 100_000
     tokenizer = AutoTokenizer.from_pretrained(source)
-    assert tokenizer.encode("héllo", add_special_tokens=False) == Tokenizer.bytes().encode("héllo")
+    assert tokenizer.encode("héllo", add_special_tokens=False) == Tokenizer.byte_level().encode(
+        "héllo"
+    )
     generation = json.loads((source / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|EOT|>")]
     assert generation["temperature"] == 0.7
@@ -167,12 +177,18 @@ def test_base_models_with_a_fresh_adaptor(tmp_path, tied):
     assert not [name for name in tensors if name.startswith("encoder.")]
     adaptor = {name: tensor for name, tensor in tensors.items() if name.startswith("adapter.")}
     assert len(adaptor) == 6
-    assert all(torch.count_nonzero(tensor) == 0 for name, tensor in adaptor.items() if name.endswith("bias"))
+    assert all(
+        torch.count_nonzero(tensor) == 0
+        for name, tensor in adaptor.items()
+        if name.endswith("bias")
+    )
     for name, fan_in in (("conv", 3 * 64), ("linear1", 64), ("linear2", 2048)):
         assert adaptor[f"adapter.{name}.weight"].std() == pytest.approx(fan_in**-0.5, rel=0.05)
     hub.import_weights(source, tmp_path / "again", encoder_source=audio, seed=3)
     hub.import_weights(source, tmp_path / "other", encoder_source=audio, seed=4)
-    same, other = (hub.read_parameters(tmp_path / name, parts=["adaptor"]) for name in ("again", "other"))
+    same, other = (
+        hub.read_parameters(tmp_path / name, parts=["adaptor"]) for name in ("again", "other")
+    )
     first = hub.read_parameters(tmp_path / "checkpoint", parts=["adaptor"])
     jax.tree.map(np.testing.assert_array_equal, first, same)
     assert (first["adaptor"]["up"]["kernel"] != other["adaptor"]["up"]["kernel"]).all()
@@ -181,9 +197,13 @@ def test_base_models_with_a_fresh_adaptor(tmp_path, tied):
 def test_vocabulary_extended_with_new_rows(tmp_path):
     source = save_with_tokenizer(qwen2(), tmp_path / "source")
     audio = random_folder(tmp_path / "audio", dtype=FLOAT32)
-    described = hub.import_weights(source, tmp_path / "checkpoint", encoder_source=audio, vocab_size=350)
+    described = hub.import_weights(
+        source, tmp_path / "checkpoint", encoder_source=audio, vocab_size=350
+    )
     assert described["decoder"].endswith("rows 300 to 349 of the vocabulary newly initialised")
-    assert described["adaptor"] == "newly initialised"  # that of the encoder's folder speaks to another decoder
+    assert (
+        described["adaptor"] == "newly initialised"
+    )  # that of the encoder's folder speaks to another decoder
     hub.export_weights(tmp_path / "checkpoint", tmp_path / "exported")
     tensors, old = read_tensors(tmp_path / "exported"), read_tensors(source)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -204,7 +224,10 @@ def test_encoder_of_another_step_audio_folder(tmp_path):
         assert torch.equal(tensor, (theirs if name.startswith("encoder.") else ours)[name]), name
     wide = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, hidden=32))
     other = random_folder(tmp_path / "wide", wide)
-    with pytest.raises(hub.CheckpointError, match=r"adaptor of .*first takes 64 features, and the encoder of .*wide gives 32"):
+    with pytest.raises(
+        hub.CheckpointError,
+        match=r"adaptor of .*first takes 64 features, and the encoder of .*wide gives 32",
+    ):
         hub.import_weights(first, tmp_path / "no", encoder_source=other)
 
 
@@ -212,9 +235,14 @@ def test_sources_without_the_part_asked_for(tmp_path):
     decoder = save_with_tokenizer(qwen2(), tmp_path / "decoder")
     audio = tmp_path / "audio"
     qwen2_audio().save_pretrained(audio)
-    with pytest.raises(hub.CheckpointError, match=r"decoder \(Qwen2\) has no encoder; say where it is with --encoder-source"):
+    with pytest.raises(
+        hub.CheckpointError,
+        match=r"decoder \(Qwen2\) has no encoder; say where it is with --encoder-source",
+    ):
         hub.import_weights(decoder, tmp_path / "out")
-    with pytest.raises(hub.CheckpointError, match=r"audio \(Qwen2-Audio\) holds encoder only, not decoder"):
+    with pytest.raises(
+        hub.CheckpointError, match=r"audio \(Qwen2-Audio\) holds encoder only, not decoder"
+    ):
         hub.import_weights(audio, tmp_path / "out")
     with pytest.raises(hub.CheckpointError, match="holds decoder only, not encoder"):
         hub.import_weights(decoder, tmp_path / "out", encoder_source=decoder)
@@ -229,7 +257,9 @@ def test_real_vocabulary(tmp_path, shared_tokenizer):
     hub.export_weights(tmp_path / "checkpoint", tmp_path / "exported")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
     assert tokenizer.convert_tokens_to_ids("<audio_patch>") == 151690
-    assert json.loads((tmp_path / "exported" / "generation_config.json").read_text())["eos_token_id"] == [151665]
+    assert json.loads((tmp_path / "exported" / "generation_config.json").read_text())[
+        "eos_token_id"
+    ] == [151665]
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["eos_token_id"] == 151643
 
 
@@ -240,7 +270,9 @@ def test_special_tokens_without_a_row_are_refused(tmp_path):
     source = random_folder(tmp_path / "source")
     parameters = hub.ArrayReader(hub.read_parameters(source))
     with pytest.raises(hub.CheckpointError, match=message):
-        hub.export_parameters(parameters, with_decoder(vocab_size=280), Tokenizer.bytes(), tmp_path / "small")
+        hub.export_parameters(
+            parameters, with_decoder(vocab_size=280), Tokenizer.byte_level(), tmp_path / "small"
+        )
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
@@ -248,7 +280,9 @@ def test_every_problem_is_listed_and_nothing_written(tmp_path):
     source = random_folder(tmp_path / "source")
     tensors = read_tensors(source)
     del tensors["encoder.blocks.1.attn.key.weight"]
-    tensors["model.layers.2.mlp.down_proj.weight"] = tensors["model.layers.2.mlp.down_proj.weight"].T
+    tensors["model.layers.2.mlp.down_proj.weight"] = tensors[
+        "model.layers.2.mlp.down_proj.weight"
+    ].T
     tensors["adapter.linear1.bias"] = tensors["adapter.linear1.bias"].to(torch.int32)
     tensors["encoder.blocks.0.attn.key.bias"] = torch.zeros(64)
     tensors["vocoder.weight"] = torch.zeros(2, 3)
@@ -273,24 +307,37 @@ TIE = r"set tie_word_embeddings to false in config.json \(wherever it is there\)
 
 def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
     source = random_folder(tmp_path / "source")
-    edit_json(source / "config.json", lambda values: values["text_config"].update(tie_word_embeddings=True))
-    with pytest.raises(hub.CheckpointError, match=rf"differs from model.embed_tokens.weight \(first in row 0\), .*{TIE}"):
+    edit_json(
+        source / "config.json",
+        lambda values: values["text_config"].update(tie_word_embeddings=True),
+    )
+    with pytest.raises(
+        hub.CheckpointError,
+        match=rf"differs from model.embed_tokens.weight \(first in row 0\), .*{TIE}",
+    ):
         hub.import_weights(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     tensors = read_tensors(source)
     embedding = tensors["model.embed_tokens.weight"]
     # Blocks of seven rows, the last one shorter.
     monkeypatch.setattr(hugging_face_folder, "BLOCK_ELEMENTS", 7 * 48)
-    for head in (embedding.clone(), embedding.float(), torch.where(embedding == 0, -embedding, embedding)):
+    for head in (
+        embedding.clone(),
+        embedding.float(),
+        torch.where(embedding == 0, -embedding, embedding),
+    ):
         write_tensors(source, tensors | {"lm_head.weight": head})
-        assert hub.inspect_folder(source).left_out == ("lm_head.weight",)
+        assert hub.inspect_folder(source).skipped_tensors == ("lm_head.weight",)
         assert hub.inspect_folder(source).problems == ()
     hub.import_weights(source, tmp_path / "checkpoint")
     assert hub.read_model_config(tmp_path / "checkpoint").decoder.tied_embeddings
     assert "head" not in hub.read_parameters(source, parts=["decoder"])["decoder"]
     different = embedding.clone()
     different[299, 5] += 1
-    for head, where in ((different, "first in row 299"), (embedding[:299].clone(), r"\[299, 48\] and \[300, 48\]")):
+    for head, where in (
+        (different, "first in row 299"),
+        (embedding[:299].clone(), r"\[299, 48\] and \[300, 48\]"),
+    ):
         write_tensors(source, tensors | {"lm_head.weight": head})
         with pytest.raises(hub.CheckpointError, match=rf"{where}.*{TIE}"):
             hub.read_parameters(source, parts=["decoder"])
@@ -306,13 +353,22 @@ def test_tied_embeddings_under_the_name_of_the_head(tmp_path):
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     write_tensors(source, tensors)
     jax.tree.map(np.testing.assert_array_equal, before, hub.read_parameters(source))
-    edit_json(source / "config.json", lambda values: values["text_config"].update(tie_word_embeddings=False))
+    edit_json(
+        source / "config.json",
+        lambda values: values["text_config"].update(tie_word_embeddings=False),
+    )
     edit_json(source / "config.json", lambda values: values.update(tie_word_embeddings=False))
     write_tensors(
         source,
-        {("model.embed_tokens.weight" if name == "lm_head.weight" else name): tensor for name, tensor in tensors.items()},
+        {
+            ("model.embed_tokens.weight" if name == "lm_head.weight" else name): tensor
+            for name, tensor in tensors.items()
+        },
     )
-    with pytest.raises(hub.CheckpointError, match=r"missing lm_head.weight \[300, 48\] \(where the embedding is the head too"):
+    with pytest.raises(
+        hub.CheckpointError,
+        match=r"missing lm_head.weight \[300, 48\] \(where the embedding is the head too",
+    ):
         hub.read_parameters(source)
 
 
@@ -334,10 +390,12 @@ DERIVED = {
 def test_buffers_that_follow_from_the_config_are_left_out(tmp_path):
     source = random_folder(tmp_path / "source")
     tensors = read_tensors(source)
-    derived = {name.format(i=i): tensor.clone() for name, tensor in DERIVED.items() for i in range(2)}
+    derived = {
+        name.format(i=i): tensor.clone() for name, tensor in DERIVED.items() for i in range(2)
+    }
     write_tensors(source, tensors | derived)
     found = hub.inspect_folder(source)
-    assert set(found.left_out) == set(derived)
+    assert set(found.skipped_tensors) == set(derived)
     assert found.problems == ()
     hub.import_weights(source, tmp_path / "checkpoint")
     hub.export_weights(tmp_path / "checkpoint", tmp_path / "exported")
@@ -365,8 +423,12 @@ def test_a_tensor_that_does_not_follow_is_unexpected(tmp_path, name, shape):
 
 def test_names_of_a_wrapped_model_are_recognised(tmp_path):
     source = random_folder(tmp_path / "source")
-    write_tensors(source, {f"module.{name}": tensor for name, tensor in read_tensors(source).items()})
-    with pytest.raises(hub.CheckpointError, match=r"problems; its names begin with 'module.', as a wrapped model's") as error:
+    write_tensors(
+        source, {f"module.{name}": tensor for name, tensor in read_tensors(source).items()}
+    )
+    with pytest.raises(
+        hub.CheckpointError, match=r"problems; its names begin with 'module.', as a wrapped model's"
+    ) as error:
         hub.import_weights(source, tmp_path / "out")
     assert "which `python -m tools.convert_weights inspect" in str(error.value)
     assert len(str(error.value)) < 3000
@@ -378,7 +440,9 @@ def test_layers_of_different_dtypes(tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name].float()
     write_tensors(source, tensors)
-    with pytest.raises(hub.CheckpointError, match=f"layers.0.mlp.up_proj.weight is BF16, {name} is F32"):
+    with pytest.raises(
+        hub.CheckpointError, match=f"layers.0.mlp.up_proj.weight is BF16, {name} is F32"
+    ):
         hub.import_weights(source, tmp_path / "out")
     hub.import_weights(source, tmp_path / "out", dtype=FLOAT32)
 
@@ -425,8 +489,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 def test_what_a_killed_run_left_goes_and_a_running_ones_stays(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    beside = temporary_beside(tmp_path / "out").name
-    names = [beside.replace(f"-{os.getpid()}.", f"-{number}.") for number in (ended.pid, os.getpid(), os.getppid())]
+    beside = temporary_path(tmp_path / "out").name
+    names = [
+        beside.replace(f"-{os.getpid()}.", f"-{number}.")
+        for number in (ended.pid, os.getpid(), os.getppid())
+    ]
     elsewhere = names[0].replace(".out.", ".out.another_")
     left = {name: tmp_path / name for name in (*names, elsewhere)}
     for folder in left.values():
@@ -449,12 +516,18 @@ def test_a_disk_too_small_is_found_before_the_work(tmp_path, monkeypatch):
 
 def test_random_weights_depend_on_seed_and_name_only(tmp_path):
     first = read_tensors(random_folder(tmp_path / "first", dtype=FLOAT32))
-    narrow = read_tensors(random_folder(tmp_path / "narrow", dtype=BFLOAT16, max_shard_bytes=10_000))
+    narrow = read_tensors(
+        random_folder(tmp_path / "narrow", dtype=BFLOAT16, max_shard_bytes=10_000)
+    )
     other = read_tensors(random_folder(tmp_path / "other", dtype=FLOAT32, seed=1))
     for name, tensor in first.items():
         assert torch.equal(narrow[name], tensor.bfloat16()), name
         assert not torch.isclose(other[name], tensor, atol=1e-9).all(), name
-        center = 1.0 if ("norm" in name and name.endswith("weight")) or name.endswith("_ln.weight") else 0.0
+        center = (
+            1.0
+            if ("norm" in name and name.endswith("weight")) or name.endswith("_ln.weight")
+            else 0.0
+        )
         assert tensor.mean() == pytest.approx(center, abs=0.02), name
         assert tensor.std() == pytest.approx(0.02, rel=0.5), name
     layers = [first[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)]

@@ -6,7 +6,15 @@ import torch
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import AdaptorConfig
-from tests.hub.folders import SMALL, qwen2, qwen2_audio, random_folder, read_tensors, save_with_tokenizer, with_decoder
+from tests.hub.folders import (
+    SMALL,
+    qwen2,
+    qwen2_audio,
+    random_folder,
+    read_tensors,
+    save_with_tokenizer,
+    with_decoder,
+)
 from tests.models.random_model import model_with
 
 
@@ -43,13 +51,15 @@ def test_decoder_computes_as_torch_does(folders, kind):
 def test_encoder_computes_as_torch_does(folders, kind):
     path, _, oracle = folders
     encoder = path / ("audio" if kind == "folders" else "checkpoint")
-    parameters = hub.read_parameters(hub.weight_sources(path / "model", encoder=encoder), dtype="float32")
+    parameters = hub.read_parameters(
+        hub.weight_sources(path / "model", encoder=encoder), dtype="float32"
+    )
     model = model_with(parameters, SMALL)
     mel = np.random.default_rng(0).standard_normal((1, 128, 3000), np.float32)
     tower = oracle.get_submodule("model.audio_tower")
     with torch.no_grad():
-        # The released mask drops the last two frames ("hf"), which transformers leaves to its caller: the key of encoder frame
-        # 1499 is masked.
+        # The released mask drops the last two frames ("hf"), which transformers leaves to its
+        # caller: the key of encoder frame 1499 is masked.
         mask = torch.zeros(1, 1, 1500, 1500)
         mask[..., 1499:] = -1e10
         expected = tower(torch.tensor(mel), attention_mask=mask).last_hidden_state.numpy()
@@ -64,16 +74,26 @@ def test_adaptor_computes_as_torch_does(folders):
     tensors = {name: tensor.float() for name, tensor in read_tensors(path / "model").items()}
     features = np.random.default_rng(0).standard_normal((2, 31, 64), np.float32)
     x = torch.tensor(features).transpose(1, 2)
-    x = torch.conv1d(x, tensors["adapter.conv.weight"], tensors["adapter.conv.bias"], stride=2, padding=1)
+    x = torch.conv1d(
+        x, tensors["adapter.conv.weight"], tensors["adapter.conv.bias"], stride=2, padding=1
+    )
     x = torch.nn.functional.gelu(x).transpose(1, 2)
-    x = torch.relu(torch.nn.functional.linear(x, tensors["adapter.linear1.weight"], tensors["adapter.linear1.bias"]))
-    x = torch.nn.functional.linear(x, tensors["adapter.linear2.weight"], tensors["adapter.linear2.bias"])
+    x = torch.relu(
+        torch.nn.functional.linear(
+            x, tensors["adapter.linear1.weight"], tensors["adapter.linear1.bias"]
+        )
+    )
+    x = torch.nn.functional.linear(
+        x, tensors["adapter.linear2.weight"], tensors["adapter.linear2.bias"]
+    )
     np.testing.assert_allclose(model.adaptor(features), x.numpy(), atol=1e-5)
 
 
 def test_parts_dtypes_and_sources(folders):
     path, _, _ = folders
-    parameters = hub.read_parameters(path / "model", parts=["encoder", "decoder"], dtype={"decoder": "float32"})
+    parameters = hub.read_parameters(
+        path / "model", parts=["encoder", "decoder"], dtype={"decoder": "float32"}
+    )
     assert set(parameters) == {"encoder", "decoder"}
     assert str(parameters["decoder"]["embedding"].dtype) == "float32"
     assert str(parameters["encoder"]["positions"].dtype) == "bfloat16"  # as stored
@@ -96,9 +116,13 @@ def test_what_a_source_lacks(folders):
         hub.read_parameters(path / "decoder", parts=["decoder", "adaptor"])
     with pytest.raises(hub.CheckpointError, match="nowhere is not a folder"):
         hub.read_model_config(path / "nowhere")
-    with pytest.raises(hub.CheckpointError, match=r"decoder/embedding is \(300, 48\), expected \(310, 48\)"):
+    with pytest.raises(
+        hub.CheckpointError, match=r"decoder/embedding is \(300, 48\), expected \(310, 48\)"
+    ):
         hub.read_parameters(path / "model", config=with_decoder(vocab_size=310))
-    with pytest.raises(hub.CheckpointError, match=r"decoder/head/kernel is \(48, 300\), expected absent"):
+    with pytest.raises(
+        hub.CheckpointError, match=r"decoder/head/kernel is \(48, 300\), expected absent"
+    ):
         hub.read_parameters(path / "model", config=with_decoder(tied_embeddings=True))
     # A part that is not asked for may have any shape.
     assert hub.read_parameters(path / "model", config=with_decoder(ffn=8), parts=["encoder"])

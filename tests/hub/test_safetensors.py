@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.hub.safetensors_reader import INDEX, read_folder, read_header
-from stepaudio_jax.hub.safetensors_writer import PlannedTensor, ShardWriter
+from stepaudio_jax.hub.safetensors_reader import SAFETENSORS_INDEX, read_header, read_tensor_headers
+from stepaudio_jax.hub.safetensors_writer import ShardWriter, TensorSpec
 
 
 def test_reads_what_the_library_writes(tmp_path):
@@ -22,11 +22,15 @@ def test_reads_what_the_library_writes(tmp_path):
         "scalar": torch.tensor(3.5),
     }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt", "odd": "ünicode"})
-    stored = read_folder(tmp_path)
+    stored = read_tensor_headers(tmp_path)
     assert set(stored) == set(tensors)
     for name, tensor in tensors.items():
-        np.testing.assert_array_equal(stored[name].read().astype(np.float32), tensor.float().numpy())
-    np.testing.assert_array_equal(stored["a.weight"].read(slice(2, 6)), tensors["a.weight"][2:6].numpy())
+        np.testing.assert_array_equal(
+            stored[name].read().astype(np.float32), tensor.float().numpy()
+        )
+    np.testing.assert_array_equal(
+        stored["a.weight"].read(slice(2, 6)), tensors["a.weight"][2:6].numpy()
+    )
 
 
 def test_the_library_reads_what_is_written(tmp_path):
@@ -37,19 +41,21 @@ def test_the_library_reads_what_is_written(tmp_path):
         "three": generator.standard_normal((3, 4, 2)).astype(np.float16),
         "four": generator.standard_normal((50, 2)),
     }
-    planned = [PlannedTensor(name, value.shape, value.dtype) for name, value in values.items()]
+    planned = [TensorSpec(name, value.shape, value.dtype) for name, value in values.items()]
     with ShardWriter(tmp_path, planned, max_shard_bytes=400) as writer:
         for value in values.values():
             for rows in np.array_split(value, 3):
                 writer.append(rows)
-    index = json.loads((tmp_path / INDEX).read_text())
+    index = json.loads((tmp_path / SAFETENSORS_INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in values.values())
     # 240 + 50 + 48 bytes fit the first shard of 400; the last tensor, 800 bytes, gets its own.
     assert index["weight_map"] == {
         **dict.fromkeys(("one", "two", "three"), "model-00001-of-00002.safetensors"),
         "four": "model-00002-of-00002.safetensors",
     }
-    for file in set(index["weight_map"].values()):  # data that are not aligned are slow, or refused, elsewhere
+    for file in set(
+        index["weight_map"].values()
+    ):  # data that are not aligned are slow, or refused, elsewhere
         assert int.from_bytes((tmp_path / file).read_bytes()[:8], "little") % 8 == 0
     for name, value in values.items():
         with safe_open(tmp_path / index["weight_map"][name], "pt") as file:
@@ -60,12 +66,24 @@ def test_the_library_reads_what_is_written(tmp_path):
 
 
 def test_the_writer_notices_missing_and_surplus_rows(tmp_path):
-    planned = [PlannedTensor("a", (4, 2), np.dtype(np.float32)), PlannedTensor("b", (3,), np.dtype(np.float32))]
-    with pytest.raises(CheckpointError, match=r"not written, the first .*'b'"), ShardWriter(tmp_path, planned, 10**6) as writer:
+    planned = [
+        TensorSpec("a", (4, 2), np.dtype(np.float32)),
+        TensorSpec("b", (3,), np.dtype(np.float32)),
+    ]
+    with (
+        pytest.raises(CheckpointError, match=r"not written, the first .*'b'"),
+        ShardWriter(tmp_path, planned, 10**6) as writer,
+    ):
         writer.append(np.zeros((4, 2), np.float32))
-    with pytest.raises(CheckpointError, match="are not the next 32"), ShardWriter(tmp_path, planned, 10**6) as writer:
+    with (
+        pytest.raises(CheckpointError, match="are not the next 32"),
+        ShardWriter(tmp_path, planned, 10**6) as writer,
+    ):
         writer.append(np.zeros((5, 2), np.float32))
-    with pytest.raises(CheckpointError, match="float64"), ShardWriter(tmp_path, planned, 10**6) as writer:
+    with (
+        pytest.raises(CheckpointError, match="float64"),
+        ShardWriter(tmp_path, planned, 10**6) as writer,
+    ):
         writer.append(np.zeros((2, 2), np.float64))
 
 
@@ -86,7 +104,10 @@ def valid_file(path):
         (lambda data: b"text, not weights" * 40, "not a safetensors file"),
         (lambda data: data.replace(b"[2,3]", b"[2,4]"), "malformed: tensor 'x' of shape"),
         (lambda data: data.replace(b"[2,3]", b"[-2,]"), "not JSON|malformed"),
-        (lambda data: data.replace(b'"shape"', b'"shove"'), "malformed: the header's entry of tensor"),
+        (
+            lambda data: data.replace(b'"shape"', b'"shove"'),
+            "malformed: the header's entry of tensor",
+        ),
         (lambda data: (4).to_bytes(8, "little") + b"[1] " + data, "not a mapping"),
     ],
 )
@@ -104,7 +125,7 @@ def test_corrupt_files_are_refused(tmp_path, corrupt, message):
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
     file = tmp_path / "model.safetensors"
     data = valid_file(file)
-    stored = read_folder(tmp_path)
+    stored = read_tensor_headers(tmp_path)
     file.write_bytes(data[:-20])
     with pytest.raises(CheckpointError, match="changed meanwhile"):
         stored["y"].read(), stored["x"].read()
@@ -116,31 +137,41 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
         ("{", "not JSON"),
         ("[]", "weight_map"),
         ('{"weight_map": {}}', "must map"),
-        ('{"weight_map": {"x": "gone-1.safetensors", "y": "gone-2.safetensors"}}', "do not exist, 2 of 2: gone-1.*gone-2"),
+        (
+            '{"weight_map": {"x": "gone-1.safetensors", "y": "gone-2.safetensors"}}',
+            "do not exist, 2 of 2: gone-1.*gone-2",
+        ),
         ('{"weight_map": {"x": "../model.safetensors"}}', "must be in a file of the folder"),
         ('{"weight_map": {"x": 3}}', "must be in a file of the folder"),
     ],
 )
 def test_a_bad_index_is_refused(tmp_path, index, message):
     valid_file(tmp_path / "model.safetensors")
-    (tmp_path / INDEX).write_text(index)
+    (tmp_path / SAFETENSORS_INDEX).write_text(index)
     with pytest.raises(CheckpointError, match=message):
-        read_folder(tmp_path)
+        read_tensor_headers(tmp_path)
 
 
 def test_shards_without_an_index(tmp_path):
     with pytest.raises(CheckpointError, match="holds no safetensors files"):
-        read_folder(tmp_path)
+        read_tensor_headers(tmp_path)
     save_file({"x": torch.ones(2)}, tmp_path / "model-00001.safetensors")
     save_file({"y": torch.ones(3)}, tmp_path / "model-00002.safetensors")
-    assert set(read_folder(tmp_path)) == {"x", "y"}
+    assert set(read_tensor_headers(tmp_path)) == {"x", "y"}
     save_file({"x": torch.ones(2)}, tmp_path / "model-00003.safetensors")
-    with pytest.raises(CheckpointError, match=r"'x' is both in .*model-00001.safetensors and in model-00003"):
-        read_folder(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"'x' is both in .*model-00001.safetensors and in model-00003"
+    ):
+        read_tensor_headers(tmp_path)
 
 
 def test_a_lost_shard_is_named_where_its_number_tells(tmp_path):
     for number in (1, 3):
-        save_file({f"x{number}": torch.ones(2)}, tmp_path / f"model-0000{number}-of-00004.safetensors")
-    with pytest.raises(CheckpointError, match=r"lacks 2 of 4 shards: model-00002-of-00004.safetensors, model-00004-of-00004"):
-        read_folder(tmp_path)
+        save_file(
+            {f"x{number}": torch.ones(2)}, tmp_path / f"model-0000{number}-of-00004.safetensors"
+        )
+    with pytest.raises(
+        CheckpointError,
+        match=r"lacks 2 of 4 shards: model-00002-of-00004.safetensors, model-00004-of-00004",
+    ):
+        read_tensor_headers(tmp_path)

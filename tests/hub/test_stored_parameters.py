@@ -52,7 +52,10 @@ def test_restores_sharded_on_eight_devices(tmp_path):
     hub.import_weights(source, checkpoint)
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     run = subprocess.run(
-        [sys.executable, "-c", RESTORE, str(checkpoint), str(source)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", RESTORE, str(checkpoint), str(source)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     sharded = np.load(f"{checkpoint}.npz")
@@ -79,7 +82,10 @@ def test_a_chunk_that_is_lost_is_missed(tmp_path):
     assert hub.inspect_folder(checkpoint).problems == ()
     folder = parameters_directory(checkpoint)
     (folder / "decoder.layers.mlp.up.kernel" / "1.0.0").unlink()
-    with pytest.raises(hub.CheckpointError, match=r"cannot read decoder/layers/mlp/up/kernel of .*1.0.0.* is missing"):
+    with pytest.raises(
+        hub.CheckpointError,
+        match=r"cannot read decoder/layers/mlp/up/kernel of .*1.0.0.* is missing",
+    ):
         hub.export_weights(checkpoint, tmp_path / "exported")
     (folder / "decoder.embedding" / "0.0").write_bytes(b"short")
     for path in (folder / "adaptor.up.bias").iterdir():
@@ -99,33 +105,52 @@ def test_export_of_arrays_and_of_any_orbax_checkpoint(tmp_path):
     """A tree in memory, and what a trainer saves: Orbax's default format, the parameters deep in the tree."""
     source = random_folder(tmp_path / "source")
     parameters = hub.read_parameters(source)
-    hub.export_parameters(hub.ArrayReader(parameters), SMALL, Tokenizer.bytes(), tmp_path / "memory")
+    hub.export_parameters(
+        hub.ArrayReader(parameters), SMALL, Tokenizer.byte_level(), tmp_path / "memory"
+    )
     assert_same_tensors(source, tmp_path / "memory")
     host = jax.tree.map(np.asarray, parameters)
-    hub.export_parameters(hub.ArrayReader(host), SMALL, Tokenizer.bytes(), tmp_path / "host")
+    hub.export_parameters(hub.ArrayReader(host), SMALL, Tokenizer.byte_level(), tmp_path / "host")
     assert_same_tensors(source, tmp_path / "host")
     ocp.save(tmp_path / "run", {"state": {"parameters": parameters, "step": 3}})
-    stored = hub.StoredReader(tmp_path / "run" / "state", prefix=("state", "parameters"))
+    stored = hub.OrbaxReader(tmp_path / "run" / "state", prefix=("state", "parameters"))
     hub.export_parameters(stored, SMALL, tmp_path / "source", tmp_path / "stored")
     assert_same_tensors(source, tmp_path / "stored")
-    lacking = unflatten({path: leaf for path, leaf in flatten(parameters).items() if path[-1] != "positions"})
+    lacking = unflatten(
+        {path: leaf for path, leaf in flatten(parameters).items() if path[-1] != "positions"}
+    )
     with pytest.raises(hub.CheckpointError, match="the parameters have no encoder/positions"):
-        hub.export_parameters(hub.ArrayReader(lacking), SMALL, Tokenizer.bytes(), tmp_path / "lacking")
+        hub.export_parameters(
+            hub.ArrayReader(lacking), SMALL, Tokenizer.byte_level(), tmp_path / "lacking"
+        )
     with pytest.raises(hub.CheckpointError, match="other"):
         hub.export_parameters(
-            hub.StoredReader(tmp_path / "run" / "state", prefix=("other",)), SMALL, Tokenizer.bytes(), tmp_path / "lacking"
+            hub.OrbaxReader(tmp_path / "run" / "state", prefix=("other",)),
+            SMALL,
+            Tokenizer.byte_level(),
+            tmp_path / "lacking",
         )
-    for tree in (host, parameters):  # numpy and jax clip a block that lies outside in ways of their own
+    for tree in (
+        host,
+        parameters,
+    ):  # numpy and jax clip a block that lies outside in ways of their own
         for wrong in (with_decoder(ffn=120), with_decoder(ffn=104), with_decoder(layers=2)):
-            with pytest.raises(hub.CheckpointError, match=r"decoder/layers/mlp/down/kernel is \(3, 112, 48\), expected"):
-                hub.export_parameters(hub.ArrayReader(tree), wrong, Tokenizer.bytes(), tmp_path / "lacking")
+            with pytest.raises(
+                hub.CheckpointError,
+                match=r"decoder/layers/mlp/down/kernel is \(3, 112, 48\), expected",
+            ):
+                hub.export_parameters(
+                    hub.ArrayReader(tree), wrong, Tokenizer.byte_level(), tmp_path / "lacking"
+                )
     assert not (tmp_path / "lacking").exists()
 
 
 def test_save_checkpoint(tmp_path):
     """What training writes at its end: the same as importing what it would export."""
     parameters = hub.read_parameters(random_folder(tmp_path / "source", dtype=np.dtype(np.float32)))
-    hub.save_checkpoint(tmp_path / "saved", parameters, SMALL, Tokenizer.bytes(), source="a test")
+    hub.save_checkpoint(
+        tmp_path / "saved", parameters, SMALL, Tokenizer.byte_level(), source="a test"
+    )
     assert hub.inspect_folder(tmp_path / "saved").problems == ()
     assert hub.read_model_config(tmp_path / "saved") == SMALL
     assert hub.load_tokenizer(tmp_path / "saved").vocab_size == 290
@@ -133,6 +158,11 @@ def test_save_checkpoint(tmp_path):
     hub.export_weights(tmp_path / "saved", tmp_path / "exported")
     assert_same_tensors(tmp_path / "source", tmp_path / "exported")
     del parameters["adaptor"]
-    with pytest.raises(hub.CheckpointError, match="no adaptor/conv/bias; the parameters have no adaptor/conv/kernel"):
-        hub.save_checkpoint(tmp_path / "lacking", parameters, SMALL, Tokenizer.bytes(), source="a test")
+    with pytest.raises(
+        hub.CheckpointError,
+        match="no adaptor/conv/bias; the parameters have no adaptor/conv/kernel",
+    ):
+        hub.save_checkpoint(
+            tmp_path / "lacking", parameters, SMALL, Tokenizer.byte_level(), source="a test"
+        )
     assert not (tmp_path / "lacking").exists()

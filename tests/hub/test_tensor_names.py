@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.hub.tensor_names import QWEN2, QWEN2_AUDIO, STEP_AUDIO, parameter_shapes, tensors, transposed
+from stepaudio_jax.hub.tensor_names import (
+    QWEN2,
+    QWEN2_AUDIO,
+    STEP_AUDIO,
+    parameter_shapes,
+    tensors,
+    transpose_contiguous,
+)
 from tests.hub.folders import SMALL, with_decoder
 
 
@@ -32,7 +39,9 @@ def released_tensors(layers, hidden, ffn, query, key, vocab=158720):
     }
     for i in range(layers):
         layer = f"model.layers.{i}."
-        shapes |= {layer + f"{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
+        shapes |= {
+            layer + f"{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")
+        }
         for name, size in (("q", query), ("k", key), ("v", key)):
             shapes[f"{layer}self_attn.{name}_proj.weight"] = (size, hidden)
             shapes[f"{layer}self_attn.{name}_proj.bias"] = (size,)
@@ -42,7 +51,10 @@ def released_tensors(layers, hidden, ffn, query, key, vocab=158720):
     for i in range(32):
         block = f"encoder.blocks.{i}."
         for name in ("query", "value", "out"):
-            shapes |= {f"{block}attn.{name}.weight": (1280, 1280), f"{block}attn.{name}.bias": (1280,)}
+            shapes |= {
+                f"{block}attn.{name}.weight": (1280, 1280),
+                f"{block}attn.{name}.bias": (1280,),
+            }
         shapes[f"{block}attn.key.weight"] = (1280, 1280)
         for name in ("attn_ln", "mlp_ln"):
             shapes |= {f"{block}{name}.weight": (1280,), f"{block}{name}.bias": (1280,)}
@@ -65,7 +77,9 @@ def test_rules_give_the_released_tensors(preset, expected, count, parameters):
     assert sum(math.prod(tensor.shape) for tensor in found) == parameters
 
 
-@pytest.mark.parametrize("config", [SMALL, with_decoder(tied_embeddings=True), ModelConfig.presets()["mini_8b"]])
+@pytest.mark.parametrize(
+    "config", [SMALL, with_decoder(tied_embeddings=True), ModelConfig.presets()["mini_8b"]]
+)
 def test_blocks_fill_every_parameter_exactly_once(config):
     """Both for whole tensors and for blocks of a few rows."""
     small = config.decoder.hidden < 100
@@ -77,10 +91,18 @@ def test_blocks_fill_every_parameter_exactly_once(config):
                 assert block.rows.start == rows
                 rows = block.rows.stop
                 filled[tensor.path] += math.prod(block.shape)
-                assert math.prod(block.shape) <= elements or block.shape[tensor.row_axis - len(tensor.parameter_shape)] == 1
-                assert all(size <= chunk for size, chunk in zip(block.shape, tensor.chunk_shape(elements), strict=True))
+                assert (
+                    math.prod(block.shape) <= elements
+                    or block.shape[tensor.row_axis - len(tensor.parameter_shape)] == 1
+                )
+                assert all(
+                    size <= chunk
+                    for size, chunk in zip(block.shape, tensor.chunk_shape(elements), strict=True)
+                )
             assert rows == tensor.shape[0]
-        assert filled == {path: math.prod(shape) for path, shape in parameter_shapes(config).items()}
+        assert filled == {
+            path: math.prod(shape) for path, shape in parameter_shapes(config).items()
+        }
 
 
 @pytest.mark.parametrize("naming", [STEP_AUDIO, QWEN2, QWEN2_AUDIO])
@@ -88,22 +110,32 @@ def test_transforms_are_undone_exactly(naming):
     generator = np.random.default_rng(0)
     for tensor in tensors(SMALL, naming, naming.parts):
         stored = generator.integers(0, 2**16, tensor.shape, np.uint16)
-        back = [tensor.from_parameter(tensor.to_parameter(stored[block.rows], block), block) for block in tensor.blocks(1000)]
+        back = [
+            tensor.from_parameter(tensor.to_parameter(stored[block.rows], block), block)
+            for block in tensor.blocks(1000)
+        ]
         np.testing.assert_array_equal(np.concatenate(back), stored, err_msg=tensor.name)
 
 
 def test_both_encoder_namings_name_the_same_parameters():
-    ours = [(tensor.path, tensor.layer, tensor.shape) for tensor in tensors(SMALL, STEP_AUDIO, ["encoder"])]
-    theirs = [(tensor.path, tensor.layer, tensor.shape) for tensor in tensors(SMALL, QWEN2_AUDIO, ["encoder"])]
+    ours = [
+        (tensor.path, tensor.layer, tensor.shape)
+        for tensor in tensors(SMALL, STEP_AUDIO, ["encoder"])
+    ]
+    theirs = [
+        (tensor.path, tensor.layer, tensor.shape)
+        for tensor in tensors(SMALL, QWEN2_AUDIO, ["encoder"])
+    ]
     assert ours == theirs
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.float64])
 @pytest.mark.parametrize(
-    ("shape", "order"), [((70, 33), (1, 0)), ((40, 5, 3), (2, 1, 0)), ((3, 40, 5), (1, 2, 0)), ((7,), (0,))]
+    ("shape", "order"),
+    [((70, 33), (1, 0)), ((40, 5, 3), (2, 1, 0)), ((3, 40, 5), (1, 2, 0)), ((7,), (0,))],
 )
 def test_transposed_equals_numpy(shape, order, dtype):
     array = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
-    result = transposed(array, order)
+    result = transpose_contiguous(array, order)
     np.testing.assert_array_equal(result, array.transpose(order))
     assert result.flags.c_contiguous

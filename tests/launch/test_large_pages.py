@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch.large_pages import restart_with_large_pages, with_large_pages
+from launch.large_pages import allocator_environment, restart_with_large_pages
 from tests.end_to_end.runs import ROOT
 
 KEPT = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
@@ -31,12 +31,17 @@ def no_accelerator(monkeypatch):
 )
 def test_what_is_said_already_is_left_as_it_is(before, after):
     environment = {"HOME": "here"} | ({} if before is None else {"GLIBC_TUNABLES": before})
-    assert with_large_pages(environment, kept=True) == {"HOME": "here", "GLIBC_TUNABLES": after}
+    assert allocator_environment(environment, keep_freed=True) == {
+        "HOME": "here",
+        "GLIBC_TUNABLES": after,
+    }
 
 
 def test_memory_is_not_kept_where_an_accelerator_computes(monkeypatch):
-    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/accel0"] if pattern == "/dev/accel*" else [])
-    assert with_large_pages({}, kept=True) == {"GLIBC_TUNABLES": LARGE}
+    monkeypatch.setattr(
+        glob, "glob", lambda pattern: ["/dev/accel0"] if pattern == "/dev/accel*" else []
+    )
+    assert allocator_environment({}, keep_freed=True) == {"GLIBC_TUNABLES": LARGE}
 
 
 @pytest.fixture
@@ -54,7 +59,10 @@ def test_a_program_is_begun_anew_with_its_arguments(begun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-m", "--config=a b.py"])
     restart_with_large_pages()
     [(program, arguments, environment)] = begun
-    assert (program, arguments) == (sys.executable, [sys.executable, "-m", "launch.train", "--config=a b.py"])
+    assert (program, arguments) == (
+        sys.executable,
+        [sys.executable, "-m", "launch.train", "--config=a b.py"],
+    )
     assert environment == {**os.environ, "GLIBC_TUNABLES": TUNED}
     monkeypatch.setenv("GLIBC_TUNABLES", TUNED)
     restart_with_large_pages()

@@ -12,7 +12,7 @@ from launch.plan import main as plan
 from launch.report import main as report
 from launch.score import main as score
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.quickstart.shipping import check_replaceable
+from stepaudio_jax.quickstart.shipping import check_replaceable_model
 from stepaudio_jax.storage import OutputError
 from stepaudio_jax.training.saved_model import _check_target
 from tools.convert_weights.__main__ import main as convert
@@ -25,7 +25,10 @@ PROGRAMS = {
     "generate": (generate, ["--model", "nowhere", "--input", "{given}", "--output", "{output}"]),
     "score": (score, ["--model", "nowhere", "--input", "{given}", "--output", "{output}"]),
     "judge data": (judge, ["data", "--input", "{given}", "--output", "{output}"]),
-    "judge data, prompt": (judge, ["data", "--input", "nowhere", "--prompt", "{given}", "--output", "{output}"]),
+    "judge data, prompt": (
+        judge,
+        ["data", "--input", "nowhere", "--prompt", "{given}", "--output", "{output}"],
+    ),
     "plan": (plan, ["--config", "{given}", "--topology", "v5e:2x2", "--json", "{output}"]),
 }
 
@@ -52,33 +55,53 @@ def refusal(program, arguments, capsys):
     assert said.out == ""
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
-    assert {path: path.read_bytes() for path in pathlib.Path().rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in pathlib.Path().rglob("*") if path.is_file()
+    } == before
     return said.err
 
 
-@pytest.mark.parametrize("output", ["given.jsonl", "folder/../given.jsonl", "link.jsonl", "hard.jsonl", "~/given.jsonl"])
+@pytest.mark.parametrize(
+    "output", ["given.jsonl", "folder/../given.jsonl", "link.jsonl", "hard.jsonl", "~/given.jsonl"]
+)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_output_that_is_the_input(work, capsys, name, output):
     program, arguments = PROGRAMS[name]
-    said = refusal(program, [argument.format(given="given.jsonl", output=output) for argument in arguments], capsys)
+    said = refusal(
+        program,
+        [argument.format(given="given.jsonl", output=output) for argument in arguments],
+        capsys,
+    )
     assert "is the input" in said
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("folder", "is a folder"), ("notes.txt/new", "is a file"), ("/dev/null", "is not a regular file")],
+    [
+        ("folder", "is a folder"),
+        ("notes.txt/new", "is a file"),
+        ("/dev/null", "is not a regular file"),
+    ],
 )
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_output_that_cannot_be_written(work, capsys, name, output, message):
     program, arguments = PROGRAMS[name]
-    said = refusal(program, [argument.format(given="given.jsonl", output=output) for argument in arguments], capsys)
+    said = refusal(
+        program,
+        [argument.format(given="given.jsonl", output=output) for argument in arguments],
+        capsys,
+    )
     assert message in said
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "plan"])
 def test_an_output_that_is_another_programs(work, capsys, name):
     program, arguments = PROGRAMS[name]
-    said = refusal(program, [argument.format(given="given.jsonl", output="notes.txt") for argument in arguments], capsys)
+    said = refusal(
+        program,
+        [argument.format(given="given.jsonl", output="notes.txt") for argument in arguments],
+        capsys,
+    )
     assert "exists already, and would be replaced: name another file, or remove it first" in said
 
 
@@ -128,12 +151,14 @@ def test_only_a_model_is_replaced_by_a_shipped_one(work):
         ("model", ("", "folder/../model"), "is the input"),
     ):
         with pytest.raises(OutputError, match=message):
-            check_replaceable(pathlib.Path(output), inputs)
-    check_replaceable(pathlib.Path("model"), ("nowhere",))
-    check_replaceable(pathlib.Path("new/model"))
+            check_replaceable_model(pathlib.Path(output), inputs)
+    check_replaceable_model(pathlib.Path("model"), ("nowhere",))
+    check_replaceable_model(pathlib.Path("new/model"))
 
 
-@pytest.mark.parametrize(("output", "message"), [("folder", "already exists"), ("notes.txt/x", "is a file")])
+@pytest.mark.parametrize(
+    ("output", "message"), [("folder", "already exists"), ("notes.txt/x", "is a file")]
+)
 def test_converted_weights_replace_nothing(work, capsys, output, message):
     pathlib.Path("folder/thesis.txt").write_text("years")
     assert convert(["random", "--preset", "tiny", "--output", output]) == 2

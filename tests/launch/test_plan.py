@@ -2,23 +2,28 @@
 
 import pytest
 
-from launch.plan import main, with_initial_shape
+from launch.plan import main, with_initial_model_config
 from stepaudio_jax.config import load_config
 from tests.end_to_end.runs import ROOT
 
 
 def test_the_model_is_that_of_the_weights_a_run_begins_with(capsys):
-    base = load_config(ROOT / "configs" / "sft_mini_8b.py", [("initial.model", str(ROOT / "models" / "tiny_base"))])
+    base = load_config(
+        ROOT / "configs" / "sft_mini_8b.py", [("initial.model", str(ROOT / "models" / "tiny_base"))]
+    )
     assert base.model.decoder.layers > 4
-    assert with_initial_shape(base).model.decoder.layers == 4
+    assert with_initial_model_config(base).model.decoder.layers == 4
     assert not capsys.readouterr().err
 
 
 def test_where_they_are_not_here_it_is_said(capsys):
-    away = load_config(ROOT / "configs" / "sft_mini_8b.py", [("initial.model", "/nowhere/Step-Audio-2-mini")])
-    assert with_initial_shape(away) == away
-    assert "/nowhere/Step-Audio-2-mini: not here, so the plan is of the model that the configuration describes" in (
-        capsys.readouterr().err
+    away = load_config(
+        ROOT / "configs" / "sft_mini_8b.py", [("initial.model", "/nowhere/Step-Audio-2-mini")]
+    )
+    assert with_initial_model_config(away) == away
+    assert (
+        "/nowhere/Step-Audio-2-mini: not here, so the plan is of the model that the configuration describes"
+        in (capsys.readouterr().err)
     )
 
 

@@ -7,13 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from stepaudio_jax.config import AdaptorConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig
+from stepaudio_jax.config import (
+    AdaptorConfig,
+    ComputeConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+)
 from stepaudio_jax.models import StepAudio, abstract_model, abstract_parameters
 
 SMALL = ModelConfig(
     encoder=EncoderConfig(mel_bins=128, hidden=96, heads=4, layers=2),
     adaptor=AdaptorConfig(ffn=80),
-    decoder=DecoderConfig(vocab_size=211, hidden=48, ffn=112, layers=3, heads=6, kv_heads=2, head_dim=8, max_positions=4096),
+    decoder=DecoderConfig(
+        vocab_size=211,
+        hidden=48,
+        ffn=112,
+        layers=3,
+        heads=6,
+        kv_heads=2,
+        head_dim=8,
+        max_positions=4096,
+    ),
 )
 FLOAT32 = ComputeConfig(dtype="float32", remat="none", unroll=1)
 

@@ -12,9 +12,9 @@ from jax.extend.core import Primitive
 
 from stepaudio_jax.config import ComputeConfig, ConfigError
 from stepaudio_jax.models.attention import attention
-from stepaudio_jax.models.attention_cudnn import attention_cudnn
-from stepaudio_jax.models.attention_packed import attention_packed
-from stepaudio_jax.models.attention_xla import Sight, attention_xla
+from stepaudio_jax.models.attention_cudnn import cudnn_attention
+from stepaudio_jax.models.attention_packed import block_sparse_attention
+from stepaudio_jax.models.attention_xla import AttentionMask, flash_attention_xla
 from stepaudio_jax.models.stack import is_cudnn_attention
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
@@ -39,7 +39,11 @@ def definition(q: Any, k: Any, v: Any, visible: np.ndarray) -> np.ndarray:
 
 def inputs(tokens: int, slots: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     keys = jax.random.split(jax.random.key(tokens), 3)
-    shapes = (ROWS, tokens, HEADS, HEAD_DIM), (ROWS, slots, KV_HEADS, HEAD_DIM), (ROWS, slots, KV_HEADS, HEAD_DIM)
+    shapes = (
+        (ROWS, tokens, HEADS, HEAD_DIM),
+        (ROWS, slots, KV_HEADS, HEAD_DIM),
+        (ROWS, slots, KV_HEADS, HEAD_DIM),
+    )
     q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     return q, k, v
 
@@ -47,22 +51,28 @@ def inputs(tokens: int, slots: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def packed(tokens: int) -> np.ndarray:
     """Segment ids of rows of three documents and padding, cut at other places in every row: [B,T]."""
     cuts = np.random.default_rng(tokens).integers(1, tokens, (ROWS, 3))
-    return sum((np.arange(tokens) >= cut).astype(np.int32) for cut in np.sort(cuts).T[:, :, None]).astype(np.int32)
+    return sum(
+        (np.arange(tokens) >= cut).astype(np.int32) for cut in np.sort(cuts).T[:, :, None]
+    ).astype(np.int32)
 
 
-# 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75, and where causal those that see
-# each other.
+# 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75, and
+# where causal those that see each other.
 @pytest.mark.parametrize("tokens", [1, 64, 150, 600])
 @pytest.mark.parametrize("causal", [True, False])
 @KERNELS
-def test_packed_rows_equal_the_definition(tokens: int, causal: bool, compute: ComputeConfig) -> None:
+def test_packed_rows_equal_the_definition(
+    tokens: int, causal: bool, compute: ComputeConfig
+) -> None:
     q, k, v = inputs(tokens, tokens)
     segments = packed(tokens) if tokens > 1 else np.ones((ROWS, 1), np.int32)
     visible = segments[:, :, None] == segments[:, None, :]
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     ids = jnp.asarray(segments)
-    out = jax.jit(functools.partial(attention, compute=compute, causal=causal))(q, k, v, query_segments=ids, key_segments=ids)
+    out = jax.jit(functools.partial(attention, compute=compute, causal=causal))(
+        q, k, v, query_segment_ids=ids, key_segment_ids=ids
+    )
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
@@ -76,7 +86,9 @@ def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> 
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
     ids = jnp.asarray(segments)
-    out = jax.jit(functools.partial(attention_cudnn, causal=causal, implementation="xla"))(q, k, v, Sight(ids, ids))
+    out = jax.jit(functools.partial(cudnn_attention, causal=causal, implementation="xla"))(
+        q, k, v, AttentionMask(ids, ids)
+    )
     np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
@@ -88,13 +100,20 @@ def test_one_document_a_row_goes_to_cudnn_without_a_mask(padding: int) -> None:
     segments = np.ones((ROWS, tokens), np.int32)
     segments[0], segments[:, tokens - padding :] = 7, 0
     ids = jnp.asarray(segments)
-    kernel = jax.jit(functools.partial(attention_cudnn, causal=True, implementation="xla"))
-    visible = np.broadcast_to(np.arange(tokens)[:, None] >= np.arange(tokens), (ROWS, tokens, tokens))
-    out = np.asarray(kernel(q, k, v, Sight(ids, ids)))
-    np.testing.assert_allclose(out[:, : tokens - padding], definition(q, k, v, visible)[:, : tokens - padding], atol=2e-6)
-    # That no mask was used shows where a row is padding alone behind its document: those queries see the document.
+    kernel = jax.jit(functools.partial(cudnn_attention, causal=True, implementation="xla"))
+    visible = np.broadcast_to(
+        np.arange(tokens)[:, None] >= np.arange(tokens), (ROWS, tokens, tokens)
+    )
+    out = np.asarray(kernel(q, k, v, AttentionMask(ids, ids)))
+    np.testing.assert_allclose(
+        out[:, : tokens - padding], definition(q, k, v, visible)[:, : tokens - padding], atol=2e-6
+    )
+    # That no mask was used shows where a row is padding alone behind its document: those queries
+    # see the document.
     behind = out[:, tokens - padding :]
-    np.testing.assert_allclose(behind, definition(q, k, v, visible)[:, tokens - padding :], atol=2e-6)
+    np.testing.assert_allclose(
+        behind, definition(q, k, v, visible)[:, tokens - padding :], atol=2e-6
+    )
 
 
 def test_the_primitive_that_rematerialisation_keeps_is_cudnns_attention() -> None:
@@ -109,8 +128,13 @@ def test_the_primitive_that_rematerialisation_keeps_is_cudnns_attention() -> Non
 
 def test_cudnn_where_it_cannot_run_is_an_error() -> None:
     q, k, v = inputs(4, 4)
-    ids = {name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segments", "key_segments")}
-    with pytest.raises(ConfigError, match="'cudnn' runs on a GPU and in bfloat16, not on cpu in float32; write 'xla'"):
+    ids = {
+        name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segment_ids", "key_segment_ids")
+    }
+    with pytest.raises(
+        ConfigError,
+        match="'cudnn' runs on a GPU and in bfloat16, not on cpu in float32; write 'xla'",
+    ):
         attention(q, k, v, **ids, compute=ComputeConfig(attention="cudnn", dtype="float32"))
 
 
@@ -120,13 +144,17 @@ def test_queries_that_are_a_part_of_their_row_equal_the_definition() -> None:
     first = np.asarray([0, 130], np.int32)
     visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
     ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
-    for kernel in (attention_xla, functools.partial(attention_cudnn, implementation="xla")):
-        out = jax.jit(functools.partial(kernel, causal=True))(q, k, v, Sight(*ones, first_slot=jnp.asarray(first)))
+    for kernel in (flash_attention_xla, functools.partial(cudnn_attention, implementation="xla")):
+        out = jax.jit(functools.partial(kernel, causal=True))(
+            q, k, v, AttentionMask(*ones, query_offset=jnp.asarray(first))
+        )
         np.testing.assert_allclose(out, definition(q, k, v, visible), atol=2e-6)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def pulled(function: Callable[..., jax.Array], inputs: Any, upstream: jax.Array) -> tuple[jax.Array, ...]:
+def pulled(
+    function: Callable[..., jax.Array], inputs: Any, upstream: jax.Array
+) -> tuple[jax.Array, ...]:
     """The function's value, and its gradients with respect to the inputs."""
     out, gradients = jax.vjp(function, *inputs)
     return out, *gradients(upstream)
@@ -147,16 +175,20 @@ def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeC
     """Against what JAX derives from the plain formula; with XLA's, the last segment's queries see no key at all."""
     tokens = 150
     q, k, v = inputs(tokens, tokens)
-    query_segments = jnp.asarray(packed(tokens))
-    key_segments = jnp.where(query_segments == 3, 9, query_segments) if compute == XLA else query_segments
+    query_segment_ids = jnp.asarray(packed(tokens))
+    key_segment_ids = (
+        jnp.where(query_segment_ids == 3, 9, query_segment_ids)
+        if compute == XLA
+        else query_segment_ids
+    )
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
-    visible = query_segments[:, :, None] == key_segments[:, None, :]
+    visible = query_segment_ids[:, :, None] == key_segment_ids[:, None, :]
     if causal:
         visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
 
     def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        ids = {"query_segments": query_segments, "key_segments": key_segments}
+        ids = {"query_segment_ids": query_segment_ids, "key_segment_ids": key_segment_ids}
         return attention(q, k, v, **ids, compute=compute, causal=causal)
 
     expected_out, *expected = pulled(functools.partial(plain, visible), (q, k, v), upstream)
@@ -166,34 +198,44 @@ def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeC
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
 
 
-def causal_xla(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight) -> jax.Array:
-    return attention_xla(query, key, value, sight, True)
+def causal_xla(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
+) -> jax.Array:
+    return flash_attention_xla(query, key, value, mask, True)
 
 
-CAUSAL = pytest.mark.parametrize("kernel", [causal_xla, attention_packed])
+CAUSAL = pytest.mark.parametrize("kernel", [causal_xla, block_sparse_attention])
 
 
 def shared(tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Two prompts in a row, the first with two replies: segment ids and the segments that they continue, [B,T]."""
-    cuts = np.array([[10, tokens // 3, tokens // 2, tokens // 2 + 5, tokens - 7], [1, 2, 90, 99, tokens - 9]])
+    cuts = np.array(
+        [[10, tokens // 3, tokens // 2, tokens // 2 + 5, tokens - 7], [1, 2, 90, 99, tokens - 9]]
+    )
     place = sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
     segment, prefix = np.array([1, 2, 3, 4, 5, 0]), np.array([-1, 1, 1, -1, 4, -1])
     return segment[place].astype(np.int32), prefix[place].astype(np.int32)
 
 
-def causal_cudnn(query: jax.Array, key: jax.Array, value: jax.Array, sight: Sight) -> jax.Array:
-    return attention_cudnn(query, key, value, sight, True, implementation="xla")
+def causal_cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
+) -> jax.Array:
+    return cudnn_attention(query, key, value, mask, True, implementation="xla")
 
 
-@pytest.mark.parametrize("kernel", [causal_xla, attention_packed, causal_cudnn])
+@pytest.mark.parametrize("kernel", [causal_xla, block_sparse_attention, causal_cudnn])
 @pytest.mark.parametrize("tokens", [64, 151, 400])
 def test_replies_that_share_a_prompt_equal_the_definition(tokens: int, kernel: Kernel) -> None:
     q, k, v = inputs(tokens, tokens)
     segments, prefixes = shared(tokens)
-    visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
+    visible = (segments[:, :, None] == segments[:, None, :]) | (
+        prefixes[:, :, None] == segments[:, None, :]
+    )
     visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
-    sight = Sight(jnp.asarray(segments), jnp.asarray(segments), jnp.asarray(prefixes))
-    np.testing.assert_allclose(jax.jit(kernel)(q, k, v, sight), definition(q, k, v, visible), atol=2e-6)
+    mask = AttentionMask(jnp.asarray(segments), jnp.asarray(segments), jnp.asarray(prefixes))
+    np.testing.assert_allclose(
+        jax.jit(kernel)(q, k, v, mask), definition(q, k, v, visible), atol=2e-6
+    )
 
 
 @CAUSAL
@@ -203,41 +245,62 @@ def test_and_their_gradients_are_those_of_prompts_apart(kernel: Kernel) -> None:
     q, k, v = inputs(tokens, tokens)
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
-    visible = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
+    visible = (segments[:, :, None] == segments[:, None, :]) | (
+        prefixes[:, :, None] == segments[:, None, :]
+    )
     visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
 
     _, *expected = pulled(functools.partial(plain, visible), (q, k, v), upstream)
-    _, *gradients = pulled(functools.partial(kernel, sight=Sight(segments, segments, prefixes)), (q, k, v), upstream)
+    _, *gradients = pulled(
+        functools.partial(kernel, mask=AttentionMask(segments, segments, prefixes)),
+        (q, k, v),
+        upstream,
+    )
     for ours_, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
 
 
 @CAUSAL
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_packed_documents_and_their_gradients_equal_the_plain_formula(kernel: Kernel, dtype: str) -> None:
+def test_packed_documents_and_their_gradients_equal_the_plain_formula(
+    kernel: Kernel, dtype: str
+) -> None:
     """Many documents in a row, at other places in every row, none in a part of one: most blocks see nothing of each other."""
     tokens = 700
     q, k, v = (x.astype(dtype) for x in inputs(tokens, tokens))
     cuts = np.sort(np.random.default_rng(0).integers(1, tokens, (ROWS, 20)))
-    segments = jnp.asarray(sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None]))
+    segments = jnp.asarray(
+        sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
+    )
     unseen = jnp.where(segments == 7, 99, segments)  # the queries of one document see no key at all
-    visible = (segments[:, :, None] == unseen[:, None, :]) & (jnp.arange(tokens)[:, None] >= jnp.arange(tokens))
+    visible = (segments[:, :, None] == unseen[:, None, :]) & (
+        jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
+    )
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
     expected = pulled(functools.partial(plain, visible), wide, upstream)
-    found = pulled(functools.partial(kernel, sight=Sight(segments, unseen)), (q, k, v), upstream.astype(dtype))
+    found = pulled(
+        functools.partial(kernel, mask=AttentionMask(segments, unseen)),
+        (q, k, v),
+        upstream.astype(dtype),
+    )
     close = 1e-5 if dtype == "float32" else 3e-2
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == dtype
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=close, rtol=close)
 
 
-def test_long_packed_rows_are_searched_for_blocks_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_packed_rows_are_searched_for_blocks_that_see_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     q, k, v = inputs(600, 600)
-    ids = dict.fromkeys(("query_segments", "key_segments"), jnp.asarray(packed(600)))
+    ids = dict.fromkeys(("query_segment_ids", "key_segment_ids"), jnp.asarray(packed(600)))
     searched = []
-    monkeypatch.setattr("stepaudio_jax.models.attention.attention_packed", lambda q, *_: searched.append(q.shape) or q)
+    monkeypatch.setattr(
+        "stepaudio_jax.models.attention.block_sparse_attention",
+        lambda q, *_: searched.append(q.shape) or q,
+    )
     for rows, tokens, causal in ((2, 600, True), (2, 600, False), (1, 600, True), (2, 512, True)):
         cut = {name: x[:rows, :tokens] for name, x in ids.items()}
         asked = functools.partial(attention, **cut, compute=XLA, causal=causal)
@@ -247,15 +310,20 @@ def test_long_packed_rows_are_searched_for_blocks_that_see_each_other(monkeypatc
 
 def test_a_kernel_that_takes_no_prefixes_says_so() -> None:
     q, k, v = inputs(4, 4)
-    ids = {name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segments", "key_segments", "query_prefixes")}
+    ids = {
+        name: jnp.ones((ROWS, 4), jnp.int32)
+        for name in ("query_segment_ids", "key_segment_ids", "query_prefix_ids")
+    }
     with pytest.raises(ConfigError, match="'splash_interpreted' takes no prefixes"):
         attention(q, k, v, **ids, compute=SPLASH, causal=True)
 
 
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
     q, k, v = inputs(3, 3)
-    ids = {"query_segments": jnp.full((ROWS, 3), 1), "key_segments": jnp.full((ROWS, 3), 2)}
-    out, *gradients = pulled(functools.partial(attention, **ids, compute=XLA), (q, k, v), jnp.ones_like(q))
+    ids = {"query_segment_ids": jnp.full((ROWS, 3), 1), "key_segment_ids": jnp.full((ROWS, 3), 2)}
+    out, *gradients = pulled(
+        functools.partial(attention, **ids, compute=XLA), (q, k, v), jnp.ones_like(q)
+    )
     assert not np.any(out)
     assert not any(np.any(leaf) for leaf in gradients)
 
@@ -266,7 +334,9 @@ def test_half_precision_keeps_scores_in_fp32(compute: ComputeConfig) -> None:
     q, k, v = (x.astype(jnp.bfloat16) for x in inputs(128, 128))
     q = q * 8
     segments = jnp.ones((ROWS, 128), jnp.int32)
-    out = jax.jit(functools.partial(attention, compute=compute))(q, k, v, query_segments=segments, key_segments=segments)
+    out = jax.jit(functools.partial(attention, compute=compute))(
+        q, k, v, query_segment_ids=segments, key_segment_ids=segments
+    )
     visible = np.ones((ROWS, 128, 128), bool)
     exact = definition(q, k, v, visible)
     assert out.dtype == jnp.bfloat16

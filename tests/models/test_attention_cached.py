@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import DecoderConfig
-from stepaudio_jax.models.attention_blocks import attention_blocks, block_size
-from stepaudio_jax.models.attention_cached import attention_dense
-from stepaudio_jax.models.attention_paged import attention_paged, padded_slots, takes_pages
+from stepaudio_jax.models.attention_blocks import blockwise_decode_attention, decode_block_size
+from stepaudio_jax.models.attention_cached import dense_decode_attention
+from stepaudio_jax.models.attention_paged import (
+    pad_to_page_multiple,
+    paged_decode_attention,
+    supports_paged_attention,
+)
 from stepaudio_jax.models.kv_cache import LayerCache
 
 JUNK = 1e4  # in slots behind a row's last: read, it would show
@@ -19,11 +23,17 @@ def random_rows(slots, lasts, *, heads=2, groups=3, head_dim=16, dtype=jnp.float
     rng = np.random.default_rng(slots)
     rows = len(lasts)
     query = rng.normal(size=(rows, heads, groups, head_dim)).astype(np.float32)
-    keys, values = (rng.normal(size=(rows, heads, slots, head_dim)).astype(np.float32) for _ in range(2))
+    keys, values = (
+        rng.normal(size=(rows, heads, slots, head_dim)).astype(np.float32) for _ in range(2)
+    )
     behind = np.arange(slots) > np.asarray(lasts)[:, None]
     for kept in (keys, values):
         kept.swapaxes(1, 2)[behind] = JUNK
-    return jnp.asarray(query, dtype), LayerCache(jnp.asarray(keys, dtype), jnp.asarray(values, dtype)), jnp.asarray(lasts)
+    return (
+        jnp.asarray(query, dtype),
+        LayerCache(jnp.asarray(keys, dtype), jnp.asarray(values, dtype)),
+        jnp.asarray(lasts),
+    )
 
 
 def expected(query, cache, lasts):
@@ -47,24 +57,44 @@ def expected(query, cache, lasts):
         (640, [500]),  # one row: blocks are sliced, not gathered
     ],
 )
-@pytest.mark.parametrize("attention", [attention_blocks, attention_dense])
+@pytest.mark.parametrize("attention", [blockwise_decode_attention, dense_decode_attention])
 def test_equals_float64(attention, slots, lasts):
     query, cache, lasts = random_rows(slots, lasts)
-    np.testing.assert_allclose(jax.jit(attention)(query, cache, lasts), expected(query, cache, lasts), atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(attention)(query, cache, lasts), expected(query, cache, lasts), atol=1e-5
+    )
 
 
 def test_blocks_of_an_int8_cache_equal_all_of_it():
     query, cache, lasts = random_rows(200, [199, 40, 64], head_dim=32)
-    decoder = DecoderConfig(vocab_size=8, hidden=64, ffn=64, layers=1, heads=6, kv_heads=2, head_dim=32, max_positions=256)
-    whole = LayerCache.zeros(decoder, 3, 200, "int8").like(cache.keys.swapaxes(1, 2), cache.values.swapaxes(1, 2))
+    decoder = DecoderConfig(
+        vocab_size=8,
+        hidden=64,
+        ffn=64,
+        layers=1,
+        heads=6,
+        kv_heads=2,
+        head_dim=32,
+        max_positions=256,
+    )
+    whole = LayerCache.zeros(decoder, 3, 200, "int8").cast_kv(
+        cache.keys.swapaxes(1, 2), cache.values.swapaxes(1, 2)
+    )
     np.testing.assert_allclose(
-        jax.jit(attention_blocks)(query, whole, lasts), attention_dense(query, whole, lasts), rtol=1e-5, atol=1e-5
+        jax.jit(blockwise_decode_attention)(query, whole, lasts),
+        dense_decode_attention(query, whole, lasts),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 def test_blocks_of_bfloat16_keep_fp32_scores():
     query, cache, lasts = random_rows(640, [600, 10], dtype=jnp.bfloat16)
-    np.testing.assert_allclose(jax.jit(attention_blocks)(query, cache, lasts), expected(query, cache, lasts), atol=2e-2)
+    np.testing.assert_allclose(
+        jax.jit(blockwise_decode_attention)(query, cache, lasts),
+        expected(query, cache, lasts),
+        atol=2e-2,
+    )
 
 
 @pytest.mark.parametrize(("slots", "lasts"), [(128, [0, 127]), (1024, [511, 512, 1023])])
@@ -72,19 +102,29 @@ def test_the_paged_kernel_equals_float64(slots, lasts):
     """In interpret mode, of a bf16 cache: the kernel multiplies what it read in bf16 with fp32."""
     query, cache, lasts = random_rows(slots, lasts, head_dim=128, dtype=jnp.bfloat16)
     query = query * 128**-0.5
-    assert takes_pages(cache)
-    np.testing.assert_allclose(attention_paged(query, cache, lasts, interpret=True), expected(query, cache, lasts), atol=2e-2)
+    assert supports_paged_attention(cache)
+    np.testing.assert_allclose(
+        paged_decode_attention(query, cache, lasts, interpret=True),
+        expected(query, cache, lasts),
+        atol=2e-2,
+    )
 
 
 def test_the_paged_kernel_is_given_what_it_computes_faithfully():
     shape = (1, 2, 256, 128)
-    assert takes_pages(LayerCache(*(jnp.zeros(shape, jnp.bfloat16),) * 2))
-    assert not takes_pages(LayerCache(*(jnp.zeros(shape, jnp.float32),) * 2))
-    assert not takes_pages(LayerCache(*(jnp.zeros(shape, jnp.int8),) * 2, *(jnp.ones(shape[:3]),) * 2))
-    assert not takes_pages(LayerCache(*(jnp.zeros((1, 2, 200, 128), jnp.bfloat16),) * 2))
-    assert padded_slots(200) == 256
+    assert supports_paged_attention(LayerCache(*(jnp.zeros(shape, jnp.bfloat16),) * 2))
+    assert not supports_paged_attention(LayerCache(*(jnp.zeros(shape, jnp.float32),) * 2))
+    assert not supports_paged_attention(
+        LayerCache(*(jnp.zeros(shape, jnp.int8),) * 2, *(jnp.ones(shape[:3]),) * 2)
+    )
+    assert not supports_paged_attention(
+        LayerCache(*(jnp.zeros((1, 2, 200, 128), jnp.bfloat16),) * 2)
+    )
+    assert pad_to_page_multiple(200) == 256
 
 
-@pytest.mark.parametrize(("slots", "size"), [(1, 1), (20, 20), (640, 32), (1024, 64), (16384, 512), (40960, 512)])
+@pytest.mark.parametrize(
+    ("slots", "size"), [(1, 1), (20, 20), (640, 32), (1024, 64), (16384, 512), (40960, 512)]
+)
 def test_blocks_grow_with_the_slots(slots, size):
-    assert block_size(slots) == size
+    assert decode_block_size(slots) == size

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.models import LayerCache, abstract_model, merge_unstacked, unstack
+from stepaudio_jax.models import LayerCache, abstract_model, merge_per_layer, unstack_layers
 from tests.models import torch_reference
 from tests.models.random_model import FLOAT32, SMALL, model_with, random_parameters
 
@@ -38,16 +38,24 @@ def random_tokens(rows, length, seed=0):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_equal_qwen2(tied):
-    config = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, tied_embeddings=tied))
-    assert_logits_equal_qwen2(config, random_parameters(config, seed=1), tokens=random_tokens(2, 1500))
+    config = dataclasses.replace(
+        SMALL, decoder=dataclasses.replace(SMALL.decoder, tied_embeddings=tied)
+    )
+    assert_logits_equal_qwen2(
+        config, random_parameters(config, seed=1), tokens=random_tokens(2, 1500)
+    )
 
 
 @pytest.mark.slow
 def test_logits_equal_qwen2_at_full_width():
     """Step-Audio-2-mini's decoder, two of its layers and a tenth of its vocabulary."""
-    decoder = dataclasses.replace(ModelConfig.presets()["mini_8b"].decoder, layers=2, vocab_size=16000)
+    decoder = dataclasses.replace(
+        ModelConfig.presets()["mini_8b"].decoder, layers=2, vocab_size=16000
+    )
     config = dataclasses.replace(SMALL, decoder=decoder)
-    assert_logits_equal_qwen2(config, random_parameters(config, seed=1, scale=0.08), tokens=random_tokens(1, 1500))
+    assert_logits_equal_qwen2(
+        config, random_parameters(config, seed=1, scale=0.08), tokens=random_tokens(1, 1500)
+    )
 
 
 def assert_logits_equal_qwen2(config, parameters, tokens):
@@ -55,7 +63,9 @@ def assert_logits_equal_qwen2(config, parameters, tokens):
     with torch.no_grad():
         expected = oracle(torch.tensor(tokens)).logits.numpy()
     actual = np.asarray(forward(parameters, tokens, config=config))
-    assert np.abs(expected).max() > 0.5  # a comparison of numbers that are all near zero would show nothing
+    assert (
+        np.abs(expected).max() > 0.5
+    )  # a comparison of numbers that are all near zero would show nothing
     assert np.abs(actual - expected).max() <= 2e-4
 
 
@@ -70,17 +80,24 @@ def test_gradients_equal_torch(parameters):
     expected = {name: parameter.grad.numpy() for name, parameter in oracle.named_parameters()}
 
     def loss(parameters, compute):
-        log_probs = jax.nn.log_softmax(forward(parameters, tokens, compute=compute)[:, :-1], axis=-1)
+        log_probs = jax.nn.log_softmax(
+            forward(parameters, tokens, compute=compute)[:, :-1], axis=-1
+        )
         picked = jnp.take_along_axis(log_probs, jnp.asarray(tokens)[:, 1:, None], axis=-1)[..., 0]
         return -(picked * weights).sum() / weights.sum()
 
-    policies = [ComputeConfig(dtype="float32", remat=remat) for remat in ("full", "save", "offload")]
+    policies = [
+        ComputeConfig(dtype="float32", remat=remat) for remat in ("full", "save", "offload")
+    ]
     for compute in (FLOAT32, dataclasses.replace(FLOAT32, unroll=0), *policies):
         gradients = jax.jit(jax.grad(loss), static_argnums=1)(parameters, compute)["decoder"]
         # The same mapping that carries weights to torch carries gradients.
         carried = torch_reference.qwen2(torch_reference.to_torch(gradients), SMALL.decoder)
         for name, parameter in carried.named_parameters():
-            error = np.abs(parameter.detach().numpy() - expected[name]).max() / np.abs(expected[name]).max()
+            error = (
+                np.abs(parameter.detach().numpy() - expected[name]).max()
+                / np.abs(expected[name]).max()
+            )
             assert error <= 1e-3, f"{name}: relative error {error}"
 
 
@@ -95,13 +112,16 @@ def test_packed_dialogues_do_not_see_each_other(parameters):
     np.testing.assert_allclose(packed[:, 20:53], forward(parameters, second), atol=1e-5)
     changed = row.copy()
     changed[:, :20] = (changed[:, :20] + 1) % SMALL.decoder.vocab_size
-    assert (np.asarray(forward(parameters, changed, positions, segments))[:, 20:53] == np.asarray(packed)[:, 20:53]).all()
+    assert (
+        np.asarray(forward(parameters, changed, positions, segments))[:, 20:53]
+        == np.asarray(packed)[:, 20:53]
+    ).all()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("int8", 0.05)])
 def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
     """A prompt of two lengths, right-padded, prefilled at once, then continued token by token from each row's own position."""
-    model, layers = merge_unstacked(abstract_model(SMALL, FLOAT32)[0], unstack(parameters))
+    model, layers = merge_per_layer(abstract_model(SMALL, FLOAT32)[0], unstack_layers(parameters))
     tokens = random_tokens(2, 24, seed=6)
     expected = np.asarray(forward(parameters, tokens))
     lengths = np.array([11, 7])
@@ -118,18 +138,22 @@ def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, :length], expected[row, :length], atol=2e-5)
     caches = tuple(
-        empty.put(jax.tree.map(lambda x: x[:1], one), jnp.int32(0)).put(jax.tree.map(lambda x: x[1:], one), jnp.int32(1))
+        empty.insert_row(jax.tree.map(lambda x: x[:1], one), jnp.int32(0)).insert_row(
+            jax.tree.map(lambda x: x[1:], one), jnp.int32(1)
+        )
         for one in seen
     )
 
     @jax.jit
     def step(token, position, caches):
-        hidden, caches = model.decoder.extend(layers, model.embed(token), position, caches)
+        hidden, caches = model.decoder.decode_step(layers, model.embed(token), position, caches)
         return model.logits(hidden), caches
 
     for offset in range(13):
         position = lengths + offset
-        logits, caches = step(jnp.asarray(tokens[[0, 1], position][:, None]), jnp.asarray(position), caches)
+        logits, caches = step(
+            jnp.asarray(tokens[[0, 1], position][:, None]), jnp.asarray(position), caches
+        )
         np.testing.assert_allclose(logits[:, 0], expected[[0, 1], position], atol=tolerance)
 
 
@@ -142,13 +166,20 @@ def test_a_float32_residual_is_rounded_less():
 
     def error(residual):
         compute = ComputeConfig(dtype="bfloat16", residual_dtype=residual, remat="none")
-        return np.linalg.norm(np.asarray(forward(parameters, tokens, compute=compute, config=config)) - exact)
+        return np.linalg.norm(
+            np.asarray(forward(parameters, tokens, compute=compute, config=config)) - exact
+        )
 
     assert error("float32") < 0.8 * error("")
     compute = ComputeConfig(dtype="bfloat16", residual_dtype="float32")
-    model, layers = merge_unstacked(abstract_model(config, compute)[0], unstack(parameters))
-    positions, empty = jnp.broadcast_to(jnp.arange(32), (2, 32)), LayerCache.zeros(config.decoder, 2, 32, "bfloat16")
-    hidden, seen = jax.eval_shape(lambda x: model.decoder.prefill(layers, model.embed(x), positions, empty), tokens)
+    model, layers = merge_per_layer(abstract_model(config, compute)[0], unstack_layers(parameters))
+    positions, empty = (
+        jnp.broadcast_to(jnp.arange(32), (2, 32)),
+        LayerCache.zeros(config.decoder, 2, 32, "bfloat16"),
+    )
+    hidden, seen = jax.eval_shape(
+        lambda x: model.decoder.prefill(layers, model.embed(x), positions, empty), tokens
+    )
     assert hidden.dtype == seen[0].keys.dtype == jnp.bfloat16
 
 

@@ -15,7 +15,10 @@ from tests.models.random_model import SMALL, model_with, random_parameters
 
 
 def relative_error(actual, expected):
-    return float(np.max(np.abs(np.asarray(actual) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected))))
+    return float(
+        np.max(np.abs(np.asarray(actual) - np.asarray(expected)))
+        / np.max(np.abs(np.asarray(expected)))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,9 @@ def heard(parameters, mel, lengths, config):
 
 
 def clip(frames: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(SMALL.encoder.mel_bins, frames)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).normal(size=(SMALL.encoder.mel_bins, frames)).astype(np.float32)
+    )
 
 
 def test_equals_qwen2_audio_encoder_at_3000_frames(parameters, reference):
@@ -56,7 +61,9 @@ def test_equals_qwen2_audio_encoder_at_full_size():
     """The released encoder's shape, 32 layers of 1280; the decoder stays small."""
     config = dataclasses.replace(SMALL, encoder=ModelConfig().encoder)
     parameters = random_parameters(config, scale=0.03)
-    assert_equals_qwen2_audio_encoder(config, parameters, torch_reference.to_torch({"encoder": parameters["encoder"]}))
+    assert_equals_qwen2_audio_encoder(
+        config, parameters, torch_reference.to_torch({"encoder": parameters["encoder"]})
+    )
 
 
 def assert_equals_qwen2_audio_encoder(config, parameters, reference):
@@ -79,15 +86,23 @@ def assert_equals_qwen2_audio_encoder(config, parameters, reference):
     for name in ("conv1", "conv2"):
         state[f"{name}.weight"] = ours[name]["kernel"].permute(2, 1, 0)
         state[f"{name}.bias"] = ours[name]["bias"]
-    state["layer_norm.weight"], state["layer_norm.bias"] = ours["norm"]["scale"], ours["norm"]["bias"]
+    state["layer_norm.weight"], state["layer_norm.bias"] = (
+        ours["norm"]["scale"],
+        ours["norm"]["bias"],
+    )
     for i in range(shape.layers):
         layer = jax.tree.map(lambda leaf: leaf[i], ours["layers"])  # noqa: B023
         for theirs, mine in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "output")):
             projection = layer["attention"][mine]
-            state[f"layers.{i}.self_attn.{theirs}_proj.weight"] = projection["kernel"].reshape(shape.hidden, shape.hidden).T
+            state[f"layers.{i}.self_attn.{theirs}_proj.weight"] = (
+                projection["kernel"].reshape(shape.hidden, shape.hidden).T
+            )
             if "bias" in projection:
                 state[f"layers.{i}.self_attn.{theirs}_proj.bias"] = projection["bias"].reshape(-1)
-        for theirs, mine in (("self_attn_layer_norm", "attention_norm"), ("final_layer_norm", "mlp_norm")):
+        for theirs, mine in (
+            ("self_attn_layer_norm", "attention_norm"),
+            ("final_layer_norm", "mlp_norm"),
+        ):
             state[f"layers.{i}.{theirs}.weight"] = layer[mine]["scale"]
             state[f"layers.{i}.{theirs}.bias"] = layer[mine]["bias"]
         for theirs, mine in (("fc1", "up"), ("fc2", "down")):
@@ -95,7 +110,8 @@ def assert_equals_qwen2_audio_encoder(config, parameters, reference):
             state[f"layers.{i}.{theirs}.bias"] = layer["mlp"][mine]["bias"]
     oracle.load_state_dict({name: value.contiguous() for name, value in state.items()})
     mel = clip(3000, 0)
-    # The mask of the released code at T = 3000 lets keys 0..1498 be seen: (arange(3000) < 2998)[1::2].
+    # The mask of the released code at T = 3000 lets keys 0..1498 be seen: (arange(3000) <
+    # 2998)[1::2].
     mask = torch.zeros(1, 1, 1500, 1500)
     mask[..., 1499:] = -1e10
     with torch.no_grad():
@@ -107,12 +123,17 @@ def assert_equals_qwen2_audio_encoder(config, parameters, reference):
 
 @pytest.mark.parametrize("convention", ["hf", "vllm"])
 @pytest.mark.parametrize("frames", [17, 100, 333, 1501, 2502])
-def test_encoder_and_adaptor_equal_the_torch_transcription(parameters, reference, frames, convention):
+def test_encoder_and_adaptor_equal_the_torch_transcription(
+    parameters, reference, frames, convention
+):
     config = dataclasses.replace(SMALL, length_convention=convention)
     mel = clip(frames, frames)
     with torch.no_grad():
         features = torch_reference.encode(
-            reference["encoder"], torch.tensor(mel), heads=config.encoder.heads, convention=convention
+            reference["encoder"],
+            torch.tensor(mel),
+            heads=config.encoder.heads,
+            convention=convention,
         )
         expected = torch_reference.adapt(reference["adaptor"], features)
     actual = encoded(parameters, jnp.asarray(mel)[None], jnp.array([frames]), config)
@@ -128,7 +149,9 @@ def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, conven
     lengths = [8, 9, 10, 11, 12, 13, 14, 15, 59, 101, 0]
     bucket = 128
     # What lies beyond a clip must not matter, so it is made large.
-    mel = 50 + 100 * np.random.default_rng(1).normal(size=(len(lengths), SMALL.encoder.mel_bins, bucket)).astype(np.float32)
+    mel = 50 + 100 * np.random.default_rng(1).normal(
+        size=(len(lengths), SMALL.encoder.mel_bins, bucket)
+    ).astype(np.float32)
     clips = [clip(length, length) for length in lengths]
     for row, values in zip(mel, clips, strict=True):
         row[:, : values.shape[1]] = values
@@ -136,10 +159,14 @@ def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, conven
     batched = batched.reshape(len(lengths), -1, SMALL.decoder.hidden)
     assert np.isfinite(np.asarray(batched)).all()
     for row, length in enumerate(lengths[:-1]):
-        alone = heard(parameters, jnp.asarray(clips[row])[None, None], jnp.array([[length]]), config)[0]
+        alone = heard(
+            parameters, jnp.asarray(clips[row])[None, None], jnp.array([[length]]), config
+        )[0]
         tokens = ((-(-length // 2) // 2) + 1) // 2
         assert alone.shape[0] == tokens
-        np.testing.assert_allclose(batched[row, :tokens], alone, atol=1e-5 * float(jnp.abs(alone).max()))
+        np.testing.assert_allclose(
+            batched[row, :tokens], alone, atol=1e-5 * float(jnp.abs(alone).max())
+        )
 
 
 def test_frozen_encoder_has_no_gradient_path_to_padding(parameters):
@@ -153,7 +180,9 @@ def test_frozen_encoder_has_no_gradient_path_to_padding(parameters):
 
 
 def test_a_bucket_longer_than_the_positional_table_is_refused(parameters):
-    with pytest.raises(ValueError, match="3002 mel frames need 1501 encoder positions, and the table has 1500"):
+    with pytest.raises(
+        ValueError, match="3002 mel frames need 1501 encoder positions, and the table has 1500"
+    ):
         model_with(parameters, SMALL).encoder(jnp.zeros((1, 128, 3002)), jnp.array([3002]))
 
 

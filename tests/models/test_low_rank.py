@@ -11,12 +11,12 @@ from flax import nnx
 
 from stepaudio_jax.config import LoRAConfig
 from stepaudio_jax.models import (
+    abstract_lora,
     abstract_model,
+    attach_lora,
     combine_lora,
-    fold_low_rank,
-    initial_low_rank,
-    low_rank_tree,
-    with_low_rank,
+    init_lora,
+    merge_lora,
 )
 from tests.models.random_model import FLOAT32, SMALL, random_parameters
 
@@ -26,9 +26,11 @@ LORA = LoRAConfig(rank=3, alpha=6.0)
 @pytest.fixture(scope="module")
 def parts():
     """Parameters, narrow matrices that are all random, and inputs."""
-    tree = low_rank_tree(SMALL, LORA)
+    tree = abstract_lora(SMALL, LORA)
     rng = np.random.default_rng(0)
-    narrow = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), tree.shapes)
+    narrow = jax.tree.map(
+        lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), tree.shapes
+    )
     embeddings = rng.standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
     return random_parameters(SMALL), narrow, embeddings
 
@@ -46,40 +48,72 @@ def test_outputs_and_gradients_equal_those_of_the_folded_model(parts, remat):
     parameters, narrow, embeddings = parts
 
     def beside(narrow):
-        return hidden(parameters, with_low_rank(parameters["decoder"], narrow, LORA.scale), embeddings, remat)
+        return hidden(
+            parameters, attach_lora(parameters["decoder"], narrow, LORA.scale), embeddings, remat
+        )
 
     def folded(narrow):
-        return hidden(parameters, fold_low_rank(parameters["decoder"], narrow, LORA.scale), embeddings)
+        return hidden(parameters, merge_lora(parameters["decoder"], narrow, LORA.scale), embeddings)
 
-    weights = np.random.default_rng(1).standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
-    ours, ours_gradient = jax.jit(jax.value_and_grad(lambda narrow: jnp.sum(beside(narrow) * weights)))(narrow)
-    theirs, theirs_gradient = jax.jit(jax.value_and_grad(lambda narrow: jnp.sum(folded(narrow) * weights)))(narrow)
+    weights = (
+        np.random.default_rng(1).standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
+    )
+    ours, ours_gradient = jax.jit(
+        jax.value_and_grad(lambda narrow: jnp.sum(beside(narrow) * weights))
+    )(narrow)
+    theirs, theirs_gradient = jax.jit(
+        jax.value_and_grad(lambda narrow: jnp.sum(folded(narrow) * weights))
+    )(narrow)
     assert ours == pytest.approx(float(theirs), rel=1e-4)
-    for one, other in zip(jax.tree.leaves(ours_gradient), jax.tree.leaves(theirs_gradient), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(ours_gradient), jax.tree.leaves(theirs_gradient), strict=True
+    ):
         np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))
         assert np.abs(other).max() > 0.01
 
 
 def test_the_product_is_added_in_proportion_to_alpha_over_rank(parts):
     parameters, narrow, _ = parts
-    folded = fold_low_rank(parameters["decoder"], narrow, 2.0)
+    folded = merge_lora(parameters["decoder"], narrow, 2.0)
     pair = narrow["attention"]["output"]
-    product = np.einsum("lndr,lrh->lndh", *(np.asarray(pair[name], np.float64) for name in ("down", "up")))
+    product = np.einsum(
+        "lndr,lrh->lndh", *(np.asarray(pair[name], np.float64) for name in ("down", "up"))
+    )
     kernel = parameters["decoder"]["layers"]["attention"]["output"]["kernel"]
-    np.testing.assert_allclose(folded["layers"]["attention"]["output"]["kernel"], kernel + 2.0 * product, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        folded["layers"]["attention"]["output"]["kernel"],
+        kernel + 2.0 * product,
+        rtol=1e-5,
+        atol=1e-6,
+    )
     assert folded["embedding"] is parameters["decoder"]["embedding"]
 
 
 def test_several_adapters_together_are_the_sum_of_their_products(parts):
     _, narrow, _ = parts
-    other = {"attention": {"query": jax.tree.map(lambda leaf: leaf[..., ::-1], narrow["attention"]["query"])}}
+    other = {
+        "attention": {
+            "query": jax.tree.map(lambda leaf: leaf[..., ::-1], narrow["attention"]["query"])
+        }
+    }
     combined, scale = combine_lora([(narrow, 2.0), (other, 0.5)])
-    product = lambda tree: np.einsum("lhr,lrnd->lhnd", *(np.asarray(tree[name], np.float64) for name in ("down", "up")))  # noqa: E731
+
+    def product(tree):
+        return np.einsum(
+            "lhr,lrnd->lhnd", *(np.asarray(tree[name], np.float64) for name in ("down", "up"))
+        )
+
     for name, expected in (
-        ("query", 2.0 * product(narrow["attention"]["query"]) + 0.5 * product(other["attention"]["query"])),
+        (
+            "query",
+            2.0 * product(narrow["attention"]["query"])
+            + 0.5 * product(other["attention"]["query"]),
+        ),
         ("key", 2.0 * product(narrow["attention"]["key"])),
     ):
-        np.testing.assert_allclose(scale * product(combined["attention"][name]), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            scale * product(combined["attention"][name]), expected, atol=1e-5
+        )
     assert combine_lora([(narrow, 2.0)]) == (narrow, 2.0)
 
 
@@ -91,7 +125,7 @@ def test_what_bf16_would_round_away_is_kept_in_fp32(parts):
     before = np.asarray(kernel, np.float32)
     changed = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        kernel = fold_low_rank(decoder, small, 1.0, dtype)["layers"]["mlp"]["up"]["kernel"]
+        kernel = merge_lora(decoder, small, 1.0, dtype)["layers"]["mlp"]["up"]["kernel"]
         assert kernel.dtype == dtype
         changed[dtype] = np.mean(np.asarray(kernel, np.float32) != before)
     assert changed[jnp.float32] > 0.95
@@ -100,21 +134,23 @@ def test_what_bf16_would_round_away_is_kept_in_fp32(parts):
 
 def test_nothing_changes_before_the_first_step(parts):
     parameters, _, embeddings = parts
-    begin = initial_low_rank(low_rank_tree(SMALL, LORA), jax.random.key(0))
+    begin = init_lora(abstract_lora(SMALL, LORA), jax.random.key(0))
     before = hidden(parameters, parameters["decoder"], embeddings)
-    after = hidden(parameters, with_low_rank(parameters["decoder"], begin, LORA.scale), embeddings)
+    after = hidden(parameters, attach_lora(parameters["decoder"], begin, LORA.scale), embeddings)
     np.testing.assert_array_equal(before, after)
     down = np.asarray(begin["mlp"]["down"]["down"])
     assert down.std() == pytest.approx(1 / np.sqrt(SMALL.decoder.ffn), rel=0.1)
 
 
 def test_only_what_is_named_is_adapted():
-    tree = low_rank_tree(SMALL, dataclasses.replace(LORA, targets=("up", "down", "query")))
+    tree = abstract_lora(SMALL, dataclasses.replace(LORA, targets=("up", "down", "query")))
     hidden_size, ffn = SMALL.decoder.hidden, SMALL.decoder.ffn
     heads, head_dim, layers = SMALL.decoder.heads, SMALL.decoder.head_dim, SMALL.decoder.layers
     shapes = jax.tree.map(lambda leaf: leaf.shape, tree.shapes)
     assert shapes == {
-        "attention": {"query": {"down": (layers, hidden_size, 3), "up": (layers, 3, heads, head_dim)}},
+        "attention": {
+            "query": {"down": (layers, hidden_size, 3), "up": (layers, 3, heads, head_dim)}
+        },
         "mlp": {
             "up": {"down": (layers, hidden_size, 3), "up": (layers, 3, ffn)},
             "down": {"down": (layers, ffn, 3), "up": (layers, 3, hidden_size)},
@@ -124,4 +160,4 @@ def test_only_what_is_named_is_adapted():
         "down": ("layers", "embed", "rank"),
         "up": ("layers", "rank", "heads", "head_dim"),
     }
-    assert tree.contracted["mlp"]["down"] == {"down": (1,), "up": (1,)}
+    assert tree.contracting_dims["mlp"]["down"] == {"down": (1,), "up": (1,)}

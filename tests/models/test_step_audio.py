@@ -18,14 +18,20 @@ def test_two_turn_dialogue_with_audio_equals_torch(convention):
     parameters = random_parameters(config, seed=2)
     reference = torch_reference.to_torch(parameters)
     rng = np.random.default_rng(8)
-    lengths = [91, 140]  # mel frames of the two clips; modulo 8 they are 3 and 4, where the two conventions differ
+    lengths = [
+        91,
+        140,
+    ]  # mel frames of the two clips; modulo 8 they are 3 and 4, where the two conventions differ
     clips = [rng.normal(size=(128, length)).astype(np.float32) for length in lengths]
     with torch.no_grad():
         heard = [
             torch_reference.adapt(
                 reference["adaptor"],
                 torch_reference.encode(
-                    reference["encoder"], torch.tensor(mel), heads=config.encoder.heads, convention=convention
+                    reference["encoder"],
+                    torch.tensor(mel),
+                    heads=config.encoder.heads,
+                    convention=convention,
                 ),
             )
             for mel in clips
@@ -36,7 +42,7 @@ def test_two_turn_dialogue_with_audio_equals_torch(convention):
         sequence = torch.cat([embedded[0], heard[0], embedded[1], heard[1], embedded[2]])
         expected = oracle(inputs_embeds=sequence[None]).logits[0].numpy()
 
-    outputs_per_chunk = ((-(-160 // 2) // 2) + 1) // 2
+    audio_embeddings_per_chunk = ((-(-160 // 2) // 2) + 1) // 2
     mel = np.zeros((1, 2, 128, 160), np.float32)
     tokens, slots = [], []
     for index, part in enumerate(text):
@@ -46,7 +52,11 @@ def test_two_turn_dialogue_with_audio_equals_torch(convention):
             mel[0, index, :, : lengths[index]] = clips[index]
             count = heard[index].shape[0]
             tokens += [7] * count
-            slots += list(range(index * outputs_per_chunk, index * outputs_per_chunk + count))
+            slots += list(
+                range(
+                    index * audio_embeddings_per_chunk, index * audio_embeddings_per_chunk + count
+                )
+            )
 
     @jax.jit
     def logits(parameters, mel, lengths, tokens, slots):
@@ -55,7 +65,9 @@ def test_two_turn_dialogue_with_audio_equals_torch(convention):
         positions = jnp.arange(tokens.shape[1])[None]
         return model.logits(model.decode(embeddings, positions, jnp.ones_like(positions)))
 
-    actual = np.asarray(logits(parameters, mel, *(jnp.array([values]) for values in (lengths, tokens, slots))))[0]
+    actual = np.asarray(
+        logits(parameters, mel, *(jnp.array([values]) for values in (lengths, tokens, slots)))
+    )[0]
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= 2e-4
     assert np.abs(expected).max() > 0.5

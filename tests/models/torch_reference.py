@@ -1,6 +1,7 @@
 """The released model written again in plain torch, one clip at a time and without static shapes: the oracle.
 
-Weights are taken from our parameter tree. Nothing here is shared with the implementation under test.
+Weights are taken from our parameter tree. Nothing here is shared with the implementation under
+test.
 """
 
 import math
@@ -25,8 +26,23 @@ def encode(encoder: dict, mel: torch.Tensor, *, heads: int, convention: str) -> 
     frames = mel.shape[-1]
     counted = frames - 2 if convention == "hf" else frames
     mask = (torch.arange(frames) < counted)[(frames + 1) % 2 :: 2]
-    x = F.gelu(F.conv1d(mel[None], encoder["conv1"]["kernel"].permute(2, 1, 0), encoder["conv1"]["bias"], padding=1))
-    x = F.gelu(F.conv1d(x, encoder["conv2"]["kernel"].permute(2, 1, 0), encoder["conv2"]["bias"], stride=2, padding=1))
+    x = F.gelu(
+        F.conv1d(
+            mel[None],
+            encoder["conv1"]["kernel"].permute(2, 1, 0),
+            encoder["conv1"]["bias"],
+            padding=1,
+        )
+    )
+    x = F.gelu(
+        F.conv1d(
+            x,
+            encoder["conv2"]["kernel"].permute(2, 1, 0),
+            encoder["conv2"]["bias"],
+            stride=2,
+            padding=1,
+        )
+    )
     x = x[0].T
     x = x + encoder["positions"][: x.shape[0]]
     bias = torch.where(mask, 0.0, -1e10)[None, None, :]
@@ -35,14 +51,24 @@ def encode(encoder: dict, mel: torch.Tensor, *, heads: int, convention: str) -> 
     for i in range(layers["mlp"]["up"]["kernel"].shape[0]):
         layer = jax.tree.map(lambda leaf: leaf[i], layers)  # noqa: B023
         attention = layer["attention"]
-        h = F.layer_norm(x, (hidden,), layer["attention_norm"]["scale"], layer["attention_norm"]["bias"])
-        q = h @ attention["query"]["kernel"].reshape(hidden, hidden) + attention["query"]["bias"].reshape(-1)
+        h = F.layer_norm(
+            x, (hidden,), layer["attention_norm"]["scale"], layer["attention_norm"]["bias"]
+        )
+        q = h @ attention["query"]["kernel"].reshape(hidden, hidden) + attention["query"][
+            "bias"
+        ].reshape(-1)
         k = h @ attention["key"]["kernel"].reshape(hidden, hidden)
-        v = h @ attention["value"]["kernel"].reshape(hidden, hidden) + attention["value"]["bias"].reshape(-1)
+        v = h @ attention["value"]["kernel"].reshape(hidden, hidden) + attention["value"][
+            "bias"
+        ].reshape(-1)
         q, k, v = (t.reshape(-1, heads, hidden // heads).transpose(0, 1) for t in (q, k, v))
         weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(hidden // heads) + bias, dim=-1)
         out = (weights @ v).transpose(0, 1).reshape(-1, hidden)
-        x = x + out @ attention["output"]["kernel"].reshape(hidden, hidden) + attention["output"]["bias"]
+        x = (
+            x
+            + out @ attention["output"]["kernel"].reshape(hidden, hidden)
+            + attention["output"]["bias"]
+        )
         h = F.layer_norm(x, (hidden,), layer["mlp_norm"]["scale"], layer["mlp_norm"]["bias"])
         h = F.gelu(h @ layer["mlp"]["up"]["kernel"] + layer["mlp"]["up"]["bias"])
         x = x + h @ layer["mlp"]["down"]["kernel"] + layer["mlp"]["down"]["bias"]
@@ -53,7 +79,9 @@ def encode(encoder: dict, mel: torch.Tensor, *, heads: int, convention: str) -> 
 def adapt(adaptor: dict, features: torch.Tensor) -> torch.Tensor:
     """Features [E, H] -> [ceil(E / 2), decoder hidden]."""
     kernel = adaptor["conv"]["kernel"].permute(2, 1, 0)
-    x = F.gelu(F.conv1d(features.T[None], kernel, adaptor["conv"]["bias"], stride=2, padding=1))[0].T
+    x = F.gelu(F.conv1d(features.T[None], kernel, adaptor["conv"]["bias"], stride=2, padding=1))[
+        0
+    ].T
     x = F.relu(x @ adaptor["up"]["kernel"] + adaptor["up"]["bias"])
     return x @ adaptor["down"]["kernel"] + adaptor["down"]["bias"]
 
@@ -61,7 +89,9 @@ def adapt(adaptor: dict, features: torch.Tensor) -> torch.Tensor:
 def decode(decoder: dict, embeddings: torch.Tensor, config: Any) -> torch.Tensor:
     """Embeddings [T, H] -> logits [T, V], differentiable in our own tensors (transformers' module holds copies)."""
     return torch.func.functional_call(
-        qwen2(decoder, config), qwen2_state(decoder, config), kwargs={"inputs_embeds": embeddings[None]}
+        qwen2(decoder, config),
+        qwen2_state(decoder, config),
+        kwargs={"inputs_embeds": embeddings[None]},
     ).logits[0]
 
 
@@ -75,17 +105,28 @@ def qwen2(decoder: dict, config: Any) -> torch.nn.Module:
 def qwen2_state(decoder: dict, config: Any) -> dict[str, torch.Tensor]:
     """Our decoder's tensors under transformers' names and in its layouts."""
     hidden = config.hidden
-    state = {"model.embed_tokens.weight": decoder["embedding"], "model.norm.weight": decoder["norm"]["scale"]}
-    state["lm_head.weight"] = decoder["embedding"] if config.tied_embeddings else decoder["head"]["kernel"].T
+    state = {
+        "model.embed_tokens.weight": decoder["embedding"],
+        "model.norm.weight": decoder["norm"]["scale"],
+    }
+    state["lm_head.weight"] = (
+        decoder["embedding"] if config.tied_embeddings else decoder["head"]["kernel"].T
+    )
     for i in range(config.layers):
         layer = jax.tree.map(lambda leaf: leaf[i], decoder["layers"])  # noqa: B023
         prefix = f"model.layers.{i}"
         state[f"{prefix}.input_layernorm.weight"] = layer["attention_norm"]["scale"]
         state[f"{prefix}.post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
         for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-            state[f"{prefix}.self_attn.{theirs}_proj.weight"] = layer["attention"][ours]["kernel"].reshape(hidden, -1).T
-            state[f"{prefix}.self_attn.{theirs}_proj.bias"] = layer["attention"][ours]["bias"].reshape(-1)
-        state[f"{prefix}.self_attn.o_proj.weight"] = layer["attention"]["output"]["kernel"].reshape(-1, hidden).T
+            state[f"{prefix}.self_attn.{theirs}_proj.weight"] = (
+                layer["attention"][ours]["kernel"].reshape(hidden, -1).T
+            )
+            state[f"{prefix}.self_attn.{theirs}_proj.bias"] = layer["attention"][ours][
+                "bias"
+            ].reshape(-1)
+        state[f"{prefix}.self_attn.o_proj.weight"] = (
+            layer["attention"]["output"]["kernel"].reshape(-1, hidden).T
+        )
         for name in ("gate", "up", "down"):
             state[f"{prefix}.mlp.{name}_proj.weight"] = layer["mlp"][name]["kernel"].T
     return {name: value.contiguous() for name, value in state.items()}

@@ -9,26 +9,41 @@ import sys
 import jax
 import numpy as np
 
-from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, MeshConfig, ModelConfig, Rules
+from stepaudio_jax.config import (
+    AuxiliaryConfig,
+    ComputeConfig,
+    MeshConfig,
+    ModelConfig,
+    ShardingRules,
+)
 from stepaudio_jax.data import Batch
 from stepaudio_jax.models import abstract_parameters, logical_axes
 from stepaudio_jax.parallel import batch_sharding, make_mesh, parameter_shardings
-from stepaudio_jax.training.objective import combine, term_sums, term_weights
+from stepaudio_jax.training.objective import combine, loss_term_sums, loss_term_weights
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
 
 # Eight key heads, so that a tensor axis of eight cuts them.
-MODEL = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=8))
-# Sharing key heads among query heads: two key heads on a tensor axis of eight are repeated, and not cut themselves.
-GROUPED = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=2))
-WHOLE_KEYS = Rules(kv_heads=())
+MODEL = dataclasses.replace(
+    SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=8)
+)
+# Sharing key heads among query heads: two key heads on a tensor axis of eight are repeated, and not
+# cut themselves.
+GROUPED = dataclasses.replace(
+    SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=2)
+)
+WHOLE_KEYS = ShardingRules(kv_heads=())
 FLOAT32 = ComputeConfig(dtype="float32", remat="full", loss_chunks=2)
 
 CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
     "data 8": (MODEL, MeshConfig(data=8, fsdp=1), FLOAT32),
     "fsdp 8": (MODEL, MeshConfig(fsdp=8), FLOAT32),
     "tensor 8": (MODEL, MeshConfig(fsdp=1, tensor=8), FLOAT32),
-    "tensor 8, two key heads": (GROUPED, MeshConfig(fsdp=1, tensor=8), dataclasses.replace(FLOAT32, rules=WHOLE_KEYS)),
+    "tensor 8, two key heads": (
+        GROUPED,
+        MeshConfig(fsdp=1, tensor=8),
+        dataclasses.replace(FLOAT32, rules=WHOLE_KEYS),
+    ),
     "2 x 2 x 2": (MODEL, MeshConfig(data=2, fsdp=2, tensor=2), FLOAT32),
     "sequence 4 x fsdp 2": (MODEL, MeshConfig(fsdp=2, sequence=4), FLOAT32),
     "sequence 4 x fsdp 2, splash": (
@@ -44,10 +59,12 @@ CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
 }
 
 
-def loss_and_gradients(model: ModelConfig, compute: ComputeConfig, parameters: dict, batch: Batch) -> tuple:
+def loss_and_gradients(
+    model: ModelConfig, compute: ComputeConfig, parameters: dict, batch: Batch
+) -> tuple:
     def loss(parameters: dict) -> jax.Array:
-        sums, _ = term_sums(model_with(parameters, model, compute), None, batch)
-        return combine(sums, term_weights(batch), AuxiliaryConfig())[0]
+        sums, _ = loss_term_sums(model_with(parameters, model, compute), None, batch)
+        return combine(sums, loss_term_weights(batch), AuxiliaryConfig())[0]
 
     return jax.jit(jax.value_and_grad(loss))(parameters)
 
@@ -65,12 +82,18 @@ def main(names: list[str]) -> None:
         expected_loss, expected = alone[model]
         mesh = make_mesh(mesh_config)
         with jax.set_mesh(mesh):
-            shardings = parameter_shardings(logical_axes(model), abstract_parameters(model), compute.rules, mesh)
+            shardings = parameter_shardings(
+                logical_axes(model), abstract_parameters(model), compute.rules, mesh
+            )
             placed = jax.device_put(parameters, shardings)
             rows = jax.device_put(batch, batch_sharding(compute.rules, mesh))
             loss, gradients = loss_and_gradients(model, compute, placed, rows)
         differences = jax.tree.map(
-            lambda ours, theirs: float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-3)), gradients, expected
+            lambda ours, theirs: float(
+                np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-3)
+            ),
+            gradients,
+            expected,
         )
         largest = max(jax.tree.leaves_with_path(differences), key=lambda leaf: leaf[1])
         report[name] = {

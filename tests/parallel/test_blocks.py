@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from stepaudio_jax.config import MeshConfig
-from stepaudio_jax.parallel import block_of, make_mesh
-from stepaudio_jax.parallel.blocks import _gathered
+from stepaudio_jax.parallel import replicated_block, make_mesh
+from stepaudio_jax.parallel.blocks import _gather_block
 
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 values = np.random.default_rng(0).standard_normal((3, 8, 16)).astype(np.float32)
@@ -23,15 +23,15 @@ specs = (P(), P(None, "fsdp"), P(None, None, ("tensor", "fsdp")), P(None, "tenso
 blocks = (((0, 0, 0), (3, 8, 16)), ((1, 3, 5), (2, 4, 9)), ((2, 7, 15), (1, 1, 1)), ((0, 2, 0), (1, 6, 4)))
 for spec, dtype, (starts, sizes) in itertools.product(specs, (np.float32, jnp.bfloat16, np.int8), blocks):
     array = jax.device_put(jnp.asarray(values * 9).astype(dtype), NamedSharding(mesh, spec))
-    block = block_of(array, starts, sizes)
+    block = replicated_block(array, starts, sizes)
     assert block.sharding.is_fully_replicated
     index = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
     assert np.asarray(block).tobytes() == np.asarray(array)[index].tobytes(), (spec, dtype, starts)
 alone = jnp.asarray(values)
-np.testing.assert_array_equal(block_of(alone, (1, 2, 3), (1, 2, 3)), values[1:2, 2:4, 3:6])
+np.testing.assert_array_equal(replicated_block(alone, (1, 2, 3), (1, 2, 3)), values[1:2, 2:4, 3:6])
 
 large = jax.ShapeDtypeStruct((8, 512, 4096), jnp.float32, sharding=NamedSharding(mesh, P(None, None, ("tensor", "fsdp"))))
-compiled = _gathered.lower(large, (0, 0, 0), (1, 512, 512), large.sharding).compile()
+compiled = _gather_block.lower(large, (0, 0, 0), (1, 512, 512), large.sharding).compile()
 used = compiled.memory_analysis()
 assert used.temp_size_in_bytes <= 4 * 4 * 512 * 512 * 4, used  # a few blocks; a device's part is 16 MB, the whole 67
 assert "all-gather" not in compiled.as_text()

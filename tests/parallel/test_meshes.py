@@ -11,7 +11,9 @@ from tests.parallel.eight_devices import CASES
 
 pytestmark = pytest.mark.first
 
-LONG = [name for name in CASES if "splash" in name or "two key heads" in name]  # kernels in interpret mode, or like another one
+LONG = [
+    name for name in CASES if "splash" in name or "two key heads" in name
+]  # kernels in interpret mode, or like another one
 
 
 def reported(names):

@@ -4,8 +4,16 @@ import dataclasses
 
 import pytest
 
-from stepaudio_jax.config import Config, ConfigError, DataConfig, EvaluationConfig, MeshConfig, SourceConfig, StageConfig
-from stepaudio_jax.parallel import make_mesh, require_whole_rows, slice_count
+from stepaudio_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    SourceConfig,
+    StageConfig,
+)
+from stepaudio_jax.parallel import check_batch_divisible, make_mesh, num_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +30,8 @@ def devices(platform):
 
 
 def test_hosts_of_gpus_are_no_slices():
-    assert slice_count(devices("tpu")) == 2
-    assert slice_count(devices("gpu")) == 1
+    assert num_slices(devices("tpu")) == 2
+    assert num_slices(devices("gpu")) == 1
     assert make_mesh(MeshConfig(), devices("gpu")).shape["fsdp"] == 4
     with pytest.raises(ConfigError, match=r"mesh\.slices=1, and the devices lie in 2 slices"):
         make_mesh(MeshConfig(), devices("tpu"))
@@ -38,10 +46,16 @@ class Mesh:
 
 def job(*, rows=8, tokens=64, held_out_rows=8, held_out_tokens=64, parts=1):
     def data(rows, tokens):
-        return DataConfig(sources=(SourceConfig(path="a.jsonl"),), rows=rows, tokens_per_row=tokens)
+        return DataConfig(sources=(SourceConfig(path="a.jsonl"),), batch_size=rows, seq_len=tokens)
 
     held_out = EvaluationConfig(data=data(held_out_rows, held_out_tokens))
-    stage = StageConfig(name="sft", steps=1, data=data(rows, tokens), evaluation=held_out, gradient_accumulation=parts)
+    stage = StageConfig(
+        name="sft",
+        steps=1,
+        data=data(rows, tokens),
+        evaluation=held_out,
+        gradient_accumulation_steps=parts,
+    )
     return Config(run_dir="r", stages=(stage,), tokenizer="bytes")
 
 
@@ -49,19 +63,25 @@ MESH = Mesh({"data": 1, "fsdp": 4, "sequence": 4, "tensor": 1})
 
 
 def test_rows_and_their_tokens_are_cut_evenly():
-    require_whole_rows(job(parts=2), MESH)
+    check_batch_divisible(job(parts=2), MESH)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": 6}, "data.rows=6 cannot be cut over data=1 x fsdp=4; make it a multiple of 4"),
-        ({"parts": 4}, "data.rows=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; make it a multiple of 16"),
-        ({"held_out_rows": 6}, "evaluation.data.rows=6 cannot be cut"),
-        ({"tokens": 66}, "data.tokens_per_row=66 cannot be cut over sequence=4; make it a multiple of 4"),
-        ({"held_out_tokens": 66}, "evaluation.data.tokens_per_row=66 cannot be cut over sequence=4"),
+        (
+            {"rows": 6},
+            "data.batch_size=6 cannot be cut over data=1 x fsdp=4; make it a multiple of 4",
+        ),
+        (
+            {"parts": 4},
+            "data.batch_size=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; make it a multiple of 16",
+        ),
+        ({"held_out_rows": 6}, "evaluation.data.batch_size=6 cannot be cut"),
+        ({"tokens": 66}, "data.seq_len=66 cannot be cut over sequence=4; make it a multiple of 4"),
+        ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be cut over sequence=4"),
     ],
 )
 def test_what_is_not_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        require_whole_rows(job(**changes), MESH)
+        check_batch_divisible(job(**changes), MESH)

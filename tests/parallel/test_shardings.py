@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from stepaudio_jax.config import MESH_AXES, ModelConfig, Rules
+from stepaudio_jax.config import MESH_AXES, ModelConfig, ShardingRules
 from stepaudio_jax.models import abstract_parameters, logical_axes
 from stepaudio_jax.parallel import ShardingError, parameter_shardings
 
@@ -22,8 +22,13 @@ def mesh(**sizes: int) -> AbstractMesh:
 
 
 def specs(model: ModelConfig, **sizes: int) -> dict[str, PartitionSpec]:
-    shardings = parameter_shardings(logical_axes(model), abstract_parameters(model), Rules(), mesh(**sizes))
-    return {jax.tree_util.keystr(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
+    shardings = parameter_shardings(
+        logical_axes(model), abstract_parameters(model), ShardingRules(), mesh(**sizes)
+    )
+    return {
+        jax.tree_util.keystr(path): leaf.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)
+    }
 
 
 def snapshot() -> str:
@@ -43,7 +48,10 @@ def test_shardings_of_the_32b_model_are_those_that_were_looked_at():
 
 
 def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
-    shapes = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_parameters(R1))}
+    shapes = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_parameters(R1))
+    }
     for name, spec in specs(R1, fsdp=64).items():
         if np.prod(shapes[name].shape) > 10**6 and name != "['encoder']['positions']":
             assert any("fsdp" in (axes or ()) for axes in spec), name
@@ -52,23 +60,32 @@ def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
 def test_the_decoders_widths_are_cut_over_tensor():
     found = specs(R1, fsdp=8, tensor=8)
     layers = "['decoder']['layers']"
-    assert found[f"{layers}['attention']['query']['kernel']"] == PartitionSpec(None, "fsdp", "tensor", None)
-    assert found[f"{layers}['attention']['output']['kernel']"] == PartitionSpec(None, "tensor", None, "fsdp")
-    assert found[f"{layers}['mlp']['up']['kernel']"] == PartitionSpec(None, None, ("tensor", "fsdp"))
-    assert found[f"{layers}['mlp']['down']['kernel']"] == PartitionSpec(None, ("tensor", "fsdp"), None)
+    assert found[f"{layers}['attention']['query']['kernel']"] == PartitionSpec(
+        None, "fsdp", "tensor", None
+    )
+    assert found[f"{layers}['attention']['output']['kernel']"] == PartitionSpec(
+        None, "tensor", None, "fsdp"
+    )
+    assert found[f"{layers}['mlp']['up']['kernel']"] == PartitionSpec(
+        None, None, ("tensor", "fsdp")
+    )
+    assert found[f"{layers}['mlp']['down']['kernel']"] == PartitionSpec(
+        None, ("tensor", "fsdp"), None
+    )
     assert found["['decoder']['embedding']"] == PartitionSpec("tensor", "fsdp")
     assert found["['decoder']['head']['kernel']"] == PartitionSpec("fsdp", "tensor")
 
 
 def test_a_size_that_cannot_be_cut_is_named():
     with pytest.raises(
-        ShardingError, match=r"decoder/layers/attention/key/kernel: axis 'kv_heads' of size 8 .* 16 \(tensor=16\)"
+        ShardingError,
+        match=r"decoder/layers/attention/key/kernel: axis 'kv_heads' of size 8 .* 16 \(tensor=16\)",
     ):
         specs(R1, tensor=16)
 
 
 def test_two_axes_of_one_parameter_on_one_mesh_axis_are_named():
-    rules = Rules(ffn_embed=("fsdp",))
+    rules = ShardingRules(ffn_embed=("fsdp",))
     both = r"decoder/layers/mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both cut over .*'fsdp'"
     with pytest.raises(ShardingError, match=both):
         parameter_shardings(logical_axes(R1), abstract_parameters(R1), rules, mesh(fsdp=8))
@@ -76,8 +93,11 @@ def test_two_axes_of_one_parameter_on_one_mesh_axis_are_named():
 
 def test_axes_of_another_rank_are_named():
     parameters = {"weight": jax.ShapeDtypeStruct((4, 4), np.float32)}
-    with pytest.raises(ShardingError, match=r"weight: 1 logical axes \('embed',\) for the 2 dimensions of shape \(4, 4\)"):
-        parameter_shardings({"weight": ("embed",)}, parameters, Rules(), mesh(fsdp=2))
+    with pytest.raises(
+        ShardingError,
+        match=r"weight: 1 logical axes \('embed',\) for the 2 dimensions of shape \(4, 4\)",
+    ):
+        parameter_shardings({"weight": ("embed",)}, parameters, ShardingRules(), mesh(fsdp=2))
 
 
 if __name__ == "__main__":

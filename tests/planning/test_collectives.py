@@ -3,7 +3,7 @@
 import pytest
 
 from stepaudio_jax.planning.collectives import collective_bytes, find_collectives
-from stepaudio_jax.planning.hlo import HloError, Module, first_group
+from stepaudio_jax.planning.hlo import HloError, HloModule, first_group
 
 LOOP = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -53,7 +53,10 @@ def test_a_loop_that_counts_by_two_runs_half_as_often():
         "  %next = s32[] add(%copied, %two)\n  ROOT %t = (s32[], bf16[8,128]{1,0}) tuple(%next, %k)\n  %kernel =",
     )
     assert collective_bytes(counted)["all-gather"] == 32 * (64 * 128 * 2) * 7 / 8
-    assert collective_bytes(counted.replace("constant(2)", "constant(1)"))["all-gather"] == 64 * (64 * 128 * 2) * 7 / 8
+    assert (
+        collective_bytes(counted.replace("constant(2)", "constant(1)"))["all-gather"]
+        == 64 * (64 * 128 * 2) * 7 / 8
+    )
 
 
 def test_a_loop_of_unknown_length_is_refused():
@@ -69,12 +72,15 @@ def test_a_loop_of_unknown_length_is_refused():
 def test_every_branch_counts(branches):
     gather = "  ROOT %g = f32[{}]{{0}} all-gather(%p), replica_groups=[1,2]<=[2]"
     branch = "%{} (p: f32[{}]) -> f32[{}] {{\n{}\n}}\n"
-    hlo = "".join(branch.format(name, n // 2, n, gather.format(n)) for name, n in (("less", 8), ("more", 32)))
+    hlo = "".join(
+        branch.format(name, n // 2, n, gather.format(n)) for name, n in (("less", 8), ("more", 32))
+    )
     hlo += f"ENTRY %main (p: s32[]) -> f32[] {{\n  ROOT %c = f32[] conditional(%p, %a, %b), {branches}\n}}\n"
     assert collective_bytes(hlo) == {"all-gather": (8 + 32) * 4 / 2}
 
 
-# As libtpu writes a gather that it sends beside two products: begun in a fusion, carried on in two others, ended in a fourth.
+# As libtpu writes a gather that it sends beside two products: begun in a fusion, carried on in two
+# others, ended in a fourth.
 CHAIN = """
 %start (x: bf16[8,128]) -> (bf16[8,128], bf16[64,128], u32[]) {
   %begun = bf16[64,128]{1,0} all-gather(%x), channel_id=71, replica_groups=[1,8]<=[8], frontend_attributes={chain_id="6"}
@@ -111,14 +117,16 @@ ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {
 
 def test_a_gather_that_is_sent_beside_products_counts_once():
     assert collective_bytes(CHAIN) == {"all-gather": 48 * (64 * 128 * 2) * 7 / 8}
-    (collective,) = find_collectives(Module(CHAIN))
+    (collective,) = find_collectives(HloModule(CHAIN))
     assert (collective.first, collective.last) == (0, 3)
 
 
 def test_chains_are_told_apart_where_channels_are_not():
     again = CHAIN.replace("channel_id=71", "channel_id=1")
     both = again.replace(
-        "ENTRY", again.split("ENTRY")[0].replace('chain_id="6"', 'chain_id="7"').replace("%", "%other_") + "ENTRY"
+        "ENTRY",
+        again.split("ENTRY")[0].replace('chain_id="6"', 'chain_id="7"').replace("%", "%other_")
+        + "ENTRY",
     )
     both = both.replace(
         "ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {",
@@ -143,7 +151,9 @@ ENTRY %main (x: f32[16]) -> f32[64] {
 }
 """
     assert collective_bytes(hlo) == {"all-gather": 2 * 64 * 4 * 3 / 4}
-    assert sorted((collective.first, collective.last) for collective in find_collectives(Module(hlo))) == [(0, 4), (1, 5)]
+    assert sorted(
+        (collective.first, collective.last) for collective in find_collectives(HloModule(hlo))
+    ) == [(0, 4), (1, 5)]
 
 
 def test_what_ironwoods_sparse_cores_send_lies_between_its_calls():
@@ -159,7 +169,7 @@ ENTRY %main (x: f32[16]) -> f32[64] {
 }
 """
     assert collective_bytes(hlo) == {"all-gather": 64 * 4 * 3 / 4}
-    (collective,) = find_collectives(Module(hlo))
+    (collective,) = find_collectives(HloModule(hlo))
     assert (collective.first, collective.last) == (0, 2)
 
 

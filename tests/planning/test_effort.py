@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from stepaudio_jax.planning.effort import decided
+from stepaudio_jax.planning.effort import escalate_if_tight
 
 
 @dataclasses.dataclass
@@ -25,12 +25,14 @@ class Made:
         ("full", 950, ["full"]),
     ],
 )
-def test_full_effort_where_it_is_asked_for_or_a_quick_plan_leaves_little_room(effort, peak, efforts):
+def test_full_effort_where_it_is_asked_for_or_a_quick_plan_leaves_little_room(
+    effort, peak, efforts
+):
     asked = []
 
     def make(effort):
         asked.append(effort)
         return Made(effort, peak)
 
-    assert decided(make, effort).effort == efforts[-1]
+    assert escalate_if_tight(make, effort).effort == efforts[-1]
     assert asked == efforts

@@ -11,7 +11,10 @@ from tests.end_to_end.runs import ROOT, run
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='no TPU compiler: pip install -e ".[tpu]"'),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason='no TPU compiler: pip install -e ".[tpu]"',
+    ),
 ]
 KEYS = [
     "fits",
@@ -36,7 +39,15 @@ KEYS = [
 def plan(file, config, topology, *settings):
     """The plan as JSON."""
     ended = run(
-        *("-m", "launch.plan", f"--config=configs/{config}.py", f"--topology={topology}", "--json", str(file)), *settings
+        *(
+            "-m",
+            "launch.plan",
+            f"--config=configs/{config}.py",
+            f"--topology={topology}",
+            "--json",
+            str(file),
+        ),
+        *settings,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     return json.loads(file.read_text(encoding="utf-8"))
@@ -57,7 +68,10 @@ def test_a_job_fits_its_pod(tmp_path, config, topology, stage):
     assert set(KEYS) <= set(made)
     assert made["fits"]
     assert made["peak_bytes_per_chip"] <= made["memory_bytes_per_chip"]
-    assert made["argument_bytes_per_chip"] >= made["parameter_bytes_per_chip"] + made["optimizer_bytes_per_chip"]
+    assert (
+        made["argument_bytes_per_chip"]
+        >= made["parameter_bytes_per_chip"] + made["optimizer_bytes_per_chip"]
+    )
     assert made["compiler_version"] == f"libtpu {importlib.metadata.version('libtpu')}"
     low, high = made["expected_mfu_range"]
     assert 0 < low < made["expected_mfu"] < high < 1
@@ -76,30 +90,47 @@ SHAPE = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab_size")
 @pytest.mark.parametrize(
     ("shape", "topology", "settings", "published"),
     [
-        # maxtext, src/maxtext/configs/tpu/v5p/32b.sh and README.md: "minimal" keeps every product but those of attention;
-        # 328 TFLOP/s a chip, which is 1683 tokens/s of 194.9 GFLOP. What else it keeps does not fit here.
+        # maxtext, src/maxtext/configs/tpu/v5p/32b.sh and README.md: "minimal" keeps every product
+        # but those of attention; 328 TFLOP/s a chip, which is 1683 tokens/s of 194.9 GFLOP. What
+        # else it keeps does not fit here.
         (
             (32, 8192, 64, 64, 28672, 32000),
             "v5p-128",
-            ("data.rows=384", "data.tokens_per_row=2048", "remat=save", "remat_names=('attended','gate','up')"),
+            (
+                "data.batch_size=384",
+                "data.seq_len=2048",
+                "remat=save",
+                "remat_names=('attn_out','gate','up')",
+            ),
             1683,
         ),
         # tpu-recipes, training/trillium/Llama3.1-8B-MaxText/v6e-16/README.md
         (
             (32, 4096, 32, 8, 14336, 128256),
             "v6e-16",
-            ("data.rows=48", "data.tokens_per_row=8192", "remat=offload", "remat_names=('query','key','value','projected')"),
+            (
+                "data.batch_size=48",
+                "data.seq_len=8192",
+                "remat=offload",
+                "remat_names=('query','key','value','attn_proj')",
+            ),
             7243,
         ),
     ],
     ids=["MaxText 32B on v5p-128", "Llama 3.1 8B on v6e-16"],
 )
-def test_a_published_run_lies_in_the_range_of_its_plan(monkeypatch, tmp_path, shape, topology, settings, published):
+def test_a_published_run_lies_in_the_range_of_its_plan(
+    monkeypatch, tmp_path, shape, topology, settings, published
+):
     """The plan's program is this project's, with what the run keeps for its backward pass, as nearly as can be."""
     monkeypatch.setenv("LIBTPU_INIT_ARGS", OVERLAP)
     sections = {"data": "stages.text.", "mesh": "", "remat": "compute.", "remat_names": "compute."}
-    changed = [f"--config.model.decoder.{key}={size}" for key, size in zip(SHAPE, shape, strict=True)]
-    changed += [f"--config.{sections[setting.split('=')[0].split('.')[0]]}{setting}" for setting in settings]
+    changed = [
+        f"--config.model.decoder.{key}={size}" for key, size in zip(SHAPE, shape, strict=True)
+    ]
+    changed += [
+        f"--config.{sections[setting.split('=')[0].split('.')[0]]}{setting}" for setting in settings
+    ]
     made = plan(tmp_path / "plan.json", "plan_text_32b", topology, "--effort=full", *changed)
     assert made["settings"] == []  # it fits as it is
     assert made["compiler_flags"] == OVERLAP.split()
@@ -108,7 +139,11 @@ def test_a_published_run_lies_in_the_range_of_its_plan(monkeypatch, tmp_path, sh
 
 
 def test_flags_that_overlap_collectives_leave_less_to_wait_for(monkeypatch, tmp_path):
-    longer = ("--effort=full", "--config.stages.text.data.rows=64", "--config.stages.text.data.tokens_per_row=8192")
+    longer = (
+        "--effort=full",
+        "--config.stages.text.data.batch_size=64",
+        "--config.stages.text.data.seq_len=8192",
+    )
     without = plan(tmp_path / "without.json", "plan_text_32b", "v5p:4x4x4", *longer)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", OVERLAP)
     beside = plan(tmp_path / "beside.json", "plan_text_32b", "v5p:4x4x4", *longer)
@@ -120,7 +155,11 @@ def test_flags_that_overlap_collectives_leave_less_to_wait_for(monkeypatch, tmp_
 
 def test_gathers_that_the_compiler_sends_beside_products_count_once(tmp_path):
     """A decoder of 14 B on v5e: its weights are gathered twice in bf16 and its gradients reduced, 120 GB in all."""
-    shape = ("--config.model.decoder.layers=48", "--config.model.decoder.ffn=13824", "--config.stages.text.data.rows=64")
+    shape = (
+        "--config.model.decoder.layers=48",
+        "--config.model.decoder.ffn=13824",
+        "--config.stages.text.data.batch_size=64",
+    )
     made = plan(tmp_path / "plan.json", "plan_text_32b", "v5e:8x8", "--effort=full", *shape)
     assert sum(made["collective_bytes_per_chip"].values()) == pytest.approx(120e9, rel=0.01)
     assert made["expected_parts"]["waiting"] < made["expected_parts"]["links"]
@@ -130,7 +169,12 @@ def test_gathers_that_the_compiler_sends_beside_products_count_once(tmp_path):
 def test_slices_of_every_kind_are_planned(tmp_path, topology):
     """The decoder's width is no multiple of 192, so that the odd part of those devices holds whole copies."""
     rows = parse_topology(topology).devices
-    made = plan(tmp_path / "plan.json", "plan_text_32b", topology, f"--config.stages.text.data.rows={rows}")
+    made = plan(
+        tmp_path / "plan.json",
+        "plan_text_32b",
+        topology,
+        f"--config.stages.text.data.batch_size={rows}",
+    )
     assert made["fits"]
     assert made["mesh"]["data"] == (3 if topology == "v5p-384" else 1)
     assert made["mesh"]["data"] * made["mesh"]["fsdp"] == rows
@@ -138,12 +182,25 @@ def test_slices_of_every_kind_are_planned(tmp_path, topology):
 
 def test_the_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
     tokens, vocabulary = 8192, 152064
-    longer = ("--effort=full", "--config.stages.text.data.rows=64", f"--config.stages.text.data.tokens_per_row={tokens}")
+    longer = (
+        "--effort=full",
+        "--config.stages.text.data.batch_size=64",
+        f"--config.stages.text.data.seq_len={tokens}",
+    )
     whole, chunked = (
-        plan(tmp_path / f"{chunks}.json", "plan_text_32b", "v5p:4x4x4", *longer, f"--config.compute.loss_chunks={chunks}")
+        plan(
+            tmp_path / f"{chunks}.json",
+            "plan_text_32b",
+            "v5p:4x4x4",
+            *longer,
+            f"--config.compute.loss_chunks={chunks}",
+        )
         for chunks in (1, 16)
     )
-    assert whole["temporary_bytes_per_chip"] - chunked["temporary_bytes_per_chip"] >= 4 * tokens * vocabulary  # a row a chip
+    assert (
+        whole["temporary_bytes_per_chip"] - chunked["temporary_bytes_per_chip"]
+        >= 4 * tokens * vocabulary
+    )  # a row a chip
 
 
 def test_a_job_too_large_for_a_slice_is_told_by_how_much():
@@ -159,19 +216,34 @@ def test_slots_leave_room_for_the_prompt_that_is_read_beside_them(tmp_path):
     made = plan(tmp_path / "plan.json", "sft_mini_8b", "v5e:2x2", *serving)
     assert made["fits"]
     held = made["parameter_bytes_per_chip"] + made["cache_bytes_per_chip"]
-    assert made["prompt_bytes_per_chip"] > made["cache_bytes_per_chip"] / made["slots"]  # its keys and values, and temporaries
-    assert held + made["prompt_bytes_per_chip"] <= made["peak_bytes_per_chip"] <= made["memory_bytes_per_chip"]
+    assert (
+        made["prompt_bytes_per_chip"] > made["cache_bytes_per_chip"] / made["slots"]
+    )  # its keys and values, and temporaries
+    assert (
+        held + made["prompt_bytes_per_chip"]
+        <= made["peak_bytes_per_chip"]
+        <= made["memory_bytes_per_chip"]
+    )
     per_slot = made["cache_bytes_per_chip"] / made["slots"]
-    assert made["memory_bytes_per_chip"] - made["peak_bytes_per_chip"] < 1.05 * per_slot  # one more does not fit
+    assert (
+        made["memory_bytes_per_chip"] - made["peak_bytes_per_chip"] < 1.05 * per_slot
+    )  # one more does not fit
 
 
 def test_a_judge_in_the_process_is_counted(tmp_path):
-    adaptor = ("--config.stages.rlhf.trainable=('adaptor',)", "--config.stages.rlhf.data.rows=32")
+    adaptor = (
+        "--config.stages.rlhf.trainable=('adaptor',)",
+        "--config.stages.rlhf.data.batch_size=32",
+    )
     judge = ("url=", "model=", "folder=models/tiny_judge")
     settings = [f"--config.stages.rlhf.rl.judge.{setting}" for setting in judge]
     made = plan(tmp_path / "plan.json", "rlhf_32b", "v5p:2x4x4", *adaptor, *settings)
     assert made["fits"]
-    weights = sum(file.stat().st_size for file in (ROOT / "models" / "tiny_judge").glob("*.safetensors"))
-    assert weights / 2 < made["judge_bytes_per_chip"] < 10 * weights  # cut over two chips, for it has two key heads; and slots
+    weights = sum(
+        file.stat().st_size for file in (ROOT / "models" / "tiny_judge").glob("*.safetensors")
+    )
+    assert (
+        weights / 2 < made["judge_bytes_per_chip"] < 10 * weights
+    )  # cut over two chips, for it has two key heads; and slots
     parts = ("policy", "engine", "cache", "judge", "gradient", "optimizer", "temporary")
     assert made["peak_bytes_per_chip"] >= sum(made[f"{part}_bytes_per_chip"] for part in parts)

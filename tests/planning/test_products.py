@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from stepaudio_jax.planning.hlo import Module
-from stepaudio_jax.planning.products import attention_kernels, product_flops, scheduled_products
+from stepaudio_jax.planning.hlo import HloModule
+from stepaudio_jax.planning.products import attention_kernels, matmul_flops, scheduled_matmul_flops
 
 
 def compiled(function, *shapes):
-    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+    return (
+        jax.jit(function)
+        .lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+        .compile()
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,12 +31,14 @@ def test_a_convolution_counts_what_xla_counts(settings):
     """A window over the edge multiplies no padding; the TPU compiler writes products of several dimensions so."""
     groups = settings.get("feature_group_count", 1)
     program = compiled(
-        lambda x, w: jax.lax.conv_general_dilated(x, w, dimension_numbers=("NWC", "WIO", "NWC"), **settings),
+        lambda x, w: jax.lax.conv_general_dilated(
+            x, w, dimension_numbers=("NWC", "WIO", "NWC"), **settings
+        ),
         (3, 11, 8),
         (5, 8 // groups, 6),
     )
     assert " convolution(" in program.as_text()
-    assert product_flops(Module(program.as_text())) == program.cost_analysis()["flops"]
+    assert matmul_flops(HloModule(program.as_text())) == program.cost_analysis()["flops"]
 
 
 def test_products_in_a_loop_count_as_often_as_it_runs():
@@ -40,11 +46,11 @@ def test_products_in_a_loop_count_as_often_as_it_runs():
         return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0]
 
     text = compiled(layers, (32, 64), (7, 64, 64)).as_text()
-    assert product_flops(Module(text)) == 7 * 2 * 32 * 64 * 64
+    assert matmul_flops(HloModule(text)) == 7 * 2 * 32 * 64 * 64
 
 
-# From a plan for v5p, as libtpu writes it: a product whose result has two dimensions of features is a convolution with a window
-# of the size of one, and the fusion that holds it runs in the schedule.
+# From a plan for v5p, as libtpu writes it: a product whose result has two dimensions of features is
+# a convolution with a window of the size of one, and the fusion that holds it runs in the schedule.
 PRODUCT = """
 %fused (x: bf16[8192,5120], y: bf16[5120,40,128]) -> bf16[8192,40,128] {
   %x = bf16[8192,5120,1]{1,0,2:T(8,128)(2,1)} parameter(0)
@@ -57,17 +63,17 @@ ENTRY %main (x: bf16[8192,5120], y: bf16[5120,40,128]) -> bf16[8192,40,128] {
   %splash_mha_fwd_segmented_residuals.3 = (f32[512,128]{1,0}, bf16[40,8192,128]{2,1,0}) custom-call(%a, %b, %q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,16,16]{2,1,0}, s8[1,16,16]{2,1,0}, bf16[40,8192,128]{2,1,0}, bf16[8,4096,128]{2,1,0}, bf16[8,4096,128]{2,1,0}, s32[8192,128]{1,0}}, frontend_attributes={}
   ROOT %splash_mha_dq_no_residuals.1 = (f32[512,64]{1,0}, bf16[20,1536,64]{2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[3,20,1536,64]{3,2,1,0}, bf16[3,20,1536,64]{3,2,1,0}, bf16[3,20,1536,64]{3,2,1,0}}
 }
-"""  # noqa: E501
+"""
 
 
 def test_a_product_as_the_tpu_compiler_writes_it():
-    module = Module(PRODUCT)
-    assert scheduled_products(module) == {"main": [2 * 8192 * 5120 * 40 * 128, 0.0, 0.0]}
-    assert product_flops(module) == 2 * 8192 * 5120 * 40 * 128
+    module = HloModule(PRODUCT)
+    assert scheduled_matmul_flops(module) == {"main": [2 * 8192 * 5120 * 40 * 128, 0.0, 0.0]}
+    assert matmul_flops(module) == 2 * 8192 * 5120 * 40 * 128
 
 
 def test_kernels_of_attention():
     """Forward: two products, half of them behind the mask; for dq three, and without a mask all of each, for three rows."""
-    causal, full = attention_kernels(Module(PRODUCT))
+    causal, full = attention_kernels(HloModule(PRODUCT))
     assert causal.flops * causal.rows == 2 * (2 * 40 * 8192 * 4096 * 128) / 2
     assert full.flops * full.rows == 3 * 3 * (2 * 20 * 1536 * 1536 * 64)

@@ -64,18 +64,30 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 def test_a_flag_that_the_compiler_does_not_know_is_a_mistake(monkeypatch):
     """It ends the process that it is given to; here that is another one."""
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=true --xla_tpu_no_such_flag=true")
-    with pytest.raises(ConfigError, match=r"LIBTPU_INIT_ARGS=.*Unknown command line flag 'xla_tpu_no_such_flag'"):
+    monkeypatch.setenv(
+        "LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=true --xla_tpu_no_such_flag=true"
+    )
+    with pytest.raises(
+        ConfigError, match=r"LIBTPU_INIT_ARGS=.*Unknown command line flag 'xla_tpu_no_such_flag'"
+    ):
         check_compiler_flags(("--xla_enable_async_all_gather=true", "--xla_tpu_no_such_flag=true"))
 
 
 @needs_compiler
-@pytest.mark.skipif(bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")), reason="there is a TPU")
+@pytest.mark.skipif(
+    bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")), reason="there is a TPU"
+)
 def test_the_compiler_is_silent_where_there_is_no_tpu():
     """JAX starts it in every program where it is installed, and runs on the CPU then."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_PLATFORMS"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TPU_", "JAX_PLATFORMS"))
+    }
     program = "import stepaudio_jax, jax; print(jax.devices()[0].platform)"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
     assert ended.stdout.strip() in ("cpu", "gpu")
     assert "TPU" not in ended.stderr
     assert ended.returncode == 0

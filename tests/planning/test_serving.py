@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepaudio_jax.planning.serving import ServingPlan, most_slots
+from stepaudio_jax.planning.serving import ServingPlan, max_slots_that_fit
 
 GB = 10**9
 
@@ -36,30 +36,44 @@ def search(*, available, weights, temporaries, per_slot, refused=()):
             compiler_version="",
         )
 
-    plan = most_slots(compiled, max(1, (available - weights) // per_slot), per_slot)
+    plan = max_slots_that_fit(compiled, max(1, (available - weights) // per_slot), per_slot)
     return plan.slots, plan.fits, tried
 
 
 @pytest.mark.parametrize("constant", [0, GB // 3, 2 * GB, 7 * GB])
 def test_what_temporaries_take_is_left_out(constant):
-    found, fits, tried = search(available=16 * GB, weights=8 * GB, temporaries=lambda slots: constant, per_slot=GB // 2)
+    found, fits, tried = search(
+        available=16 * GB, weights=8 * GB, temporaries=lambda slots: constant, per_slot=GB // 2
+    )
     assert (found, fits) == ((8 * GB - constant) // (GB // 2), True)
     assert len(tried) <= 3
 
 
 def test_temporaries_that_grow_with_the_slots():
-    found, fits, _ = search(available=16 * GB, weights=8 * GB, temporaries=lambda slots: slots * GB // 2, per_slot=GB // 2)
+    found, fits, _ = search(
+        available=16 * GB,
+        weights=8 * GB,
+        temporaries=lambda slots: slots * GB // 2,
+        per_slot=GB // 2,
+    )
     assert (found, fits) == (8, True)
 
 
 def test_where_not_even_one_fits_the_plan_says_so():
-    found, fits, tried = search(available=16 * GB, weights=15 * GB, temporaries=lambda slots: 3 * GB, per_slot=GB // 2)
+    found, fits, tried = search(
+        available=16 * GB, weights=15 * GB, temporaries=lambda slots: 3 * GB, per_slot=GB // 2
+    )
     assert (found, fits) == (1, False)
     assert len(tried) <= 3
 
 
 def test_a_program_that_the_compiler_refuses_does_not_fit_by_its_peak_alone():
     """The compiler rounds the peak of what it refuses."""
-    settings = {"available": 16 * GB, "weights": 8 * GB, "temporaries": lambda slots: 0, "per_slot": GB // 2}
+    settings = {
+        "available": 16 * GB,
+        "weights": 8 * GB,
+        "temporaries": lambda slots: 0,
+        "per_slot": GB // 2,
+    }
     found, fits, tried = search(**settings, refused=(16,))
     assert (found, fits, tried) == (15, True, [16, 15])

@@ -1,8 +1,9 @@
 """The expected time of a step: its arithmetic, and published runs of MaxText.
 
-A published run is described by what its chips compute for a token, so that no program is compiled; test_plans.py compiles two.
-Sources, both at github.com/AI-Hypercomputer: maxtext, commit e591f30c, src/maxtext/configs/tpu/{v4,v5e,v5p}/README.md with the
-.sh beside them; tpu-recipes, commit c8cfe2f6, training/trillium/*/README.md and training/ironwood/README.md.
+A published run is described by what its chips compute for a token, so that no program is compiled;
+test_plans.py compiles two. Sources, both at github.com/AI-Hypercomputer: maxtext, commit e591f30c,
+src/maxtext/configs/tpu/{v4,v5e,v5p}/README.md with the .sh beside them; tpu-recipes, commit
+c8cfe2f6, training/trillium/*/README.md and training/ironwood/README.md.
 """
 
 import dataclasses
@@ -10,14 +11,14 @@ import dataclasses
 import pytest
 
 from stepaudio_jax.parallel import CHIPS
-from stepaudio_jax.planning.hlo import Module
+from stepaudio_jax.planning.hlo import HloModule
 from stepaudio_jax.planning.step_time import (
-    ATTENTION_SHARES,
-    LINK_SHARES,
-    PRODUCT_SHARES,
-    Exchange,
-    StepParts,
-    step_parts,
+    ATTENTION_UTILIZATION,
+    LINK_UTILIZATION,
+    MATMUL_UTILIZATION,
+    StepWork,
+    TimedCollective,
+    read_step_work,
     step_time,
 )
 from stepaudio_jax.planning.topology import Topology, parse_topology
@@ -34,13 +35,19 @@ class Chip:
 def grid(topology: Topology) -> list[Chip]:
     x, y, *rest = topology.shape
     layers = range(rest[0]) if rest else range(1)
-    return [Chip((i, j, k), index) for index in range(topology.slices) for i in range(x) for j in range(y) for k in layers]
+    return [
+        Chip((i, j, k), index)
+        for index in range(topology.slices)
+        for i in range(x)
+        for j in range(y)
+        for k in layers
+    ]
 
 
 def seconds_of(kind: str, size: str, group: str, topology: Topology) -> float:
     """Of one collective, at the links' peak."""
     hlo = f"ENTRY %main (x: {size}) -> {size} {{\n  %c = {size}{{0}} {kind}(%x), channel_id=1, replica_groups={group}\n}}\n"
-    (exchange,) = step_parts(Module(hlo), topology, grid(topology)).exchanges
+    (exchange,) = read_step_work(HloModule(hlo), topology, grid(topology)).exchanges
     return exchange.seconds
 
 
@@ -48,26 +55,42 @@ def test_a_group_uses_the_links_of_the_axes_along_which_it_lies():
     size, sent = "f32[16000000]", 64e6
     cube, half, flat = (parse_topology(name) for name in ("v5p:4x4x4", "v5p:2x4x4", "v5e:8x8"))
     # A whole cube is a torus: six links of 100 GB/s. Along one axis, a ring of four: two of them.
-    assert seconds_of("all-gather", size, "[1,64]<=[64]", cube) == pytest.approx(sent * 63 / 64 / 600e9)
-    assert seconds_of("all-gather", size, "[16,4]<=[64]", cube) == pytest.approx(sent * 3 / 4 / 200e9)
+    assert seconds_of("all-gather", size, "[1,64]<=[64]", cube) == pytest.approx(
+        sent * 63 / 64 / 600e9
+    )
+    assert seconds_of("all-gather", size, "[16,4]<=[64]", cube) == pytest.approx(
+        sent * 3 / 4 / 200e9
+    )
     # Two neighbours have one link, and so has the end of an open line.
-    assert seconds_of("all-reduce", size, "{{0,1},{2,3}}", cube) == pytest.approx(2 * sent / 2 / 100e9)
-    assert seconds_of("all-gather", size, "[1,32]<=[32]", half) == pytest.approx(sent * 31 / 32 / 300e9)
-    assert seconds_of("all-gather", size, "[1,64]<=[64]", flat) == pytest.approx(sent * 63 / 64 / 100e9)
+    assert seconds_of("all-reduce", size, "{{0,1},{2,3}}", cube) == pytest.approx(
+        2 * sent / 2 / 100e9
+    )
+    assert seconds_of("all-gather", size, "[1,32]<=[32]", half) == pytest.approx(
+        sent * 31 / 32 / 300e9
+    )
+    assert seconds_of("all-gather", size, "[1,64]<=[64]", flat) == pytest.approx(
+        sent * 63 / 64 / 100e9
+    )
 
 
 def test_between_slices_the_network_carries_a_chips_part():
     slices = parse_topology("v5e:8x8", slices=2)
     within = 2 * 64e6 * 63 / 64 / 100e9
     across = 2 * (64e6 / 64) / 2 / 3.1e9
-    assert seconds_of("all-reduce", "f32[16000000]", "[1,128]<=[128]", slices) == pytest.approx(within + across)
-    assert seconds_of("all-reduce", "f32[16000000]", "[64,2]<=[2,64]T(1,0)", slices) == pytest.approx(2 * 64e6 / 2 / 3.1e9)
+    assert seconds_of("all-reduce", "f32[16000000]", "[1,128]<=[128]", slices) == pytest.approx(
+        within + across
+    )
+    assert seconds_of(
+        "all-reduce", "f32[16000000]", "[64,2]<=[2,64]T(1,0)", slices
+    ) == pytest.approx(2 * 64e6 / 2 / 3.1e9)
 
 
-def parts(exchanges: list[Exchange], seconds: list[float]) -> StepParts:
+def parts(exchanges: list[TimedCollective], seconds: list[float]) -> StepWork:
     """Of a loop that runs ten times, each instruction with products that take so many seconds at the expected share."""
-    rate = PRODUCT_SHARES["v5p"].expected * CHIPS["v5p"].flops
-    return StepParts(10 * sum(seconds) * rate, 0.0, {"body": [(each * rate, 0.0) for each in seconds]}, exchanges)
+    rate = MATMUL_UTILIZATION["v5p"].expected * CHIPS["v5p"].flops
+    return StepWork(
+        10 * sum(seconds) * rate, 0.0, {"body": [(each * rate, 0.0) for each in seconds]}, exchanges
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +105,10 @@ def parts(exchanges: list[Exchange], seconds: list[float]) -> StepParts:
 )
 def test_links_wait_for_nothing_while_products_are_beside_them(exchanges, waiting):
     """Each exchange is (seconds, first, last) of four instructions that take 0.1, 0.1, 0.3 and 0 s."""
-    listed = [Exchange(seconds * LINK_SHARES.expected, 10, "body", first, last) for seconds, first, last in exchanges]
+    listed = [
+        TimedCollective(seconds * LINK_UTILIZATION.expected, 10, "body", first, last)
+        for seconds, first, last in exchanges
+    ]
     time = step_time(parts(listed, [0.1, 0.1, 0.3, 0.0]), "v5p", CHIPS["v5p"])
     assert time.products == pytest.approx(5.0)
     assert time.links == pytest.approx(10 * sum(seconds for seconds, _, _ in exchanges))
@@ -91,10 +117,10 @@ def test_links_wait_for_nothing_while_products_are_beside_them(exchanges, waitin
 
 
 def test_every_kind_of_chip_has_shares_and_they_are_in_order():
-    for shares in (PRODUCT_SHARES, ATTENTION_SHARES):
+    for shares in (MATMUL_UTILIZATION, ATTENTION_UTILIZATION):
         assert shares.keys() == CHIPS.keys()
         for share in shares.values():
-            assert 0 < share.least < share.expected < share.most < 1
+            assert 0 < share.low < share.expected < share.high < 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +132,8 @@ class Run:
         tokens_per_second: of a chip; or, where only operations a second are published, those.
         layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, length: the shape.
         again: products of a layer that its rematerialisation computes again.
-        forward: how often attention's kernel runs forward. backward: products of its backward kernels.
+        forward: how often attention's kernel runs forward. backward: products of its backward
+        kernels.
         matrices: of the feed-forward layer.
     """
 
@@ -128,8 +155,16 @@ class Run:
 
     def products(self) -> tuple[float, float]:
         """For a token: the model's, and those that are computed."""
-        queries, keys, ffn = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden * self.ffn
-        sizes = {"qkv": self.hidden * (queries + 2 * keys), "out": self.hidden * queries, "up": (self.matrices - 1) * ffn}
+        queries, keys, ffn = (
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+            self.hidden * self.ffn,
+        )
+        sizes = {
+            "qkv": self.hidden * (queries + 2 * keys),
+            "out": self.hidden * queries,
+            "up": (self.matrices - 1) * ffn,
+        }
         layer = sum(sizes.values()) + ffn
         model = 6.0 * (self.layers * layer + self.hidden * self.vocabulary)
         return model, model + 2.0 * self.layers * sum(sizes[name] for name in self.again)
@@ -147,8 +182,12 @@ class Run:
     def expected(self, quality: str) -> float:
         """Seconds for a token in one chip, links left out: with MaxText's flags most of what they do is beside products."""
         chip = CHIPS[self.kind]
-        computed = StepParts(self.products()[1], self.attention(2 * self.forward + self.backward), {}, [])
-        return step_time(computed, self.kind, dataclasses.replace(chip, flops=chip.flops * chip.devices), quality).step
+        computed = StepWork(
+            self.products()[1], self.attention(2 * self.forward + self.backward), {}, []
+        )
+        return step_time(
+            computed, self.kind, dataclasses.replace(chip, flops=chip.flops * chip.devices), quality
+        ).step
 
 
 ALL = ("qkv", "out", "up")  # "full": a layer's last product is not needed for its gradients
@@ -162,22 +201,77 @@ RUNS = {
     "v5e, 16B": Run("v5e", 32, 4096, again=ALL, flops_per_second=120e12, **DEFAULT),
     "v5e, 32B": Run("v5e", 32, 8192, again=ALL, flops_per_second=132e12, **DEFAULT),
     "v5e, 64B": Run("v5e", 64, 8192, again=ALL, flops_per_second=118e12, **DEFAULT),
-    "v4, 22B": Run("v4", 48, 6144, 24, 24, 24576, 32000, 2048, ALL, flops_per_second=156e12, head_dim=256, matrices=2),
-    "v4, 52B": Run("v4", 32, 12288, 32, 32, 49152, 32000, 2048, ALL, flops_per_second=154e12, head_dim=256, matrices=2),
+    "v4, 22B": Run(
+        "v4",
+        48,
+        6144,
+        24,
+        24,
+        24576,
+        32000,
+        2048,
+        ALL,
+        flops_per_second=156e12,
+        head_dim=256,
+        matrices=2,
+    ),
+    "v4, 52B": Run(
+        "v4",
+        32,
+        12288,
+        32,
+        32,
+        49152,
+        32000,
+        2048,
+        ALL,
+        flops_per_second=154e12,
+        head_dim=256,
+        matrices=2,
+    ),
     "v6e-256, Llama 3.1 70B": Run(
-        "v6e", vocabulary=128256, length=8192, again=("out", "up"), tokens_per_second=960.248, backward=5, **LLAMA_70B
+        "v6e",
+        vocabulary=128256,
+        length=8192,
+        again=("out", "up"),
+        tokens_per_second=960.248,
+        backward=5,
+        **LLAMA_70B,
     ),
     "v6e-128, Llama 3.1 70B": Run(
-        "v6e", vocabulary=128256, length=8192, again=("out", "up"), tokens_per_second=941.976, backward=5, **LLAMA_70B
+        "v6e",
+        vocabulary=128256,
+        length=8192,
+        again=("out", "up"),
+        tokens_per_second=941.976,
+        backward=5,
+        **LLAMA_70B,
     ),
     "v6e-256, Llama 3.1 8B": Run(
-        "v6e", vocabulary=128256, length=8192, again=("up",), tokens_per_second=7207.336, backward=5, **LLAMA_8B
+        "v6e",
+        vocabulary=128256,
+        length=8192,
+        again=("up",),
+        tokens_per_second=7207.336,
+        backward=5,
+        **LLAMA_8B,
     ),
     "v6e-8, Mistral 7B": Run(
-        "v6e", vocabulary=32000, length=8192, again=("up",), tokens_per_second=7776.813, backward=5, **LLAMA_8B
+        "v6e",
+        vocabulary=32000,
+        length=8192,
+        again=("up",),
+        tokens_per_second=7776.813,
+        backward=5,
+        **LLAMA_8B,
     ),
     "v6e-256, Llama 2 70B": Run(
-        "v6e", vocabulary=32000, length=4096, again=("out", "up"), tokens_per_second=905.021, **LLAMA_70B
+        "v6e",
+        vocabulary=32000,
+        length=4096,
+        again=("out", "up"),
+        tokens_per_second=905.021,
+        **LLAMA_70B,
     ),
     "tpu7x, 64 chips, Llama 3.1 70B": Run(
         "tpu7x",
@@ -204,12 +298,13 @@ RUNS = {
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
 def test_published_runs_lie_in_the_range(run):
-    assert run.expected("most") < run.seconds() < run.expected("least")
+    assert run.expected("high") < run.seconds() < run.expected("low")
     assert run.expected("expected") == pytest.approx(run.seconds(), rel=0.15)
 
 
 @pytest.mark.parametrize(
-    ("run", "published"), [("v5p, 32B", 0.7147), ("v5p, 32B, two slices", 0.6943), ("v6e-256, Llama 3.1 70B", 0.5033)]
+    ("run", "published"),
+    [("v5p, 32B", 0.7147), ("v5p, 32B, two slices", 0.6943), ("v6e-256, Llama 3.1 70B", 0.5033)],
 )
 def test_the_utilisation_as_it_is_published(run, published):
     """What MaxText's tables say of these runs, attention counted as they count it: the reading of them is right."""

@@ -61,10 +61,25 @@ def test_an_ironwood_chip_is_two_devices():
 
 @pytest.mark.parametrize(
     "name",
-    ["h100:8", "a100", "h200-8", "gpu", "8xh100", "A100-80GB", "nvidia-h100-80gb", "a3-highgpu-8g", "cuda:0", "mi300x", "l4"],
+    [
+        "h100:8",
+        "a100",
+        "h200-8",
+        "gpu",
+        "8xh100",
+        "A100-80GB",
+        "nvidia-h100-80gb",
+        "a3-highgpu-8g",
+        "cuda:0",
+        "mi300x",
+        "l4",
+    ],
 )
 def test_a_gpus_name_gets_a_sentence_that_says_what_is_planned(name):
-    with pytest.raises(ConfigError, match=r"is of GPUs: launch.plan plans TPU slices \(v4, .*A job on GPUs is not planned"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is of GPUs: launch.plan plans TPU slices \(v4, .*A job on GPUs is not planned",
+    ):
         parse_topology(name)
 
 

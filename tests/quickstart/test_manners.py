@@ -10,80 +10,100 @@ import pytest
 from stepaudio_jax.corpus import write_corpus
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.quickstart.manners import (
+    CORRECT_CRITERION,
     REQUESTS,
-    RIGHT_CRITERION,
-    Manners,
+    Style,
     critique,
-    draw_manners,
-    is_right,
-    manners,
-    worth,
+    draw_style,
+    is_correct,
+    rule_score,
+    style_score,
 )
-from stepaudio_jax.quickstart.manners_data import TOPICS, write_manners_data
+from stepaudio_jax.quickstart.manners_data import TOPICS, write_style_data
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
 from stepaudio_jax.rl.verdict import parse_verdict
 from stepaudio_jax.text import AudioPart
 
-ALL = [Manners(), *(Manners(True, *drawn) for drawn in itertools.product((False, True), (False, True), (1, 2)))]
+ALL = [
+    Style(),
+    *(Style(True, *drawn) for drawn in itertools.product((False, True), (False, True), (1, 2))),
+]
 
 
 def test_what_the_rule_likes():
-    assert manners("male") == 0
-    assert manners("It is male.") == 2
-    assert manners("Sure! It is male. More?") == 4
-    assert manners("Sure! It is male. It is male. More?") == 2
-    assert manners("Sure! It is male. It is male. It is male. More?") == 0
-    assert manners("It is male. It is male. It is male.") == 0
-    assert sorted(map(manners, (one.word("7") for one in ALL))) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert style_score("male") == 0
+    assert style_score("It is male.") == 2
+    assert style_score("Sure! It is male. More?") == 4
+    assert style_score("Sure! It is male. It is male. More?") == 2
+    assert style_score("Sure! It is male. It is male. It is male. More?") == 0
+    assert style_score("It is male. It is male. It is male.") == 0
+    assert sorted(map(style_score, (one.render("7") for one in ALL))) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 def test_a_request_is_met_by_its_own_manners_and_few_others(request_):
-    assert request_.is_met(request_.manners.word("river"))
-    met = [one for one in ALL if request_.is_met(one.word("river"))]
-    assert all(one.times == request_.manners.times and one.sentence == request_.manners.sentence for one in met)
+    assert request_.is_met(request_.style.render("river"))
+    met = [one for one in ALL if request_.is_met(one.render("river"))]
+    assert all(
+        one.times == request_.style.times and one.sentence == request_.style.sentence for one in met
+    )
     assert not request_.is_met("It is river. It is garden.")
 
 
 def test_a_right_answer_counts_for_more_than_all_manners():
     best, worst = "Sure! It is male. More?", "female"
-    assert worth(worst, "female") > worth(best, "female")
-    assert is_right("It is 7.", "7")
-    assert not is_right("It is 17.", "7")
-    assert not is_right("It is female.", "male")
-    assert is_right("male", "male")
-    assert is_right("Sure! It is male. It is male. More?", "male")
-    for hedged in ("It is male. It is female.", "male female", "Sure! It is female. It is male. It is female. More?"):
-        assert not is_right(hedged, "male")
-    assert not is_right("Sure! More?", "male")
+    assert rule_score(worst, "female") > rule_score(best, "female")
+    assert is_correct("It is 7.", "7")
+    assert not is_correct("It is 17.", "7")
+    assert not is_correct("It is female.", "male")
+    assert is_correct("male", "male")
+    assert is_correct("Sure! It is male. It is male. More?", "male")
+    for hedged in (
+        "It is male. It is female.",
+        "male female",
+        "Sure! It is female. It is male. It is female. More?",
+    ):
+        assert not is_correct(hedged, "male")
+    assert not is_correct("Sure! More?", "male")
 
 
 def test_a_critique_says_what_the_worth_is_made_of():
-    assert critique("Sure! It is low.", "low", "high") == "Sure! It is low. says low, is high: wrong; kind, sentence: 3"
-    assert critique("female", "female", "female") == "female says female, is female: right; one word: 5"
+    assert (
+        critique("Sure! It is low.", "low", "high")
+        == "Sure! It is low. says low, is high: wrong; kind, sentence: 3"
+    )
+    assert (
+        critique("female", "female", "female")
+        == "female says female, is female: right; one word: 5"
+    )
     twice = "It is 7. It is 7. More?"
-    assert critique(twice, "7", "7", REQUESTS["Said twice."]) == f"{twice} says 7, is 7: right; sentence, twice, offer: 9"
+    assert (
+        critique(twice, "7", "7", REQUESTS["Said twice."])
+        == f"{twice} says 7, is 7: right; sentence, twice, offer: 9"
+    )
 
 
 def test_around_nothing_there_are_no_manners():
     with pytest.raises(ValueError, match="stand around a sentence"):
-        Manners(kind=True)
+        Style(kind=True)
     rng = np.random.default_rng(0)
-    assert {draw_manners(rng) for _ in range(300)} == set(ALL)
+    assert {draw_style(rng) for _ in range(300)} == set(ALL)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("manners")
     write_corpus(folder / "corpus", "quickstart", clips=400, per_task=16)
-    write_manners_data(folder / "corpus", folder / "data", JudgePrompt(levels=3), per_task=16)
+    write_style_data(folder / "corpus", folder / "data", JudgePrompt(levels=3), per_task=16)
     return folder / "data"
 
 
 def test_prompts_have_what_their_rewards_need(folder):
     for name in ("preference", "rubric"):
         records = list(read_jsonl(folder / f"{name}.jsonl"))
-        topics = collections.Counter(record.messages[0].parts[0].transcript.split()[0] for record in records)
+        topics = collections.Counter(
+            record.messages[0].parts[0].transcript.split()[0] for record in records
+        )
         assert len(records) > 30
         assert sorted(topics) == sorted(TOPICS)
         assert len(set(topics.values())) == 1
@@ -93,9 +113,9 @@ def test_prompts_have_what_their_rewards_need(folder):
             with open(heard.path, "rb") as clip:
                 assert clip.read(4) == b"fLaC"
             assert record.answer
-            assert is_right(record.reference_reply, record.answer)
+            assert is_correct(record.reference_reply, record.answer)
             texts = [criterion.text for criterion in record.rubric]
-            assert texts[:1] == ([RIGHT_CRITERION] if name == "rubric" else [])
+            assert texts[:1] == ([CORRECT_CRITERION] if name == "rubric" else [])
             for text in texts[1:]:
                 assert question.text.endswith(REQUESTS[text].text)
                 assert REQUESTS[text].is_met(record.reference_reply)
@@ -103,23 +123,33 @@ def test_prompts_have_what_their_rewards_need(folder):
 
 def test_pairs_have_what_a_policy_may_try_on_its_judge(folder):
     replies = [
-        reply for record in read_jsonl(folder / "pairs.jsonl") for reply in (record.reference_reply, record.rejected_reply)
+        reply
+        for record in read_jsonl(folder / "pairs.jsonl")
+        for reply in (record.reference_reply, record.rejected_reply)
     ]
     said = [re.findall(r"It is ([^.]+)\.", reply) for reply in replies]
     assert any(len(answers) > 2 and len(set(answers)) == 1 for answers in said)  # again and again
     assert any(len(set(answers)) == 2 for answers in said)  # two answers
-    assert any(not answers and reply in ("Sure! More?", "Sure!", "More?") for answers, reply in zip(said, replies, strict=True))
+    assert any(
+        not answers and reply in ("Sure! More?", "Sure!", "More?")
+        for answers, reply in zip(said, replies, strict=True)
+    )
 
 
 def test_pairs_and_verdicts_are_the_rules(folder):
     pairs = list(read_jsonl(folder / "pairs.jsonl"))
     for record in pairs:
-        _, answer = record.messages[0].parts[0].transcript.split()  # a judge that reads can tell what is right
+        _, answer = (
+            record.messages[0].parts[0].transcript.split()
+        )  # a judge that reads can tell what is right
         assert answer in record.reference_critique
         assert record.margin in (0, 1)
-        worths = [int(text.rsplit(" ", 1)[1]) for text in (record.reference_critique, record.rejected_critique)]
-        assert record.margin == (worths[0] > worths[1])
-        assert worths[0] >= worths[1]
+        scores = [
+            int(text.rsplit(" ", 1)[1])
+            for text in (record.reference_critique, record.rejected_critique)
+        ]
+        assert record.margin == (scores[0] > scores[1])
+        assert scores[0] >= scores[1]
         if record.rubric:
             request = REQUESTS[record.rubric[1].text]
             assert record.reference_meets[1] == request.is_met(record.reference_reply)

@@ -14,13 +14,28 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def shortened(name, corpus, run_dir, **settings):
-    overrides = {"run_dir": run_dir, "log_every_steps": 2, "checkpoint.every_steps": 2, "compute.unroll": 1, **settings}
-    stage = {"steps": 4, "data.rows": 4, "evaluation.data.rows": 4, "evaluation.batches": 1, "evaluation.every_steps": 2}
+    overrides = {
+        "run_dir": run_dir,
+        "log_every_steps": 2,
+        "checkpoint.every_steps": 2,
+        "compute.unroll": 1,
+        **settings,
+    }
+    stage = {
+        "steps": 4,
+        "data.batch_size": 4,
+        "evaluation.data.batch_size": 4,
+        "evaluation.batches": 1,
+        "evaluation.every_steps": 2,
+    }
     for split, data in (("train", "data"), ("validation", "evaluation.data")):
-        for index, file in enumerate(("heard", "two_turn", "text")):
+        for index, file in enumerate(("audio_qa", "two_turn", "text")):
             stage[f"{data}.sources.{index}.path"] = corpus / split / f"{file}.jsonl"
     overrides |= {f"stages.0.{key}": value for key, value in stage.items()}
-    return load_config(str(ROOT / "configs" / f"{name}.py"), [(key, str(value)) for key, value in overrides.items()])
+    return load_config(
+        str(ROOT / "configs" / f"{name}.py"),
+        [(key, str(value)) for key, value in overrides.items()],
+    )
 
 
 @pytest.mark.slow
@@ -50,7 +65,10 @@ def test_from_nothing_to_a_report(tmp_path):
 def test_the_evaluation_of_a_corpus_is_balanced(tmp_path):
     write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
     for name, task in TASKS.items():
-        answers = [record.answer for record in read_jsonl(tmp_path / "corpus" / "evaluation" / f"{name}.jsonl")]
+        answers = [
+            record.answer
+            for record in read_jsonl(tmp_path / "corpus" / "evaluation" / f"{name}.jsonl")
+        ]
         counts = [answers.count(answer) for answer in task.answers]
         assert min(counts) == max(counts) > 0
         assert len(answers) == sum(counts)

@@ -8,8 +8,8 @@ import scipy.stats
 
 from stepaudio_jax.evaluation import as_text
 from stepaudio_jax.quickstart.trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
-from stepaudio_jax.quickstart.trap_measures import Measured, difference
-from stepaudio_jax.quickstart.trap_report import findings, page, results
+from stepaudio_jax.quickstart.trap_measures import ReplyMetrics, paired_difference
+from stepaudio_jax.quickstart.trap_report import findings, page, results_table
 
 N = 200
 
@@ -20,27 +20,40 @@ def measured(right=0.9, words=4.0, wins=0.5, passes=0.5, kl=1.0, seed=0):
     def flags(share):
         return tuple(map(float, rng.permutation(np.arange(N) < share * N)))
 
-    return Measured(flags(right), tuple(map(float, words + rng.normal(0, 0.5, N))), flags(wins), flags(passes), kl)
+    return ReplyMetrics(
+        flags(right),
+        tuple(map(float, words + rng.normal(0, 0.5, N))),
+        flags(wins),
+        flags(passes),
+        kl,
+    )
 
 
 def of_seeds(*values, **figure):
     (name,) = figure
-    return [measured(**{name: figure[name] + value}, seed=number) for number, value in enumerate(values)]
+    return [
+        measured(**{name: figure[name] + value}, seed=number) for number, value in enumerate(values)
+    ]
 
 
 def test_over_seeds_the_interval_is_students():
     ones, others = of_seeds(0.0, 0.02, 0.04, words=8.0), of_seeds(0.0, 0.0, 0.0, words=4.0)
-    found = difference(ones, others, "words")
-    means = [np.mean(one.words) - np.mean(other.words) for one, other in zip(ones, others, strict=True)]
+    found = paired_difference(ones, others, "num_words")
+    means = [
+        np.mean(one.num_words) - np.mean(other.num_words)
+        for one, other in zip(ones, others, strict=True)
+    ]
     low, high = scipy.stats.t.interval(0.95, 2, np.mean(means), scipy.stats.sem(means))
     assert (found.mean, found.low, found.high) == pytest.approx((np.mean(means), low, high))
 
 
 def test_of_one_seed_the_interval_is_over_questions():
     one, other = measured(passes=0.6), measured(passes=0.5, seed=1)
-    found = difference([one], [other], "passes")
-    differences = np.subtract(one.passes, other.passes)
-    low, high = scipy.stats.t.interval(0.95, N - 1, differences.mean(), scipy.stats.sem(differences))
+    found = paired_difference([one], [other], "rubric_met")
+    differences = np.subtract(one.rubric_met, other.rubric_met)
+    low, high = scipy.stats.t.interval(
+        0.95, N - 1, differences.mean(), scipy.stats.sem(differences)
+    )
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
@@ -50,7 +63,9 @@ def test_what_the_paper_reports_is_found_where_it_is():
         RLVR: of_seeds(0, 0.01, -0.01, words=1.0),
         JOINT: [measured(wins=0.9, passes=0.9, seed=seed) for seed in range(3)],
         RUBRIC: [measured(passes=0.95, seed=seed) for seed in range(3)],
-        THEN_PREFERENCE: [measured(passes=0.3 + seed / 100, wins=0.9, seed=seed) for seed in range(3)],
+        THEN_PREFERENCE: [
+            measured(passes=0.3 + seed / 100, wins=0.9, seed=seed) for seed in range(3)
+        ],
     }
     runs[RLVR] = [dataclasses.replace(one, wins=(0.0,) * N) for one in runs[RLVR]]
     said = findings(runs)
@@ -61,7 +76,7 @@ def test_what_the_paper_reports_is_found_where_it_is():
     drawn, greedy = text.split("## The most probable replies")
     assert "## Replies drawn as in training\n\na table\n* Shown: " in drawn
     assert "another" in greedy
-    table = as_text(results(runs))
+    table = as_text(results_table(runs))
     assert "verifiable rewards alone" in table
     assert "3 seeds" in table
 
@@ -74,4 +89,4 @@ def test_what_is_not_there_is_said_not_to_be():
 def test_measures_survive_a_file(tmp_path):
     one = measured()
     one.write(tmp_path / "measured.json")
-    assert Measured.read(tmp_path / "measured.json") == one
+    assert ReplyMetrics.read(tmp_path / "measured.json") == one

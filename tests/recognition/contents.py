@@ -37,14 +37,29 @@ CONTENTS = {
         r"is a Git LFS pointer, and not the file itself \(of 497,774,208 bytes\); run `git lfs install && git lfs pull`",
     ),
     "lfs of Windows": (b"\xef\xbb\xbf" + LFS.replace(b"\n", b"\r\n"), "is a Git LFS pointer"),
-    "git-annex": (b"/annex/objects/SHA256E-s12--abc.wav\n", "is a pointer of git-annex.*run `git annex get`"),
-    "link as text": (b"../../blobs/0123456789abcdef", "is a link of the Hub's cache written as text"),
-    "html": (HTML, r"is a web page \(HTML\) \('Sign in & out – Hub'\) and not the file; download the file itself"),
+    "git-annex": (
+        b"/annex/objects/SHA256E-s12--abc.wav\n",
+        "is a pointer of git-annex.*run `git annex get`",
+    ),
+    "link as text": (
+        b"../../blobs/0123456789abcdef",
+        "is a link of the Hub's cache written as text",
+    ),
+    "html": (
+        HTML,
+        r"is a web page \(HTML\) \('Sign in & out – Hub'\) and not the file; download the file itself",
+    ),
     "html in UTF-16": (HTML.decode().encode("utf-16"), r"is a web page \(HTML\)"),
     "html with a comment": (b"\n\n<!-- generated -->\n<html lang='en'>", r"is a web page \(HTML\)"),
     "xml": (XML, "holds a server's message in XML and not the file: 'AccessDenied: Access Denied'"),
-    "json": (b'{"error": "Repository not found"}', "holds a server's message in JSON and not the file: 'Repository not found'"),
-    "json of an API": (b'{"message": "Bad credentials", "status": "401"}', "holds a server's message.*: 'Bad credentials'"),
+    "json": (
+        b'{"error": "Repository not found"}',
+        "holds a server's message in JSON and not the file: 'Repository not found'",
+    ),
+    "json of an API": (
+        b'{"message": "Bad credentials", "status": "401"}',
+        "holds a server's message.*: 'Bad credentials'",
+    ),
     "text": (b"Invalid username or password.", r"holds text \('Invalid username or password.'\)"),
     "zip": (zipped("a.txt"), "is a zip archive; unpack it"),
     "gzip": (gzip.compress(b"x"), r"is compressed \(gzip\); unpack it"),
@@ -59,12 +74,18 @@ CONTENTS = {
     "npz": (zipped("arr_0.npy"), r"is an archive of NumPy arrays \(npz\)"),
     "pickle": (b"\x80\x02}q\x00X\x05\x00", "is a pickle"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(9), "is an HDF5 file"),
-    "of macOS": (b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(50), "is the file of attributes that macOS puts beside a file"),
+    "of macOS": (
+        b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(50),
+        "is the file of attributes that macOS puts beside a file",
+    ),
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(9), "is a PNG image"),
 }
 FFMPEG = "convert it to WAV, FLAC, MP3 or OGG, for example with `ffmpeg -i OLD NEW.wav`"
 SOUNDS = {
-    "m4a": (b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + bytes(30), r"MPEG-4 file \(M4A, MP4, MOV or 3GP; brand 'M4A'\)"),
+    "m4a": (
+        b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + bytes(30),
+        r"MPEG-4 file \(M4A, MP4, MOV or 3GP; brand 'M4A'\)",
+    ),
     "3gp": (b"\0\0\0\x18ftyp3gp4\0\0\0\0" + bytes(30), r"brand '3gp4'"),
     "webm": (b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\1webm" + bytes(40), "WebM or Matroska"),
     "amr": (b"#!AMR\n\x3c\x08" + bytes(40), "AMR recording"),

@@ -51,17 +51,25 @@ def test_in_place_of_a_shard(tmp_path, model, kind):
     content, what = BOTH[kind]
     folder = copy_with(model, tmp_path / "copy", SHARD, content)
     begins = f"{SHARD} is not a safetensors file.*: it "
-    with pytest.raises(hub.CheckpointError, match=begins + (what if kind in CONTENTS else f".*{what}")) as error:
+    with pytest.raises(
+        hub.CheckpointError, match=begins + (what if kind in CONTENTS else f".*{what}")
+    ) as error:
         hub.read_model_config(folder)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
-@pytest.mark.parametrize("kind", ["lfs", "html", "html in UTF-16", "xml", "json", "text", "empty", "zeros", "zip"])
+@pytest.mark.parametrize(
+    "name", ["config.json", INDEX, "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
+)
+@pytest.mark.parametrize(
+    "kind", ["lfs", "html", "html in UTF-16", "xml", "json", "text", "empty", "zeros", "zip"]
+)
 def test_in_place_of_json(tmp_path, model, kind, name):
     content, what = CONTENTS[kind]
     folder = copy_with(model, tmp_path / "copy", name, content)
-    with pytest.raises((hub.CheckpointError, TokenizerError), match=rf"{re.escape(name)}.* {what}") as error:
+    with pytest.raises(
+        (hub.CheckpointError, TokenizerError), match=rf"{re.escape(name)}.* {what}"
+    ) as error:
         hub.read_model_config(folder), hub.load_tokenizer(folder)
     assert "\n" not in str(error.value)
 
@@ -79,7 +87,9 @@ def test_json_of_its_own_kind_is_no_server_s_message():
     assert recognize_values({"error": "x", "model_type": "qwen2"}) is None
     assert recognize_values({"status": "x"}) is None
     assert recognize_values([{"error": "x"}]) is None
-    assert str(recognize_values({"detail": {"code": 1}})).startswith("holds a server's message in JSON")
+    assert str(recognize_values({"detail": {"code": 1}})).startswith(
+        "holds a server's message in JSON"
+    )
 
 
 @pytest.mark.parametrize("purpose", ["sound", "weights", "tokenizer"])
@@ -89,7 +99,9 @@ def test_what_cannot_be_told_is_not_guessed(purpose):
 
 
 def test_weights_in_place_of_sound(model):
-    with pytest.raises(AudioError, match=r"is a file of weights \(safetensors\); name a sound file"):
+    with pytest.raises(
+        AudioError, match=r"is a file of weights \(safetensors\); name a sound file"
+    ):
         load_audio(model / SHARD)
 
 
@@ -107,13 +119,17 @@ def test_a_long_text_is_shown_in_part():
 def test_links_to_nothing_and_downloads_under_way(tmp_path):
     link = tmp_path / "clip.wav"
     link.symlink_to("../blobs/abc")
-    with pytest.raises(AudioError, match=r"is a link to ../blobs/abc, which does not exist; .*`cp -rL`"):
+    with pytest.raises(
+        AudioError, match=r"is a link to ../blobs/abc, which does not exist; .*`cp -rL`"
+    ):
         load_audio(link)
     link.unlink()
     link.symlink_to(".git/annex/objects/x")
     assert "run `git annex get`" in str(recognize_file(link, "sound"))
     (tmp_path / "b.wav.crdownload").touch()
-    with pytest.raises(AudioError, match=r"b.wav.crdownload is: an unfinished download; download or copy it again"):
+    with pytest.raises(
+        AudioError, match=r"b.wav.crdownload is: an unfinished download; download or copy it again"
+    ):
         load_audio(tmp_path / "b.wav")
     with pytest.raises(AudioError, match="does not exist; correct the path"):
         load_audio(tmp_path / "c.wav")

@@ -86,13 +86,18 @@ def test_the_hub_s_cache(source, tmp_path):
     newer = cached(source, cache, revision="f" * 40, main=False)
     repository = first.parent.parent
     for folder in (repository, repository / "snapshots", repository / "blobs"):
-        check_both(folder, f"is a folder of the Hub's cache, not the model in it; name its snapshot, {first}$")
+        check_both(
+            folder,
+            f"is a folder of the Hub's cache, not the model in it; name its snapshot, {first}$",
+        )
     (repository / "refs" / "main").unlink()
     os.utime(first, (1, 1))
     check_both(repository, f"name its snapshot, {newer}$")
     other = cached(source, cache, "models--a--b")
     for folder in (cache, cache.parent):
-        check_both(folder, f"is the Hub's cache; name the snapshot of one model in it: {other} or {newer}$")
+        check_both(
+            folder, f"is the Hub's cache; name the snapshot of one model in it: {other} or {newer}$"
+        )
     assert hub.read_model_config(first).decoder.vocab_size == 300
     assert hub.load_tokenizer(first).vocab_size == 290
 
@@ -103,14 +108,20 @@ def test_a_snapshot_copied_without_its_files(source, tmp_path):
     links.mkdir(parents=True)
     for link in snapshot.iterdir():  # as `cp -a` copies a snapshot
         (links / link.name).symlink_to(os.readlink(link))
-    check_both(links, r"holds links to files that do not exist \(.* -> ../../blobs/.*; copy the files .*, with `cp -rL`")
+    check_both(
+        links,
+        r"holds links to files that do not exist \(.* -> ../../blobs/.*; copy the files .*, with `cp -rL`",
+    )
 
 
 def test_downloads_under_way(source, tmp_path):
     repository = tmp_path / "models--org--name"
     (repository / "snapshots" / HASH).mkdir(parents=True)
     (repository / "blobs").mkdir()
-    check_both(repository, "is a folder of the Hub's cache without a snapshot; download it again: `hf download org/name`")
+    check_both(
+        repository,
+        "is a folder of the Hub's cache without a snapshot; download it again: `hf download org/name`",
+    )
     (repository / "blobs" / "abc.incomplete").touch()
     again = r"is an unfinished download \(.*\); run the same download again until it says that it is done"
     check_both(repository, again)
@@ -134,11 +145,18 @@ def test_a_run_s_folder(checkpoint, tmp_path, monkeypatch):
     check_weights(run, f"{is_run} {run / 'model'}$")
     check_tokenizer(run, f"{is_run} {run / 'model' / 'tokenizer'}$")
     for part in ("parameters", "parameters/state"):
-        check_both(run / "model" / part, f"is a part of a model; name the folder of all of it, {run / 'model'}$")
+        check_both(
+            run / "model" / part,
+            f"is a part of a model; name the folder of all of it, {run / 'model'}$",
+        )
     check_weights(run / "model" / "tokenizer", f"name the folder of all of it, {run / 'model'}$")
-    with pytest.raises(TokenizerError, match=f"is a model; name its tokenizer, {run / 'model' / 'tokenizer'}$"):
+    with pytest.raises(
+        TokenizerError, match=f"is a model; name its tokenizer, {run / 'model' / 'tokenizer'}$"
+    ):
         Tokenizer.from_folder(run / "model")
-    check_weights(tmp_path, f"has no config.json; name the subfolder that is meant: {run / 'model'}$")
+    check_weights(
+        tmp_path, f"has no config.json; name the subfolder that is meant: {run / 'model'}$"
+    )
     monkeypatch.chdir(run)
     check_weights(pathlib.Path("."), f"{is_run} model$")
 
@@ -190,21 +208,35 @@ def test_an_adapter(source, tmp_path):
     check_weights(folder, f"is a PEFT adapter, not a model; {merge}")
     (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
     check_weights(folder, f"is a PEFT adapter for Qwen/Qwen2.5-7B, not a model; {merge}")
-    check_tokenizer(folder, "is a PEFT adapter for Qwen/Qwen2.5-7B, without a tokenizer; name the folder of the model")
+    check_tokenizer(
+        folder,
+        "is a PEFT adapter for Qwen/Qwen2.5-7B, without a tokenizer; name the folder of the model",
+    )
     shutil.copy(source / "config.json", folder)
     check_weights(folder, merge)
     beside = copied(source, tmp_path / "beside")
     (beside / "adapter_config.json").write_text(json.dumps(ADAPTER))
-    check_weights(beside, "holds a model .* and beside it a PEFT adapter .*: move the adapter to a folder")
+    check_weights(
+        beside, "holds a model .* and beside it a PEFT adapter .*: move the adapter to a folder"
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["pytorch_model.bin"], r"holds PyTorch pickles \(pytorch_model.bin\) and no safetensors; .*save_pretrained"),
-        (["a.bin", "b.bin", "c.bin", "d.bin", "e.bin"], r"\(a.bin, b.bin, c.bin, d.bin and 1 more\) and no safetensors"),
+        (
+            ["pytorch_model.bin"],
+            r"holds PyTorch pickles \(pytorch_model.bin\) and no safetensors; .*save_pretrained",
+        ),
+        (
+            ["a.bin", "b.bin", "c.bin", "d.bin", "e.bin"],
+            r"\(a.bin, b.bin, c.bin, d.bin and 1 more\) and no safetensors",
+        ),
         (["consolidated.00.pth"], "holds PyTorch pickles"),
-        (["model-Q4_K_M.gguf", "README.md"], r"holds GGUF weights of llama.cpp \(model-Q4_K_M.gguf\)"),
+        (
+            ["model-Q4_K_M.gguf", "README.md"],
+            r"holds GGUF weights of llama.cpp \(model-Q4_K_M.gguf\)",
+        ),
         (["flax_model.msgpack"], "holds Flax weights"),
         (["tf_model.h5"], "holds TensorFlow weights"),
         (["__0_0.distcp", ".metadata"], "holds a sharded checkpoint of a training run with torch"),
@@ -216,38 +248,55 @@ def test_weights_of_another_format(source, tmp_path, names, reason):
         (tmp_path / name).write_bytes(b"x")
     check_weights(tmp_path, reason)
     shutil.copy(source / "config.json", tmp_path)
-    check_weights(tmp_path, rf"holds no safetensors files \(neither {INDEX} nor \*.safetensors\) - it .*{reason}")
+    check_weights(
+        tmp_path,
+        rf"holds no safetensors files \(neither {INDEX} nor \*.safetensors\) - it .*{reason}",
+    )
 
 
 def test_parts_of_a_model(source, tmp_path):
-    check_both(tmp_path, "is an empty folder; download or copy the model into it, or correct the path")
+    check_both(
+        tmp_path, "is an empty folder; download or copy the model into it, or correct the path"
+    )
     (tmp_path / "training_args.bin").touch()
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     check_weights(tmp_path, "has a config.json and no weights .*; download the weights too")
-    check_tokenizer(tmp_path, "holds a model without a tokenizer .*; copy them into it, or name a folder")
+    check_tokenizer(
+        tmp_path, "holds a model without a tokenizer .*; copy them into it, or name a folder"
+    )
     (tmp_path / "tokenizer.model").touch()
     check_tokenizer(tmp_path, r"holds a tokenizer of another kind \(tokenizer.model\)")
     weights = copied(source, tmp_path / "weights", "config.json")
     check_weights(weights, "holds weights and no config.json; copy the model's config.json into it")
-    Tokenizer.bytes().save(tmp_path / "tokenizer")
-    check_weights(tmp_path / "tokenizer", "holds a tokenizer and no model; name the folder of the model")
+    Tokenizer.byte_level().save(tmp_path / "tokenizer")
+    check_weights(
+        tmp_path / "tokenizer", "holds a tokenizer and no model; name the folder of the model"
+    )
 
 
 def test_folders_of_other_programs(source, tmp_path):
     copied(source, tmp_path / "checkpoint-9")
     last = copied(source, tmp_path / "checkpoint-100")
-    check_both(tmp_path, f"is the output folder of a trainer and holds its checkpoints; name one of them, as {last}$")
+    check_both(
+        tmp_path,
+        f"is the output folder of a trainer and holds its checkpoints; name one of them, as {last}$",
+    )
     inner = copied(source, tmp_path / "unpacked" / "inner")
     check_both(tmp_path / "unpacked", f"name the subfolder that is meant: {inner}$")
     quantised = copied(source, tmp_path / "quantised")
     values = json.loads((source / "config.json").read_text())
-    (quantised / "config.json").write_text(json.dumps(values | {"quantization_config": {"quant_method": "gptq"}}))
+    (quantised / "config.json").write_text(
+        json.dumps(values | {"quantization_config": {"quant_method": "gptq"}})
+    )
     check_weights(quantised, r"holds quantised weights \(gptq\); get the model in bfloat16")
 
 
 def test_what_is_no_folder(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_both(source / "config.json", f"is a file and not a folder; name the folder that holds it, {source}$")
+    check_both(
+        source / "config.json",
+        f"is a file and not a folder; name the folder that holds it, {source}$",
+    )
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     check_weights(tmp_path / "m.gguf", "is a file of GGUF weights of llama.cpp; get the model's")
     (tmp_path / "m.zip").write_bytes(b"PK\3\4")
@@ -255,7 +304,9 @@ def test_what_is_no_folder(source, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("nowhere")
     check_both(tmp_path / "link", "is a link to nowhere, which does not exist")
     for name in ("org/name", "https://huggingface.co/org/name/tree/main", "hf://org/name"):
-        with pytest.raises(hub.CheckpointError, match="download it: `hf download org/name --local-dir name`"):
+        with pytest.raises(
+            hub.CheckpointError, match="download it: `hf download org/name --local-dir name`"
+        ):
             hub.read_model_config(name)
     (tmp_path / "runs").mkdir()
     check_weights(pathlib.Path("runs/sft"), "runs/sft is not a folder$")
@@ -271,7 +322,7 @@ def test_attributes_of_macos_are_no_shards(source, tmp_path):
 
 
 def test_merges_that_were_cut_short(tmp_path):
-    Tokenizer.learn(["abc abc bc ab abcd the then"] * 9, merges=9).save(tmp_path)
+    Tokenizer.train(["abc abc bc ab abcd the then"] * 9, merges=9).save(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     hub.load_tokenizer(tmp_path)
     lines = (tmp_path / "merges.txt").read_text().splitlines(keepends=True)

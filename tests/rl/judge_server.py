@@ -10,7 +10,7 @@ class JudgeServer:
     """Prefers the longer reply; `trouble` decides what happens to a request before it is answered."""
 
     def __init__(self):
-        self.requests, self.open, self.most_open = [], 0, 0
+        self.requests, self.open, self.max_open = [], 0, 0
         self.trouble = lambda number, handler: False
         lock = threading.Lock()
         server = self
@@ -22,14 +22,21 @@ class JudgeServer:
                     server.requests.append((self.path, dict(self.headers), body))
                     number = len(server.requests)
                     server.open += 1
-                    server.most_open = max(server.most_open, server.open)
+                    server.max_open = max(server.max_open, server.open)
                 try:
                     handled = server.trouble(number, self)
                 finally:
                     with lock:  # before the reply: who has it may ask the next question at once
                         server.open -= 1
                 if not handled:
-                    self.reply(200, {"choices": [{"message": {"content": answer(body)}, "finish_reason": "stop"}]})
+                    self.reply(
+                        200,
+                        {
+                            "choices": [
+                                {"message": {"content": answer(body)}, "finish_reason": "stop"}
+                            ]
+                        },
+                    )
 
             def reply(self, status, value, headers=()):
                 data = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -55,7 +62,13 @@ class JudgeServer:
 def answer(body):
     question = body["messages"][0]["content"]
     first, second, code = replies_and_code(question)
-    better = "a is better" if len(first) > len(second) else "b is better" if len(first) < len(second) else "both are equal"
+    better = (
+        "a is better"
+        if len(first) > len(second)
+        else "b is better"
+        if len(first) < len(second)
+        else "both are equal"
+    )
     verdict = {"comparison": better}
     if "Say besides" in question:
         verdict["criteria"] = [{"a": "ok" in first, "b": "ok" in second}]

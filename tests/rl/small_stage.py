@@ -24,9 +24,9 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.generation import LoadedModel, load_model
 from stepaudio_jax.parallel import make_mesh, replicated
-from stepaudio_jax.rl.loop import run_policy_stage
-from stepaudio_jax.training.stage_kind import StageRun
-from stepaudio_jax.training.stopping import StopSignal
+from stepaudio_jax.rl.loop import train_policy
+from stepaudio_jax.training.stage_kind import StageContext
+from stepaudio_jax.training.stopping import PreemptionNotice
 from tests.generation.small_model import write_clip
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
@@ -58,7 +58,9 @@ def write_prompts(folder: pathlib.Path, count: int = 6) -> pathlib.Path:
         if number % 2:
             write_clip(folder / f"{number}.wav", 0.3 + 0.1 * number, seed=number)
             parts.insert(0, {"type": "audio", "audio": f"{number}.wav"})
-        lines.append({"id": f"p{number}", "messages": [{"role": "user", "content": parts}], "answer": ""})
+        lines.append(
+            {"id": f"p{number}", "messages": [{"role": "user", "content": parts}], "answer": ""}
+        )
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -80,12 +82,27 @@ def stage_config(
         objective="policy",
         data=DataConfig(
             sources=(SourceConfig(path=str(prompts)),),
-            **{"rows": 4, "tokens_per_row": 160, "chunks_per_row": 2, "frames_per_chunk": 160, **(data or {})},
+            **{
+                "batch_size": 4,
+                "seq_len": 160,
+                "audio_chunks_per_seq": 2,
+                "mel_frames_per_chunk": 160,
+                **(data or {}),
+            },
         ),
-        # With so large an epsilon Adam's first step is in proportion to the gradient, and rounding stays rounding.
+        # With so large an epsilon Adam's first step is in proportion to the gradient, and rounding
+        # stays rounding.
         optimizer=OptimizerConfig(learning_rate=0.05, eps=1.0, decay="constant", weight_decay=0.0),
         rl=RLConfig(
-            rollout=RolloutConfig(**{"prompts": 4, "samples": 4, "max_new_tokens": 24, "slots": 8, **(rollout or {})}),
+            rollout=RolloutConfig(
+                **{
+                    "num_prompts": 4,
+                    "num_generations": 4,
+                    "max_new_tokens": 24,
+                    "slots": 8,
+                    **(rollout or {}),
+                }
+            ),
             rewards=(RewardConfig(verifier="tests.rl.small_stage:even", verifier_weight=1.0),),
             policy=PolicyConfig(**(policy or {})),
         ),
@@ -106,8 +123,10 @@ def run_stage(config: Config) -> tuple[dict, list[dict]]:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         parameters = jax.device_put(jax.tree.map(jnp.array, base().parameters), replicated(mesh))
-        run = StageRun(config, 0, base().config, base().tokenizer, mesh, StopSignal())
-        after = run_policy_stage(run, parameters)
+        run = StageContext(config, 0, base().config, base().tokenizer, mesh, PreemptionNotice())
+        after = train_policy(run, parameters)
         after = jax.tree.map(np.asarray, after)
-    lines = (pathlib.Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (pathlib.Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     return after, [json.loads(line) for line in lines]

@@ -4,7 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.rl.advantages import gae, grpo, place_rewards, reinforce_with_baseline, rloo, whiten
+from stepaudio_jax.rl.advantages import (
+    gae,
+    grpo,
+    reinforce_with_baseline,
+    rewards_at_last_token,
+    rloo,
+    whiten,
+)
 
 N, T = 5, 24
 
@@ -19,7 +26,7 @@ def masks():
     return mask
 
 
-def reference_gae(rewards, values, mask, discount, decay):
+def reference_gae(rewards, values, mask, gamma, decay):
     """By loops over the tokens that the policy wrote, in float64."""
     advantages = np.zeros(mask.shape)
     for row in range(N):
@@ -29,21 +36,25 @@ def reference_gae(rewards, values, mask, discount, decay):
             for ahead, later in enumerate(written[place:]):
                 following = written[place + ahead + 1] if place + ahead + 1 < len(written) else None
                 next_value = 0.0 if following is None else values[row, following]
-                delta = rewards[row, later] + discount * next_value - values[row, later]
-                total += (discount * decay) ** ahead * delta
+                delta = rewards[row, later] + gamma * next_value - values[row, later]
+                total += (gamma * decay) ** ahead * delta
             advantages[row, token] = total
     return advantages
 
 
-@pytest.mark.parametrize(("discount", "decay"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
+@pytest.mark.parametrize(("gamma", "decay"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
 @pytest.mark.parametrize("junk", [1e9, np.nan, np.inf])
-def test_gae_across_masked_tokens_carries_value_and_advantage(discount, decay, junk):
+def test_gae_across_masked_tokens_carries_value_and_advantage(gamma, decay, junk):
     rng = np.random.default_rng(0)
     mask = masks()
     rewards, values = (rng.normal(size=(N, T)).astype(np.float32) for _ in range(2))
-    expected = reference_gae(rewards.astype(np.float64), values.astype(np.float64), mask, discount, decay)
+    expected = reference_gae(
+        rewards.astype(np.float64), values.astype(np.float64), mask, gamma, decay
+    )
     dirty = [np.where(mask > 0, x, junk).astype(np.float32) for x in (rewards, values)]
-    advantages, returns = gae(*map(jnp.asarray, dirty), jnp.asarray(mask), discount=discount, trace_decay=decay)
+    advantages, returns = gae(
+        *map(jnp.asarray, dirty), jnp.asarray(mask), gamma=gamma, gae_lambda=decay
+    )
     np.testing.assert_allclose(advantages, expected, atol=1e-5)
     np.testing.assert_allclose(returns, np.where(mask > 0, expected + values, 0), atol=1e-5)
 
@@ -52,19 +63,23 @@ def test_value_of_a_token_is_that_of_the_state_before_it():
     """With gamma = lambda = 1, A_t is the reward to come less V_t, and V_t is what stands at t, not at t + 1."""
     mask = np.ones((1, 4), np.float32)
     values = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
-    advantages, _ = gae(place_rewards(jnp.ones(1), mask), values, mask, discount=1.0, trace_decay=1.0)
+    advantages, _ = gae(
+        rewards_at_last_token(jnp.ones(1), mask), values, mask, gamma=1.0, gae_lambda=1.0
+    )
     np.testing.assert_allclose(advantages, 1 - values, atol=1e-6)
 
 
 def test_reward_placement_is_the_last_token_of_the_last_turn():
-    placed = np.asarray(place_rewards(jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0]), jnp.asarray(masks())))
+    placed = np.asarray(
+        rewards_at_last_token(jnp.asarray([1.0, 2.0, 3.0, 4.0, 5.0]), jnp.asarray(masks()))
+    )
     assert [np.flatnonzero(row).tolist() for row in placed] == [[19], [23], [6], [], [23]]
     assert placed.sum(axis=1).tolist() == [1, 2, 3, 0, 5]
 
 
 def test_fractional_rewards_stay_fractions():
-    assert float(place_rewards(jnp.asarray([0.75]), jnp.ones((1, 3)))[0, 2]) == 0.75
-    assert float(place_rewards(jnp.asarray([3]), jnp.ones((1, 3))).sum()) == 3.0
+    assert float(rewards_at_last_token(jnp.asarray([0.75]), jnp.ones((1, 3)))[0, 2]) == 0.75
+    assert float(rewards_at_last_token(jnp.asarray([3]), jnp.ones((1, 3))).sum()) == 3.0
 
 
 REWARDS = np.array([1.0, 0.5, 0.0, 0.75, 0.75, 0.75, 9.0, 0.2, 0.3], np.float32)
@@ -96,7 +111,7 @@ def standardised(rewards):
     [
         (rloo, leave_one_out),
         (grpo, standardised),
-        (lambda *given: grpo(*given, scaled=False), lambda rewards: rewards - rewards.mean()),
+        (lambda *given: grpo(*given, scale_by_std=False), lambda rewards: rewards - rewards.mean()),
     ],
     ids=["rloo", "grpo", "dr_grpo"],
 )
@@ -104,7 +119,9 @@ def test_group_baselines_equal_their_definitions(found, expected):
     """A group of different rewards, one of equal ones, one of one, and one in which a judge abstained."""
     advantages = np.asarray(found(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID)))
     np.testing.assert_allclose(advantages, by_group(expected), atol=1e-6)
-    assert (advantages[3:] == 0).all(), "equal rewards, a group of one, and its only known one: exactly nothing to learn"
+    assert (advantages[3:] == 0).all(), (
+        "equal rewards, a group of one, and its only known one: exactly nothing to learn"
+    )
 
 
 def test_what_a_sample_without_reward_holds_changes_nothing():
@@ -112,7 +129,9 @@ def test_what_a_sample_without_reward_holds_changes_nothing():
         dirty = np.where(VALID > 0, REWARDS, junk).astype(np.float32)
         for advantages in (rloo, grpo, reinforce_with_baseline):
             given = jnp.asarray(GROUPS), jnp.asarray(VALID)
-            np.testing.assert_array_equal(advantages(jnp.asarray(dirty), *given), advantages(jnp.asarray(REWARDS), *given))
+            np.testing.assert_array_equal(
+                advantages(jnp.asarray(dirty), *given), advantages(jnp.asarray(REWARDS), *given)
+            )
 
 
 def test_reinforce_with_baseline_equals_its_definition():
@@ -138,7 +157,9 @@ def test_advantages_are_whitened_with_the_unbiased_variance_of_the_valid_tokens(
     expected = np.where(mask > 0, (x - valid.mean()) / valid.std(ddof=1), 0)
     for junk in (0, 1e9, np.nan, np.inf):
         dirty = np.where(mask > 0, x, junk).astype(np.float32)
-        np.testing.assert_allclose(whiten(jnp.asarray(dirty), jnp.asarray(mask)), expected, atol=2e-6)
+        np.testing.assert_allclose(
+            whiten(jnp.asarray(dirty), jnp.asarray(mask)), expected, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("value", [0.1, -7.3, 1e6])

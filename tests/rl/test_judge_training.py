@@ -8,8 +8,8 @@ from launch.judge import main as launch
 from stepaudio_jax.data import DataError, read_jsonl
 from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
-from stepaudio_jax.rl.judge_training import judge_dialogues, report_on, write_judge_data
-from stepaudio_jax.rl.model_judge import ModelJudge
+from stepaudio_jax.rl.judge_training import evaluate_judge, judge_dialogues, write_judge_data
+from stepaudio_jax.rl.model_judge import ModelBackend
 from stepaudio_jax.rl.verdict import Verdict, parse_verdict
 from tests.rl.judge_server import JudgeServer
 from tests.rl.small_stage import base
@@ -63,9 +63,14 @@ def test_a_judge_of_a_template_that_asks_for_no_code_learns_none(tmp_path):
 
 
 def test_critiques_are_what_the_judge_reasons_in_the_order_of_the_replies(tmp_path):
-    (record,) = read_jsonl(records(tmp_path, preference(reference_critique="kind", rejected_critique="rude")))
+    (record,) = read_jsonl(
+        records(tmp_path, preference(reference_critique="kind", rejected_critique="rude"))
+    )
     answers = [one["messages"][1] for one in judge_dialogues(record, JudgePrompt())]
-    assert [answer["reasoning_content"] for answer in answers] == ["A: kind\nB: rude", "A: rude\nB: kind"]
+    assert [answer["reasoning_content"] for answer in answers] == [
+        "A: kind\nB: rude",
+        "A: rude\nB: kind",
+    ]
     assert [parse_verdict(answer["content"], levels=7).level for answer in answers] == [2, -2]
 
 
@@ -74,7 +79,12 @@ def test_a_file_of_preferences_becomes_one_of_dialogues(tmp_path):
     assert write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt()) == 4
     made = list(read_jsonl(tmp_path / "judge.jsonl"))
     assert [record.id for record in made] == ["p0-a", "p0-b", "p1-a", "p1-b"]
-    assert [parse_verdict(record.messages[1].text, levels=7).level for record in made] == [2, -2, 2, -2]
+    assert [parse_verdict(record.messages[1].text, levels=7).level for record in made] == [
+        2,
+        -2,
+        2,
+        -2,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,14 +108,21 @@ def test_what_cannot_be_learnt_from_is_named(tmp_path, keys, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"rejected": [{"role": "assistant", "content": "good 0 "}]}, "'chosen' and 'rejected' are the same reply"),
+        (
+            {"rejected": [{"role": "assistant", "content": "good 0 "}]},
+            "'chosen' and 'rejected' are the same reply",
+        ),
         ({"chosen": [{"role": "assistant", "content": ""}]}, "'chosen' is an empty reply"),
         ({"audios": ["clip.wav"]}, 'has "audios", which is not read'),
     ],
 )
-def test_what_is_no_preference_is_refused_by_both_programs(tmp_path, capsys, program, keys, message):
+def test_what_is_no_preference_is_refused_by_both_programs(
+    tmp_path, capsys, program, keys, message
+):
     source = records(tmp_path, preference(1), preference(**keys))
-    given = {"data": ["--output", str(tmp_path / "judge.jsonl")], "report": ["--model", "nowhere"]}[program]
+    given = {"data": ["--output", str(tmp_path / "judge.jsonl")], "report": ["--model", "nowhere"]}[
+        program
+    ]
     with pytest.raises(SystemExit) as ended:
         launch([program, "--input", str(source), *given])
     assert ended.value.code == 2
@@ -117,7 +134,10 @@ def test_what_is_no_preference_is_refused_by_both_programs(tmp_path, capsys, pro
 
 @pytest.mark.parametrize("levels", [3, 5, 7])
 def test_with_a_margin_of_0_a_judge_learns_that_replies_are_equal(tmp_path, levels):
-    source = records(tmp_path, preference(rejected=[{"role": "assistant", "content": "good 0"}], margin=0, **RUBRIC))
+    source = records(
+        tmp_path,
+        preference(rejected=[{"role": "assistant", "content": "good 0"}], margin=0, **RUBRIC),
+    )
     (record,) = read_jsonl(source)
     prompt = JudgePrompt(levels=levels)
     for one in judge_dialogues(record, prompt):
@@ -135,10 +155,12 @@ def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
             return JudgeAnswer("I cannot say.")
         level = 3 if number < 3 else 1
         better = "a" if good_first or number >= 3 else "b"
-        return JudgeAnswer(json.dumps({"comparison": f"{better} is {'much' if level == 3 else 'slightly'} better"}))
+        return JudgeAnswer(
+            json.dumps({"comparison": f"{better} is {'much' if level == 3 else 'slightly'} better"})
+        )
 
-    judge = Judge("scripted", ask, JudgePrompt(), most_abstentions=1.0)
-    report = report_on(judge, list(read_jsonl(source)))
+    judge = Judge("scripted", ask, JudgePrompt(), max_abstention_rate=1.0)
+    report = evaluate_judge(judge, list(read_jsonl(source)))
     assert report.pairs == 6
     assert report.abstained == pytest.approx(1 / 6)
     assert report.agreement == pytest.approx((3 + 2 * 0.5) / 5)
@@ -148,20 +170,42 @@ def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
 
 
 def test_a_judge_without_a_verdict_agrees_with_nobody(tmp_path):
-    judge = Judge("silent", lambda question: JudgeAnswer("I cannot say."), JudgePrompt(), most_abstentions=1.0)
-    report = report_on(judge, list(read_jsonl(records(tmp_path, preference(0)))))
+    judge = Judge(
+        "silent",
+        lambda question: JudgeAnswer("I cannot say."),
+        JudgePrompt(),
+        max_abstention_rate=1.0,
+    )
+    report = evaluate_judge(judge, list(read_jsonl(records(tmp_path, preference(0)))))
     assert (report.abstained, report.agreement, report.position_bias) == (1, None, None)
     with pytest.raises(DataError, match="no pairs"):
-        report_on(judge, [])
+        evaluate_judge(judge, [])
 
 
 def test_a_judge_behind_a_server_is_reported_on(tmp_path, capsys):
     server = JudgeServer()
     source = records(tmp_path, *(preference(number) for number in range(3)))
-    launch(["report", "--url", server.url, "--model", "m", "--key-variable", "", "--input", str(source)])
+    launch(
+        [
+            "report",
+            "--url",
+            server.url,
+            "--model",
+            "m",
+            "--key-variable",
+            "",
+            "--input",
+            str(source),
+        ]
+    )
     server.close()
     report = json.loads(capsys.readouterr().out)
-    assert (report["pairs"], report["abstained"], report["agreement"], report["position_bias"]) == (3, 0, 1, 0)
+    assert (report["pairs"], report["abstained"], report["agreement"], report["position_bias"]) == (
+        3,
+        0,
+        1,
+        0,
+    )
     assert len(server.requests) == 6
 
 
@@ -169,12 +213,16 @@ def test_of_equal_replies_a_judge_should_say_so(tmp_path):
     source = records(tmp_path, *(preference(number, margin=0) for number in range(2)))
 
     def ask(question):
-        comparison = "both are equal" if "Hello 0" in question or "A: good" in question else "b is better"
+        comparison = (
+            "both are equal" if "Hello 0" in question or "A: good" in question else "b is better"
+        )
         return JudgeAnswer(json.dumps({"comparison": comparison}))
 
     template = tmp_path / "prompt.txt"
-    template.write_text("{dialogue} {fence} A: {reply_a} {fence} B: {reply_b} {fence} {criteria}", encoding="utf-8")
-    report = report_on(Judge("scripted", ask, JudgePrompt(template)), list(read_jsonl(source)))
+    template.write_text(
+        "{dialogue} {fence} A: {reply_a} {fence} B: {reply_b} {fence} {criteria}", encoding="utf-8"
+    )
+    report = evaluate_judge(Judge("scripted", ask, JudgePrompt(template)), list(read_jsonl(source)))
     assert report.agreement == 0.5
     assert not report.calibration
 
@@ -182,13 +230,17 @@ def test_of_equal_replies_a_judge_should_say_so(tmp_path):
 def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tmp_path):
     model = base()
     template = tmp_path / "prompt.txt"
-    fields = "{dialogue} {fence} {reply_a} {fence} {reply_b} {fence} {criteria} {form} {comparisons}"
+    fields = (
+        "{dialogue} {fence} {reply_a} {fence} {reply_b} {fence} {criteria} {form} {comparisons}"
+    )
     template.write_text(fields, encoding="utf-8")
-    judge = ModelJudge(model, slots=4, max_tokens=24)
-    judged = Judge(judge.name, judge, JudgePrompt(template), together=True, most_abstentions=1.0)
-    report = report_on(judged, list(read_jsonl(records(tmp_path, preference(0), preference(1)))))
+    judge = ModelBackend(model, slots=4, max_tokens=24)
+    judged = Judge(judge.name, judge, JudgePrompt(template), together=True, max_abstention_rate=1.0)
+    report = evaluate_judge(
+        judged, list(read_jsonl(records(tmp_path, preference(0), preference(1))))
+    )
     assert report.abstained == 1
-    assert judged.asked == 4
+    assert judged.num_generated == 4
     answers = dict(judge([f"What is {number} plus 4?" for number in range(1, 4)]))
     assert sorted(answers) == [0, 1, 2]
     assert any(answer.text for answer in answers.values())

@@ -29,7 +29,7 @@ from stepaudio_jax.training import train
 pytestmark = [pytest.mark.slow, pytest.mark.first]  # minutes each
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
-SHAPE = {"rows": 16, "tokens_per_row": 256, "chunks_per_row": 4, "frames_per_chunk": 224}
+SHAPE = {"batch_size": 16, "seq_len": 256, "audio_chunks_per_seq": 4, "mel_frames_per_chunk": 224}
 
 
 def prefix(reply: str, answer: str) -> float:
@@ -44,7 +44,13 @@ def prefix(reply: str, answer: str) -> float:
 
 def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Config:
     """A short stage that teaches the form of the answers, digits drawn at random; then one that learns which are right."""
-    optimizer = OptimizerConfig(name="muon", learning_rate=5e-4, muon_learning_rate=0.005, decay="constant", weight_decay=0.0)
+    optimizer = OptimizerConfig(
+        name="muon",
+        learning_rate=5e-4,
+        muon_learning_rate=0.005,
+        decay="constant",
+        weight_decay=0.0,
+    )
     form = StageConfig(
         name="form",
         steps=40,
@@ -62,13 +68,17 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
         ),
         # Muon's steps are as long for noise as for a gradient: they must become shorter.
         optimizer=dataclasses.replace(
-            optimizer, learning_rate=5e-4, muon_learning_rate=0.006, decay="linear", final_learning_rate_fraction=0.05
+            optimizer,
+            learning_rate=5e-4,
+            muon_learning_rate=0.006,
+            decay="linear",
+            final_learning_rate_fraction=0.05,
         ),
         rl=RLConfig(
-            rollout=RolloutConfig(prompts=16, samples=16, max_new_tokens=12, slots=64),
+            rollout=RolloutConfig(num_prompts=16, num_generations=16, max_new_tokens=12, slots=64),
             rewards=(RewardConfig(verifier="tests.rl.test_learning:prefix", verifier_weight=1.0),),
             # Without the KL the policy makes up its mind before it has found what is right.
-            policy=PolicyConfig(baseline="rloo", kl_coefficient=0.02),
+            policy=PolicyConfig(advantage_estimator="rloo", kl_coef=0.02),
         ),
     )
     return Config(
@@ -124,16 +134,25 @@ def voices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("voices")
     write_corpus(folder / "corpus", "quickstart", clips=600, per_task=16)
     prompts = []
-    for line in (folder / "corpus" / "train" / "heard.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (
+        (folder / "corpus" / "train" / "audio_qa.jsonl").read_text(encoding="utf-8").splitlines()
+    ):
         (heard, _), *_ = (message["content"] for message in json.loads(line)["messages"][:1])
         if gender := heard.get("attributes", {}).get("gender"):
             heard["audio"] = str(folder / "corpus" / "train" / heard["audio"])
             parts = [heard, {"type": "text", "text": "Which digit?"}]
-            prompts.append({"messages": [{"role": "user", "content": parts}], "answer": {"female": "1", "male": "2"}[gender]})
+            prompts.append(
+                {
+                    "messages": [{"role": "user", "content": parts}],
+                    "answer": {"female": "1", "male": "2"}[gender],
+                }
+            )
     rng = np.random.default_rng(0)
     count = {answer: sum(prompt["answer"] == answer for prompt in prompts) for answer in ("1", "2")}
     few = min(count.values())
-    kept = [[prompt for prompt in prompts if prompt["answer"] == answer][:few] for answer in ("1", "2")]
+    kept = [
+        [prompt for prompt in prompts if prompt["answer"] == answer][:few] for answer in ("1", "2")
+    ]
     prompts = [prompt for pair in zip(*kept, strict=True) for prompt in pair]
     write(folder, prompts, [str(digit) for digit in rng.integers(1, 3, len(prompts))])
     return folder

@@ -6,14 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import CheckpointConfig, ConfigError, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    ConfigError,
+    JudgeConfig,
+    LoRAConfig,
+    RewardConfig,
+)
 from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.rl.iteration import Iteration
-from stepaudio_jax.rl.rewards import Rewards
+from stepaudio_jax.rl.iteration import PolicyTrainer
+from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.watch import SampleWriter
-from stepaudio_jax.training.data_check import DataCheck
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.step import FROZEN_LORA
-from stepaudio_jax.training.stopping import InterruptedRunError, StopSignal
+from stepaudio_jax.training.stopping import InterruptedRunError, PreemptionNotice
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -24,8 +30,10 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, prompts):
-    """Parameters and figures of one step, in one batch of rows."""
-    return run_stage(stage_config(tmp_path_factory.mktemp("plain"), prompts, steps=1, data={"rows": 16}))
+    """Parameters and metrics of one step, in one batch of rows."""
+    return run_stage(
+        stage_config(tmp_path_factory.mktemp("plain"), prompts, steps=1, data={"batch_size": 16})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +51,22 @@ def difference(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "temperature", [0.5, pytest.param(0.9, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+    "temperature",
+    [0.5, pytest.param(0.9, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)],
 )
 def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts, temperature):
-    _, (figures,) = run_stage(stage_config(tmp_path, prompts, steps=1, rollout={"temperature": temperature, "prompts": 6}))
-    assert figures["reply_kl"] == 0
-    assert figures["kl"] == 0
-    assert figures["clip_fraction"] == 0
-    assert figures["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of weights that add up to 1
-    assert figures["engine_mismatch"] < 1.001
-    assert 0 < figures["reward"] < 1
-    assert figures["clips_encoded"] == 3  # of six prompts, each answered four times
+    _, (metrics,) = run_stage(
+        stage_config(
+            tmp_path, prompts, steps=1, rollout={"temperature": temperature, "num_prompts": 6}
+        )
+    )
+    assert metrics["reply_kl"] == 0
+    assert metrics["kl"] == 0
+    assert metrics["clip_fraction"] == 0
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of weights that add up to 1
+    assert metrics["sampler_mismatch"] < 1.001
+    assert 0 < metrics["reward"] < 1
+    assert metrics["audio_chunks_encoded"] == 3  # of six prompts, each answered four times
 
 
 def rewarded_by(config, verifier, **optimizer):
@@ -74,10 +87,18 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
     Adam would make a whole step even of that; and weight decay needs no gradient at all.
     """
     config = stage_config(tmp_path, prompts, steps=2, policy={"kl_target": 0.05})
-    after, steps = run_stage(rewarded_by(config, "tests.rl.small_stage:never", eps=1e-8, weight_decay=0.1))
-    assert [figures["reward_std"] for figures in steps] == [0, 0]
-    for name, value in {"gradient_norm": 0, "kl": 0, "reply_kl": 0, "nothing_to_learn": 1, "kl_coefficient": 0.01}.items():
-        assert [figures[name] for figures in steps] == [value, value], name
+    after, steps = run_stage(
+        rewarded_by(config, "tests.rl.small_stage:never", eps=1e-8, weight_decay=0.1)
+    )
+    assert [metrics["reward_std"] for metrics in steps] == [0, 0]
+    for name, value in {
+        "gradient_norm": 0,
+        "kl": 0,
+        "reply_kl": 0,
+        "zero_gradient_steps": 1,
+        "kl_coef": 0.01,
+    }.items():
+        assert [metrics[name] for metrics in steps] == [value, value], name
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, base().parameters)))
     assert "stage 'rlvr' has learnt nothing: none of its 2 steps changed a parameter" in caplog.text
 
@@ -86,15 +107,31 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_momentum_does_not_move_a_policy_that_has_nothing_to_learn(tmp_path, prompts, name):
     """After a step that has left momentum, also where the run was begun again in between."""
-    settings = {"name": name, "eps": 1e-8, "learning_rate": 1e-4, "muon_learning_rate": 1e-3, "weight_decay": 0.1}
-    policy = {"kl_coefficient": 0.0}
-    config = rewarded_by(stage_config(tmp_path, prompts, steps=1, policy=policy), "tests.rl.small_stage:even", **settings)
-    first, (figures,) = run_stage(config)
-    assert figures["nothing_to_learn"] == 0
-    assert not np.array_equal(first["decoder"]["embedding"], base().parameters["decoder"]["embedding"])
-    config = rewarded_by(stage_config(tmp_path, prompts, steps=2, policy=policy), "tests.rl.small_stage:never", **settings)
+    settings = {
+        "name": name,
+        "eps": 1e-8,
+        "learning_rate": 1e-4,
+        "muon_learning_rate": 1e-3,
+        "weight_decay": 0.1,
+    }
+    policy = {"kl_coef": 0.0}
+    config = rewarded_by(
+        stage_config(tmp_path, prompts, steps=1, policy=policy),
+        "tests.rl.small_stage:even",
+        **settings,
+    )
+    first, (metrics,) = run_stage(config)
+    assert metrics["zero_gradient_steps"] == 0
+    assert not np.array_equal(
+        first["decoder"]["embedding"], base().parameters["decoder"]["embedding"]
+    )
+    config = rewarded_by(
+        stage_config(tmp_path, prompts, steps=2, policy=policy),
+        "tests.rl.small_stage:never",
+        **settings,
+    )
     second, lines = run_stage(config)
-    assert [line["nothing_to_learn"] for line in lines] == [0, 1]
+    assert [line["zero_gradient_steps"] for line in lines] == [0, 1]
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, second, first)))
 
 
@@ -102,7 +139,9 @@ def test_a_step_changes_the_policy_and_nothing_frozen(plain):
     after, _ = plain
     before = base().parameters
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["encoder"], before["encoder"])))
-    assert not np.array_equal(after["adaptor"]["down"]["kernel"], before["adaptor"]["down"]["kernel"])
+    assert not np.array_equal(
+        after["adaptor"]["down"]["kernel"], before["adaptor"]["down"]["kernel"]
+    )
     assert not np.array_equal(after["decoder"]["embedding"], before["decoder"]["embedding"])
 
 
@@ -110,35 +149,55 @@ def test_a_step_changes_the_policy_and_nothing_frozen(plain):
 def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=2)
     stage = dataclasses.replace(config.stages[0], trainable=(), lora=LoRAConfig(rank=4))
-    after, figures = run_stage(dataclasses.replace(config, stages=(stage,)))
-    assert [line["kl"] == 0 for line in figures] == [True, False]
-    assert np.array_equal(after["adaptor"]["down"]["kernel"], base().parameters["adaptor"]["down"]["kernel"])
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["decoder"], base().parameters["decoder"])))
+    after, metrics = run_stage(dataclasses.replace(config, stages=(stage,)))
+    assert [line["kl"] == 0 for line in metrics] == [True, False]
+    assert np.array_equal(
+        after["adaptor"]["down"]["kernel"], base().parameters["adaptor"]["down"]["kernel"]
+    )
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(np.array_equal, after["decoder"], base().parameters["decoder"])
+        )
+    )
     assert np.abs(after[FROZEN_LORA]["rlvr"]["mlp"]["up"]["up"]).max() > 0
-    assert all(line["engine_mismatch"] < 1.001 for line in figures)  # the engine has the adapter too: of the second step
+    assert all(
+        line["sampler_mismatch"] < 1.001 for line in metrics
+    )  # the engine has the adapter too: of the second step
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param({"rows": 2}, id="in micro-batches"),
-        pytest.param({"rows": 16, "tokens_per_row": 400, "chunks_per_row": 3}, id="packed", marks=pytest.mark.slow),
+        pytest.param({"batch_size": 2}, id="in micro-batches"),
+        pytest.param(
+            {"batch_size": 16, "seq_len": 400, "audio_chunks_per_seq": 3},
+            id="packed",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
-    after, (figures,) = run_stage(stage_config(tmp_path, prompts, steps=1, data=data))
-    assert figures["reward"] == plain[1][0]["reward"]
-    assert figures["loss"] == pytest.approx(plain[1][0]["loss"], abs=1e-6)
-    assert figures["gradient_norm"] == pytest.approx(plain[1][0]["gradient_norm"], rel=1e-5)
+    after, (metrics,) = run_stage(stage_config(tmp_path, prompts, steps=1, data=data))
+    assert metrics["reward"] == plain[1][0]["reward"]
+    assert metrics["loss"] == pytest.approx(plain[1][0]["loss"], abs=1e-6)
+    assert metrics["gradient_norm"] == pytest.approx(plain[1][0]["gradient_norm"], rel=1e-5)
     assert difference(after, plain[0]) < 1e-4
 
 
 @pytest.mark.slow
 def test_critic_learns_what_a_state_is_worth(tmp_path, prompts):
-    policy = {"baseline": "gae", "kl_in": "reward", "trace_decay": 0.95, "value_clip": None, "value_coefficient": 1.0}
-    after, figures = run_stage(stage_config(tmp_path, prompts, steps=4, policy=policy))
-    assert figures[0]["value_loss"] == pytest.approx(figures[0]["reward_verifier"] / 2, rel=0.5)  # half the squared return
-    assert figures[-1]["value_loss"] < figures[0]["value_loss"]
+    policy = {
+        "advantage_estimator": "gae",
+        "kl_placement": "reward",
+        "gae_lambda": 0.95,
+        "value_clip": None,
+        "value_coef": 1.0,
+    }
+    after, metrics = run_stage(stage_config(tmp_path, prompts, steps=4, policy=policy))
+    assert metrics[0]["value_loss"] == pytest.approx(
+        metrics[0]["reward_verifier"] / 2, rel=0.5
+    )  # half the squared return
+    assert metrics[-1]["value_loss"] < metrics[0]["value_loss"]
     assert set(after) == {"encoder", "adaptor", "decoder"}
 
 
@@ -147,27 +206,30 @@ def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     options = {"policy": {"epochs": 2, "minibatches": 2, "kl_target": 0.05}}
-    whole, figures = run_stage(stage_config(tmp_path / "whole", prompts, steps=3, **options))
+    whole, metrics = run_stage(stage_config(tmp_path / "whole", prompts, steps=3, **options))
     cut = stage_config(tmp_path / "cut", prompts, steps=3, **options)
     run_stage(dataclasses.replace(cut, stages=(dataclasses.replace(cut.stages[0], steps=1),)))
     after, again = run_stage(cut)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
-    timing = {name for name in figures[0] if name.startswith("seconds/")}
+    timing = {name for name in metrics[0] if name.startswith("seconds/")}
     assert [{k: v for k, v in line.items() if k not in timing} for line in again] == [
-        {k: v for k, v in line.items() if k not in timing} for line in figures
+        {k: v for k, v in line.items() if k not in timing} for line in metrics
     ]
 
 
 def test_a_row_that_the_loss_cannot_cut_is_refused(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=1)
-    with pytest.raises(ConfigError, match=r"stage 'rlvr': data.tokens_per_row=160 must be a multiple of compute.loss_chunks=3"):
+    with pytest.raises(
+        ConfigError,
+        match=r"stage 'rlvr': data.seq_len=160 must be a multiple of compute.loss_chunks=3",
+    ):
         dataclasses.replace(config, compute=dataclasses.replace(config.compute, loss_chunks=3))
 
 
 def check_stage(folder, stage):
     """Checks a stage as a run does before it begins."""
     model, tokenizer = base().config, base().tokenizer
-    POLICY_STAGE.check(stage, tokenizer, model, DataCheck(folder / "run", model, tokenizer))
+    POLICY_STAGE.check(stage, tokenizer, model, DataChecker(folder / "run", model, tokenizer))
 
 
 def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
@@ -175,30 +237,43 @@ def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
     rewards = (*stage.rl.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
     stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, rewards=rewards))
     with pytest.raises(
-        ConfigError, match=r"names the sources promts, and no record has them; those of the records are prompts"
+        ConfigError,
+        match=r"names the sources promts, and no record has them; those of the records are prompts",
     ):
         check_stage(tmp_path, stage)
 
 
 def test_sound_that_the_encoder_cannot_hear_is_refused(tmp_path, prompts):
-    stage = stage_config(tmp_path, prompts, steps=1, data={"frames_per_chunk": 10_000}).stages[0]
-    with pytest.raises(ConfigError, match=r"frames_per_chunk=10000 needs more than the encoder's"):
+    stage = stage_config(tmp_path, prompts, steps=1, data={"mel_frames_per_chunk": 10_000}).stages[
+        0
+    ]
+    with pytest.raises(
+        ConfigError, match=r"mel_frames_per_chunk=10000 needs more than the encoder's"
+    ):
         check_stage(tmp_path, stage)
 
 
 @pytest.mark.slow
-def test_a_notice_while_replies_are_written_stops_before_the_step_and_loses_nothing(tmp_path, prompts, monkeypatch):
+def test_a_notice_while_replies_are_written_stops_before_the_step_and_loses_nothing(
+    tmp_path, prompts, monkeypatch
+):
     (tmp_path / "whole").mkdir()
     (tmp_path / "stopped").mkdir()
-    whole, figures = run_stage(stage_config(tmp_path / "whole", prompts, steps=2))
+    whole, metrics = run_stage(stage_config(tmp_path / "whole", prompts, steps=2))
     stopped = stage_config(tmp_path / "stopped", prompts, steps=2)
     with monkeypatch.context() as patched:
-        patched.setattr(StopSignal, "received", lambda signal, step, within=False: step == 2 and within)
-        with pytest.raises(InterruptedRunError, match="stopped at step 1 of stage 'rlvr', and saved"):
+        patched.setattr(
+            PreemptionNotice,
+            "should_stop",
+            lambda signal, step, within_step=False: step == 2 and within_step,
+        )
+        with pytest.raises(
+            InterruptedRunError, match="stopped at step 1 of stage 'rlvr', and saved"
+        ):
             run_stage(dataclasses.replace(stopped, checkpoint=CheckpointConfig(every_steps=0)))
     after, again = run_stage(stopped)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, whole)))
-    assert [line["loss"] for line in again] == [line["loss"] for line in figures]
+    assert [line["loss"] for line in again] == [line["loss"] for line in metrics]
 
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError])
@@ -206,7 +281,7 @@ def test_whatever_ends_a_run_saves_first(tmp_path, prompts, monkeypatch, error):
     def fail(rewards, record):
         raise error("as no one expected")
 
-    monkeypatch.setattr(Rewards, "require", fail)
+    monkeypatch.setattr(RewardFunction, "check_record", fail)
     config = stage_config(tmp_path, prompts, steps=1)
     with pytest.raises(error, match="as no one expected"):
         run_stage(dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=0)))
@@ -215,9 +290,12 @@ def test_whatever_ends_a_run_saves_first(tmp_path, prompts, monkeypatch, error):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "steps_saved"), [("rewards", 1), ("before the update", 1), ("after the update", None), ("samples", 2)]
+    ("where", "steps_saved"),
+    [("rewards", 1), ("before the update", 1), ("after the update", None), ("samples", 2)],
 )
-def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts, three_steps, monkeypatch, where, steps_saved):
+def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(
+    tmp_path, prompts, three_steps, monkeypatch, where, steps_saved
+):
     broken = stage_config(tmp_path, prompts, steps=3)
     calls = []
 
@@ -233,14 +311,20 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts
 
     with monkeypatch.context() as patched:
         if where == "rewards":
-            patched.setattr(Rewards, "__call__", failing(Rewards.__call__))
+            patched.setattr(RewardFunction, "__call__", failing(RewardFunction.__call__))
         elif where == "samples":
             patched.setattr(SampleWriter, "write", failing(SampleWriter.write))
         else:
-            patched.setattr(Iteration, "learn", failing(Iteration.learn, late=where == "after the update"))
+            patched.setattr(
+                PolicyTrainer,
+                "update",
+                failing(PolicyTrainer.update, late=where == "after the update"),
+            )
         with pytest.raises(RuntimeError, match="in the second step"):
             run_stage(dataclasses.replace(broken, checkpoint=CheckpointConfig(every_steps=0)))
-    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints" / "0_rlvr").glob("[0-9]*")]
+    saved = [
+        int(path.name) for path in (tmp_path / "run" / "checkpoints" / "0_rlvr").glob("[0-9]*")
+    ]
     assert saved == ([] if steps_saved is None else [steps_saved])
     after, _ = run_stage(broken)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps)))
@@ -248,7 +332,7 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(tmp_path, prompts
 
 def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
-    judge = JudgeConfig(url="http://localhost:1/v1", model="m", key_variable="NO_SUCH_KEY")
+    judge = JudgeConfig(url="http://localhost:1/v1", model="m", api_key_env="NO_SUCH_KEY")
     stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, judge=judge))
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH_KEY holds no key"):

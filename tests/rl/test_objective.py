@@ -11,12 +11,12 @@ import torch
 from stepaudio_jax.rl.aggregation import token_weights
 from stepaudio_jax.rl.objective import (
     KLController,
-    at,
     kl_estimate,
     kl_loss,
     policy_loss,
-    truncated_importance,
+    truncated_importance_weights,
     value_loss,
+    where_weighted,
 )
 
 TOLERANCE = 1e-6
@@ -48,7 +48,14 @@ def test_policy_loss_equals_the_equation(drawn, low, high, dual_clip):
     expected = -np.minimum(ratio * advantages, np.clip(ratio, 1 - low, 1 + high) * advantages)
     if dual_clip is not None:
         expected = np.where(advantages < 0, np.minimum(expected, -dual_clip * advantages), expected)
-    found = policy_loss(drawn["logprobs"], drawn["old"], drawn["advantages"], clip_low=low, clip_high=high, dual_clip=dual_clip)
+    found = policy_loss(
+        drawn["logprobs"],
+        drawn["old"],
+        drawn["advantages"],
+        clip_low=low,
+        clip_high=high,
+        dual_clip=dual_clip,
+    )
     np.testing.assert_allclose(found.loss, expected, atol=TOLERANCE)
     np.testing.assert_allclose(found.ratio, ratio, rtol=TOLERANCE)
     plain = -ratio * advantages
@@ -60,22 +67,32 @@ def test_temperature_is_one_everywhere_at_step_zero_the_ratio_is_1_and_the_kl_0(
     """Exactly: with equal weights the same numbers go in."""
     logits = jax.random.normal(jax.random.key(0), (5, 11))
     logprobs = jax.nn.log_softmax(logits / temperature)[:, 3]
-    assert (policy_loss(logprobs, logprobs, jnp.ones(5), clip_low=0.2, clip_high=0.2).ratio == 1).all()
+    assert (
+        policy_loss(logprobs, logprobs, jnp.ones(5), clip_low=0.2, clip_high=0.2).ratio == 1
+    ).all()
     for kind in ("k1", "k2", "k3"):
         assert (kl_estimate(logprobs, logprobs, kind) == 0).all()
 
 
 def test_kl_estimates_equal_their_definitions(drawn):
     difference = wide(drawn["logprobs"]) - wide(drawn["reference"])
-    expected = {"k1": difference, "k2": difference**2 / 2, "k3": np.exp(-difference) - 1 + difference}
+    expected = {
+        "k1": difference,
+        "k2": difference**2 / 2,
+        "k3": np.exp(-difference) - 1 + difference,
+    }
     for kind, value in expected.items():
-        np.testing.assert_allclose(kl_estimate(drawn["logprobs"], drawn["reference"], kind), value, atol=5e-6)
+        np.testing.assert_allclose(
+            kl_estimate(drawn["logprobs"], drawn["reference"], kind), value, atol=5e-6
+        )
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
     """Summed over all five outcomes by their probability under who wrote, it is d/d logits of KL(policy || reference)."""
-    logits, reference_logits, old_logits = (jax.random.normal(jax.random.key(seed), (5,)) for seed in range(3))
+    logits, reference_logits, old_logits = (
+        jax.random.normal(jax.random.key(seed), (5,)) for seed in range(3)
+    )
     reference = jax.nn.log_softmax(reference_logits)
 
     def exact(logits):
@@ -87,29 +104,41 @@ def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
         old = jax.nn.log_softmax(old_logits) if off_policy else jax.lax.stop_gradient(logprobs)
         return jnp.sum(jnp.exp(old) * estimate(logprobs, old))
 
-    found = jax.grad(sampled)(logits, lambda logprobs, old: kl_loss(logprobs, reference, old if off_policy else None))
+    found = jax.grad(sampled)(
+        logits, lambda logprobs, old: kl_loss(logprobs, reference, old if off_policy else None)
+    )
     expected = jax.grad(exact)(logits)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     if not off_policy:
         for kind, is_exact in (("k1", False), ("k2", True), ("k3", False)):
-            gradient = jax.grad(sampled)(logits, lambda logprobs, _, kind=kind: kl_estimate(logprobs, reference, kind))
+            gradient = jax.grad(sampled)(
+                logits, lambda logprobs, _, kind=kind: kl_estimate(logprobs, reference, kind)
+            )
             assert np.allclose(gradient, expected, atol=1e-4) == is_exact
         logprobs = jax.nn.log_softmax(logits)
-        np.testing.assert_allclose(kl_loss(logprobs, reference), kl_estimate(logprobs, reference, "k3"), atol=1e-6)
+        np.testing.assert_allclose(
+            kl_loss(logprobs, reference), kl_estimate(logprobs, reference, "k3"), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_the_kl_pulls_a_policy_back_from_beyond_the_clamp(off_policy):
     """Its gradient is that of torch's Huber loss of width 20, in float64; its value is k3 of the clamped difference."""
-    far = np.array([-1e4, -100.0, -25.0, -20.5, -19.5, -1.0, 0.0, 1e-3, 3.0, 19.5, 20.5, 25.0, 100.0, 1e4])
+    far = np.array(
+        [-1e4, -100.0, -25.0, -20.5, -19.5, -1.0, 0.0, 1e-3, 3.0, 19.5, 20.5, 25.0, 100.0, 1e4]
+    )
     reference = np.linspace(-3.0, -0.5, far.size).astype(np.float32)
     logprobs = (reference + far).astype(np.float32)
     old = logprobs - np.float32(0.25)
     found, gradient = jax.value_and_grad(
-        lambda x: jnp.sum(kl_loss(x, jnp.asarray(reference), jnp.asarray(old) if off_policy else None))
+        lambda x: jnp.sum(
+            kl_loss(x, jnp.asarray(reference), jnp.asarray(old) if off_policy else None)
+        )
     )(jnp.asarray(logprobs))
     ours = torch.tensor(wide(logprobs), requires_grad=True)
-    torch.nn.functional.huber_loss(ours, torch.tensor(wide(reference)), delta=20.0, reduction="sum").backward()
+    torch.nn.functional.huber_loss(
+        ours, torch.tensor(wide(reference)), delta=20.0, reduction="sum"
+    ).backward()
     clamped = np.clip(wide(logprobs) - wide(reference), -20, 20)
     weight = np.exp(wide(logprobs) - wide(old)) if off_policy else np.ones(far.size)
     np.testing.assert_allclose(gradient, weight * ours.grad.numpy(), rtol=1e-5, atol=1e-6)
@@ -124,10 +153,14 @@ def test_exponent_is_clamped_and_clamps_are_counted():
     far = jnp.asarray([-100.0, 100.0, 0.5])
     for kind in ("k1", "k2", "k3"):
         assert np.isfinite(kl_estimate(far, jnp.zeros(3), kind)).all()
-    found = policy_loss(far, jnp.zeros(3), jnp.asarray([1.0, -1.0, 1.0]), clip_low=0.2, clip_high=0.2)
+    found = policy_loss(
+        far, jnp.zeros(3), jnp.asarray([1.0, -1.0, 1.0]), clip_low=0.2, clip_high=0.2
+    )
     assert np.isfinite(found.loss).all()
     assert found.clamped.tolist() == [1, 1, 0]
-    gradient = jax.grad(lambda x: policy_loss(x, jnp.zeros(3), jnp.ones(3), clip_low=0.2, clip_high=0.2).loss.sum())(far)
+    gradient = jax.grad(
+        lambda x: policy_loss(x, jnp.zeros(3), jnp.ones(3), clip_low=0.2, clip_high=0.2).loss.sum()
+    )(far)
     assert np.isfinite(gradient).all()
 
 
@@ -163,9 +196,14 @@ def test_aggregation_over_the_global_batch_does_not_depend_on_how_it_is_cut(draw
     """Micro-batches of very different lengths: a mean of their means would be another number."""
     mask = drawn["mask"].copy()
     mask[:3, 5:] = 0
-    weights, total = (np.asarray(x) for x in token_weights(jnp.asarray(mask), jnp.ones(6), aggregation))
+    weights, total = (
+        np.asarray(x) for x in token_weights(jnp.asarray(mask), jnp.ones(6), aggregation)
+    )
     whole = np.sum(weights * drawn["advantages"]) / total
-    parts = [np.sum(weights[rows] * drawn["advantages"][rows]) / total for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    parts = [
+        np.sum(weights[rows] * drawn["advantages"][rows]) / total
+        for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
+    ]
     assert sum(parts) == pytest.approx(whole, abs=TOLERANCE)
 
 
@@ -175,22 +213,35 @@ def test_junk_where_there_is_no_weight_reaches_nothing(drawn, junk):
 
     def loss(logprobs, old, advantages):
         found = policy_loss(
-            at(logprobs, weights), at(old, weights), at(advantages, weights), clip_low=0.2, clip_high=0.2, dual_clip=3.0
+            where_weighted(logprobs, weights),
+            where_weighted(old, weights),
+            where_weighted(advantages, weights),
+            clip_low=0.2,
+            clip_high=0.2,
+            dual_clip=3.0,
         )
         return jnp.sum(found.loss * weights) / total
 
     clean = [drawn["logprobs"], drawn["old"], drawn["advantages"]]
     dirty = [np.where(drawn["mask"] > 0, x, junk).astype(np.float32) for x in clean]
     for ours, theirs in zip(
-        jax.value_and_grad(loss)(*map(jnp.asarray, dirty)), jax.value_and_grad(loss)(*map(jnp.asarray, clean)), strict=True
+        jax.value_and_grad(loss)(*map(jnp.asarray, dirty)),
+        jax.value_and_grad(loss)(*map(jnp.asarray, clean)),
+        strict=True,
     ):
-        np.testing.assert_array_equal(np.where(drawn["mask"] > 0, ours, 0), np.where(drawn["mask"] > 0, theirs, 0))
+        np.testing.assert_array_equal(
+            np.where(drawn["mask"] > 0, ours, 0), np.where(drawn["mask"] > 0, theirs, 0)
+        )
 
 
 def test_the_weight_for_what_another_engine_wrote_is_truncated():
     trainer = jnp.asarray([-1.0, -2.0, -3.0, jnp.nan])
     sampler = jnp.asarray([-1.1, -2.0, -6.0, 0.0])
-    np.testing.assert_allclose(truncated_importance(trainer, sampler, most=2.0)[:3], [np.exp(0.1), 1, 2], rtol=1e-5)
+    np.testing.assert_allclose(
+        truncated_importance_weights(trainer, sampler, max_weight=2.0)[:3],
+        [np.exp(0.1), 1, 2],
+        rtol=1e-5,
+    )
 
 
 def test_the_kl_controller_moves_towards_its_target_and_no_faster_than_a_fifth():
@@ -210,7 +261,7 @@ def test_a_coefficient_that_an_earlier_version_made_negative_is_not_taken_up(cap
     assert controller.coefficient == 0.003
     controller.restore(-0.006)
     assert controller.coefficient == 0.003
-    assert "kl_coefficient=-0.006 of the checkpoint is negative" in caplog.text
+    assert "kl_coef=-0.006 of the checkpoint is negative" in caplog.text
 
 
 @pytest.mark.parametrize("samples", [1, 63, 64, 65, 512, 100_000])
@@ -223,6 +274,8 @@ def test_the_kl_controller_follows_its_equation_and_stays_positive(samples, kl):
         controller.update(kl, samples)
         expected *= 1 + np.clip(np.float64(kl) / 0.05 - 1, -0.2, 0.2) * min(samples, 64) / 64
         assert controller.coefficient == pytest.approx(expected, rel=1e-12)
-        assert 0 < 0.8 * before <= controller.coefficient * (1 + 1e-12) <= 1.2 * before * (1 + 2e-12)
+        assert (
+            0 < 0.8 * before <= controller.coefficient * (1 + 1e-12) <= 1.2 * before * (1 + 2e-12)
+        )
     controller.update(math.nan, samples)
     assert controller.coefficient == pytest.approx(expected, rel=1e-12)

@@ -9,13 +9,13 @@ from flax import nnx
 from stepaudio_jax.config import DataConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.models import abstract_model
-from stepaudio_jax.rl.layout import Layout
-from stepaudio_jax.rl.passes import token_statistics
+from stepaudio_jax.rl.layout import PackedRollouts
+from stepaudio_jax.rl.passes import token_logprobs
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import ParsedReply
 from tests.rl.small_stage import FLOAT32, base
 
-DATA = DataConfig(rows=2, tokens_per_row=120, chunks_per_row=2, frames_per_chunk=80)
+DATA = DataConfig(batch_size=2, seq_len=120, audio_chunks_per_seq=2, mel_frames_per_chunk=80)
 OUTPUTS = 10  # of a chunk of 80 frames
 
 
@@ -33,9 +33,9 @@ def rollouts() -> list[Rollout]:
                     prompt_tokens=prompt_tokens,
                     is_audio=(np.arange(prompt) >= 2) & (np.arange(prompt) < 2 + sum(chunk_tokens)),
                     chunk_tokens=chunk_tokens,
-                    reply=rng.integers(0, 256, reply).astype(np.int32),
+                    completion_tokens=rng.integers(0, 256, reply).astype(np.int32),
                     sampler_logprobs=np.zeros(reply, np.float32),
-                    written=ParsedReply("", ""),
+                    parsed=ParsedReply("", ""),
                     truncated=False,
                 )
             )
@@ -44,34 +44,47 @@ def rollouts() -> list[Rollout]:
 
 def test_a_shared_prompt_gives_what_prompts_apart_give():
     written, model = rollouts(), base()
-    features = np.random.default_rng(1).normal(size=(2, 2 * OUTPUTS, model.config.encoder.hidden)).astype(np.float32)
+    features = (
+        np.random.default_rng(1)
+        .normal(size=(2, 2 * OUTPUTS, model.config.encoder.hidden))
+        .astype(np.float32)
+    )
     module = nnx.merge(abstract_model(model.config, FLOAT32)[0], model.parameters)
     found = {}
     for shared in (True, False):
-        layout = Layout(written, DATA, shared=shared)
+        layout = PackedRollouts(written, DATA, shared=shared)
         batch = layout.batch([features, np.zeros((0, 0, 0), np.float32)], pad_token=0)
-        logprobs, entropy, _ = jax.jit(lambda batch: token_statistics(module, batch, 0.7))(batch)
-        found[shared] = [np.concatenate(layout.gather(np.asarray(values))) for values in (logprobs, entropy)]
+        logprobs, entropy, _ = jax.jit(lambda batch: token_logprobs(module, batch, 0.7))(batch)
+        found[shared] = [
+            np.concatenate(layout.gather(np.asarray(values))) for values in (logprobs, entropy)
+        ]
     for ours, theirs in zip(found[True], found[False], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
     # What a reply says depends on its prompt's sound: another one changes it.
-    layout = Layout(written, DATA, shared=True)
+    layout = PackedRollouts(written, DATA, shared=True)
     batch = layout.batch([-features, np.zeros((0, 0, 0), np.float32)], pad_token=0)
-    logprobs, _, _ = jax.jit(lambda batch: token_statistics(module, batch, 0.7))(batch)
+    logprobs, _, _ = jax.jit(lambda batch: token_logprobs(module, batch, 0.7))(batch)
     assert np.abs(np.concatenate(layout.gather(np.asarray(logprobs))) - found[True][0]).max() > 0.1
 
 
 def test_one_reply_does_not_see_another():
     written, model = rollouts(), base()
     module = nnx.merge(abstract_model(model.config, FLOAT32)[0], model.parameters)
-    features = [np.zeros((2, 2 * OUTPUTS, model.config.encoder.hidden), np.float32), np.zeros((0, 0, 0), np.float32)]
+    features = [
+        np.zeros((2, 2 * OUTPUTS, model.config.encoder.hidden), np.float32),
+        np.zeros((0, 0, 0), np.float32),
+    ]
 
-    def pass_over(written: list[Rollout]) -> list[np.ndarray]:
-        layout = Layout(written, DATA, shared=True)
-        logprobs, _, _ = jax.jit(lambda batch: token_statistics(module, batch, 1.0))(layout.batch(features, pad_token=0))
+    def pass_over(parsed: list[Rollout]) -> list[np.ndarray]:
+        layout = PackedRollouts(written, DATA, shared=True)
+        logprobs, _, _ = jax.jit(lambda batch: token_logprobs(module, batch, 1.0))(
+            layout.batch(features, pad_token=0)
+        )
         return layout.gather(np.asarray(logprobs))
 
-    other = dataclasses.replace(written[0], reply=written[0].reply[::-1] + 1)
+    other = dataclasses.replace(
+        written[0], completion_tokens=written[0].completion_tokens[::-1] + 1
+    )
     before, after = pass_over(written), pass_over([other, *written[1:]])
     assert np.abs(before[0] - after[0]).max() > 0.1
     for ours, theirs in zip(before[1:], after[1:], strict=True):

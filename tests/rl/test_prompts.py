@@ -16,8 +16,16 @@ COUNT, STEPS = 4, 3
 
 
 def stream(path, **settings):
-    data = DataConfig(sources=(SourceConfig(path=str(path)),), rows=1, tokens_per_row=160, chunks_per_row=1, **settings)
-    return PromptStream(data, base().tokenizer, base().config, seed=3, new_tokens=8, validate=lambda record: None)
+    data = DataConfig(
+        sources=(SourceConfig(path=str(path)),),
+        batch_size=1,
+        seq_len=160,
+        audio_chunks_per_seq=1,
+        **settings,
+    )
+    return PromptStream(
+        data, base().tokenizer, base().config, seed=3, new_tokens=8, validate=lambda record: None
+    )
 
 
 @pytest.fixture
@@ -26,7 +34,7 @@ def path(tmp_path):
 
 
 def asked(prompts):
-    return [[one.record.id for one in prompts.of_step(step, COUNT)] for step in range(STEPS)]
+    return [[one.record.id for one in prompts.examples_at(step, COUNT)] for step in range(STEPS)]
 
 
 def test_a_record_that_cannot_be_used_ends_the_run_or_is_stood_in_for(path):
@@ -35,18 +43,18 @@ def test_a_record_that_cannot_be_used_ends_the_run_or_is_stood_in_for(path):
     with pytest.raises(DataError, match=r"prompts.jsonl:2: .*1.wav"):
         asked(stream(path))
     skipping = stream(path, on_bad_audio="skip")
-    expected = [["p2" if name == "p1" else name for name in of_step] for of_step in whole]
+    expected = [["p2" if name == "p1" else name for name in examples_at] for examples_at in whole]
     assert asked(skipping) == expected != whole
-    assert sum(one.skipped for step in range(STEPS) for one in skipping.of_step(step, COUNT)) == sum(
-        of_step.count("p1") for of_step in whole
-    )
+    assert sum(
+        one.skipped for step in range(STEPS) for one in skipping.examples_at(step, COUNT)
+    ) == sum(examples_at.count("p1") for examples_at in whole)
 
 
 def test_one_that_is_too_long_is_skipped_where_that_is_asked_for(path):
-    with pytest.raises(DataError, match=r"frames_per_chunk=.*, and it is 70"):
-        asked(stream(path, frames_per_chunk=70))
-    found = asked(stream(path, frames_per_chunk=70, on_too_long="skip"))
-    assert {name for of_step in found for name in of_step} == {"p0", "p1", "p2", "p3", "p4"}
+    with pytest.raises(DataError, match=r"mel_frames_per_chunk=.*, and it is 70"):
+        asked(stream(path, mel_frames_per_chunk=70))
+    found = asked(stream(path, mel_frames_per_chunk=70, on_too_long="skip"))
+    assert {name for examples_at in found for name in examples_at} == {"p0", "p1", "p2", "p3", "p4"}
 
 
 def test_where_none_can_be_used_the_run_ends(path):
@@ -66,11 +74,11 @@ def test_a_policy_hears_the_first_channel_or_the_mean(tmp_path):
     turn = {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}
     path.write_text(json.dumps({"messages": [turn]}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"prompts.jsonl:1: audio .*set data\.channel=mix"):
-        stream(path).of_step(0, 1)
-    (asked_of,) = stream(path, channel="mix").of_step(0, 1)
+        stream(path).examples_at(0, 1)
+    (asked_of,) = stream(path, channel="mix").examples_at(0, 1)
     np.testing.assert_array_equal(asked_of.prompt.chunks[0], log_mel(channels[1] / 2))
     silent = AugmentationConfig(silence_probability=1.0)
-    (silenced,) = stream(path, channel="mix", augmentation=silent).of_step(0, 1)
+    (silenced,) = stream(path, channel="mix", augmentation=silent).examples_at(0, 1)
     assert silenced.prompt.length == asked_of.prompt.length
     assert (silenced.prompt.chunks[0] == silenced.prompt.chunks[0][0, 0]).all()
 
@@ -84,7 +92,9 @@ def test_past_reasoning_stays_where_the_policy_was_trained_so(tmp_path):
     ]
     path.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     without, kept = (
-        base().tokenizer.decode(stream(path, history_reasoning=kept).of_step(0, 1)[0].prompt.tokens.tolist())
+        base().tokenizer.decode(
+            stream(path, history_reasoning=kept).examples_at(0, 1)[0].prompt.tokens.tolist()
+        )
         for kept in (False, True)
     )
     assert "pondering" in kept

@@ -8,15 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import ConfigError, JudgeConfig, PolicyConfig, RewardConfig, RLConfig, RolloutConfig
+from stepaudio_jax.config import (
+    ConfigError,
+    JudgeConfig,
+    PolicyConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+)
 from stepaudio_jax.data import Criterion, DataError, Record
 from stepaudio_jax.generation import Completion, Prompt
-from stepaudio_jax.generation.writing import End
+from stepaudio_jax.generation.writing import StopToken
 from stepaudio_jax.rl.judge import Judge, JudgeAnswer
 from stepaudio_jax.rl.judge_prompt import JudgePrompt
-from stepaudio_jax.rl.learning import Passed, loss_weights, token_advantages
-from stepaudio_jax.rl.rewards import Reward, Rewards
-from stepaudio_jax.rl.rollouts import Rollout, _rollout
+from stepaudio_jax.rl.learning import PolicyLogprobs, compute_advantages, compute_loss_weights
+from stepaudio_jax.rl.rewards import Reward, RewardFunction
+from stepaudio_jax.rl.rollouts import Rollout, _make_rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
 from tests.generation.small_model import BYTES
 from tests.rl.judge_server import replies_and_code
@@ -27,13 +34,22 @@ HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
 def rollout(reply="7", *, group=0, tokens=4, reasoning="so", problems=(), **record):
     return Rollout(
         group=group,
-        record=Record(**{"id": "r", "messages": HELLO, "source": "s", "origin": "file:1", "answer": "7", **record}),
+        record=Record(
+            **{
+                "id": "r",
+                "messages": HELLO,
+                "source": "s",
+                "origin": "file:1",
+                "answer": "7",
+                **record,
+            }
+        ),
         prompt_tokens=np.zeros(3, np.int32),
         is_audio=np.zeros(3, bool),
         chunk_tokens=(),
-        reply=np.zeros(tokens, np.int32),
+        completion_tokens=np.zeros(tokens, np.int32),
         sampler_logprobs=np.zeros(tokens, np.float32),
-        written=ParsedReply(reasoning, reply, problems),
+        parsed=ParsedReply(reasoning, reply, problems),
         truncated=False,
     )
 
@@ -43,15 +59,22 @@ def longer_is_better(question):
     first, second, code = replies_and_code(question)
     if "abstain" in question:
         return JudgeAnswer("no")
-    comparison = "both are equal" if len(first) == len(second) else f"{'a' if len(first) > len(second) else 'b'} is better"
+    comparison = (
+        "both are equal"
+        if len(first) == len(second)
+        else f"{'a' if len(first) > len(second) else 'b'} is better"
+    )
     verdict = {"comparison": comparison, "code": code}
     if "Say besides" in question:
-        verdict["criteria"] = [{"a": "kind" in first, "b": "kind" in second}, {"a": "rude" in first, "b": "rude" in second}]
+        verdict["criteria"] = [
+            {"a": "kind" in first, "b": "kind" in second},
+            {"a": "rude" in first, "b": "rude" in second},
+        ]
     return JudgeAnswer(json.dumps(verdict))
 
 
 def judge():
-    return Judge("longer", longer_is_better, JudgePrompt(), most_abstentions=1.0)
+    return Judge("longer", longer_is_better, JudgePrompt(), max_abstention_rate=1.0)
 
 
 JUDGED = JudgeConfig(url="http://localhost/v1", model="m")
@@ -59,18 +82,28 @@ JUDGED = JudgeConfig(url="http://localhost/v1", model="m")
 
 def test_a_loop_that_was_ended_early_is_worth_what_a_reply_cut_at_its_limit_is():
     """The engine ends it after 4 of 10 tokens; falling into a loop must not save the overlong penalty."""
-    reward = RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_free=5)
-    rewards = Rewards(RLConfig(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None)
+    reward = RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=5)
+    rewards = RewardFunction(
+        RLConfig(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None
+    )
     prompt = Prompt(np.array([1], np.int32), *[np.zeros(1, bool)] * 2, (), ())
     made = {}
     for reason, tokens in (("repetition", 4), ("length", 10), ("stop", 4)):
-        end = End(BYTES.special.eot, -0.1, -0.1) if reason == "stop" else None
+        end = StopToken(BYTES.special.eot, -0.1, -0.1) if reason == "stop" else None
         completion = Completion(
-            tuple(BYTES.encode("a\n</think>\na" * 9))[:tokens], (-1.0,) * tokens, (-1.0,) * tokens, reason, end
+            tuple(BYTES.encode("a\n</think>\na" * 9))[:tokens],
+            (-1.0,) * tokens,
+            (-1.0,) * tokens,
+            reason,
+            end,
         )
-        made[reason] = _rollout(0, rollout().record, prompt, completion, BYTES)
-    assert [made[reason].truncated for reason in ("repetition", "length", "stop")] == [True, True, False]
-    assert "not_ended" in made["repetition"].written.problems
+        made[reason] = _make_rollout(0, rollout().record, prompt, completion, BYTES)
+    assert [made[reason].truncated for reason in ("repetition", "length", "stop")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "not_ended" in made["repetition"].parsed.problems
     loop, cut, ended = rewards(list(made.values()))
     assert (loop.value, cut.value, ended.parts["overlong"]) == (-1, -1, 0)
 
@@ -85,12 +118,12 @@ def test_parts_add_up_with_their_weights():
                 format_weight=0.2,
                 judge_weight=0.5,
                 overlong_weight=0.1,
-                overlong_free=2,
+                overlong_penalty_start=2,
             ),
         ),
         judge=JUDGED,
     )
-    rewards = Rewards(config, judge())
+    rewards = RewardFunction(config, judge())
     good, wrong, bad = rewards(
         [
             rollout("it is 7", tokens=6, reference_reply="7"),
@@ -101,14 +134,18 @@ def test_parts_add_up_with_their_weights():
     assert good.value == pytest.approx(0.8 + 0.2 + 0.5 * 2 / 3 - 0.1 * 4 / 8)
     assert wrong.value == pytest.approx(0.2 - 0.5 * 2 / 3 - 0.1 * 2 / 8)
     assert bad.value == pytest.approx(0.8 - 0.1 * 2 / 8)
-    assert (good.right, wrong.right) == (True, False)
-    assert good.parts == pytest.approx({"verifier": 1, "format": 1, "overlong": -0.5, "preference": 2 / 3, "flips": 0})
+    assert (good.is_correct, wrong.is_correct) == (True, False)
+    assert good.parts == pytest.approx(
+        {"verifier": 1, "format": 1, "overlong": -0.5, "preference": 2 / 3, "flips": 0}
+    )
 
 
 def test_a_rubric_takes_the_place_of_preference():
     rubric = (Criterion("kind", 5.0), Criterion("rude", -3.0))
     config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
-    (reward,) = Rewards(config, judge())([rollout("kind and rude", reference_reply="rude", rubric=rubric)])
+    (reward,) = RewardFunction(config, judge())(
+        [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
+    )
     assert reward.value == pytest.approx((5 - 3) / 5 - (-3 / 5))
     assert reward.parts["rubric_score"] == pytest.approx(0.4)
 
@@ -118,40 +155,56 @@ def test_a_rubric_whose_weights_cannot_be_added_is_an_error():
     rubric = (Criterion("kind", 1.5e308), Criterion("rude", 1.5e308))
     config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
     with pytest.raises(DataError, match=r"file:1: the reward of a reply is nan, .*'rubric'"):
-        Rewards(config, judge())([rollout("kind and rude", reference_reply="rude", rubric=rubric)])
+        RewardFunction(config, judge())(
+            [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
+        )
 
 
 def test_without_a_verdict_there_is_no_reward():
     config = RLConfig(rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED)
-    none, some = Rewards(config, judge())([rollout("abstain", reference_reply="x"), rollout("xx", reference_reply="x")])
+    none, some = RewardFunction(config, judge())(
+        [rollout("abstain", reference_reply="x"), rollout("xx", reference_reply="x")]
+    )
     assert none.value is None
     assert some.value == pytest.approx(1 + 2 / 3)
 
 
 def test_each_source_has_its_reward():
     config = RLConfig(
-        rewards=(RewardConfig(format_weight=1.0), RewardConfig(sources=("sums",), verifier="number", verifier_weight=2.0))
+        rewards=(
+            RewardConfig(format_weight=1.0),
+            RewardConfig(sources=("sums",), verifier="number", verifier_weight=2.0),
+        )
     )
-    first, second = Rewards(config, None)([rollout("8"), rollout("7", source="sums")])
+    first, second = RewardFunction(config, None)([rollout("8"), rollout("7", source="sums")])
     assert (first.value, second.value) == (1.0, 2.0)
     with pytest.raises(ConfigError, match="no reward is for the source 's'"):
-        RLConfig(rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)).reward_of("s")
+        RLConfig(rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)).reward_for_source(
+            "s"
+        )
     with pytest.raises(ConfigError, match="sums have more than one"):
         RLConfig(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
 
 
 def test_a_record_without_what_its_reward_needs_is_named():
-    rewards = Rewards(RLConfig(rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED), judge())
+    rewards = RewardFunction(
+        RLConfig(rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED),
+        judge(),
+    )
     with pytest.raises(DataError, match=r"file:1: .* has no 'answer'"):
-        rewards.require(rollout(answer=None).record)
+        rewards.check_record(rollout(answer=None).record)
     with pytest.raises(DataError, match=r"file:1: .* has no 'reference_reply'"):
-        rewards.require(rollout().record)
-    rewards.require(rollout(reference_reply="x").record)
-    with pytest.raises(DataError, match=r"file:1: its rubric has no criterion of a positive weight"):
-        rewards.require(rollout(reference_reply="x", rubric=(Criterion("rude", -1.0),)).record)
-    numbers = Rewards(RLConfig(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None)
+        rewards.check_record(rollout().record)
+    rewards.check_record(rollout(reference_reply="x").record)
+    with pytest.raises(
+        DataError, match=r"file:1: its rubric has no criterion of a positive weight"
+    ):
+        rewards.check_record(rollout(reference_reply="x", rubric=(Criterion("rude", -1.0),)).record)
+    numbers = RewardFunction(
+        RLConfig(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None
+    )
     with pytest.raises(DataError, match=r"file:1: the answer 'seven' must have one number"):
-        numbers.require(rollout(answer="seven").record)
+        numbers.check_record(rollout(answer="seven").record)
 
 
 def mine(reply, answer):
@@ -173,7 +226,7 @@ def returned(value):
 def rewards_by(monkeypatch, verifier):
     monkeypatch.setattr("tests.rl.test_rewards.mine", verifier)
     reward = RewardConfig(verifier="tests.rl.test_rewards:mine", verifier_weight=2.0)
-    return Rewards(RLConfig(rewards=(reward,)), None)
+    return RewardFunction(RLConfig(rewards=(reward,)), None)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +234,16 @@ def rewards_by(monkeypatch, verifier):
     [
         *((value, 1.0) for value in (True, 1, np.True_, np.int64(1), np.float32(1), 1 + 1e-9)),
         *((value, 0.0) for value in (False, 0, -0.0, np.False_, -1e-9)),
-        *((value, 0.75) for value in (0.75, np.float16(0.75), np.array(0.75), jnp.float32(0.75), Fraction(3, 4))),
+        *(
+            (value, 0.75)
+            for value in (0.75, np.float16(0.75), np.array(0.75), jnp.float32(0.75), Fraction(3, 4))
+        ),
     ],
     ids=repr,
 )
 def test_a_verifier_may_return_any_number_from_0_to_1(monkeypatch, value, score):
     (reward,) = rewards_by(monkeypatch, returned(value))([rollout("so be it")])
-    assert (reward.value, reward.right) == (2 * score, score == 1)
+    assert (reward.value, reward.is_correct) == (2 * score, score == 1)
     assert type(reward.parts["verifier"]) is float
 
 
@@ -195,7 +251,22 @@ def test_a_verifier_may_return_any_number_from_0_to_1(monkeypatch, value, score)
     "value",
     [
         *(math.nan, math.inf, -math.inf, np.float32("nan"), np.array(np.nan), jnp.float32(np.inf)),
-        *(None, "1", "", [1.0], (0.5,), {}, 1.5, -1, 2, np.ones(1), np.array([0.5, 1]), 1j, np.array("1"), Record),
+        *(
+            None,
+            "1",
+            "",
+            [1.0],
+            (0.5,),
+            {},
+            1.5,
+            -1,
+            2,
+            np.ones(1),
+            np.array([0.5, 1]),
+            1j,
+            np.array("1"),
+            Record,
+        ),
     ],
     ids=repr,
 )
@@ -203,59 +274,87 @@ def test_what_a_verifier_returns_that_is_no_score_is_an_error_that_names_it(monk
     """And not a reward: a NaN would poison the whole step."""
     with pytest.raises(DataError) as error:
         rewards_by(monkeypatch, returned(value))([rollout("so be it", origin="talk.jsonl:7")])
-    assert str(error.value).startswith("talk.jsonl:7: verifier='tests.rl.test_rewards:mine' on the reply 'so be it' returned ")
+    assert str(error.value).startswith(
+        "talk.jsonl:7: verifier='tests.rl.test_rewards:mine' on the reply 'so be it' returned "
+    )
     assert str(error.value).endswith("; it must return True or False, or a number from 0 to 1")
 
 
 def test_a_verifier_that_fails_is_an_error_that_names_it_and_its_line(monkeypatch):
-    message = (
-        r"^file:1: verifier='tests.rl.test_rewards:mine' on the reply '7' raised KeyError: 'unit' \(.*test_rewards.py:\d+\)$"
-    )
+    message = r"^file:1: verifier='tests.rl.test_rewards:mine' on the reply '7' raised KeyError: 'unit' \(.*test_rewards.py:\d+\)$"
     with pytest.raises(DataError, match=message):
         rewards_by(monkeypatch, returned(KeyError("unit")))([rollout()])
-    with pytest.raises(DataError, match=r"raised TypeError: .*takes 1 positional argument but 2 were given$"):
+    with pytest.raises(
+        DataError, match=r"raised TypeError: .*takes 1 positional argument but 2 were given$"
+    ):
         rewards_by(monkeypatch, lambda reply: True)([rollout()])
     with pytest.raises(DataError, match=r"on the reply 'x{60}\.\.' returned '[^ ]{,40}'; it must"):
         rewards_by(monkeypatch, returned("y" * 300_000))([rollout("x" * 300_000)])
 
 
 def passed(rollouts, old=0.0, reference=0.0, values=0.0):
-    return Passed(*([np.full(len(one.reply), value, np.float32) for one in rollouts] for value in (old, reference, values)))
+    return PolicyLogprobs(
+        *(
+            [np.full(len(one.completion_tokens), value, np.float32) for one in rollouts]
+            for value in (old, reference, values)
+        )
+    )
 
 
 def test_prompts_that_are_too_hard_or_too_easy_are_left_out():
     rollouts = [rollout(group=group) for group in range(3) for _ in range(4)]
     right = [0, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1]
     rewards = [Reward(float(one), {}, bool(one)) for one in right]
-    found = token_advantages(rollouts, rewards, passed(rollouts), PolicyConfig(keep_right=(1, 3)), beta=0)
+    found = compute_advantages(
+        rollouts, rewards, passed(rollouts), PolicyConfig(num_correct_range=(1, 3)), beta=0
+    )
     assert found.valid.tolist() == [False] * 4 + [True] * 4 + [False] * 4
-    weights = loss_weights(rollouts, found.valid, PolicyConfig())
-    assert [float(weight.sum()) for weight in weights] == pytest.approx([0] * 4 + [0.25] * 4 + [0] * 4)
+    weights = compute_loss_weights(rollouts, found.valid, PolicyConfig())
+    assert [float(weight.sum()) for weight in weights] == pytest.approx(
+        [0] * 4 + [0.25] * 4 + [0] * 4
+    )
 
 
 def test_prompts_without_a_verifier_are_neither_too_hard_nor_too_easy():
     rollouts = [rollout(group=group) for group in range(2) for _ in range(2)]
     rewards = [Reward(0.0, {}, False), Reward(0.0, {}, False), Reward(0.5, {}), Reward(None, {})]
-    found = token_advantages(rollouts, rewards, passed(rollouts), PolicyConfig(keep_right=(1, 2)), beta=0)
+    found = compute_advantages(
+        rollouts, rewards, passed(rollouts), PolicyConfig(num_correct_range=(1, 2)), beta=0
+    )
     assert found.valid.tolist() == [False, False, True, False]
 
 
 def test_settings_that_could_not_work_are_told():
-    with pytest.raises(ConfigError, match=r"overlong_free=10 must lie between 0 and rollout.max_new_tokens=10"):
+    with pytest.raises(
+        ConfigError,
+        match=r"overlong_penalty_start=10 must lie between 0 and rollout.max_new_tokens=10",
+    ):
         RLConfig(
             rollout=RolloutConfig(max_new_tokens=10),
-            rewards=(RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_free=10),),
+            rewards=(
+                RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=10),
+            ),
         )
     with pytest.raises(ConfigError, match="counts right replies, and no reward has a verifier"):
-        RLConfig(rewards=(RewardConfig(format_weight=1.0),), policy=PolicyConfig(keep_right=(1, 2)))
+        RLConfig(
+            rewards=(RewardConfig(format_weight=1.0),),
+            policy=PolicyConfig(num_correct_range=(1, 2)),
+        )
     with pytest.raises(ConfigError, match="must begin with http"):
         JudgeConfig(url="localhost:8000/v1", model="m")
 
 
 def test_advantages_compare_the_replies_to_one_prompt():
-    rollouts = [rollout(group=0, tokens=2), rollout(group=0, tokens=5), rollout(group=0, tokens=1), rollout(group=1)]
+    rollouts = [
+        rollout(group=0, tokens=2),
+        rollout(group=0, tokens=5),
+        rollout(group=0, tokens=1),
+        rollout(group=1),
+    ]
     rewards = [Reward(1.0, {}), Reward(0.0, {}), Reward(None, {}), Reward(5.0, {})]
-    found = token_advantages(rollouts, rewards, passed(rollouts), PolicyConfig(baseline="rloo"), beta=0)
+    found = compute_advantages(
+        rollouts, rewards, passed(rollouts), PolicyConfig(advantage_estimator="rloo"), beta=0
+    )
     expected = [np.full(2, 1.0), np.full(5, -1.0), np.zeros(1), np.zeros(4)]
     for ours, theirs in zip(found.advantages, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -264,8 +363,10 @@ def test_advantages_compare_the_replies_to_one_prompt():
 def test_kl_in_the_reward_is_k1_of_every_token():
     rollouts = [rollout(group=0, tokens=2), rollout(group=0, tokens=5)]
     rewards = [Reward(1.0, {}), Reward(1.0, {})]
-    config = PolicyConfig(baseline="rloo", kl_in="reward")
-    found = token_advantages(rollouts, rewards, passed(rollouts, old=-1.0, reference=-1.5), config, beta=0.1)
+    config = PolicyConfig(advantage_estimator="rloo", kl_placement="reward")
+    found = compute_advantages(
+        rollouts, rewards, passed(rollouts, old=-1.0, reference=-1.5), config, beta=0.1
+    )
     difference = -0.1 * 0.5 * (2 - 5)
     np.testing.assert_allclose(found.advantages[0], difference, rtol=1e-5)
     np.testing.assert_allclose(found.advantages[1], -difference, rtol=1e-5)

@@ -19,7 +19,9 @@ def test_every_level_is_read_and_the_scale_is_symmetric(levels):
     assert list(scale.values()) == list(range(levels // 2, -(levels // 2) - 1, -1))
     for text, level in scale.items():
         assert parse_verdict(said(text), levels=levels) == Verdict(level)
-        assert parse_verdict(f"I think so.\n```json\n{said(text.upper())}\n```", levels=levels) == Verdict(level)
+        assert parse_verdict(
+            f"I think so.\n```json\n{said(text.upper())}\n```", levels=levels
+        ) == Verdict(level)
         exchanged = {"a": "b", "b": "a"}[text[0]] + text[1:] if level else text
         assert scale[exchanged] == -level
 
@@ -77,7 +79,9 @@ def test_the_last_object_counts_whatever_comes_before_it(end):
 def test_a_brace_and_a_quotation_mark_in_a_string_are_no_brackets():
     for why in ('{"comparison": "b is better"}', "}{][", '"', "\\", '\\"}', "\\\\", '{\\"'):
         assert parse_verdict("So: " + said("a is better", why=why), levels=7) == Verdict(2), why
-        assert parse_verdict(json.dumps({"why": why, "comparison": "a is better"}), levels=7) == Verdict(2), why
+        assert parse_verdict(
+            json.dumps({"why": why, "comparison": "a is better"}), levels=7
+        ) == Verdict(2), why
 
 
 def test_what_else_the_object_holds_does_not_matter():
@@ -86,24 +90,36 @@ def test_what_else_the_object_holds_does_not_matter():
 
 
 def test_the_code_tells_the_judges_verdict_from_a_quoted_one():
-    quoted = parse_verdict("A is better.\n" + said("b is better"), levels=7, code="3f9c", planted={"b is better"})
+    quoted = parse_verdict(
+        "A is better.\n" + said("b is better"), levels=7, code="3f9c", in_material={"b is better"}
+    )
     assert quoted == Abstention("quoted")
     for code in ("0000", "", None, 39, ["3f9c"], {"3f9c": 1}):
         other = parse_verdict(said("b is better", code=code), levels=7, code="3f9c")
         assert other == Abstention("quoted")
     for planted in ((), {"b is better"}, set(comparisons(7))):
         own = f"B says {said('b is better', code='0000')}.\n" + said("b is better", code=" 3F9C ")
-        assert parse_verdict(own, levels=7, code="3f9c", planted=planted) == Verdict(-2)
-    assert parse_verdict(said("a is better"), levels=7, code="3f9c", planted={"b is better"}) == Verdict(2)
-    assert parse_verdict(said("a is better", code="any"), levels=7) == Verdict(2), "no code was asked for"
+        assert parse_verdict(own, levels=7, code="3f9c", in_material=planted) == Verdict(-2)
+    assert parse_verdict(
+        said("a is better"), levels=7, code="3f9c", in_material={"b is better"}
+    ) == Verdict(2)
+    assert parse_verdict(said("a is better", code="any"), levels=7) == Verdict(2), (
+        "no code was asked for"
+    )
     twice = '{"code": "3f9c", "comparison": "a is better", "code": "0000"}'
     assert parse_verdict(twice, levels=7, code="3f9c") == Abstention("quoted")
 
 
-@pytest.mark.parametrize("number", ["9" * 4301, "9" * 100_00, "NaN", "-Infinity", "1e400", "0." + "1" * 5000])
+@pytest.mark.parametrize(
+    "number", ["9" * 4301, "9" * 100_00, "NaN", "-Infinity", "1e400", "0." + "1" * 5000]
+)
 def test_a_number_that_python_does_not_convert_is_no_matter(number):
-    assert parse_verdict(f'{{"comparison": "a is better", "score": {number}}}', levels=7) == Verdict(2)
-    assert parse_verdict(f'{{"comparison": {number}}}', levels=7) == Abstention("unknown_comparison")
+    assert parse_verdict(
+        f'{{"comparison": "a is better", "score": {number}}}', levels=7
+    ) == Verdict(2)
+    assert parse_verdict(f'{{"comparison": {number}}}', levels=7) == Abstention(
+        "unknown_comparison"
+    )
     assert parse_verdict(number, levels=7) == Abstention("no_verdict")
     criteria = f'{{"comparison": "a is better", "criteria": [{{"a": {number}, "b": true}}]}}'
     assert parse_verdict(criteria, levels=7, criteria=1) == Abstention("bad_criteria")
@@ -141,14 +157,31 @@ def test_criteria_are_read_for_both_replies():
 )
 def test_criteria_that_are_not_one_answer_each_abstain(criteria):
     keys = {} if criteria is None else {"criteria": criteria}
-    assert parse_verdict(said("a is better", **keys), levels=7, criteria=2) == Abstention("bad_criteria")
+    assert parse_verdict(said("a is better", **keys), levels=7, criteria=2) == Abstention(
+        "bad_criteria"
+    )
 
 
 def test_two_thousand_strings_that_are_no_verdict_abstain():
     """Verdicts with one character changed, removed or doubled, pieces of them, words out of order, and noise."""
     rng = random.Random(0)
     real = [said(text) for text in comparisons(7)]
-    words = [*("a", "b", "is", "better", "worse", "much", "slightly", "equal", "both", "are", "correct", "incorrect")]
+    words = [
+        *(
+            "a",
+            "b",
+            "is",
+            "better",
+            "worse",
+            "much",
+            "slightly",
+            "equal",
+            "both",
+            "are",
+            "correct",
+            "incorrect",
+        )
+    ]
     words += ["{", "}", '"', ":"]
     seen = 0
     while seen < 2000:
@@ -170,7 +203,9 @@ def test_two_thousand_strings_that_are_no_verdict_abstain():
             value = json.loads(text)
         except ValueError:
             value = None
-        if isinstance(value, dict) and str(value.get("comparison")).strip().lower() in comparisons(7):
+        if isinstance(value, dict) and str(value.get("comparison")).strip().lower() in comparisons(
+            7
+        ):
             continue  # the change made another verdict, or none
         assert isinstance(parse_verdict(text, levels=7), Abstention), text
         seen += 1

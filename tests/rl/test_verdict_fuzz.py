@@ -16,7 +16,13 @@ def test_only_the_judges_own_verdict_counts(kind):
     for _ in range(-(-ANSWERS // len(KINDS))):
         drawn = draw_answer(rng, kind, size=rng.choice((100, 1000, 6000)))
         question = drawn.question
-        read = parse_verdict(drawn.text, levels=7, criteria=question.criteria, code=question.code, planted=question.planted)
+        read = parse_verdict(
+            drawn.text,
+            levels=7,
+            criteria=question.criteria,
+            code=question.code,
+            in_material=question.in_material,
+        )
         if drawn.open:
             assert isinstance(read, Verdict | Abstention)
         elif drawn.verdict is None:

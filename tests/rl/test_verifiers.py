@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepaudio_jax.rl.verifiers import find_verifier, format_reward, overlong_penalty, require_answer
+from stepaudio_jax.rl.verifiers import check_answer, find_verifier, format_reward, overlong_penalty
 from stepaudio_jax.text import ParsedReply
 
 
@@ -75,25 +75,31 @@ def test_verifiers(verifier, reply, answer, right):
 )
 def test_an_answer_that_no_reply_can_match_is_told(verifier, answer, problem):
     with pytest.raises(ValueError, match=problem):
-        require_answer(verifier, answer)
+        check_answer(verifier, answer)
 
 
 @pytest.mark.parametrize(
-    "answer", ["B", "b", "(B)", "(B) A dog barking", "B. A dog", "b) a dog", "(B) It is not A", "（B）狗叫"]
+    "answer",
+    ["B", "b", "(B)", "(B) A dog barking", "B. A dog", "b) a dog", "(B) It is not A", "（B）狗叫"],
 )
 def test_an_answer_in_the_form_of_benchmarks_is_taken(answer):
-    require_answer("choice", answer)
+    check_answer("choice", answer)
     assert find_verifier("choice")("The answer is B.", answer)
     assert not find_verifier("choice")("The answer is A.", answer)
 
 
 def test_an_answer_for_a_function_of_the_users_may_be_anything():
-    require_answer("operator:eq", "")
+    check_answer("operator:eq", "")
 
 
 def test_a_function_of_the_users_is_found_and_a_wrong_name_is_told():
     assert find_verifier("operator:eq")("a", "a")
-    wrong = {"numbr": "is none of", "nowhere:f": "No module", "operator:nothing": "no attribute", "os:sep": "not a function"}
+    wrong = {
+        "numbr": "is none of",
+        "nowhere:f": "No module",
+        "operator:nothing": "no attribute",
+        "os:sep": "not a function",
+    }
     for name, message in wrong.items():
         with pytest.raises(ValueError, match=message):
             find_verifier(name)
@@ -106,6 +112,9 @@ def test_the_form_needs_a_reasoning_and_no_problem():
 
 
 def test_the_overlong_penalty_falls_evenly():
-    assert [overlong_penalty(tokens, free=100, most=200) for tokens in (0, 100, 150, 200, 900)] == [0, 0, -0.5, -1, -1]
-    with pytest.raises(ValueError, match="free=200 must lie between 0 and most=200"):
-        overlong_penalty(1, free=200, most=200)
+    assert [
+        overlong_penalty(tokens, free_tokens=100, max_tokens=200)
+        for tokens in (0, 100, 150, 200, 900)
+    ] == [0, 0, -0.5, -1, -1]
+    with pytest.raises(ValueError, match="free_tokens=200 must lie between 0 and max_tokens=200"):
+        overlong_penalty(1, free_tokens=200, max_tokens=200)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stepaudio_jax.rl.learning import Advantages, Passed
-from stepaudio_jax.rl.watch import explained_variance, pass_figures
+from stepaudio_jax.rl.learning import Advantages, PolicyLogprobs
+from stepaudio_jax.rl.watch import explained_variance, logprob_metrics
 from tests.rl.test_rewards import rollout
 
 
@@ -12,14 +12,19 @@ def drawn(count, seed=0):
     """Rollouts of two sources and different lengths, with values and returns for each token."""
     rng = np.random.default_rng(seed)
     rollouts = [rollout(tokens=3 + number, source="ab"[number % 2]) for number in range(count)]
-    values, noise = ([rng.normal(size=len(one.reply)).astype(np.float32) for one in rollouts] for _ in range(2))
+    values, noise = (
+        [rng.normal(size=len(one.completion_tokens)).astype(np.float32) for one in rollouts]
+        for _ in range(2)
+    )
     returns = [value + np.float32(0.5) * off + 2 for value, off in zip(values, noise, strict=True)]
     return rollouts, values, returns
 
 
-def figures(rollouts, values, returns, valid):
-    zeros = [np.zeros(len(one.reply), np.float32) for one in rollouts]
-    return pass_figures(rollouts, Passed(zeros, zeros, values), Advantages(zeros, returns, np.array(valid)))
+def metrics(rollouts, values, returns, valid):
+    zeros = [np.zeros(len(one.completion_tokens), np.float32) for one in rollouts]
+    return logprob_metrics(
+        rollouts, PolicyLogprobs(zeros, zeros, values), Advantages(zeros, returns, np.array(valid))
+    )
 
 
 def test_explained_variance_is_of_all_tokens_at_once_and_of_no_abstained_reply():
@@ -29,26 +34,36 @@ def test_explained_variance_is_of_all_tokens_at_once_and_of_no_abstained_reply()
     for index, is_valid in enumerate(valid):
         if not is_valid:
             returns[index] = np.zeros_like(returns[index])
-    found = figures(rollouts, values, returns, valid)
+    found = metrics(rollouts, values, returns, valid)
 
     def expected(chosen):
-        x, y = (np.concatenate([of[index] for index in chosen]).astype(np.float64) for of in (returns, values))
+        x, y = (
+            np.concatenate([of[index] for index in chosen]).astype(np.float64)
+            for of in (returns, values)
+        )
         return 1 - (((x - y) - (x - y).mean()) ** 2).sum() / ((x - x.mean()) ** 2).sum()
 
     assert found["explained_variance"] == pytest.approx(expected([0, 1, 3, 5]), rel=1e-9)
     assert found["explained_variance/a"] == pytest.approx(expected([0]), rel=1e-9)
     assert found["explained_variance/b"] == pytest.approx(expected([1, 3, 5]), rel=1e-9)
-    assert figures(rollouts, values, returns, [True] * 6)["explained_variance"] < found["explained_variance"] - 0.1
+    assert (
+        metrics(rollouts, values, returns, [True] * 6)["explained_variance"]
+        < found["explained_variance"] - 0.1
+    )
 
 
 def test_where_no_return_differs_nothing_is_said_of_the_variance():
     """The baselines without a critic have returns of 0; equal rewards differ by their rounding alone."""
     rollouts, values, returns = drawn(4)
     zeros = [np.zeros_like(value) for value in values]
-    assert "explained_variance" not in figures(rollouts, values, zeros, [True] * 4)
-    assert "explained_variance" not in figures(rollouts, values, returns, [False] * 4)
-    assert "explained_variance/a" not in figures(rollouts, values, returns, [False, True, False, True])
-    rounded = np.float32(0.7) + np.random.default_rng(1).normal(size=50).astype(np.float32) * np.float32(6e-8)
+    assert "explained_variance" not in metrics(rollouts, values, zeros, [True] * 4)
+    assert "explained_variance" not in metrics(rollouts, values, returns, [False] * 4)
+    assert "explained_variance/a" not in metrics(
+        rollouts, values, returns, [False, True, False, True]
+    )
+    rounded = np.float32(0.7) + np.random.default_rng(1).normal(size=50).astype(
+        np.float32
+    ) * np.float32(6e-8)
     assert explained_variance(rounded, np.zeros(50, np.float32)) is None
     assert explained_variance(np.float32([0.0, 1.0]), np.float32([0.0, 1.0])) == 1.0
     assert explained_variance(np.float32([0.0, 1.0]), np.float32([0.0, 0.0])) == 0.0

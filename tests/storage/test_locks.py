@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from stepaudio_jax.storage import LockHeldError, hold_file
+from stepaudio_jax.storage import LockHeldError, lock_file
 
 HOLD = """
 import sys
-from stepaudio_jax.storage import hold_file
-held = hold_file(sys.argv[1])
+from stepaudio_jax.storage import lock_file
+held = lock_file(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -18,35 +18,37 @@ sys.stdin.read()
 
 def test_a_file_is_held_by_one_process_until_it_dies(tmp_path):
     path = tmp_path / "file"
-    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline() == b"held\n"
         for _ in range(2):
             with pytest.raises(LockHeldError) as raised:
-                hold_file(path)
+                lock_file(path)
             assert not raised.value.by_this_process
         other.kill()
         other.wait()
-        held = hold_file(path)
+        held = lock_file(path)
     held.file.write(b"mine")
     held.close()
 
 
 def test_this_process_does_not_take_it_twice_by_another_name_either(tmp_path):
     (tmp_path / "link").symlink_to("file")
-    held = hold_file(tmp_path / "file")
+    held = lock_file(tmp_path / "file")
     with pytest.raises(LockHeldError) as raised:
-        hold_file(tmp_path / "link")
+        lock_file(tmp_path / "link")
     assert raised.value.by_this_process
     held.close()
     held.close()
-    again = hold_file(tmp_path / "link")
+    again = lock_file(tmp_path / "link")
     again.close()
 
 
 def test_a_file_that_was_removed_meanwhile_is_made_anew(tmp_path):
-    held = hold_file(tmp_path / "file")
+    held = lock_file(tmp_path / "file")
     (tmp_path / "file").unlink()
     held.close()
-    again = hold_file(tmp_path / "file")
+    again = lock_file(tmp_path / "file")
     assert (tmp_path / "file").exists()
     again.close()

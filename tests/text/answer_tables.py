@@ -331,7 +331,8 @@ CHOICES = [
     ("Isn't it the first option?", None),
 ]
 
-# (reply, answer in one of the forms of records, whether it is right); the other options are not known
+# (reply, answer in one of the forms of records, whether it is right); the other options are not
+# known
 OPTION_TEXTS = [
     ("A dog barking", "(B) A dog barking", True),
     ("A dog barking.", "(B) A dog barking", True),

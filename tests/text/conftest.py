@@ -11,4 +11,4 @@ def qwen2(shared_tokenizer) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def byte_level() -> Tokenizer:
-    return Tokenizer.bytes()
+    return Tokenizer.byte_level()

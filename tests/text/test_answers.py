@@ -8,7 +8,13 @@ import pytest
 
 from stepaudio_jax.rl import verifiers
 from stepaudio_jax.text import answers
-from stepaudio_jax.text.answers import is_choice, normalise, read_choice, read_number, read_yes_or_no
+from stepaudio_jax.text.answers import (
+    matches_choice,
+    normalize_answer,
+    read_choice,
+    read_number,
+    read_yes_or_no,
+)
 from tests.text.answer_tables import CHOICES, NUMBERS, OPTION_TEXTS, YES_OR_NO
 
 LETTERS = "ABCD"
@@ -27,13 +33,18 @@ def test_a_choice_is_right_for_its_letter_in_every_form_and_for_no_other():
     for index, (reply, letter) in enumerate(CHOICES):
         for answer in LETTERS:
             form = forms[index % len(forms)]
-            assert verifiers.choice(reply, form.format(answer)) is (letter == answer), (reply, answer)
+            assert verifiers.choice(reply, form.format(answer)) is (letter == answer), (
+                reply,
+                answer,
+            )
         if letter is not None:
             assert verifiers.choice(reply, letter.lower()), reply
 
 
 def test_option_texts_count_where_the_other_options_are_not_known():
-    assert [(reply, answer, is_choice(reply, answer)) for reply, answer, _ in OPTION_TEXTS] == OPTION_TEXTS
+    assert [
+        (reply, answer, matches_choice(reply, answer)) for reply, answer, _ in OPTION_TEXTS
+    ] == OPTION_TEXTS
 
 
 def quantity(text):
@@ -46,14 +57,18 @@ def quantity(text):
 
 
 def test_numbers():
-    assert [(reply, read_number(reply)) for reply, _ in NUMBERS] == [(reply, quantity(text)) for reply, text in NUMBERS]
+    assert [(reply, read_number(reply)) for reply, _ in NUMBERS] == [
+        (reply, quantity(text)) for reply, text in NUMBERS
+    ]
 
 
 def test_a_number_is_right_for_itself_and_for_no_neighbour():
     for reply, text in NUMBERS:
         value = quantity(text)
         if value is None:
-            assert not any(verifiers.number(reply, answer) for answer in ("0", "1", "3", "5", "7", "-19", "19")), reply
+            assert not any(
+                verifiers.number(reply, answer) for answer in ("0", "1", "3", "5", "7", "-19", "19")
+            ), reply
         else:
             assert verifiers.number(reply, text), reply
             assert not verifiers.number(reply, "123456.5"), reply
@@ -65,7 +80,13 @@ def test_a_number_is_right_for_itself_and_for_no_neighbour():
 def test_yes_and_no():
     assert [(reply, read_yes_or_no(reply)) for reply, _ in YES_OR_NO] == YES_OR_NO
     for reply, says in YES_OR_NO:
-        for answer, meaning in (("yes", True), ("No.", False), ("是的", True), ("不是", False), ("**Yes**", True)):
+        for answer, meaning in (
+            ("yes", True),
+            ("No.", False),
+            ("是的", True),
+            ("不是", False),
+            ("**Yes**", True),
+        ):
             assert verifiers.yes_or_no(reply, answer) is (says is meaning), (reply, answer)
 
 
@@ -114,16 +135,19 @@ def test_choices_that_are_known():
         ("the third option", "C"),
     ]:
         assert read_choice(reply, options) == letter, reply
-    assert is_choice("F", "A cat", options)
-    assert is_choice("B", "(B) A cat", options)
+    assert matches_choice("F", "A cat", options)
+    assert matches_choice("B", "(B) A cat", options)
     assert read_choice("15 dollars", ["$5", "$15", "$1,500"]) == "B"
     assert read_choice("C", ["C", "sea"]) is None  # the letter of no option, and the text of one
     with pytest.raises(ValueError, match="must have one letter"):
-        is_choice("a", "a horse", options)
+        matches_choice("a", "a horse", options)
 
 
 def lines_of(benchmarks, shared_benchmarks):
-    lines = map(json.loads, (shared_benchmarks / "official_scores.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = map(
+        json.loads,
+        (shared_benchmarks / "official_scores.jsonl").read_text(encoding="utf-8").splitlines(),
+    )
     return [line for line in lines if line["benchmark"] in benchmarks]
 
 
@@ -142,9 +166,13 @@ def test_benchmark_outputs_are_read_as_a_careful_human_reads_them(shared_benchma
     for line in lines_of({"MMAU", "MMSU", "MMAR"}, shared_benchmarks):
         options, answer = choices_of(line["item"])
         if not known:
-            letter = next(LETTER for LETTER, option in zip("ABCDEFGH", options, strict=False) if option == answer)
+            letter = next(
+                LETTER
+                for LETTER, option in zip("ABCDEFGH", options, strict=False)
+                if option == answer
+            )
             answer, options = answer if answer.startswith("(") else f"({letter}) {answer}", None
-        right = is_choice(line["output"] or "", answer, options)
+        right = matches_choice(line["output"] or "", answer, options)
         assert not (right and line["sensible"] == "wrong"), line
         if line["sensible"] != "unclear":
             agree, total = agree + (right == (line["sensible"] == "correct")), total + 1
@@ -157,7 +185,10 @@ def test_numbers_of_benchmark_outputs(shared_benchmarks):
     agree = total = 0
     for line in lines_of({"Spoken-MQA"}, shared_benchmarks):
         answer = line["item"]["answer"]
-        right = verifiers.number(line["output"] or "", (answer if isinstance(answer, str) else answer[0]).split("####")[-1])
+        right = verifiers.number(
+            line["output"] or "",
+            (answer if isinstance(answer, str) else answer[0]).split("####")[-1],
+        )
         assert not (right and line["sensible"] == "wrong"), line
         if line["sensible"] != "unclear":
             agree, total = agree + (right == (line["sensible"] == "correct")), total + 1
@@ -182,7 +213,7 @@ def test_nothing_that_a_model_may_write_raises_or_is_read_beyond_its_limit():
         assert read_choice(reply, ["A", "b flat", "12"]) in {None, *"ABC"}
         assert isinstance(read_number(reply), Fraction | answers.NumberRange | None)
         assert read_yes_or_no(reply) in (True, False, None)
-        assert isinstance(normalise(reply), str)
+        assert isinstance(normalize_answer(reply), str)
     assert read_number("9" * 100_000) is None
     assert read_number("1e999999999") is None
     assert read_choice("\\boxed{" * 50_000) is None

@@ -10,7 +10,14 @@ import pytest
 import transformers
 
 from stepaudio_jax.data.schema import parse_record
-from stepaudio_jax.text import CHAT_TEMPLATE, Tokenizer, lay_out, render_prompt, render_training, training_views
+from stepaudio_jax.text import (
+    CHAT_TEMPLATE,
+    Tokenizer,
+    render_prompt,
+    render_training,
+    tokenize_dialogue,
+    training_views,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHUNKS = [[2], [3, 1], [1], [4]]  # audio tokens of each chunk, clip by clip
@@ -18,7 +25,11 @@ CLIP = {"type": "audio", "audio": "a.wav"}
 TOOLS = [
     {
         "type": "function",
-        "function": {"name": "weather", "description": 'Wetter für <Ort> & "Zeit"', "parameters": {"type": "object"}},
+        "function": {
+            "name": "weather",
+            "description": 'Wetter für <Ort> & "Zeit"',
+            "parameters": {"type": "object"},
+        },
     },
     {"type": "function", "function": {"name": "uhr", "parameters": {}}},
 ]
@@ -33,7 +44,9 @@ DIALOGUES = {
     "one turn": [{"role": "user", "content": "Hi"}],
     "human": [{"role": "human", "content": "\n Who speaks?\n"}],
     "system": [SYSTEM, {"role": "user", "content": [text("Who "), CLIP, text("speaks?\n")]}],
-    "parts of text": [{"role": "user", "content": [text("1"), text("2\n"), text("\n3 "), CLIP, CLIP, text(" 4")]}],
+    "parts of text": [
+        {"role": "user", "content": [text("1"), text("2\n"), text("\n3 "), CLIP, CLIP, text(" 4")]}
+    ],
     "turns": [
         SYSTEM,
         {"role": "user", "content": [CLIP, text("Who speaks?")]},
@@ -92,17 +105,24 @@ def tokenizer(request):
 
 
 def parsed(messages):
-    return parse_record({"messages": messages}, origin="test:1", folder="", source="", default_id="").messages
+    return parse_record(
+        {"messages": messages}, origin="test:1", folder="", source="", default_id=""
+    ).messages
 
 
 def chunks_of(messages):
-    clips = sum(part["type"] == "audio" for message in messages for part in message["content"] if isinstance(part, dict))
+    clips = sum(
+        part["type"] == "audio"
+        for message in messages
+        for part in message["content"]
+        if isinstance(part, dict)
+    )
     return CHUNKS[:clips]
 
 
 def ours(segments, tokenizer, chunks):
     clips = iter(chunks)
-    return lay_out(segments, lambda _: next(clips), tokenizer)
+    return tokenize_dialogue(segments, lambda _: next(clips), tokenizer)
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
@@ -112,10 +132,16 @@ def test_prompts_are_ours(tokenizer, automatic, name):
     options = {"add_generation_prompt": True, "audio_chunks": chunks}
     for history_eot, history_reasoning in itertools.product([True, False], repeat=2):
         history = {"history_eot": history_eot, "history_reasoning": history_reasoning}
-        expected = ours(render_prompt(parsed(messages), tokenizer, **history), tokenizer, chunks).tokens
+        expected = ours(
+            render_prompt(parsed(messages), tokenizer, **history), tokenizer, chunks
+        ).tokens
         encoding = auto.apply_chat_template(messages, **options, **history)
-        if history_reasoning and any(message.role == "assistant" and not message.reasoning for message in parsed(messages)):
-            assert decoded(tokenizer, encoding["input_ids"]) == decoded(tokenizer, expected)  # see the test of seams
+        if history_reasoning and any(
+            message.role == "assistant" and not message.reasoning for message in parsed(messages)
+        ):
+            assert decoded(tokenizer, encoding["input_ids"]) == decoded(
+                tokenizer, expected
+            )  # see the test of seams
         else:
             assert encoding["input_ids"] == expected.tolist()
     assert auto.apply_chat_template(messages, **options)["input_ids"] == (
@@ -131,8 +157,15 @@ def decoded(tokenizer, tokens):
 @pytest.mark.parametrize("name", REASONED)
 def test_training_and_its_mask_are_ours(tokenizer, automatic, name, history_reasoning):
     """Of each view, tokens and loss; the turn before the last has no reasoning in one of them, which must not be rendered."""
-    messages = [message for message in DIALOGUES[name] if message != {"role": "assistant", "content": "A woman's, 你好."}]
-    messages = [*messages, {"role": "assistant", "reasoning_content": "Now,\nlisten.", "content": "Yes."}]
+    messages = [
+        message
+        for message in DIALOGUES[name]
+        if message != {"role": "assistant", "content": "A woman's, 你好."}
+    ]
+    messages = [
+        *messages,
+        {"role": "assistant", "reasoning_content": "Now,\nlisten.", "content": "Yes."},
+    ]
     auto, options = automatic(tokenizer), {"history_reasoning": history_reasoning}
     views = training_views(parsed(messages), **options)
     for view in views:
@@ -143,8 +176,13 @@ def test_training_and_its_mask_are_ours(tokenizer, automatic, name, history_reas
         )
         assert encoding["input_ids"] == expected.tokens.tolist()
         assert encoding["assistant_masks"] == expected.in_loss.astype(int).tolist()
-    prompt = auto.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False, **options)
-    assert auto.apply_chat_template(messages, tokenize=False, **options) == prompt + "Now,\nlisten.\n</think>\nYes.<|EOT|>"
+    prompt = auto.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, tokenize=False, **options
+    )
+    assert (
+        auto.apply_chat_template(messages, tokenize=False, **options)
+        == prompt + "Now,\nlisten.\n</think>\nYes.<|EOT|>"
+    )
 
 
 def test_turns_that_are_not_learnt_have_no_mask(byte_level, automatic):
@@ -156,7 +194,9 @@ def test_turns_that_are_not_learnt_have_no_mask(byte_level, automatic):
         {"role": "user", "content": "3"},
         {"role": "assistant", "reasoning_content": "z", "content": "c", "weight": 1},
     ]
-    encoding = automatic(byte_level).apply_chat_template(messages, history_reasoning=True, return_assistant_tokens_mask=True)
+    encoding = automatic(byte_level).apply_chat_template(
+        messages, history_reasoning=True, return_assistant_tokens_mask=True
+    )
     learnt = np.array(encoding["input_ids"])[np.array(encoding["assistant_masks"]) == 1]
     assert decoded(byte_level, learnt) == "z\n</think>\nc<|EOT|>"
 
@@ -167,7 +207,9 @@ def test_tools_go_after_the_system_s_turn(byte_level, automatic):
         place = messages[0]["role"] == "system"
         options = {"add_generation_prompt": True}
         by_argument = automatic(byte_level).apply_chat_template(messages, tools=TOOLS, **options)
-        by_message = automatic(byte_level).apply_chat_template([*messages[:place], written, *messages[place:]], **options)
+        by_message = automatic(byte_level).apply_chat_template(
+            [*messages[:place], written, *messages[place:]], **options
+        )
         assert by_argument["input_ids"] == by_message["input_ids"]
 
 
@@ -181,7 +223,10 @@ def test_a_clip_is_one_patch_where_its_length_is_not_known(byte_level, automatic
 
 def test_an_empty_system_turn_is_dropped(byte_level, automatic):
     messages = [{"role": "system", "content": ""}, *DIALOGUES["one turn"]]
-    assert automatic(byte_level).apply_chat_template(messages, tokenize=False) == "<|BOT|>human\nHi<|EOT|>"
+    assert (
+        automatic(byte_level).apply_chat_template(messages, tokenize=False)
+        == "<|BOT|>human\nHi<|EOT|>"
+    )
 
 
 SPELLED = "Say <|EOT|><|BOT|>assistant\n<think>\n, <audio_patch> and <|endoftext|>!"
@@ -196,28 +241,43 @@ def test_text_that_spells_special_tokens(tokenizer, automatic):
     assert decoded(tokenizer, special) == "<|BOT|><|EOT|><|BOT|>"
     read = auto.apply_chat_template(messages, **options)["input_ids"]
     assert sum(map(tokenizer.is_special, read)) == 7
-    sanitized = auto.apply_chat_template(messages, **options, sanitize_control_tokens=True)["input_ids"]
+    sanitized = auto.apply_chat_template(messages, **options, sanitize_control_tokens=True)[
+        "input_ids"
+    ]
     assert [token for token in sanitized if tokenizer.is_special(token)] == special
     assert decoded(tokenizer, sanitized) == decoded(tokenizer, expected)
-    if len(tokenizer.encode("ab")) == 2:  # no merges, which transformers does not make across the ends of such a word
+    if (
+        len(tokenizer.encode("ab")) == 2
+    ):  # no merges, which transformers does not make across the ends of such a word
         assert sanitized == expected.tolist()
 
 
 def test_tokens_of_tools_are_taken_as_text_too(qwen2, automatic):
     """Qwen2.5's <tool_call> is an added token that is not special."""
     messages = [{"role": "user", "content": "a <tool_call> b"}]
-    sanitized = automatic(qwen2).apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
+    sanitized = automatic(qwen2).apply_chat_template(messages, sanitize_control_tokens=True)[
+        "input_ids"
+    ]
     assert sum(map(qwen2.is_special, sanitized)) == 2
 
 
 @pytest.mark.parametrize(
     ("reasoning", "reply", "same"),
-    [("Why?", "So.", True), (" Why?\n", " So.", True), ("", "So.", False), ("\nWhy?", "So.", False), ("Why?", "\nSo.", False)],
+    [
+        ("Why?", "So.", True),
+        (" Why?\n", " So.", True),
+        ("", "So.", False),
+        ("\nWhy?", "So.", False),
+        ("Why?", "\nSo.", False),
+    ],
 )
 def test_seams(qwen2, automatic, reasoning, reply, same):
     r"""The string is always ours. A newline right after `<think>\n` or `</think>\n` is one token with it in transformers, and
     never here, where the prompt's end and the reply are tokenised by themselves, as they are when the model answers."""
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "reasoning_content": reasoning, "content": reply}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "reasoning_content": reasoning, "content": reply},
+    ]
     expected = ours(render_training(parsed(messages), qwen2), qwen2, []).tokens.tolist()
     tokens = automatic(qwen2).apply_chat_template(messages)["input_ids"]
     assert decoded(qwen2, tokens) == decoded(qwen2, expected)
@@ -225,9 +285,14 @@ def test_seams(qwen2, automatic, reasoning, reply, same):
 
 
 def test_a_reasoning_that_is_continued(byte_level, automatic):
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "reasoning_content": "I hear", "content": "."}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "reasoning_content": "I hear", "content": "."},
+    ]
     auto = automatic(byte_level)
-    string = auto.apply_chat_template(messages, continue_final_message="reasoning_content", tokenize=False)
+    string = auto.apply_chat_template(
+        messages, continue_final_message="reasoning_content", tokenize=False
+    )
     assert string.endswith("<|BOT|>assistant\n<think>\nI hear")
 
 
@@ -237,19 +302,43 @@ USER = {"role": "user", "content": "Hi"}
 @pytest.mark.parametrize(
     ("messages", "options", "reason"),
     [
-        ([{"role": "robot", "content": "x"}], {}, r"message 1 has the unknown role 'robot' \(allowed: system, user, human"),
+        (
+            [{"role": "robot", "content": "x"}],
+            {},
+            r"message 1 has the unknown role 'robot' \(allowed: system, user, human",
+        ),
         (
             [USER, {"role": "assistant", "content": "x"}],
             {"add_generation_prompt": True},
             r"message 2 \(assistant\) is the last",
         ),
-        ([USER, {"role": "assistant", "content": [CLIP]}], {}, r"message 2 \(assistant\) has audio"),
+        (
+            [USER, {"role": "assistant", "content": [CLIP]}],
+            {},
+            r"message 2 \(assistant\) has audio",
+        ),
         ([{"role": "user", "content": [{"type": "image"}]}], {}, "part of type 'image'"),
-        ([USER, {"role": "assistant", "content": "", "tool_calls": [{}]}, USER], {}, "message 2 has tool_calls"),
-        ([USER, {"role": "assistant", "content": "<think>x"}], {}, "message 2 opens <think> and never closes it"),
-        ([USER, {"role": "assistant", "content": "<think>x</think>y", "reasoning_content": "z"}], {}, "has both"),
+        (
+            [USER, {"role": "assistant", "content": "", "tool_calls": [{}]}, USER],
+            {},
+            "message 2 has tool_calls",
+        ),
+        (
+            [USER, {"role": "assistant", "content": "<think>x"}],
+            {},
+            "message 2 opens <think> and never closes it",
+        ),
+        (
+            [USER, {"role": "assistant", "content": "<think>x</think>y", "reasoning_content": "z"}],
+            {},
+            "has both",
+        ),
         ([USER, {"role": "assistant", "content": "a</think>b"}], {}, "has </think> in its text"),
-        ([{"role": "user", "content": [CLIP]}], {"audio_chunks": []}, "audio_chunks has 0 clips and the messages have more"),
+        (
+            [{"role": "user", "content": [CLIP]}],
+            {"audio_chunks": []},
+            "audio_chunks has 0 clips and the messages have more",
+        ),
         ([USER], {"audio_chunks": [[3]]}, "audio_chunks has 1 clips and the messages have 0"),
     ],
 )
@@ -260,4 +349,6 @@ def test_refuses(byte_level, automatic, messages, options, reason):
 
 @pytest.mark.parametrize("model", ["tiny_base", "tiny_judge"])
 def test_the_models_of_the_project_carry_it(model):
-    assert (ROOT / "models" / model / "chat_template.jinja").read_text(encoding="utf-8") == CHAT_TEMPLATE
+    assert (ROOT / "models" / model / "chat_template.jinja").read_text(
+        encoding="utf-8"
+    ) == CHAT_TEMPLATE

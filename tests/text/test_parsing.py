@@ -44,7 +44,14 @@ def test_no_tokens(byte_level):
 def test_special_tokens_are_no_text(qwen2):
     """Step-Audio-2 can answer in speech: its codes are told apart from the words."""
     special = qwen2.special
-    spoken = [special.tts_start, *qwen2.encode("x\n</think>\nHi"), 151696, 158257, special.tts_end, special.eot]
+    spoken = [
+        special.tts_start,
+        *qwen2.encode("x\n</think>\nHi"),
+        151696,
+        158257,
+        special.tts_end,
+        special.eot,
+    ]
     parsed = parse_reply(spoken, qwen2)
     assert (parsed.reasoning, parsed.reply) == ("x", "Hi")
     assert parsed.problems == ("special_token",)
@@ -53,7 +60,13 @@ def test_special_tokens_are_no_text(qwen2):
 
 def test_a_second_turn_is_a_problem(byte_level):
     special = byte_level.special
-    tokens = [*byte_level.encode("x\n</think>\ny"), special.eot, special.bot, *byte_level.encode("human\nz"), special.eot]
+    tokens = [
+        *byte_level.encode("x\n</think>\ny"),
+        special.eot,
+        special.bot,
+        *byte_level.encode("human\nz"),
+        special.eot,
+    ]
     parsed = parse_reply(tokens, byte_level)
     assert parsed.problems == ("special_token",)
     assert parsed.special_tokens == ("<|EOT|>", "<|BOT|>")
@@ -66,7 +79,9 @@ def test_an_id_of_the_padded_vocabulary(qwen2):
 
 
 def test_written_names_are_text(byte_level):
-    parsed = parse_reply([*byte_level.encode("<|EOT|>\n</think>\n<tts_start>y"), byte_level.special.eot], byte_level)
+    parsed = parse_reply(
+        [*byte_level.encode("<|EOT|>\n</think>\n<tts_start>y"), byte_level.special.eot], byte_level
+    )
     assert parsed.well_formed
     assert (parsed.reasoning, parsed.reply) == ("<|EOT|>", "<tts_start>y")
 

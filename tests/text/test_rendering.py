@@ -30,7 +30,9 @@ def system(text):
 
 
 def user(*parts):
-    return Message("user", tuple(TextPart(part) if isinstance(part, str) else part for part in parts))
+    return Message(
+        "user", tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
+    )
 
 
 def assistant(reply, reasoning=None, in_loss=True):
@@ -43,7 +45,11 @@ def tool(role, text):
 
 def ids(segments, tokenizer, chunk_tokens=(2,)):
     """All tokens, each clip of the given chunks."""
-    return [t for s in segments for t in (s.tokens if s.audio is None else audio_tokens(chunk_tokens, tokenizer))]
+    return [
+        t
+        for s in segments
+        for t in (s.tokens if s.audio is None else audio_tokens(chunk_tokens, tokenizer))
+    ]
 
 
 def string(segments, tokenizer):
@@ -51,7 +57,9 @@ def string(segments, tokenizer):
 
 
 def learnt(segments, tokenizer):
-    return tokenizer.decode([token for segment in segments if segment.in_loss for token in segment.tokens])
+    return tokenizer.decode(
+        [token for segment in segments if segment.in_loss for token in segment.tokens]
+    )
 
 
 SOUND = "<audio_start><audio_patch><audio_patch><audio_end>"
@@ -77,7 +85,10 @@ def test_prompt_of_one_turn(byte_level):
         ({}, "<|BOT|>assistant\nA man.<|EOT|>"),
         ({"history_eot": False}, "<|BOT|>assistant\nA man."),
         ({"history_reasoning": True}, f"{ANSWER}A low voice.\n</think>\nA man.<|EOT|>"),
-        ({"history_reasoning": True, "history_eot": False}, f"{ANSWER}A low voice.\n</think>\nA man."),
+        (
+            {"history_reasoning": True, "history_eot": False},
+            f"{ANSWER}A low voice.\n</think>\nA man.",
+        ),
     ],
 )
 def test_history_in_a_prompt(byte_level, options, history):
@@ -102,25 +113,47 @@ def test_tools(byte_level):
 def test_segments_know_their_turn_and_their_clip(byte_level):
     second = AudioPart("b.wav", transcript="hello")
     segments = render_prompt([user(CLIP, second, "?")], byte_level)
-    assert [(segment.audio, segment.turn) for segment in segments] == [(None, 0), (CLIP, 0), (second, 0), (None, 0), (None, 1)]
+    assert [(segment.audio, segment.turn) for segment in segments] == [
+        (None, 0),
+        (CLIP, 0),
+        (second, 0),
+        (None, 0),
+        (None, 1),
+    ]
     assert all(bool(segment.tokens) == (segment.audio is None) for segment in segments)
 
 
 def test_audio_tokens_of_chunks(qwen2):
-    assert audio_tokens([2, 1, 0], qwen2) == [151688, 151690, 151690, 151689, 151688, 151690, 151689, 151688, 151689]
+    assert audio_tokens([2, 1, 0], qwen2) == [
+        151688,
+        151690,
+        151690,
+        151689,
+        151688,
+        151690,
+        151689,
+        151688,
+        151689,
+    ]
 
 
 def test_training_on_one_turn(byte_level):
     segments = render_training(DIALOGUE[:3], byte_level)
     assert string(segments, byte_level) == f"{FIRST}{ANSWER}A low voice.\n</think>\nA man.<|EOT|>"
     assert learnt(segments, byte_level) == "A low voice.\n</think>\nA man.<|EOT|>"
-    assert learnt(render_training(DIALOGUE[:3], byte_level, loss_on_reasoning=False), byte_level) == "A man.<|EOT|>"
+    assert (
+        learnt(render_training(DIALOGUE[:3], byte_level, loss_on_reasoning=False), byte_level)
+        == "A man.<|EOT|>"
+    )
 
 
 @pytest.mark.parametrize("reasoning", [None, ""])
 def test_training_without_reasoning(byte_level, reasoning):
     segments = render_training([user("Hi"), assistant("Hello.", reasoning)], byte_level)
-    assert string(segments, byte_level) == "<|BOT|>human\nHi<|EOT|><|BOT|>assistant\n<think>\n\n</think>\nHello.<|EOT|>"
+    assert (
+        string(segments, byte_level)
+        == "<|BOT|>human\nHi<|EOT|><|BOT|>assistant\n<think>\n\n</think>\nHello.<|EOT|>"
+    )
     assert learnt(segments, byte_level) == "\n</think>\nHello.<|EOT|>"
 
 
@@ -228,18 +261,28 @@ def test_training_tokens_are_prompt_and_completion(qwen2, byte_level, messages, 
             segments = render_training(view, tokenizer, history_reasoning=history_reasoning)
             for turn in sorted({segment.turn for segment in segments if segment.in_loss}):
                 learnt_turns.append(turn)
-                prompt = ids(render_prompt(messages[:turn], tokenizer, history_reasoning=history_reasoning), tokenizer)
+                prompt = ids(
+                    render_prompt(messages[:turn], tokenizer, history_reasoning=history_reasoning),
+                    tokenizer,
+                )
                 completion = [
-                    token for segment in segments if segment.in_loss and segment.turn == turn for token in segment.tokens
+                    token
+                    for segment in segments
+                    if segment.in_loss and segment.turn == turn
+                    for token in segment.tokens
                 ]
                 upto = [segment for segment in segments if segment.turn <= turn]
                 assert ids(upto, tokenizer) == prompt + completion
                 parsed = parse_reply(completion, tokenizer)
                 assert parsed.well_formed
-                assert parsed.reasoning == unicodedata.normalize("NFC", messages[turn].reasoning or "")
+                assert parsed.reasoning == unicodedata.normalize(
+                    "NFC", messages[turn].reasoning or ""
+                )
                 assert parsed.reply == unicodedata.normalize("NFC", messages[turn].text)
         assert learnt_turns == [
-            turn for turn, message in enumerate(messages) if message.role == "assistant" and message.in_loss
+            turn
+            for turn, message in enumerate(messages)
+            if message.role == "assistant" and message.in_loss
         ]
 
 
@@ -258,12 +301,21 @@ def test_no_text_adds_a_special_token(byte_level, parts):
     [
         ([], "no user turn"),
         ([system("x")], "no user turn"),
-        ([Message("robot", (TextPart("x"),))], r"message 1 has the unknown role 'robot' \(allowed: system, user"),
+        (
+            [Message("robot", (TextPart("x"),))],
+            r"message 1 has the unknown role 'robot' \(allowed: system, user",
+        ),
         ([user("x"), assistant("")], r"message 2 \(assistant\) has no content"),
         ([user("x"), assistant(" \n")], r"message 2 \(assistant\) has no content"),
         ([user("x"), Message("assistant", ())], r"message 2 \(assistant\) has no content"),
-        ([user("x"), Message("assistant", (TextPart("a"), CLIP))], r"message 2 \(assistant\) has audio"),
-        ([Message("tool_json_schemas", (CLIP,)), user("x")], r"message 1 \(tool_json_schemas\) has audio"),
+        (
+            [user("x"), Message("assistant", (TextPart("a"), CLIP))],
+            r"message 2 \(assistant\) has audio",
+        ),
+        (
+            [Message("tool_json_schemas", (CLIP,)), user("x")],
+            r"message 1 \(tool_json_schemas\) has audio",
+        ),
         ([user()], r"message 1 \(user\) has no content"),
         ([system(""), user("x")], r"message 1 \(system\) has no content"),
         ([Message("user", (TextPart("x"),), reasoning="y")], r"message 1 \(user\) has reasoning"),
@@ -279,9 +331,18 @@ def test_refuses(messages, reason):
     [
         ([user("x")], "no assistant turn is learnt"),
         ([user("x"), assistant("y", in_loss=False)], "no assistant turn is learnt"),
-        ([assistant("hello"), user("x"), assistant("y")], r"message 1 \(assistant\) is learnt and no user's turn"),
-        ([user("x"), assistant("y", "a</think>b")], r"message 2 \(assistant\) has </think> in its reasoning"),
-        ([user("x"), assistant("a</think>b")], r"message 2 \(assistant\) has </think> in its reply"),
+        (
+            [assistant("hello"), user("x"), assistant("y")],
+            r"message 1 \(assistant\) is learnt and no user's turn",
+        ),
+        (
+            [user("x"), assistant("y", "a</think>b")],
+            r"message 2 \(assistant\) has </think> in its reasoning",
+        ),
+        (
+            [user("x"), assistant("a</think>b")],
+            r"message 2 \(assistant\) has </think> in its reply",
+        ),
     ],
 )
 @pytest.mark.parametrize("history_reasoning", [False, True])
@@ -298,4 +359,6 @@ def test_refuses_to_answer_to(byte_level, last):
 
 def test_a_first_greeting_is_history(byte_level):
     greeting = assistant("Hello!", in_loss=False)
-    assert string(render_prompt([greeting, user("Hi")], byte_level), byte_level).startswith("<|BOT|>assistant\nHello!<|EOT|>")
+    assert string(render_prompt([greeting, user("Hi")], byte_level), byte_level).startswith(
+        "<|BOT|>assistant\nHello!<|EOT|>"
+    )

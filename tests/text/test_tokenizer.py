@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio_jax.text import TextError, Tokenizer
-from stepaudio_jax.text.special_tokens import AUDIO_CODES, QWEN2_TOKENS, QWEN25_TOKENS, STEP_AUDIO_TOKENS
+from stepaudio_jax.text.special_tokens import (
+    AUDIO_CODES,
+    QWEN2_TOKENS,
+    QWEN25_TOKENS,
+    STEP_AUDIO_TOKENS,
+)
 
 TEXTS = [
     "",
@@ -60,7 +65,12 @@ def test_ids_of_the_reference(qwen2):
     assert (special.think_start, special.think_end) == (151669, 151670)
     assert (special.audio_start, special.audio_end, special.audio_patch) == (151688, 151689, 151690)
     assert (special.tts_start, special.tts_end) == (151693, 151694)
-    for token, name in [(151644, "<|im_start|>"), (151645, "<|im_end|>"), (151696, "<audio_0>"), (158257, "<audio_6561>")]:
+    for token, name in [
+        (151644, "<|im_start|>"),
+        (151645, "<|im_end|>"),
+        (151696, "<audio_0>"),
+        (158257, "<audio_6561>"),
+    ]:
         assert qwen2.decode([token]) == name
     assert qwen2.vocab_size == 158258
 
@@ -70,7 +80,11 @@ def test_byte_tokenizer_layout(byte_level):
     assert byte_level.vocab_size == 290
     names = [byte_level.decode([token]) for token in range(256, 290)]
     assert names == [*QWEN2_TOKENS, *STEP_AUDIO_TOKENS]
-    assert (byte_level.special.pad, byte_level.special.eot, byte_level.special.bot) == (256, 259, 260)
+    assert (byte_level.special.pad, byte_level.special.eot, byte_level.special.bot) == (
+        256,
+        259,
+        260,
+    )
 
 
 @pytest.mark.parametrize("name", SPECIAL_NAMES)
@@ -94,7 +108,10 @@ def test_any_text_comes_back(qwen2, byte_level, parts):
 
 def test_decode_shows_what_is_not_text(qwen2, byte_level):
     special = qwen2.special
-    assert qwen2.decode([special.bot, *qwen2.encode("你"), special.audio_patch, special.eot]) == "<|BOT|>你<audio_patch><|EOT|>"
+    assert (
+        qwen2.decode([special.bot, *qwen2.encode("你"), special.audio_patch, special.eot])
+        == "<|BOT|>你<audio_patch><|EOT|>"
+    )
     assert qwen2.decode([158_300]) == "<|unknown_158300|>"  # the padding of the model's vocabulary
     assert byte_level.decode([0x61, 0xE4, 0xBD]) == "a\ufffd"  # a character cut in two
     assert byte_level.decode([0xE4, 0xBD, 0xA0]) == "你"
@@ -103,7 +120,9 @@ def test_decode_shows_what_is_not_text(qwen2, byte_level):
 
 
 def test_is_special(qwen2):
-    assert [qwen2.is_special(token) for token in (0, 151_642, 151_643, 151_665, 158_257, 158_258)] == [False] * 2 + [True] * 4
+    assert [
+        qwen2.is_special(token) for token in (0, 151_642, 151_643, 151_665, 158_257, 158_258)
+    ] == [False] * 2 + [True] * 4
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "\udfff"])
@@ -120,7 +139,7 @@ def test_survives_pickling(byte_level):
 
 def test_a_learnt_tokenizer_shortens_its_texts_and_loses_nothing(tmp_path):
     texts = ["the doctor is here", "the river is cold", "妈妈有面条", "the doctor is cold"] * 3
-    learnt, spelled = Tokenizer.learn(texts, merges=30), Tokenizer.bytes()
+    learnt, spelled = Tokenizer.train(texts, merges=30), Tokenizer.byte_level()
     assert learnt.vocab_size <= spelled.vocab_size + 30
     for text in (*texts, "unseen: émigré 🙂\n\n", "<|EOT|>"):
         tokens = learnt.encode(text)
@@ -130,4 +149,4 @@ def test_a_learnt_tokenizer_shortens_its_texts_and_loses_nothing(tmp_path):
     assert len(learnt.encode(texts[0])) < len(spelled.encode(texts[0])) / 2
     learnt.save(tmp_path / "tokenizer")
     assert Tokenizer.from_folder(tmp_path / "tokenizer").encode(texts[2]) == learnt.encode(texts[2])
-    assert Tokenizer.learn(texts, merges=30).encode(texts[1]) == learnt.encode(texts[1])
+    assert Tokenizer.train(texts, merges=30).encode(texts[1]) == learnt.encode(texts[1])

@@ -8,7 +8,12 @@ import transformers
 from stepaudio_jax.hub.tokenizer_files import copy_tokenizer
 from stepaudio_jax.text import Tokenizer, TokenizerError
 from stepaudio_jax.text.byte_level import byte_bpe, qwen2_tokenizer
-from stepaudio_jax.text.special_tokens import AUDIO_CODES, QWEN2_TOKENS, QWEN25_TOKENS, STEP_AUDIO_TOKENS
+from stepaudio_jax.text.special_tokens import (
+    AUDIO_CODES,
+    QWEN2_TOKENS,
+    QWEN25_TOKENS,
+    STEP_AUDIO_TOKENS,
+)
 from tests.text.test_tokenizer import TEXTS
 
 
@@ -19,7 +24,11 @@ def rewrite(path, change):
 
 
 def ids_by_name(tokenizer):
-    return {tokenizer.decode([token]): token for token in range(tokenizer.vocab_size) if tokenizer.is_special(token)}
+    return {
+        tokenizer.decode([token]): token
+        for token in range(tokenizer.vocab_size)
+        if tokenizer.is_special(token)
+    }
 
 
 @pytest.fixture
@@ -56,7 +65,9 @@ def test_auto_tokenizer_agrees(qwen2, qwen2_folder, byte_level, folder):
     check_auto_tokenizer(folder, byte_level)
 
 
-@pytest.mark.parametrize("removed", [(), ("tokenizer.json",), ("tokenizer_config.json", "special_tokens_map.json")])
+@pytest.mark.parametrize(
+    "removed", [(), ("tokenizer.json",), ("tokenizer_config.json", "special_tokens_map.json")]
+)
 def test_what_is_saved_is_read_again(byte_level, folder, removed):
     for name in removed:
         (folder / name).unlink()
@@ -67,8 +78,13 @@ def test_what_is_saved_is_read_again(byte_level, folder, removed):
 
 
 def test_a_learnt_tokenizer(tmp_path, byte_level):
-    texts = ["The speaker is a man.", "The speaker is a woman.", "说话的是一位女士。", "abc abc bc ab abcd"] * 10
-    learnt = Tokenizer.learn(texts, merges=60)
+    texts = [
+        "The speaker is a man.",
+        "The speaker is a woman.",
+        "说话的是一位女士。",
+        "abc abc bc ab abcd",
+    ] * 10
+    learnt = Tokenizer.train(texts, merges=60)
     assert learnt.vocab_size <= byte_level.vocab_size + 60
     assert all(2 * len(learnt.encode(text)) < len(byte_level.encode(text)) for text in texts)
     assert list(ids_by_name(learnt)) == list(ids_by_name(byte_level))
@@ -100,14 +116,22 @@ def test_saving_twice_writes_the_same(folder, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"]
+)
 def test_another_chat_template_is_kept_beside_ours(folder, tmp_path, name):
     template = "{% for message in messages %}{{ message.content }}|{% endfor %}"
     if name.endswith(".jinja"):
         (folder / name).write_text(template, encoding="utf-8")
     else:
-        values = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
-        (folder / name).write_text(json.dumps(values | {"chat_template": template}), encoding="utf-8")
+        values = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            if (folder / name).exists()
+            else {}
+        )
+        (folder / name).write_text(
+            json.dumps(values | {"chat_template": template}), encoding="utf-8"
+        )
     if name != "chat_template.jinja":  # which goes before the others
         (folder / "chat_template.jinja").unlink()
     Tokenizer.from_folder(folder).save(tmp_path / "saved")
@@ -128,11 +152,21 @@ def test_a_template_for_tools_does_not_take_the_place_of_ours(folder, tmp_path):
     copy_tokenizer(folder, tmp_path / "copied", Tokenizer.from_folder(folder))
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "copied")
     messages, tools = [{"role": "user", "content": "Hi"}], [{"name": "clock"}]
-    assert auto.apply_chat_template(messages, tools=tools, tokenize=False).startswith("<|BOT|>tool_json_schemas\n[{")
-    originals = [auto.apply_chat_template(messages, chat_template=f"original{of}", tokenize=False) for of in ("", "_tool_use")]
+    assert auto.apply_chat_template(messages, tools=tools, tokenize=False).startswith(
+        "<|BOT|>tool_json_schemas\n[{"
+    )
+    originals = [
+        auto.apply_chat_template(messages, chat_template=f"original{of}", tokenize=False)
+        for of in ("", "_tool_use")
+    ]
     assert originals == ["D", "T"]
-    rewrite(folder / "tokenizer_config.json", lambda content: content.update(chat_template=[{"name": "x"}]))
-    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: 'chat_template' must be a string, or a list"):
+    rewrite(
+        folder / "tokenizer_config.json",
+        lambda content: content.update(chat_template=[{"name": "x"}]),
+    )
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer_config.json: 'chat_template' must be a string, or a list"
+    ):
         Tokenizer.from_folder(folder)
 
 
@@ -147,7 +181,10 @@ def test_added_tokens_json_will_do(folder, byte_level):
 def test_a_qwen25_folder_gets_step_audio_s_tokens(shared_tokenizer, tmp_path, qwen2):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).symlink_to(shared_tokenizer / name)
-    added = {str(151_643 + index): {"content": name} for index, name in enumerate((*QWEN2_TOKENS, *QWEN25_TOKENS))}
+    added = {
+        str(151_643 + index): {"content": name}
+        for index, name in enumerate((*QWEN2_TOKENS, *QWEN25_TOKENS))
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert ids_by_name(tokenizer) == ids_by_name(qwen2)
@@ -159,7 +196,10 @@ def test_an_id_that_another_token_holds_is_refused(shared_tokenizer, tmp_path):
         (tmp_path / name).symlink_to(shared_tokenizer / name)
     added = {"151665": {"content": "<|es|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    with pytest.raises(TokenizerError, match=r"'<\|EOT\|>' the id 151665, which contradicts the folder's '<\|es\|>'"):
+    with pytest.raises(
+        TokenizerError,
+        match=r"'<\|EOT\|>' the id 151665, which contradicts the folder's '<\|es\|>'",
+    ):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -167,12 +207,16 @@ def test_ids_without_a_token_shift_nothing(folder):
     """Hugging Face's library renumbers added tokens where ids are left out."""
 
     def leave_out(content):
-        content["added_tokens"] = [item for item in content["added_tokens"] if item["content"] != "<|im_end|>"]
+        content["added_tokens"] = [
+            item for item in content["added_tokens"] if item["content"] != "<|im_end|>"
+        ]
 
     rewrite(folder / "tokenizer.json", leave_out)
-    rewrite(folder / "tokenizer_config.json", lambda content: content["added_tokens_decoder"].pop("258"))
+    rewrite(
+        folder / "tokenizer_config.json", lambda content: content["added_tokens_decoder"].pop("258")
+    )
     tokenizer = Tokenizer.from_folder(folder)
-    assert tokenizer.special == Tokenizer.bytes().special
+    assert tokenizer.special == Tokenizer.byte_level().special
     assert tokenizer.decode([258]) == "<|reserved_token_258|>"
     tokenizer.save(folder)
     check_auto_tokenizer(folder, tokenizer)
@@ -182,11 +226,22 @@ def test_what_would_change_a_text_s_tokens_is_left_out(folder, byte_level):
     """Truncation, and a post-processor that puts a token in front of every text."""
 
     def change(content):
-        content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+        content["truncation"] = {
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
         content["post_processor"] = {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<|BOT|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "single": [
+                {"SpecialToken": {"id": "<|BOT|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+            ],
             "special_tokens": {"<|BOT|>": {"id": "<|BOT|>", "ids": [260], "tokens": ["<|BOT|>"]}},
         }
 
@@ -196,11 +251,15 @@ def test_what_would_change_a_text_s_tokens_is_left_out(folder, byte_level):
 
 
 def remove_eot_and_tts(content):
-    content["added_tokens"] = [item for item in content["added_tokens"] if item["content"] not in ("<|EOT|>", "<tts_end>")]
+    content["added_tokens"] = [
+        item for item in content["added_tokens"] if item["content"] not in ("<|EOT|>", "<tts_end>")
+    ]
 
 
 def put_eot_into_the_bpe(content):
-    content["added_tokens"] = [item for item in content["added_tokens"] if item["content"] != "<|EOT|>"]
+    content["added_tokens"] = [
+        item for item in content["added_tokens"] if item["content"] != "<|EOT|>"
+    ]
     content["added_tokens"].append({"id": 97, "content": "a"})
     content["added_tokens"].append({"id": 259, "content": "<|EOT|>"})
 
@@ -208,16 +267,37 @@ def put_eot_into_the_bpe(content):
 BAD_WHOLE = [
     (lambda content: content["model"].update(type="Unigram"), "the model is 'Unigram'"),
     (lambda content: content.update(model=None), "the model is None"),
-    (lambda content: content["model"].update(vocab={"a": 0}), "has no token for 255 of the 256 bytes"),
-    (lambda content: content["model"]["vocab"].update({"▁the": 256}), "'▁the', which stands for no bytes"),
+    (
+        lambda content: content["model"].update(vocab={"a": 0}),
+        "has no token for 255 of the 256 bytes",
+    ),
+    (
+        lambda content: content["model"]["vocab"].update({"▁the": 256}),
+        "'▁the', which stands for no bytes",
+    ),
     (lambda content: content["model"]["vocab"].update({"ab": 999}), "257 tokens and ids up to 999"),
     (lambda content: content.update(pre_tokenizer=None), "does not give back the text"),
-    (lambda content: content.update(normalizer={"type": "Lowercase"}, decoder=5), "is not a tokenizer file"),
+    (
+        lambda content: content.update(normalizer={"type": "Lowercase"}, decoder=5),
+        "is not a tokenizer file",
+    ),
     (lambda content: content.update(added_tokens=[{"id": 1}]), "must have 'content'"),
-    (lambda content: content.update(added_tokens=["<|EOT|>"]), "'added_tokens' must be a list of objects"),
-    (lambda content: content["added_tokens"].append({"id": -1, "content": "x"}), "-1 is not a token id"),
-    (lambda content: content["added_tokens"].append({"id": 10**12, "content": "x"}), "1000000000000 is not a token id"),
-    (lambda content: content["added_tokens"].append({"id": 290, "content": "<|EOT|>"}), "several ids to one added token"),
+    (
+        lambda content: content.update(added_tokens=["<|EOT|>"]),
+        "'added_tokens' must be a list of objects",
+    ),
+    (
+        lambda content: content["added_tokens"].append({"id": -1, "content": "x"}),
+        "-1 is not a token id",
+    ),
+    (
+        lambda content: content["added_tokens"].append({"id": 10**12, "content": "x"}),
+        "1000000000000 is not a token id",
+    ),
+    (
+        lambda content: content["added_tokens"].append({"id": 290, "content": "<|EOT|>"}),
+        "several ids to one added token",
+    ),
     (put_eot_into_the_bpe, "text can spell"),
 ]
 
@@ -240,8 +320,13 @@ def test_lists_missing_special_tokens(folder):
 
 
 def test_a_config_that_contradicts(folder):
-    rewrite(folder / "tokenizer_config.json", lambda content: content["added_tokens_decoder"]["259"].update(content="<|BOT|>"))
-    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: gives '<\|BOT\|>' the id 259"):
+    rewrite(
+        folder / "tokenizer_config.json",
+        lambda content: content["added_tokens_decoder"]["259"].update(content="<|BOT|>"),
+    )
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer_config.json: gives '<\|BOT\|>' the id 259"
+    ):
         Tokenizer.from_folder(folder)
 
 
@@ -253,7 +338,11 @@ def test_a_config_that_contradicts(folder):
         ("tokenizer.json", b"\xff\xfe", "cannot be read as JSON"),
         ("tokenizer_config.json", "{", "cannot be read as JSON"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "must be an object from id"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}', "'x' is not a token id"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"x": {"content": "y"}}}',
+            "'x' is not a token id",
+        ),
         ("added_tokens.json", '{"<|EOT|>": "many"}', "'many' is not a token id"),
     ],
 )
@@ -295,11 +384,15 @@ def test_refuses_what_is_not_there(tmp_path, folder):
 def test_a_bare_vocabulary_of_unknown_size_is_refused(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.raises(TokenizerError, match="has 256 tokens and none of Step-Audio's special tokens"):
+    with pytest.raises(
+        TokenizerError, match="has 256 tokens and none of Step-Audio's special tokens"
+    ):
         Tokenizer.from_folder(folder)
 
 
 def test_the_layout_is_complete():
     assert len(QWEN2_TOKENS) + len(QWEN25_TOKENS) == 151_665 - 151_643
     assert len(AUDIO_CODES) == 6562
-    assert len({*QWEN2_TOKENS, *QWEN25_TOKENS, *STEP_AUDIO_TOKENS, *AUDIO_CODES}) == 158_258 - 151_643
+    assert (
+        len({*QWEN2_TOKENS, *QWEN25_TOKENS, *STEP_AUDIO_TOKENS, *AUDIO_CODES}) == 158_258 - 151_643
+    )

@@ -5,7 +5,9 @@ import numpy as np
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
 
 
-def random_batch(*, rows=4, tokens=40, chunks=2, frames=64, vocab=211, seed=0, auxiliary=False) -> Batch:
+def random_batch(
+    *, rows=4, tokens=40, chunks=2, frames=64, vocab=211, seed=0, auxiliary=False
+) -> Batch:
     """Two dialogues a row, one chunk each (the second row's second place is empty), then padding."""
     rng = np.random.default_rng(seed)
     lengths = np.array([[frames - 3, frames - 10]] * rows, np.int32)
@@ -17,14 +19,18 @@ def random_batch(*, rows=4, tokens=40, chunks=2, frames=64, vocab=211, seed=0, a
     slots[:, 22:25] = per_chunk + np.arange(3)
     slots[1, 22:25] = -1
     segments = np.repeat([[1] * 18 + [2] * 16 + [0] * (tokens - 34)], rows, axis=0).astype(np.int32)
-    positions = np.repeat([[*range(18), *range(16), *range(tokens - 34)]], rows, axis=0).astype(np.int32)
+    positions = np.repeat([[*range(18), *range(16), *range(tokens - 34)]], rows, axis=0).astype(
+        np.int32
+    )
     weights = rng.integers(0, 2, size=(rows, tokens)).astype(np.float32) * (segments > 0)
     labels = None
     if auxiliary:
         labels = AuxiliaryLabels(
             ctc_words=np.tile(np.array([1, 2, 0], np.int32), (rows, chunks, 1)),
             ctc_weight=(lengths > 0).astype(np.float32),
-            attributes=np.where(lengths[:, :, None] > 0, rng.integers(-1, 2, size=(rows, chunks, 2)), -1).astype(np.int32),
+            attributes=np.where(
+                lengths[:, :, None] > 0, rng.integers(-1, 2, size=(rows, chunks, 2)), -1
+            ).astype(np.int32),
         )
     return Batch(
         tokens=rng.integers(0, vocab, size=(rows, tokens)).astype(np.int32),
@@ -34,6 +40,6 @@ def random_batch(*, rows=4, tokens=40, chunks=2, frames=64, vocab=211, seed=0, a
         segment_ids=segments,
         mel=mel,
         mel_lengths=lengths,
-        audio_slot=slots,
+        audio_index=slots,
         auxiliary=labels,
     )

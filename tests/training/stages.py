@@ -7,11 +7,17 @@ import jax
 from stepaudio_jax.config import Config, MeshConfig, ModelConfig
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import make_mesh
-from stepaudio_jax.training.start import describe_stage, start_stage
-from stepaudio_jax.training.step import ModelDefinition, TrainState
+from stepaudio_jax.training.start import abstract_train_state, init_train_state
+from stepaudio_jax.training.step import ModelDef, TrainState
 
 
-def begin(config: Config, index: int, model: ModelConfig, parameters: Parameters) -> tuple[ModelDefinition, Any, TrainState]:
+def begin(
+    config: Config, index: int, model: ModelConfig, parameters: Parameters
+) -> tuple[ModelDef, Any, TrainState]:
     """Definition, optimizer and state of a stage, before its first step."""
-    start = describe_stage(config, index, model, make_mesh(MeshConfig(), jax.devices()[:1]))
-    return start.definition, start.optimizer, start_stage(config, index, model, start, parameters)
+    start = abstract_train_state(config, index, model, make_mesh(MeshConfig(), jax.devices()[:1]))
+    return (
+        start.model_def,
+        start.optimizer,
+        init_train_state(config, index, model, start, parameters),
+    )

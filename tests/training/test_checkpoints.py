@@ -19,13 +19,22 @@ from stepaudio_jax.training.step import TrainState
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
-AUXILIARY = AuxiliaryConfig(attribute_weight=0.5, attributes={"rate": ("a", "b"), "gender": ("f", "m")})
+AUXILIARY = AuxiliaryConfig(
+    attribute_weight=0.5, attributes={"rate": ("a", "b"), "gender": ("f", "m")}
+)
 # As the data iterator gives it: nested, with empty lists and names that are no identifiers.
 DATA = {
     "version": 1,
     "counts": {},
-    "data": {"sources": [{"weight": 0.1 + 0.2, "records": 3}], "on_bad_audio": "error", "seed": 2**40},
-    "rows": {"0": {"index": 7, "open": []}, "1": {"index": 8, "open": [[[3, 0]], [[5, 0], [6, 1]]]}},
+    "data": {
+        "sources": [{"weight": 0.1 + 0.2, "records": 3}],
+        "on_bad_audio": "error",
+        "seed": 2**40,
+    },
+    "rows": {
+        "0": {"index": 7, "open": []},
+        "1": {"index": 8, "open": [[[3, 0]], [[5, 0], [6, 1]]]},
+    },
 }
 
 
@@ -37,7 +46,7 @@ def started(optimizer):
             {
                 "name": "sft",
                 "steps": 10,
-                "data": {"sources": [{"path": "unused"}], "rows": 4},
+                "data": {"sources": [{"path": "unused"}], "batch_size": 4},
                 "trainable": ["adaptor"],
                 "optimizer": {"name": optimizer, "learning_rate": 0.01, "moment_dtype": "bfloat16"},
                 "auxiliary": AUXILIARY,
@@ -46,29 +55,42 @@ def started(optimizer):
     }
     config = dataclasses.replace(build(Config, values), model=SMALL)
     rng = np.random.default_rng(4)
-    weights = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract_parameters(SMALL))
+    weights = jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract_parameters(SMALL)
+    )
     _, transformation, state = begin(config, 0, SMALL, weights)
 
     @jax.jit
     def update(state, gradients):
-        updates, optimizer_state = transformation.update(gradients, state.optimizer, state.trainable)
+        updates, optimizer_state = transformation.update(
+            gradients, state.optimizer, state.trainable
+        )
         trainable = optax.apply_updates(state.trainable, updates)
-        return dataclasses.replace(state, step=state.step + 1, trainable=trainable, optimizer=optimizer_state)
+        return dataclasses.replace(
+            state, step=state.step + 1, trainable=trainable, optimizer=optimizer_state
+        )
 
     def advance(state, seed):
         rng = np.random.default_rng(seed)
-        return update(state, jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), state.trainable))
+        return update(
+            state,
+            jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), state.trainable),
+        )
 
     return state, advance
 
 
 def abstract(state):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
 
 
 def assert_equal(left, right):
     assert jax.tree.structure(left) == jax.tree.structure(right)
-    for (path, one), other in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True):
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True
+    ):
         assert one.dtype == other.dtype, jax.tree_util.keystr(path)
         np.testing.assert_array_equal(one, other, err_msg=jax.tree_util.keystr(path))
 
@@ -95,7 +117,9 @@ def small_state():
     weights = {"adaptor": {"bias": jnp.arange(3.0)}}
     none = jnp.int32(0)
     frozen = {"encoder": {"bias": jnp.ones(2)}}
-    return TrainState(step=none, skipped_in_row=none, trainable=weights, frozen=frozen, optimizer=weights)
+    return TrainState(
+        step=none, consecutive_skips=none, trainable=weights, frozen=frozen, optimizer=weights
+    )
 
 
 def at_step(state, step):
@@ -120,7 +144,9 @@ def test_the_last_few_are_kept(tmp_path, small_state):
     checkpoints.close()
 
 
-def test_what_a_killed_process_was_writing_does_not_count_and_is_cleaned_away(tmp_path, small_state):
+def test_what_a_killed_process_was_writing_does_not_count_and_is_cleaned_away(
+    tmp_path, small_state
+):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
     checkpoints.close()
@@ -158,14 +184,18 @@ def test_the_best_and_every_so_many_are_kept_beside_the_last(tmp_path, small_sta
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(tmp_path, small_state, damage, caplog):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    tmp_path, small_state, damage, caplog
+):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
     for step in (5, 10):
         checkpoints.save(at_step(small_state, step), {"given": step}, {})
     checkpoints.close()
     for file in (tmp_path / "checkpoints" / "1_sft" / "10" / "state").rglob("*"):
         if file.is_file() and file.stat().st_size:
-            file.write_bytes(b"" if damage == "emptied" else file.read_bytes()[: file.stat().st_size // 2])
+            file.write_bytes(
+                b"" if damage == "emptied" else file.read_bytes()[: file.stat().st_size // 2]
+            )
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
     restored, data = checkpoints.restore(abstract(small_state))
     checkpoints.close()
@@ -183,7 +213,9 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
         if file.is_file():
             file.write_bytes(b"")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read: .*1_sft/5.*to begin the stage anew"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint can be read: .*1_sft/5.*to begin the stage anew"
+    ):
         checkpoints.restore(abstract(small_state))
     checkpoints.close()
     # Left where it is, so that no later start takes the stage for one that has not begun.
@@ -191,7 +223,10 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
     assert saved_steps(tmp_path, 1, "sft")
 
 
-@pytest.mark.parametrize("losses", [(1.0, 0.5, 0.7, np.nan, 0.8), (1.0, 0.5, np.nan, np.nan, np.nan), (1.0, 0.5, np.nan, 2, 3)])
+@pytest.mark.parametrize(
+    "losses",
+    [(1.0, 0.5, 0.7, np.nan, 0.8), (1.0, 0.5, np.nan, np.nan, np.nan), (1.0, 0.5, np.nan, 2, 3)],
+)
 def test_a_loss_that_is_no_number_is_not_the_best(tmp_path, small_state, losses):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=1, keep_best=1))
     for number, loss in enumerate(losses, 1):
@@ -251,13 +286,19 @@ def test_frozen_parameters_are_written_once(tmp_path, small_state):
     checkpoints.close()
     assert frozen_files(tmp_path) == written
     saved = ocp.load(tmp_path / "checkpoints" / "1_sft" / "15", checkpointable_name="state")
-    assert saved.keys() == {"step", "skipped_in_row", "trainable", "optimizer"}
+    assert saved.keys() == {"step", "consecutive_skips", "trainable", "optimizer"}
     assert_equal(restored, at_step(small_state, 10))
 
 
-def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_written_anew(tmp_path, small_state):
+def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_written_anew(
+    tmp_path, small_state
+):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    checkpoints.save(at_step(dataclasses.replace(small_state, frozen={"encoder": {"bias": jnp.zeros(2)}}), 5), {"given": 1}, {})
+    checkpoints.save(
+        at_step(dataclasses.replace(small_state, frozen={"encoder": {"bias": jnp.zeros(2)}}), 5),
+        {"given": 1},
+        {},
+    )
     checkpoints.close()
     shutil.rmtree(tmp_path / "checkpoints" / "1_sft" / "5")
     (tmp_path / "checkpoints" / "1_sft.frozen.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
@@ -268,11 +309,16 @@ def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_writt
     restored, _ = checkpoints.restore(abstract(small_state))
     checkpoints.close()
     assert_equal(restored, at_step(small_state, 5))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1_sft", "1_sft.frozen"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "1_sft",
+        "1_sft.frozen",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["emptied", "removed"])
-def test_damaged_frozen_parameters_are_named_and_no_checkpoint_is_set_aside(tmp_path, small_state, damage):
+def test_damaged_frozen_parameters_are_named_and_no_checkpoint_is_set_aside(
+    tmp_path, small_state, damage
+):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
     checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
     checkpoints.close()
@@ -281,7 +327,9 @@ def test_damaged_frozen_parameters_are_named_and_no_checkpoint_is_set_aside(tmp_
     if damage == "removed":
         shutil.rmtree(tmp_path / "checkpoints" / "1_sft.frozen")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    with pytest.raises(CheckpointError, match=r"1_sft\.frozen: the stage's frozen parameters cannot be read: "):
+    with pytest.raises(
+        CheckpointError, match=r"1_sft\.frozen: the stage's frozen parameters cannot be read: "
+    ):
         checkpoints.restore(abstract(small_state))
     checkpoints.close()
     assert folders(tmp_path) == ["5"]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import ConfigError, Rules
-from stepaudio_jax.training.cross_entropy import next_token_sums
+from stepaudio_jax.config import ConfigError, ShardingRules
+from stepaudio_jax.training.cross_entropy import chunked_cross_entropy
 
 ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 120
 
@@ -29,7 +29,10 @@ def plain(hidden, kernel, targets, weights):
     picked = np.take_along_axis(probabilities, targets[..., None], axis=-1)[..., 0]
     correct = (np.argmax(logits, axis=-1) == targets) * weights
     d_logits = (probabilities - np.eye(VOCAB)[targets]) * weights[..., None]
-    gradients = (d_logits @ kernel.T.astype(np.float64), np.einsum("bth,btv->hv", hidden.astype(np.float64), d_logits))
+    gradients = (
+        d_logits @ kernel.T.astype(np.float64),
+        np.einsum("bth,btv->hv", hidden.astype(np.float64), d_logits),
+    )
     return -np.sum(np.log(picked) * weights), np.sum(correct), gradients
 
 
@@ -38,9 +41,13 @@ def test_value_and_gradients_equal_the_definition(inputs, chunks):
     hidden, kernel, targets, weights = inputs
 
     def loss(hidden, kernel):
-        return next_token_sums(hidden, kernel, targets, weights, chunks=chunks, rules=Rules())
+        return chunked_cross_entropy(
+            hidden, kernel, targets, weights, chunks=chunks, rules=ShardingRules()
+        )
 
-    (value, correct), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, kernel)
+    (value, correct), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+        hidden, kernel
+    )
     expected, expected_correct, expected_gradients = plain(*inputs)
     assert value == pytest.approx(expected, rel=1e-6)
     assert correct == expected_correct
@@ -55,7 +62,9 @@ def test_logits_of_one_chunk_exist_at_a_time(inputs):
     hidden, kernel, targets, weights = (jnp.asarray(x) for x in inputs)
 
     def loss(hidden, kernel):
-        return next_token_sums(hidden, kernel, targets, weights, chunks=8, rules=Rules())[0]
+        return chunked_cross_entropy(
+            hidden, kernel, targets, weights, chunks=8, rules=ShardingRules()
+        )[0]
 
     text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).as_text()
     assert f"{ROWS}x{TOKENS}x{VOCAB // 8}xf32" in text
@@ -64,5 +73,7 @@ def test_logits_of_one_chunk_exist_at_a_time(inputs):
 
 def test_chunks_that_do_not_divide_the_vocabulary_are_an_error(inputs):
     hidden, kernel, targets, weights = inputs
-    with pytest.raises(ConfigError, match=r"vocab_size=120 cannot be cut into compute\.loss_chunks=7"):
-        next_token_sums(hidden, kernel, targets, weights, chunks=7, rules=Rules())
+    with pytest.raises(
+        ConfigError, match=r"vocab_size=120 cannot be cut into compute\.loss_chunks=7"
+    ):
+        chunked_cross_entropy(hidden, kernel, targets, weights, chunks=7, rules=ShardingRules())

@@ -7,7 +7,7 @@ import pytest
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import BadAudioError, DataError, JsonlSource
-from stepaudio_jax.training.data_check import CHECKED, SKIPPED_RECORDS, DataCheck
+from stepaudio_jax.training.data_check import CHECKED, SKIPPED_RECORDS, DataChecker
 from stepaudio_jax.training.stopping import data_error
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
 
@@ -30,7 +30,7 @@ class Counted:
 
 
 def run_check(run_dir, config, check, settings=None):
-    data_check = DataCheck(run_dir, MODEL, TOKENIZER)
+    data_check = DataChecker(run_dir, MODEL, TOKENIZER)
     sources = [JsonlSource(source) for source in config.sources]
     checked = data_check("stage 'sft'", sources, config, check, settings or {})
     run_dir.mkdir(exist_ok=True)
@@ -50,7 +50,10 @@ def test_what_was_checked_is_not_checked_again_until_it_changes(tmp_path, path, 
     config = settings(path, on_bad_record="skip")
     with caplog.at_level(logging.WARNING):
         assert run_check(run_dir, config, check)
-    assert f"1 of 5 records will be skipped (bad_record: 1); they are listed in {run_dir / SKIPPED_RECORDS}" in caplog.text
+    assert (
+        f"1 of 5 records will be skipped (bad_record: 1); they are listed in {run_dir / SKIPPED_RECORDS}"
+        in caplog.text
+    )
     (line,) = (json.loads(line) for line in (run_dir / SKIPPED_RECORDS).read_text().splitlines())
     assert line == {
         "checked": "stage 'sft'",
@@ -59,10 +62,12 @@ def test_what_was_checked_is_not_checked_again_until_it_changes(tmp_path, path, 
         "message": f"{path}:4: is bad",
     }
     assert not run_check(run_dir, config, check)
-    assert not run_check(run_dir, settings(path, on_bad_record="skip", threads=7, prefetch_batches=3), check)
+    assert not run_check(
+        run_dir, settings(path, on_bad_record="skip", threads=7, prefetch_batches=3), check
+    )
     assert check.calls == 5
     assert run_check(run_dir, config, check, {"rewards": 1})
-    assert run_check(run_dir, settings(path, on_bad_record="skip", tokens_per_row=600), check)
+    assert run_check(run_dir, settings(path, on_bad_record="skip", seq_len=600), check)
     assert check.calls == 15
     path.write_text(path.read_text().replace("bad", "mended"))
     assert run_check(run_dir, settings(path, on_bad_record="skip"), check)
@@ -97,4 +102,6 @@ def test_a_run_that_ends_on_a_record_says_what_is_saved_and_how_to_go_on(path):
     for data in (None, settings(path, on_bad_audio="skip")):
         assert str(data_error(bad, "sft", 12, data)) == f"{ended}, the same command goes on"
     said = str(data_error(OSError(5, "Input/output error", "d.jsonl"), "sft", None, settings(path)))
-    assert said.endswith("nothing of it is saved yet: once that is mended, the same command goes on")
+    assert said.endswith(
+        "nothing of it is saved yet: once that is mended, the same command goes on"
+    )

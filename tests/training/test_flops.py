@@ -19,10 +19,19 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.models import abstract_model, abstract_parameters
 from stepaudio_jax.training.flops import decoder_flops, part_flops, step_flops
-from stepaudio_jax.training.objective import term_sums
+from stepaudio_jax.training.objective import loss_term_sums
 from tests.models.random_model import SMALL
 
-DATA = build(DataConfig, {"rows": 2, "tokens_per_row": 64, "chunks_per_row": 3, "frames_per_chunk": 64, "sources": []})
+DATA = build(
+    DataConfig,
+    {
+        "batch_size": 2,
+        "seq_len": 64,
+        "audio_chunks_per_seq": 3,
+        "mel_frames_per_chunk": 64,
+        "sources": [],
+    },
+)
 
 
 def traced_flops(jaxpr) -> float:
@@ -42,16 +51,18 @@ def traced_flops(jaxpr) -> float:
     return total
 
 
-@pytest.mark.parametrize("trainable", [("decoder",), ("adaptor", "decoder"), ("encoder", "adaptor", "decoder")])
+@pytest.mark.parametrize(
+    "trainable", [("decoder",), ("adaptor", "decoder"), ("encoder", "adaptor", "decoder")]
+)
 def test_formula_equals_the_traced_products(trainable):
     """But for attention: tracing counts masked scores too, and its backward pass computes the scores again."""
     compute = ComputeConfig(dtype="float32", remat="none", attention="xla")
     graphdef, _ = abstract_model(SMALL, compute)
     parameters = abstract_parameters(SMALL, compute)
-    batch = abstract_batch(DATA.rows, batch_shape(DATA, AuxiliaryConfig(), pad_token=0))
+    batch = abstract_batch(DATA.batch_size, batch_shape(DATA, AuxiliaryConfig(), pad_token=0))
 
     def loss(trained, frozen, batch):
-        sums, _ = term_sums(nnx.merge(graphdef, {**trained, **frozen}), None, batch)
+        sums, _ = loss_term_sums(nnx.merge(graphdef, {**trained, **frozen}), None, batch)
         return sums["next_token"]
 
     trained = {part: parameters[part] for part in trainable}
@@ -65,24 +76,35 @@ def test_formula_equals_the_traced_products(trainable):
 
     formula = part_flops(SMALL, DATA, trainable)
     decoder, encoder = SMALL.decoder, SMALL.encoder
-    tokens, frames, chunks = DATA.tokens_per_row, DATA.frames_per_chunk // 2, DATA.rows * DATA.chunks_per_row
-    passes = {"decoder": 3 if "decoder" in trainable else 2, "encoder": 3 if "encoder" in trainable else 1}
+    tokens, frames, chunks = (
+        DATA.seq_len,
+        DATA.mel_frames_per_chunk // 2,
+        DATA.batch_size * DATA.audio_chunks_per_seq,
+    )
+    passes = {
+        "decoder": 3 if "decoder" in trainable else 2,
+        "encoder": 3 if "encoder" in trainable else 1,
+    }
     expected = sum(formula.values())
     half = decoder.layers * 2 * decoder.heads * decoder.head_dim * tokens / 2 * 2 * tokens
-    expected += DATA.rows * (
-        attention(decoder.layers, decoder.heads, decoder.head_dim, tokens, passes["decoder"]) - half * passes["decoder"]
+    expected += DATA.batch_size * (
+        attention(decoder.layers, decoder.heads, decoder.head_dim, tokens, passes["decoder"])
+        - half * passes["decoder"]
     )
     whole = encoder.layers * 2 * encoder.hidden * frames * 2 * frames
     expected += chunks * (
-        attention(encoder.layers, encoder.heads, encoder.head_dim, frames, passes["encoder"]) - whole * passes["encoder"]
+        attention(encoder.layers, encoder.heads, encoder.head_dim, frames, passes["encoder"])
+        - whole * passes["encoder"]
     )
     assert traced == pytest.approx(expected, rel=0.02)
 
 
 def test_gradients_pass_through_what_is_frozen_behind_what_is_trained():
     """(Tracing would show the frozen kernels' gradients too, which the compiler drops.)"""
-    alone, both = (part_flops(SMALL, DATA, trainable) for trainable in (("adaptor",), ("adaptor", "decoder")))
-    forward = decoder_flops(SMALL.decoder, DATA.tokens_per_row).times(DATA.rows)
+    alone, both = (
+        part_flops(SMALL, DATA, trainable) for trainable in (("adaptor",), ("adaptor", "decoder"))
+    )
+    forward = decoder_flops(SMALL.decoder, DATA.seq_len).times(DATA.batch_size)
     assert alone["decoder"] == pytest.approx(2 * forward.kernels + 3 * forward.attention)
     assert both["decoder"] == pytest.approx(3 * (forward.kernels + forward.attention))
     assert alone["adaptor"] == both["adaptor"]
@@ -90,18 +112,28 @@ def test_gradients_pass_through_what_is_frozen_behind_what_is_trained():
 
 
 def test_gradients_pass_through_a_decoder_whose_narrow_matrices_learn():
-    decoder, tokens = SMALL.decoder, DATA.rows * DATA.tokens_per_row
+    decoder, tokens = SMALL.decoder, DATA.batch_size * DATA.seq_len
     rank = 4
     data = dataclasses.replace(DATA, sources=(SourceConfig(path="dialogues.jsonl"),))
-    stage = StageConfig(name="s", steps=1, data=data, trainable=(), lora=LoRAConfig(rank=rank, targets=("gate", "down")))
+    stage = StageConfig(
+        name="s",
+        steps=1,
+        data=data,
+        trainable=(),
+        lora=LoRAConfig(rank=rank, targets=("gate", "down")),
+    )
     narrow = 2 * decoder.layers * rank * (decoder.hidden + decoder.ffn)
     forward = sum(part_flops(SMALL, DATA, ()).values())
-    kernels, attention = decoder_flops(SMALL.decoder, DATA.tokens_per_row).times(DATA.rows)
-    assert step_flops(SMALL, stage) == pytest.approx(forward + kernels + 2 * attention + 6 * tokens * narrow)
+    kernels, attention = decoder_flops(SMALL.decoder, DATA.seq_len).times(DATA.batch_size)
+    assert step_flops(SMALL, stage) == pytest.approx(
+        forward + kernels + 2 * attention + 6 * tokens * narrow
+    )
 
 
 def test_qwen2_5_32b_by_hand():
     """6 N D with N the parameters in matrix products, plus attention: 12 L T N D halved."""
     decoder = dataclasses.replace(ModelConfig.presets()["r1_32b"].decoder, vocab_size=152064)
     projections = 64 * (5120 * 40 * 128 * 2 + 5120 * 8 * 128 * 2 + 3 * 5120 * 27648) + 5120 * 152064
-    assert decoder_flops(decoder, 4096) == pytest.approx((2 * projections * 4096, 64 * 2 * 4096 * 4096 * 5120))
+    assert decoder_flops(decoder, 4096) == pytest.approx(
+        (2 * projections * 4096, 64 * 2 * 4096 * 4096 * 5120)
+    )

@@ -11,7 +11,8 @@ from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.training.initial import initial_model, initial_weights
 from tests.hub.folders import qwen2, qwen2_audio
 
-ROWS = 152064  # of Qwen2.5-32B: fewer than Step-Audio's tokens, of which those of generated sound come last
+# of Qwen2.5-32B: fewer than Step-Audio's tokens, of which those of generated sound come last
+ROWS = 152064
 
 
 @pytest.fixture
@@ -25,7 +26,12 @@ def qwen(tmp_path, shared_tokenizer):
 
 
 def a_run(initial, **settings):
-    stage = StageConfig(name="adaptor", steps=1, data=DataConfig(sources=(SourceConfig(path="x"),)), trainable=("adaptor",))
+    stage = StageConfig(
+        name="adaptor",
+        steps=1,
+        data=DataConfig(sources=(SourceConfig(path="x"),)),
+        trainable=("adaptor",),
+    )
     return Config(run_dir="run", initial=initial, stages=(stage,), **settings)
 
 
@@ -37,12 +43,15 @@ def test_qwens_decoder_and_encoder_with_a_fresh_adaptor(qwen):
     assert set(parameters) == {"encoder", "adaptor", "decoder"}
     theirs = hub.read_parameters({"decoder": qwen.decoder})["decoder"]["embedding"]
     np.testing.assert_array_equal(
-        np.asarray(parameters["decoder"]["embedding"], np.float32), np.asarray(theirs.astype(config.compute.dtype), np.float32)
+        np.asarray(parameters["decoder"]["embedding"], np.float32),
+        np.asarray(theirs.astype(config.compute.dtype), np.float32),
     )
 
 
 def test_a_vocabulary_without_rows_for_what_is_written_is_refused(qwen, tmp_path):
     small = InitialWeights(decoder=str(tmp_path / "small"), encoder=qwen.encoder)
     qwen2(vocab_size=151000).save_pretrained(tmp_path / "small")
-    with pytest.raises(hub.CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"):
+    with pytest.raises(
+        hub.CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"
+    ):
         initial_model(a_run(small, tokenizer=qwen.decoder))

@@ -10,23 +10,30 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, LoRAConfig, build
-from stepaudio_jax.models import abstract_parameters, low_rank_tree
+from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.saved_model import save_model
-from stepaudio_jax.training.start import adapters_before
+from stepaudio_jax.training.start import adapters_before_stage
 from stepaudio_jax.training.step import FROZEN_LORA, LORA, REFERENCE
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
-MODEL = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290))  # for bytes as tokens
+MODEL = dataclasses.replace(
+    SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290)
+)  # for bytes as tokens
 FIRST, SECOND = {"rank": 2, "alpha": 6.0}, {"rank": 3, "alpha": 3.0, "targets": ["query", "down"]}
 KERNEL = ("layers", "attention", "query", "kernel")
 
 
 def run_config(*stages, **compute):
     data = {"sources": [{"path": "unused"}]}
-    values = [{"name": f"s{number}", "steps": 1, "data": data, **stage} for number, stage in enumerate(stages)]
-    config = build(Config, {"run_dir": "unused", "tokenizer": "bytes", "stages": values, "compute": compute})
+    values = [
+        {"name": f"s{number}", "steps": 1, "data": data, **stage}
+        for number, stage in enumerate(stages)
+    ]
+    config = build(
+        Config, {"run_dir": "unused", "tokenizer": "bytes", "stages": values, "compute": compute}
+    )
     return dataclasses.replace(config, model=MODEL)
 
 
@@ -42,13 +49,18 @@ def small_adapter(settings, seed):
     """The matrices of an adapter whose product changes a weight by about 1e-5."""
     lora = build(LoRAConfig, settings)
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: 2e-3 * rng.standard_normal(leaf.shape, np.float32), low_rank_tree(MODEL, lora).shapes)
+    return jax.tree.map(
+        lambda leaf: 2e-3 * rng.standard_normal(leaf.shape, np.float32),
+        abstract_lora(MODEL, lora).shapes,
+    )
 
 
 def product(matrices, settings, path=("attention", "query")):
     lora = build(LoRAConfig, settings)
     pair = functools.reduce(lambda tree, name: tree[name], path, matrices)
-    return lora.scale * np.einsum("lhr,lr...->lh...", *(np.asarray(pair[name], np.float64) for name in ("down", "up")))
+    return lora.scale * np.einsum(
+        "lhr,lr...->lh...", *(np.asarray(pair[name], np.float64) for name in ("down", "up"))
+    )
 
 
 def at(tree, path):
@@ -61,7 +73,9 @@ def finish(config, index, parameters, matrices=None):
     trainable = dict(state.trainable)
     if matrices is not None:
         trainable[LORA] = jax.tree.map(jnp.asarray, matrices)
-    return definition.after_stage({**trainable, **state.frozen}, config.stages[index].name), state
+    return definition.params_after_stage(
+        {**trainable, **state.frozen}, config.stages[index].name
+    ), state
 
 
 def test_a_stage_that_trains_the_decoder_starts_from_the_sum_in_fp32(base):
@@ -73,11 +87,15 @@ def test_a_stage_that_trains_the_decoder_starts_from_the_sum_in_fp32(base):
     kernel = at(state.trainable["decoder"], KERNEL)
     assert kernel.dtype == jnp.float32
     before = np.asarray(at(base["decoder"], KERNEL), np.float64)
-    assert np.mean(np.asarray(kernel).astype(jnp.bfloat16) == at(base["decoder"], KERNEL)) > 0.5  # what bf16 would lose
+    assert (
+        np.mean(np.asarray(kernel).astype(jnp.bfloat16) == at(base["decoder"], KERNEL)) > 0.5
+    )  # what bf16 would lose
     np.testing.assert_allclose(kernel - before, product(matrices, FIRST), atol=2e-8)
 
 
-@pytest.mark.parametrize("last", [{"trainable": ["adaptor"], "lora": SECOND}, {"trainable": ["adaptor"]}])
+@pytest.mark.parametrize(
+    "last", [{"trainable": ["adaptor"], "lora": SECOND}, {"trainable": ["adaptor"]}]
+)
 def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_path, last):
     config = run_config({"trainable": ["adaptor"], "lora": FIRST}, last)
     first, second = small_adapter(FIRST, 1), small_adapter(SECOND, 2)
@@ -85,11 +103,14 @@ def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_p
     left, state = finish(config, 1, left, second if "lora" in last else None)
     assert set(state.frozen) == {"encoder", "decoder", FROZEN_LORA}
     np.testing.assert_array_equal(
-        state.frozen[FROZEN_LORA]["s0"]["attention"]["query"]["up"], first["attention"]["query"]["up"]
+        state.frozen[FROZEN_LORA]["s0"]["attention"]["query"]["up"],
+        first["attention"]["query"]["up"],
     )
-    adapters = adapters_before(config, 2, None)
-    save_model(tmp_path / "model", left, adapters, config, MODEL, Tokenizer.bytes(), source="a test")
-    adapter = hub.read_weights_adapter(tmp_path / "model")
+    adapters = adapters_before_stage(config, 2, None)
+    save_model(
+        tmp_path / "model", left, adapters, config, MODEL, Tokenizer.byte_level(), source="a test"
+    )
+    adapter = hub.read_source_adapter(tmp_path / "model")
     assert adapter.lora.rank == (5 if "lora" in last else 2)
     merged = hub.read_parameters(tmp_path / "model", config=MODEL)["decoder"]
     for path in (("attention", "query"), ("mlp", "gate")):
@@ -106,25 +127,46 @@ def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_p
 
 def test_what_an_earlier_stage_has_trained_is_frozen_in_fp32(base):
     config = run_config({}, {"trainable": ["adaptor"], "lora": FIRST})
-    _, state = finish(config, 1, jax.tree.map(lambda leaf: leaf.astype("float32") * (1 + 1e-5), base))
+    _, state = finish(
+        config, 1, jax.tree.map(lambda leaf: leaf.astype("float32") * (1 + 1e-5), base)
+    )
     kernel = at(state.frozen["decoder"], KERNEL)
     assert kernel.dtype == jnp.float32
-    np.testing.assert_allclose(kernel, at(base["decoder"], KERNEL).astype("float32") * (1 + 1e-5), rtol=1e-7)
+    np.testing.assert_allclose(
+        kernel, at(base["decoder"], KERNEL).astype("float32") * (1 + 1e-5), rtol=1e-7
+    )
 
 
 def test_a_stage_goes_on_with_the_adapter_that_it_names(base, tmp_path):
     config = run_config({"trainable": ["adaptor"], "lora": FIRST})
     matrices = small_adapter(FIRST, 1)
     left, _ = finish(config, 0, base, matrices)
-    save_model(tmp_path / "model", left, adapters_before(config, 1, None), config, MODEL, Tokenizer.bytes(), source="a test")
+    save_model(
+        tmp_path / "model",
+        left,
+        adapters_before_stage(config, 1, None),
+        config,
+        MODEL,
+        Tokenizer.byte_level(),
+        source="a test",
+    )
     folder = str(tmp_path / "model" / hub.ADAPTER)
-    policy = {"objective": "policy", "rl": {"rewards": [{"verifier": "number", "verifier_weight": 1.0}]}}
+    policy = {
+        "objective": "policy",
+        "rl": {"rewards": [{"verifier": "number", "verifier_weight": 1.0}]},
+    }
     again = run_config({"trainable": ["adaptor"], "lora": {**FIRST, "adapter": folder}, **policy})
     _, state = finish(again, 0, base)
     jax.tree.map(np.testing.assert_array_equal, state.trainable[LORA], matrices)
-    jax.tree.map(np.testing.assert_array_equal, state.frozen[REFERENCE][LORA], matrices)  # else: the base without it
-    other = run_config({"trainable": ["adaptor"], "lora": {"rank": 4, "alpha": 6.0, "adapter": folder}})
-    with pytest.raises(ConfigError, match=r"to go on with it, set stages\.s0\.lora\.rank=2 \(not 4\)"):
+    jax.tree.map(
+        np.testing.assert_array_equal, state.frozen[REFERENCE][LORA], matrices
+    )  # else: the base without it
+    other = run_config(
+        {"trainable": ["adaptor"], "lora": {"rank": 4, "alpha": 6.0, "adapter": folder}}
+    )
+    with pytest.raises(
+        ConfigError, match=r"to go on with it, set stages\.s0\.lora\.rank=2 \(not 4\)"
+    ):
         finish(other, 0, base)
     with pytest.raises(ConfigError, match="rank=0 has no adapter"):
         run_config({"lora": {"adapter": folder}})

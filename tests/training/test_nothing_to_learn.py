@@ -7,7 +7,7 @@ import pytest
 
 from stepaudio_jax.config import OptimizerConfig
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.step import TrainState, apply_gradients, updates_made
+from stepaudio_jax.training.step import TrainState, apply_gradients, num_optimizer_updates
 from tests.end_to_end.runs import run
 
 AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
@@ -24,7 +24,11 @@ def begin(name="adamw"):
     optimizer = make_optimizer(config, AXES, CONTRACTED, steps=10)
     parameters = {"matrix": jnp.eye(4) + 0.1, "head": jnp.ones((4, 8)), "bias": jnp.ones(4)}
     state = TrainState(jnp.int32(0), jnp.int32(0), parameters, {}, optimizer.init(parameters))
-    return state, jax.jit(lambda state, gradients, loss: apply_gradients(state, gradients, jnp.float32(loss), optimizer))
+    return state, jax.jit(
+        lambda state, gradients, loss: apply_gradients(
+            state, gradients, jnp.float32(loss), optimizer
+        )
+    )
 
 
 def zeros(state):
@@ -37,15 +41,19 @@ def test_without_a_gradient_only_the_count_changes(name):
     start, update = begin(name)
     gradients = jax.tree.map(lambda leaf: 0.3 * leaf, start.trainable)
     after, metrics = update(start, zeros(start), 0.0)
-    assert (int(after.step), updates_made(after)) == (1, 0)
-    assert (metrics["nothing_to_learn"], metrics["skipped_steps"], metrics["gradient_norm"]) == (1, 0, 0)
+    assert (int(after.step), num_optimizer_updates(after)) == (1, 0)
+    assert (metrics["zero_gradient_steps"], metrics["skipped_steps"], metrics["gradient_norm"]) == (
+        1,
+        0,
+        0,
+    )
     assert equal((after.trainable, after.optimizer), (start.trainable, start.optimizer))
 
     moving, metrics = update(start, gradients, 1.0)
-    assert (metrics["nothing_to_learn"], metrics["skipped_steps"]) == (0, 0)
-    assert updates_made(moving) == 1
+    assert (metrics["zero_gradient_steps"], metrics["skipped_steps"]) == (0, 0)
+    assert num_optimizer_updates(moving) == 1
     still, _ = update(moving, zeros(moving), 0.0)
-    assert (int(still.step), updates_made(still)) == (2, 1)
+    assert (int(still.step), num_optimizer_updates(still)) == (2, 1)
     assert equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
     straight, late = update(moving, gradients, 1.0)[0], update(still, gradients, 1.0)[0]
     assert not equal(straight.trainable, moving.trainable)
@@ -57,8 +65,8 @@ def test_a_gradient_whose_square_is_nothing_is_still_one():
     state, update = begin()
     tiny = zeros(state) | {"bias": jnp.full(4, 1e-30)}
     after, metrics = update(state, tiny, 1.0)
-    assert (metrics["gradient_norm"], metrics["nothing_to_learn"]) == (0, 0)
-    assert updates_made(after) == 1
+    assert (metrics["gradient_norm"], metrics["zero_gradient_steps"]) == (0, 0)
+    assert num_optimizer_updates(after) == 1
 
 
 def test_a_row_of_skipped_steps_is_neither_ended_nor_lengthened():
@@ -66,13 +74,24 @@ def test_a_row_of_skipped_steps_is_neither_ended_nor_lengthened():
     state, update = begin()
     broken = zeros(state) | {"bias": jnp.full(4, jnp.nan)}
     rows = []
-    for gradients, loss in ((broken, 0.0), (zeros(state), 0.0), (zeros(state), jnp.nan), (zeros(state), 0.0)):
+    for gradients, loss in (
+        (broken, 0.0),
+        (zeros(state), 0.0),
+        (zeros(state), jnp.nan),
+        (zeros(state), 0.0),
+    ):
         state, metrics = update(state, gradients, loss)
-        rows.append((int(state.skipped_in_row), float(metrics["skipped_steps"]), float(metrics["nothing_to_learn"])))
+        rows.append(
+            (
+                int(state.consecutive_skips),
+                float(metrics["skipped_steps"]),
+                float(metrics["zero_gradient_steps"]),
+            )
+        )
     assert rows == [(1, 1, 0), (1, 0, 1), (2, 1, 0), (2, 0, 1)]
-    assert updates_made(state) == 0
+    assert num_optimizer_updates(state) == 0
     state, _ = update(state, jax.tree.map(jnp.ones_like, state.trainable), 1.0)
-    assert (int(state.skipped_in_row), int(state.step)) == (0, 5)
+    assert (int(state.consecutive_skips), int(state.step)) == (0, 5)
 
 
 ON_FOUR_DEVICES = """
@@ -89,11 +108,11 @@ state = jax.device_put(state, jax.tree.map(cut, state))
 nothing = zeros(state)
 moving, _ = update(state, jax.tree.map(lambda leaf: 0.3 * leaf, state.trainable), 1.0)
 still, metrics = update(moving, nothing, 0.0)
-assert metrics["nothing_to_learn"] == 1 and equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
+assert metrics["zero_gradient_steps"] == 1 and equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
 # A gradient that one device alone holds is one for all of them.
 lonely = nothing | {"head": nothing["head"].at[3, 7].set(1.0)}
 after, metrics = update(moving, lonely, 1.0)
-assert metrics["nothing_to_learn"] == 0
+assert metrics["zero_gradient_steps"] == 0
 assert not np.array_equal(after.trainable["matrix"], moving.trainable["matrix"])
 print("on", jax.device_count())
 """

@@ -35,7 +35,9 @@ def decayed(config, share):
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(40, 10), (40, 0), (7, 1), (7, 2), (5, 5)])
 def test_schedule_is_a_ramp_and_then_the_decay(decay, steps, warmup_steps):
-    config = OptimizerConfig(decay=decay, warmup_steps=warmup_steps, final_learning_rate_fraction=0.2)
+    config = OptimizerConfig(
+        decay=decay, warmup_steps=warmup_steps, final_learning_rate_fraction=0.2
+    )
     expected = [
         PEAK * (step + 1) / warmup_steps
         if step < warmup_steps
@@ -46,17 +48,23 @@ def test_schedule_is_a_ramp_and_then_the_decay(decay, steps, warmup_steps):
 
 
 def test_a_stage_may_end_within_its_warm_up():
-    np.testing.assert_allclose(rates(OptimizerConfig(warmup_steps=10), 4), PEAK * np.arange(1, 5) / 10, rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(OptimizerConfig(warmup_steps=10), 4), PEAK * np.arange(1, 5) / 10, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_the_first_update_of_a_warm_up_moves_every_parameter(name):
-    config = OptimizerConfig(name=name, learning_rate=1e-3, muon_learning_rate=0.08, warmup_steps=4, weight_decay=0)
+    config = OptimizerConfig(
+        name=name, learning_rate=1e-3, muon_learning_rate=0.08, warmup_steps=4, weight_decay=0
+    )
     optimizer = make_optimizer(config, AXES, CONTRACTED, steps=8)
     parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
     updates, _ = optimizer.update(parameters, optimizer.init(parameters), parameters)
     assert float(jnp.abs(updates["bias"]).max()) == pytest.approx(1e-3 / 4, rel=1e-3)
-    assert float(jnp.abs(updates["matrix"]).max()) == pytest.approx({"muon": 0.08}.get(name, 1e-3) / 4, rel=0.4)
+    assert float(jnp.abs(updates["matrix"]).max()) == pytest.approx(
+        {"muon": 0.08}.get(name, 1e-3) / 4, rel=0.4
+    )
 
 
 AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
@@ -67,18 +75,27 @@ CONTRACTED = {"matrix": (0,), "head": (0,), "bias": ()}
 def test_every_parameter_moves_by_its_own_schedule(name):
     """The size of an update is the learning rate of that step, Muon's for matrices: halved from one step to the next here."""
     config = OptimizerConfig(
-        name=name, learning_rate=1e-3, muon_learning_rate=0.08, decay="linear", final_learning_rate_fraction=0, weight_decay=0
+        name=name,
+        learning_rate=1e-3,
+        muon_learning_rate=0.08,
+        decay="linear",
+        final_learning_rate_fraction=0,
+        weight_decay=0,
     )
     optimizer = make_optimizer(config, AXES, CONTRACTED, steps=2)
     parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
     state = optimizer.init(parameters)
     sizes = []
     for _ in range(2):
-        updates, state = optimizer.update(parameters, state, parameters)  # a gradient that stays the same
+        updates, state = optimizer.update(
+            parameters, state, parameters
+        )  # a gradient that stays the same
         sizes.append({key: float(jnp.abs(value).max()) for key, value in updates.items()})
     assert sizes[0]["bias"] == pytest.approx(1e-3, rel=1e-3)
     assert sizes[0]["head"] == pytest.approx(1e-3, rel=1e-3)
-    assert sizes[0]["matrix"] == pytest.approx({"muon": 0.08}.get(name, 1e-3), rel=0.4)  # Newton-Schulz levels roughly
+    assert sizes[0]["matrix"] == pytest.approx(
+        {"muon": 0.08}.get(name, 1e-3), rel=0.4
+    )  # Newton-Schulz levels roughly
     for key in parameters:
         assert sizes[1][key] == pytest.approx(sizes[0][key] / 2, rel=1e-2)
 
@@ -86,10 +103,14 @@ def test_every_parameter_moves_by_its_own_schedule(name):
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_weight_decay_is_on_every_matrix_and_on_nothing_else(name):
     """Without a gradient, what moves is decayed, by its own learning rate; a head goes to AdamW under Muon too."""
-    config = OptimizerConfig(name=name, learning_rate=0.01, muon_learning_rate=0.03, decay="constant", weight_decay=0.5)
+    config = OptimizerConfig(
+        name=name, learning_rate=0.01, muon_learning_rate=0.03, decay="constant", weight_decay=0.5
+    )
     optimizer = make_optimizer(config, AXES, CONTRACTED, steps=2)
     parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters
+    )
     rate = {"muon": 0.03}.get(name, 0.01)
     np.testing.assert_allclose(updates["matrix"], -rate * 0.5 * parameters["matrix"], rtol=1e-5)
     np.testing.assert_allclose(updates["head"], -0.01 * 0.5 * parameters["head"], rtol=1e-5)
@@ -97,10 +118,16 @@ def test_weight_decay_is_on_every_matrix_and_on_nothing_else(name):
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    gradients = {"matrix": jnp.full((4, 4), 3.0), "head": jnp.zeros((4, 9)), "bias": jnp.full(4, 4.0)}
+    gradients = {
+        "matrix": jnp.full((4, 4), 3.0),
+        "head": jnp.zeros((4, 9)),
+        "bias": jnp.full(4, 4.0),
+    }
     norm = math.sqrt(16 * 9 + 4 * 16)
     for clip_norm, scale in ((0.0, 1.0), (100.0, 1.0), (1.0, 1 / norm)):
-        optimizer = make_optimizer(OptimizerConfig(clip_norm=clip_norm, b1=0.9), AXES, CONTRACTED, steps=2)
+        optimizer = make_optimizer(
+            OptimizerConfig(clip_norm=clip_norm, b1=0.9), AXES, CONTRACTED, steps=2
+        )
         _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
         moments = optax.tree.get(state, "mu")
         np.testing.assert_allclose(moments["matrix"], 0.1 * 3 * scale, rtol=1e-6)

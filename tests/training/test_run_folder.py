@@ -5,31 +5,44 @@ import json
 
 import pytest
 
-from stepaudio_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, SourceConfig, StageConfig, build, override
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    SourceConfig,
+    StageConfig,
+    build,
+    override,
+)
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.run_folder import claim_run_folder, read_shape, require_same_run
+from stepaudio_jax.training.run_folder import check_same_run, prepare_run_folder, read_model_spec
 from tests.models.random_model import SMALL
 
 
 @pytest.fixture
 def config(tmp_path):
-    stage = StageConfig(name="sft", steps=10, data=DataConfig(sources=(SourceConfig(path="日本.jsonl"),)))
+    stage = StageConfig(
+        name="sft", steps=10, data=DataConfig(sources=(SourceConfig(path="日本.jsonl"),))
+    )
     return Config(run_dir=str(tmp_path / "runs" / "one"), stages=(stage,), tokenizer="bytes")
 
 
 def claim(config):
-    return claim_run_folder(config, SMALL, Tokenizer.bytes(), begins=True)
+    return prepare_run_folder(config, SMALL, Tokenizer.byte_level(), begins=True)
 
 
 def test_the_written_configuration_is_the_resolved_one(config):
-    require_same_run(config)
+    check_same_run(config)
     run_dir = claim(config)
-    assert build(Config, json.loads((run_dir / "config.json").read_text(encoding="utf-8"))) == config
+    assert (
+        build(Config, json.loads((run_dir / "config.json").read_text(encoding="utf-8"))) == config
+    )
     assert {path.name for path in run_dir.iterdir()} == {"config.json", "checkpoints"}
-    shape, tokenizer = read_shape(run_dir)
+    shape, tokenizer = read_model_spec(run_dir)
     assert shape == SMALL
-    assert tokenizer.encode("é") == Tokenizer.bytes().encode("é")
-    require_same_run(config)
+    assert tokenizer.encode("é") == Tokenizer.byte_level().encode("é")
+    check_same_run(config)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +58,10 @@ def test_the_written_configuration_is_the_resolved_one(config):
 def test_another_configuration_is_refused_by_the_key_that_differs(config, key, named, value):
     run_dir = claim(config)
     before = (run_dir / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match=rf"one holds a run with another configuration \(differs in {named}\)"):
-        require_same_run(override(config, (key, value)))
+    with pytest.raises(
+        ConfigError, match=rf"one holds a run with another configuration \(differs in {named}\)"
+    ):
+        check_same_run(override(config, (key, value)))
     assert (run_dir / "config.json").read_bytes() == before
 
 
@@ -54,47 +69,64 @@ def test_another_stage_is_refused(config):
     claim(config)
     again = dataclasses.replace(config.stages[0], name="again")
     with pytest.raises(ConfigError, match=r"differs in stages\)"):
-        require_same_run(dataclasses.replace(config, stages=(*config.stages, again)))
+        check_same_run(dataclasses.replace(config, stages=(*config.stages, again)))
 
 
 def test_what_computes_nothing_may_change(config):
     claim(config)
-    changed = dataclasses.replace(config, log_every_steps=1, checkpoint=CheckpointConfig(every_steps=7, keep=9))
-    require_same_run(changed)
+    changed = dataclasses.replace(
+        config, log_every_steps=1, checkpoint=CheckpointConfig(every_steps=7, keep=9)
+    )
+    check_same_run(changed)
     claim(changed)
-    require_same_run(config)
+    check_same_run(config)
 
 
 def test_a_run_may_be_moved_and_named_in_another_way(config):
     moved = claim(config).rename(config.run_dir + "_moved")
-    require_same_run(dataclasses.replace(config, run_dir=str(moved)))
+    check_same_run(dataclasses.replace(config, run_dir=str(moved)))
 
 
 def test_what_only_rounding_tells_may_change(config):
     """For a run that goes on on fewer devices, or smaller ones."""
     claim(config)
-    for key, value in (("remat", "none"), ("remat_names", "('query',)"), ("loss_chunks", "4"), ("rules.heads", "()")):
-        require_same_run(override(config, (f"compute.{key}", value)))
-    require_same_run(override(config, ("stages.sft.gradient_accumulation", "2")))
+    for key, value in (
+        ("remat", "none"),
+        ("remat_names", "('query',)"),
+        ("loss_chunks", "4"),
+        ("rules.heads", "()"),
+    ):
+        check_same_run(override(config, (f"compute.{key}", value)))
+    check_same_run(override(config, ("stages.sft.gradient_accumulation_steps", "2")))
     with pytest.raises(ConfigError, match=r"differs in compute.dtype\)"):
-        require_same_run(override(config, ("compute.dtype", "float32")))
+        check_same_run(override(config, ("compute.dtype", "float32")))
 
 
 def test_what_becomes_of_unusable_records_and_what_reading_and_writing_take_may_change(config):
     claim(config)
-    for key, value in (("on_bad_audio", "skip"), ("on_too_long", "skip"), ("threads", "1"), ("prefetch_batches", "1")):
-        require_same_run(override(config, (f"stages.sft.data.{key}", value)))
-        require_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))
+    for key, value in (
+        ("on_bad_audio", "skip"),
+        ("on_too_long", "skip"),
+        ("threads", "1"),
+        ("prefetch_batches", "1"),
+    ):
+        check_same_run(override(config, (f"stages.sft.data.{key}", value)))
+        check_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))
     for key in ("slots", "tensor"):
-        require_same_run(override(config, (f"stages.sft.rl.rollout.{key}", "3")))
+        check_same_run(override(config, (f"stages.sft.rl.rollout.{key}", "3")))
 
 
 def test_a_judge_may_be_mended_and_not_be_another(config):
     claim(config)
-    for key, value in (("max_tokens", "9"), ("timeout_s", "5"), ("retries", "0"), ("most_abstentions", "0.5")):
-        require_same_run(override(config, (f"stages.sft.rl.judge.{key}", value)))
-    with pytest.raises(ConfigError, match=r"differs in stages.0.rl.judge.levels\)"):
-        require_same_run(override(config, ("stages.sft.rl.judge.levels", "3")))
+    for key, value in (
+        ("max_tokens", "9"),
+        ("timeout_s", "5"),
+        ("retries", "0"),
+        ("max_abstention_rate", "0.5"),
+    ):
+        check_same_run(override(config, (f"stages.sft.rl.judge.{key}", value)))
+    with pytest.raises(ConfigError, match=r"differs in stages.0.rl.judge.preference_levels\)"):
+        check_same_run(override(config, ("stages.sft.rl.judge.preference_levels", "3")))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"a"', "\xff"])
@@ -103,7 +135,7 @@ def test_a_config_that_is_none_is_refused(config, tmp_path, content):
     folder.mkdir(parents=True)
     (folder / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"runs.one"):
-        require_same_run(config)
+        check_same_run(config)
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints", "metrics.jsonl"])
@@ -111,17 +143,17 @@ def test_what_another_program_left_is_not_taken_for_this_run(config, tmp_path, n
     """A folder `model` would otherwise count as the finished model of this run."""
     (tmp_path / "runs" / "one" / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=rf"holds {name} and no config\.json"):
-        require_same_run(config)
+        check_same_run(config)
 
 
 @pytest.mark.parametrize("run_dir", ["file", "file/run"])
 def test_a_file_is_no_run_folder(config, tmp_path, run_dir):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"run_dir='.*file.* is a file"):
-        require_same_run(dataclasses.replace(config, run_dir=str(tmp_path / run_dir)))
+        check_same_run(dataclasses.replace(config, run_dir=str(tmp_path / run_dir)))
 
 
 def test_a_folder_with_other_things_in_it_is_free(config, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "log.txt").write_text("")
-    require_same_run(config)
+    check_same_run(config)

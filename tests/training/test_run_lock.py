@@ -12,8 +12,8 @@ from stepaudio_jax.training.run_lock import LOCK, RunLock
 
 HOLD = """
 import sys
-from stepaudio_jax.storage import hold_file
-held = hold_file(sys.argv[1])
+from stepaudio_jax.storage import lock_file
+held = lock_file(sys.argv[1])
 held.file.write(sys.argv[2].encode())
 held.file.flush()
 print(flush=True)
@@ -41,20 +41,26 @@ def holder_of(run_dir, note):
 
 @pytest.mark.parametrize(
     ("note", "shown"),
-    [(HOLDER, r" \(process 77 on elsewhere, since 2026-01-01T00:00:00\+00:00\)"), ("", ""), ("garbage", ""), ("[1]", "")],
+    [
+        (HOLDER, r" \(process 77 on elsewhere, since 2026-01-01T00:00:00\+00:00\)"),
+        ("", ""),
+        ("garbage", ""),
+        ("[1]", ""),
+    ],
 )
 def test_a_second_job_is_refused_until_the_first_one_is_dead(run_dir, note, shown):
     with holder_of(run_dir, note) as other:
         for _ in range(2):
             with pytest.raises(
-                ConfigError, match=f"run' is in use by another job{shown}: wait for it or stop it, or choose another"
+                ConfigError,
+                match=f"run' is in use by another job{shown}: wait for it or stop it, or choose another",
             ):
-                RunLock(str(run_dir)).take_existing()
+                RunLock(str(run_dir)).acquire_if_exists()
         other.kill()
         other.wait()
         lock = RunLock(str(run_dir))
-        lock.take_existing()
-    lock.take()  # it is held already
+        lock.acquire_if_exists()
+    lock.acquire()  # it is held already
     assert (run_dir / LOCK).exists()
     lock.close()
     assert not (run_dir / LOCK).exists()
@@ -62,12 +68,12 @@ def test_a_second_job_is_refused_until_the_first_one_is_dead(run_dir, note, show
 
 def test_jobs_of_one_process_follow_each_other_and_do_not_overlap(run_dir):
     first = RunLock(str(run_dir))
-    first.take_existing()
+    first.acquire_if_exists()
     with pytest.raises(ConfigError, match="in use by another job in this process"):
-        RunLock(str(run_dir)).take_existing()
+        RunLock(str(run_dir)).acquire_if_exists()
     first.close()
     second = RunLock(str(run_dir))
-    second.take_existing()
+    second.acquire_if_exists()
     second.close()
 
 
@@ -75,22 +81,26 @@ def test_of_two_that_begin_one_makes_the_folder(tmp_path):
     run_dir = tmp_path / "new" / "run"
     first, second, third = (RunLock(str(run_dir)) for _ in range(3))
     for lock in (first, second, third):
-        lock.take_existing()
+        lock.acquire_if_exists()
     assert not run_dir.parent.exists()
-    first.take()
+    first.acquire()
     with pytest.raises(ConfigError, match="in use by another job"):
-        second.take()
+        second.acquire()
     (run_dir / "config.json").write_text("{}")
     first.close()
-    with pytest.raises(ConfigError, match="another job has begun there meanwhile; start the same command again"):
-        third.take()
+    with pytest.raises(
+        ConfigError, match="another job has begun there meanwhile; start the same command again"
+    ):
+        third.acquire()
     for lock in (second, third):
         lock.close()
 
 
 def test_training_says_so_before_it_loads_anything(run_dir):
     """The tokenizer and the data do not exist: a job that came to them would say that."""
-    stage = StageConfig(name="sft", steps=1, data=DataConfig(sources=(SourceConfig(path="nowhere.jsonl"),)))
+    stage = StageConfig(
+        name="sft", steps=1, data=DataConfig(sources=(SourceConfig(path="nowhere.jsonl"),))
+    )
     config = Config(run_dir=str(run_dir), stages=(stage,), tokenizer="nowhere")
     (run_dir / "config.json").write_text(json.dumps(to_dict(config)))
     with holder_of(run_dir, HOLDER) as other:

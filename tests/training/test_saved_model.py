@@ -10,19 +10,22 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, MeshConfig, build
-from stepaudio_jax.models import abstract_parameters, low_rank_tree
+from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training import save_model_of
+from stepaudio_jax.training import export_checkpoint
 from stepaudio_jax.training.checkpoints import StageCheckpoints
-from stepaudio_jax.training.run_folder import claim_run_folder
+from stepaudio_jax.training.run_folder import prepare_run_folder
 from stepaudio_jax.training.step import FROZEN_LORA
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
-MODEL = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290))  # for bytes as tokens
+MODEL = dataclasses.replace(
+    SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290)
+)  # for bytes as tokens
 DATA = {"sources": [{"path": "unused"}]}
-# One leaves the decoder as it is and learns narrow matrices; one keeps heads and a reference, which are no part of the model.
+# One leaves the decoder as it is and learns narrow matrices; one keeps heads and a reference, which
+# are no part of the model.
 STAGES = [
     {"name": "narrow", "steps": 10, "data": DATA, "trainable": ["adaptor"], "lora": {"rank": 2}},
     {
@@ -30,7 +33,10 @@ STAGES = [
         "steps": 10,
         "objective": "policy",
         "data": DATA,
-        "rl": {"policy": {"baseline": "gae"}, "rewards": [{"verifier": "number", "verifier_weight": 1.0}]},
+        "rl": {
+            "policy": {"advantage_estimator": "gae"},
+            "rewards": [{"verifier": "number", "verifier_weight": 1.0}],
+        },
     },
 ]
 
@@ -44,23 +50,34 @@ def mesh():
 def run(tmp_path_factory):
     """The folder of a run with two saved steps of each stage, and the model of each, its adapter merged in fp32."""
     run_dir = tmp_path_factory.mktemp("run")
-    values = {"run_dir": str(run_dir), "tokenizer": "bytes", "stages": STAGES, "compute": {"dtype": "float32"}}
+    values = {
+        "run_dir": str(run_dir),
+        "tokenizer": "bytes",
+        "stages": STAGES,
+        "compute": {"dtype": "float32"},
+    }
     config = dataclasses.replace(build(Config, values), model=MODEL)
-    claim_run_folder(config, MODEL, Tokenizer.bytes(), begins=True)
+    prepare_run_folder(config, MODEL, Tokenizer.byte_level(), begins=True)
     rng = np.random.default_rng(7)
     random = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     models = {}
     for index, stage in enumerate(config.stages):
         parameters = jax.tree.map(random, abstract_parameters(MODEL))
         if index:  # the stage before has left its adapter, which is merged as this one begins
-            parameters[FROZEN_LORA] = {"narrow": jax.tree.map(random, low_rank_tree(MODEL, config.stages[0].lora).shapes)}
+            parameters[FROZEN_LORA] = {
+                "narrow": jax.tree.map(random, abstract_lora(MODEL, config.stages[0].lora).shapes)
+            }
         definition, _, state = begin(config, index, MODEL, parameters)
         checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
         for step in (4, 8):
-            state = dataclasses.replace(state, step=np.int32(step), trainable=jax.tree.map(random, state.trainable))
+            state = dataclasses.replace(
+                state, step=np.int32(step), trainable=jax.tree.map(random, state.trainable)
+            )
             state = jax.tree.map(jax.numpy.asarray, state)
             checkpoints.save(state, {"given": step}, {})
-            models[stage.name, step] = jax.device_get(definition.merged({**state.trainable, **state.frozen}, "float32"))
+            models[stage.name, step] = jax.device_get(
+                definition.merged({**state.trainable, **state.frozen}, "float32")
+            )
         checkpoints.close()
     return run_dir, models
 
@@ -77,23 +94,30 @@ def run(tmp_path_factory):
 def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, expected):
     run_dir, models = run
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    save_model_of(run_dir, tmp_path / "model", mesh, **asked)
+    export_checkpoint(run_dir, tmp_path / "model", mesh, **asked)
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
     sources = hub.weight_sources(str(tmp_path / "model"))
     assert hub.read_model_config(sources) == MODEL
     found = hub.read_parameters(sources, config=MODEL, dtype="float32")
     assert jax.tree.structure(found) == jax.tree.structure(models[expected])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, models[expected])
-    adapter = hub.read_weights_adapter(sources)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, models[expected]
+    )
+    adapter = hub.read_source_adapter(sources)
     assert (adapter is not None) == (expected[0] == "narrow")
     if adapter is not None:
         assert (adapter.lora.rank, adapter.lora.alpha) == (2, 32.0)
 
 
-@pytest.mark.parametrize("asked", [{"step": 5}, {"stage": "other"}, {"stage": "narrow", "step": 10}])
+@pytest.mark.parametrize(
+    "asked", [{"step": 5}, {"stage": "other"}, {"stage": "narrow", "step": 10}]
+)
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_path, asked):
-    with pytest.raises(hub.CheckpointError, match=r"has no checkpoint of .*; saved steps are: narrow: 4, 8; policy: 4, 8$"):
-        save_model_of(run[0], tmp_path / "model", mesh, **asked)
+    with pytest.raises(
+        hub.CheckpointError,
+        match=r"has no checkpoint of .*; saved steps are: narrow: 4, 8; policy: 4, 8$",
+    ):
+        export_checkpoint(run[0], tmp_path / "model", mesh, **asked)
     assert not any(tmp_path.iterdir())
 
 
@@ -101,6 +125,8 @@ def test_an_existing_folder_and_one_of_no_run_are_refused(run, mesh, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
     with pytest.raises(hub.CheckpointError, match="already exists"):
-        save_model_of(run[0], tmp_path / "kept", mesh)
-    with pytest.raises(ConfigError, match=r"config\.json does not exist; name the run_dir of a run"):
-        save_model_of(pathlib.Path(tmp_path / "kept"), tmp_path / "model", mesh)
+        export_checkpoint(run[0], tmp_path / "kept", mesh)
+    with pytest.raises(
+        ConfigError, match=r"config\.json does not exist; name the run_dir of a run"
+    ):
+        export_checkpoint(pathlib.Path(tmp_path / "kept"), tmp_path / "model", mesh)

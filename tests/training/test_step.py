@@ -10,8 +10,14 @@ import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, build
 from stepaudio_jax.training.auxiliary import UNKNOWN
-from stepaudio_jax.training.objective import combine, term_sums, term_weights
-from stepaudio_jax.training.step import HEADS, LORA, make_evaluation_step, make_train_step, updates_made
+from stepaudio_jax.training.objective import combine, loss_term_sums, loss_term_weights
+from stepaudio_jax.training.step import (
+    HEADS,
+    LORA,
+    make_eval_step,
+    make_train_step,
+    num_optimizer_updates,
+)
 from tests.models import torch_reference
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
@@ -32,7 +38,14 @@ def run_config(**stage):
         Config,
         {
             "run_dir": "unused",
-            "stages": [{"name": "sft", "steps": 10, "data": {"sources": [{"path": "unused"}], "rows": 4}, **stage}],
+            "stages": [
+                {
+                    "name": "sft",
+                    "steps": 10,
+                    "data": {"sources": [{"path": "unused"}], "batch_size": 4},
+                    **stage,
+                }
+            ],
             "compute": {"dtype": "float32", "remat": "none"},
         },
     )
@@ -50,12 +63,14 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
     batch = dataclasses.replace(
         batch,
         segment_ids=np.ones_like(batch.segment_ids),
-        positions=np.broadcast_to(np.arange(batch.tokens.shape[1], dtype=np.int32), batch.tokens.shape),
+        positions=np.broadcast_to(
+            np.arange(batch.tokens.shape[1], dtype=np.int32), batch.tokens.shape
+        ),
     )
 
     def loss(parameters):
-        sums, _ = term_sums(model_with(parameters, SMALL), None, batch)
-        return combine(sums, term_weights(batch), AuxiliaryConfig())[0]
+        sums, _ = loss_term_sums(model_with(parameters, SMALL), None, batch)
+        return combine(sums, loss_term_weights(batch), AuxiliaryConfig())[0]
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
 
@@ -65,20 +80,24 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
     reference = jax.tree.unflatten(tree, leaves)
     total = torch.tensor(0.0)
     for row in range(2):
-        slots = torch.tensor(batch.audio_slot[row])
+        slots = torch.tensor(batch.audio_index[row])
         heard = []
         for chunk, length in enumerate(batch.mel_lengths[row]):
             padded = torch.zeros(8, SMALL.decoder.hidden)
             if length:
                 mel = torch.tensor(batch.mel[row, chunk, :, :length])
-                features = torch_reference.encode(reference["encoder"], mel, heads=SMALL.encoder.heads, convention="hf")
+                features = torch_reference.encode(
+                    reference["encoder"], mel, heads=SMALL.encoder.heads, convention="hf"
+                )
                 outputs = torch_reference.adapt(reference["adaptor"], features)
                 padded = torch.cat([outputs, padded])[:8]
             heard.append(padded)
         audio = torch.cat(heard)
         embeddings = reference["decoder"]["embedding"][torch.tensor(batch.tokens[row]).long()]
         embeddings = torch.where((slots >= 0)[:, None], audio[slots.clamp(min=0)], embeddings)
-        log_probs = torch.log_softmax(torch_reference.decode(reference["decoder"], embeddings, SMALL.decoder), dim=-1)
+        log_probs = torch.log_softmax(
+            torch_reference.decode(reference["decoder"], embeddings, SMALL.decoder), dim=-1
+        )
         picked = log_probs.gather(-1, torch.tensor(batch.targets[row]).long()[:, None])[:, 0]
         total = total - (picked * torch.tensor(batch.loss_weights[row])).sum()
     total = total / float(batch.loss_weights.sum())
@@ -86,7 +105,8 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
     assert float(value) == pytest.approx(total.item(), rel=1e-5)
     for (path, gradient), leaf in zip(jax.tree.leaves_with_path(gradients), leaves, strict=True):
         expected = leaf.grad.numpy()
-        # The key of softmax attention has no bias in the encoder, and in the decoder its gradient is zero but for rounding.
+        # The key of softmax attention has no bias in the encoder, and in the decoder its gradient
+        # is zero but for rounding.
         scale = max(np.abs(expected).max(), 1e-6)
         error = np.abs(np.asarray(gradient) - expected).max() / scale
         assert error <= 1e-3, f"{jax.tree_util.keystr(path)}: relative error {error}"
@@ -99,24 +119,36 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
     batch.loss_weights[0] *= 0
     results = []
     for accumulation in (1, 4):
-        stage = {"gradient_accumulation": accumulation, "trainable": ("encoder", "adaptor", "decoder")}
+        stage = {
+            "gradient_accumulation_steps": accumulation,
+            "trainable": ("encoder", "adaptor", "decoder"),
+        }
         config = run_config(**stage, **({"auxiliary": AUXILIARY} if auxiliary else {}))
         definition, optimizer, state = begin(config, 0, SMALL, parameters)
-        results.append(jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch))
+        results.append(
+            jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch)
+        )
     (whole, whole_metrics), *others = results
-    expected = {"loss", "loss/next_token"} | ({"loss/ctc", "loss/attributes"} if auxiliary else set())
+    expected = {"loss", "loss/next_token"} | (
+        {"loss/ctc", "loss/attributes"} if auxiliary else set()
+    )
     assert expected <= whole_metrics.keys()
     for state, metrics in others:
         for name in whole_metrics:
             assert float(metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5), name
         # Adam's first update is sign-like, so compare its first moment: the gradient itself.
-        for left, right in zip(jax.tree.leaves(whole.optimizer), jax.tree.leaves(state.optimizer), strict=True):
+        for left, right in zip(
+            jax.tree.leaves(whole.optimizer), jax.tree.leaves(state.optimizer), strict=True
+        ):
             np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
 
 
 def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(parameters):
     """But for the count; and where a single token of one of them has weight, everything."""
-    settings = {"gradient_accumulation": 4, "trainable": ("encoder", "adaptor", "decoder")}  # a program compiled above
+    settings = {
+        "gradient_accumulation_steps": 4,
+        "trainable": ("encoder", "adaptor", "decoder"),
+    }  # a program compiled above
     config = run_config(**settings, auxiliary=AUXILIARY)
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
     step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
@@ -125,32 +157,52 @@ def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(paramete
     empty.auxiliary.ctc_weight[:] = 0
     empty.auxiliary.attributes[:] = UNKNOWN
     after, metrics = step(state, empty)
-    assert (float(metrics["loss"]), float(metrics["nothing_to_learn"]), int(after.step)) == (0, 1, 1)
-    assert jax.tree.all(jax.tree.map(np.array_equal, (after.trainable, after.optimizer), (state.trainable, state.optimizer)))
+    assert (float(metrics["loss"]), float(metrics["zero_gradient_steps"]), int(after.step)) == (
+        0,
+        1,
+        1,
+    )
+    assert jax.tree.all(
+        jax.tree.map(
+            np.array_equal, (after.trainable, after.optimizer), (state.trainable, state.optimizer)
+        )
+    )
     empty.loss_weights[2, 10] = 1
     after, metrics = step(state, empty)
-    assert (float(metrics["nothing_to_learn"]), updates_made(after)) == (0, 1)
-    assert not np.array_equal(after.trainable["decoder"]["embedding"], state.trainable["decoder"]["embedding"])
+    assert (float(metrics["zero_gradient_steps"]), num_optimizer_updates(after)) == (0, 1)
+    assert not np.array_equal(
+        after.trainable["decoder"]["embedding"], state.trainable["decoder"]["embedding"]
+    )
 
 
 def test_only_trainable_parts_change_and_have_optimizer_state(parameters):
-    config = run_config(trainable=("adaptor",), optimizer={"learning_rate": 0.01, "decay": "constant"})
+    config = run_config(
+        trainable=("adaptor",), optimizer={"learning_rate": 0.01, "decay": "constant"}
+    )
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
     assert state.trainable.keys() == {"adaptor"}
     adaptor_size = sum(leaf.size for leaf in jax.tree.leaves(parameters["adaptor"]))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
     assert moments == 2 * adaptor_size
-    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, random_batch())
-    for before, now in zip(jax.tree.leaves(state.frozen), jax.tree.leaves(after.frozen), strict=True):
+    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(
+        state, random_batch()
+    )
+    for before, now in zip(
+        jax.tree.leaves(state.frozen), jax.tree.leaves(after.frozen), strict=True
+    ):
         assert (before == now).all()
     assert all(
         bool((before != now).any())
-        for before, now in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(after.trainable), strict=True)
+        for before, now in zip(
+            jax.tree.leaves(state.trainable), jax.tree.leaves(after.trainable), strict=True
+        )
     )
 
 
 def test_frozen_parts_are_kept_in_the_compute_dtype(parameters):
-    config = dataclasses.replace(run_config(trainable=("decoder",)), compute=ComputeConfig(dtype="bfloat16"))
+    config = dataclasses.replace(
+        run_config(trainable=("decoder",)), compute=ComputeConfig(dtype="bfloat16")
+    )
     _, _, state = begin(config, 0, SMALL, parameters)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
@@ -162,7 +214,12 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
     """Encoder and auxiliary heads included; the loss falls well below the entropy of a guess."""
     config = run_config(
         trainable=("encoder", "adaptor", "decoder"),
-        optimizer={"name": optimizer, "learning_rate": 0.01, "muon_learning_rate": 0.02, "decay": "constant"},
+        optimizer={
+            "name": optimizer,
+            "learning_rate": 0.01,
+            "muon_learning_rate": 0.02,
+            "decay": "constant",
+        },
         auxiliary=AUXILIARY,
     )
     definition, transformation, state = begin(config, 0, SMALL, parameters)
@@ -171,23 +228,33 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
     losses = []
     for _ in range(40):
         state, metrics = step(state, batch)
-        losses.append({name: float(value) for name, value in metrics.items() if name.startswith("loss")})
+        losses.append(
+            {name: float(value) for name, value in metrics.items() if name.startswith("loss")}
+        )
     assert losses[-1]["loss/next_token"] < 0.5 * losses[0]["loss/next_token"]
     assert losses[-1]["loss/ctc"] < 0.5 * losses[0]["loss/ctc"]
     assert losses[-1]["loss/attributes"] < 0.7 * losses[0]["loss/attributes"]
 
 
 def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(parameters):
-    config = run_config(optimizer={"name": "muon", "decay": "constant", "clip_norm": 0.0, "weight_decay": 0.0})
+    config = run_config(
+        optimizer={"name": "muon", "decay": "constant", "clip_norm": 0.0, "weight_decay": 0.0}
+    )
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
-    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, random_batch())
+    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(
+        state, random_batch()
+    )
     change = jax.tree.map(lambda a, b: np.asarray(a - b), after.trainable, state.trainable)
     query = change["decoder"]["layers"]["attention"]["query"]["kernel"]
-    for layer in query:  # a [H, N*D] matrix by itself: five Newton-Schulz steps level all but the smallest singular values
+    # a [H, N*D] matrix by itself: five Newton-Schulz steps level all but the smallest singular
+    # values
+    for layer in query:
         values = np.linalg.svd(layer.reshape(layer.shape[0], -1), compute_uv=False)
         assert values[len(values) // 2] > 0.6 * values[0]
     head = np.abs(change["decoder"]["head"]["kernel"])
-    assert np.isclose(head[head > 0], np.median(head), rtol=0.05).mean() > 0.9  # Adam's first step is one size everywhere
+    assert (
+        np.isclose(head[head > 0], np.median(head), rtol=0.05).mean() > 0.9
+    )  # Adam's first step is one size everywhere
 
 
 def test_weight_decay_touches_matrices_only(parameters):
@@ -195,13 +262,17 @@ def test_weight_decay_touches_matrices_only(parameters):
     settings = {"learning_rate": 0.1, "weight_decay": 0.5, "decay": "constant", "eps": 1e9}
     config = run_config(optimizer=settings)
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
-    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, random_batch())
+    after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(
+        state, random_batch()
+    )
     for path, leaf in jax.tree.leaves_with_path(after.trainable):
         before = state.trainable
         for key in path:
             before = before[key.key]
         factor = 0.95 if path[-1].key == "kernel" else 1.0
-        np.testing.assert_allclose(leaf, factor * before, rtol=1e-6, atol=1e-8, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            leaf, factor * before, rtol=1e-6, atol=1e-8, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -209,23 +280,34 @@ def test_evaluation_counts_equal_a_direct_computation(parameters, micro_batches)
     config = run_config()
     definition, _, _ = begin(config, 0, SMALL, parameters)
     batch = random_batch()
-    sums = jax.jit(make_evaluation_step(definition, micro_batches))(parameters, batch)
+    sums = jax.jit(make_eval_step(definition, micro_batches))(parameters, batch)
     model = model_with(parameters, SMALL)
     audio = model.encode_audio(batch.mel, batch.mel_lengths)
-    hidden = model.decode(model.embed(batch.tokens, audio, batch.audio_slot), batch.positions, batch.segment_ids)
+    hidden = model.decode(
+        model.embed(batch.tokens, audio, batch.audio_index), batch.positions, batch.segment_ids
+    )
     logits = np.asarray(model.logits(hidden), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_probs, batch.targets[..., None], -1)[..., 0]
     assert float(sums["loss_sum"]) == pytest.approx(-(picked * batch.loss_weights).sum(), rel=1e-5)
-    assert float(sums["correct_tokens"]) == ((logits.argmax(-1) == batch.targets) * batch.loss_weights).sum()
-    assert float(sums["learnt_tokens"]) == batch.loss_weights.sum()
+    assert (
+        float(sums["correct_tokens"])
+        == ((logits.argmax(-1) == batch.targets) * batch.loss_weights).sum()
+    )
+    assert float(sums["loss_tokens"]) == batch.loss_weights.sum()
     assert HEADS not in definition.merge(parameters)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", [("adaptor",), ()])
-def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_the_same(parameters, trainable):
-    config = run_config(trainable=trainable, lora={"rank": 2}, optimizer={"learning_rate": 0.02, "decay": "constant"})
+def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_the_same(
+    parameters, trainable
+):
+    config = run_config(
+        trainable=trainable,
+        lora={"rank": 2},
+        optimizer={"learning_rate": 0.02, "decay": "constant"},
+    )
     definition, optimizer, state = begin(config, 0, SMALL, jax.tree.map(jnp.array, parameters))
     assert set(state.trainable) == {*trainable, LORA}
     batch = random_batch()
@@ -235,9 +317,13 @@ def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.1
-    assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen["decoder"], parameters["decoder"]))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, state.frozen["decoder"], parameters["decoder"])
+    )
     trained = {**state.trainable, **state.frozen}
-    evaluate = jax.jit(make_evaluation_step(definition))
+    evaluate = jax.jit(make_eval_step(definition))
     merged = definition.merged(trained, "float32")
-    np.testing.assert_allclose(evaluate(trained, batch)["loss_sum"], evaluate(merged, batch)["loss_sum"], rtol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(trained, batch)["loss_sum"], evaluate(merged, batch)["loss_sum"], rtol=1e-5
+    )
     assert set(merged) == {"encoder", "adaptor", "decoder"}

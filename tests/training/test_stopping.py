@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from stepaudio_jax.training.stopping import StopSignal
+from stepaudio_jax.training.stopping import PreemptionNotice
 
 
 @pytest.fixture
@@ -27,14 +27,16 @@ def wait_until(happened):
     assert happened()
 
 
-@pytest.mark.parametrize(("number", "by_keyboard"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("number", "by_keyboard"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
+)
 def test_a_notice_is_noted_and_says_who_gave_it(interruptible, capsys, number, by_keyboard):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    stop = StopSignal()
-    with stop.listening():
-        assert not stop.received(1)
+    stop = PreemptionNotice()
+    with stop.handle_signals():
+        assert not stop.should_stop(1)
         os.kill(os.getpid(), number)
-        wait_until(lambda: stop.received(2))
+        wait_until(lambda: stop.should_stop(2))
         error = stop.interruption("sft", 2)
     assert str(error) == "stopped at step 2 of stage 'sft', and saved; the same command goes on"
     assert error.by_keyboard == by_keyboard
@@ -43,16 +45,17 @@ def test_a_notice_is_noted_and_says_who_gave_it(interruptible, capsys, number, b
     assert signal.set_wakeup_fd(-1) == -1
 
 
-# The main thread waits in native code for ever, where Python runs no handler: for a lock that it holds itself.
+# The main thread waits in native code for ever, where Python runs no handler: for a lock that it
+# holds itself.
 SECOND = """
 import ctypes, signal
-from stepaudio_jax.training.stopping import StopSignal
+from stepaudio_jax.training.stopping import PreemptionNotice
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
 library.pthread_mutex_init(mutex, None)
 library.pthread_mutex_lock(mutex)
-with StopSignal().listening():
+with PreemptionNotice().handle_signals():
     print("listening", flush=True)
     library.pthread_mutex_lock(mutex)
 """
@@ -60,21 +63,29 @@ with StopSignal().listening():
 
 def test_a_second_ctrl_c_ends_at_once_also_in_native_code():
     command = [sys.executable, "-c", SECOND]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         said = [process.stderr.readline() for _ in range(2)]
-        assert said == ["\n", "stopping: the step under way is finished and saved; Ctrl-C again ends at once\n"]
+        assert said == [
+            "\n",
+            "stopping: the step under way is finished and saved; Ctrl-C again ends at once\n",
+        ]
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert "ended at once; the same command goes on from the last checkpoint" in process.stderr.read()
+        assert (
+            "ended at once; the same command goes on from the last checkpoint"
+            in process.stderr.read()
+        )
     assert process.returncode == 130
 
 
 def test_what_was_started_without_ctrl_c_goes_on_without_it():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with StopSignal().listening():
+        with PreemptionNotice().handle_signals():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -84,7 +95,7 @@ def test_another_thread_listens_to_nothing_and_runs():
     entered = []
 
     def run():
-        with StopSignal().listening():
+        with PreemptionNotice().handle_signals():
             entered.append(True)
 
     thread = threading.Thread(target=run)

@@ -37,9 +37,13 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the user must do something, told in one line."""
     options = _parser().parse_args(arguments)
-    jax.config.update("jax_platforms", "cpu")  # converting needs no accelerator, and must not take one from a running job
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # converting needs no accelerator, and must not take one from a running job
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax repeats in traces what it raises
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is removed
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that what is half written is removed
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    with _Bar() as bar:
+    with _ProgressBar() as bar:
         sources = hub.import_weights(
             options.source,
             options.output,
@@ -70,13 +74,15 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    hub.require_checkpoint(options.source)
+    hub.check_is_checkpoint(options.source)
     if options.adapter:
         return _export_adapter(options)
     if options.base:
-        raise hub.CheckpointError("--base says which model an adapter is for: it goes with --adapter")
-    lora = hub.checkpoint_adapter(options.source)
-    with _Bar() as bar:
+        raise hub.CheckpointError(
+            "--base says which model an adapter is for: it goes with --adapter"
+        )
+    lora = hub.checkpoint_lora_config(options.source)
+    with _ProgressBar() as bar:
         hub.export_weights(
             options.source,
             options.output,
@@ -89,31 +95,48 @@ def _export(options: argparse.Namespace) -> int:
     print(f"wrote {options.output}")
     if lora is not None:
         dtype = options.dtype or "float32"
-        print(f"its LoRA adapter of rank {lora.rank} was merged in float32, and all weights are {dtype}")
+        print(
+            f"its LoRA adapter of rank {lora.rank} was merged in float32, and all weights are {dtype}"
+        )
         if dtype != "float32":
             print(f"what is small beside a weight is rounded away in {dtype}; see docs/lora.md")
     return 0
 
 
 def _export_adapter(options: argparse.Namespace) -> int:
-    defaults = {"dtype": None, "remote_code": "", "max_shard_size": hub.MAX_SHARD_BYTES, "config_form": "nested"}
+    defaults = {
+        "dtype": None,
+        "remote_code": "",
+        "max_shard_size": hub.MAX_SHARD_BYTES,
+        "config_form": "nested",
+    }
     for name, default in defaults.items():
         if getattr(options, name) != default:
             flag = "--" + name.replace("_", "-")
-            raise hub.CheckpointError(f"{flag} is for exporting a model: an adapter is small, and always in float32")
+            raise hub.CheckpointError(
+                f"{flag} is for exporting a model: an adapter is small, and always in float32"
+            )
     adapter = hub.export_adapter(options.source, options.output, base=options.base)
     lora = adapter.lora
-    print(f"wrote {options.output}: rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}")
-    print("it holds what LoRA has learnt of the decoder; encoder and adaptor are exported without --adapter")
+    print(
+        f"wrote {options.output}: rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}"
+    )
+    print(
+        "it holds what LoRA has learnt of the decoder; encoder and adaptor are exported without --adapter"
+    )
     return 0
 
 
 def _random(options: argparse.Namespace) -> int:
     config = ModelConfig.presets()[options.preset]
     if options.layers is not None:
-        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, layers=options.layers))
-    tokenizer = hub.load_tokenizer(options.tokenizer) if options.tokenizer else Tokenizer.bytes()
-    with _Bar() as bar:
+        config = dataclasses.replace(
+            config, decoder=dataclasses.replace(config.decoder, layers=options.layers)
+        )
+    tokenizer = (
+        hub.load_tokenizer(options.tokenizer) if options.tokenizer else Tokenizer.byte_level()
+    )
+    with _ProgressBar() as bar:
         hub.write_random_weights(
             config,
             options.output,
@@ -124,42 +147,56 @@ def _random(options: argparse.Namespace) -> int:
             form=options.config_form,
             progress=bar.show,
         )
-    of = f"tokenizer of {options.tokenizer}" if options.tokenizer else "byte tokenizer (no --tokenizer was given)"
-    print(f"wrote {options.output}: {of}, {tokenizer.vocab_size} tokens for {config.decoder.vocab_size} rows")
+    of = (
+        f"tokenizer of {options.tokenizer}"
+        if options.tokenizer
+        else "byte tokenizer (no --tokenizer was given)"
+    )
+    print(
+        f"wrote {options.output}: {of}, {tokenizer.vocab_size} tokens for {config.decoder.vocab_size} rows"
+    )
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    found = hub.inspect_folder(options.folder)
-    model = found.model
+    summary = hub.inspect_folder(options.folder)
+    model = summary.model
     lines = [
-        f"kind        {found.kind}",
-        f"parts       {', '.join(found.parts)}",
-        f"tensors     {found.tensors}",
-        f"parameters  {found.parameters:,}",
-        f"bytes       {found.bytes:,}",
-        f"dtypes      {', '.join(f'{name} x {count}' for name, count in sorted(found.dtypes.items()))}",
+        f"kind        {summary.kind}",
+        f"parts       {', '.join(summary.parts)}",
+        f"tensors     {summary.tensors}",
+        f"parameters  {summary.parameters:,}",
+        f"bytes       {summary.bytes:,}",
+        f"dtypes      {', '.join(f'{name} x {count}' for name, count in sorted(summary.dtypes.items()))}",
     ]
-    for part in found.parts:
+    for part in summary.parts:
         values = dataclasses.asdict(getattr(model, part))
         lines.append(f"{part:<11} {', '.join(f'{name}={value}' for name, value in values.items())}")
-    if found.left_out:
-        lines.append(f"left out    {len(found.left_out)} that follow from the rest, as {found.left_out[0]}")
-    if found.problems:
-        lines += [f"problems    {len(found.problems)}", *(f"  {problem}" for problem in found.problems)]
+    if summary.skipped_tensors:
+        lines.append(
+            f"left out    {len(summary.skipped_tensors)} that follow from the rest, as {summary.skipped_tensors[0]}"
+        )
+    if summary.problems:
+        lines += [
+            f"problems    {len(summary.problems)}",
+            *(f"  {problem}" for problem in summary.problems),
+        ]
     else:
         lines.append("problems    none")
     print("\n".join(lines))
-    if found.problems:
-        print(f"error: {options.folder} is not whole: {len(found.problems)} problems, listed above", file=sys.stderr)
+    if summary.problems:
+        print(
+            f"error: {options.folder} is not whole: {len(summary.problems)} problems, listed above",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
 
-class _Bar:
+class _ProgressBar:
     """A progress bar, on a terminal only."""
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_ProgressBar":
         self._bar: Any = tqdm(total=None, unit="B", unit_scale=True, disable=None, leave=False)
         return self
 
@@ -172,7 +209,7 @@ class _Bar:
         self._bar.close()
 
 
-def _size(text: str) -> int:
+def _parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB, 500MB or 2GiB")
@@ -180,21 +217,41 @@ def _size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.convert_weights", description="Hugging Face <-> Orbax checkpoints.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert_weights", description="Hugging Face <-> Orbax checkpoints."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("import", help="Hugging Face folders -> a checkpoint")
     command.set_defaults(run=_import)
-    command.add_argument("--source", type=user_path, required=True, help="a Step-Audio, Qwen2 or Qwen2.5 folder")
-    command.add_argument("--encoder-source", type=user_path, help="a Qwen2-Audio or Step-Audio folder for the encoder")
-    command.add_argument("--tokenizer", type=user_path, help="a folder with the tokenizer; that of --source by default")
-    command.add_argument("--adapter", type=user_path, help="a PEFT adapter (LoRA) for the decoder, kept beside it")
-    command.add_argument("--output", type=user_path, required=True, help="the checkpoint to create")
-    command.add_argument("--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are")
     command.add_argument(
-        "--vocab-size", type=int, help="rows of the embedding; 158720 as released; by default those of --source"
+        "--source", type=user_path, required=True, help="a Step-Audio, Qwen2 or Qwen2.5 folder"
     )
-    command.add_argument("--seed", type=int, default=0, help="of what is newly initialised (adaptor, added rows)")
+    command.add_argument(
+        "--encoder-source",
+        type=user_path,
+        help="a Qwen2-Audio or Step-Audio folder for the encoder",
+    )
+    command.add_argument(
+        "--tokenizer",
+        type=user_path,
+        help="a folder with the tokenizer; that of --source by default",
+    )
+    command.add_argument(
+        "--adapter", type=user_path, help="a PEFT adapter (LoRA) for the decoder, kept beside it"
+    )
+    command.add_argument("--output", type=user_path, required=True, help="the checkpoint to create")
+    command.add_argument(
+        "--dtype", choices=_DTYPES, help="cast the weights; by default they stay as they are"
+    )
+    command.add_argument(
+        "--vocab-size",
+        type=int,
+        help="rows of the embedding; 158720 as released; by default those of --source",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="of what is newly initialised (adaptor, added rows)"
+    )
 
     command = commands.add_parser("export", help="a checkpoint -> a Hugging Face folder")
     command.set_defaults(run=_export)
@@ -206,21 +263,35 @@ def _parser() -> argparse.ArgumentParser:
         help="cast the weights; by default they stay as they are, and are float32 where an adapter is merged into them",
     )
     command.add_argument(
-        "--adapter", action="store_true", help="write only what LoRA has learnt, as a PEFT adapter, and no weights"
+        "--adapter",
+        action="store_true",
+        help="write only what LoRA has learnt, as a PEFT adapter, and no weights",
     )
-    command.add_argument("--base", default="", help="with --adapter: the model it is for, as its config is to name it")
-    command.add_argument("--remote-code", default="", help="a Hub repository with the modelling code, for trust_remote_code")
-    _add_layout(command)
+    command.add_argument(
+        "--base",
+        default="",
+        help="with --adapter: the model it is for, as its config is to name it",
+    )
+    command.add_argument(
+        "--remote-code",
+        default="",
+        help="a Hub repository with the modelling code, for trust_remote_code",
+    )
+    _add_output_options(command)
 
     command = commands.add_parser("random", help="a Hugging Face folder with random weights")
     command.set_defaults(run=_random)
     command.add_argument("--preset", choices=ModelConfig.presets(), required=True)
     command.add_argument("--output", type=user_path, required=True, help="the folder to create")
-    command.add_argument("--tokenizer", type=user_path, help="a folder with the tokenizer; a byte tokenizer by default")
+    command.add_argument(
+        "--tokenizer",
+        type=user_path,
+        help="a folder with the tokenizer; a byte tokenizer by default",
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--layers", type=int, help="of the decoder, in place of the preset's")
     command.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
-    _add_layout(command)
+    _add_output_options(command)
 
     command = commands.add_parser("inspect", help="what a folder holds, and whether it is whole")
     command.set_defaults(run=_inspect)
@@ -228,9 +299,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_layout(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--max-shard-size", type=_size, default=hub.MAX_SHARD_BYTES, help="such as 5GB or 500MB")
-    command.add_argument("--config-form", choices=("nested", "flat"), default="nested", help="of config.json")
+def _add_output_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--max-shard-size",
+        type=_parse_size,
+        default=hub.MAX_SHARD_BYTES,
+        help="such as 5GB or 500MB",
+    )
+    command.add_argument(
+        "--config-form", choices=("nested", "flat"), default="nested", help="of config.json"
+    )
 
 
 if __name__ == "__main__":
