@@ -37,19 +37,19 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 quickstart: setup
-	$(BIN)/python -m launch.quickstart
+	$(BIN)/python -m examples.quickstart
 
 quickstart-rlhf: setup
-	$(BIN)/python -m launch.quickstart_rlhf
+	$(BIN)/python -m examples.reward_trap
 
 trap: setup
-	$(BIN)/python -m launch.quickstart_rlhf --arms rlvr joint sequential --seeds 3 --output docs/trap.md
+	$(BIN)/python -m examples.reward_trap --arms rlvr joint sequential --seeds 3 --output docs/trap.md
 
 tiny-base: setup
-	$(BIN)/python -m launch.tiny_base
+	$(BIN)/python -m examples.quickstart.tiny_base
 
 tiny-judge: setup
-	$(BIN)/python -m launch.tiny_judge
+	$(BIN)/python -m examples.reward_trap.tiny_judge
 
 clean:
 	rm -rf $(VENV) build *.egg-info

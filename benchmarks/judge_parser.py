@@ -9,7 +9,7 @@ import collections
 import random
 import time
 
-from stepaudio_jax.rl.verdict import parse_verdict
+from stepaudio_jax.judge.verdict import parse_verdict
 
 _HUGE = {
     "500 kB of braces": "{" * 500_000,

@@ -49,12 +49,12 @@ from stepaudio_jax.config import (
 from stepaudio_jax.hub import save_checkpoint
 from stepaudio_jax.models import init_parameters
 from stepaudio_jax.parallel import make_mesh, replicated
-from stepaudio_jax.rl.iteration import PolicyTrainer
-from stepaudio_jax.rl.objective import KLController
+from stepaudio_jax.rl.losses import KLController
+from stepaudio_jax.rl.trainer import PolicyTrainer
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.stage_kind import StageContext
-from stepaudio_jax.training.start import init_train_state
-from stepaudio_jax.training.stopping import PreemptionNotice
+from stepaudio_jax.training.preemption import PreemptionNotice
+from stepaudio_jax.training.train_state import init_train_state
+from stepaudio_jax.training.trainer import StageContext
 
 OURS, PEER = "stepaudio_jax", "TRL"
 BASE = (

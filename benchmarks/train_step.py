@@ -34,12 +34,12 @@ from stepaudio_jax.config import (
     SourceConfig,
     StageConfig,
 )
-from stepaudio_jax.data.assembly import batch_shape, collate
+from stepaudio_jax.data.batch import batch_shape, collate
 from stepaudio_jax.models import init_parameters
 from stepaudio_jax.parallel import make_mesh, peak_flops
 from stepaudio_jax.training.flops import part_flops
-from stepaudio_jax.training.start import abstract_train_state, init_train_state
-from stepaudio_jax.training.step import make_train_step
+from stepaudio_jax.training.train_state import abstract_train_state, init_train_state
+from stepaudio_jax.training.train_step import make_train_step
 
 SOURCES = (SourceConfig(path="drawn"),)
 OURS, PEER, PRODUCT = "stepaudio_jax", "transformers + torch", "matrix product"

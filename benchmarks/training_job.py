@@ -7,7 +7,7 @@ import numpy as np
 from stepaudio_jax.audio import MEL_BINS
 from stepaudio_jax.config import ComputeConfig, DataConfig, ModelConfig
 from stepaudio_jax.data import audio_embeddings_per_chunk
-from stepaudio_jax.data.example import AudioChunk, Example
+from stepaudio_jax.data.record import AudioChunk, Example
 
 Rows = list[list[Example]]
 TEXT_TOKENS = (30, 121)  # of a dialogue with sound: least, and one more than most

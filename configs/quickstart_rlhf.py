@@ -1,7 +1,7 @@
 """The demonstration of RLHF: preference and rubric judged together in one stage (`make quickstart-rlhf`, `make trap`).
 
 The other arms of `make trap` are this run with other rewards or prompts, see
-`stepaudio_jax.quickstart.trap`.
+`examples.reward_trap.reward_trap`.
 """
 
 from stepaudio_jax.config import (

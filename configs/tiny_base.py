@@ -10,6 +10,7 @@ being a tenth of either. Seed and rounding, which a change of the program is eno
 too.
 """
 
+from examples.spoken_corpus import ATTRIBUTES, vocabulary
 from stepaudio_jax.config import (
     AdaptorConfig,
     AugmentationConfig,
@@ -26,7 +27,6 @@ from stepaudio_jax.config import (
     SourceConfig,
     StageConfig,
 )
-from stepaudio_jax.corpus import ATTRIBUTES, vocabulary
 
 CORPUS = "runs/corpus/base"
 
@@ -66,7 +66,7 @@ def get_config() -> Config:
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
-        tokenizer="runs/tiny_base_tokenizer",  # learnt from the corpus by `launch.tiny_base`
+        tokenizer="runs/tiny_base_tokenizer",  # learnt from the corpus by `examples.quickstart.tiny_base`
         stages=(
             StageConfig(
                 name="midtrain",

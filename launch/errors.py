@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from stepaudio_jax.config import ConfigError
+from stepaudio_jax.errors import StepAudioError
 from stepaudio_jax.storage import OutputError, shorten_words
 
 EXIT_USER_ERROR = 2
@@ -22,19 +23,18 @@ def user_errors() -> tuple[type[Exception], ...]:
     the command line need none.
     """
     from stepaudio_jax.audio import AudioError
-    from stepaudio_jax.corpus import CorpusError
     from stepaudio_jax.data import DataError
-    from stepaudio_jax.evaluation import ReportError
     from stepaudio_jax.generation import GenerationError
     from stepaudio_jax.hub import CheckpointError
     from stepaudio_jax.parallel import ShardingError
+    from stepaudio_jax.reports import ReportError
     from stepaudio_jax.text import TextError
 
     return (
         *(
             AudioError,
             ConfigError,
-            CorpusError,
+            StepAudioError,
             DataError,
             CheckpointError,
             GenerationError,
@@ -95,8 +95,8 @@ def _exit_code(error: Exception) -> int | None:
         return EXIT_USER_ERROR
     if isinstance(error, user_errors()):
         return EXIT_USER_ERROR
-    from stepaudio_jax.rl.judge import JudgeError
-    from stepaudio_jax.training.stopping import DivergedError, InterruptedRunError
+    from stepaudio_jax.judge.judge import JudgeError
+    from stepaudio_jax.training.preemption import DivergedError, InterruptedRunError
 
     if isinstance(error, InterruptedRunError):
         return EXIT_INTERRUPTED if error.by_keyboard else EXIT_RESUMABLE

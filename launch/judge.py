@@ -63,11 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_output_file(options.output, given, may_replace=lambda path: True)
         from stepaudio_jax.data import DataError, read_jsonl
         from stepaudio_jax.generation import folder_decode_mesh, load_model
-        from stepaudio_jax.rl.endpoint import EndpointBackend
-        from stepaudio_jax.rl.judge import Judge
-        from stepaudio_jax.rl.judge_prompt import JudgePrompt
-        from stepaudio_jax.rl.judge_training import evaluate_judge, write_judge_data
-        from stepaudio_jax.rl.model_judge import ModelBackend
+        from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
+        from stepaudio_jax.judge.judge import Judge
+        from stepaudio_jax.judge.prompt import JudgePrompt
+        from stepaudio_jax.judge.training import evaluate_judge, write_judge_data
 
         prompt = JudgePrompt(options.prompt, levels=options.levels)
         if options.command == "data":

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--title", help="default: the folder's name")
     arguments = parser.parse_args()
     with exit_on_error("nothing was written; start the same command again"):
-        from stepaudio_jax.evaluation import write_report
+        from stepaudio_jax.reports import write_report
 
         title = arguments.title or arguments.run_dir.resolve().name
         print(

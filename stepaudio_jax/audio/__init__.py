@@ -1,6 +1,6 @@
 """Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
 
-from stepaudio_jax.audio.decoding import load_audio, probe_audio
+from stepaudio_jax.audio.decoding import load_audio, probe_audio, resample
 from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
@@ -13,8 +13,7 @@ from stepaudio_jax.audio.lengths import (
     mel_frames,
     split_chunks,
 )
-from stepaudio_jax.audio.resampling import resample
-from stepaudio_jax.audio.spectrogram import MEL_BINS, log_mel
+from stepaudio_jax.audio.log_mel import MEL_BINS, log_mel
 
 __all__ = [
     "CHUNK_SAMPLES",

@@ -1,23 +1,255 @@
 """A sound file -> the waveform that a model hears of it, at 16 kHz."""
 
+import contextlib
+import ctypes
+import functools
 import io
+import math
 import mmap
 import os
+import platform
+import re
 import stat
-from typing import BinaryIO
+import sys
+import threading
+from collections.abc import Iterator
+from typing import BinaryIO, get_args
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import completeness, mpeg
-from stepaudio_jax.audio.channels import ChannelReducer
+from stepaudio_jax.audio import mp3 as mpeg
+from stepaudio_jax.audio import truncation as completeness
 from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
-from stepaudio_jax.audio.quiet import suppress_decoder_messages
-from stepaudio_jax.audio.resampling import resample, resampled_length
 from stepaudio_jax.config import AudioChannel, DataConfig
-from stepaudio_jax.recognition import CONVERT_SOUND, recognize, recognize_file
+from stepaudio_jax.storage import CONVERT_SOUND, recognize, recognize_file
+
+# Resampling by a windowed sinc: torchaudio's default filter, which the released front end was trained behind.
+
+LOWPASS_FILTER_WIDTH = 6  # zero crossings of the sinc on each side
+ROLLOFF = 0.99  # cut-off frequency, as a fraction of the lower of the two Nyquist frequencies
+
+
+def resample(waveform: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray[np.float32]:
+    """Resamples a waveform, with silence assumed on both sides of it.
+
+    With a = ROLLOFF * min(rate_in, rate_out) and w the Hann window over |t| <= LOWPASS_FILTER_WIDTH
+    / a,
+
+        y[m] = a / rate_in * sum_n x[n] sinc(a t) w(t),    t = n / rate_in - m / rate_out.
+
+    Args:
+        waveform: [samples_in].
+        rate_in: Hz.
+        rate_out: Hz.
+
+    Returns:
+        [ceil(samples_in * rate_out / rate_in)] f32, computed in float64.
+    """
+    if rate_in == rate_out:
+        return np.asarray(waveform, np.float32)
+    from scipy.signal import upfirdn  # slow to import, and only those who resample need it
+
+    divisor = math.gcd(rate_in, rate_out)
+    up, down = rate_out // divisor, rate_in // divisor
+    taps = _sinc_filter(up, down)
+    samples_out = resampled_length(len(waveform), rate_in, rate_out)
+    # The filter is centred: output m is sample m * down + centre of the filtered signal. upfirdn
+    # keeps each down-th sample from the first on, so zeros in front bring the centre to a multiple
+    # of `down`.
+    centre = len(taps) // 2
+    lead = -centre % down
+    filtered = upfirdn(np.concatenate([np.zeros(lead), taps]), waveform, up, down)
+    first = (centre + lead) // down
+    filtered = filtered[first : first + samples_out]
+    return np.pad(filtered, (0, samples_out - len(filtered))).astype(np.float32)
+
+
+def resampled_length(samples: int, rate_in: int, rate_out: int) -> int:
+    """Returns ceil(samples * rate_out / rate_in), the samples that `resample` makes of `samples`."""
+    return -(-samples * rate_out // rate_in)
+
+
+@functools.lru_cache(maxsize=8)
+def _sinc_filter(up: int, down: int) -> NDArray[np.float64]:
+    """The filter at `up` times the input's rate, its centre in the middle: [taps] f64."""
+    cutoff = ROLLOFF * min(up, down)
+    half = math.ceil(LOWPASS_FILTER_WIDTH / cutoff * up * down)
+    position = np.clip(
+        np.arange(-half, half + 1) / (up * down) * cutoff,
+        -LOWPASS_FILTER_WIDTH,
+        LOWPASS_FILTER_WIDTH,
+    )
+    window = np.cos(position * (np.pi / LOWPASS_FILTER_WIDTH / 2)) ** 2
+    return np.sinc(position) * window * (cutoff / down)
+
+
+# Several channels -> the one waveform that a model hears.
+
+_ABSOLUTE_SILENCE = 1e-4  # -80 dB of full scale
+_RELATIVE_SILENCE = (
+    1e-3  # -60 dB of the loudest channel: what a lossy encoder leaks into a silent one
+)
+
+
+class ChannelReducer:
+    """Reduces blocks of decoded samples to one channel as they are read, and measures every channel.
+
+    Args:
+        channel: "first" keeps the first channel, as the released front end does; "mix" averages
+            all.
+
+    Raises:
+        ValueError: `channel` is neither.
+    """
+
+    def __init__(self, channel: AudioChannel):
+        if channel not in get_args(AudioChannel):
+            raise ValueError(
+                f"channel={channel!r} is not one of {', '.join(get_args(AudioChannel))}"
+            )
+        self._channel = channel
+        self._blocks: list[NDArray[np.float32]] = []
+        self._low: NDArray[np.float32] | None = None
+        self._high: NDArray[np.float32] | None = None
+
+    def add(self, block: NDArray[np.float32]) -> None:
+        """Adds decoded samples [samples, channels]."""
+        if block.shape[1] == 1 or self._channel == "first":
+            self._blocks.append(block[:, 0].copy())
+        else:
+            with np.errstate(
+                invalid="ignore", over="ignore"
+            ):  # what is not finite is told of in a message
+                self._blocks.append(block.mean(axis=1, dtype=np.float32))
+        if block.shape[1] == 1:
+            return
+        low, high = block.min(axis=0), block.max(axis=0)
+        self._low = low if self._low is None else np.minimum(self._low, low)
+        self._high = high if self._high is None else np.maximum(self._high, high)
+
+    def samples(self) -> NDArray[np.float32]:
+        """Returns what the model hears of all blocks: [samples] f32."""
+        return np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.float32)
+
+    def find_silence(self) -> str | None:
+        """Returns why a model would hear silence though the clip has sound, or None where it would not.
+
+        The level of a channel is half of what lies between its lowest and its highest sample, so
+        that a constant offset is silence too. A channel is silent below -80 dB of full scale, or 60
+        dB below the loudest channel.
+        """
+        if self._low is None or self._high is None:
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):
+            levels = (self._high - self._low) / 2
+        loudest = int(np.argmax(np.where(np.isfinite(levels), levels, 0)))
+        level, channels = float(levels[loudest]), len(levels)
+        if self._channel == "first":
+            if _is_silent_beside(float(levels[0]), level):
+                return (
+                    f"has a silent first channel, and channel {loudest + 1} of {channels} is not silent; set data.channel=mix "
+                    "(--channel mix) to hear the mean of all channels, or put its sound into the first"
+                )
+            return None
+        samples = self.samples()
+        if _is_silent_beside((float(samples.max()) - float(samples.min())) / 2, level / channels):
+            return (
+                f"has {channels} channels that cancel each other in their mean; set data.channel=first (--channel first) to "
+                "hear the first one alone, or turn the sign of one of them"
+            )
+        return None
+
+
+def _is_silent_beside(level: float, other: float) -> bool:
+    """Tells if a level is silence beside another one; the factor 10 keeps two very quiet channels from being told apart."""
+    return (
+        other >= _ABSOLUTE_SILENCE
+        and level < other / 10
+        and level < max(_ABSOLUTE_SILENCE, _RELATIVE_SILENCE * other)
+    )
+
+
+# Keeps what libmpg123 prints about good files out of sight: libsndfile gives no way to ask it to be quiet.
+
+_OF_MPG123 = re.compile(
+    rb"^(\[src/libmpg123/[^\n]*|Warning: Xing stream size off [^\n]*"
+    rb"|Note: (Illegal Audio-MPEG-Header|Trying to resync|Skipped|Hit end of)[^\n]*)(\n|$)",
+    re.MULTILINE,
+)
+_STDERR = 2
+
+
+@contextlib.contextmanager
+def suppress_decoder_messages() -> Iterator[None]:
+    """Passes on what is written to C's `stderr` within, but for libmpg123's lines; any number of threads may be inside.
+
+    Only where C's library is glibc: elsewhere it does nothing.
+    """
+    stream = _stream()
+    if stream is None:
+        yield
+        return
+    stream.enter()
+    try:
+        yield
+    finally:
+        stream.leave()
+
+
+@functools.cache
+def _stream() -> "_MemoryStream | None":
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return None
+    return _MemoryStream()
+
+
+class _MemoryStream:
+    """A stream of C's in memory, which takes the place of `stderr` while any thread is inside."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        library.fdopen.restype = ctypes.c_void_p
+        library.fdopen.argtypes = [ctypes.c_int, ctypes.c_char_p]
+        library.fflush.argtypes = [ctypes.c_void_p]
+        self._flush = library.fflush
+        self._variable = ctypes.c_void_p.in_dll(library, "stderr")
+        self._original = self._variable.value
+        self._descriptor = os.memfd_create("stepaudio-stderr")
+        self._stream = library.fdopen(
+            self._descriptor, b"a"
+        )  # never closed: another thread may be about to write
+        if not self._stream:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._lock = threading.Lock()
+        self._active = 0
+        self._bytes_forwarded = 0  # bytes looked at so far
+
+    def enter(self) -> None:
+        with self._lock:
+            self._active += 1
+            self._variable.value = self._stream
+
+    def leave(self) -> None:
+        with self._lock:
+            self._active -= 1
+            if not self._active:
+                self._variable.value = self._original
+            self._flush(self._stream)
+            text = os.pread(
+                self._descriptor,
+                os.fstat(self._descriptor).st_size - self._bytes_forwarded,
+                self._bytes_forwarded,
+            )
+            self._bytes_forwarded += len(text)
+            if not self._active and self._bytes_forwarded:
+                os.ftruncate(self._descriptor, 0)
+                self._bytes_forwarded = 0
+            if kept := _OF_MPG123.sub(b"", text):
+                os.write(_STDERR, kept)
+
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 _SAMPLE_RATE_RANGE = (

@@ -71,3 +71,12 @@ def audio_token_count(samples: int, length_convention: LengthConvention = "hf") 
     return sum(
         chunk_token_count(mel_frames(chunk), length_convention) for chunk in chunk_lengths(samples)
     )
+
+
+def audio_embeddings_per_chunk(frames: int) -> int:
+    """Adaptor outputs of a chunk padded to `frames` mel frames: the encoder makes ceil(F/2) // 2, the adaptor half, rounded up.
+
+    A chunk's own tokens are at most as many (fewer under the "hf" length convention, which does not
+    count its last frames).
+    """
+    return -(-(-(-frames // 2) // 2) // 2)

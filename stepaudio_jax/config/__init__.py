@@ -1,6 +1,7 @@
 """Typed, frozen configuration. Every default of the project stands in this package, once."""
 
-from stepaudio_jax.config.command_line import load_config, override
+from stepaudio_jax.config.build import ConfigError, build, check_seed, to_dict
+from stepaudio_jax.config.flags import load_config, override
 from stepaudio_jax.config.model import (
     AdaptorConfig,
     DecoderConfig,
@@ -9,14 +10,12 @@ from stepaudio_jax.config.model import (
     LengthConvention,
     ModelConfig,
 )
-from stepaudio_jax.config.parallel import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
-from stepaudio_jax.config.repetition import RepetitionDetectionConfig
-from stepaudio_jax.config.resolve import ConfigError, build, check_seed, to_dict
-from stepaudio_jax.config.rl import (
+from stepaudio_jax.config.objectives import (
     AdvantageEstimator,
     Aggregation,
     JudgeConfig,
     PolicyConfig,
+    RepetitionDetectionConfig,
     RewardConfig,
     RLConfig,
     RolloutConfig,
@@ -40,6 +39,7 @@ from stepaudio_jax.config.run import (
     SourceConfig,
     StageConfig,
 )
+from stepaudio_jax.config.sharding import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
 
 __all__ = [
     "MESH_AXES",

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from stepaudio_jax.config.resolve import ConfigError, check_floats
+from stepaudio_jax.config.build import ConfigError, check_floats
 
 LengthConvention = Literal["hf", "vllm"]
 FloatDtype = Literal["float32", "bfloat16"]

@@ -1,8 +1,8 @@
 """Data: JSONL files of dialogues -> Record -> packed, padded, static-shape Batch."""
 
-from stepaudio_jax.data.assembly import abstract_batch, audio_embeddings_per_chunk, batch_shape
-from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch
-from stepaudio_jax.data.check import (
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
+from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch, abstract_batch, batch_shape
+from stepaudio_jax.data.checking import (
     BadRecord,
     RecordChecker,
     data_fingerprint,
@@ -10,10 +10,14 @@ from stepaudio_jax.data.check import (
     num_records_to_check,
     raise_for_bad_records,
 )
-from stepaudio_jax.data.jsonl import JsonlFile, JsonlSource, open_sources, read_jsonl, source_names
-from stepaudio_jax.data.order import Visit, training_streams
-from stepaudio_jax.data.pipeline import BatchIterator, batches, evaluation_batches, merge_states
-from stepaudio_jax.data.preparation import (
+from stepaudio_jax.data.loader import (
+    BatchIterator,
+    batches,
+    evaluation_batches,
+    merge_states,
+    training_streams,
+)
+from stepaudio_jax.data.preprocessing import (
     BadAudioError,
     Preprocessor,
     TooLongError,
@@ -22,7 +26,14 @@ from stepaudio_jax.data.preparation import (
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.record import Criterion, DataError, Record
+from stepaudio_jax.data.record import Criterion, DataError, Record, Visit
+from stepaudio_jax.data.sources.jsonl import (
+    JsonlFile,
+    JsonlSource,
+    open_sources,
+    read_jsonl,
+    source_names,
+)
 
 __all__ = [
     "Array",

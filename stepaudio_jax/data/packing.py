@@ -16,9 +16,7 @@ from typing import Any
 
 import grain
 
-from stepaudio_jax.data.example import Example
-from stepaudio_jax.data.order import Visit
-from stepaudio_jax.data.record import DataError
+from stepaudio_jax.data.record import DataError, Example, Visit
 
 
 @dataclasses.dataclass(frozen=True)

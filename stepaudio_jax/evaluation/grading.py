@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 from stepaudio_jax.data import Record
 from stepaudio_jax.evaluation.statistics import Interval, wilson_interval
@@ -97,4 +98,172 @@ def _score(task: str, answers: Sequence[Answer]) -> TaskScore:
         correct=sum(answer.correct for answer in answers),
         well_formed=sum(answer.parsed.well_formed for answer in answers),
         chance=max(frequencies.values()) / len(answers),
+    )
+
+
+# The table of an evaluation, for a terminal and for a model card.
+
+Scores = Mapping[str, TaskScore]
+OUTSIDE_CHANCE_MARK = "*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Scores by task: of the model after training and, where they were measured, before it and with the audio silenced.
+
+    `before` has the same tasks as `after`; `silenced` those of them that have audio.
+
+    Raises:
+        ValueError: the scores are not of the same questions.
+    """
+
+    after: Scores
+    before: Scores | None = None
+    silenced: Scores | None = None
+
+    def __post_init__(self) -> None:
+        if not self.after:
+            raise ValueError("there are no scores: answer at least one question")
+        if self.before is not None and self.before.keys() != self.after.keys():
+            raise ValueError(
+                f"before has the tasks {', '.join(self.before)}, and after {', '.join(self.after)}"
+            )
+        for label, scores in (("before", self.before or {}), ("silenced", self.silenced or {})):
+            for task, score in scores.items():
+                if task not in self.after or (score.n, score.chance) != (
+                    self.after[task].n,
+                    self.after[task].chance,
+                ):
+                    raise ValueError(
+                        f"task {task!r} of {label!r} was not measured with the questions of 'after'"
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The cells of a table as text, and notes to stand below it. The first column is text, the others are figures."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def tabulate(results: Results) -> Table:
+    """Task, chance, before, after, after with the audio silenced, n, and the 95 % interval of "after".
+
+    What was not measured has no column. Notes say which tasks are answered above or below chance in
+    silence, and how many replies were malformed.
+    """
+    header = ["task", "chance"]
+    header += ["before"] * (results.before is not None)
+    header += ["after"]
+    header += ["silenced"] * (results.silenced is not None)
+    header += ["n", "95 % interval"]
+    rows = tuple(_row(results, score) for score in results.after.values())
+    return Table(tuple(header), rows, (*_silence_notes(results), *_malformed_notes(results)))
+
+
+def as_text(table: Results | Table) -> str:
+    """A table in columns, for a terminal."""
+    table = tabulate(table) if isinstance(table, Results) else table
+    lines = [table.header, *table.rows]
+    widths = [max(_columns(line[column]) for line in lines) for column in range(len(table.header))]
+    rule = ["-" * width for width in widths]
+    padded = [
+        "  ".join(_padded(line, widths)).rstrip() for line in (table.header, rule, *table.rows)
+    ]
+    return "\n".join([*padded, *table.notes]) + "\n"
+
+
+def as_markdown(table: Results | Table) -> str:
+    """A table in Markdown, for a model card."""
+    table = tabulate(table) if isinstance(table, Results) else table
+    rule = ["---"] + ["---:"] * (len(table.header) - 1)
+    lines = [
+        f"| {' | '.join(_markdown(cell) for cell in line)} |"
+        for line in (table.header, rule, *table.rows)
+    ]
+    notes = "".join(f"\n{_markdown(note)}\n" for note in table.notes)
+    return "\n".join(lines) + "\n" + notes
+
+
+def percent(share: float) -> str:
+    """0.985 -> "98.5 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def printable_name(task: str) -> str:
+    """A task's name on one line, without characters that a terminal would obey."""
+    return task if task.isprintable() else ascii(task)
+
+
+def _row(results: Results, score: TaskScore) -> tuple[str, ...]:
+    cells = [printable_name(score.task), percent(score.chance)]
+    if results.before is not None:
+        cells.append(percent(results.before[score.task].accuracy))
+    cells.append(percent(score.accuracy))
+    if results.silenced is not None:
+        silenced = results.silenced.get(score.task)
+        mark = "" if silenced is None or silenced.interval_contains_chance else OUTSIDE_CHANCE_MARK
+        cells.append("no audio" if silenced is None else percent(silenced.accuracy) + mark)
+    return (*cells, str(score.n), _range(score.interval))
+
+
+def _range(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f} to {percent(interval.high)}"
+
+
+def _silence_notes(results: Results) -> list[str]:
+    silenced = list((results.silenced or {}).values())
+    if not silenced:
+        return []
+    outside = [score for score in silenced if not score.interval_contains_chance]
+    if not outside:
+        return [
+            "silenced: with the audio silenced, chance lies within the 95 % interval of every task."
+        ]
+    intervals = ", ".join(
+        f"{printable_name(score.task)} ({_range(score.interval)})" for score in outside
+    )
+    return [
+        f"{OUTSIDE_CHANCE_MARK} with the audio silenced, chance lies outside the 95 % interval: {intervals}."
+    ]
+
+
+def _malformed_notes(results: Results) -> list[str]:
+    notes = []
+    for label, scores in (
+        ("before", results.before),
+        ("after", results.after),
+        ("silenced", results.silenced),
+    ):
+        malformed = {score.task: score.n - score.well_formed for score in (scores or {}).values()}
+        if any(malformed.values()):
+            total = sum(score.n for score in (scores or {}).values())
+            by_task = ", ".join(
+                f"{printable_name(task)} {count}" for task, count in malformed.items() if count
+            )
+            notes.append(
+                f"{label}: {sum(malformed.values())} of {total} replies were malformed and count as wrong: {by_task}."
+            )
+    return notes
+
+
+def _columns(text: str) -> int:
+    """The columns that text takes on a terminal."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    spaces = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
+    return [
+        line[0] + spaces[0],
+        *(space + cell for space, cell in zip(spaces[1:], line[1:], strict=True)),
+    ]
+
+
+def _markdown(cell: str) -> str:
+    """A cell in which no character of the text starts or ends anything."""
+    return "".join(
+        f"\\{character}" if character in "\\`*_[]<>|#~&" else character for character in cell
     )

@@ -22,9 +22,8 @@ from stepaudio_jax.generation import (
     build_record_prompt,
     check_record_fits,
 )
+from stepaudio_jax.storage import PathLike
 from stepaudio_jax.text import parse_reply
-
-PathLike = str | os.PathLike[str]
 
 
 def read_questions(paths: Iterable[PathLike]) -> list[Record]:

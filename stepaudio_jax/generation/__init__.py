@@ -1,7 +1,7 @@
 """Generation: prompts, sampling, the batched engine, and scoring of given replies."""
 
-from stepaudio_jax.generation.answer_file import JobSummary, answer_file, finished_generation
-from stepaudio_jax.generation.answering import (
+from stepaudio_jax.generation.batch_job import JobSummary, answer_file, finished_generation
+from stepaudio_jax.generation.chat import (
     LoadedModel,
     build_engine,
     build_record_prompt,
@@ -13,7 +13,7 @@ from stepaudio_jax.generation.answering import (
 )
 from stepaudio_jax.generation.engine import Completion, Engine, RequestOutput
 from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.prompt import AudioReader, Prompt, build_prompt, check_prompt_fits
+from stepaudio_jax.generation.prompts import AudioReader, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 

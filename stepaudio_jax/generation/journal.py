@@ -1,23 +1,26 @@
 """What a job has done so far, on disk: an interrupted one goes on where it was."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from stepaudio_jax import hub
+from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.data import DataError
 from stepaudio_jax.storage import (
     LockHeldError,
     OutputError,
+    PathLike,
     atomic_text_writer,
     check_not_same_file,
+    expand_home,
     lock_file,
     set_job_mark,
 )
-
-PathLike = str | os.PathLike[str]
 
 
 def partial_path(output: PathLike) -> pathlib.Path:
@@ -185,3 +188,25 @@ def _json(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def describe_job(
+    program: str, input_path: PathLike, folder: PathLike, config: ModelConfig, **settings: Any
+) -> dict[str, Any]:
+    """Returns what determines the output of a program, JSON-ready.
+
+    Args:
+        program: its name.
+        input_path: the file of dialogues; its content counts, not its name.
+        folder: of the model.
+        config: the model's shape.
+        settings: whatever else changes what is written.
+    """
+    return {
+        "program": program,
+        "input": hashlib.sha256(
+            pathlib.Path(expand_home(os.fspath(input_path))).read_bytes()
+        ).hexdigest(),
+        "model": [os.fspath(folder), hub.fingerprint_folder(folder), str(config)],
+        "settings": settings,
+    }

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, ModelConfig
-from stepaudio_jax.generation.layout import on_mesh
-from stepaudio_jax.generation.prompt import (
+from stepaudio_jax.generation.prompts import (
     Prompt,
     PromptBatch,
     build_prompt,
@@ -20,6 +19,7 @@ from stepaudio_jax.generation.prompt import (
     embed_prompts,
     stack_prompts,
 )
+from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.text import DialogueError, Tokenizer, render_training, training_views

@@ -5,15 +5,92 @@ Where LoRA has trained the decoder, `parameters/` holds the matrices as they wer
 parameters adds it, or keeps it beside them.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import ConfigError, LoRAConfig, ModelConfig, build, to_dict
 from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.hub.hugging_face_config import CONFIG, read_json
-from stepaudio_jax.recognition import COPY_AGAIN, recognize_folder
+from stepaudio_jax.hub.hf_config import CONFIG, read_json
+from stepaudio_jax.hub.new_folder import new_checkpoint_directory
+from stepaudio_jax.hub.orbax_io import (
+    ORBAX_ITEM,
+    ArrayReader,
+    OrbaxBlockWriter,
+    ParameterSpec,
+    check_parameters,
+    write_tree_structure,
+)
+from stepaudio_jax.hub.peft_adapter import ADAPTER, Adapter, write_adapter
+from stepaudio_jax.hub.tensor_map import STEP_AUDIO, parameter_shapes, tensors
+from stepaudio_jax.parallel import broadcast_json
+from stepaudio_jax.storage import COPY_AGAIN, recognize_folder
+from stepaudio_jax.text import Tokenizer
+
+# The tokenizer that lies beside weights.
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, a Hugging Face folder, or a folder of tokenizer files.
+
+    Raises:
+        ValueError: the folder has none, or it cannot be read.
+    """
+    return Tokenizer.from_folder(tokenizer_folder(pathlib.Path(folder)))
+
+
+def tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Where the tokenizer's files lie."""
+    return folder / TOKENIZER if is_checkpoint(folder) else folder
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Copies a tokenizer's files, so that nothing a loader knows of is lost, and writes our chat template.
+
+    Args:
+        source: the folder of the files.
+        target: where they go; created where it is not there.
+        tokenizer: the one that `source` holds.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    files = [source / name for name in _FILES if (source / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{source} has no tokenizer files")
+    target.mkdir(exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+    tokenizer.save_chat_template(target)
+
+
+def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer that writes what has no row in the embedding.
+
+    Raises:
+        CheckpointError: saying how many rows it needs.
+    """
+    if tokenizer.required_vocab_size > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer writes tokens up to {tokenizer.required_vocab_size - 1} and the vocabulary has {vocab_size} rows; "
+            f"it needs at least {tokenizer.required_vocab_size}: choose another tokenizer, or a model with a larger decoder.vocab_size"
+        )
+
 
 CHECKPOINT_FORMAT = "stepaudio_jax checkpoint"
 CHECKPOINT_VERSION = 1
@@ -22,7 +99,6 @@ CHECKPOINT_VERSION_WITH_ADAPTER = (
 )
 PARAMETERS = "parameters"
 TOKENIZER = "tokenizer"
-ORBAX_ITEM = "state"  # the name under which ocp.save keeps a tree
 
 
 def is_checkpoint(folder: pathlib.Path) -> bool:
@@ -125,3 +201,94 @@ def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
         )
         raise CheckpointError(f"{checkpoint} {reason}")
     return directory
+
+
+# Parameters in memory -> a checkpoint folder.
+
+
+def save_checkpoint(
+    target: str | pathlib.Path,
+    parameters: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    adapter: Adapter | None = None,
+) -> None:
+    """Writes a checkpoint folder, whole or not at all.
+
+    With several processes every one calls this, and the first one writes.
+
+    Args:
+        target: must not exist, or be an empty folder.
+        parameters: the model's tree; every part must be there.
+        config: its shape.
+        tokenizer: its tokenizer.
+        source: in words, where the weights came from.
+        adapter: what is to stay beside the decoder's matrices, which are then those without it.
+
+    Raises:
+        CheckpointError: the target exists, or a parameter is missing or misshapen.
+    """
+    reader = ArrayReader(parameters)
+    check_parameters(reader, config)
+    shapes = parameter_shapes(config)
+    layout = {
+        tensor.path: ParameterSpec(
+            shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape()
+        )
+        for tensor in tensors(config, STEP_AUDIO)
+    }
+    if jax.process_index() != 0:
+        told = broadcast_json(None)
+        if "problem" in told:
+            raise CheckpointError(told["problem"])
+        write_tree_structure(pathlib.Path(told["folder"]) / PARAMETERS, layout)
+        for tensor in tensors(config, STEP_AUDIO):
+            for block in tensor.blocks():
+                reader.read(tensor.path, block.index)
+        multihost_utils.sync_global_devices("checkpoint written")
+        return
+    with _broadcast_new_directory(
+        pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())
+    ) as folder:
+        with OrbaxBlockWriter(folder / PARAMETERS, layout) as writer:
+            for tensor in tensors(config, STEP_AUDIO):
+                for block in tensor.blocks():
+                    writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))
+        tokenizer.save(folder / TOKENIZER)
+        if adapter is not None:
+            (folder / ADAPTER).mkdir()
+            write_adapter(folder / ADAPTER, adapter)
+        lora = None if adapter is None else adapter.lora
+        write_checkpoint_config(folder, config, dict.fromkeys(parameters, source), lora)
+    multihost_utils.sync_global_devices("checkpoint written")
+
+
+def save_config_and_tokenizer(
+    target: pathlib.Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    adapter: LoRAConfig | None = None,
+) -> None:
+    """Writes a checkpoint folder without parameters, for those that lie elsewhere, in place of one that is there already.
+
+    `read_model_config`, `load_tokenizer` and `checkpoint_lora_config` read it.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    with new_checkpoint_directory(target, needed_bytes=0) as folder:
+        tokenizer.save(folder / TOKENIZER)
+        write_checkpoint_config(folder, config, {}, adapter)
+
+
+@contextlib.contextmanager
+def _broadcast_new_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
+    """`new_checkpoint_directory`; the other processes are told where it is, or why it is not."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(new_checkpoint_directory(target, needed_bytes))
+        except CheckpointError as error:
+            broadcast_json({"problem": str(error)})
+            raise
+        broadcast_json({"folder": str(folder)})
+        yield folder

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.hub.fresh_weights import random_rows
-from stepaudio_jax.hub.hugging_face_config import HFConfigForm
+from stepaudio_jax.hub.checkpoint import check_vocab_size
+from stepaudio_jax.hub.convert import write_config_files
+from stepaudio_jax.hub.hf_config import HFConfigForm
+from stepaudio_jax.hub.init_weights import random_rows
+from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
 from stepaudio_jax.hub.new_folder import new_checkpoint_directory
-from stepaudio_jax.hub.pipeline import ProgressCallback, ordered_parallel_map
-from stepaudio_jax.hub.safetensors_writer import ShardWriter, TensorSpec
-from stepaudio_jax.hub.tensor_names import STEP_AUDIO, Block, Tensor, tensors
-from stepaudio_jax.hub.tokenizer_files import check_vocab_size
-from stepaudio_jax.hub.weight_export import MAX_SHARD_BYTES, write_config_files
+from stepaudio_jax.hub.safetensors import MAX_SHARD_BYTES, ShardWriter, TensorSpec
+from stepaudio_jax.hub.tensor_map import STEP_AUDIO, Block, Tensor, tensors
 from stepaudio_jax.text import Tokenizer
 
 

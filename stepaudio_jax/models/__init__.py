@@ -1,13 +1,13 @@
 """The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder, as Flax NNX modules used functionally."""
 
-from stepaudio_jax.models.attention import supports_shared_prefix
-from stepaudio_jax.models.attention_cached import padded_cache_len
-from stepaudio_jax.models.constraints import activation_spec, constrain, current_mesh
+from stepaudio_jax.kernels.attention import supports_shared_prefix
+from stepaudio_jax.kernels.decode_attention import padded_cache_len
+from stepaudio_jax.kernels.partitioning import activation_spec, constrain, current_mesh
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, audio_token_counts
 from stepaudio_jax.models.kv_cache import CACHE_AXES, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.models.layers import dense_kernel_grad
-from stepaudio_jax.models.low_rank import (
+from stepaudio_jax.models.lora import (
     AbstractLoRA,
     abstract_lora,
     attach_lora,
@@ -19,11 +19,13 @@ from stepaudio_jax.models.low_rank import (
     merge_lora,
     replace_lora,
 )
-from stepaudio_jax.models.quantized import (
+from stepaudio_jax.models.quantization import (
     barrier_dequantization,
     is_quantized,
+    merge_per_layer,
     quantize_weights,
     quantized_shardings,
+    unstack_layers,
 )
 from stepaudio_jax.models.step_audio import (
     Parameters,
@@ -34,7 +36,6 @@ from stepaudio_jax.models.step_audio import (
     logical_axes,
     parameter_metadata,
 )
-from stepaudio_jax.models.unstacked import merge_per_layer, unstack_layers
 
 __all__ = [
     "CACHE_AXES",

@@ -10,13 +10,20 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
-from stepaudio_jax.models.attention import attention
-from stepaudio_jax.models.attention_cached import decode_attention
-from stepaudio_jax.models.constraints import constrain
+from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.decode_attention import decode_attention
+from stepaudio_jax.kernels.partitioning import constrain
 from stepaudio_jax.models.kv_cache import LayerCache
-from stepaudio_jax.models.layers import Projection, RMSNorm, fused_dense, normal, parameter
-from stepaudio_jax.models.rotary import apply_rope, rope_cos_sin
-from stepaudio_jax.models.stack import scan_layers
+from stepaudio_jax.models.layers import (
+    Projection,
+    RMSNorm,
+    apply_rope,
+    fused_dense,
+    normal,
+    parameter,
+    rope_cos_sin,
+    scan_layers,
+)
 
 
 class DecoderAttention(nnx.Module):

@@ -13,11 +13,36 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stepaudio_jax.config import ComputeConfig, EncoderConfig, LengthConvention
-from stepaudio_jax.models.attention import attention
-from stepaudio_jax.models.constraints import constrain
-from stepaudio_jax.models.layers import Conv, LayerNorm, Projection, normal, parameter
-from stepaudio_jax.models.stack import scan_layers
+from stepaudio_jax.config import AdaptorConfig, ComputeConfig, EncoderConfig, LengthConvention
+from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.partitioning import constrain
+from stepaudio_jax.models.layers import Conv, LayerNorm, Projection, normal, parameter, scan_layers
+
+# The adaptor: encoder features at 25 Hz -> decoder embeddings at 12.5 Hz.
+
+
+class Adaptor(nnx.Module):
+    """gelu(convolution of stride 2), then a two-layer ReLU MLP into the decoder's width."""
+
+    def __init__(
+        self,
+        config: AdaptorConfig,
+        *,
+        inputs: int,
+        outputs: int,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.conv = Conv(inputs, inputs, stride=config.stride, letters="WIO", **common)
+        self.up = Projection("BTE,EF->BTF", {"E": inputs, "F": config.ffn}, use_bias=True, **common)
+        self.down = Projection(
+            "BTF,FE->BTE", {"F": config.ffn, "E": outputs}, use_bias=True, **common
+        )
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Features [B,F,H] (zero beyond each clip) -> [B, ceil(F/2), decoder's H]."""
+        return self.down(jax.nn.relu(self.up(gelu(self.conv(features)))))
 
 
 class EncoderAttention(nnx.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stepaudio_jax.config import DecoderConfig, ShardingRules
-from stepaudio_jax.models.constraints import constrain
+from stepaudio_jax.kernels.partitioning import constrain
 
 CacheDtype = Literal["float32", "bfloat16", "int8"]
 CACHE_AXES = "BKSD"  # what the rules place

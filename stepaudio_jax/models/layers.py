@@ -9,13 +9,41 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stepaudio_jax.models.constraints import current_mesh
+from stepaudio_jax.config import ComputeConfig
+from stepaudio_jax.kernels.partitioning import current_mesh
+
+# Rotary position embedding in the rotate-half form of Qwen2 (Su et al. 2021, section 3.4).
+
+
+def rope_cos_sin(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of position * theta^(-2i / D): positions [B,T] -> two fp32 arrays [B,T,1,D/2]."""
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+
+    def waves(exponents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        angles = positions.astype(jnp.float32)[:, :, None, None] * theta**-exponents
+        return jnp.cos(angles), jnp.sin(angles)
+
+    # In a loop of two rounds, since the compiler fuses what is outside of loops into all that uses
+    # it: it would compute cosines and sines again in every layer for every head, which takes a CPU
+    # longer than all rotations together.
+    halves = jax.lax.map(waves, exponents.reshape(math.gcd(2, exponents.size), -1))
+    cos, sin = (jnp.concatenate(list(half), axis=-1) for half in halves)
+    return cos, sin
+
+
+def apply_rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates each pair (x[i], x[i + D/2]) of x [B,T,N,D] by its angle, in fp32; returns x's dtype."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
 
 # What each dimension letter of a parameter means; rules map these names to mesh axes.
 LOGICAL_AXES: Mapping[str, str] = {
@@ -335,3 +363,71 @@ class LayerNorm(nnx.Module):
 
 def _stacked(stack: int, sizes: Sizes) -> tuple[str, Sizes]:
     return ("L", {**sizes, "L": stack}) if stack else ("", sizes)
+
+
+# Applying a stack of layers, whose parameters carry a leading layer axis, as a scan.
+
+LayerT = TypeVar("LayerT", bound=nnx.Module)
+
+
+def scan_layers(
+    layers: LayerT,
+    apply: Callable[[LayerT, jax.Array, Any], tuple[jax.Array, Any]],
+    x: jax.Array,
+    per_layer: Any = None,
+    *,
+    compute: ComputeConfig,
+) -> tuple[jax.Array, Any]:
+    """Runs x through every layer in turn.
+
+    Compile time is that of one layer. (nnx.scan is not used: the split is explicit here, so the
+    parameters stay plain arrays.)
+
+    Args:
+        layers: one module whose parameters are stacked [L, ...].
+        apply: (layer, x, its slice of per_layer) -> (x, its output).
+        x: the activations that flow through.
+        per_layer: a pytree of [L, ...] arrays, one slice for each layer, or None.
+        compute: `remat` says what is kept for the backward pass beside each layer's input, `unroll`
+            how many layers the loop's body has.
+
+    Returns:
+        The last layer's x, and the outputs stacked [L, ...].
+    """
+    graphdef, parameters = nnx.split(layers)
+    length = jax.tree.leaves(parameters)[0].shape[0]
+
+    def body(x: jax.Array, inputs: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+        layer_parameters, layer_inputs = inputs
+        return apply(nnx.merge(graphdef, layer_parameters), x, layer_inputs)
+
+    if compute.remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=_policy(compute))
+    return jax.lax.scan(body, x, (parameters, per_layer), unroll=compute.unroll or length)
+
+
+def _policy(compute: ComputeConfig) -> Any:
+    """Which intermediate results, by the names that layers give them (`checkpoint_name`), are not computed again."""
+    policies = jax.checkpoint_policies
+    match compute.remat:
+        case "save":
+            named = policies.save_only_these_names(*compute.remat_names)
+            return (
+                policies.save_from_both_policies(named, is_cudnn_attention)
+                if "attn_out" in compute.remat_names
+                else named
+            )
+        case "offload":
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=list(compute.remat_names),
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        case _:
+            return policies.nothing_saveable
+
+
+def is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is cuDNN's attention, whose result is "attn_out" too: JAX calls it where it cannot be given that name."""
+    return bool(primitive.name.startswith("dot_product_attention_fwd"))

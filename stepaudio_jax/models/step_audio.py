@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
-from stepaudio_jax.models.adaptor import Adaptor
 from stepaudio_jax.models.decoder import Decoder
-from stepaudio_jax.models.encoder import Encoder
+from stepaudio_jax.models.encoder import Adaptor, Encoder
 
 Parameters = dict[str, Any]
 

@@ -1,10 +1,12 @@
 """Devices: the mesh, and where every parameter and batch lies on it."""
 
-from stepaudio_jax.parallel.blocks import replicated_block
-from stepaudio_jax.parallel.chips import CHIPS, Chip, peak_flops
-from stepaudio_jax.parallel.mesh import make_mesh, num_slices
-from stepaudio_jax.parallel.placement import BatchPlacement, check_batch_divisible, num_batch_shards
-from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json
+from stepaudio_jax.parallel.batch_placement import (
+    BatchPlacement,
+    check_batch_divisible,
+    num_batch_shards,
+)
+from stepaudio_jax.parallel.mesh import CHIPS, Chip, make_mesh, num_slices, peak_flops
+from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json, replicated_block
 from stepaudio_jax.parallel.shardings import (
     ShardingError,
     batch_sharding,

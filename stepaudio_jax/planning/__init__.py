@@ -1,10 +1,10 @@
 """What a job needs of a TPU slice, known before it is paid for: the real programs, compiled with no TPU at hand."""
 
-from stepaudio_jax.planning.plan import TrainPlan, make_train_plan, train_plan_report
-from stepaudio_jax.planning.policy import RLPlan, plan_rl, rl_plan_report
+from stepaudio_jax.planning.rl_plan import RLPlan, plan_rl, rl_plan_report
 from stepaudio_jax.planning.search import plan_training, stage_index
-from stepaudio_jax.planning.serving import ServingPlan, plan_serving, serving_plan_report
+from stepaudio_jax.planning.serving_plan import ServingPlan, plan_serving, serving_plan_report
 from stepaudio_jax.planning.topology import parse_topology
+from stepaudio_jax.planning.train_plan import TrainPlan, make_train_plan, train_plan_report
 
 __all__ = [
     "RLPlan",

@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterator
 
 from stepaudio_jax.config import Config, ConfigError, override
-from stepaudio_jax.planning.effort import Effort, escalate_if_tight
-from stepaudio_jax.planning.plan import TrainPlan, make_train_plan
+from stepaudio_jax.planning.compile import Effort, escalate_if_tight
 from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.planning.train_plan import TrainPlan, make_train_plan
 
 _MAX_CANDIDATES = 3
 

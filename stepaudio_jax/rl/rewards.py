@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from stepaudio_jax.config import RewardConfig, RLConfig
 from stepaudio_jax.data import DataError, Record
-from stepaudio_jax.rl.comparison import (
+from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
+from stepaudio_jax.judge.verdict import (
     RewardMap,
     preference,
     prefers_position,
     rubric_reward,
     rubric_score,
 )
-from stepaudio_jax.rl.judge import Judge, Judgement, ReplyPair
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.rl.verifiers import (
     Verifier,

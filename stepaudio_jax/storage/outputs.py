@@ -2,6 +2,8 @@
 
 import contextlib
 import glob
+import hashlib
+import json
 import os
 import pathlib
 import re
@@ -9,14 +11,14 @@ import shutil
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TextIO
 
-from stepaudio_jax.storage.paths import shorten
-
-PathLike = str | os.PathLike[str]
+from stepaudio_jax.storage.files import shorten
 
 _HOST = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+
+PathLike = str | os.PathLike[str]
 
 
 class OutputError(ValueError):
@@ -179,3 +181,96 @@ def _is_running(process: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+# Marks of finished outputs: which job made a file, and that it holds what the job wrote.
+
+_ATTRIBUTE = "user.stepaudio_jax.job"
+
+
+def set_job_mark(path: PathLike, job: Mapping[str, Any]) -> None:
+    """Marks a file that a job has written to its end, where the file system keeps marks."""
+    if hasattr(os, "setxattr"):
+        with contextlib.suppress(OSError):  # the file system keeps none
+            os.setxattr(path, _ATTRIBUTE, _mark(path, job))
+
+
+def has_job_mark(path: PathLike) -> bool:
+    """Returns whether some job marked a file."""
+    return bool(_read(path))
+
+
+def is_finished_output_of(path: PathLike, job: Mapping[str, Any]) -> bool:
+    """Returns whether a file is there already and is what this very job made, unchanged since.
+
+    Raises:
+        OutputError: it is there, and is not.
+    """
+    if not pathlib.Path(path).exists():
+        return False
+    if _read(path) == _mark(path, job):
+        return True
+    raise OutputError(
+        f"--output={shorten(os.fspath(path))!r} exists already, and is not what this job makes (another input, model or "
+        "setting, or changed since): name another file, or remove it first"
+    )
+
+
+def _read(path: PathLike) -> bytes:
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):  # it has none
+            return os.getxattr(path, _ATTRIBUTE)
+    return b""
+
+
+def _mark(path: PathLike, job: Mapping[str, Any]) -> bytes:
+    """Follows from the job and from what the file holds."""
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
+    digest.update(pathlib.Path(path).read_bytes())
+    return digest.hexdigest().encode()
+
+
+def check_output_directory(output: PathLike) -> None:
+    """Checks, before the work and without touching anything, that a folder can be made and replaces nothing.
+
+    Raises:
+        OutputError: it exists and is not an empty folder, or the folder above it cannot be written.
+    """
+    path = pathlib.Path(output)
+    shown = shorten(os.fspath(output))
+    try:
+        free = (path.is_dir() and not any(path.iterdir())) or not (
+            path.exists() or path.is_symlink()
+        )
+    except OSError as error:
+        raise OutputError(
+            f"{shown} cannot be looked at ({error.strerror}); name another folder"
+        ) from None
+    if not free:
+        raise OutputError(f"{shown} already exists; choose another output or remove it first")
+    check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+
+
+@contextlib.contextmanager
+def atomic_directory(output: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder beside `output`, renamed to it at the end, removed if anything is raised.
+
+    An empty folder may be there already; a link to one stays. Folders above the output are made.
+    What processes that were killed left of earlier attempts is removed.
+    """
+    target = pathlib.Path(os.path.realpath(output))
+    remove_stale_temporaries(target)
+    created = [parent for parent in target.parents if not parent.exists()]
+    temporary = temporary_path(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(target)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in created:
+            with contextlib.suppress(
+                OSError
+            ):  # another program may have put something there meanwhile
+                parent.rmdir()
+        raise

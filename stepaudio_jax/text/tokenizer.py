@@ -12,14 +12,20 @@ import tokenizers
 from tokenizers import AddedToken
 
 from stepaudio_jax.text import tokenizer_files
-from stepaudio_jax.text.byte_level import SYMBOL_TO_BYTE, byte_bpe, qwen2_tokenizer, train_merges
-from stepaudio_jax.text.chat_templates import (
+from stepaudio_jax.text.error import TextError
+from stepaudio_jax.text.special_tokens import (
+    SYMBOL_TO_BYTE,
+    SpecialTokens,
+    byte_bpe,
+    qwen2_tokenizer,
+    small_special_tokens,
+    train_merges,
+)
+from stepaudio_jax.text.tokenizer_files import (
     NamedTemplates,
     read_original_templates,
     write_chat_templates,
 )
-from stepaudio_jax.text.error import TextError
-from stepaudio_jax.text.special_tokens import SpecialTokens, small_special_tokens
 
 
 class Tokenizer:

@@ -1,10 +1,10 @@
 """Training: objective, optimizer, train step, loop, checkpoints, metrics."""
 
+from stepaudio_jax.training.checkpoints import export_checkpoint
 from stepaudio_jax.training.flops import part_flops, step_flops
-from stepaudio_jax.training.loop import train
-from stepaudio_jax.training.saved_model import export_checkpoint
-from stepaudio_jax.training.start import abstract_train_state
-from stepaudio_jax.training.step import make_train_step
+from stepaudio_jax.training.train_state import abstract_train_state
+from stepaudio_jax.training.train_step import make_train_step
+from stepaudio_jax.training.trainer import train
 
 __all__ = [
     "abstract_train_state",

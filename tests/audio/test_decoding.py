@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio_jax.audio import AudioError, load_audio, resample
-from stepaudio_jax.audio.quiet import suppress_decoder_messages
+from stepaudio_jax.audio.decoding import suppress_decoder_messages
 
 FORMATS = [
     ("WAV", "PCM_16"),

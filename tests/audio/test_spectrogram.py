@@ -13,7 +13,7 @@ from stepaudio_jax.audio import (
     mel_frames,
     split_chunks,
 )
-from stepaudio_jax.audio.spectrogram import mel_filters
+from stepaudio_jax.audio.log_mel import mel_filters
 
 TOLERANCE = 1e-4
 

@@ -11,25 +11,25 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import audio_token_count, load_audio, mel_frames, probe_audio
-from stepaudio_jax.config import AuxiliaryConfig
-from stepaudio_jax.corpus import (
+from examples.spoken_corpus import (
     ATTRIBUTES,
     TASKS,
     CorpusError,
     EspeakError,
-    planning,
     tasks,
     vocabulary,
-    words,
     write_corpus,
-    writing,
 )
-from stepaudio_jax.corpus.dialogues import QUESTIONS, WORD_LISTS
-from stepaudio_jax.corpus.measurement import pitch_label, pitch_range
-from stepaudio_jax.corpus.voices import speakers
+from examples.spoken_corpus import corpus as writing
+from examples.spoken_corpus import phrases as words
+from examples.spoken_corpus import sessions as planning
+from examples.spoken_corpus.dialogues import QUESTIONS, WORD_LISTS
+from examples.spoken_corpus.measurement import pitch_label, pitch_range
+from examples.spoken_corpus.voices import speakers
+from stepaudio_jax.audio import audio_token_count, load_audio, mel_frames, probe_audio
+from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.data.labels import LabelEncoder
+from stepaudio_jax.data.preprocessing import LabelEncoder
 from stepaudio_jax.storage import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
@@ -269,7 +269,7 @@ def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_program_tells_a_mistake_in_one_line(tmp_path):
     (tmp_path / "mine").write_text("precious")
-    command = [sys.executable, "-m", "launch.corpus", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.spoken_corpus", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path} already exists")

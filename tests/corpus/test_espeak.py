@@ -6,8 +6,8 @@ import concurrent.futures
 import numpy as np
 import pytest
 
-from stepaudio_jax.corpus import espeak
-from stepaudio_jax.corpus.espeak import EspeakError, Synthesizer, variant_genders
+from examples.spoken_corpus import espeak
+from examples.spoken_corpus.espeak import EspeakError, Synthesizer, variant_genders
 
 
 def _session(order):

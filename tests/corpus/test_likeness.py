@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from stepaudio_jax.corpus import espeak, planning
-from stepaudio_jax.corpus.likeness import similar_voice
-from stepaudio_jax.corpus.voices import speakers
+from examples.spoken_corpus import espeak
+from examples.spoken_corpus import sessions as planning
+from examples.spoken_corpus.voices import similar_voice, speakers
 
 
 def fields(text: str) -> dict[str, list[str]]:

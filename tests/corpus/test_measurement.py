@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stepaudio_jax.corpus.measurement import (
+from examples.spoken_corpus.measurement import (
     PITCHES,
     RATES,
     PitchRange,

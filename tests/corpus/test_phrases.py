@@ -6,11 +6,16 @@ import re
 import numpy as np
 import pytest
 
-from stepaudio_jax.corpus import words
-from stepaudio_jax.corpus.espeak import variant_genders
-from stepaudio_jax.corpus.phrases import SUM_RESULTS, draw_phrase, number, vocabulary
-from stepaudio_jax.corpus.splicing import draw_random_phrase
-from stepaudio_jax.corpus.voices import families, speakers
+from examples.spoken_corpus import phrases as words
+from examples.spoken_corpus.espeak import variant_genders
+from examples.spoken_corpus.phrases import (
+    SUM_RESULTS,
+    draw_phrase,
+    draw_random_phrase,
+    number,
+    vocabulary,
+)
+from examples.spoken_corpus.voices import families, speakers
 
 KINDS = ("keyword", "sum", "statement", "question", "mandarin")
 

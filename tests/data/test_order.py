@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from stepaudio_jax.data.order import Visit, evaluation_streams, training_streams
+from stepaudio_jax.data.loader import evaluation_streams, training_streams
+from stepaudio_jax.data.record import Visit
 
 
 def records(stream, epoch: int, length: int) -> list[int]:

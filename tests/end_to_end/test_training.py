@@ -9,7 +9,8 @@ import pytest
 from launch.checkpoint import main as take_model
 from launch.train import main as train
 from stepaudio_jax.config import Config, build
-from stepaudio_jax.generation import Sampling, answer_file, load_model
+from stepaudio_jax.generation import Sampling, load_model
+from stepaudio_jax.generation import batch_job as answer_file
 from tests.end_to_end.runs import STEPS, arguments, metrics, run, untimed_metrics
 from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_lines
 
@@ -18,7 +19,7 @@ from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_lines
 KILLED = """
 import os, signal, sys
 from launch.train import main
-from stepaudio_jax.training.metrics import MetricsWriter
+from stepaudio_jax.training.monitoring import MetricsWriter
 
 stage, step, *arguments = sys.argv[1:]
 write = MetricsWriter.write

@@ -17,7 +17,7 @@ from stepaudio_jax.config import (
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.text.byte_level import BYTE_SYMBOLS
+from stepaudio_jax.text.special_tokens import BYTE_SYMBOLS
 
 THINK_END = "\n</think>\n"
 CONFIG = ModelConfig(

@@ -7,10 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from stepaudio_jax.evaluation.axis import Axis, format_number
-from stepaudio_jax.evaluation.chart import Chart, Series, draw
-from stepaudio_jax.evaluation.curves import charts
-from stepaudio_jax.evaluation.logged_run import StageSpan, read_run
+from stepaudio_jax.reports.charts import Axis, Chart, Series, charts, draw, format_number
+from stepaudio_jax.reports.logged_run import StageSpan, read_run
 from tests.evaluation.runs import write_run
 
 SPAN = (StageSpan("sft", 0, 100),)

@@ -15,9 +15,10 @@ import soundfile
 
 from stepaudio_jax.audio import SAMPLE_RATE, AudioError
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.evaluation import ReportError, Results, score, select_examples, write_report
-from stepaudio_jax.evaluation.chart import COLOURS
+from stepaudio_jax.evaluation import Results, score
 from stepaudio_jax.hub import write_checkpoint_config
+from stepaudio_jax.reports import ReportError, select_examples, write_report
+from stepaudio_jax.reports.charts import COLOURS
 from tests.evaluation.answers import answer, answers
 from tests.evaluation.runs import write_run
 
@@ -229,9 +230,7 @@ def test_every_picture_and_player_has_a_name(run_dir, tmp_path, clip):
 
 def test_its_colours_can_be_told_from_their_background():
     style = (
-        resources.files("stepaudio_jax.evaluation")
-        .joinpath("report.html")
-        .read_text(encoding="utf-8")
+        resources.files("stepaudio_jax.reports").joinpath("report.html").read_text(encoding="utf-8")
     )
     for scheme in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", scheme))

@@ -17,16 +17,15 @@ from stepaudio_jax.generation import (
     LoadedModel,
     Sampling,
     Scorer,
-    answer_file,
     finished_generation,
     is_scoring_finished,
     load_model,
     score_file,
 )
+from stepaudio_jax.generation import batch_job as answer_file
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
-from stepaudio_jax.generation.jobs import describe_job
-from stepaudio_jax.generation.journal import Journal
+from stepaudio_jax.generation.journal import Journal, describe_job
 from stepaudio_jax.models import quantize_weights, unstack_layers
 from stepaudio_jax.storage import OutputError, has_job_mark
 from stepaudio_jax.text import Message, TextPart

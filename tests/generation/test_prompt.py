@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stepaudio_jax.generation.prompt import (
+from stepaudio_jax.generation.prompts import (
     GenerationError,
     Prompt,
     bucket,

@@ -8,8 +8,7 @@ import pytest
 
 from stepaudio_jax.config import ConfigError, RepetitionDetectionConfig
 from stepaudio_jax.generation import Sampling
-from stepaudio_jax.generation.repetition import RepetitionDetector
-from stepaudio_jax.generation.writing import RequestState
+from stepaudio_jax.generation.requests import RepetitionDetector, RequestState
 from stepaudio_jax.hub import load_tokenizer
 from stepaudio_jax.text import parse_reply
 from tests.generation.small_model import BYTES

@@ -11,7 +11,7 @@ import torch
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import LoRAConfig
-from stepaudio_jax.hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
+from stepaudio_jax.hub.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from stepaudio_jax.models import abstract_lora
 from tests.hub.folders import SMALL, qwen2, random_folder, read_tensors, save_with_tokenizer
 from tools.convert_weights.__main__ import main

@@ -10,7 +10,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from stepaudio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.hub.hugging_face_config import read_hf_config, to_hf_config
+from stepaudio_jax.hub.hf_config import read_hf_config, to_hf_config
 from tests.hub.folders import with_decoder
 
 # As released with Step-Audio-2-mini (section 7 of the reference lists the fields).

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from stepaudio_jax import hub
-from stepaudio_jax.hub import hugging_face_folder
+from stepaudio_jax.hub import hf_folder as hugging_face_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
 from stepaudio_jax.storage.outputs import temporary_path
 from stepaudio_jax.text import Tokenizer

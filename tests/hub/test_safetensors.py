@@ -10,8 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.hub.safetensors_reader import SAFETENSORS_INDEX, read_header, read_tensor_headers
-from stepaudio_jax.hub.safetensors_writer import ShardWriter, TensorSpec
+from stepaudio_jax.hub.safetensors import (
+    SAFETENSORS_INDEX,
+    ShardWriter,
+    TensorSpec,
+    read_header,
+    read_tensor_headers,
+)
 
 
 def test_reads_what_the_library_writes(tmp_path):

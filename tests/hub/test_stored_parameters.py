@@ -12,7 +12,7 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.hub.checkpoint import parameters_directory
-from stepaudio_jax.hub.tensor_names import flatten, parameter_shapes, unflatten
+from stepaudio_jax.hub.tensor_map import flatten, parameter_shapes, unflatten
 from stepaudio_jax.text import Tokenizer
 from tests.hub.folders import SMALL, as_numpy, assert_same_tensors, random_folder, with_decoder
 

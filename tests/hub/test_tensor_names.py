@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.hub.tensor_names import (
+from stepaudio_jax.hub.tensor_map import (
     QWEN2,
     QWEN2_AUDIO,
     STEP_AUDIO,

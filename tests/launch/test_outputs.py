@@ -6,15 +6,15 @@ import pathlib
 
 import pytest
 
+from examples.quickstart.publish import check_replaceable_model
 from launch.generate import main as generate
 from launch.judge import main as judge
 from launch.plan import main as plan
 from launch.report import main as report
 from launch.score import main as score
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.quickstart.shipping import check_replaceable_model
 from stepaudio_jax.storage import OutputError
-from stepaudio_jax.training.saved_model import _check_target
+from stepaudio_jax.training.checkpoints import _check_target
 from tools.convert_weights.__main__ import main as convert
 
 QUESTION = {"id": "a", "messages": [{"role": "user", "content": "1+1?"}]}

@@ -11,11 +11,11 @@ import pytest
 from jax.extend.core import Primitive
 
 from stepaudio_jax.config import ComputeConfig, ConfigError
-from stepaudio_jax.models.attention import attention
-from stepaudio_jax.models.attention_cudnn import cudnn_attention
-from stepaudio_jax.models.attention_packed import block_sparse_attention
-from stepaudio_jax.models.attention_xla import AttentionMask, flash_attention_xla
-from stepaudio_jax.models.stack import is_cudnn_attention
+from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.cpu.block_sparse_attention import block_sparse_attention
+from stepaudio_jax.kernels.cudnn import cudnn_attention
+from stepaudio_jax.kernels.flash_xla import AttentionMask, flash_attention_xla
+from stepaudio_jax.models.layers import is_cudnn_attention
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)
@@ -298,7 +298,7 @@ def test_long_packed_rows_are_searched_for_blocks_that_see_each_other(
     ids = dict.fromkeys(("query_segment_ids", "key_segment_ids"), jnp.asarray(packed(600)))
     searched = []
     monkeypatch.setattr(
-        "stepaudio_jax.models.attention.block_sparse_attention",
+        "stepaudio_jax.kernels.attention.block_sparse_attention",
         lambda q, *_: searched.append(q.shape) or q,
     )
     for rows, tokens, causal in ((2, 600, True), (2, 600, False), (1, 600, True), (2, 512, True)):

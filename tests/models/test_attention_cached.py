@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import DecoderConfig
-from stepaudio_jax.models.attention_blocks import blockwise_decode_attention, decode_block_size
-from stepaudio_jax.models.attention_cached import dense_decode_attention
-from stepaudio_jax.models.attention_paged import (
+from stepaudio_jax.kernels.cpu.decode_attention import blockwise_decode_attention, decode_block_size
+from stepaudio_jax.kernels.decode_attention import (
+    dense_decode_attention,
     pad_to_page_multiple,
     paged_decode_attention,
     supports_paged_attention,

@@ -19,7 +19,7 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import Batch
 from stepaudio_jax.models import abstract_parameters, logical_axes
 from stepaudio_jax.parallel import batch_sharding, make_mesh, parameter_shardings
-from stepaudio_jax.training.objective import combine, loss_term_sums, loss_term_weights
+from stepaudio_jax.training.losses import combine, loss_term_sums, loss_term_weights
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import random_batch
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from stepaudio_jax.config import MeshConfig
 from stepaudio_jax.parallel import replicated_block, make_mesh
-from stepaudio_jax.parallel.blocks import _gather_block
+from stepaudio_jax.parallel.processes import _gather_block
 
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 values = np.random.default_rng(0).standard_normal((3, 8, 16)).astype(np.float32)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from stepaudio_jax.planning.effort import escalate_if_tight
+from stepaudio_jax.planning.compile import escalate_if_tight
 
 
 @dataclasses.dataclass

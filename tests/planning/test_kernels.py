@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import ComputeConfig
-from stepaudio_jax.models.attention import attention
-from stepaudio_jax.models.attention_paged import paged_decode_attention
+from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.decode_attention import paged_decode_attention
 from stepaudio_jax.models.kv_cache import LayerCache
+from stepaudio_jax.planning.compile import compile_only_devices
 from stepaudio_jax.planning.hlo import HloModule
-from stepaudio_jax.planning.products import attention_kernels
-from stepaudio_jax.planning.program import compile_only_devices
+from stepaudio_jax.planning.step_time import attention_kernels
 from stepaudio_jax.planning.topology import parse_topology
 
 pytestmark = pytest.mark.skipif(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from stepaudio_jax.planning.hlo import HloModule
-from stepaudio_jax.planning.products import attention_kernels, matmul_flops, scheduled_matmul_flops
+from stepaudio_jax.planning.step_time import attention_kernels, matmul_flops, scheduled_matmul_flops
 
 
 def compiled(function, *shapes):

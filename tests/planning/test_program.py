@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import ConfigError
-from stepaudio_jax.planning.program import Footprint, check_compiler_flags, compile_lowered
+from stepaudio_jax.planning.compile import Footprint, check_compiler_flags, compile_lowered
 
 
 class Refusing:

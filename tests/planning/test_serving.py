@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepaudio_jax.planning.serving import ServingPlan, max_slots_that_fit
+from stepaudio_jax.planning.serving_plan import ServingPlan, max_slots_that_fit
 
 GB = 10**9
 

@@ -7,9 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from stepaudio_jax.corpus import write_corpus
-from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.quickstart.manners import (
+from examples.reward_trap.style import (
     CORRECT_CRITERION,
     REQUESTS,
     Style,
@@ -19,9 +17,11 @@ from stepaudio_jax.quickstart.manners import (
     rule_score,
     style_score,
 )
-from stepaudio_jax.quickstart.manners_data import TOPICS, write_style_data
-from stepaudio_jax.rl.judge_prompt import JudgePrompt
-from stepaudio_jax.rl.verdict import parse_verdict
+from examples.reward_trap.style_data import TOPICS, write_style_data
+from examples.spoken_corpus import write_corpus
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.verdict import parse_verdict
 from stepaudio_jax.text import AudioPart
 
 ALL = [

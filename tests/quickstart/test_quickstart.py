@@ -3,12 +3,12 @@
 import pathlib
 
 import pytest
+from stepaudio_jax.quickstart import make_tiny_base, run_quickstart
 
+from examples.spoken_corpus import TASKS, write_corpus
 from stepaudio_jax.config import load_config
-from stepaudio_jax.corpus import TASKS, write_corpus
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.hub import inspect_folder
-from stepaudio_jax.quickstart import make_tiny_base, run_quickstart
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

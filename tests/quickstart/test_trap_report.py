@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from examples.reward_trap.metrics import ReplyMetrics, paired_difference
+from examples.reward_trap.report import findings, page, results_table
+from examples.reward_trap.reward_trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
 from stepaudio_jax.evaluation import as_text
-from stepaudio_jax.quickstart.trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
-from stepaudio_jax.quickstart.trap_measures import ReplyMetrics, paired_difference
-from stepaudio_jax.quickstart.trap_report import findings, page, results_table
 
 N = 200
 

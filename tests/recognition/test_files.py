@@ -9,7 +9,7 @@ import soundfile
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio import AudioError, load_audio
-from stepaudio_jax.recognition import recognize, recognize_file, recognize_values
+from stepaudio_jax.storage import recognize, recognize_file, recognize_values
 from stepaudio_jax.text import TokenizerError
 from tests.hub.folders import random_folder
 from tests.recognition.contents import CONTENTS, FFMPEG, LFS, SOUNDS

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.rl.judge_prompt import JudgePrompt, JudgeQuestion
-from stepaudio_jax.rl.verdict import Verdict, comparisons
+from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
+from stepaudio_jax.judge.verdict import Verdict, comparisons
 from stepaudio_jax.text import Message, TextPart
 
 SEPARATORS = [*"\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\r\n", " ", ""]

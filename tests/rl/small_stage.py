@@ -24,9 +24,9 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.generation import LoadedModel, load_model
 from stepaudio_jax.parallel import make_mesh, replicated
-from stepaudio_jax.rl.loop import train_policy
-from stepaudio_jax.training.stage_kind import StageContext
-from stepaudio_jax.training.stopping import PreemptionNotice
+from stepaudio_jax.rl.trainer import train_policy
+from stepaudio_jax.training.preemption import PreemptionNotice
+from stepaudio_jax.training.trainer import StageContext
 from tests.generation.small_model import write_clip
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"

@@ -6,14 +6,14 @@ import math
 import pytest
 
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.rl.comparison import (
+from stepaudio_jax.judge.verdict import (
     RewardMap,
+    Verdict,
     preference,
     prefers_position,
     rubric_reward,
     rubric_score,
 )
-from stepaudio_jax.rl.verdict import Verdict
 
 SCALES = [
     RewardMap(),

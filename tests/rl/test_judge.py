@@ -7,10 +7,10 @@ import pytest
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.rl.endpoint import EndpointBackend
-from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError, ReplyPair
-from stepaudio_jax.rl.judge_prompt import JudgePrompt
-from stepaudio_jax.rl.verdict import Abstention, Verdict
+from stepaudio_jax.judge.backends import EndpointBackend
+from stepaudio_jax.judge.judge import Judge, JudgeAnswer, JudgeError, ReplyPair
+from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.verdict import Abstention, Verdict
 from stepaudio_jax.text import AudioPart, Message, TextPart
 from tests.rl.judge_server import JudgeServer, replies_and_code
 
@@ -219,7 +219,7 @@ def test_whatever_a_judge_returns_ends_in_an_abstention_and_so_does_a_restart(
 
 
 def test_a_response_without_an_end_is_cut(server, monkeypatch):
-    monkeypatch.setattr("stepaudio_jax.rl.endpoint.MAX_RESPONSE_BYTES", 1000)
+    monkeypatch.setattr("stepaudio_jax.judge.backends.MAX_RESPONSE_BYTES", 1000)
     server.trouble = lambda number, handler: handler.reply(200, b" " * 5000) or True
     with pytest.raises(JudgeError, match="a response of more than 1000 bytes"):
         endpoint(server, retries=0).generate("?")

@@ -8,8 +8,7 @@ import pytest
 
 from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
-from stepaudio_jax.rl.fence import MIN_FENCE_DIGITS, make_fence
-from stepaudio_jax.rl.judge_prompt import JudgePrompt
+from stepaudio_jax.judge.prompt import MIN_FENCE_DIGITS, JudgePrompt, make_fence
 from stepaudio_jax.text import AudioPart, Message, TextPart
 
 TINY = pathlib.Path("configs/tiny_judge.txt")

@@ -6,11 +6,11 @@ import pytest
 
 from launch.judge import main as launch
 from stepaudio_jax.data import DataError, read_jsonl
-from stepaudio_jax.rl.judge import Judge, JudgeAnswer, JudgeError
-from stepaudio_jax.rl.judge_prompt import JudgePrompt
-from stepaudio_jax.rl.judge_training import evaluate_judge, judge_dialogues, write_judge_data
-from stepaudio_jax.rl.model_judge import ModelBackend
-from stepaudio_jax.rl.verdict import Verdict, parse_verdict
+from stepaudio_jax.judge.backends import ModelBackend
+from stepaudio_jax.judge.judge import Judge, JudgeAnswer, JudgeError
+from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.training import evaluate_judge, judge_dialogues, write_judge_data
+from stepaudio_jax.judge.verdict import Verdict, parse_verdict
 from tests.rl.judge_server import JudgeServer
 from tests.rl.small_stage import base
 

@@ -7,7 +7,7 @@ import pytest
 
 from stepaudio_jax.config import DataConfig
 from stepaudio_jax.data import DataError, Record
-from stepaudio_jax.rl.layout import PackedRollouts
+from stepaudio_jax.rl.packing import PackedRollouts
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import ParsedReply
 

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from examples.spoken_corpus import write_corpus
 from stepaudio_jax.config import (
     AugmentationConfig,
     CheckpointConfig,
@@ -22,7 +23,6 @@ from stepaudio_jax.config import (
     SourceConfig,
     StageConfig,
 )
-from stepaudio_jax.corpus import write_corpus
 from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.training import train
 

@@ -14,12 +14,12 @@ from stepaudio_jax.config import (
     RewardConfig,
 )
 from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.rl.iteration import PolicyTrainer
+from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.rl.watch import SampleWriter
-from stepaudio_jax.training.data_check import DataChecker
-from stepaudio_jax.training.step import FROZEN_LORA
-from stepaudio_jax.training.stopping import InterruptedRunError, PreemptionNotice
+from stepaudio_jax.rl.trainer import PolicyTrainer
+from stepaudio_jax.training.preemption import InterruptedRunError, PreemptionNotice
+from stepaudio_jax.training.run_folder import DataChecker
+from stepaudio_jax.training.train_step import FROZEN_LORA
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio_jax.rl.aggregation import token_weights
-from stepaudio_jax.rl.objective import (
+from stepaudio_jax.rl.losses import (
     KLController,
     kl_estimate,
     kl_loss,
     policy_loss,
+    token_weights,
     truncated_importance_weights,
     value_loss,
     where_weighted,

@@ -9,8 +9,8 @@ from flax import nnx
 from stepaudio_jax.config import DataConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.models import abstract_model
-from stepaudio_jax.rl.layout import PackedRollouts
-from stepaudio_jax.rl.passes import token_logprobs
+from stepaudio_jax.rl.packing import PackedRollouts
+from stepaudio_jax.rl.policy_update import token_logprobs
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import ParsedReply
 from tests.rl.small_stage import FLOAT32, base

@@ -18,10 +18,10 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import Criterion, DataError, Record
 from stepaudio_jax.generation import Completion, Prompt
-from stepaudio_jax.generation.writing import StopToken
-from stepaudio_jax.rl.judge import Judge, JudgeAnswer
-from stepaudio_jax.rl.judge_prompt import JudgePrompt
-from stepaudio_jax.rl.learning import PolicyLogprobs, compute_advantages, compute_loss_weights
+from stepaudio_jax.generation.requests import StopToken
+from stepaudio_jax.judge.judge import Judge, JudgeAnswer
+from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.rl.advantages import PolicyLogprobs, compute_advantages, compute_loss_weights
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, _make_rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart

@@ -6,7 +6,7 @@ import string
 
 import pytest
 
-from stepaudio_jax.rl.verdict import LEVELS, Abstention, Verdict, comparisons, parse_verdict
+from stepaudio_jax.judge.verdict import LEVELS, Abstention, Verdict, comparisons, parse_verdict
 
 
 def said(comparison, **keys):

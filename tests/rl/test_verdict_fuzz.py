@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from stepaudio_jax.rl.verdict import Abstention, Verdict, parse_verdict
+from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
 from tests.rl.judge_answers import KINDS, draw_answer
 
 ANSWERS = 5000

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stepaudio_jax.rl.learning import Advantages, PolicyLogprobs
-from stepaudio_jax.rl.watch import explained_variance, logprob_metrics
+from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs
+from stepaudio_jax.rl.metrics import explained_variance, logprob_metrics
 from tests.rl.test_rewards import rollout
 
 

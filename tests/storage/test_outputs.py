@@ -12,7 +12,7 @@ from stepaudio_jax.storage import (
     check_output_directory,
     check_output_file,
 )
-from stepaudio_jax.storage.marks import has_job_mark, is_finished_output_of, set_job_mark
+from stepaudio_jax.storage.outputs import has_job_mark, is_finished_output_of, set_job_mark
 
 
 @pytest.fixture

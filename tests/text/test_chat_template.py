@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transformers
 
-from stepaudio_jax.data.schema import parse_record
+from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.text import (
     CHAT_TEMPLATE,
     Tokenizer,

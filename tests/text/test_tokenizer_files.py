@@ -5,14 +5,15 @@ import json
 import pytest
 import transformers
 
-from stepaudio_jax.hub.tokenizer_files import copy_tokenizer
+from stepaudio_jax.hub.checkpoint import copy_tokenizer
 from stepaudio_jax.text import Tokenizer, TokenizerError
-from stepaudio_jax.text.byte_level import byte_bpe, qwen2_tokenizer
 from stepaudio_jax.text.special_tokens import (
     AUDIO_CODES,
     QWEN2_TOKENS,
     QWEN25_TOKENS,
     STEP_AUDIO_TOKENS,
+    byte_bpe,
+    qwen2_tokenizer,
 )
 from tests.text.test_tokenizer import TEXTS
 

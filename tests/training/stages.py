@@ -7,8 +7,8 @@ import jax
 from stepaudio_jax.config import Config, MeshConfig, ModelConfig
 from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import make_mesh
-from stepaudio_jax.training.start import abstract_train_state, init_train_state
-from stepaudio_jax.training.step import ModelDef, TrainState
+from stepaudio_jax.training.train_state import abstract_train_state, init_train_state
+from stepaudio_jax.training.train_step import ModelDef, TrainState
 
 
 def begin(

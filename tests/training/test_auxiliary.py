@@ -12,7 +12,7 @@ from flax import nnx
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.batch import AuxiliaryLabels
 from stepaudio_jax.models import audio_token_counts
-from stepaudio_jax.training.auxiliary import AuxiliaryHeads, aux_loss_sums, aux_loss_weights
+from stepaudio_jax.training.losses import AuxiliaryHeads, aux_loss_sums, aux_loss_weights
 from tests.models.random_model import SMALL
 from tests.training.batches import random_batch
 

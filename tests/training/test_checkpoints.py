@@ -15,7 +15,7 @@ from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, buil
 from stepaudio_jax.hub import CheckpointError
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.training.checkpoints import StageCheckpoints, saved_steps
-from stepaudio_jax.training.step import TrainState
+from stepaudio_jax.training.train_step import TrainState
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import ConfigError, ShardingRules
-from stepaudio_jax.training.cross_entropy import chunked_cross_entropy
+from stepaudio_jax.training.losses import chunked_cross_entropy
 
 ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 120
 

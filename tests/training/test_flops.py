@@ -19,7 +19,7 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.models import abstract_model, abstract_parameters
 from stepaudio_jax.training.flops import decoder_flops, part_flops, step_flops
-from stepaudio_jax.training.objective import loss_term_sums
+from stepaudio_jax.training.losses import loss_term_sums
 from tests.models.random_model import SMALL
 
 DATA = build(

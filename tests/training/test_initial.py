@@ -8,7 +8,7 @@ import pytest
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, DataConfig, InitialWeights, SourceConfig, StageConfig
 from stepaudio_jax.parallel import make_mesh
-from stepaudio_jax.training.initial import initial_model, initial_weights
+from stepaudio_jax.training.train_state import initial_model, initial_weights
 from tests.hub.folders import qwen2, qwen2_audio
 
 # of Qwen2.5-32B: fewer than Step-Audio's tokens, of which those of generated sound come last

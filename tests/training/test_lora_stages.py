@@ -12,9 +12,9 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, LoRAConfig, build
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.saved_model import save_model
-from stepaudio_jax.training.start import adapters_before_stage
-from stepaudio_jax.training.step import FROZEN_LORA, LORA, REFERENCE
+from stepaudio_jax.training.checkpoints import save_model
+from stepaudio_jax.training.train_state import adapters_before_stage
+from stepaudio_jax.training.train_step import FROZEN_LORA, LORA, REFERENCE
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from stepaudio_jax.parallel import peak_flops
-from stepaudio_jax.training.meter import ThroughputMeter
-from stepaudio_jax.training.metrics import MetricsWriter, progress_bar_metrics
+from stepaudio_jax.training.monitoring import MetricsWriter, ThroughputMeter, progress_bar_metrics
 
 
 def write(run_dir, stage, resume_step, steps, value=0.0):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from stepaudio_jax.config import Config, ConfigError, DataConfig, SourceConfig, StageConfig
-from stepaudio_jax.training.profile import StepProfile
+from stepaudio_jax.training.monitoring import StepProfile
 
 
 def config(profile_steps):

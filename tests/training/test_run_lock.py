@@ -8,7 +8,7 @@ import pytest
 
 from stepaudio_jax.config import Config, ConfigError, DataConfig, SourceConfig, StageConfig, to_dict
 from stepaudio_jax.training import train
-from stepaudio_jax.training.run_lock import LOCK, RunLock
+from stepaudio_jax.training.run_folder import LOCK, RunLock
 
 HOLD = """
 import sys

@@ -16,7 +16,7 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training import export_checkpoint
 from stepaudio_jax.training.checkpoints import StageCheckpoints
 from stepaudio_jax.training.run_folder import prepare_run_folder
-from stepaudio_jax.training.step import FROZEN_LORA
+from stepaudio_jax.training.train_step import FROZEN_LORA
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 

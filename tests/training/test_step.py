@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, build
-from stepaudio_jax.training.auxiliary import UNKNOWN
-from stepaudio_jax.training.objective import combine, loss_term_sums, loss_term_weights
-from stepaudio_jax.training.step import (
+from stepaudio_jax.training.losses import UNKNOWN, combine, loss_term_sums, loss_term_weights
+from stepaudio_jax.training.train_step import (
     HEADS,
     LORA,
     make_eval_step,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from stepaudio_jax.training.stopping import PreemptionNotice
+from stepaudio_jax.training.preemption import PreemptionNotice
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_notice_is_noted_and_says_who_gave_it(interruptible, capsys, number, b
 # holds itself.
 SECOND = """
 import ctypes, signal
-from stepaudio_jax.training.stopping import PreemptionNotice
+from stepaudio_jax.training.preemption import PreemptionNotice
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)

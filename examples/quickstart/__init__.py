@@ -1,0 +1,1 @@
+"""The quickstart: a small base model made from nothing, which then learns to answer spoken questions."""

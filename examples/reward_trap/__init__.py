@@ -1,0 +1,1 @@
+"""The verifiable reward trap in miniature, and RLHF as the way out."""

@@ -1,0 +1,330 @@
+"""From the files of a DataConfig to batches: order -> prepare -> pack -> collate, ahead of the training step."""
+
+import atexit
+import collections
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grain
+import numpy as np
+
+from stepaudio_jax.config import (
+    AugmentationConfig,
+    AuxiliaryConfig,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    to_dict,
+)
+from stepaudio_jax.data.batch import Batch, collate
+from stepaudio_jax.data.packing import Lookahead, PreparedRecord, RowPacker
+from stepaudio_jax.data.preprocessing import Preprocessor
+from stepaudio_jax.data.record import DataError, Visit
+from stepaudio_jax.data.sources.jsonl import JsonlSource, open_sources
+from stepaudio_jax.storage import shorten_words
+from stepaudio_jax.text import Tokenizer
+
+# Which record comes when: an order that depends on the seed and on nothing else.
+
+
+def training_streams(
+    lengths: Sequence[int], weights: Sequence[float], *, seed: int, rows: int
+) -> list[grain.MapDataset[Visit]]:
+    """The endless streams of the rows of a batch.
+
+    Each source is shuffled anew every epoch, repeated for ever, and dealt to the rows like cards:
+    position p of its order goes to row p mod `rows`. Each row then mixes its share of every source
+    by weight. (Mixing before dealing would not do: with two sources of equal weight and an even
+    number of rows, each row would see one source only.)
+
+    Args:
+        lengths: records of each source.
+        weights: share of each source, counted in records; kept to half a percent of the smallest.
+        seed: of the shuffles.
+        rows: of the global batch.
+    """
+    sources = []
+    for source, length in enumerate(lengths):
+        shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
+        sources.append(_visits(source, length).shuffle(seed=shuffle_seed).repeat())
+    # grain scales the least weight to 100 and cuts the others to integers; rounded beforehand they
+    # are not cut.
+    proportions = [round(100 * weight / min(weights)) for weight in weights]
+    return [
+        grain.MapDataset.mix([source[row::rows] for source in sources], proportions)
+        for row in range(rows)
+    ]
+
+
+def evaluation_streams(lengths: Sequence[int], *, rows: int) -> list[grain.MapDataset[Visit]]:
+    """The finite streams of the rows of a batch: every record once, sources one after the other, dealt to the rows in order."""
+    every = grain.MapDataset.concatenate(
+        [_visits(source, length) for source, length in enumerate(lengths)]
+    )
+    return [every[row::rows] for row in range(rows)]
+
+
+def _visits(source: int, length: int) -> grain.MapDataset[Visit]:
+    def visit(position: int, _: int) -> Visit:
+        epoch, record = divmod(position, length)
+        return Visit(source, record, epoch)
+
+    named: Callable[[int, int], Visit] = visit
+    return grain.MapDataset.range(length).map_with_index(named)
+
+
+logger = logging.getLogger(__name__)
+
+_LOOKAHEAD_PER_ROW = 2
+_STATE_VERSION = 2
+
+
+class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
+    """Batches of one process, made ahead on threads of their own.
+
+    `get_state()` gives plain, JSON-ready data that says which batch comes next; `set_state` makes
+    any iterator over the same data go on from there, bit for bit, or raises a DataError where the
+    data or its settings are others. `close()` ends the threads.
+    """
+
+    def __init__(self, rows: "_PackedBatchIterator", prefetch: int):
+        super().__init__(rows, prefetch)
+        _open_iterators.add(self)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What this process has used up to the batch given last; part of the state.
+
+        "records" and "records/SOURCE" went into batches, or lie in a row that is still open;
+        "skipped_bad_audio", "skipped_too_long" and "skipped_bad_record" did not.
+        """
+        return dict(self.get_state()["counts"])
+
+    def __del__(self) -> None:
+        # When the interpreter ends, what `close` needs may be gone, and `_close_open_iterators` has
+        # called it already.
+        if not sys.is_finalizing():
+            self.close()
+
+
+_open_iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_iterators() -> None:
+    """Ends the threads before the interpreter ends: one that is then in native code would abort the process."""
+    for iterator in tuple(_open_iterators):
+        iterator.close()
+
+
+def batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    seed: int,
+    auxiliary: AuxiliaryConfig | None = None,
+    rows: Sequence[int] | None = None,
+) -> BatchIterator:
+    """Endless training batches.
+
+    The global batch is the same whatever the number of processes: each computes its own rows of it.
+    Two iterators with the same arguments give the same batches, bit for bit.
+
+    Args:
+        config: sources, sizes, augmentation, what to do with records that cannot be used.
+        tokenizer: its vocabulary must lie within the model's.
+        model: the encoder's table and the length convention decide what an audio chunk becomes.
+        seed: of order and augmentation.
+        auxiliary: which labels of the clips the batches carry.
+        rows: those of the global batch that this process computes (`parallel.local_rows`); all of
+            them if None.
+
+    Raises:
+        DataError: a source has no file or no record; later, from the iterator, a record that cannot
+        be used.
+        ConfigError: settings that contradict each other.
+    """
+    sources = open_sources(config.sources)
+    streams = training_streams(
+        [len(s) for s in sources],
+        [s.weight for s in config.sources],
+        seed=seed,
+        rows=config.batch_size,
+    )
+    prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
+    return BatchIterator(
+        _PackedBatchIterator(config, sources, streams, prepare, seed=seed, rows=rows),
+        config.prefetch_batches,
+    )
+
+
+def evaluation_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    auxiliary: AuxiliaryConfig | None = None,
+    rows: Sequence[int] | None = None,
+    count: int | None = None,
+) -> BatchIterator:
+    """Every record once, in a fixed order, never augmented; the last batches are filled up with empty rows.
+
+    Args:
+        count: exactly so many batches, empty ones once the records are used up: several processes
+            then agree on the number, which without it each process decides by its own rows. None:
+            as many as the records fill.
+        config, tokenizer, model, auxiliary, rows: as of `batches`. The sources' weights do not
+            apply.
+
+    Raises:
+        DataError, ConfigError: as of `batches`; and a ConfigError where `config` augments.
+    """
+    if config.augmentation != AugmentationConfig():
+        raise ConfigError(
+            "augmentation changes the sound in training only; leave it out of evaluation.data"
+        )
+    sources = open_sources(config.sources)
+    streams = evaluation_streams([len(source) for source in sources], rows=config.batch_size)
+    prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=0)
+    iterator = _PackedBatchIterator(
+        config, sources, streams, prepare, seed=0, rows=rows, count=count
+    )
+    return BatchIterator(iterator, config.prefetch_batches)
+
+
+class _PackedBatchIterator(grain.DatasetIterator[Batch]):
+    """Packs the rows of one process and lays them side by side. `count`: see `evaluation_batches`."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        sources: Sequence[JsonlSource],
+        streams: Sequence[grain.MapDataset[Visit]],
+        prepare: Preprocessor,
+        *,
+        seed: int,
+        rows: Sequence[int] | None,
+        count: int | None = None,
+    ):
+        super().__init__()
+        self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
+        own = range(config.batch_size) if rows is None else rows
+        self._shape = prepare.shape
+        self._names = [source.name for source in sources]
+        self._data_signature = _data_signature(config, sources, seed)
+        self._count = count
+        self._num_batches = 0
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._packers = {
+            row: RowPacker(
+                Lookahead(
+                    streams[row],
+                    prepare,
+                    self._executor,
+                    depth=max(
+                        _LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // len(own))
+                    ),
+                ),
+                tokens=config.seq_len,
+                chunks=config.audio_chunks_per_seq,
+                open_rows=config.packing_bins_per_seq,
+                on_record=self._count_record,
+                max_skipped_records=max(100, sum(len(source) for source in sources)),
+            )
+            for row in own
+        }
+
+    def __next__(self) -> Batch:
+        if self._num_batches == self._count:
+            raise StopIteration
+        rows = [packer.next_row() for packer in self._packers.values()]
+        if self._count is None and not any(rows):
+            raise StopIteration
+        self._num_batches += 1
+        return collate(rows, self._shape)
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "version": _STATE_VERSION,
+            "data": self._data_signature,
+            "given": self._num_batches,
+            "counts": dict(self._counts),
+            "rows": {str(row): packer.get_state() for row, packer in self._packers.items()},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state.get("version") != _STATE_VERSION:
+            raise DataError(
+                f"the data state is of version {state.get('version')}, this program reads {_STATE_VERSION}"
+            )
+        for key, now in self._data_signature.items():
+            if (then := state["data"].get(key)) != now:
+                raise DataError(
+                    f"cannot resume: the data's {key} was {then} and is now {now}; restore it, or start a new run"
+                )
+        if missing := [row for row in self._packers if str(row) not in state["rows"]]:
+            raise DataError(
+                f"the data state has rows {', '.join(state['rows'])} and not {missing}; it belongs to another process,"
+                " or the number of processes has changed"
+            )
+        self._num_batches = state["given"]
+        # The sums of all processes go on in one of them.
+        self._counts = collections.Counter(state["counts"] if 0 in self._packers else {})
+        for row, packer in self._packers.items():
+            packer.set_state(state["rows"][str(row)])
+
+    def close(self) -> None:
+        super().close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _count_record(self, record: PreparedRecord) -> None:
+        if record.skipped:
+            self._counts[f"skipped_{record.skipped}"] += 1
+            logger.warning("skipped: %s", shorten_words(record.message))
+        else:
+            self._counts["records"] += 1
+            self._counts[f"records/{self._names[record.visit.source]}"] += 1
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One state from those of every process of a run: any number of processes can resume from it."""
+    counts: collections.Counter[str] = collections.Counter()
+    rows: dict[str, Any] = {}
+    for state in states:
+        if (
+            not rows.keys() & state["rows"].keys()
+        ):  # processes that hold the same rows count the same records
+            counts.update(state["counts"])
+        rows |= state["rows"]
+    return {**states[0], "counts": dict(counts), "rows": rows}
+
+
+def _data_signature(
+    config: DataConfig, sources: Sequence[JsonlSource], seed: int
+) -> dict[str, Any]:
+    """What must not change between saving a state and resuming from it, JSON-ready."""
+    settings = to_dict(config)
+    # What is done with a record that cannot be used may change: a run that stopped at the first one
+    # goes on without it. So may what a record says, once it is mended; the order is that of their
+    # number.
+    for name in (
+        "sources",
+        "threads",
+        "prefetch_batches",
+        "check",
+        "on_bad_audio",
+        "on_too_long",
+        "on_bad_record",
+    ):
+        del settings[name]
+    settings["seed"] = seed
+    settings["sources"] = [
+        {"weight": given.weight, "records": len(source)}
+        for given, source in zip(config.sources, sources, strict=True)
+    ]
+    return settings

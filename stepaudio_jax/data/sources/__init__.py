@@ -1,0 +1,1 @@
+"""Readers of data sources: one module a format."""

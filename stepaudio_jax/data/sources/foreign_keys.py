@@ -1,0 +1,383 @@
+"""Keys and words of other libraries' records that are not read here, and what to write instead.
+
+A record may carry keys of its own, which are left alone. Not so those by which other libraries
+(ms-swift, LLaMA-Factory, TRL, the OpenAI API, Qwen-Audio) name sound, turns, tools, replies and
+answers: to leave them out would silently change what is learnt.
+"""
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+from stepaudio_jax.data.record import DataError
+from stepaudio_jax.text.dialogue import Message, TextPart
+
+# JSON values as the readers of records take them: nulls left out, keys checked, shown in messages on one line.
+
+_MAX_VALUE_CHARACTERS = 60
+_NO_ADVICE: Mapping[str, str] = {}
+
+
+def without_nulls(value: Any, *, levels: int) -> Any:
+    """Returns a JSON value in which keys whose value is null are left out, down to so many levels of objects and lists.
+
+    `datasets` gives every row all keys that any row has, and fills them with null: such a key was
+    not given.
+    """
+    if levels == 0 or not isinstance(value, dict | list):
+        return value
+    if isinstance(value, list):
+        return [without_nulls(item, levels=levels - 1) for item in value]
+    return {
+        key: without_nulls(item, levels=levels - 1) if isinstance(item, dict | list) else item
+        for key, item in value.items()
+        if item is not None
+    }
+
+
+def is_empty(value: Any, *, levels: int = 3) -> bool:
+    """Returns whether a JSON value says nothing.
+
+    That is null, false, white space, or a list or an object of nothing else, also one written as
+    text.
+    """
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}")
+    if isinstance(value, list | dict) and levels:
+        items = value.values() if isinstance(value, dict) else value
+        return all(is_empty(item, levels=levels - 1) for item in items)
+    return value is None or value is False
+
+
+def is_json_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Returns whether a value is a JSON list."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def check_keys(
+    value: Mapping[str, Any],
+    allowed: Sequence[str],
+    where: str,
+    advice: Mapping[str, str] = _NO_ADVICE,
+) -> None:
+    """Checks that an object has no other keys than the allowed ones; a key of another format may be there and empty.
+
+    Args:
+        value: the object.
+        allowed: its keys.
+        where: the object's place, the start of the message.
+        advice: for keys of other formats, what to write instead.
+
+    Raises:
+        DataError: naming the place, the key, and what is allowed or what to write instead.
+    """
+    for key in value:
+        if key in allowed:
+            continue
+        if key in advice and is_empty(value[key]):
+            continue
+        if key in advice:
+            raise DataError(f"{where} has the unknown key {format_json(key)}; {advice[key]}")
+        raise DataError(
+            f"{where} has the unknown key {format_json(key)}{did_you_mean(key, allowed)} (allowed: {', '.join(allowed)})"
+        )
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Returns the end of an error message: what a misspelt word probably means, or nothing."""
+    close = difflib.get_close_matches(str(word)[:_MAX_VALUE_CHARACTERS].lower(), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def format_json(value: Any) -> str:
+    """Returns a value on one line of a readable length."""
+    if isinstance(value, str):
+        value = value[: _MAX_VALUE_CHARACTERS + 1]
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text = text if text.isprintable() else json.dumps(value)
+    except RecursionError:
+        return "a value that is nested too deeply to be shown"
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}.."
+
+
+_AUDIO_PART_HINT = (
+    'put {"type": "audio", "audio": PATH} into the \'content\' of its turn, at its place'
+)
+_AUDIO_FILE_HINT = 'save the sound as a file, and write {"type": "audio", "audio": PATH}'
+_NO_IMAGES_HINT = "there are text and sound only: leave it out"
+_MAX_HINTS = 3  # told of in one message
+MESSAGES_HINT = 'write the turns as \'messages\', a list of {"role": .., "content": ..}'
+_TOOLS_HINT = 'write them as text, in a message {"role": "tool_json_schemas", "content": TEXT}'
+_TOOL_CALL_HINT = "write the call as text in 'content', as the model is to write it"
+_REJECTED_HINT = "write it as 'rejected_reply', and the better reply as 'reference_reply'; 'messages' then end in the user's turn"
+_ANSWER_HINT = "write what a verifier compares with as 'answer', or rename the key"
+
+_AUDIO_KEY = re.compile(
+    r"(?:(?:input|user|prompt|question|query|rejected)_)?(?:audio|wav)s?"
+    r"(?:_(?:file|clip|in|input)s?)?(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?(?:_?\d+)?"
+)
+# Words of keys that may name sound and may name other things: their values tell.
+_AUDIO_WORDS = frozenset(
+    (
+        *("audio", "audios", "sound", "sounds", "speech", "voice", "wav", "wavs", "mp3", "flac"),
+        *("clip", "clips", "recording", "recordings", "media", "file", "files", "filename"),
+        *("filenames", "filepath", "filepaths", "path", "paths", "url", "urls", "uri", "data"),
+        *("content", "utterance"),
+    )
+)
+_AUDIO_VALUE = re.compile(
+    r"data:audio/.*"
+    # base64 of the first bytes of WAV, MP3, Ogg and FLAC
+    r"|(?:UklGR|SUQz|T2dnU|ZkxhQ)[a-z0-9+/=\s]{20,}"
+    r"|.{1,4000}\.(?:wave?|flac|mp3|og[ga]|opus|m4a|aac|wma|amr|aiff?|webm|mp4|pcm)(?:[?#]\S*)?",
+    re.I | re.S,
+)
+_IMAGE_KEY = re.compile(
+    r"(?:rejected_)?(?:image|video)s?(?:_?(?:file)?_?(?:path|url|uri|byte|base64)s?)?"
+)
+
+# Keys of a record that are refused unless they are empty -> what to write instead.
+_REFUSED_RECORD_KEYS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("system", "system_prompt"),
+        'write it as the first message, {"role": "system", "content": TEXT}',
+    ),
+    **dict.fromkeys(("tools", "functions"), _TOOLS_HINT),
+    **dict.fromkeys(
+        ("rejected_response", "rejected_messages", "negative_messages"), _REJECTED_HINT
+    ),
+    **dict.fromkeys(("chosen_response", "positive_messages"), "write it as 'reference_reply'"),
+    "preferred_output": "write it as 'chosen', and the dialogue before it as 'prompt'",
+    "non_preferred_output": "write it as 'rejected', and the dialogue before it as 'prompt'",
+    **dict.fromkeys(("solution", "label", "kto_tag"), _ANSWER_HINT),
+    **dict.fromkeys(
+        ("conversations", "conversation", "dialog", "dialogue", "history"), MESSAGES_HINT
+    ),
+    **dict.fromkeys(
+        ("query", "response", "instruction", "completion", "completions"), MESSAGES_HINT
+    ),
+    "objects": _NO_IMAGES_HINT,
+    "chat_template_kwargs": "there is one prompt format: leave it out",
+}
+# Those that say what a record is only where it has no 'messages', and are its own business beside
+# them.
+_KEYS_WITHOUT_MESSAGES = dict.fromkeys(
+    ("input", "output", "text", "question", "turns", "chat", "conv"), MESSAGES_HINT
+)
+
+_MEANINGFUL_WHEN_FALSE = ("label", "kto_tag")
+
+FOREIGN_MESSAGE_KEYS: Mapping[str, str] = {
+    "tool_calls": _TOOL_CALL_HINT,
+    "function_call": _TOOL_CALL_HINT,
+    "tool_call_id": "leave it out; a tool's result stands after the turn that called it",
+    "name": "leave it out; a turn has a role and no name",
+    "refusal": "write it as 'content'",
+    "annotations": "leave it out",
+    "audio": _AUDIO_PART_HINT,
+    "audios": _AUDIO_PART_HINT,
+    "audio_path": _AUDIO_PART_HINT,
+    "audio_url": _AUDIO_PART_HINT,
+    **dict.fromkeys(("image", "images", "video", "videos"), _NO_IMAGES_HINT),
+    **dict.fromkeys(
+        ("reasoning", "thinking", "thought", "reasoning_text"), "write it as 'reasoning_content'"
+    ),
+    **dict.fromkeys(("from", "value"), "write 'role' for 'from' and 'content' for 'value'"),
+    **dict.fromkeys(("text", "parts"), "write it as 'content'"),
+}
+FOREIGN_ROLES: Mapping[str, str] = {
+    "developer": "write 'system'",
+    **dict.fromkeys(("gpt", "bot", "model", "ai", "chatbot"), "write 'assistant'"),
+    **dict.fromkeys(
+        ("observation", "function", "tool_response", "tool_result", "ipython"), "write 'input'"
+    ),
+    **dict.fromkeys(
+        ("function_call", "tool_call"),
+        f"write 'assistant', and {_TOOL_CALL_HINT.removeprefix('write ')}",
+    ),
+}
+PART_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("input_audio", "audio_url", "sound", "speech"), _AUDIO_FILE_HINT),
+    **dict.fromkeys(
+        ("image", "image_url", "input_image", "video", "video_url", "file", "input_file"),
+        _NO_IMAGES_HINT,
+    ),
+    **dict.fromkeys(("input_text", "output_text"), 'write "type": "text"'),
+    **dict.fromkeys(
+        ("tool_use", "tool_call", "function_call"),
+        "write the call as text, as the model is to write it",
+    ),
+    "tool_result": "write it as the text of a message of the role 'input'",
+    **dict.fromkeys(("thinking", "reasoning"), "write it as 'reasoning_content' of the turn"),
+}
+PART_KEYS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("audio_url", "input_audio", "path", "file", "url", "audio_path", "audio_file", "bytes"),
+        "name the file in 'audio'",
+    ),
+    **dict.fromkeys(("text", "audio"), "give it in a part of its own"),
+    "content": "name the key as the type, 'text' or 'audio'",
+    **dict.fromkeys(("image", "image_url", "video", "video_url"), _NO_IMAGES_HINT),
+    **dict.fromkeys(("input_text", "output_text", "refusal"), "write it as 'text'"),
+    "cache_control": "leave it out",
+}
+
+_DATA_URI = re.compile(r"data:[^,]{0,200},", re.I)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
+# A placeholder stands at the beginning of a sentence; `<audio>` in the middle of one is spoken of.
+_PLACEHOLDER = re.compile(
+    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)",
+    re.I,
+)
+_TAGGED_FILE = re.compile(r"<audio>\s*([^<>\n]{1,500})</audio>", re.I)
+
+
+def check_record_keys(value: Mapping[str, Any], known: Container[str], origin: str) -> None:
+    """Checks that a record says nothing in keys of other formats.
+
+    Args:
+        value: the record, without nulls.
+        known: the keys that are read; one of them holds its dialogue, or it has none in a form that
+        is read.
+        origin: its file and line.
+
+    Raises:
+        DataError: naming each such key and what to write instead.
+    """
+    has_dialogue = any(key in value for key in ("messages", "chosen"))
+    keys_by_advice: dict[str, list[str]] = {}
+    for key, item in value.items():
+        advice = None if key in known else _hint(key, item, has_dialogue)
+        if advice is not None:
+            keys_by_advice.setdefault(advice, []).append(key)
+    if keys_by_advice:
+        said = "; ".join(
+            f"has {', '.join(map(format_json, keys))}, which {'is' if len(keys) == 1 else 'are'} not read: {advice}"
+            for advice, keys in list(keys_by_advice.items())[:_MAX_HINTS]
+        )
+        raise DataError(f"{origin}: {said}")
+
+
+def check_unread_audio(value: Mapping[str, Any], known: Container[str], origin: str) -> None:
+    """Checks that no key of a record whose dialogue has no clip names a sound file.
+
+    Args:
+        value: the record.
+        known: keys that are read.
+        origin: its file and line.
+
+    Raises:
+        DataError: naming the key and what to write instead.
+    """
+    for key, item in value.items():
+        if key in known or _AUDIO_WORDS.isdisjoint(_words(key)):
+            continue
+        if _is_audio(item):
+            raise DataError(
+                f"{origin}: has the key {format_json(key)} with {format_json(item)}, which is not read, and its "
+                f"dialogue has no sound; {_AUDIO_PART_HINT}, or leave the key out"
+            )
+
+
+def check_audio_path(path: str, where: str) -> None:
+    """Checks that where an audio part names its file there is a path, no address and no sound itself.
+
+    Raises:
+        DataError: naming the place and what to write instead.
+    """
+    if _DATA_URI.match(path):
+        raise DataError(
+            f"{where}: 'audio' is a data URI ({len(path)} characters); {_AUDIO_FILE_HINT}"
+        )
+    address = _URL.match(path)
+    if address is not None and address[1].lower() == "file":
+        raise DataError(
+            f"{where}: 'audio' is the address {format_json(path)}; write the path alone, without '{address[1]}:'"
+        )
+    if address is not None and address[2] == "//":
+        raise DataError(
+            f"{where}: 'audio' is the address {format_json(path)}; copy the file here, and write its path"
+        )
+
+
+def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> None:
+    """Checks that no text stands where a clip should be.
+
+    `<audio>NAME.wav</audio>` never does. A placeholder for a clip is one where the dialogue has
+    clips, for the letters would be learnt beside them; a dialogue without clips may speak of
+    `<audio>`.
+
+    Args:
+        numbered: the messages, with their numbers in the file.
+        origin: the record's file and line.
+
+    Raises:
+        DataError: naming the message, the text and what to write instead.
+    """
+    numbered = [(number, message) for number, message in numbered if message.role != "assistant"]
+    has_sound = any(message.audio for _, message in numbered)
+    for number, message in numbered:
+        for text in (part.text for part in message.parts if isinstance(part, TextPart)):
+            if "<" not in text:
+                continue
+            where = f"{origin}: message {number} ({message.role})"
+            for tagged in _TAGGED_FILE.finditer(text):
+                if _is_audio(tagged[1].strip()):
+                    raise DataError(
+                        f"{where} names sound in its text, {format_json(tagged[0])}; {_AUDIO_PART_HINT}"
+                    )
+            mark = _PLACEHOLDER.search(text) if has_sound else None
+            if mark is not None:
+                raise DataError(
+                    f"{where} has the placeholder {(mark[1] or mark[2])!r} in its text, which would be "
+                    "read as letters; take it out: the clip is heard where its part stands"
+                )
+
+
+def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
+    """Returns what to write instead of a key of a record; None where it may stay."""
+    advice, of_metadata = _hint_for_key(key, has_dialogue)
+    if advice is None or (of_metadata and not isinstance(item, str | list | dict)):
+        return None
+    says_nothing = is_empty(item) and not (item is False and key in _MEANINGFUL_WHEN_FALSE)
+    return None if says_nothing else advice
+
+
+@functools.lru_cache(maxsize=4096)  # a file's records have the same keys
+def _hint_for_key(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
+    """Returns what to write instead of a key, None for nothing; and whether a number or a boolean there is harmless."""
+    name = "_".join(_words(key))
+    if _AUDIO_KEY.fullmatch(name):
+        return _AUDIO_PART_HINT, True
+    if _IMAGE_KEY.fullmatch(name):
+        return _NO_IMAGES_HINT, True
+    if name == "prompt":
+        if has_dialogue:
+            return "the dialogue is in 'messages': leave it out", False
+        return f"it is read only beside 'chosen' and 'rejected'; {MESSAGES_HINT}", False
+    return _REFUSED_RECORD_KEYS.get(name) or (
+        None if has_dialogue else _KEYS_WITHOUT_MESSAGES.get(name)
+    ), False
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(key: str) -> tuple[str, ...]:
+    """Returns the words of a key: audioPath, audio-path and AUDIO_PATH have the same two."""
+    return tuple(re.split(r"[-_ .]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()))
+
+
+def _is_audio(value: Any, levels: int = 3) -> bool:
+    """Returns whether a value names a sound file, or holds one."""
+    if isinstance(value, str):
+        return _AUDIO_VALUE.fullmatch(value.strip()) is not None
+    if isinstance(value, dict) and levels:
+        return bool({"bytes", "array"} & value.keys()) or any(
+            _is_audio(item, levels - 1) for item in value.values()
+        )
+    if isinstance(value, list) and levels:
+        return any(_is_audio(item, levels - 1) for item in value)
+    return False

@@ -1,0 +1,259 @@
+"""JSONL files of dialogues: random access to their records, with `file:line` in every error.
+
+Only the byte offset and the number of each line are held in memory (16 bytes a record), so a file
+may be larger than memory.
+"""
+
+import array
+import bisect
+import functools
+import glob
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from stepaudio_jax.config import SourceConfig
+from stepaudio_jax.data.record import DataError, Record
+from stepaudio_jax.data.sources.messages import parse_record
+from stepaudio_jax.storage import expand_home, shorten
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class JsonlFile:
+    """The records of one JSONL file, as a random-access sequence (grain's `RandomAccessDataSource`).
+
+    Blank lines are passed over. Reads are independent of each other and safe from any thread. A
+    record is parsed and checked when it is read; whether its audio files exist is seen when they
+    are loaded.
+
+    Args:
+        path: the file.
+        source: the `source` of records that do not name theirs; the file's stem when empty.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], source: str = ""):
+        self.path = expand_home(os.fspath(path))
+        self._source = source or pathlib.Path(path).stem
+        try:
+            found = os.stat(self.path)
+            self._offsets, self._line_numbers = _index_lines(
+                self.path, found.st_size, found.st_mtime_ns
+            )
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read: {error.strerror}; give the path of a JSONL file"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __repr__(self) -> str:
+        return f"JsonlFile({self.path!r}, records={len(self)})"
+
+    def line_number(self, index: int) -> int:
+        """Of the record at `index`, from 1."""
+        return self._line_numbers[index]
+
+    def origin(self, index: int) -> str:
+        """`file:line` of the record at `index`."""
+        return f"{self.path}:{self._line_numbers[index]}"
+
+    def record_id(self, index: int) -> str:
+        """Returns the id of the record at `index`, also where the record cannot be used otherwise."""
+        try:
+            value = _parse_line(self._read_line(index), self.origin(index))
+        except DataError:
+            value = None
+        given = value.get("id") if isinstance(value, dict) else None
+        if isinstance(given, str) and given:
+            return given
+        usable = isinstance(given, int | float) and not isinstance(given, bool)
+        return json.dumps(given) if usable else self._default_id(index)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index` (0 <= index < len).
+
+        Raises:
+            DataError: naming `file:line` and what is wrong with it.
+        """
+        origin = self.origin(index)
+        return parse_record(
+            _parse_line(self._read_line(index), origin),
+            origin=origin,
+            folder=os.path.dirname(self.path),
+            source=self._source,
+            default_id=self._default_id(index),
+        )
+
+    def _read_line(self, index: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[index])
+            return file.readline()
+
+    def _default_id(self, index: int) -> str:
+        return f"{pathlib.Path(self.path).stem}:{self.line_number(index)}"
+
+
+class JsonlSource:
+    """All files of one source of the mixture, end to end, in the order of their names.
+
+    Args:
+        config: of the source.
+        names: of the mixture's files, from `source_names`, where there are several sources.
+
+    Raises:
+        DataError: no file matches, a file cannot be read, or none has a record.
+    """
+
+    def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
+        self.path = config.path
+        paths = _files(config)
+        if not paths:
+            raise DataError(
+                f"{shorten(config.path)}: no such file, and no file matches it; check the path in data.sources"
+            )
+        self.files = tuple(JsonlFile(path, config.name or names.get(path, "")) for path in paths)
+        self.name = config.name or names.get(config.path) or pathlib.Path(config.path).stem
+        self._starts = array.array("q", [0])
+        for file in self.files:
+            self._starts.append(self._starts[-1] + len(file))
+        if not len(self):
+            raise DataError(f"{config.path}: has no records; give at least one line")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __repr__(self) -> str:
+        return f"JsonlSource({self.path!r}, records={len(self)})"
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index` (0 <= index < len); raises as `JsonlFile` does."""
+        file, place = self._locate(index)
+        return file[place]
+
+    def origin(self, index: int) -> str:
+        """Returns `file:line` of the record at `index`."""
+        file, place = self._locate(index)
+        return file.origin(place)
+
+    def _locate(self, index: int) -> tuple[JsonlFile, int]:
+        which = bisect.bisect_right(self._starts, index) - 1
+        return self.files[which], index - self._starts[which]
+
+
+def open_sources(configs: Sequence[SourceConfig]) -> tuple[JsonlSource, ...]:
+    """Opens the sources of a mixture, those without a name told apart by as much of their paths as it takes.
+
+    Raises:
+        DataError: as of `JsonlSource`.
+    """
+    names = source_names(configs)
+    return tuple(JsonlSource(config, names) for config in configs)
+
+
+def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
+    """Returns the name of each path, and of each file that it matches, of the sources that are given none.
+
+    It is the stem; where another source has that name already, as many of the folders above it
+    stand before it as tell the two apart (`a/train` and `b/train`), and where that is not enough,
+    the file's ending behind it.
+    """
+    named = {config.name for config in configs if config.name}
+    paths = {config.path: {config.path, *_files(config)} for config in configs if not config.name}
+    names: dict[str, str] = {}
+    for source, of_source in paths.items():
+        others = {
+            path
+            for other, of_other in paths.items()
+            if other != source
+            for path in of_other - of_source
+        }
+        taken = {suffix for path in others for suffix in _name_candidates(path)} | named
+        for path in of_source:
+            candidates = _name_candidates(path)
+            names[path] = next((name for name in candidates if name not in taken), candidates[-1])
+    return names
+
+
+def _name_candidates(path: str) -> list[str]:
+    """Returns the names that a path can have, shortest first: `c`, `b/c`, `a/b/c`, `a/b/c.jsonl` of `a/b/c.jsonl`."""
+    parts = pathlib.Path(os.path.normpath(path)).parts
+    stems = [*parts[:-1], pathlib.Path(path).stem]
+    return [
+        *("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))),
+        os.path.normpath(path),
+    ]
+
+
+def _files(config: SourceConfig) -> list[str]:
+    """Returns the files of a source: its path, or what matches it."""
+    return (
+        [config.path]
+        if os.path.exists(config.path)
+        else sorted(glob.glob(config.path, recursive=True))
+    )
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """The records of one file, in order.
+
+    Raises:
+        DataError: the file cannot be read, or naming `file:line` and what is wrong with it.
+    """
+    file = JsonlFile(path)
+    for index in range(len(file)):
+        yield file[index]
+
+
+@functools.cache
+def _index_lines(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Offset and number of each line that is not blank, of a file of that size, changed at that time.
+
+    A run opens its files twice, to check them and to read them, and every stage does: a large file
+    is gone through once.
+    """
+    offsets, numbers = array.array("q"), array.array("q")
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                offsets.append(offset)
+                numbers.append(number)
+            offset += len(line)
+    return offsets, numbers
+
+
+def _parse_line(line: bytes, origin: str) -> object:
+    try:
+        text = line.decode("utf-8-sig").rstrip()
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{origin}: is not UTF-8 (byte {error.start}); save the file as UTF-8"
+        ) from None
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{origin}: has an escape that is half of a surrogate pair (\\ud8..); write the character itself"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{origin}: is not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
+        ) from None
+    except RecursionError:
+        raise DataError(
+            f"{origin}: is nested too deeply to be a dialogue; correct the line"
+        ) from None
+    except ValueError:  # the only other one: Python's limit of 4300 digits
+        raise DataError(
+            f"{origin}: has a number of more than 4300 digits; correct the line"
+        ) from None
+    return value

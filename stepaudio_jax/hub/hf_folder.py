@@ -1,0 +1,253 @@
+"""A Hugging Face folder of weights: its parts, and whether its tensors are those that its config asks for."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.config import AdaptorConfig, ModelConfig, Part
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.hf_config import HFConfig, read_hf_config
+from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_tensor_headers
+from stepaudio_jax.hub.tensor_map import (
+    BLOCK_ELEMENTS,
+    Block,
+    ParamPath,
+    Tensor,
+    is_derived_buffer,
+    tensors,
+)
+from stepaudio_jax.storage import recognize_folder
+
+_ADAPTOR_WIDTH_TENSOR = "adapter.linear1.weight"  # [ffn, encoder hidden]
+_EMBEDDING, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_TIED_HINT = " (where the embedding is the head too, config.json must say tie_word_embeddings)"
+_WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "base_model.model.",
+    "_fsdp_wrapped_module.",
+    "model._orig_mod.",
+)
+_MAX_PROBLEMS = 20  # in one message
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HFFolder:
+    """An opened folder; only its config and the headers of its shards have been read."""
+
+    path: pathlib.Path
+    config: HFConfig
+    stored: dict[str, StoredTensor]
+
+    @staticmethod
+    def open(path: pathlib.Path) -> "HFFolder":
+        """Opens a folder.
+
+        Raises:
+            CheckpointError: it is no folder, or its config or shards cannot be read.
+        """
+        config = read_hf_config(path)
+        _check_no_adapter(path)
+        stored = read_tensor_headers(path)
+        if (
+            config.decoder is not None
+            and config.decoder.tied_embeddings
+            and _EMBEDDING not in stored
+            and _LM_HEAD in stored
+        ):
+            stored[_EMBEDDING] = stored.pop(
+                _LM_HEAD
+            )  # safetensors' own save_model keeps one of the two names
+        return HFFolder(path, config, stored)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.config.naming.parts
+
+    @property
+    def adaptor(self) -> AdaptorConfig:
+        """The adaptor's shape, read from its tensors (no config field holds it)."""
+        tensor = self.stored.get(_ADAPTOR_WIDTH_TENSOR)
+        if tensor is None or not all(tensor.shape[:1]):
+            return AdaptorConfig()  # `problems` tells that the tensor is missing or misshapen
+        return AdaptorConfig(ffn=tensor.shape[0])
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's shape, with default values for the parts that this folder lacks."""
+        default = ModelConfig()
+        return ModelConfig(
+            encoder=self.config.encoder or default.encoder,
+            adaptor=self.adaptor,
+            decoder=self.config.decoder or default.decoder,
+            length_convention=self.config.length_convention,
+        )
+
+    def check_parts(self, parts: Sequence[Part]) -> None:
+        """Refuses a part that this family of checkpoints does not hold."""
+        lacking = [part for part in parts if part not in self.parts]
+        if lacking:
+            raise CheckpointError(
+                f"{self.path} ({self.config.naming.family}) holds {', '.join(self.parts)} only, not {', '.join(lacking)}"
+            )
+
+    def tensors(self, parts: Sequence[Part]) -> list[Tensor]:
+        """The tensors that the config asks for, of the given parts."""
+        return tensors(self.model, self.config.naming, parts)
+
+    def problems(self, parts: Sequence[Part]) -> list[str]:
+        """What is wrong with the tensors of the given parts: missing, misshapen, of an unknown dtype, unexpected, unequal."""
+        return self._tensor_problems(parts) or self._lm_head_problems(parts)
+
+    @property
+    def skipped_tensors(self) -> list[str]:
+        """Returns the names of the tensors that are not read, since they follow from others or from the configuration."""
+        return [name for name, stored in self.stored.items() if self._is_skipped(name, stored)]
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """Raises one CheckpointError that lists every problem of the given parts."""
+        self.check_parts(parts)
+        raise_if_problems(self.path, self._tensor_problems(parts))
+        for problem in self._lm_head_problems(parts):
+            raise CheckpointError(f"{self.path}: {problem}")
+
+    def _tensor_problems(self, parts: Sequence[Part]) -> list[str]:
+        expected = {tensor.name: tensor for tensor in self.tensors(parts)}
+        found = [
+            f"missing {name} {list(tensor.shape)}{_TIED_HINT if name == _LM_HEAD else ''}"
+            for name, tensor in expected.items()
+            if name not in self.stored
+        ]
+        for name, stored in self.stored.items():
+            if name in expected and stored.shape != expected[name].shape:
+                found.append(
+                    f"misshapen {name}: {list(stored.shape)}, expected {list(expected[name].shape)}"
+                )
+            elif name in expected and stored.dtype_code not in SAFETENSORS_DTYPES:
+                found.append(
+                    f"{name} is {stored.dtype_code}, not one of {', '.join(SAFETENSORS_DTYPES)}"
+                )
+            elif (
+                name not in expected
+                and self._is_unexpected(name, parts)
+                and not self._is_skipped(name, stored)
+            ):
+                found.append(f"unexpected {name} {list(stored.shape)}")
+        return found
+
+    def _lm_head_problems(self, parts: Sequence[Part]) -> list[str]:
+        """Returns how a head differs from the embedding that config.json ties to it, if it does; both are read."""
+        if (
+            "decoder" not in parts
+            or not self._is_tied
+            or _LM_HEAD not in self.stored
+            or _EMBEDDING not in self.stored
+        ):
+            return []
+        difference = first_difference(self.stored[_LM_HEAD], self.stored[_EMBEDDING])
+        if difference is None:
+            return []
+        return [
+            f"{_LM_HEAD} differs from {_EMBEDDING} ({difference}), and config.json says tie_word_embeddings, that they are the "
+            f"same: set tie_word_embeddings to false in config.json (wherever it is there), or remove {_LM_HEAD}"
+        ]
+
+    @property
+    def _is_tied(self) -> bool:
+        return self.config.decoder is not None and self.config.decoder.tied_embeddings
+
+    def _is_skipped(self, name: str, stored: StoredTensor) -> bool:
+        return is_derived_buffer(name, stored.shape) or (name == _LM_HEAD and self._is_tied)
+
+    def parameter_dtypes(self, parts: Sequence[Part]) -> dict[ParamPath, np.dtype[Any]]:
+        """The dtype of every parameter of the given parts.
+
+        Raises:
+            CheckpointError: the layers of a parameter differ in it, and they are one array here.
+        """
+        found: dict[ParamPath, dict[str, str]] = {}
+        for tensor in self.tensors(parts):
+            found.setdefault(tensor.path, {}).setdefault(
+                self.stored[tensor.name].dtype_code, tensor.name
+            )
+        mixed = [names for names in found.values() if len(names) > 1]
+        if mixed:
+            listed = "; ".join(
+                ", ".join(f"{name} is {code}" for code, name in names.items()) for names in mixed
+            )
+            raise CheckpointError(
+                f"{self.path}: layers differ in dtype; say which one is wanted: {listed}"
+            )
+        return {path: SAFETENSORS_DTYPES[code] for path, names in found.items() for code in names}
+
+    def read(self, tensor: Tensor, block: Block) -> NDArray[Any]:
+        """A block of a tensor, as the parameter holds it, in the file's dtype."""
+        return tensor.to_parameter(self.stored[tensor.name].read(block.rows), block)
+
+    def _is_unexpected(self, name: str, parts: Sequence[Part]) -> bool:
+        naming = self.config.naming
+        part = naming.part_of(name)
+        return part in parts or (part is None and not name.startswith(naming.foreign))
+
+
+def raise_if_problems(path: pathlib.Path, problems: Sequence[str]) -> None:
+    """Raises one error that lists the problems, if there are any."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        shown = list(problems[:_MAX_PROBLEMS])
+        if len(problems) > len(shown):
+            shown.append(
+                f"and {len(problems) - len(shown)} more, which `python -m tools.convert_weights inspect {path}` lists"
+            )
+        wrapper = next(
+            (
+                prefix
+                for prefix in _WRAPPERS
+                if any(f" {prefix}" in problem for problem in problems)
+            ),
+            None,
+        )
+        remedy = "copy or convert the folder again"
+        if wrapper is not None:
+            remedy = f"its names begin with {wrapper!r}, as a wrapped model's do: save the model inside the wrapper again"
+        raise CheckpointError(f"{path}: {count}; {remedy}: {'; '.join(shown)}")
+
+
+def first_difference(first: StoredTensor, second: StoredTensor) -> str | None:
+    """Returns in words where two tensors differ, or None where all of their values are equal; reads a few rows at a time."""
+    if first.shape != second.shape:
+        return f"{list(first.shape)} and {list(second.shape)}"
+    for tensor in (first, second):
+        if tensor.dtype_code not in SAFETENSORS_DTYPES:
+            return f"one of them is {tensor.dtype_code}"
+    rows = max(1, BLOCK_ELEMENTS // math.prod(first.shape[1:]))
+    for start in range(0, first.shape[0], rows):
+        left, right = (tensor.read(slice(start, start + rows)) for tensor in (first, second))
+        if left.dtype == right.dtype and np.array_equal(left.view(np.uint8), right.view(np.uint8)):
+            continue
+        different = np.asarray(left, np.float64) != np.asarray(right, np.float64)
+        if different.any():
+            return f"first in row {start + int(np.argwhere(different)[0][0])}"
+    return None
+
+
+def _check_no_adapter(path: pathlib.Path) -> None:
+    """Refuses an adapter beside a model, which would be left out in silence; one without a model is told from its files."""
+    if not (path / "adapter_config.json").is_file():
+        return
+    weights = [
+        file.name
+        for file in path.glob("*.safetensors")
+        if not file.name.startswith(("adapter_model", "."))
+    ]
+    if weights:
+        raise CheckpointError(
+            f"{path} holds a model ({weights[0]}) and beside it a PEFT adapter (adapter_config.json): move the adapter to a "
+            "folder of its own, and merge the two with `python -m tools.convert_weights import --adapter` if both are meant"
+        )
+    raise CheckpointError(f"{path} {recognize_folder(path, 'weights')}")

@@ -1,0 +1,112 @@
+"""What a folder of weights holds, and whether it is whole."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+
+from stepaudio_jax.config import ModelConfig, Part
+from stepaudio_jax.hub.checkpoint import (
+    checkpoint_lora_config,
+    is_checkpoint,
+    parameters_directory,
+    read_checkpoint_config,
+)
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.hf_folder import HFFolder
+from stepaudio_jax.hub.load import read_source_adapter
+from stepaudio_jax.hub.orbax_io import OrbaxReader
+from stepaudio_jax.hub.tensor_map import PARTS, parameter_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSummary:
+    """What was found; `problems` is empty where the folder is whole.
+
+    `model` has default values for parts that the folder lacks. `dtypes` counts tensors (of a
+    checkpoint: parameters). `skipped_tensors` names the tensors that are not read, since they
+    follow from others.
+    """
+
+    kind: str
+    parts: tuple[Part, ...]
+    model: ModelConfig
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: Mapping[str, int]
+    problems: tuple[str, ...]
+    skipped_tensors: tuple[str, ...] = ()
+
+
+def inspect_folder(folder: str | pathlib.Path) -> FolderSummary:
+    """Takes stock of a checkpoint or a Hugging Face folder; no weights are read, but for a head beside tied embeddings.
+
+    Raises:
+        CheckpointError: its config, or the headers of its shards, cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    return _inspect_checkpoint(folder) if is_checkpoint(folder) else _inspect_hugging_face(folder)
+
+
+def _inspect_hugging_face(folder: pathlib.Path) -> FolderSummary:
+    opened = HFFolder.open(folder)
+    naming = opened.config.naming
+    held = [
+        opened.stored[tensor.name]
+        for tensor in opened.tensors(naming.parts)
+        if tensor.name in opened.stored
+    ]
+    return FolderSummary(
+        kind=f"Hugging Face folder, {naming.family} (model_type {opened.config.model_type})",
+        parts=naming.parts,
+        model=opened.model,
+        tensors=len(held),
+        parameters=sum(math.prod(tensor.shape) for tensor in held),
+        bytes=sum(tensor.bytes for tensor in held),
+        dtypes=collections.Counter(tensor.dtype_code for tensor in held),
+        problems=tuple(opened.problems(naming.parts)),
+        skipped_tensors=tuple(opened.skipped_tensors),
+    )
+
+
+def _inspect_checkpoint(folder: pathlib.Path) -> FolderSummary:
+    config = read_checkpoint_config(folder)
+    stored = OrbaxReader(parameters_directory(folder))
+    problems: list[str] = []
+    dtypes: collections.Counter[str] = collections.Counter()
+    parameters = size = 0
+    for path, shape in parameter_shapes(config).items():
+        try:
+            array = stored.array(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        dtype = stored.dtype(path)
+        dtypes[str(dtype)] += 1
+        parameters += math.prod(array.shape)
+        size += math.prod(array.shape) * dtype.itemsize
+        if array.shape != shape:
+            problems.append(
+                f"misshapen {'/'.join(path)}: {list(array.shape)}, expected {list(shape)}"
+            )
+        problems += [f"missing {file}" for file in stored.missing_chunks(path)]
+    adapter = checkpoint_lora_config(folder)
+    kind = "stepaudio_jax checkpoint"
+    if adapter is not None:
+        kind += f" with a LoRA adapter beside it (rank {adapter.rank}, alpha {adapter.alpha:g}, {', '.join(adapter.targets)})"
+        try:
+            read_source_adapter(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+    return FolderSummary(
+        kind=kind,
+        parts=PARTS,
+        model=config,
+        tensors=sum(dtypes.values()),
+        parameters=parameters,
+        bytes=size,
+        dtypes=dtypes,
+        problems=tuple(problems),
+    )

@@ -1,0 +1,337 @@
+"""Weights straight into memory, from a checkpoint of this project or from Hugging Face folders."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
+from numpy.typing import DTypeLike, NDArray
+
+from stepaudio_jax.config import AdaptorConfig, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.hub.checkpoint import (
+    PARAMETERS,
+    checkpoint_lora_config,
+    is_checkpoint,
+    parameters_directory,
+    read_checkpoint_config,
+)
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.hf_config import read_hf_config
+from stepaudio_jax.hub.hf_folder import HFFolder, raise_if_problems
+from stepaudio_jax.hub.io import ShardBuffers, ordered_parallel_map
+from stepaudio_jax.hub.orbax_io import OrbaxReader
+from stepaudio_jax.hub.peft_adapter import ADAPTER, Adapter, read_adapter
+from stepaudio_jax.hub.tensor_map import (
+    PARTS,
+    Block,
+    ParamPath,
+    Tensor,
+    flatten,
+    parameter_shapes,
+    unflatten,
+)
+from stepaudio_jax.models import merge_lora
+from stepaudio_jax.storage import PathLike
+
+WeightSources = Mapping[Part, PathLike]
+
+
+def weight_sources(
+    model: PathLike = "", *, encoder: PathLike = "", decoder: PathLike = ""
+) -> dict[Part, pathlib.Path]:
+    """Which folder each part's weights come from; a part that no folder gives is absent.
+
+    Args:
+        model: a checkpoint or a Hugging Face folder, for every part that it holds; empty for none.
+        encoder, decoder: folders that override their part.
+
+    Raises:
+        CheckpointError: a folder cannot be read, or lacks the part that it is named for.
+    """
+    sources: dict[Part, pathlib.Path] = {}
+    if model:
+        sources = dict.fromkeys(_parts(pathlib.Path(model)), pathlib.Path(model))
+    overrides: dict[Part, PathLike] = {"encoder": encoder, "decoder": decoder}
+    for part, folder in overrides.items():
+        if folder:
+            sources[part] = pathlib.Path(folder)
+            _check_part(part, sources[part])
+    return sources
+
+
+def read_model_config(source: PathLike | WeightSources) -> ModelConfig:
+    """The shape of the model in a folder, or of the one whose parts lie in several (see `weight_sources`).
+
+    The adaptor's is the default where no folder has one.
+
+    Raises:
+        CheckpointError: a folder cannot be read, or gives no encoder or no decoder.
+    """
+    sources = _as_sources(source)
+    for part in ("encoder", "decoder"):
+        if part not in sources:
+            raise CheckpointError(
+                f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}"
+            )
+    configs = {part: _config(pathlib.Path(folder)) for part, folder in sources.items()}
+    return ModelConfig(
+        encoder=configs["encoder"].encoder,
+        adaptor=configs["adaptor"].adaptor if "adaptor" in configs else AdaptorConfig(),
+        decoder=configs["decoder"].decoder,
+        length_convention=configs["encoder"].length_convention,
+    )
+
+
+def read_parameters(
+    source: PathLike | WeightSources,
+    *,
+    parts: Sequence[Part] | None = None,
+    config: ModelConfig | None = None,
+    dtype: DTypeLike | Mapping[Part, DTypeLike] | None = None,
+    shardings: Mapping[str, Any] | None = None,
+    merge_adapter: bool = True,
+) -> dict[str, Any]:
+    """Reads parameters, a block at a time, into arrays placed as asked.
+
+    Args:
+        source: a folder (a checkpoint, or a Hugging Face folder), or the folder of each part (see
+        `weight_sources`).
+        parts: what is read; everything that the source holds if None.
+        config: the shape that the parameters must have; not checked if None.
+        dtype: what they are cast to, for all or by part; None keeps them as they are.
+        shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; the first
+        device if None.
+        merge_adapter: add the adapter that a checkpoint has beside its decoder, in fp32, to the
+            matrices that it adapts; they are cast to `dtype` afterwards, and are fp32 where that is
+            None. Else they are read without it (`source_lora_config`).
+
+    Returns:
+        The tree of the parts read, nested dicts of `jax.Array`.
+
+    Raises:
+        CheckpointError: a folder is incomplete, or its shapes are not those of `config`.
+    """
+    sources = _as_sources(source)
+    wanted = tuple(sources) if parts is None else tuple(parts)
+    for part in wanted:
+        if part not in sources:
+            raise CheckpointError(
+                f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}"
+            )
+    placed = None if shardings is None else flatten(shardings)
+    leaves: dict[ParamPath, jax.Array] = {}
+    for folder in dict.fromkeys(pathlib.Path(sources[part]) for part in wanted):
+        of_folder = [part for part in wanted if pathlib.Path(sources[part]) == folder]
+        shapes = {
+            path: shape
+            for path, shape in parameter_shapes(_config(folder)).items()
+            if path[0] in of_folder
+        }
+        if config is not None:
+            _check_shapes(folder, shapes, config)
+        targets = {
+            path: _Target(shape, _dtype_of(dtype, path), _sharding_of(placed, path))
+            for path, shape in shapes.items()
+        }
+        adapter = read_source_adapter(sources) if merge_adapter and "decoder" in of_folder else None
+        if adapter is not None:
+            leaves |= _read_and_merge_lora(folder, of_folder, targets, adapter)
+        else:
+            leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(
+                folder, of_folder, targets
+            )
+    return unflatten(leaves)
+
+
+def source_lora_config(source: PathLike | WeightSources) -> LoRAConfig | None:
+    """Returns rank, alpha and targets of the adapter that the decoder of a source has beside it; None where there is none."""
+    folder = _as_sources(source).get("decoder")
+    if folder is None or not is_checkpoint(pathlib.Path(folder)):
+        return None
+    return checkpoint_lora_config(pathlib.Path(folder))
+
+
+def read_source_adapter(source: PathLike | WeightSources) -> Adapter | None:
+    """Reads the adapter that the decoder of a source has beside it; None where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit the decoder.
+    """
+    sources = _as_sources(source)
+    lora = source_lora_config(sources)
+    if lora is None:
+        return None
+    folder = pathlib.Path(sources["decoder"])
+    adapter = read_adapter(folder / ADAPTER, read_checkpoint_config(folder).decoder)
+    stored = adapter.lora
+    if (stored.rank, stored.alpha, set(stored.targets)) != (
+        lora.rank,
+        lora.alpha,
+        set(lora.targets),
+    ):
+        raise CheckpointError(
+            f"{folder / ADAPTER} is not the adapter that {folder / 'config.json'} describes; copy the folder again"
+        )
+    return adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What a parameter is read into; the dtype None is the one it is stored in."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] | None
+    sharding: Sharding
+
+
+def _read_checkpoint(
+    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+) -> dict[ParamPath, jax.Array]:
+    stored = OrbaxReader(parameters_directory(folder))
+    abstract = {
+        path: jax.ShapeDtypeStruct(
+            target.shape, target.dtype or stored.dtype(path), sharding=target.sharding
+        )
+        for path, target in targets.items()
+    }
+    raise_if_problems(
+        folder, [f"missing {file}" for path in targets for file in stored.missing_chunks(path)]
+    )
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = True
+    with context:
+        return flatten(ocp.load((folder / PARAMETERS).absolute(), unflatten(abstract)))
+
+
+def _read_and_merge_lora(
+    folder: pathlib.Path,
+    parts: Sequence[Part],
+    targets: Mapping[ParamPath, _Target],
+    adapter: Adapter,
+) -> dict[ParamPath, jax.Array]:
+    """Reads a checkpoint's parameters with its adapter added to them."""
+    adapted = [path for path in targets if _is_adapted(path, adapter)]
+    as_stored = {path: dataclasses.replace(targets[path], dtype=None) for path in adapted}
+    leaves = _read_checkpoint(folder, parts, {**targets, **as_stored})
+    for path in adapted:
+        pair = _at(adapter.matrices, path[2:-1])
+        decoder = {"layers": unflatten({path[2:]: leaves.pop(path)})}
+        matrices = unflatten({(*path[2:-1], name): values for name, values in pair.items()})
+        dtype = targets[path].dtype or np.dtype(np.float32)
+        merged = _merge(decoder, matrices, adapter.lora.scale, dtype, targets[path].sharding)
+        leaves[path] = flatten(merged["layers"])[path[2:]]
+    return leaves
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _merge(
+    decoder: Any, matrices: Any, scale: float, dtype: np.dtype[Any], sharding: Sharding
+) -> Any:
+    merged = merge_lora(decoder, matrices, scale, dtype)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), merged)
+
+
+def _is_adapted(path: ParamPath, adapter: Adapter) -> bool:
+    return (
+        path[:2] == ("decoder", "layers")
+        and path[-1] == "kernel"
+        and path[-2] in adapter.lora.targets
+    )
+
+
+def _at(tree: Any, path: ParamPath) -> Any:
+    return functools.reduce(lambda node, name: node[name], path, tree)
+
+
+def _read_hugging_face(
+    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+) -> dict[ParamPath, jax.Array]:
+    opened = HFFolder.open(folder)
+    opened.check(parts)
+    dtypes = (
+        opened.parameter_dtypes(parts)
+        if any(target.dtype is None for target in targets.values())
+        else {}
+    )
+    tensors: dict[ParamPath, list[Tensor]] = {}
+    for tensor in opened.tensors(parts):
+        tensors.setdefault(tensor.path, []).append(tensor)
+    leaves = {}
+    for path, target in targets.items():
+        dtype = target.dtype or dtypes[path]
+        shards = ShardBuffers(target.shape, dtype, target.sharding)
+        blocks = [
+            (tensor, block)
+            for tensor in tensors[path]
+            for block in tensor.blocks()
+            if shards.overlap(block.index)
+        ]
+
+        def prepare(
+            item: tuple[Tensor, Block], dtype: np.dtype[Any] = dtype
+        ) -> tuple[Block, NDArray[Any]]:
+            tensor, block = item
+            return block, opened.read(tensor, block).astype(dtype, copy=False)
+
+        for block, values in ordered_parallel_map(prepare, blocks):
+            shards.fill(block.index, values)
+        leaves[path] = shards.array()
+    return leaves
+
+
+def _as_sources(source: PathLike | WeightSources) -> WeightSources:
+    return source if isinstance(source, Mapping) else weight_sources(source)
+
+
+def _parts(folder: pathlib.Path) -> tuple[Part, ...]:
+    return PARTS if is_checkpoint(folder) else read_hf_config(folder).naming.parts
+
+
+def _check_part(part: Part, folder: pathlib.Path) -> None:
+    if part not in _parts(folder):
+        raise CheckpointError(f"{folder} has no {part}; it holds {', '.join(_parts(folder))}")
+
+
+def _config(folder: pathlib.Path) -> ModelConfig:
+    return read_checkpoint_config(folder) if is_checkpoint(folder) else HFFolder.open(folder).model
+
+
+def _check_shapes(
+    folder: pathlib.Path, shapes: Mapping[ParamPath, tuple[int, ...]], config: ModelConfig
+) -> None:
+    wanted = parameter_shapes(config)
+    parts = {path[0] for path in shapes}
+    paths = [
+        path
+        for path in (*shapes, *(path for path in wanted if path not in shapes))
+        if path[0] in parts
+    ]
+    differing = [
+        f"{'/'.join(path)} is {shapes.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+        for path in paths
+        if shapes.get(path) != wanted.get(path)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder} does not have the shape that the configuration asks for: {'; '.join(differing)}"
+        )
+
+
+def _dtype_of(
+    dtype: DTypeLike | Mapping[Part, DTypeLike] | None, path: ParamPath
+) -> np.dtype[Any] | None:
+    asked: Any = dtype.get(path[0]) if isinstance(dtype, Mapping) else dtype  # type: ignore[call-overload]
+    return None if asked is None else np.dtype(asked)
+
+
+def _sharding_of(placed: Mapping[ParamPath, Sharding] | None, path: ParamPath) -> Sharding:
+    if placed is None:
+        return SingleDeviceSharding(jax.devices()[0])
+    if path not in placed:
+        raise CheckpointError(f"shardings has no leaf for {'/'.join(path)}")
+    return placed[path]

@@ -1,0 +1,378 @@
+"""LoRA adapters in PEFT's form: `adapter_config.json` and `adapter_model.safetensors`.
+
+A tensor is named as PEFT names it on transformers' `Qwen2ForCausalLM`: for the query projection of
+layer 0 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [rank, inputs] and
+`..lora_B.weight` [outputs, rank]. They are `down` and `up` of `models.low_rank`, turned around, the
+layers apart and the heads' dimensions in one.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
+from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.hub.hf_config import read_json
+from stepaudio_jax.hub.orbax_io import ArrayReader
+from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header
+from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, flatten, unflatten
+from stepaudio_jax.models import Parameters, abstract_lora, lora_paths
+from stepaudio_jax.storage import expand_home
+
+ADAPTER = "adapter"  # in a checkpoint's folder: the adapter beside its parameters
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_LAYER = "model.layers.{i}."
+_MATRICES = {"lora_A": "down", "lora_B": "up"}
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(?:language_model\.)?(?:model\.)*layers\.(?P<layer>\d+)\.(?P<module>[\w.]+?)"
+    r"\.(?P<matrix>lora_[AB])(?:\.default)?\.weight"
+)
+# Settings of PEFT that make something else of an adapter than scale * B A, and the values with
+# which they do not.
+_PLAIN_SETTINGS: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (None, False),
+    "use_qalora": (None, False),
+    "lora_bias": (None, False),
+    "bias": (None, "none"),
+    "fan_in_fan_out": (None, False),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layers_to_transform": (None, []),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "megatron_config": (None,),
+    "arrow_config": (None,),
+}
+_BASE_CHANGING_INITS = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+)  # initialisations that subtract something from the base's weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter on the host.
+
+    Attributes:
+        lora: its rank, alpha and targets.
+        matrices: {"down", "up"} of every adapted kernel, fp32 (see `models.AbstractLoRA`).
+        base: the model that it was trained on, in words or as a path; empty where that is not
+            known.
+    """
+
+    lora: LoRAConfig
+    matrices: Parameters
+    base: str = ""
+
+
+def combine_adapters(adapters: list[tuple[LoRAConfig, Parameters]], base: str = "") -> Adapter:
+    """Returns one adapter that does what several do together, in order; a single one stays as it is.
+
+    Its rank is the sum of theirs: a kernel that some of them leave alone has zeros there.
+
+    Args:
+        adapters: at least one; the matrices on the host.
+        base: the model that they were trained on.
+    """
+    if len(adapters) == 1:
+        lora, matrices = adapters[0]
+        return Adapter(dataclasses.replace(lora, adapter=None), matrices, base)
+    rank = sum(lora.rank for lora, _ in adapters)
+    paths = dict.fromkeys(path for _, matrices in adapters for path in lora_paths(matrices))
+    combined: Parameters = {}
+    for path in paths:
+        like = next(_at(matrices, path) for _, matrices in adapters if _has(matrices, path))
+        down = np.zeros((*like["down"].shape[:-1], rank), np.float32)
+        up = np.zeros((like["up"].shape[0], rank, *like["up"].shape[2:]), np.float32)
+        start = 0
+        for lora, matrices in adapters:
+            if _has(matrices, path):
+                pair = _at(matrices, path)
+                down[..., start : start + lora.rank] = pair["down"]
+                up[:, start : start + lora.rank] = np.float32(lora.scale) * pair["up"]
+            start += lora.rank
+        _put(combined, path, {"down": down, "up": up})
+    targets = tuple(dict.fromkeys(target for lora, _ in adapters for target in lora.targets))
+    return Adapter(LoRAConfig(rank=rank, alpha=float(rank), targets=targets), combined, base)
+
+
+def write_adapter(folder: pathlib.Path, adapter: Adapter) -> None:
+    """Writes an adapter into an existing folder, for `peft.PeftModel.from_pretrained` and for vLLM."""
+    tensors = {
+        name: np.ascontiguousarray(values, np.float32)
+        for name, values in _peft_tensors(adapter.matrices)
+    }
+    modules = sorted(_module(path).rpartition(".")[2] for path in lora_paths(adapter.matrices))
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base or None,
+        "r": adapter.lora.rank,
+        "lora_alpha": _as_integer(adapter.lora.alpha),
+        "target_modules": modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "inference_mode": True,
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def read_adapter(folder: str | pathlib.Path, decoder: DecoderConfig) -> Adapter:
+    """Reads a PEFT adapter for a decoder of this shape.
+
+    Raises:
+        CheckpointError: the folder holds no LoRA adapter, one of a kind that this project has not
+            (DoRA, for example), or one that does not fit the decoder; all its problems at once.
+    """
+    folder = pathlib.Path(expand_home(os.fspath(folder)))
+    lora, base = _read_config(folder)
+    stored = _read_tensors(folder)
+    targets = {path[-1]: path for path in _decoder_paths()}
+    present: Any = tuple(name for name in targets if any(key[0] == name for key in stored))
+    lora = dataclasses.replace(lora, targets=present)
+    tree = abstract_lora(ModelConfig(decoder=decoder), lora)
+    _check_tensors(folder, lora, decoder, stored, tree.shapes)
+    matrices: Parameters = {}
+    for name in lora.targets:
+        shapes = _at(tree.shapes, targets[name])
+        pair = {}
+        for matrix in _MATRICES.values():
+            shape = shapes[matrix].shape
+            leaf = np.empty(shape, np.float32)
+            for layer in range(decoder.layers):
+                leaf[layer] = (
+                    stored[name, layer, matrix].read().astype(np.float32).T.reshape(shape[1:])
+                )
+            pair[matrix] = leaf
+        _put(matrices, targets[name], pair)
+    return Adapter(lora, matrices, base)
+
+
+def adapter_matrices_on_host(lora: Parameters) -> Parameters:
+    """Returns an adapter's matrices on the host; in a run of several processes all call this."""
+    reader = ArrayReader(lora)
+    shapes = {path: reader.shape(path) for path in flatten(lora)}
+    read = {
+        path: reader.read(path, tuple(slice(0, size) for size in shape))
+        for path, shape in shapes.items()
+    }
+    return unflatten({path: np.asarray(values, np.float32) for path, values in read.items()})
+
+
+def merge_lora_block(
+    kernel: NDArray[Any],
+    pair: Mapping[str, NDArray[np.float32]],
+    scale: float,
+    index: tuple[slice, ...],
+) -> NDArray[np.float32]:
+    """Returns a block of kernel + scale down up, in fp32.
+
+    Args:
+        kernel: the block of the kernel.
+        pair: all of "down" and "up".
+        scale: of the product.
+        index: where in the stacked kernel the block lies: layers, inputs, outputs.
+    """
+    inputs = pair["down"].ndim - 1  # dimensions of layers and inputs
+    down = pair["down"][index[:inputs]]
+    up = pair["up"][(index[0], slice(None), *index[inputs:])]
+    rank = up.shape[1]
+    merged = kernel.astype(np.float32)
+    for layer in range(merged.shape[0]):
+        product = down[layer].reshape(-1, rank) @ up[layer].reshape(rank, -1)
+        merged[layer] += np.float32(scale) * product.reshape(merged.shape[1:])
+    return merged
+
+
+def matrices_by_path(adapter: Adapter) -> dict[ParamPath, Mapping[str, NDArray[np.float32]]]:
+    """Returns the pair of every adapted kernel, by the kernel's path in a model's tree."""
+    return {
+        ("decoder", "layers", *path, "kernel"): _at(adapter.matrices, path)
+        for path in lora_paths(adapter.matrices)
+    }
+
+
+def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
+    """Returns rank and alpha of an adapter's config (its targets are left as they default), and its base."""
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        raise CheckpointError(f"{folder} is no PEFT adapter: it has no {ADAPTER_CONFIG}")
+    values = read_json(file)
+    if values.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{file}: peft_type={values.get('peft_type')!r} is not LORA, the only one that is read"
+        )
+    problems = [
+        f"{key}={values[key]!r} is not supported"
+        for key, plain in _PLAIN_SETTINGS.items()
+        if key in values and values[key] not in plain
+    ]
+    start = values.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
+        problems.append(
+            f"init_lora_weights={start!r} has changed the base's weights: convert it to plain LoRA with peft"
+        )
+    rank, alpha = (
+        values.get("r", 8),
+        values.get("lora_alpha", 8),
+    )  # what PEFT takes for a key that is not there
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0:
+        problems.append(f"r={rank!r} is not a positive whole number")
+    elif (
+        isinstance(alpha, bool)
+        or not isinstance(alpha, int | float)
+        or not (math.isfinite(alpha) and alpha > 0)
+    ):
+        problems.append(f"lora_alpha={alpha!r} is not a positive number")
+    if problems:
+        raise CheckpointError(
+            f"{file}: {'; '.join(problems)}; only plain LoRA (and rsLoRA) is read"
+        )
+    if values.get("use_rslora"):
+        alpha *= math.sqrt(
+            rank
+        )  # Kalajdzievski 2023: the product is multiplied by alpha / sqrt(rank)
+    base = values.get("base_model_name_or_path")
+    return LoRAConfig(rank=rank, alpha=float(alpha)), base if isinstance(base, str) else ""
+
+
+def _read_tensors(folder: pathlib.Path) -> dict[tuple[str, int, str], StoredTensor]:
+    """Returns the headers of an adapter's tensors, by target, layer and "down" or "up"."""
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        why = (
+            "; adapter_model.bin is a pickle, which is never read: save it as safetensors with peft"
+            if pickled
+            else ""
+        )
+        raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}{why}")
+    modules = {_module(path): path[-1] for path in _decoder_paths()}
+    tensors: dict[tuple[str, int, str], StoredTensor] = {}
+    foreign = []
+    for name, tensor in read_header(file).items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or match["module"] not in modules:
+            foreign.append(name)
+            continue
+        key = modules[match["module"]], int(match["layer"]), _MATRICES[match["matrix"]]
+        if key in tensors:
+            raise CheckpointError(
+                f"{file} holds {match['matrix']} of {match['module']} of layer {key[1]} under two names"
+            )
+        tensors[key] = tensor
+    if foreign:
+        shown = ", ".join(sorted(foreign)[:4]) + (
+            f" and {len(foreign) - 4} more" if len(foreign) > 4 else ""
+        )
+        raise CheckpointError(
+            f"{file} adapts what no adapter here can: {shown}; only {', '.join(sorted(modules))} of the decoder's layers"
+        )
+    if not tensors:
+        raise CheckpointError(f"{file} holds no tensor")
+    return tensors
+
+
+def _check_tensors(
+    folder: pathlib.Path,
+    lora: LoRAConfig,
+    decoder: DecoderConfig,
+    stored: Mapping[tuple[str, int, str], StoredTensor],
+    shapes: Parameters,
+) -> None:
+    """Raises one CheckpointError that lists every tensor that is missing, misshapen or of a layer that is not there."""
+    problems = []
+    paths = {path[-1]: path for path in _decoder_paths()}
+    names = {matrix: name for name, matrix in _MATRICES.items()}
+    for target in lora.targets:
+        for layer in range(decoder.layers):
+            for matrix, name in names.items():
+                label = f"{_LAYER.format(i=layer)}{_module(paths[target])}.{name}"
+                tensor = stored.get((target, layer, matrix))
+                shape = _at(shapes, paths[target])[matrix].shape[1:]
+                down = (lora.rank, math.prod(shape[:-1]))
+                expected = down if matrix == "down" else (math.prod(shape[1:]), lora.rank)
+                if tensor is None:
+                    problems.append(f"missing {label} {list(expected)}")
+                elif tensor.shape != expected:
+                    problems.append(f"{label} is {list(tensor.shape)}, expected {list(expected)}")
+                elif tensor.dtype_code not in SAFETENSORS_DTYPES:
+                    problems.append(
+                        f"{label} is {tensor.dtype_code}, not one of {', '.join(SAFETENSORS_DTYPES)}"
+                    )
+    beyond = sorted({layer for _, layer, _ in stored if layer >= decoder.layers})
+    if beyond:
+        problems.append(f"it adapts layers {', '.join(map(str, beyond))}")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{folder / ADAPTER_WEIGHTS} does not fit r={lora.rank} and a decoder of {decoder.layers} layers of hidden size "
+            f"{decoder.hidden}: {'; '.join(problems[:4])}{more}"
+        )
+
+
+def _decoder_paths() -> list[ParamPath]:
+    """Returns the path of every matrix of a decoder's layer that can be adapted, as in `AbstractLoRA`."""
+    layers = [rule.path for rule in DECODER_RULES if rule.stacked and rule.path[-1] == "kernel"]
+    return [path[2:-1] for path in layers]  # without decoder/layers, and kernel
+
+
+def _module(path: ParamPath) -> str:
+    """Returns the name that a matrix of a layer has in a Qwen2 checkpoint, such as self_attn.q_proj."""
+    wanted = ("decoder", "layers", *path, "kernel")
+    name = next(rule.tensor for rule in DECODER_RULES if rule.path == wanted)
+    return name.removeprefix(_LAYER).removesuffix(".weight")
+
+
+def _peft_tensors(matrices: Parameters) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    for path in lora_paths(matrices):
+        pair = _at(matrices, path)
+        rank = pair["up"].shape[1]
+        for layer in range(pair["up"].shape[0]):
+            name = f"base_model.model.{_LAYER.format(i=layer)}{_module(path)}"
+            yield f"{name}.lora_A.weight", np.asarray(pair["down"][layer]).reshape(-1, rank).T
+            yield f"{name}.lora_B.weight", np.asarray(pair["up"][layer]).reshape(rank, -1).T
+
+
+def _as_integer(number: float) -> int | float:
+    return int(number) if float(number).is_integer() else number
+
+
+def _has(tree: Parameters, path: ParamPath) -> bool:
+    return path in lora_paths(tree)
+
+
+def _at(tree: Any, path: ParamPath) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _put(tree: Parameters, path: ParamPath, value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value

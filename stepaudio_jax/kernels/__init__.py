@@ -1,0 +1,1 @@
+"""Attention: one entry point, and behind it the kernels for TPU, GPU and CPU."""

@@ -1,0 +1,1 @@
+"""Kernels that pay on CPUs only; the plain forms are their oracles."""
