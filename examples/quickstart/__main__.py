@@ -95,8 +95,6 @@ def main() -> None:
     parser.add_argument("--output", type=user_path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
     with exit_on_error("what is made so far is kept; the same command goes on from there"):
-        from stepaudio_jax.quickstart import run_quickstart
-
         print(run_quickstart(load_config(arguments.config), arguments.corpus, arguments.output))
         print(f"report: {arguments.output / 'report.html'}")
 

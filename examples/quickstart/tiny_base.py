@@ -173,8 +173,6 @@ def main() -> None:
     parser.add_argument("--output", type=user_path, default=pathlib.Path("models/tiny_base"))
     arguments = parser.parse_args()
     with exit_on_error("what is made so far is kept; the same command goes on from there"):
-        from stepaudio_jax.quickstart import make_tiny_base
-
         print(make_tiny_base(load_config(arguments.config), arguments.corpus, arguments.output))
 
 

@@ -19,8 +19,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import mp3 as mpeg
-from stepaudio_jax.audio import truncation as completeness
+from stepaudio_jax.audio import mp3, truncation
 from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
 from stepaudio_jax.config import AudioChannel, DataConfig
@@ -338,12 +337,12 @@ def probe_audio(
         if not size:
             raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN_HINT}")
         start = file.read(_PROBE_BYTES)
-        if start[:3] == b"ID3" or mpeg.scan_frames(start) is not None:
+        if start[:3] == b"ID3" or mp3.scan_frames(start) is not None:
             return None
         file.seek(0)
         if start[8:12] == b"WAVE":
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                reason = completeness.find_truncation(content)
+                reason = truncation.find_truncation(content)
             if reason is not None:
                 raise AudioError(name, f"{reason}; {_COPY_AGAIN_HINT}")
         with suppress_decoder_messages(), _open_sound(name, file, start, size) as sound:
@@ -388,16 +387,16 @@ def _open(path: str) -> BinaryIO:
 
 def _decode(name: str, content: bytes, channel: AudioChannel) -> tuple[NDArray[np.float32], int]:
     """Returns what the model hears, before resampling, and its sample rate."""
-    stream = mpeg.scan_frames(content)
+    stream = mp3.scan_frames(content)
     reason = (
-        completeness.find_truncation(content)
+        truncation.find_truncation(content)
         if stream is None
-        else mpeg.find_truncation(content, stream)
+        else mp3.find_truncation(content, stream)
     )
     if reason is not None:
         raise AudioError(name, f"{reason}; {_COPY_AGAIN_HINT}")
     if stream is not None:
-        content = mpeg.insert_frame_count(content, stream)
+        content = mp3.insert_frame_count(content, stream)
     with _open_sound(name, io.BytesIO(content), content, len(content)) as file:
         # Block by block, because a header can promise any number of samples.
         reducer, declared = ChannelReducer(channel), file.frames

@@ -9,8 +9,7 @@ import pytest
 from launch.checkpoint import main as take_model
 from launch.train import main as train
 from stepaudio_jax.config import Config, build
-from stepaudio_jax.generation import Sampling, load_model
-from stepaudio_jax.generation import batch_job as answer_file
+from stepaudio_jax.generation import Sampling, answer_file, load_model
 from tests.end_to_end.runs import STEPS, arguments, metrics, run, untimed_metrics
 from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_lines
 

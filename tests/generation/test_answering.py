@@ -17,12 +17,12 @@ from stepaudio_jax.generation import (
     LoadedModel,
     Sampling,
     Scorer,
+    answer_file,
     finished_generation,
     is_scoring_finished,
     load_model,
     score_file,
 )
-from stepaudio_jax.generation import batch_job as answer_file
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.journal import Journal, describe_job

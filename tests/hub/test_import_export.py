@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from stepaudio_jax import hub
-from stepaudio_jax.hub import hf_folder as hugging_face_folder
+from stepaudio_jax.hub import hf_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
 from stepaudio_jax.storage.outputs import temporary_path
 from stepaudio_jax.text import Tokenizer
@@ -320,7 +320,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
     tensors = read_tensors(source)
     embedding = tensors["model.embed_tokens.weight"]
     # Blocks of seven rows, the last one shorter.
-    monkeypatch.setattr(hugging_face_folder, "BLOCK_ELEMENTS", 7 * 48)
+    monkeypatch.setattr(hf_folder, "BLOCK_ELEMENTS", 7 * 48)
     for head in (
         embedding.clone(),
         embedding.float(),

@@ -3,8 +3,9 @@
 import pathlib
 
 import pytest
-from stepaudio_jax.quickstart import make_tiny_base, run_quickstart
 
+from examples.quickstart.__main__ import run_quickstart
+from examples.quickstart.tiny_base import make_tiny_base
 from examples.spoken_corpus import TASKS, write_corpus
 from stepaudio_jax.config import load_config
 from stepaudio_jax.data import read_jsonl

@@ -12,7 +12,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import Config, ConfigError, LoRAConfig, build
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.checkpoints import save_model
+from stepaudio_jax.training.checkpoints import export_model
 from stepaudio_jax.training.train_state import adapters_before_stage
 from stepaudio_jax.training.train_step import FROZEN_LORA, LORA, REFERENCE
 from tests.models.random_model import SMALL
@@ -107,7 +107,7 @@ def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_p
         first["attention"]["query"]["up"],
     )
     adapters = adapters_before_stage(config, 2, None)
-    save_model(
+    export_model(
         tmp_path / "model", left, adapters, config, MODEL, Tokenizer.byte_level(), source="a test"
     )
     adapter = hub.read_source_adapter(tmp_path / "model")
@@ -141,7 +141,7 @@ def test_a_stage_goes_on_with_the_adapter_that_it_names(base, tmp_path):
     config = run_config({"trainable": ["adaptor"], "lora": FIRST})
     matrices = small_adapter(FIRST, 1)
     left, _ = finish(config, 0, base, matrices)
-    save_model(
+    export_model(
         tmp_path / "model",
         left,
         adapters_before_stage(config, 1, None),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from stepaudio_jax.data.record import Criterion, DataError, Record
-from stepaudio_jax.data.sources import foreign_keys as foreign_forms
+from stepaudio_jax.data.sources import foreign_keys
 from stepaudio_jax.data.sources.foreign_keys import (
     FOREIGN_MESSAGE_KEYS,
     check_keys,
@@ -77,12 +77,12 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
     preferred = is_preference(value)
     names = ("chosen", "rejected") if preferred else ("reference_reply", "rejected_reply")
     known = frozenset((*_RECORD_KEYS, *PREFERENCE_KEYS) if preferred else _RECORD_KEYS)
-    foreign_forms.check_record_keys(value, known, origin)
+    foreign_keys.check_record_keys(value, known, origin)
     if preferred:
         value = preference_to_dialogue(value, origin)
     if "messages" not in value:
         raise DataError(
-            f"{origin}: the key 'messages' is missing (keys given: {format_json(list(value))}); {foreign_forms.MESSAGES_HINT}"
+            f"{origin}: the key 'messages' is missing (keys given: {format_json(list(value))}); {foreign_keys.MESSAGES_HINT}"
         )
     messages = value["messages"]
     if not is_json_list(messages) or not messages:
@@ -98,9 +98,9 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         raise DataError(
             f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn"
         )
-    foreign_forms.check_placeholders(numbered, origin)
+    foreign_keys.check_placeholders(numbered, origin)
     if not any(message.audio for _, message in numbered):
-        foreign_forms.check_unread_audio(value, known, origin)
+        foreign_keys.check_unread_audio(value, known, origin)
     record = Record(
         id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
         messages=tuple(message for _, message in numbered),
@@ -155,13 +155,13 @@ def _parse_message(value: Any, where: str, folder: str) -> Message:
         raise DataError(
             f"{where} must be an object with 'role' and 'content', got {format_json(value)}"
         )
-    check_keys(value, _MESSAGE_KEYS, where, foreign_forms.FOREIGN_MESSAGE_KEYS)
+    check_keys(value, _MESSAGE_KEYS, where, foreign_keys.FOREIGN_MESSAGE_KEYS)
     if "role" not in value:
         raise DataError(f"{where} has no 'role' (allowed: {', '.join(_ROLES)})")
     role = value["role"]
-    if isinstance(role, str) and role in foreign_forms.FOREIGN_ROLES:
+    if isinstance(role, str) and role in foreign_keys.FOREIGN_ROLES:
         raise DataError(
-            f"{where} has the unknown role {format_json(role)}; {foreign_forms.FOREIGN_ROLES[role]}"
+            f"{where} has the unknown role {format_json(role)}; {foreign_keys.FOREIGN_ROLES[role]}"
         )
     if not isinstance(role, str) or role not in _ROLES:
         raise DataError(
@@ -265,15 +265,15 @@ def _parse_part(value: Any, where: str, folder: str) -> Part:
             f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {format_json(value)}{advice}"
         )
     kind = value["type"]
-    if isinstance(kind, str) and kind in foreign_forms.PART_TYPES:
+    if isinstance(kind, str) and kind in foreign_keys.PART_TYPES:
         raise DataError(
-            f"{where} has the unknown type {format_json(kind)}; {foreign_forms.PART_TYPES[kind]}"
+            f"{where} has the unknown type {format_json(kind)}; {foreign_keys.PART_TYPES[kind]}"
         )
     if not isinstance(kind, str) or kind not in _PART_KEYS:
         raise DataError(
             f"{where} has the unknown type {format_json(kind)}{did_you_mean(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
         )
-    check_keys(value, _PART_KEYS[kind], where, foreign_forms.PART_KEYS)
+    check_keys(value, _PART_KEYS[kind], where, foreign_keys.PART_KEYS)
     if kind not in value:
         raise DataError(f"{where} is of type {kind!r} and has no key {kind!r}")
     body = value[kind]
@@ -282,7 +282,7 @@ def _parse_part(value: Any, where: str, folder: str) -> Part:
         raise DataError(f"{where}: {kind!r} must be {wanted}, got {format_json(body)}")
     if kind == "text":
         return TextPart(body)
-    foreign_forms.check_audio_path(body, where)
+    foreign_keys.check_audio_path(body, where)
     transcript, attributes = value.get("transcript"), value.get("attributes") or {}
     if transcript is not None and not isinstance(transcript, str):
         raise DataError(f"{where}: 'transcript' must be a string, got {format_json(transcript)}")
