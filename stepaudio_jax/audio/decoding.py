@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio import mp3, truncation
 from stepaudio_jax.audio.error import AudioError, format_path
-from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
-from stepaudio_jax.config import AudioChannel, DataConfig
+from stepaudio_jax.audio.lengths import SAMPLE_RATE, audio_token_count
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.storage import CONVERT_SOUND, recognize, recognize_file
 
 # Resampling by a windowed sinc: torchaudio's default filter, which the released front end was trained behind.

@@ -9,7 +9,12 @@ from scipy import sparse
 from scipy.fft import rfft
 
 from stepaudio_jax.audio.error import AudioError
-from stepaudio_jax.audio.lengths import HOP_SAMPLES, MAX_CHUNK_SAMPLES, SAMPLE_RATE, mel_frames
+from stepaudio_jax.audio.lengths import (
+    HOP_SAMPLES,
+    MAX_CHUNK_SAMPLES,
+    SAMPLE_RATE,
+    mel_frame_count,
+)
 
 MEL_BINS = 128
 WINDOW_SAMPLES = 400
@@ -29,7 +34,7 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         waveform: [samples] at 16 kHz, 1 to 479680 of them.
 
     Returns:
-        [128, mel_frames(samples)] f32.
+        [128, mel_frame_count(samples)] f32.
 
     Raises:
         AudioError: the chunk is empty, longer than the encoder can take, or its spectrum is not
@@ -45,7 +50,7 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
             "<waveform>",
             f"has {len(samples)} samples; a chunk has 1 to {MAX_CHUNK_SAMPLES} (see split_chunks)",
         )
-    frames = mel_frames(len(samples))
+    frames = mel_frame_count(len(samples))
     half = WINDOW_SAMPLES // 2
     padded = np.zeros((frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES, np.float32)
     padded[half : half + len(samples)] = samples

@@ -10,7 +10,7 @@ from stepaudio_jax.audio import (
     AudioError,
     load_audio,
     log_mel,
-    mel_frames,
+    mel_frame_count,
     split_chunks,
 )
 from stepaudio_jax.audio.log_mel import mel_filters
@@ -40,7 +40,7 @@ def test_the_eight_clips(shared_audio):
         for chunk in split_chunks(load_audio(path)):
             mel = log_mel(chunk)
             assert mel.dtype == np.float32
-            assert mel.shape == (128, mel_frames(len(chunk)))
+            assert mel.shape == (128, mel_frame_count(len(chunk)))
             np.testing.assert_allclose(
                 mel, reference_log_mel(chunk), rtol=0, atol=TOLERANCE, err_msg=path.name
             )
@@ -55,7 +55,7 @@ def test_the_eight_clips(shared_audio):
 def test_every_kind_of_length(samples):
     waveform = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     mel = log_mel(waveform)
-    assert mel.shape == (128, mel_frames(samples))
+    assert mel.shape == (128, mel_frame_count(samples))
     np.testing.assert_allclose(
         mel, reference_log_mel(waveform, torch.float64), rtol=0, atol=TOLERANCE
     )
