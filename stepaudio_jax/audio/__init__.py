@@ -1,6 +1,6 @@
-"""Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
+"""Sound: file -> waveform -> log-mel spectrogram, and the number of audio tokens of a clip."""
 
-from stepaudio_jax.audio.decoding import load_audio, probe_audio, resample
+from stepaudio_jax.audio.decoding import load_audio, probe_audio
 from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
@@ -13,6 +13,7 @@ from stepaudio_jax.audio.lengths import (
     split_chunks,
 )
 from stepaudio_jax.audio.log_mel import MEL_BINS, log_mel
+from stepaudio_jax.audio.resampling import resample
 
 __all__ = [
     "CHUNK_SAMPLES",

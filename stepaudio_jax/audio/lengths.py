@@ -1,15 +1,16 @@
-"""Audio-length arithmetic: samples -> 25 s chunks -> mel frames -> audio tokens. The only place where it is written.
+"""Audio-length arithmetic, all in one place: samples -> 25 s chunks -> mel frames -> audio tokens.
 
-What one chunk passes through, and how many steps a second each has:
+What one chunk passes through, and how many values a second each step has:
 
     waveform           16 000   samples
     log-mel               100   mel_frame_count: 479 zeros on the right, then a hop of 160 samples
-    2nd convolution        50   conv_frame_count: stride 2, rounded up; one entry of the encoder's positional table each
+    2nd convolution        50   conv_frame_count: stride 2, rounded up (one position each)
     encoder                25   encoder_frame_count: average pool of 2, rounded down
     adaptor              12.5   audio_embeddings_per_chunk: convolution of stride 2, rounded up
 
-A chunk is padded to a bucket of mel frames, so the adaptor returns `audio_embeddings_per_chunk(bucket)`
-embeddings for it; the first `chunk_token_count(its own mel frames)` of them stand for its audio tokens.
+A chunk is padded to a bucket of mel frames, so the adaptor returns
+`audio_embeddings_per_chunk(bucket)` embeddings for it; the first `chunk_token_count(its own mel
+frames)` of them stand for its audio tokens.
 
 The functions of frames take and return Python ints, NumPy arrays and (traced) JAX arrays alike.
 """

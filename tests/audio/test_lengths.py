@@ -1,4 +1,4 @@
-"""Chunks, frames and tokens against what convolutions of these shapes really give."""
+"""Chunks, frames and tokens against the output sizes of torch's convolutions and pools."""
 
 import functools
 
@@ -25,14 +25,14 @@ SECOND = 16_000
 
 @functools.cache
 def frames_of_stft(samples):
-    """Frames of a centred STFT, its last one dropped: padded and cut by torch, on no values."""
+    """Frames of a centred STFT, its last one dropped, by torch on the meta device."""
     with torch.device("meta"):
         padded = torch.nn.functional.pad(torch.empty(1, samples + 479), (200, 200), mode="reflect")
         return padded[0].unfold(0, 400, 160).shape[0] - 1
 
 
 def features_of_frames(frames):
-    """Length after encoder and adaptor: convolution k3 s2 p1, average pool 2, convolution k3 s2 p1. By torch, on no values."""
+    """Length behind encoder (convolution k3 s2 p1, average pool 2) and adaptor (k3 s2 p1)."""
     with torch.device("meta"):
         after_encoder = torch.nn.Conv1d(1, 1, 3, stride=2, padding=1)(torch.empty(1, 1, frames))
         if after_encoder.shape[-1] < 2:
@@ -57,7 +57,7 @@ def brute_force(samples, length_convention):
 
 
 @pytest.mark.parametrize(("seconds", "tokens"), [(1, 13), (5, 63), (10, 125), (25, 313)])
-def test_the_table_of_the_reference(seconds, tokens):
+def test_the_counts_of_the_released_model(seconds, tokens):
     assert audio_token_count(seconds * SECOND) == tokens
 
 
