@@ -49,6 +49,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
         RoundTripError: the model changed on its way to Hugging Face's format and back.
         OutputError: results would replace what is not theirs; nothing is made then.
     """
+    assert config.initial.model is not None
     for name in ("hugging_face", "imported"):
         check_replaceable_model(folder / name, (config.initial.model,))
     if not corpus.exists():

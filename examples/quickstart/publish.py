@@ -11,7 +11,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.storage import OutputError, check_not_same_file, check_output_directory
 
 
-def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str] = ()) -> None:
+def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str | None] = ()) -> None:
     """Checks that a folder is a model's, which a new one may replace, or is not there; and that nothing is read from it.
 
     Raises:

@@ -130,6 +130,7 @@ def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -
             replaced, and nothing else.
     """
     check_replaceable_model(output, (str(corpus), config.initial.model, config.tokenizer))
+    assert config.tokenizer is not None  # the configuration names where it is to be written
     if not corpus.exists():
         write_corpus(corpus, "base")
     tokenizer = pathlib.Path(config.tokenizer)

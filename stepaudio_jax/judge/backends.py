@@ -41,8 +41,7 @@ class EndpointBackend:
     Attributes:
         url: up to and with /v1.
         model: its name there.
-        api_key_env: the environment variable that holds the key; empty for a server that wants
-        none.
+        api_key_env: the environment variable that holds the key; None for a server that wants none.
         temperature, max_tokens: of its answers.
         timeout_s: without a word from the server.
         retries: after the first attempt; each waits twice as long as the one before, or as long as
@@ -52,7 +51,7 @@ class EndpointBackend:
 
     url: str
     model: str
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str | None = "OPENAI_API_KEY"
     temperature: float = 0.0
     max_tokens: int = 1024
     timeout_s: float = 60.0
@@ -119,7 +118,7 @@ def read_api_key(variable: str) -> str:
     key = os.environ.get(variable, "")
     if not key:
         raise ConfigError(
-            f"the environment variable {variable} holds no key for the judge's server; set it, or let api_key_env be empty "
+            f"the environment variable {variable} holds no key for the judge's server; set it, or let api_key_env be None "
             "for a server that wants none"
         )
     return key

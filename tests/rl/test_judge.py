@@ -24,7 +24,7 @@ def server():
 
 def endpoint(server, **settings):
     given = {
-        "api_key_env": "",
+        "api_key_env": None,
         "timeout_s": 5.0,
         "retries": 2,
         "initial_backoff_s": 0.01,
