@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ConfigError, JudgeConfig
+from stepaudio_jax.config import ConfigError, FloatDtype, JudgeConfig
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.generation.shardings import decode_mesh
@@ -298,7 +298,7 @@ class AnswerSource:
 def make_judge(
     config: JudgeConfig,
     *,
-    dtype: str,
+    dtype: FloatDtype,
     slices: int = 1,
     cache: str | os.PathLike[str] | None = None,
 ) -> Judge | None:
