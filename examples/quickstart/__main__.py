@@ -27,10 +27,6 @@ from stepaudio_jax.training import train
 _ROUND_TRIP_QUESTIONS = 50  # questions put to the model that went to Hugging Face's format and back
 
 
-class RoundTripError(RuntimeError):
-    """The exported and imported model answers differently."""
-
-
 def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -> str:
     """Makes the corpus, trains, evaluates before and after and with the audio silenced, exports, imports and asks again.
 
@@ -46,7 +42,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
         The table as text.
 
     Raises:
-        RoundTripError: the model changed on its way to Hugging Face's format and back.
+        RuntimeError: the model changed on its way to Hugging Face's format and back.
         OutputError: results would replace what is not theirs; nothing is made then.
     """
     for name in ("hugging_face", "imported"):
@@ -82,7 +78,7 @@ def _round_trip(trained: pathlib.Path, folder: pathlib.Path, after: list[Answer]
     again = answer_questions(load_model(imported), [answer.question for answer in asked])
     for first, second in zip(asked, again, strict=True):
         if first.parsed != second.parsed:
-            raise RoundTripError(
+            raise RuntimeError(
                 f"{first.question.id}: replied {first.parsed}, and after export and import {second.parsed}"
             )
 

@@ -43,16 +43,12 @@ _SEED = 1
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
-class EspeakError(CorpusError):
-    """The library is not installed, or was asked for what it does not have."""
-
-
 @functools.cache
 def variant_genders() -> Mapping[str, str | None]:
     """The library's voice variants, and the gender each one's file declares ("female", "male"), None where it declares none.
 
     Raises:
-        EspeakError: espeak-ng is not installed.
+        CorpusError: espeak-ng is not installed.
     """
     return {path.name: _declared_gender(path) for path in sorted(_variants().iterdir())}
 
@@ -72,7 +68,7 @@ class Synthesizer:
         variants: voice variants beside the library's own: name -> text of a variant's file.
 
     Raises:
-        EspeakError: espeak-ng is not installed.
+        CorpusError: espeak-ng is not installed.
     """
 
     def __init__(self, variants: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -90,7 +86,7 @@ class Synthesizer:
         self._callback = _Callback(self._receive)  # the library holds no reference to it
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), 0)
         if rate != SAMPLE_RATE:
-            raise EspeakError(
+            raise CorpusError(
                 f"espeak-ng could not start (espeak_Initialize returned {rate}); reinstall espeakng-loader"
             )
         self._library.espeak_SetSynthCallback(self._callback)
@@ -131,7 +127,7 @@ class Synthesizer:
             [samples] at 22 050 Hz.
 
         Raises:
-            EspeakError: naming the argument, its value and what is allowed.
+            CorpusError: naming the argument, its value and what is allowed.
         """
         _check_name(
             "variant", variant, {None, *self._allowed}
@@ -142,12 +138,12 @@ class Synthesizer:
             ("pitch_range", pitch_range, 0, 99),
         ):
             if not low <= value <= high:
-                raise EspeakError(f"{name}={value} must be from {low} to {high}")
+                raise CorpusError(f"{name}={value} must be from {low} to {high}")
         if "\0" in text:
-            raise EspeakError(f"text={text!r} has a zero character")
+            raise CorpusError(f"text={text!r} has a zero character")
         voice = language if variant is None else f"{language}+{variant}"
         if "+" in language or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise EspeakError(
+            raise CorpusError(
                 f"language={language!r} is none of espeak-ng's (allowed are names such as 'en-us', 'en-gb-x-rp', 'cmn')"
             )
         for parameter, value in (
@@ -163,7 +159,7 @@ class Synthesizer:
         status = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, _UTF8, None, None)
         sound = np.frombuffer(b"".join(self._blocks), np.int16)
         if status != 0 or not sound.any():
-            raise EspeakError(
+            raise CorpusError(
                 f"espeak-ng made no sound of text={text!r} in language={language!r} (status {status})"
             )
         return sound
@@ -178,7 +174,7 @@ def _loader() -> ModuleType:
     try:
         import espeakng_loader
     except ModuleNotFoundError:
-        raise EspeakError(
+        raise CorpusError(
             "espeak-ng is not installed; run: pip install 'stepaudio-jax[quickstart]'"
         ) from None
     return espeakng_loader
@@ -218,6 +214,6 @@ def _check_name(key: str, value: str | None, allowed: Collection[str | None]) ->
     if value not in allowed:
         names = sorted(name for name in allowed if name is not None)
         close = difflib.get_close_matches(str(value), names, n=1, cutoff=0)
-        raise EspeakError(
+        raise CorpusError(
             f"{key}={value!r} is none of espeak-ng's {len(names)}; the nearest is {close[0]!r}"
         )

@@ -96,7 +96,7 @@ def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
     The result is a function of the session. Sessions can be recorded at once on several threads.
 
     Raises:
-        EspeakError: espeak-ng is not installed.
+        CorpusError: espeak-ng is not installed.
     """
     folder = pathlib.PurePosixPath("audio", session.name)
     (corpus / folder).mkdir(parents=True)

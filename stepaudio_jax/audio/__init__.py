@@ -1,7 +1,6 @@
 """Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
 
 from stepaudio_jax.audio.decoding import load_audio, probe_audio, resample
-from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
     MAX_CHUNK_SAMPLES,
@@ -20,12 +19,10 @@ __all__ = [
     "MAX_CHUNK_SAMPLES",
     "MEL_BINS",
     "SAMPLE_RATE",
-    "AudioError",
     "LengthConvention",
     "audio_token_count",
     "chunk_lengths",
     "chunk_token_count",
-    "format_path",
     "load_audio",
     "log_mel",
     "mel_frames",

@@ -20,10 +20,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import mp3, truncation
-from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, LengthConvention, audio_token_count
 from stepaudio_jax.config import AudioChannel, DataConfig
-from stepaudio_jax.storage import CONVERT_SOUND, recognize, recognize_file
+from stepaudio_jax.errors import AudioError
+from stepaudio_jax.storage import CONVERT_SOUND, format_path, recognize, recognize_file
 
 # Resampling by a windowed sinc: torchaudio's default filter, which the released front end was trained behind.
 

@@ -12,14 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from stepaudio_jax.config import model, run
-from stepaudio_jax.config.build import (
-    ConfigError,
-    build,
-    format_value,
-    to_dict,
-    unknown_key_message,
-)
+from stepaudio_jax.config.build import build, format_value, to_dict, unknown_key_message
 from stepaudio_jax.config.run import Config
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import expand_home
 
 

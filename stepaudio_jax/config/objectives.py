@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from stepaudio_jax.config.build import ConfigError, check_floats, expand_paths
+from stepaudio_jax.config.build import check_floats, expand_paths
+from stepaudio_jax.errors import ConfigError
 
 # When a reply counts as a loop.
 

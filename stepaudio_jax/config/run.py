@@ -5,16 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from stepaudio_jax.config.build import (
-    ConfigError,
-    check_floats,
-    check_seed,
-    expand_paths,
-    format_value,
-)
+from stepaudio_jax.config.build import check_floats, check_seed, expand_paths, format_value
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
 from stepaudio_jax.config.objectives import RLConfig
 from stepaudio_jax.config.sharding import MeshConfig, ShardingRules
+from stepaudio_jax.errors import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import chunk_token_count, load_audio, log_mel, split_chunks
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
-from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, tokenize_dialogue
 

@@ -13,18 +13,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ConfigError, LengthConvention
+from stepaudio_jax.config import LengthConvention
+from stepaudio_jax.errors import ConfigError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
     Engine,
-    GenerationError,
     LoadedModel,
     Prompt,
     Sampling,
     build_engine,
     build_prompt,
 )
-from stepaudio_jax.judge.judge import JudgeAnswer, JudgeError
-from stepaudio_jax.text import Message, TextError, TextPart, Tokenizer, parse_reply, render_prompt
+from stepaudio_jax.judge.judge import JudgeAnswer
+from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
 
 # A judge behind a server that speaks OpenAI's chat protocol: vLLM, SGLang, or a provider's.
 
@@ -133,25 +133,21 @@ def _error_excerpt(error: urllib.error.HTTPError) -> str:
         return f"({type(broken).__name__}: {broken})"
 
 
-class _InvalidResponseError(ValueError):
-    """The server's answer is not of OpenAI's form."""
-
-
 def _answer(body: bytes) -> JudgeAnswer:
     """Returns what a chat completion says; a content of null, or of no form that text has, is an empty answer.
 
     Raises:
-        _InvalidResponseError: the body is no chat completion.
+        ValueError: the body is no chat completion.
     """
     if len(body) > MAX_RESPONSE_BYTES:
-        raise _InvalidResponseError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
+        raise ValueError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
     try:
         # As an integer Python reads no number of more than 4300 digits.
         completion = json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=float)
         choice = completion["choices"][0]
         content, reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise _InvalidResponseError(f"not a chat completion: {body[:200]!r}") from None
+        raise ValueError(f"not a chat completion: {body[:200]!r}") from None
     return JudgeAnswer(_text(content), truncated=reason == "length")
 
 

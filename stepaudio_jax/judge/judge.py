@@ -15,18 +15,13 @@ from typing import Any
 
 import jax
 
-from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.cache import AnswerCache, JudgeAnswer
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.text import Message
-
-
-class JudgeError(RuntimeError):
-    """A judge could not be asked, after all retries; or too many of its answers are of no use."""
-
 
 Generate = Callable[[str], JudgeAnswer]
 """One question to the judge, from any thread; raises JudgeError where there is no answer."""

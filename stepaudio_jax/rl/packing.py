@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Array, DataError, audio_embeddings_per_chunk
+from stepaudio_jax.data import Array, audio_embeddings_per_chunk
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rollouts import Rollout
 
 

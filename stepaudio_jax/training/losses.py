@@ -15,14 +15,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from stepaudio_jax.config import (
-    AuxiliaryConfig,
-    ConfigError,
-    LengthConvention,
-    ModelConfig,
-    ShardingRules,
-)
+from stepaudio_jax.config import AuxiliaryConfig, LengthConvention, ModelConfig, ShardingRules
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import (
     StepAudio,
     audio_token_counts,

@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from examples.spoken_corpus import (
-    ATTRIBUTES,
-    TASKS,
-    CorpusError,
-    EspeakError,
-    tasks,
-    vocabulary,
-    write_corpus,
-)
+from examples.spoken_corpus import ATTRIBUTES, TASKS, CorpusError, tasks, vocabulary, write_corpus
 from examples.spoken_corpus import corpus as writing
 from examples.spoken_corpus import phrases as words
 from examples.spoken_corpus import sessions as planning
@@ -30,7 +22,7 @@ from stepaudio_jax.audio import audio_token_count, load_audio, mel_frames, probe
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.data.preprocessing import LabelEncoder
-from stepaudio_jax.storage import OutputError
+from stepaudio_jax.errors import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
 CLIPS, PER_TASK = 240, 16
@@ -259,10 +251,10 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     def fail(session, folder):
-        raise EspeakError("espeak-ng is not installed")
+        raise CorpusError("espeak-ng is not installed")
 
     monkeypatch.setattr(writing, "record", fail)
-    with pytest.raises(EspeakError):
+    with pytest.raises(CorpusError):
         write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
     assert not list(tmp_path.iterdir())
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from examples.spoken_corpus import espeak
-from examples.spoken_corpus.espeak import EspeakError, Synthesizer, variant_genders
+from examples.spoken_corpus.espeak import CorpusError, Synthesizer, variant_genders
 
 
 def _session(order):
@@ -84,7 +84,7 @@ def test_genders_are_read_from_the_variants_files():
     ],
 )
 def test_what_it_does_not_have_is_refused(arguments, message):
-    with Synthesizer() as synthesizer, pytest.raises(EspeakError, match=message):
+    with Synthesizer() as synthesizer, pytest.raises(CorpusError, match=message):
         synthesizer.say(**{"text": "hello", "language": "en-us", **arguments})
 
 
@@ -97,5 +97,5 @@ def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
         return real_import(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_espeak)
-    with pytest.raises(EspeakError, match=r"pip install 'stepaudio-jax\[quickstart\]'"):
+    with pytest.raises(CorpusError, match=r"pip install 'stepaudio-jax\[quickstart\]'"):
         espeak.Synthesizer()

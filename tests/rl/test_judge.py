@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.backends import EndpointBackend
-from stepaudio_jax.judge.judge import Judge, JudgeAnswer, JudgeError, ReplyPair
+from stepaudio_jax.judge.judge import Judge, JudgeAnswer, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import Abstention, Verdict
 from stepaudio_jax.text import AudioPart, Message, TextPart
