@@ -69,5 +69,7 @@ def test_errors_survive_pickling(error):
 def test_importing_errors_is_fast():
     """Mistakes in the command line are reported before any heavy module is imported."""
     script = "import sys, launch.errors; print(sorted({'jax', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

@@ -95,7 +95,7 @@ def write_corpus(
         CorpusError: an argument is out of range, or the output is in use.
         OutputError: the output is there and is not an empty folder, or the folder above it cannot
         be written.
-        CorpusError: espeak-ng is not installed.
+
     """
     if recipe not in DEFAULT_CLIPS:
         raise CorpusError(f"recipe={recipe!r} is not one of {', '.join(DEFAULT_CLIPS)}")

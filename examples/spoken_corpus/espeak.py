@@ -22,13 +22,6 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.errors import StepAudioError
 
-# CorpusError: why a corpus cannot be made.
-
-
-class CorpusError(StepAudioError):
-    """A corpus cannot be made as asked; the message names the argument or the missing library, and what to do."""
-
-
 SAMPLE_RATE = 22_050
 
 _SYNCHRONOUS = (
@@ -41,6 +34,10 @@ _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _UTF8 = 1
 _SEED = 1
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+
+
+class CorpusError(StepAudioError):
+    """A corpus cannot be made: an argument is out of range, or espeak-ng is not installed."""
 
 
 @functools.cache

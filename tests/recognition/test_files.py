@@ -136,7 +136,7 @@ def test_links_to_nothing_and_downloads_under_way(tmp_path):
 def test_good_files_are_not_looked_at(tmp_path, monkeypatch, model):
     """What is recognised where reading failed is not asked where it did not."""
     monkeypatch.setattr(hub.safetensors, "recognize_file", None)
-    monkeypatch.setattr(hub.hugging_face_config, "recognize_file", None)
+    monkeypatch.setattr(hub.hf_config, "recognize_file", None)
     path = tmp_path / "clip.wav"
     soundfile.write(path, [0.1, -0.1] * 4000, 16_000)
     monkeypatch.setattr("stepaudio_jax.audio.decoding.recognize", None)

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from examples.spoken_corpus import ATTRIBUTES, TASKS, CorpusError, tasks, vocabulary, write_corpus
+from examples.spoken_corpus import (
+    ATTRIBUTES,
+    TASKS,
+    CorpusError,
+    tasks,
+    vocabulary,
+    write_corpus,
+)
 from examples.spoken_corpus import corpus as writing
 from examples.spoken_corpus import phrases as words
 from examples.spoken_corpus import sessions as planning
