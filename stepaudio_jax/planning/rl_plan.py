@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax import hub
+from stepaudio_jax.audio.lengths import encoder_frame_count
 from stepaudio_jax.config import ComputeConfig, Config, LoRAConfig, ModelConfig, StageConfig
-from stepaudio_jax.data import audio_embeddings_per_chunk
 from stepaudio_jax.generation.shardings import (
     bucketed_slot_tokens,
     decode_mesh,
@@ -259,7 +259,7 @@ def _abstract_batch(
         features=array(
             jnp.float32,
             data.audio_chunks_per_seq,
-            2 * audio_embeddings_per_chunk(data.mel_frames_per_chunk),
+            encoder_frame_count(data.mel_frames_per_chunk),
             model.encoder.hidden,
         ),
     )
