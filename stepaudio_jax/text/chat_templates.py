@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.storage import recognize_file, recognize_values
-from stepaudio_jax.text.error import TokenizerError
 
 CHAT_TEMPLATE = pathlib.Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 _TEMPLATE_PREFIX = CHAT_TEMPLATE.partition(":")[0]  # common to all versions of our template
@@ -28,7 +28,7 @@ def read_original_templates(folder: str) -> NamedTemplates:
     """Returns the folder's chat templates other than ours, by the name under which we keep them.
 
     Raises:
-        TokenizerError: a file cannot be read.
+        TextError: a file cannot be read.
     """
     templates = _config_templates(folder)
     path = os.path.join(folder, _FILE)
@@ -101,7 +101,7 @@ def _config_templates(folder: str) -> dict[str, str]:
         if not templates or not all(
             isinstance(text, str) for item in templates.items() for text in item
         ):
-            raise TokenizerError(
+            raise TextError(
                 f"{path}: {_KEY!r} must be a string,"
                 " or a list of objects with 'name' and 'template'"
             )
@@ -113,23 +113,23 @@ def _read_text(path: str) -> str:
     try:
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read ({error}); copy it again") from None
+        raise TextError(f"{path}: cannot be read ({error}); copy it again") from None
 
 
 def read_json_object(path: str) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-        TokenizerError: names the file and what it really is: not JSON, no object, or a server's
+        TextError: names the file and what it really is: not JSON, no object, or a server's
             error message.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = recognize_file(path, "tokenizer") or f"{error}; copy it again"
-        raise TokenizerError(f"{path}: cannot be read as JSON: it {reason}") from None
+        raise TextError(f"{path}: cannot be read as JSON: it {reason}") from None
     if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: must hold a JSON object")
+        raise TextError(f"{path}: must hold a JSON object")
     if finding := recognize_values(content):
-        raise TokenizerError(f"{path}: {finding}")
+        raise TextError(f"{path}: {finding}")
     return content

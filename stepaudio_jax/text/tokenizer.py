@@ -10,13 +10,13 @@ from typing import Self
 import tokenizers
 from tokenizers import AddedToken
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.text import tokenizer_files
 from stepaudio_jax.text.chat_templates import (
     NamedTemplates,
     read_original_templates,
     write_chat_templates,
 )
-from stepaudio_jax.text.error import TextError
 from stepaudio_jax.text.special_tokens import (
     SYMBOL_TO_BYTE,
     SpecialTokens,
@@ -74,7 +74,7 @@ class Tokenizer:
         they get Step-Audio's ids (`special_tokens.qwen2_special_tokens`).
 
         Raises:
-            TokenizerError: names the file and what is wrong with it: missing, malformed, not a
+            TextError: names the file and what is wrong with it: missing, malformed, not a
                 byte-level BPE, or without some of the special tokens.
         """
         path = os.fspath(folder)

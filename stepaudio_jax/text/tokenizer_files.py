@@ -8,9 +8,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.storage import recognize_file, recognize_folder, shorten
 from stepaudio_jax.text.chat_templates import read_json_object
-from stepaudio_jax.text.error import TokenizerError
 from stepaudio_jax.text.special_tokens import (
     BYTE_SYMBOLS,
     QWEN2_VOCAB_SIZE,
@@ -45,13 +45,13 @@ def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     """Returns the BPE, without added tokens, and the added tokens by id.
 
     Raises:
-        TokenizerError: see `Tokenizer.from_folder`.
+        TextError: see `Tokenizer.from_folder`.
     """
     if not os.path.isdir(folder):
         reason = recognize_folder(folder, "tokenizer") or (
             f"does not exist; name a folder with {_TOKENIZER_JSON} or {_VOCABULARY} and {_MERGES}"
         )
-        raise TokenizerError(f"tokenizer folder {folder} {reason}")
+        raise TextError(f"tokenizer folder {folder} {reason}")
     path = os.path.join(folder, _TOKENIZER_JSON)
     if os.path.isfile(path):
         bpe, added = _parse_tokenizer_json(read_json_object(path), path)
@@ -130,7 +130,7 @@ def _convert_with_transformers(folder: str) -> dict[str, Any]:
         return json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # whatever the class of tokenizer raises
         reason = shorten(" ".join(str(error).split()))
-        raise TokenizerError(
+        raise TextError(
             f"tokenizer folder {folder} has no {_TOKENIZER_JSON}, and transformers cannot make one"
             f" ({reason}); save the tokenizer by AutoTokenizer where it can be read"
         ) from None
@@ -144,16 +144,14 @@ def _parse_tokenizer_json(
         content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
     )
     if kind != "BPE":
-        raise TokenizerError(
+        raise TextError(
             f"{path}: the model is {kind!r}; only a byte-level BPE like Qwen2's can be used"
         )
     listed = content.get("added_tokens") or []
     if not isinstance(listed, list) or not all(
         isinstance(item, Mapping) and "id" in item for item in listed
     ):
-        raise TokenizerError(
-            f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'"
-        )
+        raise TextError(f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'")
     added = {_token_id(item["id"], path): _added_token(item, path) for item in listed}
     # Without added tokens, so that no text can spell them; the rest would make a text's tokens
     # depend on its context.
@@ -161,7 +159,7 @@ def _parse_tokenizer_json(
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(content)), added
     except Exception as error:  # all that the library raises
-        raise TokenizerError(f"{path}: is not a tokenizer file ({error}); copy it again") from None
+        raise TextError(f"{path}: is not a tokenizer file ({error}); copy it again") from None
 
 
 def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
@@ -169,8 +167,8 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
         if not os.path.isfile(path):
             folder = os.path.dirname(path)
             if finding := recognize_folder(folder, "tokenizer"):
-                raise TokenizerError(f"tokenizer folder {folder} {finding}")
-            raise TokenizerError(
+                raise TextError(f"tokenizer folder {folder} {finding}")
+            raise TextError(
                 f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON},"
                 f" or {_VOCABULARY} and {_MERGES}"
             )
@@ -180,7 +178,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
         or not all(type(index) is int for index in ids.values())
         or set(ids.values()) != set(range(len(ids)))
     ):
-        raise TokenizerError(
+        raise TextError(
             f"{vocabulary}: must map each token to its id,"
             " the ids from 0 to the number of tokens - 1"
         )
@@ -191,7 +189,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             recognize_file(merges, "tokenizer", is_text=True)
             or f"does not fit {vocabulary} ({error}); copy both again"
         )
-        raise TokenizerError(f"{merges}: {reason}") from None
+        raise TextError(f"{merges}: {reason}") from None
     _check_merges(ids, merges)
     return qwen2_tokenizer(bpe)
 
@@ -202,7 +200,7 @@ def _check_merges(vocabulary: Mapping[str, int], merges: str) -> None:
         merged = {line.rstrip("\n").replace(" ", "", 1) for line in file}
     unreachable = [token for token in vocabulary if len(token) > 1 and token not in merged]
     if unreachable:
-        raise TokenizerError(
+        raise TextError(
             f"{merges}: has no merge that makes {len(unreachable)} of the {len(vocabulary)} tokens"
             f" (as {unreachable[0]!r}): it is cut short, or of another tokenizer; copy it again"
         )
@@ -212,26 +210,26 @@ def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
     """Checks that the BPE is byte-level: a byte without a token would silently vanish."""
     missing = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if bpe.token_to_id(symbol) is None]
     if missing:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: has no token for {len(missing)} of the 256 bytes;"
             " only a byte-level BPE can be used"
         )
     vocabulary = bpe.get_vocab(with_added_tokens=False)
     if max(vocabulary.values()) != len(vocabulary) - 1:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: has {len(vocabulary)} tokens and ids up to {max(vocabulary.values())};"
             " none may be left out"
         )
     foreign = sorted(token for token in vocabulary if not SYMBOL_TO_BYTE.keys() >= set(token))
     if foreign:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: has {foreign[0]!r}, which stands for no bytes;"
             " only a byte-level BPE can be used"
         )
     probe = "a  b\n1 你好🙂"
     tokens = bpe.encode(probe, add_special_tokens=False).tokens
     if bytes(SYMBOL_TO_BYTE[symbol] for token in tokens for symbol in token) != probe.encode():
-        raise TokenizerError(
+        raise TextError(
             f"{path}: does not give back the text {probe!r};"
             " only a byte-level BPE like Qwen2's can be used"
         )
@@ -248,9 +246,7 @@ def _read_added(path: str, key: str | None) -> AddedTokens:
     if not isinstance(listed, Mapping) or not all(
         isinstance(item, Mapping) for item in listed.values()
     ):
-        raise TokenizerError(
-            f"{path}: {key!r} must be an object from id to an object with 'content'"
-        )
+        raise TextError(f"{path}: {key!r} must be an object from id to an object with 'content'")
     return {_token_id(index, path): _added_token(item, path) for index, item in listed.items()}
 
 
@@ -262,7 +258,7 @@ def _merge_added_tokens(added: AddedTokens, extra: Mapping[int, AddedToken], pat
             or ids.get(token.content, index) != index
         ):
             known = added[index].content if index in added else f"id {ids[token.content]}"
-            raise TokenizerError(
+            raise TextError(
                 f"{path}: gives {token.content!r} the id {index},"
                 f" which contradicts the folder's {known!r}"
             )
@@ -274,14 +270,14 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
     base = bpe.get_vocab_size()
     contents = {token.content for token in added.values()}
     if len(contents) < len(added):
-        raise TokenizerError(
+        raise TextError(
             f"{path}: gives several ids to one added token; copy the tokenizer's files again"
         )
     needed = [content for content in SpecialTokens.contents().values() if content not in contents]
     layout = qwen2_special_tokens() if base == QWEN2_VOCAB_SIZE else {}
     if needed and contents.isdisjoint(STEP_AUDIO_TOKENS):
         if not layout:
-            raise TokenizerError(
+            raise TextError(
                 f"{path}: has {base} tokens and none of Step-Audio's special tokens, whose ids are"
                 f" known for Qwen2's {QWEN2_VOCAB_SIZE} only; give them in {_CONFIG}"
                 " ('added_tokens_decoder')"
@@ -293,7 +289,7 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
         }
         _merge_added_tokens(added, step_audio, f"{path} with Step-Audio's tokens")
     elif needed:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: lacks the special tokens {', '.join(needed)};"
             " use a Step-Audio tokenizer or Qwen2's own"
         )
@@ -321,7 +317,7 @@ def _check_not_spellable(
         if index in bpe.encode(token.content, add_special_tokens=False).ids
     )
     if spelled:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: text can spell the special tokens {', '.join(spelled[:_MAX_SHOWN])};"
             " they must not be in the BPE"
         )
@@ -334,9 +330,7 @@ def _special_token(content: str) -> AddedToken:
 def _added_token(item: Mapping[str, Any], path: str) -> AddedToken:
     content = item.get("content")
     if not isinstance(content, str) or not content:
-        raise TokenizerError(
-            f"{path}: an added token must have 'content', a string, got {content!r}"
-        )
+        raise TextError(f"{path}: an added token must have 'content', a string, got {content!r}")
     flags = {
         "special": True,
         "normalized": False,
@@ -351,5 +345,5 @@ def _flags(token: AddedToken) -> dict[str, bool]:
 
 def _token_id(value: Any, path: str) -> int:
     if isinstance(value, bool) or not str(value).isdecimal() or int(value) > _MAX_ID:
-        raise TokenizerError(f"{path}: {value!r} is not a token id (0 to {_MAX_ID})")
+        raise TextError(f"{path}: {value!r} is not a token id (0 to {_MAX_ID})")
     return int(value)
