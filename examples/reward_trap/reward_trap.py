@@ -94,8 +94,11 @@ class RewardTrap:
         Args:
             folder: the judge's model; None for the judge of the configurations.
         """
+        if folder is None:
+            assert self._judge.folder is not None
+            folder = pathlib.Path(self._judge.folder)
         backend = ModelBackend(
-            load_model(folder or pathlib.Path(self._judge.folder), "float32"),
+            load_model(folder, "float32"),
             slots=self._judge.slots,
             max_tokens=self._judge.max_tokens,
         )
@@ -113,7 +116,7 @@ class RewardTrap:
             (model, decoding -> metrics).
         """
         for name, config in self._run_configs(arm, seed):
-            train(config, {"policy": POLICY_STAGE})
+            train(config, {"policy_gradient": POLICY_STAGE})
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measure(folder, kl=_final_kl(folder))
@@ -121,7 +124,7 @@ class RewardTrap:
     @property
     def _judge(self) -> JudgeConfig:
         (stage,) = self.configs["joint"].stages
-        return stage.rl.judge
+        return stage.policy_gradient.judge
 
     @property
     def _judge_prompt(self) -> JudgePrompt:
@@ -156,9 +159,8 @@ def _arm_stage(joint: StageConfig, name: str, *, num_stages: int) -> StageConfig
     stage = dataclasses.replace(joint, name=name, steps=joint.steps // num_stages)
     if name == RLVR:
         rewards = (RewardConfig(verifier="exact_text", verifier_weight=0.8, format_weight=0.2),)
-        return dataclasses.replace(
-            stage, rl=dataclasses.replace(joint.rl, rewards=rewards, judge=JudgeConfig())
-        )
+        objective = dataclasses.replace(joint.policy_gradient, rewards=rewards, judge=JudgeConfig())
+        return dataclasses.replace(stage, objective=objective)
     file = {RUBRIC: "rubric", THEN_PREFERENCE: "preference"}.get(name)
     sources = tuple(
         source for source in joint.data.sources if file in (None, pathlib.Path(source.path).stem)
