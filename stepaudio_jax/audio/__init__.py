@@ -1,5 +1,6 @@
 """Sound: file -> waveform -> log-mel, and how many tokens a clip takes."""
 
+from stepaudio_jax.audio.arrays import waveform_from_array
 from stepaudio_jax.audio.decoding import load_audio, probe_audio, resample
 from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import (
@@ -32,4 +33,5 @@ __all__ = [
     "probe_audio",
     "resample",
     "split_chunks",
+    "waveform_from_array",
 ]

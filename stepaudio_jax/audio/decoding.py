@@ -251,7 +251,7 @@ class _MemoryStream:
 
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
-_SAMPLE_RATE_RANGE = (
+SAMPLE_RATE_RANGE = (
     1_000,
     768_000,
 )  # Hz; a header that says anything else is wrong, and would cost memory without bound
@@ -295,6 +295,17 @@ def load_audio(
         raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN_HINT}")
     with suppress_decoder_messages():
         samples, rate = _decode(name, content, channel)
+    return check_and_resample(name, samples, rate, length_convention)
+
+
+def check_and_resample(
+    name: str, samples: NDArray[np.float32], rate: int, length_convention: LengthConvention
+) -> NDArray[np.float32]:
+    """Checks decoded samples [samples] and resamples them to 16 kHz.
+
+    Raises:
+        AudioError: they are not finite, far beyond full scale, or too few for an audio token.
+    """
     if not np.isfinite(samples).all():
         bad = int(np.count_nonzero(~np.isfinite(samples)))
         raise AudioError(
@@ -439,8 +450,8 @@ def _open_sound(name: str, stream: BinaryIO, start: bytes, size: int) -> soundfi
     reason = None
     if file.format not in _FORMATS:
         reason = f"is in the format {file.format}; {CONVERT_SOUND}"
-    elif not _SAMPLE_RATE_RANGE[0] <= file.samplerate <= _SAMPLE_RATE_RANGE[1]:
-        reason = f"says its sample rate is {file.samplerate} Hz; {_SAMPLE_RATE_RANGE[0]} to {_SAMPLE_RATE_RANGE[1]} are allowed"
+    elif not SAMPLE_RATE_RANGE[0] <= file.samplerate <= SAMPLE_RATE_RANGE[1]:
+        reason = f"says its sample rate is {file.samplerate} Hz; {SAMPLE_RATE_RANGE[0]} to {SAMPLE_RATE_RANGE[1]} are allowed"
     elif file.frames == _UNKNOWN_LENGTH:
         reason = f"does not say how many samples it has (written to a pipe?); {CONVERT_SOUND}"
     if reason is not None:
