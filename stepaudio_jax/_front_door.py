@@ -25,7 +25,7 @@ def train(config: Config) -> pathlib.Path:
     Raises:
         ConfigError, DataError, CheckpointError: the run cannot start; names the key or the file.
     """
-    return train_stages(config, {"policy": POLICY_STAGE})
+    return train_stages(config, {"policy_gradient": POLICY_STAGE})
 
 
 def convert(

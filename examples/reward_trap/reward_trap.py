@@ -87,20 +87,18 @@ class RewardTrap:
         self.write_data()
         train(self.configs["quickstart"])
         train(self.configs["manners"])
+        assert self._judge.folder is not None
         return self.evaluate_judge(pathlib.Path(self._judge.folder))
 
     def evaluate_judge(self, folder: pathlib.Path) -> JudgeReport:
         """How good a judge is on held-out pairs."""
-        judge = ModelBackend(
+        backend = ModelBackend(
             load_model(folder, "float32"),
             slots=self._judge.slots,
             max_tokens=self._judge.max_tokens,
         )
         pairs = list(read_jsonl(self.folder / "data" / "held_out_pairs.jsonl"))
-        return evaluate_judge(
-            Judge(judge.name, judge, self._judge_prompt, together=True, max_abstention_rate=1.0),
-            pairs,
-        )
+        return evaluate_judge(Judge(backend, self._judge_prompt, max_abstention_rate=1.0), pairs)
 
     def start(self) -> dict[str, ReplyMetrics]:
         """The model that every arm begins with, measured in both ways."""
@@ -109,7 +107,7 @@ class RewardTrap:
     def run(self, arm: str, seed: int) -> Iterator[tuple[str, dict[str, ReplyMetrics]]]:
         """Trains an arm, or goes on with it; yields each model that it leaves, measured in both ways, and writes its report."""
         for name, config in self._runs(arm, seed):
-            train(config, {"policy": POLICY_STAGE})
+            train(config, {"policy_gradient": POLICY_STAGE})
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measured(folder, kl=_last_kl(folder))
@@ -117,7 +115,7 @@ class RewardTrap:
     @property
     def _judge(self) -> JudgeConfig:
         (stage,) = self.configs["joint"].stages
-        return stage.rl.judge
+        return stage.policy_gradient.judge
 
     @property
     def _judge_prompt(self) -> JudgePrompt:
@@ -154,9 +152,8 @@ def _stage(joint: StageConfig, name: str, of: int) -> StageConfig:
     stage = dataclasses.replace(joint, name=name, steps=joint.steps // of)
     if name == RLVR:
         rewards = (RewardConfig(verifier="exact_text", verifier_weight=0.8, format_weight=0.2),)
-        return dataclasses.replace(
-            stage, rl=dataclasses.replace(joint.rl, rewards=rewards, judge=JudgeConfig())
-        )
+        objective = dataclasses.replace(joint.policy_gradient, rewards=rewards, judge=JudgeConfig())
+        return dataclasses.replace(stage, objective=objective)
     wanted = {RUBRIC: "rubric", THEN_PREFERENCE: "preference"}.get(name)
     sources = tuple(
         source for source in joint.data.sources if wanted in (None, pathlib.Path(source.path).stem)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import LengthConvention, load_audio, waveform_from_array
-from stepaudio_jax.config import AudioChannel, DataConfig, FloatDtype
+from stepaudio_jax.audio import load_audio, waveform_from_array
+from stepaudio_jax.config import AudioChannel, DataConfig, FloatDtype, LengthConvention
 from stepaudio_jax.data import DataError, Record
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.generation.engine import Completion, Engine, FinishReason
@@ -264,12 +264,10 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise GenerationError(f"unknown setting {name!r}{hint} (allowed: {', '.join(known)})")
-    return Sampling(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in settings.items()
-        }
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return Sampling(**values)
 
 
 class _Clips:

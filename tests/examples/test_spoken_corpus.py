@@ -15,7 +15,6 @@ from examples.spoken_corpus import (
     ATTRIBUTES,
     TASKS,
     CorpusError,
-    EspeakError,
     tasks,
     vocabulary,
     write_corpus,
@@ -26,7 +25,7 @@ from examples.spoken_corpus import sessions as planning
 from examples.spoken_corpus.dialogues import QUESTIONS, WORD_LISTS
 from examples.spoken_corpus.measurement import pitch_label, pitch_range
 from examples.spoken_corpus.voices import speakers
-from stepaudio_jax.audio import audio_token_count, load_audio, mel_frames, probe_audio
+from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, probe_audio
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.data.preprocessing import LabelEncoder
@@ -74,7 +73,7 @@ def test_length_tells_nothing(corpus):
         info = soundfile.info(clip.path)
         assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
         assert 33_600 <= info.frames <= 35_200
-        assert mel_frames(info.frames) <= 224
+        assert mel_frame_count(info.frames) <= 224
         tokens.add(audio_token_count(info.frames))
     assert tokens <= {26, 27, 28}
 
@@ -259,10 +258,10 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     def fail(session, folder):
-        raise EspeakError("espeak-ng is not installed")
+        raise CorpusError("espeak-ng is not installed")
 
     monkeypatch.setattr(writing, "record", fail)
-    with pytest.raises(EspeakError):
+    with pytest.raises(CorpusError):
         write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
     assert not list(tmp_path.iterdir())
 
