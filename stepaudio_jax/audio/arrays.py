@@ -41,8 +41,9 @@ def waveform_from_array(
     lowest, highest = SAMPLE_RATE_RANGE
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or float(rate) % 1:
         raise AudioError(name, f"has the sample rate {rate!r}; it must be a whole number of Hz")
-    if not lowest <= rate <= highest:
-        raise AudioError(name, f"has the sample rate {rate} Hz; {lowest} to {highest} are allowed")
+    hertz = int(float(rate))
+    if not lowest <= hertz <= highest:
+        raise AudioError(name, f"has the sample rate {hertz} Hz; {lowest} to {highest} are allowed")
     columns = _to_float(np.asarray(samples), name)
     if not len(columns):
         raise AudioError(name, "has no samples; remove it")
@@ -50,7 +51,7 @@ def waveform_from_array(
     reducer.add(columns)
     if (reason := reducer.find_silence()) is not None:
         raise AudioError(name, reason)
-    return check_and_resample(name, reducer.samples(), int(rate), length_convention)
+    return check_and_resample(name, reducer.samples(), hertz, length_convention)
 
 
 def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
