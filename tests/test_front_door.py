@@ -13,9 +13,7 @@ import soundfile
 
 import stepaudio_jax as sa
 from stepaudio_jax import config
-from stepaudio_jax.data import DataError
-from stepaudio_jax.generation import GenerationError
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.errors import CheckpointError, DataError, GenerationError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_BASE = ROOT / "models" / "tiny_base"
@@ -56,7 +54,7 @@ MODEL_SHAPES = {"AdaptorConfig", "DecoderConfig", "EncoderConfig"}  # in ModelCo
 
 
 def test_a_configuration_made_in_python_is_checked():
-    with pytest.raises(ValueError, match="batch_size=0"):
+    with pytest.raises(sa.StepAudioError, match="batch_size=0"):
         sa.DataConfig(sources=(sa.SourceConfig(path="a.jsonl"),), batch_size=0)
 
 

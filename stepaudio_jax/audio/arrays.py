@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio.decoding import SAMPLE_RATE_RANGE, ChannelReducer, check_and_resample
-from stepaudio_jax.audio.error import AudioError
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
+from stepaudio_jax.errors import AudioError
 
 # Full scale and zero of the integer formats, as in a WAV file of the same width.
 _INTEGER_SCALES = {"int16": (2.0**15, 0), "int32": (2.0**31, 0), "uint8": (2.0**7, 128)}

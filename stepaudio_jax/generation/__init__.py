@@ -3,7 +3,6 @@
 from stepaudio_jax.generation.batch_job import JobSummary, answer_file, finished_generation
 from stepaudio_jax.generation.chat import ChatModel, Reply
 from stepaudio_jax.generation.engine import Completion, Engine, RequestOutput
-from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
     build_engine,
@@ -21,7 +20,6 @@ __all__ = [
     "ChatModel",
     "Completion",
     "Engine",
-    "GenerationError",
     "JobSummary",
     "LoadedModel",
     "Prompt",

@@ -16,16 +16,15 @@ import tqdm
 from stepaudio_jax import hub
 from stepaudio_jax.config import (
     AudioChannel,
-    ConfigError,
     DataConfig,
     FloatDtype,
     ModelConfig,
     RepetitionDetectionConfig,
     build,
 )
-from stepaudio_jax.data import DataError, JsonlFile, Record
+from stepaudio_jax.data import JsonlFile, Record
+from stepaudio_jax.errors import ConfigError, DataError, GenerationError
 from stepaudio_jax.generation.engine import Completion, Engine
-from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,

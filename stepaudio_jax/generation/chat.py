@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio import load_audio, waveform_from_array
 from stepaudio_jax.config import AudioChannel, DataConfig, FloatDtype, LengthConvention
-from stepaudio_jax.data import DataError, Record
+from stepaudio_jax.data import Record
 from stepaudio_jax.data.sources.messages import parse_record
+from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation.engine import Completion, Engine, FinishReason
-from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
     build_engine,

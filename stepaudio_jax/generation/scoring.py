@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax import hub
-from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.audio import load_audio
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
-from stepaudio_jax.data import DataError, Record, read_jsonl
-from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.loaded_model import LoadedModel, default_dtype
 from stepaudio_jax.generation.prompts import (
@@ -34,7 +34,7 @@ from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
-from stepaudio_jax.text import DialogueError, TextError, Tokenizer, render_training, training_views
+from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
 # Tokens whose logits exist at the same time; divides every bucket that is at least twice as long.
@@ -205,7 +205,7 @@ class Scorer:
             read: gives the waveform of a clip by its path.
 
         Raises:
-            DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
+            TextError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
                 cannot be read, or the model's positions do not hold it.
         """
         roles = [message.role for message in messages]
@@ -215,7 +215,7 @@ class Scorer:
             if role == "assistant" and "user" in roles[:turn]
         ]
         if not turns:
-            raise DialogueError("no assistant turn comes after a user's: there is nothing to score")
+            raise TextError("no assistant turn comes after a user's: there is nothing to score")
         return [
             self._score_view(view, read)
             for turn in turns

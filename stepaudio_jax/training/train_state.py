@@ -13,7 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import (
     Parameters,
     abstract_lora,
@@ -97,7 +98,7 @@ def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> Parameter
 
     Raises:
         CheckpointError: a folder is incomplete.
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
     shardings = parameter_shardings(
         logical_axes(model), abstract_parameters(model), config.compute.rules, mesh
@@ -209,7 +210,7 @@ def abstract_train_state(
         initial: of the adapter that the initial weights have beside them, if any.
 
     Raises:
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
     stage = config.stages[index]
     graphdef, state = abstract_model(model, config.compute)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import AudioError, load_audio, waveform_from_array
+from stepaudio_jax.audio import load_audio, waveform_from_array
+from stepaudio_jax.errors import AudioError
 
 
 def tone(channels=1, rate=22_050, seconds=0.3):
