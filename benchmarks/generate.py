@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import Qwen2ForCausalLM
 
+from benchmarks.allocator import allocator_environment
 from benchmarks.contest import Step, compare_speed
-from launch.large_pages import allocator_environment
 from stepaudio_jax.config import (
     AdaptorConfig,
     ComputeConfig,

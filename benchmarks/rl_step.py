@@ -26,8 +26,8 @@ import jax
 import numpy as np
 import soundfile
 
+from benchmarks.allocator import allocator_environment
 from benchmarks.contest import Step, compare_speed
-from launch.large_pages import allocator_environment
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import (
     AdaptorConfig,

@@ -18,10 +18,10 @@ import os
 import jax
 import torch
 
+from benchmarks.allocator import allocator_environment
 from benchmarks.contest import Step, compare_speed
 from benchmarks.torch_training import torch_step
 from benchmarks.training_job import Job, draw_rows
-from launch.large_pages import allocator_environment
 from stepaudio_jax.config import (
     AdaptorConfig,
     ComputeConfig,

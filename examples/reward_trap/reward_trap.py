@@ -91,16 +91,13 @@ class RewardTrap:
 
     def evaluate_judge(self, folder: pathlib.Path) -> JudgeReport:
         """How good a judge is on held-out pairs."""
-        judge = ModelBackend(
+        backend = ModelBackend(
             load_model(folder, "float32"),
             slots=self._judge.slots,
             max_tokens=self._judge.max_tokens,
         )
         pairs = list(read_jsonl(self.folder / "data" / "held_out_pairs.jsonl"))
-        return evaluate_judge(
-            Judge(judge.name, judge, self._judge_prompt, together=True, max_abstention_rate=1.0),
-            pairs,
-        )
+        return evaluate_judge(Judge(backend, self._judge_prompt, max_abstention_rate=1.0), pairs)
 
     def start(self) -> dict[str, ReplyMetrics]:
         """The model that every arm begins with, measured in both ways."""

@@ -124,7 +124,7 @@ class RewardConfig:
 def check_reward_map(
     levels: int, table: tuple[float, ...], temperature: float | None, *, temperature_key: str
 ) -> None:
-    """Checks what maps a judge's levels to rewards (see `rl.comparison.RewardMap`).
+    """Checks what maps a judge's levels to rewards (see `judge.verdict.RewardMap`).
 
     Args:
         levels: of the judge's scale, odd.
@@ -168,7 +168,7 @@ class JudgeConfig:
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key; empty: none
     prompt: str = ""  # a template of your own
     preference_levels: Literal[3, 5, 7] = 7
-    reward_map: tuple[float, ...] = ()  # phi, level by level (see rl.comparison.RewardMap)
+    reward_map: tuple[float, ...] = ()  # phi, level by level (see judge.verdict.RewardMap)
     reward_map_temperature: float | None = None  # phi's temperature
     max_tokens: int = 1024
     timeout_s: float = 60.0  # without a word from the server

@@ -13,8 +13,8 @@ from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.kernels.attention import choose_kernel
 from stepaudio_jax.kernels.cpu.decode_attention import blockwise_decode_attention
 from stepaudio_jax.kernels.flash_xla import MASK_VALUE
+from stepaudio_jax.kernels.kv_cache import CACHE_AXES, LayerCache
 from stepaudio_jax.kernels.partitioning import activation_spec, current_mesh
-from stepaudio_jax.models.kv_cache import CACHE_AXES, LayerCache
 
 # Attention over a cache by JAX's Pallas kernel for paged caches, on TPU: pages behind a row's last token are not read.
 

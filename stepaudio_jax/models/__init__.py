@@ -2,10 +2,10 @@
 
 from stepaudio_jax.kernels.attention import supports_shared_prefix
 from stepaudio_jax.kernels.decode_attention import padded_cache_len
+from stepaudio_jax.kernels.kv_cache import CACHE_AXES, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.kernels.partitioning import activation_spec, constrain, current_mesh
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder, audio_token_counts
-from stepaudio_jax.models.kv_cache import CACHE_AXES, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.models.layers import dense_kernel_grad
 from stepaudio_jax.models.lora import (
     AbstractLoRA,

@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
 from stepaudio_jax.kernels.attention import attention
 from stepaudio_jax.kernels.decode_attention import decode_attention
+from stepaudio_jax.kernels.kv_cache import LayerCache
 from stepaudio_jax.kernels.partitioning import constrain
-from stepaudio_jax.models.kv_cache import LayerCache
 from stepaudio_jax.models.layers import (
     Projection,
     RMSNorm,

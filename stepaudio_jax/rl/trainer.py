@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,12 +11,12 @@ import jax
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, ModelConfig, StageConfig, to_dict
+from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig, to_dict
 from stepaudio_jax.data import DataError, Record, check_sizes
-from stepaudio_jax.generation import Engine, load_model
+from stepaudio_jax.generation import Engine
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
-from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend, read_api_key
-from stepaudio_jax.judge.judge import Judge, JudgeError
+from stepaudio_jax.judge.backends import read_api_key
+from stepaudio_jax.judge.judge import JudgeError, make_judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement, all_gather_json
@@ -76,7 +75,13 @@ class PolicyTrainer:
         rl = self._stage.rl
         writing = decode_mesh(model, tensor=rl.rollout.tensor, slices=config.mesh.slices)
         new_tokens = rl.rollout.max_new_tokens
-        self._rewards = RewardFunction(rl, make_judge(config, self._stage))
+        judge = make_judge(
+            rl.judge,
+            dtype=config.compute.dtype,
+            slices=config.mesh.slices,
+            cache=run.folder / f"judge_{self._stage.name}.jsonl",
+        )
+        self._rewards = RewardFunction(rl, judge)
         self._stream = PromptStream(
             self._stage.data,
             tokenizer,
@@ -271,38 +276,6 @@ class PolicyTrainer:
             self._place(jax.tree.map(lambda array, at=start + own: array[at], whole))
             for start in starts
         ]
-
-
-def make_judge(config: Config, stage: StageConfig) -> Judge | None:
-    """The judge that a stage asks for, if any, on all devices if in this process; its answers are kept in the run folder."""
-    asked = stage.rl.judge
-    if asked.folder:
-        mesh = decode_mesh(hub.read_model_config(asked.folder), slices=config.mesh.slices)
-        loaded = load_model(asked.folder, config.compute.dtype, mesh=mesh, for_generation=True)
-        model = ModelBackend(loaded, slots=asked.slots, max_tokens=asked.max_tokens)
-        name: str = model.name
-        ask: Any = model
-    elif asked.url:
-        endpoint = EndpointBackend(
-            url=asked.url,
-            model=asked.model,
-            api_key_env=asked.api_key_env,
-            max_tokens=asked.max_tokens,
-            timeout_s=asked.timeout_s,
-            retries=asked.retries,
-        )
-        name, ask = endpoint.name, endpoint.generate
-    else:
-        return None
-    return Judge(
-        name,
-        ask,
-        JudgePrompt(asked.prompt or None, levels=asked.preference_levels),
-        together=bool(asked.folder),
-        cache=pathlib.Path(config.run_dir) / f"judge_{stage.name}.jsonl",
-        concurrency=asked.concurrency,
-        max_abstention_rate=asked.max_abstention_rate,
-    )
 
 
 def _lists(minibatch: _Minibatch) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.end_to_end.runs import metrics, train_in_processes
-from tests.rl.judge_server import JudgeServer
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
 pytestmark = pytest.mark.slow  # sixteen devices on a few cores

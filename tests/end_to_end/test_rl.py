@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.end_to_end.runs import metrics, run, start
-from tests.rl.judge_server import JudgeServer
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
 pytestmark = pytest.mark.slow  # runs, started again and again

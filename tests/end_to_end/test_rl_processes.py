@@ -10,7 +10,7 @@ import pytest
 from stepaudio_jax.generation import load_model
 from tests.end_to_end.runs import metrics, train_in_processes
 from tests.end_to_end.test_rl import CONFIG
-from tests.rl.judge_server import JudgeServer
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import BASE, write_prompts
 
 pytestmark = pytest.mark.slow  # every process compiles for itself

@@ -64,7 +64,7 @@ def questions(folder):
 
 def test_a_constant_reply_is_right_as_often_as_chance(tokenizer, questions):
     answers = answer_questions(
-        replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, rows=4
+        replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, slots=4
     )
     assert [answer.question for answer in answers] == questions
     assert all(

@@ -6,14 +6,12 @@ import pathlib
 
 import pytest
 
-from examples.quickstart.publish import check_replaceable_model
 from launch.generate import main as generate
 from launch.judge import main as judge
 from launch.plan import main as plan
 from launch.report import main as report
 from launch.score import main as score
 from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.storage import OutputError
 from stepaudio_jax.training.checkpoints import _check_target
 from tools.convert_weights.__main__ import main as convert
 
@@ -138,22 +136,6 @@ def test_a_model_of_a_checkpoint_does_not_pass_for_a_finished_run(work):
         with pytest.raises(CheckpointError, match="the run writes there itself"):
             _check_target(pathlib.Path(target), pathlib.Path("run"))
     _check_target(pathlib.Path("run/best"), pathlib.Path("run"))
-
-
-def test_only_a_model_is_replaced_by_a_shipped_one(work):
-    pathlib.Path("folder/thesis.txt").write_text("years")
-    pathlib.Path("model").mkdir()
-    pathlib.Path("model/config.json").write_text("{}")
-    pathlib.Path("model/model.safetensors").write_text("")
-    for output, inputs, message in (
-        ("folder", (), "holds no model that could be replaced"),
-        ("notes.txt", (), "already exists"),
-        ("model", ("", "folder/../model"), "is the input"),
-    ):
-        with pytest.raises(OutputError, match=message):
-            check_replaceable_model(pathlib.Path(output), inputs)
-    check_replaceable_model(pathlib.Path("model"), ("nowhere",))
-    check_replaceable_model(pathlib.Path("new/model"))
 
 
 @pytest.mark.parametrize(

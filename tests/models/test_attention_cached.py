@@ -13,7 +13,7 @@ from stepaudio_jax.kernels.decode_attention import (
     paged_decode_attention,
     supports_paged_attention,
 )
-from stepaudio_jax.models.kv_cache import LayerCache
+from stepaudio_jax.kernels.kv_cache import LayerCache
 
 JUNK = 1e4  # in slots behind a row's last: read, it would show
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.kernels.attention import attention
 from stepaudio_jax.kernels.decode_attention import paged_decode_attention
-from stepaudio_jax.models.kv_cache import LayerCache
+from stepaudio_jax.kernels.kv_cache import LayerCache
 from stepaudio_jax.planning.compile import compile_only_devices
 from stepaudio_jax.planning.hlo import HloModule
 from stepaudio_jax.planning.step_time import attention_kernels

@@ -19,14 +19,16 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import Criterion, DataError, Record
 from stepaudio_jax.generation import Completion, Prompt
 from stepaudio_jax.generation.requests import StopToken
-from stepaudio_jax.judge.judge import Judge, JudgeAnswer
+from stepaudio_jax.judge.cache import JudgeAnswer
+from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.rl.advantages import PolicyLogprobs, compute_advantages, compute_loss_weights
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, _make_rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
 from tests.generation.small_model import BYTES
-from tests.rl.judge_server import replies_and_code
+from tests.judge.fakes import FunctionBackend
+from tests.judge.judge_server import replies_and_code
 
 HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
 
@@ -74,7 +76,9 @@ def longer_is_better(question):
 
 
 def judge():
-    return Judge("longer", longer_is_better, JudgePrompt(), max_abstention_rate=1.0)
+    return Judge(
+        FunctionBackend("longer", longer_is_better), JudgePrompt(), max_abstention_rate=1.0
+    )
 
 
 JUDGED = JudgeConfig(url="http://localhost/v1", model="m")

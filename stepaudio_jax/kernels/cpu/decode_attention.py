@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from stepaudio_jax.kernels.flash_xla import MASK_VALUE
-from stepaudio_jax.models.kv_cache import LayerCache
+from stepaudio_jax.kernels.kv_cache import LayerCache
 
 _MIN_BLOCK, _MAX_BLOCK = 32, 512
 _MIN_BLOCKS_PER_ROW = 16  # into which a row is cut at least, where blocks do not become too small

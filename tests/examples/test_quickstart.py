@@ -1,17 +1,13 @@
 """Both demonstrations from end to end, with few clips and few steps: what they write, and that they go on where they were."""
 
-import pathlib
-
 import pytest
 
 from examples.quickstart.__main__ import run_quickstart
 from examples.quickstart.tiny_base import make_tiny_base
 from examples.spoken_corpus import TASKS, write_corpus
 from stepaudio_jax.config import load_config
-from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.hub import inspect_folder
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.end_to_end.runs import ROOT
 
 
 def shortened(name, corpus, run_dir, **settings):
@@ -61,15 +57,3 @@ def test_from_nothing_to_a_report(tmp_path):
     before = (results / "train" / "metrics.jsonl").read_bytes()
     assert run_quickstart(config, corpus, results) == table
     assert (results / "train" / "metrics.jsonl").read_bytes() == before
-
-
-def test_the_evaluation_of_a_corpus_is_balanced(tmp_path):
-    write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
-    for name, task in TASKS.items():
-        answers = [
-            record.answer
-            for record in read_jsonl(tmp_path / "corpus" / "evaluation" / f"{name}.jsonl")
-        ]
-        counts = [answers.count(answer) for answer in task.answers]
-        assert min(counts) == max(counts) > 0
-        assert len(answers) == sum(counts)

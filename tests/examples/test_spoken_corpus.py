@@ -15,7 +15,6 @@ from examples.spoken_corpus import (
     ATTRIBUTES,
     TASKS,
     CorpusError,
-    EspeakError,
     tasks,
     vocabulary,
     write_corpus,
@@ -259,10 +258,10 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     def fail(session, folder):
-        raise EspeakError("espeak-ng is not installed")
+        raise CorpusError("espeak-ng is not installed")
 
     monkeypatch.setattr(writing, "record", fail)
-    with pytest.raises(EspeakError):
+    with pytest.raises(CorpusError):
         write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
     assert not list(tmp_path.iterdir())
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from examples.spoken_corpus import espeak
-from examples.spoken_corpus.espeak import EspeakError, Synthesizer, variant_genders
+from examples.spoken_corpus.espeak import CorpusError, Synthesizer, variant_genders
 
 
 def _session(order):
@@ -69,22 +69,25 @@ def test_genders_are_read_from_the_variants_files():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "f99"}, r"variant='f99' is none of espeak-ng's 104; the nearest is 'f[0-9]'"),
+        (
+            {"variant": "f99"},
+            r"variant='f99' is none of the 104 that espeak-ng has; the nearest is 'f[0-9]'",
+        ),
         ({"variant": "M3"}, r"variant='M3'"),
         ({"variant": "../voices/!v/f1"}, r"variant='\.\./"),
-        ({"language": "en-gb"}, r"language='en-gb' is none of espeak-ng's"),
+        ({"language": "en-gb"}, r"language='en-gb' is not a language of espeak-ng"),
         ({"language": "en-us+f1"}, r"language='en-us\+f1'"),
         ({"words_per_minute": 79}, "words_per_minute=79 must be from 80 to 450"),
         ({"words_per_minute": 451}, "words_per_minute=451"),
         ({"pitch": 100}, "pitch=100 must be from 0 to 99"),
         ({"pitch_range": -1}, "pitch_range=-1"),
-        ({"text": ""}, "made no sound of text=''"),
+        ({"text": ""}, "made no sound for text=''"),
         ({"text": " . "}, "made no sound"),
         ({"text": "a\0b"}, "zero character"),
     ],
 )
 def test_what_it_does_not_have_is_refused(arguments, message):
-    with Synthesizer() as synthesizer, pytest.raises(EspeakError, match=message):
+    with Synthesizer() as synthesizer, pytest.raises(CorpusError, match=message):
         synthesizer.say(**{"text": "hello", "language": "en-us", **arguments})
 
 
@@ -97,5 +100,5 @@ def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
         return real_import(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_espeak)
-    with pytest.raises(EspeakError, match=r"pip install 'stepaudio-jax\[quickstart\]'"):
+    with pytest.raises(CorpusError, match=r"pip install 'stepaudio-jax\[quickstart\]'"):
         espeak.Synthesizer()

@@ -20,7 +20,7 @@ from stepaudio_jax.hub import write_checkpoint_config
 from stepaudio_jax.reports import ReportError, select_examples, write_report
 from stepaudio_jax.reports.charts import COLOURS
 from tests.evaluation.answers import answer, answers
-from tests.evaluation.runs import write_run
+from tests.reports.run_folder import write_run
 
 HOSTILE = """</title><script>alert(1)</script>"'&amp;<img src=x onerror=alert(1)>\x00\x1b"""
 LINES = [
@@ -110,6 +110,10 @@ def test_a_run_alone_is_a_report(run_dir, tmp_path):
     ):
         assert said in text
     assert "25 % of the time" in text
+    assert "not recorded" not in text
+    headings = [part for part in page.text if part in ("Learning", "Speed", "Data", "Health")]
+    assert headings == ["Learning", "Speed", "Data"]
+    assert "Flat: Waiting for data 0.25" in text
     assert "random weights" in text
     assert "known when the run is finished" in text
     assert (
