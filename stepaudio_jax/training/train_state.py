@@ -223,6 +223,7 @@ def abstract_train_state(
     )
     shapes = nnx.to_pure_dict(variables)
     shardings = parameter_shardings(axes, shapes, config.compute.rules, mesh)
+    stage_parts: tuple[str, ...] = stage.trainable
     trained = {part for earlier in config.stages[: index + 1] for part in earlier.trainable}
     parts: Parameters = {
         part: _abstract(
@@ -233,10 +234,11 @@ def abstract_train_state(
         for part in shapes
     }
     axes, contracting_dims = (
-        {part: tree[part] for part in stage.trainable} for tree in (axes, contracting_dims)
+        {part: tree[part] for part in stage_parts} for tree in (axes, contracting_dims)
     )
     # Heads are replicated: they are small, and no mesh divides their widths.
-    aux_heads = aux_head_params = value_head_params = lora_params = None
+    aux_heads = None
+    aux_head_params = value_head_params = lora_params = None
     if stage.auxiliary.enabled:
         heads = nnx.eval_shape(lambda: _make_aux_heads(config, index, model))
         aux_heads, head_variables = nnx.split(heads)
@@ -262,19 +264,19 @@ def abstract_train_state(
     if needs_reference_params(stage):
         reference_params = {
             part: _abstract(shapes[part], shardings[part], config.compute.dtype)
-            for part in stage.trainable
+            for part in stage_parts
         }
         if stage.lora.adapter is not None:
             reference_lora_params = lora_params
     earlier_adapters = adapters_before_stage(config, index, initial)
     scales = tuple((name, lora.scale) for name, lora in earlier_adapters.items())
-    trains_decoder = "decoder" in stage.trainable
+    trains_decoder = "decoder" in stage_parts
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     state = TrainState(
         step=count,
         consecutive_skips=count,
-        params={part: parts[part] for part in stage.trainable},
-        frozen_params={part: tree for part, tree in parts.items() if part not in stage.trainable},
+        params={part: parts[part] for part in stage_parts},
+        frozen_params={part: tree for part, tree in parts.items() if part not in stage_parts},
         lora_params=lora_params,
         frozen_lora_params={}
         if trains_decoder
