@@ -39,9 +39,8 @@ from stepaudio_jax.config import (
     JudgeConfig,
     ModelConfig,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -192,7 +191,6 @@ class OurIteration:
         stage = StageConfig(
             name="speed",
             steps=1000,
-            objective="policy",
             data=DataConfig(
                 sources=(SourceConfig(path=str(write_prompts(folder, letters, spoken=spoken))),),
                 batch_size=PROMPTS,
@@ -201,7 +199,7 @@ class OurIteration:
                 mel_frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
-            rl=RLConfig(
+            objective=PolicyGradient(
                 rollout=RolloutConfig(
                     num_prompts=PROMPTS,
                     num_generations=SAMPLES,
@@ -210,7 +208,8 @@ class OurIteration:
                 ),
                 rewards=(reward,),
                 judge=judge,
-                policy=PolicyConfig(advantage_estimator="grpo", kl_coef=BETA),
+                advantage_estimator="grpo",
+                kl_coef=BETA,
             ),
             trainable=("adaptor", "decoder") if spoken else ("decoder",),
         )

@@ -1,6 +1,5 @@
 """Data: JSONL files of dialogues -> Record -> packed, padded, static-shape Batch."""
 
-from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
 from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch, abstract_batch, batch_shape
 from stepaudio_jax.data.checking import (
     BadRecord,
@@ -52,7 +51,6 @@ __all__ = [
     "TooLongError",
     "Visit",
     "abstract_batch",
-    "audio_embeddings_per_chunk",
     "batch_shape",
     "batches",
     "check_sizes",

@@ -13,16 +13,21 @@ from stepaudio_jax.audio import (
     MEL_BINS,
     SAMPLE_RATE,
     AudioError,
-    chunk_lengths,
-    chunk_token_count,
+    clip_chunks,
     format_path,
     load_audio,
     log_mel,
-    mel_frames,
     probe_audio,
     split_chunks,
 )
-from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
+from stepaudio_jax.audio.lengths import (
+    ChunkSize,
+    audio_embeddings_per_chunk,
+    audio_indices,
+    conv_frame_count,
+    max_chunk_samples,
+    max_mel_frames,
+)
 from stepaudio_jax.config import (
     AugmentationConfig,
     AuxiliaryConfig,
@@ -303,7 +308,7 @@ class Preprocessor:
             part.path, length_convention=self._convention, channel=self._config.channel
         )
         max_shift_samples = min(
-            CHUNK_SAMPLES, max_samples_of_frames(self._config.mel_frames_per_chunk)
+            CHUNK_SAMPLES, max_chunk_samples(self._config.mel_frames_per_chunk)
         ) - len(split_chunks(waveform)[-1])
         waveform = augment_waveform(
             waveform,
@@ -313,24 +318,26 @@ class Preprocessor:
             rate=SAMPLE_RATE,
         )
         waveforms = split_chunks(waveform)
-        return Clip(part, waveforms, self._outputs(part, [len(chunk) for chunk in waveforms]))
+        return Clip(part, waveforms, self._chunk_tokens(part, self._sizes(len(waveform))))
 
     def _probed_clip(self, part: AudioPart) -> Clip:
         """Returns a clip without its samples; without its tokens too where the header does not say how long it is."""
         samples = probe_audio(part.path, length_convention=self._convention)
-        lengths = chunk_lengths(samples) if samples is not None else []
-        return Clip(part, (), self._outputs(part, lengths))
+        sizes = self._sizes(samples) if samples is not None else []
+        return Clip(part, (), self._chunk_tokens(part, sizes))
 
-    def _outputs(self, part: AudioPart, lengths: Sequence[int]) -> tuple[int, ...]:
-        """Returns how many audio tokens each chunk of a clip takes, from the chunks' samples."""
-        frames = [mel_frames(length) for length in lengths]
-        longest = max(frames, default=0)
+    def _sizes(self, samples: int) -> list[ChunkSize]:
+        return clip_chunks(samples, self._convention)
+
+    def _chunk_tokens(self, part: AudioPart, sizes: Sequence[ChunkSize]) -> tuple[int, ...]:
+        """Returns how many audio tokens each chunk of a clip takes."""
+        longest = max((size.mel_frames for size in sizes), default=0)
         if longest > self._config.mel_frames_per_chunk:
             raise TooLongError(
                 f"audio {part.path} has a chunk of {longest} mel frames, more than"
                 f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it"
             )
-        return tuple(chunk_token_count(count, self._convention) for count in frames)
+        return tuple(size.tokens for size in sizes)
 
     def _view(self, messages: Sequence[Message], clips: dict[str, Clip]) -> TokenizedDialogue:
         segments = render_training(
@@ -421,30 +428,20 @@ class Preprocessor:
     def _audio_index(
         self, view: TokenizedDialogue, clips: dict[str, Clip], first_chunk: dict[str, int]
     ) -> NDArray[np.int32]:
-        """[T] i32: chunk of the example * outputs per chunk + offset, -1 for text and for `<audio_start>`, `<audio_end>`."""
-        slot = np.full(view.tokens.size, -1, np.int32)
-        for position, path in view.clips:
-            for chunk, count in enumerate(
-                clips[path].outputs, first_chunk[path]
-            ):  # only the last can have none
-                slot[position + 1 : position + 1 + count] = (
-                    chunk * self._embeddings_per_chunk + np.arange(count)
-                )
-                position += count + 2
-        return slot
+        """Returns [T] i32: chunk of the example * embeddings per chunk + offset; -1 but for `<audio_patch>`."""
+        index = np.full(view.tokens.size, -1, np.int32)
+        for start, path in view.clips:
+            counts = clips[path].outputs
+            of_clip = view.tokens[start : start + sum(counts) + 2 * len(counts)]
+            index[start : start + of_clip.size][of_clip == self._tokenizer.special.audio_patch] = (
+                audio_indices(counts, self._embeddings_per_chunk, first_chunk[path])
+            )
+        return index
 
 
 def _shift_left(values: NDArray, last: np.generic) -> NDArray:
     """What stands one place further on; `last` at the end."""
     return np.append(values[1:], last)
-
-
-def max_samples_of_frames(frames: int) -> int:
-    """The longest chunk, in samples, of at most so many mel frames."""
-    samples = frames * (SAMPLE_RATE // 100)
-    while mel_frames(samples) > frames:
-        samples -= 1
-    return samples
 
 
 def _silenced(clip: Clip) -> Clip:
@@ -486,9 +483,9 @@ def check_sizes(config: DataConfig, tokenizer: Tokenizer, model: ModelConfig) ->
         )
     if (
         config.audio_chunks_per_seq
-        and -(-config.mel_frames_per_chunk // 2) > model.encoder.positions
+        and conv_frame_count(config.mel_frames_per_chunk) > model.encoder.positions
     ):
         raise ConfigError(
             f"mel_frames_per_chunk={config.mel_frames_per_chunk} needs more than the encoder's {model.encoder.positions} positions;"
-            f" at most {2 * model.encoder.positions}"
+            f" at most {max_mel_frames(model.encoder.positions)}"
         )

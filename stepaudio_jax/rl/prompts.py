@@ -13,13 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import (
-    chunk_lengths,
-    chunk_token_count,
-    load_audio,
-    mel_frames,
-    probe_audio,
-)
+from stepaudio_jax.audio import clip_chunks, load_audio, probe_audio
 from stepaudio_jax.config import (
     AudioChannel,
     ComputeConfig,
@@ -254,19 +248,12 @@ class PromptStream:
 
         def count_tokens(part: AudioPart) -> list[int]:
             samples = probe_audio(part.path, length_convention=convention)
-            frames = (
-                [mel_frames(length) for length in chunk_lengths(samples)]
-                if samples is not None
-                else []
-            )
-            counts = [chunk_token_count(count, convention) for count in frames]
+            sizes = clip_chunks(samples, convention) if samples is not None else []
             chunks.extend(
-                np.empty((0, size), np.float32)
-                for size, count in zip(frames, counts, strict=True)
-                if count
+                np.empty((0, size.mel_frames), np.float32) for size in sizes if size.tokens
             )
-            chunk_tokens.extend(filter(None, counts))
-            return counts
+            chunk_tokens.extend(size.tokens for size in sizes if size.tokens)
+            return [size.tokens for size in sizes]
 
         dialogue = tokenize_dialogue(self._segments(record), count_tokens, self._tokenizer)
         is_audio = dialogue.tokens == self._tokenizer.special.audio_patch

@@ -7,7 +7,7 @@ import reprlib
 import traceback
 from collections.abc import Sequence
 
-from stepaudio_jax.config import RewardConfig, RLConfig
+from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import DataError, Record
 from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
 from stepaudio_jax.judge.verdict import (
@@ -60,7 +60,7 @@ class RewardFunction:
         ValueError: a verifier cannot be found.
     """
 
-    def __init__(self, config: RLConfig, judge: Judge | None):
+    def __init__(self, config: PolicyGradient, judge: Judge | None):
         self._config, self._judge = config, judge
         self._scale = RewardMap(
             config.judge.preference_levels,

@@ -186,7 +186,7 @@ def _tokenizer(config: Config) -> Tokenizer:
     folder = config.tokenizer or config.initial.model or config.initial.decoder
     if not folder:
         raise ConfigError(
-            "tokenizer is empty, and there is no initial.model to take one from: "
+            "tokenizer is None, and there is no initial.model to take one from: "
             'name a folder, or "bytes"'
         )
     return hub.load_tokenizer(folder)

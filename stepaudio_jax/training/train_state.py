@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, StageConfig
+from stepaudio_jax.config import Config, LoRAConfig, ModelConfig
 from stepaudio_jax.models import (
     Parameters,
     StepAudio,
@@ -248,7 +248,7 @@ def abstract_train_state(
         axes["auxiliary"], contracting_dims["auxiliary"] = (
             parameter_metadata(heads, name) for name in ("axes", "contracting_dims")
         )
-    if has_value_head(stage):
+    if stage.objective.has_value_head:
         sizes = {"kernel": (model.decoder.hidden,), "bias": ()}
         value_head_params = {
             name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=replicated(mesh))
@@ -261,7 +261,7 @@ def abstract_train_state(
         lora_params = _abstract_lora_params(config, model, stage.lora, mesh)
         axes["lora"], contracting_dims["lora"] = lora.axes, lora.contracting_dims
     reference_params = reference_lora_params = None
-    if needs_reference_params(stage):
+    if stage.objective.needs_reference_params:
         reference_params = {
             part: _abstract(shapes[part], shardings[part], config.compute.dtype)
             for part in stage_parts
@@ -290,7 +290,7 @@ def abstract_train_state(
         reference_lora_params=reference_lora_params,
         opt_state=None,
     )
-    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, num_updates_in_stage(stage))
+    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, stage.num_updates)
     opt_state = _abstract_opt_state(optimizer, state.trainable, mesh)
     return AbstractTrainState(
         ModelDef(graphdef, aux_heads, stage.lora.scale, () if trains_decoder else scales),
@@ -358,22 +358,6 @@ def init_train_state(
         state = dataclasses.replace(state, value_head_params=zeros)
     init_optimizer = jax.jit(start.optimizer.init, out_shardings=shardings.opt_state)
     return dataclasses.replace(state, opt_state=init_optimizer(state.trainable))
-
-
-def needs_reference_params(stage: StageConfig) -> bool:
-    """Returns whether the stage keeps the policy that it began with, for a KL penalty."""
-    return stage.objective == "policy" and stage.rl.policy.kl_coef > 0
-
-
-def has_value_head(stage: StageConfig) -> bool:
-    """Returns whether the stage trains a value head."""
-    return stage.objective == "policy" and stage.rl.policy.advantage_estimator == "gae"
-
-
-def num_updates_in_stage(stage: StageConfig) -> int:
-    """Returns the number of optimizer updates in the stage."""
-    policy = stage.rl.policy
-    return stage.steps * (policy.epochs * policy.minibatches if stage.objective == "policy" else 1)
 
 
 def _make_aux_heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stepaudio_jax.audio.lengths import MEL_FRAMES_PER_SECOND
 from stepaudio_jax.config import StageConfig
 from stepaudio_jax.data.batch import Batch
 from stepaudio_jax.models import Parameters
@@ -62,7 +63,7 @@ def make_train_step(
         metrics |= {
             "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
             "loss_tokens": weights[NEXT_TOKEN],
-            "audio_seconds": jnp.sum(batch.mel_lengths) / 100,
+            "audio_seconds": jnp.sum(batch.mel_lengths) / MEL_FRAMES_PER_SECOND,
         }
         return new_state, metrics
 
