@@ -19,11 +19,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import mp3, truncation
-from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, audio_token_count
 from stepaudio_jax.audio.resampling import resample, resampled_length
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
-from stepaudio_jax.storage import CONVERT_SOUND, recognize, recognize_file
+from stepaudio_jax.errors import AudioError
+from stepaudio_jax.storage import CONVERT_SOUND, format_path, recognize, recognize_file
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 # Hz; a header with any other rate is damaged, and resampling would take unbounded memory.

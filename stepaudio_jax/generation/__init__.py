@@ -12,7 +12,6 @@ from stepaudio_jax.generation.chat import (
     score_file,
 )
 from stepaudio_jax.generation.engine import Completion, Engine, RequestOutput
-from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.prompts import AudioReader, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
@@ -21,7 +20,6 @@ __all__ = [
     "AudioReader",
     "Completion",
     "Engine",
-    "GenerationError",
     "JobSummary",
     "LoadedModel",
     "Prompt",

@@ -11,11 +11,11 @@ import jax
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.audio import load_audio
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
-from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
 from stepaudio_jax.generation.engine import Engine
-from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.prompts import AudioReader, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
@@ -33,7 +33,7 @@ from stepaudio_jax.models import (
 )
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
-from stepaudio_jax.text import TextError, Tokenizer, render_prompt
+from stepaudio_jax.text import Tokenizer, render_prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, ModelConfig
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.generation.prompts import (
     Prompt,
     PromptBatch,
@@ -22,7 +23,7 @@ from stepaudio_jax.generation.prompts import (
 from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import num_batch_shards
-from stepaudio_jax.text import DialogueError, Tokenizer, render_training, training_views
+from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
 _LOGPROB_CHUNK = (
@@ -98,7 +99,7 @@ class Scorer:
         """Scores every assistant turn that answers something, each after the history that the model would have seen before it.
 
         Raises:
-            DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
+            TextError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
                 cannot be read, or the model's positions do not hold it.
         """
         heard = False
@@ -113,7 +114,7 @@ class Scorer:
                     ]
                 )
         if not asked:
-            raise DialogueError("no assistant turn comes after a user's: there is nothing to score")
+            raise TextError("no assistant turn comes after a user's: there is nothing to score")
         return [
             self._score_view(view)
             for one in asked

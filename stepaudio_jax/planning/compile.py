@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig
+from stepaudio_jax.config import Config, LoRAConfig
 from stepaudio_jax.data import abstract_batch, batch_shape
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel import batch_sharding, check_batch_divisible, make_mesh, replicated
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
@@ -223,7 +224,7 @@ def compile_train_step(
 
     Raises:
         ConfigError: the mesh does not fit the devices, or the batch the mesh.
-        ShardingError: the rules cannot place a parameter.
+        ConfigError: the rules cannot place a parameter.
     """
     compute = config.compute
     if (

@@ -112,7 +112,7 @@ def plan_rl(config: Config, index: int, topology: Topology, effort: Effort = "fu
             "full".
 
     Raises:
-        ConfigError, ShardingError: the settings contradict the topology, or there is no compiler
+        ConfigError, ConfigError: the settings contradict the topology, or there is no compiler
         for it.
         CheckpointError: the judge's folder holds no model.
     """

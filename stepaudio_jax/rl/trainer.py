@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ConfigError, ModelConfig, StageConfig, to_dict
-from stepaudio_jax.data import DataError, Record, check_sizes
+from stepaudio_jax.config import ModelConfig, StageConfig, to_dict
+from stepaudio_jax.data import Record, check_sizes
+from stepaudio_jax.errors import ConfigError, DataError, DivergedError, JudgeError
 from stepaudio_jax.generation import Engine
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
 from stepaudio_jax.judge.backends import read_api_key
-from stepaudio_jax.judge.judge import JudgeError, make_judge
+from stepaudio_jax.judge.judge import make_judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement, all_gather_json
@@ -35,12 +36,12 @@ from stepaudio_jax.rl.policy_update import (
     PolicyUpdate,
 )
 from stepaudio_jax.rl.prompts import AudioFeatureCache, PromptStream
-from stepaudio_jax.rl.rewards import Reward, RewardError, RewardFunction
+from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
-from stepaudio_jax.training.preemption import DivergedError, data_error
+from stepaudio_jax.training.preemption import data_error
 from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
@@ -344,7 +345,7 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
                         save()
                         saved_step = int(state.step)
                     if isinstance(error, DataError):
-                        data = None if isinstance(error, RewardError) else stage.data
+                        data = None if error.kind == "reward" else stage.data
                         raise data_error(error, stage.name, saved_step, data) from error
                     raise
 

@@ -19,15 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import (
-    CheckpointConfig,
-    Config,
-    ConfigError,
-    LoRAConfig,
-    ModelConfig,
-    build,
-)
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.config import CheckpointConfig, Config, LoRAConfig, ModelConfig, build
+from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import (
     INITIAL_ADAPTER,
@@ -409,7 +402,7 @@ def export_checkpoint(
         CheckpointError: the run has no such checkpoint (the message says which there are), it
             cannot be read, or the target exists.
         ConfigError: the folder holds no run.
-        ShardingError: the model cannot be cut over the mesh.
+        ConfigError: the model cannot be cut over the mesh.
     """
     config = _config(run_dir)
     saved = {
@@ -429,7 +422,7 @@ def export_checkpoint(
             )
             if part
         )
-        raise hub.CheckpointError(
+        raise CheckpointError(
             f"{run_dir} has no checkpoint{f' of {asked}' if asked else ''}; saved steps are: {found}"
         )
     index = list(saved).index(name)
@@ -455,7 +448,7 @@ def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:
     """
     resolved, run = pathlib.Path(os.path.realpath(target)), pathlib.Path(os.path.realpath(run_dir))
     if resolved == run / MODEL or (run / CHECKPOINTS) in (resolved, *resolved.parents):
-        raise hub.CheckpointError(
+        raise CheckpointError(
             f"{target}: the run writes there itself, and would take what is there for its own; choose another output"
         )
 

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import (
     Parameters,
     abstract_lora,
@@ -66,7 +67,7 @@ def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> ModelPara
 
     Raises:
         CheckpointError: a folder is incomplete.
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
     compute = config.compute
     shardings = parameter_shardings(

@@ -213,7 +213,7 @@ def abstract_train_state(
         initial: of the adapter that the initial weights have beside them, if any.
 
     Raises:
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
     stage = config.stages[index]
     graphdef, variables = abstract_model(model, config.compute)

@@ -19,14 +19,8 @@ from stepaudio_jax.config import (
     StageConfig,
     to_dict,
 )
-from stepaudio_jax.data import (
-    DataError,
-    Preprocessor,
-    batches,
-    evaluation_batches,
-    merge_states,
-    open_sources,
-)
+from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
+from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
     all_gather_json,
@@ -60,7 +54,7 @@ from stepaudio_jax.training.monitoring import (
     progress_bar_metrics,
     write_diagnosis,
 )
-from stepaudio_jax.training.preemption import DivergedError, PreemptionNotice, data_error
+from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.run_folder import (
     MODEL,
     DataChecker,

@@ -12,7 +12,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, NextToken, build
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.training.checkpoints import StageCheckpoints, saved_steps
 from stepaudio_jax.training.initial_weights import ModelParams

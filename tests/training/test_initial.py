@@ -7,6 +7,7 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, DataConfig, InitialWeights, SourceConfig, StageConfig
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.training.initial_weights import initial_model, initial_weights
 from tests.hub.folders import qwen2, qwen2_audio
@@ -52,6 +53,6 @@ def test_a_vocabulary_without_rows_for_what_is_written_is_refused(qwen, tmp_path
     small = InitialWeights(decoder=str(tmp_path / "small"), encoder=qwen.encoder)
     qwen2(vocab_size=151000).save_pretrained(tmp_path / "small")
     with pytest.raises(
-        hub.CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"
+        CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"
     ):
         initial_model(a_run(small, tokenizer=qwen.decoder))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig, build
+from stepaudio_jax.config import Config, LoRAConfig, build
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import export_model

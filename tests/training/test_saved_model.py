@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, MeshConfig, build
+from stepaudio_jax.config import Config, MeshConfig, build
+from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.text import Tokenizer
@@ -114,7 +115,7 @@ def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, ex
 )
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_path, asked):
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=r"has no checkpoint of .*; saved steps are: narrow: 4, 8; policy: 4, 8$",
     ):
         export_checkpoint(run[0], tmp_path / "model", mesh, **asked)
@@ -124,7 +125,7 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_
 def test_an_existing_folder_and_one_of_no_run_are_refused(run, mesh, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
-    with pytest.raises(hub.CheckpointError, match="already exists"):
+    with pytest.raises(CheckpointError, match="already exists"):
         export_checkpoint(run[0], tmp_path / "kept", mesh)
     with pytest.raises(
         ConfigError, match=r"config\.json does not exist; name the run_dir of a run"
