@@ -1,7 +1,7 @@
 """Sound: file -> waveform -> log-mel spectrogram, and the number of audio tokens of a clip."""
 
+from stepaudio_jax.audio.arrays import waveform_from_array
 from stepaudio_jax.audio.decoding import load_audio, probe_audio
-from stepaudio_jax.audio.error import AudioError, format_path
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
     MAX_CHUNK_SAMPLES,
@@ -20,15 +20,14 @@ __all__ = [
     "MAX_CHUNK_SAMPLES",
     "MEL_BINS",
     "SAMPLE_RATE",
-    "AudioError",
     "audio_token_count",
     "chunk_token_count",
     "clip_chunks",
-    "format_path",
     "load_audio",
     "log_mel",
     "mel_frame_count",
     "probe_audio",
     "resample",
     "split_chunks",
+    "waveform_from_array",
 ]

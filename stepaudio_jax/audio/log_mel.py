@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.fft import rfft
 
-from stepaudio_jax.audio.error import AudioError
 from stepaudio_jax.audio.lengths import (
     HOP_SAMPLES,
     MAX_CHUNK_SAMPLES,
     SAMPLE_RATE,
     mel_frame_count,
 )
+from stepaudio_jax.errors import AudioError
 
 MEL_BINS = 128
 WINDOW_SAMPLES = 400

@@ -12,9 +12,7 @@ from stepaudio_jax.audio import (
     CHUNK_SAMPLES,
     MEL_BINS,
     SAMPLE_RATE,
-    AudioError,
     clip_chunks,
-    format_path,
     load_audio,
     log_mel,
     probe_audio,
@@ -28,31 +26,18 @@ from stepaudio_jax.audio.lengths import (
     max_chunk_samples,
     max_mel_frames,
 )
-from stepaudio_jax.config import (
-    AugmentationConfig,
-    AuxiliaryConfig,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-)
+from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
 from stepaudio_jax.data.batch import batch_shape
 from stepaudio_jax.data.packing import PreparedRecord
-from stepaudio_jax.data.record import (
-    AudioChunk,
-    ChunkLabels,
-    DataError,
-    Example,
-    Record,
-    Visit,
-    label_sizes,
-)
+from stepaudio_jax.data.record import AudioChunk, ChunkLabels, Example, Record, Visit, label_sizes
 from stepaudio_jax.data.sources.foreign_keys import did_you_mean
 from stepaudio_jax.data.sources.jsonl import JsonlSource
+from stepaudio_jax.errors import AudioError, ConfigError, DataError, TextError
+from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import (
     AudioPart,
     Message,
-    TextError,
     TokenizedDialogue,
     Tokenizer,
     render_training,
@@ -130,25 +115,9 @@ class LabelEncoder:
         return allowed.index(value)
 
 
-class BadAudioError(DataError):
-    """A clip is missing, or cannot be decoded."""
-
-
-class TooLongError(DataError):
-    """A dialogue does not fit an empty row, or an audio chunk its place."""
-
-
-def error_kind(error: DataError) -> str:
-    """Returns what is wrong with a record, as metrics name it; `data.on_KIND` says what is then done."""
-    if isinstance(error, BadAudioError):
-        return "bad_audio"
-    return "too_long" if isinstance(error, TooLongError) else "bad_record"
-
-
 def skip_reason(error: DataError, config: DataConfig) -> str | None:
     """Returns the kind of a record that is skipped; None where the configuration says that it ends the run."""
-    kind = error_kind(error)
-    return kind if getattr(config, f"on_{kind}") == "skip" else None
+    return error.kind if getattr(config, f"on_{error.kind}") == "skip" else None
 
 
 @contextlib.contextmanager
@@ -157,11 +126,14 @@ def record_error_context(record: Record) -> Iterator[None]:
     try:
         yield
     except AudioError as error:
-        raise BadAudioError(f"{record.origin}: {error}") from None
-    except TooLongError as error:
-        raise TooLongError(f"{record.origin}: {error}, or set on_too_long='skip'") from None
-    except (DataError, TextError) as error:
+        raise DataError(f"{record.origin}: {error}", kind="bad_audio") from None
+    except TextError as error:
         raise DataError(f"{record.origin}: {error}") from None
+    except DataError as error:
+        if error.kind != "too_long":
+            raise DataError(f"{record.origin}: {error}") from None
+        advice = "or set on_too_long='skip'"
+        raise DataError(f"{record.origin}: {error}, {advice}", kind="too_long") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,8 +240,8 @@ class Preprocessor:
         with record_error_context(record):
             try:
                 return self._examples(record, augmentation, rng)
-            except TooLongError:
-                if augmentation.max_shift_s == 0:
+            except DataError as error:
+                if error.kind != "too_long" or augmentation.max_shift_s == 0:
                     raise
                 return self._examples(
                     record, dataclasses.replace(augmentation, max_shift_s=0.0), rng
@@ -333,9 +305,10 @@ class Preprocessor:
         """Returns how many audio tokens each chunk of a clip takes."""
         longest = max((size.mel_frames for size in sizes), default=0)
         if longest > self._config.mel_frames_per_chunk:
-            raise TooLongError(
+            raise DataError(
                 f"audio {part.path} has a chunk of {longest} mel frames, more than"
-                f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it"
+                f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it",
+                kind="too_long",
             )
         return tuple(size.tokens for size in sizes)
 
@@ -355,13 +328,15 @@ class Preprocessor:
                 if self._max_view_tokens == self._config.seq_len
                 else "the decoder's max_positions"
             )
-            raise TooLongError(
-                f"the dialogue takes {view.tokens.size} tokens, more than {limit}={self._max_view_tokens}; raise it"
+            raise DataError(
+                f"the dialogue takes {view.tokens.size} tokens, more than {limit}={self._max_view_tokens}; raise it",
+                kind="too_long",
             )
         chunks = sum(clips[path].num_encoded_chunks for path in view.paths)
         if chunks > self._config.audio_chunks_per_seq:
-            raise TooLongError(
-                f"the dialogue has {chunks} audio chunks, more than audio_chunks_per_seq={self._config.audio_chunks_per_seq}; raise it"
+            raise DataError(
+                f"the dialogue has {chunks} audio chunks, more than audio_chunks_per_seq={self._config.audio_chunks_per_seq}; raise it",
+                kind="too_long",
             )
 
     def _groups(self, views: Sequence[TokenizedDialogue]) -> list[list[TokenizedDialogue]]:

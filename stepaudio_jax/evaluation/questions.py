@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio import load_audio
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
-from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.generation import (
     AudioReader,

@@ -17,7 +17,7 @@ from stepaudio_jax.audio.lengths import (
 )
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
-from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, tokenize_dialogue
 

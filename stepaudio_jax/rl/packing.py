@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk, audio_indices
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Array, DataError
+from stepaudio_jax.data import Array
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rollouts import Rollout
 
 

@@ -22,17 +22,16 @@ from stepaudio_jax.config import (
     ModelConfig,
 )
 from stepaudio_jax.data import (
-    DataError,
     JsonlSource,
     Record,
-    TooLongError,
     Visit,
     open_sources,
     record_error_context,
     skip_reason,
     training_streams,
 )
-from stepaudio_jax.generation import GenerationError, Prompt, build_prompt, check_prompt_fits
+from stepaudio_jax.errors import DataError, GenerationError
+from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import replicated
 from stepaudio_jax.storage import shorten_words
@@ -270,21 +269,22 @@ class PromptStream:
         """Checks that a row holds a prompt with its reply.
 
         Raises:
-            TooLongError: it does not; names the setting.
+            DataError: it does not; names the setting.
         """
         try:
             check_prompt_fits(
                 prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.seq_len
             )
         except GenerationError as error:
-            raise TooLongError(str(error)) from None
+            raise DataError(str(error), kind="too_long") from None
         for name, needed in (
             ("audio_chunks_per_seq", len(prompt.chunks)),
             ("mel_frames_per_chunk", prompt.longest_chunk),
         ):
             if needed > getattr(self._data, name):
-                raise TooLongError(
-                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}"
+                raise DataError(
+                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}",
+                    kind="too_long",
                 )
 
 

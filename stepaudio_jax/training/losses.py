@@ -16,14 +16,9 @@ import optax
 from flax import nnx
 
 from stepaudio_jax.audio.lengths import chunk_token_count, encoder_frame_count
-from stepaudio_jax.config import (
-    AuxiliaryConfig,
-    ConfigError,
-    LengthConvention,
-    ModelConfig,
-    ShardingRules,
-)
+from stepaudio_jax.config import AuxiliaryConfig, LengthConvention, ModelConfig, ShardingRules
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import (
     StepAudio,
     constrain,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.audio import load_audio
+from stepaudio_jax.errors import AudioError
 
 RATE = 16_000
 FORMATS = [

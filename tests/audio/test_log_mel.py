@@ -7,13 +7,13 @@ import torch
 
 from stepaudio_jax.audio import (
     MAX_CHUNK_SAMPLES,
-    AudioError,
     load_audio,
     log_mel,
     mel_frame_count,
     split_chunks,
 )
 from stepaudio_jax.audio.log_mel import mel_filters
+from stepaudio_jax.errors import AudioError
 
 TOLERANCE = 1e-4
 

@@ -29,7 +29,7 @@ from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, 
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.data.preprocessing import LabelEncoder
-from stepaudio_jax.storage import OutputError
+from stepaudio_jax.errors import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
 CLIPS, PER_TASK = 240, 16
