@@ -39,9 +39,8 @@ from stepaudio_jax.config import (
     JudgeConfig,
     ModelConfig,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -191,7 +190,6 @@ class OurIteration:
         stage = StageConfig(
             name="speed",
             steps=1000,
-            objective="policy",
             data=DataConfig(
                 sources=(SourceConfig(path=str(write_prompts(folder, letters, spoken=spoken))),),
                 batch_size=PROMPTS,
@@ -200,7 +198,7 @@ class OurIteration:
                 mel_frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
-            rl=RLConfig(
+            objective=PolicyGradient(
                 rollout=RolloutConfig(
                     num_prompts=PROMPTS,
                     num_generations=SAMPLES,
@@ -209,7 +207,8 @@ class OurIteration:
                 ),
                 rewards=(reward,),
                 judge=judge,
-                policy=PolicyConfig(advantage_estimator="grpo", kl_coef=BETA),
+                advantage_estimator="grpo",
+                kl_coef=BETA,
             ),
             trainable=("adaptor", "decoder") if spoken else ("decoder",),
         )

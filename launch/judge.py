@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             endpoint = EndpointBackend(
                 url=options.url,
                 model=options.model,
-                api_key_env=options.key_variable,
+                api_key_env=options.key_variable or None,
                 max_tokens=options.max_tokens,
             )
             judge = Judge(endpoint, prompt, concurrency=options.slots, max_abstention_rate=0.9)

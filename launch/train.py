@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         from stepaudio_jax.rl import POLICY_STAGE
         from stepaudio_jax.training import train
 
-        print(train(config, {"policy": POLICY_STAGE}))
+        print(train(config, {"policy_gradient": POLICY_STAGE}))
 
 
 if __name__ == "__main__":

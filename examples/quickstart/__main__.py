@@ -51,6 +51,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
         OutputError: a result would replace something else than an earlier result; raised before
             anything is written.
     """
+    assert config.initial.model is not None
     for name in ("hugging_face", "imported"):
         check_replaceable_model(folder / name, (config.initial.model,))
     ensure_corpus(corpus, "quickstart")

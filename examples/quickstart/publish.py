@@ -16,7 +16,7 @@ def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str | None] =
 
     Args:
         output: the folder.
-        inputs: folders that are read, which `output` must not be; empty ones are ignored.
+        inputs: folders that are read, which `output` must not be; None is ignored.
 
     Raises:
         OutputError: it is another folder or a file, is one of the inputs, or cannot be created.

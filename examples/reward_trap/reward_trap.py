@@ -87,6 +87,7 @@ class RewardTrap:
         self.write_data()
         train(self.configs["quickstart"])
         train(self.configs["manners"])
+        assert self._judge.folder is not None
         return self.evaluate_judge(pathlib.Path(self._judge.folder))
 
     def evaluate_judge(self, folder: pathlib.Path) -> JudgeReport:
@@ -106,7 +107,7 @@ class RewardTrap:
     def run(self, arm: str, seed: int) -> Iterator[tuple[str, dict[str, ReplyMetrics]]]:
         """Trains an arm, or goes on with it; yields each model that it leaves, measured in both ways, and writes its report."""
         for name, config in self._runs(arm, seed):
-            train(config, {"policy": POLICY_STAGE})
+            train(config, {"policy_gradient": POLICY_STAGE})
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measured(folder, kl=_last_kl(folder))
@@ -114,7 +115,7 @@ class RewardTrap:
     @property
     def _judge(self) -> JudgeConfig:
         (stage,) = self.configs["joint"].stages
-        return stage.rl.judge
+        return stage.policy_gradient.judge
 
     @property
     def _judge_prompt(self) -> JudgePrompt:
@@ -151,9 +152,8 @@ def _stage(joint: StageConfig, name: str, of: int) -> StageConfig:
     stage = dataclasses.replace(joint, name=name, steps=joint.steps // of)
     if name == RLVR:
         rewards = (RewardConfig(verifier="exact_text", verifier_weight=0.8, format_weight=0.2),)
-        return dataclasses.replace(
-            stage, rl=dataclasses.replace(joint.rl, rewards=rewards, judge=JudgeConfig())
-        )
+        objective = dataclasses.replace(joint.policy_gradient, rewards=rewards, judge=JudgeConfig())
+        return dataclasses.replace(stage, objective=objective)
     wanted = {RUBRIC: "rubric", THEN_PREFERENCE: "preference"}.get(name)
     sources = tuple(
         source for source in joint.data.sources if wanted in (None, pathlib.Path(source.path).stem)

@@ -315,7 +315,7 @@ def make_judge(
         mesh = decode_mesh(hub.read_model_config(config.folder), slices=slices)
         model = load_model(config.folder, dtype, mesh=mesh, for_generation=True)
         backend = ModelBackend(model, slots=config.slots, max_tokens=config.max_tokens)
-    elif config.url:
+    elif config.url and config.model:
         backend = EndpointBackend(
             url=config.url,
             model=config.model,
@@ -328,7 +328,7 @@ def make_judge(
         return None
     return Judge(
         backend,
-        JudgePrompt(config.prompt or None, levels=config.preference_levels),
+        JudgePrompt(config.prompt, levels=config.preference_levels),
         cache=cache,
         concurrency=config.concurrency,
         max_abstention_rate=config.max_abstention_rate,

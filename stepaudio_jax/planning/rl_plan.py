@@ -134,7 +134,9 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
             config, index, config.model, mesh, find_initial_adapter(config)
         )
         state = start.abstract
-        update = PolicyUpdate(start.model_def, stage.rl, start.optimizer, start.shardings)
+        update = PolicyUpdate(
+            start.model_def, stage.policy_gradient, start.optimizer, start.shardings
+        )
         batch, learning = _abstract_batch(config, stage, mesh)
         settings = (
             _whole(jnp.float32, mesh),
@@ -167,7 +169,9 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
         "temporary_bytes_per_chip": temporary,
     }
     batches = -(
-        -stage.rl.rollout.num_prompts * stage.rl.rollout.num_generations // stage.data.batch_size
+        -stage.policy_gradient.rollout.num_prompts
+        * stage.policy_gradient.rollout.num_generations
+        // stage.data.batch_size
     )  # at most; all are kept for a step
     learns = sum(held.values()) + batches * bytes_per_device((batch, learning))
     # Before that, when the engine gets its weights, they are there once more as the policy has
@@ -267,8 +271,8 @@ def _abstract_batch(
 def _generation_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
     """Of the engine's copy of the weights and of its caches, and of a judge's."""
     rollout, judge, compute, tokens = (
-        stage.rl.rollout,
-        stage.rl.judge,
+        stage.policy_gradient.rollout,
+        stage.policy_gradient.judge,
         config.compute,
         stage.data.seq_len,
     )

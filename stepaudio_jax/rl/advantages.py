@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num, Shaped
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import PolicyConfig
+from stepaudio_jax.config import PolicyGradient
 from stepaudio_jax.rl.losses import token_weights
 from stepaudio_jax.rl.rewards import Reward
 from stepaudio_jax.rl.rollouts import Rollout
@@ -57,7 +57,7 @@ def compute_advantages(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Reward],
     logprobs: PolicyLogprobs,
-    config: PolicyConfig,
+    config: PolicyGradient,
     *,
     kl_coef: float,
 ) -> Advantages:
@@ -104,7 +104,7 @@ def compute_advantages(
 
 
 def compute_loss_weights(
-    rollouts: Sequence[Rollout], valid: NDArray[np.bool_], config: PolicyConfig
+    rollouts: Sequence[Rollout], valid: NDArray[np.bool_], config: PolicyGradient
 ) -> TokenValues:
     """Computes the weight of every token in the loss.
 
@@ -268,7 +268,7 @@ def _subtract_group_mean(
 
 
 def _valid_rollouts(
-    rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyConfig
+    rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
 ) -> NDArray[np.bool_]:
     """Returns for each rollout whether it has a reward, and its prompt is in the range."""
     valid = np.array([reward.value is not None for reward in rewards])

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import RLConfig
+from stepaudio_jax.config import PolicyGradient
 from stepaudio_jax.data import Array
 from stepaudio_jax.models import Parameters, StepAudio, constrain
 from stepaudio_jax.rl.losses import (
@@ -136,11 +136,11 @@ class PolicyUpdate:
     def __init__(
         self,
         definition: ModelDef,
-        config: RLConfig,
+        config: PolicyGradient,
         optimizer: optax.GradientTransformation,
         shardings: TrainState,
     ):
-        temperature, policy = config.rollout.temperature, config.policy
+        temperature, policy = config.rollout.temperature, config
 
         def statistics(
             parameters: Parameters, batch: RolloutBatch

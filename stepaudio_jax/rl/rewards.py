@@ -7,7 +7,7 @@ import reprlib
 import traceback
 from collections.abc import Sequence
 
-from stepaudio_jax.config import RewardConfig, RLConfig
+from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import DataError, Record
 from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
 from stepaudio_jax.judge.verdict import (
@@ -50,7 +50,7 @@ class Reward:
 
 
 def compute_rewards(
-    rollouts: Sequence[Rollout], config: RLConfig, judge: Judge | None = None
+    rollouts: Sequence[Rollout], config: PolicyGradient, judge: Judge | None = None
 ) -> list[Reward]:
     """Computes the reward of every rollout; see `RewardFunction`, which also checks records.
 
@@ -73,7 +73,7 @@ class RewardFunction:
         ValueError: a verifier cannot be found.
     """
 
-    def __init__(self, config: RLConfig, judge: Judge | None):
+    def __init__(self, config: PolicyGradient, judge: Judge | None):
         self._config, self._judge = config, judge
         self._reward_map = RewardMap(
             config.judge.preference_levels,

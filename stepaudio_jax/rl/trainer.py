@@ -46,7 +46,6 @@ from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     init_train_state,
-    needs_reference_params,
 )
 from stepaudio_jax.training.train_step import TrainState, num_optimizer_updates
 from stepaudio_jax.training.trainer import StageContext, StageKind
@@ -72,16 +71,16 @@ class PolicyTrainer:
         self._stage, self._tokenizer, self._definition = run.stage, tokenizer, start.model_def
         self._seed = config.seed + run.index
         self._shared = supports_shared_prefix(config.compute)
-        rl = self._stage.rl
-        writing = decode_mesh(model, tensor=rl.rollout.tensor, slices=config.mesh.slices)
-        new_tokens = rl.rollout.max_new_tokens
+        objective = self._stage.policy_gradient
+        writing = decode_mesh(model, tensor=objective.rollout.tensor, slices=config.mesh.slices)
+        new_tokens = objective.rollout.max_new_tokens
         judge = make_judge(
-            rl.judge,
+            objective.judge,
             dtype=config.compute.dtype,
             slices=config.mesh.slices,
             cache=run.folder / f"judge_{self._stage.name}.jsonl",
         )
-        self._rewards = RewardFunction(rl, judge)
+        self._rewards = RewardFunction(objective, judge)
         self._stream = PromptStream(
             self._stage.data,
             tokenizer,
@@ -91,7 +90,7 @@ class PolicyTrainer:
             validate=self._rewards.check_record,
         )
         self._audio = AudioFeatureCache(model, config.compute, self._stage.data, mesh)
-        self._update = PolicyUpdate(start.model_def, rl, start.optimizer, start.shardings)
+        self._update = PolicyUpdate(start.model_def, objective, start.optimizer, start.shardings)
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
         self._same_kernels = "decoder" in state.frozen
         self._engine = Engine(
@@ -99,9 +98,9 @@ class PolicyTrainer:
             start.model_def.with_lora(policy_parameters(state)),
             tokenizer,
             compute=config.compute,
-            slots=round_up_slots(rl.rollout.slots, config.compute.rules, writing),
+            slots=round_up_slots(objective.rollout.slots, config.compute.rules, writing),
             slot_tokens=min(self._stage.data.seq_len, model.decoder.max_positions),
-            cache_dtype=rl.rollout.cache_dtype or None,
+            cache_dtype=objective.rollout.cache_dtype,
             mesh=writing,
         )
 
@@ -114,7 +113,7 @@ class PolicyTrainer:
             DataError: a record cannot be used.
             JudgeError: the judge abstained too often.
         """
-        rollout = self._stage.rl.rollout
+        rollout = self._stage.policy_gradient.rollout
         began, encoded = time.perf_counter(), self._audio.num_encoded
         parameters = self._definition.with_lora(policy_parameters(state))
         asked = self._stream.examples_at(step - 1, rollout.num_prompts)
@@ -158,15 +157,15 @@ class PolicyTrainer:
         controller: KLController,
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates of a step, and their metrics; the given state is used up."""
-        policy, began = self._stage.rl.policy, time.perf_counter()
+        policy, began = self._stage.policy_gradient, time.perf_counter()
         moved = num_optimizer_updates(state) > 0  # else the policy still is the reference
         described = rollout_metrics(
             rollouts, rewards, self._tokenizer
         )  # before the state is used up: what fails here is saved
         size = (
-            self._stage.rl.rollout.num_prompts
+            self._stage.policy_gradient.rollout.num_prompts
             // policy.minibatches
-            * self._stage.rl.rollout.num_generations
+            * self._stage.policy_gradient.rollout.num_generations
         )
         starts = range(0, len(rollouts), size)
         minibatches = [
@@ -204,12 +203,14 @@ class PolicyTrainer:
             old = minibatches[0].layout.gather(logprobs)
             passed = PolicyLogprobs(
                 old,
-                passed.reference_logprobs if moved and needs_reference_params(self._stage) else old,
+                passed.reference_logprobs
+                if moved and self._stage.policy_gradient.needs_reference_params
+                else old,
                 passed.values,
             )
         metrics = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
         metrics |= described | logprob_metrics(rollouts, passed, found)
-        if not needs_reference_params(self._stage):
+        if not self._stage.policy_gradient.needs_reference_params:
             metrics = {
                 name: value
                 for name, value in metrics.items()
@@ -217,7 +218,7 @@ class PolicyTrainer:
             }
         metrics |= {"valid_rollouts": float(found.valid.mean()), "kl_coef": controller.coefficient}
         if (
-            needs_reference_params(self._stage) and changed.since_rollout
+            self._stage.policy_gradient.needs_reference_params and changed.since_rollout
         ):  # a step that changed nothing leaves beta as well
             controller.update(metrics["reply_kl"], len(rollouts))
         return state, metrics | {
@@ -237,10 +238,10 @@ class PolicyTrainer:
         batches, rows = [], []
         for batch in self._on_mesh(whole):
             old = values = np.zeros(batch.tokens.shape, np.float32)
-            if self._stage.rl.policy.recomputes_old_logprobs:
+            if self._stage.policy_gradient.recomputes_old_logprobs:
                 old, values = self._update.statistics(policy_parameters(state), batch)
             reference = old
-            if needs_reference_params(self._stage) and moved:
+            if self._stage.policy_gradient.needs_reference_params and moved:
                 reference, _ = self._update.statistics(reference_parameters(state), batch)
             batches.append(batch)
             rows.append([np.asarray(array) for array in (old, reference, values)])
@@ -256,7 +257,9 @@ class PolicyTrainer:
         own = rollouts[minibatch.indices]
         whole = PolicyTargets(
             weights=minibatch.layout.scatter(
-                compute_loss_weights(own, found.valid[minibatch.indices], self._stage.rl.policy)
+                compute_loss_weights(
+                    own, found.valid[minibatch.indices], self._stage.policy_gradient
+                )
             ),
             advantages=minibatch.layout.scatter(found.advantages[minibatch.indices]),
             old_logprobs=minibatch.layout.scatter(minibatch.passed.old_logprobs),
@@ -304,7 +307,7 @@ def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
     has used up the state before it: then the newest checkpoint is what there is.
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
-    checkpoints, policy = run.checkpoints(), stage.rl.policy
+    checkpoints, policy = run.checkpoints(), stage.policy_gradient
     earlier = sum(one.steps for one in config.stages[: run.index])
     run.stop.should_stop(
         earlier + (checkpoints.latest_step or 0)
@@ -401,11 +404,13 @@ def check_policy_stage(
     """
     check_sizes(stage.data, tokenizer, model)
     try:
-        rewards = RewardFunction(stage.rl, None)
-        JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.preference_levels)
+        rewards = RewardFunction(stage.policy_gradient, None)
+        JudgePrompt(
+            stage.policy_gradient.judge.prompt, levels=stage.policy_gradient.judge.preference_levels
+        )
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
-    judge = stage.rl.judge
+    judge = stage.policy_gradient.judge
     if judge.folder:
         hub.read_model_config(judge.folder)
     if judge.url and judge.api_key_env and jax.process_index() == 0:  # it alone asks
@@ -415,7 +420,7 @@ def check_policy_stage(
         tokenizer,
         model,
         seed=0,
-        new_tokens=stage.rl.rollout.max_new_tokens,
+        new_tokens=stage.policy_gradient.rollout.max_new_tokens,
         validate=rewards.check_record,
     )
     names: set[str] = set()  # that records give as their source
@@ -424,14 +429,19 @@ def check_policy_stage(
         names.add(record.source)
         stream.check(record, decode=decode)
 
-    settings = {"rewards": to_dict(stage.rl.rewards), "new_tokens": stage.rl.rollout.max_new_tokens}
+    settings = {
+        "rewards": to_dict(stage.policy_gradient.rewards),
+        "new_tokens": stage.policy_gradient.rollout.max_new_tokens,
+    }
     checked = data_check(f"stage {stage.name!r}", stream.sources, stage.data, check, settings)
     if checked and stage.data.check == "all":
         names.update(*all_gather_json(sorted(names)))
-        missing = sorted({name for reward in stage.rl.rewards for name in reward.sources} - names)
+        missing = sorted(
+            {name for reward in stage.policy_gradient.rewards for name in reward.sources} - names
+        )
         if missing:
             raise ConfigError(
-                f"stage {stage.name!r}: rl.rewards names the sources {', '.join(missing)}, and no record has "
+                f"stage {stage.name!r}: objective.rewards names the sources {', '.join(missing)}, and no record has "
                 f"them; those of the records are {', '.join(sorted(names))}"
             )
 

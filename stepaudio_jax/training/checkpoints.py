@@ -361,7 +361,8 @@ def export_model(
         ]
         # What came with the initial weights is part of the adapter, whose base then is another
         # model than they are.
-        base = "" if INITIAL_ADAPTER in adapters else config.initial.decoder or config.initial.model
+        initial = config.initial.decoder or config.initial.model or ""
+        base = "" if INITIAL_ADAPTER in adapters else initial
         beside = hub.combine_adapters(pairs, base)
     hub.save_checkpoint(target, parts, model, tokenizer, source=source, adapter=beside)
 

@@ -63,8 +63,8 @@ _MUTABLE_COMPUTE_KEYS = re.compile(
 # is, and what it may take.
 _MUTABLE_STAGE_KEYS = re.compile(
     r"stages\.\d+\.((evaluation\.)?data\.(check|on_bad_audio|on_too_long|on_bad_record|threads|prefetch_batches)"
-    r"|rl\.rollout\.(slots|tensor)"
-    r"|rl\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots|max_abstention_rate))"
+    r"|objective\.rollout\.(slots|tensor)"
+    r"|objective\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots|max_abstention_rate))"
 )
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, Part, StageConfig
+from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, Part
 from stepaudio_jax.models import (
     Parameters,
     abstract_lora,
@@ -138,7 +138,8 @@ def _tokenizer(config: Config) -> Tokenizer:
     folder = config.tokenizer or config.initial.model or config.initial.decoder
     if not folder:
         raise ConfigError(
-            'tokenizer is empty, and there is no initial.model to take one from: name a folder, or "bytes"'
+            "tokenizer is None, and there is no initial.model to take one from: "
+            'name a folder, or "bytes"'
         )
     return hub.load_tokenizer(folder)
 
@@ -243,7 +244,7 @@ def abstract_train_state(
         axes[HEADS], contracting_dims[HEADS] = (
             parameter_metadata(heads, name) for name in ("axes", "contracting_dims")
         )
-    if has_value_head(stage):
+    if stage.objective.has_value_head:
         sizes = {"kernel": (model.decoder.hidden,), "bias": ()}
         whole = replicated(mesh)
         trainable[VALUE] = {
@@ -258,7 +259,7 @@ def abstract_train_state(
         narrow = abstract_lora(model, stage.lora)
         trainable[LORA] = _abstract_lora(config, model, stage.lora, mesh)
         axes[LORA], contracting_dims[LORA] = narrow.axes, narrow.contracting_dims
-    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, _updates(stage))
+    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, stage.num_updates)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     abstract = TrainState(
         step=count,
@@ -267,7 +268,7 @@ def abstract_train_state(
         frozen={part: value for part, value in parts.items() if part not in stage.trainable},
         optimizer=_optimizer_state(optimizer, trainable, mesh),
     )
-    if needs_reference_params(stage):
+    if stage.objective.needs_reference_params:
         abstract.frozen[REFERENCE] = {
             part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype))
             for part in stage.trainable
@@ -348,22 +349,6 @@ def init_train_state(
 
 def _scales(adapters: Mapping[str, LoRAConfig]) -> tuple[tuple[str, float], ...]:
     return tuple((name, lora.scale) for name, lora in adapters.items())
-
-
-def needs_reference_params(stage: StageConfig) -> bool:
-    """Whether the stage keeps what it began with beside what it learns."""
-    return stage.objective == "policy" and stage.rl.policy.kl_coef > 0
-
-
-def has_value_head(stage: StageConfig) -> bool:
-    """Whether the stage learns what a state is worth."""
-    return stage.objective == "policy" and stage.rl.policy.advantage_estimator == "gae"
-
-
-def _updates(stage: StageConfig) -> int:
-    """Of the weights, over all of the stage."""
-    policy = stage.rl.policy
-    return stage.steps * (policy.epochs * policy.minibatches if stage.objective == "policy" else 1)
 
 
 def _abstract_lora(config: Config, model: ModelConfig, lora: LoRAConfig, mesh: Mesh) -> Parameters:

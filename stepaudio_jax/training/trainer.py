@@ -266,7 +266,7 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
     adapter = read_initial_adapter(run_dir) if any(saved) else initial_adapter(config)
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
-            kinds[stage.objective].check(stage, tokenizer, model, data_check)
+            kinds[stage.objective.name].check(stage, tokenizer, model, data_check)
             if stage.lora.adapter is not None and not saved[index]:
                 check_stage_adapter(config, index, model)
     mesh = make_mesh(config.mesh)
@@ -281,7 +281,7 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
             run = StageContext(config, index, model, tokenizer, mesh, stop, adapter)
-            parameters = kinds[run.stage.objective].run(run, parameters)
+            parameters = kinds[run.stage.objective.name].run(run, parameters)
         adapters = adapters_before_stage(config, len(config.stages), adapter)
         source = f"trained in {run_dir}"
         export_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)

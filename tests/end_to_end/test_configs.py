@@ -72,9 +72,9 @@ def test_the_configuration_of_rlhf_learns(tmp_path):
         "slots": 5,
         "tensor": 2,
     }
-    judge = {"url": server.url, "api_key_env": "", "max_abstention_rate": 1.0}
-    more = {f"rl.rollout.{key}": value for key, value in rollout.items()} | {
-        f"rl.judge.{key}": value for key, value in judge.items()
+    judge = {"url": server.url, "api_key_env": None, "max_abstention_rate": 1.0}
+    more = {f"objective.rollout.{key}": value for key, value in rollout.items()} | {
+        f"objective.judge.{key}": value for key, value in judge.items()
     }
     try:
         train_in_processes(

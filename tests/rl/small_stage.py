@@ -15,9 +15,8 @@ from stepaudio_jax.config import (
     DataConfig,
     InitialWeights,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -79,7 +78,6 @@ def stage_config(
     stage = StageConfig(
         name="rlvr",
         steps=steps,
-        objective="policy",
         data=DataConfig(
             sources=(SourceConfig(path=str(prompts)),),
             **{
@@ -93,7 +91,7 @@ def stage_config(
         # With so large an epsilon Adam's first step is in proportion to the gradient, and rounding
         # stays rounding.
         optimizer=OptimizerConfig(learning_rate=0.05, eps=1.0, decay="constant", weight_decay=0.0),
-        rl=RLConfig(
+        objective=PolicyGradient(
             rollout=RolloutConfig(
                 **{
                     "num_prompts": 4,
@@ -104,7 +102,7 @@ def stage_config(
                 }
             ),
             rewards=(RewardConfig(verifier="tests.rl.small_stage:even", verifier_weight=1.0),),
-            policy=PolicyConfig(**(policy or {})),
+            **(policy or {}),
         ),
     )
     run = Config(

@@ -11,9 +11,8 @@ import pytest
 from stepaudio_jax.config import (
     ConfigError,
     JudgeConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
 )
 from stepaudio_jax.data import Criterion, DataError, Record
@@ -88,7 +87,7 @@ def test_a_repetition_ended_early_is_penalised_like_a_reply_cut_at_the_limit():
     """The engine ends it after 4 of 10 tokens; a repetition must not save the overlong penalty."""
     reward = RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=5)
     rewards = RewardFunction(
-        RLConfig(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None
+        PolicyGradient(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None
     )
     prompt = Prompt(np.array([1], np.int32), *[np.zeros(1, bool)] * 2, (), ())
     made = {}
@@ -113,7 +112,7 @@ def test_a_repetition_ended_early_is_penalised_like_a_reply_cut_at_the_limit():
 
 
 def test_parts_add_up_with_their_weights():
-    config = RLConfig(
+    config = PolicyGradient(
         rollout=RolloutConfig(max_new_tokens=10),
         rewards=(
             RewardConfig(
@@ -146,7 +145,7 @@ def test_parts_add_up_with_their_weights():
 
 def test_a_rubric_takes_the_place_of_preference():
     rubric = (Criterion("kind", 5.0), Criterion("rude", -3.0))
-    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
+    config = PolicyGradient(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
     (reward,) = RewardFunction(config, judge())(
         [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
     )
@@ -157,7 +156,7 @@ def test_a_rubric_takes_the_place_of_preference():
 def test_a_rubric_with_weights_that_overflow_is_an_error():
     """Their sum is infinite, and infinity over infinity is not a number."""
     rubric = (Criterion("kind", 1.5e308), Criterion("rude", 1.5e308))
-    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
+    config = PolicyGradient(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
     with pytest.raises(DataError, match=r"file:1: the reward of a reply is nan, .*'rubric'"):
         RewardFunction(config, judge())(
             [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
@@ -165,7 +164,9 @@ def test_a_rubric_with_weights_that_overflow_is_an_error():
 
 
 def test_an_abstention_gives_no_reward():
-    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED)
+    config = PolicyGradient(
+        rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED
+    )
     none, some = RewardFunction(config, judge())(
         [rollout("abstain", reference_reply="x"), rollout("xx", reference_reply="x")]
     )
@@ -174,7 +175,7 @@ def test_an_abstention_gives_no_reward():
 
 
 def test_each_source_has_its_reward():
-    config = RLConfig(
+    config = PolicyGradient(
         rewards=(
             RewardConfig(format_weight=1.0),
             RewardConfig(sources=("sums",), verifier="number", verifier_weight=2.0),
@@ -183,16 +184,18 @@ def test_each_source_has_its_reward():
     first, second = RewardFunction(config, None)([rollout("8"), rollout("7", source="sums")])
     assert (first.value, second.value) == (1.0, 2.0)
     with pytest.raises(ConfigError, match="no reward is for the source 's'"):
-        RLConfig(rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)).reward_for_source(
-            "s"
-        )
+        PolicyGradient(
+            rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)
+        ).reward_for_source("s")
     with pytest.raises(ConfigError, match="sums have more than one"):
-        RLConfig(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
+        PolicyGradient(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
 
 
 def test_records_that_lack_what_their_reward_needs_are_named():
     rewards = RewardFunction(
-        RLConfig(rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED),
+        PolicyGradient(
+            rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED
+        ),
         judge(),
     )
     with pytest.raises(DataError, match=r"file:1: .* has no 'answer'"):
@@ -205,7 +208,7 @@ def test_records_that_lack_what_their_reward_needs_are_named():
     ):
         rewards.check_record(rollout(reference_reply="x", rubric=(Criterion("rude", -1.0),)).record)
     numbers = RewardFunction(
-        RLConfig(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None
+        PolicyGradient(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None
     )
     with pytest.raises(DataError, match=r"file:1: the answer 'seven' must have one number"):
         numbers.check_record(rollout(answer="seven").record)
@@ -230,7 +233,7 @@ def returned(value):
 def rewards_by(monkeypatch, verifier):
     monkeypatch.setattr("tests.rl.test_rewards.mine", verifier)
     reward = RewardConfig(verifier="tests.rl.test_rewards:mine", verifier_weight=2.0)
-    return RewardFunction(RLConfig(rewards=(reward,)), None)
+    return RewardFunction(PolicyGradient(rewards=(reward,)), None)
 
 
 @pytest.mark.parametrize(
@@ -310,10 +313,14 @@ def test_prompts_outside_num_correct_range_are_masked():
     right = [0, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1]
     rewards = [Reward(float(one), {}, bool(one)) for one in right]
     found = compute_advantages(
-        rollouts, rewards, logprobs_of(rollouts), PolicyConfig(num_correct_range=(1, 3)), kl_coef=0
+        rollouts,
+        rewards,
+        logprobs_of(rollouts),
+        PolicyGradient(num_correct_range=(1, 3)),
+        kl_coef=0,
     )
     assert found.valid.tolist() == [False] * 4 + [True] * 4 + [False] * 4
-    weights = compute_loss_weights(rollouts, found.valid, PolicyConfig())
+    weights = compute_loss_weights(rollouts, found.valid, PolicyGradient())
     assert [float(weight.sum()) for weight in weights] == pytest.approx(
         [0] * 4 + [0.25] * 4 + [0] * 4
     )
@@ -323,7 +330,11 @@ def test_prompts_without_a_verifier_ignore_num_correct_range():
     rollouts = [rollout(group=group) for group in range(2) for _ in range(2)]
     rewards = [Reward(0.0, {}, False), Reward(0.0, {}, False), Reward(0.5, {}), Reward(None, {})]
     found = compute_advantages(
-        rollouts, rewards, logprobs_of(rollouts), PolicyConfig(num_correct_range=(1, 2)), kl_coef=0
+        rollouts,
+        rewards,
+        logprobs_of(rollouts),
+        PolicyGradient(num_correct_range=(1, 2)),
+        kl_coef=0,
     )
     assert found.valid.tolist() == [False, False, True, False]
 
@@ -333,16 +344,16 @@ def test_contradicting_settings_are_errors():
         ConfigError,
         match=r"overlong_penalty_start=10 must lie between 0 and rollout.max_new_tokens=10",
     ):
-        RLConfig(
+        PolicyGradient(
             rollout=RolloutConfig(max_new_tokens=10),
             rewards=(
                 RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=10),
             ),
         )
-    with pytest.raises(ConfigError, match="counts right replies, and no reward has a verifier"):
-        RLConfig(
+    with pytest.raises(ConfigError, match="counts correct replies, and no reward has a verifier"):
+        PolicyGradient(
             rewards=(RewardConfig(format_weight=1.0),),
-            policy=PolicyConfig(num_correct_range=(1, 2)),
+            num_correct_range=(1, 2),
         )
     with pytest.raises(ConfigError, match="must begin with http"):
         JudgeConfig(url="localhost:8000/v1", model="m")
@@ -360,7 +371,7 @@ def test_advantages_compare_the_replies_to_one_prompt():
         rollouts,
         rewards,
         logprobs_of(rollouts),
-        PolicyConfig(advantage_estimator="rloo"),
+        PolicyGradient(advantage_estimator="rloo"),
         kl_coef=0,
     )
     expected = [np.full(2, 1.0), np.full(5, -1.0), np.zeros(1), np.zeros(4)]
@@ -371,7 +382,7 @@ def test_advantages_compare_the_replies_to_one_prompt():
 def test_kl_in_the_reward_is_k1_of_every_token():
     rollouts = [rollout(group=0, tokens=2), rollout(group=0, tokens=5)]
     rewards = [Reward(1.0, {}), Reward(1.0, {})]
-    config = PolicyConfig(advantage_estimator="rloo", kl_placement="reward")
+    config = PolicyGradient(advantage_estimator="rloo", kl_placement="reward")
     found = compute_advantages(
         rollouts, rewards, logprobs_of(rollouts, old=-1.0, reference=-1.5), config, kl_coef=0.1
     )

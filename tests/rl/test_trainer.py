@@ -75,7 +75,7 @@ def rewarded_by(config, verifier, **optimizer):
     stage = config.stages[0]
     stage = dataclasses.replace(
         stage,
-        rl=dataclasses.replace(stage.rl, rewards=(reward,)),
+        objective=dataclasses.replace(stage.policy_gradient, rewards=(reward,)),
         optimizer=dataclasses.replace(stage.optimizer, **optimizer),
     )
     return dataclasses.replace(config, stages=(stage,))
@@ -234,8 +234,10 @@ def check_stage(folder, stage):
 
 def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
-    rewards = (*stage.rl.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
-    stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, rewards=rewards))
+    rewards = (*stage.policy_gradient.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
+    stage = dataclasses.replace(
+        stage, objective=dataclasses.replace(stage.policy_gradient, rewards=rewards)
+    )
     with pytest.raises(
         ConfigError,
         match=r"names the sources promts, and no record has them; those of the records are prompts",
@@ -333,7 +335,9 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(
 def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
     judge = JudgeConfig(url="http://localhost:1/v1", model="m", api_key_env="NO_SUCH_KEY")
-    stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, judge=judge))
+    stage = dataclasses.replace(
+        stage, objective=dataclasses.replace(stage.policy_gradient, judge=judge)
+    )
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH_KEY holds no key"):
         check_stage(tmp_path, stage)

@@ -11,7 +11,7 @@ import optax
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
-from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, build
+from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, NextToken, build
 from stepaudio_jax.hub import CheckpointError
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.training.checkpoints import StageCheckpoints, saved_steps
@@ -49,7 +49,7 @@ def started(optimizer):
                 "data": {"sources": [{"path": "unused"}], "batch_size": 4},
                 "trainable": ["adaptor"],
                 "optimizer": {"name": optimizer, "learning_rate": 0.01, "moment_dtype": "bfloat16"},
-                "auxiliary": AUXILIARY,
+                "objective": NextToken(auxiliary=AUXILIARY),
             }
         ],
     }

@@ -152,8 +152,10 @@ def test_a_stage_goes_on_with_the_adapter_that_it_names(base, tmp_path):
     )
     folder = str(tmp_path / "model" / hub.ADAPTER)
     policy = {
-        "objective": "policy",
-        "rl": {"rewards": [{"verifier": "number", "verifier_weight": 1.0}]},
+        "objective": {
+            "name": "policy_gradient",
+            "rewards": [{"verifier": "number", "verifier_weight": 1.0}],
+        },
     }
     again = run_config({"trainable": ["adaptor"], "lora": {**FIRST, "adapter": folder}, **policy})
     _, state = finish(again, 0, base)

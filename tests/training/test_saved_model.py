@@ -31,10 +31,10 @@ STAGES = [
     {
         "name": "policy",
         "steps": 10,
-        "objective": "policy",
         "data": DATA,
-        "rl": {
-            "policy": {"advantage_estimator": "gae"},
+        "objective": {
+            "name": "policy_gradient",
+            "advantage_estimator": "gae",
             "rewards": [{"verifier": "number", "verifier_weight": 1.0}],
         },
     },

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, build
+from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, NextToken, build
 from stepaudio_jax.training.losses import UNKNOWN, combine, loss_term_sums, loss_term_weights
 from stepaudio_jax.training.train_step import (
     HEADS,
@@ -122,7 +122,9 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
             "gradient_accumulation_steps": accumulation,
             "trainable": ("encoder", "adaptor", "decoder"),
         }
-        config = run_config(**stage, **({"auxiliary": AUXILIARY} if auxiliary else {}))
+        config = run_config(
+            **stage, **({"objective": NextToken(auxiliary=AUXILIARY)} if auxiliary else {})
+        )
         definition, optimizer, state = begin(config, 0, SMALL, parameters)
         results.append(
             jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch)
@@ -148,7 +150,7 @@ def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(paramete
         "gradient_accumulation_steps": 4,
         "trainable": ("encoder", "adaptor", "decoder"),
     }  # a program compiled above
-    config = run_config(**settings, auxiliary=AUXILIARY)
+    config = run_config(**settings, objective=NextToken(auxiliary=AUXILIARY))
     definition, optimizer, state = begin(config, 0, SMALL, parameters)
     step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
     batch = random_batch(auxiliary=True)
@@ -219,7 +221,7 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
             "muon_learning_rate": 0.02,
             "decay": "constant",
         },
-        auxiliary=AUXILIARY,
+        objective=NextToken(auxiliary=AUXILIARY),
     )
     definition, transformation, state = begin(config, 0, SMALL, parameters)
     step = jax.jit(make_train_step(definition, config.stages[0], transformation))
