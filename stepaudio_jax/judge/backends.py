@@ -241,7 +241,7 @@ def read_api_key(api_key_env: str) -> str:
     if not key:
         raise ConfigError(
             f"the environment variable {api_key_env} holds no key for the judge's server; set it, "
-            "or let api_key_env be empty for a server that wants none"
+            "or let api_key_env be None for a server that wants none"
         )
     return key
 
