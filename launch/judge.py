@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "data":
             inputs = [path for path in (options.input, options.prompt) if path]
             check_output_file(options.output, inputs, may_replace=lambda path: True)
-        from stepaudio_jax.data import DataError, read_jsonl
+        from stepaudio_jax.data import read_jsonl
+        from stepaudio_jax.errors import DataError
         from stepaudio_jax.generation import folder_decode_mesh, load_model
         from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
         from stepaudio_jax.judge.judge import Judge

@@ -13,7 +13,8 @@ import sys
 from typing import Any
 
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, ConfigError, PolicyGradient, load_config
+from stepaudio_jax.config import Config, PolicyGradient, load_config
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import atomic_text_writer, check_output_file, expand_home, user_path
 
 DOES_NOT_FIT = 1

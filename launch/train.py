@@ -10,7 +10,8 @@ import sys
 
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, ConfigError, load_config
+from stepaudio_jax.config import Config, load_config
+from stepaudio_jax.errors import ConfigError
 
 
 def parse_arguments(arguments: list[str]) -> Config:

@@ -28,10 +28,6 @@ from stepaudio_jax.training import train
 _ROUND_TRIP_QUESTIONS = 50  # asked of the model after its export and import
 
 
-class RoundTripError(RuntimeError):
-    """The model answers differently after its export to Hugging Face's format and import."""
-
-
 def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -> str:
     """Writes the corpus, trains the model, evaluates it, exports it and imports it again.
 
@@ -47,7 +43,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
         The table of accuracies as text.
 
     Raises:
-        RoundTripError: the imported model answers differently from the trained one.
+        RuntimeError: the imported model answers differently from the trained one.
         OutputError: a result would replace something else than an earlier result; raised before
             anything is written.
     """
@@ -84,7 +80,7 @@ def _check_round_trip(trained: pathlib.Path, folder: pathlib.Path, answers: list
     actual = answer_questions(load_model(imported), [answer.question for answer in expected])
     for before, after in zip(expected, actual, strict=True):
         if before.parsed != after.parsed:
-            raise RoundTripError(
+            raise RuntimeError(
                 f"{before.question.id}: replied {before.parsed} before export and import, "
                 f"{after.parsed} after"
             )

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.storage import OutputError, check_not_same_file, check_output_directory
+from stepaudio_jax.errors import OutputError
+from stepaudio_jax.storage import check_not_same_file, check_output_directory
 
 
 def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str | None] = ()) -> None:

@@ -16,8 +16,9 @@ import jax
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.spoken_corpus import ensure_corpus
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, ConfigError, ModelConfig, load_config, to_dict
+from stepaudio_jax.config import Config, ModelConfig, load_config, to_dict
 from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.evaluation import (
     Results,
     Table,

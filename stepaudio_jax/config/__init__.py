@@ -1,6 +1,6 @@
 """Typed, frozen configuration. Every default of the project stands in this package, once."""
 
-from stepaudio_jax.config.build import ConfigError, build, check_seed, to_dict
+from stepaudio_jax.config.build import build, check_seed, to_dict
 from stepaudio_jax.config.flags import load_config, override
 from stepaudio_jax.config.model import (
     AdaptorConfig,
@@ -54,7 +54,6 @@ __all__ = [
     "CheckpointConfig",
     "ComputeConfig",
     "Config",
-    "ConfigError",
     "DataConfig",
     "DecoderConfig",
     "EncoderConfig",

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import expand_home, shorten
 
 DataclassT = TypeVar("DataclassT")
@@ -21,10 +22,6 @@ DataclassT = TypeVar("DataclassT")
 MAX_FLOAT32 = 3.4028234663852886e38
 MIN_FLOAT32 = 1.1754943508222875e-38
 MAX_SEED = 2**62  # JAX makes keys of 64 bits with a sign, and stages count on from the run's seed
-
-
-class ConfigError(ValueError):
-    """A configuration key is unknown, missing, or holds a value of the wrong type or range."""
 
 
 def expand_paths(config: object, *names: str) -> None:

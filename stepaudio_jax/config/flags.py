@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from stepaudio_jax.config import model, objectives, run
 from stepaudio_jax.config.build import (
-    ConfigError,
     build,
     choices,
     convert,
@@ -22,6 +21,7 @@ from stepaudio_jax.config.build import (
     unknown_key_message,
 )
 from stepaudio_jax.config.run import Config
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import expand_home
 
 

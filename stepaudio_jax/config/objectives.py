@@ -5,12 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from stepaudio_jax.config.build import (
-    ConfigError,
-    check_floats,
-    check_not_empty,
-    expand_paths,
-)
+from stepaudio_jax.config.build import check_floats, check_not_empty, expand_paths
+from stepaudio_jax.errors import ConfigError
 
 # When a reply counts as a loop.
 

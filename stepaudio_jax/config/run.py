@@ -5,7 +5,6 @@ import re
 from typing import Literal
 
 from stepaudio_jax.config.build import (
-    ConfigError,
     check_floats,
     check_not_empty,
     check_seed,
@@ -15,6 +14,7 @@ from stepaudio_jax.config.build import (
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
 from stepaudio_jax.config.objectives import AuxiliaryConfig, NextToken, PolicyGradient
 from stepaudio_jax.config.sharding import MeshConfig, ShardingRules
+from stepaudio_jax.errors import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]

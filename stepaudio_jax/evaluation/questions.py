@@ -9,9 +9,10 @@ import numpy as np
 import tqdm
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import LengthConvention, load_audio
-from stepaudio_jax.config import AudioChannel, DataConfig
-from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.audio import load_audio
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.generation import (
     AudioReader,

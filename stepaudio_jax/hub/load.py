@@ -13,6 +13,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from numpy.typing import DTypeLike, NDArray
 
 from stepaudio_jax.config import AdaptorConfig, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.checkpoint import (
     PARAMETERS,
     checkpoint_lora_config,
@@ -20,7 +21,6 @@ from stepaudio_jax.hub.checkpoint import (
     parameters_directory,
     read_checkpoint_config,
 )
-from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import read_hf_config
 from stepaudio_jax.hub.hf_folder import HFFolder, raise_if_problems
 from stepaudio_jax.hub.io import ShardBuffers, ordered_parallel_map

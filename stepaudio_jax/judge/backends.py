@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ConfigError, JudgeConfig, LengthConvention
+from stepaudio_jax.config import JudgeConfig, LengthConvention
+from stepaudio_jax.errors import ConfigError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
     Engine,
-    GenerationError,
     LoadedModel,
     Prompt,
     Sampling,
@@ -24,16 +24,12 @@ from stepaudio_jax.generation import (
     build_prompt,
 )
 from stepaudio_jax.judge.cache import JudgeAnswer
-from stepaudio_jax.text import Message, TextError, TextPart, Tokenizer, parse_reply, render_prompt
+from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
 
 MAX_BACKOFF_S = 60.0
 MAX_RESPONSE_BYTES = 16 * 2**20
 _RETRYABLE_STATUS = {408, 409, 425, 429}  # and every 5xx
 _SECONDS = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?")
-
-
-class JudgeError(RuntimeError):
-    """The judge could not be asked after all retries, or too many of its answers are unusable."""
 
 
 class JudgeBackend(Protocol):

@@ -15,15 +15,15 @@ from typing import Any
 import jax
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import ConfigError, FloatDtype, JudgeConfig
+from stepaudio_jax.config import FloatDtype, JudgeConfig
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.generation.shardings import decode_mesh
 from stepaudio_jax.judge.backends import (
     BatchJudgeBackend,
     EndpointBackend,
     JudgeBackend,
-    JudgeError,
     ModelBackend,
 )
 from stepaudio_jax.judge.cache import AnswerCache, JudgeAnswer

@@ -14,8 +14,8 @@ import string
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.verdict import comparisons
 from stepaudio_jax.text import Message, TextPart
 

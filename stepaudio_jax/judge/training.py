@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import Verdict, comparisons, pair_value, prefers_position

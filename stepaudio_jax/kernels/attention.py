@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stepaudio_jax.config import AttentionKernel, ComputeConfig, ConfigError
+from stepaudio_jax.config import AttentionKernel, ComputeConfig
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.kernels.cpu.block_sparse_attention import block_sparse_attention
 from stepaudio_jax.kernels.cudnn import cudnn_attention
 from stepaudio_jax.kernels.flash_xla import AttentionMask, flash_attention_xla

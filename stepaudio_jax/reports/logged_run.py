@@ -9,13 +9,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.training.run_folder import CONFIG, METRICS
 
 Point = tuple[float, float]
-
-
-class ReportError(ValueError):
-    """A run folder lacks a file, or a file cannot be read; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +83,14 @@ def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
     is left out.
 
     Raises:
-        ReportError: a file is missing or cannot be read.
+        DataError: a file is missing or cannot be read.
     """
     path = pathlib.Path(folder)
     if not path.is_dir():
-        raise ReportError(f"{path} is not a folder; name the run_dir of a run")
+        raise DataError(f"{path} is not a folder; name the run_dir of a run")
     config = _json(_text(path / CONFIG), f"{path / CONFIG}")
     if not isinstance(config, dict):
-        raise ReportError(
-            f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?"
-        )
+        raise DataError(f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?")
     *complete, _ = _text(path / METRICS).split("\n")
     lines = tuple(
         _line(text, f"{path / METRICS}:{number}") for number, text in enumerate(complete, 1)
@@ -110,13 +105,13 @@ def _line(text: str, origin: str) -> LoggedLine:
         or not isinstance(value.get("stage"), str)
         or type(value.get("step")) is not int
     ):
-        raise ReportError(
+        raise DataError(
             f"{origin} must be an object with 'stage', a string, and 'step', a whole number"
         )
     metrics = {name: metric for name, metric in value.items() if name not in ("stage", "step")}
     for name, metric in metrics.items():
         if not isinstance(metric, numbers.Real):
-            raise ReportError(f"{origin}: {name!r} must be a number, got {metric!r}")
+            raise DataError(f"{origin}: {name!r} must be a number, got {metric!r}")
     return LoggedLine(
         value["stage"], value["step"], {name: float(metric) for name, metric in metrics.items()}
     )
@@ -126,15 +121,13 @@ def _text(path: pathlib.Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ReportError(
-            f"{path} does not exist; is {path.parent} the run_dir of a run?"
-        ) from None
+        raise DataError(f"{path} does not exist; is {path.parent} the run_dir of a run?") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _json(text: str, origin: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ReportError(f"{origin} is not JSON: {error}") from None
+        raise DataError(f"{origin} is not JSON: {error}") from None

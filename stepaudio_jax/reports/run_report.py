@@ -56,7 +56,7 @@ def write_report(
         `path`.
 
     Raises:
-        ReportError: the folder does not hold a run.
+        DataError: the folder does not hold a run.
         OutputError: the page would replace a file that is no page, or cannot be written.
         AudioError: a clip of an example cannot be read.
     """

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk, audio_indices
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Array, DataError, audio_embeddings_per_chunk
+from stepaudio_jax.data import Array
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rollouts import Rollout
 
 
@@ -170,15 +172,11 @@ class PackedRollouts:
         self._rows.append(_Row())
         return len(self._rows) - 1
 
-    def _audio_index(self, rollout: Rollout, row: int) -> list[int]:
+    def _audio_index(self, rollout: Rollout, row: int) -> NDArray[np.int32]:
         """Returns for each audio token of the prompt its index among the row's audio embeddings."""
         per_chunk = audio_embeddings_per_chunk(self._data.mel_frames_per_chunk)
         first_chunk = self._rows[row].first_chunks[rollout.group]
-        return [
-            (first_chunk + chunk) * per_chunk + offset
-            for chunk, count in enumerate(rollout.chunk_tokens)
-            for offset in range(count)
-        ]
+        return audio_indices(rollout.chunk_tokens, per_chunk, first_chunk)
 
     def _completions(self) -> Iterator[tuple[int, slice]]:
         """Yields for each rollout its row and the positions whose targets it wrote."""

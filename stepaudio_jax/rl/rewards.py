@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Sequence
 
 from stepaudio_jax.config import PolicyGradient, RewardConfig
-from stepaudio_jax.data import DataError, Record
+from stepaudio_jax.data import Record
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
 from stepaudio_jax.judge.verdict import (
     RewardMap,
@@ -27,10 +28,6 @@ from stepaudio_jax.rl.verifiers import (
 )
 
 _TOLERANCE = 1e-6  # of a verifier's score beyond 0 and 1, such as the rounding of a sum
-
-
-class RewardError(DataError):
-    """A verifier failed, or a reward is not finite; the message names the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ def compute_rewards(
 
     Raises:
         JudgeError: the judge abstained too often.
-        RewardError: a verifier failed, or a reward is not finite.
+        DataError: a verifier failed, or a reward is not finite.
         ValueError: a verifier cannot be found.
     """
     return RewardFunction(config, judge)(rollouts)
@@ -124,7 +121,7 @@ class RewardFunction:
 
         Raises:
             JudgeError: the judge abstained too often.
-            RewardError: a verifier failed or returned no score, or a reward is not finite.
+            DataError: a verifier failed or returned no score, or a reward is not finite.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
@@ -165,9 +162,10 @@ class RewardFunction:
             parts |= self._judged_parts(rollout, judgement)
         value = _weighted_sum(config, parts)
         if not math.isfinite(value):
-            raise RewardError(
+            raise DataError(
                 f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its "
-                "rubric's weights huge?"
+                "rubric's weights huge?",
+                kind="reward",
             )
         return Reward(value, parts, is_correct)
 
@@ -194,7 +192,7 @@ def _verify(name: str, verifier: Verifier, rollout: Rollout) -> float:
     A verifier may return any number or truth value, also of numpy, jax or torch.
 
     Raises:
-        RewardError: it raised, or returned something else; names the record and the verifier,
+        DataError: it raised, or returned something else; names the record and the verifier,
             which may be a function of the user's.
     """
     record, reply = rollout.record, rollout.parsed.reply
@@ -206,14 +204,17 @@ def _verify(name: str, verifier: Verifier, rollout: Rollout) -> float:
         # The function's own frame; there is none where it takes other arguments.
         frames = traceback.extract_tb(error.__traceback__)[1:2]
         line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in frames)
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}{line}") from error
+        raise DataError(
+            f"{where} raised {type(error).__name__}: {error}{line}", kind="reward"
+        ) from error
     score = returned
     if hasattr(score, "item") and getattr(score, "shape", None) == ():  # an array of no dimensions
         score = score.item()
     if not isinstance(score, numbers.Real) or not -_TOLERANCE <= score <= 1 + _TOLERANCE:
-        raise RewardError(
+        raise DataError(
             f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number "
-            "from 0 to 1"
+            "from 0 to 1",
+            kind="reward",
         )
     return min(max(float(score), 0.0), 1.0)
 

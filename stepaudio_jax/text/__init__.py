@@ -1,7 +1,6 @@
 """Text: tokenizer; dialogue -> token segments; generated tokens -> reasoning and reply."""
 
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart, validate_dialogue
-from stepaudio_jax.text.error import DialogueError, TextError, TokenizerError
 from stepaudio_jax.text.prompt_format import (
     THINK_END,
     ParsedReply,
@@ -24,7 +23,6 @@ __all__ = [
     "CHAT_TEMPLATE",
     "THINK_END",
     "AudioPart",
-    "DialogueError",
     "Message",
     "ParsedReply",
     "Part",
@@ -32,11 +30,9 @@ __all__ = [
     "Role",
     "Segment",
     "SpecialTokens",
-    "TextError",
     "TextPart",
     "TokenizedDialogue",
     "Tokenizer",
-    "TokenizerError",
     "audio_tokens",
     "parse_reply",
     "parse_reply_text",

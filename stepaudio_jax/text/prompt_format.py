@@ -22,8 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.text.dialogue import AudioPart, Message, Role, validate_dialogue
-from stepaudio_jax.text.error import DialogueError
 from stepaudio_jax.text.tokenizer import Tokenizer
 
 ROLE_NAMES: Mapping[Role, str] = {
@@ -72,12 +72,12 @@ def render_prompt(
             dialogues rendered so.
 
     Raises:
-        DialogueError: see `validate_dialogue`, or the last message is not one to answer to.
+        TextError: see `validate_dialogue`, or the last message is not one to answer to.
     """
     validate_dialogue(messages)
     last = messages[-1]
     if last.role not in ("user", "input"):
-        raise DialogueError(
+        raise TextError(
             f"message {len(messages)} ({last.role}) is the last one; the model answers to 'user' or 'input'"
         )
     segments = []
@@ -115,7 +115,7 @@ def training_views(
             the same.
 
     Raises:
-        DialogueError: see `validate_dialogue`; no turn is learnt; one is learnt that no user's turn
+        TextError: see `validate_dialogue`; no turn is learnt; one is learnt that no user's turn
             comes before; or one that is learnt contains `</think>`, which would end its reasoning
             early.
     """
@@ -126,16 +126,16 @@ def training_views(
         if message.role == "assistant" and message.in_loss
     ]
     if not learnt:
-        raise DialogueError("no assistant turn is learnt; give the dialogue one, or remove it")
+        raise TextError("no assistant turn is learnt; give the dialogue one, or remove it")
     for turn in learnt:
         where = f"message {turn + 1} (assistant)"
         if all(message.role != "user" for message in messages[:turn]):
-            raise DialogueError(
+            raise TextError(
                 f"{where} is learnt and no user's turn comes before it; take it out of the loss"
             )
         for what, text in (("reasoning", messages[turn].reasoning), ("reply", messages[turn].text)):
             if text is not None and "</think>" in text:
-                raise DialogueError(
+                raise TextError(
                     f"{where} has </think> in its {what}, where it would end the reasoning; rewrite it"
                 )
     if history_reasoning:
@@ -165,11 +165,11 @@ def render_training(
         loss_on_reasoning: False takes the reasoning, with its `\n</think>\n`, out of the loss.
 
     Raises:
-        DialogueError: see `training_views`, or `messages` is not a view.
+        TextError: see `training_views`, or `messages` is not a view.
     """
     views = training_views(messages, history_reasoning=history_reasoning)
     if len(views) > 1 or len(views[0]) != len(messages):
-        raise DialogueError(
+        raise TextError(
             "the dialogue must end in its only turn that is learnt; split it by training_views"
         )
     segments = []

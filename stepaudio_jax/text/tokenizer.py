@@ -11,8 +11,8 @@ from typing import Self
 import tokenizers
 from tokenizers import AddedToken
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.text import tokenizer_files
-from stepaudio_jax.text.error import TextError
 from stepaudio_jax.text.special_tokens import (
     SYMBOL_TO_BYTE,
     SpecialTokens,
@@ -75,7 +75,7 @@ class Tokenizer:
         (`special_tokens.qwen2_special_tokens`).
 
         Raises:
-            TokenizerError: naming the file and what is wrong with it: missing, malformed, not a
+            TextError: naming the file and what is wrong with it: missing, malformed, not a
                 byte-level BPE, or without some of the special tokens.
         """
         path = os.fspath(folder)

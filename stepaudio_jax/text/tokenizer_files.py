@@ -9,8 +9,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.storage import recognize_file, recognize_folder, recognize_values
-from stepaudio_jax.text.error import TokenizerError
 from stepaudio_jax.text.special_tokens import (
     BYTE_SYMBOLS,
     QWEN2_VOCAB_SIZE,
@@ -29,18 +29,18 @@ def read_json_object(path: str) -> dict[str, Any]:
     """Returns the object that a JSON file holds.
 
     Raises:
-        TokenizerError: naming the file and what it really is: not JSON, no object, or a server's
+        TextError: naming the file and what it really is: not JSON, no object, or a server's
             error.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = recognize_file(path, "tokenizer") or f"{error}; copy it again"
-        raise TokenizerError(f"{path}: cannot be read as JSON: it {reason}") from None
+        raise TextError(f"{path}: cannot be read as JSON: it {reason}") from None
     if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: must hold a JSON object")
+        raise TextError(f"{path}: must hold a JSON object")
     if finding := recognize_values(content):
-        raise TokenizerError(f"{path}: {finding}")
+        raise TextError(f"{path}: {finding}")
     return content
 
 
@@ -61,7 +61,7 @@ def read_original_templates(folder: str) -> NamedTemplates:
     """Returns the folder's chat templates other than ours, by the name that they are kept under.
 
     Raises:
-        TokenizerError: a file cannot be read.
+        TextError: a file cannot be read.
     """
     templates = _config_templates(folder)
     path = os.path.join(folder, _FILE)
@@ -133,7 +133,7 @@ def _config_templates(folder: str) -> dict[str, str]:
         if not templates or not all(
             isinstance(text, str) for item in templates.items() for text in item
         ):
-            raise TokenizerError(
+            raise TextError(
                 f"{path}: {_KEY!r} must be a string, or a list of objects with 'name' and 'template'"
             )
         return {os.path.basename(name): text for name, text in templates.items()}
@@ -144,7 +144,7 @@ def _read_text(path: str) -> str:
     try:
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read ({error}); copy it again") from None
+        raise TextError(f"{path}: cannot be read ({error}); copy it again") from None
 
 
 _TOKENIZER_JSON, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -166,13 +166,13 @@ def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     """The BPE, without added tokens, and the added tokens by id.
 
     Raises:
-        TokenizerError: see `Tokenizer.from_folder`.
+        TextError: see `Tokenizer.from_folder`.
     """
     if not os.path.isdir(folder):
         reason = recognize_folder(folder, "tokenizer") or (
             f"does not exist; name a folder with {_TOKENIZER_JSON} or {_VOCABULARY} and {_MERGES}"
         )
-        raise TokenizerError(f"tokenizer folder {folder} {reason}")
+        raise TextError(f"tokenizer folder {folder} {reason}")
     path = os.path.join(folder, _TOKENIZER_JSON)
     if os.path.isfile(path):
         bpe, added = _read_tokenizer_json(path)
@@ -234,16 +234,14 @@ def _read_tokenizer_json(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
         content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
     )
     if kind != "BPE":
-        raise TokenizerError(
+        raise TextError(
             f"{path}: the model is {kind!r}; only a byte-level BPE like Qwen2's can be used"
         )
     listed = content.get("added_tokens") or []
     if not isinstance(listed, list) or not all(
         isinstance(item, Mapping) and "id" in item for item in listed
     ):
-        raise TokenizerError(
-            f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'"
-        )
+        raise TextError(f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'")
     added = {_token_id(item["id"], path): _added_token(item, path) for item in listed}
     # Added tokens stay out, so that no text can spell them; the rest would change a text's tokens
     # depending on where it stands.
@@ -251,7 +249,7 @@ def _read_tokenizer_json(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(content)), added
     except Exception as error:  # all that the library raises
-        raise TokenizerError(f"{path}: is not a tokenizer file ({error}); copy it again") from None
+        raise TextError(f"{path}: is not a tokenizer file ({error}); copy it again") from None
 
 
 def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
@@ -259,8 +257,8 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
         if not os.path.isfile(path):
             folder = os.path.dirname(path)
             if finding := recognize_folder(folder, "tokenizer"):
-                raise TokenizerError(f"tokenizer folder {folder} {finding}")
-            raise TokenizerError(
+                raise TextError(f"tokenizer folder {folder} {finding}")
+            raise TextError(
                 f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON}, or {_VOCABULARY} and {_MERGES}"
             )
     ids = read_json_object(vocabulary)
@@ -269,7 +267,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
         or not all(type(index) is int for index in ids.values())
         or set(ids.values()) != set(range(len(ids)))
     ):
-        raise TokenizerError(
+        raise TextError(
             f"{vocabulary}: must map each token to its id, the ids from 0 to the number of tokens - 1"
         )
     try:
@@ -279,7 +277,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             recognize_file(merges, "tokenizer", is_text=True)
             or f"does not fit {vocabulary} ({error}); copy both again"
         )
-        raise TokenizerError(f"{merges}: {reason}") from None
+        raise TextError(f"{merges}: {reason}") from None
     _check_merges(ids, merges)
     return qwen2_tokenizer(bpe)
 
@@ -290,7 +288,7 @@ def _check_merges(vocabulary: Mapping[str, int], merges: str) -> None:
         made = {line.rstrip("\n").replace(" ", "", 1) for line in file}
     unmade = [token for token in vocabulary if len(token) > 1 and token not in made]
     if unmade:
-        raise TokenizerError(
+        raise TextError(
             f"{merges}: has no merge that makes {len(unmade)} of the {len(vocabulary)} tokens (as {unmade[0]!r}): it is cut "
             "short, or of another tokenizer; copy it again"
         )
@@ -300,23 +298,23 @@ def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
     """A byte without a token would vanish from the text without a word."""
     missing = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if bpe.token_to_id(symbol) is None]
     if missing:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: has no token for {len(missing)} of the 256 bytes; only a byte-level BPE can be used"
         )
     vocabulary = bpe.get_vocab(with_added_tokens=False)
     if max(vocabulary.values()) != len(vocabulary) - 1:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: has {len(vocabulary)} tokens and ids up to {max(vocabulary.values())}; none may be left out"
         )
     foreign = sorted(token for token in vocabulary if not SYMBOL_TO_BYTE.keys() >= set(token))
     if foreign:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: has {foreign[0]!r}, which stands for no bytes; only a byte-level BPE can be used"
         )
     probe = "a  b\n1 你好🙂"
     tokens = bpe.encode(probe, add_special_tokens=False).tokens
     if bytes(SYMBOL_TO_BYTE[symbol] for token in tokens for symbol in token) != probe.encode():
-        raise TokenizerError(
+        raise TextError(
             f"{path}: does not give back the text {probe!r}; only a byte-level BPE like Qwen2's can be used"
         )
 
@@ -332,9 +330,7 @@ def _read_added(path: str, key: str | None) -> AddedTokens:
     if not isinstance(listed, Mapping) or not all(
         isinstance(item, Mapping) for item in listed.values()
     ):
-        raise TokenizerError(
-            f"{path}: {key!r} must be an object from id to an object with 'content'"
-        )
+        raise TextError(f"{path}: {key!r} must be an object from id to an object with 'content'")
     return {_token_id(index, path): _added_token(item, path) for index, item in listed.items()}
 
 
@@ -346,7 +342,7 @@ def _merge_added_tokens(added: AddedTokens, extra: Mapping[int, AddedToken], pat
             or ids.get(token.content, index) != index
         ):
             known = added[index].content if index in added else f"id {ids[token.content]}"
-            raise TokenizerError(
+            raise TextError(
                 f"{path}: gives {token.content!r} the id {index}, which contradicts the folder's {known!r}"
             )
         added.setdefault(index, token)
@@ -357,14 +353,14 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
     base = bpe.get_vocab_size()
     contents = {token.content for token in added.values()}
     if len(contents) < len(added):
-        raise TokenizerError(
+        raise TextError(
             f"{path}: gives several ids to one added token; copy the tokenizer's files again"
         )
     needed = [content for content in SpecialTokens.contents().values() if content not in contents]
     layout = qwen2_special_tokens() if base == QWEN2_VOCAB_SIZE else {}
     if needed and contents.isdisjoint(STEP_AUDIO_TOKENS):
         if not layout:
-            raise TokenizerError(
+            raise TextError(
                 f"{path}: has {base} tokens and none of Step-Audio's special tokens, whose ids are known for Qwen2's "
                 f"{QWEN2_VOCAB_SIZE} only; give them in {_CONFIG} ('added_tokens_decoder')"
             )
@@ -375,7 +371,7 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
         }
         _merge_added_tokens(added, step_audio, f"{path} with Step-Audio's tokens")
     elif needed:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: lacks the special tokens {', '.join(needed)}; use a Step-Audio tokenizer or Qwen2's own"
         )
     # Hugging Face counts added tokens on from the BPE's, so that an id without a token would shift
@@ -402,7 +398,7 @@ def _check_not_spellable(
         if index in bpe.encode(token.content, add_special_tokens=False).ids
     )
     if spelled:
-        raise TokenizerError(
+        raise TextError(
             f"{path}: text can spell the special tokens {', '.join(spelled[:_MAX_SHOWN])}; they must not be in the BPE"
         )
 
@@ -414,9 +410,7 @@ def _special_token(content: str) -> AddedToken:
 def _added_token(item: Mapping[str, Any], path: str) -> AddedToken:
     content = item.get("content")
     if not isinstance(content, str) or not content:
-        raise TokenizerError(
-            f"{path}: an added token must have 'content', a string, got {content!r}"
-        )
+        raise TextError(f"{path}: an added token must have 'content', a string, got {content!r}")
     flags = {
         "special": True,
         "normalized": False,
@@ -431,5 +425,5 @@ def _flags(token: AddedToken) -> dict[str, bool]:
 
 def _token_id(value: Any, path: str) -> int:
     if isinstance(value, bool) or not str(value).isdecimal() or int(value) > _MAX_ID:
-        raise TokenizerError(f"{path}: {value!r} is not a token id (0 to {_MAX_ID})")
+        raise TextError(f"{path}: {value!r} is not a token id (0 to {_MAX_ID})")
     return int(value)

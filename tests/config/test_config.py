@@ -9,7 +9,6 @@ import pytest
 
 from stepaudio_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     LoRAConfig,
     ModelConfig,
@@ -23,6 +22,7 @@ from stepaudio_jax.config import (
     override,
     to_dict,
 )
+from stepaudio_jax.errors import ConfigError
 
 MINIMAL = {
     "run_dir": "runs/x",

@@ -6,7 +6,6 @@ import pytest
 
 from stepaudio_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     InitialWeights,
     JudgeConfig,
@@ -19,6 +18,7 @@ from stepaudio_jax.config import (
     load_config,
     override,
 )
+from stepaudio_jax.errors import ConfigError
 
 STAGE = StageConfig(name="sft", steps=3, data=DataConfig(sources=(SourceConfig(path="a.jsonl"),)))
 
@@ -117,7 +117,8 @@ def test_a_tilde_is_home_in_every_path(config, monkeypatch, tmp_path):
         == f"{home}/x"
     )
     (tmp_path / "c.py").write_text(
-        "from stepaudio_jax.config import *\ndef get_config(): raise ConfigError('read')\n"
+        "from stepaudio_jax.errors import ConfigError\n"
+        "def get_config(): raise ConfigError('read')\n"
     )
     with pytest.raises(ConfigError, match="read"):
         load_config("~/c.py")

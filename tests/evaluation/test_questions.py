@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import SAMPLE_RATE, AudioError
-from stepaudio_jax.data import DataError
+from stepaudio_jax.audio import SAMPLE_RATE
+from stepaudio_jax.errors import AudioError, DataError, GenerationError
 from stepaudio_jax.evaluation import (
     answer_at_temperatures,
     answer_questions,
@@ -15,7 +15,7 @@ from stepaudio_jax.evaluation import (
     read_silence,
     score,
 )
-from stepaudio_jax.generation import GenerationError, build_record_prompt
+from stepaudio_jax.generation import build_record_prompt
 from tests.evaluation.constant_model import (
     replying,
     tokenizer_with_think_end,

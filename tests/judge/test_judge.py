@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.backends import EndpointBackend
 from stepaudio_jax.judge.cache import JudgeAnswer
-from stepaudio_jax.judge.judge import Judge, JudgeError, ReplyPair
+from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import Abstention, Verdict
 from stepaudio_jax.text import AudioPart, Message, TextPart

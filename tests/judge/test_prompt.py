@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.prompt import MIN_FENCE_DIGITS, JudgePrompt, make_fence
 from stepaudio_jax.text import AudioPart, Message, TextPart
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import SAMPLE_RATE, AudioError
+from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.evaluation import Results, score
 from stepaudio_jax.hub import write_checkpoint_config
-from stepaudio_jax.reports import ReportError, select_examples, write_report
+from stepaudio_jax.reports import select_examples, write_report
 from stepaudio_jax.reports.charts import COLOURS
 from tests.evaluation.answers import answer, answers
 from tests.reports.run_folder import write_run
@@ -336,7 +337,7 @@ def test_a_last_line_cut_short_is_left_out(run_dir, tmp_path):
 def test_a_broken_line_is_named(run_dir, tmp_path, line, complaint):
     path = run_dir / "metrics.jsonl"
     path.write_text(f'{{"stage": "sft", "step": 1}}\n{line}\n', encoding="utf-8")
-    with pytest.raises(ReportError, match=rf"{path}:2.*{complaint}"):
+    with pytest.raises(DataError, match=rf"{path}:2.*{complaint}"):
         write_report(tmp_path / "report.html", run_dir, "A run")
     assert not (tmp_path / "report.html").exists()
 
@@ -344,12 +345,12 @@ def test_a_broken_line_is_named(run_dir, tmp_path, line, complaint):
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
 def test_a_folder_that_is_no_run_is_named(run_dir, tmp_path, name):
     (run_dir / name).unlink()
-    with pytest.raises(ReportError, match=rf"{run_dir / name} does not exist"):
+    with pytest.raises(DataError, match=rf"{run_dir / name} does not exist"):
         write_report(tmp_path / "report.html", run_dir, "A run")
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ReportError, match="gone is not a folder"):
+    with pytest.raises(DataError, match="gone is not a folder"):
         write_report(tmp_path / "report.html", tmp_path / "gone", "A run")
 
 

@@ -8,14 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import (
-    ConfigError,
-    JudgeConfig,
-    PolicyGradient,
-    RewardConfig,
-    RolloutConfig,
-)
-from stepaudio_jax.data import Criterion, DataError, Record
+from stepaudio_jax.config import JudgeConfig, PolicyGradient, RewardConfig, RolloutConfig
+from stepaudio_jax.data import Criterion, Record
+from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.generation import Completion, Prompt
 from stepaudio_jax.generation.requests import StopToken
 from stepaudio_jax.judge.cache import JudgeAnswer

@@ -8,7 +8,6 @@ import pytest
 from stepaudio_jax.config import (
     CheckpointConfig,
     Config,
-    ConfigError,
     DataConfig,
     PolicyGradient,
     RewardConfig,
@@ -17,6 +16,7 @@ from stepaudio_jax.config import (
     build,
     override,
 )
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.run_folder import check_same_run, prepare_run_folder, read_model_spec
 from tests.models.random_model import SMALL
