@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import recognize_file, recognize_folder, recognize_values
+from stepaudio_jax.storage import read_json, recognize_file, recognize_folder
 from stepaudio_jax.text.special_tokens import (
     BYTE_SYMBOLS,
     QWEN2_VOCAB_SIZE,
@@ -21,28 +21,6 @@ from stepaudio_jax.text.special_tokens import (
     qwen2_special_tokens,
     qwen2_tokenizer,
 )
-
-# JSON files of a tokenizer's folder.
-
-
-def read_json_object(path: str) -> dict[str, Any]:
-    """Returns the object that a JSON file holds.
-
-    Raises:
-        TextError: naming the file and what it really is: not JSON, no object, or a server's
-            error.
-    """
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = recognize_file(path, "tokenizer") or f"{error}; copy it again"
-        raise TextError(f"{path}: cannot be read as JSON: it {reason}") from None
-    if not isinstance(content, dict):
-        raise TextError(f"{path}: must hold a JSON object")
-    if finding := recognize_values(content):
-        raise TextError(f"{path}: {finding}")
-    return content
-
 
 # The chat template of a tokenizer folder, which transformers applies: ours, and beside it what the folder had before.
 
@@ -103,7 +81,7 @@ def write_chat_templates(
     pathlib.Path(folder, _LEGACY).unlink(missing_ok=True)
     config = pathlib.Path(folder, _CONFIG)
     if config.is_file():
-        before = read_json_object(os.fspath(config))
+        before = read_json(os.fspath(config), TextError, "tokenizer")
         values = {key: value for key, value in before.items() if key != _KEY}
         if control_tokens:
             values.setdefault(_CONTROL_TOKENS, list(control_tokens))
@@ -122,7 +100,9 @@ def _config_templates(folder: str) -> dict[str, str]:
     """Returns the templates in JSON files, by name: one template, or a list of objects with `name` and `template`."""
     for name in (_LEGACY, _CONFIG):
         path = os.path.join(folder, name)
-        if not os.path.isfile(path) or not (value := read_json_object(path).get(_KEY)):
+        if not os.path.isfile(path) or not (
+            value := read_json(path, TextError, "tokenizer").get(_KEY)
+        ):
             continue
         if isinstance(value, str):
             return {_DEFAULT: value}
@@ -229,7 +209,7 @@ def write_tokenizer(
 
 
 def _read_tokenizer_json(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
-    content = read_json_object(path)
+    content = read_json(path, TextError, "tokenizer")
     kind = (
         content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
     )
@@ -261,7 +241,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             raise TextError(
                 f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON}, or {_VOCABULARY} and {_MERGES}"
             )
-    ids = read_json_object(vocabulary)
+    ids = read_json(vocabulary, TextError, "tokenizer")
     if (
         not ids
         or not all(type(index) is int for index in ids.values())
@@ -320,7 +300,7 @@ def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
 
 
 def _read_added(path: str, key: str | None) -> AddedTokens:
-    content = read_json_object(path)
+    content = read_json(path, TextError, "tokenizer")
     if key is None:
         return {
             _token_id(index, path): _added_token({"content": text}, path)
