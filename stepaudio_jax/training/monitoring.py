@@ -18,9 +18,10 @@ from stepaudio_jax.data import Batch
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import atomic_text_writer
 from stepaudio_jax.training.run_folder import METRICS
-from stepaudio_jax.training.train_step import Metrics
 
 # Where a run's figures go: `metrics.jsonl`, TensorBoard and a progress bar.
+
+EVALUATION_LOSS = "evaluation/loss"  # name of the metric
 
 logger = logging.getLogger(__name__)
 
