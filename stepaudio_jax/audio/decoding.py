@@ -27,7 +27,7 @@ from stepaudio_jax.storage import CONVERT_SOUND, format_path, recognize, recogni
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 # Hz; a header with any other rate is damaged, and resampling would take unbounded memory.
-_SAMPLE_RATE_RANGE = (1_000, 768_000)
+SAMPLE_RATE_RANGE = (1_000, 768_000)
 _MAX_AMPLITUDE = 256.0  # full scale is 1; larger values are integers stored as floats
 _UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_SAMPLES = 1 << 16
@@ -68,6 +68,17 @@ def load_audio(
         raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN_HINT}")
     with suppress_decoder_messages():
         samples, rate = _decode(name, content, channel)
+    return check_and_resample(name, samples, rate, length_convention)
+
+
+def check_and_resample(
+    name: str, samples: NDArray[np.float32], rate: int, length_convention: LengthConvention
+) -> NDArray[np.float32]:
+    """Checks decoded samples [samples] and resamples them to 16 kHz.
+
+    Raises:
+        AudioError: they are not finite, far beyond full scale, or too few for an audio token.
+    """
     if not np.isfinite(samples).all():
         bad = int(np.count_nonzero(~np.isfinite(samples)))
         raise AudioError(
@@ -213,10 +224,10 @@ def _open_sound(name: str, stream: BinaryIO, start: bytes, size: int) -> soundfi
     reason = None
     if file.format not in _FORMATS:
         reason = f"is in the format {file.format}; {CONVERT_SOUND}"
-    elif not _SAMPLE_RATE_RANGE[0] <= file.samplerate <= _SAMPLE_RATE_RANGE[1]:
+    elif not SAMPLE_RATE_RANGE[0] <= file.samplerate <= SAMPLE_RATE_RANGE[1]:
         reason = (
-            f"says its sample rate is {file.samplerate} Hz; {_SAMPLE_RATE_RANGE[0]} to"
-            f" {_SAMPLE_RATE_RANGE[1]} are allowed"
+            f"says its sample rate is {file.samplerate} Hz; {SAMPLE_RATE_RANGE[0]} to"
+            f" {SAMPLE_RATE_RANGE[1]} are allowed"
         )
     elif file.frames == _UNKNOWN_LENGTH:
         reason = f"does not say how many samples it has (written to a pipe?); {CONVERT_SOUND}"
