@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from examples.reward_trap.metrics import TEMPERATURES, ReplyMetrics, measure
 from examples.reward_trap.style_data import write_style_data
 from examples.spoken_corpus import write_corpus
+from stepaudio_jax import train
 from stepaudio_jax.config import Config, JudgeConfig, RewardConfig, StageConfig, load_config
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.generation import load_model
@@ -22,8 +23,6 @@ from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import JudgeReport, evaluate_judge
 from stepaudio_jax.reports import write_report
-from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.training import train
 
 START = "start"
 RLVR, JOINT, RUBRIC, THEN_PREFERENCE = "rlvr", "joint", "rubric_only", "then_preference"
@@ -107,7 +106,7 @@ class RewardTrap:
     def run(self, arm: str, seed: int) -> Iterator[tuple[str, dict[str, ReplyMetrics]]]:
         """Trains an arm, or goes on with it; yields each model that it leaves, measured in both ways, and writes its report."""
         for name, config in self._runs(arm, seed):
-            train(config, {"policy_gradient": POLICY_STAGE})
+            train(config)
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measured(folder, kl=_last_kl(folder))

@@ -188,7 +188,7 @@ class ThroughputMeter:
         self._restart()
 
     def _restart(self) -> None:
-        self._metrics: list[Metrics] = []
+        self._metrics: list[Mapping[str, jax.Array]] = []
         self._start = time.perf_counter()
         self._waited = 0.0
         self._saved = 0.0
@@ -226,7 +226,7 @@ class ThroughputMeter:
         yield
         self._start += time.perf_counter() - start
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
         """Takes one step's metrics, still being computed."""
         self._metrics.append(metrics)
         self._computed = self._watch.submit(_when_computed, metrics)
@@ -280,7 +280,7 @@ class ThroughputMeter:
         return figures
 
 
-def _when_computed(metrics: Metrics) -> float:
+def _when_computed(metrics: Mapping[str, jax.Array]) -> float:
     """Waits for a step, on a thread of its own: `time.perf_counter()` then."""
     jax.block_until_ready(metrics)
     return time.perf_counter()

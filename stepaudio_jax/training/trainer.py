@@ -12,8 +12,14 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import AuxiliaryConfig, Config, LoRAConfig, ModelConfig, StageConfig
-from stepaudio_jax.config import to_dict
+from stepaudio_jax.config import (
+    AuxiliaryConfig,
+    Config,
+    LoRAConfig,
+    ModelConfig,
+    StageConfig,
+    to_dict,
+)
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
 from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (

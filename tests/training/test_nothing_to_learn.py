@@ -7,8 +7,11 @@ import pytest
 
 from stepaudio_jax.config import OptimizerConfig
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.train_state import TrainState
-from stepaudio_jax.training.train_step import apply_gradients, num_optimizer_updates
+from stepaudio_jax.training.train_state import (
+    TrainState,
+    apply_gradients,
+    num_optimizer_updates,
+)
 from tests.end_to_end.runs import run
 
 AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
