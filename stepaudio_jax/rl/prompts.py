@@ -257,7 +257,7 @@ class PromptStream:
         dialogue = tokenize_dialogue(self._segments(record), count_tokens, self._tokenizer)
         is_audio = dialogue.tokens == self._tokenizer.special.audio_patch
         return Prompt(
-            dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens)
+            dialogue.tokens, is_audio, dialogue.loss_mask, tuple(chunks), tuple(chunk_tokens)
         )
 
     def _segments(self, record: Record) -> list[Segment]:

@@ -94,9 +94,9 @@ def aux_loss_sums(
 
 def ctc_loss(
     logits: Float[Array, "N audio_tokens words"],
-    counts: Int[Array, "N"],
+    counts: Int[Array, " N"],
     targets: Int[Array, "N transcript"],
-    weights: Float[Array, "N"],
+    weights: Float[Array, " N"],
 ) -> Float[Array, ""]:
     """Computes the weighted sum of the CTC losses of N chunks (Graves et al. 2006).
 
