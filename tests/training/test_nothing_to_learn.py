@@ -25,7 +25,7 @@ def equal(ours, theirs):
 def begin(name="adamw"):
     """A state of three parameters, and a compiled update of it from gradients and a loss."""
     config = OptimizerConfig(name=name, learning_rate=0.01, warmup_steps=3, weight_decay=0.5)
-    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=10)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, num_updates=10)
     parameters = {"matrix": jnp.eye(4) + 0.1, "head": jnp.ones((4, 8)), "bias": jnp.ones(4)}
     state = TrainState(
         step=jnp.int32(0),
