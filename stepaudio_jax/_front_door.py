@@ -9,7 +9,7 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
 from stepaudio_jax.rl import PolicyTrainer
-from stepaudio_jax.storage import expand_home
+from stepaudio_jax.storage import PathLike, expand_home
 from stepaudio_jax.training import trainer
 
 
@@ -41,8 +41,8 @@ def _stage_trainer(context: trainer.StageContext) -> trainer.StageTrainer:
 
 
 def convert(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    source: PathLike,
+    output: PathLike,
     *,
     dtype: FloatDtype | None = None,
 ) -> pathlib.Path:
