@@ -8,6 +8,7 @@ user's, 3 for a run that diverged, or whose judge gave too few verdicts.
 
 import sys
 
+import stepaudio_jax
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
 from stepaudio_jax.config import Config, load_config
@@ -49,10 +50,7 @@ def main(arguments: list[str]) -> None:
         for argument in arguments:
             if argument.partition("=")[0] == DISTRIBUTED_FLAG:
                 initialize_distributed(argument)
-        from stepaudio_jax.rl import POLICY_STAGE
-        from stepaudio_jax.training import train
-
-        print(train(config, {"policy_gradient": POLICY_STAGE}))
+        print(stepaudio_jax.train(config))
 
 
 if __name__ == "__main__":

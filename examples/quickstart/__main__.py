@@ -10,7 +10,7 @@ import shutil
 from examples.quickstart.publish import check_replaceable_model
 from examples.spoken_corpus import TASKS, ensure_corpus
 from launch.errors import exit_on_error
-from stepaudio_jax import hub
+from stepaudio_jax import hub, train
 from stepaudio_jax.config import Config, load_config
 from stepaudio_jax.evaluation import (
     Answer,
@@ -23,7 +23,6 @@ from stepaudio_jax.evaluation import (
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.reports import write_report
 from stepaudio_jax.storage import expand_home, user_path
-from stepaudio_jax.training import train
 
 _ROUND_TRIP_QUESTIONS = 50  # asked of the model after its export and import
 

@@ -16,6 +16,7 @@ import jax
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.spoken_corpus import ensure_corpus
 from launch.errors import exit_on_error
+from stepaudio_jax import train
 from stepaudio_jax.config import Config, ModelConfig, load_config, to_dict
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.errors import ConfigError
@@ -33,7 +34,6 @@ from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.reports.logged_run import read_run
 from stepaudio_jax.storage import expand_home, user_path
 from stepaudio_jax.text import Tokenizer, render_training, training_views
-from stepaudio_jax.training import train
 
 NUM_MERGES = 734  # with bytes and special tokens a vocabulary of 1024: nearly every word is a token
 # The tasks of the base model's training. The others need reasoning, which the quickstart trains.

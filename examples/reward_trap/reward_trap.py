@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from examples.reward_trap.metrics import TEMPERATURES, ReplyMetrics, measure_replies
 from examples.reward_trap.style_data import write_style_data
 from examples.spoken_corpus import ensure_corpus
+from stepaudio_jax import train
 from stepaudio_jax.config import Config, JudgeConfig, RewardConfig, StageConfig, load_config
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.generation import load_model
@@ -22,8 +23,6 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import JudgeReport, evaluate_judge
 from stepaudio_jax.reports import write_report
 from stepaudio_jax.reports.logged_run import read_run
-from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.training import train
 
 FOLDER = pathlib.Path("runs/quickstart_rlhf")
 CORPUS = pathlib.Path("runs/corpus/quickstart")
@@ -116,7 +115,7 @@ class RewardTrap:
             (model, decoding -> metrics).
         """
         for name, config in self._run_configs(arm, seed):
-            train(config, {"policy_gradient": POLICY_STAGE})
+            train(config)
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measure(folder, kl=_final_kl(folder))

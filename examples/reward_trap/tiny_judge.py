@@ -11,10 +11,10 @@ from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.reward_trap.report import describe_judge
 from examples.reward_trap.reward_trap import RewardTrap
 from launch.errors import exit_on_error
+from stepaudio_jax import train
 from stepaudio_jax.config import Config, load_config
 from stepaudio_jax.judge.training import JudgeReport
 from stepaudio_jax.storage import expand_home, user_path
-from stepaudio_jax.training import train
 
 
 def make_tiny_judge(trap: RewardTrap, config: Config, output: pathlib.Path) -> str:

@@ -24,8 +24,7 @@ from stepaudio_jax.rl.losses import (
     where_weighted,
 )
 from stepaudio_jax.rl.packing import RolloutBatch
-from stepaudio_jax.training.train_state import ModelDef, TrainState
-from stepaudio_jax.training.train_step import apply_gradients
+from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
 
 Sums = dict[str, jax.Array]
 """Weighted sums over tokens, scalars."""

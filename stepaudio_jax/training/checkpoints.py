@@ -28,6 +28,7 @@ from stepaudio_jax.training.initial_weights import (
     ModelParams,
     adapters_before_stage,
 )
+from stepaudio_jax.training.monitoring import EVALUATION_LOSS
 from stepaudio_jax.training.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -45,7 +46,6 @@ _FROZEN_FIELDS = (
     "reference_params",
     "reference_lora_params",
 )
-HELD_OUT_LOSS = "evaluation/loss"
 _MAX_REASON_CHARS = 400  # characters
 _DAMAGED = (
     ValueError,
@@ -129,9 +129,9 @@ class StageCheckpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        loss = figures.get(HELD_OUT_LOSS, math.nan)
+        loss = figures.get(EVALUATION_LOSS, math.nan)
         metrics = (
-            {HELD_OUT_LOSS: loss} if math.isfinite(loss) else None
+            {EVALUATION_LOSS: loss} if math.isfinite(loss) else None
         )  # among NaNs Orbax cannot tell which is best
         with self._writing():
             frozen = _frozen_fields(state)
@@ -313,7 +313,7 @@ def _preservation(config: CheckpointConfig) -> Any:
 
 
 def _held_out_loss(metrics: dict[str, float]) -> float:
-    return metrics[HELD_OUT_LOSS]
+    return metrics[EVALUATION_LOSS]
 
 
 def _folder(run_dir: pathlib.Path, index: int, stage: str) -> pathlib.Path:

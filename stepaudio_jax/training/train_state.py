@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
 
 from stepaudio_jax.config import Config, LoRAConfig, ModelConfig
 from stepaudio_jax.models import (
@@ -58,8 +59,8 @@ class TrainState:
         opt_state: of the optimizer, over `trainable`.
     """
 
-    step: jax.Array
-    consecutive_skips: jax.Array
+    step: Int[Array, ""]
+    consecutive_skips: Int[Array, ""]
     params: Parameters
     frozen_params: Parameters
     opt_state: Any
@@ -358,6 +359,60 @@ def init_train_state(
         state = dataclasses.replace(state, value_head_params=zeros)
     init_optimizer = jax.jit(start.optimizer.init, out_shardings=shardings.opt_state)
     return dataclasses.replace(state, opt_state=init_optimizer(state.trainable))
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: Parameters,
+    loss: Float[Array, ""],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Updates the state, if loss and gradient are finite and the gradient is not exactly zero.
+
+    Otherwise only the state's counts change. A gradient is zero if no token has weight or all
+    advantages are 0; momentum and weight decay would move the parameters even then, Muon's by a full
+    step. The optimizer's state stays too, and with it the place in the learning-rate schedule, which
+    counts updates and not steps.
+
+    Args:
+        state: before.
+        gradients: of the whole step, like `state.trainable`.
+        loss: of the whole step.
+        optimizer: of the stage.
+
+    Returns:
+        The new state, and scalar metrics: gradient_norm, skipped_steps (1 if something was not finite,
+        else 0) and zero_gradient_steps (1 or 0).
+    """
+    norm = optax.global_norm(gradients)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # Not read from the norm: the squares of small gradients are 0 in fp32.
+    is_nonzero = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients)]))
+    is_updated = is_finite & is_nonzero
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+
+    def select(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(is_updated, new, old), new, old)
+
+    new_state = dataclasses.replace(
+        state.with_trainable(select(trainable, state.trainable)),
+        step=state.step + 1,
+        consecutive_skips=jnp.where(is_updated, 0, state.consecutive_skips + ~is_finite),
+        opt_state=select(opt_state, state.opt_state),
+    )
+    metrics = {
+        "gradient_norm": norm,
+        "skipped_steps": 1.0 - is_finite,
+        "zero_gradient_steps": (is_finite & ~is_nonzero) * 1.0,
+    }
+    return new_state, metrics
+
+
+def num_optimizer_updates(state: TrainState) -> int:
+    """Returns how many updates of the stage changed the parameters, as the optimizer counts them."""
+    counts = optax.tree.get_all_with_path(state.opt_state, "count")
+    return max(int(count) for _, count in counts)
 
 
 def _make_aux_heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from stepaudio_jax import train
 from stepaudio_jax.config import Config, DataConfig, SourceConfig, StageConfig, to_dict
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.training import train
 from stepaudio_jax.training.run_folder import LOCK, RunLock
 
 HOLD = """
