@@ -1,4 +1,4 @@
-"""The policy update: log-probabilities of rollouts, the loss, its gradients, one optimizer update."""
+"""The policy update: log-probabilities of rollouts, loss, gradients, one optimizer update."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from stepaudio_jax.config import PolicyGradient
 from stepaudio_jax.data import Array
 from stepaudio_jax.models import Parameters, StepAudio
 from stepaudio_jax.models.logprobs import chunked_logprobs
+from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs, compute_loss_weights
 from stepaudio_jax.rl.losses import (
     kl_estimate,
     kl_loss,
@@ -23,7 +24,8 @@ from stepaudio_jax.rl.losses import (
     value_loss,
     where_weighted,
 )
-from stepaudio_jax.rl.packing import RolloutBatch
+from stepaudio_jax.rl.packing import PackedRollouts, RolloutBatch
+from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
 
 Sums = dict[str, jax.Array]
@@ -42,7 +44,7 @@ class PolicyTargets:
         old_logprobs: [B,T] fp32, by the policy that generated the rollouts, in the trainer's
             arithmetic. None where the stage makes one update a step: it is on-policy.
         sampler_logprobs: [B,T] fp32, by the engine.
-        reference_logprobs: [B,T] fp32, by the reference policy.
+        reference_logprobs: [B,T] fp32, by the reference policy; None without one.
         old_values: [B,T] fp32, of the value head before the update.
     """
 
@@ -50,7 +52,7 @@ class PolicyTargets:
     advantages: Array
     old_logprobs: Array | None
     sampler_logprobs: Array
-    reference_logprobs: Array
+    reference_logprobs: Array | None
     returns: Array
     old_values: Array
 
@@ -190,7 +192,7 @@ class PolicyUpdate:
             "ratio": jnp.sum(weights * policy.ratio),
             "entropy": jnp.sum(weights * where_weighted(entropy, weights)),
         }
-        if state.reference_params is not None:
+        if targets.reference_logprobs is not None:
             reference_logprobs = jnp.where(
                 scalars.policy_is_reference,
                 constant_logprobs,
@@ -261,6 +263,41 @@ class PolicyUpdate:
         new_state, metrics = apply_gradients(state, gradients, sums["loss"], self._optimizer)
         # A step of RL may have several updates: its trainer counts the steps.
         return dataclasses.replace(new_state, step=state.step), sums | metrics
+
+
+def make_targets(
+    packed: PackedRollouts,
+    indices: slice,
+    rollouts: Sequence[Rollout],
+    logprobs: PolicyLogprobs,
+    advantages: Advantages,
+    config: PolicyGradient,
+) -> PolicyTargets:
+    """Returns what the packed rollouts of one update are trained on; arrays [rows,T] on the host.
+
+    Args:
+        packed: the rollouts of the update.
+        indices: of these among `rollouts`.
+        rollouts, logprobs, advantages: of the step.
+        config: of the stage.
+    """
+    weights = compute_loss_weights(rollouts[indices], advantages.valid[indices], config)
+    old_logprobs = reference_logprobs = None
+    if config.updates_per_step > 1:
+        old_logprobs = packed.scatter(logprobs.old_logprobs[indices])
+    if logprobs.reference_logprobs is not None:
+        reference_logprobs = packed.scatter(logprobs.reference_logprobs[indices])
+    return PolicyTargets(
+        weights=packed.scatter(weights),
+        advantages=packed.scatter(advantages.advantages[indices]),
+        old_logprobs=old_logprobs,
+        sampler_logprobs=packed.scatter(
+            [rollout.sampler_logprobs for rollout in rollouts[indices]]
+        ),
+        reference_logprobs=reference_logprobs,
+        returns=packed.scatter(advantages.returns[indices]),
+        old_values=packed.scatter(logprobs.values[indices]),
+    )
 
 
 def token_logprobs(
