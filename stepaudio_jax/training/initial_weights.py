@@ -1,4 +1,4 @@
-"""The model a run starts from: its shape, its tokenizer, its weights and the adapters beside them."""
+"""The model a run starts from: its shape, tokenizer and weights, and the adapters beside them."""
 
 import dataclasses
 import pathlib
@@ -44,12 +44,12 @@ class ModelParams:
 
 
 def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
-    """Returns the model's shape, read from the folders in `config.initial` if any, and the tokenizer.
+    """Returns the model's shape, read from the folders in `config.initial` if any, and tokenizer.
 
     Raises:
         ConfigError: neither `initial` nor `tokenizer` says which tokenizer to use.
-        CheckpointError: a folder cannot be read, or the model's vocabulary has no rows for tokens of
-            the tokenizer.
+        CheckpointError: a folder cannot be read, or the model's vocabulary has no rows for tokens
+            of the tokenizer.
     """
     sources = _sources(config)
     model = hub.read_model_config(sources) if sources else config.model
@@ -61,9 +61,10 @@ def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
 def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> ModelParams:
     """Reads or draws the weights that `config.initial` asks for; each device gets its own shards.
 
-    Parts that some stage trains are in `compute.param_dtype`, others in `compute.dtype`, the adapter
-    beside the decoder in fp32. Parts that no folder has are drawn from `config.seed`: all of them in a
-    run from scratch, the adaptor where encoder and decoder come from folders of their own.
+    Parts that some stage trains are in `compute.param_dtype`, others in `compute.dtype`, the
+    adapter beside the decoder in fp32. Parts that no folder has are drawn from `config.seed`: all
+    of them in a run from scratch, the adaptor where encoder and decoder come from folders of their
+    own.
 
     Raises:
         CheckpointError: a folder is incomplete.
@@ -109,7 +110,7 @@ def initial_adapter(config: Config) -> LoRAConfig | None:
 def adapters_before_stage(
     config: Config, index: int, initial: LoRAConfig | None
 ) -> dict[str, LoRAConfig]:
-    """Returns the adapters beside the decoder when stage `index` begins, by the stage that left them.
+    """Returns the adapters beside the decoder when a stage begins, by the stage that left them.
 
     A stage that trains the decoder itself begins by merging them into it, and leaves none.
 

@@ -18,7 +18,7 @@ UNKNOWN = -1  # label of an attribute that is not known of a clip
 
 
 class AuxiliaryHeads(nnx.Module):
-    """Linear heads: words from the adaptor's outputs, each attribute from the encoder's mean feature.
+    """Linear heads: words from adaptor outputs, each attribute from the encoder's mean feature.
 
     Args:
         config: the words and attributes.

@@ -1,4 +1,4 @@
-"""What a run reports of itself: metrics, throughput, a progress bar, profiles, and why it diverged."""
+"""What a run reports of itself: metrics, throughput, progress, profiles, and why it diverged."""
 
 import contextlib
 import json
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 class MetricsWriter:
     """Writes a line of metrics.jsonl and TensorBoard points for each logged step.
 
-    A run that resumes drops the lines after the step it resumes from, so that each step has one line, in
-    order. Of several processes only the first writes.
+    A run that resumes drops the lines after the step it resumes from, so that each step has one
+    line, in order. Of several processes only the first writes.
 
     Args:
         run_dir: of the run.
@@ -97,9 +97,10 @@ class MetricsWriter:
 
 
 def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the lines of a JSONL file that a run appends to, each an object with "stage" and "step".
+    """Reads a JSONL file that a run appends to, each line an object with "stage" and "step".
 
-    A last line that was cut short by a kill is left out; so is any other damaged line, with a warning.
+    A last line that was cut short by a kill is left out; so is any other damaged line, with a
+    warning.
     """
     lines = []
     *texts, last = path.read_bytes().split(b"\n")
@@ -136,7 +137,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def progress_bar(stage: str, steps: int, steps_done: int) -> "tqdm.tqdm[None]":
-    """Returns a bar on standard error that counts a stage's steps; only the first process shows it."""
+    """Returns a progress bar of a stage's steps on standard error; only process 0 shows it."""
     return tqdm.tqdm(
         total=steps,
         initial=steps_done,
@@ -232,8 +233,8 @@ class ThroughputMeter:
         zero_gradient_steps count the others. Rates are per second, of the job and of a device;
         data_wait_fraction and checkpoint_wait_fraction are shares of the time.
         model_flops_utilization is the share of the devices' peak. goodput is the share of the
-        process's time since the stage began that went into steps that changed something: the rest is
-        compilation, evaluation, checkpoints and waiting for data.
+        process's time since the stage began that went into steps that changed something: the rest
+        is compilation, evaluation, checkpoints and waiting for data.
         """
         steps = [
             {name: float(value) for name, value in step.items()}
@@ -291,18 +292,18 @@ class StepProfile:
 
     def __init__(self, run_dir: pathlib.Path, steps: tuple[int, int] | None):
         self._folder = run_dir / PROFILE
-        self._first_step, self._last_step = steps or (None, None)
+        self._steps = steps
         self._is_running = False
 
     def before(self, step: int) -> None:
         """Starts the profile if this is its first step."""
-        if step == self._first_step:
+        if self._steps is not None and step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder))
             self._is_running = True
 
     def after(self, step: int, outputs: Any) -> None:
         """Ends the profile if this was its last step, when the step's `outputs` are computed."""
-        if step == self._last_step and self._is_running:
+        if self._steps is not None and step == self._steps[1] and self._is_running:
             jax.block_until_ready(outputs)
             self.close()
 
@@ -323,8 +324,8 @@ def write_diagnosis(
 ) -> pathlib.Path:
     """Writes what helps to find out why a run diverged.
 
-    Every process calls this; the first writes the metrics and the data state, each its own rows of the
-    batch.
+    Every process calls this; the first writes the metrics and the data state, each its own rows of
+    the batch.
 
     Args:
         run_dir, stage: of the run and its stage.
