@@ -39,10 +39,10 @@ from stepaudio_jax.rl.prompts import AudioFeatureCache, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
 from stepaudio_jax.training.preemption import data_error
-from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     TrainState,

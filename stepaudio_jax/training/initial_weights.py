@@ -2,8 +2,11 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,8 +17,10 @@ from stepaudio_jax.models import (
     Parameters,
     abstract_lora,
     abstract_parameters,
+    combine_lora,
     init_parameters,
     logical_axes,
+    merge_lora,
 )
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.text import Tokenizer
@@ -126,6 +131,35 @@ def adapters_before_stage(
         elif stage.lora.rank:
             adapters[stage.name] = stage.lora
     return adapters
+
+
+def merge_adapters(
+    params: ModelParams,
+    scales: Sequence[tuple[str, float]],
+    dtype: Any,
+    *,
+    donate: bool = False,
+) -> Parameters:
+    """Returns the model with its adapters' products added to the decoder's kernels in fp32.
+
+    Args:
+        params: of the model.
+        scales: name and scale of each of its adapters, in order.
+        dtype: of the adapted kernels then; bf16 rounds small products away.
+        donate: give up the decoder's arrays: if they have this dtype already, no second decoder is
+            allocated.
+    """
+    if not scales:
+        return params.params
+    decoder = params.params["decoder"]
+    in_place = all(leaf.dtype == dtype for leaf in jax.tree.leaves(decoder))
+    merge = _merge_lora_in_place if donate and in_place else _merge_lora
+    combined = combine_lora([(params.lora_params[name], scale) for name, scale in scales])
+    return params.params | {"decoder": merge(decoder, *combined, jnp.dtype(dtype))}
+
+
+_merge_lora = jax.jit(merge_lora, static_argnums=(2, 3))
+_merge_lora_in_place = jax.jit(merge_lora, static_argnums=(2, 3), donate_argnums=0)
 
 
 def check_stage_adapter(config: Config, index: int, model: ModelConfig) -> None:

@@ -1,7 +1,6 @@
 """The train state: its fields, its abstract form, its initial value, and its update."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,13 +20,13 @@ from stepaudio_jax.models import (
     attach_lora,
     combine_lora,
     init_lora,
-    merge_lora,
     parameter_metadata,
 )
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.initial_weights import (
     ModelParams,
     adapters_before_stage,
+    merge_adapters,
     read_stage_adapter,
 )
 from stepaudio_jax.training.losses import AuxiliaryHeads
@@ -144,35 +143,6 @@ class ModelDef:
         if state.lora_params is not None:
             adapters[stage] = state.lora_params
         return ModelParams(state.params | state.frozen_params, adapters)
-
-
-def merge_adapters(
-    params: ModelParams,
-    scales: Sequence[tuple[str, float]],
-    dtype: Any,
-    *,
-    donate: bool = False,
-) -> Parameters:
-    """Returns the model with its adapters' products added to the decoder's kernels in fp32.
-
-    Args:
-        params: of the model.
-        scales: name and scale of each of its adapters, in order.
-        dtype: of the adapted kernels then; bf16 rounds small products away.
-        donate: give up the decoder's arrays: if they have this dtype already, no second decoder is
-            allocated.
-    """
-    if not scales:
-        return params.params
-    decoder = params.params["decoder"]
-    in_place = all(leaf.dtype == dtype for leaf in jax.tree.leaves(decoder))
-    merge = _merge_lora_in_place if donate and in_place else _merge_lora
-    combined = combine_lora([(params.lora_params[name], scale) for name, scale in scales])
-    return params.params | {"decoder": merge(decoder, *combined, jnp.dtype(dtype))}
-
-
-_merge_lora = jax.jit(merge_lora, static_argnums=(2, 3))
-_merge_lora_in_place = jax.jit(merge_lora, static_argnums=(2, 3), donate_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)

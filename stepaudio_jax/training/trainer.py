@@ -33,6 +33,7 @@ from stepaudio_jax.parallel import (
 )
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial_weights import (
     ModelParams,
@@ -54,7 +55,6 @@ from stepaudio_jax.training.monitoring import (
 from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.run_folder import (
     MODEL,
-    DataChecker,
     RunLock,
     check_same_run,
     prepare_run_folder,
