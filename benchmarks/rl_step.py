@@ -51,6 +51,7 @@ from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.losses import KLController
 from stepaudio_jax.rl.trainer import PolicyTrainer
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.train_state import init_train_state
 from stepaudio_jax.training.trainer import StageContext
@@ -217,7 +218,7 @@ class OurIteration:
         run = StageContext(config, 0, model, self.tokenizer, mesh, PreemptionNotice())
         start = run.describe()
         self.state = init_train_state(
-            config, 0, model, start, jax.device_put(parameters, replicated(mesh))
+            config, 0, model, start, ModelParams(jax.device_put(parameters, replicated(mesh)))
         )
         self.iteration = PolicyTrainer(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0

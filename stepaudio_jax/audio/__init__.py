@@ -1,5 +1,6 @@
 """Sound: file -> waveform -> log-mel spectrogram, and the number of audio tokens of a clip."""
 
+from stepaudio_jax.audio.arrays import waveform_from_array
 from stepaudio_jax.audio.decoding import load_audio, probe_audio
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
@@ -28,4 +29,5 @@ __all__ = [
     "probe_audio",
     "resample",
     "split_chunks",
+    "waveform_from_array",
 ]

@@ -23,11 +23,18 @@ from stepaudio_jax.audio.lengths import SAMPLE_RATE, audio_token_count
 from stepaudio_jax.audio.resampling import resample, resampled_length
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.errors import AudioError
-from stepaudio_jax.storage import CONVERT_SOUND, format_path, recognize, recognize_file
+from stepaudio_jax.storage import (
+    CONVERT_SOUND,
+    PathLike,
+    format_path,
+    open_read,
+    recognize,
+    recognize_file,
+)
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 # Hz; a header with any other rate is damaged, and resampling would take unbounded memory.
-_SAMPLE_RATE_RANGE = (1_000, 768_000)
+SAMPLE_RATE_RANGE = (1_000, 768_000)
 _MAX_AMPLITUDE = 256.0  # full scale is 1; larger values are integers stored as floats
 _UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_SAMPLES = 1 << 16
@@ -36,7 +43,7 @@ _COPY_AGAIN_HINT = "get the whole file again, or remove it"
 
 
 def load_audio(
-    source: str | os.PathLike[str] | bytes,
+    source: PathLike | bytes,
     *,
     length_convention: LengthConvention = "hf",
     channel: AudioChannel = DataConfig.channel,
@@ -68,6 +75,17 @@ def load_audio(
         raise AudioError(name, f"is empty (0 bytes); {_COPY_AGAIN_HINT}")
     with suppress_decoder_messages():
         samples, rate = _decode(name, content, channel)
+    return check_and_resample(name, samples, rate, length_convention)
+
+
+def check_and_resample(
+    name: str, samples: NDArray[np.float32], rate: int, length_convention: LengthConvention
+) -> NDArray[np.float32]:
+    """Checks decoded samples [samples] and resamples them to 16 kHz.
+
+    Raises:
+        AudioError: they are not finite, far beyond full scale, or too few for an audio token.
+    """
     if not np.isfinite(samples).all():
         bad = int(np.count_nonzero(~np.isfinite(samples)))
         raise AudioError(
@@ -85,9 +103,7 @@ def load_audio(
     return waveform
 
 
-def probe_audio(
-    path: str | os.PathLike[str], *, length_convention: LengthConvention = "hf"
-) -> int | None:
+def probe_audio(path: PathLike, *, length_convention: LengthConvention = "hf") -> int | None:
     """Returns a clip's length from its header: a quick check of many clips.
 
     Args:
@@ -138,7 +154,7 @@ def _open(path: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            return open(path, "rb")
+            return open_read(path)
     except FileNotFoundError:
         finding = recognize_file(path, "sound")  # it may be a broken link
         raise AudioError(
@@ -213,10 +229,10 @@ def _open_sound(name: str, stream: BinaryIO, start: bytes, size: int) -> soundfi
     reason = None
     if file.format not in _FORMATS:
         reason = f"is in the format {file.format}; {CONVERT_SOUND}"
-    elif not _SAMPLE_RATE_RANGE[0] <= file.samplerate <= _SAMPLE_RATE_RANGE[1]:
+    elif not SAMPLE_RATE_RANGE[0] <= file.samplerate <= SAMPLE_RATE_RANGE[1]:
         reason = (
-            f"says its sample rate is {file.samplerate} Hz; {_SAMPLE_RATE_RANGE[0]} to"
-            f" {_SAMPLE_RATE_RANGE[1]} are allowed"
+            f"says its sample rate is {file.samplerate} Hz; {SAMPLE_RATE_RANGE[0]} to"
+            f" {SAMPLE_RATE_RANGE[1]} are allowed"
         )
     elif file.frames == _UNKNOWN_LENGTH:
         reason = f"does not say how many samples it has (written to a pipe?); {CONVERT_SOUND}"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from stepaudio_jax.config.checks import MAX_FLOAT32, format_value
 from stepaudio_jax.config.renamed import renamed_key, renamed_value
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import shorten
+from stepaudio_jax.storage import truncate
 
 DataclassT = TypeVar("DataclassT")
 
@@ -144,9 +144,9 @@ def _unknown_name_error(
     kind: str, shown: str, name: str, allowed: typing.Iterable[str]
 ) -> ConfigError:
     allowed = sorted(allowed)
-    nearest = difflib.get_close_matches(shorten(name), allowed, n=1)
+    nearest = difflib.get_close_matches(truncate(name), allowed, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return ConfigError(f"unknown {kind} {shorten(shown)}{hint} (allowed: {', '.join(allowed)})")
+    return ConfigError(f"unknown {kind} {truncate(shown)}{hint} (allowed: {', '.join(allowed)})")
 
 
 def convert(hint: Any, value: Any, key: str, default: Any = None) -> Any:

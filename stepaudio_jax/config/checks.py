@@ -6,7 +6,7 @@ Messages begin with the field's name; `build` puts the section's key in front of
 import dataclasses
 
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import expand_home, shorten
+from stepaudio_jax.storage import expand_home, truncate
 
 # Of a normal float32: a larger value becomes infinite on a device, a smaller one 0.
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -106,6 +106,6 @@ def expand_paths(config: object, *names: str) -> None:
 def format_value(value: object) -> str:
     """Returns a value as Python writes it, shortened for a message."""
     try:
-        return shorten(repr(value))
+        return truncate(repr(value))
     except ValueError:  # Python writes no integer of more than 4300 digits
         return "a number of more than 4300 digits"

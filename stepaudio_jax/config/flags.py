@@ -101,20 +101,19 @@ def override(config: Config, *settings: Setting) -> Config:
         ConfigError: naming the key and what is allowed.
     """
     values = to_dict(config)
-    earlier: list[Key] = []
+    keys: list[Key] = []
+    texts: dict[str, str] = {}  # of single values, by flag
     for name, text in settings:
         key = resolve_key(values, name)
-        key.check_order(earlier)
-        earlier.append(key)
-        if not key.is_flag:
-            replace_value(values, key, text)
-    texts = {
-        key.flag: text for key, (_, text) in zip(earlier, settings, strict=True) if key.is_flag
-    }
-    texts = _parse_flags(values, texts)
-    for key in earlier:
+        key.check_order(keys)
+        keys.append(key)
         if key.is_flag:
-            set_value(values, key.path, parse_value(texts[key.flag], key.hint))
+            texts[key.flag] = text
+        else:
+            replace_value(values, key, text)
+    flags = {key.flag: key for key in keys if key.is_flag}
+    for flag, text in _parse_flags(values, texts).items():
+        set_value(values, flags[flag].path, parse_value(text, flags[flag].hint))
     return build(Config, values)
 
 
@@ -122,7 +121,7 @@ class _Text(str):
     """The text of a single value, which its annotation says how to read."""
 
 
-def _parse_flags(values: dict[str, Any], texts: Mapping[str, str]) -> Mapping[str, str]:
+def _parse_flags(values: dict[str, Any], texts: Mapping[str, str]) -> dict[str, str]:
     """Lets ml-collections read the flags of single values.
 
     Args:
@@ -155,7 +154,7 @@ def _config_dict(hint: Any, value: Any) -> Any:
     section, items = section_class(hint, value), item_hints(hint, value)
     if section is not None:
         hints = typing.get_type_hints(section)
-        names = (field.name for field in dataclasses.fields(section))  # type: ignore[arg-type]
+        names = (field.name for field in dataclasses.fields(section))
         return ConfigDict(
             {name: _config_dict(hints[name], value[name]) for name in names if name in value}
         )
@@ -171,7 +170,7 @@ def _register_text_parser() -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    class TextParser(flags.ArgumentParser):  # type: ignore[misc, type-arg]
+    class TextParser(flags.ArgumentParser):
         def parse(self, argument: str) -> _Text:
             return _Text(argument)
 

@@ -5,7 +5,6 @@ The comments are those of the dataclasses' source: behind a field, or on the lin
 
 import ast
 import dataclasses
-import functools
 import inspect
 import io
 import textwrap
@@ -75,7 +74,6 @@ def _section_lines(section: Any, key: str) -> Iterator[str]:
         yield from _section_lines(value, name)
 
 
-@functools.cache
 def field_comments(cls: type) -> dict[str, str]:
     """Returns the comment of every field of a dataclass that has one.
 

@@ -17,7 +17,7 @@ from stepaudio_jax.config.build import (
 from stepaudio_jax.config.checks import format_value
 from stepaudio_jax.config.run import Config
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import shorten
+from stepaudio_jax.storage import truncate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +93,14 @@ def resolve_key(values: Any, dotted: str) -> Key:
         elif isinstance(values, dict):  # a mapping, whose keys are the user's
             if name not in values:
                 raise ConfigError(
-                    f"unknown key {shorten(f'{parent}.{name}')} (allowed: {', '.join(values)})"
+                    f"unknown key {truncate(f'{parent}.{name}')} (allowed: {', '.join(values)})"
                 )
             hint, values = typing.get_args(hint)[1], values[name]
             path.append(name)
         else:
             raise ConfigError(
-                f"{shorten(parent)}={format_value(values)} is a single value: "
-                f"it has no key {shorten(name)!r}"
+                f"{truncate(parent)}={format_value(values)} is a single value: "
+                f"it has no key {truncate(name)!r}"
             )
     return Key(dotted, tuple(path), hint, section)
 
@@ -115,7 +115,7 @@ def _field(
     """
     hints = typing.get_type_hints(section)
     name = names[0]
-    if name in (field.name for field in dataclasses.fields(section)):  # type: ignore[arg-type]
+    if name in (field.name for field in dataclasses.fields(section)):
         return hints[name], values.get(name)
     extra = ["preset"] if hasattr(section, "presets") else []
     if names == ["preset"] and extra:
@@ -135,7 +135,8 @@ def section_class(hint: Any, value: Any) -> type | None:
         return None
     if classes := choices(hint):
         return classes[value["name"]]
-    return next((member for member in _members(hint) if dataclasses.is_dataclass(member)), None)
+    sections: list[Any] = [cls for cls in _members(hint) if dataclasses.is_dataclass(cls)]
+    return sections[0] if sections else None
 
 
 def item_hints(hint: Any, value: Any) -> tuple[Any, ...] | None:
@@ -168,7 +169,7 @@ def _item_index(items: list[Any], name: str, key: str) -> int:
         return int(name)
     allowed = ", ".join([f"0 to {len(items) - 1}", *filter(None, names)])
     raise ConfigError(
-        f"{shorten(key)} has no item {shorten(name)!r} "
+        f"{truncate(key)} has no item {truncate(name)!r} "
         f"(allowed: {allowed if items else 'none: it is empty'})"
     )
 
@@ -231,7 +232,7 @@ def _with_defaults(hint: Any, value: Any, key: str, present: Any = None) -> Any:
 def _defaults(section: type) -> dict[str, Any]:
     """Returns the plain defaults of a dataclass; fields without one are absent."""
     values = {}
-    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+    for field in dataclasses.fields(section):
         if field.default is not dataclasses.MISSING:
             values[field.name] = to_dict(field.default)
         elif field.default_factory is not dataclasses.MISSING:

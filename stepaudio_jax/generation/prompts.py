@@ -99,7 +99,7 @@ def build_prompt(
 
     laid_out = tokenize_dialogue(segments, hear, tokenizer)
     is_audio = laid_out.tokens == tokenizer.special.audio_patch
-    return Prompt(laid_out.tokens, is_audio, laid_out.in_loss, tuple(chunks), tuple(chunk_tokens))
+    return Prompt(laid_out.tokens, is_audio, laid_out.loss_mask, tuple(chunks), tuple(chunk_tokens))
 
 
 @jax.tree_util.register_dataclass

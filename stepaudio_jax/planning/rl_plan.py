@@ -49,8 +49,7 @@ from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.packing import RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyChanged, PolicyTargets, PolicyUpdate
 from stepaudio_jax.training import abstract_train_state
-from stepaudio_jax.training.train_state import adapters_before_stage
-from stepaudio_jax.training.train_step import REFERENCE
+from stepaudio_jax.training.initial_weights import adapters_before_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,11 +158,13 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
             for one, arguments in traced
         ]
     temporary = max(footprint.temporaries for _, footprint in programs)
-    reference = bytes_per_device(state.frozen.get(REFERENCE, {}))
+    reference = bytes_per_device((state.reference_params, state.reference_lora_params))
     held = {
-        "policy_bytes_per_chip": bytes_per_device((state.trainable, state.frozen)) - reference,
+        "policy_bytes_per_chip": bytes_per_device(
+            (state.trainable, state.frozen_params, state.frozen_lora_params)
+        ),
         "reference_bytes_per_chip": reference,
-        "optimizer_bytes_per_chip": bytes_per_device(state.optimizer),
+        "optimizer_bytes_per_chip": bytes_per_device(state.opt_state),
         "gradient_bytes_per_chip": bytes_per_device(gradients),
         **_generation_bytes(config, stage, devices),
         "temporary_bytes_per_chip": temporary,
@@ -176,7 +177,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
     learns = sum(held.values()) + batches * bytes_per_device((batch, learning))
     # Before that, when the engine gets its weights, they are there once more as the policy has
     # them.
-    decoder = {**state.frozen, **state.trainable}["decoder"]
+    decoder = (state.params | state.frozen_params)["decoder"]
     sent = jax.tree.map(
         lambda leaf: _at(jax.ShapeDtypeStruct(leaf.shape, config.compute.dtype), leaf.sharding),
         decoder,
@@ -185,7 +186,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
         sum(held.values()) - temporary - held["gradient_bytes_per_chip"] + bytes_per_device(sent)
     )
     if (
-        "decoder" in state.frozen
+        "decoder" in state.frozen_params
     ):  # that is done once, before there are slots; later the engine gets adapters only
         writes -= held["cache_bytes_per_chip"]
     peak, available = max(learns, writes), topology.chip.hbm_bytes

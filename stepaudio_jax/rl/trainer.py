@@ -19,7 +19,7 @@ from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
 from stepaudio_jax.judge.backends import read_api_key
 from stepaudio_jax.judge.judge import make_judge
 from stepaudio_jax.judge.prompt import JudgePrompt
-from stepaudio_jax.models import Parameters, supports_shared_prefix
+from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement, all_gather_json
 from stepaudio_jax.rl.advantages import (
     Advantages,
@@ -34,21 +34,21 @@ from stepaudio_jax.rl.policy_update import (
     PolicyChanged,
     PolicyTargets,
     PolicyUpdate,
-    policy_parameters,
-    reference_parameters,
 )
 from stepaudio_jax.rl.prompts import AudioFeatureCache, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
 from stepaudio_jax.training.preemption import data_error
 from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
+    TrainState,
     init_train_state,
 )
-from stepaudio_jax.training.train_step import TrainState, num_optimizer_updates
+from stepaudio_jax.training.train_step import num_optimizer_updates
 from stepaudio_jax.training.trainer import StageContext, StageKind
 
 # One step of a stage that learns from rewards: what is written and what it is worth, then what is learnt from it.
@@ -93,10 +93,10 @@ class PolicyTrainer:
         self._audio = AudioFeatureCache(model, config.compute, self._stage.data, mesh)
         self._update = PolicyUpdate(start.model_def, objective, start.optimizer, start.shardings)
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
-        self._same_kernels = "decoder" in state.frozen
+        self._same_kernels = "decoder" in state.frozen_params
         self._engine = Engine(
             model,
-            start.model_def.with_lora(policy_parameters(state)),
+            start.model_def.params_with_lora(state),
             tokenizer,
             compute=config.compute,
             slots=round_up_slots(objective.rollout.slots, config.compute.rules, writing),
@@ -116,7 +116,7 @@ class PolicyTrainer:
         """
         rollout = self._stage.policy_gradient.rollout
         began, encoded = time.perf_counter(), self._audio.num_encoded
-        parameters = self._definition.with_lora(policy_parameters(state))
+        parameters = self._definition.params_with_lora(state)
         asked = self._stream.examples_at(step - 1, rollout.num_prompts)
         records, prompts = [one.record for one in asked], [one.prompt for one in asked]
         self._features = self._audio.encode(parameters, prompts)
@@ -179,7 +179,9 @@ class PolicyTrainer:
                 for found in zip(*map(_lists, minibatches), strict=True)
             )
         )
-        found = compute_advantages(rollouts, rewards, passed, policy, beta=controller.coefficient)
+        found = compute_advantages(
+            rollouts, rewards, passed, policy, kl_coef=controller.coefficient
+        )
         learning = [self._policy_targets(rollouts, minibatch, found) for minibatch in minibatches]
         ready = time.perf_counter()
         updates, changed = (
@@ -238,10 +240,10 @@ class PolicyTrainer:
         for batch in self._on_mesh(whole):
             old = values = np.zeros(batch.tokens.shape, np.float32)
             if self._stage.policy_gradient.recomputes_old_logprobs:
-                old, values = self._update.statistics(policy_parameters(state), batch)
+                old, values = self._update.statistics(state, batch)
             reference = old
             if self._stage.policy_gradient.needs_reference_params and moved:
-                reference, _ = self._update.statistics(reference_parameters(state), batch)
+                reference, _ = self._update.statistics(state.with_reference_policy(), batch)
             batches.append(batch)
             rows.append([np.asarray(array) for array in (old, reference, values)])
         passed = PolicyLogprobs(
@@ -290,7 +292,7 @@ def _lists(minibatch: _Minibatch) -> tuple[Any, ...]:
     )
 
 
-def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
+def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
@@ -384,7 +386,7 @@ def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
                 if stopping and step < stage.steps:
                     raise run.stop.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.model_def.params_after_stage({**state.trainable, **state.frozen}, stage.name)
+    return start.model_def.params_after_stage(state, stage.name)
 
 
 def _is_donated(state: TrainState) -> bool:

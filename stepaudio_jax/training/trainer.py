@@ -21,7 +21,6 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
 from stepaudio_jax.errors import DataError, DivergedError
-from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import (
     BatchPlacement,
     all_gather_json,
@@ -39,6 +38,14 @@ from stepaudio_jax.training.checkpoints import (
     saved_steps,
 )
 from stepaudio_jax.training.flops import step_flops
+from stepaudio_jax.training.initial_weights import (
+    ModelParams,
+    adapters_before_stage,
+    check_stage_adapter,
+    initial_adapter,
+    initial_model,
+    initial_weights,
+)
 from stepaudio_jax.training.monitoring import (
     MetricsWriter,
     StepProfile,
@@ -58,17 +65,12 @@ from stepaudio_jax.training.run_folder import (
 )
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
-    abstract_train_state,
-    adapters_before_stage,
-    check_stage_adapter,
-    init_train_state,
-    initial_adapter,
-    initial_model,
-    initial_weights,
-)
-from stepaudio_jax.training.train_step import (
     ModelDef,
     TrainState,
+    abstract_train_state,
+    init_train_state,
+)
+from stepaudio_jax.training.train_step import (
     make_eval_step,
     make_train_step,
     num_optimizer_updates,
@@ -144,7 +146,7 @@ class StageKind:
     """
 
     check: Callable[[StageConfig, Tokenizer, ModelConfig, DataChecker], None]
-    run: Callable[[StageContext, Parameters], Parameters]
+    run: Callable[[StageContext, ModelParams], ModelParams]
 
 
 # How well a stage's model does on data that it does not learn from.
@@ -184,11 +186,7 @@ class Evaluator:
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
-        parameters, place, count = (
-            {**state.trainable, **state.frozen},
-            self._place,
-            self._evaluation.batches,
-        )
+        place, count = self._place, self._evaluation.batches
         totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}
         held_out = evaluation_batches(
             self._evaluation.data,
@@ -199,7 +197,7 @@ class Evaluator:
         )
         with contextlib.closing(held_out) as data:
             for batch in itertools.islice(data, count):
-                for name, value in self._step(parameters, place(batch)).items():
+                for name, value in self._step(state, place(batch)).items():
                     totals[name] += float(value)
         if totals["loss_tokens"] == 0:
             paths = ", ".join(source.path for source in self._evaluation.data.sources)
@@ -267,7 +265,7 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
     check_batch_divisible(config, mesh)
     stop = PreemptionNotice()
     with jax.set_mesh(mesh), stop.handle_signals():
-        parameters = {} if any(saved) else initial_weights(config, model, mesh)
+        parameters = ModelParams() if any(saved) else initial_weights(config, model, mesh)
         lock.acquire()
         prepare_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
         data_check.write()
@@ -281,7 +279,7 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
         export_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)
 
 
-def run_stage(run: StageContext, parameters: Parameters) -> Parameters:
+def run_stage(run: StageContext, parameters: ModelParams) -> ModelParams:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
@@ -399,7 +397,7 @@ def run_stage(run: StageContext, parameters: Parameters) -> Parameters:
                 if stopping and step < stage.steps:
                     raise stop.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.model_def.params_after_stage({**state.trainable, **state.frozen}, stage.name)
+    return start.model_def.params_after_stage(state, stage.name)
 
 
 def _check_stage(

@@ -11,7 +11,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import load_config
 from stepaudio_jax.errors import CheckpointError, TextError
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.train_state import initial_model
+from stepaudio_jax.training.initial_weights import initial_model
 from tests.hub.folders import random_folder
 from tools.convert_weights import __main__ as convert_weights
 
