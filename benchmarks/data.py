@@ -18,6 +18,7 @@ import time
 import numpy as np
 import soundfile
 
+from stepaudio_jax.audio.lengths import MEL_FRAMES_PER_SECOND
 from stepaudio_jax.config import DataConfig, ModelConfig, SourceConfig
 from stepaudio_jax.data import batches
 from stepaudio_jax.text import Tokenizer
@@ -99,7 +100,7 @@ def main() -> None:
             batch = next(prepared)
             times.append(time.perf_counter() - start)
             filled.append(float(np.mean(batch.segment_ids > 0)))
-            sound.append(float(batch.mel_lengths.sum()) / 100 / ROWS)
+            sound.append(float(batch.mel_lengths.sum()) / MEL_FRAMES_PER_SECOND / ROWS)
         prepared.close()
     taken = statistics.fmean(
         times

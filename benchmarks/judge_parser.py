@@ -1,7 +1,7 @@
-"""How long the reading of a judge's answers takes: `python -m benchmarks.judge_parser` (CPU, seconds).
+"""Times the parser of a judge's answers: `python -m benchmarks.judge_parser` (CPU, seconds).
 
-Draws the answers of the test's kinds (`tests/rl/judge_answers.py`), and prints the slowest and the
-mean in milliseconds of the process's own time, so that other programs on the machine do not count.
+Draws answers of the kinds of `tests/judge/random_answers.py`, and prints the slowest and the mean
+in milliseconds of process time, so that other programs on the machine do not count.
 """
 
 import argparse
@@ -21,8 +21,8 @@ _HUGE = {
 
 
 def main() -> None:
-    """Parses arguments, times every answer, prints a line for each kind."""
-    from tests.rl.judge_answers import KINDS, draw_answer
+    """Parses the arguments, times every answer and prints a line for each kind."""
+    from tests.judge.random_answers import KINDS, draw_answer
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=5000)
@@ -47,9 +47,10 @@ def main() -> None:
         began = time.process_time()
         parse_verdict(text, levels=7)
         seconds[name].append(time.process_time() - began)
-    for name, taken in seconds.items():
+    for name, times in seconds.items():
         print(
-            f"{name}: {len(taken)} answers, slowest {1000 * max(taken):.2f} ms, mean {1000 * sum(taken) / len(taken):.3f} ms"
+            f"{name}: {len(times)} answers, slowest {1000 * max(times):.2f} ms, "
+            f"mean {1000 * sum(times) / len(times):.3f} ms"
         )
     print(f"all: slowest {1000 * max(map(max, seconds.values())):.2f} ms")
 

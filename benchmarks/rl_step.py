@@ -39,9 +39,8 @@ from stepaudio_jax.config import (
     JudgeConfig,
     ModelConfig,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -52,6 +51,7 @@ from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.losses import KLController
 from stepaudio_jax.rl.trainer import PolicyTrainer
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.train_state import init_train_state
 from stepaudio_jax.training.trainer import StageContext
@@ -191,7 +191,6 @@ class OurIteration:
         stage = StageConfig(
             name="speed",
             steps=1000,
-            objective="policy",
             data=DataConfig(
                 sources=(SourceConfig(path=str(write_prompts(folder, letters, spoken=spoken))),),
                 batch_size=PROMPTS,
@@ -200,7 +199,7 @@ class OurIteration:
                 mel_frames_per_chunk=int(CLIP_S * 100) + 4,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-6, decay="constant"),
-            rl=RLConfig(
+            objective=PolicyGradient(
                 rollout=RolloutConfig(
                     num_prompts=PROMPTS,
                     num_generations=SAMPLES,
@@ -209,7 +208,8 @@ class OurIteration:
                 ),
                 rewards=(reward,),
                 judge=judge,
-                policy=PolicyConfig(advantage_estimator="grpo", kl_coef=BETA),
+                advantage_estimator="grpo",
+                kl_coef=BETA,
             ),
             trainable=("adaptor", "decoder") if spoken else ("decoder",),
         )
@@ -218,7 +218,7 @@ class OurIteration:
         run = StageContext(config, 0, model, self.tokenizer, mesh, PreemptionNotice())
         start = run.describe()
         self.state = init_train_state(
-            config, 0, model, start, jax.device_put(parameters, replicated(mesh))
+            config, 0, model, start, ModelParams(jax.device_put(parameters, replicated(mesh)))
         )
         self.iteration = PolicyTrainer(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0

@@ -11,6 +11,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 
 from benchmarks.contest import Step
 from benchmarks.training_job import Job, Rows, draw_rows
+from stepaudio_jax.audio.lengths import max_mel_frames
 from stepaudio_jax.config import EncoderConfig, ModelConfig
 from tests.qwen2 import qwen2_config
 
@@ -119,7 +120,7 @@ def padded(rows: Rows, job: Job) -> dict[str, torch.Tensor]:
         is_audio[place, :length] = dialogue.audio_index >= 0
     batch: dict[str, np.ndarray] = {"tokens": tokens, "targets": targets}
     if job.data.audio_chunks_per_seq:
-        frames = 2 * job.model.encoder.positions
+        frames = max_mel_frames(job.model.encoder.positions)
         mel = np.zeros((len(dialogues), job.model.encoder.mel_bins, frames), np.float32)
         frames_seen = np.zeros((len(dialogues), 1, 1, frames // 2), bool)
         used = np.zeros((len(dialogues), frames // 8), bool)

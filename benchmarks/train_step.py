@@ -38,6 +38,7 @@ from stepaudio_jax.data.batch import batch_shape, collate
 from stepaudio_jax.models import init_parameters
 from stepaudio_jax.parallel import make_mesh, peak_flops
 from stepaudio_jax.training.flops import part_flops
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.train_state import abstract_train_state, init_train_state
 from stepaudio_jax.training.train_step import make_train_step
 
@@ -124,9 +125,8 @@ def our_step(job: Job) -> Step:
     )
     config = Config(run_dir="none", stages=(stage,), model=job.model, compute=job.compute)
     start = abstract_train_state(config, 0, job.model, make_mesh(config.mesh))
-    state = init_train_state(
-        config, 0, job.model, start, init_parameters(job.model, jax.random.key(0), job.compute)
-    )
+    params = ModelParams(init_parameters(job.model, jax.random.key(0), job.compute))
+    state = init_train_state(config, 0, job.model, start, params)
     step = jax.jit(make_train_step(start.model_def, stage, start.optimizer), donate_argnums=0)
     batch = collate(draw_rows(job), batch_shape(job.data, None, pad_token=0))
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from stepaudio_jax.audio import MEL_BINS
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
 from stepaudio_jax.config import ComputeConfig, DataConfig, ModelConfig
-from stepaudio_jax.data import audio_embeddings_per_chunk
 from stepaudio_jax.data.record import AudioChunk, Example
 
 Rows = list[list[Example]]

@@ -12,9 +12,8 @@ from stepaudio_jax.config import (
     InitialWeights,
     JudgeConfig,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -24,12 +23,11 @@ from stepaudio_jax.config import (
 def get_config() -> Config:
     return Config(
         run_dir="runs/quickstart_rlhf/joint",
-        initial=InitialWeights(model="runs/quickstart_rlhf/manners/model"),
+        initial=InitialWeights(model="runs/quickstart_rlhf/style/model"),
         stages=(
             StageConfig(
                 name="joint",
                 steps=40,
-                objective="policy",
                 data=DataConfig(
                     sources=(
                         SourceConfig(path="runs/quickstart_rlhf/data/preference.jsonl"),
@@ -50,7 +48,7 @@ def get_config() -> Config:
                     final_learning_rate_fraction=0.1,
                     weight_decay=0.0,
                 ),
-                rl=RLConfig(
+                objective=PolicyGradient(
                     rollout=RolloutConfig(
                         num_prompts=16, num_generations=8, max_new_tokens=48, slots=64
                     ),
@@ -62,8 +60,9 @@ def get_config() -> Config:
                         max_tokens=224,
                         slots=64,
                     ),
-                    # Rubrics differ by less than preferences do: advantages are made of one size.
-                    policy=PolicyConfig(advantage_estimator="grpo", kl_coef=0.15),
+                    # Rubric rewards differ by less than preferences do: GRPO scales both alike.
+                    advantage_estimator="grpo",
+                    kl_coef=0.15,
                 ),
             ),
         ),

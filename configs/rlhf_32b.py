@@ -4,7 +4,7 @@ python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:4x4x8
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 --config.stages.rlhf.trainable='("adaptor",)' \
   --config.stages.rlhf.lora.rank=32 --config.stages.rlhf.data.batch_size=32
 python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR --config.stages.rlhf.data.sources.0.path=FILE \
-  --config.stages.rlhf.rl.judge.url=http://JUDGE/v1 --config.stages.rlhf.rl.judge.model=NAME
+  --config.stages.rlhf.objective.judge.url=http://JUDGE/v1 --config.stages.rlhf.objective.judge.model=NAME
 """
 
 from stepaudio_jax.config import (
@@ -16,9 +16,8 @@ from stepaudio_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -33,7 +32,6 @@ def get_config() -> Config:
             StageConfig(
                 name="rlhf",
                 steps=500,
-                objective="policy",
                 # A prompt with up to 75 s of sound and its reply in each row, or several short
                 # ones.
                 data=DataConfig(
@@ -45,13 +43,13 @@ def get_config() -> Config:
                 optimizer=OptimizerConfig(
                     learning_rate=1e-6, decay="constant", warmup_steps=10, weight_decay=0.0
                 ),
-                rl=RLConfig(
+                objective=PolicyGradient(
                     rollout=RolloutConfig(
                         num_prompts=64, num_generations=16, max_new_tokens=2048, slots=256, tensor=8
                     ),
                     rewards=(RewardConfig(judge_weight=1.0, format_weight=0.2),),
                     judge=JudgeConfig(url="http://localhost:8000/v1", model="judge"),
-                    policy=PolicyConfig(kl_coef=0.01),
+                    kl_coef=0.01,
                 ),
             ),
         ),

@@ -23,6 +23,7 @@ from stepaudio_jax.config import (
     EncoderConfig,
     EvaluationConfig,
     ModelConfig,
+    NextToken,
     OptimizerConfig,
     SourceConfig,
     StageConfig,
@@ -98,11 +99,13 @@ def get_config() -> Config:
                     final_learning_rate_fraction=0.02,
                     weight_decay=0.01,
                 ),
-                auxiliary=AuxiliaryConfig(
-                    ctc_weight=0.3,
-                    ctc_words=vocabulary(),
-                    attribute_weight=0.5,
-                    attributes=ATTRIBUTES,
+                objective=NextToken(
+                    auxiliary=AuxiliaryConfig(
+                        ctc_weight=0.3,
+                        ctc_words=vocabulary(),
+                        attribute_weight=0.5,
+                        attributes=ATTRIBUTES,
+                    )
                 ),
             ),
         ),

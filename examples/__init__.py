@@ -1,1 +1,1 @@
-"""Runnable examples: the quickstart, the reward trap, and the synthetic speech they share."""
+"""Runnable examples: the quickstart, the reward trap, and the synthetic speech that both use."""

@@ -2,7 +2,7 @@
 
 import os
 
-from stepaudio_jax.config import ConfigError
+from stepaudio_jax.errors import ConfigError
 
 DISTRIBUTED_FLAG = "--distributed"
 _CPU_THREADS = 16

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from launch.errors import EXIT_USER_ERROR, exit_on_error, kept_lines
+from launch.errors import exit_on_error, kept_lines
 from stepaudio_jax.config import AudioChannel, DataConfig
+from stepaudio_jax.errors import EXIT_USER_ERROR
 from stepaudio_jax.storage import check_output_file, expand_home, has_job_mark
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import sys
 from typing import Any
 
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, ConfigError, load_config
+from stepaudio_jax.config import Config, PolicyGradient, load_config
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import atomic_text_writer, check_output_file, expand_home, user_path
 
 DOES_NOT_FIT = 1
@@ -111,7 +112,9 @@ def main(arguments: list[str]) -> int:
         topology = parse_topology(options.topology, config.mesh.slices)
         plan: Any
         index = stage_index(config, options.stage)
-        if options.program == "train" and config.stages[index].objective == "policy":
+        if options.program == "train" and isinstance(
+            config.stages[index].objective, PolicyGradient
+        ):
             plan = plan_rl(config, index, topology, options.effort)
             text = rl_plan_report(plan)
         elif options.program == "train":

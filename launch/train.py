@@ -10,7 +10,8 @@ import sys
 
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, ConfigError, load_config
+from stepaudio_jax.config import Config, load_config
+from stepaudio_jax.errors import ConfigError
 
 
 def parse_arguments(arguments: list[str]) -> Config:
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
         from stepaudio_jax.rl import POLICY_STAGE
         from stepaudio_jax.training import train
 
-        print(train(config, {"policy": POLICY_STAGE}))
+        print(train(config, {"policy_gradient": POLICY_STAGE}))
 
 
 if __name__ == "__main__":

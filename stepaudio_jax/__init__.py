@@ -1,5 +1,116 @@
-"""stepaudio_jax: audio reasoning models in JAX."""
+"""stepaudio_jax: train, align and run audio reasoning models in JAX.
+
+    import stepaudio_jax as sa
+
+    model = sa.load("models/tiny_base")
+    print(model.chat(["question.wav", "Who is speaking?"]).text)
+
+A name below is imported when it is first used: importing the package starts neither JAX nor a
+device, so that environment variables and flags can still be set afterwards.
+"""
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from stepaudio_jax.tpu_compiler import set_tpu_environment
 
+if TYPE_CHECKING:
+    from stepaudio_jax._front_door import convert, train
+    from stepaudio_jax.config import (
+        AugmentationConfig,
+        AuxiliaryConfig,
+        CheckpointConfig,
+        ComputeConfig,
+        Config,
+        DataConfig,
+        EvaluationConfig,
+        InitialWeights,
+        JudgeConfig,
+        LoRAConfig,
+        MeshConfig,
+        ModelConfig,
+        NextToken,
+        OptimizerConfig,
+        PolicyGradient,
+        RepetitionDetectionConfig,
+        RewardConfig,
+        RolloutConfig,
+        ShardingRules,
+        SourceConfig,
+        StageConfig,
+        load_config,
+        override,
+    )
+    from stepaudio_jax.errors import StepAudioError
+    from stepaudio_jax.generation.chat import ChatModel, Reply, load
+    from stepaudio_jax.generation.sampling import Sampling
+    from stepaudio_jax.generation.scoring import TurnScore
+
+__all__ = [
+    "AugmentationConfig",
+    "AuxiliaryConfig",
+    "ChatModel",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "InitialWeights",
+    "JudgeConfig",
+    "LoRAConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "NextToken",
+    "OptimizerConfig",
+    "PolicyGradient",
+    "RepetitionDetectionConfig",
+    "Reply",
+    "RewardConfig",
+    "RolloutConfig",
+    "Sampling",
+    "ShardingRules",
+    "SourceConfig",
+    "StageConfig",
+    "StepAudioError",
+    "TurnScore",
+    "convert",
+    "load",
+    "load_config",
+    "override",
+    "train",
+]
+
+# Where each name comes from; all others are parts of the configuration.
+_MODULES = {
+    "ChatModel": "stepaudio_jax.generation.chat",
+    "Reply": "stepaudio_jax.generation.chat",
+    "Sampling": "stepaudio_jax.generation.sampling",
+    "StepAudioError": "stepaudio_jax.errors",
+    "TurnScore": "stepaudio_jax.generation.scoring",
+    "convert": "stepaudio_jax._front_door",
+    "load": "stepaudio_jax.generation.chat",
+    "train": "stepaudio_jax._front_door",
+}
+_CONFIG_MODULE = "stepaudio_jax.config"
+
 set_tpu_environment()
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use (PEP 562).
+
+    Raises:
+        AttributeError: the package has no such name; names the nearest one.
+    """
+    if name not in __all__:
+        nearest = difflib.get_close_matches(name, __all__, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    value = getattr(importlib.import_module(_MODULES.get(name, _CONFIG_MODULE)), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

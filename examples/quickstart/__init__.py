@@ -1,1 +1,1 @@
-"""The quickstart: a small base model made from nothing, which then learns to answer spoken questions."""
+"""The quickstart: a small base model, made from nothing, learns to answer spoken questions."""

@@ -1,11 +1,14 @@
-"""A small model learns to answer spoken questions: `python -m examples.quickstart` (minutes on two cores)."""
+"""Trains a small model to answer spoken questions: `python -m examples.quickstart`.
+
+Takes minutes on two cores. An interrupted command resumes; finished parts are not repeated.
+"""
 
 import argparse
 import pathlib
 import shutil
 
 from examples.quickstart.publish import check_replaceable_model
-from examples.spoken_corpus import TASKS, write_corpus
+from examples.spoken_corpus import TASKS, ensure_corpus
 from launch.errors import exit_on_error
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, load_config
@@ -22,79 +25,75 @@ from stepaudio_jax.reports import write_report
 from stepaudio_jax.storage import expand_home, user_path
 from stepaudio_jax.training import train
 
-# The quickstart: a small model learns to answer spoken questions, and is shown to hear.
-
-_ROUND_TRIP_QUESTIONS = 50  # questions put to the model that went to Hugging Face's format and back
-
-
-class RoundTripError(RuntimeError):
-    """The exported and imported model answers differently."""
+_ROUND_TRIP_QUESTIONS = 50  # asked of the model after its export and import
 
 
 def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -> str:
-    """Makes the corpus, trains, evaluates before and after and with the audio silenced, exports, imports and asks again.
+    """Writes the corpus, trains the model, evaluates it, exports it and imports it again.
 
-    Writes `folder`/report.html, `folder`/hugging_face and `folder`/imported. Goes on where an
-    interrupted run was.
+    The evaluation measures the model before training, after training, and after training with
+    silenced audio. Writes `report.html`, `hugging_face/` and `imported/` into `folder`.
 
     Args:
-        config: of the training run; `config.initial.model` is the base.
-        corpus: where the corpus is, or is to be made.
-        folder: where the results go.
+        config: the configuration of the training run; `config.initial.model` is the base model.
+        corpus: the corpus folder, written if it does not exist.
+        folder: the folder of the results.
 
     Returns:
-        The table as text.
+        The table of accuracies as text.
 
     Raises:
-        RoundTripError: the model changed on its way to Hugging Face's format and back.
-        OutputError: results would replace what is not theirs; nothing is made then.
+        RuntimeError: the imported model answers differently from the trained one.
+        OutputError: a result would replace something else than an earlier result; raised before
+            anything is written.
     """
+    assert config.initial.model is not None
     for name in ("hugging_face", "imported"):
         check_replaceable_model(folder / name, (config.initial.model,))
-    if not corpus.exists():
-        write_corpus(corpus, "quickstart")
+    ensure_corpus(corpus, "quickstart")
     questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS)
     before = answer_questions(load_model(config.initial.model), questions)
     trained = train(config)
     model = load_model(trained)
     after = answer_questions(model, questions)
     silenced = answer_questions(model, questions, silenced=True)
-    _round_trip(trained, folder, after)
+    _check_round_trip(trained, folder, after)
     results = Results(before=score(before), after=score(after), silenced=score(silenced))
     write_report(
         folder / "report.html",
         pathlib.Path(config.run_dir),
-        "Quickstart: a small model that hears",
+        "Quickstart: a small audio model",
         results,
         after,
     )
     return as_text(results)
 
 
-def _round_trip(trained: pathlib.Path, folder: pathlib.Path, after: list[Answer]) -> None:
-    """Exports the model to Hugging Face's format, imports that, and asks again."""
+def _check_round_trip(trained: pathlib.Path, folder: pathlib.Path, answers: list[Answer]) -> None:
+    """Exports the model to Hugging Face's format, imports it, and compares its answers."""
     exported, imported = folder / "hugging_face", folder / "imported"
     for target in (exported, imported):
         shutil.rmtree(target, ignore_errors=True)
     hub.export_weights(trained, exported)
     hub.import_weights(exported, imported)
-    asked = after[:: max(1, len(after) // _ROUND_TRIP_QUESTIONS)]
-    again = answer_questions(load_model(imported), [answer.question for answer in asked])
-    for first, second in zip(asked, again, strict=True):
-        if first.parsed != second.parsed:
-            raise RoundTripError(
-                f"{first.question.id}: replied {first.parsed}, and after export and import {second.parsed}"
+    expected = answers[:: max(1, len(answers) // _ROUND_TRIP_QUESTIONS)]
+    actual = answer_questions(load_model(imported), [answer.question for answer in expected])
+    for before, after in zip(expected, actual, strict=True):
+        if before.parsed != after.parsed:
+            raise RuntimeError(
+                f"{before.question.id}: replied {before.parsed} before export and import, "
+                f"{after.parsed} after"
             )
 
 
 def main() -> None:
-    """Parses arguments, runs the quickstart, prints its table."""
+    """Parses the command line, runs the quickstart and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=expand_home, default="configs/quickstart.py")
     parser.add_argument("--corpus", type=user_path, default=pathlib.Path("runs/corpus/quickstart"))
     parser.add_argument("--output", type=user_path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
-    with exit_on_error("what is made so far is kept; the same command goes on from there"):
+    with exit_on_error("finished parts are kept; the same command resumes"):
         print(run_quickstart(load_config(arguments.config), arguments.corpus, arguments.output))
         print(f"report: {arguments.output / 'report.html'}")
 

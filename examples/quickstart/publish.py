@@ -1,4 +1,4 @@
-"""A trained model as a folder that comes with the project."""
+"""Publishes a trained model as a folder that ships with the project."""
 
 import contextlib
 import pathlib
@@ -8,24 +8,30 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.storage import OutputError, check_not_same_file, check_output_directory
+from stepaudio_jax.errors import OutputError
+from stepaudio_jax.storage import check_not_same_file, check_output_directory
 
 
-def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str] = ()) -> None:
-    """Checks that a folder is a model's, which a new one may replace, or is not there; and that nothing is read from it.
+def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str | None] = ()) -> None:
+    """Checks that a folder can be written: it is a model, an empty folder, or does not exist.
+
+    Args:
+        output: the folder.
+        inputs: folders that are read, which `output` must not be; None is ignored.
 
     Raises:
-        OutputError: it is another folder or a file, one of the inputs, or cannot be made.
+        OutputError: it is another folder or a file, is one of the inputs, or cannot be created.
     """
-    for given in filter(None, inputs):
-        check_not_same_file(output, given)
+    for source in filter(None, inputs):
+        check_not_same_file(output, source)
     if output.is_dir() and any(output.iterdir()):
         is_model = hub.is_checkpoint(output) or (
             (output / "config.json").is_file() and any(output.glob("*.safetensors"))
         )
         if not is_model:
             raise OutputError(
-                f"{output} exists and holds no model that could be replaced: name another folder, or remove it"
+                f"{output} exists and holds no model that could be replaced: name another folder, "
+                "or remove it"
             )
         return
     check_output_directory(output)
@@ -33,13 +39,17 @@ def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str] = ()) ->
 
 @contextlib.contextmanager
 def publish_model(trained: pathlib.Path, output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Exports a checkpoint in bfloat16; what it yields, with what is added to it, takes the place of `output` at the end."""
+    """Exports a checkpoint in bfloat16 and replaces `output` by it when the block ends.
+
+    Yields:
+        The exported folder, to which the block can add files.
+    """
     check_replaceable_model(output)
-    fresh = output.with_name(f".{output.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    hub.export_weights(trained, fresh, dtype=np.dtype("bfloat16"))
-    yield fresh
+    exported = output.with_name(f".{output.name}.new")
+    shutil.rmtree(exported, ignore_errors=True)
+    hub.export_weights(trained, exported, dtype=np.dtype("bfloat16"))
+    yield exported
     check_replaceable_model(output)
     shutil.rmtree(output, ignore_errors=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    fresh.rename(output)
+    exported.rename(output)

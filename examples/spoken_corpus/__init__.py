@@ -1,6 +1,6 @@
-"""A synthetic spoken corpus: real speech from espeak-ng, with labels that are known or measured. No download, no weights."""
+"""A synthetic corpus of spoken dialogues: espeak-ng's speech with known or measured labels."""
 
-from examples.spoken_corpus.corpus import DEFAULT_CLIPS, Recipe, write_corpus
+from examples.spoken_corpus.corpus import DEFAULT_CLIPS, Recipe, ensure_corpus, write_corpus
 from examples.spoken_corpus.espeak import CorpusError
 from examples.spoken_corpus.phrases import vocabulary
 from examples.spoken_corpus.sessions import ATTRIBUTES
@@ -13,6 +13,7 @@ __all__ = [
     "CorpusError",
     "Recipe",
     "Task",
+    "ensure_corpus",
     "vocabulary",
     "write_corpus",
 ]

@@ -1,4 +1,4 @@
-"""Writes the synthetic spoken corpus: `python -m examples.spoken_corpus --output DIR [--recipe base|quickstart] [--seed 0]`."""
+"""Writes the synthetic spoken corpus: `python -m examples.spoken_corpus --output DIR`."""
 
 import argparse
 import sys
@@ -10,41 +10,41 @@ from stepaudio_jax.storage import expand_home
 
 
 def main(arguments: list[str]) -> None:
-    """Writes a corpus; prints what it holds."""
-    parser = argparse.ArgumentParser(prog="python -m examples.spoken_corpus", description=__doc__)
+    """Parses the command line, writes a corpus and prints the number of its dialogues and clips."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.spoken_corpus", description="Writes the synthetic spoken corpus."
+    )
     parser.add_argument(
         "--output",
         type=expand_home,
         required=True,
         help="a folder that does not exist yet, or is empty",
     )
+    defaults = ", ".join(f"{clips} for {recipe}" for recipe, clips in DEFAULT_CLIPS.items())
     parser.add_argument("--recipe", choices=tuple(DEFAULT_CLIPS), default="quickstart")
-    parser.add_argument(
-        "--clips",
-        type=int,
-        help=f"clips of training (default: {', '.join(f'{n} {r}' for r, n in DEFAULT_CLIPS.items())})",
-    )
+    parser.add_argument("--clips", type=int, help=f"training clips (default: {defaults})")
     parser.add_argument(
         "--per-task",
         type=int,
         default=200,
-        help="questions of each task of the evaluation, at least",
+        help="minimum number of evaluation questions of each task",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="default: as many as there are processors")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--threads", type=int, help="default: the number of processors")
+    options = parser.parse_args(arguments)
     with exit_on_error("nothing was written; start the same command again"):
         facts = write_corpus(
-            asked.output,
-            asked.recipe,
-            clips=asked.clips,
-            per_task=asked.per_task,
-            seed=check_seed(asked.seed),
-            threads=asked.threads,
+            options.output,
+            options.recipe,
+            clips=options.clips,
+            per_task=options.per_task,
+            seed=check_seed(options.seed),
+            threads=options.threads,
         )
         for name, records in facts["records"].items():
-            print(f"{asked.output}/{name}.jsonl: {records} dialogues")
-        print(f"{facts['train']['clips']} clips of training, {facts['held_out']['clips']} held out")
+            print(f"{options.output}/{name}.jsonl: {records} dialogues")
+        training, held_out = facts["train"]["clips"], facts["held_out"]["clips"]
+        print(f"{training} training clips, {held_out} held-out clips")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Clips -> dialogues, in the JSON form that `stepaudio_jax.data` reads.
+"""Builds dialogues about clips, as the JSON records that `stepaudio_jax.data` reads.
 
-Questions and answers are short, for a small model spells them out byte by byte. A reasoned answer
-first names what was heard.
+Questions and answers are short, since a small model writes them byte by byte. Reasoning before an
+answer names what was heard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,8 +70,12 @@ _SUMS_IN_FIGURES = (
     "Sum of {a} and {b}?",
 )
 _MADE_UP_SUMS = ("Make up a sum.", "Write any sum.", "Say some sum.")
-_NUMBERS_IN_WORDS = ("Write {said} in figures.", "In figures: {said}.", "{said}. Which figures?")
-_BETWEEN_NUMBERS = (", ", " and ")
+_NUMBERS_IN_WORDS = (
+    "Write {numbers} in figures.",
+    "In figures: {numbers}.",
+    "{numbers}. Which figures?",
+)
+_NUMBER_SEPARATORS = (", ", " and ")
 _REASONING_TEMPLATES: Mapping[Topic, str] = {
     "gender": "I hear a {answer} voice.",
     "rate": "I hear {answer} speech.",
@@ -86,27 +90,27 @@ WORD_LISTS: Mapping[Topic, tuple[str, ...]] = {
     "colour": words.COLOURS,
     "animal": words.ANIMALS,
 }
-"""Topics whose answer is every word of a list that is said, in order; "digit" has them in figures."""
+"""Topics whose answer is every spoken word of a list, in order; "digit" writes them in figures."""
 
 ACKNOWLEDGEMENT = "Okay."
-"""The reply to a statement: it gives nothing of it away."""
+"""The reply to a statement; it reveals nothing of what was said."""
 
 
 def clip_topics(clip: Clip) -> tuple[Topic, ...]:
-    """What can be asked about a clip."""
-    about: list[Topic] = ["words"]
+    """Returns the topics that a question about a clip can have."""
+    topics: list[Topic] = ["words"]
     if len(clip.attributes) == len(ATTRIBUTES):
-        about.append("description")
-    known: tuple[Topic, ...] = ("gender", "rate", "pitch", "language")
-    about += [name for name in known if name in clip.attributes]
-    about += [topic for topic in WORD_LISTS if find_listed_words(clip.phrase, topic)]
+        topics.append("description")
+    attributes: tuple[Topic, ...] = ("gender", "rate", "pitch", "language")
+    topics += [name for name in attributes if name in clip.attributes]
+    topics += [topic for topic in WORD_LISTS if find_listed_words(clip.phrase, topic)]
     if clip.phrase.kind == "sum":
-        about.append("sum")
-    return tuple(about)
+        topics.append("sum")
+    return tuple(topics)
 
 
 def topic_answer(clip: Clip, topic: Topic) -> str:
-    """The right reply to a question about a clip."""
+    """Returns the correct reply to a question about a clip."""
     match topic:
         case "words":
             return clip.phrase.text
@@ -123,64 +127,66 @@ def topic_answer(clip: Clip, topic: Topic) -> str:
 
 
 def find_listed_words(phrase: Phrase, topic: Topic) -> list[str]:
-    """The words of a phrase that a topic of `WORD_LISTS` asks for."""
+    """Returns the words of a phrase that a topic of `WORD_LISTS` asks for."""
     return [word for word in phrase.transcript.split() if word in WORD_LISTS[topic]]
 
 
 def clip_dialogue(
-    clip: Clip, asked: Sequence[Topic], rng: np.random.Generator, *, with_reasoning: bool
+    clip: Clip, topics: Sequence[Topic], rng: np.random.Generator, *, with_reasoning: bool
 ) -> list[Message]:
-    """A dialogue in which the clip is heard once and each question about it is a turn.
+    """Builds a dialogue with a turn for each question about a clip, which is in the first turn.
 
     Args:
-        clip: what is heard.
-        asked: of `clip_topics(clip)`, in order; "text_arithmetic" besides: sums or numbers that
-        have nothing to do with the clip.
-        rng: chooses the wording of the questions.
-        with_reasoning: whether an answer follows a reasoning. "description" and "words" have none:
-            their answer is what was heard; "text_arithmetic" always has one.
+        clip: the clip.
+        topics: topics of `clip_topics(clip)`, in order; also "text_arithmetic", a question on sums
+            or numbers that is unrelated to the clip.
+        rng: the source of the random wordings.
+        with_reasoning: whether reasoning precedes an answer. "description" and "words" never have
+            it, since their answers are what was heard; "text_arithmetic" always has it.
     """
     messages = []
     reasoning: str | None
-    for place, topic in enumerate(asked):
+    for turn, topic in enumerate(topics):
         if topic == "text_arithmetic":
             question, reasoning, reply = _draw_arithmetic(rng)
         else:
             question, reply = _draw_question(topic, rng), topic_answer(clip, topic)
             reasoning = _reasoning(clip.phrase, topic, reply) if with_reasoning else None
-        messages += [_user(question, clip if place == 0 else None), _assistant(reply, reasoning)]
+        messages += [_user(question, clip if turn == 0 else None), _assistant(reply, reasoning)]
     return messages
 
 
 def clip_question(clip: Clip, topic: Topic, rng: np.random.Generator) -> list[Message]:
-    """A clip and a question about it, not yet answered."""
+    """Builds an unanswered dialogue: a clip and a question about it."""
     return [_user(_draw_question(topic, rng), clip)]
 
 
 def two_turn_prompt(statement: Clip, question: Clip) -> list[Message]:
-    """A spoken statement, then a spoken question about it, not yet answered: the answer is a word of the first clip."""
+    """Builds an unanswered dialogue: a spoken statement, then a spoken question about it."""
     return [_user("", statement), _assistant(ACKNOWLEDGEMENT, None), _user("", question)]
 
 
 def two_turn_answer(statement: Phrase, question: Phrase) -> str:
-    """The colour or the animal that the statement named."""
+    """Returns the colour or the animal of the statement that the question asks for."""
     return statement.slots[question.slots["asked"]]
 
 
 def two_turn_dialogue(statement: Clip, question: Clip) -> list[Message]:
-    """`two_turn_prompt` with both its answers, each after a reasoning. The first turn's is not in the prompt of the second."""
-    heard, _, asked = two_turn_prompt(statement, question)
-    recalled = _recall_answer(statement.phrase, question.phrase, names_both=False)
+    """Builds the dialogue of `two_turn_prompt` with both answers, each after its reasoning.
+
+    Past reasoning is not part of a prompt, so the second answer cannot be copied from the first.
+    """
+    statement_turn, _, question_turn = two_turn_prompt(statement, question)
     return [
-        heard,
+        statement_turn,
         _assistant(ACKNOWLEDGEMENT, _statement_reasoning(statement.phrase)),
-        asked,
-        recalled,
+        question_turn,
+        _recall_answer(statement.phrase, question.phrase, names_both=False),
     ]
 
 
 def recall_dialogue(first: Clip, second: Clip, *, asks_first: bool) -> list[Message]:
-    """Two clips in two turns, then the words of one of them."""
+    """Builds a dialogue of two clips in two turns that ends in the words of one of them."""
     return [
         _user("", first),
         {**_assistant(ACKNOWLEDGEMENT, None), "loss": False},
@@ -190,10 +196,12 @@ def recall_dialogue(first: Clip, second: Clip, *, asks_first: bool) -> list[Mess
 
 
 def draw_text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str, str]:
-    """A sum in figures: (question, reasoning, reply).
+    """Draws a sum of two digits in figures, with a result in `SUM_RESULTS`.
 
-    Any one-digit operands with a sum in `SUM_RESULTS`; a fifth of the pairs of wording and first
-    operand are held out.
+    A fifth of the pairs (wording, first operand) is held out.
+
+    Returns:
+        (question, reasoning, reply).
     """
     while True:
         first, total = _operands(rng)
@@ -206,13 +214,15 @@ def draw_text_sum(rng: np.random.Generator, *, held_out: bool) -> tuple[str, str
 def draw_text_dialogue(
     rng: np.random.Generator, *, held_out: bool, names_both: bool
 ) -> list[Message]:
-    """A dialogue without sound: sums or numbers, a keyword in a sentence, or a statement and a question about it.
+    """Draws a dialogue without audio.
+
+    It has sums, numbers, a keyword in a sentence, or a statement and a question about it.
 
     Args:
-        rng: where the draws come from.
-        held_out: the split.
-        names_both: whether the reasoning about a statement names both its colour and its animal,
-            not what is asked for alone.
+        rng: the source of the random draws.
+        held_out: whether the dialogue belongs to the validation split.
+        names_both: whether the reasoning about a statement names both its colour and its animal;
+            else it names only the one that is asked for.
     """
     form = rng.integers(6)
     if form == 0:
@@ -231,26 +241,24 @@ def draw_text_dialogue(
     if form < 5:
         question, reasoning, reply = _draw_made_up_sums(rng) if form == 3 else _draw_numbers(rng)
         return [_user(question), _assistant(reply, reasoning)]
-    statement, question_ = (
-        draw_phrase("statement", rng, held_out=held_out),
-        draw_phrase("question", rng, held_out=held_out),
-    )
+    statement = draw_phrase("statement", rng, held_out=held_out)
+    asking = draw_phrase("question", rng, held_out=held_out)
     return [
         _user(statement.text),
         {**_assistant(ACKNOWLEDGEMENT, None), "loss": False},
-        _user(question_.text),
-        _recall_answer(statement, question_, names_both=names_both),
+        _user(asking.text),
+        _recall_answer(statement, asking, names_both=names_both),
     ]
 
 
 def _operands(rng: np.random.Generator) -> tuple[int, int]:
-    """The first of two one-digit operands, and their sum, each sum in `SUM_RESULTS` equally often."""
+    """Draws a sum of `SUM_RESULTS`, uniformly, and the first of its two one-digit operands."""
     total = SUM_RESULTS[rng.integers(len(SUM_RESULTS))]
     return int(rng.integers(max(1, total - 9), min(9, total - 1) + 1)), total
 
 
 def _draw_arithmetic(rng: np.random.Generator) -> tuple[str, str, str]:
-    """(question, reasoning, reply): a sum in figures, sums to make up, or numbers to write in figures."""
+    """Draws (question, reasoning, reply) of a sum, of invented sums, or of numbers in words."""
     form = rng.integers(3)
     return (
         draw_text_sum(rng, held_out=False)
@@ -262,19 +270,22 @@ def _draw_arithmetic(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _draw_made_up_sums(rng: np.random.Generator) -> tuple[str, str, str]:
-    """As `draw_text_sum`, but nothing tells the operands beforehand: what they come to follows from the figures alone."""
+    """Draws (question, reasoning, reply) of one to three sums that the model invents.
+
+    The question does not contain the operands, so the result follows from the reasoning alone.
+    """
     sums = [_operands(rng) for _ in range(rng.integers(1, 4))]
     reasoning = " ".join(f"{first}+{total - first}={total}." for first, total in sums)
     return _draw_wording(_MADE_UP_SUMS, rng), reasoning, str(sums[-1][1])
 
 
 def _draw_numbers(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Some digits in words, to be written in figures: those follow from the words, whichever words stand together."""
+    """Draws (question, reasoning, reply) of two to four digits in words, to write in figures."""
     digits = [words.DIGITS[i] for i in rng.integers(len(words.DIGITS), size=rng.integers(2, 5))]
-    said = _draw_wording(_BETWEEN_NUMBERS, rng).join(digits)
+    numbers = _draw_wording(_NUMBER_SEPARATORS, rng).join(digits)
     return (
-        _draw_wording(_NUMBERS_IN_WORDS, rng).format(said=said),
-        f"I read {said}.",
+        _draw_wording(_NUMBERS_IN_WORDS, rng).format(numbers=numbers),
+        f"I read {numbers}.",
         _in_figures(digits),
     )
 
@@ -304,17 +315,15 @@ def _statement_reasoning(statement: Phrase) -> str:
 
 
 def _recall_answer(statement: Phrase, question: Phrase, *, names_both: bool) -> Message:
-    """What the statement named of the two, after a reasoning.
+    """Builds the answer to a question about a statement, after its reasoning.
 
-    After one in full, a small model learns the reply to each pair by heart, and replies to a pair
-    that it has not met with anything; of what is asked for alone, every word is met.
+    With reasoning that names both, a small model memorizes the reply to each pair of colour and
+    animal and fails on new pairs. With only the word that is asked for, training has every word.
     """
     asked, reply = question.slots["asked"], two_turn_answer(statement, question)
     if names_both:
-        return _assistant(
-            reply,
-            f"It was a {statement.slots['colour']} {statement.slots['animal']}. They ask the {asked}.",
-        )
+        pair = f"{statement.slots['colour']} {statement.slots['animal']}"
+        return _assistant(reply, f"It was a {pair}. They ask the {asked}.")
     return _assistant(reply, f"They ask the {asked}. It was {reply}.")
 
 
@@ -329,13 +338,13 @@ def _draw_wording(wordings: Sequence[str], rng: np.random.Generator) -> str:
 def _user(text: str = "", clip: Clip | None = None) -> Message:
     if clip is None:
         return {"role": "user", "content": text}
-    heard = {
+    audio = {
         "type": "audio",
         "audio": f"../{clip.path}",
         "transcript": clip.phrase.transcript,
         "attributes": dict(clip.attributes),
     }
-    return {"role": "user", "content": [heard, {"type": "text", "text": text}] if text else [heard]}
+    return {"role": "user", "content": [audio, {"type": "text", "text": text}] if text else [audio]}
 
 
 def _assistant(reply: str, reasoning: str | None) -> Message:

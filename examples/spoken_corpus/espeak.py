@@ -1,10 +1,10 @@
-"""espeak-ng through ctypes: text -> sound, with the library that the PyPI package `espeakng-loader` carries.
+"""Text to speech with espeak-ng, through ctypes and the library in the package `espeakng-loader`.
 
-The library has one voice and one synthesizer a process, and a part of their state (the phase of a
-voice's flutter, the gain control) lives on from one call to the next with no way to reset it: a
-clip depends on all that was said before it. Each `Synthesizer` therefore loads a copy of the
-library of its own. What it says first is the same in every run, copies do not disturb each other,
-and several can speak at once on threads.
+The library keeps one voice and one synthesizer per process, and part of their state (the phase of a
+voice's flutter, the gain control) survives from one call to the next and cannot be reset. A clip
+therefore depends on everything synthesized before it. Each `Synthesizer` loads its own copy of the
+library, so its output is reproducible, independent of other synthesizers, and several of them can
+run at once on threads.
 """
 
 import ctypes
@@ -24,11 +24,10 @@ from stepaudio_jax.errors import StepAudioError
 
 SAMPLE_RATE = 22_050
 
-_SYNCHRONOUS = (
-    2  # AUDIO_OUTPUT_SYNCHRONOUS: sound goes to the callback, before `espeak_Synth` returns
-)
-# one callback a clip: each takes the interpreter lock, and short buffers keep threads from running
-# at once
+# AUDIO_OUTPUT_SYNCHRONOUS: the callback receives all samples before `espeak_Synth` returns.
+_SYNCHRONOUS = 2
+# Long enough for one callback per clip: every callback takes the interpreter lock, so many short
+# buffers would make the threads wait for each other.
 _BUFFER_MS = 5_000
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _UTF8 = 1
@@ -42,27 +41,27 @@ class CorpusError(StepAudioError):
 
 @functools.cache
 def variant_genders() -> Mapping[str, str | None]:
-    """The library's voice variants, and the gender each one's file declares ("female", "male"), None where it declares none.
+    """Returns the gender ("female", "male" or None) that the file of each voice variant declares.
 
     Raises:
         CorpusError: espeak-ng is not installed.
     """
-    return {path.name: _declared_gender(path) for path in sorted(_variants().iterdir())}
+    return {path.name: _declared_gender(path) for path in sorted(_variants_folder().iterdir())}
 
 
 def variant_file(name: str) -> str:
-    """The text of the file that makes a variant."""
+    """Returns the text of the file that defines a voice variant."""
     _check_name("variant", name, variant_genders())
-    return (_variants() / name).read_text(encoding="utf-8", errors="replace")
+    return (_variants_folder() / name).read_text(encoding="utf-8", errors="replace")
 
 
 class Synthesizer:
-    """Speaks. Not safe to share between threads; each thread makes its own.
+    """Synthesizes speech. Not safe to share between threads: each thread makes its own.
 
-    The n-th clip is a function of the requests up to it, and of nothing else.
+    The n-th clip depends on the first n requests and on nothing else.
 
     Args:
-        variants: voice variants beside the library's own: name -> text of a variant's file.
+        variants: additional voice variants: name -> text of the variant's file.
 
     Raises:
         CorpusError: espeak-ng is not installed.
@@ -70,21 +69,21 @@ class Synthesizer:
 
     def __init__(self, variants: Mapping[str, str] = MappingProxyType({})) -> None:
         loader = _loader()
-        self._allowed = {*variant_genders(), *variants}
-        self._folder = tempfile.TemporaryDirectory(
-            ignore_cleanup_errors=True
-        )  # Windows keeps a loaded file
+        self._variants = {*variant_genders(), *variants}
+        # Windows does not delete a loaded library.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._library = ctypes.CDLL(shutil.copy(loader.get_library_path(), self._folder.name))
         data = pathlib.Path(loader.get_data_path())
         if variants:
-            data = _with_variants(data, pathlib.Path(self._folder.name, "data"), variants)
+            data = _copy_data_with_variants(data, pathlib.Path(self._folder.name, "data"), variants)
         self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self._blocks: list[bytes] = []
-        self._callback = _Callback(self._receive)  # the library holds no reference to it
+        self._callback = _Callback(self._receive)  # kept: the library holds no reference to it
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), 0)
         if rate != SAMPLE_RATE:
             raise CorpusError(
-                f"espeak-ng could not start (espeak_Initialize returned {rate}); reinstall espeakng-loader"
+                f"espeak-ng could not start (espeak_Initialize returned {rate}); "
+                "reinstall espeakng-loader"
             )
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -110,25 +109,25 @@ class Synthesizer:
         pitch: int = 50,
         pitch_range: int = 50,
     ) -> NDArray[np.int16]:
-        """Speaks a text.
+        """Synthesizes a text.
 
         Args:
-            text: what to say.
-            language: the library's name of it: "en", "en-us", "en-gb-x-rp", "cmn", ..
-            variant: a name in `variant_genders()` or of the synthesizer's own; None for the
-            language's own voice.
-            words_per_minute: 80 to 450; 175 is the library's normal.
-            pitch, pitch_range: 0 to 99; 50 is the voice's own. 64 steps of `pitch` are an octave.
+            text: the text to speak.
+            language: espeak-ng's name of the language: "en", "en-us", "en-gb-x-rp", "cmn", ..
+            variant: a voice variant of the library or of `variants`; None for the default voice of
+                the language.
+            words_per_minute: from 80 to 450; espeak-ng's default is 175.
+            pitch: from 0 to 99; 50 is the default, 64 steps are an octave.
+            pitch_range: from 0 to 99; 50 is the default.
 
         Returns:
-            [samples] at 22 050 Hz.
+            int16 samples `[samples]` at 22 050 Hz.
 
         Raises:
             CorpusError: naming the argument, its value and what is allowed.
         """
-        _check_name(
-            "variant", variant, {None, *self._allowed}
-        )  # the library takes any, and falls back in silence
+        # The library accepts any name and silently falls back to its default.
+        _check_name("variant", variant, {None, *self._variants})
         for name, value, low, high in (
             ("words_per_minute", words_per_minute, 80, 450),
             ("pitch", pitch, 0, 99),
@@ -137,11 +136,12 @@ class Synthesizer:
             if not low <= value <= high:
                 raise CorpusError(f"{name}={value} must be from {low} to {high}")
         if "\0" in text:
-            raise CorpusError(f"text={text!r} has a zero character")
+            raise CorpusError(f"text={text!r} contains a zero character")
         voice = language if variant is None else f"{language}+{variant}"
         if "+" in language or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise CorpusError(
-                f"language={language!r} is none of espeak-ng's (allowed are names such as 'en-us', 'en-gb-x-rp', 'cmn')"
+                f"language={language!r} is not a language of espeak-ng "
+                "(for example 'en-us', 'en-gb-x-rp', 'cmn')"
             )
         for parameter, value in (
             (_RATE, words_per_minute),
@@ -157,7 +157,8 @@ class Synthesizer:
         sound = np.frombuffer(b"".join(self._blocks), np.int16)
         if status != 0 or not sound.any():
             raise CorpusError(
-                f"espeak-ng made no sound of text={text!r} in language={language!r} (status {status})"
+                f"espeak-ng made no sound for text={text!r} in language={language!r} "
+                f"(status {status})"
             )
         return sound
 
@@ -177,25 +178,25 @@ def _loader() -> ModuleType:
     return espeakng_loader
 
 
-def _variants() -> pathlib.Path:
+def _variants_folder() -> pathlib.Path:
     return pathlib.Path(_loader().get_data_path(), "voices", "!v")
 
 
-def _with_variants(
+def _copy_data_with_variants(
     data: pathlib.Path, copy: pathlib.Path, variants: Mapping[str, str]
 ) -> pathlib.Path:
-    """A folder like the library's data, with more voice variants: links, but for those."""
-    own = copy / "voices" / "!v"
-    own.mkdir(parents=True)
+    """Makes a folder like the library's data with more voice variants; the rest are links."""
+    variants_folder = copy / "voices" / "!v"
+    variants_folder.mkdir(parents=True)
     for folder, target in ((data, copy), (data / "voices", copy / "voices")):
         for path in folder.iterdir():
             if path.name not in ("voices", "!v"):
                 (target / path.name).symlink_to(path)
     for name, text in variants.items():
-        (own / name).write_text(text, encoding="utf-8")
+        (variants_folder / name).write_text(text, encoding="utf-8")
     for path in (data / "voices" / "!v").iterdir():
         if path.name not in variants:
-            (own / path.name).symlink_to(path)
+            (variants_folder / path.name).symlink_to(path)
     return copy
 
 
@@ -212,5 +213,6 @@ def _check_name(key: str, value: str | None, allowed: Collection[str | None]) ->
         names = sorted(name for name in allowed if name is not None)
         close = difflib.get_close_matches(str(value), names, n=1, cutoff=0)
         raise CorpusError(
-            f"{key}={value!r} is none of espeak-ng's {len(names)}; the nearest is {close[0]!r}"
+            f"{key}={value!r} is none of the {len(names)} that espeak-ng has; "
+            f"the nearest is {close[0]!r}"
         )

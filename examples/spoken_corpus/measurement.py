@@ -1,7 +1,7 @@
-"""What a clip measures: where its speech lies, its pitch, and the labels that follow from them.
+"""Measures where the speech of a clip lies, its pitch, and the rate and pitch labels.
 
-A label says how a clip sounds, not what the synthesizer was asked for. Between two classes lies a
-gap, and a clip inside it has no label.
+A label describes the sound of a clip, not the synthesizer's settings. Neighbouring classes are
+separated by a gap; a clip in the gap has no label.
 """
 
 import dataclasses
@@ -22,30 +22,28 @@ RATES: dict[Rate, tuple[float, float]] = {
     "normal": (0.89, 1.13),
     "fast": (1.4, 2.6),
 }
-"""Times faster than the language's own voice at 175 words a minute, saying the same text: from, to."""
+"""Speaking rate relative to the language's default voice at 175 words per minute: (from, to)."""
 
 PITCHES: dict[Pitch, tuple[float, float]] = {
     "low": (60.0, 98.0),
     "medium": (118.0, 172.0),
     "high": (208.0, 360.0),
 }
-"""Fundamental frequency in Hz: from, to. The middle 60 % of a clip's voiced frames must lie within."""
+"""Fundamental frequency in Hz: (from, to), which must hold the middle 60 % of the voiced frames."""
 
-_WINDOW = int(0.05 * SAMPLE_RATE)  # three periods of 60 Hz, the least that autocorrelation needs
+_WINDOW = int(0.05 * SAMPLE_RATE)  # three periods of 60 Hz, the minimum for autocorrelation
 _HOP = int(0.02 * SAMPLE_RATE)
-_TRANSFORM = 1152  # at least the window and the longest lag
+_TRANSFORM = 1152  # FFT size: at least the window plus the longest lag
 _MIN_PITCH_HZ, _MAX_PITCH_HZ = 50.0, 450.0
-_MIN_VOICED_CORRELATION = 0.6  # normalised autocorrelation of a voiced frame, at least
-_MIN_PEAK_RATIO = (
-    0.9  # the shortest period that correlates this well, relative to the best, is taken
-)
-_MIN_FRAME_ENERGY = 0.02  # of the loudest frame's energy
-_SPEECH_AMPLITUDE = 0.01  # of the peak
+_MIN_VOICED_CORRELATION = 0.6  # normalized autocorrelation that makes a frame voiced
+_MIN_PEAK_RATIO = 0.9  # the shortest period within this ratio of the best correlation is taken
+_MIN_FRAME_ENERGY = 0.02  # relative to the loudest frame
+_SPEECH_AMPLITUDE = 0.01  # relative to the peak
 
 
 @dataclasses.dataclass(frozen=True)
 class PitchRange:
-    """The fundamental frequency of a clip's voiced frames: its quantiles 0.2, 0.5 and 0.8, in Hz."""
+    """Holds the quantiles 0.2, 0.5 and 0.8 of a clip's fundamental frequency, in Hz."""
 
     low_hz: float
     median_hz: float
@@ -53,23 +51,23 @@ class PitchRange:
 
 
 def speech_span(waveform: NDArray[np.float32]) -> slice:
-    """Where a clip's sound begins and ends: its samples above a hundredth of the peak."""
+    """Returns the slice from the first to the last sample above 1 % of the peak."""
     loud = np.flatnonzero(np.abs(waveform) > _SPEECH_AMPLITUDE * np.abs(waveform).max(initial=0.0))
     return slice(int(loud[0]), int(loud[-1]) + 1) if loud.size else slice(0, 0)
 
 
 def estimate_pitch(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The fundamental frequency of the voiced frames, by normalised autocorrelation (Boersma 1993).
+    """Estimates the fundamental frequency of voiced frames by autocorrelation (Boersma 1993).
 
-    A frame's autocorrelation r_x is that of the windowed frame divided by that of the window. Its
-    period is the shortest lag at which r_x has a peak of at least 0.9 of its highest, which keeps
-    multiples of the period out.
+    The autocorrelation of a frame is that of the windowed frame divided by that of the window. The
+    period is the shortest lag whose peak reaches 0.9 of the highest one, which excludes multiples
+    of the period.
 
     Args:
-        waveform: [samples] at 16 kHz.
+        waveform: float32 `[samples]` at 16 kHz.
 
     Returns:
-        [voiced frames] in Hz, between 50 and 450; frames are 20 ms apart.
+        float32 `[voiced_frames]` in Hz, between 50 and 450; frames are 20 ms apart.
     """
     if len(waveform) < _WINDOW:
         return np.empty(0, np.float32)
@@ -94,14 +92,13 @@ def estimate_pitch(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     left, peak, right = before[rows, period], inner[rows, period], after[rows, period]
     voiced = (best >= _MIN_VOICED_CORRELATION) & (peak >= _MIN_VOICED_CORRELATION)
     curvature = np.where(voiced, left - 2 * peak + right, -1.0)
-    shift = (
-        0.5 * (left - right) / np.minimum(curvature, -1e-12)
-    )  # the vertex of the parabola through the three
+    # The vertex of the parabola through the peak and its two neighbours.
+    shift = 0.5 * (left - right) / np.minimum(curvature, -1e-12)
     return (SAMPLE_RATE / (period + shortest + shift))[voiced]
 
 
 def pitch_range(waveform: NDArray[np.float32]) -> PitchRange | None:
-    """Quantiles of a clip's fundamental frequency; None where no frame is voiced."""
+    """Returns the quantiles of a clip's fundamental frequency, or None if no frame is voiced."""
     frequencies = estimate_pitch(waveform)
     if not frequencies.size:
         return None
@@ -110,7 +107,7 @@ def pitch_range(waveform: NDArray[np.float32]) -> PitchRange | None:
 
 
 def pitch_label(measured: PitchRange | None) -> Pitch | None:
-    """The class that holds the middle of the measured range; None in a gap, or where the range leaves its class."""
+    """Returns the class that contains the range, or None if no class contains all of it."""
     if measured is not None:
         for label, (low, high) in PITCHES.items():
             if low <= measured.low_hz and measured.high_hz <= high:
@@ -119,7 +116,7 @@ def pitch_label(measured: PitchRange | None) -> Pitch | None:
 
 
 def rate_label(relative_rate: float) -> Rate | None:
-    """The class of a speaking rate relative to the reference's; None in a gap."""
+    """Returns the class of a relative speaking rate, or None for one in a gap."""
     for label, (low, high) in RATES.items():
         if low <= relative_rate <= high:
             return label
@@ -127,6 +124,6 @@ def rate_label(relative_rate: float) -> Rate | None:
 
 
 def _autocorrelation(signal: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the last axis, lags from 0; right for lags up to `_TRANSFORM` less the signal's length."""
+    """Computes the autocorrelation over the last axis, for lags 0 to `_TRANSFORM - samples`."""
     spectrum = rfft(signal, _TRANSFORM)
     return irfft(np.square(spectrum.real) + np.square(spectrum.imag), _TRANSFORM)

@@ -1,8 +1,8 @@
-"""What is said: templates, the words that fill them, and which phrases no model hears in training.
+"""The phrases of the corpus: vocabulary, templates, and their split into training and held out.
 
-A phrase is held out in two ways at once: its template is never used in training, and no template of
-training is filled with its combination of the words that matter most (the operands of a sum, the
-colour and the animal, the keyword and each companion).
+A held-out phrase differs from every training phrase in two ways: its template is not used in
+training, and training never combines the words that matter most in the same way (the operands of a
+sum, the colour and the animal, the keyword and the word beside it).
 """
 
 import dataclasses
@@ -15,11 +15,12 @@ import numpy as np
 
 from examples.spoken_corpus.voices import Language
 
-# The words that the corpus says: a closed vocabulary, which the CTC head of a training run needs.
+# A closed vocabulary: the CTC head of a training run needs one.
 
 KEYWORDS = (
-    "river", "garden", "window", "music", "paper", "summer", "doctor", "mountain", "kitchen", "money",
-    "station", "letter", "dinner", "pocket", "bottle", "forest", "village", "coffee", "teacher", "question",
+    "river", "garden", "window", "music", "paper", "summer", "doctor", "mountain", "kitchen",
+    "money", "station", "letter", "dinner", "pocket", "bottle", "forest", "village", "coffee",
+    "teacher", "question",
 )  # fmt: skip
 ANIMALS = ("tiger", "monkey", "rabbit", "lion", "dolphin", "zebra", "penguin", "camel")
 COLOURS = ("red", "green", "yellow", "purple", "white", "black", "golden", "silver")
@@ -30,9 +31,9 @@ SUBJECTS = ("i", "you", "we", "they", "she", "he")
 VERBS = ("saw", "found", "liked", "lost", "wanted", "needed", "took", "left")
 PLACES = ("here", "there", "outside", "at home", "in town")
 TIMES = ("today", "now", "again", "this time", "at night")
-"""What a template's slots are filled with. A filling may be several words."""
+"""The values of a template's slots; a value may have several words."""
 
-# Mandarin words are separated as they are spoken; the characters of one word are not.
+# Transcripts separate Mandarin words by spaces, but not the characters of one word.
 MANDARIN_SUBJECTS = ("我", "你", "他们", "我们", "妈妈", "老师", "朋友", "学生")
 MANDARIN_FOOD = ("苹果", "米饭", "面条", "牛奶", "咖啡", "红茶")
 MANDARIN_THINGS = ("电影", "音乐", "飞机", "小猫", "花园", "月亮")
@@ -66,7 +67,7 @@ SLOT_VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-# In each pair: the templates of training, then those held out.
+# Kind -> (templates for training, held-out templates).
 _TEMPLATES: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
     {
         "keyword": (
@@ -201,8 +202,8 @@ _TEMPLATES: Mapping[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProx
     }
 )
 
-# Pairs of slots whose combinations are split between training and evaluation; a template may lack
-# one of a pair.
+# Pairs of slots whose combinations are split between training and evaluation. A template may have
+# only one slot of a pair.
 _SPLIT_SLOT_PAIRS: Mapping[Kind, tuple[tuple[str, str], ...]] = MappingProxyType(
     {
         "keyword": tuple(
@@ -216,13 +217,13 @@ _SPLIT_SLOT_PAIRS: Mapping[Kind, tuple[tuple[str, str], ...]] = MappingProxyType
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """Something to say.
+    """Describes a phrase to be spoken.
 
     Attributes:
-        kind: which templates it comes from.
-        transcript: its words, lower-case, separated by spaces.
-        slots: what was filled in: {"keyword": "river", "adjective": "cold"}.
-        held_out: whether it belongs to evaluation.
+        kind: the kind of template that it comes from.
+        transcript: its words in lower case, separated by spaces.
+        slots: the values of the template's slots: {"keyword": "river", "adjective": "cold"}.
+        held_out: whether it belongs to the evaluation.
     """
 
     kind: Kind
@@ -236,27 +237,27 @@ class Phrase:
 
     @property
     def text(self) -> str:
-        """The transcript as it is written: Mandarin without spaces."""
+        """Returns the transcript as it is written: Mandarin without spaces."""
         return self.transcript.replace(" ", "") if self.language == "Mandarin" else self.transcript
 
     @property
     def answer(self) -> str:
-        """Of a sum, its result in figures."""
+        """Returns the result of a sum in figures."""
         return str(number(self.slots["a"]) + number(self.slots["b"]))
 
 
 def number(digit: str) -> int:
-    """The value of a spoken digit ("one" .. "nine")."""
+    """Returns the value of a digit in words ("one" to "nine")."""
     return DIGITS.index(digit) + 1
 
 
 SUM_RESULTS = tuple(range(4, 17))
-"""The results that are asked for. Each has at least three pairs of operands, so that one can be held out."""
+"""Results of the sums. Each has at least three pairs of operands, so that one can be held out."""
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a transcript can have, sorted: `auxiliary.ctc_words` of a run."""
-    texts = [text for filling in SLOT_VALUES.values() for text in filling]
+    """Returns every word of the transcripts, sorted: the `auxiliary.ctc_words` of a run."""
+    texts = [text for values in SLOT_VALUES.values() for text in values]
     texts += [
         re.sub(r"\{\w+\}", " ", text)
         for split in _TEMPLATES.values()
@@ -267,7 +268,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def held_out_templates() -> tuple[str, ...]:
-    """Every template that belongs to evaluation, with its slots in braces."""
+    """Returns the templates of the evaluation, with their slots in braces."""
     return tuple(template for _, held_out in _TEMPLATES.values() for template in held_out)
 
 
@@ -278,34 +279,34 @@ def draw_phrase(
     held_out: bool,
     fixed: Mapping[str, str] = MappingProxyType({}),
 ) -> Phrase:
-    """Draws a phrase: a template, then words that may be combined in this split.
+    """Draws a phrase: a template, and a combination of words that its split allows.
 
     Args:
-        kind: one that has templates.
-        rng: where the draws come from.
-        held_out: the split.
-        fixed: slots that are already decided, and must be in every template of this kind.
+        kind: a kind that has templates.
+        rng: the source of the random draws.
+        held_out: whether the phrase belongs to the evaluation.
+        fixed: values of slots that every template of this kind has.
     """
     templates = _TEMPLATES[kind][held_out]
     template = templates[rng.integers(len(templates))]
     names = re.findall(r"\{(\w+)\}", template)
-    while True:  # either split has a good share of the combinations, whatever is fixed
+    while True:  # each split allows many of the combinations, whatever is fixed
         slots = {
             name: fixed.get(name) or SLOT_VALUES[name][rng.integers(len(SLOT_VALUES[name]))]
             for name in names
         }
-        if _allowed(kind, slots, held_out):
+        if _is_in_split(kind, slots, held_out):
             return Phrase(kind, template.format(**slots), MappingProxyType(slots), held_out)
 
 
-def _allowed(kind: Kind, slots: Mapping[str, str], held_out: bool) -> bool:
-    """Whether these words may be combined in this split."""
+def _is_in_split(kind: Kind, slots: Mapping[str, str], held_out: bool) -> bool:
+    """Returns whether a combination of words belongs to a split."""
     if kind == "sum":
         a, b = number(slots["a"]), number(slots["b"])
         if a + b not in SUM_RESULTS:
             return False
-        # Of three neighbouring pairs with the same sum exactly one is held out; training has the
-        # same two digits the other way.
+        # Exactly one of three neighbouring pairs with the same sum is held out; training has the
+        # same two digits in the other order.
         return ((a - b) % 3 == 2) == held_out
     return all(
         (
@@ -318,50 +319,49 @@ def _allowed(kind: Kind, slots: Mapping[str, str], held_out: bool) -> bool:
     )
 
 
-# Speech that follows no template: pieces of phrases and single words, one after the other.
+# Random phrases follow no template: they join parts of training phrases and single words.
 
-_SOURCES: Mapping[Kind, tuple[Kind, ...]] = MappingProxyType(
+_SOURCE_KINDS: Mapping[Kind, tuple[Kind, ...]] = MappingProxyType(
     {"random": ("keyword", "sum", "sum", "statement", "question"), "random_mandarin": ("mandarin",)}
 )
-_SINGLE_WORDS = 0.4  # of the pieces
-_PIECE_WORDS = (1, 4)
-_MAX_LETTERS: Mapping[Kind, int] = MappingProxyType(
-    {"random": 27, "random_mandarin": 9}
-)  # more may not fit into a clip
+_SINGLE_WORD_PROBABILITY = 0.4
+_PART_WORDS = (1, 4)  # half-open
+# Longer phrases may not fit into a clip.
+_MAX_LETTERS: Mapping[Kind, int] = MappingProxyType({"random": 27, "random_mandarin": 9})
 
 
 def draw_random_phrase(kind: Kind, rng: np.random.Generator, length: int) -> Phrase:
-    """Draws words of one language, for training. Pieces are cut from training phrases, and no held-out phrase comes out.
+    """Draws a random phrase for training; it never equals a held-out phrase.
 
     Args:
         kind: "random" (English) or "random_mandarin".
-        rng: where the draws come from.
-        length: in words, if they are short enough to be said in one clip.
+        rng: the source of the random draws.
+        length: the number of words; fewer if that many do not fit into a clip.
     """
-    sources = _SOURCES[kind]
+    sources = _SOURCE_KINDS[kind]
     singles = [word for word in vocabulary() if word.isascii() == (kind == "random")]
     while True:
-        said: list[str] = []
-        while len(said) < length:
-            if rng.random() < _SINGLE_WORDS:
-                said.append(singles[rng.integers(len(singles))])
+        words: list[str] = []
+        while len(words) < length:
+            if rng.random() < _SINGLE_WORD_PROBABILITY:
+                words.append(singles[rng.integers(len(singles))])
                 continue
-            piece = draw_phrase(
-                sources[rng.integers(len(sources))], rng, held_out=False
-            ).transcript.split()
-            words = min(int(rng.integers(*_PIECE_WORDS)), len(piece))
-            start = int(rng.integers(len(piece) - words + 1))
-            said += piece[start : start + words]
-        said = said[:length]
-        while len("".join(said)) > _MAX_LETTERS[kind]:
-            said.pop()
-        transcript = " ".join(said)
+            source = sources[rng.integers(len(sources))]
+            phrase = draw_phrase(source, rng, held_out=False).transcript.split()
+            count = min(int(rng.integers(*_PART_WORDS)), len(phrase))
+            start = int(rng.integers(len(phrase) - count + 1))
+            words += phrase[start : start + count]
+        words = words[:length]
+        while len("".join(words)) > _MAX_LETTERS[kind]:
+            words.pop()
+        transcript = " ".join(words)
         if not _HELD_OUT.fullmatch(transcript):
             return Phrase(kind, transcript, MappingProxyType({}), False)
 
 
-def _pattern(template: str) -> str:
+def _template_pattern(template: str) -> str:
+    """Returns a regular expression that matches every phrase of a template."""
     return re.sub(r"\{(\w+)\}", lambda slot: f"(?:{'|'.join(SLOT_VALUES[slot[1]])})", template)
 
 
-_HELD_OUT = re.compile("|".join(_pattern(template) for template in held_out_templates()))
+_HELD_OUT = re.compile("|".join(_template_pattern(template) for template in held_out_templates()))

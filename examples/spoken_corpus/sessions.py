@@ -1,7 +1,7 @@
-"""Sessions: a speaker says a list of phrases, and each becomes a clip on disk with what it measures.
+"""Recording sessions: a speaker speaks a list of phrases, and each becomes a labelled clip on disk.
 
-Every clip is between 2.1 and 2.2 s long, silence included, whatever is said: the number of its
-audio tokens tells nothing.
+Every clip lasts 2.1 to 2.2 s with its silence, whatever is said, so that the number of its audio
+tokens carries no information.
 """
 
 import collections
@@ -36,16 +36,19 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "pitch": tuple(PITCHES),
     "language": ("English", "Mandarin"),
 }
-"""What is known of a clip beside its words, and the values it can have: `auxiliary.attributes` of a run."""
+"""The attributes of a clip and their values: the `auxiliary.attributes` of a run."""
 
 MIN_SAMPLES, MAX_SAMPLES = int(2.1 * SAMPLE_RATE), int(2.2 * SAMPLE_RATE)
-_EDGE_SAMPLES = int(0.02 * SAMPLE_RATE)  # of silence, at least, on either side
+_EDGE_SAMPLES = int(0.02 * SAMPLE_RATE)  # minimum silence on either side of the speech
 _PEAKS = (0.25, 0.95)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A phrase, and how it should be said (see `CalibratedSpeaker.say`). Lines with the same `group` belong together."""
+    """Describes a phrase and how to speak it (see `CalibratedSpeaker.say`).
+
+    Lines with the same `group` belong to one question of the evaluation.
+    """
 
     phrase: Phrase
     rate: Rate
@@ -55,16 +58,16 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A recorded line.
+    """Describes a recorded line.
 
     Attributes:
-        path: of the FLAC file, relative to the corpus.
-        phrase: what is said.
-        group: its line's.
-        speaker: who says it.
-        attributes: known ones among `ATTRIBUTES`; rate and pitch are what the clip measures, and
-        absent between two classes.
-        speech_s: duration of the speech in it.
+        path: the FLAC file, relative to the corpus folder.
+        phrase: the phrase that is spoken.
+        group: the group of the line.
+        speaker: the speaker.
+        attributes: values of `ATTRIBUTES`. Rate and pitch are measured, and absent for a clip that
+            lies between two classes.
+        speech_s: the duration of the speech in seconds.
     """
 
     path: str
@@ -77,10 +80,10 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What one speaker says, in order, in one accent.
+    """Lists what one speaker says in one accent, in order.
 
-    A clip depends on those before it in its session (see `espeak`), so a session is recorded as a
-    whole.
+    A clip depends on the clips before it in its session (see `espeak`), so a session is recorded in
+    one piece.
     """
 
     name: str
@@ -91,9 +94,9 @@ class Session:
 
 
 def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
-    """Records a session into `corpus/audio/NAME/`: 16 kHz, 16-bit FLAC, one file a line.
+    """Records a session into `corpus/audio/NAME/`: one 16-bit FLAC file of 16 kHz per line.
 
-    The result is a function of the session. Sessions can be recorded at once on several threads.
+    The clips depend on the session only, so sessions can be recorded on several threads at once.
 
     Raises:
         CorpusError: espeak-ng is not installed.
@@ -125,7 +128,7 @@ def record(session: Session, corpus: pathlib.Path) -> list[Clip]:
 
 
 def _similar_voice_files(speaker: Speaker) -> Mapping[str, str]:
-    """The voice that the library does not have: a function of the speaker."""
+    """Returns the variant file of a similar voice (name -> text); nothing for a library voice."""
     if speaker.similar_index == 0:
         return {}
     rng = np.random.default_rng([speaker.similar_index, *speaker.variant.encode()])
@@ -133,7 +136,7 @@ def _similar_voice_files(speaker: Speaker) -> Mapping[str, str]:
 
 
 def _place_in_silence(speech: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The speech somewhere in a silence of the clip's length, at some level."""
+    """Places speech `[speech_samples]` at a random position in a silent clip, at a random level."""
     samples = int(rng.integers(MIN_SAMPLES, MAX_SAMPLES + 1))
     start = int(rng.integers(_EDGE_SAMPLES, samples - len(speech) - _EDGE_SAMPLES + 1))
     clip = np.zeros(samples, np.float32)
@@ -142,81 +145,73 @@ def _place_in_silence(speech: NDArray[np.float32], rng: np.random.Generator) -> 
 
 
 def _encode_flac(clip: NDArray[np.float32]) -> bytes:
-    """A clip as a 16-bit FLAC file. Encoded in memory, for soundfile waits for the disk after each file it writes."""
+    """Encodes a clip `[samples]` as a 16-bit FLAC file.
+
+    In memory, since soundfile waits for the disk after each file that it writes.
+    """
     file = io.BytesIO()
     soundfile.write(file, clip, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 
-# Who says what: lines shared out among speakers, as the sessions to record.
+# Drawing who says what.
 
+# Share of the lines at each rate. More than a third are slow since some of those are too long for a
+# clip and end up faster.
 _RATE_SHARES: Mapping[Rate, float] = MappingProxyType({"slow": 0.42, "normal": 0.27, "fast": 0.31})
-"""Of the lines. More than a third are asked to be slow because some of them are too long for a clip, and are said faster."""
-
-_RANDOM_PHRASE_LENGTHS = (
-    1,
-    1,
-    2,
-    2,
-    3,
-    4,
-    5,
-    6,
-)  # words; a decoder first learns to read short clips
-_MAX_SIMILAR_VOICES, _LINES_PER_SIMILAR_VOICE = (
-    10,
-    1000,
-)  # voices alike for each variant, and the lines that each of them is worth
+# In words; a decoder first learns to read short clips.
+_RANDOM_PHRASE_LENGTHS = 1, 1, 2, 2, 3, 4, 5, 6
+# Each variant gets one similar voice per 1000 lines of the corpus, up to 10.
+_MAX_SIMILAR_VOICES, _LINES_PER_SIMILAR_VOICE = 10, 1000
 
 
 class SpeakerSampler:
-    """Draws speakers: genders equally often, then families, then the variants of a family."""
+    """Draws speakers: a gender first, then a family of variants, then a variant, each uniformly."""
 
     def __init__(self, *, held_out: bool):
         genders: tuple[Gender, ...] = ("female", "male")
         self._families = [families(gender, held_out=held_out) for gender in genders]
 
     def draw(self, rng: np.random.Generator) -> Speaker:
-        """A speaker."""
+        """Draws a speaker."""
         gender = self._families[rng.integers(len(self._families))]
         family = gender[rng.integers(len(gender))]
         return family[rng.integers(len(family))]
 
 
 def training_sessions(lines: int, shares: Mapping[Kind, float], seed: int) -> list[Session]:
-    """Sessions of the training speakers, and of voices alike, the more of them the more lines there are.
+    """Draws the sessions of the training speakers and of voices that are similar to them.
 
     Args:
-        lines: how many in all.
-        shares: of each kind of phrase, which sum to one.
-        seed: of every draw.
+        lines: the number of lines of all sessions.
+        shares: kind of phrase -> its share of the lines; the shares sum to one.
+        seed: the seed of all draws.
     """
     rng = np.random.default_rng((seed, 0))
-    cast = SpeakerSampler(held_out=False)
+    sampler = SpeakerSampler(held_out=False)
     num_similar = min(_MAX_SIMILAR_VOICES, lines // _LINES_PER_SIMILAR_VOICE)
     kinds = rng.choice(np.array(list(shares)), size=lines, p=list(shares.values()))
-    spoken = []
+    assigned = []
     for kind in kinds.tolist():
         if kind in ("random", "random_mandarin"):
             phrase = draw_random_phrase(kind, rng, int(rng.choice(_RANDOM_PHRASE_LENGTHS)))
         else:
             phrase = draw_phrase(kind, rng, held_out=False)
-        speaker = cast.draw(rng)
-        spoken.append(
-            (phrase, dataclasses.replace(speaker, similar_index=int(rng.integers(num_similar + 1))))
-        )
-    return _sessions([[pair] for pair in spoken], "train", (seed, 1), rng)
+        speaker = sampler.draw(rng)
+        similar_index = int(rng.integers(num_similar + 1))
+        assigned.append([(phrase, dataclasses.replace(speaker, similar_index=similar_index))])
+    return _sessions(assigned, "train", (seed, 1), rng)
 
 
 def evaluation_sessions(phrase_groups: Sequence[Sequence[Phrase]], seed: int) -> list[Session]:
-    """Sessions of the held-out speakers. The phrases of one group are said by one speaker, one after the other."""
+    """Draws the sessions of the held-out speakers; one speaker says all phrases of a group."""
     rng = np.random.default_rng((seed, 2))
-    cast = SpeakerSampler(held_out=True)
-    spoken = []
+    sampler = SpeakerSampler(held_out=True)
+    assigned = []
     for group in phrase_groups:
-        speaker = cast.draw(rng)
-        spoken.append([(phrase, speaker) for phrase in group])
-    return _sessions(spoken, "evaluation", (seed, 3), rng)
+        speaker = sampler.draw(rng)
+        assigned.append([(phrase, speaker) for phrase in group])
+    return _sessions(assigned, "evaluation", (seed, 3), rng)
 
 
 def _sessions(
@@ -225,14 +220,18 @@ def _sessions(
     seed: tuple[int, ...],
     rng: np.random.Generator,
 ) -> list[Session]:
-    """One session for each speaker in each accent, in the order of their names."""
+    """Draws accent, rate and pitch of each phrase.
+
+    Returns:
+        One session for each speaker and accent, sorted by the names of both.
+    """
     rates: list[Rate] = list(RATES)
     rate_shares = [_RATE_SHARES[rate] for rate in rates]
     lines: dict[tuple[str, str], list[Line]] = collections.defaultdict(list)
-    cast: dict[str, Speaker] = {}
+    speakers: dict[str, Speaker] = {}
     for number, group in enumerate(phrase_groups):
         phrase, speaker = group[0]
-        cast[speaker.name] = speaker
+        speakers[speaker.name] = speaker
         accents = ACCENTS[phrase.language]
         accent = accents[rng.integers(len(accents))]
         pitches = tuple(TARGET_PITCH_HZ[speaker.gender])
@@ -242,6 +241,12 @@ def _sessions(
                 Line(phrase, rate, pitches[rng.integers(len(pitches))], number)
             )
     return [
-        Session(f"{split}-{name}-{accent}", cast[name], accent, tuple(said), (*seed, number))
-        for number, ((name, accent), said) in enumerate(sorted(lines.items()))
+        Session(
+            f"{split}-{name}-{accent}",
+            speakers[name],
+            accent,
+            tuple(session_lines),
+            (*seed, number),
+        )
+        for number, ((name, accent), session_lines) in enumerate(sorted(lines.items()))
     ]

@@ -1,4 +1,4 @@
-"""A speaker in front of the microphone: says a phrase at a rate and a pitch, once the voice's own have been measured."""
+"""A calibrated speaker: speaks a phrase at a target rate and pitch."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ TARGET_PITCH_HZ: Mapping[Gender, Mapping[Pitch, tuple[float, float]]] = {
     "female": {"medium": (150, 160), "high": (230, 285)},
     "male": {"low": (74, 88), "medium": (128, 138)},
 }
-"""Within what is common: a voice outside of it could be of either gender to any ear."""
+"""Target pitch in Hz. Outside these common ranges a listener could not tell a voice's gender."""
 
 _TARGET_RATES: Mapping[Rate, tuple[float, float]] = {
     "slow": (0.6, 0.7),
@@ -26,32 +26,32 @@ _TARGET_RATES: Mapping[Rate, tuple[float, float]] = {
     "fast": (1.5, 1.95),
 }
 _NORMAL_WPM, _DEFAULT_PITCH, _DEFAULT_PITCH_RANGE, _PITCH_STEPS_PER_OCTAVE = 175, 50, 50, 64
-_SPEED_EXPONENT = 0.92  # times faster ~ (words per minute / 175) ** (1 / 0.92), measured
+_SPEED_EXPONENT = 0.92  # measured: relative rate = (words per minute / 175) ** (1 / 0.92)
 _PITCH_RANGES = (10, 30)
 _CALIBRATION: Mapping[Language, str] = {
     "English": "the quiet river was near the old station",
     "Mandarin": "今天 天气 很好",
 }
 
-_FORMANT_SHIFT_RATES = range(
-    20_800, 23_301, 250
-)  # Hz; samples played at these rates have formants 6 % lower to 6 % higher
+# Samples read at these rates (in Hz) have formants 6 % lower to 6 % higher.
+_FORMANT_SHIFT_RATES = range(20_800, 23_301, 250)
 _CHANNEL_KNOTS, _CHANNEL_DB = 8, 12.0
-_CHANNEL_SAMPLES = int(2.2 * SAMPLE_RATE)  # longer than any speech, and quickly transformed
+_CHANNEL_SAMPLES = int(2.2 * SAMPLE_RATE)  # longer than any speech, and a fast size for an FFT
 
 
 class CalibratedSpeaker:
-    """One speaker in one accent.
+    """Speaks phrases in the voice of one speaker and one accent.
 
-    A voice of the training set varies from phrase to phrase in the length of its throat and in the
-    channel it is heard through: there are few to learn from, and a model takes the colour of each
-    for a sign of its pitch. A held-out voice is as it is.
+    A training voice varies from phrase to phrase in the length of its vocal tract and in the
+    frequency response of its channel. There are few training voices, and without the variation a
+    model takes the timbre of each for its pitch. A held-out voice does not vary.
 
     Args:
-        synthesizer: whose voice it is. What it said before is part of what it says.
-        speaker: one whose voice the synthesizer has.
-        accent: espeak-ng's name of a language.
-        language: which the accent is of.
+        synthesizer: a synthesizer that has the speaker's voice. Its earlier output affects what it
+            says next.
+        speaker: the speaker.
+        accent: espeak-ng's name of the accent.
+        language: the language of the accent.
     """
 
     def __init__(
@@ -62,37 +62,35 @@ class CalibratedSpeaker:
         self._accent = accent
         self._reference_seconds: dict[str, float] = {}
         calibration = _CALIBRATION[language]
-        sound = self._speak(
-            calibration, speaker.name, pitch_range=sum(_PITCH_RANGES) // 2
-        )  # a narrow range is lower, too
-        measured = pitch_range(sound)
+        # A narrow pitch range also lowers the pitch, so calibration uses the range of the phrases.
+        speech = self._speak(calibration, speaker.name, pitch_range=sum(_PITCH_RANGES) // 2)
+        measured = pitch_range(speech)
         assert measured is not None  # every variant in `voices` is voiced
         self._natural_pitch_hz = measured.median_hz
-        self._natural_rate = self.reference_seconds(calibration) / (len(sound) / SAMPLE_RATE)
+        self._natural_rate = self.reference_seconds(calibration) / (len(speech) / SAMPLE_RATE)
 
     def say(
         self, phrase: Phrase, rate: Rate, pitch: Pitch, rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Says a phrase, as near to a rate and a pitch as the voice comes.
+        """Speaks a phrase as close to a rate and a pitch as the voice allows.
 
         Args:
-            phrase: what to say.
-            rate: what would be too long is said faster.
-            pitch: one of `TARGET_PITCH_HZ` for the speaker's gender.
-            rng: where the draws within the classes come from.
+            phrase: the phrase.
+            rate: the target class; a phrase that would be too long is spoken faster.
+            pitch: a class that `TARGET_PITCH_HZ` has for the speaker's gender.
+            rng: the source of the random draws within the classes.
 
         Returns:
-            [samples] at 16 kHz, at most `MAX_SPEECH_S` long, no silence around it.
+            float32 `[samples]` at 16 kHz without silence around the speech, at most `MAX_SPEECH_S`
+            seconds long.
 
         Raises:
-            CorpusError: the phrase is too long.
+            CorpusError: the phrase is too long at every rate.
         """
         playback_hz = (
             espeak.SAMPLE_RATE if self._speaker.held_out else int(rng.choice(_FORMANT_SHIFT_RATES))
         )
-        pitch_shift = (
-            playback_hz / espeak.SAMPLE_RATE
-        )  # by this factor it is faster and higher than it was said
+        pitch_shift = playback_hz / espeak.SAMPLE_RATE  # makes speech faster and higher
         octaves = np.log2(
             rng.uniform(*TARGET_PITCH_HZ[self._speaker.gender][pitch])
             / (self._natural_pitch_hz * pitch_shift)
@@ -114,13 +112,21 @@ class CalibratedSpeaker:
             if len(speech) <= MAX_SPEECH_S * SAMPLE_RATE:
                 return speech
         raise CorpusError(
-            f"{phrase.text!r} takes more than {MAX_SPEECH_S} s even when said fast; shorten its template"
+            f"{phrase.text!r} takes more than {MAX_SPEECH_S} s at every rate; shorten its template"
         )
 
     def apply_channel(
         self, speech: NDArray[np.float32], rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        """The speech as the microphone has it: through a random smooth frequency response, if the voice is not held out."""
+        """Applies a random smooth frequency response to the speech of a training voice.
+
+        Args:
+            speech: float32 `[samples]` at 16 kHz.
+            rng: the source of the random draws.
+
+        Returns:
+            float32 `[samples]`; the speech of a held-out voice is returned as it is.
+        """
         if self._speaker.held_out:
             return speech
         hz = np.maximum(rfftfreq(_CHANNEL_SAMPLES, 1 / SAMPLE_RATE), 1)
@@ -132,7 +138,7 @@ class CalibratedSpeaker:
         return irfft(rfft(speech, _CHANNEL_SAMPLES) * gain, _CHANNEL_SAMPLES)[: len(speech)]
 
     def reference_seconds(self, text: str) -> float:
-        """Seconds that the accent's own voice takes for a text at 175 words a minute."""
+        """Returns the duration of a text in the accent's default voice, at 175 words per minute."""
         if text not in self._reference_seconds:
             self._reference_seconds[text] = len(self._speak(text, None)) / SAMPLE_RATE
         return self._reference_seconds[text]
@@ -147,7 +153,7 @@ class CalibratedSpeaker:
         pitch_range: int = _DEFAULT_PITCH_RANGE,
         playback_hz: int = espeak.SAMPLE_RATE,
     ) -> NDArray[np.float32]:
-        sound = self._synthesizer.say(
+        samples = self._synthesizer.say(
             text,
             language=self._accent,
             variant=variant,
@@ -155,5 +161,7 @@ class CalibratedSpeaker:
             pitch=pitch,
             pitch_range=pitch_range,
         )
-        waveform = resample(sound.astype(np.float32) / np.float32(32768), playback_hz, SAMPLE_RATE)
+        waveform = resample(
+            samples.astype(np.float32) / np.float32(32768), playback_hz, SAMPLE_RATE
+        )
         return waveform[speech_span(waveform)]

@@ -1,4 +1,7 @@
-"""The evaluation: tasks in the image of the paper's benchmarks, on held-out speakers and phrases, each answer equally often."""
+"""The evaluation tasks of the corpus, modelled on the benchmarks of the Step-Audio papers.
+
+Their questions are about held-out speakers and phrases, and each answer is equally frequent.
+"""
 
 import collections
 import dataclasses
@@ -17,13 +20,12 @@ from examples.spoken_corpus.sessions import ATTRIBUTES, Clip
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task of the evaluation.
+    """Describes a task of the evaluation.
 
     Attributes:
-        name: the `source` of its records, and their file's name.
-        answers: every answer it can have, each equally often: a guess is right once in
-        `len(answers)`.
-        spoken: whether it has sound.
+        name: the `source` of its records and the name of their file.
+        answers: the possible answers, which are equally frequent.
+        spoken: whether its questions have audio.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """How often a guess is right."""
+        """Returns the accuracy of guessing."""
         return 1 / len(self.answers)
 
 
@@ -52,45 +54,45 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 
 _ATTRIBUTE_TOPICS: tuple[Topic, ...] = ("gender", "rate", "pitch", "language")
 _MIXED_KINDS: tuple[Kind, ...] = ("keyword", "mandarin", "sum", "mandarin", "statement")
-# mixed phrase_groups for each one that a task needs, for rate and pitch are known only once a clip
-# has been measured
+# Mixed phrases per question of a task. More are recorded than are needed, since rate and pitch are
+# known only after measuring a clip.
 _MIXED_PER_QUESTION = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A record of the evaluation: a dialogue that ends in a question, and the right answer."""
+    """Holds a record of the evaluation: a dialogue that ends in a question, and the answer."""
 
     messages: list[Message]
     answer: str
 
 
 def phrase_groups(per_task: int, rng: np.random.Generator) -> list[list[Phrase]]:
-    """What the held-out speakers say: for each question of "keyword", "sum" and "two_turn" a group, then a mixture.
+    """Draws what the held-out speakers say.
 
     Args:
-        per_task: questions of each task, at least; as many more as make each answer equally
-        frequent.
-        rng: where the draws come from.
+        per_task: the minimum number of questions of each task; more are made where that makes the
+            answers equally frequent.
+        rng: the source of the random draws.
+
+    Returns:
+        A group of phrases for each question of "keyword", "sum" and "two_turn", then groups of one
+        phrase of mixed kinds.
     """
-    said = [
-        [_phrase("keyword", rng, keyword=keyword)]
+    groups = [
+        [_draw_held_out("keyword", rng, keyword=keyword)]
         for keyword in words.KEYWORDS
         for _ in range(_count_per_answer("keyword", per_task))
     ]
     for total in SUM_RESULTS:
-        said += [[_sum(total, rng)] for _ in range(_count_per_answer("sum", per_task))]
+        groups += [[_draw_sum(total, rng)] for _ in range(_count_per_answer("sum", per_task))]
     for asked, answers in (("colour", words.COLOURS), ("animal", words.ANIMALS)):
         for word in answers:
             for _ in range(_count_per_answer("two_turn", per_task)):
-                said.append(
-                    [
-                        _phrase("statement", rng, **{asked: word}),
-                        _phrase("question", rng, asked=asked),
-                    ]
-                )
-    return said + [
-        [_phrase(_MIXED_KINDS[i % len(_MIXED_KINDS)], rng)]
+                statement = _draw_held_out("statement", rng, **{asked: word})
+                groups.append([statement, _draw_held_out("question", rng, asked=asked)])
+    return groups + [
+        [_draw_held_out(_MIXED_KINDS[i % len(_MIXED_KINDS)], rng)]
         for i in range(_MIXED_PER_QUESTION * per_task)
     ]
 
@@ -98,47 +100,47 @@ def phrase_groups(per_task: int, rng: np.random.Generator) -> list[list[Phrase]]
 def build_questions(
     recorded: Sequence[Sequence[Clip]], per_task: int, rng: np.random.Generator
 ) -> dict[str, list[Question]]:
-    """The records of every task.
+    """Builds the questions of every task.
 
     Args:
-        recorded: the clips of each of `phrase_groups(per_task, ..)`, in their order.
-        per_task: as for `phrase_groups`.
-        rng: where the draws come from.
+        recorded: the clips of each group of `phrase_groups(per_task, ..)`, in the same order.
+        per_task: the argument of `phrase_groups`.
+        rng: the source of the random draws.
+
+    Returns:
+        Task -> its questions.
 
     Raises:
-        CorpusError: the clips of some class are too few.
+        CorpusError: too few clips have some value of an attribute.
     """
-    made: dict[str, list[Question]] = {}
-    ahead = iter(recorded)
+    questions: dict[str, list[Question]] = {}
+    groups = iter(recorded)
+
+    def next_groups(task: str) -> list[Sequence[Clip]]:
+        count = _count_per_answer(task, per_task) * len(TASKS[task].answers)
+        return [next(groups) for _ in range(count)]
+
     for topic in ("keyword", "sum"):
-        clips = [
-            next(ahead)[0]
-            for _ in range(_count_per_answer(topic, per_task) * len(TASKS[topic].answers))
-        ]
-        made[topic] = [_clip_question(clip, topic, rng) for clip in clips]
-    pairs = [
-        next(ahead)
-        for _ in range(_count_per_answer("two_turn", per_task) * len(TASKS["two_turn"].answers))
-    ]
-    made["two_turn"] = [
+        questions[topic] = [_clip_question(clip, topic, rng) for (clip,) in next_groups(topic)]
+    questions["two_turn"] = [
         Question(
-            dialogues.two_turn_prompt(*pair),
-            dialogues.two_turn_answer(pair[0].phrase, pair[1].phrase),
+            dialogues.two_turn_prompt(statement, question),
+            dialogues.two_turn_answer(statement.phrase, question.phrase),
         )
-        for pair in pairs
+        for statement, question in next_groups("two_turn")
     ]
-    mixed = [clip for group in ahead for clip in group]
+    mixed = [clip for group in groups for clip in group]
     for topic in _ATTRIBUTE_TOPICS:
-        made[topic] = [
+        questions[topic] = [
             _clip_question(clip, topic, rng)
             for clip in _balanced_sample(mixed, topic, _count_per_answer(topic, per_task), rng)
         ]
-    made["text_sum"] = _draw_text_sums(_count_per_answer("text_sum", per_task), rng)
-    return {name: made[name] for name in TASKS}
+    questions["text_sum"] = _draw_text_sums(_count_per_answer("text_sum", per_task), rng)
+    return {name: questions[name] for name in TASKS}
 
 
 def _count_per_answer(task: str, per_task: int) -> int:
-    """Questions for each answer of a task."""
+    """Returns the number of questions for each answer of a task."""
     return -(-per_task // len(TASKS[task].answers))
 
 
@@ -149,7 +151,7 @@ def _clip_question(clip: Clip, topic: Topic, rng: np.random.Generator) -> Questi
 def _balanced_sample(
     clips: Sequence[Clip], attribute: str, each: int, rng: np.random.Generator
 ) -> list[Clip]:
-    """`each` clips of every value of an attribute, drawn without replacement."""
+    """Draws `each` clips of every value of an attribute, without replacement."""
     values: dict[str, list[Clip]] = collections.defaultdict(list)
     for index in rng.permutation(len(clips)):
         if attribute in clips[index].attributes:
@@ -157,27 +159,30 @@ def _balanced_sample(
     for value in ATTRIBUTES[attribute]:
         if len(values[value]) < each:
             raise CorpusError(
-                f"of the {len(clips)} held-out clips only {len(values[value])} have {attribute}={value}, and {each} are needed;"
-                " ask for more questions a task, or another seed"
+                f"only {len(values[value])} of the {len(clips)} held-out clips have "
+                f"{attribute}={value}, and {each} are needed; raise per_task or change the seed"
             )
     return [clip for value in ATTRIBUTES[attribute] for clip in values[value][:each]]
 
 
 def _draw_text_sums(each: int, rng: np.random.Generator) -> list[Question]:
-    made: dict[str, list[Question]] = {total: [] for total in _SUM_ANSWERS}
-    while any(len(asked) < each for asked in made.values()):
+    """Draws `each` sums in text for every result."""
+    by_result: dict[str, list[Question]] = {result: [] for result in _SUM_ANSWERS}
+    while any(len(questions) < each for questions in by_result.values()):
         question, _, reply = dialogues.draw_text_sum(rng, held_out=True)
-        if len(made[reply]) < each:
-            made[reply].append(Question([{"role": "user", "content": question}], reply))
-    return [question for asked in made.values() for question in asked]
+        if len(by_result[reply]) < each:
+            by_result[reply].append(Question([{"role": "user", "content": question}], reply))
+    return [question for questions in by_result.values() for question in questions]
 
 
-def _phrase(kind: Kind, rng: np.random.Generator, **fixed: str) -> Phrase:
+def _draw_held_out(kind: Kind, rng: np.random.Generator, **fixed: str) -> Phrase:
+    """Draws a held-out phrase; `fixed` sets some of its slots."""
     return draw_phrase(kind, rng, held_out=True, fixed=fixed)
 
 
-def _sum(total: int, rng: np.random.Generator) -> Phrase:
+def _draw_sum(total: int, rng: np.random.Generator) -> Phrase:
+    """Draws a held-out sum with a given result."""
     while True:
-        phrase = _phrase("sum", rng)
+        phrase = _draw_held_out("sum", rng)
         if phrase.answer == str(total):
             return phrase

@@ -1,4 +1,4 @@
-"""The frames of an MP3 file: whether it was cut short, and how many there are (ISO 11172-3, 13818-3)."""
+"""MP3 frames: whether a file was cut short, and how many it has (ISO 11172-3, ISO 13818-3)."""
 
 import struct
 from collections.abc import Iterator
@@ -14,28 +14,18 @@ _BITRATES = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_SAMPLE_RATES = (
-    44_100,
-    48_000,
-    32_000,
-)  # of version 1: halved in version 2, quartered in version 2.5
-_VERSIONS = {
-    3: (1, 1),
-    2: (2, 2),
-    0: (2, 4),
-}  # header bits -> (row of the bit rates, divisor of the sample rate)
+_SAMPLE_RATES = (44_100, 48_000, 32_000)  # of version 1; a half in version 2, a quarter in 2.5
+# Header bits -> (version in `_BITRATES`, divisor of the sample rate).
+_VERSIONS = {3: (1, 1), 2: (2, 2), 0: (2, 4)}
 _HEADER_BYTES = 4
-_AAC = (
-    b"\xff\xf1",
-    b"\xff\xf9",
-)  # its frames begin as MP3's, with the layer 0; sync words within it mean nothing
+# AAC frames begin like MP3's, with layer 0; sync words inside them mean nothing.
+_AAC = (b"\xff\xf1", b"\xff\xf9")
 _SAME_IN_ALL_FRAMES = 0xFFFE0C00  # sync word, version, layer, sample rate
 _LAYER_3 = 1  # header bits
 _BITRATE_AND_PADDING = 0xF200
 _NO_CHECKSUM = 1 << 16
-_HEADER_BITRATE = (
-    9 << 12
-)  # gives a frame of at least 192 bytes; decoders look for a count in no smaller than 152
+# A frame of at least 192 bytes; decoders look for a frame count in those of 152 bytes or more.
+_HEADER_BITRATE = 9 << 12
 _XING_HAS_FRAMES = 1
 
 
@@ -47,16 +37,15 @@ class _Frame(NamedTuple):
 
 
 class Mp3Frames(NamedTuple):
-    """What a scan of an MP3 file found.
+    """Describes the frames of an MP3 file.
 
     Attributes:
-        first: its first frame.
+        first: the first frame.
         frames: how many there are, a header frame included.
-        end: where the last one ends, which may be beyond the file's end.
-        count_offset: where a Xing or Info header holds the number of frames; None where there is
-        none.
+        end: where the last one ends; may be beyond the end of the file.
+        count_offset: where a Xing or Info header holds the number of frames; None without one.
         declared: that number.
-        constant_bit_rate: whether all frames have the same.
+        constant_bit_rate: whether all frames have the same bit rate.
     """
 
     first: _Frame
@@ -68,9 +57,9 @@ class Mp3Frames(NamedTuple):
 
 
 def scan_frames(content: bytes) -> Mp3Frames | None:
-    """Goes through all frames of a file; None where it has none."""
+    """Scans all frames of a file; returns None if it has none."""
     if not (content[:3] == b"ID3" or content[:1] == b"\xff"):
-        return None  # libsndfile looks for MP3 only behind these
+        return None  # libsndfile recognises MP3 only by these bytes
     if content[:2] in _AAC:
         return None
     first, frames, end, bit_rates = None, 0, 0, set()
@@ -88,21 +77,24 @@ def scan_frames(content: bytes) -> Mp3Frames | None:
 
 
 def find_truncation(content: bytes, stream: Mp3Frames) -> str | None:
-    """Why the file would be heard only in part, or None where no reason is known."""
+    """Returns why the file would be decoded only in part, or None if no reason is known."""
     if stream.end > len(content) or _is_part_of_header(content[stream.end :], stream.first):
         return "is cut short: its last MP3 frame is incomplete"
     if stream.frames < stream.declared:
-        return f"is cut short: its header counts {stream.declared} MP3 frames and {stream.frames - 1} are there"
+        return (
+            f"is cut short: its header counts {stream.declared} MP3 frames and"
+            f" {stream.frames - 1} are there"
+        )
     return None
 
 
 def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
-    """The file with a header frame that counts its frames rightly.
+    """Returns the file with a header frame whose count of frames is right.
 
-    libsndfile reads as many frames as the header says, and without one as many as the first bit
-    rate lets it guess: it would drop the end of a file of variable bit rate, and all but the first
-    of several files put together. Where a header is added, the decoder leaves out its own delay
-    (529 samples), as it does in any file that has one.
+    libsndfile reads as many frames as the header says, and without a header as many as it guesses
+    from the first bit rate: it would drop the end of a file of variable bit rate, and all but the
+    first of several concatenated files. If a header is added, the decoder leaves out its own delay
+    (529 samples), as it does for any file that has one.
     """
     audio_frames = stream.frames - (stream.count_offset is not None)
     if stream.count_offset is not None:
@@ -115,7 +107,7 @@ def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
         )
     (header,) = struct.unpack_from(">I", content, stream.first.start)
     if stream.constant_bit_rate or header >> 17 & 3 != _LAYER_3:
-        return content  # the guess is right; or decoders do not look for a count
+        return content  # the guess is right, or decoders do not look for a count
     header = header & ~_BITRATE_AND_PADDING | _NO_CHECKSUM | _HEADER_BITRATE
     offset = stream.first.start
     frame = _frame_at(struct.pack(">I", header), 0, None)
@@ -129,7 +121,7 @@ def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
 
 
 def _iter_frames(content: bytes) -> Iterator[_Frame]:
-    """Frame after frame; the last one may reach beyond the end. Skips what lies between them, as decoders do."""
+    """Yields the frames, the last perhaps incomplete; skips bytes between them, as decoders do."""
     position, kind = _skip_id3(content), None
     while position + _HEADER_BYTES <= len(content):
         frame = _frame_at(content, position, kind)
@@ -142,7 +134,7 @@ def _iter_frames(content: bytes) -> Iterator[_Frame]:
 
 
 def _resync(content: bytes, position: int, kind: int | None) -> _Frame | None:
-    """The next frame that another one follows: a sync word alone is found in any tag or picture."""
+    """Returns the next frame that is followed by another: any tag can contain a lone sync word."""
     while (position := content.find(b"\xff", position)) >= 0:
         frame = _frame_at(content, position, kind)
         if (
@@ -155,7 +147,7 @@ def _resync(content: bytes, position: int, kind: int | None) -> _Frame | None:
 
 
 def _frame_at(content: bytes, position: int, kind: int | None) -> _Frame | None:
-    """The frame whose header is at `position`; None where there is no header, or not one of this `kind`."""
+    """Returns the frame with a header at `position`; None without one of this `kind`."""
     if position + _HEADER_BYTES > len(content):
         return None
     (header,) = struct.unpack_from(">I", content, position)
@@ -181,7 +173,7 @@ def _frame_at(content: bytes, position: int, kind: int | None) -> _Frame | None:
 
 
 def _is_part_of_header(rest: bytes, frame: _Frame) -> bool:
-    """Whether the last bytes are the beginning of a frame's header."""
+    """Returns whether the last bytes are the beginning of a frame header."""
     missing_bits = 8 * (_HEADER_BYTES - len(rest))
     if not 0 < missing_bits < 32:
         return False
@@ -191,7 +183,7 @@ def _is_part_of_header(rest: bytes, frame: _Frame) -> bool:
 
 
 def _find_frame_count(content: bytes, frame: _Frame) -> int | None:
-    """Where a Xing or Info header in this frame holds the number of frames."""
+    """Returns the offset of the frame count in this frame's Xing or Info header, or None."""
     (header,) = struct.unpack_from(">I", content, frame.start)
     offset = frame.start + _HEADER_BYTES + _side_info_bytes(header)
     if offset + 12 > min(frame.start + frame.length, len(content)) or content[
@@ -203,13 +195,13 @@ def _find_frame_count(content: bytes, frame: _Frame) -> int | None:
 
 
 def _side_info_bytes(header: int) -> int:
-    """Bytes of a layer III frame between its header and where a Xing header would be."""
+    """Returns the bytes of a layer III frame between its header and the place of a Xing header."""
     mono, version_1 = header >> 6 & 3 == 3, header >> 19 & 3 == 3
     return (17 if mono else 32) if version_1 else (9 if mono else 17)
 
 
 def _skip_id3(content: bytes) -> int:
-    """Where the sound begins, after any ID3v2 tags (their sizes have seven bits a byte)."""
+    """Returns where the sound begins, behind ID3v2 tags (their sizes have seven bits a byte)."""
     position = 0
     while content[position : position + 3] == b"ID3" and position + 10 <= len(content):
         size = 0

@@ -1,14 +1,14 @@
-"""Whether a sound file was cut short, told from its bytes: decoders play what is there and say nothing.
+"""Detects from its bytes that a sound file was cut short: decoders play what is left, silently.
 
-What each container gives away, and what it cannot:
+What each container reveals:
 
 * WAV: the `data` chunk says how many bytes it has. Programs that write to a pipe leave a
-  placeholder there (at least 2 GiB - 64 KiB) and then nothing can be told.
-* FLAC: its header counts the samples, and whoever decodes it compares (`decoding`).
+  placeholder there (at least 2 GiB - 64 KiB), and then nothing is known.
+* FLAC: the header counts the samples; `decoding` compares after decoding.
 * Ogg: the last page of each stream is marked.
-* MP3 (`mpeg`): the last frame must be whole; a Xing or Info header, where the encoder wrote one,
-  counts the frames (some encoders count the header itself, so one missing frame passes). Without it
-  a cut exactly between two frames cannot be seen.
+* MP3 (module `mp3`): the last frame must be complete. A Xing or Info header, if the encoder wrote
+  one, counts the frames (some encoders count the header itself, so one missing frame passes).
+  Without it a cut exactly between two frames cannot be detected.
 """
 
 import mmap
@@ -20,7 +20,7 @@ _OGG_BEGIN_OF_STREAM, _OGG_END_OF_STREAM = 2, 4
 
 
 def find_truncation(content: bytes | mmap.mmap) -> str | None:
-    """Returns why a WAV or Ogg file would be heard only in part, or None where no reason is known."""
+    """Returns why a WAV or Ogg file would be decoded only in part, or None if it would not."""
     if content[:4] in (b"RIFF", b"RIFX", b"RF64") and content[8:12] == b"WAVE":
         return _find_wav_truncation(content)
     if content[:4] == b"OggS":
@@ -44,14 +44,17 @@ def _find_wav_truncation(content: bytes | mmap.mmap) -> str | None:
                     f"is cut short: its header says {size} bytes of samples and {present} are there"
                 )
             if size == 0 and not _is_riff_chunks(content[position:], order):
-                return f"was never finished: its header says 0 bytes of samples and {present} are there"
+                return (
+                    "was never finished: its header says 0 bytes of samples and"
+                    f" {present} are there"
+                )
             return None
         position += size + size % 2
     return "is cut short: it ends before its samples begin"
 
 
 def _is_riff_chunks(content: bytes, order: str) -> bool:
-    """Whether bytes are whole RIFF chunks one after another, or nothing."""
+    """Returns whether these bytes are a sequence of complete RIFF chunks, possibly empty."""
     position = 0
     while position + 8 <= len(content):
         name, size = struct.unpack_from(f"{order}4sI", content, position)
@@ -71,7 +74,10 @@ def _find_ogg_truncation(content: bytes | mmap.mmap) -> str | None:
             return "is cut short: its last Ogg page is incomplete"
         flags, position = content[position + 5], end
         if ended and flags & _OGG_BEGIN_OF_STREAM:
-            return "holds several Ogg streams one after another, of which only the first would be heard: split it"
+            return (
+                "holds several Ogg streams one after another, of which only the first would be"
+                " heard: split it"
+            )
         ended = bool(flags & _OGG_END_OF_STREAM)
     if not ended:
         return (

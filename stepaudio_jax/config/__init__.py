@@ -1,6 +1,6 @@
 """Typed, frozen configuration. Every default of the project stands in this package, once."""
 
-from stepaudio_jax.config.build import ConfigError, build, check_seed, to_dict
+from stepaudio_jax.config.build import build, check_seed, to_dict
 from stepaudio_jax.config.flags import load_config, override
 from stepaudio_jax.config.model import (
     AdaptorConfig,
@@ -13,11 +13,13 @@ from stepaudio_jax.config.model import (
 from stepaudio_jax.config.objectives import (
     AdvantageEstimator,
     Aggregation,
+    AuxiliaryConfig,
     JudgeConfig,
-    PolicyConfig,
+    NextToken,
+    Objective,
+    PolicyGradient,
     RepetitionDetectionConfig,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     check_reward_map,
 )
@@ -25,7 +27,6 @@ from stepaudio_jax.config.run import (
     AttentionKernel,
     AudioChannel,
     AugmentationConfig,
-    AuxiliaryConfig,
     CheckpointConfig,
     ComputeConfig,
     Config,
@@ -53,7 +54,6 @@ __all__ = [
     "CheckpointConfig",
     "ComputeConfig",
     "Config",
-    "ConfigError",
     "DataConfig",
     "DecoderConfig",
     "EncoderConfig",
@@ -66,10 +66,11 @@ __all__ = [
     "MeshAxis",
     "MeshConfig",
     "ModelConfig",
+    "NextToken",
+    "Objective",
     "OptimizerConfig",
     "Part",
-    "PolicyConfig",
-    "RLConfig",
+    "PolicyGradient",
     "RematName",
     "RepetitionDetectionConfig",
     "RewardConfig",

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import expand_home, shorten
 
 DataclassT = TypeVar("DataclassT")
@@ -23,15 +24,22 @@ MIN_FLOAT32 = 1.1754943508222875e-38
 MAX_SEED = 2**62  # JAX makes keys of 64 bits with a sign, and stages count on from the run's seed
 
 
-class ConfigError(ValueError):
-    """A configuration key is unknown, missing, or holds a value of the wrong type or range."""
-
-
 def expand_paths(config: object, *names: str) -> None:
     """Replaces a `~` at the start of these fields, which are paths, by the home folder (for `__post_init__`)."""
     for name in names:
         if isinstance(path := getattr(config, name), str):  # what is no string, `build` refuses
             object.__setattr__(config, name, expand_home(path))
+
+
+def check_not_empty(config: object, *names: str) -> None:
+    """Checks that none of these optional fields is an empty string (for `__post_init__`).
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    for name in names:
+        if getattr(config, name) == "":
+            raise ConfigError(f"{name}='' is empty: write None for none")
 
 
 def check_seed(seed: int) -> int:
@@ -76,7 +84,7 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     arguments = {}
     for name, value in given.items():
         default = getattr(preset, name) if preset is not None else None
-        arguments[name] = _convert(hints[name], value, f"{key}.{name}", default)
+        arguments[name] = convert(hints[name], value, f"{key}.{name}", default)
     if preset is None:
         missing = [
             name
@@ -96,7 +104,8 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
 def to_dict(config: Any) -> Any:
     """The inverse of `build`: nested plain dicts, lists and scalars, ready for JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {
+        name = choice_name(type(config))
+        return ({} if name is None else {"name": name}) | {
             field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)
         }
     if isinstance(config, Mapping):
@@ -131,6 +140,24 @@ def check_floats(config: Any) -> None:
                 )
 
 
+def choice_name(cls: type) -> str | None:
+    """Returns the name of a class that is one of several for a setting; None for other classes.
+
+    Such a class has it as a class variable `name`, which is the first key of its plain values.
+    """
+    name = vars(cls).get("name")
+    fields = {field.name for field in dataclasses.fields(cls)}
+    return name if isinstance(name, str) and "name" not in fields else None
+
+
+def choices(hint: Any) -> dict[str, type[Any]]:
+    """Returns the classes that a setting can be an instance of, by name; empty for other hints."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return {}
+    classes: list[Any] = [cls for cls in typing.get_args(hint) if dataclasses.is_dataclass(cls)]
+    return {name: cls for cls in classes if (name := choice_name(cls)) is not None}
+
+
 def _preset(cls: type, name: Any, key: str) -> Any:
     presets = cls.presets()  # type: ignore[attr-defined]
     if name not in presets:
@@ -149,9 +176,11 @@ def unknown_key_message(
     return f"unknown {kind} {shorten(full_key)}{hint} (allowed: {', '.join(sorted(allowed))})"
 
 
-def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
+def convert(hint: Any, value: Any, key: str, default: Any = None) -> Any:
     """Checks `value` against the annotation `hint`; `default` is the preset's value of a nested dataclass, if any."""
     origin = typing.get_origin(hint)
+    if classes := choices(hint):
+        return _convert_choice(classes, value, key)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(typing.get_args(hint), value, key, default)
     if origin is typing.Literal:
@@ -168,7 +197,7 @@ def _convert(hint: Any, value: Any, key: str, default: Any) -> Any:
             raise ConfigError(f"{key} must be a mapping, got {format_value(value)}")
         _, value_hint = typing.get_args(hint)
         return {
-            str(name): _convert(value_hint, item, f"{key}.{name}", None)
+            str(name): convert(value_hint, item, f"{key}.{name}", None)
             for name, item in value.items()
         }
     if dataclasses.is_dataclass(hint):
@@ -192,6 +221,21 @@ def _shallow(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
+def _convert_choice(classes: Mapping[str, type], value: Any, key: str) -> Any:
+    """Returns an instance of one of `classes`: itself, by its name (with defaults), or by a mapping with `name`."""
+    if type(value) in classes.values():
+        return value
+    values = dict(value) if isinstance(value, Mapping) else {"name": value}
+    if "name" not in values:
+        raise ConfigError(f"{key} needs a name: {' or '.join(classes)}")
+    name = values.pop("name")
+    if name not in classes:
+        raise ConfigError(
+            unknown_key_message(f"{key}={format_value(name)}", str(name), classes, kind="choice")
+        )
+    return build(classes[name], values, key)
+
+
 def _convert_union(members: tuple[Any, ...], value: Any, key: str, default: Any) -> Any:
     if value is None:
         if type(None) in members:
@@ -202,7 +246,7 @@ def _convert_union(members: tuple[Any, ...], value: Any, key: str, default: Any)
         if member is type(None):
             continue
         try:
-            return _convert(member, value, key, default)
+            return convert(member, value, key, default)
         except ConfigError as error:
             errors.append(str(error))
     raise ConfigError("; or ".join(errors))
@@ -213,12 +257,12 @@ def _convert_tuple(members: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
         raise ConfigError(f"{key} must be a list or tuple, got {format_value(value)}")
     if len(members) == 2 and members[1] is Ellipsis:
         return tuple(
-            _convert(members[0], item, f"{key}.{index}", None) for index, item in enumerate(value)
+            convert(members[0], item, f"{key}.{index}", None) for index, item in enumerate(value)
         )
     if len(members) != len(value):
         raise ConfigError(f"{key} must have {len(members)} values, got {format_value(value)}")
     return tuple(
-        _convert(member, item, f"{key}.{index}", None)
+        convert(member, item, f"{key}.{index}", None)
         for index, (member, item) in enumerate(zip(members, value, strict=True))
     )
 

@@ -11,15 +11,17 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from stepaudio_jax.config import model, run
+from stepaudio_jax.config import model, objectives, run
 from stepaudio_jax.config.build import (
-    ConfigError,
     build,
+    choices,
+    convert,
     format_value,
     to_dict,
     unknown_key_message,
 )
 from stepaudio_jax.config.run import Config
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.storage import expand_home
 
 
@@ -70,7 +72,8 @@ def _replace(values: dict[str, Any], config: Config, key: str, text: str) -> Non
     for name in parents:
         node = _child(node, name, walked)
         walked += f".{name}"
-    value = _parse(text, _hint(parents, last))
+    hint = _hint(values, parents, last)
+    value = _parse(text, hint)
     if last == "preset":
         if not isinstance(node, dict):
             raise ConfigError(f"{walked} has no presets")
@@ -80,7 +83,12 @@ def _replace(values: dict[str, Any], config: Config, key: str, text: str) -> Non
     elif isinstance(node, list):
         node[_index(node, last, walked)] = value
     else:
-        _child(node, last, walked)
+        present = _child(node, last, walked)
+        if choices(hint):
+            if isinstance(value, dict):
+                value = {"name": present["name"], **value}
+            node[last] = to_dict(convert(hint, value, f"{walked}.{last}"))
+            return
         section = _section(config, [*parents, last]) if isinstance(value, dict) else None
         if section is None or not dataclasses.is_dataclass(section):
             node[last] = value
@@ -141,7 +149,7 @@ def _said(error: Exception) -> str:
     unknown = re.fullmatch(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
-    cls = ({**vars(model), **vars(run)}).get(unknown[1]) if unknown else None
+    cls = ({**vars(model), **vars(objectives), **vars(run)}).get(unknown[1]) if unknown else None
     if unknown and cls is not None:
         return unknown_key_message(
             f"{unknown[1]}.{unknown[2]}",
@@ -177,10 +185,16 @@ def _index(items: list[Any], name: str, walked: str) -> int:
     raise ConfigError(f"{walked} has no item {name!r} (allowed: {known})")
 
 
-def _hint(parents: Sequence[str], last: str) -> Any:
+def _hint(values: Any, parents: Sequence[str], last: str) -> Any:
     """Returns the annotation of the setting at a dotted key; None where there is no such setting."""
     hint: Any = Config
     for name in (*parents, last):
+        if classes := choices(hint):
+            hint = classes[values["name"]]
+        if isinstance(values, list):
+            values = values[_index(values, name, "config")]
+        else:
+            values = values.get(name) if isinstance(values, dict) else None
         hint = next((member for member in _members(hint) if member is not type(None)), None)
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if dataclasses.is_dataclass(hint):

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from stepaudio_jax.config.build import ConfigError, check_floats
+from stepaudio_jax.config.build import check_floats
+from stepaudio_jax.errors import ConfigError
 
 LengthConvention = Literal["hf", "vllm"]
 FloatDtype = Literal["float32", "bfloat16"]

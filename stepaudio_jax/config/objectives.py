@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-from stepaudio_jax.config.build import ConfigError, check_floats, expand_paths
+from stepaudio_jax.config.build import check_floats, check_not_empty, expand_paths
+from stepaudio_jax.errors import ConfigError
 
 # When a reply counts as a loop.
 
@@ -78,9 +80,8 @@ class RolloutConfig:
     # devices that share one copy of the policy while it writes, its heads cut; the others hold
     # further copies
     tensor: int = 1
-    cache_dtype: Literal["", "float32", "bfloat16", "int8"] = (
-        ""  # of the KV cache; empty: that of the computation
-    )
+    # of the KV cache; None: that of the computation
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -124,7 +125,7 @@ class RewardConfig:
 def check_reward_map(
     levels: int, table: tuple[float, ...], temperature: float | None, *, temperature_key: str
 ) -> None:
-    """Checks what maps a judge's levels to rewards (see `rl.comparison.RewardMap`).
+    """Checks what maps a judge's levels to rewards (see `judge.verdict.RewardMap`).
 
     Args:
         levels: of the judge's scale, odd.
@@ -161,14 +162,15 @@ def check_reward_map(
 class JudgeConfig:
     """The generative judge (see `rl.judge`): behind an endpoint of OpenAI's kind, or one of our own models."""
 
-    folder: str = ""  # of the model that judges in this process
+    folder: str | None = None  # of the model that judges in this process
     slots: int = 16  # its questions answered side by side
-    url: str = ""  # up to and with /v1
-    model: str = ""  # its name there
-    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key; empty: none
-    prompt: str = ""  # a template of your own
+    url: str | None = None  # of an endpoint, up to and with /v1
+    model: str | None = None  # its name there
+    # the environment variable that holds the endpoint's key; None: it wants no key
+    api_key_env: str | None = "OPENAI_API_KEY"
+    prompt: str | None = None  # a template of your own, a text file
     preference_levels: Literal[3, 5, 7] = 7
-    reward_map: tuple[float, ...] = ()  # phi, level by level (see rl.comparison.RewardMap)
+    reward_map: tuple[float, ...] = ()  # phi, level by level (see judge.verdict.RewardMap)
     reward_map_temperature: float | None = None  # phi's temperature
     max_tokens: int = 1024
     timeout_s: float = 60.0  # without a word from the server
@@ -186,8 +188,9 @@ class JudgeConfig:
             self.reward_map_temperature,
             temperature_key="reward_map_temperature",
         )
+        check_not_empty(self, "folder", "url", "model", "api_key_env", "prompt")
         expand_paths(self, "folder", "prompt")
-        if bool(self.url) != bool(self.model):
+        if (self.url is None) != (self.model is None):
             raise ConfigError(
                 f"url={self.url!r} and model={self.model!r} belong together: give both, or neither"
             )
@@ -209,37 +212,134 @@ class JudgeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """The objective: R1.5, eq. (4) and (5), and its options."""
+class AuxiliaryConfig:
+    """Losses on heads that exist in training only, for an encoder that starts from nothing.
 
-    # "gae" learns a value head; the others compare the replies to one prompt, and need none
-    advantage_estimator: AdvantageEstimator = "rloo"
-    gamma: float = 1.0  # gamma, and
-    gae_lambda: float = 1.0  # lambda, of "gae"
-    value_trunk: Literal["shared", "detached"] = (
-        "shared"  # whether the value head's loss reaches the policy's decoder
-    )
-    value_coef: float = 0.5
-    value_clip: float | None = 0.2
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    aggregation: Aggregation = "token_mean"
-    kl_coef: float = 0.01  # beta; 0: no reference policy is kept
-    kl_placement: Literal["loss", "reward"] = "loss"
-    kl_target: float | None = None  # adapts beta towards this KL of a reply
-    kl_horizon: int = 10_000  # replies over which it adapts
-    max_importance_weight: float | None = (
-        None  # truncates the weights that correct for the engine's arithmetic; None: none
-    )
-    epochs: int = 1
-    minibatches: int = 1  # updates an epoch, each from an equal share of the prompts
-    num_correct_range: tuple[int, int] | None = (
-        None  # of prompts with a verifier, learn from those with so many right replies only
-    )
+    A word-level CTC loss on the adaptor's output, and a classifier on the encoder's mean feature
+    for each attribute of a clip. Records give them as `transcript` and `attributes` of an audio
+    part. The heads are never exported.
+    """
+
+    ctc_weight: float = 0.0
+    ctc_words: tuple[
+        str, ...
+    ] = ()  # the closed vocabulary; other words of a transcript are an error
+    attribute_weight: float = 0.0
+    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(
+        default_factory=dict
+    )  # name -> its values
 
     def __post_init__(self) -> None:
         check_floats(self)
+        for name, needed in (("ctc_weight", "ctc_words"), ("attribute_weight", "attributes")):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+            if getattr(self, name) > 0 and not getattr(self, needed):
+                raise ConfigError(f"{name}={getattr(self, name)} needs {needed}, which is empty")
+
+    @property
+    def enabled(self) -> bool:
+        return self.ctc_weight > 0 or self.attribute_weight > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Next-token prediction on the replies of dialogues: mid-training and SFT (R1.5, eq. (1))."""
+
+    name: ClassVar[str] = "next_token"
+
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+
+    updates_per_step: ClassVar[int] = 1
+    has_value_head: ClassVar[bool] = False
+    needs_reference_params: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyGradient:
+    """Policy optimization on rewards of the policy's own replies (R1.5, eq. (4) and (5)).
+
+    The stage's `data` is of dialogues that end in a user's turn, and a step is one iteration:
+    rollouts, rewards, updates.
+    """
+
+    name: ClassVar[str] = "policy_gradient"
+
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: tuple[RewardConfig, ...] = ()  # at least one
+    judge: JudgeConfig = JudgeConfig()
+    # "gae" trains a value head; the others compare the replies to one prompt, and need none
+    advantage_estimator: AdvantageEstimator = "rloo"
+    gamma: float = 1.0  # discount of "gae"
+    gae_lambda: float = 1.0  # of "gae"
+    # whether the value head's loss reaches the policy's decoder
+    value_trunk: Literal["shared", "detached"] = "shared"
+    value_coef: float = 0.5  # weight of the value head's loss
+    value_clip: float | None = 0.2  # clips new values to within this of the old ones
+    clip_low: float = 0.2  # the probability ratio is clipped to 1 - clip_low,
+    clip_high: float = 0.2  # and to 1 + clip_high
+    dual_clip: float | None = None  # bounds the loss of negative advantages; above 1
+    aggregation: Aggregation = "token_mean"  # of token losses
+    kl_coef: float = 0.01  # beta, weight of the KL to the reference policy; 0: none is kept
+    kl_placement: Literal["loss", "reward"] = "loss"
+    kl_target: float | None = None  # adapts beta towards this KL of a reply, in nats
+    kl_horizon: int = 10_000  # replies over which beta adapts
+    # truncates the importance weights that correct for the engine's arithmetic; None: no correction
+    max_importance_weight: float | None = None
+    epochs: int = 1  # passes over the rollouts of a step
+    minibatches: int = 1  # updates an epoch, each from an equal share of the prompts
+    # of prompts with a verifier, use only those with so many correct replies: (least, most)
+    num_correct_range: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_floats(self)
+        self._check_policy()
+        self._check_rewards()
+        self._check_advantages()
+
+    @property
+    def updates_per_step(self) -> int:
+        """Returns the number of optimizer updates in a step."""
+        return self.epochs * self.minibatches
+
+    @property
+    def has_value_head(self) -> bool:
+        """Returns whether a value head is trained."""
+        return self.advantage_estimator == "gae"
+
+    @property
+    def needs_reference_params(self) -> bool:
+        """Returns whether the policy at the start of the stage is kept, for the KL to it."""
+        return self.kl_coef > 0
+
+    @property
+    def recomputes_old_logprobs(self) -> bool:
+        """Returns whether a forward pass over the rollouts precedes the updates.
+
+        The first update computes the log-probabilities by itself; values, a KL in the reward, and
+        later updates need them beforehand.
+        """
+        return (
+            self.advantage_estimator == "gae"
+            or self.kl_placement == "reward"
+            or self.updates_per_step > 1
+        )
+
+    def reward_for_source(self, source: str) -> RewardConfig:
+        """Returns the reward of a source's records: one that names it, else the one for all others.
+
+        Raises:
+            ConfigError: no reward is for it.
+        """
+        for reward in sorted(self.rewards, key=lambda reward: not reward.sources):
+            if source in reward.sources or not reward.sources:
+                return reward
+        raise ConfigError(
+            f"no reward is for the source {source!r}; name it in objective.rewards, "
+            "or give a reward without sources"
+        )
+
+    def _check_policy(self) -> None:
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1")
@@ -248,7 +348,8 @@ class PolicyConfig:
         for name in ("clip_low", "clip_high"):
             if not getattr(self, name) >= MIN_CLIP:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: a ratio that must stay 1 lets nothing be learnt"
+                    f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: "
+                    "a ratio that must stay 1 lets nothing be learnt"
                 )
         for name in ("kl_coef", "value_coef"):
             if not getattr(self, name) >= 0:
@@ -264,123 +365,85 @@ class PolicyConfig:
         for name in ("epochs", "minibatches", "kl_horizon"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
-        if (
-            self.num_correct_range is not None
-            and not 0 <= self.num_correct_range[0] <= self.num_correct_range[1]
-        ):
-            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (least, most)")
+        if self.rollout.num_prompts % self.minibatches:
+            raise ConfigError(
+                f"rollout.num_prompts={self.rollout.num_prompts} must be a multiple of "
+                f"minibatches={self.minibatches}"
+            )
 
-    @property
-    def recomputes_old_logprobs(self) -> bool:
-        """Whether the policy passes over what it wrote before it learns.
-
-        The first update finds its log-probabilities; values, a KL in the reward, and later updates
-        need them beforehand.
-        """
-        return (
-            self.advantage_estimator == "gae"
-            or self.kl_placement == "reward"
-            or self.epochs * self.minibatches > 1
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RLConfig:
-    """A stage that learns from rewards. Its `data` is of dialogues up to the turn to answer, and its steps are of rollouts."""
-
-    rollout: RolloutConfig = RolloutConfig()
-    rewards: tuple[RewardConfig, ...] = ()
-    judge: JudgeConfig = JudgeConfig()
-    policy: PolicyConfig = PolicyConfig()
-
-    def __post_init__(self) -> None:
+    def _check_rewards(self) -> None:
         named = [source for reward in self.rewards for source in reward.sources]
         twice = sorted({source for source in named if named.count(source) > 1})
         if twice or sum(not reward.sources for reward in self.rewards) > 1:
             raise ConfigError(
-                f"rewards: {', '.join(twice) or 'all sources'} have more than one; name each source once"
+                f"rewards: {', '.join(twice) or 'all sources'} have more than one; "
+                "name each source once"
             )
-        if any(reward.judge_weight for reward in self.rewards) and not (
-            self.judge.url or self.judge.folder
-        ):
+        judged = any(reward.judge_weight for reward in self.rewards)
+        if judged and not (self.judge.url or self.judge.folder):
             raise ConfigError(
-                "a reward has judge_weight, and there is no judge: set judge.folder, or judge.url and judge.model"
+                "a reward has judge_weight, and there is no judge: "
+                "set judge.folder, or judge.url and judge.model"
             )
-        if self.rollout.num_prompts % self.policy.minibatches:
-            raise ConfigError(
-                f"rollout.num_prompts={self.rollout.num_prompts} must be a multiple of policy.minibatches={self.policy.minibatches}"
-            )
+        max_new_tokens = self.rollout.max_new_tokens
         for reward in self.rewards:
-            if (
-                reward.overlong_weight
-                and not 0 <= reward.overlong_penalty_start < self.rollout.max_new_tokens
-            ):
+            start = reward.overlong_penalty_start
+            if reward.overlong_weight and not 0 <= start < max_new_tokens:
                 raise ConfigError(
-                    f"overlong_penalty_start={reward.overlong_penalty_start} must lie between 0 and rollout.max_new_tokens="
-                    f"{self.rollout.max_new_tokens}, where the penalty is whole"
+                    f"overlong_penalty_start={start} must lie between 0 and "
+                    f"rollout.max_new_tokens={max_new_tokens}, where the penalty is whole"
                 )
-        if self.policy.num_correct_range is not None and not any(
-            reward.verifier_weight for reward in self.rewards
-        ):
+        if self.num_correct_range is None:
+            return
+        least, most = self.num_correct_range
+        if not 0 <= least <= most:
+            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (least, most)")
+        if self.rewards and not any(reward.verifier_weight for reward in self.rewards):
             raise ConfigError(
-                f"policy.num_correct_range={self.policy.num_correct_range} counts right replies, and no reward has a verifier"
+                f"num_correct_range={self.num_correct_range} counts correct replies, "
+                "and no reward has a verifier"
             )
-        if (
-            self.policy.num_correct_range is not None
-            and self.policy.num_correct_range[1] > self.rollout.num_generations
-        ):
+        if most > self.rollout.num_generations:
             raise ConfigError(
-                f"policy.num_correct_range={self.policy.num_correct_range} exceeds rollout.num_generations={self.rollout.num_generations}"
+                f"num_correct_range={self.num_correct_range} exceeds "
+                f"rollout.num_generations={self.rollout.num_generations}"
             )
-        self._check_advantages()
 
     def _check_advantages(self) -> None:
-        """Checks that some advantage can be other than 0, whatever the policy writes.
+        """Checks that some advantage can differ from 0, whatever the policy generates.
 
         Raises:
-            ConfigError: all of them are 0, or all of those of a reward.
+            ConfigError: all advantages are 0, or all those of one reward.
         """
-        rollout, policy = self.rollout, self.policy
-        if policy.advantage_estimator == "gae":
+        rollout = self.rollout
+        if self.advantage_estimator == "gae":
             if rollout.num_prompts * rollout.num_generations * rollout.max_new_tokens == 1:
                 raise ConfigError(
-                    "rollout.num_prompts=1, num_generations=1 and max_new_tokens=1 are one token a step, whose advantage is always 0 once "
-                    "whitened; raise one of them"
+                    "rollout.num_prompts=1, num_generations=1 and max_new_tokens=1 are one token "
+                    "a step, whose advantage is always 0 once whitened; raise one of them"
                 )
             return
         if rollout.num_generations == 1:
             raise ConfigError(
-                f"rollout.num_generations=1 gives policy.advantage_estimator={policy.advantage_estimator!r} nothing to compare a reply with: every advantage "
-                "would be 0; set rollout.num_generations to 2 or more, or policy.advantage_estimator to 'gae'"
+                "rollout.num_generations=1 gives "
+                f"advantage_estimator={self.advantage_estimator!r} nothing to compare a reply "
+                "with: every advantage would be 0; set rollout.num_generations to 2 or more, "
+                "or advantage_estimator to 'gae'"
             )
-        if policy.num_correct_range is None or (policy.kl_placement == "reward" and policy.kl_coef):
+        if self.num_correct_range is None or (self.kl_placement == "reward" and self.kl_coef):
             return
-        least, most = policy.num_correct_range
+        least, most = self.num_correct_range
         for index, reward in enumerate(self.rewards):
-            # A user's verifier may tell replies apart that are not right; no verifier those that
-            # are.
+            # Correct replies are equal to a verifier. Wrong ones are too, but for a user's own
+            # (module:function), which may give them different scores.
             equal = least == rollout.num_generations or (most == 0 and ":" not in reward.verifier)
-            if (
-                equal
-                and reward.verifier_weight
-                and not (reward.format_weight or reward.judge_weight or reward.overlong_weight)
-            ):
+            others = reward.format_weight or reward.judge_weight or reward.overlong_weight
+            if equal and reward.verifier_weight and not others:
                 raise ConfigError(
-                    f"policy.num_correct_range={policy.num_correct_range} keeps prompts whose {rollout.num_generations} replies rewards.{index} "
-                    f"values alike: every advantage would be 0; widen it, or give the reward another part"
+                    f"num_correct_range={self.num_correct_range} keeps prompts whose "
+                    f"{rollout.num_generations} replies rewards.{index} values alike: every "
+                    "advantage would be 0; widen it, or give the reward another part"
                 )
 
-    def reward_for_source(self, source: str) -> RewardConfig:
-        """The reward of a source's records.
 
-        Raises:
-            ConfigError: no reward is for it.
-        """
-        for reward in sorted(
-            self.rewards, key=lambda reward: not reward.sources
-        ):  # those that name it first
-            if source in reward.sources or not reward.sources:
-                return reward
-        raise ConfigError(
-            f"no reward is for the source {source!r}; name it in rl.rewards, or give one without sources"
-        )
+Objective = NextToken | PolicyGradient

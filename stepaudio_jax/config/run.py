@@ -2,19 +2,19 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import Literal
 
 from stepaudio_jax.config.build import (
-    ConfigError,
     check_floats,
+    check_not_empty,
     check_seed,
     expand_paths,
     format_value,
 )
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
-from stepaudio_jax.config.objectives import RLConfig
+from stepaudio_jax.config.objectives import AuxiliaryConfig, NextToken, PolicyGradient
 from stepaudio_jax.config.sharding import MeshConfig, ShardingRules
+from stepaudio_jax.errors import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "splash", "splash_interpreted"]
@@ -24,18 +24,19 @@ RematName = Literal["query", "key", "value", "attn_out", "attn_proj", "gate", "u
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Where the run's weights come from. An empty path means freshly initialised.
+    """Where the run's weights come from; None: they are freshly initialised.
 
     `model` is a checkpoint made by this project or a Hugging Face folder (Step-Audio). `encoder`
     and `decoder` override their part with a folder of their own (Qwen2-Audio, Qwen2/Qwen2.5); the
     adaptor is then fresh unless `model` gives it.
     """
 
-    model: str = ""
-    encoder: str = ""
-    decoder: str = ""
+    model: str | None = None
+    encoder: str | None = None
+    decoder: str | None = None
 
     def __post_init__(self) -> None:
+        check_not_empty(self, "model", "encoder", "decoder")
         expand_paths(self, "model", "encoder", "decoder")
 
 
@@ -45,11 +46,12 @@ class SourceConfig:
 
     path: str
     weight: float = 1.0
-    # Shown in metrics, and what rewards are given by. When empty: the file's stem, with as many of
-    # the folders above it as tell it from the stage's other sources.
-    name: str = ""
+    # shown in metrics, and what rewards are given by; None: the file's stem, with as many of the
+    # folders above it as tell it from the stage's other sources
+    name: str | None = None
 
     def __post_init__(self) -> None:
+        check_not_empty(self, "name")
         check_floats(self)
         expand_paths(self, "path")
         if self.weight <= 0:
@@ -185,37 +187,6 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AuxiliaryConfig:
-    """Losses on heads that exist in training only, for an encoder that starts from nothing.
-
-    A word-level CTC loss on the adaptor's output, and a classifier on the encoder's mean feature
-    for each attribute of a clip. Records give them as `transcript` and `attributes` of an audio
-    part. The heads are never exported.
-    """
-
-    ctc_weight: float = 0.0
-    ctc_words: tuple[
-        str, ...
-    ] = ()  # the closed vocabulary; other words of a transcript are an error
-    attribute_weight: float = 0.0
-    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(
-        default_factory=dict
-    )  # name -> its values
-
-    def __post_init__(self) -> None:
-        check_floats(self)
-        for name, needed in (("ctc_weight", "ctc_words"), ("attribute_weight", "attributes")):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-            if getattr(self, name) > 0 and not getattr(self, needed):
-                raise ConfigError(f"{name}={getattr(self, name)} needs {needed}, which is empty")
-
-    @property
-    def enabled(self) -> bool:
-        return self.ctc_weight > 0 or self.attribute_weight > 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """Low-rank adaptation of the decoder: its matrices stay, narrow ones learn beside them.
 
@@ -281,14 +252,10 @@ class StageConfig:
 
     name: str
     steps: int
-    objective: Literal["next_token", "policy"] = (
-        "next_token"  # mid-training and SFT: R1.5 eq. (1); from rewards: eq. (4), (5)
-    )
+    objective: NextToken | PolicyGradient = NextToken()
     data: DataConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
-    rl: RLConfig = RLConfig()  # where the objective is "policy"
     trainable: tuple[Part, ...] = ("adaptor", "decoder")
     lora: LoRAConfig = LoRAConfig()  # of the decoder, which `trainable` then leaves out
     gradient_accumulation_steps: int = 1  # micro-batches a step; rows must be a multiple of it
@@ -326,30 +293,51 @@ class StageConfig:
                 f"trainable={self.trainable} is what hears, and data.audio_chunks_per_seq=0 leaves it nothing to hear: nothing "
                 "would learn; raise audio_chunks_per_seq, or let the decoder learn"
             )
-        if self.objective == "policy":
-            self._check_policy()
+        if isinstance(self.objective, PolicyGradient):
+            self._check_policy_gradient()
 
-    def _check_policy(self) -> None:
-        if not self.rl.rewards:
-            raise ConfigError("rl.rewards is empty: a policy needs at least one reward")
+    @property
+    def num_updates(self) -> int:
+        """Returns the number of optimizer updates in the stage."""
+        return self.steps * self.objective.updates_per_step
+
+    @property
+    def auxiliary(self) -> AuxiliaryConfig:
+        """Returns the auxiliary losses of a next-token objective; of another, none."""
+        return (
+            self.objective.auxiliary if isinstance(self.objective, NextToken) else AuxiliaryConfig()
+        )
+
+    @property
+    def policy_gradient(self) -> PolicyGradient:
+        """Returns the objective of a stage that is known to be of reinforcement learning.
+
+        Raises:
+            TypeError: it is not.
+        """
+        if not isinstance(self.objective, PolicyGradient):
+            raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
+        return self.objective
+
+    def _check_policy_gradient(self) -> None:
+        if not self.policy_gradient.rewards:
+            raise ConfigError(
+                "objective.rewards is empty: policy_gradient needs at least one reward"
+            )
         if "encoder" in self.trainable:
             raise ConfigError(
-                "trainable names the encoder: a policy's stays frozen, for its features are computed once a step"
+                "trainable names the encoder, which policy_gradient keeps frozen: its features are "
+                "computed once a step"
             )
-        if (
-            self.auxiliary.enabled
-            or self.evaluation.enabled
-            or self.gradient_accumulation_steps > 1
-        ):
+        if self.evaluation.enabled or self.gradient_accumulation_steps > 1:
             raise ConfigError(
-                "auxiliary, evaluation.data and gradient_accumulation_steps are for next_token; leave them out of a policy"
+                "evaluation.data and gradient_accumulation_steps are for objective=next_token; "
+                "leave them out with policy_gradient"
             )
-        if (
-            dataclasses.replace(self.data.augmentation, silence_probability=0.0)
-            != AugmentationConfig()
-        ):
+        augmentation = dataclasses.replace(self.data.augmentation, silence_probability=0.0)
+        if augmentation != AugmentationConfig():
             raise ConfigError(
-                "data.augmentation of a policy's stage can only have silence_probability"
+                "data.augmentation can only have silence_probability with policy_gradient"
             )
 
 
@@ -386,10 +374,9 @@ class ComputeConfig:
     param_dtype: FloatDtype = (
         "float32"  # of the trained parameters; frozen ones are kept in `dtype`
     )
-    # Of the sum that flows through the decoder's layers and that each adds to; empty: `dtype`. In
-    # bf16 it is rounded twice a layer, which is part of how the engine that draws and the pass that
-    # learns come to differ.
-    residual_dtype: Literal["", "float32", "bfloat16"] = ""
+    # of the decoder's residual stream; None: `dtype`. In bf16 it is rounded twice a layer, which
+    # adds to the difference between the log-probabilities of sampling and of training.
+    residual_dtype: FloatDtype | None = None
     remat: Literal["none", "full", "save", "offload"] = (
         "full"  # what of a layer is kept for the backward pass; see remat_names
     )
@@ -422,19 +409,21 @@ class Config:
     seed: int = 0
     model: ModelConfig = ModelConfig()
     initial: InitialWeights = InitialWeights()
-    # a folder (tokenizer.json, or vocab.json and merges.txt); "bytes"; empty: initial.model's own
-    tokenizer: str = ""
+    # a folder (tokenizer.json, or vocab.json and merges.txt), or "bytes"; None: that of
+    # initial.model
+    tokenizer: str | None = None
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: int = 10
     # "10:15" writes a profile of steps 10 to 15, counted over all stages, to run_dir/profile
-    profile_steps: str = ""
+    profile_steps: str | None = None
     max_consecutive_skips: int = (
         20  # steps in a row whose loss or gradient is not finite; one more ends the run
     )
 
     def __post_init__(self) -> None:
+        check_not_empty(self, "tokenizer", "profile_steps")
         expand_paths(self, "run_dir", "tokenizer")
         if not self.run_dir:
             raise ConfigError("run_dir is empty: name the folder that the run is to make")
@@ -443,7 +432,7 @@ class Config:
             ("tokenizer", self.tokenizer),
             ("initial.model", self.initial.model),
         ):
-            if "://" in path:
+            if path is not None and "://" in path:
                 raise ConfigError(
                     f"{name}={format_value(path)} is an address: mount the bucket, and give the path of its folder there"
                 )
@@ -465,15 +454,18 @@ class Config:
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
         for stage in self.stages:
-            if stage.objective == "policy" and stage.data.seq_len % self.compute.loss_chunks:
+            if not isinstance(stage.objective, PolicyGradient):
+                continue
+            if stage.data.seq_len % self.compute.loss_chunks:
                 raise ConfigError(
                     f"stage {stage.name!r}: data.seq_len={stage.data.seq_len} must be a multiple of "
-                    f"compute.loss_chunks={self.compute.loss_chunks}, into which a policy's loss cuts a row"
+                    f"compute.loss_chunks={self.compute.loss_chunks}, into which policy_gradient "
+                    "cuts the tokens of a row"
                 )
 
     def profiled_steps(self) -> tuple[int, int] | None:
         """First and last step of the profile that `profile_steps` asks for, or None."""
-        if not self.profile_steps:
+        if self.profile_steps is None:
             return None
         match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
         if match is None:

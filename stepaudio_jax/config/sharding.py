@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from stepaudio_jax.config.build import ConfigError
+from stepaudio_jax.errors import ConfigError
 
 MeshAxis = Literal["data", "fsdp", "sequence", "tensor"]
 MESH_AXES: tuple[MeshAxis, ...] = (

@@ -1,6 +1,5 @@
 """Data: JSONL files of dialogues -> Record -> packed, padded, static-shape Batch."""
 
-from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
 from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch, abstract_batch, batch_shape
 from stepaudio_jax.data.checking import (
     BadRecord,
@@ -18,15 +17,12 @@ from stepaudio_jax.data.loader import (
     training_streams,
 )
 from stepaudio_jax.data.preprocessing import (
-    BadAudioError,
     Preprocessor,
-    TooLongError,
     check_sizes,
-    error_kind,
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.record import Criterion, DataError, Record, Visit
+from stepaudio_jax.data.record import Criterion, Record, Visit
 from stepaudio_jax.data.sources.jsonl import (
     JsonlFile,
     JsonlSource,
@@ -38,26 +34,21 @@ from stepaudio_jax.data.sources.jsonl import (
 __all__ = [
     "Array",
     "AuxiliaryLabels",
-    "BadAudioError",
     "BadRecord",
     "Batch",
     "BatchIterator",
     "Criterion",
-    "DataError",
     "JsonlFile",
     "JsonlSource",
     "Preprocessor",
     "Record",
     "RecordChecker",
-    "TooLongError",
     "Visit",
     "abstract_batch",
-    "audio_embeddings_per_chunk",
     "batch_shape",
     "batches",
     "check_sizes",
     "data_fingerprint",
-    "error_kind",
     "evaluation_batches",
     "find_bad_records",
     "merge_states",

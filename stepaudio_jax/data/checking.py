@@ -11,8 +11,9 @@ import tqdm
 
 from stepaudio_jax.config import DataConfig, to_dict
 from stepaudio_jax.data.preprocessing import skip_reason
-from stepaudio_jax.data.record import DataError, Record
+from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.jsonl import JsonlSource
+from stepaudio_jax.errors import DataError
 
 _THREADS = 32  # a network's file system answers slowly, and many at a time
 _BLOCK_RECORDS = 128  # what a thread checks in one go

@@ -15,7 +15,6 @@ import numpy as np
 from stepaudio_jax.config import (
     AugmentationConfig,
     AuxiliaryConfig,
-    ConfigError,
     DataConfig,
     ModelConfig,
     to_dict,
@@ -23,8 +22,9 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data.batch import Batch, collate
 from stepaudio_jax.data.packing import Lookahead, PreparedRecord, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
-from stepaudio_jax.data.record import DataError, Visit
+from stepaudio_jax.data.record import Visit
 from stepaudio_jax.data.sources.jsonl import JsonlSource, open_sources
+from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import shorten_words
 from stepaudio_jax.text import Tokenizer
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import grain
 
-from stepaudio_jax.data.record import DataError, Example, Visit
+from stepaudio_jax.data.record import Example, Visit
+from stepaudio_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,42 +12,32 @@ from stepaudio_jax.audio import (
     CHUNK_SAMPLES,
     MEL_BINS,
     SAMPLE_RATE,
-    AudioError,
-    chunk_lengths,
-    chunk_token_count,
-    format_path,
+    clip_chunks,
     load_audio,
     log_mel,
-    mel_frames,
     probe_audio,
     split_chunks,
 )
-from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
-from stepaudio_jax.config import (
-    AugmentationConfig,
-    AuxiliaryConfig,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
+from stepaudio_jax.audio.lengths import (
+    ChunkSize,
+    audio_embeddings_per_chunk,
+    audio_indices,
+    conv_frame_count,
+    max_chunk_samples,
+    max_mel_frames,
 )
+from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
 from stepaudio_jax.data.batch import batch_shape
 from stepaudio_jax.data.packing import PreparedRecord
-from stepaudio_jax.data.record import (
-    AudioChunk,
-    ChunkLabels,
-    DataError,
-    Example,
-    Record,
-    Visit,
-    label_sizes,
-)
+from stepaudio_jax.data.record import AudioChunk, ChunkLabels, Example, Record, Visit, label_sizes
 from stepaudio_jax.data.sources.foreign_keys import did_you_mean
 from stepaudio_jax.data.sources.jsonl import JsonlSource
+from stepaudio_jax.errors import AudioError, ConfigError, DataError, TextError
+from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import (
     AudioPart,
     Message,
-    TextError,
     TokenizedDialogue,
     Tokenizer,
     render_training,
@@ -125,25 +115,9 @@ class LabelEncoder:
         return allowed.index(value)
 
 
-class BadAudioError(DataError):
-    """A clip is missing, or cannot be decoded."""
-
-
-class TooLongError(DataError):
-    """A dialogue does not fit an empty row, or an audio chunk its place."""
-
-
-def error_kind(error: DataError) -> str:
-    """Returns what is wrong with a record, as metrics name it; `data.on_KIND` says what is then done."""
-    if isinstance(error, BadAudioError):
-        return "bad_audio"
-    return "too_long" if isinstance(error, TooLongError) else "bad_record"
-
-
 def skip_reason(error: DataError, config: DataConfig) -> str | None:
     """Returns the kind of a record that is skipped; None where the configuration says that it ends the run."""
-    kind = error_kind(error)
-    return kind if getattr(config, f"on_{kind}") == "skip" else None
+    return error.kind if getattr(config, f"on_{error.kind}") == "skip" else None
 
 
 @contextlib.contextmanager
@@ -152,11 +126,14 @@ def record_error_context(record: Record) -> Iterator[None]:
     try:
         yield
     except AudioError as error:
-        raise BadAudioError(f"{record.origin}: {error}") from None
-    except TooLongError as error:
-        raise TooLongError(f"{record.origin}: {error}, or set on_too_long='skip'") from None
-    except (DataError, TextError) as error:
+        raise DataError(f"{record.origin}: {error}", kind="bad_audio") from None
+    except TextError as error:
         raise DataError(f"{record.origin}: {error}") from None
+    except DataError as error:
+        if error.kind != "too_long":
+            raise DataError(f"{record.origin}: {error}") from None
+        advice = "or set on_too_long='skip'"
+        raise DataError(f"{record.origin}: {error}, {advice}", kind="too_long") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,8 +240,8 @@ class Preprocessor:
         with record_error_context(record):
             try:
                 return self._examples(record, augmentation, rng)
-            except TooLongError:
-                if augmentation.max_shift_s == 0:
+            except DataError as error:
+                if error.kind != "too_long" or augmentation.max_shift_s == 0:
                     raise
                 return self._examples(
                     record, dataclasses.replace(augmentation, max_shift_s=0.0), rng
@@ -303,7 +280,7 @@ class Preprocessor:
             part.path, length_convention=self._convention, channel=self._config.channel
         )
         max_shift_samples = min(
-            CHUNK_SAMPLES, max_samples_of_frames(self._config.mel_frames_per_chunk)
+            CHUNK_SAMPLES, max_chunk_samples(self._config.mel_frames_per_chunk)
         ) - len(split_chunks(waveform)[-1])
         waveform = augment_waveform(
             waveform,
@@ -313,24 +290,27 @@ class Preprocessor:
             rate=SAMPLE_RATE,
         )
         waveforms = split_chunks(waveform)
-        return Clip(part, waveforms, self._outputs(part, [len(chunk) for chunk in waveforms]))
+        return Clip(part, waveforms, self._chunk_tokens(part, self._sizes(len(waveform))))
 
     def _probed_clip(self, part: AudioPart) -> Clip:
         """Returns a clip without its samples; without its tokens too where the header does not say how long it is."""
         samples = probe_audio(part.path, length_convention=self._convention)
-        lengths = chunk_lengths(samples) if samples is not None else []
-        return Clip(part, (), self._outputs(part, lengths))
+        sizes = self._sizes(samples) if samples is not None else []
+        return Clip(part, (), self._chunk_tokens(part, sizes))
 
-    def _outputs(self, part: AudioPart, lengths: Sequence[int]) -> tuple[int, ...]:
-        """Returns how many audio tokens each chunk of a clip takes, from the chunks' samples."""
-        frames = [mel_frames(length) for length in lengths]
-        longest = max(frames, default=0)
+    def _sizes(self, samples: int) -> list[ChunkSize]:
+        return clip_chunks(samples, self._convention)
+
+    def _chunk_tokens(self, part: AudioPart, sizes: Sequence[ChunkSize]) -> tuple[int, ...]:
+        """Returns how many audio tokens each chunk of a clip takes."""
+        longest = max((size.mel_frames for size in sizes), default=0)
         if longest > self._config.mel_frames_per_chunk:
-            raise TooLongError(
+            raise DataError(
                 f"audio {part.path} has a chunk of {longest} mel frames, more than"
-                f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it"
+                f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it",
+                kind="too_long",
             )
-        return tuple(chunk_token_count(count, self._convention) for count in frames)
+        return tuple(size.tokens for size in sizes)
 
     def _view(self, messages: Sequence[Message], clips: dict[str, Clip]) -> TokenizedDialogue:
         segments = render_training(
@@ -348,13 +328,15 @@ class Preprocessor:
                 if self._max_view_tokens == self._config.seq_len
                 else "the decoder's max_positions"
             )
-            raise TooLongError(
-                f"the dialogue takes {view.tokens.size} tokens, more than {limit}={self._max_view_tokens}; raise it"
+            raise DataError(
+                f"the dialogue takes {view.tokens.size} tokens, more than {limit}={self._max_view_tokens}; raise it",
+                kind="too_long",
             )
         chunks = sum(clips[path].num_encoded_chunks for path in view.paths)
         if chunks > self._config.audio_chunks_per_seq:
-            raise TooLongError(
-                f"the dialogue has {chunks} audio chunks, more than audio_chunks_per_seq={self._config.audio_chunks_per_seq}; raise it"
+            raise DataError(
+                f"the dialogue has {chunks} audio chunks, more than audio_chunks_per_seq={self._config.audio_chunks_per_seq}; raise it",
+                kind="too_long",
             )
 
     def _groups(self, views: Sequence[TokenizedDialogue]) -> list[list[TokenizedDialogue]]:
@@ -410,7 +392,7 @@ class Preprocessor:
                 [_shift_left(view.tokens, np.int32(self._tokenizer.special.pad)) for view in views]
             ),
             loss_weights=np.concatenate(
-                [_shift_left(view.in_loss, np.False_) for view in views]
+                [_shift_left(view.loss_mask, np.False_) for view in views]
             ).astype(np.float32),
             positions=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
             segment_ids=np.repeat(np.arange(len(views), dtype=np.int32), sizes),
@@ -421,30 +403,20 @@ class Preprocessor:
     def _audio_index(
         self, view: TokenizedDialogue, clips: dict[str, Clip], first_chunk: dict[str, int]
     ) -> NDArray[np.int32]:
-        """[T] i32: chunk of the example * outputs per chunk + offset, -1 for text and for `<audio_start>`, `<audio_end>`."""
-        slot = np.full(view.tokens.size, -1, np.int32)
-        for position, path in view.clips:
-            for chunk, count in enumerate(
-                clips[path].outputs, first_chunk[path]
-            ):  # only the last can have none
-                slot[position + 1 : position + 1 + count] = (
-                    chunk * self._embeddings_per_chunk + np.arange(count)
-                )
-                position += count + 2
-        return slot
+        """Returns [T] i32: chunk of the example * embeddings per chunk + offset; -1 but for `<audio_patch>`."""
+        index = np.full(view.tokens.size, -1, np.int32)
+        for start, path in view.clips:
+            counts = clips[path].outputs
+            of_clip = view.tokens[start : start + sum(counts) + 2 * len(counts)]
+            index[start : start + of_clip.size][of_clip == self._tokenizer.special.audio_patch] = (
+                audio_indices(counts, self._embeddings_per_chunk, first_chunk[path])
+            )
+        return index
 
 
 def _shift_left(values: NDArray, last: np.generic) -> NDArray:
     """What stands one place further on; `last` at the end."""
     return np.append(values[1:], last)
-
-
-def max_samples_of_frames(frames: int) -> int:
-    """The longest chunk, in samples, of at most so many mel frames."""
-    samples = frames * (SAMPLE_RATE // 100)
-    while mel_frames(samples) > frames:
-        samples -= 1
-    return samples
 
 
 def _silenced(clip: Clip) -> Clip:
@@ -486,9 +458,9 @@ def check_sizes(config: DataConfig, tokenizer: Tokenizer, model: ModelConfig) ->
         )
     if (
         config.audio_chunks_per_seq
-        and -(-config.mel_frames_per_chunk // 2) > model.encoder.positions
+        and conv_frame_count(config.mel_frames_per_chunk) > model.encoder.positions
     ):
         raise ConfigError(
             f"mel_frames_per_chunk={config.mel_frames_per_chunk} needs more than the encoder's {model.encoder.positions} positions;"
-            f" at most {2 * model.encoder.positions}"
+            f" at most {max_mel_frames(model.encoder.positions)}"
         )

@@ -11,10 +11,6 @@ from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.text.dialogue import Message
 
 
-class DataError(ValueError):
-    """A data file, one of its lines, or a clip in it cannot be used; the message names it (file:line), why, and what to do."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Criterion:
     """One line of a rubric; a negative weight marks what a reply must not do."""

@@ -1,4 +1,4 @@
-"""Evaluation: questions with verifiable answers, how a model does in them, and the report of a run."""
+"""Evaluation: asking questions with verifiable answers, grading, and confidence intervals."""
 
 from stepaudio_jax.evaluation.grading import (
     Answer,

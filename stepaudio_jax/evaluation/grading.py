@@ -1,4 +1,4 @@
-"""Replies against verifiable answers: right or wrong, and how often by task."""
+"""Grades replies against verifiable answers, and tabulates accuracy by task."""
 
 import collections
 import dataclasses
@@ -14,12 +14,12 @@ _FULL_STOPS = (".", "。")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model made of one question.
+    """A model's answer to a question.
 
     Attributes:
         question: the record; its `source` is the task.
         expected: the right answer.
-        parsed: what the model wrote, taken apart.
+        parsed: the model's reasoning and reply.
     """
 
     question: Record
@@ -28,7 +28,7 @@ class Answer:
 
     @property
     def correct(self) -> bool:
-        """Whether the reply is the right answer. A malformed reply is wrong, whatever it says."""
+        """Returns whether the reply is the right answer; a malformed reply is wrong."""
         return self.parsed.well_formed and normalize_answer(self.parsed.reply) == normalize_answer(
             self.expected
         )
@@ -36,14 +36,14 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
-    """How a model did in one task.
+    """A model's results in a task.
 
     Attributes:
-        task: its name.
-        n: questions.
-        correct: of them, those answered rightly.
-        well_formed: of them, those answered in the format; the others count as wrong.
-        chance: how often the best constant reply is right, see `score`.
+        task: name.
+        n: number of questions.
+        correct: number of right answers.
+        well_formed: number of replies in the format; the others count as wrong.
+        chance: accuracy of the best constant reply, see `score`.
     """
 
     task: str
@@ -54,22 +54,22 @@ class TaskScore:
 
     @property
     def accuracy(self) -> float:
-        """The share answered rightly."""
+        """Returns the fraction of right answers."""
         return self.correct / self.n
 
     @property
     def interval(self) -> Interval:
-        """The 95 % interval of the accuracy."""
+        """Returns the 95 % interval of the accuracy."""
         return wilson_interval(self.correct, self.n)
 
     @property
     def interval_contains_chance(self) -> bool:
-        """Whether chance lies within the interval."""
+        """Returns whether chance lies within the interval."""
         return self.interval.contains(self.chance)
 
 
 def normalize_answer(reply: str) -> str:
-    """A reply without what does not count: case, white space around it, and one full stop at its end."""
+    """Drops what does not count: case, surrounding white space, one full stop at the end."""
     text = reply.strip().casefold()
     for full_stop in _FULL_STOPS:
         if text.endswith(full_stop):
@@ -78,7 +78,7 @@ def normalize_answer(reply: str) -> str:
 
 
 def score(answers: Iterable[Answer]) -> dict[str, TaskScore]:
-    """The score of each task, in the order in which the tasks first come.
+    """Scores each task, in the order of their first answers.
 
     Chance is the accuracy of the best reply that ignores the question: the share of the most
     frequent answer among a task's questions. Where every answer is equally frequent, that is one
@@ -101,15 +101,13 @@ def _score(task: str, answers: Sequence[Answer]) -> TaskScore:
     )
 
 
-# The table of an evaluation, for a terminal and for a model card.
-
 Scores = Mapping[str, TaskScore]
 OUTSIDE_CHANCE_MARK = "*"
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """Scores by task: of the model after training and, where they were measured, before it and with the audio silenced.
+    """Scores by task: after training and, where measured, before it and with the audio silenced.
 
     `before` has the same tasks as `after`; `silenced` those of them that have audio.
 
@@ -141,7 +139,7 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The cells of a table as text, and notes to stand below it. The first column is text, the others are figures."""
+    """The cells of a table as text, and notes below it; only the first column is words."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -149,7 +147,7 @@ class Table:
 
 
 def tabulate(results: Results) -> Table:
-    """Task, chance, before, after, after with the audio silenced, n, and the 95 % interval of "after".
+    """Returns the table: task, chance, before, after, silenced, n, 95 % interval of "after".
 
     What was not measured has no column. Notes say which tasks are answered above or below chance in
     silence, and how many replies were malformed.
@@ -164,7 +162,7 @@ def tabulate(results: Results) -> Table:
 
 
 def as_text(table: Results | Table) -> str:
-    """A table in columns, for a terminal."""
+    """Formats a table in columns for a terminal."""
     table = tabulate(table) if isinstance(table, Results) else table
     lines = [table.header, *table.rows]
     widths = [max(_columns(line[column]) for line in lines) for column in range(len(table.header))]
@@ -176,7 +174,7 @@ def as_text(table: Results | Table) -> str:
 
 
 def as_markdown(table: Results | Table) -> str:
-    """A table in Markdown, for a model card."""
+    """Formats a table in Markdown."""
     table = tabulate(table) if isinstance(table, Results) else table
     rule = ["---"] + ["---:"] * (len(table.header) - 1)
     lines = [
@@ -188,12 +186,12 @@ def as_markdown(table: Results | Table) -> str:
 
 
 def percent(share: float) -> str:
-    """0.985 -> "98.5 %"."""
+    """Formats a fraction: 0.985 -> "98.5 %"."""
     return f"{100 * share:.1f} %"
 
 
 def printable_name(task: str) -> str:
-    """A task's name on one line, without characters that a terminal would obey."""
+    """Returns a name on one line, control characters escaped."""
     return task if task.isprintable() else ascii(task)
 
 
@@ -226,7 +224,8 @@ def _silence_notes(results: Results) -> list[str]:
         f"{printable_name(score.task)} ({_range(score.interval)})" for score in outside
     )
     return [
-        f"{OUTSIDE_CHANCE_MARK} with the audio silenced, chance lies outside the 95 % interval: {intervals}."
+        f"{OUTSIDE_CHANCE_MARK} with the audio silenced, chance lies outside the 95 % interval: "
+        f"{intervals}."
     ]
 
 
@@ -244,13 +243,14 @@ def _malformed_notes(results: Results) -> list[str]:
                 f"{printable_name(task)} {count}" for task, count in malformed.items() if count
             )
             notes.append(
-                f"{label}: {sum(malformed.values())} of {total} replies were malformed and count as wrong: {by_task}."
+                f"{label}: {sum(malformed.values())} of {total} replies were malformed and count "
+                f"as wrong: {by_task}."
             )
     return notes
 
 
 def _columns(text: str) -> int:
-    """The columns that text takes on a terminal."""
+    """Returns the width of a text on a terminal; East Asian wide characters take two columns."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
@@ -263,7 +263,7 @@ def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _markdown(cell: str) -> str:
-    """A cell in which no character of the text starts or ends anything."""
+    """Escapes the characters of a cell that mean something in Markdown."""
     return "".join(
         f"\\{character}" if character in "\\`*_[]<>|#~&" else character for character in cell
     )

@@ -1,4 +1,4 @@
-"""Questions with verifiable answers, put to a model."""
+"""Asks a model questions that have verifiable answers."""
 
 import dataclasses
 import os
@@ -9,9 +9,10 @@ import numpy as np
 import tqdm
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import LengthConvention, load_audio
-from stepaudio_jax.config import AudioChannel, DataConfig
-from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.audio import load_audio
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.generation import (
     AudioReader,
@@ -27,11 +28,11 @@ from stepaudio_jax.text import parse_reply
 
 
 def read_questions(paths: Iterable[PathLike]) -> list[Record]:
-    """The records of evaluation files, in order: dialogues that end in a question, each with its `answer`.
+    """Reads the records of evaluation files, in order: dialogues that end in a question.
 
     Raises:
-        DataError: a file cannot be read or has no record, or a record has no answer; names file and
-            line.
+        DataError: a file cannot be read or has no record, or a record has no `answer`; names file
+            and line.
     """
     questions = []
     for path in paths:
@@ -50,22 +51,21 @@ def answer_questions(
     *,
     silenced: bool = False,
     max_new_tokens: int = 128,
-    rows: int = 64,
-    threads: int | None = None,
+    slots: int = 64,
+    num_threads: int | None = None,
 ) -> list[Answer]:
-    """Answers every question with the most probable tokens.
+    """Answers every question greedily.
 
     Args:
-        silenced: every clip is replaced by zeros of its length before the log-mel, so the prompt
-            has the same tokens and no sound. Questions without a clip are left out then: nothing of
-            them would change.
-        model, questions, max_new_tokens, rows, threads: as of `answer_at_temperatures`.
+        silenced: replace every clip by zeros of its length before the log-mel, so that the prompt
+            has the same tokens and no sound. Questions without a clip are then left out.
+        model, questions, max_new_tokens, slots, num_threads: see `answer_at_temperatures`.
 
     Returns:
         One answer for each question, in order.
 
     Raises:
-        DataError, GenerationError: as of `answer_at_temperatures`.
+        DataError, GenerationError: see `answer_at_temperatures`.
     """
     if silenced:
         questions = [
@@ -78,8 +78,8 @@ def answer_questions(
         questions,
         read=read,
         max_new_tokens=max_new_tokens,
-        rows=rows,
-        threads=threads,
+        slots=slots,
+        num_threads=num_threads,
     )
     return answers
 
@@ -91,24 +91,23 @@ def answer_at_temperatures(
     *,
     read: AudioReader = load_audio,
     max_new_tokens: int = 128,
-    rows: int = 64,
-    threads: int | None = None,
+    slots: int = 64,
+    num_threads: int | None = None,
 ) -> list[list[Answer]]:
-    """Answers every question at each of some temperatures; the model hears and reads it once for all of them.
+    """Answers every question at each of several temperatures, encoding each prompt once.
 
     Args:
-        temperatures: at which answers are drawn, with the question's place for a seed; 0 for the
-        most probable tokens.
-        model: who answers.
-        questions: records with an answer; earlier turns of a dialogue are given as they stand in
-        it, without reasoning.
-        read: what gives a clip's samples.
-        max_new_tokens: of reasoning and reply; what is longer is cut and malformed.
-        rows: questions answered side by side.
-        threads: that read clips and prepare prompts; None for as many as there are processors.
+        temperatures: sampling temperatures; 0 is greedy. The seed is the index of the question.
+        model: the model.
+        questions: records with an `answer`; earlier turns of a dialogue are given without their
+            reasoning.
+        read: returns the samples of a clip.
+        max_new_tokens: of reasoning and reply; a longer answer is cut, and so malformed.
+        slots: the number of questions answered at a time.
+        num_threads: threads that read clips and prepare prompts; None for one a processor.
 
     Returns:
-        For each temperature, one answer for each question, in order.
+        For each temperature, the answers to the questions, in order.
 
     Raises:
         DataError: a question cannot be used, or a clip of it cannot be read; names file and line.
@@ -127,33 +126,32 @@ def answer_at_temperatures(
         check_record_fits(model, record, prompt, samplings[0])
         return prompt
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         prompts = list(pool.map(prepare, questions))
     engine = build_engine(
-        model, prompts, max_new_tokens, slots=min(rows, len(prompts) * len(samplings))
+        model, prompts, max_new_tokens, slots=min(slots, len(prompts) * len(samplings))
     )
-    wanted: dict[int, tuple[int, int]] = {}  # request -> which temperature and which question
-    for place, prompt in enumerate(prompts):
-        seeded = [dataclasses.replace(sampling, seed=place) for sampling in samplings]
-        wanted |= {
-            request: (which, place) for which, request in enumerate(engine.submit(prompt, seeded))
-        }
+    keys: dict[int, tuple[int, int]] = {}  # request -> (index of temperature, of question)
+    for index, prompt in enumerate(prompts):
+        seeded = [dataclasses.replace(sampling, seed=index) for sampling in samplings]
+        for temperature_index, request in enumerate(engine.submit(prompt, seeded)):
+            keys[request] = (temperature_index, index)
     answers: dict[tuple[int, int], Answer] = {}
     description = "answering, audio silenced" if read is read_silence else "answering"
-    # Shown where there is a terminal.
-    with tqdm.tqdm(total=len(wanted), desc=description, unit="answer", disable=None) as bar:
+    # disable=None shows the bar on terminals only.
+    with tqdm.tqdm(total=len(keys), desc=description, unit="answer", disable=None) as bar:
         for output in engine.run():
             if (completion := output.completion) is None:
                 continue
-            which, place = wanted[output.request]
-            written = parse_reply(
+            key = keys[output.request]
+            parsed = parse_reply(
                 completion.tokens, model.tokenizer, ended=completion.finish_reason == "stop"
             )
-            answers[which, place] = Answer(questions[place], expected[place], written)
+            answers[key] = Answer(questions[key[1]], expected[key[1]], parsed)
             bar.update()
     return [
-        [answers[which, place] for place in range(len(questions))]
-        for which in range(len(samplings))
+        [answers[temperature_index, index] for index in range(len(questions))]
+        for temperature_index in range(len(samplings))
     ]
 
 
@@ -164,7 +162,7 @@ def read_silence(
     length_convention: LengthConvention,
     channel: AudioChannel = DataConfig.channel,
 ) -> NDArray[np.float32]:
-    """Zeros [samples] f32, as many as the clip `source` has at 16 kHz.
+    """Returns zeros [samples] f32, as many as the clip `source` has at 16 kHz.
 
     Raises:
         AudioError: the clip cannot be read.
@@ -175,6 +173,7 @@ def read_silence(
 def _expected(record: Record) -> str:
     if record.answer is None:
         raise DataError(
-            f"{record.origin}: has no 'answer'; give the right reply, or leave the record out of the evaluation"
+            f"{record.origin}: has no 'answer'; give the right reply, or leave the record out of "
+            "the evaluation"
         )
     return record.answer

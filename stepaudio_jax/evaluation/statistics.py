@@ -1,8 +1,6 @@
-"""How sure one can be of a proportion."""
+"""Confidence intervals of proportions."""
 
 import dataclasses
-import math
-from statistics import NormalDist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,16 +11,16 @@ class Interval:
     high: float
 
     def contains(self, proportion: float) -> bool:
-        """Whether the proportion lies in it: with that of chance, whether what was measured may be chance."""
+        """Returns whether a proportion lies within the interval."""
         return self.low <= proportion <= self.high
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """The score interval of a proportion (Wilson 1927, Journal of the American Statistical Association 22).
+    """Returns the score interval of a proportion (Wilson, JASA 22, 1927).
 
-    All p at which |successes / trials - p| <= z sqrt(p (1 - p) / trials), z the normal quantile of
-    (1 + confidence) / 2. Unlike the interval around the measured proportion with its own variance,
-    it keeps its coverage near 0 and 1, where it does not shrink to a point.
+    It holds all p with |successes / trials - p| <= z sqrt(p (1 - p) / trials), with z the normal
+    quantile of (1 + confidence) / 2. Unlike the interval with the variance of the measured
+    proportion, it keeps its coverage near 0 and 1.
 
     Args:
         successes: 0 to `trials`.
@@ -32,19 +30,18 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     Raises:
         ValueError: an argument is out of range.
     """
+    from scipy.stats import binomtest  # a second: too long for the start of every program
+
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(
-            f"{successes} successes of {trials} trials: give at least one trial, and no more successes than trials"
+            f"{successes} successes of {trials} trials: give at least one trial, and no more "
+            "successes than trials"
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    proportion = successes / trials
-    share = z * z / trials
-    centre = (proportion + share / 2) / (1 + share)
-    half = math.sqrt(share * (proportion * (1 - proportion) + share / 4)) / (1 + share)
-    # Where nothing or everything succeeded an end is exactly 0 or 1, which rounding would miss.
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    # Where nothing or everything succeeded, one end is exactly 0 or 1, which rounding can miss.
     return Interval(
-        low=0.0 if successes == 0 else centre - half,
-        high=1.0 if successes == trials else centre + half,
+        low=0.0 if successes == 0 else float(interval.low),
+        high=1.0 if successes == trials else float(interval.high),
     )

@@ -16,23 +16,22 @@ import tqdm
 from stepaudio_jax import hub
 from stepaudio_jax.config import (
     AudioChannel,
-    ConfigError,
     DataConfig,
     FloatDtype,
     ModelConfig,
     RepetitionDetectionConfig,
     build,
 )
-from stepaudio_jax.data import DataError, JsonlFile, Record
-from stepaudio_jax.generation.chat import (
+from stepaudio_jax.data import JsonlFile, Record
+from stepaudio_jax.errors import ConfigError, DataError, GenerationError
+from stepaudio_jax.generation.engine import Completion, Engine
+from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
+from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
     build_engine,
     build_record_prompt,
     default_dtype,
 )
-from stepaudio_jax.generation.engine import Completion, Engine
-from stepaudio_jax.generation.error import GenerationError
-from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype

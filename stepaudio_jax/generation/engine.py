@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
+from stepaudio_jax.audio.lengths import max_mel_frames
 from stepaudio_jax.config import ComputeConfig, ModelConfig
+from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.generation.error import GenerationError
 from stepaudio_jax.generation.prompts import Prompt, bucket, check_prompt_fits
 from stepaudio_jax.generation.requests import RequestState, StopToken
 from stepaudio_jax.generation.sampling import MAX_STOP_TOKENS, Sampling, SamplingArrays
@@ -57,7 +58,7 @@ class AudioEncoder:
 
         Chunks of one bucket of lengths are heard together, in groups of 1, 2, 4 or 8.
         """
-        longest = 2 * self._program.config.encoder.positions
+        longest = max_mel_frames(self._program.config.encoder.positions)
         sizes = [min(bucket(chunk.shape[1]), longest) for chunk in prompt.chunks]
         outputs: dict[int, NDArray[np.float32]] = {}
         for size in sorted(set(sizes)):
@@ -146,7 +147,7 @@ class Engine:
     Raises:
         GenerationError: slots, slot_tokens or steps are out of range, or the slots cannot be shared
         out evenly.
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
 
     def __init__(

@@ -10,10 +10,8 @@ from typing import Any
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.data import DataError
+from stepaudio_jax.errors import DataError, LockHeldError, OutputError
 from stepaudio_jax.storage import (
-    LockHeldError,
-    OutputError,
     PathLike,
     atomic_text_writer,
     check_not_same_file,

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import chunk_token_count, load_audio, log_mel, split_chunks
+from stepaudio_jax.audio import clip_chunks, load_audio, log_mel, split_chunks
+from stepaudio_jax.audio.lengths import (
+    audio_embeddings_per_chunk,
+    audio_indices,
+    max_mel_frames,
+)
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
 from stepaudio_jax.data import Array
-from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, tokenize_dialogue
 
@@ -86,15 +91,15 @@ def build_prompt(
 
     def hear(part: AudioPart) -> list[int]:
         waveform = read(part.path, length_convention=convention, channel=channel)
-        heard = [log_mel(chunk) for chunk in split_chunks(waveform)]
-        counts = [chunk_token_count(mel.shape[1], convention) for mel in heard]
-        chunks.extend(mel for mel, count in zip(heard, counts, strict=True) if count)
+        counts = [size.tokens for size in clip_chunks(len(waveform), convention)]
+        samples = zip(split_chunks(waveform), counts, strict=True)
+        chunks.extend(log_mel(chunk) for chunk, count in samples if count)
         chunk_tokens.extend(filter(None, counts))
         return counts
 
     laid_out = tokenize_dialogue(segments, hear, tokenizer)
     is_audio = laid_out.tokens == tokenizer.special.audio_patch
-    return Prompt(laid_out.tokens, is_audio, laid_out.in_loss, tuple(chunks), tuple(chunk_tokens))
+    return Prompt(laid_out.tokens, is_audio, laid_out.loss_mask, tuple(chunks), tuple(chunk_tokens))
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +134,7 @@ def check_prompt_fits(
             f"the dialogue has {prompt.length} tokens and may get {new_tokens} new ones, {excess} more than {whose} {limit}"
             f" positions; {'lower max_new_tokens or ' if new_tokens else ''}shorten the dialogue"
         )
-    frames = 2 * config.encoder.positions
+    frames = max_mel_frames(config.encoder.positions)
     if prompt.longest_chunk > frames:
         raise GenerationError(
             f"the dialogue has an audio chunk of {prompt.longest_chunk} mel frames, more than the {frames} that the model's "
@@ -142,10 +147,9 @@ def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) 
     tokens_bucket = bucket(max(prompt.length for prompt in prompts))
     chunk_count = max(len(prompt.chunks) for prompt in prompts)
     longest_chunk = max(prompt.longest_chunk for prompt in prompts)
-    frames_bucket = min(bucket(longest_chunk), 2 * config.encoder.positions) if chunk_count else 0
-    per_chunk = -(
-        -(-(-frames_bucket // 2) // 2) // 2
-    )  # the adaptor's outputs for a chunk of the bucket's length
+    longest_bucket = max_mel_frames(config.encoder.positions)
+    frames_bucket = min(bucket(longest_chunk), longest_bucket) if chunk_count else 0
+    per_chunk = audio_embeddings_per_chunk(frames_bucket)
     batch = PromptBatch(
         tokens=np.zeros((rows, tokens_bucket), np.int32),
         audio_index=np.full((rows, tokens_bucket), -1, np.int32),
@@ -156,12 +160,8 @@ def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) 
     for row, prompt in enumerate(prompts):
         batch.tokens[row, : prompt.length] = prompt.tokens
         batch.lengths[row] = prompt.length
-        slots = [
-            index * per_chunk + offset
-            for index, count in enumerate(prompt.chunk_tokens)
-            for offset in range(count)
-        ]
-        batch.audio_index[row, : prompt.length][prompt.is_audio] = slots
+        indices = audio_indices(prompt.chunk_tokens, per_chunk)
+        batch.audio_index[row, : prompt.length][prompt.is_audio] = indices
         for index, chunk in enumerate(prompt.chunks):
             batch.mel[row, index, :, : chunk.shape[1]] = chunk
             batch.mel_lengths[row, index] = chunk.shape[1]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import RepetitionDetectionConfig
-from stepaudio_jax.generation.error import GenerationError
+from stepaudio_jax.errors import GenerationError
 
 MAX_STOP_TOKENS = 8
 MAX_PENALTY = 2.0  # of presence and frequency, as in OpenAI's API

@@ -1,7 +1,11 @@
-"""What a model thinks of given replies: the log-probability of every token of every assistant turn."""
+"""Scores replies: the log-probability of every token of every assistant turn of a dialogue."""
 
+import contextlib
 import dataclasses
+import os
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +14,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, ModelConfig
+from stepaudio_jax import hub
+from stepaudio_jax.audio import load_audio
+from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
+from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
+from stepaudio_jax.generation.loaded_model import LoadedModel, default_dtype
 from stepaudio_jax.generation.prompts import (
+    AudioReader,
     Prompt,
     PromptBatch,
     build_prompt,
@@ -22,34 +33,121 @@ from stepaudio_jax.generation.prompts import (
 from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import num_batch_shards
-from stepaudio_jax.text import DialogueError, Tokenizer, render_training, training_views
+from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
+from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
-_LOGPROB_CHUNK = (
-    256  # whose logits exist side by side; a divisor of every bucket from twice as long on
-)
+# Tokens whose logits exist at the same time; divides every bucket that is at least twice as long.
+_LOGPROB_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnScore:
-    """One assistant turn: the tokens the model is to write (reasoning, its end, reply, `<|EOT|>`) and log p of each."""
+    """The score of one assistant turn.
+
+    Attributes:
+        token_ids: what the model is to generate: reasoning, its end, reply, `<|EOT|>`.
+        logprobs: of each of them given all tokens before it, natural logarithm.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
+    @property
+    def logprob(self) -> float:
+        """The log-probability of the turn: the sum over its tokens."""
+        return sum(self.logprobs)
+
+
+def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) -> int:
+    """Scores every assistant turn of every dialogue of a JSONL file.
+
+    A line of the output holds id and turns, each with token_ids and logprobs. Finished lines are
+    kept in `OUTPUT.partial`: the same call resumes after an interruption. The output appears when
+    it is complete, and replaces what was there.
+
+    Returns:
+        The number of dialogues.
+
+    Raises:
+        DataError: the file has no line, or one that cannot be used (names file and line; nothing is
+            written); or there is an `OUTPUT.partial` of another job, or a damaged one.
+        OutputError: the output is the input or a folder, or another job is writing it.
+    """
+    input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
+    check_output_paths(output_path, input_path)
+    records = _read_records(input_path)
+    job = _score_job(
+        *(input_path, model.folder, model.config, model.compute.dtype),
+        history_reasoning=model.history_reasoning,
+        channel=model.channel,
+    )
+    scorer = Scorer(
+        model.config,
+        model.parameters,
+        model.tokenizer,
+        compute=model.compute,
+        mesh=model.mesh,
+        history_reasoning=model.history_reasoning,
+        channel=model.channel,
+    )
+    journal = Journal(output_path, job, len(records))
+    with contextlib.closing(journal):
+        for index, record in enumerate(records):
+            if index in journal:
+                continue
+            try:
+                turns = scorer.score(record.messages)
+            except (AudioError, TextError, GenerationError) as error:
+                journal.discard()
+                raise DataError(f"{record.origin}: {error}") from None
+            journal.write(
+                index, {"id": record.id, "turns": [dataclasses.asdict(turn) for turn in turns]}
+            )
+        journal.finish()
+    return len(records)
+
+
+def is_scoring_finished(
+    folder: PathLike,
+    input_path: PathLike,
+    output_path: PathLike,
+    dtype: FloatDtype | None = None,
+    *,
+    history_reasoning: bool = False,
+    channel: AudioChannel = DataConfig.channel,
+) -> bool:
+    """Returns whether the output of a `score_file` job is there already, without loading the model.
+
+    Raises:
+        OutputError: an output is there, and not of this job.
+    """
+    folder, input_path, output_path = (
+        expand_home(os.fspath(path)) for path in (folder, input_path, output_path)
+    )
+    if not pathlib.Path(output_path).exists():
+        return False
+    config = hub.read_model_config(folder)
+    job = _score_job(
+        *(input_path, folder, config, default_dtype(dtype)),
+        history_reasoning=history_reasoning,
+        channel=channel,
+    )
+    return is_finished_output_of(output_path, job)
+
 
 class Scorer:
-    """Scores dialogues with one model, one turn at a time; every length is padded to a bucket.
+    """Scores dialogues with one model, one turn at a time, each padded to a bucket of lengths.
 
     Args:
         config: the model's shape.
         parameters: its tree, the decoder's layers stacked.
         tokenizer: of the model.
-        compute: how it is computed.
-        mesh: where the parameters lie; None for one device. What of it does not cut the model
-        computes the same.
+        compute: dtypes, kernels and sharding rules of the computation.
+        mesh: the devices that hold the parameters; None for one device. Axes that shard the batch
+            compute the same dialogue.
         history_reasoning: whether past turns keep their reasoning; see `render_prompt`.
-        channel: what is heard of a clip with several channels; see `load_audio`.
+        channel: which channel of a multichannel clip is used; see `load_audio`.
     """
 
     def __init__(
@@ -74,67 +172,80 @@ class Scorer:
 
         @jax.jit
         def logprobs(parameters: Parameters, batch: PromptBatch) -> jax.Array:
-            """[B,T]: log p of each token given those before it; the first column means nothing."""
+            """Computes log p [B,T] of each token given those before it; column 0 is undefined."""
             model = nnx.merge(graphdef, parameters)
             tokens = jnp.asarray(batch.tokens)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
             hidden = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
-            following = jnp.roll(tokens, -1, axis=1)
+            targets = jnp.roll(tokens, -1, axis=1)
 
-            def of_part(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-                log_probs = jax.nn.log_softmax(model.logits(part[0]), axis=-1)
-                return jnp.take_along_axis(log_probs, part[1][:, :, None], axis=-1)[:, :, 0]
+            def chunk_logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+                log_probs = jax.nn.log_softmax(model.logits(chunk[0]), axis=-1)
+                return jnp.take_along_axis(log_probs, chunk[1][:, :, None], axis=-1)[:, :, 0]
 
-            picked = _join_chunks_of_tokens(
+            of_targets = _join_chunks_of_tokens(
                 jax.lax.map(
-                    of_part, (_split_chunks_of_tokens(hidden), _split_chunks_of_tokens(following))
+                    chunk_logprobs,
+                    (_split_chunks_of_tokens(hidden), _split_chunks_of_tokens(targets)),
                 )
             )
-            return jnp.roll(picked, 1, axis=1)
+            return jnp.roll(of_targets, 1, axis=1)
 
         self._logprobs = logprobs
 
-    def score(self, messages: Sequence[Message]) -> list[TurnScore]:
-        """Scores every assistant turn that answers something, each after the history that the model would have seen before it.
+    def score(
+        self, messages: Sequence[Message], *, read: AudioReader = load_audio
+    ) -> list[TurnScore]:
+        """Scores every assistant turn that comes after a user's.
+
+        Each is conditioned on the history that the model would have seen before generating it.
+
+        Args:
+            messages: of one dialogue.
+            read: gives the waveform of a clip by its path.
 
         Raises:
-            DialogueError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
+            TextError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
                 cannot be read, or the model's positions do not hold it.
         """
-        heard = False
-        asked: list[list[Message]] = []
-        for turn, message in enumerate(messages):
-            heard |= message.role == "user"
-            if message.role == "assistant" and heard:
-                asked.append(
-                    [
-                        dataclasses.replace(one, in_loss=index == turn)
-                        for index, one in enumerate(messages)
-                    ]
-                )
-        if not asked:
-            raise DialogueError("no assistant turn comes after a user's: there is nothing to score")
+        roles = [message.role for message in messages]
+        turns = [
+            turn
+            for turn, role in enumerate(roles)
+            if role == "assistant" and "user" in roles[:turn]
+        ]
+        if not turns:
+            raise TextError("no assistant turn comes after a user's: there is nothing to score")
         return [
-            self._score_view(view)
-            for one in asked
-            for view in training_views(one, history_reasoning=self._history_reasoning)
+            self._score_view(view, read)
+            for turn in turns
+            for view in training_views(
+                _with_one_turn_in_loss(messages, turn), history_reasoning=self._history_reasoning
+            )
         ]
 
     def logprobs(self, prompt: Prompt) -> NDArray[np.float32]:
-        """Log p of each of a dialogue's tokens given those before it, in one pass over all: [T]; the first means nothing.
+        """Computes log p of each token of a dialogue given those before it, in one forward pass.
+
+        Returns:
+            [T] f32, T tokens of the prompt; the first value is undefined.
 
         Raises:
-            GenerationError: the model's positions do not hold it.
+            GenerationError: the model's positions do not hold the dialogue.
         """
         check_prompt_fits(prompt, self._config)
         batch = stack_prompts([prompt], self._config, rows=self._rows)
         with on_mesh(self._mesh):
             return np.asarray(self._logprobs(self._parameters, batch))[0, : prompt.length]
 
-    def _score_view(self, view: Sequence[Message]) -> TurnScore:
+    def _score_view(self, view: Sequence[Message], read: AudioReader) -> TurnScore:
         segments = render_training(view, self._tokenizer, history_reasoning=self._history_reasoning)
         prompt = build_prompt(
-            segments, self._tokenizer, self._config.length_convention, channel=self._channel
+            segments,
+            self._tokenizer,
+            self._config.length_convention,
+            channel=self._channel,
+            read=read,
         )
         logprobs = self.logprobs(prompt)
         return TurnScore(
@@ -143,12 +254,33 @@ class Scorer:
         )
 
 
+def _with_one_turn_in_loss(messages: Sequence[Message], turn: int) -> list[Message]:
+    return [
+        dataclasses.replace(message, in_loss=index == turn)
+        for index, message in enumerate(messages)
+    ]
+
+
 def _split_chunks_of_tokens(x: jax.Array) -> jax.Array:
-    """[B,T,..] -> [parts, B, T / parts, ..]."""
+    """Reshapes [B,T,..] to [chunks, B, T / chunks, ..]."""
     size = x.shape[1] if x.shape[1] < 2 * _LOGPROB_CHUNK else _LOGPROB_CHUNK
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 
-def _join_chunks_of_tokens(parts: jax.Array) -> jax.Array:
-    """[parts, B, T / parts] -> [B,T]."""
-    return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)
+def _join_chunks_of_tokens(chunks: jax.Array) -> jax.Array:
+    """Reshapes [chunks, B, T / chunks] to [B,T]."""
+    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1)
+
+
+def _read_records(path: PathLike) -> list[Record]:
+    """Reads all records of a file, so that a mistake in its last line is found before any work."""
+    records = list(read_jsonl(path))
+    if not records:
+        raise DataError(f"{path}: has no records; give at least one dialogue")
+    return records
+
+
+def _score_job(
+    input_path: PathLike, folder: PathLike, config: ModelConfig, dtype: FloatDtype, **settings: Any
+) -> dict[str, Any]:
+    return describe_job("score", input_path, folder, config, dtype=dtype, **settings)

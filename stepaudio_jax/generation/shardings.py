@@ -56,7 +56,7 @@ def weight_shardings(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) ->
     """The sharding of every leaf of `models.unstack_layers`'s result.
 
     Raises:
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
     stacked = parameter_shardings(
         logical_axes(config), abstract_parameters(config, compute), compute.rules, mesh

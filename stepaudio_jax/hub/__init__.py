@@ -16,7 +16,6 @@ from stepaudio_jax.hub.convert import (
     export_weights,
     import_weights,
 )
-from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.fingerprint import fingerprint_folder
 from stepaudio_jax.hub.inspect import FolderSummary, inspect_folder
 from stepaudio_jax.hub.load import (
@@ -43,7 +42,6 @@ __all__ = [
     "MAX_SHARD_BYTES",
     "Adapter",
     "ArrayReader",
-    "CheckpointError",
     "FolderSummary",
     "OrbaxReader",
     "ParameterReader",

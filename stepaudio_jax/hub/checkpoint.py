@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from stepaudio_jax.config import ConfigError, LoRAConfig, ModelConfig, build, to_dict
-from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.config import LoRAConfig, ModelConfig, build, to_dict
+from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.hub.hf_config import CONFIG, read_json
 from stepaudio_jax.hub.new_folder import new_checkpoint_directory
 from stepaudio_jax.hub.orbax_io import (

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig, Part
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.checkpoint import (
     PARAMETERS,
     TOKENIZER,
@@ -21,7 +22,6 @@ from stepaudio_jax.hub.checkpoint import (
     tokenizer_folder,
     write_checkpoint_config,
 )
-from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import CONFIG, HFConfigForm, to_hf_config
 from stepaudio_jax.hub.hf_folder import HFFolder
 from stepaudio_jax.hub.init_weights import init_adaptor, random_rows

@@ -11,14 +11,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from stepaudio_jax.config import (
-    ConfigError,
-    DecoderConfig,
-    EncoderConfig,
-    LengthConvention,
-    ModelConfig,
-)
-from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.config import DecoderConfig, EncoderConfig, LengthConvention, ModelConfig
+from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.hub.tensor_map import QWEN2, QWEN2_AUDIO, STEP_AUDIO, Naming
 from stepaudio_jax.storage import (
     COPY_AGAIN,

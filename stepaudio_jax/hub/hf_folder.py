@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import AdaptorConfig, ModelConfig, Part
-from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import HFConfig, read_hf_config
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_tensor_headers
 from stepaudio_jax.hub.tensor_map import (

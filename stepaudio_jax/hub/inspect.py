@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Mapping
 
 from stepaudio_jax.config import ModelConfig, Part
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.checkpoint import (
     checkpoint_lora_config,
     is_checkpoint,
     parameters_directory,
     read_checkpoint_config,
 )
-from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hf_folder import HFFolder
 from stepaudio_jax.hub.load import read_source_adapter
 from stepaudio_jax.hub.orbax_io import OrbaxReader

@@ -13,6 +13,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from numpy.typing import DTypeLike, NDArray
 
 from stepaudio_jax.config import AdaptorConfig, LoRAConfig, ModelConfig, Part
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.checkpoint import (
     PARAMETERS,
     checkpoint_lora_config,
@@ -20,7 +21,6 @@ from stepaudio_jax.hub.checkpoint import (
     parameters_directory,
     read_checkpoint_config,
 )
-from stepaudio_jax.hub.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import read_hf_config
 from stepaudio_jax.hub.hf_folder import HFFolder, raise_if_problems
 from stepaudio_jax.hub.io import ShardBuffers, ordered_parallel_map
@@ -42,12 +42,15 @@ WeightSources = Mapping[Part, PathLike]
 
 
 def weight_sources(
-    model: PathLike = "", *, encoder: PathLike = "", decoder: PathLike = ""
+    model: PathLike | None = None,
+    *,
+    encoder: PathLike | None = None,
+    decoder: PathLike | None = None,
 ) -> dict[Part, pathlib.Path]:
     """Which folder each part's weights come from; a part that no folder gives is absent.
 
     Args:
-        model: a checkpoint or a Hugging Face folder, for every part that it holds; empty for none.
+        model: a checkpoint or a Hugging Face folder, for every part that it holds; None for none.
         encoder, decoder: folders that override their part.
 
     Raises:
@@ -56,7 +59,7 @@ def weight_sources(
     sources: dict[Part, pathlib.Path] = {}
     if model:
         sources = dict.fromkeys(_parts(pathlib.Path(model)), pathlib.Path(model))
-    overrides: dict[Part, PathLike] = {"encoder": encoder, "decoder": decoder}
+    overrides: dict[Part, PathLike | None] = {"encoder": encoder, "decoder": decoder}
     for part, folder in overrides.items():
         if folder:
             sources[part] = pathlib.Path(folder)

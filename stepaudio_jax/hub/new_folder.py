@@ -6,8 +6,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from stepaudio_jax.hub.errors import CheckpointError
-from stepaudio_jax.storage import OutputError, atomic_directory, check_output_directory
+from stepaudio_jax.errors import CheckpointError, OutputError
+from stepaudio_jax.storage import atomic_directory, check_output_directory
 
 
 def check_output_available(target: pathlib.Path) -> None:

@@ -21,7 +21,7 @@ import tensorstore
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import read_json
 from stepaudio_jax.hub.tensor_map import BlockIndex, ParamPath, flatten, parameter_shapes, unflatten
 from stepaudio_jax.parallel import replicated_block

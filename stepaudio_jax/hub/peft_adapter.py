@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
-from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import read_json
 from stepaudio_jax.hub.orbax_io import ArrayReader
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header

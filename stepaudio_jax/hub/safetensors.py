@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.hub.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.storage import COPY_AGAIN, recognize_file, recognize_folder, unfinished_download
 
 # Reading the tensors of a folder of safetensors shards, a run of rows at a time.

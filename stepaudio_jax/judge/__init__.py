@@ -1,1 +1,1 @@
-"""The judge: compares replies, and reads verdicts; used by RL, evaluation and serving."""
+"""A generative judge that compares replies; used by RL, evaluation and serving."""

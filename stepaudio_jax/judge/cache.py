@@ -1,4 +1,4 @@
-"""What a judge has answered, kept for the runs to come."""
+"""The answers of a judge, kept in a file across runs."""
 
 import dataclasses
 import json
@@ -17,24 +17,23 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class JudgeAnswer:
-    """What a judge wrote, and whether it was cut at its limit of length."""
+    """What a judge wrote, and whether it was cut at its limit of tokens."""
 
     text: str
     truncated: bool = False
 
 
 class AnswerCache:
-    """Answers by the hash of what was asked; in a file, one JSON object a line, which is only ever added to.
+    """Answers by the hash of their question, in an append-only file of JSON lines.
 
-    Of several processes the first reads and writes the file, and tells the others what it held
-    where they answer by it too.
+    Of several processes only the first reads and writes the file.
 
     Args:
-        path: the file; None keeps the answers in memory only.
-        shared: whether every process needs what the file held.
+        path: of the file; None keeps the answers in memory only.
+        replicated: whether the first process sends what the file held to all others.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, *, shared: bool):
+    def __init__(self, path: str | os.PathLike[str] | None, *, replicated: bool):
         self._answers: dict[str, JudgeAnswer] = {}
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
@@ -42,43 +41,11 @@ class AnswerCache:
             return
         if jax.process_index() == 0:
             self._open(pathlib.Path(path))
-        if shared:
-            held = broadcast_json(
+        if replicated:
+            answers = broadcast_json(
                 {key: dataclasses.asdict(answer) for key, answer in self._answers.items()}
             )
-            self._answers = {key: JudgeAnswer(**answer) for key, answer in held.items()}
-
-    def _open(self, file: pathlib.Path) -> None:
-        """Reads the file's answers, and opens it behind the last of them.
-
-        A line that is no answer is left where it is, with a warning: the judge is asked again.
-        """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if file.exists():
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.endswith(b"\n"):
-                        break  # it was being written when the process died
-                    whole += len(line)
-                    try:
-                        key, answer = _read_line(line)
-                    except ValueError as error:
-                        logger.warning(
-                            "%s:%d: not an answer of a judge, who is asked again: %s",
-                            file,
-                            number,
-                            error,
-                        )
-                        continue
-                    if answer is None:
-                        self._answers.pop(key, None)
-                    else:
-                        self._answers[key] = answer
-        opened = file.open("r+b" if file.exists() else "wb")
-        opened.truncate(whole)
-        opened.seek(whole)
-        self._file = opened
+            self._answers = {key: JudgeAnswer(**answer) for key, answer in answers.items()}
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -87,16 +54,46 @@ class AnswerCache:
         return self._answers[key]
 
     def add(self, key: str, answer: JudgeAnswer) -> None:
-        """Keeps an answer; it is on disk when this returns."""
+        """Keeps an answer; it is flushed to the file before this returns. Thread-safe."""
         with self._lock:
             self._answers[key] = answer
             self._write({"key": key, **dataclasses.asdict(answer)})
 
     def discard(self, key: str) -> None:
-        """Keeps an answer no longer, if there is one: the judge will be asked again."""
+        """Removes an answer, if there is one, so that the judge is asked again. Thread-safe."""
         with self._lock:
             if self._answers.pop(key, None) is not None:
                 self._write({"key": key, "text": None})
+
+    def _open(self, path: pathlib.Path) -> None:
+        """Reads the file's answers and opens it for appending, without an unfinished last line.
+
+        A damaged line stays in the file, with a warning: its question is asked again.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = 0
+        if path.exists():
+            with path.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if not line.endswith(b"\n"):
+                        break  # it was being written when the process died
+                    end += len(line)
+                    self._read(line, f"{path}:{number}")
+        file = path.open("r+b" if path.exists() else "wb")
+        file.truncate(end)
+        file.seek(end)
+        self._file = file
+
+    def _read(self, line: bytes, origin: str) -> None:
+        try:
+            key, answer = _parse_line(line)
+        except ValueError as error:
+            logger.warning("%s: not an answer of a judge, who is asked again: %s", origin, error)
+            return
+        if answer is None:
+            self._answers.pop(key, None)
+        else:
+            self._answers[key] = answer
 
     def _write(self, line: dict[str, object]) -> None:
         if self._file is not None:
@@ -104,11 +101,11 @@ class AnswerCache:
             self._file.flush()
 
 
-def _read_line(line: bytes) -> tuple[str, JudgeAnswer | None]:
-    """Returns the key and the answer of a line of the file; None for an answer that is kept no longer.
+def _parse_line(line: bytes) -> tuple[str, JudgeAnswer | None]:
+    """Returns the key and the answer of a line; None for the answer where it was discarded.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the line is of neither form.
     """
     try:
         value = json.loads(line, parse_int=float)

@@ -1,22 +1,31 @@
-"""Asking a generative judge: at once for many pairs, each in both orders, never twice for the same question.
+"""A generative judge in two layers: asking (`AnswerSource`), and verdicts on pairs (`Judge`).
 
-A judge is anything that turns questions into answers (`Generate`): a server that speaks OpenAI's
-protocol (`rl.endpoint`), or one of our own models. What it cannot answer becomes an abstention. Of
-several processes the first asks, and tells the others.
+Questions are asked concurrently, and never twice: answers are cached. A question without an answer
+becomes an abstention. Of several processes the first asks, and sends the answers to the others.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 
-from stepaudio_jax.config import ConfigError
+from stepaudio_jax import hub
+from stepaudio_jax.config import FloatDtype, JudgeConfig
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError, JudgeError
+from stepaudio_jax.generation import load_model
+from stepaudio_jax.generation.shardings import decode_mesh
+from stepaudio_jax.judge.backends import (
+    BatchJudgeBackend,
+    EndpointBackend,
+    JudgeBackend,
+    ModelBackend,
+)
 from stepaudio_jax.judge.cache import AnswerCache, JudgeAnswer
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
@@ -24,20 +33,9 @@ from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.text import Message
 
 
-class JudgeError(RuntimeError):
-    """A judge could not be asked, after all retries; or too many of its answers are of no use."""
-
-
-Generate = Callable[[str], JudgeAnswer]
-"""One question to the judge, from any thread; raises JudgeError where there is no answer."""
-
-BatchGenerate = Callable[[Sequence[str]], Iterator[tuple[int, JudgeAnswer | JudgeError]]]
-"""All questions at once; yields (index, answer or why there is none) as each is ready."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ReplyPair:
-    """Two replies to one dialogue, the policy's and the reference, and the rubric that they are judged by, if any."""
+    """Two replies to one dialogue, the policy's and the reference, and their rubric, if any."""
 
     dialogue: tuple[Message, ...]
     reply: str
@@ -47,161 +45,96 @@ class ReplyPair:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """Of a pair: what the judge says of (policy, reference) and of (reference, policy)."""
+    """What the judge says of (reply, reference), and with the order swapped."""
 
     original: Verdict | Abstention
     swapped: Verdict | Abstention
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict] | None:
-        """Both, where there are both."""
+        """Both verdicts; None where either is an abstention."""
         if isinstance(self.original, Verdict) and isinstance(self.swapped, Verdict):
             return self.original, self.swapped
         return None
 
 
 class Judge:
-    """A judge with its template, its cache and its limits.
+    """Compares replies: each pair is asked about in both orders.
 
     Args:
-        name: of the judge, model and settings included: the cache tells judges apart by it.
-        ask: one question to it, or all of a batch at once (`BatchGenerate`, with `together`).
-        prompt: the template.
-        cache: a file of answers, kept for the runs to come; None keeps them for this one only.
-        together: whether `ask` takes all questions of a batch, as one of our own models does.
-        concurrency: questions asked at once, where it does not.
-        max_abstention_rate: share of a batch's pairs that may have none; above it, `judge` raises.
+        backend: answers the questions.
+        prompt: the template of the questions.
+        cache: a file that keeps the answers across runs; None keeps them in memory.
+        concurrency: questions asked at a time, of a backend that takes one at a time.
+        max_abstention_rate: share of a batch's pairs that may have no verdict.
     """
 
     def __init__(
         self,
-        name: str,
-        ask: Generate | BatchGenerate,
+        backend: JudgeBackend | BatchJudgeBackend,
         prompt: JudgePrompt,
         *,
-        together: bool = False,
         cache: str | os.PathLike[str] | None = None,
-        concurrency: int = 8,
-        max_abstention_rate: float = 0.2,
+        concurrency: int = JudgeConfig.concurrency,
+        max_abstention_rate: float = JudgeConfig.max_abstention_rate,
     ):
-        self._name = name
-        self._ask: Any = ask
-        self._together = together
         self._prompt = prompt
-        self._answers = AnswerCache(cache, shared=together)
-        self._max_abstention_rate = max_abstention_rate
-        self._pool = ThreadPoolExecutor(concurrency)
-        self._asking: dict[str, Future[str]] = {}
-        self.num_generated = 0  # questions that the cache could not answer
+        self._source = AnswerSource(
+            backend,
+            cache=cache,
+            concurrency=concurrency,
+            max_abstention_rate=max_abstention_rate,
+        )
+
+    @property
+    def num_generated(self) -> int:
+        """Number of questions that the cache could not answer."""
+        return self._source.num_generated
 
     def prefetch(self, pair: ReplyPair) -> None:
-        """Begins to ask about a pair that `judge` will be called with, where the judge can, and returns at once."""
-        if self._together or jax.process_index() != 0:
-            return
-        for question in self._questions(pair):
-            self._submit(question)
+        """Begins to ask about a pair that `judge` will be called with; returns at once."""
+        self._source.prefetch([question.text for question in self._questions(pair)])
 
     def judge(self, pairs: Sequence[ReplyPair]) -> list[Judgement]:
-        """Judges every pair, in order.
+        """Returns the judgement of every pair, in order.
 
         Raises:
-            JudgeError: more of them than allowed have no verdict. Verdicts are in the cache; what
-                was none is asked again the next time, of a judge that has been mended.
+            JudgeError: more pairs than allowed have no verdict; in every process. Verdicts stay in
+                the cache, abstentions do not: a judge that has been mended is asked again.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
-        failures = self._ask_together(questions) if self._together else self._ask_each(questions)
-        verdicts = [self._verdict(question, failures) for question in questions]
-        judgements = [Judgement(*both) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
-        abstained = [judgement for judgement in judgements if judgement.verdicts is None]
-        if len(abstained) > self._max_abstention_rate * len(judgements):
-            sides = (side for one in abstained for side in (one.original, one.swapped))
-            reasons = ", ".join(
-                sorted({side.reason for side in sides if isinstance(side, Abstention)})
-            )
-            first = f"; {next(iter(failures.values()))}" if failures else ""
-            for question, verdict in zip(questions, verdicts, strict=True):
-                if isinstance(verdict, Abstention):
-                    self._answers.discard(self._key(question))
-            raise JudgeError(
-                f"the judge {self._name} gave no verdict on {len(abstained)} of {len(judgements)} pairs ({reasons}), more than "
-                f"{self._max_abstention_rate:.0%} of them{first}"
-            )
+        answers = self._source.answers([question.text for question in questions])
+        verdicts = [
+            self._verdict(question, answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        judgements = [Judgement(*pair) for pair in zip(verdicts[::2], verdicts[1::2], strict=True)]
+        self._source.check_abstentions(
+            {
+                question.text: verdict.reason
+                for question, verdict in zip(questions, verdicts, strict=True)
+                if isinstance(verdict, Abstention)
+            },
+            abstained=sum(judgement.verdicts is None for judgement in judgements),
+            total=len(judgements),
+            cause=next((answer for answer in answers if isinstance(answer, JudgeError)), None),
+        )
         return judgements
 
     def close(self) -> None:
-        """Gives up the questions that wait to be asked."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _ask_each(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
-        """Asks what the cache cannot answer, in the first process; returns what went wrong, by key.
-
-        Raises:
-            JudgeError: nothing can be asked, or the cache cannot be written; in every process, for
-                all wait for the first one.
-        """
-        said: tuple[str, dict[str, str], dict[str, Any]] | None = None
-        if jax.process_index() == 0:
-            try:
-                said = "", *self._answers_to(questions)
-            except (OSError, ConfigError) as error:
-                said = str(error), {}, {}
-        problem, failures, answers = broadcast_json(said)
-        if problem:
-            raise JudgeError(f"the judge {self._name} cannot be asked: {problem}")
-        for key, answer in answers.items():
-            if key not in self._answers:
-                self._answers.add(key, JudgeAnswer(**answer))
-        return failures
-
-    def _answers_to(
-        self, questions: Sequence[JudgeQuestion]
-    ) -> tuple[dict[str, str], dict[str, Any]]:
-        """Returns what went wrong, and the answers, both by key and JSON-ready."""
-        for question in questions:
-            self._submit(question)
-        failures = {
-            key: problem for key, asking in self._asking.items() if (problem := asking.result())
-        }
-        self._asking.clear()
-        keys = {self._key(question) for question in questions} - failures.keys()
-        return failures, {key: dataclasses.asdict(self._answers[key]) for key in keys}
-
-    def _ask_together(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
-        wanted = {self._key(question): question.text for question in questions}
-        missing = {key: text for key, text in wanted.items() if key not in self._answers}
-        self.num_generated += len(missing)
-        keys, failures = list(missing), {}
-        for index, answer in self._ask(list(missing.values())):
-            if isinstance(answer, JudgeError):
-                failures[keys[index]] = str(answer)
-            else:
-                self._answers.add(keys[index], answer)
-        return failures
+        """Cancels the questions that are still waiting to be asked."""
+        self._source.close()
 
     def _questions(self, pair: ReplyPair) -> list[JudgeQuestion]:
         """Returns the questions about both orders."""
         orders = ((pair.reply, pair.reference), (pair.reference, pair.reply))
         return [self._prompt.question(pair.dialogue, *order, pair.rubric) for order in orders]
 
-    def _submit(self, question: JudgeQuestion) -> None:
-        key = self._key(question)
-        if key not in self._answers and key not in self._asking:
-            self.num_generated += 1
-            self._asking[key] = self._pool.submit(self._answer, key, question.text)
-
-    def _answer(self, key: str, question: str) -> str:
-        """Asks, and keeps the answer at once; returns what went wrong, or nothing. A failure is counted as an abstention."""
-        try:
-            self._answers.add(key, self._ask(question))
-        except JudgeError as error:
-            return str(error)
-        return ""
-
-    def _verdict(self, question: JudgeQuestion, failures: Container[str]) -> Verdict | Abstention:
-        key = self._key(question)
-        if key in failures:
+    def _verdict(
+        self, question: JudgeQuestion, answer: JudgeAnswer | JudgeError
+    ) -> Verdict | Abstention:
+        if isinstance(answer, JudgeError):
             return Abstention("failed")
-        answer = self._answers[key]
         return parse_verdict(
             answer.text,
             levels=self._prompt.levels,
@@ -211,5 +144,192 @@ class Judge:
             in_material=question.in_material,
         )
 
-    def _key(self, question: JudgeQuestion) -> str:
-        return hashlib.sha256(json.dumps([self._name, question.text]).encode()).hexdigest()
+
+class AnswerSource:
+    """Answers questions by a backend and a cache; how an answer is read is the caller's choice.
+
+    Args:
+        backend: answers the questions that the cache cannot.
+        cache: a file that keeps the answers across runs; None keeps them in memory.
+        concurrency: questions asked at a time, of a backend that takes one at a time.
+        max_abstention_rate: share of the items that may stay without a usable answer, see
+            `check_abstentions`.
+
+    Attributes:
+        num_generated: number of questions that the cache could not answer.
+    """
+
+    def __init__(
+        self,
+        backend: JudgeBackend | BatchJudgeBackend,
+        *,
+        cache: str | os.PathLike[str] | None = None,
+        concurrency: int = JudgeConfig.concurrency,
+        max_abstention_rate: float = JudgeConfig.max_abstention_rate,
+    ):
+        self._backend = backend
+        self._max_abstention_rate = max_abstention_rate
+        # A batch backend is called by every process, with the questions that the cache lacks: all
+        # caches must be alike.
+        self._cache = AnswerCache(cache, replicated=isinstance(backend, BatchJudgeBackend))
+        self._pool = ThreadPoolExecutor(concurrency)
+        self._pending: dict[str, Future[str]] = {}
+        self.num_generated = 0
+
+    def prefetch(self, questions: Sequence[str]) -> None:
+        """Begins to ask questions that `answers` will be called with; returns at once.
+
+        Does nothing with a batch backend, nor in any process but the first.
+        """
+        if isinstance(self._backend, BatchJudgeBackend) or jax.process_index() != 0:
+            return
+        for question in questions:
+            self._submit(question, self._backend)
+
+    def answers(self, questions: Sequence[str]) -> list[JudgeAnswer | JudgeError]:
+        """Returns the answer to each question, or why there is none.
+
+        Raises:
+            JudgeError: nothing can be asked, or the cache cannot be written; in every process,
+                since all wait for the first one.
+        """
+        if isinstance(self._backend, BatchJudgeBackend):
+            failures = self._generate_batch(questions, self._backend)
+        else:
+            failures = self._generate_each(questions, self._backend)
+        keys = [self._key(question) for question in questions]
+        return [JudgeError(failures[key]) if key in failures else self._cache[key] for key in keys]
+
+    def check_abstentions(
+        self,
+        reasons: Mapping[str, str],
+        *,
+        abstained: int,
+        total: int,
+        cause: JudgeError | None = None,
+    ) -> None:
+        """Checks that not too many items have no verdict.
+
+        Args:
+            reasons: {question: why its answer is no verdict}.
+            abstained: number of items, such as pairs, without a verdict.
+            total: number of items.
+            cause: an error of the backend, to be shown.
+
+        Raises:
+            JudgeError: more than allowed; these questions' answers are removed from the cache.
+        """
+        if abstained <= self._max_abstention_rate * total:
+            return
+        for question in reasons:
+            self._cache.discard(self._key(question))
+        raise JudgeError(
+            f"the judge {self._backend.name} gave no verdict on {abstained} of {total} pairs "
+            f"({', '.join(sorted(set(reasons.values())))}), more than "
+            f"{self._max_abstention_rate:.0%} of them{f'; {cause}' if cause else ''}"
+        )
+
+    def close(self) -> None:
+        """Cancels the questions that are still waiting to be asked."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _generate_each(self, questions: Sequence[str], backend: JudgeBackend) -> dict[str, str]:
+        """Asks in the first process, and sends the answers to all; returns {key: failure}."""
+        result: tuple[str, dict[str, str], dict[str, Any]] | None = None
+        if jax.process_index() == 0:
+            try:
+                result = "", *self._collect(questions, backend)
+            except (OSError, ConfigError) as error:
+                result = str(error), {}, {}
+        problem, failures, answers = broadcast_json(result)
+        if problem:
+            raise JudgeError(f"the judge {backend.name} cannot be asked: {problem}")
+        for key, answer in answers.items():
+            if key not in self._cache:
+                self._cache.add(key, JudgeAnswer(**answer))
+        return failures
+
+    def _collect(
+        self, questions: Sequence[str], backend: JudgeBackend
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """Waits for all answers; returns {key: failure} and {key: answer}, both JSON-ready."""
+        for question in questions:
+            self._submit(question, backend)
+        failures = {
+            key: problem for key, future in self._pending.items() if (problem := future.result())
+        }
+        self._pending.clear()
+        keys = {self._key(question) for question in questions} - failures.keys()
+        return failures, {key: dataclasses.asdict(self._cache[key]) for key in keys}
+
+    def _submit(self, question: str, backend: JudgeBackend) -> None:
+        key = self._key(question)
+        if key not in self._cache and key not in self._pending:
+            self.num_generated += 1
+            self._pending[key] = self._pool.submit(self._generate, key, question, backend)
+
+    def _generate(self, key: str, question: str, backend: JudgeBackend) -> str:
+        """Asks a question and caches the answer at once; returns what went wrong, or ""."""
+        try:
+            self._cache.add(key, backend.generate(question))
+        except JudgeError as error:
+            return str(error)
+        return ""
+
+    def _generate_batch(
+        self, questions: Sequence[str], backend: BatchJudgeBackend
+    ) -> dict[str, str]:
+        """Asks all questions that the cache cannot answer; returns {key: failure}."""
+        by_key = {self._key(question): question for question in questions}
+        missing = {key: text for key, text in by_key.items() if key not in self._cache}
+        self.num_generated += len(missing)
+        keys, failures = list(missing), {}
+        for index, answer in backend.generate_batch(list(missing.values())):
+            if isinstance(answer, JudgeError):
+                failures[keys[index]] = str(answer)
+            else:
+                self._cache.add(keys[index], answer)
+        return failures
+
+    def _key(self, question: str) -> str:
+        return hashlib.sha256(json.dumps([self._backend.name, question]).encode()).hexdigest()
+
+
+def make_judge(
+    config: JudgeConfig,
+    *,
+    dtype: FloatDtype,
+    slices: int = 1,
+    cache: str | os.PathLike[str] | None = None,
+) -> Judge | None:
+    """Builds the configured judge; returns None where none is configured.
+
+    Args:
+        config: names an endpoint or the folder of a model.
+        dtype: of a model in this process, which is loaded onto all devices.
+        slices: TPU slices that the devices form.
+        cache: a file that keeps the answers.
+    """
+    backend: JudgeBackend | BatchJudgeBackend
+    if config.folder:
+        mesh = decode_mesh(hub.read_model_config(config.folder), slices=slices)
+        model = load_model(config.folder, dtype, mesh=mesh, for_generation=True)
+        backend = ModelBackend(model, slots=config.slots, max_tokens=config.max_tokens)
+    elif config.url and config.model:
+        backend = EndpointBackend(
+            url=config.url,
+            model=config.model,
+            api_key_env=config.api_key_env,
+            max_tokens=config.max_tokens,
+            timeout_s=config.timeout_s,
+            retries=config.retries,
+        )
+    else:
+        return None
+    return Judge(
+        backend,
+        JudgePrompt(config.prompt, levels=config.preference_levels),
+        cache=cache,
+        concurrency=config.concurrency,
+        max_abstention_rate=config.max_abstention_rate,
+    )

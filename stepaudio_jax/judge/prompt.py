@@ -1,4 +1,8 @@
-"""What a judge is asked: a template that the user can replace, filled with a dialogue, two replies and the criteria."""
+"""The judge's question: a template filled with a dialogue, two replies and a rubric's criteria.
+
+The material (turns, replies, criteria) may try to pass for a part of the template. So each piece
+of it stands behind a mark with a fence: digits of a hash that occur nowhere in the material.
+"""
 
 import dataclasses
 import hashlib
@@ -10,72 +14,30 @@ import string
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from stepaudio_jax.config import ConfigError
 from stepaudio_jax.data import Criterion
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.verdict import comparisons
 from stepaudio_jax.text import Message, TextPart
 
-# A code that occurs nowhere in the material a judge is shown, and what of the material could be quoted as a verdict.
-
 MIN_FENCE_DIGITS = 4
+_DEFAULT_TEMPLATE = pathlib.Path(__file__).with_name("judge_prompt.txt")
+_FENCE = "fence"
+_REQUIRED_FIELDS = ("dialogue", "reply_a", "reply_b", "criteria")
+_OPTIONAL_FIELDS = ("form", "comparisons")
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
-def make_fence(material: Sequence[str]) -> str:
-    """Returns hexadecimal digits of a hash of the material that occur nowhere in it, whatever it holds.
-
-    The same material always gives the same digits, so a question that is asked again is the same
-    question. Who writes a part of the material cannot write the digits into it: they depend on that
-    part. Spelling them in capitals, in full-width letters or with something in between does not
-    make them another code. After each hit the hash is made anew and one digit longer.
-    """
-    haystack = _alphanumeric("".join(material))
-    encoded = json.dumps(list(material))  # ASCII, also where a text has half a surrogate pair
-    for attempt in itertools.count():
-        digest = hashlib.sha256(f"{attempt} {encoded}".encode()).hexdigest()
-        fence = digest[: MIN_FENCE_DIGITS + attempt]
-        if fence not in haystack:
-            return fence
-    raise AssertionError("unreachable: the count has no end")
-
-
-def comparisons_in_material(material: Iterable[str], comparisons: Iterable[str]) -> frozenset[str]:
-    """Returns those comparisons that a judge could quote as a verdict from the material, in whatever spelling."""
-    text = _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), "\n".join(material))
-    plain = _alphanumeric(text)
-    if "comparison" not in plain:
-        return frozenset()
-    return frozenset(comparison for comparison in comparisons if _alphanumeric(comparison) in plain)
-
-
-def _alphanumeric(text: str) -> str:
-    """Returns the text's letters and digits alone, in lower case and without their compatibility forms (NFKC)."""
-    # Character by character: normalizing a long run of combining marks as one takes quadratic time.
-    forms = {
-        ord(char): unicodedata.normalize("NFKC", char).casefold()
-        for char in set(text)
-        if not char.isascii()
-    }
-    return _NOT_ALPHANUMERIC.sub("", text.translate(forms).lower() if forms else text.lower())
-
-
-_NEEDED = ("dialogue", "reply_a", "reply_b", "criteria")
-_OPTIONAL = ("form", "comparisons")
-_FENCE = "fence"
-_DEFAULT = pathlib.Path(__file__).with_name("judge_prompt.txt")
-
-
 @dataclasses.dataclass(frozen=True)
 class JudgeQuestion:
-    """One question to a judge, and what its answer is read with.
+    """A question to the judge, and what the parser of its answer needs to know.
 
     Attributes:
-        text: what the judge is asked.
-        criteria: number of the rubric's criteria.
-        code: that the verdict is asked to carry; None where the template does not ask for it.
-        in_material: comparisons that the material itself spells out: a verdict of these that lacks
-            the code may be a quotation.
+        text: sent to the judge.
+        criteria: number of criteria in the rubric.
+        code: that the verdict must carry; None where the template does not ask for one.
+        in_material: comparisons that the material spells out: a verdict with one of these and no
+            code may be a quotation.
     """
 
     text: str
@@ -85,23 +47,22 @@ class JudgeQuestion:
 
 
 class JudgePrompt:
-    """A judge's template.
+    """The template of a judge's questions.
 
     Args:
         path: of a text file with the fields {dialogue}, {reply_a}, {reply_b} and {criteria}, each
-            once; {form} and {comparisons} may each occur once, and a judge trained on the template
-            needs neither; {fence} stands in every mark: before and behind each reply and behind the
-            dialogue, with no other field between. A brace of the text itself is written twice. None
-            for the template that comes with the project.
-        levels: of the scale that the judge is offered.
+            once; {form} and {comparisons} may occur once (a judge trained on the template needs
+            neither); {fence} stands in every mark: before and after each reply and after the
+            dialogue, with no other field between. Braces of the text itself are doubled. None for
+            the project's template.
+        levels: of the scale that the judge may use.
 
     Raises:
-        ConfigError: naming the file and the field that is missing, unknown, there twice or without
-            its fence.
+        ConfigError: a field is missing, unknown, repeated or lacks its fence; names the file.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
-        self._path = _DEFAULT if path is None else pathlib.Path(path)
+        self._path = _DEFAULT_TEMPLATE if path is None else pathlib.Path(path)
         self.template = self._path.read_text(encoding="utf-8")
         self.levels = levels
         self._comparisons = tuple(comparisons(levels))
@@ -118,44 +79,6 @@ class JudgePrompt:
         self._check_fields(fields)
         self._asks_for_code = "form" in fields
 
-    def _check_fields(self, fields: Sequence[str]) -> None:
-        others = [name for name in fields if name != _FENCE]
-        if len(set(others)) < len(others) or not set(_NEEDED) <= set(others) <= {
-            *_NEEDED,
-            *_OPTIONAL,
-        }:
-            present, needed, optional = (
-                _listed(names) for names in (fields, (*_NEEDED, _FENCE), _OPTIONAL)
-            )
-            raise ConfigError(
-                f"{self._path}: has the fields {present}; it must have each of {needed}, all but "
-                f"{{{_FENCE}}} once, and may have {optional} once"
-            )
-        pairs = set(itertools.pairwise(fields))
-        for name in ("reply_a", "reply_b"):
-            if (_FENCE, name) not in pairs or (name, _FENCE) not in pairs:
-                raise ConfigError(
-                    f"{self._path}: {{{name}}} needs a {{{_FENCE}}} before and behind it, with no other "
-                    "field between: without it a reply could write the template's own marks; for example "
-                    f"'{{{_FENCE}}} A: {{reply_a}}' on one line, '{{{_FENCE}}} B: {{reply_b}}' on the next "
-                    f"and '{{{_FENCE}}}' on the line behind them"
-                )
-        if ("dialogue", _FENCE) not in pairs:
-            raise ConfigError(
-                f"{self._path}: {{dialogue}} needs a {{{_FENCE}}} behind it, with no other field "
-                "between: without it a turn could write the template's own marks"
-            )
-
-    def fill(
-        self,
-        dialogue: Sequence[Message],
-        reply_a: str,
-        reply_b: str,
-        rubric: Sequence[Criterion] = (),
-    ) -> str:
-        """Returns the text of the question to the judge (see `question`)."""
-        return self.question(dialogue, reply_a, reply_b, rubric).text
-
     def question(
         self,
         dialogue: Sequence[Message],
@@ -163,42 +86,116 @@ class JudgePrompt:
         reply_b: str,
         rubric: Sequence[Criterion] = (),
     ) -> JudgeQuestion:
-        """Returns the question to the judge. Sound is told by its transcript, where there is one.
+        """Returns the question about two replies; audio is represented by its transcript, if any.
 
-        Every turn, every reply and every criterion, the material, stands unaltered behind a mark
-        with the fence: digits of a hash of the material that do not occur in it (`make_fence`). So
-        nothing in the material can be taken for a mark, whatever it holds.
+        The material is inserted unaltered, each piece behind a mark with the fence.
         """
-        spoken = [(label, text) for message in dialogue for label, text in _spoken(message)]
-        listed_criteria = [criterion.text for criterion in rubric]
-        material = [*itertools.chain.from_iterable(spoken), reply_a, reply_b, *listed_criteria]
+        turns = [turn for message in dialogue for turn in _labelled_parts(message)]
+        criterion_texts = [criterion.text for criterion in rubric]
+        material = [*itertools.chain.from_iterable(turns), reply_a, reply_b, *criterion_texts]
         fence = make_fence(material)
-        criteria = ""
-        if rubric:
-            listed = "\n".join(
-                f"{fence} {number}. {criterion.text}" for number, criterion in enumerate(rubric, 1)
-            )
-            heading = (
-                "Say besides, of each criterion and for each reply, whether the reply meets it:"
-            )
-            criteria = f"\n{heading}\n{listed}\n{fence} end\n"
         text = self.template.format(
             fence=fence,
-            dialogue="\n".join(f"{fence} {label}: {text}" for label, text in spoken),
+            dialogue="\n".join(f"{fence} {label}: {text}" for label, text in turns),
             reply_a=reply_a,
             reply_b=reply_b,
-            criteria=criteria,
-            form=_form(fence, with_criteria=bool(rubric)),
+            criteria=_criteria_section(fence, criterion_texts),
+            form=_answer_form(fence, with_criteria=bool(rubric)),
             comparisons=", ".join(f'"{comparison}"' for comparison in self._comparisons),
         )
         if not self._asks_for_code:
             return JudgeQuestion(text, len(rubric))
-        return JudgeQuestion(
-            text, len(rubric), fence, comparisons_in_material(material, self._comparisons)
-        )
+        in_material = comparisons_in_material(material, self._comparisons)
+        return JudgeQuestion(text, len(rubric), fence, in_material)
+
+    def _check_fields(self, fields: Sequence[str]) -> None:
+        others = [name for name in fields if name != _FENCE]
+        allowed = {*_REQUIRED_FIELDS, *_OPTIONAL_FIELDS}
+        if len(set(others)) < len(others) or not set(_REQUIRED_FIELDS) <= set(others) <= allowed:
+            raise ConfigError(
+                f"{self._path}: has the fields {_in_braces(fields)}; it must have each of "
+                f"{_in_braces((*_REQUIRED_FIELDS, _FENCE))}, all but {{{_FENCE}}} once, and may "
+                f"have {_in_braces(_OPTIONAL_FIELDS)} once"
+            )
+        neighbours = set(itertools.pairwise(fields))
+        for name in ("reply_a", "reply_b"):
+            if not {(_FENCE, name), (name, _FENCE)} <= neighbours:
+                raise ConfigError(
+                    f"{self._path}: {{{name}}} needs a {{{_FENCE}}} before and after it, with no "
+                    "other field between: without it a reply could write the template's own "
+                    f"marks; for example '{{{_FENCE}}} A: {{reply_a}}' on one line, "
+                    f"'{{{_FENCE}}} B: {{reply_b}}' on the next and '{{{_FENCE}}}' on the line "
+                    "after them"
+                )
+        if ("dialogue", _FENCE) not in neighbours:
+            raise ConfigError(
+                f"{self._path}: {{dialogue}} needs a {{{_FENCE}}} after it, with no other field "
+                "between: without it a turn could write the template's own marks"
+            )
 
 
-def _form(fence: str, *, with_criteria: bool) -> str:
+def make_fence(material: Sequence[str]) -> str:
+    """Returns hexadecimal digits of a hash of the material that occur nowhere in it.
+
+    The same material always gives the same digits, so a repeated question is the same text. The
+    author of a part of the material cannot write the digits into it, since they depend on that
+    part. Digits spelled in capitals, in full-width letters or with other characters between count
+    as occurrences. After each occurrence the hash is computed again, one digit longer.
+    """
+    haystack = _alphanumeric("".join(material))
+    encoded = json.dumps(list(material))  # ASCII, even where a text has half a surrogate pair
+    for attempt in itertools.count():
+        digest = hashlib.sha256(f"{attempt} {encoded}".encode()).hexdigest()
+        fence = digest[: MIN_FENCE_DIGITS + attempt]
+        if fence not in haystack:
+            return fence
+    raise AssertionError("unreachable: the count has no end")
+
+
+def comparisons_in_material(material: Iterable[str], comparisons: Iterable[str]) -> frozenset[str]:
+    """Returns the comparisons that a judge could quote from the material, however spelled."""
+    text = _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), "\n".join(material))
+    plain = _alphanumeric(text)
+    if "comparison" not in plain:
+        return frozenset()
+    return frozenset(comparison for comparison in comparisons if _alphanumeric(comparison) in plain)
+
+
+def _alphanumeric(text: str) -> str:
+    """Returns a text's letters and digits, in lower case and normalized (NFKC)."""
+    # Character by character: a long run of combining marks takes quadratic time to normalize.
+    forms = {
+        ord(char): unicodedata.normalize("NFKC", char).casefold()
+        for char in set(text)
+        if not char.isascii()
+    }
+    return _NOT_ALPHANUMERIC.sub("", text.translate(forms).lower() if forms else text.lower())
+
+
+def _labelled_parts(message: Message) -> Iterator[tuple[str, str]]:
+    """Yields (label of the speaker, text) for each part of a turn."""
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            yield message.role, part.text
+        elif part.transcript:
+            yield f"{message.role}, sound", part.transcript
+        else:
+            yield f"{message.role}, sound without a transcript", ""
+
+
+# The texts below are part of what trained judges have learned: they must not change.
+
+
+def _criteria_section(fence: str, criteria: Sequence[str]) -> str:
+    if not criteria:
+        return ""
+    heading = "Say besides, of each criterion and for each reply, whether the reply meets it:"
+    lines = (f"{fence} {number}. {text}" for number, text in enumerate(criteria, 1))
+    listed = "\n".join(lines)
+    return f"\n{heading}\n{listed}\n{fence} end\n"
+
+
+def _answer_form(fence: str, *, with_criteria: bool) -> str:
     code = json.dumps(fence)
     if not with_criteria:
         return f'{{"comparison": "..", "code": {code}}}'
@@ -208,16 +205,5 @@ def _form(fence: str, *, with_criteria: bool) -> str:
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _in_braces(names: Sequence[str]) -> str:
     return ", ".join(f"{{{name}}}" for name in names)
-
-
-def _spoken(message: Message) -> Iterator[tuple[str, str]]:
-    """Yields (who speaks, what is said) of each part of a turn."""
-    for part in message.parts:
-        if isinstance(part, TextPart):
-            yield message.role, part.text
-        elif part.transcript:
-            yield f"{message.role}, sound", part.transcript
-        else:
-            yield f"{message.role}, sound without a transcript", ""

@@ -1,4 +1,4 @@
-"""Making a judge: preferences and rubrics as dialogues to learn from, and how good a judge is on pairs held out."""
+"""Training data for a judge from preferences, and a report on how well a judge does."""
 
 import collections
 import dataclasses
@@ -8,65 +8,22 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data import DataError, Record, read_jsonl
+from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
-from stepaudio_jax.judge.verdict import comparisons, prefers_position
+from stepaudio_jax.judge.verdict import Verdict, comparisons, pair_value, prefers_position
 from stepaudio_jax.storage import atomic_text_writer, check_output_file
-
-
-def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, Any]]:
-    """Two dialogues in JSON form, the pair in both orders: the judge's question, and the verdict that it should give.
-
-    Where the record has a critique of each reply, these are what the judge reasons before its
-    verdict.
-
-    Raises:
-        DataError: the record lacks one of the replies, one of the critiques or, for its rubric,
-            what each reply meets; or its margin is no level.
-    """
-    pair = _pair(record)
-    highest = prompt.levels // 2
-    margin = record.margin if record.margin is not None else max(highest - 1, 1)
-    if not 0 <= margin <= highest:
-        raise DataError(
-            f"{record.origin}: 'margin' is {margin}; a scale of {prompt.levels} levels has 0 to {highest}"
-        )
-    named = {level: text for text, level in comparisons(prompt.levels).items()}
-    assert record.rejected_reply is not None
-    better = (pair.reply, record.reference_meets, record.reference_critique)
-    worse = (pair.reference, record.rejected_meets, record.rejected_critique)
-    for order, (
-        (first, first_meets, first_critique),
-        (second, second_meets, second_critique),
-        level,
-    ) in enumerate(((better, worse, margin), (worse, better, -margin))):
-        verdict: dict[str, Any] = {"comparison": named[level]}
-        if record.rubric:
-            verdict["criteria"] = [
-                {"a": a, "b": b} for a, b in zip(first_meets, second_meets, strict=True)
-            ]
-        question = prompt.question(record.messages, first, second, record.rubric)
-        if question.code is not None:
-            verdict["code"] = question.code
-        answer = {"role": "assistant", "content": json.dumps(verdict)}
-        if first_critique is not None:
-            answer["reasoning_content"] = f"A: {first_critique}\nB: {second_critique}"
-        yield {
-            "id": f"{record.id}-{'ab'[order]}",
-            "source": record.source,
-            "messages": [{"role": "user", "content": question.text}, answer],
-        }
 
 
 def write_judge_data(
     source: str | os.PathLike[str], output: str | os.PathLike[str], prompt: JudgePrompt
 ) -> int:
-    """Turns a file of preferences into one of dialogues that a stage of `next_token` learns a judge from; returns how many.
+    """Writes the dialogues that a judge is trained on from a file of preferences; returns how many.
 
     Raises:
         DataError: a record cannot be used; nothing is written then.
-        OutputError: the output is the source, or is there already and holds something else.
+        OutputError: the output is the source, or exists and holds something else.
     """
     check_output_file(output, [source], may_replace=lambda path: True)
     dialogues = [
@@ -84,20 +41,63 @@ def write_judge_data(
     return len(dialogues)
 
 
+def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, Any]]:
+    """Yields two dialogues in JSON form, one for each order: the question and the right verdict.
+
+    The judge's reasoning consists of the critiques of the replies, where the record has them.
+
+    Raises:
+        DataError: the record lacks a reply, a critique or, for its rubric, what each reply meets;
+            or its margin is not a level of the scale.
+    """
+    pair = _reply_pair(record)
+    highest = prompt.levels // 2
+    margin = record.margin if record.margin is not None else max(highest - 1, 1)
+    if not 0 <= margin <= highest:
+        raise DataError(
+            f"{record.origin}: 'margin' is {margin}; a scale of {prompt.levels} levels has 0 to "
+            f"{highest}"
+        )
+    comparison_of_level = {level: text for text, level in comparisons(prompt.levels).items()}
+    better = (pair.reply, record.reference_meets, record.reference_critique)
+    worse = (pair.reference, record.rejected_meets, record.rejected_critique)
+    for suffix, first, second, level in (
+        ("a", better, worse, margin),
+        ("b", worse, better, -margin),
+    ):
+        reply_a, meets_a, critique_a = first
+        reply_b, meets_b, critique_b = second
+        question = prompt.question(record.messages, reply_a, reply_b, record.rubric)
+        verdict: dict[str, Any] = {"comparison": comparison_of_level[level]}
+        if record.rubric:
+            verdict["criteria"] = [{"a": a, "b": b} for a, b in zip(meets_a, meets_b, strict=True)]
+        if question.code is not None:
+            verdict["code"] = question.code
+        answer = {"role": "assistant", "content": json.dumps(verdict)}
+        if critique_a is not None:
+            answer["reasoning_content"] = f"A: {critique_a}\nB: {critique_b}"
+        yield {
+            "id": f"{record.id}-{suffix}",
+            "source": record.source,
+            "messages": [{"role": "user", "content": question.text}, answer],
+        }
+
+
 @dataclasses.dataclass(frozen=True)
 class JudgeReport:
-    """How a judge did on pairs whose better reply is known.
+    """How well a judge does on pairs whose better reply is known.
 
     Attributes:
-        pairs: asked about, each in both orders.
-        abstained: share of them without a verdict in both orders.
-        agreement: of the others, the share whose better reply it prefers, a tie counting half; of
-            pairs whose margin is 0, the share that it sees as equal.
-        position_bias: of the others, the share in which it prefers a place: its verdicts flip when
-            the replies are swapped. None, like `agreement`, where it has a verdict on none.
-        calibration: by the size of the pair's value, the share of right preferences and the number
-            of pairs, but for those whose margin is 0.
-        criteria_agreement: share of the rubrics' criteria that it sees as they are; None without
+        pairs: number of pairs, each asked about in both orders.
+        abstained: share of pairs without a verdict in both orders; the fields below are of the
+            other pairs, and None where there are none.
+        agreement: share of pairs whose better reply the judge prefers, a tie counting half; of
+            pairs with a margin of 0, the share that it calls equal.
+        position_bias: share of pairs in which it prefers a position: its verdict does not follow
+            the replies when they are swapped.
+        calibration: {size of the pair's value: (share of right preferences, number of pairs)},
+            without the pairs with a margin of 0.
+        criteria_agreement: share of the rubrics' criteria that it judges right; None without
             rubrics.
     """
 
@@ -110,71 +110,89 @@ class JudgeReport:
 
 
 def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
-    """Asks a judge about held-out preferences.
+    """Compares a judge with held-out preferences.
 
     Raises:
-        DataError: there is no record, or one lacks one of the replies.
-        JudgeError: more abstentions than the judge allows.
+        DataError: there is no record, or one lacks a reply.
+        JudgeError: the judge abstains more often than it may.
     """
     if not records:
         raise DataError("there are no pairs to ask the judge about; give at least one preference")
-    judgements = judge.judge([_pair(record) for record in records])
-    right: list[float] = []
-    flipped: list[bool] = []
-    by_size: dict[float, list[float]] = collections.defaultdict(list)
+    judgements = judge.judge([_reply_pair(record) for record in records])
+    agreement: list[float] = []
+    biased: list[bool] = []
+    right_by_size: dict[float, list[float]] = collections.defaultdict(list)
     criteria: list[bool] = []
     for record, judgement in zip(records, judgements, strict=True):
         if judgement.verdicts is None:
             continue
         original, swapped = judgement.verdicts
-        value = (original.level - swapped.level) / 2
+        value = pair_value(original, swapped)
         if record.margin == 0:
-            right.append(float(value == 0))
+            agreement.append(float(value == 0))
         else:
-            right.append(0.5 if value == 0 else float(value > 0))
-        flipped.append(prefers_position(original, swapped))
-        if value and record.margin != 0:
-            by_size[abs(value)].append(float(value > 0))
-        for seen, true in (
-            *(
-                (verdict, record.reference_meets)
-                for verdict in (original.first_met, swapped.second_met)
-            ),
-            *(
-                (verdict, record.rejected_meets)
-                for verdict in (original.second_met, swapped.first_met)
-            ),
-        ):
-            criteria += [a == b for a, b in zip(seen, true, strict=True)] if record.rubric else []
+            agreement.append(0.5 if value == 0 else float(value > 0))
+            if value:
+                right_by_size[abs(value)].append(float(value > 0))
+        biased.append(prefers_position(original, swapped))
+        criteria += _criteria_agreement(record, original, swapped)
     return JudgeReport(
         pairs=len(records),
-        abstained=1 - len(right) / len(records),
-        agreement=sum(right) / len(right) if right else None,
-        position_bias=sum(flipped) / len(flipped) if flipped else None,
+        abstained=1 - len(agreement) / len(records),
+        agreement=_mean(agreement),
+        position_bias=_mean(biased),
         calibration={
-            size: (sum(found) / len(found), len(found)) for size, found in sorted(by_size.items())
+            size: (sum(right) / len(right), len(right))
+            for size, right in sorted(right_by_size.items())
         },
-        criteria_agreement=sum(criteria) / len(criteria) if criteria else None,
+        criteria_agreement=_mean(criteria),
     )
 
 
-def _pair(record: Record) -> ReplyPair:
-    """The better reply first."""
+def _reply_pair(record: Record) -> ReplyPair:
+    """Returns the record's replies, the better one first.
+
+    Raises:
+        DataError: the record lacks a reply, a critique, or what each reply meets of the rubric.
+    """
     if record.reference_reply is None or record.rejected_reply is None:
         raise DataError(
             f"{record.origin}: needs a better and a worse reply: 'chosen' and 'rejected'"
         )
-    if record.rubric and not len(record.rubric) == len(record.reference_meets) == len(
-        record.rejected_meets
+    num_criteria = len(record.rubric)
+    if record.rubric and (
+        len(record.reference_meets) != num_criteria or len(record.rejected_meets) != num_criteria
     ):
         raise DataError(
-            f"{record.origin}: its rubric has {len(record.rubric)} criteria; 'reference_meets' and 'rejected_meets' must say "
-            "of each whether the reply meets it"
+            f"{record.origin}: its rubric has {num_criteria} criteria; 'reference_meets' and "
+            "'rejected_meets' must say of each whether the reply meets it"
         )
     if (record.reference_critique is None) != (record.rejected_critique is None):
         raise DataError(
-            f"{record.origin}: has a critique of one reply; give 'reference_critique' and 'rejected_critique'"
+            f"{record.origin}: has a critique of one reply; give 'reference_critique' and "
+            "'rejected_critique'"
         )
     return ReplyPair(
         tuple(record.messages), record.reference_reply, record.rejected_reply, record.rubric
     )
+
+
+def _criteria_agreement(record: Record, original: Verdict, swapped: Verdict) -> list[bool]:
+    """Returns for each criterion, reply and order whether the judge is right about it."""
+    if not record.rubric:
+        return []
+    judged_and_true = (
+        (original.first_met, record.reference_meets),
+        (swapped.second_met, record.reference_meets),
+        (original.second_met, record.rejected_meets),
+        (swapped.first_met, record.rejected_meets),
+    )
+    return [
+        judged == true
+        for judged_met, true_met in judged_and_true
+        for judged, true in zip(judged_met, true_met, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

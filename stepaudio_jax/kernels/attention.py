@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from stepaudio_jax.config import AttentionKernel, ComputeConfig, ConfigError
+from stepaudio_jax.config import AttentionKernel, ComputeConfig
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.kernels.attention_mask import AttentionMask
 from stepaudio_jax.kernels.cpu.block_sparse_attention import block_sparse_attention
 from stepaudio_jax.kernels.cudnn import cudnn_attention

@@ -9,7 +9,7 @@ from stepaudio_jax.kernels.dense import dense_kernel_grad
 from stepaudio_jax.kernels.kv_cache import CACHE_AXES, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.kernels.partitioning import activation_spec, constrain, current_mesh
 from stepaudio_jax.models.decoder import Decoder
-from stepaudio_jax.models.encoder import Encoder, audio_token_counts
+from stepaudio_jax.models.encoder import Encoder
 from stepaudio_jax.models.lora import (
     AbstractLoRA,
     abstract_lora,
@@ -54,7 +54,6 @@ __all__ = [
     "abstract_parameters",
     "activation_spec",
     "attach_lora",
-    "audio_token_counts",
     "barrier_dequantization",
     "cache_bytes",
     "combine_lora",

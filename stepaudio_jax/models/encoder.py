@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from stepaudio_jax.audio.lengths import conv_frame_count, encoder_frame_count
 from stepaudio_jax.config import AdaptorConfig, ComputeConfig, EncoderConfig, LengthConvention
 from stepaudio_jax.kernels.attention import attention
 from stepaudio_jax.kernels.partitioning import constrain
@@ -76,7 +77,7 @@ class Encoder(nnx.Module):
             ValueError: the bucket is longer than the positional table.
         """
         mel_frames = mel.shape[-1]
-        frames = -(-mel_frames // 2)
+        frames = conv_frame_count(mel_frames)
         if frames > self.config.positions:
             raise ValueError(
                 f"{mel_frames} mel frames need {frames} encoder positions, and the table has "
@@ -94,7 +95,7 @@ class Encoder(nnx.Module):
 
         x, _ = scan_layers(self.layers, apply, x, compute=self.compute)
         pooled = x[:, : frames // 2 * 2].reshape(x.shape[0], frames // 2, 2, -1).mean(axis=2)
-        pooled_lengths = -(-mel_lengths // 2) // 2
+        pooled_lengths = encoder_frame_count(mel_lengths)
         return jnp.where(_length_mask(pooled_lengths, frames // 2), self.norm(pooled), 0)
 
 
@@ -247,19 +248,7 @@ def encoder_frame_mask(
     counted = total - 2 if convention == "hf" else total
     frame = jnp.arange(frames)[None, :]
     mel_frame = (total + 1) % 2 + 2 * frame
-    return (mel_frame < counted) & (frame < -(-total // 2))
-
-
-def audio_token_counts(
-    mel_lengths: Int[Array, " clips"], convention: LengthConvention
-) -> Int[Array, " clips"]:
-    """Returns how many of the adaptor's outputs stand for a clip.
-
-    N = ((L + 1) // 2 // 2 - 1) // 2 + 1, with L as in `encoder_frame_mask`.
-    """
-    counted = mel_lengths - 2 if convention == "hf" else mel_lengths
-    features = jnp.maximum(counted + 1, 0) // 2 // 2
-    return (features - 1) // 2 + 1
+    return (mel_frame < counted) & (frame < conv_frame_count(total))
 
 
 def _length_mask(lengths: jax.Array, frames: int) -> jax.Array:

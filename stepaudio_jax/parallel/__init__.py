@@ -7,18 +7,12 @@ from stepaudio_jax.parallel.batch_placement import (
 )
 from stepaudio_jax.parallel.mesh import CHIPS, Chip, make_mesh, num_slices, peak_flops
 from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json, replicated_block
-from stepaudio_jax.parallel.shardings import (
-    ShardingError,
-    batch_sharding,
-    parameter_shardings,
-    replicated,
-)
+from stepaudio_jax.parallel.shardings import batch_sharding, parameter_shardings, replicated
 
 __all__ = [
     "CHIPS",
     "BatchPlacement",
     "Chip",
-    "ShardingError",
     "all_gather_json",
     "batch_sharding",
     "broadcast_json",

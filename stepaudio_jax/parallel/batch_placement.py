@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import Config, ConfigError, DataConfig, ShardingRules
+from stepaudio_jax.config import Config, DataConfig, ShardingRules
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel.shardings import batch_sharding
 
 

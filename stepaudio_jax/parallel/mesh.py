@@ -9,7 +9,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from stepaudio_jax.config import MESH_AXES, ConfigError, MeshConfig
+from stepaudio_jax.config import MESH_AXES, MeshConfig
+from stepaudio_jax.errors import ConfigError
 
 # What accelerators can do, as their makers state it.
 

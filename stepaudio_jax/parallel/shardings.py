@@ -8,10 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepaudio_jax.config import ShardingRules
-
-
-class ShardingError(ValueError):
-    """The rules cannot place a parameter on the mesh."""
+from stepaudio_jax.errors import ConfigError
 
 
 def parameter_shardings(axes: Any, parameters: Any, rules: ShardingRules, mesh: Mesh) -> Any:
@@ -25,7 +22,7 @@ def parameter_shardings(axes: Any, parameters: Any, rules: ShardingRules, mesh: 
         mesh: where.
 
     Raises:
-        ShardingError: naming the parameter, the axis and the sizes, all problems at once.
+        ConfigError: naming the parameter, the axis and the sizes, all problems at once.
     """
     problems: list[str] = []
 
@@ -41,7 +38,7 @@ def parameter_shardings(axes: Any, parameters: Any, rules: ShardingRules, mesh: 
         place, axes, parameters, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
     if problems:
-        raise ShardingError("; ".join(problems))
+        raise ConfigError("; ".join(problems))
     return shardings
 
 

@@ -4,14 +4,8 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from stepaudio_jax.planning.hlo import (
-    HloError,
-    HloInstruction,
-    HloModule,
-    first_group,
-    group_size,
-    sizes,
-)
+from stepaudio_jax.errors import PlanError
+from stepaudio_jax.planning.hlo import HloInstruction, HloModule, first_group, group_size, sizes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -72,7 +66,7 @@ def collective_bytes(hlo: str | HloModule) -> dict[str, float]:
         hlo: the text of an optimised module (`compiled.as_text()`), or what was read of it.
 
     Raises:
-        HloError: a loop of which the text does not tell how often it runs holds a collective.
+        PlanError: a loop of which the text does not tell how often it runs holds a collective.
     """
     total: dict[str, float] = collections.defaultdict(float)
     for collective in find_collectives(HloModule(hlo) if isinstance(hlo, str) else hlo):
@@ -89,7 +83,7 @@ def find_collectives(module: HloModule) -> list[Collective]:
     run by themselves are not merged: collectives of `jax.shard_map` all have the same `channel_id`.
 
     Raises:
-        HloError: a loop of which the text does not tell how often it runs holds a collective.
+        PlanError: a loop of which the text does not tell how often it runs holds a collective.
     """
     found: list[Collective] = []
     for name in module.scheduled:
@@ -122,7 +116,7 @@ def find_collectives(module: HloModule) -> list[Collective]:
             continue
         if times is None:
             kind, line = _kind(lone[0][2]), lone[0][2].line
-            raise HloError(f"a {kind} stands in a loop of unknown length: {line[:200]}")
+            raise PlanError(f"a {kind} stands in a loop of unknown length: {line[:200]}")
         found += [
             _collective(instruction, times, name, first, last) for first, last, instruction in lone
         ]

@@ -15,13 +15,14 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig
+from stepaudio_jax.config import Config, LoRAConfig
 from stepaudio_jax.data import abstract_batch, batch_shape
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel import batch_sharding, check_batch_divisible, make_mesh, replicated
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
 from stepaudio_jax.training import abstract_train_state, make_train_step
-from stepaudio_jax.training.train_state import initial_adapter
+from stepaudio_jax.training.initial_weights import initial_adapter
 
 # How hard the compiler tries: little, where that shows that the job fits.
 
@@ -223,7 +224,7 @@ def compile_train_step(
 
     Raises:
         ConfigError: the mesh does not fit the devices, or the batch the mesh.
-        ShardingError: the rules cannot place a parameter.
+        ConfigError: the rules cannot place a parameter.
     """
     compute = config.compute
     if (
@@ -257,8 +258,14 @@ def compile_train_step(
     return CompiledStep(
         compiled,
         footprint,
-        parameter_bytes=bytes_per_device((start.abstract.trainable, start.abstract.frozen)),
-        optimizer_bytes=bytes_per_device(start.abstract.optimizer),
+        parameter_bytes=bytes_per_device(
+            (
+                start.abstract.trainable,
+                start.abstract.frozen_params,
+                start.abstract.frozen_lora_params,
+            )
+        ),
+        optimizer_bytes=bytes_per_device(start.abstract.opt_state),
         compile_seconds=time.perf_counter() - started,
         devices=list(mesh.devices.flat),
     )

@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+from stepaudio_jax.errors import PlanError
+
 _BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
     **dict.fromkeys(("s16", "u16", "f16", "bf16"), 2),
@@ -18,10 +20,6 @@ _BYTES = {
     **dict.fromkeys(("s64", "u64", "f64"), 8),
 }
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
-
-
-class HloError(ValueError):
-    """The program's text is not what this reader knows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ class HloModule:
         entry: the name of the computation that the program is.
 
     Raises:
-        HloError: the text has no entry computation.
+        PlanError: the text has no entry computation.
     """
 
     def __init__(self, text: str) -> None:
@@ -73,7 +71,7 @@ class HloModule:
             elif current is not None and (parts := _INSTRUCTION.match(line)):
                 current.append(HloInstruction(parts[1], parts[3], parts[2], line))
         if not self.entry:
-            raise HloError("the program has no entry computation")
+            raise PlanError("the program has no entry computation")
 
     @functools.cached_property
     def run_counts(self) -> dict[str, int | None]:
@@ -104,11 +102,11 @@ class HloModule:
         """Returns how often a computation runs.
 
         Raises:
-            HloError: the text does not tell, for it stands in a loop of unknown length.
+            PlanError: the text does not tell, for it stands in a loop of unknown length.
         """
         times = self.run_counts[computation]
         if times is None:
-            raise HloError(f"computation {computation} stands in a loop of unknown length")
+            raise PlanError(f"computation {computation} stands in a loop of unknown length")
         return times
 
     def calls(self, instruction: HloInstruction) -> Iterator[tuple[str, int | None]]:
@@ -144,7 +142,7 @@ class HloModule:
         """Returns the shape of the first array that an instruction of a computation gives."""
         arrays = self._shapes(computation)
         if name not in arrays:
-            raise HloError(f"computation {computation} has no {name}")
+            raise PlanError(f"computation {computation} has no {name}")
         return arrays[name]
 
     @functools.cache  # noqa: B019  # a module lives as long as its plan is made
@@ -274,7 +272,7 @@ def group_size(line: str) -> int:
         return math.prod(axes[axis] for axis in re.findall(r"'\w+'", named[2]))
     if "source_target_pairs=" in line:
         return 2
-    raise HloError(f"a collective whose groups are not told: {line[:200]}")
+    raise PlanError(f"a collective whose groups are not told: {line[:200]}")
 
 
 def _first_members(dimensions: Sequence[int], order: Sequence[int], count: int) -> list[int]:

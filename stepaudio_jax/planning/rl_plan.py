@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from stepaudio_jax import hub
+from stepaudio_jax.audio.lengths import encoder_frame_count
 from stepaudio_jax.config import ComputeConfig, Config, LoRAConfig, ModelConfig, StageConfig
-from stepaudio_jax.data import audio_embeddings_per_chunk
 from stepaudio_jax.generation.shardings import (
     bucketed_slot_tokens,
     decode_mesh,
@@ -49,8 +49,7 @@ from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.packing import RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyChanged, PolicyTargets, PolicyUpdate
 from stepaudio_jax.training import abstract_train_state
-from stepaudio_jax.training.train_state import adapters_before_stage
-from stepaudio_jax.training.train_step import REFERENCE
+from stepaudio_jax.training.initial_weights import adapters_before_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ def plan_rl(config: Config, index: int, topology: Topology, effort: Effort = "fu
             "full".
 
     Raises:
-        ConfigError, ShardingError: the settings contradict the topology, or there is no compiler
+        ConfigError, ConfigError: the settings contradict the topology, or there is no compiler
         for it.
         CheckpointError: the judge's folder holds no model.
     """
@@ -134,7 +133,9 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
             config, index, config.model, mesh, find_initial_adapter(config)
         )
         state = start.abstract
-        update = PolicyUpdate(start.model_def, stage.rl, start.optimizer, start.shardings)
+        update = PolicyUpdate(
+            start.model_def, stage.policy_gradient, start.optimizer, start.shardings
+        )
         batch, learning = _abstract_batch(config, stage, mesh)
         settings = (
             _whole(jnp.float32, mesh),
@@ -157,22 +158,26 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
             for one, arguments in traced
         ]
     temporary = max(footprint.temporaries for _, footprint in programs)
-    reference = bytes_per_device(state.frozen.get(REFERENCE, {}))
+    reference = bytes_per_device((state.reference_params, state.reference_lora_params))
     held = {
-        "policy_bytes_per_chip": bytes_per_device((state.trainable, state.frozen)) - reference,
+        "policy_bytes_per_chip": bytes_per_device(
+            (state.trainable, state.frozen_params, state.frozen_lora_params)
+        ),
         "reference_bytes_per_chip": reference,
-        "optimizer_bytes_per_chip": bytes_per_device(state.optimizer),
+        "optimizer_bytes_per_chip": bytes_per_device(state.opt_state),
         "gradient_bytes_per_chip": bytes_per_device(gradients),
         **_generation_bytes(config, stage, devices),
         "temporary_bytes_per_chip": temporary,
     }
     batches = -(
-        -stage.rl.rollout.num_prompts * stage.rl.rollout.num_generations // stage.data.batch_size
+        -stage.policy_gradient.rollout.num_prompts
+        * stage.policy_gradient.rollout.num_generations
+        // stage.data.batch_size
     )  # at most; all are kept for a step
     learns = sum(held.values()) + batches * bytes_per_device((batch, learning))
     # Before that, when the engine gets its weights, they are there once more as the policy has
     # them.
-    decoder = {**state.frozen, **state.trainable}["decoder"]
+    decoder = (state.params | state.frozen_params)["decoder"]
     sent = jax.tree.map(
         lambda leaf: _at(jax.ShapeDtypeStruct(leaf.shape, config.compute.dtype), leaf.sharding),
         decoder,
@@ -181,7 +186,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
         sum(held.values()) - temporary - held["gradient_bytes_per_chip"] + bytes_per_device(sent)
     )
     if (
-        "decoder" in state.frozen
+        "decoder" in state.frozen_params
     ):  # that is done once, before there are slots; later the engine gets adapters only
         writes -= held["cache_bytes_per_chip"]
     peak, available = max(learns, writes), topology.chip.hbm_bytes
@@ -255,7 +260,7 @@ def _abstract_batch(
         features=array(
             jnp.float32,
             data.audio_chunks_per_seq,
-            2 * audio_embeddings_per_chunk(data.mel_frames_per_chunk),
+            encoder_frame_count(data.mel_frames_per_chunk),
             model.encoder.hidden,
         ),
     )
@@ -267,8 +272,8 @@ def _abstract_batch(
 def _generation_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
     """Of the engine's copy of the weights and of its caches, and of a judge's."""
     rollout, judge, compute, tokens = (
-        stage.rl.rollout,
-        stage.rl.judge,
+        stage.policy_gradient.rollout,
+        stage.policy_gradient.judge,
         config.compute,
         stage.data.seq_len,
     )

@@ -4,7 +4,8 @@ import functools
 import math
 from collections.abc import Iterator
 
-from stepaudio_jax.config import Config, ConfigError, override
+from stepaudio_jax.config import Config, override
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.planning.compile import Effort, escalate_if_tight
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.planning.train_plan import TrainPlan, make_train_plan
@@ -29,7 +30,7 @@ def plan_training(
             "full".
 
     Raises:
-        ConfigError, ShardingError: as of `make_train_plan`.
+        ConfigError, ConfigError: as of `make_train_plan`.
     """
     index = stage_index(config, stage)
     best: TrainPlan | None = None

@@ -109,7 +109,7 @@ def plan_serving(
     shares out the slots.
 
     Raises:
-        ConfigError, ShardingError: the model cannot be cut for the topology, or there is no
+        ConfigError, ConfigError: the model cannot be cut for the topology, or there is no
             compiler for it.
     """
     version = compiler_version()

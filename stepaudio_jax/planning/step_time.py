@@ -15,9 +15,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from stepaudio_jax.errors import PlanError
 from stepaudio_jax.parallel import Chip
 from stepaudio_jax.planning.collectives import Collective, find_collectives, ring_bytes
-from stepaudio_jax.planning.hlo import HloError, HloInstruction, HloModule, arrays
+from stepaudio_jax.planning.hlo import HloInstruction, HloModule, arrays
 from stepaudio_jax.planning.topology import Topology
 
 # Floating-point operations of a compiled program's matrix products, as its optimised HLO has them.
@@ -85,7 +86,7 @@ def matmul_flops(module: HloModule) -> float:
     """Returns the operations of all matrix products in one run of a program, in one device; attention kernels are none of them.
 
     Raises:
-        HloError: a loop of which the text does not tell how often it runs holds a product.
+        PlanError: a loop of which the text does not tell how often it runs holds a product.
     """
     return sum(
         sum(flops) * module.run_count(name)
@@ -98,7 +99,7 @@ def attention_kernels(module: HloModule) -> list[AttentionKernelCall]:
     """Returns the program's splash attention kernels.
 
     Raises:
-        HloError: a loop of which the text does not tell how often it runs holds one.
+        PlanError: a loop of which the text does not tell how often it runs holds one.
     """
     return list(_kernels(module))
 
@@ -137,7 +138,7 @@ def _layouts(line: str) -> str:
     """Returns the operands' shapes as a kernel's call states them."""
     stated = re.search(r"operand_layout_constraints=\{(.*?\})\}", line)
     if stated is None:
-        raise HloError(f"a kernel's call without its operands' shapes: {line[:200]}")
+        raise PlanError(f"a kernel's call without its operands' shapes: {line[:200]}")
     return stated[1]
 
 
@@ -160,7 +161,7 @@ def _dot_flops(module: HloModule, computation: str, instruction: HloInstruction)
 def _result_shape(instruction: HloInstruction) -> list[int]:
     for _, shape in arrays(instruction.result):
         return shape
-    raise HloError(f"a product without a result: {instruction.line[:200]}")
+    raise PlanError(f"a product without a result: {instruction.line[:200]}")
 
 
 def _convolution_flops(module: HloModule, computation: str, instruction: HloInstruction) -> float:
@@ -170,7 +171,7 @@ def _convolution_flops(module: HloModule, computation: str, instruction: HloInst
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.line)
     if labels is None:
-        raise HloError(f"a convolution without its dimensions: {instruction.line[:200]}")
+        raise PlanError(f"a convolution without its dimensions: {instruction.line[:200]}")
     left, right = (module.shape(computation, name) for name in instruction.operands[:2])
     result = _result_shape(instruction)
     window = _window(instruction.line)
@@ -305,7 +306,7 @@ def read_step_work(module: HloModule, topology: Topology, devices: Sequence[Any]
         devices: of its mesh, in the mesh's order.
 
     Raises:
-        HloError: a loop of unknown length holds a product or a collective, or the text is not what
+        PlanError: a loop of unknown length holds a product or a collective, or the text is not what
             the reader knows.
     """
     products = scheduled_matmul_flops(module)

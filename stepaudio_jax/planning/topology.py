@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from stepaudio_jax.config import ConfigError
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel import CHIPS, Chip
 
 _KIND_ALIASES = {

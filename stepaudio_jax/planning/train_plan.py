@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from stepaudio_jax.config import Config
+from stepaudio_jax.errors import PlanError
 from stepaudio_jax.planning.collectives import collective_bytes
 from stepaudio_jax.planning.compile import (
     Effort,
@@ -14,7 +15,7 @@ from stepaudio_jax.planning.compile import (
     compiler_version,
     optimized_hlo,
 )
-from stepaudio_jax.planning.hlo import HloError, HloModule
+from stepaudio_jax.planning.hlo import HloModule
 from stepaudio_jax.planning.report import fit_summary, heading, memory, size
 from stepaudio_jax.planning.step_time import StepWork, read_step_work, step_time
 from stepaudio_jax.planning.topology import Topology
@@ -127,7 +128,7 @@ def make_train_plan(
     """Compiles stage `index` for a topology and reads the program.
 
     Raises:
-        ConfigError, ShardingError: the settings contradict the topology, or there is no compiler
+        ConfigError, ConfigError: the settings contradict the topology, or there is no compiler
             for it.
     """
     version = compiler_version()
@@ -144,7 +145,7 @@ def make_train_plan(
             module = HloModule(text)
             sent, parts = collective_bytes(module), read_step_work(module, topology, step.devices)
         except (
-            HloError
+            PlanError
         ) as error:  # what the program takes and whether it fits is known all the same
             unread = str(error)
     interconnect = (

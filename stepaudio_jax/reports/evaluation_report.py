@@ -1,4 +1,4 @@
-"""The table of an evaluation in HTML, each task with a picture of its interval."""
+"""Shows an evaluation in HTML: the table of tasks with their intervals, and examples to hear."""
 
 import base64
 import io
@@ -12,48 +12,46 @@ from stepaudio_jax.evaluation.grading import Answer, Results, TaskScore, tabulat
 from stepaudio_jax.reports.html import Html, element, joined
 from stepaudio_jax.text import AudioPart, Message
 
-# Examples of an evaluation to look at and to listen to.
-
 _MAX_PLAYED_SECONDS = 20  # 0.85 MB in the page
-_MAX_UNFOLDED_CHARS = 400  # characters of a text that is not folded
+_MAX_UNFOLDED_CHARS = 400
 
 
 def select_examples(
     answers: Iterable[Answer], *, per_task: int = 3, wrong_per_task: int = 1
 ) -> list[Answer]:
-    """Some answers of each task, in order.
+    """Selects some answers of each task, in order.
 
     Args:
         answers: of an evaluation.
-        per_task: chosen evenly from first to last, right or wrong, so that they show the model as
-        it is.
-        wrong_per_task: the first wrong ones beside those, so that its mistakes can be studied.
+        per_task: how many, spread evenly from first to last, right or wrong.
+        wrong_per_task: how many of the first wrong answers besides.
     """
     tasks: dict[str, list[Answer]] = {}
     for answer in answers:
         tasks.setdefault(answer.question.source, []).append(answer)
-    chosen = []
-    for of_task in tasks.values():
-        count = min(per_task, len(of_task))
-        indices = {index * len(of_task) // count for index in range(count)}
+    selected = []
+    for task_answers in tasks.values():
+        count = min(per_task, len(task_answers))
+        indices = {index * len(task_answers) // count for index in range(count)}
         wrong = [
             index
-            for index, answer in enumerate(of_task)
+            for index, answer in enumerate(task_answers)
             if not answer.correct and index not in indices
         ]
-        chosen += [of_task[index] for index in sorted(indices.union(wrong[:wrong_per_task]))]
-    return chosen
+        indices.update(wrong[:wrong_per_task])
+        selected += [task_answers[index] for index in sorted(indices)]
+    return selected
 
 
 def example_card(
     answer: Answer, number: int, *, channel: AudioChannel = DataConfig.channel
 ) -> Html:
-    """One example: its dialogue with players for its clips, what was expected, thought and answered, right or wrong.
+    """Returns a card with the dialogue, a player for each clip, and the expected and given answer.
 
     Args:
         answer: of an evaluation.
         number: of the example on the page, from 1.
-        channel: what the model heard of a clip with several channels, and the player plays.
+        channel: which channel of a multichannel clip the model was given and the player plays.
 
     Raises:
         AudioError: a clip cannot be read.
@@ -114,8 +112,8 @@ def _dialogue(messages: Sequence[Message], number: int, channel: AudioChannel) -
 
 
 def _player(part: AudioPart, label: str, channel: AudioChannel) -> Html:
-    """Returns a player of the clip as the model hears it: one channel at 16 kHz."""
-    # Of the two conventions, "vllm" is the one that lets the shortest clips pass.
+    """Returns a player of the clip as the model gets it: mono, 16 kHz."""
+    # Of the two length conventions "vllm" accepts the shortest clips.
     waveform = load_audio(part.path, length_convention="vllm", channel=channel)
     duration_s = len(waveform) / SAMPLE_RATE
     if duration_s > _MAX_PLAYED_SECONDS:
@@ -140,20 +138,22 @@ def _player(part: AudioPart, label: str, channel: AudioChannel) -> Html:
 
 
 def _text(text: str) -> Html:
-    """A text as it stands, its beginning and end told from the page's; a long one is folded."""
+    """Returns a text unchanged, marked off from the page's own words; a long one is folded."""
     if not text.strip():
         return element("span", "(empty)", class_="muted")
-    whole = element("span", text, class_="written", dir="auto")
+    content = element("span", text, class_="written", dir="auto")
     if len(text) <= _MAX_UNFOLDED_CHARS:
-        return whole
-    return element("details", element("summary", f"{text[:80]} .. ({len(text)} characters)"), whole)
+        return content
+    return element(
+        "details", element("summary", f"{text[:80]} .. ({len(text)} characters)"), content
+    )
 
 
 _WIDTH, _HEIGHT, _MARGIN = 180, 20, 6
 
 
 def results_table(results: Results) -> Html:
-    """The table with its notes."""
+    """Returns the table of an evaluation, a picture of each interval, and notes."""
     table = tabulate(results)
     header = element(
         "tr",
@@ -161,9 +161,9 @@ def results_table(results: Results) -> Html:
         element("th", "0 to 100 %", scope="col", class_="picture"),
     )
     rows = []
-    for (task, *figures), score in zip(table.rows, results.after.values(), strict=True):
+    for (task, *values), score in zip(table.rows, results.after.values(), strict=True):
         silenced = (results.silenced or {}).get(score.task)
-        cells = [element("td", figure) for figure in figures]
+        cells = [element("td", value) for value in values]
         picture = element("td", _picture(score, silenced), class_="picture")
         rows.append(element("tr", element("th", task, scope="row"), *cells, picture))
     ring = ", the ring after with the audio silenced" if results.silenced is not None else ""
@@ -181,7 +181,10 @@ def results_table(results: Results) -> Html:
 
 
 def _picture(score: TaskScore, silenced: TaskScore | None) -> Html:
-    """Where accuracy, interval, chance and silenced accuracy lie; the cells beside it say the same in figures."""
+    """Draws accuracy, interval, chance and accuracy without audio on a line from 0 to 1.
+
+    The cells beside it have the same numbers, so it is hidden from screen readers.
+    """
     middle = _HEIGHT / 2
     ring = None
     if silenced is not None:

@@ -1,4 +1,4 @@
-"""HTML and SVG elements that escape whatever is put into them."""
+"""Builds HTML and SVG elements that escape their content."""
 
 import html
 
@@ -14,12 +14,12 @@ class Html(str):
 
 
 def escaped(text: str) -> Html:
-    """Text as markup that shows it: within an element, or within an attribute's quotes."""
+    """Escapes a text for use within an element or within an attribute's quotes."""
     return text if isinstance(text, Html) else Html(html.escape(text.translate(_PICTURES)))
 
 
 def element(tag: str, /, *children: str | None, **attributes: str | float | bool | None) -> Html:
-    """An element of HTML or SVG.
+    """Returns an element of HTML or SVG.
 
     Args:
         tag: its name.
@@ -38,7 +38,7 @@ def element(tag: str, /, *children: str | None, **attributes: str | float | bool
 
 
 def joined(*children: str | None) -> Html:
-    """Children one after the other, text among them escaped."""
+    """Concatenates children; text among them is escaped."""
     return Html("".join(escaped(child) for child in children if child is not None))
 
 

@@ -1,4 +1,4 @@
-"""What a run left in its folder: its configuration and its metrics over time."""
+"""Reads what a run left in its folder: the configuration and the metrics over time."""
 
 import dataclasses
 import functools
@@ -9,18 +9,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.training.run_folder import CONFIG, METRICS
 
 Point = tuple[float, float]
 
 
-class ReportError(ValueError):
-    """A folder does not hold what a report is made of; the message names the file and what is wrong with it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class LoggedLine:
-    """The metrics that one step of a stage logged."""
+    """The metrics that a step of a stage logged."""
 
     stage: str
     step: int
@@ -29,7 +26,7 @@ class LoggedLine:
 
 @dataclasses.dataclass(frozen=True)
 class StageSpan:
-    """A stage's place among the steps of the whole run: after `start` of them, up to and including `end`."""
+    """The steps of a stage, counted over the whole run: `start` + 1 to `end`."""
 
     name: str
     start: int
@@ -41,9 +38,9 @@ class LoggedRun:
     """A run, finished or not.
 
     Attributes:
-        folder: where it is.
+        folder: the run folder.
         config: the resolved configuration, as plain values.
-        lines: of metrics.jsonl, in order.
+        lines: those of metrics.jsonl, in order.
     """
 
     folder: pathlib.Path
@@ -52,7 +49,7 @@ class LoggedRun:
 
     @functools.cached_property
     def spans(self) -> tuple[StageSpan, ...]:
-        """The stages that logged something, in order, as far as they got."""
+        """Returns the stages that logged something, in order, each up to its last logged step."""
         last: dict[str, int] = {}
         for line in self.lines:
             last[line.stage] = max(line.step, last.get(line.stage, 0))
@@ -64,40 +61,40 @@ class LoggedRun:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """All that was logged, in the order in which it first was."""
+        """Returns the names of all logged metrics, in the order of their first line."""
         return tuple(dict.fromkeys(name for line in self.lines for name in line.metrics))
 
     def points(self, metric: str) -> dict[str, list[Point]]:
-        """A metric over time: stage -> (step of the whole run, value), stages without it left out."""
+        """Returns a metric over time: stage -> [(step of the whole run, value)]."""
         starts = {span.name: span.start for span in self.spans}
-        found: dict[str, list[Point]] = {}
+        by_stage: dict[str, list[Point]] = {}
         for line in self.lines:
             if metric in line.metrics:
-                found.setdefault(line.stage, []).append(
+                by_stage.setdefault(line.stage, []).append(
                     (starts[line.stage] + line.step, line.metrics[metric])
                 )
-        return found
+        return by_stage
 
 
 def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
-    """Reads config.json and metrics.jsonl of a run's folder.
+    """Reads config.json and metrics.jsonl of a run folder.
 
-    A last line of metrics.jsonl without its end, which the run is writing or was killed in, is left
-    out.
+    A last line of metrics.jsonl without its line end, which the run is writing or was killed in,
+    is left out.
 
     Raises:
-        ReportError: a file is missing or cannot be read.
+        DataError: a file is missing or cannot be read.
     """
     path = pathlib.Path(folder)
     if not path.is_dir():
-        raise ReportError(f"{path} is not a folder; name the run_dir of a run")
+        raise DataError(f"{path} is not a folder; name the run_dir of a run")
     config = _json(_text(path / CONFIG), f"{path / CONFIG}")
     if not isinstance(config, dict):
-        raise ReportError(
-            f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?"
-        )
-    *whole, _ = _text(path / METRICS).split("\n")  # what follows the last line end is not whole
-    lines = tuple(_line(text, f"{path / METRICS}:{number}") for number, text in enumerate(whole, 1))
+        raise DataError(f"{path / CONFIG} must hold a JSON object; is {path} the run_dir of a run?")
+    *complete, _ = _text(path / METRICS).split("\n")
+    lines = tuple(
+        _line(text, f"{path / METRICS}:{number}") for number, text in enumerate(complete, 1)
+    )
     return LoggedRun(path, config, lines)
 
 
@@ -108,13 +105,13 @@ def _line(text: str, origin: str) -> LoggedLine:
         or not isinstance(value.get("stage"), str)
         or type(value.get("step")) is not int
     ):
-        raise ReportError(
+        raise DataError(
             f"{origin} must be an object with 'stage', a string, and 'step', a whole number"
         )
     metrics = {name: metric for name, metric in value.items() if name not in ("stage", "step")}
     for name, metric in metrics.items():
         if not isinstance(metric, numbers.Real):
-            raise ReportError(f"{origin}: {name!r} must be a number, got {metric!r}")
+            raise DataError(f"{origin}: {name!r} must be a number, got {metric!r}")
     return LoggedLine(
         value["stage"], value["step"], {name: float(metric) for name, metric in metrics.items()}
     )
@@ -124,15 +121,13 @@ def _text(path: pathlib.Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ReportError(
-            f"{path} does not exist; is {path.parent} the run_dir of a run?"
-        ) from None
+        raise DataError(f"{path} does not exist; is {path.parent} the run_dir of a run?") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _json(text: str, origin: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ReportError(f"{origin} is not JSON: {error}") from None
+        raise DataError(f"{origin} is not JSON: {error}") from None

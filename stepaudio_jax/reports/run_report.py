@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing else, neither network nor script."""
+"""Writes the report of a run: one HTML page that needs neither network nor scripts."""
 
 import json
 import math
@@ -15,38 +15,160 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import AudioChannel, DataConfig
 from stepaudio_jax.evaluation.grading import Answer, Results
 from stepaudio_jax.models import abstract_parameters
-from stepaudio_jax.reports.charts import charts, draw, format_number
+from stepaudio_jax.reports.axis import format_number
+from stepaudio_jax.reports.charts import Chart, draw
 from stepaudio_jax.reports.evaluation_report import example_card, results_table, select_examples
 from stepaudio_jax.reports.html import Html, element, escaped, joined
 from stepaudio_jax.reports.logged_run import LoggedRun, StageSpan, read_run
+from stepaudio_jax.reports.run_charts import chart_groups
 from stepaudio_jax.storage import PathLike, atomic_text_writer, check_output_file
 from stepaudio_jax.training.run_folder import CONFIG, METRICS, MODEL
 
-# Replies that a policy wrote while it learnt, with what they were worth, to read.
-
 SAMPLES = "samples.jsonl"
-_STEPS_SHOWN = 6
+_MAX_STEPS_SHOWN = 6
+_UNKNOWN = "not recorded"
+_PAGE_PREFIX = b"<!doctype html>"
+
+
+def write_report(
+    path: PathLike,
+    run_dir: PathLike,
+    title: str,
+    results: Results | None = None,
+    answers: Sequence[Answer] = (),
+    *,
+    channel: AudioChannel = DataConfig.channel,
+) -> pathlib.Path:
+    """Writes the report of a run, finished or not.
+
+    It shows results, curves, replies of a policy, examples and the configuration, where there are.
+
+    Args:
+        path: the HTML file. It appears when it is complete.
+        run_dir: the run's folder, with config.json and metrics.jsonl.
+        title: of the page.
+        results: of an evaluation; None leaves the table out.
+        answers: of that evaluation. A few of each task (see `select_examples`) are shown with
+            their clips.
+        channel: which channel of a multichannel clip the model was given and the page plays.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DataError: the folder does not hold a run.
+        OutputError: the page would replace a file that is no page, or cannot be written.
+        AudioError: a clip of an example cannot be read.
+    """
+    check_output_file(path, _files_of(run_dir), may_replace=_is_page)
+    run = read_run(run_dir)
+    sections = {
+        "Results": results_table(results) if results is not None else None,
+        "Curves": _curves(run),
+        "Replies": replies_table(run.folder),
+        "Examples": _examples(select_examples(answers), channel) if answers else None,
+        "Configuration": _configuration(run),
+    }
+    present = {name: content for name, content in sections.items() if content is not None}
+    template = (
+        resources.files("stepaudio_jax.reports").joinpath("report.html").read_text(encoding="utf-8")
+    )
+    page = string.Template(template).substitute(
+        title=escaped(title),
+        subtitle=escaped(str(run.folder)),
+        navigation=joined(*(element("a", name, href=f"#{name.lower()}") for name in present)),
+        sections=joined(*(_section(name, content) for name, content in present.items())),
+    )
+    final = pathlib.Path(path)
+    with atomic_text_writer(final) as file:
+        file.write(page)
+    return final
+
+
+def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
+    return [pathlib.Path(run_dir) / name for name in (CONFIG, METRICS, SAMPLES)]
+
+
+def _is_page(path: pathlib.Path) -> bool:
+    """Returns whether a file is an HTML page, which a newer report may replace."""
+    with path.open("rb") as file:
+        return file.read(len(_PAGE_PREFIX)).lower() == _PAGE_PREFIX
+
+
+def _section(name: str, content: Html) -> Html:
+    heading = f"{name.lower()}-heading"
+    return element(
+        "section",
+        element("h2", name, id=heading),
+        content,
+        id=name.lower(),
+        aria_labelledby=heading,
+    )
+
+
+def _curves(run: LoggedRun) -> Html:
+    """Returns the charts by group; flat ones are folded away at the end of theirs."""
+    groups = chart_groups(run)
+    if not groups:
+        return element("p", "Nothing has been logged yet.", class_="muted")
+    content: list[Html] = []
+    for group in groups:
+        content.append(element("h3", group.name, class_="group"))
+        content.append(element("div", *map(draw, group.charts), class_="charts"))
+        if group.flat:
+            summary = "Flat: " + ", ".join(_flat_value(chart) for chart in group.flat)
+            charts = element("div", *map(draw, group.flat), class_="charts")
+            content.append(element("details", element("summary", summary), charts))
+    return joined(*content)
+
+
+def _flat_value(chart: Chart) -> str:
+    """Returns the title of a flat chart and the value of each of its curves."""
+    values = dict.fromkeys(format_number(series.segments[-1][-1][1]) for series in chart.series)
+    return f"{chart.title} {' and '.join(values)}"
+
+
+def _examples(examples: Sequence[Answer], channel: AudioChannel) -> Html:
+    correct = sum(answer.correct for answer in examples)
+    note = (
+        f"{len(examples)} questions, {correct} of these answered rightly; the table has the "
+        "accuracy over all questions."
+    )
+    cards = (
+        example_card(answer, number, channel=channel) for number, answer in enumerate(examples, 1)
+    )
+    return joined(element("p", note, class_="muted"), element("div", *cards, class_="examples"))
+
+
+def _configuration(run: LoggedRun) -> Html:
+    text = json.dumps(run.config, indent=2, ensure_ascii=False)
+    return joined(
+        run_facts(run),
+        stage_table(run),
+        element("details", element("summary", "The whole configuration"), element("pre", text)),
+    )
 
 
 def replies_table(folder: pathlib.Path) -> Html | None:
-    """The samples of some steps from first to last, or None for a run that did not learn from rewards."""
+    """Returns sampled replies of some RL steps, first to last, with their rewards.
+
+    None for a run without RL.
+    """
     path = folder / SAMPLES
     if not path.exists():
         return None
-    *whole, _ = path.read_bytes().split(b"\n")  # what follows the last line end is not whole
-    samples = [json.loads(line) for line in whole]
-    moments = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))
-    if not moments:
+    *complete, _ = path.read_bytes().split(b"\n")  # a last line without its end is being written
+    samples = [json.loads(line) for line in complete]
+    steps = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))
+    if not steps:
         return None
-    count = min(_STEPS_SHOWN, len(moments))
-    shown = {
-        moments[round(index * (len(moments) - 1) / max(count - 1, 1))] for index in range(count)
-    }
+    count = min(_MAX_STEPS_SHOWN, len(steps))
+    shown = {steps[round(index * (len(steps) - 1) / max(count - 1, 1))] for index in range(count)}
     rows = [_row(sample) for sample in samples if (sample["stage"], sample["step"]) in shown]
     columns = ("stage", "step", "source", "reasoning", "reply", "reference", "reward", "made of")
     header = element("tr", *(element("th", column, scope="col") for column in columns))
     table = element("table", element("thead", header), element("tbody", *rows), class_="replies")
-    note = f"The first replies of {count} of {len(moments)} steps."
+    note = f"The first replies of {count} of {len(steps)} steps."
     scroll = element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Replies")
     return joined(element("p", note, class_="muted"), scroll)
 
@@ -66,24 +188,21 @@ def _row(sample: Mapping[str, Any]) -> Html:
     return element("tr", *(element("td", cell) for cell in cells))
 
 
-# A run in a few words: where it started, and what each of its stages did.
-
-_UNKNOWN = "not recorded"
-
-
 def run_facts(run: LoggedRun) -> Html:
-    """What holds for the whole run: its folder, its start, its seed, how it was computed, the size of its model."""
+    """Returns the run's initial weights, tokenizer, seed, dtypes and model size."""
     initial = _at(run.config, "initial")
     sources = (
         [f"{part}: {path}" for part, path in initial.items() if path]
         if isinstance(initial, Mapping)
         else [_UNKNOWN]
     )
+    compute_dtype = _at(run.config, "compute", "dtype")
+    param_dtype = _at(run.config, "compute", "param_dtype")
     facts = {
         "Started from": ", ".join(sources) or "random weights",
         "Tokenizer": _at(run.config, "tokenizer") or "that of the weights",
         "Seed": _at(run.config, "seed"),
-        "Computed in": f"{_at(run.config, 'compute', 'dtype')}, parameters in {_at(run.config, 'compute', 'param_dtype')}",
+        "Computed in": f"{compute_dtype}, parameters in {param_dtype}",
         "Parameters": _parameter_counts(run),
     }
     items = [
@@ -95,7 +214,7 @@ def run_facts(run: LoggedRun) -> Html:
 
 
 def stage_table(run: LoggedRun) -> Html:
-    """One column for each stage: what it was asked to do, and what it logged last."""
+    """Returns a table with a column for each stage: its settings, and what it logged last."""
     logged = {span.name: span for span in run.spans}
     stages = run.config.get("stages")
     configured = (
@@ -129,8 +248,10 @@ def _stage_facts(
     optimizer = str(_at(stage, "optimizer", "name"))
     peak = _number(_at(stage, "optimizer", "learning_rate"))
     if optimizer == "muon":
-        peak = f"{_number(_at(stage, 'optimizer', 'muon_learning_rate'))} (matrices), {peak} (the rest)"
+        matrices = _number(_at(stage, "optimizer", "muon_learning_rate"))
+        peak = f"{matrices} (matrices), {peak} (the rest)"
     waited = _values(run, name, "data_wait_fraction")
+    batch_size, seq_len = (_at(stage, "data", key) for key in ("batch_size", "seq_len"))
     return {
         "steps": f"{span.end - span.start if span else 0} of {_at(stage, 'steps')}",
         "learns": ", ".join([*map(str, trainable), *_adapted(stage)])
@@ -138,7 +259,7 @@ def _stage_facts(
         else _UNKNOWN,
         "optimizer": optimizer,
         "peak learning rate": peak,
-        "batch": f"{_at(stage, 'data', 'rows')} rows of {_at(stage, 'data', 'seq_len')} tokens",
+        "batch": f"{batch_size} rows of {seq_len} tokens",
         "data": "; ".join(_source(source) for source in sources)
         if isinstance(sources, list)
         else _UNKNOWN,
@@ -160,7 +281,10 @@ def _stage_facts(
 
 
 def _parameter_counts(run: LoggedRun) -> str:
-    """Of the finished model, by part: the configuration need not know its shape, which may come with the initial weights."""
+    """Returns the number of parameters of the finished model, by part.
+
+    The configuration may lack its shape, which can come with the initial weights.
+    """
     folder = run.folder / MODEL
     if not folder.is_dir():
         return "known when the run is finished"
@@ -183,9 +307,7 @@ def _adapted(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _skipped(run: LoggedRun, stage: str) -> str:
-    if _values(
-        run, stage, "skipped_records"
-    ):  # of a stage that learns from rewards, which counts those of each step
+    if _values(run, stage, "skipped_records"):  # RL stages count those of each step
         return _sum(run, stage, "skipped_records")
     skipped = {
         name: _last(run, stage, f"skipped_{name}")
@@ -221,111 +343,9 @@ def _number(value: Any) -> str:
 
 
 def _at(value: Any, *keys: str) -> Any:
-    """A nested setting. Runs of other versions of this project may lack it: the page then says so."""
+    """Returns a nested setting; "not recorded" where a run of another version lacks it."""
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
             return _UNKNOWN
         value = value[key]
     return value
-
-
-_PAGE_PREFIX = b"<!doctype html>"  # of a page
-
-
-def write_report(
-    path: PathLike,
-    run_dir: PathLike,
-    title: str,
-    results: Results | None = None,
-    answers: Sequence[Answer] = (),
-    *,
-    channel: AudioChannel = DataConfig.channel,
-) -> pathlib.Path:
-    """Writes the report of a run, finished or not: results, curves, replies of a policy, examples, configuration.
-
-    Args:
-        path: the HTML file. It appears when it is complete.
-        run_dir: the run's folder, with config.json and metrics.jsonl.
-        title: of the page.
-        results: of an evaluation; None leaves the table out.
-        answers: of that evaluation. `select_examples` takes a few of each task, which are shown
-            with their clips; without answers there are no examples.
-        channel: what the model heard of a clip with several channels, and the examples play.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ReportError: the folder does not hold a run.
-        OutputError: the page would replace a file that is no page, or cannot be written.
-        AudioError: a clip of an example cannot be read.
-    """
-    check_output_file(path, _files_of(run_dir), may_replace=_is_page)
-    run = read_run(run_dir)
-    sections = {
-        "Results": results_table(results) if results is not None else None,
-        "Curves": _curves(run),
-        "Replies": replies_table(run.folder),
-        "Examples": _examples(select_examples(answers), channel) if answers else None,
-        "Configuration": _configuration(run),
-    }
-    present = {name: content for name, content in sections.items() if content is not None}
-    template = (
-        resources.files("stepaudio_jax.reports").joinpath("report.html").read_text(encoding="utf-8")
-    )
-    page = string.Template(template).substitute(
-        title=escaped(title),
-        subtitle=escaped(str(run.folder)),
-        navigation=joined(*(element("a", name, href=f"#{name.lower()}") for name in present)),
-        sections=joined(*(_section(name, content) for name, content in present.items())),
-    )
-    final = pathlib.Path(path)
-    with atomic_text_writer(final) as file:
-        file.write(page)
-    return final
-
-
-def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
-    return [pathlib.Path(run_dir) / name for name in (CONFIG, METRICS, SAMPLES)]
-
-
-def _is_page(path: pathlib.Path) -> bool:
-    """Returns whether a file is a page that may be replaced by a newer one."""
-    with path.open("rb") as file:
-        return file.read(len(_PAGE_PREFIX)).lower() == _PAGE_PREFIX
-
-
-def _section(name: str, content: Html) -> Html:
-    heading = f"{name.lower()}-heading"
-    return element(
-        "section",
-        element("h2", name, id=heading),
-        content,
-        id=name.lower(),
-        aria_labelledby=heading,
-    )
-
-
-def _curves(run: LoggedRun) -> Html:
-    drawn = [draw(chart) for chart in charts(run)]
-    if not drawn:
-        return element("p", "Nothing has been logged yet.", class_="muted")
-    return element("div", *drawn, class_="charts")
-
-
-def _examples(examples: Sequence[Answer], channel: AudioChannel) -> Html:
-    right = sum(answer.correct for answer in examples)
-    note = f"{len(examples)} questions, {right} of these answered rightly; the table has the accuracy over all questions."
-    cards = (
-        example_card(answer, number, channel=channel) for number, answer in enumerate(examples, 1)
-    )
-    return joined(element("p", note, class_="muted"), element("div", *cards, class_="examples"))
-
-
-def _configuration(run: LoggedRun) -> Html:
-    whole = json.dumps(run.config, indent=2, ensure_ascii=False)
-    return joined(
-        run_facts(run),
-        stage_table(run),
-        element("details", element("summary", "The whole configuration"), element("pre", whole)),
-    )

@@ -1,6 +1,5 @@
 """Reinforcement learning: rollouts, rewards and the judge, advantages, the clipped objective with KL to a reference."""
 
-from stepaudio_jax.judge.judge import JudgeError
 from stepaudio_jax.rl.trainer import POLICY_STAGE
 
-__all__ = ["POLICY_STAGE", "JudgeError"]
+__all__ = ["POLICY_STAGE"]

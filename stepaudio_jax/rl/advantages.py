@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import PolicyConfig
+from stepaudio_jax.config import PolicyGradient
 from stepaudio_jax.rl.losses import token_weights
 from stepaudio_jax.rl.rewards import Reward
 from stepaudio_jax.rl.rollouts import Rollout
@@ -167,7 +167,7 @@ def compute_advantages(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Reward],
     passed: PolicyLogprobs,
-    config: PolicyConfig,
+    config: PolicyGradient,
     *,
     beta: float,
 ) -> Advantages:
@@ -217,7 +217,7 @@ def compute_advantages(
 
 
 def compute_loss_weights(
-    rollouts: Sequence[Rollout], valid: NDArray[np.bool_], config: PolicyConfig
+    rollouts: Sequence[Rollout], valid: NDArray[np.bool_], config: PolicyGradient
 ) -> TokenValues:
     """The weight of every token in the loss; all of them add up to 1, or to 0 where no rollout is valid."""
     mask = _pad([np.ones(len(rollout.completion_tokens), np.float32) for rollout in rollouts])
@@ -226,7 +226,7 @@ def compute_loss_weights(
 
 
 def _valid_rollouts(
-    rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyConfig
+    rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
 ) -> NDArray[np.bool_]:
     valid = np.array([reward.value is not None for reward in rewards])
     if config.num_correct_range is not None:

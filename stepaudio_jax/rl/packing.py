@@ -13,8 +13,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk, audio_indices
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Array, DataError, audio_embeddings_per_chunk
+from stepaudio_jax.data import Array
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rollouts import Rollout
 
 
@@ -166,16 +168,11 @@ class PackedRollouts:
                 batch.features[reply.row, first + chunk] = features[rollout.group][chunk]
         return batch
 
-    def _audio_indices(self, rollout: Rollout, row: int) -> list[int]:
+    def _audio_indices(self, rollout: Rollout, row: int) -> NDArray[np.int32]:
         """Of each audio token of the prompt, its place among the adaptor's outputs of the row."""
         per_chunk = audio_embeddings_per_chunk(self._data.mel_frames_per_chunk)
         first = self._rows[row].first_chunks[rollout.group]
-        counts = enumerate(rollout.chunk_tokens)
-        return [
-            (first + chunk) * per_chunk + offset
-            for chunk, count in counts
-            for offset in range(count)
-        ]
+        return audio_indices(rollout.chunk_tokens, per_chunk, first)
 
     def scatter(self, values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Values of each rollout's own tokens [R] -> [B,T], each where its token is the target; 0 elsewhere."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from stepaudio_jax.config import RLConfig
+from stepaudio_jax.config import PolicyGradient
 from stepaudio_jax.data import Array
 from stepaudio_jax.models import Parameters, StepAudio, constrain
 from stepaudio_jax.rl.losses import (
@@ -22,13 +22,8 @@ from stepaudio_jax.rl.losses import (
     where_weighted,
 )
 from stepaudio_jax.rl.packing import RolloutBatch
-from stepaudio_jax.training.train_step import (
-    REFERENCE,
-    VALUE,
-    ModelDef,
-    TrainState,
-    apply_gradients,
-)
+from stepaudio_jax.training.train_state import ModelDef, TrainState
+from stepaudio_jax.training.train_step import apply_gradients
 
 # One pass of a model over rollouts: the log-probability and the entropy of every token, a chunk of logits at a time.
 
@@ -136,35 +131,34 @@ class PolicyUpdate:
     def __init__(
         self,
         definition: ModelDef,
-        config: RLConfig,
+        config: PolicyGradient,
         optimizer: optax.GradientTransformation,
         shardings: TrainState,
     ):
-        temperature, policy = config.rollout.temperature, config.policy
+        temperature, policy = config.rollout.temperature, config
 
         def statistics(
-            parameters: Parameters, batch: RolloutBatch
+            state: TrainState, batch: RolloutBatch
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
             """Log-probabilities, entropies and values [B,T]; values of 0 without a value head."""
-            modules = {name: value for name, value in parameters.items() if name != VALUE}
             logprobs, entropy, hidden = token_logprobs(
-                definition.merge(modules)[0], batch, temperature
+                definition.merge(state)[0], batch, temperature
             )
-            if VALUE not in parameters:
+            if state.value_head_params is None:
                 return logprobs, entropy, jnp.zeros_like(logprobs)
             if policy.value_trunk == "detached":
                 hidden = jax.lax.stop_gradient(hidden)
-            return logprobs, entropy, state_values(hidden, parameters[VALUE])
+            return logprobs, entropy, state_values(hidden, state.value_head_params)
 
         def loss(
             trainable: Parameters,
-            frozen: Parameters,
+            state: TrainState,
             batch: RolloutBatch,
             learning: PolicyTargets,
             beta: jax.Array,
             changed: PolicyChanged,
         ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
-            found, entropy, values = statistics({**trainable, **_parts(frozen)}, batch)
+            found, entropy, values = statistics(state.with_trainable(trainable), batch)
             weights = learning.weights
             now, old, reference, sampler = (
                 where_weighted(values, weights)
@@ -201,12 +195,12 @@ class PolicyUpdate:
                 "ratio": jnp.sum(weights * clipped.ratio),
                 "entropy": jnp.sum(weights * where_weighted(entropy, weights)),
             }
-            if REFERENCE in frozen:
+            if state.reference_params is not None:
                 kl = jnp.sum(weights * kl_loss(now, reference, old))
                 if policy.kl_placement == "loss":
                     total += beta * kl
                 sums["kl"] = jnp.sum(weights * kl_estimate(now, reference, "k3"))
-            if VALUE in trainable:
+            if state.value_head_params is not None:
                 returns, before = (
                     where_weighted(x, weights) for x in (learning.returns, learning.old_values)
                 )
@@ -222,7 +216,7 @@ class PolicyUpdate:
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def begin(state: TrainState, batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
-            shapes = jax.eval_shape(gradient, state.trainable, state.frozen, batch, *learning)
+            shapes = jax.eval_shape(gradient, state.trainable, state, batch, *learning)
             return jax.tree.map(
                 lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1][0])
             )
@@ -230,9 +224,7 @@ class PolicyUpdate:
         def accumulate(
             state: TrainState, carried: tuple[Any, Sums], batch: RolloutBatch, *learning: Any
         ) -> tuple[tuple[Any, Sums], jax.Array]:
-            (_, (sums, logprobs)), gradients = gradient(
-                state.trainable, state.frozen, batch, *learning
-            )
+            (_, (sums, logprobs)), gradients = gradient(state.trainable, state, batch, *learning)
             return jax.tree.map(jnp.add, carried, (gradients, sums)), logprobs
 
         def apply(state: TrainState, carried: tuple[Any, Sums]) -> tuple[TrainState, Sums]:
@@ -280,19 +272,3 @@ class PolicyUpdate:
         state, sums = self.apply(state, carried)
         metrics = {name: float(value) for name, value in jax.device_get(sums).items()}
         return state, metrics, np.concatenate(jax.device_get(logprobs))
-
-
-def policy_parameters(state: TrainState) -> Parameters:
-    """The policy's, trainable and frozen parts."""
-    return {**state.trainable, **_parts(state.frozen)}
-
-
-def reference_parameters(state: TrainState) -> Parameters:
-    """The reference policy's: what the stage began with."""
-    # With LoRA it is the decoder without the stage's adapter, or with the adapter that the stage
-    # started from.
-    return {**_parts(state.frozen), **state.frozen[REFERENCE]}
-
-
-def _parts(frozen: Parameters) -> Parameters:
-    return {name: value for name, value in frozen.items() if name != REFERENCE}

@@ -13,13 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import (
-    chunk_lengths,
-    chunk_token_count,
-    load_audio,
-    mel_frames,
-    probe_audio,
-)
+from stepaudio_jax.audio import clip_chunks, load_audio, probe_audio
 from stepaudio_jax.config import (
     AudioChannel,
     ComputeConfig,
@@ -28,17 +22,16 @@ from stepaudio_jax.config import (
     ModelConfig,
 )
 from stepaudio_jax.data import (
-    DataError,
     JsonlSource,
     Record,
-    TooLongError,
     Visit,
     open_sources,
     record_error_context,
     skip_reason,
     training_streams,
 )
-from stepaudio_jax.generation import GenerationError, Prompt, build_prompt, check_prompt_fits
+from stepaudio_jax.errors import DataError, GenerationError
+from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import replicated
 from stepaudio_jax.storage import shorten_words
@@ -254,24 +247,17 @@ class PromptStream:
 
         def count_tokens(part: AudioPart) -> list[int]:
             samples = probe_audio(part.path, length_convention=convention)
-            frames = (
-                [mel_frames(length) for length in chunk_lengths(samples)]
-                if samples is not None
-                else []
-            )
-            counts = [chunk_token_count(count, convention) for count in frames]
+            sizes = clip_chunks(samples, convention) if samples is not None else []
             chunks.extend(
-                np.empty((0, size), np.float32)
-                for size, count in zip(frames, counts, strict=True)
-                if count
+                np.empty((0, size.mel_frames), np.float32) for size in sizes if size.tokens
             )
-            chunk_tokens.extend(filter(None, counts))
-            return counts
+            chunk_tokens.extend(size.tokens for size in sizes if size.tokens)
+            return [size.tokens for size in sizes]
 
         dialogue = tokenize_dialogue(self._segments(record), count_tokens, self._tokenizer)
         is_audio = dialogue.tokens == self._tokenizer.special.audio_patch
         return Prompt(
-            dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens)
+            dialogue.tokens, is_audio, dialogue.loss_mask, tuple(chunks), tuple(chunk_tokens)
         )
 
     def _segments(self, record: Record) -> list[Segment]:
@@ -283,21 +269,22 @@ class PromptStream:
         """Checks that a row holds a prompt with its reply.
 
         Raises:
-            TooLongError: it does not; names the setting.
+            DataError: it does not; names the setting.
         """
         try:
             check_prompt_fits(
                 prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.seq_len
             )
         except GenerationError as error:
-            raise TooLongError(str(error)) from None
+            raise DataError(str(error), kind="too_long") from None
         for name, needed in (
             ("audio_chunks_per_seq", len(prompt.chunks)),
             ("mel_frames_per_chunk", prompt.longest_chunk),
         ):
             if needed > getattr(self._data, name):
-                raise TooLongError(
-                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}"
+                raise DataError(
+                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}",
+                    kind="too_long",
                 )
 
 

@@ -7,8 +7,9 @@ import reprlib
 import traceback
 from collections.abc import Sequence
 
-from stepaudio_jax.config import RewardConfig, RLConfig
-from stepaudio_jax.data import DataError, Record
+from stepaudio_jax.config import PolicyGradient, RewardConfig
+from stepaudio_jax.data import Record
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
 from stepaudio_jax.judge.verdict import (
     RewardMap,
@@ -27,10 +28,6 @@ from stepaudio_jax.rl.verifiers import (
 )
 
 _TOLERANCE = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
-
-
-class RewardError(DataError):
-    """What a reply is worth cannot be told, for a verifier failed or the sum is not finite; the message names the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +57,7 @@ class RewardFunction:
         ValueError: a verifier cannot be found.
     """
 
-    def __init__(self, config: RLConfig, judge: Judge | None):
+    def __init__(self, config: PolicyGradient, judge: Judge | None):
         self._config, self._judge = config, judge
         self._scale = RewardMap(
             config.judge.preference_levels,
@@ -114,7 +111,7 @@ class RewardFunction:
 
         Raises:
             JudgeError: the judge abstained too often.
-            RewardError: a verifier failed on a reply, or returned what is no score; or a rubric's
+            DataError: a verifier failed on a reply, or returned what is no score; or a rubric's
                 weights are too large to add.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
@@ -152,8 +149,9 @@ class RewardFunction:
             parts |= self._judged(rollout, judgement)
         value = _weighted_sum(config, parts)
         if not math.isfinite(value):
-            raise RewardError(
-                f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its rubric's weights huge?"
+            raise DataError(
+                f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its rubric's weights huge?",
+                kind="reward",
             )
         return Reward(value, parts, is_correct)
 
@@ -180,7 +178,7 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
     It may be any number or truth value, also one of numpy's, jax's or torch's.
 
     Raises:
-        RewardError: naming the record, the verifier and what it returned or raised: it is a
+        DataError: naming the record, the verifier and what it returned or raised: it is a
             function of the user's, and whatever it returns would be learnt from.
     """
     record, reply = rollout.record, rollout.parsed.reply
@@ -193,15 +191,18 @@ def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
             1:2
         ]  # none where it could not even be called so
         line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}{line}") from error
+        raise DataError(
+            f"{where} raised {type(error).__name__}: {error}{line}", kind="reward"
+        ) from error
     value = returned
     if (
         hasattr(value, "item") and getattr(value, "shape", None) == ()
     ):  # an array without dimensions
         value = value.item()
     if not isinstance(value, numbers.Real) or not -_TOLERANCE <= value <= 1 + _TOLERANCE:
-        raise RewardError(
-            f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1"
+        raise DataError(
+            f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1",
+            kind="reward",
         )
     return min(max(float(value), 0.0), 1.0)
 

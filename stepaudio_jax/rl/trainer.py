@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,14 +11,15 @@ import jax
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, ModelConfig, StageConfig, to_dict
-from stepaudio_jax.data import DataError, Record, check_sizes
-from stepaudio_jax.generation import Engine, load_model
+from stepaudio_jax.config import ModelConfig, StageConfig, to_dict
+from stepaudio_jax.data import Record, check_sizes
+from stepaudio_jax.errors import ConfigError, DataError, DivergedError, JudgeError
+from stepaudio_jax.generation import Engine
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
-from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend, read_api_key
-from stepaudio_jax.judge.judge import Judge, JudgeError
+from stepaudio_jax.judge.backends import read_api_key
+from stepaudio_jax.judge.judge import make_judge
 from stepaudio_jax.judge.prompt import JudgePrompt
-from stepaudio_jax.models import Parameters, supports_shared_prefix
+from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement, all_gather_json
 from stepaudio_jax.rl.advantages import (
     Advantages,
@@ -34,22 +34,21 @@ from stepaudio_jax.rl.policy_update import (
     PolicyChanged,
     PolicyTargets,
     PolicyUpdate,
-    policy_parameters,
-    reference_parameters,
 )
 from stepaudio_jax.rl.prompts import AudioFeatureCache, PromptStream
-from stepaudio_jax.rl.rewards import Reward, RewardError, RewardFunction
+from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
-from stepaudio_jax.training.preemption import DivergedError, data_error
+from stepaudio_jax.training.preemption import data_error
 from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
+    TrainState,
     init_train_state,
-    needs_reference_params,
 )
-from stepaudio_jax.training.train_step import TrainState, num_optimizer_updates
+from stepaudio_jax.training.train_step import num_optimizer_updates
 from stepaudio_jax.training.trainer import StageContext, StageKind
 
 # One step of a stage that learns from rewards: what is written and what it is worth, then what is learnt from it.
@@ -73,10 +72,16 @@ class PolicyTrainer:
         self._stage, self._tokenizer, self._definition = run.stage, tokenizer, start.model_def
         self._seed = config.seed + run.index
         self._shared = supports_shared_prefix(config.compute)
-        rl = self._stage.rl
-        writing = decode_mesh(model, tensor=rl.rollout.tensor, slices=config.mesh.slices)
-        new_tokens = rl.rollout.max_new_tokens
-        self._rewards = RewardFunction(rl, make_judge(config, self._stage))
+        objective = self._stage.policy_gradient
+        writing = decode_mesh(model, tensor=objective.rollout.tensor, slices=config.mesh.slices)
+        new_tokens = objective.rollout.max_new_tokens
+        judge = make_judge(
+            objective.judge,
+            dtype=config.compute.dtype,
+            slices=config.mesh.slices,
+            cache=run.folder / f"judge_{self._stage.name}.jsonl",
+        )
+        self._rewards = RewardFunction(objective, judge)
         self._stream = PromptStream(
             self._stage.data,
             tokenizer,
@@ -86,17 +91,17 @@ class PolicyTrainer:
             validate=self._rewards.check_record,
         )
         self._audio = AudioFeatureCache(model, config.compute, self._stage.data, mesh)
-        self._update = PolicyUpdate(start.model_def, rl, start.optimizer, start.shardings)
+        self._update = PolicyUpdate(start.model_def, objective, start.optimizer, start.shardings)
         self._place = BatchPlacement(self._stage.data, config.compute.rules, mesh)
-        self._same_kernels = "decoder" in state.frozen
+        self._same_kernels = "decoder" in state.frozen_params
         self._engine = Engine(
             model,
-            start.model_def.with_lora(policy_parameters(state)),
+            start.model_def.params_with_lora(state),
             tokenizer,
             compute=config.compute,
-            slots=round_up_slots(rl.rollout.slots, config.compute.rules, writing),
+            slots=round_up_slots(objective.rollout.slots, config.compute.rules, writing),
             slot_tokens=min(self._stage.data.seq_len, model.decoder.max_positions),
-            cache_dtype=rl.rollout.cache_dtype or None,
+            cache_dtype=objective.rollout.cache_dtype,
             mesh=writing,
         )
 
@@ -109,9 +114,9 @@ class PolicyTrainer:
             DataError: a record cannot be used.
             JudgeError: the judge abstained too often.
         """
-        rollout = self._stage.rl.rollout
+        rollout = self._stage.policy_gradient.rollout
         began, encoded = time.perf_counter(), self._audio.num_encoded
-        parameters = self._definition.with_lora(policy_parameters(state))
+        parameters = self._definition.params_with_lora(state)
         asked = self._stream.examples_at(step - 1, rollout.num_prompts)
         records, prompts = [one.record for one in asked], [one.prompt for one in asked]
         self._features = self._audio.encode(parameters, prompts)
@@ -153,15 +158,15 @@ class PolicyTrainer:
         controller: KLController,
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates of a step, and their metrics; the given state is used up."""
-        policy, began = self._stage.rl.policy, time.perf_counter()
+        policy, began = self._stage.policy_gradient, time.perf_counter()
         moved = num_optimizer_updates(state) > 0  # else the policy still is the reference
         described = rollout_metrics(
             rollouts, rewards, self._tokenizer
         )  # before the state is used up: what fails here is saved
         size = (
-            self._stage.rl.rollout.num_prompts
+            self._stage.policy_gradient.rollout.num_prompts
             // policy.minibatches
-            * self._stage.rl.rollout.num_generations
+            * self._stage.policy_gradient.rollout.num_generations
         )
         starts = range(0, len(rollouts), size)
         minibatches = [
@@ -197,12 +202,14 @@ class PolicyTrainer:
             old = minibatches[0].layout.gather(logprobs)
             passed = PolicyLogprobs(
                 old,
-                passed.reference_logprobs if moved and needs_reference_params(self._stage) else old,
+                passed.reference_logprobs
+                if moved and self._stage.policy_gradient.needs_reference_params
+                else old,
                 passed.values,
             )
         metrics = {name: float(np.mean([sums[name] for sums in updates])) for name in updates[0]}
         metrics |= described | logprob_metrics(rollouts, passed, found)
-        if not needs_reference_params(self._stage):
+        if not self._stage.policy_gradient.needs_reference_params:
             metrics = {
                 name: value
                 for name, value in metrics.items()
@@ -210,7 +217,7 @@ class PolicyTrainer:
             }
         metrics |= {"valid_rollouts": float(found.valid.mean()), "kl_coef": controller.coefficient}
         if (
-            needs_reference_params(self._stage) and changed.since_rollout
+            self._stage.policy_gradient.needs_reference_params and changed.since_rollout
         ):  # a step that changed nothing leaves beta as well
             controller.update(metrics["reply_kl"], len(rollouts))
         return state, metrics | {
@@ -230,11 +237,11 @@ class PolicyTrainer:
         batches, rows = [], []
         for batch in self._on_mesh(whole):
             old = values = np.zeros(batch.tokens.shape, np.float32)
-            if self._stage.rl.policy.recomputes_old_logprobs:
-                old, values = self._update.statistics(policy_parameters(state), batch)
+            if self._stage.policy_gradient.recomputes_old_logprobs:
+                old, values = self._update.statistics(state, batch)
             reference = old
-            if needs_reference_params(self._stage) and moved:
-                reference, _ = self._update.statistics(reference_parameters(state), batch)
+            if self._stage.policy_gradient.needs_reference_params and moved:
+                reference, _ = self._update.statistics(state.with_reference_policy(), batch)
             batches.append(batch)
             rows.append([np.asarray(array) for array in (old, reference, values)])
         passed = PolicyLogprobs(
@@ -249,7 +256,9 @@ class PolicyTrainer:
         own = rollouts[minibatch.indices]
         whole = PolicyTargets(
             weights=minibatch.layout.scatter(
-                compute_loss_weights(own, found.valid[minibatch.indices], self._stage.rl.policy)
+                compute_loss_weights(
+                    own, found.valid[minibatch.indices], self._stage.policy_gradient
+                )
             ),
             advantages=minibatch.layout.scatter(found.advantages[minibatch.indices]),
             old_logprobs=minibatch.layout.scatter(minibatch.passed.old_logprobs),
@@ -273,38 +282,6 @@ class PolicyTrainer:
         ]
 
 
-def make_judge(config: Config, stage: StageConfig) -> Judge | None:
-    """The judge that a stage asks for, if any, on all devices if in this process; its answers are kept in the run folder."""
-    asked = stage.rl.judge
-    if asked.folder:
-        mesh = decode_mesh(hub.read_model_config(asked.folder), slices=config.mesh.slices)
-        loaded = load_model(asked.folder, config.compute.dtype, mesh=mesh, for_generation=True)
-        model = ModelBackend(loaded, slots=asked.slots, max_tokens=asked.max_tokens)
-        name: str = model.name
-        ask: Any = model
-    elif asked.url:
-        endpoint = EndpointBackend(
-            url=asked.url,
-            model=asked.model,
-            api_key_env=asked.api_key_env,
-            max_tokens=asked.max_tokens,
-            timeout_s=asked.timeout_s,
-            retries=asked.retries,
-        )
-        name, ask = endpoint.name, endpoint.generate
-    else:
-        return None
-    return Judge(
-        name,
-        ask,
-        JudgePrompt(asked.prompt or None, levels=asked.preference_levels),
-        together=bool(asked.folder),
-        cache=pathlib.Path(config.run_dir) / f"judge_{stage.name}.jsonl",
-        concurrency=asked.concurrency,
-        max_abstention_rate=asked.max_abstention_rate,
-    )
-
-
 def _lists(minibatch: _Minibatch) -> tuple[Any, ...]:
     return (
         minibatch.passed.old_logprobs,
@@ -313,7 +290,7 @@ def _lists(minibatch: _Minibatch) -> tuple[Any, ...]:
     )
 
 
-def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
+def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
@@ -329,7 +306,7 @@ def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
     has used up the state before it: then the newest checkpoint is what there is.
     """
     config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
-    checkpoints, policy = run.checkpoints(), stage.rl.policy
+    checkpoints, policy = run.checkpoints(), stage.policy_gradient
     earlier = sum(one.steps for one in config.stages[: run.index])
     run.stop.should_stop(
         earlier + (checkpoints.latest_step or 0)
@@ -368,7 +345,7 @@ def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
                         save()
                         saved_step = int(state.step)
                     if isinstance(error, DataError):
-                        data = None if isinstance(error, RewardError) else stage.data
+                        data = None if error.kind == "reward" else stage.data
                         raise data_error(error, stage.name, saved_step, data) from error
                     raise
 
@@ -407,7 +384,7 @@ def train_policy(run: StageContext, parameters: Parameters) -> Parameters:
                 if stopping and step < stage.steps:
                     raise run.stop.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.model_def.params_after_stage({**state.trainable, **state.frozen}, stage.name)
+    return start.model_def.params_after_stage(state, stage.name)
 
 
 def _is_donated(state: TrainState) -> bool:
@@ -426,11 +403,13 @@ def check_policy_stage(
     """
     check_sizes(stage.data, tokenizer, model)
     try:
-        rewards = RewardFunction(stage.rl, None)
-        JudgePrompt(stage.rl.judge.prompt or None, levels=stage.rl.judge.preference_levels)
+        rewards = RewardFunction(stage.policy_gradient, None)
+        JudgePrompt(
+            stage.policy_gradient.judge.prompt, levels=stage.policy_gradient.judge.preference_levels
+        )
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
-    judge = stage.rl.judge
+    judge = stage.policy_gradient.judge
     if judge.folder:
         hub.read_model_config(judge.folder)
     if judge.url and judge.api_key_env and jax.process_index() == 0:  # it alone asks
@@ -440,7 +419,7 @@ def check_policy_stage(
         tokenizer,
         model,
         seed=0,
-        new_tokens=stage.rl.rollout.max_new_tokens,
+        new_tokens=stage.policy_gradient.rollout.max_new_tokens,
         validate=rewards.check_record,
     )
     names: set[str] = set()  # that records give as their source
@@ -449,14 +428,19 @@ def check_policy_stage(
         names.add(record.source)
         stream.check(record, decode=decode)
 
-    settings = {"rewards": to_dict(stage.rl.rewards), "new_tokens": stage.rl.rollout.max_new_tokens}
+    settings = {
+        "rewards": to_dict(stage.policy_gradient.rewards),
+        "new_tokens": stage.policy_gradient.rollout.max_new_tokens,
+    }
     checked = data_check(f"stage {stage.name!r}", stream.sources, stage.data, check, settings)
     if checked and stage.data.check == "all":
         names.update(*all_gather_json(sorted(names)))
-        missing = sorted({name for reward in stage.rl.rewards for name in reward.sources} - names)
+        missing = sorted(
+            {name for reward in stage.policy_gradient.rewards for name in reward.sources} - names
+        )
         if missing:
             raise ConfigError(
-                f"stage {stage.name!r}: rl.rewards names the sources {', '.join(missing)}, and no record has "
+                f"stage {stage.name!r}: objective.rewards names the sources {', '.join(missing)}, and no record has "
                 f"them; those of the records are {', '.join(sorted(names))}"
             )
 

@@ -2,13 +2,13 @@
 
 from stepaudio_jax.storage.files import (
     expand_home,
+    format_path,
     shorten,
     shorten_words,
     user_path,
 )
-from stepaudio_jax.storage.locks import LockedFile, LockHeldError, lock_file
+from stepaudio_jax.storage.locks import LockedFile, lock_file
 from stepaudio_jax.storage.outputs import (
-    OutputError,
     PathLike,
     atomic_directory,
     atomic_text_writer,
@@ -39,9 +39,7 @@ __all__ = [
     "CONVERT_SOUND",
     "COPY_AGAIN",
     "Finding",
-    "LockHeldError",
     "LockedFile",
-    "OutputError",
     "PathLike",
     "Purpose",
     "atomic_directory",
@@ -51,6 +49,7 @@ __all__ = [
     "check_output_file",
     "check_parent_writable",
     "expand_home",
+    "format_path",
     "has_job_mark",
     "is_finished_output_of",
     "lock_file",

@@ -28,3 +28,15 @@ def shorten(text: str, limit: int = MAX_SHOWN_CHARACTERS) -> str:
 def shorten_words(text: str) -> str:
     """Returns a text whose words longer than a path can reasonably be (a data URI, for example) are shortened."""
     return _LONG_WORD.sub(lambda word: shorten(word[0], MAX_SHOWN_CHARACTERS // 2), text)
+
+
+_MAX_PATH_CHARACTERS = 500
+_PATH_END_CHARACTERS = 60
+
+
+def format_path(path: str) -> str:
+    """Returns a path on one line; of a very long one (a base64 clip in its place) both ends."""
+    if len(path) > _MAX_PATH_CHARACTERS:
+        beginning = path[: _MAX_PATH_CHARACTERS - _PATH_END_CHARACTERS]
+        path = f"{beginning}..{path[-_PATH_END_CHARACTERS:]}"
+    return path if path.isprintable() else ascii(path)

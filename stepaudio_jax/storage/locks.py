@@ -6,6 +6,8 @@ import os
 import threading
 from typing import BinaryIO
 
+from stepaudio_jax.errors import LockHeldError
+
 try:
     import fcntl
 except ImportError:  # Windows has none
@@ -20,14 +22,6 @@ _locked_paths: set[str] = (
     set()
 )  # real paths that this process holds: the system would let it take them again
 _locked_paths_mutex = threading.Lock()
-
-
-class LockHeldError(RuntimeError):
-    """Another process holds the file, or this one does (`by_this_process`), which must not open it again then."""
-
-    def __init__(self, message: str, *, by_this_process: bool = False):
-        super().__init__(message)
-        self.by_this_process = by_this_process
 
 
 class LockedFile:

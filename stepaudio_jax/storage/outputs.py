@@ -14,15 +14,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
+from stepaudio_jax.errors import OutputError
 from stepaudio_jax.storage.files import shorten
 
 _HOST = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
 
 PathLike = str | os.PathLike[str]
-
-
-class OutputError(ValueError):
-    """An output cannot be written there, or would replace what is not its program's; the message names it and what to do."""
 
 
 def check_output_file(

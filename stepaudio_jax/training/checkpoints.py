@@ -1,6 +1,7 @@
 """Checkpoints of a run: state and data position together, one folder a stage, written while training goes on (Orbax)."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -18,17 +19,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import (
-    CheckpointConfig,
-    Config,
-    ConfigError,
-    LoRAConfig,
-    ModelConfig,
-    build,
-)
-from stepaudio_jax.hub import CheckpointError
-from stepaudio_jax.models import Parameters
+from stepaudio_jax.config import CheckpointConfig, Config, LoRAConfig, ModelConfig, build
+from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import (
+    INITIAL_ADAPTER,
+    ModelParams,
+    adapters_before_stage,
+)
 from stepaudio_jax.training.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -36,14 +34,16 @@ from stepaudio_jax.training.run_folder import (
     read_initial_adapter,
     read_model_spec,
 )
-from stepaudio_jax.training.train_state import (
-    INITIAL_ADAPTER,
-    abstract_train_state,
-    adapters_before_stage,
-)
-from stepaudio_jax.training.train_step import FROZEN_LORA, HEADS, REFERENCE, VALUE, TrainState
+from stepaudio_jax.training.train_state import TrainState, abstract_train_state
 
 STATE, DATA = "state", "data"
+# Fields of `TrainState` that no step changes.
+_FROZEN_FIELDS = (
+    "frozen_params",
+    "frozen_lora_params",
+    "reference_params",
+    "reference_lora_params",
+)
 HELD_OUT_LOSS = "evaluation/loss"
 _MAX_REASON_CHARS = 400  # characters
 _DAMAGED = (
@@ -133,11 +133,12 @@ class StageCheckpoints:
             {HELD_OUT_LOSS: loss} if math.isfinite(loss) else None
         )  # among NaNs Orbax cannot tell which is best
         with self._writing():
-            if state.frozen and not self._frozen_is_saved:
-                ocp.save(self._frozen_folder, state.frozen, overwrite=True)
+            frozen = _frozen_fields(state)
+            if frozen and not self._frozen_is_saved:
+                ocp.save(self._frozen_folder, frozen, overwrite=True)
                 self._frozen_is_saved = True
             self._checkpointer.save_checkpointables_async(
-                step, {STATE: _non_frozen(state), DATA: data_state}, metrics=metrics
+                step, {STATE: _changing_fields(state), DATA: data_state}, metrics=metrics
             )
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -150,7 +151,7 @@ class StageCheckpoints:
         Raises:
             CheckpointError: none can be read, or the frozen parameters cannot.
         """
-        frozen = _load_frozen(self._folder, abstract_state.frozen)
+        frozen = _load_frozen(self._folder, _frozen_fields(abstract_state))
         problems: dict[int, str] = {}
         for step in sorted(
             (checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True
@@ -164,22 +165,22 @@ class StageCheckpoints:
                 for problem in problems.values():
                     logger.warning("damaged checkpoint set aside: %s", problem)
                 self._set_aside(list(problems))
-            return TrainState(**changing, frozen=frozen), data_state
+            return dataclasses.replace(abstract_state, **changing, **frozen), data_state
         raise CheckpointError(
             f"no checkpoint can be read: {'; '.join(problems.values())}; remove {self._folder} to begin the stage anew"
         )
 
     def _load(self, step: int, abstract_state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
         loaded = self._checkpointer.load_checkpointables(
-            step, abstract_checkpointables={STATE: _non_frozen(abstract_state), DATA: None}
+            step, abstract_checkpointables={STATE: _changing_fields(abstract_state), DATA: None}
         )
         state = loaded[STATE]
         # The optimizer's state is a tree of optax's named tuples; on disk it is plain containers of
         # the same leaves.
-        optimizer = jax.tree.unflatten(
-            jax.tree.structure(abstract_state.optimizer), jax.tree.leaves(state["optimizer"])
+        opt_state = jax.tree.unflatten(
+            jax.tree.structure(abstract_state.opt_state), jax.tree.leaves(state["opt_state"])
         )
-        return {**state, "optimizer": optimizer}, loaded[DATA]
+        return {**state, "opt_state": opt_state}, loaded[DATA]
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         self._checkpointer.close()
@@ -228,42 +229,47 @@ def saved_steps(run_dir: pathlib.Path, index: int, stage: str) -> list[int]:
 
 
 def load_parameters(
-    run_dir: pathlib.Path,
-    index: int,
-    stage: str,
-    step: int,
-    *,
-    trainable: Parameters,
-    frozen: Parameters,
-) -> Parameters:
-    """Parameters of a saved step, without the rest of the state; nothing in the folder is changed, so the run may be under way.
+    run_dir: pathlib.Path, index: int, stage: str, step: int, abstract: TrainState
+) -> TrainState:
+    """Reads the model's parameters of a saved step, without heads, reference and optimizer.
+
+    Nothing in the folder is changed, so the run may be under way.
 
     Args:
         run_dir, index, stage: of the stage.
         step: one of `saved_steps`.
-        trainable, frozen: the parts to read, each leaf a shape, dtype and sharding.
+        abstract: the stage's state, each leaf a shape, dtype and sharding.
 
     Returns:
-        Both, as one tree.
+        The state; what is not read is None.
 
     Raises:
         CheckpointError: they cannot be read.
     """
     folder = _folder(run_dir, index, stage).absolute()
+    abstract = dataclasses.replace(
+        abstract,
+        aux_head_params=None,
+        value_head_params=None,
+        reference_params=None,
+        reference_lora_params=None,
+        opt_state=None,
+    )
     try:
         with _partial_load():
-            found = ocp.load(
-                folder / str(step), {"trainable": trainable}, checkpointable_name=STATE
+            changing = ocp.load(
+                folder / str(step), _changing_fields(abstract), checkpointable_name=STATE
             )
     except _DAMAGED as error:
         raise CheckpointError(
             f"{folder / str(step)} cannot be read: {_reason(error)}; take another step"
         ) from None
-    return {**found["trainable"], **_load_frozen(folder, frozen)}
+    frozen = _load_frozen(folder, _frozen_fields(abstract))
+    return dataclasses.replace(abstract, **changing, **frozen)
 
 
-def _load_frozen(stage_folder: pathlib.Path, abstract: Parameters) -> Parameters:
-    """The frozen parameters of a stage that are asked for."""
+def _load_frozen(stage_folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Reads the frozen fields of a stage's state that `abstract` names."""
     folder = _frozen_folder(stage_folder)
     if not abstract:
         return {}
@@ -317,11 +323,17 @@ def _frozen_folder(stage_folder: pathlib.Path) -> pathlib.Path:
     return stage_folder.with_name(f"{stage_folder.name}.frozen")
 
 
-def _non_frozen(state: TrainState) -> dict[str, Any]:
-    """What steps change: all of the state but the frozen parameters."""
-    return {
-        name: getattr(state, name) for name in TrainState.__dataclass_fields__ if name != "frozen"
-    }
+def _frozen_fields(state: TrainState) -> dict[str, Any]:
+    """Returns the fields that no step changes, without those that hold no array."""
+    fields = {name: getattr(state, name) for name in _FROZEN_FIELDS}
+    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+
+
+def _changing_fields(state: TrainState) -> dict[str, Any]:
+    """Returns the fields that steps change, without those that hold no array."""
+    names = (field.name for field in dataclasses.fields(TrainState))
+    fields = {name: getattr(state, name) for name in names if name not in _FROZEN_FIELDS}
+    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
 
 
 # The finished model of a run, and that of a run that is under way, was stopped, or has diverged: of one of its checkpoints.
@@ -329,7 +341,7 @@ def _non_frozen(state: TrainState) -> dict[str, Any]:
 
 def export_model(
     target: pathlib.Path,
-    parameters: Parameters,
+    params: ModelParams,
     adapters: Mapping[str, LoRAConfig],
     config: Config,
     model: ModelConfig,
@@ -343,8 +355,8 @@ def export_model(
 
     Args:
         target: the folder to write; must not exist, or be empty.
-        parameters: as `ModelDef.params_after_stage` returns them.
-        adapters: of those under FROZEN_LORA, by stage.
+        params: as `ModelDef.params_after_stage` returns them.
+        adapters: rank, alpha and targets of those in `params`, by stage.
         config: of the run.
         model, tokenizer: that it trains.
         source: in words, where the weights came from.
@@ -352,18 +364,18 @@ def export_model(
     Raises:
         CheckpointError: the target exists.
     """
-    parts = {name: tree for name, tree in parameters.items() if name != FROZEN_LORA}
-    beside = None
-    if FROZEN_LORA in parameters:
+    combined = None
+    if params.lora_params:
         pairs = [
-            (lora, hub.adapter_matrices_on_host(parameters[FROZEN_LORA][name]))
+            (lora, hub.adapter_matrices_on_host(params.lora_params[name]))
             for name, lora in adapters.items()
         ]
         # What came with the initial weights is part of the adapter, whose base then is another
         # model than they are.
-        base = "" if INITIAL_ADAPTER in adapters else config.initial.decoder or config.initial.model
-        beside = hub.combine_adapters(pairs, base)
-    hub.save_checkpoint(target, parts, model, tokenizer, source=source, adapter=beside)
+        initial = config.initial.decoder or config.initial.model or ""
+        base = "" if INITIAL_ADAPTER in adapters else initial
+        combined = hub.combine_adapters(pairs, base)
+    hub.save_checkpoint(target, params.params, model, tokenizer, source=source, adapter=combined)
 
 
 def export_checkpoint(
@@ -390,7 +402,7 @@ def export_checkpoint(
         CheckpointError: the run has no such checkpoint (the message says which there are), it
             cannot be read, or the target exists.
         ConfigError: the folder holds no run.
-        ShardingError: the model cannot be cut over the mesh.
+        ConfigError: the model cannot be cut over the mesh.
     """
     config = _config(run_dir)
     saved = {
@@ -410,7 +422,7 @@ def export_checkpoint(
             )
             if part
         )
-        raise hub.CheckpointError(
+        raise CheckpointError(
             f"{run_dir} has no checkpoint{f' of {asked}' if asked else ''}; saved steps are: {found}"
         )
     index = list(saved).index(name)
@@ -420,16 +432,12 @@ def export_checkpoint(
     model, tokenizer = read_model_spec(run_dir)
     adapter = read_initial_adapter(run_dir)
     start = abstract_train_state(config, index, model, mesh, adapter)
-    trainable = {
-        part: tree for part, tree in start.abstract.trainable.items() if part not in (HEADS, VALUE)
-    }
-    frozen = {part: tree for part, tree in start.abstract.frozen.items() if part != REFERENCE}
     with jax.set_mesh(mesh):
-        parameters = load_parameters(run_dir, index, name, step, trainable=trainable, frozen=frozen)
-        left = start.model_def.params_after_stage(parameters, name)
+        state = load_parameters(run_dir, index, name, step, start.abstract)
+        params = start.model_def.params_after_stage(state, name)
         adapters = adapters_before_stage(config, index + 1, adapter)
         source = f"step {step} of stage {name!r} of {run_dir}"
-        export_model(target, left, adapters, config, model, tokenizer, source=source)
+        export_model(target, params, adapters, config, model, tokenizer, source=source)
 
 
 def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:
@@ -440,7 +448,7 @@ def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:
     """
     resolved, run = pathlib.Path(os.path.realpath(target)), pathlib.Path(os.path.realpath(run_dir))
     if resolved == run / MODEL or (run / CHECKPOINTS) in (resolved, *resolved.parents):
-        raise hub.CheckpointError(
+        raise CheckpointError(
             f"{target}: the run writes there itself, and would take what is there for its own; choose another output"
         )
 

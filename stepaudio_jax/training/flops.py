@@ -7,12 +7,12 @@ gradients pass. What rematerialisation computes again is not counted, and a caus
 attention (model FLOPs, as in PaLM: Chowdhery et al. 2022, appendix B).
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk, conv_frame_count
 from stepaudio_jax.config import (
     DataConfig,
     DecoderConfig,
@@ -21,7 +21,6 @@ from stepaudio_jax.config import (
     Part,
     StageConfig,
 )
-from stepaudio_jax.data import audio_embeddings_per_chunk
 from stepaudio_jax.models import abstract_lora
 
 
@@ -103,7 +102,7 @@ def decoder_flops(decoder: DecoderConfig, tokens: int) -> ForwardFlops:
 
 
 def _encoder_flops(encoder: EncoderConfig, mel_frames: int) -> ForwardFlops:
-    frames = math.ceil(mel_frames / 2)
+    frames = conv_frame_count(mel_frames)
     convolutions = 3 * encoder.hidden * (mel_frames * encoder.mel_bins + frames * encoder.hidden)
     weights = encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.ffn)
     attention = encoder.layers * 2 * encoder.hidden * frames

@@ -15,17 +15,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from stepaudio_jax.config import (
-    AuxiliaryConfig,
-    ConfigError,
-    LengthConvention,
-    ModelConfig,
-    ShardingRules,
-)
+from stepaudio_jax.audio.lengths import chunk_token_count, encoder_frame_count
+from stepaudio_jax.config import AuxiliaryConfig, LengthConvention, ModelConfig, ShardingRules
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import (
     StepAudio,
-    audio_token_counts,
     constrain,
     current_mesh,
     dense_kernel_grad,
@@ -280,13 +275,13 @@ def aux_loss_sums(
     assert labels is not None
     rows, chunks = batch.mel_lengths.shape
     logits = heads.words(outputs.reshape(rows * chunks, *outputs.shape[2:]).astype(jnp.float32))
-    counts = audio_token_counts(jnp.asarray(batch.mel_lengths).reshape(-1), convention)
+    counts = chunk_token_count(jnp.asarray(batch.mel_lengths).reshape(-1), convention)
     beyond = (jnp.arange(logits.shape[1])[None, :] >= counts[:, None]).astype(jnp.float32)
     words = jnp.asarray(labels.ctc_words).reshape(rows * chunks, -1)
     losses = optax.ctc_loss(logits, beyond, words, (words == 0).astype(jnp.float32))
     sums = {"ctc": jnp.sum(losses * jnp.asarray(labels.ctc_weight).reshape(-1))}
 
-    lengths = -(-jnp.asarray(batch.mel_lengths) // 2) // 2
+    lengths = encoder_frame_count(jnp.asarray(batch.mel_lengths))
     mean = jnp.sum(features.astype(jnp.float32), axis=2) / jnp.maximum(lengths, 1)[:, :, None]
     total = jnp.float32(0)
     for index, name in enumerate(heads.names):

@@ -12,26 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import DataError, error_kind
-
-_ENDED_BY_KEYBOARD = 130  # what a shell says of a program that Ctrl-C ended
-
-
-class InterruptedRunError(RuntimeError):
-    """The run was told to stop: everything is saved, and the same command goes on from there.
-
-    Attributes:
-        by_keyboard: whether Ctrl-C said so, to this process, and not a machine that is to be taken
-            away.
-    """
-
-    def __init__(self, message: str, *, by_keyboard: bool = False):
-        super().__init__(message)
-        self.by_keyboard = by_keyboard
-
-
-class DivergedError(RuntimeError):
-    """Loss or gradient were not finite for too many steps in a row; the diagnosis is saved."""
+from stepaudio_jax.errors import EXIT_INTERRUPTED, DataError, InterruptedRunError
 
 
 def data_error(
@@ -52,7 +33,7 @@ def data_error(
     """
     skip = ""
     if isinstance(error, DataError) and data is not None:
-        name = f"on_{error_kind(error)}"
+        name = f"on_{error.kind}"
         if getattr(data, name) == "error" and f"{name}='skip'" not in str(error):
             skip = f", or skipped by {section}.{name}='skip'"
     saved = (
@@ -157,7 +138,7 @@ class PreemptionNotice:
                 self._received = True
         elif not _is_interactive():
             _say("ended at once; the same command goes on from the last checkpoint")
-            os._exit(_ENDED_BY_KEYBOARD)
+            os._exit(EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, DataConfig, LoRAConfig, ModelConfig, to_dict
+from stepaudio_jax.config import Config, DataConfig, LoRAConfig, ModelConfig, to_dict
 from stepaudio_jax.data import (
     BadRecord,
-    DataError,
     JsonlSource,
     RecordChecker,
     data_fingerprint,
@@ -26,11 +25,10 @@ from stepaudio_jax.data import (
     num_records_to_check,
     raise_for_bad_records,
 )
+from stepaudio_jax.errors import ConfigError, DataError, LockHeldError, OutputError
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
 from stepaudio_jax.storage import (
     LockedFile,
-    LockHeldError,
-    OutputError,
     atomic_text_writer,
     check_parent_writable,
     lock_file,
@@ -63,8 +61,8 @@ _MUTABLE_COMPUTE_KEYS = re.compile(
 # is, and what it may take.
 _MUTABLE_STAGE_KEYS = re.compile(
     r"stages\.\d+\.((evaluation\.)?data\.(check|on_bad_audio|on_too_long|on_bad_record|threads|prefetch_batches)"
-    r"|rl\.rollout\.(slots|tensor)"
-    r"|rl\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots|max_abstention_rate))"
+    r"|objective\.rollout\.(slots|tensor)"
+    r"|objective\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots|max_abstention_rate))"
 )
 
 

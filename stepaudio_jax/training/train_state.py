@@ -1,8 +1,7 @@
-"""What a stage starts from: first as shapes and shardings, from which everything else follows, then as arrays."""
+"""The train state: its fields, its abstract form (shapes and shardings), and its value before the first step."""
 
 import dataclasses
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,140 +11,167 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig, ModelConfig, Part, StageConfig
+from stepaudio_jax.config import Config, LoRAConfig, ModelConfig
 from stepaudio_jax.models import (
     Parameters,
+    StepAudio,
     abstract_lora,
     abstract_model,
-    abstract_parameters,
+    attach_lora,
+    combine_lora,
     init_lora,
-    init_parameters,
-    logical_axes,
+    merge_lora,
     parameter_metadata,
 )
 from stepaudio_jax.parallel import parameter_shardings, replicated
-from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import (
+    ModelParams,
+    adapters_before_stage,
+    read_stage_adapter,
+)
 from stepaudio_jax.training.losses import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.train_step import (
-    FROZEN_LORA,
-    HEADS,
-    LORA,
-    REFERENCE,
-    VALUE,
-    ModelDef,
-    TrainState,
-)
-
-# The model a run starts from: its shape, its tokenizer, its weights.
 
 
-def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
-    """The shape of the model, as the folders that `config.initial` names say where it names any, and the tokenizer.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that a train step reads and changes.
 
-    Raises:
-        ConfigError: neither `initial` nor `tokenizer` says which tokenizer to use.
-        CheckpointError: a folder cannot be read, or the model's vocabulary has no rows for what the
-            tokenizer writes.
+    Only what `trainable` returns is differentiated: frozen parameters have no gradients, no optimizer
+    state and no stored activations. Trees that a stage does not have are None.
+
+    Attributes:
+        step: [] i32, steps of the stage that are done.
+        consecutive_skips: [] i32, updates since the last one that changed something whose loss or
+            gradient was not finite.
+        params: the parts of the model that the stage trains: "encoder", "adaptor", "decoder".
+        frozen_params: the other parts.
+        lora_params: the adapter that the stage trains beside a frozen decoder, fp32.
+        frozen_lora_params: the adapters that earlier stages left beside a frozen decoder, by stage.
+        aux_head_params: of the stage's `AuxiliaryHeads`, fp32.
+        value_head_params: of the linear value head, {"kernel": [H], "bias": []}, fp32.
+        reference_params: the parts in `params` as they were when the stage began, in the compute
+            dtype; they and `frozen_params` are the reference policy. None without a KL penalty.
+        reference_lora_params: the reference policy's adapter, where the stage began with one from a
+            folder. None: the reference policy is the model without the stage's adapter.
+        opt_state: of the optimizer, over `trainable`.
     """
-    sources = _sources(config)
-    model = hub.read_model_config(sources) if sources else config.model
-    tokenizer = _tokenizer(config)
-    hub.check_vocab_size(tokenizer, model.decoder.vocab_size)
-    return model, tokenizer
 
+    step: jax.Array
+    consecutive_skips: jax.Array
+    params: Parameters
+    frozen_params: Parameters
+    opt_state: Any
+    lora_params: Parameters | None = None
+    frozen_lora_params: dict[str, Parameters] = dataclasses.field(default_factory=dict)
+    aux_head_params: Parameters | None = None
+    value_head_params: Parameters | None = None
+    reference_params: Parameters | None = None
+    reference_lora_params: Parameters | None = None
 
-def initial_adapter(config: Config) -> LoRAConfig | None:
-    """Returns rank, alpha and targets of the adapter that the run's initial decoder has beside it, if any.
+    @property
+    def trainable(self) -> Parameters:
+        """Returns what has gradients as one tree: the trained parts, "lora", "auxiliary", "value".
 
-    Raises:
-        CheckpointError: its folder cannot be read.
-    """
-    return hub.source_lora_config(_sources(config))
-
-
-def check_stage_adapter(config: Config, index: int, model: ModelConfig) -> None:
-    """Checks the adapter that `lora.adapter` of a stage names, before anything is written.
-
-    Raises:
-        CheckpointError: it cannot be read, or does not fit the model.
-        ConfigError: it is not of the stage's form, or the initial weights have the very same one
-            beside them already.
-    """
-    adapter = read_stage_adapter(config, index, model)
-    beside = hub.read_source_adapter(_sources(config))
-    if beside is None or beside.lora != adapter.lora:
-        return
-    if jax.tree.all(jax.tree.map(np.array_equal, beside.matrices, adapter.matrices)):
-        stage = config.stages[index]
-        folder = config.initial.decoder or config.initial.model
-        raise ConfigError(
-            f"stages.{stage.name}.lora.adapter={stage.lora.adapter!r} is beside the decoder of {folder} already, "
-            f"and would count twice: to go on with it, start from the model without it ({beside.base or 'its base'})"
-        )
-
-
-def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> Parameters:
-    """Reads or draws the weights that `config.initial` asks for, each device its own part.
-
-    What a stage trains is in `compute.param_dtype`, what none does in `compute.dtype`. An adapter
-    beside the decoder is under FROZEN_LORA, in fp32.
-
-    Parts that no folder gives are drawn from `config.seed`: all of them for a run from nothing, the
-    adaptor where encoder and decoder come from folders of their own.
-
-    Raises:
-        CheckpointError: a folder is incomplete.
-        ShardingError: the rules cannot place a parameter on the mesh.
-    """
-    shardings = parameter_shardings(
-        logical_axes(model), abstract_parameters(model), config.compute.rules, mesh
-    )
-    trained = {part for stage in config.stages for part in stage.trainable}
-    sources = _sources(config)
-    parameters: Parameters = {}
-    if sources:
-        compute = config.compute
-        dtypes: dict[Part, str] = {
-            part: compute.param_dtype if part in trained else compute.dtype for part in sources
+        Do not rename them: leaves are ordered by these names, and the gradient's norm sums over leaves
+        in this order; `opt_state` has the same paths.
+        """
+        extras = {
+            "lora": self.lora_params,
+            "auxiliary": self.aux_head_params,
+            "value": self.value_head_params,
         }
-        parameters = hub.read_parameters(
-            sources, config=model, dtype=dtypes, shardings=shardings, merge_adapter=False
+        return self.params | {name: tree for name, tree in extras.items() if tree is not None}
+
+    def with_trainable(self, trainable: Parameters) -> "TrainState":
+        """Returns the state with other values of what `trainable` returns."""
+        return dataclasses.replace(
+            self,
+            params={part: trainable[part] for part in self.params},
+            lora_params=trainable.get("lora"),
+            aux_head_params=trainable.get("auxiliary"),
+            value_head_params=trainable.get("value"),
         )
-        adapter = hub.read_source_adapter(sources)
-        if adapter is not None:
-            tree = abstract_lora(model, adapter.lora)
-            places = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
-            placed = jax.jit(lambda matrices: matrices, out_shardings=places)(adapter.matrices)
-            parameters[FROZEN_LORA] = {INITIAL_ADAPTER: placed}
-    if missing := shardings.keys() - parameters.keys():
-        key = jax.random.key(config.seed)
-        parameters |= init_parameters(
-            model, key, config.compute, shardings=shardings, parts=missing
+
+    def with_reference_policy(self) -> "TrainState":
+        """Returns the state whose model is the reference policy, without a value head."""
+        assert self.reference_params is not None
+        return dataclasses.replace(
+            self,
+            params=self.reference_params,
+            lora_params=self.reference_lora_params,
+            value_head_params=None,
         )
-    return parameters
 
 
-def _sources(config: Config) -> dict[Part, pathlib.Path]:
-    initial = config.initial
-    return hub.weight_sources(initial.model, encoder=initial.encoder, decoder=initial.decoder)
+@dataclasses.dataclass(frozen=True)
+class ModelDef:
+    """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters.
+
+    Attributes:
+        model, aux_heads: graph definitions; no auxiliary heads: None.
+        lora_scale: multiplies the products of the stage's adapter, where it has one.
+        frozen_lora: name and scale of each adapter in `TrainState.frozen_lora_params`, in order.
+    """
+
+    model: Any
+    aux_heads: Any | None = None
+    lora_scale: float = 0.0
+    frozen_lora: tuple[tuple[str, float], ...] = ()
+
+    def merge(self, state: TrainState) -> tuple[StepAudio, AuxiliaryHeads | None]:
+        """Returns the model, adapters beside its decoder, and the auxiliary heads if there are any."""
+        heads = None
+        if self.aux_heads is not None and state.aux_head_params is not None:
+            heads = nnx.merge(self.aux_heads, state.aux_head_params)
+        return nnx.merge(self.model, self.params_with_lora(state)), heads
+
+    def params_with_lora(self, state: TrainState) -> Parameters:
+        """Returns encoder, adaptor and decoder, each adapted kernel a `LoRAKernel`."""
+        params = state.params | state.frozen_params
+        adapters = [(state.frozen_lora_params[name], scale) for name, scale in self.frozen_lora]
+        if state.lora_params is not None:
+            adapters.append((state.lora_params, self.lora_scale))
+        if adapters:
+            params["decoder"] = attach_lora(params["decoder"], *combine_lora(adapters))
+        return params
+
+    def params_after_stage(self, state: TrainState, stage: str) -> ModelParams:
+        """Returns what a stage of this name leaves: its model, and the adapters beside the decoder."""
+        adapters = dict(state.frozen_lora_params)
+        if state.lora_params is not None:
+            adapters[stage] = state.lora_params
+        return ModelParams(state.params | state.frozen_params, adapters)
 
 
-def _tokenizer(config: Config) -> Tokenizer:
-    if config.tokenizer == "bytes":
-        return Tokenizer.byte_level()
-    folder = config.tokenizer or config.initial.model or config.initial.decoder
-    if not folder:
-        raise ConfigError(
-            'tokenizer is empty, and there is no initial.model to take one from: name a folder, or "bytes"'
-        )
-    return hub.load_tokenizer(folder)
+def merge_adapters(
+    params: ModelParams,
+    scales: Sequence[tuple[str, float]],
+    dtype: Any,
+    *,
+    donate: bool = False,
+) -> Parameters:
+    """Returns encoder, adaptor and decoder, the products of all adapters added to its kernels in fp32.
+
+    Args:
+        params: of the model.
+        scales: name and scale of each of its adapters, in order.
+        dtype: of the adapted kernels then; bf16 rounds small products away.
+        donate: give up the decoder's arrays: if they have this dtype already, no second decoder is
+            allocated.
+    """
+    if not scales:
+        return params.params
+    decoder = params.params["decoder"]
+    in_place = all(leaf.dtype == dtype for leaf in jax.tree.leaves(decoder))
+    merge = _merge_lora_in_place if donate and in_place else _merge_lora
+    combined = combine_lora([(params.lora_params[name], scale) for name, scale in scales])
+    return params.params | {"decoder": merge(decoder, *combined, jnp.dtype(dtype))}
 
 
-INITIAL_ADAPTER = (
-    "@initial"  # the adapter that came with the initial weights; no stage can have this name
-)
+_merge_lora = jax.jit(merge_lora, static_argnums=(2, 3))
+_merge_lora_in_place = jax.jit(merge_lora, static_argnums=(2, 3), donate_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,50 +182,29 @@ class AbstractTrainState:
         model_def: the static side of the model.
         optimizer: of the stage.
         abstract: the state before the first step, each leaf a shape, dtype and sharding.
-        previous_model_def: the static side of the model that the stage starts from: its adapters
-            are merged where the decoder learns.
+        adapters_to_merge: name and scale of each adapter that the stage merges into the decoder when
+            it begins: those that earlier stages left, where it trains the decoder itself.
     """
 
     model_def: ModelDef
     optimizer: optax.GradientTransformation
     abstract: TrainState
-    previous_model_def: ModelDef
+    adapters_to_merge: tuple[tuple[str, float], ...] = ()
 
     @property
     def shardings(self) -> TrainState:
-        """The sharding of every leaf of the state."""
+        """Returns the sharding of every leaf of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-
-
-def adapters_before_stage(
-    config: Config, index: int, initial: LoRAConfig | None
-) -> dict[str, LoRAConfig]:
-    """Returns the adapters beside the decoder when stage `index` begins, by the stage that left them, in order.
-
-    A stage that trains the decoder itself begins by merging them into it, and leaves none.
-
-    Args:
-        config: of the run.
-        index: of the stage; the number of stages for what the run leaves.
-        initial: of the adapter that the initial weights have, if any.
-    """
-    adapters = {} if initial is None else {INITIAL_ADAPTER: initial}
-    for stage in config.stages[:index]:
-        if "decoder" in stage.trainable:
-            adapters = {}
-        elif stage.lora.rank:
-            adapters[stage.name] = stage.lora
-    return adapters
 
 
 def abstract_train_state(
     config: Config, index: int, model: ModelConfig, mesh: Mesh, initial: LoRAConfig | None = None
 ) -> AbstractTrainState:
-    """What stage `index` is made of: nothing is allocated, so it holds for any mesh, also of devices that are not here.
+    """Builds the abstract train state of stage `index` without allocating; works for compile-only devices.
 
-    Trainable parameters are kept in `compute.param_dtype`, and so are frozen ones that an earlier
-    stage trained, for bf16 would lose what they have learnt; other frozen ones are in
-    `compute.dtype`, adapters in fp32. Moments lie like their parameter.
+    Trained parameters are in `compute.param_dtype`, and so are frozen ones that an earlier stage
+    trained, since bf16 would round away what they learnt. Other frozen ones are in `compute.dtype`,
+    adapters and heads in fp32. Optimizer moments are sharded like their parameter.
 
     Args:
         config, index: of the stage.
@@ -208,83 +213,90 @@ def abstract_train_state(
         initial: of the adapter that the initial weights have beside them, if any.
 
     Raises:
-        ShardingError: the rules cannot place a parameter on the mesh.
+        ConfigError: the rules cannot place a parameter on the mesh.
     """
     stage = config.stages[index]
-    graphdef, state = abstract_model(model, config.compute)
-    module = nnx.merge(graphdef, state)
+    graphdef, variables = abstract_model(model, config.compute)
+    module = nnx.merge(graphdef, variables)
     axes, contracting_dims = (
         parameter_metadata(module, name) for name in ("axes", "contracting_dims")
     )
-    shapes = nnx.to_pure_dict(state)
+    shapes = nnx.to_pure_dict(variables)
     shardings = parameter_shardings(axes, shapes, config.compute.rules, mesh)
+    stage_parts: tuple[str, ...] = stage.trainable
     trained = {part for earlier in config.stages[: index + 1] for part in earlier.trainable}
     parts: Parameters = {
         part: _abstract(
             shapes[part],
             shardings[part],
-            jnp.dtype(config.compute.param_dtype if part in trained else config.compute.dtype),
+            config.compute.param_dtype if part in trained else config.compute.dtype,
         )
         for part in shapes
     }
-    trainable: Parameters = {part: parts[part] for part in stage.trainable}
     axes, contracting_dims = (
-        {part: tree[part] for part in trainable} for tree in (axes, contracting_dims)
+        {part: tree[part] for part in stage_parts} for tree in (axes, contracting_dims)
     )
-    heads_graphdef = None
+    # Heads are replicated: they are small, and no mesh divides their widths.
+    aux_heads = None
+    aux_head_params = value_head_params = lora_params = None
     if stage.auxiliary.enabled:
-        heads = nnx.eval_shape(lambda: _heads(config, index, model))
-        heads_graphdef, heads_state = nnx.split(heads)
-        head_shapes = nnx.to_pure_dict(heads_state)
-        whole = jax.tree.map(
-            lambda _: replicated(mesh), head_shapes
-        )  # small, and their widths no mesh divides
-        trainable[HEADS] = _abstract(head_shapes, whole, jnp.dtype(jnp.float32))
-        axes[HEADS], contracting_dims[HEADS] = (
+        heads = nnx.eval_shape(lambda: _make_aux_heads(config, index, model))
+        aux_heads, head_variables = nnx.split(heads)
+        head_shapes = nnx.to_pure_dict(head_variables)
+        head_shardings = jax.tree.map(lambda _: replicated(mesh), head_shapes)
+        aux_head_params = _abstract(head_shapes, head_shardings, jnp.float32)
+        axes["auxiliary"], contracting_dims["auxiliary"] = (
             parameter_metadata(heads, name) for name in ("axes", "contracting_dims")
         )
-    if has_value_head(stage):
+    if stage.objective.has_value_head:
         sizes = {"kernel": (model.decoder.hidden,), "bias": ()}
-        whole = replicated(mesh)
-        trainable[VALUE] = {
-            name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=whole)
+        value_head_params = {
+            name: jax.ShapeDtypeStruct(size, jnp.float32, sharding=replicated(mesh))
             for name, size in sizes.items()
         }
-        axes[VALUE], contracting_dims[VALUE] = (
-            {"kernel": ("embed",), "bias": ()},
-            {"kernel": (), "bias": ()},
-        )
+        axes["value"] = {"kernel": ("embed",), "bias": ()}
+        contracting_dims["value"] = {"kernel": (), "bias": ()}
     if stage.lora.rank:
-        narrow = abstract_lora(model, stage.lora)
-        trainable[LORA] = _abstract_lora(config, model, stage.lora, mesh)
-        axes[LORA], contracting_dims[LORA] = narrow.axes, narrow.contracting_dims
-    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, _updates(stage))
+        lora = abstract_lora(model, stage.lora)
+        lora_params = _abstract_lora_params(config, model, stage.lora, mesh)
+        axes["lora"], contracting_dims["lora"] = lora.axes, lora.contracting_dims
+    reference_params = reference_lora_params = None
+    if stage.objective.needs_reference_params:
+        reference_params = {
+            part: _abstract(shapes[part], shardings[part], config.compute.dtype)
+            for part in stage_parts
+        }
+        if stage.lora.adapter is not None:
+            reference_lora_params = lora_params
+    earlier_adapters = adapters_before_stage(config, index, initial)
+    scales = tuple((name, lora.scale) for name, lora in earlier_adapters.items())
+    trains_decoder = "decoder" in stage_parts
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    abstract = TrainState(
+    state = TrainState(
         step=count,
         consecutive_skips=count,
-        trainable=trainable,
-        frozen={part: value for part, value in parts.items() if part not in stage.trainable},
-        optimizer=_optimizer_state(optimizer, trainable, mesh),
+        params={part: parts[part] for part in stage_parts},
+        frozen_params={part: tree for part, tree in parts.items() if part not in stage_parts},
+        lora_params=lora_params,
+        frozen_lora_params={}
+        if trains_decoder
+        else {
+            name: _abstract_lora_params(config, model, lora, mesh)
+            for name, lora in earlier_adapters.items()
+        },
+        aux_head_params=aux_head_params,
+        value_head_params=value_head_params,
+        reference_params=reference_params,
+        reference_lora_params=reference_lora_params,
+        opt_state=None,
     )
-    if needs_reference_params(stage):
-        abstract.frozen[REFERENCE] = {
-            part: _abstract(shapes[part], shardings[part], jnp.dtype(config.compute.dtype))
-            for part in stage.trainable
-        }
-        if (
-            stage.lora.adapter is not None
-        ):  # else the decoder without the stage's adapter is what it began with
-            abstract.frozen[REFERENCE][LORA] = trainable[LORA]
-    left = adapters_before_stage(config, index, initial)
-    beside = {} if "decoder" in stage.trainable else left
-    if beside:
-        abstract.frozen[FROZEN_LORA] = {
-            name: _abstract_lora(config, model, lora, mesh) for name, lora in beside.items()
-        }
-    definition = ModelDef(graphdef, heads_graphdef, stage.lora.scale, _scales(beside))
+    optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, stage.num_updates)
+    opt_state = _abstract_opt_state(optimizer, state.trainable, mesh)
     return AbstractTrainState(
-        definition, optimizer, abstract, ModelDef(graphdef, None, frozen_lora=_scales(left))
+        ModelDef(graphdef, aux_heads, stage.lora.scale, () if trains_decoder else scales),
+        optimizer,
+        dataclasses.replace(state, opt_state=opt_state),
+        adapters_to_merge=scales if trains_decoder else (),
     )
 
 
@@ -293,87 +305,66 @@ def init_train_state(
     index: int,
     model: ModelConfig,
     start: AbstractTrainState,
-    parameters: Parameters,
+    params: ModelParams,
 ) -> TrainState:
-    """Returns the state before the first step, from parameters that lie as `start` says (see `initial_weights`).
+    """Returns the state before the first step, from parameters that are placed as `start` says.
+
+    Args:
+        config, index: of the stage.
+        model: its shape.
+        start: of the stage.
+        params: as `initial_weights` or the stage before returned them.
 
     Raises:
-        CheckpointError: the adapter that the stage is to start from cannot be read, or is another
-            one.
+        CheckpointError: the adapter that the stage is to start from cannot be read.
+        ConfigError: that adapter has another rank, alpha or targets.
     """
-    shardings, abstract = start.shardings, start.abstract
-    stage = config.stages[index]
-    if "decoder" in stage.trainable:
-        parameters = start.previous_model_def.merged(
-            parameters, config.compute.param_dtype, donate=True
-        )
-    trainable = {
-        part: _cast(parameters[part], like)
-        for part, like in abstract.trainable.items()
-        if part not in (HEADS, LORA, VALUE)
-    }
-    if LORA in abstract.trainable:
-        trainable[LORA] = _first_lora(config, index, model, shardings.trainable[LORA])
-    frozen = {
-        part: _cast(parameters[part], like)
-        for part, like in abstract.frozen.items()
-        if part != REFERENCE
-    }
-    if REFERENCE in abstract.frozen:
-        # Copies: the policy's own arrays are given up by the first step.
-        first = {**parameters, **trainable}
-        frozen[REFERENCE] = {
-            part: jax.tree.map(jnp.copy, _cast(first[part], like))
-            for part, like in abstract.frozen[REFERENCE].items()
-        }
-    if HEADS in start.abstract.trainable:
-        draw = jax.jit(
-            lambda: nnx.to_pure_dict(nnx.state(_heads(config, index, model))),
-            out_shardings=shardings.trainable[HEADS],
-        )
-        trainable[HEADS] = draw()
-    if VALUE in abstract.trainable:  # a head of zeros: at first every state is worth nothing
-        trainable[VALUE] = jax.tree.map(
-            lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), leaf.sharding),
-            abstract.trainable[VALUE],
-        )
-    return TrainState(
+    abstract, shardings = start.abstract, start.shardings
+    parts = merge_adapters(params, start.adapters_to_merge, config.compute.param_dtype, donate=True)
+    state = dataclasses.replace(
+        abstract,
+        params=_cast({part: parts[part] for part in abstract.params}, abstract.params),
+        frozen_params=_cast(
+            {part: parts[part] for part in abstract.frozen_params}, abstract.frozen_params
+        ),
+        frozen_lora_params=_cast(
+            {name: params.lora_params[name] for name in abstract.frozen_lora_params},
+            abstract.frozen_lora_params,
+        ),
         step=jax.device_put(np.zeros((), np.int32), shardings.step),
         consecutive_skips=jax.device_put(np.zeros((), np.int32), shardings.consecutive_skips),
-        trainable=trainable,
-        frozen=frozen,
-        optimizer=jax.jit(start.optimizer.init, out_shardings=shardings.optimizer)(trainable),
     )
+    if abstract.lora_params is not None:
+        lora_params = _init_stage_lora(config, index, model, shardings.lora_params)
+        state = dataclasses.replace(state, lora_params=lora_params)
+    if abstract.reference_params is not None:
+        # Copies: the first step donates the policy's own arrays.
+        copies = jax.tree.map(jnp.copy, _cast(state.params, abstract.reference_params))
+        state = dataclasses.replace(state, reference_params=copies)
+    if abstract.reference_lora_params is not None:
+        copies = jax.tree.map(jnp.copy, state.lora_params)
+        state = dataclasses.replace(state, reference_lora_params=copies)
+    if abstract.aux_head_params is not None:
+        init_heads = jax.jit(
+            lambda: nnx.to_pure_dict(nnx.state(_make_aux_heads(config, index, model))),
+            out_shardings=shardings.aux_head_params,
+        )
+        state = dataclasses.replace(state, aux_head_params=init_heads())
+    if abstract.value_head_params is not None:  # zeros: at first every state has the value 0
+        zeros = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), leaf.sharding),
+            abstract.value_head_params,
+        )
+        state = dataclasses.replace(state, value_head_params=zeros)
+    init_optimizer = jax.jit(start.optimizer.init, out_shardings=shardings.opt_state)
+    return dataclasses.replace(state, opt_state=init_optimizer(state.trainable))
 
 
-def _scales(adapters: Mapping[str, LoRAConfig]) -> tuple[tuple[str, float], ...]:
-    return tuple((name, lora.scale) for name, lora in adapters.items())
+def _make_aux_heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:
+    return AuxiliaryHeads(config.stages[index].auxiliary, model, rngs=nnx.Rngs(config.seed + index))
 
 
-def needs_reference_params(stage: StageConfig) -> bool:
-    """Whether the stage keeps what it began with beside what it learns."""
-    return stage.objective == "policy" and stage.rl.policy.kl_coef > 0
-
-
-def has_value_head(stage: StageConfig) -> bool:
-    """Whether the stage learns what a state is worth."""
-    return stage.objective == "policy" and stage.rl.policy.advantage_estimator == "gae"
-
-
-def _updates(stage: StageConfig) -> int:
-    """Of the weights, over all of the stage."""
-    policy = stage.rl.policy
-    return stage.steps * (policy.epochs * policy.minibatches if stage.objective == "policy" else 1)
-
-
-def _abstract_lora(config: Config, model: ModelConfig, lora: LoRAConfig, mesh: Mesh) -> Parameters:
-    narrow = abstract_lora(model, lora)
-    places = parameter_shardings(narrow.axes, narrow.shapes, config.compute.rules, mesh)
-    lora_parameters: Parameters = _abstract(narrow.shapes, places, jnp.dtype(jnp.float32))
-    return lora_parameters
-
-
-def _first_lora(config: Config, index: int, model: ModelConfig, shardings: Any) -> Parameters:
+def _init_stage_lora(config: Config, index: int, model: ModelConfig, shardings: Any) -> Parameters:
     """Returns the adapter that the stage starts from: that of the folder it names, or a new one."""
     lora = config.stages[index].lora
     if lora.adapter is not None:
@@ -382,68 +373,50 @@ def _first_lora(config: Config, index: int, model: ModelConfig, shardings: Any) 
             adapter.matrices
         )
         return placed
-    narrow = abstract_lora(model, lora)
-    begin = jax.jit(lambda key: init_lora(narrow, key), out_shardings=shardings)
-    return begin(jax.random.key(config.seed + index))
+    abstract = abstract_lora(model, lora)
+    init = jax.jit(lambda key: init_lora(abstract, key), out_shardings=shardings)
+    return init(jax.random.key(config.seed + index))
 
 
-def read_stage_adapter(config: Config, index: int, model: ModelConfig) -> hub.Adapter:
-    """Reads the adapter that `lora.adapter` of a stage names.
-
-    Raises:
-        CheckpointError: it cannot be read, or does not fit the model.
-        ConfigError: its rank, alpha or targets are not the stage's.
-    """
-    stage = config.stages[index]
-    lora, folder = stage.lora, stage.lora.adapter
-    assert folder is not None
-    adapter = hub.read_adapter(folder, model.decoder)
-    stored = adapter.lora
-    wanted = {"rank": lora.rank, "alpha": lora.alpha, "targets": tuple(sorted(lora.targets))}
-    stored_values = {
-        "rank": stored.rank,
-        "alpha": stored.alpha,
-        "targets": tuple(sorted(stored.targets)),
-    }
-    differing = [name for name, value in wanted.items() if stored_values[name] != value]
-    if differing:
-        key = f"stages.{stage.name}.lora"
-        settings = ", ".join(
-            f"{key}.{name}={stored_values[name]!r} (not {wanted[name]!r})" for name in differing
-        )
-        raise ConfigError(
-            f"{key}.adapter={folder!r} is of another form; to go on with it, set {settings}"
-        )
-    return adapter
+def _abstract_lora_params(
+    config: Config, model: ModelConfig, lora: LoRAConfig, mesh: Mesh
+) -> Parameters:
+    abstract = abstract_lora(model, lora)
+    shardings = parameter_shardings(abstract.axes, abstract.shapes, config.compute.rules, mesh)
+    return _abstract(abstract.shapes, shardings, jnp.float32)
 
 
-def _cast(parameters: Any, abstract: Any) -> Any:
-    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), parameters, abstract)
-
-
-def _heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:
-    return AuxiliaryHeads(config.stages[index].auxiliary, model, rngs=nnx.Rngs(config.seed + index))
-
-
-def _abstract(shapes: Any, shardings: Any, dtype: jnp.dtype) -> Any:
+def _abstract(shapes: Any, shardings: Any, dtype: Any) -> Any:
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=sharding
+        ),
         shapes,
         shardings,
     )
 
 
-def _optimizer_state(
+def _cast(params: Any, abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), params, abstract)
+
+
+def _abstract_opt_state(
     optimizer: optax.GradientTransformation, trainable: Parameters, mesh: Mesh
 ) -> Any:
-    """The optimizer's abstract state: a leaf that stands for a parameter and has its shape lies like it, others are whole."""
-    places = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)}
+    """Returns the optimizer's abstract state.
+
+    A leaf whose path ends like a parameter's and that has its shape is sharded like it; other leaves
+    are replicated.
+    """
+    parameters = {
+        _dict_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)
+    }
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        keys = _keys(path)
+        keys = _dict_keys(path)
         sharding: NamedSharding = replicated(mesh)
         for start in range(len(keys)):
-            parameter = places.get(keys[start:])
+            parameter = parameters.get(keys[start:])
             if parameter is not None and parameter.shape == leaf.shape:
                 sharding = parameter.sharding
                 break
@@ -452,6 +425,6 @@ def _optimizer_state(
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
 
 
-def _keys(path: Any) -> tuple[str, ...]:
-    """The dictionary keys of a path: those of optax's own tuples are left out."""
+def _dict_keys(path: Any) -> tuple[str, ...]:
+    """Returns the dictionary keys of a path, without those of optax's own tuples."""
     return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

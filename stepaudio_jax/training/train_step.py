@@ -7,115 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
+from stepaudio_jax.audio.lengths import MEL_FRAMES_PER_SECOND
 from stepaudio_jax.config import StageConfig
 from stepaudio_jax.data.batch import Batch
-from stepaudio_jax.models import Parameters, StepAudio, attach_lora, combine_lora, merge_lora
+from stepaudio_jax.models import Parameters
 from stepaudio_jax.training.losses import (
     NEXT_TOKEN,
-    AuxiliaryHeads,
     combine,
     loss_term_sums,
     loss_term_weights,
 )
+from stepaudio_jax.training.train_state import ModelDef, TrainState
 
-HEADS = "auxiliary"  # beside encoder, adaptor and decoder in the tree of trainable parameters
-LORA = "lora"  # beside them in the tree of trainable ones: the narrow matrices of the decoder
-VALUE = "value"  # beside them too: the head that estimates what a policy's state is worth
-# beside them in the tree of frozen ones: the narrow matrices of earlier stages, by stage
-FROZEN_LORA = "frozen_lora"
-REFERENCE = "reference"  # beside them in the tree of frozen ones: what a policy's stage began with
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
-EvalStep = Callable[[Parameters, Batch], Metrics]
-
-
-_fold = jax.jit(merge_lora, static_argnums=(2, 3))
-_fold_in_place = jax.jit(merge_lora, static_argnums=(2, 3), donate_argnums=0)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything a step changes, and the frozen parameters it reads.
-
-    Only `trainable` is differentiated: what is frozen has no gradients, no optimizer state and no
-    stored activations.
-    """
-
-    step: jax.Array  # i32, steps done in this stage
-    # i32, updates since the last one that changed something whose loss or gradient was not finite
-    consecutive_skips: jax.Array
-    trainable: Parameters
-    frozen: Parameters
-    optimizer: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelDef:
-    """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters.
-
-    Attributes:
-        model, heads: graph definitions.
-        lora_scale: multiplies the products of the stage's adapter, where it has one.
-        frozen_lora: name and scale of each adapter that earlier stages have left beside the
-            decoder, in order.
-    """
-
-    model: Any
-    heads: Any | None
-    lora_scale: float = 0.0
-    frozen_lora: tuple[tuple[str, float], ...] = ()
-
-    def merge(self, parameters: Parameters) -> tuple[StepAudio, AuxiliaryHeads | None]:
-        """The modules holding `parameters`: the model, adapters beside its decoder, and auxiliary heads where there are any."""
-        heads = (
-            None
-            if self.heads is None or HEADS not in parameters
-            else nnx.merge(self.heads, parameters[HEADS])
-        )
-        return nnx.merge(self.model, self.with_lora(parameters)), heads
-
-    def with_lora(self, parameters: Parameters) -> Parameters:
-        """Returns encoder, adaptor and decoder, the decoder's adapted kernels with their adapters beside them."""
-        parts = _model_parts(parameters)
-        if adapters := self._adapters(parameters):
-            parts["decoder"] = attach_lora(parts["decoder"], *combine_lora(adapters))
-        return parts
-
-    def merged(self, parameters: Parameters, dtype: Any, *, donate: bool = False) -> Parameters:
-        """Returns encoder, adaptor and decoder, adapters added to the decoder's kernels in fp32.
-
-        Args:
-            parameters: of the stage.
-            dtype: of the adapted kernels then; in bf16 small products are rounded away.
-            donate: give up the decoder's arrays; where they are of this dtype no second decoder is
-                needed.
-        """
-        parts = _model_parts(parameters)
-        if adapters := self._adapters(parameters):
-            same = all(leaf.dtype == dtype for leaf in jax.tree.leaves(parts["decoder"]))
-            fold = _fold_in_place if donate and same else _fold
-            parts["decoder"] = fold(parts["decoder"], *combine_lora(adapters), jnp.dtype(dtype))
-        return parts
-
-    def params_after_stage(self, parameters: Parameters, stage: str) -> Parameters:
-        """Returns what a stage leaves: encoder, adaptor, decoder and, under FROZEN_LORA by stage, the adapters beside it."""
-        parts = _model_parts(parameters)
-        adapters = dict(parameters.get(FROZEN_LORA, {}))
-        if LORA in parameters:
-            adapters[stage] = parameters[LORA]
-        return {**parts, FROZEN_LORA: adapters} if adapters else parts
-
-    def _adapters(self, parameters: Parameters) -> list[tuple[Parameters, float]]:
-        adapters = [(parameters[FROZEN_LORA][name], scale) for name, scale in self.frozen_lora]
-        return [*adapters, (parameters[LORA], self.lora_scale)] if LORA in parameters else adapters
-
-
-def _model_parts(parameters: Parameters) -> Parameters:
-    beside = (HEADS, LORA, VALUE, FROZEN_LORA, REFERENCE)
-    return {name: value for name, value in parameters.items() if name not in beside}
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
 def make_train_step(
@@ -132,9 +39,9 @@ def make_train_step(
     """
 
     def loss(
-        trainable: Parameters, frozen: Parameters, batch: Batch, weights: Metrics
+        trainable: Parameters, state: TrainState, batch: Batch, weights: Metrics
     ) -> tuple[jax.Array, Metrics]:
-        model, heads = definition.merge({**trainable, **frozen})
+        model, heads = definition.merge(state.with_trainable(trainable))
         sums, counts = loss_term_sums(model, heads, batch)
         total, means = combine(sums, weights, stage.auxiliary)
         accuracy = counts["correct_tokens"] / jnp.maximum(weights[NEXT_TOKEN], 1.0)
@@ -147,7 +54,7 @@ def make_train_step(
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def of_part(part: Batch) -> tuple[Parameters, Metrics]:
-            (_, metrics), gradients = gradient(state.trainable, state.frozen, part, weights)
+            (_, metrics), gradients = gradient(state.trainable, state, part, weights)
             return gradients, metrics
 
         gradients, metrics = _accumulate(of_part, batch, stage.gradient_accumulation_steps)
@@ -156,7 +63,7 @@ def make_train_step(
         metrics |= {
             "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
             "loss_tokens": weights[NEXT_TOKEN],
-            "audio_seconds": jnp.sum(batch.mel_lengths) / 100,
+            "audio_seconds": jnp.sum(batch.mel_lengths) / MEL_FRAMES_PER_SECOND,
         }
         return new_state, metrics
 
@@ -193,18 +100,17 @@ def apply_gradients(
     any_gradient = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients)]))
     zero_gradient_steps = finite & ~any_gradient
     changes = finite & any_gradient
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
 
     def where_changed(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(changes, new, old), new, old)
 
-    new_state = TrainState(
+    new_state = dataclasses.replace(
+        state.with_trainable(where_changed(trainable, state.trainable)),
         step=state.step + 1,
         consecutive_skips=jnp.where(changes, 0, state.consecutive_skips + ~finite),
-        trainable=where_changed(trainable, state.trainable),
-        frozen=state.frozen,
-        optimizer=where_changed(optimizer_state, state.optimizer),
+        opt_state=where_changed(opt_state, state.opt_state),
     )
     figures = {
         "gradient_norm": norm,
@@ -216,7 +122,7 @@ def apply_gradients(
 
 def num_optimizer_updates(state: TrainState) -> int:
     """Returns how many of a stage's updates have changed the parameters: those that the optimizer has counted."""
-    counts = optax.tree.get_all_with_path(state.optimizer, "count")
+    counts = optax.tree.get_all_with_path(state.opt_state, "count")
     return max(int(count) for _, count in counts)
 
 
@@ -229,10 +135,8 @@ def make_eval_step(definition: ModelDef, micro_batches: int = 1) -> EvalStep:
             training.
     """
 
-    def evaluation_step(parameters: Parameters, batch: Batch) -> Metrics:
-        model, _ = definition.merge(
-            {name: value for name, value in parameters.items() if name != HEADS}
-        )
+    def evaluation_step(state: TrainState, batch: Batch) -> Metrics:
+        model, _ = definition.merge(state)
 
         def of_part(part: Batch) -> Metrics:
             sums, counts = loss_term_sums(model, None, part)

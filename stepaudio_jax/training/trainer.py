@@ -19,15 +19,8 @@ from stepaudio_jax.config import (
     StageConfig,
     to_dict,
 )
-from stepaudio_jax.data import (
-    DataError,
-    Preprocessor,
-    batches,
-    evaluation_batches,
-    merge_states,
-    open_sources,
-)
-from stepaudio_jax.models import Parameters
+from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
+from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
     all_gather_json,
@@ -45,6 +38,14 @@ from stepaudio_jax.training.checkpoints import (
     saved_steps,
 )
 from stepaudio_jax.training.flops import step_flops
+from stepaudio_jax.training.initial_weights import (
+    ModelParams,
+    adapters_before_stage,
+    check_stage_adapter,
+    initial_adapter,
+    initial_model,
+    initial_weights,
+)
 from stepaudio_jax.training.monitoring import (
     MetricsWriter,
     StepProfile,
@@ -53,7 +54,7 @@ from stepaudio_jax.training.monitoring import (
     progress_bar_metrics,
     write_diagnosis,
 )
-from stepaudio_jax.training.preemption import DivergedError, PreemptionNotice, data_error
+from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.run_folder import (
     MODEL,
     DataChecker,
@@ -64,17 +65,12 @@ from stepaudio_jax.training.run_folder import (
 )
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
-    abstract_train_state,
-    adapters_before_stage,
-    check_stage_adapter,
-    init_train_state,
-    initial_adapter,
-    initial_model,
-    initial_weights,
-)
-from stepaudio_jax.training.train_step import (
     ModelDef,
     TrainState,
+    abstract_train_state,
+    init_train_state,
+)
+from stepaudio_jax.training.train_step import (
     make_eval_step,
     make_train_step,
     num_optimizer_updates,
@@ -150,7 +146,7 @@ class StageKind:
     """
 
     check: Callable[[StageConfig, Tokenizer, ModelConfig, DataChecker], None]
-    run: Callable[[StageContext, Parameters], Parameters]
+    run: Callable[[StageContext, ModelParams], ModelParams]
 
 
 # How well a stage's model does on data that it does not learn from.
@@ -190,11 +186,7 @@ class Evaluator:
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
-        parameters, place, count = (
-            {**state.trainable, **state.frozen},
-            self._place,
-            self._evaluation.batches,
-        )
+        place, count = self._place, self._evaluation.batches
         totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}
         held_out = evaluation_batches(
             self._evaluation.data,
@@ -205,7 +197,7 @@ class Evaluator:
         )
         with contextlib.closing(held_out) as data:
             for batch in itertools.islice(data, count):
-                for name, value in self._step(parameters, place(batch)).items():
+                for name, value in self._step(state, place(batch)).items():
                     totals[name] += float(value)
         if totals["loss_tokens"] == 0:
             paths = ", ".join(source.path for source in self._evaluation.data.sources)
@@ -266,14 +258,14 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
     adapter = read_initial_adapter(run_dir) if any(saved) else initial_adapter(config)
     for index, stage in enumerate(config.stages):
         if not any(saved[index + 1 :]):  # else it is finished
-            kinds[stage.objective].check(stage, tokenizer, model, data_check)
+            kinds[stage.objective.name].check(stage, tokenizer, model, data_check)
             if stage.lora.adapter is not None and not saved[index]:
                 check_stage_adapter(config, index, model)
     mesh = make_mesh(config.mesh)
     check_batch_divisible(config, mesh)
     stop = PreemptionNotice()
     with jax.set_mesh(mesh), stop.handle_signals():
-        parameters = {} if any(saved) else initial_weights(config, model, mesh)
+        parameters = ModelParams() if any(saved) else initial_weights(config, model, mesh)
         lock.acquire()
         prepare_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
         data_check.write()
@@ -281,13 +273,13 @@ def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -
             if any(saved[index + 1 :]):
                 continue  # a later stage's checkpoint holds everything that this stage left
             run = StageContext(config, index, model, tokenizer, mesh, stop, adapter)
-            parameters = kinds[run.stage.objective].run(run, parameters)
+            parameters = kinds[run.stage.objective.name].run(run, parameters)
         adapters = adapters_before_stage(config, len(config.stages), adapter)
         source = f"trained in {run_dir}"
         export_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)
 
 
-def run_stage(run: StageContext, parameters: Parameters) -> Parameters:
+def run_stage(run: StageContext, parameters: ModelParams) -> ModelParams:
     """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
 
     Raises:
@@ -405,7 +397,7 @@ def run_stage(run: StageContext, parameters: Parameters) -> Parameters:
                 if stopping and step < stage.steps:
                     raise stop.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
-    return start.model_def.params_after_stage({**state.trainable, **state.frozen}, stage.name)
+    return start.model_def.params_after_stage(state, stage.name)
 
 
 def _check_stage(

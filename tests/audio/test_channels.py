@@ -1,4 +1,4 @@
-"""What is heard of a clip with several channels: the first or the mean, and never silence where the clip has sound."""
+"""Clips with several channels: the first or the mean is used, and never silence for sound."""
 
 import io
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.audio import load_audio
+from stepaudio_jax.errors import AudioError
 
 RATE = 16_000
 FORMATS = [
@@ -33,7 +34,7 @@ SILENT = np.zeros(8000, np.float32)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_the_first_or_the_mean(count):
+def test_first_and_mix(count):
     channels = [noise(0.2 + 0.1 * number, seed=number) for number in range(count)]
     content = clip(*channels)
     np.testing.assert_array_equal(load_audio(content), channels[0])
@@ -50,9 +51,7 @@ def test_a_long_clip_is_mixed_to_its_end():
 
 
 @pytest.mark.parametrize(("file_format", "subtype"), FORMATS)
-def test_a_silent_first_channel_is_a_bad_clip_that_names_the_setting(
-    tmp_path, file_format, subtype
-):
+def test_a_silent_first_channel_is_an_error_that_names_the_setting(tmp_path, file_format, subtype):
     path = tmp_path / "right.wav"
     tone = (0.5 * np.sin(2 * np.pi * 220 * np.arange(8000) / RATE)).astype(np.float32)
     path.write_bytes(clip(SILENT, tone, file_format=file_format, subtype=subtype))
@@ -76,7 +75,7 @@ def test_a_silent_first_channel_is_a_bad_clip_that_names_the_setting(
         noise(4e-4),  # what a lossy encoder leaks of a loud channel
     ],
 )
-def test_what_counts_as_silence_beside_sound(first):
+def test_a_channel_far_below_another_is_silent(first):
     with pytest.raises(AudioError, match="channel 3 of 4 is not silent"):
         load_audio(clip(first, SILENT, noise(), noise(0.1)))
 
@@ -94,14 +93,14 @@ def test_what_counts_as_silence_beside_sound(first):
     ],
 )
 @pytest.mark.parametrize("channel", ["first", "mix"])
-def test_quiet_clips_and_quiet_other_channels_are_clips(channels, channel):
+def test_quiet_clips_and_quiet_other_channels_are_accepted(channels, channel):
     assert len(load_audio(clip(*channels), channel=channel)) == 8000
 
 
 @pytest.mark.parametrize(
     ("file_format", "subtype"), [form for form in FORMATS if form[0] in ("WAV", "FLAC")]
 )
-def test_channels_that_cancel_are_a_bad_clip_of_the_mix_alone(file_format, subtype):
+def test_channels_that_cancel_are_an_error_of_the_mix_only(file_format, subtype):
     content = clip(noise(), -noise(), file_format=file_format, subtype=subtype)
     with pytest.raises(
         AudioError,
@@ -111,7 +110,7 @@ def test_channels_that_cancel_are_a_bad_clip_of_the_mix_alone(file_format, subty
     assert np.abs(load_audio(content)).max() > 0.4
 
 
-def test_what_is_not_finite_is_so_of_what_is_heard():
+def test_non_finite_samples_count_in_the_reduced_channel_only():
     broken = noise()
     broken[7] = np.nan
     assert len(load_audio(clip(noise(), broken))) == 8000
@@ -126,6 +125,6 @@ def test_what_is_not_finite_is_so_of_what_is_heard():
             load_audio(clip(endless, -endless), channel=channel)
 
 
-def test_only_the_two_are_known():
+def test_unknown_channel_settings_are_refused():
     with pytest.raises(ValueError, match="channel='right' is not one of first, mix"):
         load_audio(clip(noise(), noise()), channel="right")

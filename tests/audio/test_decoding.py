@@ -1,4 +1,4 @@
-"""load_audio: formats by content, first channel, and an error that names the file for everything that cannot be used."""
+"""load_audio: formats by content, the first channel, and errors that name the file."""
 
 import ctypes
 import io
@@ -17,8 +17,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepaudio_jax.audio import AudioError, load_audio, resample
+from stepaudio_jax.audio import load_audio, resample
 from stepaudio_jax.audio.decoding import suppress_decoder_messages
+from stepaudio_jax.errors import AudioError
 
 FORMATS = [
     ("WAV", "PCM_16"),
@@ -69,7 +70,7 @@ def wav_of_samples(samples):
 
 @pytest.mark.parametrize(("file_format", "subtype"), FORMATS)
 @pytest.mark.parametrize("name", ["clip.wav", "clip.mp3", "clip"])
-def test_by_content_whatever_the_name(tmp_path, file_format, subtype, name):
+def test_formats_are_recognised_by_content(tmp_path, file_format, subtype, name):
     waveform = speech_like(16_000)
     path = tmp_path / name
     path.write_bytes(encoded(waveform, file_format, subtype))
@@ -114,7 +115,7 @@ def test_the_real_clips(shared_audio):
     assert len(seconds) == 8
 
 
-def test_refuses_files(tmp_path):
+def test_unusable_files_are_refused(tmp_path):
     text = tmp_path / "text.wav"
     text.write_text("not a sound at all\n" * 100)
     empty = tmp_path / "empty.wav"
@@ -140,13 +141,13 @@ def test_refuses_files(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["a\0b.wav", "\ud800.wav", "line\nbreak.wav"])
-def test_refuses_paths_that_cannot_be(path):
+def test_impossible_paths_are_refused(path):
     with pytest.raises(AudioError, match=r"audio '.*'") as error:
         load_audio(path)
     assert str(error.value).isprintable()
 
 
-def test_refuses_bytes():
+def test_unusable_bytes_are_refused():
     samples = speech_like(16_000)
     for content, reason in [
         (b"", "is empty"),
@@ -164,7 +165,7 @@ def test_refuses_bytes():
 
 
 @pytest.mark.parametrize(("rate", "longest_refused"), [(16_000, 320), (48_000, 960), (8_000, 160)])
-def test_too_short_is_exactly_what_has_no_token(rate, longest_refused):
+def test_clips_without_a_token_are_too_short(rate, longest_refused):
     waveform = speech_like(longest_refused + 1, rate)
     assert len(load_audio(encoded(waveform, rate=rate))) > 320
     with pytest.raises(AudioError, match=f"too short: {longest_refused} samples at {rate} Hz"):
@@ -174,7 +175,7 @@ def test_too_short_is_exactly_what_has_no_token(rate, longest_refused):
 
 @pytest.mark.parametrize("file_format", CUTS)
 @pytest.mark.parametrize("kept", [0.999, 0.97, 0.6, 0.3, 0.05])
-def test_refuses_what_was_cut_short(file_format, kept):
+def test_files_cut_short_are_refused(file_format, kept):
     content = encoded(speech_like(48_000), file_format)
     load_audio(content)
     with pytest.raises(AudioError, match="cut short"):
@@ -182,8 +183,8 @@ def test_refuses_what_was_cut_short(file_format, kept):
 
 
 @pytest.mark.parametrize("file_format", CUTS)
-def test_no_cut_passes_as_whole(file_format):
-    """Every cut of a small file: refused. The last byte of MP3 and of the rest matters alike."""
+def test_every_cut_is_detected(file_format):
+    """Every cut of a small file is refused; the last byte of an MP3 matters like any other."""
     content = encoded(speech_like(4000), file_format)
     load_audio(content)
     for length in range(1, len(content), max(1, len(content) // 300)):
@@ -194,7 +195,7 @@ def test_no_cut_passes_as_whole(file_format):
 
 
 def mp3_frames(file_format_bytes):
-    """Where each frame of a libsndfile MP3 starts, by its constant sync word and the bit rates of MPEG 2 layer III."""
+    """Where each frame starts: by the sync word and the bit rates of MPEG 2 layer III."""
     starts, position = [], 0
     rates = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
     while position < len(file_format_bytes):
@@ -206,7 +207,7 @@ def mp3_frames(file_format_bytes):
 
 
 def mp3_without_header_frame():
-    """An MP3 of variable bit rate without a count of its frames, and where its frames start."""
+    """An MP3 of variable bit rate without a frame count, and where its frames start."""
     content = encoded(speech_like(48_000), "MP3")
     starts = mp3_frames(content)
     return content[starts[1] :], [start - starts[1] for start in starts[1:]]
@@ -228,7 +229,7 @@ def test_an_mp3_without_a_count():
     assert len(load_audio(content[: starts[40]])) == 576 * 40 - 529
 
 
-def test_mp3s_put_together_are_heard_to_the_end():
+def test_concatenated_mp3s_are_decoded_to_the_end():
     content = encoded(speech_like(48_000), "MP3")
     together = load_audio(content + content)
     assert len(together) >= 96_000
@@ -236,7 +237,7 @@ def test_mp3s_put_together_are_heard_to_the_end():
     assert np.abs(together[-16_000:-3000]).max() > 0.1
 
 
-def test_ogg_streams_put_together_are_refused():
+def test_concatenated_ogg_streams_are_refused():
     content = encoded(speech_like(48_000), "OGG")
     with pytest.raises(AudioError, match="several Ogg streams"):
         load_audio(content + content)
@@ -259,10 +260,10 @@ def test_an_mp3_with_tags():
 
 
 @pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="nothing is kept out of sight with another C library"
+    platform.libc_ver()[0] != "glibc", reason="messages are suppressed with glibc only"
 )
-def test_what_libmpg123_says_of_good_files_stays_out_of_sight(capfd):
-    """LAME's own files, tags, silence and other files behind them; and what others write meanwhile does not."""
+def test_messages_of_libmpg123_are_suppressed(capfd):
+    """For files of LAME, tags, silence, concatenations; what other threads print gets through."""
     library = ctypes.CDLL(None)
     contents = []
     for rate in (16_000, 22_050, 44_100):
@@ -304,7 +305,7 @@ def test_a_wav_written_to_a_pipe():
     assert len(load_audio(bytes(content))) == 4000
 
 
-def test_a_wav_whose_recorder_was_killed_is_not_called_empty():
+def test_an_unfinished_wav_is_not_called_empty():
     content = bytearray(encoded(speech_like(4000)))
     place = content.index(b"data") + 4
     content[place : place + 4] = bytes(4)
@@ -399,7 +400,10 @@ def test_the_error_survives_pickling():
 def test_import_is_light():
     """Reading threads and the corpus need no JAX, and librosa's import costs more than a second."""
     root = pathlib.Path(__file__).parents[2]
-    code = "import sys, stepaudio_jax.audio; print(sorted({'jax', 'librosa', 'torch', 'numba'} & set(sys.modules)))"
+    code = """
+import sys, stepaudio_jax.audio
+print(sorted({'jax', 'librosa', 'torch', 'numba'} & set(sys.modules)))
+"""
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )

@@ -1,7 +1,9 @@
-"""Chunks, frames and tokens against what convolutions of these shapes really give."""
+"""Chunks, frames and tokens against the output sizes of torch's convolutions and pools."""
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -10,26 +12,27 @@ from stepaudio_jax.audio import (
     CHUNK_SAMPLES,
     MAX_CHUNK_SAMPLES,
     audio_token_count,
-    chunk_lengths,
     chunk_token_count,
+    clip_chunks,
     log_mel,
-    mel_frames,
+    mel_frame_count,
     split_chunks,
 )
+from stepaudio_jax.audio.lengths import audio_indices, max_chunk_samples
 
 SECOND = 16_000
 
 
 @functools.cache
 def frames_of_stft(samples):
-    """Frames of a centred STFT, its last one dropped: padded and cut by torch, on no values."""
+    """Frames of a centred STFT, its last one dropped, by torch on the meta device."""
     with torch.device("meta"):
         padded = torch.nn.functional.pad(torch.empty(1, samples + 479), (200, 200), mode="reflect")
         return padded[0].unfold(0, 400, 160).shape[0] - 1
 
 
 def features_of_frames(frames):
-    """Length after encoder and adaptor: convolution k3 s2 p1, average pool 2, convolution k3 s2 p1. By torch, on no values."""
+    """Length behind encoder (convolution k3 s2 p1, average pool 2) and adaptor (k3 s2 p1)."""
     with torch.device("meta"):
         after_encoder = torch.nn.Conv1d(1, 1, 3, stride=2, padding=1)(torch.empty(1, 1, frames))
         if after_encoder.shape[-1] < 2:
@@ -54,14 +57,14 @@ def brute_force(samples, length_convention):
 
 
 @pytest.mark.parametrize(("seconds", "tokens"), [(1, 13), (5, 63), (10, 125), (25, 313)])
-def test_the_table_of_the_reference(seconds, tokens):
+def test_the_counts_of_the_released_model(seconds, tokens):
     assert audio_token_count(seconds * SECOND) == tokens
 
 
 def test_the_longest_chunk():
-    assert chunk_token_count(mel_frames(round(29.9 * SECOND))) == 374
-    assert mel_frames(MAX_CHUNK_SAMPLES) == 3000
-    assert mel_frames(MAX_CHUNK_SAMPLES + 1) == 3001
+    assert chunk_token_count(mel_frame_count(round(29.9 * SECOND))) == 374
+    assert mel_frame_count(MAX_CHUNK_SAMPLES) == 3000
+    assert mel_frame_count(MAX_CHUNK_SAMPLES + 1) == 3001
 
 
 @pytest.mark.parametrize("length_convention", ["hf", "vllm"])
@@ -96,7 +99,7 @@ def test_the_conventions_differ_where_the_reference_says():
 
 @pytest.mark.parametrize("samples", [1, 159, 160, 161, 320, 321, 5000, 16_001])
 def test_frames_are_those_of_log_mel(samples):
-    assert mel_frames(samples) == log_mel(np.zeros(samples, np.float32)).shape[1]
+    assert mel_frame_count(samples) == log_mel(np.zeros(samples, np.float32)).shape[1]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_split_chunks(samples, chunks):
     waveform = np.arange(samples, dtype=np.float32)
     pieces = split_chunks(waveform)
     assert [len(piece) for piece in pieces] == chunks
-    assert chunk_lengths(samples) == chunks
+    assert [size.samples for size in clip_chunks(samples)] == chunks
     np.testing.assert_array_equal(np.concatenate([*pieces, np.zeros(0, np.float32)]), waveform)
 
 
@@ -123,7 +126,7 @@ def test_a_last_chunk_of_20_ms_is_kept_and_has_no_token():
         assert audio_token_count(CHUNK_SAMPLES + rest) == 313
         assert log_mel(split_chunks(np.ones(CHUNK_SAMPLES + rest, np.float32))[1]).shape == (
             128,
-            mel_frames(rest),
+            mel_frame_count(rest),
         )
     assert audio_token_count(CHUNK_SAMPLES + 321) == 314
     assert audio_token_count(CHUNK_SAMPLES + 1, "vllm") == 314
@@ -134,3 +137,28 @@ def test_refuses():
         audio_token_count(-1)
     with pytest.raises(ValueError, match="'hf', 'vllm'"):
         chunk_token_count(100, "whisper")
+
+
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+def test_numpy_and_jax_arrays_give_what_ints_give(length_convention):
+    frames = range(3001)
+    expected = [chunk_token_count(count, length_convention) for count in frames]
+    assert (
+        chunk_token_count(np.arange(3001, dtype=np.int32), length_convention).tolist() == expected
+    )
+    traced = jax.jit(lambda counts: chunk_token_count(counts, length_convention))
+    assert traced(jnp.arange(3001)).tolist() == expected
+
+
+def test_the_longest_chunk_of_so_many_frames():
+    for frames in range(2, 3001):
+        samples = max_chunk_samples(frames)
+        assert mel_frame_count(samples) == frames < mel_frame_count(samples + 1)
+
+
+def test_audio_indices_count_on_from_the_first_chunk():
+    assert audio_indices([3, 0, 2], 4).tolist() == [0, 1, 2, 8, 9]
+    indices = audio_indices((2, 1), 313, first_chunk=5)
+    assert indices.tolist() == [1565, 1566, 1878]
+    assert indices.dtype == np.int32
+    assert audio_indices([], 313).tolist() == []

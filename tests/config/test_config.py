@@ -9,13 +9,11 @@ import pytest
 
 from stepaudio_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     LoRAConfig,
     ModelConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -24,6 +22,7 @@ from stepaudio_jax.config import (
     override,
     to_dict,
 )
+from stepaudio_jax.errors import ConfigError
 
 MINIMAL = {
     "run_dir": "runs/x",
@@ -31,9 +30,16 @@ MINIMAL = {
 }
 
 
+REWARDED = {
+    **MINIMAL["stages"][0],
+    "name": "rl",
+    "objective": {"name": "policy_gradient", "rewards": [{"format_weight": 1.0}]},
+}
+
+
 @pytest.fixture
 def config():
-    return build(Config, MINIMAL)
+    return build(Config, MINIMAL | {"stages": [*MINIMAL["stages"], REWARDED]})
 
 
 def test_json_round_trip_is_exact(config):
@@ -76,7 +82,7 @@ def test_overrides(config, key, text, read):
 
 def test_overrides_may_need_each_other(config):
     """Each of these alone is refused, in any order."""
-    judge = "stages.sft.rl.judge"
+    judge = "stages.rl.objective.judge"
     url = [(f"{judge}.url", "http://x/v1"), (f"{judge}.model", "m")]
     lora = [("stages.sft.lora.rank", "4"), ("stages.sft.trainable", "('adaptor',)")]
     for settings in (url, lora):
@@ -84,15 +90,18 @@ def test_overrides_may_need_each_other(config):
             changed = override(config, *ordered).stages[0]
     assert changed.lora.rank == 4
     both = override(config, *url, ("seed", "3"))
-    assert (both.seed, both.stages[0].rl.judge.model) == (3, "m")
+    assert (both.seed, both.stages[1].objective.judge.model) == (3, "m")
     swapped = override(
         both,
-        (f"{judge}.url", ""),
-        (f"{judge}.model", ""),
+        (f"{judge}.url", "None"),
+        (f"{judge}.model", "None"),
         (f"{judge}.folder", "f"),
         (f"{judge}.slots", "2"),
     )
-    assert (swapped.stages[0].rl.judge.folder, swapped.stages[0].rl.judge.slots) == ("f", 2)
+    assert (swapped.stages[1].objective.judge.folder, swapped.stages[1].objective.judge.slots) == (
+        "f",
+        2,
+    )
     with pytest.raises(ConfigError, match="belong together"):
         override(config, url[0], ("seed", "3"))
     # Presets and whole sections between them are what they are alone.
@@ -115,8 +124,8 @@ def test_overrides_may_need_each_other(config):
     ("key", "text", "message"),
     [
         ("stages.sft.optimizer.learing_rate", "1", "did you mean 'learning_rate'"),
-        ("stages.sf.steps", "1", "no item 'sf' .allowed: 0 to 0, sft"),
-        ("stages.1.steps", "1", "no item '1'"),
+        ("stages.sf.steps", "1", "no item 'sf' .allowed: 0 to 1, sft, rl"),
+        ("stages.2.steps", "1", "no item '2'"),
         ("seed", "1.5", "config.seed=1.5 is not of type int"),
         ("seed", "True", "config.seed=True is not of type int"),
         ("seed.x", "1", "single value"),
@@ -158,18 +167,18 @@ def test_overrides_may_need_each_other(config):
             "config.stages.0.optimizer.learning_rate must be at most",
         ),
         (
-            "stages.sft.rl.judge.reward_map",
+            "stages.rl.objective.judge.reward_map",
             "(0.0, 0.0, 0.0)",
-            "config.stages.0.rl.judge: reward_map=.* makes every reward 0",
+            "config.stages.1.objective.judge: reward_map=.* makes every reward 0",
         ),
-        ("stages.sft.rl.judge.reward_map", "(0.5,)", "reward_map=.* must have 3 values"),
+        ("stages.rl.objective.judge.reward_map", "(0.5,)", "reward_map=.* must have 3 values"),
         (
-            "stages.sft.rl.judge.reward_map_temperature",
+            "stages.rl.objective.judge.reward_map_temperature",
             "0.0",
-            "config.stages.0.rl.judge: reward_map_temperature=0.0 must be positive",
+            "config.stages.1.objective.judge: reward_map_temperature=0.0 must be positive",
         ),
-        ("stages.sft.rl.judge.timeout_s", "0", "timeout_s=0.0 must be positive"),
-        ("stages.sft.rl.judge.retries", "-1", "retries=-1 must not be negative"),
+        ("stages.rl.objective.judge.timeout_s", "0", "timeout_s=0.0 must be positive"),
+        ("stages.rl.objective.judge.retries", "-1", "retries=-1 must not be negative"),
         ("stages.sft.optimizer.b2", "1.0", "b2=1.0 must be at least 0 and less than 1"),
         ("stages.sft.optimizer.eps", "0.0", "eps=0.0 must be positive"),
         ("stages.sft.optimizer.final_learning_rate_fraction", "1.5", "must be between 0 and 1"),
@@ -184,8 +193,12 @@ def test_overrides_may_need_each_other(config):
             "0.1",
             "leave it out of evaluation.data",
         ),
-        ("stages.sft.auxiliary.ctc_weight", "0.3", "ctc_weight=0.3 needs ctc_words"),
-        ("stages.sft.auxiliary.attribute_weight", "0.3", "attribute_weight=0.3 needs attributes"),
+        ("stages.sft.objective.auxiliary.ctc_weight", "0.3", "ctc_weight=0.3 needs ctc_words"),
+        (
+            "stages.sft.objective.auxiliary.attribute_weight",
+            "0.3",
+            "attribute_weight=0.3 needs attributes",
+        ),
     ],
 )
 def test_wrong_overrides_name_the_key(config, key, text, message):
@@ -204,11 +217,9 @@ def sections(config, path=""):
                 yield from sections(part, f"{path}.{field.name}")
 
 
-def test_no_float_of_any_section_may_be_infinite_or_nan_or_nothing_to_float32():
+def test_no_float_of_any_section_may_be_infinite_or_nan_or_nothing_to_float32(config):
     """Whatever section is added: its floats, those in tuples, and those that may be None."""
     kinds = {}
-    rl = {"rewards": [{"format_weight": 1.0}]}
-    config = build(Config, {**MINIMAL, "stages": [{**MINIMAL["stages"][0], "rl": rl}]})
     for path, section in sections(config):
         for name, hint in typing.get_type_hints(type(section)).items():
             if hint in (float, float | None):
@@ -217,12 +228,12 @@ def test_no_float_of_any_section_may_be_infinite_or_nan_or_nothing_to_float32():
                 kinds[f"{path}.{name}"] = (section, name, lambda number: (number, number))
     assert {
         ".stages.optimizer.learning_rate",
-        ".stages.rl.judge.reward_map",
-        ".stages.rl.policy.kl_target",
+        ".stages.objective.judge.reward_map",
+        ".stages.objective.kl_target",
     } <= kinds.keys()
     assert {
         ".stages.data.sources.weight",
-        ".stages.rl.rewards.judge_weight",
+        ".stages.objective.rewards.judge_weight",
         ".model.decoder.rope_theta",
     } <= kinds.keys()
     for number in (math.nan, math.inf, -math.inf, 1e39, 1e-50):
@@ -244,17 +255,14 @@ def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings)
         if name in settings
     }
     data = DataConfig(sources=(SourceConfig(path="a.jsonl"),), audio_chunks_per_seq=chunks)
-    rl = RLConfig(
-        rollout=RolloutConfig(**rollout),
-        rewards=rewards or (VERIFIED,),
-        policy=PolicyConfig(**settings),
+    objective = PolicyGradient(
+        rollout=RolloutConfig(**rollout), rewards=rewards or (VERIFIED,), **settings
     )
     return StageConfig(
         name="p",
         steps=1,
-        objective="policy",
         data=data,
-        rl=rl,
+        objective=objective,
         trainable=trainable,
         lora=LoRAConfig(rank=lora),
     )
@@ -266,7 +274,7 @@ def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings)
         *(
             (
                 {"num_generations": 1, "advantage_estimator": name},
-                f"rollout.num_generations=1 gives policy.advantage_estimator='{name}' nothing",
+                f"rollout.num_generations=1 gives advantage_estimator='{name}' nothing",
             )
             for name in GROUPS
         ),
@@ -276,11 +284,11 @@ def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings)
         ),
         (
             {"num_generations": 4, "num_correct_range": (4, 4)},
-            r"policy.num_correct_range=\(4, 4\) keeps prompts whose 4 replies rewards.0",
+            r"num_correct_range=\(4, 4\) keeps prompts whose 4 replies rewards.0",
         ),
         (
             {"num_generations": 4, "num_correct_range": (0, 0)},
-            r"policy.num_correct_range=\(0, 0\) keeps prompts whose 4 replies rewards.0",
+            r"num_correct_range=\(0, 0\) keeps prompts whose 4 replies rewards.0",
         ),
         ({"num_generations": 4, "num_correct_range": (5, 5)}, "exceeds rollout.num_generations=4"),
         (
@@ -360,3 +368,32 @@ def test_wrong_config_files_are_named(tmp_path, content, message):
     assert str(path) in str(error.value)
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(str(tmp_path / "missing.py"))
+
+
+OBJECTIVE = "stages.sft.objective"
+
+
+def test_an_objective_is_chosen_by_name():
+    config = build(Config, MINIMAL)
+    rewards = (f"{OBJECTIVE}.rewards", "({'format_weight': 1},)")
+    kl_coef = (f"{OBJECTIVE}.kl_coef", "0.02")
+    changed = override(config, (OBJECTIVE, "policy_gradient"), rewards, kl_coef)
+    assert changed.stages[0].objective == PolicyGradient(
+        rewards=(RewardConfig(format_weight=1.0),), kl_coef=0.02
+    )
+    assert build(Config, json.loads(json.dumps(to_dict(changed)))) == changed
+    again = override(changed, (OBJECTIVE, "{'gamma': 0.9, 'rewards': [{'format_weight': 1}]}"))
+    assert again.stages[0].objective == PolicyGradient(
+        rewards=(RewardConfig(format_weight=1.0),), gamma=0.9
+    )
+    assert override(changed, (OBJECTIVE, "next_token")) == config
+    with pytest.raises(ConfigError, match="rewards is empty"):
+        override(config, (OBJECTIVE, "policy_gradient"))
+    with pytest.raises(ConfigError, match="did you mean 'policy_gradient'"):
+        override(config, (OBJECTIVE, "policy_gradiant"))
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "initial.model", "profile_steps"])
+def test_an_empty_string_is_not_none(config, key):
+    with pytest.raises(ConfigError, match=f"{key.split('.')[-1]}='' is empty: write None"):
+        override(config, (key, ""))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stepaudio_jax.config import ConfigError, MeshConfig, ShardingRules
+from stepaudio_jax.config import MeshConfig, ShardingRules
+from stepaudio_jax.errors import ConfigError
 
 
 def test_one_axis_takes_the_rest():

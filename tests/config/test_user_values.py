@@ -1,13 +1,16 @@
 """Values as users give them: strings, homes, seeds, and what is too long to print."""
 
+import dataclasses
+
 import pytest
 
 from stepaudio_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     InitialWeights,
     JudgeConfig,
+    PolicyGradient,
+    RewardConfig,
     SourceConfig,
     StageConfig,
     build,
@@ -15,13 +18,19 @@ from stepaudio_jax.config import (
     load_config,
     override,
 )
+from stepaudio_jax.errors import ConfigError
 
 STAGE = StageConfig(name="sft", steps=3, data=DataConfig(sources=(SourceConfig(path="a.jsonl"),)))
 
 
+RL_STAGE = dataclasses.replace(
+    STAGE, name="rl", objective=PolicyGradient(rewards=(RewardConfig(format_weight=1.0),))
+)
+
+
 @pytest.fixture
 def config():
-    return Config(run_dir="runs/x", stages=(STAGE,))
+    return Config(run_dir="runs/x", stages=(STAGE, RL_STAGE))
 
 
 @pytest.mark.parametrize(
@@ -53,19 +62,19 @@ def test_where_a_string_is_wanted_a_value_is_a_string(config, text):
     ("key", "text", "read"),
     [
         ("run_dir", "'quoted'", lambda c: c.run_dir == "quoted"),
-        ("tokenizer", "''", lambda c: c.tokenizer == ""),
+        ("tokenizer", "None", lambda c: c.tokenizer is None),
         ("compute.residual_dtype", "float32", lambda c: c.compute.residual_dtype == "float32"),
         (
-            "stages.sft.rl.judge.preference_levels",
+            "stages.rl.objective.judge.preference_levels",
             "5",
-            lambda c: c.stages[0].rl.judge.preference_levels == 5,
+            lambda c: c.stages[1].objective.judge.preference_levels == 5,
         ),
         (
-            "stages.sft.rl.policy.value_clip",
+            "stages.rl.objective.value_clip",
             "None",
-            lambda c: c.stages[0].rl.policy.value_clip is None,
+            lambda c: c.stages[1].objective.value_clip is None,
         ),
-        ("stages.sft.rl.policy.value_clip", "1", lambda c: c.stages[0].rl.policy.value_clip == 1.0),
+        ("stages.rl.objective.value_clip", "1", lambda c: c.stages[1].objective.value_clip == 1.0),
         (
             "stages.0.data.augmentation.gain_db.1",
             "3",
@@ -108,7 +117,8 @@ def test_a_tilde_is_home_in_every_path(config, monkeypatch, tmp_path):
         == f"{home}/x"
     )
     (tmp_path / "c.py").write_text(
-        "from stepaudio_jax.config import *\ndef get_config(): raise ConfigError('read')\n"
+        "from stepaudio_jax.errors import ConfigError\n"
+        "def get_config(): raise ConfigError('read')\n"
     )
     with pytest.raises(ConfigError, match="read"):
         load_config("~/c.py")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import audio
-from stepaudio_jax.config import AugmentationConfig, ConfigError
-from stepaudio_jax.data import audio_embeddings_per_chunk, batches, evaluation_batches
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
+from stepaudio_jax.config import AugmentationConfig
+from stepaudio_jax.data import batches, evaluation_batches
 from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
+from stepaudio_jax.errors import ConfigError
 from tests.data.corpus import (
     MODEL,
     TOKENIZER,

@@ -10,16 +10,14 @@ import soundfile
 from stepaudio_jax.audio import log_mel
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import (
-    BadAudioError,
-    DataError,
     JsonlSource,
     Preprocessor,
-    TooLongError,
     batches,
     evaluation_batches,
     find_bad_records,
     raise_for_bad_records,
 )
+from stepaudio_jax.errors import DataError
 from tests.data.corpus import (
     MODEL,
     TOKENIZER,
@@ -161,7 +159,7 @@ def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):
     assert (
         np.count_nonzero(next(evaluation_batches(config, TOKENIZER, model)).audio_index == 0) == 1
     )
-    with pytest.raises(BadAudioError, match="too short"):
+    with pytest.raises(DataError, match="too short"):
         next(evaluation_batches(config, TOKENIZER, MODEL))
 
 
@@ -182,7 +180,7 @@ def too_long_cases(folder):
 def test_a_dialogue_too_long_is_an_error_or_counted(tmp_path, limit):
     case = too_long_cases(tmp_path)[limit]
     path = write_records(tmp_path / "d.jsonl", [text_record(1, 3), case, text_record(2, 3)])
-    with pytest.raises(TooLongError, match=f"more than {limit}") as error:
+    with pytest.raises(DataError, match=f"more than {limit}") as error:
         list(evaluation_batches(settings(path, audio_chunks_per_seq=1), TOKENIZER, MODEL))
     assert str(error.value).startswith(f"{path}:2: ")
     assert "on_too_long" in str(error.value)
@@ -199,9 +197,7 @@ def test_a_dialogue_that_just_fits_is_used(tmp_path):
     length = int(np.count_nonzero(batch.segment_ids))
     (exact,) = evaluation_batches(settings(path, batch_size=1, seq_len=length), TOKENIZER, MODEL)
     assert exact.segment_ids.all()
-    with pytest.raises(
-        TooLongError, match=f"takes {length} tokens, more than seq_len={length - 1}"
-    ):
+    with pytest.raises(DataError, match=f"takes {length} tokens, more than seq_len={length - 1}"):
         next(evaluation_batches(settings(path, batch_size=1, seq_len=length - 1), TOKENIZER, MODEL))
 
 
@@ -251,7 +247,7 @@ def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_sk
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
-        ({"messages": [{"role": "user", "content": "Hello?"}]}, "no assistant turn is learnt"),
+        ({"messages": [{"role": "user", "content": "Hello?"}]}, "no assistant turn is in the loss"),
         (
             {
                 "messages": [
@@ -259,7 +255,7 @@ def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_sk
                     {"role": "assistant", "content": "!", "loss": False},
                 ]
             },
-            "is learnt",
+            "is in the loss",
         ),
         ({"messages": [{"role": "assistant", "content": "Hello."}]}, "no user turn"),
         (

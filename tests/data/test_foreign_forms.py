@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from stepaudio_jax.audio import AudioError, load_audio, probe_audio
-from stepaudio_jax.data import DataError, JsonlFile, read_jsonl
+from stepaudio_jax.audio import load_audio, probe_audio
+from stepaudio_jax.data import JsonlFile, read_jsonl
+from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.text.dialogue import AudioPart, TextPart
 from tests.conftest import SHARED
 

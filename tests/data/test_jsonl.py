@@ -7,15 +7,8 @@ import grain
 import pytest
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data import (
-    Criterion,
-    DataError,
-    JsonlFile,
-    JsonlSource,
-    Record,
-    open_sources,
-    read_jsonl,
-)
+from stepaudio_jax.data import Criterion, JsonlFile, JsonlSource, Record, open_sources, read_jsonl
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
 
 REPLY = {"role": "assistant", "content": "yes"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import audio
+from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
 from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data import (
     Batch,
-    audio_embeddings_per_chunk,
     batches,
     evaluation_batches,
     read_jsonl,

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import AugmentationConfig, ConfigError, SourceConfig
-from stepaudio_jax.data import Batch, DataError, batches, evaluation_batches, merge_states
+from stepaudio_jax.config import AugmentationConfig, SourceConfig
+from stepaudio_jax.data import Batch, batches, evaluation_batches, merge_states
+from stepaudio_jax.errors import ConfigError, DataError
 from tests.data.corpus import (
     MODEL,
     TOKENIZER,

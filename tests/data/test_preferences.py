@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from stepaudio_jax.data import DataError, read_jsonl
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.errors import DataError
 
 USER = {"role": "user", "content": "How was it?"}
 SPOKEN = {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}

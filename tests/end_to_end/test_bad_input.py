@@ -332,7 +332,7 @@ def test_settings_of_generation_out_of_range_are_named(work, capsys, checkpoint,
             ["--config.stages.mid.data.mel_frames_per_chunk=200"],
             "mel_frames_per_chunk=200 needs more than the encoder's 64 positions",
         ),
-        (["--config.tokenizer="], "tokenizer is empty, and there is no initial.model"),
+        (["--config.tokenizer=None"], "tokenizer is None, and there is no initial.model"),
         (
             ["--config.model.decoder.vocab_size=100"],
             "the tokenizer writes tokens up to 2.. and the vocabulary has 100 rows; it needs at least 2",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.end_to_end.runs import metrics, train_in_processes
-from tests.rl.judge_server import JudgeServer
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
 pytestmark = pytest.mark.slow  # sixteen devices on a few cores
@@ -72,9 +72,9 @@ def test_the_configuration_of_rlhf_learns(tmp_path):
         "slots": 5,
         "tensor": 2,
     }
-    judge = {"url": server.url, "api_key_env": "", "max_abstention_rate": 1.0}
-    more = {f"rl.rollout.{key}": value for key, value in rollout.items()} | {
-        f"rl.judge.{key}": value for key, value in judge.items()
+    judge = {"url": server.url, "api_key_env": None, "max_abstention_rate": 1.0}
+    more = {f"objective.rollout.{key}": value for key, value in rollout.items()} | {
+        f"objective.judge.{key}": value for key, value in judge.items()
     }
     try:
         train_in_processes(

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.end_to_end.runs import metrics, run, start
-from tests.rl.judge_server import JudgeServer
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
 pytestmark = pytest.mark.slow  # runs, started again and again
@@ -27,12 +27,12 @@ FOLDER = pathlib.Path({folder!r})
 def get_config():
     config = stage_config(FOLDER, FOLDER / "prompts.jsonl", steps={steps})
     stage = config.stages[0]
-    rl = dataclasses.replace(
-        stage.rl,
+    objective = dataclasses.replace(
+        stage.policy_gradient,
         rewards=(RewardConfig(judge_weight=1.0, verifier="tests.rl.small_stage:even", verifier_weight=0.5),),
-        judge=JudgeConfig(url={url!r}, model="judge", api_key_env=""),
+        judge=JudgeConfig(url={url!r}, model="judge", api_key_env=None),
     )
-    return dataclasses.replace(config, stages=(dataclasses.replace(stage, rl=rl),))
+    return dataclasses.replace(config, stages=(dataclasses.replace(stage, objective=objective),))
 """
 
 

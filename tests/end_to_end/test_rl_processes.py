@@ -10,7 +10,7 @@ import pytest
 from stepaudio_jax.generation import load_model
 from tests.end_to_end.runs import metrics, train_in_processes
 from tests.end_to_end.test_rl import CONFIG
-from tests.rl.judge_server import JudgeServer
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import BASE, write_prompts
 
 pytestmark = pytest.mark.slow  # every process compiles for itself
@@ -63,7 +63,7 @@ def alone(folder):
 def test_a_judge_of_our_own_judges_in_two_processes_as_in_one(folder):
     judge = 'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", preference_levels=3, max_tokens=96, slots=4, max_abstention_rate=1.0'
     config = CONFIG.format(folder=str(folder), url="http://unused", steps=1)
-    replaced = config.replace('url=\'http://unused\', model="judge", api_key_env=""', judge)
+    replaced = config.replace("url='http://unused', model=\"judge\", api_key_env=None", judge)
     assert judge in replaced
     (folder / "own.py").write_text(replaced, encoding="utf-8")
     found = []

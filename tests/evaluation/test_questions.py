@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import SAMPLE_RATE, AudioError
-from stepaudio_jax.data import DataError
+from stepaudio_jax.audio import SAMPLE_RATE
+from stepaudio_jax.errors import AudioError, DataError, GenerationError
 from stepaudio_jax.evaluation import (
     answer_at_temperatures,
     answer_questions,
@@ -15,7 +15,7 @@ from stepaudio_jax.evaluation import (
     read_silence,
     score,
 )
-from stepaudio_jax.generation import GenerationError, build_record_prompt
+from stepaudio_jax.generation import build_record_prompt
 from tests.evaluation.constant_model import (
     replying,
     tokenizer_with_think_end,
@@ -64,7 +64,7 @@ def questions(folder):
 
 def test_a_constant_reply_is_right_as_often_as_chance(tokenizer, questions):
     answers = answer_questions(
-        replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, rows=4
+        replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, slots=4
     )
     assert [answer.question for answer in answers] == questions
     assert all(

@@ -69,16 +69,19 @@ def test_genders_are_read_from_the_variants_files():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "f99"}, r"variant='f99' is none of espeak-ng's 104; the nearest is 'f[0-9]'"),
+        (
+            {"variant": "f99"},
+            r"variant='f99' is none of the 104 that espeak-ng has; the nearest is 'f[0-9]'",
+        ),
         ({"variant": "M3"}, r"variant='M3'"),
         ({"variant": "../voices/!v/f1"}, r"variant='\.\./"),
-        ({"language": "en-gb"}, r"language='en-gb' is none of espeak-ng's"),
+        ({"language": "en-gb"}, r"language='en-gb' is not a language of espeak-ng"),
         ({"language": "en-us+f1"}, r"language='en-us\+f1'"),
         ({"words_per_minute": 79}, "words_per_minute=79 must be from 80 to 450"),
         ({"words_per_minute": 451}, "words_per_minute=451"),
         ({"pitch": 100}, "pitch=100 must be from 0 to 99"),
         ({"pitch_range": -1}, "pitch_range=-1"),
-        ({"text": ""}, "made no sound of text=''"),
+        ({"text": ""}, "made no sound for text=''"),
         ({"text": " . "}, "made no sound"),
         ({"text": "a\0b"}, "zero character"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 
 from examples.quickstart.publish import check_replaceable_model
-from stepaudio_jax.storage import OutputError
+from stepaudio_jax.errors import OutputError
 
 
 def test_only_a_model_is_replaced(tmp_path):

@@ -25,11 +25,11 @@ from examples.spoken_corpus import sessions as planning
 from examples.spoken_corpus.dialogues import QUESTIONS, WORD_LISTS
 from examples.spoken_corpus.measurement import pitch_label, pitch_range
 from examples.spoken_corpus.voices import speakers
-from stepaudio_jax.audio import audio_token_count, load_audio, mel_frames, probe_audio
+from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, probe_audio
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.data.preprocessing import LabelEncoder
-from stepaudio_jax.storage import OutputError
+from stepaudio_jax.errors import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
 CLIPS, PER_TASK = 240, 16
@@ -73,7 +73,7 @@ def test_length_tells_nothing(corpus):
         info = soundfile.info(clip.path)
         assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
         assert 33_600 <= info.frames <= 35_200
-        assert mel_frames(info.frames) <= 224
+        assert mel_frame_count(info.frames) <= 224
         tokens.add(audio_token_count(info.frames))
     assert tokens <= {26, 27, 28}
 

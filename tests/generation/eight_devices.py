@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from stepaudio_jax.config import LoRAConfig, MeshConfig, ShardingRules
-from stepaudio_jax.generation import Engine, GenerationError, Sampling, build_prompt
+from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.generation import Engine, Sampling, build_prompt
 from stepaudio_jax.generation import slots as device
 from stepaudio_jax.models import (
     abstract_lora,

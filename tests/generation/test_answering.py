@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import hub
-from stepaudio_jax.data import DataError
+from stepaudio_jax.errors import DataError, OutputError
 from stepaudio_jax.generation import (
     JobSummary,
     LoadedModel,
@@ -27,7 +27,7 @@ from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.journal import Journal, describe_job
 from stepaudio_jax.models import quantize_weights, unstack_layers
-from stepaudio_jax.storage import OutputError, has_job_mark
+from stepaudio_jax.storage import has_job_mark
 from stepaudio_jax.text import Message, TextPart
 from tests.generation.small_model import BYTES, CONFIG, peaked_parameters, user, write_clip
 from tests.models.random_model import FLOAT32

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stepaudio_jax.config import RepetitionDetectionConfig
-from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling, build_prompt
+from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.generation import Engine, Prompt, Sampling, build_prompt
 from stepaudio_jax.text import Message, TextPart, render_prompt
 from tests.generation.small_model import (
     BYTES,

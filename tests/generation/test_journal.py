@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from stepaudio_jax.data import DataError
+from stepaudio_jax.errors import DataError, OutputError
 from stepaudio_jax.generation.journal import Journal, check_output_paths
-from stepaudio_jax.storage import OutputError
 
 JOB = {"program": "generate", "input": "0", "settings": {"é": 1}}
 COUNT = 3

@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from stepaudio_jax.generation import Engine, GenerationError, Prompt, Sampling
+from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.generation import Engine, Prompt, Sampling
 from tests.generation.small_model import BYTES, CONFIG, peaked_parameters
 from tests.models.random_model import FLOAT32
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation.prompts import (
-    GenerationError,
     Prompt,
     bucket,
     build_prompt,

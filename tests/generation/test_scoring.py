@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stepaudio_jax.generation import GenerationError, Scorer
-from stepaudio_jax.text import DialogueError, Message, TextPart
+from stepaudio_jax.errors import GenerationError, TextError
+from stepaudio_jax.generation import Scorer
+from stepaudio_jax.text import Message, TextPart
 from tests.generation.small_model import (
     BYTES,
     CONFIG,
@@ -136,7 +137,7 @@ def test_a_long_dialogue_is_scored_in_parts():
 
 def test_what_cannot_be_scored_is_refused():
     scorer = Scorer(CONFIG, peaked_parameters(), BYTES, compute=FLOAT32)
-    with pytest.raises(DialogueError, match="no assistant turn"):
+    with pytest.raises(TextError, match="no assistant turn"):
         scorer.score([user("2+2?")])
     with pytest.raises(
         GenerationError, match="more than the model's 400 positions; shorten the dialogue"

@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import ConfigError, RepetitionDetectionConfig
+from stepaudio_jax.config import RepetitionDetectionConfig
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.generation.requests import RepetitionDetector, RequestState
 from stepaudio_jax.hub import load_tokenizer

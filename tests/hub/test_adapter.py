@@ -11,6 +11,7 @@ import torch
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import LoRAConfig
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.peft_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_adapter
 from stepaudio_jax.models import abstract_lora
 from tests.hub.folders import SMALL, qwen2, random_folder, read_tensors, save_with_tokenizer
@@ -165,7 +166,7 @@ def edit_config(folder, **changes):
 def test_what_is_not_plain_lora_is_refused(tmp_path, changes, message):
     folder = written(tmp_path / "adapter")
     edit_config(folder, **changes)
-    with pytest.raises(hub.CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         hub.read_adapter(folder, SMALL.decoder)
 
 
@@ -176,12 +177,12 @@ def test_what_does_not_fit_the_decoder_is_refused(tmp_path, folders):
         ({"layers": 4}, r"missing model\.layers\.3\.self_attn"),
         ({"layers": 2}, "it adapts layers 2"),
     ):
-        with pytest.raises(hub.CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             hub.read_adapter(folder, dataclasses.replace(SMALL.decoder, **changes))
     (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(hub.CheckpointError, match="pickle"):
+    with pytest.raises(CheckpointError, match="pickle"):
         hub.read_adapter(folder, SMALL.decoder)
-    with pytest.raises(hub.CheckpointError, match=f"has no {ADAPTER_CONFIG}"):
+    with pytest.raises(CheckpointError, match=f"has no {ADAPTER_CONFIG}"):
         hub.read_adapter(folders / "base", SMALL.decoder)
 
 
@@ -189,7 +190,7 @@ def test_modules_that_have_no_adapter_here_are_named(tmp_path):
     model = peft.get_peft_model(qwen2(), peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
     model.save_pretrained(tmp_path)
     with pytest.raises(
-        hub.CheckpointError, match=r"adapts what no adapter here can: base_model\.model\.lm_head\."
+        CheckpointError, match=r"adapts what no adapter here can: base_model\.model\.lm_head\."
     ):
         hub.read_adapter(tmp_path, SMALL.decoder)
 

@@ -9,7 +9,7 @@ from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from stepaudio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.hf_config import read_hf_config, to_hf_config
 from tests.hub.folders import with_decoder
 

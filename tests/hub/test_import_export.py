@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from stepaudio_jax import hub
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub import hf_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
 from stepaudio_jax.storage.outputs import temporary_path
@@ -210,7 +211,7 @@ def test_vocabulary_extended_with_new_rows(tmp_path):
         assert tensors[name].shape == (350, 48)
         assert torch.equal(tensors[name][:300], old[name])
         assert tensors[name][300:].std() == pytest.approx(0.02, rel=0.1)
-    with pytest.raises(hub.CheckpointError, match="vocab_size=299 is less than the 300 rows"):
+    with pytest.raises(CheckpointError, match="vocab_size=299 is less than the 300 rows"):
         hub.import_weights(source, tmp_path / "smaller", encoder_source=audio, vocab_size=299)
 
 
@@ -225,7 +226,7 @@ def test_encoder_of_another_step_audio_folder(tmp_path):
     wide = dataclasses.replace(SMALL, encoder=dataclasses.replace(SMALL.encoder, hidden=32))
     other = random_folder(tmp_path / "wide", wide)
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=r"adaptor of .*first takes 64 features, and the encoder of .*wide gives 32",
     ):
         hub.import_weights(first, tmp_path / "no", encoder_source=other)
@@ -236,15 +237,15 @@ def test_sources_without_the_part_asked_for(tmp_path):
     audio = tmp_path / "audio"
     qwen2_audio().save_pretrained(audio)
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=r"decoder \(Qwen2\) has no encoder; say where it is with --encoder-source",
     ):
         hub.import_weights(decoder, tmp_path / "out")
     with pytest.raises(
-        hub.CheckpointError, match=r"audio \(Qwen2-Audio\) holds encoder only, not decoder"
+        CheckpointError, match=r"audio \(Qwen2-Audio\) holds encoder only, not decoder"
     ):
         hub.import_weights(audio, tmp_path / "out")
-    with pytest.raises(hub.CheckpointError, match="holds decoder only, not encoder"):
+    with pytest.raises(CheckpointError, match="holds decoder only, not encoder"):
         hub.import_weights(decoder, tmp_path / "out", encoder_source=decoder)
     assert not (tmp_path / "out").exists()
 
@@ -265,11 +266,11 @@ def test_real_vocabulary(tmp_path, shared_tokenizer):
 
 def test_special_tokens_without_a_row_are_refused(tmp_path):
     message = "writes tokens up to 288 and the vocabulary has 280 rows; it needs at least 289"
-    with pytest.raises(hub.CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         random_folder(tmp_path / "small", with_decoder(vocab_size=280))
     source = random_folder(tmp_path / "source")
     parameters = hub.ArrayReader(hub.read_parameters(source))
-    with pytest.raises(hub.CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         hub.export_parameters(
             parameters, with_decoder(vocab_size=280), Tokenizer.byte_level(), tmp_path / "small"
         )
@@ -287,7 +288,7 @@ def test_every_problem_is_listed_and_nothing_written(tmp_path):
     tensors["encoder.blocks.0.attn.key.bias"] = torch.zeros(64)
     tensors["vocoder.weight"] = torch.zeros(2, 3)
     write_tensors(source, tensors)
-    with pytest.raises(hub.CheckpointError, match="5 problems") as error:
+    with pytest.raises(CheckpointError, match="5 problems") as error:
         hub.import_weights(source, tmp_path / "out")
     for problem in (
         "missing encoder.blocks.1.attn.key.weight [64, 64]",
@@ -312,7 +313,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
         lambda values: values["text_config"].update(tie_word_embeddings=True),
     )
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=rf"differs from model.embed_tokens.weight \(first in row 0\), .*{TIE}",
     ):
         hub.import_weights(source, tmp_path / "out")
@@ -339,7 +340,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
         (embedding[:299].clone(), r"\[299, 48\] and \[300, 48\]"),
     ):
         write_tensors(source, tensors | {"lm_head.weight": head})
-        with pytest.raises(hub.CheckpointError, match=rf"{where}.*{TIE}"):
+        with pytest.raises(CheckpointError, match=rf"{where}.*{TIE}"):
             hub.read_parameters(source, parts=["decoder"])
         assert len(hub.inspect_folder(source).problems) == 1
         assert hub.read_parameters(source, parts=["encoder"])
@@ -366,7 +367,7 @@ def test_tied_embeddings_under_the_name_of_the_head(tmp_path):
         },
     )
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=r"missing lm_head.weight \[300, 48\] \(where the embedding is the head too",
     ):
         hub.read_parameters(source)
@@ -417,7 +418,7 @@ def test_buffers_that_follow_from_the_config_are_left_out(tmp_path):
 def test_a_tensor_that_does_not_follow_is_unexpected(tmp_path, name, shape):
     source = random_folder(tmp_path / "source")
     write_tensors(source, read_tensors(source) | {name: torch.zeros(shape)})
-    with pytest.raises(hub.CheckpointError, match=f"unexpected {name}"):
+    with pytest.raises(CheckpointError, match=f"unexpected {name}"):
         hub.import_weights(source, tmp_path / "out")
 
 
@@ -427,7 +428,7 @@ def test_names_of_a_wrapped_model_are_recognised(tmp_path):
         source, {f"module.{name}": tensor for name, tensor in read_tensors(source).items()}
     )
     with pytest.raises(
-        hub.CheckpointError, match=r"problems; its names begin with 'module.', as a wrapped model's"
+        CheckpointError, match=r"problems; its names begin with 'module.', as a wrapped model's"
     ) as error:
         hub.import_weights(source, tmp_path / "out")
     assert "which `python -m tools.convert_weights inspect" in str(error.value)
@@ -441,7 +442,7 @@ def test_layers_of_different_dtypes(tmp_path):
     tensors[name] = tensors[name].float()
     write_tensors(source, tensors)
     with pytest.raises(
-        hub.CheckpointError, match=f"layers.0.mlp.up_proj.weight is BF16, {name} is F32"
+        CheckpointError, match=f"layers.0.mlp.up_proj.weight is BF16, {name} is F32"
     ):
         hub.import_weights(source, tmp_path / "out")
     hub.import_weights(source, tmp_path / "out", dtype=FLOAT32)
@@ -456,12 +457,12 @@ def test_an_output_that_exists_is_refused_first(tmp_path, occupied):
     else:
         output.touch()
     source = random_folder(tmp_path / "source")
-    with pytest.raises(hub.CheckpointError, match="out already exists"):
+    with pytest.raises(CheckpointError, match="out already exists"):
         hub.import_weights(source, output)
     hub.import_weights(source, tmp_path / "checkpoint")
-    with pytest.raises(hub.CheckpointError, match="out already exists"):
+    with pytest.raises(CheckpointError, match="out already exists"):
         hub.export_weights(tmp_path / "checkpoint", output)
-    with pytest.raises(hub.CheckpointError, match="out already exists"):
+    with pytest.raises(CheckpointError, match="out already exists"):
         random_folder(output)
     assert output.is_file() or [file.name for file in output.iterdir()] == ["precious"]
 
@@ -507,7 +508,7 @@ def test_a_disk_too_small_is_found_before_the_work(tmp_path, monkeypatch):
     source = random_folder(tmp_path / "source")
     size = sum(tensor.nbytes for tensor in read_tensors(source).values())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=size - 1))
-    with pytest.raises(hub.CheckpointError, match=r"out needs 0.0 GB, and .* has 0.0 GB free"):
+    with pytest.raises(CheckpointError, match=r"out needs 0.0 GB, and .* has 0.0 GB free"):
         hub.import_weights(source, tmp_path / "deep" / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=size))

@@ -6,6 +6,7 @@ import torch
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import AdaptorConfig
+from stepaudio_jax.errors import CheckpointError
 from tests.hub.folders import (
     SMALL,
     qwen2,
@@ -108,25 +109,25 @@ def test_parts_dtypes_and_sources(folders):
 
 def test_what_a_source_lacks(folders):
     path, _, _ = folders
-    with pytest.raises(hub.CheckpointError, match="audio has no decoder; it holds encoder"):
+    with pytest.raises(CheckpointError, match="audio has no decoder; it holds encoder"):
         hub.weight_sources(path / "model", decoder=path / "audio")
-    with pytest.raises(hub.CheckpointError, match=r"no encoder in .*decoder"):
+    with pytest.raises(CheckpointError, match=r"no encoder in .*decoder"):
         hub.read_model_config(path / "decoder")
-    with pytest.raises(hub.CheckpointError, match="no adaptor in"):
+    with pytest.raises(CheckpointError, match="no adaptor in"):
         hub.read_parameters(path / "decoder", parts=["decoder", "adaptor"])
-    with pytest.raises(hub.CheckpointError, match="nowhere is not a folder"):
+    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         hub.read_model_config(path / "nowhere")
     with pytest.raises(
-        hub.CheckpointError, match=r"decoder/embedding is \(300, 48\), expected \(310, 48\)"
+        CheckpointError, match=r"decoder/embedding is \(300, 48\), expected \(310, 48\)"
     ):
         hub.read_parameters(path / "model", config=with_decoder(vocab_size=310))
     with pytest.raises(
-        hub.CheckpointError, match=r"decoder/head/kernel is \(48, 300\), expected absent"
+        CheckpointError, match=r"decoder/head/kernel is \(48, 300\), expected absent"
     ):
         hub.read_parameters(path / "model", config=with_decoder(tied_embeddings=True))
     # A part that is not asked for may have any shape.
     assert hub.read_parameters(path / "model", config=with_decoder(ffn=8), parts=["encoder"])
-    with pytest.raises(hub.CheckpointError, match="shardings has no leaf for encoder/conv1/bias"):
+    with pytest.raises(CheckpointError, match="shardings has no leaf for encoder/conv1/bias"):
         hub.read_parameters(path / "model", parts=["encoder"], shardings={})
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.safetensors import (
     SAFETENSORS_INDEX,
     ShardWriter,

@@ -11,6 +11,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from stepaudio_jax import hub
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.checkpoint import parameters_directory
 from stepaudio_jax.hub.tensor_map import flatten, parameter_shapes, unflatten
 from stepaudio_jax.text import Tokenizer
@@ -83,7 +84,7 @@ def test_a_chunk_that_is_lost_is_missed(tmp_path):
     folder = parameters_directory(checkpoint)
     (folder / "decoder.layers.mlp.up.kernel" / "1.0.0").unlink()
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=r"cannot read decoder/layers/mlp/up/kernel of .*1.0.0.* is missing",
     ):
         hub.export_weights(checkpoint, tmp_path / "exported")
@@ -94,9 +95,9 @@ def test_a_chunk_that_is_lost_is_missed(tmp_path):
     assert len(problems) == 3
     for file in ("decoder.layers.mlp.up.kernel/1.0.0", "decoder.embedding/0.0", "adaptor/up/bias"):
         assert any(file in problem for problem in problems), file
-    with pytest.raises(hub.CheckpointError, match="adaptor/up/bias"):
+    with pytest.raises(CheckpointError, match="adaptor/up/bias"):
         hub.export_weights(checkpoint, tmp_path / "exported")
-    with pytest.raises(hub.CheckpointError, match=r"decoder.embedding/0.0.*up.kernel/1.0.0"):
+    with pytest.raises(CheckpointError, match=r"decoder.embedding/0.0.*up.kernel/1.0.0"):
         hub.read_parameters(checkpoint, parts=["decoder"])
     assert not (tmp_path / "exported").exists()
 
@@ -119,11 +120,11 @@ def test_export_of_arrays_and_of_any_orbax_checkpoint(tmp_path):
     lacking = unflatten(
         {path: leaf for path, leaf in flatten(parameters).items() if path[-1] != "positions"}
     )
-    with pytest.raises(hub.CheckpointError, match="the parameters have no encoder/positions"):
+    with pytest.raises(CheckpointError, match="the parameters have no encoder/positions"):
         hub.export_parameters(
             hub.ArrayReader(lacking), SMALL, Tokenizer.byte_level(), tmp_path / "lacking"
         )
-    with pytest.raises(hub.CheckpointError, match="other"):
+    with pytest.raises(CheckpointError, match="other"):
         hub.export_parameters(
             hub.OrbaxReader(tmp_path / "run" / "state", prefix=("other",)),
             SMALL,
@@ -136,7 +137,7 @@ def test_export_of_arrays_and_of_any_orbax_checkpoint(tmp_path):
     ):  # numpy and jax clip a block that lies outside in ways of their own
         for wrong in (with_decoder(ffn=120), with_decoder(ffn=104), with_decoder(layers=2)):
             with pytest.raises(
-                hub.CheckpointError,
+                CheckpointError,
                 match=r"decoder/layers/mlp/down/kernel is \(3, 112, 48\), expected",
             ):
                 hub.export_parameters(
@@ -159,7 +160,7 @@ def test_save_checkpoint(tmp_path):
     assert_same_tensors(tmp_path / "source", tmp_path / "exported")
     del parameters["adaptor"]
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match="no adaptor/conv/bias; the parameters have no adaptor/conv/kernel",
     ):
         hub.save_checkpoint(

@@ -11,7 +11,7 @@ from launch.judge import main as judge
 from launch.plan import main as plan
 from launch.report import main as report
 from launch.score import main as score
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.training.checkpoints import _check_target
 from tools.convert_weights.__main__ import main as convert
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.extend.core import Primitive
 
-from stepaudio_jax.config import ComputeConfig, ConfigError
+from stepaudio_jax.config import ComputeConfig
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.kernels.attention import attention
 from stepaudio_jax.kernels.attention_mask import AttentionMask
 from stepaudio_jax.kernels.cpu.block_sparse_attention import block_sparse_attention

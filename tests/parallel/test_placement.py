@@ -6,13 +6,13 @@ import pytest
 
 from stepaudio_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     EvaluationConfig,
     MeshConfig,
     SourceConfig,
     StageConfig,
 )
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel import check_batch_divisible, make_mesh, num_slices
 
 

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from stepaudio_jax.config import MESH_AXES, ModelConfig, ShardingRules
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import abstract_parameters, logical_axes
-from stepaudio_jax.parallel import ShardingError, parameter_shardings
+from stepaudio_jax.parallel import parameter_shardings
 
 R1 = ModelConfig.presets()["r1_32b"]
 
@@ -78,7 +79,7 @@ def test_the_decoders_widths_are_cut_over_tensor():
 
 def test_a_size_that_cannot_be_cut_is_named():
     with pytest.raises(
-        ShardingError,
+        ConfigError,
         match=r"decoder/layers/attention/key/kernel: axis 'kv_heads' of size 8 .* 16 \(tensor=16\)",
     ):
         specs(R1, tensor=16)
@@ -87,14 +88,14 @@ def test_a_size_that_cannot_be_cut_is_named():
 def test_two_axes_of_one_parameter_on_one_mesh_axis_are_named():
     rules = ShardingRules(ffn_embed=("fsdp",))
     both = r"decoder/layers/mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both cut over .*'fsdp'"
-    with pytest.raises(ShardingError, match=both):
+    with pytest.raises(ConfigError, match=both):
         parameter_shardings(logical_axes(R1), abstract_parameters(R1), rules, mesh(fsdp=8))
 
 
 def test_axes_of_another_rank_are_named():
     parameters = {"weight": jax.ShapeDtypeStruct((4, 4), np.float32)}
     with pytest.raises(
-        ShardingError,
+        ConfigError,
         match=r"weight: 1 logical axes \('embed',\) for the 2 dimensions of shape \(4, 4\)",
     ):
         parameter_shardings({"weight": ("embed",)}, parameters, ShardingRules(), mesh(fsdp=2))

@@ -2,8 +2,9 @@
 
 import pytest
 
+from stepaudio_jax.errors import PlanError
 from stepaudio_jax.planning.collectives import collective_bytes, find_collectives
-from stepaudio_jax.planning.hlo import HloError, HloModule, first_group
+from stepaudio_jax.planning.hlo import HloModule, first_group
 
 LOOP = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -60,7 +61,7 @@ def test_a_loop_that_counts_by_two_runs_half_as_often():
 
 
 def test_a_loop_of_unknown_length_is_refused():
-    with pytest.raises(HloError, match="all-gather stands in a loop of unknown length"):
+    with pytest.raises(PlanError, match="all-gather stands in a loop of unknown length"):
         collective_bytes(LOOP.replace("direction=LT", "direction=NE"))
 
 

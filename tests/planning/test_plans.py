@@ -235,8 +235,8 @@ def test_a_judge_in_the_process_is_counted(tmp_path):
         "--config.stages.rlhf.trainable=('adaptor',)",
         "--config.stages.rlhf.data.batch_size=32",
     )
-    judge = ("url=", "model=", "folder=models/tiny_judge")
-    settings = [f"--config.stages.rlhf.rl.judge.{setting}" for setting in judge]
+    judge = ("url=None", "model=None", "folder=models/tiny_judge")
+    settings = [f"--config.stages.rlhf.objective.judge.{setting}" for setting in judge]
     made = plan(tmp_path / "plan.json", "rlhf_32b", "v5p:2x4x4", *adaptor, *settings)
     assert made["fits"]
     weights = sum(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stepaudio_jax.config import ConfigError
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.planning.compile import Footprint, check_compiler_flags, compile_lowered
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepaudio_jax.config import ConfigError
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.planning.topology import Topology, parse_topology
 
 

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 
 from stepaudio_jax import hub
-from stepaudio_jax.audio import AudioError, load_audio
+from stepaudio_jax.audio import load_audio
+from stepaudio_jax.errors import AudioError, CheckpointError, TextError
 from stepaudio_jax.storage import recognize, recognize_file, recognize_values
-from stepaudio_jax.text import TokenizerError
 from tests.hub.folders import random_folder
 from tests.recognition.contents import CONTENTS, FFMPEG, LFS, SOUNDS
 
@@ -52,7 +52,7 @@ def test_in_place_of_a_shard(tmp_path, model, kind):
     folder = copy_with(model, tmp_path / "copy", SHARD, content)
     begins = f"{SHARD} is not a safetensors file.*: it "
     with pytest.raises(
-        hub.CheckpointError, match=begins + (what if kind in CONTENTS else f".*{what}")
+        CheckpointError, match=begins + (what if kind in CONTENTS else f".*{what}")
     ) as error:
         hub.read_model_config(folder)
     assert "\n" not in str(error.value)
@@ -67,9 +67,7 @@ def test_in_place_of_a_shard(tmp_path, model, kind):
 def test_in_place_of_json(tmp_path, model, kind, name):
     content, what = CONTENTS[kind]
     folder = copy_with(model, tmp_path / "copy", name, content)
-    with pytest.raises(
-        (hub.CheckpointError, TokenizerError), match=rf"{re.escape(name)}.* {what}"
-    ) as error:
+    with pytest.raises((CheckpointError, TextError), match=rf"{re.escape(name)}.* {what}") as error:
         hub.read_model_config(folder), hub.load_tokenizer(folder)
     assert "\n" not in str(error.value)
 
@@ -79,7 +77,7 @@ def test_in_place_of_merges(tmp_path, model, kind):
     content, what = CONTENTS[kind]
     folder = copy_with(model, tmp_path / "copy", "merges.txt", content)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(TokenizerError, match=rf"merges.txt: {what}"):
+    with pytest.raises(TextError, match=rf"merges.txt: {what}"):
         hub.load_tokenizer(folder)
 
 
@@ -137,8 +135,8 @@ def test_links_to_nothing_and_downloads_under_way(tmp_path):
 
 def test_good_files_are_not_looked_at(tmp_path, monkeypatch, model):
     """What is recognised where reading failed is not asked where it did not."""
-    monkeypatch.setattr(hub.safetensors_reader, "recognize_file", None)
-    monkeypatch.setattr(hub.hugging_face_config, "recognize_file", None)
+    monkeypatch.setattr(hub.safetensors, "recognize_file", None)
+    monkeypatch.setattr(hub.hf_config, "recognize_file", None)
     path = tmp_path / "clip.wav"
     soundfile.write(path, [0.1, -0.1] * 4000, 16_000)
     monkeypatch.setattr("stepaudio_jax.audio.decoding.recognize", None)

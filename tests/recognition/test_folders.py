@@ -9,8 +9,9 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import load_config
-from stepaudio_jax.text import Tokenizer, TokenizerError
-from stepaudio_jax.training.train_state import initial_model
+from stepaudio_jax.errors import CheckpointError, TextError
+from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.training.initial_weights import initial_model
 from tests.hub.folders import random_folder
 from tools.convert_weights import __main__ as convert_weights
 
@@ -62,14 +63,14 @@ def run_folder(folder, checkpoint, *, finished):
 
 
 def check_weights(folder, reason):
-    with pytest.raises(hub.CheckpointError, match=reason) as error:
+    with pytest.raises(CheckpointError, match=reason) as error:
         hub.read_parameters(folder, parts=["adaptor"])
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
 
 
 def check_tokenizer(folder, reason):
-    with pytest.raises(TokenizerError, match=reason) as error:
+    with pytest.raises(TextError, match=reason) as error:
         hub.load_tokenizer(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
@@ -151,7 +152,7 @@ def test_a_run_s_folder(checkpoint, tmp_path, monkeypatch):
         )
     check_weights(run / "model" / "tokenizer", f"name the folder of all of it, {run / 'model'}$")
     with pytest.raises(
-        TokenizerError, match=f"is a model; name its tokenizer, {run / 'model' / 'tokenizer'}$"
+        TextError, match=f"is a model; name its tokenizer, {run / 'model' / 'tokenizer'}$"
     ):
         Tokenizer.from_folder(run / "model")
     check_weights(
@@ -305,13 +306,13 @@ def test_what_is_no_folder(source, tmp_path, monkeypatch):
     check_both(tmp_path / "link", "is a link to nowhere, which does not exist")
     for name in ("org/name", "https://huggingface.co/org/name/tree/main", "hf://org/name"):
         with pytest.raises(
-            hub.CheckpointError, match="download it: `hf download org/name --local-dir name`"
+            CheckpointError, match="download it: `hf download org/name --local-dir name`"
         ):
             hub.read_model_config(name)
     (tmp_path / "runs").mkdir()
     check_weights(pathlib.Path("runs/sft"), "runs/sft is not a folder$")
     check_tokenizer(pathlib.Path("runs/sft"), "runs/sft does not exist")
-    with pytest.raises(hub.CheckpointError, match="is in a bucket; copy it to this machine first"):
+    with pytest.raises(CheckpointError, match="is in a bucket; copy it to this machine first"):
         hub.read_model_config("gs://bucket/model")
 
 

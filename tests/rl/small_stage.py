@@ -15,9 +15,8 @@ from stepaudio_jax.config import (
     DataConfig,
     InitialWeights,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -25,6 +24,7 @@ from stepaudio_jax.config import (
 from stepaudio_jax.generation import LoadedModel, load_model
 from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.trainer import train_policy
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.trainer import StageContext
 from tests.generation.small_model import write_clip
@@ -79,7 +79,6 @@ def stage_config(
     stage = StageConfig(
         name="rlvr",
         steps=steps,
-        objective="policy",
         data=DataConfig(
             sources=(SourceConfig(path=str(prompts)),),
             **{
@@ -93,7 +92,7 @@ def stage_config(
         # With so large an epsilon Adam's first step is in proportion to the gradient, and rounding
         # stays rounding.
         optimizer=OptimizerConfig(learning_rate=0.05, eps=1.0, decay="constant", weight_decay=0.0),
-        rl=RLConfig(
+        objective=PolicyGradient(
             rollout=RolloutConfig(
                 **{
                     "num_prompts": 4,
@@ -104,7 +103,7 @@ def stage_config(
                 }
             ),
             rewards=(RewardConfig(verifier="tests.rl.small_stage:even", verifier_weight=1.0),),
-            policy=PolicyConfig(**(policy or {})),
+            **(policy or {}),
         ),
     )
     run = Config(
@@ -118,13 +117,15 @@ def stage_config(
     return run
 
 
-def run_stage(config: Config) -> tuple[dict, list[dict]]:
+def run_stage(config: Config) -> tuple[ModelParams, list[dict]]:
     """The parameters after the stage, and its logged figures."""
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        parameters = jax.device_put(jax.tree.map(jnp.array, base().parameters), replicated(mesh))
+        params = ModelParams(
+            jax.device_put(jax.tree.map(jnp.array, base().parameters), replicated(mesh))
+        )
         run = StageContext(config, 0, base().config, base().tokenizer, mesh, PreemptionNotice())
-        after = train_policy(run, parameters)
+        after = train_policy(run, params)
         after = jax.tree.map(np.asarray, after)
     lines = (
         (pathlib.Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

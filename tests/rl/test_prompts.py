@@ -8,7 +8,7 @@ import soundfile
 
 from stepaudio_jax.audio import log_mel
 from stepaudio_jax.config import AugmentationConfig, DataConfig, SourceConfig
-from stepaudio_jax.data import DataError
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.prompts import PromptStream
 from tests.rl.small_stage import base, write_prompts
 

@@ -8,25 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import (
-    ConfigError,
-    JudgeConfig,
-    PolicyConfig,
-    RewardConfig,
-    RLConfig,
-    RolloutConfig,
-)
-from stepaudio_jax.data import Criterion, DataError, Record
+from stepaudio_jax.config import JudgeConfig, PolicyGradient, RewardConfig, RolloutConfig
+from stepaudio_jax.data import Criterion, Record
+from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.generation import Completion, Prompt
 from stepaudio_jax.generation.requests import StopToken
-from stepaudio_jax.judge.judge import Judge, JudgeAnswer
+from stepaudio_jax.judge.cache import JudgeAnswer
+from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.rl.advantages import PolicyLogprobs, compute_advantages, compute_loss_weights
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, _make_rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
 from tests.generation.small_model import BYTES
-from tests.rl.judge_server import replies_and_code
+from tests.judge.fakes import FunctionBackend
+from tests.judge.judge_server import replies_and_code
 
 HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
 
@@ -74,7 +70,9 @@ def longer_is_better(question):
 
 
 def judge():
-    return Judge("longer", longer_is_better, JudgePrompt(), max_abstention_rate=1.0)
+    return Judge(
+        FunctionBackend("longer", longer_is_better), JudgePrompt(), max_abstention_rate=1.0
+    )
 
 
 JUDGED = JudgeConfig(url="http://localhost/v1", model="m")
@@ -84,7 +82,7 @@ def test_a_loop_that_was_ended_early_is_worth_what_a_reply_cut_at_its_limit_is()
     """The engine ends it after 4 of 10 tokens; falling into a loop must not save the overlong penalty."""
     reward = RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=5)
     rewards = RewardFunction(
-        RLConfig(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None
+        PolicyGradient(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None
     )
     prompt = Prompt(np.array([1], np.int32), *[np.zeros(1, bool)] * 2, (), ())
     made = {}
@@ -109,7 +107,7 @@ def test_a_loop_that_was_ended_early_is_worth_what_a_reply_cut_at_its_limit_is()
 
 
 def test_parts_add_up_with_their_weights():
-    config = RLConfig(
+    config = PolicyGradient(
         rollout=RolloutConfig(max_new_tokens=10),
         rewards=(
             RewardConfig(
@@ -142,7 +140,7 @@ def test_parts_add_up_with_their_weights():
 
 def test_a_rubric_takes_the_place_of_preference():
     rubric = (Criterion("kind", 5.0), Criterion("rude", -3.0))
-    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
+    config = PolicyGradient(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
     (reward,) = RewardFunction(config, judge())(
         [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
     )
@@ -153,7 +151,7 @@ def test_a_rubric_takes_the_place_of_preference():
 def test_a_rubric_whose_weights_cannot_be_added_is_an_error():
     """Their sum is infinite, and infinity over infinity is not a number."""
     rubric = (Criterion("kind", 1.5e308), Criterion("rude", 1.5e308))
-    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
+    config = PolicyGradient(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
     with pytest.raises(DataError, match=r"file:1: the reward of a reply is nan, .*'rubric'"):
         RewardFunction(config, judge())(
             [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
@@ -161,7 +159,9 @@ def test_a_rubric_whose_weights_cannot_be_added_is_an_error():
 
 
 def test_without_a_verdict_there_is_no_reward():
-    config = RLConfig(rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED)
+    config = PolicyGradient(
+        rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED
+    )
     none, some = RewardFunction(config, judge())(
         [rollout("abstain", reference_reply="x"), rollout("xx", reference_reply="x")]
     )
@@ -170,7 +170,7 @@ def test_without_a_verdict_there_is_no_reward():
 
 
 def test_each_source_has_its_reward():
-    config = RLConfig(
+    config = PolicyGradient(
         rewards=(
             RewardConfig(format_weight=1.0),
             RewardConfig(sources=("sums",), verifier="number", verifier_weight=2.0),
@@ -179,16 +179,18 @@ def test_each_source_has_its_reward():
     first, second = RewardFunction(config, None)([rollout("8"), rollout("7", source="sums")])
     assert (first.value, second.value) == (1.0, 2.0)
     with pytest.raises(ConfigError, match="no reward is for the source 's'"):
-        RLConfig(rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)).reward_for_source(
-            "s"
-        )
+        PolicyGradient(
+            rewards=(RewardConfig(sources=("sums",), format_weight=1.0),)
+        ).reward_for_source("s")
     with pytest.raises(ConfigError, match="sums have more than one"):
-        RLConfig(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
+        PolicyGradient(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
 
 
 def test_a_record_without_what_its_reward_needs_is_named():
     rewards = RewardFunction(
-        RLConfig(rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED),
+        PolicyGradient(
+            rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED
+        ),
         judge(),
     )
     with pytest.raises(DataError, match=r"file:1: .* has no 'answer'"):
@@ -201,7 +203,7 @@ def test_a_record_without_what_its_reward_needs_is_named():
     ):
         rewards.check_record(rollout(reference_reply="x", rubric=(Criterion("rude", -1.0),)).record)
     numbers = RewardFunction(
-        RLConfig(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None
+        PolicyGradient(rewards=(RewardConfig(verifier="number", verifier_weight=1.0),)), None
     )
     with pytest.raises(DataError, match=r"file:1: the answer 'seven' must have one number"):
         numbers.check_record(rollout(answer="seven").record)
@@ -226,7 +228,7 @@ def returned(value):
 def rewards_by(monkeypatch, verifier):
     monkeypatch.setattr("tests.rl.test_rewards.mine", verifier)
     reward = RewardConfig(verifier="tests.rl.test_rewards:mine", verifier_weight=2.0)
-    return RewardFunction(RLConfig(rewards=(reward,)), None)
+    return RewardFunction(PolicyGradient(rewards=(reward,)), None)
 
 
 @pytest.mark.parametrize(
@@ -306,10 +308,10 @@ def test_prompts_that_are_too_hard_or_too_easy_are_left_out():
     right = [0, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1]
     rewards = [Reward(float(one), {}, bool(one)) for one in right]
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts), PolicyConfig(num_correct_range=(1, 3)), beta=0
+        rollouts, rewards, passed(rollouts), PolicyGradient(num_correct_range=(1, 3)), beta=0
     )
     assert found.valid.tolist() == [False] * 4 + [True] * 4 + [False] * 4
-    weights = compute_loss_weights(rollouts, found.valid, PolicyConfig())
+    weights = compute_loss_weights(rollouts, found.valid, PolicyGradient())
     assert [float(weight.sum()) for weight in weights] == pytest.approx(
         [0] * 4 + [0.25] * 4 + [0] * 4
     )
@@ -319,7 +321,7 @@ def test_prompts_without_a_verifier_are_neither_too_hard_nor_too_easy():
     rollouts = [rollout(group=group) for group in range(2) for _ in range(2)]
     rewards = [Reward(0.0, {}, False), Reward(0.0, {}, False), Reward(0.5, {}), Reward(None, {})]
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts), PolicyConfig(num_correct_range=(1, 2)), beta=0
+        rollouts, rewards, passed(rollouts), PolicyGradient(num_correct_range=(1, 2)), beta=0
     )
     assert found.valid.tolist() == [False, False, True, False]
 
@@ -329,16 +331,16 @@ def test_settings_that_could_not_work_are_told():
         ConfigError,
         match=r"overlong_penalty_start=10 must lie between 0 and rollout.max_new_tokens=10",
     ):
-        RLConfig(
+        PolicyGradient(
             rollout=RolloutConfig(max_new_tokens=10),
             rewards=(
                 RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=10),
             ),
         )
-    with pytest.raises(ConfigError, match="counts right replies, and no reward has a verifier"):
-        RLConfig(
+    with pytest.raises(ConfigError, match="counts correct replies, and no reward has a verifier"):
+        PolicyGradient(
             rewards=(RewardConfig(format_weight=1.0),),
-            policy=PolicyConfig(num_correct_range=(1, 2)),
+            num_correct_range=(1, 2),
         )
     with pytest.raises(ConfigError, match="must begin with http"):
         JudgeConfig(url="localhost:8000/v1", model="m")
@@ -353,7 +355,7 @@ def test_advantages_compare_the_replies_to_one_prompt():
     ]
     rewards = [Reward(1.0, {}), Reward(0.0, {}), Reward(None, {}), Reward(5.0, {})]
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts), PolicyConfig(advantage_estimator="rloo"), beta=0
+        rollouts, rewards, passed(rollouts), PolicyGradient(advantage_estimator="rloo"), beta=0
     )
     expected = [np.full(2, 1.0), np.full(5, -1.0), np.zeros(1), np.zeros(4)]
     for ours, theirs in zip(found.advantages, expected, strict=True):
@@ -363,7 +365,7 @@ def test_advantages_compare_the_replies_to_one_prompt():
 def test_kl_in_the_reward_is_k1_of_every_token():
     rollouts = [rollout(group=0, tokens=2), rollout(group=0, tokens=5)]
     rewards = [Reward(1.0, {}), Reward(1.0, {})]
-    config = PolicyConfig(advantage_estimator="rloo", kl_placement="reward")
+    config = PolicyGradient(advantage_estimator="rloo", kl_placement="reward")
     found = compute_advantages(
         rollouts, rewards, passed(rollouts, old=-1.0, reference=-1.5), config, beta=0.1
     )

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from stepaudio_jax.storage import LockHeldError, lock_file
+from stepaudio_jax.errors import LockHeldError
+from stepaudio_jax.storage import lock_file
 
 HOLD = """
 import sys

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
+from stepaudio_jax.errors import OutputError
 from stepaudio_jax.storage import (
-    OutputError,
     atomic_directory,
     atomic_text_writer,
     check_output_directory,

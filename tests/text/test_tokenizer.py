@@ -8,7 +8,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepaudio_jax.text import TextError, Tokenizer
+from stepaudio_jax.errors import TextError
+from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.text.special_tokens import (
     AUDIO_CODES,
     QWEN2_TOKENS,

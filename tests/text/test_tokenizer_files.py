@@ -1,12 +1,13 @@
-"""Tokenizer folders: what is written is what AutoTokenizer reads, and what cannot be used is refused by the file's name."""
+"""Tokenizer folders: AutoTokenizer reads what is written; unusable files are refused by name."""
 
 import json
 
 import pytest
 import transformers
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.hub.checkpoint import copy_tokenizer
-from stepaudio_jax.text import Tokenizer, TokenizerError
+from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.text.special_tokens import (
     AUDIO_CODES,
     QWEN2_TOKENS,
@@ -96,7 +97,7 @@ def test_a_learnt_tokenizer(tmp_path, byte_level):
 
 
 def test_merges_that_make_the_same_token():
-    """Were their ids counted twice, one would be left out and the special tokens would stand one too far."""
+    """Counting such a token twice would shift the ids of the special tokens."""
     merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
     bpe = qwen2_tokenizer(byte_bpe(merges))
     assert bpe.get_vocab_size() == 259
@@ -166,9 +167,36 @@ def test_a_template_for_tools_does_not_take_the_place_of_ours(folder, tmp_path):
         lambda content: content.update(chat_template=[{"name": "x"}]),
     )
     with pytest.raises(
-        TokenizerError, match=r"tokenizer_config.json: 'chat_template' must be a string, or a list"
+        TextError, match=r"tokenizer_config.json: 'chat_template' must be a string, or a list"
     ):
         Tokenizer.from_folder(folder)
+
+
+def test_another_class_of_tokenizer_is_read_by_transformers(folder, byte_level):
+    """GPT-2 splits digits and letters differently from Qwen2, and does not normalise to NFC."""
+    (folder / "tokenizer.json").unlink()
+    rewrite(
+        folder / "tokenizer_config.json",
+        lambda content: content.update(tokenizer_class="GPT2Tokenizer"),
+    )
+    tokenizer = Tokenizer.from_folder(folder)
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (*TEXTS, "e\u0301"):
+        assert tokenizer.encode(text) == auto.encode(text)
+    assert tokenizer.encode("e\u0301") != byte_level.encode("e\u0301")
+    assert ids_by_name(tokenizer) == ids_by_name(byte_level)
+    # No text can spell a special token, which transformers allows.
+    assert tokenizer.encode("<|EOT|>") == byte_level.encode("<|EOT|>")
+
+
+def test_a_tokenizer_that_transformers_cannot_convert_is_refused(folder):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    (folder / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(TextError, match="transformers cannot make one") as error:
+        Tokenizer.from_folder(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_added_tokens_json_will_do(folder, byte_level):
@@ -198,7 +226,7 @@ def test_an_id_that_another_token_holds_is_refused(shared_tokenizer, tmp_path):
     added = {"151665": {"content": "<|es|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     with pytest.raises(
-        TokenizerError,
+        TextError,
         match=r"'<\|EOT\|>' the id 151665, which contradicts the folder's '<\|es\|>'",
     ):
         Tokenizer.from_folder(tmp_path)
@@ -307,7 +335,7 @@ BAD_WHOLE = [
 def test_refuses_tokenizer_json(folder, change, reason):
     (folder / "tokenizer_config.json").unlink()
     rewrite(folder / "tokenizer.json", change)
-    with pytest.raises(TokenizerError, match=reason) as error:
+    with pytest.raises(TextError, match=reason) as error:
         Tokenizer.from_folder(folder)
     assert str(folder / "tokenizer.json") in str(error.value)
     assert "\n" not in str(error.value)
@@ -316,7 +344,7 @@ def test_refuses_tokenizer_json(folder, change, reason):
 def test_lists_missing_special_tokens(folder):
     (folder / "tokenizer_config.json").unlink()
     rewrite(folder / "tokenizer.json", remove_eot_and_tts)
-    with pytest.raises(TokenizerError, match=r"lacks the special tokens <\|EOT\|>, <tts_end>"):
+    with pytest.raises(TextError, match=r"lacks the special tokens <\|EOT\|>, <tts_end>"):
         Tokenizer.from_folder(folder)
 
 
@@ -325,9 +353,7 @@ def test_a_config_that_contradicts(folder):
         folder / "tokenizer_config.json",
         lambda content: content["added_tokens_decoder"]["259"].update(content="<|BOT|>"),
     )
-    with pytest.raises(
-        TokenizerError, match=r"tokenizer_config.json: gives '<\|BOT\|>' the id 259"
-    ):
+    with pytest.raises(TextError, match=r"tokenizer_config.json: gives '<\|BOT\|>' the id 259"):
         Tokenizer.from_folder(folder)
 
 
@@ -349,7 +375,7 @@ def test_a_config_that_contradicts(folder):
 )
 def test_refuses_malformed_json(folder, name, content, reason):
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(TokenizerError, match=reason) as error:
+    with pytest.raises(TextError, match=reason) as error:
         Tokenizer.from_folder(folder)
     assert str(folder / name) in str(error.value)
 
@@ -368,26 +394,24 @@ def test_refuses_malformed_json(folder, name, content, reason):
 def test_refuses_a_vocabulary(folder, name, content, reason):
     (folder / "tokenizer.json").unlink()
     (folder / name).write_text(content)
-    with pytest.raises(TokenizerError, match=reason) as error:
+    with pytest.raises(TextError, match=reason) as error:
         Tokenizer.from_folder(folder)
     assert str(folder / name) in str(error.value)
 
 
 def test_refuses_what_is_not_there(tmp_path, folder):
-    with pytest.raises(TokenizerError, match="nowhere does not exist"):
+    with pytest.raises(TextError, match="nowhere does not exist"):
         Tokenizer.from_folder(tmp_path / "nowhere")
     (folder / "tokenizer.json").unlink()
     (folder / "merges.txt").unlink()
-    with pytest.raises(TokenizerError, match=r"merges.txt does not exist"):
+    with pytest.raises(TextError, match=r"merges.txt does not exist"):
         Tokenizer.from_folder(folder)
 
 
 def test_a_bare_vocabulary_of_unknown_size_is_refused(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.raises(
-        TokenizerError, match="has 256 tokens and none of Step-Audio's special tokens"
-    ):
+    with pytest.raises(TextError, match="has 256 tokens and none of Step-Audio's special tokens"):
         Tokenizer.from_folder(folder)
 
 

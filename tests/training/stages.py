@@ -5,19 +5,23 @@ from typing import Any
 import jax
 
 from stepaudio_jax.config import Config, MeshConfig, ModelConfig
-from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import make_mesh
-from stepaudio_jax.training.train_state import abstract_train_state, init_train_state
-from stepaudio_jax.training.train_step import ModelDef, TrainState
+from stepaudio_jax.training.initial_weights import ModelParams
+from stepaudio_jax.training.train_state import (
+    ModelDef,
+    TrainState,
+    abstract_train_state,
+    init_train_state,
+)
 
 
 def begin(
-    config: Config, index: int, model: ModelConfig, parameters: Parameters
+    config: Config, index: int, model: ModelConfig, params: ModelParams
 ) -> tuple[ModelDef, Any, TrainState]:
     """Definition, optimizer and state of a stage, before its first step."""
     start = abstract_train_state(config, index, model, make_mesh(MeshConfig(), jax.devices()[:1]))
     return (
         start.model_def,
         start.optimizer,
-        init_train_state(config, index, model, start, parameters),
+        init_train_state(config, index, model, start, params),
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from flax import nnx
 
+from stepaudio_jax.audio import chunk_token_count
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.batch import AuxiliaryLabels
-from stepaudio_jax.models import audio_token_counts
 from stepaudio_jax.training.losses import AuxiliaryHeads, aux_loss_sums, aux_loss_weights
 from tests.models.random_model import SMALL
 from tests.training.batches import random_batch
@@ -107,7 +107,7 @@ def test_outputs_beyond_a_chunk_and_chunks_without_a_transcript_do_not_count():
     expected = aux_loss_sums(
         heads, jnp.asarray(features), jnp.asarray(outputs), batch_with(labels()), "hf"
     )
-    counts = np.asarray(audio_token_counts(LENGTHS, "hf"))
+    counts = np.asarray(chunk_token_count(LENGTHS, "hf"))
     noisy = np.where(
         np.arange(FRAMES // 8)[:, None] >= counts[:, :, None, None], 50.0, outputs
     ).astype(np.float32)

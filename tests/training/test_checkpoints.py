@@ -11,11 +11,12 @@ import optax
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
-from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, build
-from stepaudio_jax.hub import CheckpointError
+from stepaudio_jax.config import AuxiliaryConfig, CheckpointConfig, Config, NextToken, build
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.training.checkpoints import StageCheckpoints, saved_steps
-from stepaudio_jax.training.train_step import TrainState
+from stepaudio_jax.training.initial_weights import ModelParams
+from stepaudio_jax.training.train_state import TrainState
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
@@ -49,7 +50,7 @@ def started(optimizer):
                 "data": {"sources": [{"path": "unused"}], "batch_size": 4},
                 "trainable": ["adaptor"],
                 "optimizer": {"name": optimizer, "learning_rate": 0.01, "moment_dtype": "bfloat16"},
-                "auxiliary": AUXILIARY,
+                "objective": NextToken(auxiliary=AUXILIARY),
             }
         ],
     }
@@ -58,17 +59,13 @@ def started(optimizer):
     weights = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract_parameters(SMALL)
     )
-    _, transformation, state = begin(config, 0, SMALL, weights)
+    _, transformation, state = begin(config, 0, SMALL, ModelParams(weights))
 
     @jax.jit
     def update(state, gradients):
-        updates, optimizer_state = transformation.update(
-            gradients, state.optimizer, state.trainable
-        )
-        trainable = optax.apply_updates(state.trainable, updates)
-        return dataclasses.replace(
-            state, step=state.step + 1, trainable=trainable, optimizer=optimizer_state
-        )
+        updates, opt_state = transformation.update(gradients, state.opt_state, state.trainable)
+        state = state.with_trainable(optax.apply_updates(state.trainable, updates))
+        return dataclasses.replace(state, step=state.step + 1, opt_state=opt_state)
 
     def advance(state, seed):
         rng = np.random.default_rng(seed)
@@ -107,7 +104,9 @@ def test_restored_equals_saved_to_the_bit_and_goes_on_alike(tmp_path, optimizer)
     restored, data = checkpoints.restore(abstract(fresh))
     checkpoints.close()
     assert data == DATA
-    assert {leaf.dtype for leaf in jax.tree.leaves(restored.frozen)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(restored.frozen_params)} == {
+        jnp.dtype("bfloat16")
+    }
     assert_equal(restored, state)
     assert_equal(advance(restored, seed=3), advance(state, seed=3))
 
@@ -118,7 +117,11 @@ def small_state():
     none = jnp.int32(0)
     frozen = {"encoder": {"bias": jnp.ones(2)}}
     return TrainState(
-        step=none, consecutive_skips=none, trainable=weights, frozen=frozen, optimizer=weights
+        step=none,
+        consecutive_skips=none,
+        params=weights,
+        frozen_params=frozen,
+        opt_state=weights,
     )
 
 
@@ -286,7 +289,7 @@ def test_frozen_parameters_are_written_once(tmp_path, small_state):
     checkpoints.close()
     assert frozen_files(tmp_path) == written
     saved = ocp.load(tmp_path / "checkpoints" / "1_sft" / "15", checkpointable_name="state")
-    assert saved.keys() == {"step", "consecutive_skips", "trainable", "optimizer"}
+    assert saved.keys() == {"step", "consecutive_skips", "params", "opt_state"}
     assert_equal(restored, at_step(small_state, 10))
 
 
@@ -295,7 +298,9 @@ def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_writt
 ):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
     checkpoints.save(
-        at_step(dataclasses.replace(small_state, frozen={"encoder": {"bias": jnp.zeros(2)}}), 5),
+        at_step(
+            dataclasses.replace(small_state, frozen_params={"encoder": {"bias": jnp.zeros(2)}}), 5
+        ),
         {"given": 1},
         {},
     )

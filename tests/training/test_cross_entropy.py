@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import ConfigError, ShardingRules
+from stepaudio_jax.config import ShardingRules
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.training.losses import chunked_cross_entropy
 
 ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 120

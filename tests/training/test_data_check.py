@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from stepaudio_jax.config import ConfigError
-from stepaudio_jax.data import BadAudioError, DataError, JsonlSource
+from stepaudio_jax.data import JsonlSource
+from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.training.preemption import data_error
 from stepaudio_jax.training.run_folder import CHECKED, SKIPPED_RECORDS, DataChecker
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
@@ -95,7 +95,7 @@ def test_a_mistake_is_raised_before_anything_is_written(tmp_path, path):
 
 
 def test_a_run_that_ends_on_a_record_says_what_is_saved_and_how_to_go_on(path):
-    bad = BadAudioError("d.jsonl:4: audio a.wav: is empty")
+    bad = DataError("d.jsonl:4: audio a.wav: is empty", kind="bad_audio")
     ended = "d.jsonl:4: audio a.wav: is empty; this ended stage 'sft', and step 12 of it is saved: once that is mended"
     said = str(data_error(bad, "sft", 12, settings(path)))
     assert said == f"{ended}, or skipped by data.on_bad_audio='skip', the same command goes on"

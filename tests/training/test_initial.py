@@ -7,8 +7,9 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, DataConfig, InitialWeights, SourceConfig, StageConfig
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.parallel import make_mesh
-from stepaudio_jax.training.train_state import initial_model, initial_weights
+from stepaudio_jax.training.initial_weights import initial_model, initial_weights
 from tests.hub.folders import qwen2, qwen2_audio
 
 # of Qwen2.5-32B: fewer than Step-Audio's tokens, of which those of generated sound come last
@@ -39,7 +40,7 @@ def test_qwens_decoder_and_encoder_with_a_fresh_adaptor(qwen):
     config = a_run(qwen)
     model, tokenizer = initial_model(config)
     assert model.decoder.vocab_size == ROWS < tokenizer.vocab_size
-    parameters = initial_weights(config, model, make_mesh(config.mesh))
+    parameters = initial_weights(config, model, make_mesh(config.mesh)).params
     assert set(parameters) == {"encoder", "adaptor", "decoder"}
     theirs = hub.read_parameters({"decoder": qwen.decoder})["decoder"]["embedding"]
     np.testing.assert_array_equal(
@@ -52,6 +53,6 @@ def test_a_vocabulary_without_rows_for_what_is_written_is_refused(qwen, tmp_path
     small = InitialWeights(decoder=str(tmp_path / "small"), encoder=qwen.encoder)
     qwen2(vocab_size=151000).save_pretrained(tmp_path / "small")
     with pytest.raises(
-        hub.CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"
+        CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"
     ):
         initial_model(a_run(small, tokenizer=qwen.decoder))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, LoRAConfig, build
+from stepaudio_jax.config import Config, LoRAConfig, build
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import export_model
-from stepaudio_jax.training.train_state import adapters_before_stage
-from stepaudio_jax.training.train_step import FROZEN_LORA, LORA, REFERENCE
+from stepaudio_jax.training.initial_weights import ModelParams, adapters_before_stage
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
@@ -42,7 +42,7 @@ def base():
     """Weights as large as a trained model's, in bf16, where most of what a few small steps change is less than one unit."""
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32), "bfloat16")  # noqa: E731
-    return jax.tree.map(draw, abstract_parameters(MODEL))
+    return ModelParams(jax.tree.map(draw, abstract_parameters(MODEL)))
 
 
 def small_adapter(settings, seed):
@@ -67,28 +67,26 @@ def at(tree, path):
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
-def finish(config, index, parameters, matrices=None):
+def finish(config, index, params, matrices=None):
     """Begins a stage, puts what LoRA has learnt in it into its state, and returns what the stage leaves."""
-    definition, _, state = begin(config, index, MODEL, dict(parameters))
-    trainable = dict(state.trainable)
+    definition, _, state = begin(config, index, MODEL, params)
+    trained = state
     if matrices is not None:
-        trainable[LORA] = jax.tree.map(jnp.asarray, matrices)
-    return definition.params_after_stage(
-        {**trainable, **state.frozen}, config.stages[index].name
-    ), state
+        trained = dataclasses.replace(state, lora_params=jax.tree.map(jnp.asarray, matrices))
+    return definition.params_after_stage(trained, config.stages[index].name), state
 
 
 def test_a_stage_that_trains_the_decoder_starts_from_the_sum_in_fp32(base):
     config = run_config({"trainable": ["adaptor"], "lora": FIRST}, {})
     matrices = small_adapter(FIRST, 1)
     left, _ = finish(config, 0, base, matrices)
-    assert left["decoder"]["layers"]["attention"]["query"]["kernel"].dtype == jnp.bfloat16
+    assert left.params["decoder"]["layers"]["attention"]["query"]["kernel"].dtype == jnp.bfloat16
     _, state = finish(config, 1, left)
-    kernel = at(state.trainable["decoder"], KERNEL)
+    kernel = at(state.params["decoder"], KERNEL)
     assert kernel.dtype == jnp.float32
-    before = np.asarray(at(base["decoder"], KERNEL), np.float64)
+    before = np.asarray(at(base.params["decoder"], KERNEL), np.float64)
     assert (
-        np.mean(np.asarray(kernel).astype(jnp.bfloat16) == at(base["decoder"], KERNEL)) > 0.5
+        np.mean(np.asarray(kernel).astype(jnp.bfloat16) == at(base.params["decoder"], KERNEL)) > 0.5
     )  # what bf16 would lose
     np.testing.assert_allclose(kernel - before, product(matrices, FIRST), atol=2e-8)
 
@@ -101,9 +99,9 @@ def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_p
     first, second = small_adapter(FIRST, 1), small_adapter(SECOND, 2)
     left, _ = finish(config, 0, base, first)
     left, state = finish(config, 1, left, second if "lora" in last else None)
-    assert set(state.frozen) == {"encoder", "decoder", FROZEN_LORA}
+    assert set(state.frozen_params) == {"encoder", "decoder"}
     np.testing.assert_array_equal(
-        state.frozen[FROZEN_LORA]["s0"]["attention"]["query"]["up"],
+        state.frozen_lora_params["s0"]["attention"]["query"]["up"],
         first["attention"]["query"]["up"],
     )
     adapters = adapters_before_stage(config, 2, None)
@@ -118,11 +116,11 @@ def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_p
         if "lora" in last and path[-1] == "query":
             expected = expected + product(second, SECOND, path)
         kernel = at(merged["layers"], (*path, "kernel"))
-        before = np.asarray(at(base["decoder"]["layers"], (*path, "kernel")), np.float64)
+        before = np.asarray(at(base.params["decoder"]["layers"], (*path, "kernel")), np.float64)
         assert kernel.dtype == jnp.float32
         np.testing.assert_allclose(kernel - before, expected, atol=3e-8)
     without = hub.read_parameters(tmp_path / "model", merge_adapter=False)["decoder"]
-    np.testing.assert_array_equal(at(without, KERNEL), at(base["decoder"], KERNEL))
+    np.testing.assert_array_equal(at(without, KERNEL), at(base.params["decoder"], KERNEL))
 
 
 def test_what_an_earlier_stage_has_trained_is_frozen_in_fp32(base):
@@ -130,10 +128,10 @@ def test_what_an_earlier_stage_has_trained_is_frozen_in_fp32(base):
     _, state = finish(
         config, 1, jax.tree.map(lambda leaf: leaf.astype("float32") * (1 + 1e-5), base)
     )
-    kernel = at(state.frozen["decoder"], KERNEL)
+    kernel = at(state.frozen_params["decoder"], KERNEL)
     assert kernel.dtype == jnp.float32
     np.testing.assert_allclose(
-        kernel, at(base["decoder"], KERNEL).astype("float32") * (1 + 1e-5), rtol=1e-7
+        kernel, at(base.params["decoder"], KERNEL).astype("float32") * (1 + 1e-5), rtol=1e-7
     )
 
 
@@ -152,14 +150,16 @@ def test_a_stage_goes_on_with_the_adapter_that_it_names(base, tmp_path):
     )
     folder = str(tmp_path / "model" / hub.ADAPTER)
     policy = {
-        "objective": "policy",
-        "rl": {"rewards": [{"verifier": "number", "verifier_weight": 1.0}]},
+        "objective": {
+            "name": "policy_gradient",
+            "rewards": [{"verifier": "number", "verifier_weight": 1.0}],
+        },
     }
     again = run_config({"trainable": ["adaptor"], "lora": {**FIRST, "adapter": folder}, **policy})
     _, state = finish(again, 0, base)
-    jax.tree.map(np.testing.assert_array_equal, state.trainable[LORA], matrices)
+    jax.tree.map(np.testing.assert_array_equal, state.lora_params, matrices)
     jax.tree.map(
-        np.testing.assert_array_equal, state.frozen[REFERENCE][LORA], matrices
+        np.testing.assert_array_equal, state.reference_lora_params, matrices
     )  # else: the base without it
     other = run_config(
         {"trainable": ["adaptor"], "lora": {"rank": 4, "alpha": 6.0, "adapter": folder}}

@@ -7,7 +7,8 @@ import pytest
 
 from stepaudio_jax.config import OptimizerConfig
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.train_step import TrainState, apply_gradients, num_optimizer_updates
+from stepaudio_jax.training.train_state import TrainState
+from stepaudio_jax.training.train_step import apply_gradients, num_optimizer_updates
 from tests.end_to_end.runs import run
 
 AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
@@ -23,7 +24,13 @@ def begin(name="adamw"):
     config = OptimizerConfig(name=name, learning_rate=0.01, warmup_steps=3, weight_decay=0.5)
     optimizer = make_optimizer(config, AXES, CONTRACTED, steps=10)
     parameters = {"matrix": jnp.eye(4) + 0.1, "head": jnp.ones((4, 8)), "bias": jnp.ones(4)}
-    state = TrainState(jnp.int32(0), jnp.int32(0), parameters, {}, optimizer.init(parameters))
+    state = TrainState(
+        step=jnp.int32(0),
+        consecutive_skips=jnp.int32(0),
+        params=parameters,
+        frozen_params={},
+        opt_state=optimizer.init(parameters),
+    )
     return state, jax.jit(
         lambda state, gradients, loss: apply_gradients(
             state, gradients, jnp.float32(loss), optimizer
@@ -47,17 +54,17 @@ def test_without_a_gradient_only_the_count_changes(name):
         0,
         0,
     )
-    assert equal((after.trainable, after.optimizer), (start.trainable, start.optimizer))
+    assert equal((after.trainable, after.opt_state), (start.trainable, start.opt_state))
 
     moving, metrics = update(start, gradients, 1.0)
     assert (metrics["zero_gradient_steps"], metrics["skipped_steps"]) == (0, 0)
     assert num_optimizer_updates(moving) == 1
     still, _ = update(moving, zeros(moving), 0.0)
     assert (int(still.step), num_optimizer_updates(still)) == (2, 1)
-    assert equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
+    assert equal((still.trainable, still.opt_state), (moving.trainable, moving.opt_state))
     straight, late = update(moving, gradients, 1.0)[0], update(still, gradients, 1.0)[0]
     assert not equal(straight.trainable, moving.trainable)
-    assert equal((late.trainable, late.optimizer), (straight.trainable, straight.optimizer))
+    assert equal((late.trainable, late.opt_state), (straight.trainable, straight.opt_state))
 
 
 def test_a_gradient_whose_square_is_nothing_is_still_one():
@@ -108,7 +115,7 @@ state = jax.device_put(state, jax.tree.map(cut, state))
 nothing = zeros(state)
 moving, _ = update(state, jax.tree.map(lambda leaf: 0.3 * leaf, state.trainable), 1.0)
 still, metrics = update(moving, nothing, 0.0)
-assert metrics["zero_gradient_steps"] == 1 and equal((still.trainable, still.optimizer), (moving.trainable, moving.optimizer))
+assert metrics["zero_gradient_steps"] == 1 and equal((still.trainable, still.opt_state), (moving.trainable, moving.opt_state))
 # A gradient that one device alone holds is one for all of them.
 lonely = nothing | {"head": nothing["head"].at[3, 7].set(1.0)}
 after, metrics = update(moving, lonely, 1.0)

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from stepaudio_jax.config import Config, ConfigError, DataConfig, SourceConfig, StageConfig
+from stepaudio_jax.config import Config, DataConfig, SourceConfig, StageConfig
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.training.monitoring import StepProfile
 
 

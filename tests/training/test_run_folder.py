@@ -8,13 +8,15 @@ import pytest
 from stepaudio_jax.config import (
     CheckpointConfig,
     Config,
-    ConfigError,
     DataConfig,
+    PolicyGradient,
+    RewardConfig,
     SourceConfig,
     StageConfig,
     build,
     override,
 )
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.run_folder import check_same_run, prepare_run_folder, read_model_spec
 from tests.models.random_model import SMALL
@@ -25,7 +27,10 @@ def config(tmp_path):
     stage = StageConfig(
         name="sft", steps=10, data=DataConfig(sources=(SourceConfig(path="日本.jsonl"),))
     )
-    return Config(run_dir=str(tmp_path / "runs" / "one"), stages=(stage,), tokenizer="bytes")
+    objective = PolicyGradient(rewards=(RewardConfig(format_weight=1.0),))
+    rl_stage = dataclasses.replace(stage, name="rl", objective=objective)
+    run_dir = str(tmp_path / "runs" / "one")
+    return Config(run_dir=run_dir, stages=(stage, rl_stage), tokenizer="bytes")
 
 
 def claim(config):
@@ -113,7 +118,7 @@ def test_what_becomes_of_unusable_records_and_what_reading_and_writing_take_may_
         check_same_run(override(config, (f"stages.sft.data.{key}", value)))
         check_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))
     for key in ("slots", "tensor"):
-        check_same_run(override(config, (f"stages.sft.rl.rollout.{key}", "3")))
+        check_same_run(override(config, (f"stages.rl.objective.rollout.{key}", "3")))
 
 
 def test_a_judge_may_be_mended_and_not_be_another(config):
@@ -124,9 +129,11 @@ def test_a_judge_may_be_mended_and_not_be_another(config):
         ("retries", "0"),
         ("max_abstention_rate", "0.5"),
     ):
-        check_same_run(override(config, (f"stages.sft.rl.judge.{key}", value)))
-    with pytest.raises(ConfigError, match=r"differs in stages.0.rl.judge.preference_levels\)"):
-        check_same_run(override(config, ("stages.sft.rl.judge.preference_levels", "3")))
+        check_same_run(override(config, (f"stages.rl.objective.judge.{key}", value)))
+    with pytest.raises(
+        ConfigError, match=r"differs in stages.1.objective.judge.preference_levels\)"
+    ):
+        check_same_run(override(config, ("stages.rl.objective.judge.preference_levels", "3")))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"a"', "\xff"])

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from stepaudio_jax.config import Config, ConfigError, DataConfig, SourceConfig, StageConfig, to_dict
+from stepaudio_jax.config import Config, DataConfig, SourceConfig, StageConfig, to_dict
+from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.training import train
 from stepaudio_jax.training.run_folder import LOCK, RunLock
 

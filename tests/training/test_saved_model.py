@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ConfigError, MeshConfig, build
+from stepaudio_jax.config import Config, MeshConfig, build
+from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training import export_checkpoint
 from stepaudio_jax.training.checkpoints import StageCheckpoints
+from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.run_folder import prepare_run_folder
-from stepaudio_jax.training.train_step import FROZEN_LORA
+from stepaudio_jax.training.train_state import merge_adapters
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 
@@ -31,10 +33,10 @@ STAGES = [
     {
         "name": "policy",
         "steps": 10,
-        "objective": "policy",
         "data": DATA,
-        "rl": {
-            "policy": {"advantage_estimator": "gae"},
+        "objective": {
+            "name": "policy_gradient",
+            "advantage_estimator": "gae",
             "rewards": [{"verifier": "number", "verifier_weight": 1.0}],
         },
     },
@@ -62,22 +64,21 @@ def run(tmp_path_factory):
     random = lambda leaf: rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     models = {}
     for index, stage in enumerate(config.stages):
-        parameters = jax.tree.map(random, abstract_parameters(MODEL))
+        params = ModelParams(jax.tree.map(random, abstract_parameters(MODEL)))
         if index:  # the stage before has left its adapter, which is merged as this one begins
-            parameters[FROZEN_LORA] = {
-                "narrow": jax.tree.map(random, abstract_lora(MODEL, config.stages[0].lora).shapes)
-            }
-        definition, _, state = begin(config, index, MODEL, parameters)
+            params.lora_params["narrow"] = jax.tree.map(
+                random, abstract_lora(MODEL, config.stages[0].lora).shapes
+            )
+        definition, _, state = begin(config, index, MODEL, params)
         checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
         for step in (4, 8):
-            state = dataclasses.replace(
-                state, step=np.int32(step), trainable=jax.tree.map(random, state.trainable)
-            )
+            state = state.with_trainable(jax.tree.map(random, state.trainable))
+            state = dataclasses.replace(state, step=np.int32(step))
             state = jax.tree.map(jax.numpy.asarray, state)
             checkpoints.save(state, {"given": step}, {})
-            models[stage.name, step] = jax.device_get(
-                definition.merged({**state.trainable, **state.frozen}, "float32")
-            )
+            scales = [("narrow", definition.lora_scale)] if state.lora_params else []
+            params = definition.params_after_stage(state, stage.name)
+            models[stage.name, step] = jax.device_get(merge_adapters(params, scales, "float32"))
         checkpoints.close()
     return run_dir, models
 
@@ -114,7 +115,7 @@ def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, ex
 )
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_path, asked):
     with pytest.raises(
-        hub.CheckpointError,
+        CheckpointError,
         match=r"has no checkpoint of .*; saved steps are: narrow: 4, 8; policy: 4, 8$",
     ):
         export_checkpoint(run[0], tmp_path / "model", mesh, **asked)
@@ -124,7 +125,7 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_
 def test_an_existing_folder_and_one_of_no_run_are_refused(run, mesh, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
-    with pytest.raises(hub.CheckpointError, match="already exists"):
+    with pytest.raises(CheckpointError, match="already exists"):
         export_checkpoint(run[0], tmp_path / "kept", mesh)
     with pytest.raises(
         ConfigError, match=r"config\.json does not exist; name the run_dir of a run"

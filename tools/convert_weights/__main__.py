@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig, check_seed
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.storage import shorten_words, user_path
 from stepaudio_jax.text import Tokenizer
 
@@ -78,9 +79,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.adapter:
         return _export_adapter(options)
     if options.base:
-        raise hub.CheckpointError(
-            "--base says which model an adapter is for: it goes with --adapter"
-        )
+        raise CheckpointError("--base says which model an adapter is for: it goes with --adapter")
     lora = hub.checkpoint_lora_config(options.source)
     with _ProgressBar() as bar:
         hub.export_weights(
@@ -113,7 +112,7 @@ def _export_adapter(options: argparse.Namespace) -> int:
     for name, default in defaults.items():
         if getattr(options, name) != default:
             flag = "--" + name.replace("_", "-")
-            raise hub.CheckpointError(
+            raise CheckpointError(
                 f"{flag} is for exporting a model: an adapter is small, and always in float32"
             )
     adapter = hub.export_adapter(options.source, options.output, base=options.base)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from stepaudio_jax.data.record import DataError
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import Message, TextPart
 
 # JSON values as the readers of records take them: nulls left out, keys checked, shown in messages on one line.

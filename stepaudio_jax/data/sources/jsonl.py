@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data.record import DataError, Record
+from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.messages import parse_record
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import expand_home, shorten
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

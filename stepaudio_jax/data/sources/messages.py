@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from stepaudio_jax.data.record import Criterion, DataError, Record
+from stepaudio_jax.data.record import Criterion, Record
 from stepaudio_jax.data.sources import foreign_keys
 from stepaudio_jax.data.sources.foreign_keys import (
     FOREIGN_MESSAGE_KEYS,
@@ -23,6 +23,7 @@ from stepaudio_jax.data.sources.foreign_keys import (
     is_json_list,
     without_nulls,
 )
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import expand_home
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
 

@@ -1,4 +1,4 @@
-"""Answers of a judge, drawn at random: proper ones, broken ones, and such as quote a verdict that a reply planted."""
+"""Random answers of a judge: proper, broken, and quoting a verdict that a reply planted."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A judge behind a real HTTP server, which prefers the longer reply."""
+"""A judge behind a real HTTP server that prefers the longer reply."""
 
 import http.server
 import json
@@ -7,7 +7,7 @@ import threading
 
 
 class JudgeServer:
-    """Prefers the longer reply; `trouble` decides what happens to a request before it is answered."""
+    """Prefers the longer reply; `trouble` may handle a request before it is answered."""
 
     def __init__(self):
         self.requests, self.open, self.max_open = [], 0, 0
@@ -26,7 +26,7 @@ class JudgeServer:
                 try:
                     handled = server.trouble(number, self)
                 finally:
-                    with lock:  # before the reply: who has it may ask the next question at once
+                    with lock:  # before the reply, after which the client may send the next request
                         server.open -= 1
                 if not handled:
                     self.reply(
@@ -76,7 +76,7 @@ def answer(body):
 
 
 def replies_and_code(question):
-    """Returns what a question in the project's template shows as reply A and reply B, and its code."""
+    """Returns reply A, reply B and the code of a question in the project's template."""
     code = re.search(r"The code of this question is ([0-9a-f]+)\.", question)[1]
     first = question.split(f"=== reply A {code} ===\n")[1].split(f"\n=== reply B {code} ===\n")[0]
     second = question.split(f"=== reply B {code} ===\n")[1].split(f"\n=== end {code} ===\n")[0]

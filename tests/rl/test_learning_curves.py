@@ -16,9 +16,8 @@ from stepaudio_jax.config import (
     DataConfig,
     InitialWeights,
     OptimizerConfig,
-    PolicyConfig,
+    PolicyGradient,
     RewardConfig,
-    RLConfig,
     RolloutConfig,
     SourceConfig,
     StageConfig,
@@ -60,7 +59,6 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
     policy = StageConfig(
         name="policy",
         steps=steps,
-        objective="policy",
         data=DataConfig(
             sources=(SourceConfig(path=str(folder / "prompts.jsonl")),),
             augmentation=AugmentationConfig(silence_probability=float(silenced)),
@@ -74,11 +72,12 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
             decay="linear",
             final_learning_rate_fraction=0.05,
         ),
-        rl=RLConfig(
+        objective=PolicyGradient(
             rollout=RolloutConfig(num_prompts=16, num_generations=16, max_new_tokens=12, slots=64),
             rewards=(RewardConfig(verifier="tests.rl.test_learning:prefix", verifier_weight=1.0),),
             # Without the KL the policy makes up its mind before it has found what is right.
-            policy=PolicyConfig(advantage_estimator="rloo", kl_coef=0.02),
+            advantage_estimator="rloo",
+            kl_coef=0.02,
         ),
     )
     return Config(
@@ -122,7 +121,7 @@ def test_digits_are_counted_on(tmp_path):
     ]
     write(tmp_path, prompts, ["".join(map(str, rng.integers(1, 10, 3))) for _ in prompts])
     run = config(tmp_path, steps=90)
-    train(run, {"policy": POLICY_STAGE})
+    train(run, {"policy_gradient": POLICY_STAGE})
     found = rewards(run)
     assert np.mean(found[:3]) < 0.3
     assert np.mean(found[-5:]) >= 0.9
@@ -160,7 +159,7 @@ def voices(tmp_path_factory):
 
 def test_a_digit_that_the_voice_tells_is_learnt_by_hearing(voices):
     run = config(voices, steps=60)
-    train(run, {"policy": POLICY_STAGE})
+    train(run, {"policy_gradient": POLICY_STAGE})
     found = rewards(run)
     assert 0.3 < np.mean(found[:2]) < 0.7
     assert np.mean(found[-5:]) >= 0.9
@@ -168,5 +167,5 @@ def test_a_digit_that_the_voice_tells_is_learnt_by_hearing(voices):
 
 def test_and_not_without_hearing(voices):
     run = config(voices, steps=60, silenced=True)
-    train(run, {"policy": POLICY_STAGE})
+    train(run, {"policy_gradient": POLICY_STAGE})
     assert 0.35 < np.mean(rewards(run)[-20:]) < 0.65

@@ -1,4 +1,4 @@
-"""log_mel against the reference: torch.stft and librosa's filters, put together as in the released front end."""
+"""log_mel against torch.stft and librosa's filters, combined as in the released front end."""
 
 import librosa
 import numpy as np
@@ -7,19 +7,19 @@ import torch
 
 from stepaudio_jax.audio import (
     MAX_CHUNK_SAMPLES,
-    AudioError,
     load_audio,
     log_mel,
-    mel_frames,
+    mel_frame_count,
     split_chunks,
 )
 from stepaudio_jax.audio.log_mel import mel_filters
+from stepaudio_jax.errors import AudioError
 
 TOLERANCE = 1e-4
 
 
 def reference_log_mel(waveform, dtype=torch.float32):
-    """Section 1 of the reference, in torch."""
+    """The released front end, in torch."""
     padded = torch.nn.functional.pad(torch.from_numpy(waveform).to(dtype), (0, 479))
     spectrum = torch.stft(
         padded, 400, 160, window=torch.hann_window(400, dtype=dtype), return_complex=True
@@ -40,7 +40,7 @@ def test_the_eight_clips(shared_audio):
         for chunk in split_chunks(load_audio(path)):
             mel = log_mel(chunk)
             assert mel.dtype == np.float32
-            assert mel.shape == (128, mel_frames(len(chunk)))
+            assert mel.shape == (128, mel_frame_count(len(chunk)))
             np.testing.assert_allclose(
                 mel, reference_log_mel(chunk), rtol=0, atol=TOLERANCE, err_msg=path.name
             )
@@ -55,7 +55,7 @@ def test_the_eight_clips(shared_audio):
 def test_every_kind_of_length(samples):
     waveform = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     mel = log_mel(waveform)
-    assert mel.shape == (128, mel_frames(samples))
+    assert mel.shape == (128, mel_frame_count(samples))
     np.testing.assert_allclose(
         mel, reference_log_mel(waveform, torch.float64), rtol=0, atol=TOLERANCE
     )
@@ -72,9 +72,29 @@ def test_does_not_change_its_input():
     np.testing.assert_array_equal(waveform, before)
 
 
-def test_filters_are_librosa_s():
-    expected = librosa.filters.mel(sr=16000, n_fft=400, n_mels=128)
-    np.testing.assert_allclose(mel_filters(), expected, rtol=0, atol=1e-8)
+def slaney_filters():
+    """Band i rises from edge i to i + 1 and falls to i + 2; edges equally spaced in mel."""
+    linear_step, corner_mel, log_step = 200 / 3, 15.0, np.log(6.4) / 27
+    top = corner_mel + np.log(8) / log_step
+    mels = np.linspace(0, top, 130)
+    edges = np.where(
+        mels < corner_mel, mels * linear_step, 1000 * np.exp(log_step * (mels - corner_mel))
+    )
+    frequencies = np.linspace(0, 8000, 201)
+    low, centre, high = (edges[i : i + 128, None] for i in range(3))
+    triangles = np.minimum(
+        (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
+    )
+    return np.maximum(triangles, 0) * 2 / (high - low)
+
+
+def test_filters_are_those_of_the_slaney_scale_in_every_bit():
+    np.testing.assert_array_equal(mel_filters(), slaney_filters().astype(np.float32))
+
+
+def test_filters_are_those_of_the_released_front_end():
+    released = librosa.filters.mel(sr=16000, n_fft=400, n_mels=128)  # rounded to float32 early
+    np.testing.assert_allclose(mel_filters(), released, rtol=2e-7)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import DataError, Record
+from stepaudio_jax.data import Record
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.packing import PackedRollouts
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import ParsedReply

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.audio import SAMPLE_RATE, AudioError
+from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.evaluation import Results, score
 from stepaudio_jax.hub import write_checkpoint_config
-from stepaudio_jax.reports import ReportError, select_examples, write_report
+from stepaudio_jax.reports import select_examples, write_report
 from stepaudio_jax.reports.charts import COLOURS
 from tests.evaluation.answers import answer, answers
-from tests.evaluation.runs import write_run
+from tests.reports.run_folder import write_run
 
 HOSTILE = """</title><script>alert(1)</script>"'&amp;<img src=x onerror=alert(1)>\x00\x1b"""
 LINES = [
@@ -110,6 +111,10 @@ def test_a_run_alone_is_a_report(run_dir, tmp_path):
     ):
         assert said in text
     assert "25 % of the time" in text
+    assert "not recorded" not in text
+    headings = [part for part in page.text if part in ("Learning", "Speed", "Data", "Health")]
+    assert headings == ["Learning", "Speed", "Data"]
+    assert "Flat: Waiting for data 0.25" in text
     assert "random weights" in text
     assert "known when the run is finished" in text
     assert (
@@ -332,7 +337,7 @@ def test_a_last_line_cut_short_is_left_out(run_dir, tmp_path):
 def test_a_broken_line_is_named(run_dir, tmp_path, line, complaint):
     path = run_dir / "metrics.jsonl"
     path.write_text(f'{{"stage": "sft", "step": 1}}\n{line}\n', encoding="utf-8")
-    with pytest.raises(ReportError, match=rf"{path}:2.*{complaint}"):
+    with pytest.raises(DataError, match=rf"{path}:2.*{complaint}"):
         write_report(tmp_path / "report.html", run_dir, "A run")
     assert not (tmp_path / "report.html").exists()
 
@@ -340,12 +345,12 @@ def test_a_broken_line_is_named(run_dir, tmp_path, line, complaint):
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
 def test_a_folder_that_is_no_run_is_named(run_dir, tmp_path, name):
     (run_dir / name).unlink()
-    with pytest.raises(ReportError, match=rf"{run_dir / name} does not exist"):
+    with pytest.raises(DataError, match=rf"{run_dir / name} does not exist"):
         write_report(tmp_path / "report.html", run_dir, "A run")
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ReportError, match="gone is not a folder"):
+    with pytest.raises(DataError, match="gone is not a folder"):
         write_report(tmp_path / "report.html", tmp_path / "gone", "A run")
 
 

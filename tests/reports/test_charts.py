@@ -1,4 +1,4 @@
-"""Axes, and what is drawn of a run."""
+"""Axes, and how curves are drawn."""
 
 import math
 import re
@@ -7,9 +7,11 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from stepaudio_jax.reports.charts import Axis, Chart, Series, charts, draw, format_number
+from stepaudio_jax.reports.axis import Axis, format_number
+from stepaudio_jax.reports.charts import Chart, Series, draw
 from stepaudio_jax.reports.logged_run import StageSpan, read_run
-from tests.evaluation.runs import write_run
+from stepaudio_jax.reports.run_charts import chart_groups
+from tests.reports.run_folder import write_run
 
 SPAN = (StageSpan("sft", 0, 100),)
 
@@ -143,67 +145,18 @@ def test_a_curve_is_not_drawn_across_stages(tmp_path):
             ("sft", 10, {"loss": 1.0}),
         ],
     )
-    (loss,) = charts(read_run(tmp_path))
+    (group,) = chart_groups(read_run(tmp_path))
+    (loss,) = group.charts
     assert loss.series[0].segments == (((10, 3.0), (20, 2.0)), ((25, 1.5), (30, 1.0)))
     svg, _ = drawn(draw(loss))
     assert [len(line) for line in lines(svg)] == [2, 2]
     assert {"mid", "sft"} <= {text.text for text in svg.iter("text")}
 
 
-def test_every_figure_is_in_one_chart(tmp_path):
-    figures = [
-        "loss",
-        "loss/next_token",
-        "loss/ctc",
-        "loss/attributes",
-        "token_accuracy",
-        "gradient_norm",
-        "tokens_per_second",
-    ]
-    figures += [
-        "audio_seconds_per_second",
-        "steps_per_second",
-        "data_wait_fraction",
-        "learning_rate/adamw",
-        "learning_rate/muon",
-    ]
-    figures += [
-        "evaluation/loss",
-        "evaluation/token_accuracy",
-        "reward",
-        "reward/talk",
-        "kl",
-        "seconds/rollout",
-    ]
-    write_run(
-        tmp_path,
-        [("sft", 5, dict.fromkeys([*figures, "records", "records/a", "skipped_bad_audio"], 1.0))],
-    )
-    found = charts(read_run(tmp_path))
-    assert sorted(series.metric for chart in found for series in chart.series) == sorted(figures)
-    by_title = {
-        chart.title: [(series.metric, series.label) for series in chart.series] for chart in found
-    }
-    assert by_title["Loss"] == [("loss/next_token", "training"), ("evaluation/loss", "held out")]
-    assert by_title["Auxiliary losses"] == [
-        ("loss", "all terms, weighted"),
-        ("loss/ctc", "ctc"),
-        ("loss/attributes", "attributes"),
-    ]
-    assert len(by_title["Learning rate"]) == 2
-    assert by_title["Reward"] == [("reward", "all"), ("reward/talk", "talk")]
-    assert by_title["Time"] == [("seconds/rollout", "rollout")]
-    assert by_title["kl"] == [("kl", "kl")]
-
-
-def test_the_total_is_left_out_where_it_is_the_only_term(tmp_path):
-    write_run(tmp_path, [("sft", 5, {"loss": 1.0, "loss/next_token": 1.0})])
-    assert [chart.title for chart in charts(read_run(tmp_path))] == ["Loss"]
-
-
 def test_names_from_a_run_are_escaped(tmp_path):
-    write_run(tmp_path, [("<s>", 5, {"<script>": 1.0}), ("<s>", 100, {"<script>": 1.0})])
-    figure = draw(charts(read_run(tmp_path))[0])
+    write_run(tmp_path, [("<s>", 5, {"<script>": 1.0}), ("<s>", 100, {"<script>": 2.0})])
+    ((group,),) = [chart_groups(read_run(tmp_path))]
+    figure = draw(group.charts[0])
     assert "<script>" not in figure
     assert "<s>" not in figure
     assert re.findall(r"&lt;s&gt;", figure)

@@ -8,9 +8,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepaudio_jax.errors import TextError
 from stepaudio_jax.text import (
     AudioPart,
-    DialogueError,
     Message,
     TextPart,
     audio_tokens,
@@ -200,7 +200,7 @@ def test_turns_that_are_not_learnt(byte_level):
 
 def test_a_dialogue_that_is_not_a_view_is_refused(byte_level):
     for messages in (DIALOGUE, [*DIALOGUE[:3], user("More?")]):
-        with pytest.raises(DialogueError, match="training_views"):
+        with pytest.raises(TextError, match="training_views"):
             render_training(messages, byte_level)
 
 
@@ -322,18 +322,18 @@ def test_no_text_adds_a_special_token(byte_level, parts):
     ],
 )
 def test_refuses(messages, reason):
-    with pytest.raises(DialogueError, match=reason):
+    with pytest.raises(TextError, match=reason):
         validate_dialogue(messages)
 
 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([user("x")], "no assistant turn is learnt"),
-        ([user("x"), assistant("y", in_loss=False)], "no assistant turn is learnt"),
+        ([user("x")], "no assistant turn is in the loss"),
+        ([user("x"), assistant("y", in_loss=False)], "no assistant turn is in the loss"),
         (
             [assistant("hello"), user("x"), assistant("y")],
-            r"message 1 \(assistant\) is learnt and no user's turn",
+            r"message 1 \(assistant\) is in the loss and no user turn",
         ),
         (
             [user("x"), assistant("y", "a</think>b")],
@@ -347,13 +347,13 @@ def test_refuses(messages, reason):
 )
 @pytest.mark.parametrize("history_reasoning", [False, True])
 def test_refuses_to_train_on(messages, reason, history_reasoning):
-    with pytest.raises(DialogueError, match=reason):
+    with pytest.raises(TextError, match=reason):
         training_views(messages, history_reasoning=history_reasoning)
 
 
 @pytest.mark.parametrize("last", [assistant("y"), system("z")])
 def test_refuses_to_answer_to(byte_level, last):
-    with pytest.raises(DialogueError, match=f"message 2 \\({last.role}\\) is the last one"):
+    with pytest.raises(TextError, match=f"message 2 \\({last.role}\\) is the last one"):
         render_prompt([user("x"), last], byte_level)
 
 

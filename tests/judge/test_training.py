@@ -1,17 +1,20 @@
-"""Preferences as dialogues for a judge to learn from, and the report on a judge."""
+"""The dialogues that a judge is trained on, and the report on a judge."""
 
 import json
 
 import pytest
 
 from launch.judge import main as launch
-from stepaudio_jax.data import DataError, read_jsonl
+from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.errors import DataError, JudgeError
 from stepaudio_jax.judge.backends import ModelBackend
-from stepaudio_jax.judge.judge import Judge, JudgeAnswer, JudgeError
+from stepaudio_jax.judge.cache import JudgeAnswer
+from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import evaluate_judge, judge_dialogues, write_judge_data
 from stepaudio_jax.judge.verdict import Verdict, parse_verdict
-from tests.rl.judge_server import JudgeServer
+from tests.judge.fakes import FunctionBackend
+from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import base
 
 
@@ -39,34 +42,34 @@ RUBRIC = {
 
 
 @pytest.mark.parametrize("levels", [3, 5, 7])
-def test_both_orders_have_the_verdict_that_is_true_of_them(tmp_path, levels):
+def test_both_orders_have_the_right_verdict(tmp_path, levels):
     prompt = JudgePrompt(levels=levels)
     (record,) = read_jsonl(records(tmp_path, preference(**RUBRIC, margin=1)))
     dialogues = list(judge_dialogues(record, prompt))
     right = (Verdict(1, (True, False), (False, False)), Verdict(-1, (False, False), (True, False)))
     orders = (("good 0", "bad 0"), ("bad 0", "good 0"))
-    for one, order, verdict in zip(dialogues, orders, right, strict=True):
-        asked, answered = (message["content"] for message in one["messages"])
+    for dialogue, order, verdict in zip(dialogues, orders, right, strict=True):
+        asked, answer = (message["content"] for message in dialogue["messages"])
         question = prompt.question(record.messages, *order, record.rubric)
         assert asked == question.text
-        assert parse_verdict(answered, levels=levels, criteria=2, code=question.code) == verdict
-        assert json.loads(answered)["code"] == question.code
+        assert parse_verdict(answer, levels=levels, criteria=2, code=question.code) == verdict
+        assert json.loads(answer)["code"] == question.code
 
 
-def test_a_judge_of_a_template_that_asks_for_no_code_learns_none(tmp_path):
+def test_a_template_without_a_code_gives_verdicts_without_one(tmp_path):
     (record,) = read_jsonl(records(tmp_path, preference()))
     dialogues = judge_dialogues(record, JudgePrompt("configs/tiny_judge.txt", levels=3))
-    assert [json.loads(one["messages"][1]["content"]) for one in dialogues] == [
+    assert [json.loads(dialogue["messages"][1]["content"]) for dialogue in dialogues] == [
         {"comparison": "a is better"},
         {"comparison": "b is better"},
     ]
 
 
-def test_critiques_are_what_the_judge_reasons_in_the_order_of_the_replies(tmp_path):
+def test_critiques_become_the_reasoning_in_the_order_of_the_replies(tmp_path):
     (record,) = read_jsonl(
         records(tmp_path, preference(reference_critique="kind", rejected_critique="rude"))
     )
-    answers = [one["messages"][1] for one in judge_dialogues(record, JudgePrompt())]
+    answers = [dialogue["messages"][1] for dialogue in judge_dialogues(record, JudgePrompt())]
     assert [answer["reasoning_content"] for answer in answers] == [
         "A: kind\nB: rude",
         "A: rude\nB: kind",
@@ -74,7 +77,7 @@ def test_critiques_are_what_the_judge_reasons_in_the_order_of_the_replies(tmp_pa
     assert [parse_verdict(answer["content"], levels=7).level for answer in answers] == [2, -2]
 
 
-def test_a_file_of_preferences_becomes_one_of_dialogues(tmp_path):
+def test_preferences_become_dialogues(tmp_path):
     source = records(tmp_path, preference(0), preference(1))
     assert write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt()) == 4
     made = list(read_jsonl(tmp_path / "judge.jsonl"))
@@ -97,7 +100,7 @@ def test_a_file_of_preferences_becomes_one_of_dialogues(tmp_path):
         ({"reference_meets": ["yes"]}, "'reference_meets' must be a list of true and false"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_named(tmp_path, keys, message):
+def test_unusable_records_are_named(tmp_path, keys, message):
     source = records(tmp_path, preference(**keys))
     with pytest.raises(DataError, match=message):
         write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt())
@@ -116,15 +119,16 @@ def test_what_cannot_be_learnt_from_is_named(tmp_path, keys, message):
         ({"audios": ["clip.wav"]}, 'has "audios", which is not read'),
     ],
 )
-def test_what_is_no_preference_is_refused_by_both_programs(
+def test_records_that_are_no_preference_are_rejected_by_both_commands(
     tmp_path, capsys, program, keys, message
 ):
     source = records(tmp_path, preference(1), preference(**keys))
-    given = {"data": ["--output", str(tmp_path / "judge.jsonl")], "report": ["--model", "nowhere"]}[
-        program
-    ]
+    arguments = {
+        "data": ["--output", str(tmp_path / "judge.jsonl")],
+        "report": ["--model", "nowhere"],
+    }[program]
     with pytest.raises(SystemExit) as ended:
-        launch([program, "--input", str(source), *given])
+        launch([program, "--input", str(source), *arguments])
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {source}:2: {message}")
@@ -133,19 +137,20 @@ def test_what_is_no_preference_is_refused_by_both_programs(
 
 
 @pytest.mark.parametrize("levels", [3, 5, 7])
-def test_with_a_margin_of_0_a_judge_learns_that_replies_are_equal(tmp_path, levels):
+def test_a_margin_of_0_teaches_that_replies_are_equal(tmp_path, levels):
     source = records(
         tmp_path,
         preference(rejected=[{"role": "assistant", "content": "good 0"}], margin=0, **RUBRIC),
     )
     (record,) = read_jsonl(source)
     prompt = JudgePrompt(levels=levels)
-    for one in judge_dialogues(record, prompt):
-        assert parse_verdict(one["messages"][1]["content"], levels=levels, criteria=2).level == 0
+    for dialogue in judge_dialogues(record, prompt):
+        answer = dialogue["messages"][1]["content"]
+        assert parse_verdict(answer, levels=levels, criteria=2).level == 0
 
 
-def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
-    """A judge that is right about the first pairs, always prefers A in the others, and says nothing of the last."""
+def test_a_report_separates_agreement_from_position_bias(tmp_path):
+    """The judge is right on the first pairs, prefers A on others, and abstains on the last."""
     source = records(tmp_path, *(preference(number) for number in range(6)))
 
     def ask(question):
@@ -159,7 +164,7 @@ def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
             json.dumps({"comparison": f"{better} is {'much' if level == 3 else 'slightly'} better"})
         )
 
-    judge = Judge("scripted", ask, JudgePrompt(), max_abstention_rate=1.0)
+    judge = Judge(FunctionBackend("scripted", ask), JudgePrompt(), max_abstention_rate=1.0)
     report = evaluate_judge(judge, list(read_jsonl(source)))
     assert report.pairs == 6
     assert report.abstained == pytest.approx(1 / 6)
@@ -169,10 +174,9 @@ def test_a_report_tells_agreement_from_a_liking_for_a_place(tmp_path):
     assert report.criteria_agreement is None
 
 
-def test_a_judge_without_a_verdict_agrees_with_nobody(tmp_path):
+def test_a_judge_without_verdicts_has_no_agreement(tmp_path):
     judge = Judge(
-        "silent",
-        lambda question: JudgeAnswer("I cannot say."),
+        FunctionBackend("silent", lambda question: JudgeAnswer("I cannot say.")),
         JudgePrompt(),
         max_abstention_rate=1.0,
     )
@@ -182,7 +186,7 @@ def test_a_judge_without_a_verdict_agrees_with_nobody(tmp_path):
         evaluate_judge(judge, [])
 
 
-def test_a_judge_behind_a_server_is_reported_on(tmp_path, capsys):
+def test_a_report_on_a_judge_behind_a_server(tmp_path, capsys):
     server = JudgeServer()
     source = records(tmp_path, *(preference(number) for number in range(3)))
     launch(
@@ -209,7 +213,7 @@ def test_a_judge_behind_a_server_is_reported_on(tmp_path, capsys):
     assert len(server.requests) == 6
 
 
-def test_of_equal_replies_a_judge_should_say_so(tmp_path):
+def test_agreement_on_equal_replies(tmp_path):
     source = records(tmp_path, *(preference(number, margin=0) for number in range(2)))
 
     def ask(question):
@@ -222,31 +226,32 @@ def test_of_equal_replies_a_judge_should_say_so(tmp_path):
     template.write_text(
         "{dialogue} {fence} A: {reply_a} {fence} B: {reply_b} {fence} {criteria}", encoding="utf-8"
     )
-    report = evaluate_judge(Judge("scripted", ask, JudgePrompt(template)), list(read_jsonl(source)))
+    judge = Judge(FunctionBackend("scripted", ask), JudgePrompt(template))
+    report = evaluate_judge(judge, list(read_jsonl(source)))
     assert report.agreement == 0.5
     assert not report.calibration
 
 
-def test_one_of_our_models_judges_and_what_it_does_not_judge_is_an_abstention(tmp_path):
+def test_one_of_our_models_as_the_judge(tmp_path):
     model = base()
     template = tmp_path / "prompt.txt"
     fields = (
         "{dialogue} {fence} {reply_a} {fence} {reply_b} {fence} {criteria} {form} {comparisons}"
     )
     template.write_text(fields, encoding="utf-8")
-    judge = ModelBackend(model, slots=4, max_tokens=24)
-    judged = Judge(judge.name, judge, JudgePrompt(template), together=True, max_abstention_rate=1.0)
+    backend = ModelBackend(model, slots=4, max_tokens=24)
+    judge = Judge(backend, JudgePrompt(template), max_abstention_rate=1.0)
     report = evaluate_judge(
-        judged, list(read_jsonl(records(tmp_path, preference(0), preference(1))))
+        judge, list(read_jsonl(records(tmp_path, preference(0), preference(1))))
     )
     assert report.abstained == 1
-    assert judged.num_generated == 4
-    answers = dict(judge([f"What is {number} plus 4?" for number in range(1, 4)]))
+    assert judge.num_generated == 4
+    answers = dict(backend.generate_batch([f"What is {number} plus 4?" for number in range(1, 4)]))
     assert sorted(answers) == [0, 1, 2]
     assert any(answer.text for answer in answers.values())
-    ((_, longer),) = judge(["What is 1 plus 4? " * 20])
+    ((_, longer),) = backend.generate_batch(["What is 1 plus 4? " * 20])
     assert isinstance(longer, JudgeAnswer)
-    ((_, unspeakable),) = judge(["half a pair: \ud800"])
-    assert isinstance(unspeakable, JudgeError)
-    ((_, too_long),) = judge(["What is 1 plus 4? " * 1000])
+    ((_, not_encodable),) = backend.generate_batch(["half a pair: \ud800"])
+    assert isinstance(not_encodable, JudgeError)
+    ((_, too_long),) = backend.generate_batch(["What is 1 plus 4? " * 1000])
     assert isinstance(too_long, JudgeError)

@@ -1,11 +1,11 @@
-"""Five thousand answers of a judge: nothing raises, the judge's own verdict is read, and none that a reply planted."""
+"""Five thousand answers of a judge: only the judge's own verdict is parsed, and nothing raises."""
 
 import random
 
 import pytest
 
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
-from tests.rl.judge_answers import KINDS, draw_answer
+from tests.judge.random_answers import KINDS, draw_answer
 
 ANSWERS = 5000
 

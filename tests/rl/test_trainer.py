@@ -6,20 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import (
-    CheckpointConfig,
-    ConfigError,
-    JudgeConfig,
-    LoRAConfig,
-    RewardConfig,
-)
+from stepaudio_jax.config import CheckpointConfig, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.errors import ConfigError, InterruptedRunError
 from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.trainer import PolicyTrainer
-from stepaudio_jax.training.preemption import InterruptedRunError, PreemptionNotice
+from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.run_folder import DataChecker
-from stepaudio_jax.training.train_step import FROZEN_LORA
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -75,7 +69,7 @@ def rewarded_by(config, verifier, **optimizer):
     stage = config.stages[0]
     stage = dataclasses.replace(
         stage,
-        rl=dataclasses.replace(stage.rl, rewards=(reward,)),
+        objective=dataclasses.replace(stage.policy_gradient, rewards=(reward,)),
         optimizer=dataclasses.replace(stage.optimizer, **optimizer),
     )
     return dataclasses.replace(config, stages=(stage,))
@@ -99,7 +93,7 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
         "kl_coef": 0.01,
     }.items():
         assert [metrics[name] for metrics in steps] == [value, value], name
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, base().parameters)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after.params, base().parameters)))
     assert "stage 'rlvr' has learnt nothing: none of its 2 steps changed a parameter" in caplog.text
 
 
@@ -123,7 +117,7 @@ def test_momentum_does_not_move_a_policy_that_has_nothing_to_learn(tmp_path, pro
     first, (metrics,) = run_stage(config)
     assert metrics["zero_gradient_steps"] == 0
     assert not np.array_equal(
-        first["decoder"]["embedding"], base().parameters["decoder"]["embedding"]
+        first.params["decoder"]["embedding"], base().parameters["decoder"]["embedding"]
     )
     config = rewarded_by(
         stage_config(tmp_path, prompts, steps=2, policy=policy),
@@ -138,11 +132,13 @@ def test_momentum_does_not_move_a_policy_that_has_nothing_to_learn(tmp_path, pro
 def test_a_step_changes_the_policy_and_nothing_frozen(plain):
     after, _ = plain
     before = base().parameters
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["encoder"], before["encoder"])))
-    assert not np.array_equal(
-        after["adaptor"]["down"]["kernel"], before["adaptor"]["down"]["kernel"]
+    assert all(
+        jax.tree.leaves(jax.tree.map(np.array_equal, after.params["encoder"], before["encoder"]))
     )
-    assert not np.array_equal(after["decoder"]["embedding"], before["decoder"]["embedding"])
+    assert not np.array_equal(
+        after.params["adaptor"]["down"]["kernel"], before["adaptor"]["down"]["kernel"]
+    )
+    assert not np.array_equal(after.params["decoder"]["embedding"], before["decoder"]["embedding"])
 
 
 @pytest.mark.slow
@@ -152,14 +148,14 @@ def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_pat
     after, metrics = run_stage(dataclasses.replace(config, stages=(stage,)))
     assert [line["kl"] == 0 for line in metrics] == [True, False]
     assert np.array_equal(
-        after["adaptor"]["down"]["kernel"], base().parameters["adaptor"]["down"]["kernel"]
+        after.params["adaptor"]["down"]["kernel"], base().parameters["adaptor"]["down"]["kernel"]
     )
     assert all(
         jax.tree.leaves(
-            jax.tree.map(np.array_equal, after["decoder"], base().parameters["decoder"])
+            jax.tree.map(np.array_equal, after.params["decoder"], base().parameters["decoder"])
         )
     )
-    assert np.abs(after[FROZEN_LORA]["rlvr"]["mlp"]["up"]["up"]).max() > 0
+    assert np.abs(after.lora_params["rlvr"]["mlp"]["up"]["up"]).max() > 0
     assert all(
         line["sampler_mismatch"] < 1.001 for line in metrics
     )  # the engine has the adapter too: of the second step
@@ -181,7 +177,7 @@ def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
     assert metrics["reward"] == plain[1][0]["reward"]
     assert metrics["loss"] == pytest.approx(plain[1][0]["loss"], abs=1e-6)
     assert metrics["gradient_norm"] == pytest.approx(plain[1][0]["gradient_norm"], rel=1e-5)
-    assert difference(after, plain[0]) < 1e-4
+    assert difference(after.params, plain[0].params) < 1e-4
 
 
 @pytest.mark.slow
@@ -198,7 +194,7 @@ def test_critic_learns_what_a_state_is_worth(tmp_path, prompts):
         metrics[0]["reward_verifier"] / 2, rel=0.5
     )  # half the squared return
     assert metrics[-1]["value_loss"] < metrics[0]["value_loss"]
-    assert set(after) == {"encoder", "adaptor", "decoder"}
+    assert set(after.params) == {"encoder", "adaptor", "decoder"}
 
 
 @pytest.mark.slow
@@ -234,8 +230,10 @@ def check_stage(folder, stage):
 
 def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
-    rewards = (*stage.rl.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
-    stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, rewards=rewards))
+    rewards = (*stage.policy_gradient.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
+    stage = dataclasses.replace(
+        stage, objective=dataclasses.replace(stage.policy_gradient, rewards=rewards)
+    )
     with pytest.raises(
         ConfigError,
         match=r"names the sources promts, and no record has them; those of the records are prompts",
@@ -333,7 +331,9 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(
 def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
     judge = JudgeConfig(url="http://localhost:1/v1", model="m", api_key_env="NO_SUCH_KEY")
-    stage = dataclasses.replace(stage, rl=dataclasses.replace(stage.rl, judge=judge))
+    stage = dataclasses.replace(
+        stage, objective=dataclasses.replace(stage.policy_gradient, judge=judge)
+    )
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH_KEY holds no key"):
         check_stage(tmp_path, stage)

@@ -1,0 +1,60 @@
+"""The functions of `import stepaudio_jax as sa` that join rooms which may not import each other."""
+
+import os
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import Config, FloatDtype
+from stepaudio_jax.rl import POLICY_STAGE
+from stepaudio_jax.storage import expand_home
+from stepaudio_jax.training import train as train_stages
+
+
+def train(config: Config) -> pathlib.Path:
+    """Trains a model, stage by stage; the same call goes on from an interrupted run.
+
+    Args:
+        config: stages of supervised learning and of reinforcement learning alike.
+
+    Returns:
+        The folder of the finished model.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the run cannot start; names the key or the file.
+    """
+    return train_stages(config, {"policy_gradient": POLICY_STAGE})
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: FloatDtype | None = None,
+) -> pathlib.Path:
+    """Converts a Hugging Face folder to a checkpoint of this project, or a checkpoint to such a folder.
+
+    `tools.convert_weights` has further options: adapters, an encoder of another model, shard sizes.
+
+    Args:
+        source: a Hugging Face folder, or a checkpoint of this project.
+        output: the folder to create.
+        dtype: of the written weights; None leaves them as they are.
+
+    Returns:
+        The created folder.
+
+    Raises:
+        CheckpointError: the source cannot be read, or the output exists.
+    """
+    paths = [pathlib.Path(expand_home(os.fspath(path))) for path in (source, output)]
+    numpy_dtype = None
+    if dtype is not None:
+        numpy_dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    if hub.is_checkpoint(paths[0]):
+        hub.export_weights(*paths, dtype=numpy_dtype)
+    else:
+        hub.import_weights(*paths, dtype=numpy_dtype)
+    return paths[1]
