@@ -4,6 +4,7 @@ import math
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from stepaudio_jax.config import ShardingRules
 
@@ -11,7 +12,9 @@ LogicalAxes = tuple[str | None, ...]
 """The logical axis of each dimension of an array; None for one that no rule cuts."""
 
 
-def constrain(x: jax.Array, axes: LogicalAxes, rules: ShardingRules) -> jax.Array:
+def constrain(
+    x: Shaped[Array, "..."], axes: LogicalAxes, rules: ShardingRules
+) -> Shaped[Array, "..."]:
     """Returns `x` with the sharding that the rules give its axes; unchanged without a mesh.
 
     `axes` may be shorter than the array has dimensions: the others are replicated.
