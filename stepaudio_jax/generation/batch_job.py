@@ -35,7 +35,7 @@ from stepaudio_jax.generation.loaded_model import (
 from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of, shorten_words
+from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of, truncate_words
 from stepaudio_jax.text import parse_reply
 
 # What determines the lines of an output, its job: known before the model is loaded, so that none is done twice.
@@ -118,7 +118,7 @@ def answer_file(
     journal = Journal(output_path, job, len(file))
 
     def fail(index: int, failure: str) -> None:
-        journal.write(index, {"id": file.record_id(index), "error": shorten_words(failure)})
+        journal.write(index, {"id": file.record_id(index), "error": truncate_words(failure)})
 
     with contextlib.closing(journal), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         waiting = collections.deque(index for index in range(len(file)) if index not in journal)

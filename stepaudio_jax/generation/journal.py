@@ -1,14 +1,12 @@
 """What a job has done so far, on disk: an interrupted one goes on where it was."""
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import DataError, LockHeldError, OutputError
 from stepaudio_jax.storage import (
@@ -16,6 +14,8 @@ from stepaudio_jax.storage import (
     atomic_text_writer,
     check_not_same_file,
     expand_home,
+    fingerprint_folder,
+    hash_file,
     lock_file,
     set_job_mark,
 )
@@ -202,9 +202,7 @@ def describe_job(
     """
     return {
         "program": program,
-        "input": hashlib.sha256(
-            pathlib.Path(expand_home(os.fspath(input_path))).read_bytes()
-        ).hexdigest(),
-        "model": [os.fspath(folder), hub.fingerprint_folder(folder), str(config)],
+        "input": hash_file(expand_home(os.fspath(input_path))),
+        "model": [os.fspath(folder), fingerprint_folder(folder), str(config)],
         "settings": settings,
     }

@@ -8,10 +8,9 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import recognize_file, recognize_values
+from stepaudio_jax.storage import read_json
 
 CHAT_TEMPLATE = pathlib.Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 _TEMPLATE_PREFIX = CHAT_TEMPLATE.partition(":")[0]  # common to all versions of our template
@@ -68,7 +67,7 @@ def write_chat_templates(
     pathlib.Path(folder, _LEGACY).unlink(missing_ok=True)
     config = pathlib.Path(folder, _CONFIG)
     if config.is_file():
-        before = read_json_object(os.fspath(config))
+        before = read_json(os.fspath(config), TextError, "tokenizer")
         values = {key: value for key, value in before.items() if key != _KEY}
         if control_tokens:
             values.setdefault(_CONTROL_TOKENS, list(control_tokens))
@@ -90,7 +89,9 @@ def _config_templates(folder: str) -> dict[str, str]:
     """
     for name in (_LEGACY, _CONFIG):
         path = os.path.join(folder, name)
-        if not os.path.isfile(path) or not (value := read_json_object(path).get(_KEY)):
+        if not os.path.isfile(path) or not (
+            value := read_json(path, TextError, "tokenizer").get(_KEY)
+        ):
             continue
         if isinstance(value, str):
             return {_DEFAULT: value}
@@ -114,22 +115,3 @@ def _read_text(path: str) -> str:
         return pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TextError(f"{path}: cannot be read ({error}); copy it again") from None
-
-
-def read_json_object(path: str) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        TextError: names the file and what it really is: not JSON, no object, or a server's
-            error message.
-    """
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = recognize_file(path, "tokenizer") or f"{error}; copy it again"
-        raise TextError(f"{path}: cannot be read as JSON: it {reason}") from None
-    if not isinstance(content, dict):
-        raise TextError(f"{path}: must hold a JSON object")
-    if finding := recognize_values(content):
-        raise TextError(f"{path}: {finding}")
-    return content

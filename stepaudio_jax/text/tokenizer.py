@@ -1,8 +1,6 @@
 """Tokenizer: text <-> token ids, with special tokens that no text can spell."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -11,6 +9,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from stepaudio_jax.errors import TextError
+from stepaudio_jax.storage import PathLike, hash_json
 from stepaudio_jax.text import tokenizer_files
 from stepaudio_jax.text.chat_templates import (
     NamedTemplates,
@@ -65,7 +64,7 @@ class Tokenizer:
         self.vocab_size = max(bpe.get_vocab_size() - 1, *added) + 1
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_folder(cls, folder: PathLike) -> Self:
         """Reads the tokenizer of a Hugging Face folder, or of a bare Qwen2 vocabulary.
 
         The BPE is in `tokenizer.json`, or in `vocab.json` and `merges.txt`, or in another form that
@@ -150,13 +149,13 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Returns a hash of the BPE and all special tokens: equal if texts get the same tokens."""
         added = [(index, token.content) for index, token in self._added.items()]
-        return hashlib.sha256(json.dumps([self._bpe.to_str(), added]).encode()).hexdigest()
+        return hash_json([self._bpe.to_str(), added])
 
     def is_special(self, token: int) -> bool:
         """Returns whether a token is not text: a special token, or an id without a token."""
         return token in self._added or token < 0 or self._bpe.id_to_token(token) is None
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: PathLike) -> None:
         """Writes the files from which transformers' `AutoTokenizer` makes the same tokenizer.
 
         They are `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`,
@@ -166,7 +165,7 @@ class Tokenizer:
         tokenizer_files.write_tokenizer(os.fspath(folder), self._bpe, self._added, self.special)
         self.save_chat_template(folder)
 
-    def save_chat_template(self, folder: str | os.PathLike[str]) -> None:
+    def save_chat_template(self, folder: PathLike) -> None:
         """Writes our chat template into a tokenizer folder, and the folder's own as `original`."""
         not_special = [token.content for token in self._added.values() if not token.special]
         write_chat_templates(os.fspath(folder), self._original_templates, not_special)

@@ -9,8 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import recognize_file, recognize_folder, shorten
-from stepaudio_jax.text.chat_templates import read_json_object
+from stepaudio_jax.storage import read_json, recognize_file, recognize_folder, truncate
 from stepaudio_jax.text.special_tokens import (
     BYTE_SYMBOLS,
     QWEN2_VOCAB_SIZE,
@@ -54,7 +53,7 @@ def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
         raise TextError(f"tokenizer folder {folder} {reason}")
     path = os.path.join(folder, _TOKENIZER_JSON)
     if os.path.isfile(path):
-        bpe, added = _parse_tokenizer_json(read_json_object(path), path)
+        bpe, added = _parse_tokenizer_json(read_json(path, TextError, "tokenizer"), path)
     elif _needs_transformers(folder):
         path = folder
         bpe, added = _parse_tokenizer_json(_convert_with_transformers(folder), path)
@@ -113,7 +112,11 @@ def write_tokenizer(
 def _needs_transformers(folder: str) -> bool:
     """Returns whether the vocabulary is in a form of another tokenizer than Qwen2's."""
     config = os.path.join(folder, _CONFIG)
-    name = read_json_object(config).get("tokenizer_class") if os.path.isfile(config) else None
+    name = (
+        read_json(config, TextError, "tokenizer").get("tokenizer_class")
+        if os.path.isfile(config)
+        else None
+    )
     return name not in (None, *_QWEN2_CLASSES) or any(
         os.path.isfile(os.path.join(folder, file)) for file in _FOREIGN_FILES
     )
@@ -129,7 +132,7 @@ def _convert_with_transformers(folder: str) -> dict[str, Any]:
         )
         return json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # whatever the class of tokenizer raises
-        reason = shorten(" ".join(str(error).split()))
+        reason = truncate(" ".join(str(error).split()))
         raise TextError(
             f"tokenizer folder {folder} has no {_TOKENIZER_JSON}, and transformers cannot make one"
             f" ({reason}); save the tokenizer by AutoTokenizer where it can be read"
@@ -172,7 +175,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
                 f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON},"
                 f" or {_VOCABULARY} and {_MERGES}"
             )
-    ids = read_json_object(vocabulary)
+    ids = read_json(vocabulary, TextError, "tokenizer")
     if (
         not ids
         or not all(type(index) is int for index in ids.values())
@@ -236,7 +239,7 @@ def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
 
 
 def _read_added(path: str, key: str | None) -> AddedTokens:
-    content = read_json_object(path)
+    content = read_json(path, TextError, "tokenizer")
     if key is None:
         return {
             _token_id(index, path): _added_token({"content": text}, path)

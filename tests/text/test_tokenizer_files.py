@@ -360,10 +360,10 @@ def test_a_config_that_contradicts(folder):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("tokenizer.json", "{", "cannot be read as JSON"),
+        ("tokenizer.json", "{", "is not JSON"),
         ("tokenizer.json", "[]", "must hold a JSON object"),
-        ("tokenizer.json", b"\xff\xfe", "cannot be read as JSON"),
-        ("tokenizer_config.json", "{", "cannot be read as JSON"),
+        ("tokenizer.json", b"\xff\xfe", "is not JSON"),
+        ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "must be an object from id"),
         (
             "tokenizer_config.json",
