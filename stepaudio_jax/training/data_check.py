@@ -1,7 +1,6 @@
 """Checks the data of a run's stages before the run writes anything."""
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,12 @@ from stepaudio_jax.data import (
 )
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
-from stepaudio_jax.storage import atomic_text_writer, read_json_or_none, read_text
+from stepaudio_jax.storage import (
+    read_json_lines,
+    read_json_or_none,
+    write_json,
+    write_json_lines,
+)
 from stepaudio_jax.text import Tokenizer
 
 CHECKED, SKIPPED_RECORDS = "data_check.json", "skipped_records.jsonl"
@@ -122,13 +126,9 @@ class DataChecker:
         listing = self._run_dir / SKIPPED_RECORDS
         kept = [line for line in _read_skipped(listing) if line["checked"] not in self._skipped]
         if kept or listed or listing.exists():
-            with atomic_text_writer(listing) as file:
-                file.writelines(
-                    json.dumps(line, ensure_ascii=False) + "\n" for line in kept + listed
-                )
+            write_json_lines(listing, kept + listed)
         # Written last: without it the data is checked again.
-        with atomic_text_writer(self._run_dir / CHECKED) as file:
-            json.dump(self._checked, file, indent=2)
+        write_json(self._run_dir / CHECKED, self._checked)
 
 
 def _find_bad_records(
@@ -186,7 +186,7 @@ def _read_checked(path: pathlib.Path) -> dict[str, str]:
 def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the listed records; [] if the list, which is for people, is missing or damaged."""
     try:
-        lines = [json.loads(line) for line in read_text(path).splitlines()]
-    except (OSError, ValueError):
+        lines = [line.value for line in read_json_lines(path)]
+    except OSError:
         return []
     return [line for line in lines if isinstance(line, dict) and "checked" in line]

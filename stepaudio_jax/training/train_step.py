@@ -315,7 +315,9 @@ def _cross_entropy_fwd(
             "BTV,HV->BTH", d_logits, kernel_chunk, preferred_element_type=jnp.float32
         )
         d_kernel = dense_kernel_grad("BTH,HV->BTV", hidden, d_logits, dtype=jnp.float32)
-        return constrain(d_hidden, "BTH", cut.rules), d_kernel.astype(kernel.dtype)
+        return constrain(d_hidden, ("batch", "tokens", None), cut.rules), d_kernel.astype(
+            kernel.dtype
+        )
 
     if cut.chunks == 1:
         chunk = jax.tree.map(lambda x: x[0], chunks)
@@ -371,10 +373,10 @@ def _logits(
 ) -> tuple[Float[Array, "B T V"], Bool[Array, "B T V"]]:
     """Returns the logits of a chunk in fp32, and which of them are of the target."""
     kernel, token_ids = chunk
-    kernel = constrain(kernel, "HV", rules)  # gathers it: it is smaller than `hidden`
+    kernel = constrain(kernel, (None, "vocab"), rules)  # gathers it: it is smaller than `hidden`
     logits = jnp.einsum("BTH,HV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
     # Comparing with every id instead of a gather keeps the work on the device that holds the id.
-    return constrain(logits, "BTV", rules), token_ids == targets[..., None]
+    return constrain(logits, ("batch", "tokens", "vocab"), rules), token_ids == targets[..., None]
 
 
 def _empty_softmax(targets: Int[Array, "B T"]) -> _OnlineSoftmax:
