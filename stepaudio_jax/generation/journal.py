@@ -1,7 +1,5 @@
 """What a job has done so far, on disk: an interrupted one goes on where it was."""
 
-import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,13 +8,16 @@ from typing import Any
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import DataError, LockHeldError, OutputError
 from stepaudio_jax.storage import (
+    JsonLine,
+    JsonLinesFile,
     PathLike,
     atomic_text_writer,
     check_not_same_file,
     expand_home,
     fingerprint_folder,
+    format_json_line,
     hash_file,
-    lock_file,
+    remove_empty_folders,
     set_job_mark,
 )
 
@@ -72,21 +73,19 @@ class Journal:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lines: dict[int, dict[str, Any]] = {}
         try:
-            self._held = lock_file(self._path)
+            self._file = JsonLinesFile(self._path, lock=True)
         except LockHeldError:
             raise OutputError(
-                f"{self._path}: another job is writing it; wait for that job or stop it, or write to another file"
+                f"{self._path}: another job is writing it; wait for that job or stop it, or write"
+                " to another file"
             ) from None
-        self._file = self._held.file
         try:
-            end = self._read()
+            self._read()
         except BaseException:
-            self._held.close()
+            self._file.close()
             raise
-        self._file.seek(end)
-        self._file.truncate()
-        if not end:
-            self._append(self._job)
+        if not self._file.lines:
+            self._file.append(self._job)
 
     def __contains__(self, index: int) -> bool:
         return index in self._lines
@@ -101,57 +100,42 @@ class Journal:
     def write(self, index: int, line: dict[str, Any]) -> None:
         """Adds the finished line number `index` (from 0)."""
         self._lines[index] = line
-        self._append({"index": index, "line": line})
+        self._file.append({"index": index, "line": line})
 
     def finish(self) -> None:
         """Writes all lines in order to the output, which appears at once, and ends the journal."""
         with atomic_text_writer(self._output) as file:
             for index in sorted(self._lines):
-                file.write(json.dumps(self._lines[index], ensure_ascii=False) + "\n")
+                file.write(format_json_line(self._lines[index]))
             file.flush()
             set_job_mark(file.name, self._job)
         self._path.unlink()
-        self._held.close()
+        self._file.close()
 
     def discard(self) -> None:
         """Leaves nothing behind."""
         self._path.unlink()
-        self._held.close()
-        for folder in self._created:
-            with contextlib.suppress(
-                OSError
-            ):  # another program may have put something there meanwhile
-                folder.rmdir()
+        self._file.close()
+        remove_empty_folders(self._created)
 
     def close(self) -> None:
         """Stops writing; the journal stays."""
-        self._held.close()
+        self._file.close()
 
-    def _header(self) -> bytes:
-        return _as_line(self._job)
+    def _read(self) -> None:
+        """Takes over the finished lines of the journal."""
+        if not self._file.lines:
+            expected = format_json_line(self._job).encode()
+            if not expected.startswith(self._file.unfinished):
+                self._check_job(None)  # another program's file
+            return
+        header, *lines = self._file.lines
+        self._check_job(header.value)
+        for line in lines:
+            index, value = self._parse(line)
+            self._lines[index] = value
 
-    def _append(self, value: Mapping[str, Any]) -> None:
-        self._file.write(_as_line(value))
-        self._file.flush()
-
-    def _read(self) -> int:
-        """Takes over the lines of the journal; returns how many bytes of it were written to their end."""
-        end = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                if number == 1 and not self._header().startswith(line):
-                    self._check_job(b"")  # no journal at all
-                break  # it was being written when the process died
-            if number == 1:
-                self._check_job(line)
-            else:
-                index, value = self._parse(line, number)
-                self._lines[index] = value
-            end += len(line)
-        return end
-
-    def _check_job(self, line: bytes) -> None:
-        job = _json(line)
+    def _check_job(self, job: Any) -> None:
         if not isinstance(job, dict):
             raise DataError(
                 f"{self._path}:1: does not say which job it is of, so it is damaged or another program's file; delete it to "
@@ -163,29 +147,17 @@ class Journal:
                 "another file"
             )
 
-    def _parse(self, line: bytes, number: int) -> tuple[int, dict[str, Any]]:
-        entry = _json(line)
+    def _parse(self, line: JsonLine) -> tuple[int, dict[str, Any]]:
+        entry = line.value
         if isinstance(entry, dict) and entry.keys() == {"index", "line"}:
             index, value = entry["index"], entry["line"]
             known = type(index) is int and 0 <= index < self._count and isinstance(value, dict)
             if known and isinstance(value.get("error", ""), str):
                 return index, value
         raise DataError(
-            f"{self._path}:{number}: is damaged; delete that line, and the same command makes it again, or delete the file to "
+            f"{self._path}:{line.number}: is damaged; delete that line, and the same command makes it again, or delete the file to "
             "start anew"
         )
-
-
-def _as_line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
-
-
-def _json(line: bytes) -> Any:
-    """Returns what a line holds; None where it is not JSON."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def describe_job(

@@ -42,7 +42,7 @@ def chunked_logprobs(
         logits = jnp.einsum(
             "BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
-        logits = constrain(logits, "BTV", rules) / temperature
+        logits = constrain(logits, ("batch", "tokens", "vocab"), rules) / temperature
         log_normalizer = jax.nn.logsumexp(logits, axis=-1)
         # A comparison with every index instead of a gather: each device then needs only its part
         # of the vocabulary.

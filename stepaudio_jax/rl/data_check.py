@@ -11,7 +11,7 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.parallel import all_gather_json
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.training.run_folder import DataChecker
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.trainer import StageContext
 
 

@@ -40,10 +40,10 @@ from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_tar
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
 from stepaudio_jax.training.preemption import data_error
-from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     TrainState,
@@ -105,8 +105,8 @@ class PolicyTrainer:
             iteration = PolicyIteration(context, start, state)
             writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             samples = SampleWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
-            for resource in (iteration, writer, samples):
-                stack.enter_context(contextlib.closing(resource))
+            stack.enter_context(contextlib.closing(iteration))
+            stack.enter_context(contextlib.closing(writer))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
 
             def save() -> None:

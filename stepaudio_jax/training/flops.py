@@ -1,9 +1,9 @@
 """Counts the floating-point operations (FLOPs) of a training step by formula.
 
 These are model FLOPs (PaLM: Chowdhery et al. 2022, appendix B): two for a multiplication and an
-addition; each matrix product once forward, and once more for each of its operands that has a gradient
-(a trained kernel, activations that gradients pass through). Rematerialization is not counted, and a
-causal mask halves attention.
+addition; each matrix product once forward, and once more for each of its operands that has a
+gradient (a trained kernel, activations that gradients pass through). Rematerialization is not
+counted, and a causal mask halves attention.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def _forward_flops(model: ModelConfig, data: DataConfig) -> dict[Part, ForwardFl
 
 
 def decoder_flops(decoder: DecoderConfig, tokens: int) -> ForwardFlops:
-    """Returns the forward FLOPs of one row of `tokens`: projections, causal attention, MLP, LM head."""
+    """Returns the forward FLOPs of one row: projections, causal attention, MLP, LM head."""
     queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     weights = (
         decoder.layers

@@ -18,7 +18,7 @@ UNKNOWN = -1  # label of an attribute that is not known of a clip
 
 
 class AuxiliaryHeads(nnx.Module):
-    """Linear heads: words from the adaptor's outputs, each attribute from the encoder's mean feature.
+    """Linear heads: words from adaptor outputs, each attribute from the encoder's mean feature.
 
     Args:
         config: the words and attributes.
@@ -29,7 +29,14 @@ class AuxiliaryHeads(nnx.Module):
     def __init__(self, config: AuxiliaryConfig, model: ModelConfig, *, rngs: nnx.Rngs):
         sizes = {"H": model.decoder.hidden, "V": len(config.ctc_words) + 1}  # 0 is CTC's blank
         dtype = jnp.dtype(jnp.float32)
-        self.words = Projection("BTH,HV->BTV", sizes, use_bias=True, param_dtype=dtype, rngs=rngs)
+        self.words = Projection(
+            "BTH,HV->BTV",
+            axes=("embed", "vocab"),
+            dim_sizes=sizes,
+            use_bias=True,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
         attributes = config.attributes if config.attribute_weight > 0 else {}
         # In the order of the labels: nnx sorts what a module holds by name.
         self.names = tuple(attributes)
@@ -37,7 +44,8 @@ class AuxiliaryHeads(nnx.Module):
             {
                 name: Projection(
                     "BCH,HV->BCV",
-                    {"H": model.encoder.hidden, "V": len(values)},
+                    axes=("embed", "vocab"),
+                    dim_sizes={"H": model.encoder.hidden, "V": len(values)},
                     use_bias=True,
                     param_dtype=dtype,
                     rngs=rngs,

@@ -1,8 +1,7 @@
-"""What a run reports of itself: metrics, throughput, a progress bar, profiles, and why it diverged."""
+"""What a run reports of itself: metrics, throughput, progress, profiles, and why it diverged."""
 
 import contextlib
 import json
-import logging
 import pathlib
 import sys
 import time
@@ -16,7 +15,7 @@ import tqdm
 
 from stepaudio_jax.data import Batch
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.storage import atomic_text_writer
+from stepaudio_jax.storage import StepLog
 from stepaudio_jax.training.run_folder import METRICS
 
 EVALUATION_LOSS = "evaluation/loss"  # name of the metric
@@ -27,14 +26,12 @@ _UNCHANGED = ("skipped_steps", "zero_gradient_steps")
 # Metrics that are summed over steps, not averaged.
 _COUNTS = ("tokens", "loss_tokens", "audio_seconds", *_UNCHANGED)
 
-logger = logging.getLogger(__name__)
-
 
 class MetricsWriter:
     """Writes a line of metrics.jsonl and TensorBoard points for each logged step.
 
-    A run that resumes drops the lines after the step it resumes from, so that each step has one line, in
-    order. Of several processes only the first writes.
+    A run that resumes drops the lines after the step it resumes from, so that each step has one
+    line, in order. Of several processes only the first writes.
 
     Args:
         run_dir: of the run.
@@ -43,13 +40,10 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
-        self._stage = stage
         self._is_writer = jax.process_index() == 0
         if not self._is_writer:
             return
-        self._path = run_dir / METRICS
-        if self._path.exists():
-            drop_steps_after(self._path, stage, resume_step)
+        self._log = StepLog(run_dir / METRICS, stage, resume_step)
         # Imported here: it is slow where torch is installed, which it imports.
         from tensorboardX import SummaryWriter
 
@@ -62,33 +56,23 @@ class MetricsWriter:
         if not self._is_writer:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        # Opened for each line: a mounted bucket stores a file when it is closed.
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": self._stage, "step": step} | values) + "\n")
+        self._log.append(step, values)
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def is_missing(self, step: int, metric: str) -> bool:
         """Returns whether no line of this step has the metric; the same in every process."""
-        missing = self._find_line(step, metric) is None if self._is_writer else None
+        missing = self._log.find(step, metric) is None if self._is_writer else None
         return broadcast_json(missing)
 
     def add_to_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds metrics to the line of a step that was the last one logged."""
         if not self._is_writer:
             return
-        line = self._find_line(step) or {}
-        drop_steps_after(self._path, self._stage, step - 1)
+        line = self._log.find(step) or {}
+        self._log.drop_after(step - 1)
         logged = {name: value for name, value in line.items() if name not in ("stage", "step")}
         self.write(step, logged | dict(metrics))
-
-    def _find_line(self, step: int, metric: str = "step") -> dict[str, Any] | None:
-        if not self._path.exists():
-            return None
-        for line in read_step_lines(self._path):
-            if (line["stage"], line["step"]) == (self._stage, step) and metric in line:
-                return line
-        return None
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
@@ -96,47 +80,8 @@ class MetricsWriter:
             self._tensorboard.close()
 
 
-def read_step_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the lines of a JSONL file that a run appends to, each an object with "stage" and "step".
-
-    A last line that was cut short by a kill is left out; so is any other damaged line, with a warning.
-    """
-    lines = []
-    *texts, last = path.read_bytes().split(b"\n")
-    if _is_json(last):
-        texts.append(last)
-    for number, text in enumerate(texts, 1):
-        line = json.loads(text) if _is_json(text) else None
-        if (
-            isinstance(line, dict)
-            and isinstance(line.get("stage"), str)
-            and type(line.get("step")) is int
-        ):
-            lines.append(line)
-        else:
-            logger.warning("%s:%d is damaged, and left out", path, number)
-    return lines
-
-
-def drop_steps_after(path: pathlib.Path, stage: str, step: int) -> None:
-    """Rewrites a file of `read_step_lines` without the lines of `stage` after `step`."""
-    kept = [
-        line for line in read_step_lines(path) if line["stage"] != stage or line["step"] <= step
-    ]
-    with atomic_text_writer(path) as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def progress_bar(stage: str, steps: int, steps_done: int) -> "tqdm.tqdm[None]":
-    """Returns a bar on standard error that counts a stage's steps; only the first process shows it."""
+    """Returns a progress bar of a stage's steps on standard error; only process 0 shows it."""
     return tqdm.tqdm(
         total=steps,
         initial=steps_done,
@@ -232,8 +177,8 @@ class ThroughputMeter:
         zero_gradient_steps count the others. Rates are per second, of the job and of a device;
         data_wait_fraction and checkpoint_wait_fraction are shares of the time.
         model_flops_utilization is the share of the devices' peak. goodput is the share of the
-        process's time since the stage began that went into steps that changed something: the rest is
-        compilation, evaluation, checkpoints and waiting for data.
+        process's time since the stage began that went into steps that changed something: the rest
+        is compilation, evaluation, checkpoints and waiting for data.
         """
         steps = [
             {name: float(value) for name, value in step.items()}
@@ -291,18 +236,18 @@ class StepProfile:
 
     def __init__(self, run_dir: pathlib.Path, steps: tuple[int, int] | None):
         self._folder = run_dir / PROFILE
-        self._first_step, self._last_step = steps or (None, None)
+        self._steps = steps
         self._is_running = False
 
     def before(self, step: int) -> None:
         """Starts the profile if this is its first step."""
-        if step == self._first_step:
+        if self._steps is not None and step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder))
             self._is_running = True
 
     def after(self, step: int, outputs: Any) -> None:
         """Ends the profile if this was its last step, when the step's `outputs` are computed."""
-        if step == self._last_step and self._is_running:
+        if self._steps is not None and step == self._steps[1] and self._is_running:
             jax.block_until_ready(outputs)
             self.close()
 
@@ -323,8 +268,8 @@ def write_diagnosis(
 ) -> pathlib.Path:
     """Writes what helps to find out why a run diverged.
 
-    Every process calls this; the first writes the metrics and the data state, each its own rows of the
-    batch.
+    Every process calls this; the first writes the metrics and the data state, each its own rows of
+    the batch.
 
     Args:
         run_dir, stage: of the run and its stage.

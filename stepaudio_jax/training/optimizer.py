@@ -15,8 +15,8 @@ def make_optimizer(
     """Returns the optimizer of a stage.
 
     Weight decay is for matrices only. Muon updates the matrices that map hidden to hidden, each as
-    [contracting dims, rest] and batched over layers; embeddings, biases, norms and everything with a
-    vocabulary dimension use AdamW, as in Muon's original recipe.
+    [contracting dims, rest] and batched over layers; embeddings, biases, norms and everything with
+    a vocabulary dimension use AdamW, as in Muon's original recipe.
 
     Args:
         config: its name and settings.
@@ -48,7 +48,8 @@ def make_optimizer(
             mu_dtype=config.moment_dtype,
             muon_weight_dimension_numbers=dimensions,
         )
-        # optax's muon can update the rest too, but its AdamW has Nesterov momentum and no weight decay.
+        # optax's muon can update the rest too, but its AdamW has Nesterov momentum and no weight
+        # decay.
         names = jax.tree.map(
             lambda leaf: "muon" if isinstance(leaf, MuonDimensionNumbers) else "adamw",
             dimensions,
@@ -61,10 +62,10 @@ def make_optimizer(
 def learning_rate_schedule(
     config: OptimizerConfig, peak: float, num_updates: int
 ) -> optax.Schedule:
-    """Returns the learning rate of each update: a linear warm-up to `peak`, then the configured decay.
+    """Returns the learning-rate schedule: a linear warm-up to `peak`, then the configured decay.
 
-    Update k of a warm-up of n, counted from 1, has `peak * k / n`: the first is not 0, the last is the
-    peak.
+    Update k of a warm-up of n, counted from 1, has `peak * k / n`: the first is not 0, the last is
+    the peak.
 
     Args:
         config: the lengths and the kind of decay.

@@ -24,20 +24,20 @@ class PreemptionNotice:
         self._num_handled = 0  # Ctrl-C signals that the main thread has handled
 
     def should_stop(self, step: int, *, within_step: bool = False) -> bool:
-        """Returns whether the run must stop now; all processes get the same answer at the same step.
+        """Returns whether the run must stop now; all processes stop at the same step.
 
-        Ask after every step, and once before a stage's first step, with the number of steps of the run
-        that are done: a notice counts from the number that was asked last. Where steps are long, ask
-        `within_step` too, before the step changes anything.
+        Ask after every step, and once before a stage's first step, with the number of steps of the
+        run that are done: a notice counts from the number that was asked last. Where steps are
+        long, ask `within_step` too, before the step changes anything.
 
         Args:
             step: the same number in every process, greater than at the last call.
             within_step: whether the step is still being computed.
         """
         if jax.process_count() > 1:
-            # JAX stops at the number after the largest that any process has asked about, and says so
-            # for that number only: none may be left out, even by a stage that asks once a step. Nor
-            # may a number be -1, by which JAX means "not yet".
+            # JAX stops at the number after the largest that any process has asked about, and says
+            # so for that number only: none may be left out, even by a stage that asks once a step.
+            # Nor may a number be -1, by which JAX means "not yet".
             numbers = (2 * step + 1,) if within_step else (2 * step + 1, 2 * step + 2)
             answers = [multihost_utils.reached_preemption_sync_point(number) for number in numbers]
             self._received |= any(answers)
@@ -52,9 +52,9 @@ class PreemptionNotice:
     def handle_signals(self) -> Iterator[None]:
         """Takes SIGTERM and Ctrl-C as a notice inside; a second Ctrl-C ends the process at once.
 
-        With several processes JAX's preemption service handles SIGTERM, and Ctrl-C is passed on to it.
-        A process that was started with Ctrl-C ignored, like a shell's background jobs, still ignores
-        it. Threads other than the main one cannot handle signals: there this does nothing.
+        With several processes JAX's preemption service handles SIGTERM, and Ctrl-C is passed on to
+        it. A process that was started with Ctrl-C ignored, like a shell's background jobs, still
+        ignores it. Threads other than the main one cannot handle signals: there this does nothing.
         """
         with contextlib.ExitStack() as stack:
             if threading.current_thread() is threading.main_thread():
@@ -69,10 +69,10 @@ class PreemptionNotice:
 
     @contextlib.contextmanager
     def _handle_keyboard(self) -> Iterator[None]:
-        """Handles Ctrl-C even while the main thread is in native code (compiling, waiting for a device).
+        """Handles Ctrl-C even while the main thread compiles, or waits for a device.
 
-        Python runs signal handlers between two instructions of the main thread, which may take minutes.
-        But it writes the signal's number to a pipe at once, which a thread reads.
+        Python runs signal handlers between two instructions of the main thread, which may take
+        minutes. But it writes the signal's number to a pipe at once, which a thread reads.
         """
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
@@ -161,7 +161,7 @@ def _signal_handler(
 
 
 def _is_interactive() -> bool:
-    """Returns whether this is a notebook or a prompt, where an exception is raised, not the process ended."""
+    """Returns whether this is a notebook or a prompt: there Ctrl-C must not end the process."""
     return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 

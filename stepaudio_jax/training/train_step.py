@@ -1,7 +1,7 @@
 """The train step of next-token prediction: its loss, gradients over micro-batches, and the update.
 
-Each term of the loss is a sum over the batch, divided by a weight that depends on the data alone. The
-weights of the step's whole batch are known before its first micro-batch is computed, so each
+Each term of the loss is a sum over the batch, divided by a weight that depends on the data alone.
+The weights of the step's whole batch are known before its first micro-batch is computed, so each
 micro-batch adds its exact share of each mean: the loss does not depend on how the batch is cut into
 micro-batches or over devices.
 """
@@ -42,12 +42,12 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the train step of a stage, not yet jitted.
 
-    The batch is cut by rows into `gradient_accumulation_steps` micro-batches, whose gradients add up to
-    those of the whole batch. A step whose loss or gradient is not finite, or that has nothing to learn,
-    changes nothing but the counts of steps.
+    The batch is cut by rows into `gradient_accumulation_steps` micro-batches, whose gradients add
+    up to those of the whole batch. A step whose loss or gradient is not finite, or that has nothing
+    to learn, changes nothing but the counts of steps.
 
-    The step's metrics are scalars: the loss, the mean of each of its terms, token_accuracy, those of
-    `apply_gradients`, and the batch's tokens, loss_tokens and audio_seconds.
+    The step's metrics are scalars: the loss, the mean of each of its terms, token_accuracy, those
+    of `apply_gradients`, and the batch's tokens, loss_tokens and audio_seconds.
     """
     coefficients = {
         NEXT_TOKEN: 1.0,
@@ -61,8 +61,8 @@ def make_train_step(
         """Computes the sum over terms of coefficient * sum / weight, and metrics.
 
         The first term is R1.5 eq. (1), negated: -sum over loss tokens of log p(token | audio, text
-        before it), for dialogues with and without audio alike. A term without weight (no loss token,
-        no transcript in the batch) adds 0.
+        before it), for dialogues with and without audio alike. A term without weight (no loss
+        token, no transcript in the batch) adds 0.
         """
         model, heads = model_def.merge(state.with_trainable(trainable))
         hidden, aux_sums = forward(model, heads, batch)
@@ -194,8 +194,8 @@ def split_microbatches(batch: Batch, number: int) -> Batch:
 
 
 # Cross-entropy in chunks of the vocabulary. RL and scoring compute log-probabilities in chunks of
-# tokens instead (`models.logprobs`), since they need every token's; a sum alone can be cut this way,
-# which bounds the memory of long rows too.
+# tokens instead (`models.logprobs`), since they need every token's; a sum alone can be cut this
+# way, which bounds the memory of long rows too.
 
 
 def chunked_cross_entropy(
@@ -207,11 +207,11 @@ def chunked_cross_entropy(
     chunks: int,
     rules: ShardingRules,
 ) -> tuple[Scalar, Scalar]:
-    """Computes the weighted sums of -log p(target) and of correct predictions, a vocabulary chunk at a time.
+    """Computes the weighted sums of -log p(target) and of correct predictions over a batch.
 
     Only the logits of one chunk, [B, T, V / chunks] fp32, exist at a time, sharded like the
-    vocabulary. Gradients are computed together with the loss: with one chunk from the same logits, with
-    more from logits that are computed again once their sum over the vocabulary is known.
+    vocabulary. Gradients are computed together with the loss: with one chunk from the same logits,
+    with more from logits that are computed again once their sum over the vocabulary is known.
 
     Args:
         hidden: after the final norm.
@@ -308,14 +308,16 @@ def _cross_entropy_fwd(
     def gradients(
         logits: Array, is_target: Array, softmax: _OnlineSoftmax, kernel_chunk: Array
     ) -> tuple[Array, Array]:
-        """Returns a chunk's share [B,T,H] fp32 of the gradient to hidden, and that to its kernel."""
+        """Returns a chunk's share of the gradient to hidden, fp32, and that to the chunk."""
         d_logits = (jnp.exp(logits - softmax.log_total[..., None]) - is_target) * weights[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden = jnp.einsum(
             "BTV,HV->BTH", d_logits, kernel_chunk, preferred_element_type=jnp.float32
         )
         d_kernel = dense_kernel_grad("BTH,HV->BTV", hidden, d_logits, dtype=jnp.float32)
-        return constrain(d_hidden, "BTH", cut.rules), d_kernel.astype(kernel.dtype)
+        return constrain(d_hidden, ("batch", "tokens", None), cut.rules), d_kernel.astype(
+            kernel.dtype
+        )
 
     if cut.chunks == 1:
         chunk = jax.tree.map(lambda x: x[0], chunks)
@@ -371,10 +373,10 @@ def _logits(
 ) -> tuple[Float[Array, "B T V"], Bool[Array, "B T V"]]:
     """Returns the logits of a chunk in fp32, and which of them are of the target."""
     kernel, token_ids = chunk
-    kernel = constrain(kernel, "HV", rules)  # gathers it: it is smaller than `hidden`
+    kernel = constrain(kernel, (None, "vocab"), rules)  # gathers it: it is smaller than `hidden`
     logits = jnp.einsum("BTH,HV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
     # Comparing with every id instead of a gather keeps the work on the device that holds the id.
-    return constrain(logits, "BTV", rules), token_ids == targets[..., None]
+    return constrain(logits, ("batch", "tokens", "vocab"), rules), token_ids == targets[..., None]
 
 
 def _empty_softmax(targets: Int[Array, "B T"]) -> _OnlineSoftmax:

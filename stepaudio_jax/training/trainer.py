@@ -1,4 +1,4 @@
-"""A run: its stages in order, each from its newest checkpoint or from what the stage before left."""
+"""A run: its stages in order, each from its newest checkpoint or what the stage before left."""
 
 import contextlib
 import dataclasses
@@ -33,6 +33,7 @@ from stepaudio_jax.parallel import (
 )
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial_weights import (
     ModelParams,
@@ -54,7 +55,6 @@ from stepaudio_jax.training.monitoring import (
 from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.run_folder import (
     MODEL,
-    DataChecker,
     RunLock,
     check_same_run,
     prepare_run_folder,
@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 
 class StageTrainer(Protocol):
-    """What trains one stage; made from a `StageContext`, without allocating anything on a device."""
+    """What trains one stage; made from a `StageContext` without allocating device memory."""
 
     def check_data(self, checker: DataChecker) -> None:
         """Checks what the stage will read, before the run writes anything.
@@ -87,7 +87,7 @@ class StageTrainer(Protocol):
         """Trains to the stage's last step, and returns the parameters then.
 
         Args:
-            params: to start from, cleared once a train state holds them; not read where the stage has
+            params: to start from, cleared once a train state holds them; not read if the stage has
                 a checkpoint, from which it then goes on.
         """
 
@@ -96,8 +96,8 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
     """Runs every stage of `config`, going on from the newest checkpoint in the run folder, if any.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
-    and model/, the finished model in this project's checkpoint format, with trained adapters (LoRA) in
-    model/adapter/ beside the decoder.
+    and model/, the finished model in this project's checkpoint format, with trained adapters (LoRA)
+    in model/adapter/ beside the decoder.
 
     Args:
         config: of the run.
@@ -136,7 +136,7 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
         mesh = make_mesh(config.mesh)
         check_batch_divisible(config, mesh)
         notice = PreemptionNotice()
-        # Stages before the last one with a checkpoint are finished: that checkpoint has all they left.
+        # Stages before the last one with a checkpoint are finished: it has all that they left.
         first = max((index for index, saved in enumerate(has_checkpoint) if saved), default=0)
         trainers = [
             make_trainer(StageContext(config, index, model, tokenizer, mesh, notice, adapter))
@@ -441,7 +441,7 @@ class Evaluator:
 
     @functools.cached_property
     def _eval_step(self) -> Any:
-        """Returns the compiled step, with as many micro-batches as training, or as the rows allow."""
+        """Returns the compiled step; its micro-batches are training's, or fewer if rows are few."""
         stage, rules = self._context.stage, self._context.config.compute.rules
         shards = num_batch_shards(rules, self._context.mesh)
         rows_per_shard = stage.evaluation.data.batch_size // shards

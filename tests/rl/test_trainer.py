@@ -12,8 +12,8 @@ from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.trainer import PolicyIteration, PolicyTrainer
+from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.preemption import PreemptionNotice
-from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.trainer import StageContext
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 

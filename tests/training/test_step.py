@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, NextToken, build
-from stepaudio_jax.training.initial_weights import ModelParams
+from stepaudio_jax.training.initial_weights import ModelParams, merge_adapters
 from stepaudio_jax.training.losses import UNKNOWN
-from stepaudio_jax.training.train_state import merge_adapters, num_optimizer_updates
+from stepaudio_jax.training.train_state import num_optimizer_updates
 from stepaudio_jax.training.train_step import (
     make_eval_step,
     make_train_step,
