@@ -5,13 +5,13 @@ import jax
 from stepaudio_jax import hub
 from stepaudio_jax.config import to_dict
 from stepaudio_jax.data import Record, check_sizes
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.backends import read_api_key
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.parallel import all_gather_json
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.trainer import StageContext
 
 

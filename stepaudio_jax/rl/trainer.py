@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import (
     DataError,
     DivergedError,
@@ -40,7 +41,6 @@ from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_tar
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
-from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
 from stepaudio_jax.training.preemption import data_error

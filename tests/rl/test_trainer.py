@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, Config, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, InterruptedRunError
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.trainer import PolicyIteration, PolicyTrainer
-from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.trainer import StageContext
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
