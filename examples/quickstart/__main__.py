@@ -7,10 +7,11 @@ import argparse
 import pathlib
 import shutil
 
+import stepaudio_jax as sa
 from examples.quickstart.publish import check_replaceable_model
 from examples.spoken_corpus import TASKS, ensure_corpus
 from launch.errors import exit_on_error
-from stepaudio_jax import hub, train
+from stepaudio_jax import hub
 from stepaudio_jax.config import Config, load_config
 from stepaudio_jax.evaluation import (
     Answer,
@@ -52,7 +53,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
     ensure_corpus(corpus, "quickstart")
     questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS)
     before = answer_questions(load_model(config.initial.model), questions)
-    trained = train(config)
+    trained = sa.train(config)
     model = load_model(trained)
     after = answer_questions(model, questions)
     silenced = answer_questions(model, questions, silenced=True)

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import jax
 
+import stepaudio_jax as sa
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.spoken_corpus import ensure_corpus
 from launch.errors import exit_on_error
-from stepaudio_jax import train
 from stepaudio_jax.config import Config, ModelConfig, load_config, to_dict
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.errors import ConfigError
@@ -65,7 +65,7 @@ def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -
     tokenizer = pathlib.Path(config.tokenizer)
     if not tokenizer.exists():
         Tokenizer.train(_tokenizer_texts(corpus), NUM_MERGES).save(tokenizer)
-    trained = train(config)
+    trained = sa.train(config)
     with publish_model(trained, output) as published:
         model = load_model(published)  # evaluates the weights that ship, in bfloat16
         questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in BASE_TASKS)

@@ -10,10 +10,10 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 
+import stepaudio_jax as sa
 from examples.reward_trap.metrics import TEMPERATURES, ReplyMetrics, measure_replies
 from examples.reward_trap.style_data import write_style_data
 from examples.spoken_corpus import ensure_corpus
-from stepaudio_jax import train
 from stepaudio_jax.config import Config, JudgeConfig, RewardConfig, StageConfig, load_config
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.generation import load_model
@@ -84,8 +84,8 @@ class RewardTrap:
     def train_start(self) -> None:
         """Writes the data and trains the start model of every arm."""
         self.write_data()
-        train(self.configs["quickstart"])
-        train(self.configs["style"])
+        sa.train(self.configs["quickstart"])
+        sa.train(self.configs["style"])
 
     def evaluate_judge(self, folder: pathlib.Path | None = None) -> JudgeReport:
         """Evaluates a judge on the held-out pairs.
@@ -115,7 +115,7 @@ class RewardTrap:
             (model, decoding -> metrics).
         """
         for name, config in self._run_configs(arm, seed):
-            train(config)
+            sa.train(config)
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measure(folder, kl=_final_kl(folder))

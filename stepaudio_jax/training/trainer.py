@@ -21,6 +21,7 @@ from stepaudio_jax.config import (
     to_dict,
 )
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
@@ -33,7 +34,6 @@ from stepaudio_jax.parallel import (
 )
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
-from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial_weights import (
     ModelParams,

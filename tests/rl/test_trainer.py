@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, InterruptedRunError
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.trainer import PolicyIteration, check_policy_stage
-from stepaudio_jax.training.data_check import DataChecker
 from stepaudio_jax.training.preemption import PreemptionNotice
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 

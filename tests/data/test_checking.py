@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from stepaudio_jax.data import JsonlSource
+from stepaudio_jax.data.checking import CHECKED, SKIPPED_RECORDS, DataChecker
 from stepaudio_jax.errors import ConfigError, DataError
-from stepaudio_jax.training.data_check import CHECKED, SKIPPED_RECORDS, DataChecker
 from stepaudio_jax.training.preemption import data_error
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
 
