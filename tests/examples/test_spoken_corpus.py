@@ -29,7 +29,7 @@ from examples.spoken_corpus.voices import speakers
 from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, probe_audio
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.data.preprocessing import LabelEncoder
+from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.errors import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
