@@ -1,4 +1,4 @@
-"""The forms for CPUs against the plain ones, value and gradients; and which of them a program gets."""
+"""The forms for CPUs against the plain ones, and which of them a program gets."""
 
 import functools
 
@@ -87,7 +87,7 @@ def test_rope_cos_sin_equals_its_formula(head_dim):
 
 
 def test_programs_for_a_tpu_get_the_plain_forms():
-    """Also where they are only compiled for it, on a machine with CPUs: plans say what a TPU runs."""
+    """Plans compile for a TPU on a machine with CPUs, and must say what a TPU runs."""
     assert target_platform() == jax.default_backend() == "cpu"
     assert on_tpu(target_platform)() == "tpu"
     x, kernel = normal(jnp.float32, (2, 9, 6), (3, 6, 4))
