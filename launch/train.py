@@ -16,7 +16,7 @@ import sys
 
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, config_help, load_config, split_flags
+from stepaudio_jax.config import Config, load_config, split_flags
 from stepaudio_jax.errors import ConfigError
 
 
@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> None:
         if not {"--help", "-h"}.isdisjoint(arguments):
             path, settings, _ = split_flags(arguments)
             config = None if path is None else load_config(path, settings)
+            from stepaudio_jax.config.help import config_help
+
             print(f"{__doc__}{config_help(config)}")
             return
         config, distributed = parse_arguments(arguments)

@@ -13,6 +13,7 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig, StageConfig, to_dict
 from stepaudio_jax.data import Record, check_sizes
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, DataError, DivergedError, JudgeError
 from stepaudio_jax.generation import Engine
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
@@ -42,7 +43,6 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
 from stepaudio_jax.training.preemption import data_error
-from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     TrainState,

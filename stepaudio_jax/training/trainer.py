@@ -20,6 +20,7 @@ from stepaudio_jax.config import (
     to_dict,
 )
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
@@ -57,7 +58,6 @@ from stepaudio_jax.training.monitoring import (
 from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.run_folder import (
     MODEL,
-    DataChecker,
     RunLock,
     check_same_run,
     prepare_run_folder,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, InterruptedRunError
 from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.trainer import PolicyTrainer
 from stepaudio_jax.training.preemption import PreemptionNotice
-from stepaudio_jax.training.run_folder import DataChecker
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
