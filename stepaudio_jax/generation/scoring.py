@@ -32,6 +32,7 @@ from stepaudio_jax.generation.prompts import (
 )
 from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
+from stepaudio_jax.models.logprobs import chunked_logprobs
 from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
 from stepaudio_jax.text import Tokenizer, render_training, training_views
@@ -179,15 +180,12 @@ class Scorer:
             hidden = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
             targets = jnp.roll(tokens, -1, axis=1)
 
-            def chunk_logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-                log_probs = jax.nn.log_softmax(model.logits(chunk[0]), axis=-1)
-                return jnp.take_along_axis(log_probs, chunk[1][:, :, None], axis=-1)[:, :, 0]
-
-            of_targets = _join_chunks_of_tokens(
-                jax.lax.map(
-                    chunk_logprobs,
-                    (_split_chunks_of_tokens(hidden), _split_chunks_of_tokens(targets)),
-                )
+            of_targets, _ = chunked_logprobs(
+                hidden,
+                model.decoder.lm_head_kernel(),
+                targets,
+                chunks=_num_chunks(tokens.shape[1]),
+                rules=compute.rules,
             )
             return jnp.roll(of_targets, 1, axis=1)
 
@@ -261,15 +259,9 @@ def _with_one_turn_in_loss(messages: Sequence[Message], turn: int) -> list[Messa
     ]
 
 
-def _split_chunks_of_tokens(x: jax.Array) -> jax.Array:
-    """Reshapes [B,T,..] to [chunks, B, T / chunks, ..]."""
-    size = x.shape[1] if x.shape[1] < 2 * _LOGPROB_CHUNK else _LOGPROB_CHUNK
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-
-def _join_chunks_of_tokens(chunks: jax.Array) -> jax.Array:
-    """Reshapes [chunks, B, T / chunks] to [B,T]."""
-    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1)
+def _num_chunks(tokens: int) -> int:
+    """Returns into how many parts a row of a bucket is cut, so that few logits exist at a time."""
+    return max(1, tokens // _LOGPROB_CHUNK)
 
 
 def _read_records(path: PathLike) -> list[Record]:

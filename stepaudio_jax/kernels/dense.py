@@ -9,14 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from stepaudio_jax.kernels.cpu import dense as cpu_dense
 from stepaudio_jax.kernels.partitioning import current_mesh, target_platform
 
-Kernels = tuple[jax.Array, ...]
+Kernels = tuple[Float[Array, "..."], ...]
 
 
-def dense(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+def dense(
+    einsum: str, inputs: Float[Array, "..."], kernel: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """Multiplies activations by a kernel.
 
     Args:
@@ -28,7 +31,9 @@ def dense(einsum: str, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return dense_each(einsum, inputs, (kernel,))[0]
 
 
-def dense_each(einsum: str, inputs: jax.Array, kernels: Kernels) -> tuple[jax.Array, ...]:
+def dense_each(
+    einsum: str, inputs: Float[Array, "..."], kernels: Kernels
+) -> tuple[Float[Array, "..."], ...]:
     """Multiplies the same activations by each of several kernels of one shape; see `dense`."""
     if current_mesh() is not None:
         return _einsum_freeing_kernels(einsum, inputs, kernels)
@@ -38,8 +43,8 @@ def dense_each(einsum: str, inputs: jax.Array, kernels: Kernels) -> tuple[jax.Ar
 
 
 def dense_kernel_grad(
-    einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None
-) -> jax.Array:
+    einsum: str, inputs: Float[Array, "..."], gradient: Float[Array, "..."], *, dtype: Any = None
+) -> Float[Array, "..."]:
     """Computes the gradient of `dense` with respect to its kernel.
 
     Args:

@@ -87,7 +87,7 @@ class Decoder(nnx.Module):
         """
         rope = self._rope(positions)
 
-        def apply(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def apply(layer: DecoderLayer, x: Float[Array, "B T H"], _: None) -> tuple[jax.Array, None]:
             return layer(x, segment_ids, prefix_ids, rope)[0], None
 
         x = self._to_residual(embeddings)

@@ -325,7 +325,7 @@ LayerT = TypeVar("LayerT", bound=nnx.Module)
 
 def scan_layers(
     layers: LayerT,
-    apply: Callable[[LayerT, jax.Array, Any], tuple[jax.Array, Any]],
+    apply: Callable[[LayerT, Float[Array, "..."], Any], tuple[Float[Array, "..."], Any]],
     x: Float[Array, "..."],
     per_layer: Any = None,
     *,

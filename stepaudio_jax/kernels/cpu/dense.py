@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Kernels = tuple[jax.Array, ...]
+Kernels = tuple[Float[Array, "..."], ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def dense_each(einsum: str, inputs: jax.Array, kernels: Kernels) -> Kernels:
+def dense_each(
+    einsum: str, inputs: Float[Array, "..."], kernels: Kernels
+) -> tuple[Float[Array, "..."], ...]:
     """Multiplies activations by each of several kernels; see `kernels.dense.dense`."""
     operands, _ = einsum.split("->")
     input_dims, kernel_dims = operands.split(",")
@@ -50,8 +52,8 @@ dense_each.defvjp(_forward, _backward)
 
 
 def dense_kernel_grad(
-    einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None
-) -> jax.Array:
+    einsum: str, inputs: Float[Array, "..."], gradient: Float[Array, "..."], *, dtype: Any = None
+) -> Float[Array, "..."]:
     """Computes the gradient with respect to a kernel as one product of two matrices.
 
     See `kernels.dense.dense_kernel_grad`.
