@@ -14,6 +14,7 @@ and 130 (Ctrl-C) for one that stopped with everything saved, so that the same co
 
 import sys
 
+import stepaudio_jax
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
 from stepaudio_jax.config import Config, load_config, split_flags
@@ -50,10 +51,7 @@ def main(arguments: list[str]) -> None:
         config, distributed = parse_arguments(arguments)
         for argument in distributed:
             initialize_distributed(argument)
-        from stepaudio_jax.rl import POLICY_STAGE
-        from stepaudio_jax.training import train
-
-        print(train(config, {"policy_gradient": POLICY_STAGE}))
+        print(stepaudio_jax.train(config))
 
 
 if __name__ == "__main__":
