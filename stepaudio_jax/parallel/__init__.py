@@ -6,7 +6,7 @@ from stepaudio_jax.parallel.batch_placement import (
     num_batch_shards,
 )
 from stepaudio_jax.parallel.mesh import CHIPS, Chip, make_mesh, num_slices, peak_flops
-from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json, replicated_block
+from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json
 from stepaudio_jax.parallel.shardings import batch_sharding, parameter_shardings, replicated
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "parameter_shardings",
     "peak_flops",
     "replicated",
-    "replicated_block",
 ]
