@@ -10,6 +10,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
+from tests import shape_checks
+
+shape_checks.install()  # before anything imports the package
+
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,6 +41,11 @@ def shared_tokenizer() -> pathlib.Path:
 def shared_benchmarks() -> pathlib.Path:
     """The folder with outputs of models on benchmarks, and what the official scorers and a careful human say of them."""
     return _shared_folder("benchmarks")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the flag that writes the golden files of tests/config anew."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/config/golden anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,6 +7,8 @@ import argparse
 import pathlib
 import shutil
 
+import stepaudio_jax as sa
+from examples import ON_INTERRUPT
 from examples.quickstart.publish import check_replaceable_model
 from examples.spoken_corpus import TASKS, ensure_corpus
 from launch.errors import exit_on_error
@@ -23,7 +25,6 @@ from stepaudio_jax.evaluation import (
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.reports import write_report
 from stepaudio_jax.storage import expand_home, user_path
-from stepaudio_jax.training import train
 
 _ROUND_TRIP_QUESTIONS = 50  # asked of the model after its export and import
 
@@ -53,7 +54,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
     ensure_corpus(corpus, "quickstart")
     questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS)
     before = answer_questions(load_model(config.initial.model), questions)
-    trained = train(config)
+    trained = sa.train(config)
     model = load_model(trained)
     after = answer_questions(model, questions)
     silenced = answer_questions(model, questions, silenced=True)
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=user_path, default=pathlib.Path("runs/corpus/quickstart"))
     parser.add_argument("--output", type=user_path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
-    with exit_on_error("finished parts are kept; the same command resumes"):
+    with exit_on_error(ON_INTERRUPT):
         print(run_quickstart(load_config(arguments.config), arguments.corpus, arguments.output))
         print(f"report: {arguments.output / 'report.html'}")
 

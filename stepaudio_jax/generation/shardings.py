@@ -74,10 +74,10 @@ def weight_shardings(config: ModelConfig, compute: ComputeConfig, mesh: Mesh) ->
 def slot_shardings(slots: Slots, rules: ShardingRules, mesh: Mesh) -> Slots:
     """The sharding of every array of the slots."""
 
-    def place(letters: str) -> NamedSharding:
-        return NamedSharding(mesh, activation_spec(letters, rules))
+    def place(_: jax.Array, axes: tuple[str | None, ...]) -> NamedSharding:
+        return NamedSharding(mesh, activation_spec(axes, rules))
 
-    placed: Slots = jax.tree.map(place, slot_logical_axes(slots))
+    placed: Slots = jax.tree.map(place, slots, slot_logical_axes(slots))
     return placed
 
 

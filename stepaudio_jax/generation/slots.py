@@ -168,7 +168,7 @@ def encode_audio(
     program = program.with_replicated_rows
     model, _ = merge_per_layer(program.graphdef, parameters)
     return constrain(
-        model.encode_chunks(mel[None], mel_lengths[None])[1][0], "", program.compute.rules
+        model.encode_chunks(mel[None], mel_lengths[None])[1][0], (), program.compute.rules
     )
 
 
@@ -207,7 +207,7 @@ def prefill(
     seen = seen.at[0, jnp.where(positions[0] < length, tokens, tokens[0])].set(True)
     caches = tuple(cache.constrain_sharding(program.compute.rules) for cache in caches)
     return Prefix(
-        caches, constrain(model.logits(last)[:, 0], "", program.compute.rules), seen, length[None]
+        caches, constrain(model.logits(last)[:, 0], (), program.compute.rules), seen, length[None]
     )
 
 
@@ -310,7 +310,7 @@ def decode(
         settings = jax.tree.map(
             lambda asked, nothing: jnp.where(running, asked, nothing), slots.settings, nothing_asked
         )
-        logits = constrain(model.logits(hidden)[:, 0], "B", program.compute.rules)
+        logits = constrain(model.logits(hidden)[:, 0], ("batch",), program.compute.rules)
         found = sample_tokens(logits, slots.drawn, settings, slots.seen, slots.token_counts)
         found = jax.lax.cond(
             jnp.any(slots.forced > 0),
@@ -355,7 +355,7 @@ def decode(
     )
     _, slots, out = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), slots, nothing))
     return _constrain_slots(slots, program), jax.tree.map(
-        lambda leaf: constrain(leaf, "", program.compute.rules), out
+        lambda leaf: constrain(leaf, (), program.compute.rules), out
     )
 
 
@@ -380,19 +380,19 @@ def resume(program: EngineSpec, slots: Slots, slot: jax.Array, forced: jax.Array
 
 
 def slot_logical_axes(slots: Slots) -> Slots:
-    """The dimension letters of every array, for the rules: rows are cut everywhere, heads in the caches."""
-    letters: Slots = jax.tree.map(lambda _: "B", slots)
+    """Returns the logical axes of every array: slots are cut everywhere, heads in the caches."""
+    axes: Slots = jax.tree.map(lambda _: ("batch",), slots)
     caches = tuple(
         jax.tree.map(lambda leaf: CACHE_AXES[: leaf.ndim], cache) for cache in slots.caches
     )
-    return dataclasses.replace(letters, caches=caches)
+    return dataclasses.replace(axes, caches=caches)
 
 
 def _constrain_slots(slots: Slots, program: EngineSpec) -> Slots:
     """The slots laid out by the rules: one layout always, so that no call compiles anew for another one."""
     rules = program.compute.rules
     placed: Slots = jax.tree.map(
-        lambda leaf, letters: constrain(leaf, letters, rules), slots, slot_logical_axes(slots)
+        lambda leaf, axes: constrain(leaf, axes, rules), slots, slot_logical_axes(slots)
     )
     return placed
 

@@ -145,8 +145,8 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{file} is not a safetensors file{truncated}: it {reason}")
         header = json.loads(read_range(file, 8, 8 + length))
     except OSError as error:
-        reason = recognize_file(file, "weights") or error.strerror
-        raise CheckpointError(f"cannot read {file}: {reason}") from None
+        finding = recognize_file(file, "weights")
+        raise CheckpointError(f"cannot read {file}: {finding or error.strerror}") from None
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Several processes of one run agreeing on plain values."""
+"""Exchange of JSON values between the processes of a run."""
 
 import json
 from typing import Any
@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_CHUNK_BYTES = 1 << 24  # bytes told at a time; every device holds them
+_BROADCAST_BYTES = 1 << 24  # at a time; every device holds them
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The JSON-ready value that each process gives, in the order of processes; every process gets all of them."""
+    """Returns the JSON values of all processes, in their order, on every process."""
     if jax.process_count() == 1:
         return [value]
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -23,7 +23,7 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def broadcast_json(value: Any) -> Any:
-    """The JSON-ready value that the first process gives; what the others give is not looked at."""
+    """Returns the JSON value of the first process on every process; other values are ignored."""
     if jax.process_count() == 1:
         return value
     encoded = np.frombuffer(
@@ -31,14 +31,14 @@ def broadcast_json(value: Any) -> Any:
     )
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(encoded.size, np.int32)))
     text = bytearray()
-    for start in range(0, size, _CHUNK_BYTES):
-        piece = encoded[start : start + _CHUNK_BYTES]
-        padded = np.zeros(_next_power_of_two(min(_CHUNK_BYTES, size - start)), np.uint8)
+    for start in range(0, size, _BROADCAST_BYTES):
+        piece = encoded[start : start + _BROADCAST_BYTES]
+        padded = np.zeros(_next_power_of_two(min(_BROADCAST_BYTES, size - start)), np.uint8)
         padded[: piece.size] = piece
         text += multihost_utils.broadcast_one_to_all(padded).tobytes()
     return json.loads(text[:size])
 
 
 def _next_power_of_two(size: int) -> int:
-    """A power of two, so that sizes that change from call to call compile few programs."""
+    """Returns a power of two, so that sizes that change from call to call compile few programs."""
     return 1 << max(size - 1, 0).bit_length()

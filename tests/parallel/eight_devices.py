@@ -1,5 +1,7 @@
-"""Loss and gradients of a packed batch with audio, on one device and on meshes of eight: run by test_meshes.py in a process
-of its own, since the number of devices is fixed when JAX starts. Prints one JSON object.
+"""Compares loss and gradients of a packed batch with audio on one device and on meshes of eight.
+
+test_meshes.py runs it in a process of its own, since the number of devices is fixed when JAX
+starts. Prints one JSON object.
 """
 
 import dataclasses
@@ -10,7 +12,6 @@ import jax
 import numpy as np
 
 from stepaudio_jax.config import (
-    AuxiliaryConfig,
     ComputeConfig,
     MeshConfig,
     ModelConfig,
@@ -19,20 +20,18 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import Batch
 from stepaudio_jax.models import abstract_parameters, logical_axes
 from stepaudio_jax.parallel import batch_sharding, make_mesh, parameter_shardings
-from stepaudio_jax.training.losses import combine, loss_term_sums, loss_term_weights
 from tests.models.random_model import SMALL, model_with, random_parameters
-from tests.training.batches import random_batch
+from tests.training.batches import next_token_loss, random_batch
 
 # Eight key heads, so that a tensor axis of eight cuts them.
 MODEL = dataclasses.replace(
     SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=8)
 )
-# Sharing key heads among query heads: two key heads on a tensor axis of eight are repeated, and not
-# cut themselves.
+# Two key heads on a tensor axis of eight are repeated, and not cut themselves.
 GROUPED = dataclasses.replace(
     SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=2)
 )
-WHOLE_KEYS = ShardingRules(kv_heads=())
+REPLICATED_KEYS = ShardingRules(kv_heads=())
 FLOAT32 = ComputeConfig(dtype="float32", remat="full", loss_chunks=2)
 
 CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
@@ -42,7 +41,7 @@ CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
     "tensor 8, two key heads": (
         GROUPED,
         MeshConfig(fsdp=1, tensor=8),
-        dataclasses.replace(FLOAT32, rules=WHOLE_KEYS),
+        dataclasses.replace(FLOAT32, rules=REPLICATED_KEYS),
     ),
     "2 x 2 x 2": (MODEL, MeshConfig(data=2, fsdp=2, tensor=2), FLOAT32),
     "sequence 4 x fsdp 2": (MODEL, MeshConfig(fsdp=2, sequence=4), FLOAT32),
@@ -63,8 +62,7 @@ def loss_and_gradients(
     model: ModelConfig, compute: ComputeConfig, parameters: dict, batch: Batch
 ) -> tuple:
     def loss(parameters: dict) -> jax.Array:
-        sums, _ = loss_term_sums(model_with(parameters, model, compute), None, batch)
-        return combine(sums, loss_term_weights(batch), AuxiliaryConfig())[0]
+        return next_token_loss(model_with(parameters, model, compute), batch)
 
     return jax.jit(jax.value_and_grad(loss))(parameters)
 
@@ -72,14 +70,14 @@ def loss_and_gradients(
 def main(names: list[str]) -> None:
     assert len(jax.devices()) == 8
     batch = random_batch(rows=8, seed=1)
-    report, alone = {}, {}
+    report, single_device = {}, {}
     for name in names or CASES:
         model, mesh_config, compute = CASES[name]
         parameters = random_parameters(model, seed=3)
-        if model not in alone:
+        if model not in single_device:
             plain = dataclasses.replace(FLOAT32, attention="xla", remat="none", loss_chunks=1)
-            alone[model] = loss_and_gradients(model, plain, parameters, batch)
-        expected_loss, expected = alone[model]
+            single_device[model] = loss_and_gradients(model, plain, parameters, batch)
+        expected_loss, expected = single_device[model]
         mesh = make_mesh(mesh_config)
         with jax.set_mesh(mesh):
             shardings = parameter_shardings(

@@ -1,8 +1,28 @@
-"""Random batches with audio, packed dialogues and padding, for tests of the training step."""
+"""Random batches with audio, packed dialogues and padding, and their loss, for tests of training."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
+from stepaudio_jax.models import StepAudio
+from stepaudio_jax.training.train_step import chunked_cross_entropy, forward
+
+
+def next_token_loss(model: StepAudio, batch: Batch) -> jax.Array:
+    """Computes the mean cross-entropy over the batch's loss tokens."""
+    batch = jax.tree.map(jnp.asarray, batch)
+    hidden, _ = forward(model, None, batch)
+    compute = model.decoder.compute
+    loss_sum, _ = chunked_cross_entropy(
+        hidden,
+        model.decoder.lm_head_kernel(),
+        batch.targets,
+        batch.loss_weights,
+        chunks=compute.loss_chunks,
+        rules=compute.rules,
+    )
+    return loss_sum / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
 
 
 def random_batch(
@@ -10,7 +30,8 @@ def random_batch(
 ) -> Batch:
     """Two dialogues a row, one chunk each (the second row's second place is empty), then padding."""
     rng = np.random.default_rng(seed)
-    lengths = np.array([[frames - 3, frames - 10]] * rows, np.int32)
+    lengths = np.zeros((rows, chunks), np.int32)
+    lengths[:, :2] = frames - 3, frames - 10
     lengths[1, 1] = 0
     mel = rng.normal(size=(rows, chunks, 128, frames)).astype(np.float32)
     per_chunk = ((-(-frames // 2) // 2) + 1) // 2

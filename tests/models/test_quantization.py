@@ -1,6 +1,7 @@
-"""Matrices in int8: what is stored, and what a product with it gives."""
+"""Matrices in int8: what is stored, and that the model computes with it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import qwix
 
@@ -16,7 +17,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
         for part in ("encoder", "adaptor")
         for ours, theirs in _leaves(quantized[part], parameters[part])
     )
-    seen = {}
+    summed_sizes = {}
     for (path, ours), (_, theirs) in zip(
         _named(quantized["decoder"]), _named(parameters["decoder"]), strict=True
     ):
@@ -34,7 +35,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
             np.abs(np.asarray(ours.qvalue) * np.asarray(ours.scale, np.float64) - weights).max()
             <= 0.51 * scale.max()
         )
-        seen[path] = tuple(weights.shape[axis] for axis in summed)
+        summed_sizes[path] = tuple(weights.shape[axis] for axis in summed)
     hidden, ffn, heads, head_dim = (
         SMALL.decoder.hidden,
         SMALL.decoder.ffn,
@@ -42,7 +43,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
         SMALL.decoder.head_dim,
     )
     layer = "['layers']"
-    assert seen == {
+    assert summed_sizes == {
         **{
             f"{layer}['attention']['{name}']['kernel']": (hidden,)
             for name in ("query", "key", "value")
@@ -61,7 +62,9 @@ def test_the_model_computes_with_the_rounded_weights():
     kernel = quantized["decoder"]["layers"][1]["mlp"]["gate"]["kernel"]
     rounded = np.asarray(kernel.qvalue, np.float64) * np.asarray(kernel.scale, np.float64)
     x = np.random.default_rng(0).standard_normal((2, 3, SMALL.decoder.hidden)).astype(np.float32)
-    np.testing.assert_allclose(layers[1].mlp.gate(x), x @ rounded, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        layers[1].mlp.gate(jnp.asarray(x)), x @ rounded, rtol=1e-5, atol=1e-5
+    )
     assert model.decoder.lm_head_kernel().dtype == np.float32
 
 
