@@ -5,7 +5,6 @@ import pytest
 from stepaudio_jax.config import load_config
 from stepaudio_jax.errors import ConfigError
 
-
 IMPORT = "from stepaudio_jax.config import *\n"
 
 
