@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "history_eot": not options.no_history_eot,
             "channel": options.channel,
         }
-        job: Any = {"samples": options.num_samples, "cache_dtype": options.cache_dtype}
+        job: Any = {"num_samples": options.num_samples, "cache_dtype": options.cache_dtype}
         done = finished_generation(
             options.model, options.input, options.output, sampling, options.dtype, **settings, **job
         )

@@ -26,14 +26,16 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def activation_spec(letters: str, rules: ShardingRules) -> PartitionSpec:
+def activation_spec(letters: str | tuple[str | None, ...], rules: ShardingRules) -> PartitionSpec:
     """The mesh axes of each dimension of an activation."""
     return PartitionSpec(
-        *(rules.mesh_axes(ACTIVATION_AXES.get(letter)) or None for letter in letters)
+        *(rules.mesh_axes(ACTIVATION_AXES.get(letter or "", letter)) or None for letter in letters)
     )
 
 
-def constrain(x: jax.Array, letters: str, rules: ShardingRules) -> jax.Array:
+def constrain(
+    x: jax.Array, letters: str | tuple[str | None, ...], rules: ShardingRules
+) -> jax.Array:
     """`x`, laid out by the rules on the mesh in use; unchanged where there is none."""
     if current_mesh() is None:
         return x

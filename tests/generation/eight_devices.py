@@ -117,7 +117,7 @@ def main(folder: pathlib.Path) -> None:
         got = replies(engine, prompts, samplings)
         programs = (
             device.prefill,
-            device.enter,
+            device.admit,
             device.write_prefix_cache,
             device.decode,
             device.release,

@@ -275,7 +275,7 @@ def test_a_dialogue_has_settings_of_its_own(model, tmp_path):
 
 def test_samples_of_a_dialogue_stand_together(model, tmp_path):
     given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")), "{", dialogue(text("2+2?")))
-    answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=3, samples=4)
+    answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=3, num_samples=4)
     first, failed, last = read(tmp_path / "r.jsonl")
     assert failed.keys() == {"id", "error"}
     for line in (first, last):
@@ -330,7 +330,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
 
     assert before() is None
     settings = {
-        "samples": 1,
+        "num_samples": 1,
         "int8_weights": False,
         "cache_dtype": None,
         "history_reasoning": False,
@@ -351,7 +351,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
     assert before(path=write(tmp_path / "copy.jsonl", *given.read_text().splitlines())) is not None
     others = [
         lambda: before(dataclasses.replace(SAMPLING, seed=6)),
-        lambda: before(samples=2),
+        lambda: before(num_samples=2),
         lambda: before(int8_weights=True),
         lambda: before(channel="mix"),
         lambda: before(path=write(tmp_path / "other.jsonl", dialogue(text("1?")))),
