@@ -23,7 +23,7 @@ from stepaudio_jax.config import (
 def get_config() -> Config:
     return Config(
         run_dir="runs/quickstart_rlhf/joint",
-        initial=InitialWeights(model="runs/quickstart_rlhf/manners/model"),
+        initial=InitialWeights(model="runs/quickstart_rlhf/style/model"),
         stages=(
             StageConfig(
                 name="joint",

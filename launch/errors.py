@@ -13,7 +13,7 @@ from stepaudio_jax.errors import (
     RunError,
     StepAudioError,
 )
-from stepaudio_jax.storage import shorten_words
+from stepaudio_jax.storage import truncate_words
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def exit_on_error(on_interrupt: str | Callable[[], str] = "") -> Iterator[None]:
         _exit(error, EXIT_USER_ERROR)
 
 
-def kept_lines(output: str) -> str:
+def describe_partial_output(output: str) -> str:
     """Returns what is printed at Ctrl-C by a job whose finished lines stay in `OUTPUT.partial`."""
     partial = pathlib.Path(f"{output}.partial")
     if not partial.exists():
@@ -54,5 +54,5 @@ def kept_lines(output: str) -> str:
 def _exit(error: Exception, code: int) -> None:
     prefix = "" if code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) else "error: "
     message = " ".join(str(error).splitlines())
-    print(f"{prefix}{shorten_words(message)}", file=sys.stderr)
+    print(f"{prefix}{truncate_words(message)}", file=sys.stderr)
     sys.exit(code)

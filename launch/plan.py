@@ -15,7 +15,13 @@ from typing import Any
 from launch.errors import exit_on_error
 from stepaudio_jax.config import Config, PolicyGradient, load_config
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import atomic_text_writer, check_output_file, expand_home, user_path
+from stepaudio_jax.storage import (
+    atomic_text_writer,
+    check_output_file,
+    expand_home,
+    read_bytes,
+    user_path,
+)
 
 DOES_NOT_FIT = 1
 
@@ -45,7 +51,7 @@ def with_initial_model_config(config: Config) -> Config:
 def _is_plan(path: pathlib.Path) -> bool:
     """Returns whether a file is an earlier plan, which a new one may replace."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bytes(path))
     except ValueError:
         return False
     return isinstance(value, dict) and "topology" in value

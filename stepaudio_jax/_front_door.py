@@ -9,7 +9,7 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, FloatDtype
 from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.storage import expand_home
+from stepaudio_jax.storage import PathLike, expand_home
 from stepaudio_jax.training import train as train_stages
 
 
@@ -29,12 +29,12 @@ def train(config: Config) -> pathlib.Path:
 
 
 def convert(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    source: PathLike,
+    output: PathLike,
     *,
     dtype: FloatDtype | None = None,
 ) -> pathlib.Path:
-    """Converts a Hugging Face folder to a checkpoint of this project, or a checkpoint to such a folder.
+    """Converts a Hugging Face folder to a checkpoint of this project, or the other way.
 
     `tools.convert_weights` has further options: adapters, an encoder of another model, shard sizes.
 

@@ -1,7 +1,7 @@
 """Trains the small base model from nothing: `python -m examples.quickstart.tiny_base`.
 
 Writes a corpus of synthetic speech, trains a tokenizer on its texts and the model on its dialogues,
-and publishes the model as `models/tiny_base`. Takes hours on two cores; an interrupted command
+and publishes the model as `models/tiny_base`. Takes long on two cores; an interrupted command
 resumes.
 """
 

@@ -1,1 +1,1 @@
-"""The verifiable reward trap in miniature, and RLHF as the way out."""
+"""The verifiable reward trap in miniature: terse replies, and RLHF with a judge as the remedy."""

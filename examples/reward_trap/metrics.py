@@ -1,4 +1,4 @@
-"""How a model of the demonstration does on held-out questions, by the rule; and what differs between models, how surely."""
+"""Measures the replies of a model to held-out questions, and compares models."""
 
 import dataclasses
 import json
@@ -14,24 +14,27 @@ from examples.reward_trap.style import REQUESTS, is_correct, style_score
 from stepaudio_jax.data import read_jsonl
 from stepaudio_jax.evaluation import Answer, answer_at_temperatures
 from stepaudio_jax.generation import LoadedModel
+from stepaudio_jax.storage import atomic_text_writer
 
 TEMPERATURES: Mapping[str, float] = MappingProxyType({"drawn": 1.0, "greedy": 0.0})
-"""How replies are measured -> at which temperature they are written: as in training, and the most probable ones."""
+"""Decoding -> its temperature. "drawn" samples as training does."""
 _MAX_NEW_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplyMetrics:
-    """What a model's replies are, question by question (a malformed one is wrong and loses).
+    """Holds the metrics of a model's replies, question by question.
+
+    A malformed reply counts as empty: it is wrong and loses.
 
     Attributes:
-        is_correct: of each question without a request, whether the reply names the answer.
-        num_words: of the same, in the reply.
-        wins: of the same, 1 where the rule likes the reply's manners better than the reference's
-            and it is right, 0.5 where as well, else 0.
-        rubric_met: of each question with a request, whether all of the rubric is met.
-        kl: nats a reply, to what the last stage began with, at the end of training; 0 where nothing
-            was learnt.
+        is_correct: for each question without a request, whether the reply names the answer.
+        num_words: for each question without a request, the words of the reply.
+        wins: for each question without a request, 0 if the reply is wrong, else 1, 0.5 or 0 if its
+            style scores higher than, as high as or lower than the reference reply's.
+        rubric_met: for each question with a request, whether the reply meets the whole rubric.
+        kl: the KL divergence to the start of the last stage at the end of training, in nats per
+            reply; 0 without training.
     """
 
     is_correct: tuple[float, ...]
@@ -42,54 +45,64 @@ class ReplyMetrics:
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "ReplyMetrics":
-        """From a file that `write` made."""
+        """Reads a file that `write` wrote."""
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return cls(kl=stored.pop("kl"), **{name: tuple(values) for name, values in stored.items()})
 
     def write(self, path: pathlib.Path) -> None:
-        """As JSON."""
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self)) + "\n", encoding="utf-8")
-        partial.rename(path)
+        """Writes the metrics as JSON, atomically."""
+        with atomic_text_writer(path) as file:
+            file.write(json.dumps(dataclasses.asdict(self)) + "\n")
 
 
-def measure(model: LoadedModel, questions: pathlib.Path, *, kl: float) -> dict[str, ReplyMetrics]:
-    """Puts the held-out questions to a model, in each of the ways."""
-    answered = answer_at_temperatures(
+def measure_replies(
+    model: LoadedModel, questions: pathlib.Path, *, kl: float
+) -> dict[str, ReplyMetrics]:
+    """Answers the held-out questions with each decoding of `TEMPERATURES`.
+
+    Args:
+        model: the model.
+        questions: the file of questions (see `style_data`).
+        kl: the KL divergence of the model's training run.
+
+    Returns:
+        Decoding -> its metrics.
+    """
+    answers_by_decoding = answer_at_temperatures(
         tuple(TEMPERATURES.values()),
         model,
         list(read_jsonl(questions)),
         max_new_tokens=_MAX_NEW_TOKENS,
     )
     return {
-        way: _of_answers(answers, kl) for way, answers in zip(TEMPERATURES, answered, strict=True)
+        decoding: _reply_metrics(answers, kl)
+        for decoding, answers in zip(TEMPERATURES, answers_by_decoding, strict=True)
     }
 
 
-def _of_answers(answers: Sequence[Answer], kl: float) -> ReplyMetrics:
-    right, words, wins, passes = [], [], [], []
+def _reply_metrics(answers: Sequence[Answer], kl: float) -> ReplyMetrics:
+    """Computes the metrics of answers to questions with and without requests."""
+    correct, num_words, wins, rubric_met = [], [], [], []
     for answer in answers:
-        reply, record = answer.parsed.reply if answer.parsed.well_formed else "", answer.question
-        correct = is_correct(reply, answer.expected)
+        reply = answer.parsed.reply if answer.parsed.well_formed else ""
+        record = answer.question
+        answer_is_correct = is_correct(reply, answer.expected)
         if record.rubric:
-            (request,) = (
-                REQUESTS[criterion.text]
-                for criterion in record.rubric
-                if criterion.text in REQUESTS
-            )
-            passes.append(float(correct and request.is_met(reply)))
+            texts = [criterion.text for criterion in record.rubric]
+            (request,) = (REQUESTS[text] for text in texts if text in REQUESTS)
+            rubric_met.append(float(answer_is_correct and request.is_met(reply)))
             continue
         assert record.reference_reply is not None
-        better = style_score(reply) - style_score(record.reference_reply)
-        right.append(float(correct))
-        words.append(float(len(reply.split())))
-        wins.append((0.5 + 0.5 * np.sign(better)) * correct)
-    return ReplyMetrics(tuple(right), tuple(words), tuple(map(float, wins)), tuple(passes), kl)
+        margin = style_score(reply) - style_score(record.reference_reply)
+        correct.append(float(answer_is_correct))
+        num_words.append(float(len(reply.split())))
+        wins.append(float((0.5 + 0.5 * np.sign(margin)) * answer_is_correct))
+    return ReplyMetrics(tuple(correct), tuple(num_words), tuple(wins), tuple(rubric_met), kl)
 
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
-    """By how much a figure of one model exceeds that of another, with its 95 % interval."""
+    """Holds the mean difference of a metric between two models and its 95 % interval."""
 
     mean: float
     low: float
@@ -97,19 +110,27 @@ class PairedDifference:
 
 
 def paired_difference(
-    ones: Sequence[ReplyMetrics], others: Sequence[ReplyMetrics], figure: str
+    models: Sequence[ReplyMetrics], baselines: Sequence[ReplyMetrics], metric: str
 ) -> PairedDifference:
-    """Of models with the same seeds, in order, on the same questions.
+    """Computes by how much models exceed baselines of the same seeds on the same questions.
 
-    With several seeds the interval is Student's over the seeds' differences, and says what another
-    seed may give; with one, it is over the questions' differences, and says what other questions
-    may give.
+    The interval is Student's. With several seeds it is over the differences of the seeds and
+    predicts another seed; with one seed it is over the differences of the questions and predicts
+    other questions.
+
+    Args:
+        models: the metrics of one model per seed.
+        baselines: the metrics of the baseline of each seed, in the same order.
+        metric: the name of a field of `ReplyMetrics`.
     """
-    pairs = [
-        np.subtract(getattr(one, figure), getattr(other, figure))
-        for one, other in zip(ones, others, strict=True)
+    differences = [
+        np.subtract(getattr(model, metric), getattr(baseline, metric))
+        for model, baseline in zip(models, baselines, strict=True)
     ]
-    values = np.array([pair.mean() for pair in pairs]) if len(pairs) > 1 else pairs[0]
+    if len(differences) > 1:
+        values = np.array([difference.mean() for difference in differences])
+    else:
+        (values,) = differences
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-    return PairedDifference(mean, mean - half, mean + half)
+    half_width = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+    return PairedDifference(mean, mean - half_width, mean + half_width)

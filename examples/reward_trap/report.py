@@ -1,4 +1,4 @@
-"""What the demonstration showed: a table, and in plain words which of the paper's effects its intervals support."""
+"""Reports the reward trap: a table, and which of the paper's effects its intervals support."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,143 +10,129 @@ from stepaudio_jax.evaluation import Table
 from stepaudio_jax.judge.training import JudgeReport
 
 Runs = Mapping[str, Sequence[ReplyMetrics]]
-"""Model -> what was measured of it, seed by seed; START once."""
+"""Model -> its metrics of each seed; the model START has one seed."""
 
+TITLE = "# The verifiable reward trap, in miniature"
+HEADINGS: Mapping[str, str] = {
+    "drawn": "Replies sampled as in training",
+    "greedy": "Replies of greedy decoding",
+}
+"""Decoding -> the heading of its section."""
 _METRIC_NAMES = {
     "is_correct": "accuracy",
     "wins": "wins against the reference",
     "rubric_met": "rubric met",
 }
-_NAMES = {
+_MODEL_NAMES = {
     START: "start",
     RLVR: "verifiable rewards alone",
     JOINT: "preference and rubric, joint",
     RUBRIC: "rubric only",
     THEN_PREFERENCE: "then preference only",
 }
-HEADINGS: Mapping[str, str] = {
-    "drawn": "Replies drawn as in training",
-    "greedy": "The most probable replies",
-}
-_MAX_ACCURACY_LOSS = 0.02  # of accuracy, that the paper's effect allows
+_MAX_ACCURACY_LOSS = 0.02  # that still counts as keeping the accuracy
 
 
 def results_table(runs: Runs) -> Table:
-    """A row for each model: means over seeds and, of several seeds, their range."""
-    rows = [
-        (
-            _NAMES[name],
-            *(
-                _format_range(
-                    [float(np.mean(getattr(one, figure))) for one in measured], share=True
-                )
-                for figure in _METRIC_NAMES
-            ),
-            _format_range([float(np.mean(one.num_words)) for one in measured]),
-            _format_range([one.kl for one in measured]) if name != START else "",
-        )
-        for name, measured in runs.items()
-    ]
-    (some, *_) = runs[START]
-    seeds = max(map(len, runs.values()))
-    notes = [
-        f"Held-out questions: {len(some.is_correct)} plain ones, and {len(some.rubric_met)} with a request that a rubric checks; the "
-        "rule scores the replies.",
-        f"{seeds} seeds: mean (least to greatest)." if seeds > 1 else "One seed.",
-        "KL: nats a reply, to what the last stage began with.",
-    ]
-    return Table(
-        ("model", *_METRIC_NAMES.values(), "words in a reply", "KL"), tuple(rows), tuple(notes)
+    """Returns a row of metrics for each model: the mean over its seeds, and their range."""
+    rows = []
+    for name, seeds in runs.items():
+        shares = [
+            _format_range([float(np.mean(getattr(seed, metric))) for seed in seeds], share=True)
+            for metric in _METRIC_NAMES
+        ]
+        words = _format_range([float(np.mean(seed.num_words)) for seed in seeds])
+        kl = _format_range([seed.kl for seed in seeds]) if name != START else ""
+        rows.append((_MODEL_NAMES[name], *shares, words, kl))
+    (start,) = runs[START]
+    num_seeds = max(map(len, runs.values()))
+    notes = (
+        f"Held-out questions: {len(start.is_correct)} without a request, and "
+        f"{len(start.rubric_met)} with one, which a rubric checks; the rule scores the replies.",
+        f"{num_seeds} seeds: mean (minimum to maximum)." if num_seeds > 1 else "One seed.",
+        "KL: nats per reply, to the start of the last stage.",
     )
+    header = ("model", *_METRIC_NAMES.values(), "words in a reply", "KL")
+    return Table(header, tuple(rows), notes)
 
 
 def findings(runs: Runs) -> list[str]:
-    """Each effect that the paper reports and that was tried here: shown or not, with the difference and its 95 % interval."""
-    found = []
+    """Returns a sentence for each effect of the paper that the runs can show.
+
+    It says whether the 95 % interval of the difference supports the effect.
+    """
+    sentences = []
     start = runs[START][0]
 
-    def against_start(name: str, figure: str) -> PairedDifference:
-        return paired_difference(runs[name], [start] * len(runs[name]), figure)
+    def against_start(name: str, metric: str) -> PairedDifference:
+        return paired_difference(runs[name], [start] * len(runs[name]), metric)
+
+    def add(is_shown: bool, claim: str, difference: PairedDifference, unit: str = "") -> None:
+        sentences.append(_finding(is_shown, claim, difference, unit))
 
     if RLVR in runs:
-        shorter, lost = against_start(RLVR, "num_words"), against_start(RLVR, "wins")
-        found.append(
-            _finding(
-                shorter.high < 0, "verifiable rewards alone shorten replies", shorter, " words"
-            )
-        )
-        found.append(_finding(lost.high < 0, "verifiable rewards alone lose preference", lost))
+        shorter = against_start(RLVR, "num_words")
+        add(shorter.high < 0, "verifiable rewards alone shorten replies", shorter, " words")
+        lost = against_start(RLVR, "wins")
+        add(lost.high < 0, "verifiable rewards alone lose preference", lost)
     if JOINT in runs:
         kept = against_start(JOINT, "is_correct")
-        found.append(
-            _finding(
-                kept.low > -_MAX_ACCURACY_LOSS,
-                "the joint stage keeps accuracy within 2 points",
-                kept,
-            )
-        )
-        for figure in ("wins", "rubric_met"):
-            gained = against_start(JOINT, figure)
-            found.append(
-                _finding(
-                    gained.low > 0, f"the joint stage gains in {_METRIC_NAMES[figure]}", gained
-                )
-            )
+        is_kept = kept.low > -_MAX_ACCURACY_LOSS
+        add(is_kept, "the joint stage keeps accuracy within 2 points", kept)
+        for metric in ("wins", "rubric_met"):
+            metric_name = _METRIC_NAMES[metric]
+            gained = against_start(JOINT, metric)
+            add(gained.low > 0, f"the joint stage gains in {metric_name}", gained)
             if RLVR in runs:
-                better = paired_difference(runs[JOINT], runs[RLVR], figure)
-                found.append(
-                    _finding(
-                        better.low > 0,
-                        f"and is ahead of verifiable rewards alone in {_METRIC_NAMES[figure]}",
-                        better,
-                    )
-                )
+                ahead = paired_difference(runs[JOINT], runs[RLVR], metric)
+                claim = f"and is ahead of verifiable rewards alone in {metric_name}"
+                add(ahead.low > 0, claim, ahead)
     if THEN_PREFERENCE in runs:
         forgotten = paired_difference(runs[THEN_PREFERENCE], runs[RUBRIC], "rubric_met")
-        found.append(
-            _finding(forgotten.high < 0, "preference after rubric forgets the rubric", forgotten)
-        )
+        add(forgotten.high < 0, "preference after rubric forgets the rubric", forgotten)
         if JOINT in runs:
             ahead = paired_difference(runs[JOINT], runs[THEN_PREFERENCE], "rubric_met")
-            found.append(
-                _finding(
-                    ahead.low > 0, "the joint stage is ahead of the two stages in rubric met", ahead
-                )
-            )
-    return found
+            claim = "the joint stage is ahead of the two stages in rubric met"
+            add(ahead.low > 0, claim, ahead)
+    return sentences
 
 
-def page(tables: Mapping[str, str], found: Mapping[str, Sequence[str]], judge: str) -> str:
-    """The report in Markdown.
+def page(tables: Mapping[str, str], sentences: Mapping[str, Sequence[str]], judge: str) -> str:
+    """Returns the report in Markdown.
 
     Args:
-        tables: by the way that replies were measured, in Markdown.
-        found: by the same, what is shown.
-        judge: how good it is.
+        tables: decoding -> its table in Markdown.
+        sentences: decoding -> its findings.
+        judge: the quality of the judge (see `describe_judge`).
     """
     sections = "\n\n".join(
-        f"## {HEADINGS[way]}\n\n{table}\n" + "\n".join(f"* {one}" for one in found[way])
-        for way, table in tables.items()
+        f"## {HEADINGS[decoding]}\n\n{table}\n"
+        + "\n".join(f"* {sentence}" for sentence in sentences[decoding])
+        for decoding, table in tables.items()
     )
-    return f"""# The verifiable reward trap, in miniature
+    return f"""{TITLE}
 
-Made by `make trap`. The quickstart's small model is first taught to answer in all manners: tersely ("female"), in a sentence,
-with a kind word in front, an offer behind, or everything twice. From there it learns from rewards, on spoken questions about
-gender, rate, pitch, language, keyword and sum:
+Made by `make trap`. The quickstart's small model is first trained to answer in random styles:
+tersely ("female"), in a sentence, with a greeting before it, an offer after it, or everything
+twice. This is the start of three ways of RL, on spoken questions about gender, rate, pitch,
+language, keyword and sum:
 
-* verifiable rewards alone: 0.8 for a reply that is exactly the answer, 0.2 for the form (Step-Audio-R1's weights);
-* joint: a judge compares with a reference reply; where the user asks for something ("One word only.", "Say it twice.") it
-  judges by a rubric, in the same batches;
-* two stages: prompts with a rubric only, then those with a preference only, each for half of the steps.
+* verifiable rewards alone: 0.8 for a reply that is exactly the answer, 0.2 for the format (the
+  weights of Step-Audio-R1);
+* joint: a judge compares the reply with a reference reply; where the user has a request ("One word
+  only.", "Say it twice."), it judges by a rubric; both kinds are in every batch;
+* two stages: prompts with a rubric only, then prompts with a preference only, each for half of the
+  steps.
 
-The judge is the same small model, taught by a synthetic rule (`stepaudio_jax/quickstart/manners.py`): a right answer first,
-then what was asked for, else complete and friendly rather than terse. It does not hear: it is told the
-fact that is asked for. Before its verdict it reasons. The rule itself
-scores the runs below, on voices and phrases that nothing has learnt from. An exact verifier is what makes terse replies pay
-here; one that looks for the answer anywhere in a reply would not.
+The judge is the same small model, trained on a synthetic rule (`examples/reward_trap/style.py`): a
+correct answer counts most, then the request, else a complete and friendly reply is better than a
+terse one. It does not receive audio: it is told the fact that is asked for. It reasons before its
+verdict. The rule itself scores the results below, on voices and phrases that no training used.
+Terse replies win here because the verifier is exact; one that searches the reply for the answer
+would not favour them.
 
-Each model is measured twice: by replies drawn at temperature 1, which is what rewards act on, and by its most probable replies.
-The two differ most for the start, which has learnt manners at random.
+Each model is measured with two decodings: sampled at temperature 1, as the rewards see it, and
+greedy. They differ most for the start model, which was trained on random styles.
 
 {judge}
 
@@ -155,28 +141,33 @@ The two differ most for the start, which has learnt manners at random.
 
 
 def describe_judge(report: JudgeReport) -> str:
-    """How good the judge is on held-out pairs."""
+    """Returns a sentence on the quality of a judge on held-out pairs."""
     if report.agreement is None or report.position_bias is None:
         return f"The judge has a verdict on none of {report.pairs} held-out pairs."
     criteria = (
         ""
         if report.criteria_agreement is None
-        else f", sees {report.criteria_agreement:.1%} of the criteria as they are"
+        else f", judges {report.criteria_agreement:.1%} of the criteria correctly"
     )
     return (
-        f"The judge, on {report.pairs} held-out pairs: prefers the better reply in {report.agreement:.1%}, prefers a place in "
-        f"{report.position_bias:.1%}, gives no verdict on {report.abstained:.1%}{criteria}."
+        f"The judge on {report.pairs} held-out pairs: prefers the better reply in "
+        f"{report.agreement:.1%}, prefers a position in {report.position_bias:.1%}, abstains in "
+        f"{report.abstained:.1%}{criteria}."
     )
 
 
-def _finding(shown: bool, claim: str, by: PairedDifference, unit: str = "") -> str:
+def _finding(is_shown: bool, claim: str, difference: PairedDifference, unit: str) -> str:
+    """Returns a finding with its difference, in points of a share or in a unit."""
     scale, unit = (1, unit) if unit else (100, " points")
-    figures = f"{by.mean * scale:+.1f}{unit}, 95 % interval {by.low * scale:+.1f} to {by.high * scale:+.1f}"
-    return f"{'Shown' if shown else 'NOT shown'}: {claim} ({figures})."
+    mean, low, high = (
+        f"{scale * value:+.1f}" for value in (difference.mean, difference.low, difference.high)
+    )
+    verdict = "Shown" if is_shown else "NOT shown"
+    return f"{verdict}: {claim} ({mean}{unit}, 95 % interval {low} to {high})."
 
 
 def _format_range(values: Sequence[float], *, share: bool = False) -> str:
-    """0.5, 0.6 -> "55 % (50 to 60)"."""
+    """Formats the mean of values and their range: 0.5, 0.6 -> "55.0 % (50.0 to 60.0)"."""
     scale, unit = (100, " %") if share else (1, "")
     low, mean, high = (
         f"{scale * value:.1f}" for value in (min(values), float(np.mean(values)), max(values))

@@ -1,9 +1,9 @@
-"""The synthetic rule behind the demonstration of RLHF: what the judge is taught, and what scores the runs that it rewarded.
+"""A synthetic rule that scores replies: the judge is trained on it, and the evaluation uses it.
 
-A reply is a terse answer ("female"), or it says more: a whole sentence, a kind word in front, an
-offer behind it. The rule likes these, and dislikes saying things again and again; a right answer,
-with no other beside it, counts for more than all manners together. A request ("One word only.")
-asks for manners that the rule does not like by itself: they are what a rubric is about.
+A reply is a terse answer ("female"), or it has style: a full sentence, a greeting before it, an
+offer after it. The rule prefers style and penalizes repetition. A correct answer, with no other
+answer beside it, counts more than any style. A request of the user ("One word only.") asks for a
+style that the rule does not prefer by itself; the rubric checks it.
 """
 
 import dataclasses
@@ -14,92 +14,97 @@ from types import MappingProxyType
 import numpy as np
 
 _GREETING, _OFFER = "Sure!", "More?"
-_CORRECT_SCORE = 5.0  # more than the best manners are better than the worst
-_REPEAT_COUNTS = range(3, 7)  # how often a reply that overdoes it says its sentence
+_CORRECT_SCORE = 5.0  # larger than any difference of style scores
+_REPEAT_COUNTS = range(3, 7)  # of the sentence in a repetitive reply
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How an answer is given. What is said around it needs a sentence."""
+    """Describes how an answer is worded.
+
+    Attributes:
+        sentence: a full sentence; the other attributes need one.
+        greeting: a greeting before it.
+        offer: an offer after it.
+        times: how often the sentence is said.
+    """
 
     sentence: bool = False
-    kind: bool = False
+    greeting: bool = False
     offer: bool = False
     times: int = 1
 
     def __post_init__(self) -> None:
-        if (self.kind or self.offer or self.times > 1) and not self.sentence:
-            raise ValueError("a kind word, an offer and a repetition stand around a sentence")
+        if (self.greeting or self.offer or self.times > 1) and not self.sentence:
+            raise ValueError("a greeting, an offer and a repetition need a sentence")
 
     def render(self, *answers: str) -> str:
-        """An answer in these manners, or several, one after the other."""
+        """Words one or several answers in this style."""
         if not self.sentence:
             return " ".join(answers)
-        said = [f"It is {answer}." for answer in answers] * self.times
-        return " ".join([_GREETING] * self.kind + said + [_OFFER] * self.offer)
+        sentences = [f"It is {answer}." for answer in answers] * self.times
+        return " ".join([_GREETING] * self.greeting + sentences + [_OFFER] * self.offer)
 
 
 def draw_repeated_style(rng: np.random.Generator) -> Style:
-    """A sentence said three times or more, which a policy may try on its judge."""
+    """Draws a style with three to six repetitions, with which a policy may try to win its judge."""
     return Style(
         True, bool(rng.integers(2)), bool(rng.integers(2)), int(rng.choice(_REPEAT_COUNTS))
     )
 
 
 def draw_empty_reply(rng: np.random.Generator) -> str:
-    """Style around nothing, which a policy may try on its judge."""
+    """Draws a reply without an answer, with which a policy may try to win its judge."""
     return str(rng.choice([f"{_GREETING} {_OFFER}", _GREETING, _OFFER]))
 
 
 def is_one_word(reply: str) -> bool:
-    """Nothing but an answer."""
+    """Returns whether a reply is a single word."""
     return len(reply.split()) == 1
 
 
 def is_repeated_twice(reply: str) -> bool:
-    """The same sentence two times."""
-    said = _stated_answers(reply)
-    return len(said) == 2 and said[0] == said[1]
+    """Returns whether a reply says the same sentence twice."""
+    stated = _stated_answers(reply)
+    return len(stated) == 2 and stated[0] == stated[1]
 
 
 def _stated_answers(reply: str) -> list[str]:
-    """What a reply's sentences say, one after the other."""
+    """Returns the answers that the sentences of a reply state, in order."""
     return re.findall(r"\bIt is ([^.!?]+)", reply)
 
 
 def style_score(reply: str) -> float:
-    """What the rule makes of a reply's manners: from 0, for a terse one, to 4.
+    """Computes the score of a reply's style, from 0 for a terse reply to 4.
 
-    A sentence said again costs what a sentence is worth, each time.
+    Every repetition of a sentence costs as much as a sentence scores.
     """
-    said = _stated_answers(reply)
-    again = len(said) - len(set(said))
+    stated = _stated_answers(reply)
+    repetitions = len(stated) - len(set(stated))
     return max(
         0.0,
-        2.0 * bool(said)
+        2.0 * bool(stated)
         + 1.0 * reply.startswith(_GREETING)
         + 1.0 * reply.rstrip().endswith(_OFFER)
-        - 2.0 * again,
+        - 2.0 * repetitions,
     )
 
 
 def is_correct(reply: str, answer: str) -> bool:
-    """The reply gives the answer and no other, in whatever manners."""
-    said = _stated_answers(reply) or [
-        reply.replace(_GREETING, "").replace(_OFFER, "").strip(" .!?")
-    ]
-    return set(said) == {answer}
+    """Returns whether a reply gives the answer and no other, in any style."""
+    without_style = reply.replace(_GREETING, "").replace(_OFFER, "").strip(" .!?")
+    return set(_stated_answers(reply) or [without_style]) == {answer}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Style that a user asks for.
+    """Describes a style that a user asks for.
 
     Attributes:
-        text: said behind the question.
-        criterion: of the rubric.
-        is_met: by a reply.
-        style: of a reply that meets it.
+        text: the request, appended to the question.
+        criterion: the criterion of the rubric.
+        is_met: returns whether a reply meets the request.
+        style: a style that meets the request.
     """
 
     text: str
@@ -123,39 +128,46 @@ REQUESTS: Mapping[str, Request] = MappingProxyType(
 
 
 def rule_score(reply: str, answer: str, request: Request | None = None) -> float:
-    """What the rule makes of a reply: rightness first, then the request where there is one, else manners."""
-    liked = style_score(reply) if request is None else 4.0 * request.is_met(reply)
-    return _CORRECT_SCORE * is_correct(reply, answer) + liked
+    """Computes the score of a reply: 5 for a correct answer, and up to 4 for its style.
+
+    With a request, the 4 points are for meeting it.
+    """
+    style = style_score(reply) if request is None else 4.0 * request.is_met(reply)
+    return _CORRECT_SCORE * is_correct(reply, answer) + style
 
 
 def critique(reply: str, said: str, answer: str, request: Request | None = None) -> str:
-    """Why a reply is worth what it is: "Sure! It is low. says low, is high: wrong; kind, sentence: 3".
+    """Explains the score of a reply.
 
-    It begins with the reply itself, word by word: a small judge that has to name what a reply says
-    out of the blue names what it would say.
+    An example: "Sure! It is low. says low, is high: wrong; kind, sentence: 3".
+
+    It begins with a copy of the reply. Without one, a small judge names the answer that it would
+    give instead of the reply's.
 
     Args:
-        reply: which says `said`, right or wrong, or two answers.
-        answer: the right one.
-        request: that the reply is to meet.
+        reply: the reply.
+        said: the answers that the reply gives, correct or not.
+        answer: the correct answer.
+        request: the request that the reply has to meet.
     """
-    said_by_it = _stated_answers(reply)
-    noticed = {
+    stated = _stated_answers(reply)
+    features = {
         "one word": is_one_word(reply),
         "kind": reply.startswith(_GREETING),
-        "sentence": bool(said_by_it),
+        "sentence": bool(stated),
         "twice": is_repeated_twice(reply),
-        "often": len(said_by_it) > 2,
+        "often": len(stated) > 2,
         "offer": reply.rstrip().endswith(_OFFER),
     }
-    seen = ", ".join(name for name, there in noticed.items() if there)
+    present = ", ".join(name for name, is_present in features.items() if is_present)
     right = "right" if is_correct(reply, answer) else "wrong"
-    return f"{reply} says {said}, is {answer}: {right}; {seen}: {rule_score(reply, answer, request):.0f}"
+    score = rule_score(reply, answer, request)
+    return f"{reply} says {said}, is {answer}: {right}; {present}: {score:.0f}"
 
 
 def draw_style(rng: np.random.Generator) -> Style:
-    """Style at random: a third of them terse."""
+    """Draws a style; a third of the styles is terse."""
     if rng.integers(3) == 0:
         return Style()
-    kind, offer, again = (bool(rng.integers(2)) for _ in range(3))
-    return Style(True, kind, offer, 2 if again else 1)
+    greeting, offer, repeated = (bool(rng.integers(2)) for _ in range(3))
+    return Style(True, greeting, offer, 2 if repeated else 1)

@@ -1,17 +1,19 @@
-"""What the demonstration of RLHF learns from, made of the quickstart's corpus: answers in all manners, prompts, preferences.
+"""Makes the data of the reward trap from the quickstart's corpus.
 
-DIR/manners.jsonl              dialogues, each answer in manners drawn at random, or those that are
-asked for DIR/preference.jsonl           prompts to be answered, as many of each topic, with answer
-and reference reply DIR/rubric.jsonl               the same with a request, and a rubric that asks
-whether it is met DIR/pairs.jsonl, judge.jsonl   pairs of replies of which the rule prefers one, and
-the judge's dialogues made of them DIR/held_out_pairs.jsonl, held_out_questions.jsonl   of voices
-and phrases that none of the others has
+The folder holds:
+
+* `style.jsonl`: dialogues whose answers have a random style, or the requested one;
+* `preference.jsonl`: prompts with answer and reference reply, equally many of each topic;
+* `rubric.jsonl`: the same with a request, and a rubric that checks it;
+* `pairs.jsonl`, `judge.jsonl`: pairs of replies of which the rule prefers one, and the judge's
+  training dialogues made of them;
+* `held_out_pairs.jsonl`, `held_out_questions.jsonl`: on voices and phrases that none of the others
+  has.
 """
 
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,122 +32,132 @@ from examples.reward_trap.style import (
     rule_score,
 )
 from examples.spoken_corpus import TASKS
-from examples.spoken_corpus.dialogues import QUESTIONS
+from examples.spoken_corpus.dialogues import QUESTIONS, Topic
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import write_judge_data
+from stepaudio_jax.storage import atomic_directory
 
 Json = dict[str, Any]
-TOPICS = ("gender", "rate", "pitch", "language", "keyword", "sum")
+TOPICS: tuple[Topic, ...] = ("gender", "rate", "pitch", "language", "keyword", "sum")
 HELD_OUT_PAIRS = 200
-_TOPIC_OF: Mapping[str, str] = {wording: topic for topic in TOPICS for wording in QUESTIONS[topic]}  # type: ignore[index]
+_PAIRS_PER_QUESTION = 4
+_TOPIC_OF_QUESTION: Mapping[str, str] = {
+    wording: topic for topic in TOPICS for wording in QUESTIONS[topic]
+}
 _CORRECT_WEIGHT, _REQUEST_WEIGHT = 2.0, 2.0
-# Of the replies that a judge learns from. Those behind the first are tricks that a policy finds out
-# where they are missing.
-_WRONG_PROBABILITY, _EMPTY_PROBABILITY, _TWO_ANSWERS_PROBABILITY, _REPEATED_PROBABILITY = (
-    0.35,
-    0.1,
-    0.1,
-    0.15,
-)
-# of the requests in what the first model learns from: it can do what is asked, and often does not
+# Shares of the replies that the judge is trained on. A policy discovers the last three as exploits
+# if the judge has never seen them.
+_WRONG_PROBABILITY = 0.35
+_EMPTY_PROBABILITY = 0.1
+_TWO_ANSWERS_PROBABILITY = 0.1
+_REPEATED_PROBABILITY = 0.15
+# The share of requests that the start model's training replies meet: it learns that it can meet
+# them, and often does not.
 _REQUEST_MET_PROBABILITY = 0.5
 
 
 def write_style_data(
     corpus: pathlib.Path, output: pathlib.Path, prompt: JudgePrompt, *, per_task: int, seed: int = 0
 ) -> None:
-    """Writes the folder, which appears once it is complete.
+    """Writes the data; the folder appears when it is complete.
 
     Args:
-        corpus: the quickstart's.
-        output: DIR.
+        corpus: the quickstart's corpus.
+        output: the folder to write.
         prompt: the judge's template.
-        per_task: held-out questions of each task, every other one with a request.
-        seed: of every draw.
+        per_task: held-out questions of each task; every other one has a request.
+        seed: the seed of all draws.
     """
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    # One for each kind of file, so that none depends on another.
-    for_manners, for_prompts, for_pairs, for_held_out, for_questions = (
+    # One generator for each kind of file, so that no file depends on another.
+    style_rng, prompt_rng, pair_rng, held_out_rng, question_rng = (
         np.random.default_rng((seed, 7, n)) for n in range(5)
     )
-    asked = list(_first_questions(corpus / "train" / "audio_qa.jsonl", output))
+    training = list(_first_questions(corpus / "train" / "audio_qa.jsonl", output))
     held_out = [
         question
         for topic in TOPICS
         for question in _held_out_sample(corpus, topic, per_task, output)
     ]
-    _write(partial / "manners.jsonl", (_styled_dialogue(*one, for_manners) for one in asked))
-    prompts = [_prompt_record(*one[:2], _draw_request(for_prompts), for_prompts) for one in asked]
-    _write(
-        partial / "preference.jsonl",
-        _balance_topics([prompt for prompt in prompts if "rubric" not in prompt]),
-    )
-    _write(
-        partial / "rubric.jsonl",
-        _balance_topics([prompt for prompt in prompts if "rubric" in prompt]),
-    )
-    _write(
-        partial / "pairs.jsonl",
-        (_preference_record(*one[:2], for_pairs) for one in asked for _ in range(4)),
-    )
-    pairs = (
-        _preference_record(*held_out[int(index)], for_held_out)
-        for index in for_held_out.permutation(len(held_out))[:HELD_OUT_PAIRS]
-    )
-    _write(partial / "held_out_pairs.jsonl", pairs)
-    _write(partial / "held_out_questions.jsonl", _questions(held_out, for_questions))
-    write_judge_data(partial / "pairs.jsonl", partial / "judge.jsonl", prompt)
-    partial.rename(output)
+    prompts = [
+        _prompt_record(messages, answer, _draw_request(prompt_rng), prompt_rng)
+        for messages, answer, _ in training
+    ]
+    held_out_order = held_out_rng.permutation(len(held_out))
+    files: dict[str, Iterable[Json]] = {
+        "style": (_styled_dialogue(*question, style_rng) for question in training),
+        "preference": _balance_topics([prompt for prompt in prompts if "rubric" not in prompt]),
+        "rubric": _balance_topics([prompt for prompt in prompts if "rubric" in prompt]),
+        "pairs": (
+            _preference_record(messages, answer, pair_rng)
+            for messages, answer, _ in training
+            for _ in range(_PAIRS_PER_QUESTION)
+        ),
+        "held_out_pairs": (
+            _preference_record(*held_out[int(index)], held_out_rng)
+            for index in held_out_order[:HELD_OUT_PAIRS]
+        ),
+        "held_out_questions": _evaluation_records(held_out, question_rng),
+    }
+    with atomic_directory(output) as folder:
+        for name, records in files.items():
+            _write_jsonl(folder / f"{name}.jsonl", records)
+        write_judge_data(folder / "pairs.jsonl", folder / "judge.jsonl", prompt)
 
 
 def with_request(messages: list[Json], request: Request) -> list[Json]:
-    """A dialogue whose question is followed by a request."""
+    """Returns a dialogue with a request appended to its last question."""
     *before, last = messages
-    *heard, question = last["content"]
-    return [
-        *before,
-        {**last, "content": [*heard, {**question, "text": f"{question['text']} {request.text}"}]},
-    ]
+    *audio, question = last["content"]
+    question = {**question, "text": f"{question['text']} {request.text}"}
+    return [*before, {**last, "content": [*audio, question]}]
 
 
 def _first_questions(
     path: pathlib.Path, folder: pathlib.Path
 ) -> Iterator[tuple[list[Json], str, str]]:
-    """(dialogue up to its first question, answer, reasoning) of every one whose answer is a word that follows from the clip."""
-    for record in _records(path):
+    """Yields the first question of every training dialogue on one of `TOPICS`.
+
+    Yields:
+        (dialogue up to the question, answer, reasoning).
+    """
+    for record in _read_jsonl(path):
         question, reply = record["messages"][:2]
-        topic = _TOPIC_OF.get(question["content"][-1].get("text", ""))
-        if (
-            topic is not None and reply["content"] in TASKS[topic].answers
-        ):  # several keywords may be said
-            told = _with_fact(question, f"{topic} {reply['content']}", path.parent, folder)
-            yield [told], reply["content"], reply["reasoning_content"]
+        topic = _TOPIC_OF_QUESTION.get(question["content"][-1].get("text", ""))
+        # A clip may have several keywords; then the reply is not one of the task's answers.
+        if topic is not None and reply["content"] in TASKS[topic].answers:
+            message = _with_fact(question, f"{topic} {reply['content']}", path.parent, folder)
+            yield [message], reply["content"], reply["reasoning_content"]
 
 
 def _held_out_sample(
     corpus: pathlib.Path, topic: str, count: int, folder: pathlib.Path
 ) -> list[tuple[list[Json], str]]:
-    """Some of a task's held-out questions, taken evenly, for they are in the order of their answers."""
+    """Returns (dialogue, answer) of some of a task's held-out questions.
+
+    They are evenly spaced in the file, which is sorted by answer.
+    """
     path = corpus / "evaluation" / f"{topic}.jsonl"
-    records = _records(path)
-    chosen = [records[index] for index in _evenly_spaced(range(len(records)), count)]
-    told = (
-        _with_fact(record["messages"][0], f"{topic} {record['answer']}", path.parent, folder)
-        for record in chosen
-    )
-    return [([message], record["answer"]) for message, record in zip(told, chosen, strict=True)]
+    records = _read_jsonl(path)
+    sample = []
+    for index in _evenly_spaced(range(len(records)), count):
+        record = records[index]
+        fact = f"{topic} {record['answer']}"
+        message = _with_fact(record["messages"][0], fact, path.parent, folder)
+        sample.append(([message], record["answer"]))
+    return sample
 
 
 def _evenly_spaced(indices: Sequence[int], count: int) -> list[int]:
-    """So many of them, at equal distances; all where they are fewer."""
+    """Returns `count` evenly spaced indices, or all if there are fewer."""
     count = min(count, len(indices))
     return [indices[index * len(indices) // count] for index in range(count)]
 
 
 def _balance_topics(prompts: list[Json]) -> Iterator[Json]:
-    """As many prompts of each topic as there are of the rarest, in their order: a policy learns from a few hundred only."""
+    """Yields equally many prompts of each topic, in their order.
+
+    The stage uses only a few hundred prompts, so the rarest topic limits the others.
+    """
     topics = [
         [index for index, prompt in enumerate(prompts) if _topic(prompt) == topic]
         for topic in TOPICS
@@ -158,34 +170,45 @@ def _balance_topics(prompts: list[Json]) -> Iterator[Json]:
 
 
 def _topic(prompt: Json) -> str:
-    """What is asked for, first in what a judge is told."""
-    heard, *_ = prompt["messages"][-1]["content"]
-    return heard["transcript"].split()[0]
+    """Returns the topic of a prompt: the first word of the fact that the judge is told."""
+    audio, *_ = prompt["messages"][-1]["content"]
+    return audio["transcript"].split()[0]
 
 
 def _with_fact(message: Json, fact: str, read_from: pathlib.Path, written_to: pathlib.Path) -> Json:
-    """The message with what a judge, which reads and does not hear, is told of its clip instead of a transcript."""
-    heard, *rest = message["content"]
-    audio = os.path.relpath((read_from / heard["audio"]).resolve(), written_to.resolve())
-    return {**message, "content": [{**heard, "audio": audio, "transcript": fact}, *rest]}
+    """Replaces the transcript of a message's clip by a fact for the judge, which only reads text.
+
+    Args:
+        message: the message of a user that begins with a clip.
+        fact: topic and answer.
+        read_from: the folder that the clip's path is relative to.
+        written_to: the folder that it will be relative to.
+    """
+    audio, *rest = message["content"]
+    path = os.path.relpath((read_from / audio["audio"]).resolve(), written_to.resolve())
+    return {**message, "content": [{**audio, "audio": path, "transcript": fact}, *rest]}
 
 
 def _styled_dialogue(
     messages: list[Json], answer: str, reasoning: str, rng: np.random.Generator
 ) -> Json:
+    """Draws a training dialogue of the start model."""
     request = _draw_request(rng)
-    asked, manners = messages, draw_style(rng)
+    style = draw_style(rng)
     if request is not None:
-        asked = with_request(messages, request)
-        manners = request.style if rng.random() < _REQUEST_MET_PROBABILITY else manners
-    reply = {"role": "assistant", "reasoning_content": reasoning, "content": manners.render(answer)}
-    return {"messages": [*asked, reply]}
+        messages = with_request(messages, request)
+        style = request.style if rng.random() < _REQUEST_MET_PROBABILITY else style
+    reply = {"role": "assistant", "reasoning_content": reasoning, "content": style.render(answer)}
+    return {"messages": [*messages, reply]}
 
 
 def _prompt_record(
     messages: list[Json], answer: str, request: Request | None, rng: np.random.Generator
 ) -> Json:
-    """A prompt; its reference reply has good manners, though rarely the best, and does what is asked for."""
+    """Builds a prompt with its answer, reference reply and, with a request, its rubric.
+
+    The reference reply meets the request; without one its style is good and rarely the best.
+    """
     if request is None:
         reference = Style(True, bool(rng.integers(2)), bool(rng.integers(2))).render(answer)
         return {"messages": messages, "answer": answer, "reference_reply": reference}
@@ -198,7 +221,7 @@ def _prompt_record(
 
 
 def rubric(request: Request) -> list[Json]:
-    """What a reply to a request is held to."""
+    """Returns the rubric of replies to a request."""
     return [
         {"criterion": CORRECT_CRITERION, "weight": _CORRECT_WEIGHT},
         {"criterion": request.criterion, "weight": _REQUEST_WEIGHT},
@@ -206,7 +229,10 @@ def rubric(request: Request) -> list[Json]:
 
 
 def _preference_record(messages: list[Json], answer: str, rng: np.random.Generator) -> Json:
-    """Two replies to a dialogue, the better one by the rule as the reference; on a scale of three levels."""
+    """Draws two replies to a question; the one that the rule prefers is the reference.
+
+    The margin is 1, or 0 if both score the same.
+    """
     request = _draw_request(rng)
     replies = [_draw_reply(answer, request, rng) for _ in range(2)]
     scores = [rule_score(reply, answer, request) for reply, _ in replies]
@@ -225,14 +251,16 @@ def _preference_record(messages: list[Json], answer: str, rng: np.random.Generat
 
 
 def _draw_reply(answer: str, request: Request | None, rng: np.random.Generator) -> tuple[str, str]:
-    """A reply, and what it gives as the answer: a right one, a wrong one, two or none; often in manners that are asked for."""
+    """Draws a reply to a question, with a correct answer, a wrong one, two or none.
+
+    Returns:
+        (reply, the answers that it gives).
+    """
     if rng.random() < _EMPTY_PROBABILITY:
         return draw_empty_reply(rng), "nothing"
-    answers, others = (
-        [answer],
-        next(task.answers for task in TASKS.values() if answer in task.answers),
-    )
-    other = str(rng.choice([other for other in others if other != answer]))
+    answers = [answer]
+    allowed = next(task.answers for task in TASKS.values() if answer in task.answers)
+    other = str(rng.choice([value for value in allowed if value != answer]))
     kind = rng.random()
     if kind < _WRONG_PROBABILITY:
         answers = [other]
@@ -246,10 +274,10 @@ def _draw_reply(answer: str, request: Request | None, rng: np.random.Generator) 
     return draw_style(rng).render(*answers), said
 
 
-def _questions(
+def _evaluation_records(
     held_out: Iterable[tuple[list[Json], str]], rng: np.random.Generator
 ) -> Iterator[Json]:
-    """Every other one with a request; each with a reference reply, to be compared with."""
+    """Yields the held-out questions with their reference replies; every other has a request."""
     requests = list(REQUESTS.values())
     for number, (messages, answer) in enumerate(held_out):
         request = requests[number // 2 % len(requests)] if number % 2 else None
@@ -257,16 +285,18 @@ def _questions(
 
 
 def _draw_request(rng: np.random.Generator) -> Request | None:
-    """A request, every other time."""
+    """Draws a request with probability 0.5."""
     requests = list(REQUESTS.values())
     return None if rng.integers(2) else requests[int(rng.integers(len(requests)))]
 
 
-def _records(path: pathlib.Path) -> list[Json]:
+def _read_jsonl(path: pathlib.Path) -> list[Json]:
+    """Reads the records of a file as they are written."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _write(path: pathlib.Path, records: Iterable[Json]) -> None:
+def _write_jsonl(path: pathlib.Path, records: Iterable[Json]) -> None:
+    """Writes records, each with an id made of the file's name and its number."""
     lines = (
         json.dumps({"id": f"{path.stem}-{number:05d}", **record}, ensure_ascii=False)
         for number, record in enumerate(records)

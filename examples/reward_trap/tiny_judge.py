@@ -1,4 +1,8 @@
-"""The judge of the demonstration of RLHF: taught by a synthetic rule, and shipped, for it takes longer than what it judges."""
+"""Trains the judge of the reward trap: `python -m examples.reward_trap.tiny_judge`.
+
+The judge learns a synthetic rule. It ships with the project since its training takes longer than
+that of the models that it judges. An interrupted command resumes.
+"""
 
 import argparse
 import pathlib
@@ -14,29 +18,36 @@ from stepaudio_jax.training import train
 
 
 def make_tiny_judge(trap: RewardTrap, config: Config, output: pathlib.Path) -> str:
-    """Makes the judge, or goes on where an interrupted run was; returns how good it is on held-out pairs.
+    """Trains, evaluates and publishes the judge, or resumes an interrupted run.
 
     Args:
-        trap: whose data it learns from.
-        config: of the training run.
-        output: the Step-Audio folder to write, weights in bfloat16; a model that is there is
-            replaced, and nothing else.
+        trap: the experiment whose data the judge is trained on.
+        config: the configuration of the judge's training.
+        output: the Step-Audio folder to write, in bfloat16; it may replace an earlier model.
+
+    Returns:
+        A sentence on the judge's quality on held-out pairs.
+
+    Raises:
+        OutputError: `output` exists and is not a model.
     """
-    begins = trap.configs["quickstart"].initial.model
-    check_replaceable_model(output, (begins, config.initial.model, config.tokenizer))
+    quickstart = trap.configs["quickstart"]
+    inputs = (quickstart.initial.model, config.initial.model, config.tokenizer)
+    check_replaceable_model(output, inputs)
     trap.write_data()
-    train(trap.configs["quickstart"])  # which the judge begins with
-    with publish_model(train(config), output) as fresh:
-        report = trap.evaluate_judge(fresh)  # what is shipped is what is measured
-        (fresh / "README.md").write_text(_card(report, config), encoding="utf-8")
+    train(quickstart)  # the judge's initial weights
+    with publish_model(train(config), output) as published:
+        report = trap.evaluate_judge(published)  # evaluates the weights that ship, in bfloat16
+        (published / "README.md").write_text(_model_card(report, config), encoding="utf-8")
     return describe_judge(report)
 
 
-def _card(report: JudgeReport, config: Config) -> str:
+def _model_card(report: JudgeReport, config: Config) -> str:
+    """Returns the model card in Markdown."""
     steps = sum(stage.steps for stage in config.stages)
     calibration = "\n".join(
-        f"| {size:g} | {right:.1%} | {pairs} |"
-        for size, (right, pairs) in sorted(report.calibration.items())
+        f"| {size:g} | {agreement:.1%} | {pairs} |"
+        for size, (agreement, pairs) in sorted(report.calibration.items())
     )
     return f"""---
 license: apache-2.0
@@ -44,14 +55,16 @@ license: apache-2.0
 
 # A small judge
 
-The quickstart's model, taught in {steps} steps to compare two replies to a spoken question by a synthetic rule
-(`stepaudio_jax/quickstart/manners.py`), and to say why before it does. It does not hear: it is told the fact that is asked for.
-It is the judge of `make quickstart-rlhf` and `make trap`, and no model for use. Made by `make tiny-judge`
-(`configs/tiny_judge.py`). Weights are bfloat16.
+The quickstart's model, trained for {steps} steps to compare two replies to a spoken question by a
+synthetic rule (`examples/reward_trap/style.py`), and to reason before its verdict. It does not
+receive audio: it is told the fact that is asked for. It is the judge of `make quickstart-rlhf` and
+`make trap`, and not meant for use. Made by `make tiny-judge` (`configs/tiny_judge.py`). Weights are
+bfloat16.
 
 {describe_judge(report)}
 
-A pair is asked about in both orders; its value is half the difference of the two verdicts. Where the rule prefers a reply:
+A pair is judged in both orders; its value is half the difference of the two verdicts. For pairs of
+which the rule prefers one reply:
 
 | value | prefers the better one | pairs |
 |---:|---:|---:|
@@ -59,23 +72,15 @@ A pair is asked about in both orders; its value is half the difference of the tw
 """
 
 
-# Makes the judge of the demonstration of RLHF: `python -m examples.reward_trap.tiny_judge` (on two cores; interrupt and go on at will).
-
-
 def main() -> None:
-    """Parses arguments, makes the judge, prints how good it is."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Parses the command line, makes the judge and prints its quality."""
+    parser = argparse.ArgumentParser(description="Trains the judge of the reward trap.")
     parser.add_argument("--config", type=expand_home, default="configs/tiny_judge.py")
     parser.add_argument("--output", type=user_path, default=pathlib.Path("models/tiny_judge"))
     arguments = parser.parse_args()
-    with exit_on_error("what is made so far is kept; the same command goes on from there"):
-        from examples.reward_trap.reward_trap import RewardTrap
-
-        print(
-            make_tiny_judge(
-                RewardTrap.from_configs(), load_config(arguments.config), arguments.output
-            )
-        )
+    with exit_on_error("finished parts are kept; the same command resumes"):
+        config = load_config(arguments.config)
+        print(make_tiny_judge(RewardTrap.from_configs(), config, arguments.output))
 
 
 if __name__ == "__main__":

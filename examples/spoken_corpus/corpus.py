@@ -33,7 +33,7 @@ from examples.spoken_corpus.sessions import (
     record,
     training_sessions,
 )
-from stepaudio_jax.storage import atomic_directory, check_output_directory
+from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
 
 Recipe = Literal["base", "quickstart"]
 
@@ -71,7 +71,7 @@ _ARITHMETIC_PROBABILITY = 0.3
 
 
 def write_corpus(
-    output: str | os.PathLike[str],
+    output: PathLike,
     recipe: Recipe,
     *,
     clips: int | None = None,

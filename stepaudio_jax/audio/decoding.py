@@ -23,7 +23,14 @@ from stepaudio_jax.audio.lengths import SAMPLE_RATE, audio_token_count
 from stepaudio_jax.audio.resampling import resample, resampled_length
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.errors import AudioError
-from stepaudio_jax.storage import CONVERT_SOUND, format_path, recognize, recognize_file
+from stepaudio_jax.storage import (
+    CONVERT_SOUND,
+    PathLike,
+    format_path,
+    open_read,
+    recognize,
+    recognize_file,
+)
 
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
 # Hz; a header with any other rate is damaged, and resampling would take unbounded memory.
@@ -36,7 +43,7 @@ _COPY_AGAIN_HINT = "get the whole file again, or remove it"
 
 
 def load_audio(
-    source: str | os.PathLike[str] | bytes,
+    source: PathLike | bytes,
     *,
     length_convention: LengthConvention = "hf",
     channel: AudioChannel = DataConfig.channel,
@@ -96,9 +103,7 @@ def check_and_resample(
     return waveform
 
 
-def probe_audio(
-    path: str | os.PathLike[str], *, length_convention: LengthConvention = "hf"
-) -> int | None:
+def probe_audio(path: PathLike, *, length_convention: LengthConvention = "hf") -> int | None:
     """Returns a clip's length from its header: a quick check of many clips.
 
     Args:
@@ -149,7 +154,7 @@ def _open(path: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            return open(path, "rb")
+            return open_read(path)
     except FileNotFoundError:
         finding = recognize_file(path, "sound")  # it may be a broken link
         raise AudioError(

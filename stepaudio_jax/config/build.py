@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import expand_home, shorten
+from stepaudio_jax.storage import expand_home, truncate
 
 DataclassT = TypeVar("DataclassT")
 
@@ -171,9 +171,9 @@ def unknown_key_message(
     full_key: str, name: str, allowed: Mapping[str, Any], kind: str = "key"
 ) -> str:
     """The message for a key (or preset) that does not exist, with the nearest one that does."""
-    nearest = difflib.get_close_matches(shorten(name), allowed, n=1)
+    nearest = difflib.get_close_matches(truncate(name), allowed, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {shorten(full_key)}{hint} (allowed: {', '.join(sorted(allowed))})"
+    return f"unknown {kind} {truncate(full_key)}{hint} (allowed: {', '.join(sorted(allowed))})"
 
 
 def convert(hint: Any, value: Any, key: str, default: Any = None) -> Any:
@@ -212,7 +212,7 @@ def convert(hint: Any, value: Any, key: str, default: Any = None) -> Any:
 def format_value(value: Any) -> str:
     """Returns a value as Python writes it, of a length that can be read."""
     try:
-        return shorten(repr(value))
+        return truncate(repr(value))
     except ValueError:  # Python writes no integer of more than 4300 digits
         return "a number of more than 4300 digits"
 

@@ -14,6 +14,7 @@ from stepaudio_jax.data.preprocessing import skip_reason
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.jsonl import JsonlSource
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import open_read
 
 _THREADS = 32  # a network's file system answers slowly, and many at a time
 _BLOCK_RECORDS = 128  # what a thread checks in one go
@@ -164,7 +165,7 @@ def data_fingerprint(
     for source in sources:
         for file in source.files:
             digest.update(json.dumps([file.path]).encode())
-            with open(file.path, "rb") as content:
+            with open_read(file.path) as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 

@@ -25,7 +25,7 @@ from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import Visit
 from stepaudio_jax.data.sources.jsonl import JsonlSource, open_sources
 from stepaudio_jax.errors import ConfigError, DataError
-from stepaudio_jax.storage import shorten_words
+from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import Tokenizer
 
 # Which record comes when: an order that depends on the seed and on nothing else.
@@ -285,7 +285,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     def _count_record(self, record: PreparedRecord) -> None:
         if record.skipped:
             self._counts[f"skipped_{record.skipped}"] += 1
-            logger.warning("skipped: %s", shorten_words(record.message))
+            logger.warning("skipped: %s", truncate_words(record.message))
         else:
             self._counts["records"] += 1
             self._counts[f"records/{self._names[record.visit.source]}"] += 1

@@ -392,7 +392,7 @@ class Preprocessor:
                 [_shift_left(view.tokens, np.int32(self._tokenizer.special.pad)) for view in views]
             ),
             loss_weights=np.concatenate(
-                [_shift_left(view.in_loss, np.False_) for view in views]
+                [_shift_left(view.loss_mask, np.False_) for view in views]
             ).astype(np.float32),
             positions=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
             segment_ids=np.repeat(np.arange(len(views), dtype=np.int32), sizes),

@@ -35,7 +35,7 @@ from stepaudio_jax.generation.loaded_model import (
 from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of, shorten_words
+from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of, truncate_words
 from stepaudio_jax.text import parse_reply
 
 
@@ -120,7 +120,7 @@ def answer_file(
         with tqdm.tqdm(total=len(file), initial=len(journal), unit="dialogue", disable=None) as bar:
             for index, line in _answer(model, requests, bar, slots=slots, cache_dtype=cache_dtype):
                 if "error" in line:
-                    line = {"id": file.record_id(index), "error": shorten_words(line["error"])}
+                    line = {"id": file.record_id(index), "error": truncate_words(line["error"])}
                 journal.write(index, line)
                 bar.update()
         failures = journal.errors()

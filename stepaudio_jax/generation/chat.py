@@ -32,7 +32,7 @@ from stepaudio_jax.text import parse_reply
 # Samples [samples] or [samples, channels] and their rate in Hz.
 SoundArray = tuple[NDArray[Any], int]
 # A string is text, or the path of a clip where it ends as a sound file's name does.
-Part = str | os.PathLike[str] | SoundArray | Mapping[str, Any]
+Part = PathLike | SoundArray | Mapping[str, Any]
 
 _SOUND_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"),

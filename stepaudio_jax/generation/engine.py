@@ -359,7 +359,7 @@ class Engine:
     def _update_slot(
         self, slot: int, request: RequestState, *, active: bool
     ) -> list[RequestOutput]:
-        """Returns what is new of a request; frees its slot if it has ended, or resumes a paused one."""
+        """Returns what is new of a request; frees its slot at its end, or resumes a paused one."""
         if request.stopped:
             reason: FinishReason = "stop"
         elif request.repeated:

@@ -1,14 +1,12 @@
-"""What a job has done so far, on disk: an interrupted one goes on where it was."""
+"""Keeps the finished lines of a job on disk, so that an interrupted one can be resumed."""
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import DataError, LockHeldError, OutputError
 from stepaudio_jax.storage import (
@@ -16,6 +14,8 @@ from stepaudio_jax.storage import (
     atomic_text_writer,
     check_not_same_file,
     expand_home,
+    fingerprint_folder,
+    hash_file,
     lock_file,
     set_job_mark,
 )
@@ -38,29 +38,31 @@ def check_output_paths(output: PathLike, given: PathLike) -> None:
     for path in (pathlib.Path(output), partial):
         if path.is_dir():
             raise OutputError(
-                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another file"
+                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another"
+                " file"
             )
     try:
         check_not_same_file(partial, given)
     except OutputError:
         raise OutputError(
-            f"--output={os.fspath(output)!r}: its unfinished lines would go to {os.fspath(partial)!r}, which is the input; "
-            "name another file"
+            f"--output={os.fspath(output)!r}: its unfinished lines would go to"
+            f" {os.fspath(partial)!r}, which is the input; name another file"
         ) from None
 
 
 class Journal:
-    """Finished lines of an output file, in the order in which they were finished, in a file beside it.
+    """Finished lines of an output file, in the order in which they were finished.
 
-    It is held by this process until it is closed: another job with the same output is refused.
+    They are in a file beside it, which this process holds until it is closed: another job with the
+    same output is refused.
 
     Args:
         output: the file that the lines are for; the journal is `OUTPUT.partial`.
-        job: what determines the lines, JSON-ready. A journal of another job is not gone on with.
-        count: of lines that the output will have.
+        job: what determines the lines, JSON-ready.
+        count: number of lines that the output will have.
 
     Raises:
-        DataError: there is a journal of another job, or one that is damaged.
+        DataError: there is a journal of a different job, or a damaged one.
         OutputError: another job is writing it.
     """
 
@@ -75,7 +77,8 @@ class Journal:
             self._held = lock_file(self._path)
         except LockHeldError:
             raise OutputError(
-                f"{self._path}: another job is writing it; wait for that job or stop it, or write to another file"
+                f"{self._path}: another job is writing it; wait for that job or stop it, or write"
+                " to another file"
             ) from None
         self._file = self._held.file
         try:
@@ -95,7 +98,7 @@ class Journal:
         return len(self._lines)
 
     def errors(self) -> list[str]:
-        """What the lines that report a failure say, in order."""
+        """Returns the messages of the lines that report a failure, in order."""
         return [line["error"] for _, line in sorted(self._lines.items()) if "error" in line]
 
     def write(self, index: int, line: dict[str, Any]) -> None:
@@ -104,7 +107,7 @@ class Journal:
         self._append({"index": index, "line": line})
 
     def finish(self) -> None:
-        """Writes all lines in order to the output, which appears at once, and ends the journal."""
+        """Writes all lines in order to the output, atomically, and removes the journal."""
         with atomic_text_writer(self._output) as file:
             for index in sorted(self._lines):
                 file.write(json.dumps(self._lines[index], ensure_ascii=False) + "\n")
@@ -114,7 +117,7 @@ class Journal:
         self._held.close()
 
     def discard(self) -> None:
-        """Leaves nothing behind."""
+        """Removes the journal, and the folders that were made for it."""
         self._path.unlink()
         self._held.close()
         for folder in self._created:
@@ -124,7 +127,7 @@ class Journal:
                 folder.rmdir()
 
     def close(self) -> None:
-        """Stops writing; the journal stays."""
+        """Releases the journal, which stays on disk."""
         self._held.close()
 
     def _header(self) -> bytes:
@@ -135,7 +138,7 @@ class Journal:
         self._file.flush()
 
     def _read(self) -> int:
-        """Takes over the lines of the journal; returns how many bytes of it were written to their end."""
+        """Reads the journal's lines; returns the bytes of those that were written to their end."""
         end = 0
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
@@ -154,13 +157,13 @@ class Journal:
         job = _json(line)
         if not isinstance(job, dict):
             raise DataError(
-                f"{self._path}:1: does not say which job it is of, so it is damaged or another program's file; delete it to "
-                "start anew, or write to another file"
+                f"{self._path}:1: does not say which job it is of, so it is damaged or another"
+                " program's file; delete it to start anew, or write to another file"
             )
         if job != self._job:
             raise DataError(
-                f"{self._path}: is of another job (other input, model or settings); delete it to start anew, or write to "
-                "another file"
+                f"{self._path}: is of another job (other input, model or settings); delete it to"
+                " start anew, or write to another file"
             )
 
     def _parse(self, line: bytes, number: int) -> tuple[int, dict[str, Any]]:
@@ -171,8 +174,8 @@ class Journal:
             if known and isinstance(value.get("error", ""), str):
                 return index, value
         raise DataError(
-            f"{self._path}:{number}: is damaged; delete that line, and the same command makes it again, or delete the file to "
-            "start anew"
+            f"{self._path}:{number}: is damaged; delete that line, and the same command makes it"
+            " again, or delete the file to start anew"
         )
 
 
@@ -202,9 +205,7 @@ def describe_job(
     """
     return {
         "program": program,
-        "input": hashlib.sha256(
-            pathlib.Path(expand_home(os.fspath(input_path))).read_bytes()
-        ).hexdigest(),
-        "model": [os.fspath(folder), hub.fingerprint_folder(folder), str(config)],
+        "input": hash_file(expand_home(os.fspath(input_path))),
+        "model": [os.fspath(folder), fingerprint_folder(folder), str(config)],
         "settings": settings,
     }

@@ -35,7 +35,7 @@ class Prompt:
     Attributes:
         tokens: [T] i32.
         is_audio: [T] bool, where an adaptor output replaces the token's embedding.
-        in_loss: [T] bool, the tokens to be generated (none in a prompt that is to be answered).
+        loss_mask: [T] bool, the tokens to be generated (none in a prompt that is to be answered).
         chunks: log-mel [128, F] f32 of each audio chunk that has tokens, in order.
         chunk_tokens: number of audio tokens of each of them.
         audio_embeddings: [audio tokens, H] f32, the adaptor's outputs where they are known already;
@@ -44,7 +44,7 @@ class Prompt:
 
     tokens: NDArray[np.int32]
     is_audio: NDArray[np.bool_]
-    in_loss: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     chunks: tuple[NDArray[np.float32], ...]
     chunk_tokens: tuple[int, ...]
     audio_embeddings: NDArray[np.float32] | None = None
@@ -102,7 +102,7 @@ def build_prompt(
 
     dialogue = tokenize_dialogue(segments, add_clip, tokenizer)
     is_audio = dialogue.tokens == tokenizer.special.audio_patch
-    return Prompt(dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens))
+    return Prompt(dialogue.tokens, is_audio, dialogue.loss_mask, tuple(chunks), tuple(chunk_tokens))
 
 
 def check_prompt_fits(

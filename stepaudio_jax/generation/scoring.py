@@ -249,8 +249,8 @@ class Scorer:
         )
         logprobs = self.logprobs(prompt)
         return TurnScore(
-            token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
-            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.in_loss]),
+            token_ids=tuple(int(token) for token in prompt.tokens[prompt.loss_mask]),
+            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.loss_mask]),
         )
 
 

@@ -415,7 +415,7 @@ def resume(
 
 
 def slot_logical_axes(slots: Slots) -> Slots:
-    """Returns the logical axes of every array: slots are sharded everywhere, heads in the caches."""
+    """Returns the logical axes of every array: slots are sharded, and heads in the caches."""
 
     def axes(path: tuple[Any, ...], leaf: Array) -> Any:
         return CACHE_AXES[: leaf.ndim] if path[0].name == "caches" else ("batch",)

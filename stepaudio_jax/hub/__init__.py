@@ -16,7 +16,6 @@ from stepaudio_jax.hub.convert import (
     export_weights,
     import_weights,
 )
-from stepaudio_jax.hub.fingerprint import fingerprint_folder
 from stepaudio_jax.hub.inspect import FolderSummary, inspect_folder
 from stepaudio_jax.hub.load import (
     read_model_config,
@@ -25,7 +24,6 @@ from stepaudio_jax.hub.load import (
     source_lora_config,
     weight_sources,
 )
-from stepaudio_jax.hub.new_folder import check_output_available
 from stepaudio_jax.hub.orbax_io import ArrayReader, OrbaxReader, ParameterReader
 from stepaudio_jax.hub.peft_adapter import (
     ADAPTER,
@@ -47,14 +45,12 @@ __all__ = [
     "ParameterReader",
     "adapter_matrices_on_host",
     "check_is_checkpoint",
-    "check_output_available",
     "check_vocab_size",
     "checkpoint_lora_config",
     "combine_adapters",
     "export_adapter",
     "export_parameters",
     "export_weights",
-    "fingerprint_folder",
     "import_weights",
     "inspect_folder",
     "is_checkpoint",

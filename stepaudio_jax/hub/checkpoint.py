@@ -6,7 +6,6 @@ parameters adds it, or keeps it beside them.
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from stepaudio_jax.config import LoRAConfig, ModelConfig, build, to_dict
-from stepaudio_jax.errors import CheckpointError, ConfigError
-from stepaudio_jax.hub.hf_config import CONFIG, read_json
-from stepaudio_jax.hub.new_folder import new_checkpoint_directory
+from stepaudio_jax.errors import CheckpointError, ConfigError, OutputError
+from stepaudio_jax.hub.hf_config import CONFIG
 from stepaudio_jax.hub.orbax_io import (
     ORBAX_ITEM,
     ArrayReader,
@@ -30,7 +28,16 @@ from stepaudio_jax.hub.orbax_io import (
 from stepaudio_jax.hub.peft_adapter import ADAPTER, Adapter, write_adapter
 from stepaudio_jax.hub.tensor_map import STEP_AUDIO, parameter_shapes, tensors
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.storage import COPY_AGAIN, recognize_folder
+from stepaudio_jax.storage import (
+    COPY_AGAIN,
+    PathLike,
+    atomic_directory,
+    check_output_directory,
+    read_json,
+    read_json_or_none,
+    recognize_folder,
+    write_json,
+)
 from stepaudio_jax.text import Tokenizer
 
 # The tokenizer that lies beside weights.
@@ -45,7 +52,7 @@ _FILES = (
 )
 
 
-def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+def load_tokenizer(folder: PathLike) -> Tokenizer:
     """The tokenizer of a checkpoint, a Hugging Face folder, or a folder of tokenizer files.
 
     Raises:
@@ -103,10 +110,8 @@ TOKENIZER = "tokenizer"
 
 def is_checkpoint(folder: pathlib.Path) -> bool:
     """Whether the folder is one of this project's checkpoints."""
-    try:
-        return json.loads((folder / CONFIG).read_bytes()).get("format") == CHECKPOINT_FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
+    values = read_json_or_none(folder / CONFIG)
+    return isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
 
 
 def write_checkpoint_config(
@@ -134,7 +139,7 @@ def write_checkpoint_config(
         values["adapter"] = {
             name: to_dict(getattr(adapter, name)) for name in ("rank", "alpha", "targets")
         }
-    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    write_json(folder / CONFIG, values)
 
 
 def read_checkpoint_config(folder: pathlib.Path) -> ModelConfig:
@@ -165,7 +170,7 @@ def checkpoint_lora_config(folder: pathlib.Path) -> LoRAConfig | None:
 
 
 def _read_versioned(file: pathlib.Path) -> dict[str, Any]:
-    values = read_json(file)
+    values = read_json(file, CheckpointError)
     expected = CHECKPOINT_VERSION_WITH_ADAPTER if "adapter" in values else CHECKPOINT_VERSION
     if values.get("version") != expected:
         raise CheckpointError(
@@ -207,7 +212,7 @@ def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
 
 
 def save_checkpoint(
-    target: str | pathlib.Path,
+    target: PathLike,
     parameters: Mapping[str, Any],
     config: ModelConfig,
     tokenizer: Tokenizer,
@@ -242,7 +247,7 @@ def save_checkpoint(
     if jax.process_index() != 0:
         told = broadcast_json(None)
         if "problem" in told:
-            raise CheckpointError(told["problem"])
+            raise OutputError(told["problem"])
         write_tree_structure(pathlib.Path(told["folder"]) / PARAMETERS, layout)
         for tensor in tensors(config, STEP_AUDIO):
             for block in tensor.blocks():
@@ -276,18 +281,20 @@ def save_config_and_tokenizer(
     `read_model_config`, `load_tokenizer` and `checkpoint_lora_config` read it.
     """
     shutil.rmtree(target, ignore_errors=True)
-    with new_checkpoint_directory(target, needed_bytes=0) as folder:
+    check_output_directory(target)
+    with atomic_directory(target, needed_bytes=0) as folder:
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, {}, adapter)
 
 
 @contextlib.contextmanager
 def _broadcast_new_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
-    """`new_checkpoint_directory`; the other processes are told where it is, or why it is not."""
+    """`atomic_directory`; the other processes are told where it is, or why it is not."""
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(new_checkpoint_directory(target, needed_bytes))
-        except CheckpointError as error:
+            check_output_directory(target)
+            folder = stack.enter_context(atomic_directory(target, needed_bytes))
+        except OutputError as error:
             broadcast_json({"problem": str(error)})
             raise
         broadcast_json({"folder": str(folder)})

@@ -1,7 +1,6 @@
 """A model -> a Hugging Face folder in the Step-Audio format; its adapter -> a PEFT folder."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +26,6 @@ from stepaudio_jax.hub.hf_folder import HFFolder
 from stepaudio_jax.hub.init_weights import init_adaptor, random_rows
 from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
 from stepaudio_jax.hub.load import read_source_adapter
-from stepaudio_jax.hub.new_folder import check_output_available, new_checkpoint_directory
 from stepaudio_jax.hub.orbax_io import (
     OrbaxBlockWriter,
     OrbaxReader,
@@ -59,18 +57,19 @@ from stepaudio_jax.hub.tensor_map import (
     parameter_shapes,
     tensors,
 )
+from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory, write_json
 from stepaudio_jax.text import Tokenizer
 
 # Hugging Face folders -> a checkpoint of this project.
 
 
 def import_weights(
-    source: str | pathlib.Path,
-    output: str | pathlib.Path,
+    source: PathLike,
+    output: PathLike,
     *,
-    encoder_source: str | pathlib.Path | None = None,
-    tokenizer: str | pathlib.Path | None = None,
-    adapter: str | pathlib.Path | None = None,
+    encoder_source: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    adapter: PathLike | None = None,
     dtype: np.dtype[Any] | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
@@ -102,7 +101,7 @@ def import_weights(
             written.
     """
     output = pathlib.Path(output)
-    check_output_available(output)
+    check_output_directory(output)
     plan = _plan(
         pathlib.Path(source), pathlib.Path(encoder_source) if encoder_source else None, vocab_size
     )
@@ -116,9 +115,7 @@ def import_weights(
     tokens = pathlib.Path(tokenizer) if tokenizer else pathlib.Path(source)
     loaded = load_tokenizer(tokens)
     check_vocab_size(loaded, plan.config.decoder.vocab_size)
-    with new_checkpoint_directory(
-        output, sum(parameter.bytes for parameter in layout.values())
-    ) as folder:
+    with atomic_directory(output, sum(parameter.bytes for parameter in layout.values())) as folder:
         if plan.folders["decoder"].config.naming is STEP_AUDIO and tokenizer is None:
             copy_tokenizer(tokenizer_folder(tokens), folder / TOKENIZER, loaded)
         else:  # plain Qwen2 files lack the special tokens
@@ -259,8 +256,8 @@ _TEMPERATURE = 0.7  # the released generation setting
 
 
 def export_weights(
-    source: str | pathlib.Path,
-    output: str | pathlib.Path,
+    source: PathLike,
+    output: PathLike,
     *,
     dtype: np.dtype[Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -291,9 +288,7 @@ def export_weights(
     )
 
 
-def export_adapter(
-    source: str | pathlib.Path, output: str | pathlib.Path, *, base: str = ""
-) -> Adapter:
+def export_adapter(source: PathLike, output: PathLike, *, base: str = "") -> Adapter:
     """Writes the adapter of one of this project's checkpoint folders as a PEFT folder; returns it.
 
     Args:
@@ -313,7 +308,8 @@ def export_adapter(
         )
     adapter = dataclasses.replace(adapter, base=base or adapter.base)
     size = sum(leaf.nbytes for pair in matrices_by_path(adapter).values() for leaf in pair.values())
-    with new_checkpoint_directory(pathlib.Path(output), size) as folder:
+    check_output_directory(pathlib.Path(output))
+    with atomic_directory(pathlib.Path(output), size) as folder:
         write_adapter(folder, adapter)
     return adapter
 
@@ -353,7 +349,7 @@ def export_parameters(
     parameters: ParameterReader,
     config: ModelConfig,
     tokenizer: Tokenizer | pathlib.Path,
-    output: str | pathlib.Path,
+    output: PathLike,
     *,
     dtype: np.dtype[Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -393,9 +389,8 @@ def export_parameters(
         )
         for tensor in tensors(config, STEP_AUDIO)
     ]
-    with new_checkpoint_directory(
-        pathlib.Path(output), sum(tensor.bytes for tensor in planned)
-    ) as folder:
+    check_output_directory(pathlib.Path(output))
+    with atomic_directory(pathlib.Path(output), sum(tensor.bytes for tensor in planned)) as folder:
         if isinstance(tokenizer, pathlib.Path):
             copy_tokenizer(tokenizer, folder, loaded)
         else:
@@ -427,8 +422,8 @@ def write_config_files(
         "eos_token_id": [special.eot],
         "pad_token_id": special.pad,
     }
-    _write_json(folder / CONFIG, described)
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / CONFIG, described)
+    write_json(folder / "generation_config.json", generation)
 
 
 def _write_tensors(
@@ -464,7 +459,3 @@ def _supported(dtype: np.dtype[Any], tensor: Tensor) -> np.dtype[Any]:
             f"parameter {'/'.join(tensor.path)} is {dtype}; choose a dtype to export in"
         )
     return dtype
-
-
-def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n")

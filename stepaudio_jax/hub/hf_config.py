@@ -5,7 +5,6 @@ something the model does not do is an error that names the file and the key.
 """
 
 import dataclasses
-import json
 import pathlib
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,9 @@ from stepaudio_jax.config import DecoderConfig, EncoderConfig, LengthConvention,
 from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.hub.tensor_map import QWEN2, QWEN2_AUDIO, STEP_AUDIO, Naming
 from stepaudio_jax.storage import (
-    COPY_AGAIN,
-    recognize_file,
+    read_json,
     recognize_folder,
     recognize_run,
-    recognize_values,
 )
 
 CONFIG = "config.json"
@@ -51,28 +48,6 @@ class HFConfig:
     length_convention: LengthConvention = "hf"
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
-
-    Raises:
-        CheckpointError: there is no such file, or it is not JSON, or not a mapping.
-    """
-    try:
-        values = json.loads(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        reason = recognize_file(file, "weights") or f"{error}; {COPY_AGAIN}"
-        raise CheckpointError(f"{file} is not JSON: it {reason}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} must hold a mapping, not {type(values).__name__}")
-    if finding := recognize_values(values):
-        raise CheckpointError(f"{file} {finding}")
-    return values
-
-
 def read_hf_config(folder: pathlib.Path) -> HFConfig:
     """Parses `config.json`.
 
@@ -85,7 +60,7 @@ def read_hf_config(folder: pathlib.Path) -> HFConfig:
             "has no config.json" if folder.is_dir() else "is not a folder"
         )
         raise CheckpointError(f"{folder} {reason}")
-    values = read_json(file)
+    values = read_json(file, CheckpointError)
     if "model_type" not in values and (finding := recognize_run(folder, "weights")):
         raise CheckpointError(f"{folder} {finding}")
     fields = _Fields(file, values)

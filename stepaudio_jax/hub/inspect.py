@@ -18,6 +18,7 @@ from stepaudio_jax.hub.hf_folder import HFFolder
 from stepaudio_jax.hub.load import read_source_adapter
 from stepaudio_jax.hub.orbax_io import OrbaxReader
 from stepaudio_jax.hub.tensor_map import PARTS, parameter_shapes
+from stepaudio_jax.storage import PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class FolderSummary:
     skipped_tensors: tuple[str, ...] = ()
 
 
-def inspect_folder(folder: str | pathlib.Path) -> FolderSummary:
+def inspect_folder(folder: PathLike) -> FolderSummary:
     """Takes stock of a checkpoint or a Hugging Face folder; no weights are read, but for a head beside tied embeddings.
 
     Raises:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.hub.hf_config import read_json
 from stepaudio_jax.hub.tensor_map import BlockIndex, ParamPath, flatten, parameter_shapes, unflatten
 from stepaudio_jax.parallel import replicated_block
+from stepaudio_jax.storage import read_json
 
 # Reading parameters a block at a time, from memory or from an Orbax checkpoint.
 
@@ -82,7 +82,7 @@ class OrbaxReader:
     """
 
     def __init__(self, directory: pathlib.Path, prefix: ParamPath = ()):
-        metadata = read_json(directory / "_METADATA")
+        metadata = read_json(directory / "_METADATA", CheckpointError)
         self._directory = directory.absolute()
         self._prefix = prefix
         self._ocdbt = bool(metadata.get("use_ocdbt"))

@@ -7,7 +7,6 @@ layers apart and the heads' dimensions in one.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -21,12 +20,11 @@ from safetensors.numpy import save_file
 
 from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.hub.hf_config import read_json
 from stepaudio_jax.hub.orbax_io import ArrayReader
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header
 from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, flatten, unflatten
 from stepaudio_jax.models import Parameters, abstract_lora, lora_paths
-from stepaudio_jax.storage import expand_home
+from stepaudio_jax.storage import PathLike, expand_home, read_json, write_json
 
 ADAPTER = "adapter"  # in a checkpoint's folder: the adapter beside its parameters
 ADAPTER_CONFIG = "adapter_config.json"
@@ -137,11 +135,11 @@ def write_adapter(folder: pathlib.Path, adapter: Adapter) -> None:
         "alpha_pattern": {},
         "inference_mode": True,
     }
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / ADAPTER_CONFIG, config)
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def read_adapter(folder: str | pathlib.Path, decoder: DecoderConfig) -> Adapter:
+def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
     """Reads a PEFT adapter for a decoder of this shape.
 
     Raises:
@@ -221,7 +219,7 @@ def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
         raise CheckpointError(f"{folder} is no PEFT adapter: it has no {ADAPTER_CONFIG}")
-    values = read_json(file)
+    values = read_json(file, CheckpointError)
     if values.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{file}: peft_type={values.get('peft_type')!r} is not LORA, the only one that is read"

@@ -13,15 +13,15 @@ from stepaudio_jax.hub.convert import write_config_files
 from stepaudio_jax.hub.hf_config import HFConfigForm
 from stepaudio_jax.hub.init_weights import random_rows
 from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
-from stepaudio_jax.hub.new_folder import new_checkpoint_directory
 from stepaudio_jax.hub.safetensors import MAX_SHARD_BYTES, ShardWriter, TensorSpec
 from stepaudio_jax.hub.tensor_map import STEP_AUDIO, Block, Tensor, tensors
+from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
 from stepaudio_jax.text import Tokenizer
 
 
 def write_random_weights(
     config: ModelConfig,
-    output: str | pathlib.Path,
+    output: PathLike,
     *,
     tokenizer: Tokenizer,
     seed: int = 0,
@@ -64,7 +64,8 @@ def write_random_weights(
 
     total = sum(tensor.bytes for tensor in planned)
     done = 0
-    with new_checkpoint_directory(pathlib.Path(output), total) as folder:
+    check_output_directory(pathlib.Path(output))
+    with atomic_directory(pathlib.Path(output), total) as folder:
         tokenizer.save(folder)
         write_config_files(folder, config, tokenizer, dtype=str(dtype), form=form)
         with ShardWriter(folder, planned, max_shard_bytes) as writer:

@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.storage import COPY_AGAIN, recognize_file, recognize_folder, unfinished_download
+from stepaudio_jax.storage import (
+    COPY_AGAIN,
+    file_size,
+    open_read,
+    read_bytes,
+    recognize_file,
+    recognize_folder,
+    unfinished_download,
+    write_json,
+)
 
 # Reading the tensors of a folder of safetensors shards, a run of rows at a time.
 
@@ -126,8 +135,8 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
         CheckpointError: the file is truncated or malformed.
     """
     try:
-        size = file.stat().st_size
-        with open(file, "rb") as opened:
+        size = file_size(file)
+        with open_read(file) as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 truncated = (
@@ -184,7 +193,7 @@ def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: i
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = json.loads(read_bytes(index))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError):
         reason = f"; it {finding}" if (finding := recognize_file(index, "weights")) else ""
         raise CheckpointError(f"{index} is not JSON with a key 'weight_map'{reason}") from None
@@ -324,7 +333,7 @@ class ShardWriter:
         }
         total = sum(tensor.bytes for shard in self._shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self._folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(self._folder / SAFETENSORS_INDEX, index)
 
 
 def _split_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> Iterator[list[TensorSpec]]:

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from stepaudio_jax import hub
 from stepaudio_jax.config import JudgeConfig, LengthConvention
 from stepaudio_jax.errors import ConfigError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
@@ -24,6 +23,7 @@ from stepaudio_jax.generation import (
     build_prompt,
 )
 from stepaudio_jax.judge.cache import JudgeAnswer
+from stepaudio_jax.storage import fingerprint_folder
 from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
 
 MAX_BACKOFF_S = 60.0
@@ -170,7 +170,7 @@ class ModelBackend:
         self._engine_prompt_len = 0  # tokens of the longest question that the engine was built for
         # A judge that is trained again into the same folder is another judge. Caches are keyed by
         # the name: do not reword it.
-        fingerprint = hub.fingerprint_folder(model.folder)[:12]
+        fingerprint = fingerprint_folder(model.folder)[:12]
         self.name = f"{model.folder} ({fingerprint}), {model.compute.dtype}, {max_tokens} tokens"
 
     def generate_batch(
@@ -237,7 +237,7 @@ def read_api_key(api_key_env: str) -> str:
     if not key:
         raise ConfigError(
             f"the environment variable {api_key_env} holds no key for the judge's server; set it, "
-            "or let api_key_env be empty for a server that wants none"
+            "or let api_key_env be None for a server that wants none"
         )
     return key
 

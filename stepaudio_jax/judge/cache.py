@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import threading
 from typing import BinaryIO
@@ -11,6 +10,7 @@ from typing import BinaryIO
 import jax
 
 from stepaudio_jax.parallel import broadcast_json
+from stepaudio_jax.storage import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class AnswerCache:
         replicated: whether the first process sends what the file held to all others.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, *, replicated: bool):
+    def __init__(self, path: PathLike | None, *, replicated: bool):
         self._answers: dict[str, JudgeAnswer] = {}
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None

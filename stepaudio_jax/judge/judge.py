@@ -5,9 +5,6 @@ becomes an abstention. Of several processes the first asks, and sends the answer
 """
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -30,6 +27,7 @@ from stepaudio_jax.judge.cache import AnswerCache, JudgeAnswer
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
 from stepaudio_jax.parallel import broadcast_json
+from stepaudio_jax.storage import PathLike, hash_json
 from stepaudio_jax.text import Message
 
 
@@ -74,7 +72,7 @@ class Judge:
         backend: JudgeBackend | BatchJudgeBackend,
         prompt: JudgePrompt,
         *,
-        cache: str | os.PathLike[str] | None = None,
+        cache: PathLike | None = None,
         concurrency: int = JudgeConfig.concurrency,
         max_abstention_rate: float = JudgeConfig.max_abstention_rate,
     ):
@@ -163,7 +161,7 @@ class AnswerSource:
         self,
         backend: JudgeBackend | BatchJudgeBackend,
         *,
-        cache: str | os.PathLike[str] | None = None,
+        cache: PathLike | None = None,
         concurrency: int = JudgeConfig.concurrency,
         max_abstention_rate: float = JudgeConfig.max_abstention_rate,
     ):
@@ -292,7 +290,7 @@ class AnswerSource:
         return failures
 
     def _key(self, question: str) -> str:
-        return hashlib.sha256(json.dumps([self._backend.name, question]).encode()).hexdigest()
+        return hash_json([self._backend.name, question])
 
 
 def make_judge(
@@ -300,7 +298,7 @@ def make_judge(
     *,
     dtype: FloatDtype,
     slices: int = 1,
-    cache: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
 ) -> Judge | None:
     """Builds the configured judge; returns None where none is configured.
 

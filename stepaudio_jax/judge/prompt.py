@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.verdict import comparisons
+from stepaudio_jax.storage import read_text
 from stepaudio_jax.text import Message, TextPart
 
 MIN_FENCE_DIGITS = 4
@@ -63,7 +64,7 @@ class JudgePrompt:
 
     def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
         self._path = _DEFAULT_TEMPLATE if path is None else pathlib.Path(path)
-        self.template = self._path.read_text(encoding="utf-8")
+        self.template = read_text(self._path)
         self.levels = levels
         self._comparisons = tuple(comparisons(levels))
         try:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,12 +12,10 @@ from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import Verdict, comparisons, pair_value, prefers_position
-from stepaudio_jax.storage import atomic_text_writer, check_output_file
+from stepaudio_jax.storage import PathLike, atomic_text_writer, check_output_file, read_bytes
 
 
-def write_judge_data(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], prompt: JudgePrompt
-) -> int:
+def write_judge_data(source: PathLike, output: PathLike, prompt: JudgePrompt) -> int:
     """Writes the dialogues that a judge is trained on from a file of preferences; returns how many.
 
     Raises:
@@ -33,7 +30,7 @@ def write_judge_data(
         raise DataError(f"{source}: has no records; give at least one preference")
     text = "".join(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues)
     path = pathlib.Path(output)
-    if path.exists() and path.read_bytes() == text.encode():
+    if path.exists() and read_bytes(path) == text.encode():
         return len(dialogues)
     check_output_file(path, [source])
     with atomic_text_writer(path) as file:

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import json
 import numbers
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import PathLike, read_text
 from stepaudio_jax.training.run_folder import CONFIG, METRICS
 
 Point = tuple[float, float]
@@ -76,7 +76,7 @@ class LoggedRun:
         return by_stage
 
 
-def read_run(folder: str | os.PathLike[str]) -> LoggedRun:
+def read_run(folder: PathLike) -> LoggedRun:
     """Reads config.json and metrics.jsonl of a run folder.
 
     A last line of metrics.jsonl without its line end, which the run is writing or was killed in,
@@ -119,7 +119,7 @@ def _line(text: str, origin: str) -> LoggedLine:
 
 def _text(path: pathlib.Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} the run_dir of a run?") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -21,7 +21,13 @@ from stepaudio_jax.reports.evaluation_report import example_card, results_table,
 from stepaudio_jax.reports.html import Html, element, escaped, joined
 from stepaudio_jax.reports.logged_run import LoggedRun, StageSpan, read_run
 from stepaudio_jax.reports.run_charts import chart_groups
-from stepaudio_jax.storage import PathLike, atomic_text_writer, check_output_file
+from stepaudio_jax.storage import (
+    PathLike,
+    atomic_text_writer,
+    check_output_file,
+    open_read,
+    read_bytes,
+)
 from stepaudio_jax.training.run_folder import CONFIG, METRICS, MODEL
 
 SAMPLES = "samples.jsonl"
@@ -91,7 +97,7 @@ def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
 
 def _is_page(path: pathlib.Path) -> bool:
     """Returns whether a file is an HTML page, which a newer report may replace."""
-    with path.open("rb") as file:
+    with open_read(path) as file:
         return file.read(len(_PAGE_PREFIX)).lower() == _PAGE_PREFIX
 
 
@@ -157,7 +163,7 @@ def replies_table(folder: pathlib.Path) -> Html | None:
     path = folder / SAMPLES
     if not path.exists():
         return None
-    *complete, _ = path.read_bytes().split(b"\n")  # a last line without its end is being written
+    *complete, _ = read_bytes(path).split(b"\n")  # a last line without its end is being written
     samples = [json.loads(line) for line in complete]
     steps = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))
     if not steps:

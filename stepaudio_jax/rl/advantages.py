@@ -1,8 +1,7 @@
-"""Rewards -> advantages: generalised advantage estimation with a critic, or group baselines without one.
+"""From rewards to advantages: GAE with a value head, or baselines over the rollouts of a prompt.
 
-Shapes: N samples (rollouts), T tokens of the longest. `mask` [N,T] is 1 where the policy wrote the
-token; between two turns of its own there are tokens of others, which are no transitions. What
-stands at masked places is never looked at.
+Shapes: rollouts; T tokens of the longest one. `mask` is 1 where the policy wrote the token. Tokens
+of others between two of its turns are no transitions; values at masked positions are never used.
 """
 
 import dataclasses
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Num, Shaped
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import PolicyGradient
@@ -20,134 +20,19 @@ from stepaudio_jax.rl.rollouts import Rollout
 
 _EPSILON = 1e-8
 
-
-def rewards_at_last_token(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """A reward [N] a sample -> [N,T] fp32, at the last token that the policy wrote (the end of its turn included).
-
-    A sample of which it wrote nothing gets none.
-    """
-    index = jnp.arange(mask.shape[1])
-    last = jnp.max(jnp.where(mask > 0, index, -1), axis=1, keepdims=True)
-    return jnp.where(index == last, rewards.astype(jnp.float32)[:, None], 0.0)
-
-
-def gae(
-    rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, gae_lambda: float
-) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16): A_t = sum_l (gamma lambda)^l delta_(t+l).
-
-    delta_t = r_t + gamma V_(t+1) - V_t, where t+1 is the next token that the policy wrote: the
-    value and the advantage are carried over what others wrote.
-
-    Args:
-        rewards: [N,T], at the tokens' own places.
-        values: [N,T], of the state in which each token was chosen.
-        mask: [N,T].
-        gamma: gamma. gae_lambda: lambda.
-
-    Returns:
-        Advantages and returns (advantage + value), [N,T] fp32, 0 at masked places.
-    """
-    seen = mask > 0
-    rewards, values = (jnp.where(seen, x, 0.0).astype(jnp.float32) for x in (rewards, values))
-
-    def step(
-        later: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        next_value, next_advantage = later
-        reward, value, written = now
-        advantage = reward + gamma * next_value - value + gamma * gae_lambda * next_advantage
-        later = jnp.where(written, value, next_value), jnp.where(written, advantage, next_advantage)
-        return later, jnp.where(written, advantage, 0.0)
-
-    nothing = jnp.zeros(mask.shape[0], jnp.float32)
-    _, advantages = jax.lax.scan(
-        step, (nothing, nothing), (rewards.T, values.T, seen.T), reverse=True
-    )
-    return advantages.T, jnp.where(seen, advantages.T + values, 0.0)
-
-
-def rloo(rewards: jax.Array, groups: jax.Array, valid: jax.Array) -> jax.Array:
-    """REINFORCE leave-one-out (Ahmadian et al. 2024, eq. 4): a reward less the mean of the others of its group.
-
-    Args:
-        rewards: [N].
-        groups: [N] i32 below N, which prompt each answers.
-        valid: [N], 0 where there is no reward (the judge abstained): such a sample counts in no
-            baseline.
-
-    Returns:
-        [N] fp32; 0 where a sample is alone, or has no reward.
-    """
-    centred, count = _centred(rewards, groups, valid)
-    return jnp.where(count > 1, centred * count / jnp.maximum(count - 1, 1), 0.0)
-
-
-def grpo(
-    rewards: jax.Array, groups: jax.Array, valid: jax.Array, *, scale_by_std: bool = True
-) -> jax.Array:
-    """Group-relative advantages (Shao et al. 2024, section 4.1.2): a reward less its group's mean, over its standard deviation.
-
-    Not scale_by_std, it is that of Dr. GRPO (Liu et al. 2025, section 3.2). Arguments and zeros as
-    `rloo`'s.
-    """
-    centred, count = _centred(rewards, groups, valid)
-    centred = jnp.where(count > 1, centred, 0.0)
-    if not scale_by_std:
-        return centred
-    size = rewards.shape[0]
-    squares = jax.ops.segment_sum(centred**2, groups, num_segments=size)
-    deviation = jnp.sqrt(squares[groups] / jnp.maximum(count - 1, 1))
-    return jnp.where(deviation > 0, centred / (deviation + _EPSILON), 0.0)
-
-
-def reinforce_with_baseline(rewards: jax.Array, groups: jax.Array, valid: jax.Array) -> jax.Array:
-    """REINFORCE++ with baseline (Hu et al. 2025, section 3.2): centred within the group, then whitened over the batch."""
-    centred, count = _centred(rewards, groups, valid)
-    known = (jnp.asarray(valid) > 0) & (count > 1)
-    return whiten(jnp.where(known, centred, 0.0), known)
-
-
-def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """(x - mean) / standard deviation over the places where `mask` > 0, 0 elsewhere; the variance is the unbiased one.
-
-    Where all values are equal, the result is exactly 0.
-    """
-    seen = jnp.asarray(mask) > 0
-    count = jnp.sum(seen)
-    # Less any of the values first: equal ones are then exactly 0, and so is their mean.
-    shifted = jnp.where(
-        seen, x - jnp.max(jnp.where(seen, x, -jnp.inf), initial=-jnp.inf), 0.0
-    ).astype(jnp.float32)
-    centred = jnp.where(seen, shifted - jnp.sum(shifted) / jnp.maximum(count, 1), 0.0)
-    variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
-    return jnp.where(variance > 0, centred * jax.lax.rsqrt(variance + _EPSILON), 0.0)
-
-
-def _centred(
-    rewards: jax.Array, groups: jax.Array, valid: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Rewards less the mean of their group, 0 for equal ones and for those without; and how many of the group have one."""
-    size = rewards.shape[0]
-    known = jnp.asarray(valid) > 0
-    highest = jax.ops.segment_max(jnp.where(known, rewards, -jnp.inf), groups, num_segments=size)[
-        groups
-    ]
-    shifted = jnp.where(known, rewards - highest, 0.0).astype(jnp.float32)
-    count = jax.ops.segment_sum(known.astype(jnp.float32), groups, num_segments=size)[groups]
-    mean = jax.ops.segment_sum(shifted, groups, num_segments=size)[groups] / jnp.maximum(count, 1)
-    return jnp.where(known, shifted - mean, 0.0), jnp.where(known, count, 0)
-
-
-# From rewards to what a step learns: the advantage, the return and the weight of every token that the policy wrote.
-
 TokenValues = list[NDArray[np.float32]]
-"""Of each rollout, a value [R] for each token that it wrote."""
+"""For each rollout, an array [completion_tokens] with a value for each token that it wrote."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLogprobs:
-    """What the passes over the rollouts found: the policy's own log-probabilities, the reference's, the value head's values."""
+    """What models say of the rollouts' tokens, by the trainer's arithmetic.
+
+    Attributes:
+        old_logprobs: by the policy that generated them.
+        reference_logprobs: by the reference policy.
+        values: of the value head; 0 without one.
+    """
 
     old_logprobs: TokenValues
     reference_logprobs: TokenValues
@@ -156,7 +41,12 @@ class PolicyLogprobs:
 
 @dataclasses.dataclass(frozen=True)
 class Advantages:
-    """Of each rollout's tokens the advantage and the return; valid [N] bool, whether a rollout is learnt from."""
+    """The advantages of a step.
+
+    Attributes:
+        advantages, returns: of every token.
+        valid: [rollouts] bool, whether a rollout contributes to the update.
+    """
 
     advantages: TokenValues
     returns: TokenValues
@@ -166,86 +56,243 @@ class Advantages:
 def compute_advantages(
     rollouts: Sequence[Rollout],
     rewards: Sequence[Reward],
-    passed: PolicyLogprobs,
+    logprobs: PolicyLogprobs,
     config: PolicyGradient,
     *,
-    beta: float,
+    kl_coef: float,
 ) -> Advantages:
-    """Advantages by the configured baseline.
+    """Computes the advantages by the configured estimator.
 
-    A rollout is not learnt from where the judge abstained, nor where too few or too many replies to
-    its prompt are right by the verifier (`config.num_correct_range`): such a prompt teaches nothing
-    yet, or nothing more (Step-Audio-R1, section 3.3).
+    Rollouts are masked where the judge abstained, and where the number of correct replies to their
+    prompt is outside `config.num_correct_range`: such a prompt teaches nothing yet, or nothing more
+    (Step-Audio-R1, section 3.3).
 
     Args:
-        rollouts: those of a prompt together.
+        rollouts: of a step, those of a prompt together.
         rewards: of each.
-        passed: log-probabilities and, for "gae", values.
+        logprobs: and values, for "gae".
         config: of the stage.
-        beta: of the KL, which is part of the reward where `config.kl_placement` says so: -beta k1
-            for each token.
+        kl_coef: beta; with `config.kl_placement` "reward", -beta k1 is added to the reward of each
+            token.
     """
     valid = _valid_rollouts(rollouts, rewards, config)
     scores = np.array([reward.value or 0.0 for reward in rewards], np.float32)
-    mask = jnp.asarray(
-        _pad([np.ones(len(rollout.completion_tokens), np.float32) for rollout in rollouts])
-    )
+    mask = jnp.asarray(_pad(_ones(rollouts)))
     penalty = np.zeros(mask.shape, np.float32)
     if config.kl_placement == "reward":
-        penalty = -beta * (_pad(passed.old_logprobs) - _pad(passed.reference_logprobs))
+        penalty = -kl_coef * (_pad(logprobs.old_logprobs) - _pad(logprobs.reference_logprobs))
     if config.advantage_estimator == "gae":
-        given = rewards_at_last_token(jnp.asarray(scores), mask) + penalty
-        found, returns = gae(
-            given,
-            jnp.asarray(_pad(passed.values)),
+        advantages, returns = gae(
+            rewards_at_last_token(jnp.asarray(scores), mask) + penalty,
+            jnp.asarray(_pad(logprobs.values)),
             mask,
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        found = whiten(found, mask * valid[:, None])
+        advantages = whiten(advantages, mask * valid[:, None])
     else:
         groups = jnp.asarray([rollout.group for rollout in rollouts], jnp.int32)
-        arrays = jnp.asarray(scores + penalty.sum(axis=1)), groups, jnp.asarray(valid)
+        arguments = jnp.asarray(scores + penalty.sum(axis=1)), groups, jnp.asarray(valid)
         if config.advantage_estimator == "rloo":
-            of_rollout = rloo(*arrays)
+            of_rollout = rloo(*arguments)
         elif config.advantage_estimator == "reinforce":
-            of_rollout = reinforce_with_baseline(*arrays)
+            of_rollout = reinforce_with_baseline(*arguments)
         else:
-            of_rollout = grpo(*arrays, scale_by_std=config.advantage_estimator == "grpo")
-        found, returns = of_rollout[:, None] * mask, jnp.zeros(mask.shape)
-    return Advantages(_unpad(found, rollouts), _unpad(returns, rollouts), valid)
+            of_rollout = grpo(*arguments, scale_by_std=config.advantage_estimator == "grpo")
+        advantages, returns = of_rollout[:, None] * mask, jnp.zeros(mask.shape)
+    return Advantages(_unpad(advantages, rollouts), _unpad(returns, rollouts), valid)
 
 
 def compute_loss_weights(
     rollouts: Sequence[Rollout], valid: NDArray[np.bool_], config: PolicyGradient
 ) -> TokenValues:
-    """The weight of every token in the loss; all of them add up to 1, or to 0 where no rollout is valid."""
-    mask = _pad([np.ones(len(rollout.completion_tokens), np.float32) for rollout in rollouts])
-    weights, total = token_weights(jnp.asarray(mask), jnp.asarray(valid), config.aggregation)
-    return _unpad(weights / jnp.maximum(total, 1.0), rollouts)
+    """Computes the weight of every token in the loss.
+
+    The weights add up to 1, or to 0 where no rollout is valid.
+    """
+    mask = jnp.asarray(_pad(_ones(rollouts)))
+    weights, divisor = token_weights(mask, jnp.asarray(valid), config.aggregation)
+    return _unpad(weights / jnp.maximum(divisor, 1.0), rollouts)
+
+
+def gae(
+    rewards: Num[Array, "rollouts T"],
+    values: Float[Array, "rollouts T"],
+    mask: Shaped[Array, "rollouts T"],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Float[Array, "rollouts T"], Float[Array, "rollouts T"]]:
+    """Computes generalized advantage estimates and returns (Schulman et al. 2016, eq. 16).
+
+    A_t = sum_l (gamma lambda)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t, where t+1 is the
+    next token that the policy wrote: value and advantage are carried over the tokens of others.
+
+    Args:
+        rewards: r, at their tokens.
+        values: V, of the state in which each token was chosen.
+        mask: 1 where the policy wrote the token, else 0.
+        gamma: the discount factor.
+        gae_lambda: lambda.
+
+    Returns:
+        Advantages A, and returns A + V; fp32, 0 at masked positions.
+    """
+    seen = mask > 0
+    rewards, values = (jnp.where(seen, x, 0.0).astype(jnp.float32) for x in (rewards, values))
+
+    def step(
+        later: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        next_value, next_advantage = later
+        reward, value, is_seen = now
+        advantage = reward + gamma * next_value - value + gamma * gae_lambda * next_advantage
+        later = jnp.where(is_seen, value, next_value), jnp.where(is_seen, advantage, next_advantage)
+        return later, jnp.where(is_seen, advantage, 0.0)
+
+    zeros = jnp.zeros(mask.shape[0], jnp.float32)
+    _, advantages = jax.lax.scan(step, (zeros, zeros), (rewards.T, values.T, seen.T), reverse=True)
+    return advantages.T, jnp.where(seen, advantages.T + values, 0.0)
+
+
+def rloo(
+    rewards: Num[Array, " rollouts"],
+    groups: Int[Array, " rollouts"],
+    valid: Shaped[Array, " rollouts"],
+) -> Float[Array, " rollouts"]:
+    """Computes leave-one-out advantages (RLOO: Ahmadian et al. 2024, eq. 4).
+
+    A_i = r_i - mean of the other rewards of its group.
+
+    Args:
+        rewards: r.
+        groups: the prompt that each rollout answers, below the number of rollouts.
+        valid: 0 for a rollout without a reward (the judge abstained), which is in no baseline.
+
+    Returns:
+        fp32; 0 where a rollout is alone in its group, or has no reward.
+    """
+    centred, count = _subtract_group_mean(rewards, groups, valid)
+    return jnp.where(count > 1, centred * count / jnp.maximum(count - 1, 1), 0.0)
+
+
+def grpo(
+    rewards: Num[Array, " rollouts"],
+    groups: Int[Array, " rollouts"],
+    valid: Shaped[Array, " rollouts"],
+    *,
+    scale_by_std: bool = True,
+) -> Float[Array, " rollouts"]:
+    """Computes group-relative advantages (GRPO: Shao et al. 2024, section 4.1.2).
+
+    A_i = (r_i - mean) / standard deviation of the rewards of its group, the unbiased one. Without
+    the division they are those of Dr. GRPO (Liu et al. 2025, section 3.2).
+
+    Args:
+        rewards, groups, valid: as in `rloo`.
+        scale_by_std: whether to divide.
+
+    Returns:
+        fp32; 0 where a rollout is alone in its group, or has no reward.
+    """
+    centred, count = _subtract_group_mean(rewards, groups, valid)
+    centred = jnp.where(count > 1, centred, 0.0)
+    if not scale_by_std:
+        return centred
+    squares = jax.ops.segment_sum(centred**2, groups, num_segments=rewards.shape[0])
+    deviation = jnp.sqrt(squares[groups] / jnp.maximum(count - 1, 1))
+    return jnp.where(deviation > 0, centred / (deviation + _EPSILON), 0.0)
+
+
+def reinforce_with_baseline(
+    rewards: Num[Array, " rollouts"],
+    groups: Int[Array, " rollouts"],
+    valid: Shaped[Array, " rollouts"],
+) -> Float[Array, " rollouts"]:
+    """Computes advantages centred within the group, then whitened over the batch.
+
+    REINFORCE++ with baseline (Hu et al. 2025, section 3.2); arguments and zeros as in `rloo`.
+    """
+    centred, count = _subtract_group_mean(rewards, groups, valid)
+    known = (jnp.asarray(valid) > 0) & (count > 1)
+    return whiten(jnp.where(known, centred, 0.0), known)
+
+
+def whiten(x: Float[Array, "*shape"], mask: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns (x - mean) / standard deviation over the positions where mask > 0; 0 elsewhere.
+
+    The variance is the unbiased one. Where all values are equal, the result is exactly 0.
+    """
+    seen = jnp.asarray(mask) > 0
+    count = jnp.sum(seen)
+    # The maximum is subtracted first: equal values are then exactly 0, and so is their mean.
+    shifted = jnp.where(
+        seen, x - jnp.max(jnp.where(seen, x, -jnp.inf), initial=-jnp.inf), 0.0
+    ).astype(jnp.float32)
+    centred = jnp.where(seen, shifted - jnp.sum(shifted) / jnp.maximum(count, 1), 0.0)
+    variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
+    return jnp.where(variance > 0, centred * jax.lax.rsqrt(variance + _EPSILON), 0.0)
+
+
+def rewards_at_last_token(
+    rewards: Num[Array, " rollouts"], mask: Shaped[Array, "rollouts T"]
+) -> Float[Array, "rollouts T"]:
+    """Places each reward at the last token that the policy wrote, which is the end of its turn.
+
+    A rollout without such a token gets none. Returns fp32.
+    """
+    index = jnp.arange(mask.shape[1])
+    last = jnp.max(jnp.where(mask > 0, index, -1), axis=1, keepdims=True)
+    return jnp.where(index == last, rewards.astype(jnp.float32)[:, None], 0.0)
+
+
+def _subtract_group_mean(
+    rewards: jax.Array, groups: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns rewards less the mean of their group, and the number of rewards in the group.
+
+    The first is exactly 0 where all rewards of the group are equal; both are 0 without a reward.
+    """
+    num_segments = rewards.shape[0]
+    known = jnp.asarray(valid) > 0
+    highest = jax.ops.segment_max(
+        jnp.where(known, rewards, -jnp.inf), groups, num_segments=num_segments
+    )[groups]
+    shifted = jnp.where(known, rewards - highest, 0.0).astype(jnp.float32)
+    count = jax.ops.segment_sum(known.astype(jnp.float32), groups, num_segments=num_segments)[
+        groups
+    ]
+    total = jax.ops.segment_sum(shifted, groups, num_segments=num_segments)[groups]
+    mean = total / jnp.maximum(count, 1)
+    return jnp.where(known, shifted - mean, 0.0), jnp.where(known, count, 0)
 
 
 def _valid_rollouts(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
 ) -> NDArray[np.bool_]:
+    """Returns for each rollout whether it has a reward, and its prompt is in the range."""
     valid = np.array([reward.value is not None for reward in rewards])
     if config.num_correct_range is not None:
-        least, most = config.num_correct_range
+        low, high = config.num_correct_range
         groups = np.array([rollout.group for rollout in rollouts])
-        right = np.bincount(groups, [float(reward.is_correct is True) for reward in rewards])
+        num_correct = np.bincount(groups, [float(reward.is_correct is True) for reward in rewards])
         unverified = np.array([reward.is_correct is None for reward in rewards])
-        valid &= unverified | ((least <= right) & (right <= most))[groups]
+        valid &= unverified | ((low <= num_correct) & (num_correct <= high))[groups]
     return valid
+
+
+def _ones(rollouts: Sequence[Rollout]) -> TokenValues:
+    return [np.ones(len(rollout.completion_tokens), np.float32) for rollout in rollouts]
 
 
 def _pad(values: TokenValues) -> NDArray[np.float32]:
     padded = np.zeros((len(values), max(map(len, values))), np.float32)
-    for row, own in zip(padded, values, strict=True):
-        row[: len(own)] = own
+    for row, of_rollout in zip(padded, values, strict=True):
+        row[: len(of_rollout)] = of_rollout
     return padded
 
 
-def _unpad(values: object, rollouts: Sequence[Rollout]) -> TokenValues:
+def _unpad(values: Array, rollouts: Sequence[Rollout]) -> TokenValues:
     return [
         row[: len(rollout.completion_tokens)]
         for row, rollout in zip(np.asarray(values, np.float32), rollouts, strict=True)

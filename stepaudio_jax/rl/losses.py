@@ -1,8 +1,8 @@
-"""The objective of one token: clipped policy gradient, KL to the reference, value (R1.5, eq. 4 and 5).
+"""The RL objective: clipped policy gradient, KL to a reference policy, value loss (R1.5, eq. 4, 5).
 
-Every function is elementwise over arrays of one shape, any, and gives losses to be minimised;
-`rl.aggregation` adds them up. Places that carry no weight may hold anything, if the caller replaces
-it before (see `where_weighted`).
+The losses are elementwise over arrays of one shape; `token_weights` turns them into one number.
+Positions that the policy did not write may hold anything, as long as `where_weighted` replaces it
+before.
 """
 
 import dataclasses
@@ -12,44 +12,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
-# From a loss of each token to one number: weights that add up the same however a batch is cut.
-
-Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-
-
-def token_weights(
-    mask: jax.Array, valid: jax.Array, aggregation: Aggregation
-) -> tuple[jax.Array, jax.Array]:
-    """The weight of every token in the loss, and what the weighted sum is to be divided by, once, over the global batch.
-
-    "token_mean": every token counts alike (DAPO: Yu et al. 2025, eq. 8). "sequence_mean": every
-    sample counts alike, a token by its sample's length (GRPO: Shao et al. 2024, eq. 3).
-    "sequence_sum": a sample counts by its tokens, and the sum is divided by the number of samples
-    (Liu et al. 2025, section 3.2).
-
-    Args:
-        mask: [N,T], 1 where the policy wrote the token.
-        valid: [N], 0 for a sample that is left out.
-        aggregation: how.
-
-    Returns:
-        [N,T] fp32 and a scalar; a sample without tokens counts nowhere.
-    """
-    seen = (mask > 0) & (valid > 0)[:, None]
-    lengths = jnp.sum(seen, axis=1)
-    weights = seen.astype(jnp.float32)
-    if aggregation == "token_mean":
-        return weights, jnp.sum(weights)
-    if aggregation == "sequence_mean":
-        weights /= jnp.maximum(lengths, 1)[:, None]
-    return weights, jnp.sum(lengths > 0).astype(jnp.float32)
-
+from stepaudio_jax.config import Aggregation
 
 logger = logging.getLogger(__name__)
 
-# exp of more is no ratio that a policy can have by a step, and overflows a few times further on
-MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = (
+    20.0  # nats; a step cannot move a policy further, and exp of a few times more overflows
+)
 
 KLKind = Literal["k1", "k2", "k3"]
 
@@ -57,45 +28,41 @@ KLKind = Literal["k1", "k2", "k3"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
-    """Of each token: the loss; the ratio; whether the clip decided, and whether the log-ratio was clamped (1 or 0)."""
+    """The policy loss of each token, and what it was made of; all arrays of one shape, fp32.
 
-    loss: jax.Array
-    ratio: jax.Array
-    clipped: jax.Array
-    clamped: jax.Array
+    Attributes:
+        loss: to be minimized.
+        ratio: of the probabilities, new / old.
+        clipped: 1 where the clip decided, else 0.
+        clamped: 1 where the log-ratio was clamped to +-MAX_LOG_RATIO, else 0.
+    """
 
-
-def where_weighted(x: jax.Array, weights: jax.Array, filling: float = 0.0) -> jax.Array:
-    """`x` where a token has weight, else `filling`: junk elsewhere can then reach neither the loss nor its gradient."""
-    return jnp.where(weights > 0, x, filling)
-
-
-def log_ratio(logprobs: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logprobs - other, clamped to +-20, and where it was clamped (1 or 0)."""
-    difference = logprobs - other
-    return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO), (
-        jnp.abs(difference) > MAX_LOG_RATIO
-    ).astype(jnp.float32)
+    loss: Array
+    ratio: Array
+    clipped: Array
+    clamped: Array
 
 
 def policy_loss(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
+    logprobs: Float[Array, "*shape"],
+    old_logprobs: Float[Array, "*shape"],
+    advantages: Float[Array, "*shape"],
     *,
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = exp(logprobs - old_logprobs) (PPO: Schulman et al. 2017, eq. 7).
+    """Computes the clipped policy-gradient loss of each token (PPO: Schulman et al. 2017, eq. 7).
+
+    -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logprobs - old_logprobs).
 
     Args:
-        logprobs: of the policy that learns.
-        old_logprobs: of the policy that wrote.
-        advantages: constants.
-        clip_low, clip_high: epsilon below and above.
-        dual_clip: for negative advantages, the loss is at most -dual_clip A (Ye et al. 2020, eq.
-            5); above 1; None for none.
+        logprobs: by the policy that is trained; the only argument with a gradient.
+        old_logprobs: by the policy that generated the rollouts.
+        advantages: A.
+        clip_low, clip_high: epsilon below and above 1.
+        dual_clip: above 1; where A < 0, limits the loss to -dual_clip A (Ye et al. 2020, eq. 5).
+            None does not.
     """
     advantages = jax.lax.stop_gradient(advantages)
     difference, clamped = log_ratio(logprobs, jax.lax.stop_gradient(old_logprobs))
@@ -110,11 +77,42 @@ def policy_loss(
     return PolicyLoss(loss, ratio, clipped.astype(jnp.float32), clamped)
 
 
-def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: KLKind) -> jax.Array:
-    """An estimate of KL(policy || reference) from the log-probabilities of what the policy wrote (Schulman 2020).
+def kl_loss(
+    logprobs: Float[Array, "*shape"],
+    reference: Float[Array, "*shape"],
+    old_logprobs: Float[Array, "*shape"] | None = None,
+) -> Float[Array, "*shape"]:
+    """Computes a loss with the value of k3 and the gradient of KL(policy || reference), which is d.
 
-    With d = logprobs - reference: k1 = d, unbiased, of large variance; k2 = d^2 / 2; k3 = exp(-d) -
-    1 + d, unbiased and never negative.
+    With d = logprobs - reference: k1 as a loss has no gradient in expectation, k3's gradient is
+    that of the KL in the other direction, k2's is the right one. Where |d| exceeds MAX_LOG_RATIO,
+    the gradient stays at that size, as in a Huber loss: a distant policy is still pulled back, and
+    no token pulls without bound.
+
+    Args:
+        logprobs: by the policy that is trained; the only argument with a gradient.
+        reference: log-probabilities by the reference policy.
+        old_logprobs: by the policy that generated the rollouts, where it is another one: tokens are
+            then weighted by the ratio of the two.
+    """
+    constant = jax.lax.stop_gradient(logprobs)
+    reference = jax.lax.stop_gradient(reference)
+    value = kl_estimate(constant, reference, "k3")
+    slope, _ = log_ratio(constant, reference)
+    zero_with_gradient = slope * (logprobs - constant)
+    if old_logprobs is None:
+        return value + zero_with_gradient
+    weight = jax.lax.stop_gradient(jnp.exp(log_ratio(logprobs, old_logprobs)[0]))
+    return weight * (value + zero_with_gradient)
+
+
+def kl_estimate(
+    logprobs: Float[Array, "*shape"], reference: Float[Array, "*shape"], kind: KLKind
+) -> Float[Array, "*shape"]:
+    """Estimates KL(policy || reference) from samples of the policy (Schulman 2020).
+
+    With d = logprobs - reference: k1 = d, unbiased with a large variance; k2 = d^2 / 2;
+    k3 = exp(-d) - 1 + d, unbiased and never negative.
     """
     difference, _ = log_ratio(logprobs, reference)
     if kind == "k1":
@@ -124,38 +122,17 @@ def kl_estimate(logprobs: jax.Array, reference: jax.Array, kind: KLKind) -> jax.
     return jnp.expm1(-difference) + difference
 
 
-def kl_loss(
-    logprobs: jax.Array, reference: jax.Array, old_logprobs: jax.Array | None = None
-) -> jax.Array:
-    """Returns a loss whose value is k3 and whose gradient is that of KL(policy || reference), which is k2's: d.
-
-    k1 as a loss has no gradient in expectation, and k3's is that of the KL the other way round.
-    Where |d| exceeds 20 nats, the gradient stays at 20 with d's sign, as that of a Huber loss of
-    that width: a policy that is far away is still pulled back, and no token pulls without bound.
-
-    Args:
-        logprobs: of the policy that learns.
-        reference: constants.
-        old_logprobs: of the policy that wrote, where it is another one: tokens are then weighted by
-            the ratio of the two.
-    """
-    constant = jax.lax.stop_gradient(logprobs)
-    reference = jax.lax.stop_gradient(reference)
-    value = kl_estimate(constant, reference, "k3")
-    pull, _ = log_ratio(constant, reference)
-    slope = pull * (logprobs - constant)  # zero, but for its gradient
-    if old_logprobs is None:
-        return value + slope
-    weight = jax.lax.stop_gradient(jnp.exp(log_ratio(logprobs, old_logprobs)[0]))
-    return weight * (value + slope)
-
-
 def value_loss(
-    values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float | None
-) -> jax.Array:
-    """Half the squared error, the larger of the plain one and that of values within `clip` of the old ones.
+    values: Float[Array, "*shape"],
+    old_values: Float[Array, "*shape"],
+    returns: Float[Array, "*shape"],
+    *,
+    clip: float | None,
+) -> Float[Array, "*shape"]:
+    """Computes half the squared error of the values, as PPO's implementation does.
 
-    Schulman et al. 2017 (the clipped form is their implementation's).
+    With a clip it is the larger of that and the error of values clipped to within `clip` of the old
+    ones (Schulman et al. 2017; the clipped form is in their code only).
     """
     returns = jax.lax.stop_gradient(returns)
     plain = (values - returns) ** 2
@@ -166,23 +143,80 @@ def value_loss(
 
 
 def truncated_importance_weights(
-    old_logprobs: jax.Array, sampler_logprobs: jax.Array, *, max_weight: float
-) -> jax.Array:
-    """Weights, at most `max_weight`, for tokens of an engine whose probabilities are not quite the trainer's (Yao et al. 2025)."""
-    return jax.lax.stop_gradient(
-        jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs)[0]), max_weight)
-    )
+    old_logprobs: Float[Array, "*shape"],
+    sampler_logprobs: Float[Array, "*shape"],
+    *,
+    max_weight: float,
+) -> Float[Array, "*shape"]:
+    """Computes min(old / sampler, max_weight), a correction for the sampler's other arithmetic.
+
+    The engine that samples computes slightly other probabilities than the trainer (Yao et al.
+    2025). The weights have no gradient.
+    """
+    difference, _ = log_ratio(old_logprobs, sampler_logprobs)
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(difference), max_weight))
+
+
+def log_ratio(
+    logprobs: Float[Array, "*shape"], other: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Returns logprobs - other, clamped to +-MAX_LOG_RATIO, and 1 where it was clamped, else 0."""
+    difference = logprobs - other
+    return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO), (
+        jnp.abs(difference) > MAX_LOG_RATIO
+    ).astype(jnp.float32)
+
+
+def where_weighted(
+    x: Shaped[Array, "*shape"], weights: Float[Array, "*shape"], fill: float = 0.0
+) -> Shaped[Array, "*shape"]:
+    """Returns `x` where a token has weight, else `fill`.
+
+    Undefined values of other tokens can then reach neither the loss nor its gradient.
+    """
+    return jnp.where(weights > 0, x, fill)
+
+
+def token_weights(
+    mask: Shaped[Array, "rollouts T"], valid: Shaped[Array, " rollouts"], aggregation: Aggregation
+) -> tuple[Float[Array, "rollouts T"], Float[Array, ""]]:
+    """Computes the weight of every token's loss, and the divisor of the weighted sum.
+
+    The divisor is of the global batch, so the losses of parts of the batch add up exactly.
+
+    * "token_mean": all tokens count alike (DAPO: Yu et al. 2025, eq. 8).
+    * "sequence_mean": all rollouts count alike, each the mean of its tokens (GRPO: Shao et al.
+      2024, eq. 3).
+    * "sequence_sum": a rollout is the sum of its tokens, and the divisor is the number of rollouts
+      (Dr. GRPO: Liu et al. 2025, section 3.2).
+
+    Args:
+        mask: 1 where the policy wrote the token, else 0.
+        valid: 0 for a rollout that is left out, else 1.
+        aggregation: one of the above.
+
+    Returns:
+        The weights and the divisor, fp32; a rollout without tokens does not count.
+    """
+    seen = (mask > 0) & (valid > 0)[:, None]
+    lengths = jnp.sum(seen, axis=1)
+    weights = seen.astype(jnp.float32)
+    if aggregation == "token_mean":
+        return weights, jnp.sum(weights)
+    if aggregation == "sequence_mean":
+        weights /= jnp.maximum(lengths, 1)[:, None]
+    return weights, jnp.sum(lengths > 0).astype(jnp.float32)
 
 
 @dataclasses.dataclass
 class KLController:
-    """The KL penalty's coefficient, adapted towards a target (Ziegler et al. 2019, section 2.2); its state is `coefficient`.
+    """Adapts the coefficient of the KL penalty to a target (Ziegler et al. 2019, section 2.2).
 
     Attributes:
-        coefficient: beta, now.
-        target: of the mean KL a sample; None keeps the coefficient.
-        horizon: samples over which it adapts. More of them at once count as so many: what beta is
-            multiplied by lies between 0.8 and 1.2, and beta stays positive.
+        coefficient: beta; all that has to be saved.
+        target: mean KL of a rollout; None keeps the coefficient.
+        horizon: number of rollouts over which it adapts; more of them in one update count as this
+            many. So beta changes by a factor between 0.8 and 1.2, and stays positive.
     """
 
     coefficient: float
@@ -190,10 +224,10 @@ class KLController:
     horizon: int = 10_000
 
     def restore(self, coefficient: float) -> None:
-        """Takes up the coefficient of a checkpoint.
+        """Takes the coefficient from a checkpoint.
 
-        One below 0, which earlier versions could make and which rewards distance, is not: beta
-            begins anew.
+        A negative one, which rewards distance and which an earlier version could write, is
+        ignored with a warning.
         """
         if coefficient >= 0:
             self.coefficient = coefficient
@@ -204,14 +238,14 @@ class KLController:
                 self.coefficient,
             )
 
-    def update(self, kl: float, samples: int) -> None:
-        """Multiplies beta by 1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon.
+    def update(self, kl: float, rollouts: int) -> None:
+        """Multiplies beta by 1 + clip(kl / target - 1, -0.2, 0.2) * rollouts / horizon.
 
         Args:
-            kl: the mean of the new samples; NaN changes nothing.
-            samples: how many there are.
+            kl: the mean of the new rollouts; NaN changes nothing.
+            rollouts: how many there are.
         """
         if self.target is None or math.isnan(kl):
             return
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coefficient *= 1 + error * min(samples / self.horizon, 1.0)
+        self.coefficient *= 1 + error * min(rollouts / self.horizon, 1.0)

@@ -1,4 +1,7 @@
-"""What to watch besides the reward, which looks healthy while replies turn terse: by source, and in total."""
+"""Metrics of a step besides its loss, in total and by source, and samples of its replies.
+
+The mean reward alone may look healthy while replies degenerate.
+"""
 
 import collections
 import itertools
@@ -17,49 +20,54 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.monitoring import drop_steps_after
 
 _SAMPLES_PER_STEP = 4
-_TOLERANCE = 1e-10  # of float32 returns, as a share of their mean square
+_MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
 
 
 def rollout_metrics(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer
 ) -> dict[str, float]:
-    """Means over the rollouts of a step; see `metrics_by_source`."""
+    """Computes means over the rollouts of a step; see `metrics_by_source`."""
     return metrics_by_source(
         rollouts,
-        lambda chosen: _rollout_means(
-            [rollouts[index] for index in chosen], [rewards[index] for index in chosen], tokenizer
+        lambda indices: _rollout_means(
+            [rollouts[index] for index in indices],
+            [rewards[index] for index in indices],
+            tokenizer,
         ),
     )
 
 
 def logprob_metrics(
-    rollouts: Sequence[Rollout], passed: PolicyLogprobs, advantages: Advantages
+    rollouts: Sequence[Rollout], logprobs: PolicyLogprobs, advantages: Advantages
 ) -> dict[str, float]:
-    """Returns how far the engine is from the trainer, the policy from the reference, and the values from the returns.
+    """Computes the distances between engine and trainer, policy and reference, values and returns.
 
-    Explained variance is of the replies that are learnt from alone: an abstained one has no return.
+    * sampler_mismatch: mean exp |log p of the trainer - log p of the engine|.
+    * reply_kl: mean over rollouts of the sum of log p of the policy - log p of the reference.
+    * explained_variance: of the rollouts that contribute to the update; others have no returns.
+
     See `metrics_by_source`.
     """
-    off = [
+    sampler_gap = [
         np.abs(old - rollout.sampler_logprobs)
-        for old, rollout in zip(passed.old_logprobs, rollouts, strict=True)
+        for old, rollout in zip(logprobs.old_logprobs, rollouts, strict=True)
     ]
-    away = [
+    reply_kl = [
         np.sum(old - reference)
-        for old, reference in zip(passed.old_logprobs, passed.reference_logprobs, strict=True)
+        for old, reference in zip(logprobs.old_logprobs, logprobs.reference_logprobs, strict=True)
     ]
 
-    def metrics_of(chosen: Sequence[int]) -> dict[str, float]:
-        mismatch = np.concatenate([off[index] for index in chosen])
+    def metrics_of(indices: Sequence[int]) -> dict[str, float]:
+        gap = np.concatenate([sampler_gap[index] for index in indices])
         metrics = {
-            "sampler_mismatch": float(np.exp(np.minimum(mismatch, 20)).mean()),
-            "reply_kl": float(np.mean([away[index] for index in chosen])),
+            "sampler_mismatch": float(np.exp(np.minimum(gap, 20)).mean()),
+            "reply_kl": float(np.mean([reply_kl[index] for index in indices])),
         }
-        learnt = [index for index in chosen if advantages.valid[index]]
-        if learnt:
+        valid = [index for index in indices if advantages.valid[index]]
+        if valid:
             returns, values = (
-                np.concatenate([x[index] for index in learnt])
-                for x in (advantages.returns, passed.values)
+                np.concatenate([of_rollout[index] for index in valid])
+                for of_rollout in (advantages.returns, logprobs.values)
             )
             explained = explained_variance(returns, values)
             if explained is not None:
@@ -70,10 +78,13 @@ def logprob_metrics(
 
 
 def explained_variance(returns: NDArray[np.float32], values: NDArray[np.float32]) -> float | None:
-    """Returns 1 - Var(returns - values) / Var(returns) over all tokens [R] at once; None where returns do not differ."""
+    """Computes 1 - Var(returns - values) / Var(returns), both [tokens], in float64.
+
+    Returns None where the returns are all equal, up to rounding.
+    """
     returns, values = returns.astype(np.float64), values.astype(np.float64)
     variance = np.var(returns)
-    if not variance > _TOLERANCE * np.mean(returns**2):
+    if not variance > _MIN_RELATIVE_VARIANCE * np.mean(returns**2):
         return None
     return float(1 - np.var(returns - values) / variance)
 
@@ -81,20 +92,20 @@ def explained_variance(returns: NDArray[np.float32], values: NDArray[np.float32]
 def metrics_by_source(
     rollouts: Sequence[Rollout], metrics_of: Callable[[Sequence[int]], dict[str, float]]
 ) -> dict[str, float]:
-    """Figures of all rollouts, and of those of each source where there are several: named "reward", and "reward/SOURCE".
+    """Computes metrics of all rollouts and, of several sources, of each: "reward/SOURCE".
 
     Args:
         rollouts: of a step.
-        metrics_of: the metrics of the rollouts with these numbers.
+        metrics_of: computes the metrics of the rollouts with these indices.
     """
     metrics = metrics_of(range(len(rollouts)))
     sources = sorted({rollout.record.source for rollout in rollouts})
     if len(sources) > 1:
         for source in sources:
-            chosen = [
+            indices = [
                 index for index, rollout in enumerate(rollouts) if rollout.record.source == source
             ]
-            metrics |= {f"{name}/{source}": value for name, value in metrics_of(chosen).items()}
+            metrics |= {f"{name}/{source}": value for name, value in metrics_of(indices).items()}
     return metrics
 
 
@@ -119,37 +130,45 @@ def _rollout_means(
     }
     if values:
         metrics |= {"reward": float(np.mean(values)), "reward_std": float(np.std(values))}
-    kinds: dict[str, list[float | None]] = {"rubric": [], "pairwise": []}
+    return metrics | _judge_metrics(rollouts, rewards) | _part_metrics(rewards)
+
+
+def _judge_metrics(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> dict[str, float]:
+    """Compares rewards by rubrics with those by preference, where a step has both kinds."""
+    by_kind: dict[str, list[float | None]] = {"rubric": [], "pairwise": []}
     for rollout, reward in zip(rollouts, rewards, strict=True):
-        if reward.value is None or "preference" in reward.parts:  # it was judged
-            kinds["rubric" if rollout.record.rubric else "pairwise"].append(reward.value)
-    if all(
-        kinds.values()
-    ):  # one mixture of both: where the judge abstains, and what it tells apart, is seen of each
-        for kind, of_kind in kinds.items():
-            given = [value for value in of_kind if value is not None]
-            metrics[f"abstained_{kind}"] = 1 - len(given) / len(of_kind)
-            if given:
-                metrics[f"reward_std_{kind}"] = float(np.std(given))
+        is_judged = reward.value is None or "preference" in reward.parts
+        if is_judged:
+            by_kind["rubric" if rollout.record.rubric else "pairwise"].append(reward.value)
+    metrics: dict[str, float] = {}
+    if all(by_kind.values()):
+        for kind, values in by_kind.items():
+            known = [value for value in values if value is not None]
+            metrics[f"abstained_{kind}"] = 1 - len(known) / len(values)
+            if known:
+                metrics[f"reward_std_{kind}"] = float(np.std(known))
+    return metrics
+
+
+def _part_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
+    """Computes the means of the rewards' parts, and the policy's win rate against the reference."""
     parts: dict[str, list[float]] = collections.defaultdict(list)
     for reward in rewards:
         for name, value in reward.parts.items():
-            # Where a rubric rewards, the preference is only looked at: the win rate is that of the
-            # other replies.
-            beside = name == "preference" and "rubric" in reward.parts
-            parts["preference_beside_rubric" if beside else name].append(value)
-    metrics |= {f"reward_{name}": float(np.mean(of_part)) for name, of_part in parts.items()}
+            # With a rubric the preference is not rewarded: the win rate is without it.
+            is_unused = name == "preference" and "rubric" in reward.parts
+            parts["preference_beside_rubric" if is_unused else name].append(value)
+    metrics = {f"reward_{name}": float(np.mean(values)) for name, values in parts.items()}
     if parts["preference"]:
-        metrics["win_rate"] = float(
-            np.mean([np.sign(value) / 2 + 0.5 for value in parts["preference"]])
-        )
+        wins = [np.sign(value) / 2 + 0.5 for value in parts["preference"]]
+        metrics["win_rate"] = float(np.mean(wins))
     return metrics
 
 
 class SampleWriter:
-    """Some replies of each step with what they were worth, in `samples.jsonl`; of several processes only the first writes.
+    """Writes a few replies of each step with their rewards to `samples.jsonl`.
 
-    A run that resumes from a step drops what was written after it.
+    Of several processes only the first writes. A resumed run drops the lines of later steps.
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
@@ -163,11 +182,13 @@ class SampleWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
-        """The first reply to each of a few prompts."""
+        """Writes the first reply to each of a few prompts."""
         if not self._writes:
             return
-        shown = {rollout.group: index for index, rollout in reversed(list(enumerate(rollouts)))}
-        for index in sorted(shown.values())[:_SAMPLES_PER_STEP]:
+        first_of_group: dict[int, int] = {}
+        for index, rollout in enumerate(rollouts):
+            first_of_group.setdefault(rollout.group, index)
+        for index in sorted(first_of_group.values())[:_SAMPLES_PER_STEP]:
             rollout, reward = rollouts[index], rewards[index]
             line = {
                 "stage": self._stage,
@@ -181,14 +202,10 @@ class SampleWriter:
                 "reward": reward.value,
                 "parts": reward.parts,
             }
-            self._file.write(_as_line(line))
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         if self._writes:
             self._file.close()
-
-
-def _as_line(value: dict) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

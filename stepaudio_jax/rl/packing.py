@@ -1,16 +1,15 @@
-"""Rollouts in rows: many replies of different lengths as packed, static-shape arrays, and back.
+"""Rollouts packed into rows of static shape, and values of their tokens moved there and back.
 
-The replies to one prompt share its sound: a row that holds several of them holds the clip's
-features once. Where attention lets
-a token see two segments they share all of the prompt: it stands in a row once, and is computed
-once.
+The rollouts of a prompt share its audio: a row with several of them holds the features once. Where
+attention supports shared prefixes, they share the whole prompt, which is then computed once a row.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk, audio_indices
@@ -23,13 +22,15 @@ from stepaudio_jax.rl.rollouts import Rollout
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RolloutBatch:
-    """What the policy read and wrote, in rows (B rows, T tokens, C audio chunks a row).
+    """Packed rollouts: B rows of T tokens and C audio chunks.
 
-    tokens, targets, positions, segment_ids, audio_index [B,T] i32: as in `data.Batch`; targets only
-    where the policy wrote them.
-    features: [B,C,E,H_encoder], the encoder's of each chunk, zero beyond it.
-    prefix_ids: [B,T] i32, the segment of the prompt that a reply's continues, -1 for none; None
-    where no prompt is shared.
+    Attributes:
+        tokens, targets, positions, segment_ids, audio_index: [B,T] int32, as in `data.Batch`;
+            targets only where the policy wrote them.
+        features: [B,C,audio_frames,encoder_hidden] fp32, the encoder's output of each chunk, 0
+            beyond its end.
+        prefix_ids: [B,T] int32, the segment of the prompt that a reply continues, -1 for none;
+            None where prompts are not shared.
     """
 
     tokens: Array
@@ -41,37 +42,20 @@ class RolloutBatch:
     prefix_ids: Array | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Span:
-    """Where a prompt, or a reply, lies: its row, its first token there, and the segment that it is."""
-
-    row: int
-    start: int
-    segment: int
-
-
-@dataclasses.dataclass
-class _Row:
-    """What a row holds so far: its tokens, segments, chunks, and where prompts and their sound begin."""
-
-    tokens: int = 0
-    segments: int = 0
-    chunks: int = 0
-    prompts: dict[int, _Span] = dataclasses.field(default_factory=dict)
-    first_chunks: dict[int, int] = dataclasses.field(default_factory=dict)
-
-
 class PackedRollouts:
-    """Rollouts packed into rows, in their order, each into the first row that has room.
+    """Assigns rollouts to rows, in order, each to the first row with room.
 
-    The prompt's last token is where a reply is read off: it stands in front of each reply, and not
-    at the prompt's end. The last token of a reply is only a target.
+    The last token of a prompt predicts the first one of each reply: it stands in front of each
+    reply, not at the end of the prompt. The last token of a reply is only a target.
 
     Args:
         rollouts: those of a prompt one after the other.
-        data: the sizes of a row; the number of rows becomes a multiple of `data.batch_size`.
-        shared: whether the replies to a prompt share it (see `models.supports_shared_prefix`); else
+        data: the sizes of a row; the number of rows is a multiple of `data.batch_size`.
+        shared: whether the rollouts of a prompt share it, see `models.supports_shared_prefix`; else
             each has its own.
+
+    Attributes:
+        num_rows: including empty ones.
 
     Raises:
         DataError: a rollout does not fit an empty row.
@@ -83,112 +67,138 @@ class PackedRollouts:
         self._replies: list[_Span] = []
         self._rows: list[_Row] = []
         for number, rollout in enumerate(rollouts):
-            prompt, reply, chunks = (
-                len(rollout.prompt_tokens) - 1,
-                len(rollout.completion_tokens),
-                len(rollout.chunk_tokens),
-            )
-            if prompt + reply > data.seq_len or chunks > data.audio_chunks_per_seq:
-                raise DataError(
-                    f"{rollout.record.origin}: prompt and reply take {prompt + reply} tokens and {chunks} audio chunks; a row "
-                    f"holds seq_len={data.seq_len} and audio_chunks_per_seq={data.audio_chunks_per_seq}; raise them"
-                )
-            key = rollout.group if shared else number
-            index = self._row_for(rollout, key)
-            row = self._rows[index]
+            self._check_fits(rollout)
+            prompt_key = rollout.group if shared else number
+            row_index = self._row_with_room(rollout, prompt_key)
+            row = self._rows[row_index]
             if rollout.group not in row.first_chunks:
                 row.first_chunks[rollout.group] = row.chunks
-                row.chunks += chunks
-            if key not in row.prompts:
+                row.chunks += len(rollout.chunk_tokens)
+            if prompt_key not in row.prompts:
                 row.segments += 1
-                row.prompts[key] = _Span(index, row.tokens, row.segments)
-                row.tokens += prompt
-            row.segments += shared
-            self._prompts.append(row.prompts[key])
-            self._replies.append(_Span(index, row.tokens, row.segments))
-            row.tokens += reply
-        self.rows = -(-max(len(self._rows), 1) // data.batch_size) * data.batch_size
-
-    def _row_for(self, rollout: Rollout, key: int) -> int:
-        """The first row that has room for a rollout, whose prompt may be there already, by its `key`."""
-        prompt, reply, chunks = (
-            len(rollout.prompt_tokens) - 1,
-            len(rollout.completion_tokens),
-            len(rollout.chunk_tokens),
-        )
-        for index, row in enumerate(self._rows):
-            tokens = row.tokens + reply + (0 if key in row.prompts else prompt)
-            more = 0 if rollout.group in row.first_chunks else chunks
-            if (
-                tokens <= self._data.seq_len
-                and row.chunks + more <= self._data.audio_chunks_per_seq
-            ):
-                return index
-        self._rows.append(_Row())
-        return len(self._rows) - 1
+                row.prompts[prompt_key] = _Span(row_index, row.tokens, row.segments)
+                row.tokens += len(rollout.prompt_tokens) - 1
+            row.segments += shared  # else a reply continues its prompt's segment
+            self._prompts.append(row.prompts[prompt_key])
+            self._replies.append(_Span(row_index, row.tokens, row.segments))
+            row.tokens += len(rollout.completion_tokens)
+        self.num_rows = -(-max(len(self._rows), 1) // data.batch_size) * data.batch_size
 
     def batch(self, features: Sequence[NDArray[np.float32]], pad_token: int) -> RolloutBatch:
-        """All rows as arrays on the host.
+        """Builds the arrays of all rows, on the host.
 
         Args:
-            features: of each prompt (by `Rollout.group`) [C,E,H_encoder], the encoder's of its
-            chunks.
-            pad_token: what stands where no token is.
+            features: of each prompt, by `Rollout.group`: [C,audio_frames,encoder_hidden], the
+                encoder's output of its chunks.
+            pad_token: where there is no token.
         """
-        rows, tokens, chunks = self.rows, self._data.seq_len, self._data.audio_chunks_per_seq
-        width = next((of_prompt.shape[1:] for of_prompt in features if of_prompt.size), (0, 0))
+        shape = (self.num_rows, self._data.seq_len)
+        frames_and_hidden = next(
+            (of_prompt.shape[1:] for of_prompt in features if of_prompt.size), (0, 0)
+        )
+        chunks = self._data.audio_chunks_per_seq if frames_and_hidden[0] else 0
         batch = RolloutBatch(
-            tokens=np.full((rows, tokens), pad_token, np.int32),
-            targets=np.full((rows, tokens), pad_token, np.int32),
-            positions=np.zeros((rows, tokens), np.int32),
-            segment_ids=np.zeros((rows, tokens), np.int32),
-            audio_index=np.full((rows, tokens), -1, np.int32),
-            features=np.zeros((rows, chunks if width[0] else 0, *width), np.float32),
-            prefix_ids=np.full((rows, tokens), -1, np.int32) if self._shared else None,
+            tokens=np.full(shape, pad_token, np.int32),
+            targets=np.full(shape, pad_token, np.int32),
+            positions=np.zeros(shape, np.int32),
+            segment_ids=np.zeros(shape, np.int32),
+            audio_index=np.full(shape, -1, np.int32),
+            features=np.zeros((self.num_rows, chunks, *frames_and_hidden), np.float32),
+            prefix_ids=np.full(shape, -1, np.int32) if self._shared else None,
         )
         for rollout, prompt, reply in zip(
             self._rollouts, self._prompts, self._replies, strict=True
         ):
-            read = np.concatenate([rollout.prompt_tokens, rollout.completion_tokens[:-1]])
-            slots = np.full(read.size, -1, np.int32)
-            slots[np.flatnonzero(rollout.is_audio)] = self._audio_indices(rollout, reply.row)
-            last = len(rollout.prompt_tokens) - 1
-            for place, own in ((prompt, np.arange(last)), (reply, np.arange(last, read.size))):
-                here = np.s_[place.row, place.start : place.start + own.size]
-                batch.tokens[here] = read[own]
-                batch.positions[here] = own
-                batch.segment_ids[here] = place.segment
-                batch.audio_index[here] = slots[own]
-            written = np.s_[reply.row, reply.start : reply.start + len(rollout.completion_tokens)]
-            batch.targets[written] = rollout.completion_tokens
+            inputs = np.concatenate([rollout.prompt_tokens, rollout.completion_tokens[:-1]])
+            audio_index = np.full(inputs.size, -1, np.int32)
+            audio_index[np.flatnonzero(rollout.is_audio)] = self._audio_index(rollout, reply.row)
+            split = len(rollout.prompt_tokens) - 1
+            for span, positions in (
+                (prompt, np.arange(split)),
+                (reply, np.arange(split, inputs.size)),
+            ):
+                here = np.s_[span.row, span.start : span.start + positions.size]
+                batch.tokens[here] = inputs[positions]
+                batch.positions[here] = positions
+                batch.segment_ids[here] = span.segment
+                batch.audio_index[here] = audio_index[positions]
+            completion = np.s_[
+                reply.row, reply.start : reply.start + len(rollout.completion_tokens)
+            ]
+            batch.targets[completion] = rollout.completion_tokens
             if batch.prefix_ids is not None:
-                batch.prefix_ids[written] = prompt.segment
-            first = self._rows[reply.row].first_chunks[rollout.group]
+                batch.prefix_ids[completion] = prompt.segment
+            first_chunk = self._rows[reply.row].first_chunks[rollout.group]
             for chunk in range(len(rollout.chunk_tokens)):
-                batch.features[reply.row, first + chunk] = features[rollout.group][chunk]
+                batch.features[reply.row, first_chunk + chunk] = features[rollout.group][chunk]
         return batch
 
-    def _audio_indices(self, rollout: Rollout, row: int) -> NDArray[np.int32]:
-        """Of each audio token of the prompt, its place among the adaptor's outputs of the row."""
+    def scatter(
+        self, values: Sequence[Float32[np.ndarray, " completion_tokens"]]
+    ) -> Float32[np.ndarray, "rows T"]:
+        """Places values of each rollout's tokens where these are the targets; 0 elsewhere."""
+        scattered = np.zeros((self.num_rows, self._data.seq_len), np.float32)
+        for of_rollout, here in zip(values, self._completions(), strict=True):
+            scattered[here] = of_rollout
+        return scattered
+
+    def gather(
+        self, values: Float32[np.ndarray, "rows T"]
+    ) -> list[Float32[np.ndarray, " completion_tokens"]]:
+        """Returns for each rollout the values at its tokens: the inverse of `scatter`."""
+        return [values[here] for here in self._completions()]
+
+    def _check_fits(self, rollout: Rollout) -> None:
+        tokens = len(rollout.prompt_tokens) - 1 + len(rollout.completion_tokens)
+        chunks = len(rollout.chunk_tokens)
+        if tokens > self._data.seq_len or chunks > self._data.audio_chunks_per_seq:
+            raise DataError(
+                f"{rollout.record.origin}: prompt and reply take {tokens} tokens and {chunks} "
+                f"audio chunks; a row holds seq_len={self._data.seq_len} and "
+                f"audio_chunks_per_seq={self._data.audio_chunks_per_seq}; raise them"
+            )
+
+    def _row_with_room(self, rollout: Rollout, prompt_key: int) -> int:
+        """Returns the first row with room for a rollout, where its prompt may be already."""
+        for index, row in enumerate(self._rows):
+            tokens = row.tokens + len(rollout.completion_tokens)
+            if prompt_key not in row.prompts:
+                tokens += len(rollout.prompt_tokens) - 1
+            chunks = row.chunks
+            if rollout.group not in row.first_chunks:
+                chunks += len(rollout.chunk_tokens)
+            if tokens <= self._data.seq_len and chunks <= self._data.audio_chunks_per_seq:
+                return index
+        self._rows.append(_Row())
+        return len(self._rows) - 1
+
+    def _audio_index(self, rollout: Rollout, row: int) -> NDArray[np.int32]:
+        """Returns for each audio token of the prompt its index among the row's audio embeddings."""
         per_chunk = audio_embeddings_per_chunk(self._data.mel_frames_per_chunk)
-        first = self._rows[row].first_chunks[rollout.group]
-        return audio_indices(rollout.chunk_tokens, per_chunk, first)
+        first_chunk = self._rows[row].first_chunks[rollout.group]
+        return audio_indices(rollout.chunk_tokens, per_chunk, first_chunk)
 
-    def scatter(self, values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Values of each rollout's own tokens [R] -> [B,T], each where its token is the target; 0 elsewhere."""
-        scatter = np.zeros((self.rows, self._data.seq_len), np.float32)
-        for of_rollout, here in zip(values, self._completion_slices(), strict=True):
-            scatter[here] = of_rollout
-        return scatter
+    def _completions(self) -> Iterator[tuple[int, slice]]:
+        """Yields for each rollout its row and the positions whose targets it wrote."""
+        for rollout, reply in zip(self._rollouts, self._replies, strict=True):
+            yield reply.row, slice(reply.start, reply.start + len(rollout.completion_tokens))
 
-    def gather(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """[B,T] -> of each rollout the values [R] at its own tokens: what `scatter` scatter."""
-        return [values[here] for here in self._completion_slices()]
 
-    def _completion_slices(self) -> list[tuple[int, slice]]:
-        """Of each rollout, the places whose targets it wrote."""
-        places = zip(self._rollouts, self._replies, strict=True)
-        return [
-            (place.row, slice(place.start, place.start + len(rollout.completion_tokens)))
-            for rollout, place in places
-        ]
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """Where a prompt or a reply lies: its row, its first position there, and its segment id."""
+
+    row: int
+    start: int
+    segment: int
+
+
+@dataclasses.dataclass
+class _Row:
+    """How full a row is, and where prompts (by key) and their audio (by group) begin."""
+
+    tokens: int = 0
+    segments: int = 0
+    chunks: int = 0
+    prompts: dict[int, _Span] = dataclasses.field(default_factory=dict)
+    first_chunks: dict[int, int] = dataclasses.field(default_factory=dict)

@@ -35,7 +35,7 @@ from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.audio_encoder import AudioEncoder, fixed_groups
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.parallel import replicated
-from stepaudio_jax.storage import shorten_words
+from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, render_prompt, tokenize_dialogue
 
 # Each clip of a step is encoded once: rollouts and all later passes take the frozen encoder's features from here.
@@ -217,7 +217,7 @@ class PromptStream:
             except DataError as error:
                 if skip_reason(error, self._data) is None:
                     raise
-                logger.warning("skipped: %s", shorten_words(str(error)))
+                logger.warning("skipped: %s", truncate_words(str(error)))
         raise DataError(
             f"{source.name}: {most} records one after the other cannot be used; see the warnings"
         )
@@ -254,7 +254,7 @@ class PromptStream:
         dialogue = tokenize_dialogue(self._segments(record), count_tokens, self._tokenizer)
         is_audio = dialogue.tokens == self._tokenizer.special.audio_patch
         return Prompt(
-            dialogue.tokens, is_audio, dialogue.in_loss, tuple(chunks), tuple(chunk_tokens)
+            dialogue.tokens, is_audio, dialogue.loss_mask, tuple(chunks), tuple(chunk_tokens)
         )
 
     def _segments(self, record: Record) -> list[Segment]:

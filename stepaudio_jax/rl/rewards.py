@@ -1,4 +1,4 @@
-"""What a rollout is worth: verifiers, form, length, and the judge's comparison with the reference reply, on one scale."""
+"""The reward of a rollout: verifier, form, length, and the judge's comparison, on one scale."""
 
 import dataclasses
 import math
@@ -27,18 +27,18 @@ from stepaudio_jax.rl.verifiers import (
     overlong_penalty,
 )
 
-_TOLERANCE = 1e-6  # by which a sum of parts may exceed 1, or lie below 0
+_TOLERANCE = 1e-6  # of a verifier's score beyond 0 and 1, such as the rounding of a sum
 
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """Of one rollout.
+    """The reward of one rollout.
 
     Attributes:
-        value: the sum of its parts; None where the judge abstained: the rollout is then learnt from
-        in no way.
+        value: the weighted sum of the parts; None where the judge abstained: the rollout is then
+            left out of the update.
         parts: by name, before their weights.
-        is_correct: whether a verifier found it wholly right; None where none was asked.
+        is_correct: whether the verifier gave the full score; None without a verifier.
     """
 
     value: float | None
@@ -46,12 +46,25 @@ class Reward:
     is_correct: bool | None = None
 
 
+def compute_rewards(
+    rollouts: Sequence[Rollout], config: PolicyGradient, judge: Judge | None = None
+) -> list[Reward]:
+    """Computes the reward of every rollout; see `RewardFunction`, which also checks records.
+
+    Raises:
+        JudgeError: the judge abstained too often.
+        DataError: a verifier failed, or a reward is not finite.
+        ValueError: a verifier cannot be found.
+    """
+    return RewardFunction(config, judge)(rollouts)
+
+
 class RewardFunction:
     """The rewards of a stage.
 
     Args:
         config: of the stage.
-        judge: who compares; None where no reward asks for it.
+        judge: needed where a reward has judge_weight.
 
     Raises:
         ValueError: a verifier cannot be found.
@@ -59,7 +72,7 @@ class RewardFunction:
 
     def __init__(self, config: PolicyGradient, judge: Judge | None):
         self._config, self._judge = config, judge
-        self._scale = RewardMap(
+        self._reward_map = RewardMap(
             config.judge.preference_levels,
             config.judge.reward_map,
             config.judge.reward_map_temperature,
@@ -68,10 +81,10 @@ class RewardFunction:
         self._verifiers = {name: find_verifier(name) for name in names}
 
     def check_record(self, record: Record) -> None:
-        """Checks that a record has what its source's reward needs.
+        """Checks that a record has what the reward of its source needs.
 
         Raises:
-            DataError: naming file and line, and what is missing.
+            DataError: something is missing; names file and line.
         """
         reward = self._config.reward_for_source(record.source)
         if reward.verifier_weight and record.answer is None:
@@ -80,7 +93,8 @@ class RewardFunction:
             )
         if reward.judge_weight and not (record.reference_reply or "").strip():
             raise DataError(
-                f"{record.origin}: its reward has judge_weight, and the record has no 'reference_reply'"
+                f"{record.origin}: its reward has judge_weight, and the record has no "
+                "'reference_reply'"
             )
         if (
             reward.judge_weight
@@ -88,7 +102,8 @@ class RewardFunction:
             and not any(criterion.weight > 0 for criterion in record.rubric)
         ):
             raise DataError(
-                f"{record.origin}: its rubric has no criterion of a positive weight: every reply would score the same"
+                f"{record.origin}: its rubric has no criterion of a positive weight: every reply "
+                "would score the same"
             )
         if reward.verifier_weight and record.answer is not None:
             try:
@@ -97,31 +112,30 @@ class RewardFunction:
                 raise DataError(f"{record.origin}: {error}") from None
 
     def prefetch(self, rollout: Rollout) -> None:
-        """Lets the judge begin with a rollout while others are still being written."""
+        """Lets the judge begin with a rollout while others are still being generated."""
         if self._judge is not None and self._is_judged(rollout):
-            self._judge.prefetch(_pair(rollout))
-
-    def close(self) -> None:
-        """Lets the judge go."""
-        if self._judge is not None:
-            self._judge.close()
+            self._judge.prefetch(_reply_pair(rollout))
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Reward]:
-        """The reward of every rollout.
+        """Computes the reward of every rollout.
 
         Raises:
             JudgeError: the judge abstained too often.
-            DataError: a verifier failed on a reply, or returned what is no score; or a rubric's
-                weights are too large to add.
+            DataError: a verifier failed or returned no score, or a reward is not finite.
         """
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
         if judged and self._judge is not None:
-            found = self._judge.judge([_pair(rollouts[index]) for index in judged])
-            judgements = dict(zip(judged, found, strict=True))
+            results = self._judge.judge([_reply_pair(rollouts[index]) for index in judged])
+            judgements = dict(zip(judged, results, strict=True))
         return [
             self._reward(rollout, judgements.get(index)) for index, rollout in enumerate(rollouts)
         ]
+
+    def close(self) -> None:
+        """Cancels the judge's waiting questions."""
+        if self._judge is not None:
+            self._judge.close()
 
     def _is_judged(self, rollout: Rollout) -> bool:
         return self._config.reward_for_source(rollout.record.source).judge_weight > 0
@@ -132,35 +146,35 @@ class RewardFunction:
         is_correct = None
         if config.verifier_weight:
             assert rollout.record.answer is not None
-            parts["verifier"] = _score(config.verifier, self._verifiers[config.verifier], rollout)
+            parts["verifier"] = _verify(config.verifier, self._verifiers[config.verifier], rollout)
             is_correct = parts["verifier"] >= 1
         parts["format"] = format_reward(rollout.parsed)
         if config.overlong_weight:
-            most = self._config.rollout.max_new_tokens
-            # A loop that was ended early would have gone on to the limit; it must not pay to fall
-            # into one.
-            tokens = most if rollout.truncated else len(rollout.completion_tokens)
+            max_tokens = self._config.rollout.max_new_tokens
+            # A repetition that the engine ended would have gone on to the limit, and must not pay.
+            tokens = max_tokens if rollout.truncated else len(rollout.completion_tokens)
             parts["overlong"] = overlong_penalty(
-                tokens, free_tokens=config.overlong_penalty_start, max_tokens=most
+                tokens, free_tokens=config.overlong_penalty_start, max_tokens=max_tokens
             )
         if judgement is not None:
             if judgement.verdicts is None:
                 return Reward(None, parts, is_correct)
-            parts |= self._judged(rollout, judgement)
+            parts |= self._judged_parts(rollout, judgement)
         value = _weighted_sum(config, parts)
         if not math.isfinite(value):
             raise DataError(
-                f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its rubric's weights huge?",
+                f"{rollout.record.origin}: the reward of a reply is {value}, from {parts}; are its "
+                "rubric's weights huge?",
                 kind="reward",
             )
         return Reward(value, parts, is_correct)
 
-    def _judged(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
-        """Preference always; a rubric's reward and the policy's own score where the record has one."""
+    def _judged_parts(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
+        """Returns the preference and, with a rubric, its reward and the policy's own score."""
         assert judgement.verdicts is not None
         original, swapped = judgement.verdicts
         parts = {
-            "preference": preference(original, swapped, self._scale),
+            "preference": preference(original, swapped, self._reward_map),
             "flips": float(prefers_position(original, swapped)),
         }
         rubric = rollout.record.rubric
@@ -172,39 +186,37 @@ class RewardFunction:
         return parts
 
 
-def _score(name: str, verifier: Verifier, rollout: Rollout) -> float:
-    """Returns what a verifier says of a reply, from 0 to 1.
+def _verify(name: str, verifier: Verifier, rollout: Rollout) -> float:
+    """Returns a verifier's score of a reply, from 0 to 1.
 
-    It may be any number or truth value, also one of numpy's, jax's or torch's.
+    A verifier may return any number or truth value, also of numpy, jax or torch.
 
     Raises:
-        DataError: naming the record, the verifier and what it returned or raised: it is a
-            function of the user's, and whatever it returns would be learnt from.
+        DataError: it raised, or returned something else; names the record and the verifier,
+            which may be a function of the user's.
     """
     record, reply = rollout.record, rollout.parsed.reply
-    shown = reply if len(reply) <= 60 else f"{reply[:60]}.."
-    where = f"{record.origin}: verifier={name!r} on the reply {shown!r}"
+    excerpt = reply if len(reply) <= 60 else f"{reply[:60]}.."
+    where = f"{record.origin}: verifier={name!r} on the reply {excerpt!r}"
     try:
         returned = verifier(reply, record.answer or "")
-    except Exception as error:  # whatever it is, it is the function's own
-        inside = traceback.extract_tb(error.__traceback__)[
-            1:2
-        ]  # none where it could not even be called so
-        line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
+    except Exception as error:
+        # The function's own frame; there is none where it takes other arguments.
+        frames = traceback.extract_tb(error.__traceback__)[1:2]
+        line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in frames)
         raise DataError(
             f"{where} raised {type(error).__name__}: {error}{line}", kind="reward"
         ) from error
-    value = returned
-    if (
-        hasattr(value, "item") and getattr(value, "shape", None) == ()
-    ):  # an array without dimensions
-        value = value.item()
-    if not isinstance(value, numbers.Real) or not -_TOLERANCE <= value <= 1 + _TOLERANCE:
+    score = returned
+    if hasattr(score, "item") and getattr(score, "shape", None) == ():  # an array of no dimensions
+        score = score.item()
+    if not isinstance(score, numbers.Real) or not -_TOLERANCE <= score <= 1 + _TOLERANCE:
         raise DataError(
-            f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number from 0 to 1",
+            f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number "
+            "from 0 to 1",
             kind="reward",
         )
-    return min(max(float(value), 0.0), 1.0)
+    return min(max(float(score), 0.0), 1.0)
 
 
 def _weighted_sum(config: RewardConfig, parts: dict[str, float]) -> float:
@@ -217,7 +229,7 @@ def _weighted_sum(config: RewardConfig, parts: dict[str, float]) -> float:
     )
 
 
-def _pair(rollout: Rollout) -> ReplyPair:
+def _reply_pair(rollout: Rollout) -> ReplyPair:
     record = rollout.record
     assert record.reference_reply is not None
     return ReplyPair(

@@ -1,4 +1,4 @@
-"""What the policy writes: several replies to each prompt, by the generation engine, its sound encoded once for all of them."""
+"""Rollouts: several replies of the policy to each prompt, by the generation engine."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,19 +14,21 @@ from stepaudio_jax.text import ParsedReply, Tokenizer, parse_reply
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One reply of the policy to one prompt (P tokens of the prompt, R of the reply).
+    """One reply of the policy to one prompt.
 
     Attributes:
-        group: which prompt of the step.
+        group: index of the prompt in the step.
         record: that the prompt comes from.
-        prompt_tokens: [P] i32.
-        is_audio: [P] bool, where an adaptor output replaces the token's embedding.
-        chunk_tokens: how many audio tokens each of the prompt's chunks has.
-        completion_tokens: [R] i32, all that the policy wrote, the token that ended it included.
-        sampler_logprobs: [R] f32, of the engine, under the distribution that it drew from.
-        parsed: the reply taken apart.
-        truncated: whether it did not end by itself: it was cut at its limit of tokens, or because
-            it was a loop.
+        prompt_tokens: [prompt_tokens] int32.
+        is_audio: [prompt_tokens] bool, where an audio embedding replaces the token's.
+        chunk_tokens: number of audio tokens of each of the prompt's chunks.
+        completion_tokens: [completion_tokens] int32, all that the policy wrote, with the token that
+            ended it.
+        sampler_logprobs: [completion_tokens] fp32, by the engine, of the distribution that it
+            sampled from.
+        parsed: the reply, split into reasoning and answer.
+        truncated: whether the reply did not end by itself: it reached the limit of tokens, or the
+            engine ended a repetition.
     """
 
     group: int
@@ -48,39 +50,40 @@ def generate_rollouts(
     tokenizer: Tokenizer,
     seed: int,
 ) -> Iterator[tuple[int, Rollout]]:
-    """Writes `config.num_generations` replies to every prompt; yields (index, rollout) as each ends, a prompt's side by side.
+    """Generates `config.num_generations` replies to every prompt.
+
+    Yields (index, rollout) as each ends; indices count the rollouts of a prompt one after the
+    other.
 
     Args:
-        engine: with the policy's weights, and nothing else to do.
-        prompts: with their sound heard (`Prompt.audio_embeddings`), or to be heard by the engine.
+        engine: with the policy's weights, and idle.
+        prompts: with `Prompt.audio_embeddings`; the engine encodes the audio where they lack it.
         records: of the prompts.
-        config: how many, and how they are drawn.
+        config: number of replies, and how they are sampled.
         tokenizer: of the model.
-        seed: of the step; what sample j of prompt p draws follows from (seed, p, j) alone.
+        seed: of the step; the draws of sample j of prompt p depend on (seed, p, j) alone.
 
     Raises:
         GenerationError: a prompt and its reply do not fit a slot.
     """
-    places: dict[int, tuple[int, int]] = {}
+    indices: dict[int, tuple[int, int]] = {}
     for group, prompt in enumerate(prompts):
-        asked = Sampling(
+        sampling = Sampling(
             temperature=config.temperature,
             top_p=1.0,
             max_new_tokens=config.max_new_tokens,
             repetition_detection=config.repetition_detection,
         )
         samplings = [
-            dataclasses.replace(asked, seed=_seed(seed, group, sample))
+            dataclasses.replace(sampling, seed=_derive_seed(seed, group, sample))
             for sample in range(config.num_generations)
         ]
-        places |= {
-            request: (group, sample)
-            for sample, request in enumerate(engine.submit(prompt, samplings))
-        }
+        for sample, request in enumerate(engine.submit(prompt, samplings)):
+            indices[request] = (group, sample)
     for output in engine.run():
         if output.completion is None:
             continue
-        group, sample = places.pop(output.request)
+        group, sample = indices.pop(output.request)
         rollout = _make_rollout(group, records[group], prompts[group], output.completion, tokenizer)
         yield group * config.num_generations + sample, rollout
 
@@ -88,12 +91,11 @@ def generate_rollouts(
 def _make_rollout(
     group: int, record: Record, prompt: Prompt, completion: Completion, tokenizer: Tokenizer
 ) -> Rollout:
+    tokens, logprobs = [*completion.tokens], [*completion.sampling_logprobs]
+    if completion.stop_token is not None:
+        tokens.append(completion.stop_token.token)
+        logprobs.append(completion.stop_token.sampling_logprob)
     ended = completion.stop_token is not None
-    tokens = [*completion.tokens, *([completion.stop_token.token] if completion.stop_token else [])]
-    logprobs = [
-        *completion.sampling_logprobs,
-        *([completion.stop_token.sampling_logprob] if completion.stop_token else []),
-    ]
     return Rollout(
         group=group,
         record=record,
@@ -107,5 +109,5 @@ def _make_rollout(
     )
 
 
-def _seed(seed: int, group: int, sample: int) -> int:
+def _derive_seed(seed: int, group: int, sample: int) -> int:
     return int(np.random.SeedSequence([seed, group, sample]).generate_state(1)[0])

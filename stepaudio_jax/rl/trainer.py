@@ -179,7 +179,9 @@ class PolicyTrainer:
                 for found in zip(*map(_lists, minibatches), strict=True)
             )
         )
-        found = compute_advantages(rollouts, rewards, passed, policy, beta=controller.coefficient)
+        found = compute_advantages(
+            rollouts, rewards, passed, policy, kl_coef=controller.coefficient
+        )
         learning = [self._policy_targets(rollouts, minibatch, found) for minibatch in minibatches]
         ready = time.perf_counter()
         updates, changed = (

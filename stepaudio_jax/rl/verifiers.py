@@ -1,6 +1,6 @@
-"""Rewards that a program can tell: the answer is right, the form is kept, the reply is not too long.
+"""Rewards by rule: the answer is correct, the form is kept, the reply is not too long.
 
-Answers are read by `stepaudio_jax.text.answers`, whose names are here too.
+Answers are parsed by `stepaudio_jax.text.answers`, whose names are importable from here too.
 """
 
 import importlib
@@ -43,36 +43,39 @@ __all__ = [
 ]
 
 Verifier = Callable[[str, str], float]
-"""(reply, answer of the record) -> 1 or True where the reply is right, down to 0 or False where nothing of it is."""
+"""(reply, answer of the record) -> score from 0 or False (wrong) to 1 or True (correct)."""
 
 
 def exact_text(reply: str, answer: str) -> bool:
     """Returns whether reply and answer are the same words.
 
-    Capitals, white space, emphasis, the punctuation around them, and how a character is encoded or
-    shaped do not matter.
+    Capitals, white space, emphasis, surrounding punctuation, and the encoding or shape of
+    characters do not matter.
     """
     return normalize_answer(reply) == normalize_answer(answer)
 
 
 def number(reply: str, answer: str) -> bool:
-    """Returns whether the number that the reply gives (see `read_number`) is the one of the answer, which may be a range."""
+    """Returns whether the reply's number (`read_number`) is the answer's, which may be a range."""
     return read_number(reply) == parse_answer_number(answer)
 
 
 def choice(reply: str, answer: str) -> bool:
-    """Returns whether the reply chooses the option of the answer, by its letter (see `read_choice`) or by its text."""
+    """Returns whether the reply chooses the answer's option, by letter (`read_choice`) or text."""
     return matches_choice(reply, answer)
 
 
 def yes_or_no(reply: str, answer: str) -> bool:
-    """Returns whether the reply says the same of yes and no as the answer (see `read_yes_or_no`)."""
-    said = read_yes_or_no(reply)
-    return said is not None and said == read_yes_or_no(answer)
+    """Returns whether the reply says yes where the answer does, and no where it does not.
+
+    See `read_yes_or_no`; a reply that says neither is wrong.
+    """
+    is_yes = read_yes_or_no(reply)
+    return is_yes is not None and is_yes == read_yes_or_no(answer)
 
 
 def pattern(reply: str, answer: str) -> bool:
-    """The answer is a regular expression, and all of the reply matches it."""
+    """Returns whether the whole reply matches the answer, a regular expression."""
     return re.fullmatch(answer, reply.strip(), flags=re.DOTALL) is not None
 
 
@@ -86,7 +89,6 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     }
 )
 
-
 _ANSWER_PARSERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
         "exact_text": lambda answer: normalize_answer(answer) or None,
@@ -96,56 +98,64 @@ _ANSWER_PARSERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
         "pattern": re.compile,
     }
 )
-"""What each of `VERIFIERS` looks for in an answer: None, or an error, where there is nothing of the kind."""
+"""Finds what each of `VERIFIERS` compares with in an answer; None or an error without that."""
 
 
 def check_answer(name: str, answer: str) -> None:
-    """Checks that a reply can be right: that an answer is of the kind that a verifier compares with.
+    """Checks that a reply can be correct: the answer is of the kind that the verifier compares.
+
+    Answers of custom verifiers may be anything.
 
     Raises:
-        ValueError: it is not, and why.
+        ValueError: no reply can match the answer.
     """
     try:
-        found = _ANSWER_PARSERS.get(name, str)(
-            answer
-        )  # what a verifier of the user's takes is not known
+        parsed = _ANSWER_PARSERS.get(name, str)(answer)
     except re.error as error:
         raise ValueError(f"the answer {answer!r} is no regular expression: {error}") from None
-    if found is None:
+    if parsed is None:
         raise ValueError(
-            f"no reply can be right: verifier={name!r} finds nothing to compare with in the answer {answer!r}"
+            f"no reply can be right: verifier={name!r} finds nothing to compare with in the answer "
+            f"{answer!r}"
         )
 
 
 def find_verifier(name: str) -> Verifier:
-    """A verifier by name, or a function of the user's as "module:function".
+    """Returns a verifier by name, or a custom one by "module:function".
 
     Raises:
-        ValueError: there is none of that name, or the module or function cannot be found.
+        ValueError: there is none of that name, or the function cannot be imported.
     """
     if name in VERIFIERS:
         return VERIFIERS[name]
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(
-            f"verifier={name!r} is none of {', '.join(VERIFIERS)}; write module:function for one of your own"
+            f"verifier={name!r} is none of {', '.join(VERIFIERS)}; write module:function for one "
+            "of your own"
         )
     try:
-        found = getattr(importlib.import_module(module), function)
+        verifier = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"verifier={name!r}: {error}") from None
-    if not callable(found):
+    if not callable(verifier):
         raise ValueError(f"verifier={name!r} is not a function")
-    return found
+    return verifier
 
 
-def format_reward(written: ParsedReply) -> float:
-    """1 where the reply is of the form and has a reasoning that is not empty, else 0 (Step-Audio-R1, section 3.3)."""
-    return float(written.well_formed and bool(written.reasoning.strip()))
+def format_reward(reply: ParsedReply) -> float:
+    """Returns 1 for a well-formed reply with a reasoning, else 0 (Step-Audio-R1, section 3.3)."""
+    return float(reply.well_formed and bool(reply.reasoning.strip()))
 
 
 def overlong_penalty(tokens: int, *, free_tokens: int, max_tokens: int) -> float:
-    """0 up to `free_tokens` tokens, then falling evenly to -1 at `max_tokens` (soft overlong punishment: Yu et al. 2025, eq. 13)."""
+    """Returns 0 up to `free_tokens` tokens, falling linearly to -1 at `max_tokens`.
+
+    The soft overlong punishment of DAPO (Yu et al. 2025, eq. 13).
+
+    Raises:
+        ValueError: the limits are not in order.
+    """
     if not 0 <= free_tokens < max_tokens:
         raise ValueError(
             f"free_tokens={free_tokens} must lie between 0 and max_tokens={max_tokens}"

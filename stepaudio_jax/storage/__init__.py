@@ -1,17 +1,33 @@
-"""Paths that users give: home folders, outputs that replace nothing of theirs, and files that one process holds."""
+"""Files of users: paths, outputs that replace nothing, locks, JSON, and what lies in a file's place."""
 
 from stepaudio_jax.storage.files import (
-    expand_home,
-    format_path,
-    shorten,
-    shorten_words,
-    user_path,
-)
-from stepaudio_jax.storage.locks import LockedFile, lock_file
-from stepaudio_jax.storage.outputs import (
     PathLike,
     atomic_directory,
     atomic_text_writer,
+    expand_home,
+    file_size,
+    fingerprint_folder,
+    hash_file,
+    open_append,
+    open_read,
+    read_bytes,
+    read_range,
+    read_text,
+    remove_empty_folders,
+    rename,
+    user_path,
+    write_text,
+)
+from stepaudio_jax.storage.json_files import (
+    hash_json,
+    parse_json,
+    read_json,
+    read_json_or_none,
+    write_json,
+)
+from stepaudio_jax.storage.locks import LockedFile, lock_file
+from stepaudio_jax.storage.messages import first_few, format_path, truncate, truncate_words
+from stepaudio_jax.storage.outputs import (
     check_not_same_file,
     check_output_directory,
     check_output_file,
@@ -49,18 +65,35 @@ __all__ = [
     "check_output_file",
     "check_parent_writable",
     "expand_home",
+    "file_size",
+    "fingerprint_folder",
+    "first_few",
     "format_path",
     "has_job_mark",
+    "hash_file",
+    "hash_json",
     "is_finished_output_of",
     "lock_file",
+    "open_append",
+    "open_read",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_json_or_none",
+    "read_range",
+    "read_text",
     "recognize",
     "recognize_file",
     "recognize_folder",
     "recognize_run",
     "recognize_values",
+    "remove_empty_folders",
+    "rename",
     "set_job_mark",
-    "shorten",
-    "shorten_words",
+    "truncate",
+    "truncate_words",
     "unfinished_download",
     "user_path",
+    "write_json",
+    "write_text",
 ]

@@ -7,6 +7,7 @@ import threading
 from typing import BinaryIO
 
 from stepaudio_jax.errors import LockHeldError
+from stepaudio_jax.storage.files import PathLike
 
 try:
     import fcntl
@@ -47,7 +48,7 @@ class LockedFile:
                     _locked_paths.discard(self.path)
 
 
-def lock_file(path: str | os.PathLike[str]) -> LockedFile:
+def lock_file(path: PathLike) -> LockedFile:
     """Opens a file, made where it is not there, and holds it.
 
     The locks are POSIX's, which NFS keeps across machines and which a forked child does not

@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from stepaudio_jax.storage.files import PathLike, open_read
+
 # What was recognised.
 
 Purpose = Literal["weights", "tokenizer", "sound"]
@@ -125,9 +127,7 @@ _ERROR_METADATA_KEYS = {
 }
 
 
-def recognize_file(
-    path: str | os.PathLike[str], purpose: Purpose, *, is_text: bool = False
-) -> Finding | None:
+def recognize_file(path: PathLike, purpose: Purpose, *, is_text: bool = False) -> Finding | None:
     """Returns what a file is instead of what it is wanted for, or None where that cannot be told.
 
     Args:
@@ -139,7 +139,7 @@ def recognize_file(
     if not os.path.exists(path):
         return _missing(path)
     try:
-        with open(path, "rb") as file:
+        with open_read(path) as file:
             content = file.read(HEAD_BYTES)
             size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError):

@@ -1,11 +1,13 @@
 """Folders that hold no model or no tokenizer where one was looked for, by what they hold instead."""
 
-import json
 import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable
 
+from stepaudio_jax.storage.files import PathLike
+from stepaudio_jax.storage.json_files import read_json_or_none
+from stepaudio_jax.storage.messages import first_few
 from stepaudio_jax.storage.recognize_files import (
     COPY_AGAIN,
     UNFINISHED_SUFFIXES,
@@ -15,7 +17,6 @@ from stepaudio_jax.storage.recognize_files import (
 )
 
 _CONFIG = "config.json"
-_MAX_SHOWN = 4
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 _RESAVE_REMEDY = (
@@ -52,7 +53,7 @@ _FOREIGN_TOKENIZERS = {
 }
 
 
-def recognize_folder(path: str | os.PathLike[str], purpose: Purpose) -> Finding | None:
+def recognize_folder(path: PathLike, purpose: Purpose) -> Finding | None:
     """Returns what a path is instead of the folder of a model or tokenizer, or None where that cannot be told.
 
     Args:
@@ -79,7 +80,7 @@ def recognize_folder(path: str | os.PathLike[str], purpose: Purpose) -> Finding 
     return next(filter(None, (check(folder, purpose) for check in checks)), None)
 
 
-def unfinished_download(folder: str | os.PathLike[str]) -> Finding | None:
+def unfinished_download(folder: PathLike) -> Finding | None:
     """Returns that files of a folder were not downloaded to their end, or None where nothing says so.
 
     The Hub's client writes `.cache/huggingface/download/*.incomplete` in a folder of its own, and
@@ -99,7 +100,7 @@ def unfinished_download(folder: str | os.PathLike[str]) -> Finding | None:
     if not files:
         return None
     return Finding(
-        f"is an unfinished download ({_join_names(sorted(file.name for file in files))})",
+        f"is an unfinished download ({first_few(sorted(file.name for file in files))})",
         "run the same download again until it says that it is done",
     )
 
@@ -166,7 +167,7 @@ def _hub_cache(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     if snapshots:
         return Finding(
             "is the Hub's cache",
-            f"name the snapshot of one model in it: {_join_names(snapshots, ' or ')}",
+            f"name the snapshot of one model in it: {first_few(snapshots, ' or ')}",
         )
     return None
 
@@ -227,7 +228,7 @@ def recognize_run(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 def _is_run(folder: pathlib.Path) -> bool:
     """By its `config.json`, which holds the run's configuration; by what lies beside it where that is lost."""
-    values = _json(folder / _CONFIG)
+    values = read_json_or_none(folder / _CONFIG)
     if isinstance(values, dict):
         return "stages" in values and "model_type" not in values
     if not (folder / _CONFIG).exists():
@@ -243,9 +244,9 @@ def _inside_checkpoint(folder: pathlib.Path, purpose: Purpose) -> Finding | None
     if purpose == "tokenizer" and _has_tokenizer(folder / "tokenizer"):
         return Finding("is a model", f"name its tokenizer, {folder / 'tokenizer'}")
     for parent in list(folder.absolute().parents)[:2]:
-        if isinstance(values := _json(parent / _CONFIG), dict) and "stepaudio_jax" in str(
-            values.get("format")
-        ):
+        if isinstance(
+            values := read_json_or_none(parent / _CONFIG), dict
+        ) and "stepaudio_jax" in str(values.get("format")):
             return Finding("is a part of a model", f"name the folder of all of it, {parent}")
     if (folder / "_METADATA").is_file() or (folder / "_CHECKPOINT_METADATA").is_file():
         return Finding(
@@ -271,7 +272,7 @@ def _broken_links(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 def _adapter(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     """A PEFT adapter. Weights beside it are looked at by whoever reads weights."""
-    config = _json(folder / "adapter_config.json")
+    config = read_json_or_none(folder / "adapter_config.json")
     if not (folder / "adapter_config.json").is_file() and not list(folder.glob("adapter_model.*")):
         return None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
@@ -314,7 +315,7 @@ def _unsupported_weights(folder: pathlib.Path, purpose: Purpose) -> Finding | No
         return None
     names = [entry.name for entry in _entries(folder) if entry.name not in _NON_WEIGHT_FILES]
     if other := _match_unsupported_weights(names):
-        return Finding(f"holds {other[0]} ({_join_names(other[1])}) and no safetensors", other[2])
+        return Finding(f"holds {other[0]} ({first_few(other[1])}) and no safetensors", other[2])
     return None
 
 
@@ -334,7 +335,7 @@ def _archive(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     if not archives:
         return None
     return Finding(
-        f"holds an archive ({_join_names([archives[0].name])})",
+        f"holds an archive ({first_few([archives[0].name])})",
         "unpack it, and name the folder with config.json in it",
     )
 
@@ -349,7 +350,7 @@ def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     if not names:
         return None
     what = "has no tokenizer" if purpose == "tokenizer" else "has no config.json"
-    return Finding(what, f"name the subfolder that is meant: {_join_names(names, ' or ')}")
+    return Finding(what, f"name the subfolder that is meant: {first_few(names, ' or ')}")
 
 
 def _incomplete_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
@@ -371,7 +372,7 @@ def _incomplete_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
         return None
     if has_weights and _CONFIG not in names:
         return Finding("holds weights and no config.json", "copy the model's config.json into it")
-    if isinstance(values := _json(folder / _CONFIG), dict) and "stepaudio_jax" in str(
+    if isinstance(values := read_json_or_none(folder / _CONFIG), dict) and "stepaudio_jax" in str(
         values.get("format")
     ):
         return (
@@ -415,16 +416,3 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
-
-
-def _json(file: pathlib.Path) -> object:
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _join_names(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return separator.join(names[:_MAX_SHOWN]) + more

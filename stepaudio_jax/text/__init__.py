@@ -1,5 +1,6 @@
-"""Text: tokenizer; dialogue -> token segments; generated tokens -> reasoning and reply."""
+"""Text: dialogues, their prompt format, tokenizers, and the reading of answers."""
 
+from stepaudio_jax.text.chat_templates import CHAT_TEMPLATE
 from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart, validate_dialogue
 from stepaudio_jax.text.prompt_format import (
     THINK_END,
@@ -17,7 +18,6 @@ from stepaudio_jax.text.prompt_format import (
 )
 from stepaudio_jax.text.special_tokens import SpecialTokens
 from stepaudio_jax.text.tokenizer import Tokenizer
-from stepaudio_jax.text.tokenizer_files import CHAT_TEMPLATE
 
 __all__ = [
     "CHAT_TEMPLATE",

@@ -1,4 +1,4 @@
-"""Which option a reply chooses: a letter, or nothing where that is not clear."""
+"""Reads which option a reply chooses: a letter, or None if that is not clear."""
 
 import dataclasses
 import re
@@ -17,13 +17,16 @@ from stepaudio_jax.text.answer_options import letter_by_ordinal, option_by_text
 # (U.S.A.) or of a chord (B:maj). Chinese and Japanese write no spaces around it: 答案是B。
 _IN_WORD = r"(?:(?![\u2e80-\u9fff\uac00-\ud7af])\w)"
 _LETTER = re.compile(
-    rf"(?<![a-zA-Z0-9_À-ɏ.+#&-])(?<![a-zA-Z]')([A-Za-z])(?!{_IN_WORD}|'\w|[+#&]|-{_IN_WORD}|\.\w\.|[.:/][a-z0-9](?![\s.,;)]))"
+    rf"(?<![a-zA-Z0-9_À-ɏ.+#&-])(?<![a-zA-Z]')([A-Za-z])(?!{_IN_WORD}|'\w|[+#&]"
+    rf"|-{_IN_WORD}|\.\w\.|[.:/][a-z0-9](?![\s.,;)]))"
 )
 # "A dog", "I think": what follows a letter that is no word. Of other letters it excludes notes and
 # keys (B flat, D minor).
 _CONTINUES = re.compile(
-    r"\s+(?:is|was|as|because|since|for|fits?|seems?|appears?|looks?|sounds?|would|could|should|must|can|cannot|has|does|and|or"
-    r"|but|not|rather|instead|due|given|based|over|best|matches|describes|corresponds|being|if|while|which|where|here|then|so|it"
+    r"\s+(?:is|was|as|because|since|for|fits?|seems?|appears?|looks?|sounds?|would|could"
+    r"|should|must|can|cannot|has|does|and|or"
+    r"|but|not|rather|instead|due|given|based|over|best|matches|describes|corresponds"
+    r"|being|if|while|which|where|here|then|so|it"
     r"|in this|of the|from the|to be|with)\b|\s*$|\s*[^\w\s]|\s*\n|\s*[^\x00-\x7f]",
     re.IGNORECASE,
 )
@@ -34,37 +37,45 @@ _ARTICLE_AFTER = re.compile(r"\s+(?:an?|the)\s", re.IGNORECASE)  # "A a dog": th
 
 _BE = r"(?:is|was|are|be|being|'s|would be|should be|must be|will be|has to be)"
 _SURELY = (
-    r"(?:(?:clearly|definitely|certainly|surely|obviously|probably|likely|most|simply|therefore|thus|then|indeed|now|actually"
-    r"|rather|instead|just|only|best|correct|correctly|either|option|choice|letter|answer|the|that|:)\s*)*"
+    r"(?:(?:clearly|definitely|certainly|surely|obviously|probably|likely|most|simply"
+    r"|therefore|thus|then|indeed|now|actually"
+    r"|rather|instead|just|only|best|correct|correctly|either|option|choice|letter"
+    r"|answer|the|that|:)\s*)*"
 )
 _OPEN = r"[\s\"'(\[<>:=\-.→]*$"
-# What stands before a letter that answers: "the answer is", "Answer:", "I choose", 答案是, 选. All end
-# where the letter begins.
+# Words before a letter that is the answer: "the answer is", "Answer:", "I choose", 答案是, 选. All
+# end where the letter begins.
 _ANSWER_IS = re.compile(
-    rf"(?:\b(?:answer|ans|response|solution|selection|conclusion)\b\s*(?:[\"']|\([^()]{{0,20}}\))?\s*"
+    rf"(?:\b(?:answer|ans|response|solution|selection|conclusion)\b\s*(?:[\"']"
+    rf"|\([^()]{{0,20}}\))?\s*"
     rf"(?:(?:[^.\n!?:;]{{0,60}}?\b)?{_BE}|[:=\-.]|)\s*{_SURELY}"
-    rf"|\b(?:my|the|your)\s+(?:choice|pick|guess|vote)\s*(?:{_BE}|[:=\-])\s*{_SURELY}|\b(?:selected|chosen)\s*[:=]"
+    rf"|\b(?:my|the|your)\s+(?:choice|pick|guess|vote)\s*(?:{_BE}|[:=\-])\s*{_SURELY}"
+    rf"|\b(?:selected|chosen)\s*[:=]"
     r"|\b(?:correct|right|best|final|chosen|most likely)\s+(?:option|choice|letter|one)\b"
     rf"(?:[^.\n!?:;]{{0,60}}?\b{_BE}|[:=\-])\s*{_SURELY}"
-    rf"|\b(?:choose|chose|choosing|pick|picked|select|selected|go with|going with|go for|opt for|settle on|vote for"
+    rf"|\b(?:choose|chose|choosing|pick|picked|select|selected|go with|going with|go for"
+    rf"|opt for|settle on|vote for"
     rf"|decide on|stick with|answer with)\s+{_SURELY}"
     r"|(?:答案|答え|正解|正确选项|正确的选项|正确的是|本题|选项|选择|应该选|选|選擇|選|チョイス)"
     r"\s*(?:应该|应当|应|就|最终|为|是|は|选|选择|選|了|项|项是|的是|[\s:=\"'(\[])*"
-    rf"|\b(?:respuesta|antwort|réponse|risposta|resposta)\b[^.\n!?:;]{{0,30}}?(?:\bes|\best|\bist|\bè|\bé|:)\s*){_OPEN}",
+    rf"|\b(?:respuesta|antwort|réponse|risposta|resposta)\b[^.\n!?:;]{{0,30}}?(?:\bes"
+    rf"|\best|\bist|\bè|\bé|:)\s*){_OPEN}",
     re.IGNORECASE,
 )
 _SUGGESTS = re.compile(
     rf"(?:\b(?:option|choice|letter)\s*[:=]?"
     rf"|\b(?:it|that|this)\s*(?:{_BE})\s*{_SURELY}"
     rf"|\b(?:think|believe|guess|say|conclude|think that)\s+(?:that\s+)?(?:it\s*{_BE}\s*)?{_SURELY}"
-    r"|(?:^|[.!?,;\n])\s*(?:definitely|certainly|clearly|surely|obviously|probably|most likely|likely|so|hence|thus"
+    r"|(?:^|[.!?,;\n])\s*(?:definitely|certainly|clearly|surely|obviously|probably"
+    r"|most likely|likely|so|hence|thus"
     r"|therefore|then|finally|actually|correct|所以|因此|故|应该是|应为|是|即)\s*[,:]?\s*"
     rf"|(?:而是|应该是|所以是|就是|因此是|(?:觉得|认为|猜|想)(?:应该)?是?)\s*){_OPEN}",
     re.IGNORECASE,
 )
 # "No, B", "wait, actually B"
 _CORRECTS = re.compile(
-    rf"\b(?:no\s*[,.:;!]|wait|actually|correction|sorry|i mean)[\s,.:;!]*(?:it\s*{_BE}\s*)?{_SURELY}{_OPEN}",
+    rf"\b(?:no\s*[,.:;!]|wait|actually|correction|sorry"
+    rf"|i mean)[\s,.:;!]*(?:it\s*{_BE}\s*)?{_SURELY}{_OPEN}",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(
@@ -72,38 +83,47 @@ _NOT_BUT = re.compile(
     re.IGNORECASE,
 )
 _DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|exclude|excludes|eliminate|eliminates|eliminating|reject"
+    r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|exclude|excludes"
+    r"|eliminate|eliminates|eliminating|reject"
     r"|discard|than|instead of|opposed to|unlike|ruled? out|ruling out|rules out)\b|n't\b"
     r"|不是|并非|不选|排除|而非|不可能是|不会是|没有)"
     r"(?:(?!\bbut\b|而是)[^.,;!?\n。，；])*$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"[\s)\].:\"']*(?:(?:is|are|was|would be|seems?|looks?|sounds?|can be|could be|may be|has been|does|do|did|can|could)\s+"
-    r"(?:\w+\s+){0,2}?(?:not|wrong|incorrect|false|eliminated|excluded|discarded|out|unlikely|impossible|ruled out|never)\b"
+    r"[\s)\].:\"']*(?:(?:is|are|was|would be|seems?|looks?|sounds?|can be|could be"
+    r"|may be|has been|does|do|did|can|could)\s+"
+    r"(?:\w+\s+){0,2}?(?:not|wrong|incorrect|false|eliminated|excluded|discarded|out"
+    r"|unlikely|impossible|ruled out|never)\b"
     r"|(?:is|was|does|do|did|can|could|would|are)n't\b|cannot\b|(?:is )?ruled out"
     r"|不对|不正确|错|是错|不是|可以排除|被排除|不符)",
     re.IGNORECASE,
 )
 _DENIED_OPTION = re.compile(
-    r"[)\].:]+[^\n。;!?]{1,200}?(?:\b(?:is|are)\s+(?:\w+\s+)?(?:incorrect|wrong|false|eliminated|ruled out"
+    r"[)\].:]+[^\n。;!?]{1,200}?(?:\b(?:is|are)\s+(?:\w+\s+)?(?:incorrect|wrong|false"
+    r"|eliminated|ruled out"
     r"|not (?:correct|right|the answer))\b|不对|错误|不正确)",
     re.IGNORECASE,
 )
 _RIGHT_AFTER = re.compile(
-    r"[\s)\]\"'.]*(?:(?:is|was|seems|appears|looks|sounds|would be|must be|should be)\s+(?:\w+\s+){0,3}?"
-    r"(?:correct|right|best|answer|choice|true|option)\b|fits|matches|describes|是对的|是正确|正确|对$|选项|項|项"
+    r"[\s)\]\"'.]*(?:(?:is|was|seems|appears|looks|sounds|would be|must be"
+    r"|should be)\s+(?:\w+\s+){0,3}?"
+    r"(?:correct|right|best|answer|choice|true|option)\b|fits|matches|describes|是对的|是正确"
+    r"|正确|对$|选项|項|项"
     r"|it is\b|is what\b)",
     re.IGNORECASE,
 )
 _DOUBT_BEFORE = re.compile(
-    r"\b(?:if|whether|between|either|could|might|may|maybe|perhaps|possibly|possible|tempted|why)\b[^.,;!?\n]*$"
-    r"|(?:如果|假如|是否|可能|也许)[^.,;!?\n。，；]*$|\bis\s+(?:it|the\s+(?:correct\s+)?answer)\s+(?:option\s+)?[(\"']*$",
+    r"\b(?:if|whether|between|either|could|might|may|maybe|perhaps|possibly|possible"
+    r"|tempted|why)\b[^.,;!?\n]*$"
+    r"|(?:如果|假如|是否|可能|也许)[^.,;!?\n。，；]*$|\bis\s+(?:it"
+    r"|the\s+(?:correct\s+)?answer)\s+(?:option\s+)?[(\"']*$",
     re.IGNORECASE,
 )
 _DOUBT_AFTER = re.compile(r"[)\]\"']*\s*(?:\?|:?\s*\(?\d+(?:\.\d+)?\s*%)")
 _CHANGES = re.compile(
-    r"\b(?:wait|actually|no|correction|sorry|on second thoughts?|reconsider\w*|rather|instead|however|but"
+    r"\b(?:wait|actually|no|correction|sorry|on second thoughts?|reconsider\w*|rather"
+    r"|instead|however|but"
     r"|finally|final|so|hence|therefore|thus|in conclusion|overall|in the end|ultimately)\b"
     r"|不对|等等|其实|更正|最终|所以|因此|综上|应该是",
     re.IGNORECASE,
@@ -122,14 +142,14 @@ _NUMBERED = re.compile(
     r"^\s*(?:Q(?:uestion)?\s?)?\d{1,3}\s*[.):]\s+(?=[(\[]?[A-Za-z](?:[)\].:,\s]|$))", re.MULTILINE
 )
 
-MAX_CONTEXT = 120  # characters before a letter that are looked at
+MAX_CONTEXT = 120  # characters read before a letter
+# Ranks of a choice: at the start, alone on a line, "answer is B"; `(B)`, "option B", "it is B".
 ANSWERED, SUGGESTED = 2, 1
-"""How clearly a letter is chosen: at the start, alone on a line, after "answer is"; in brackets, "option B", "it is B"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mention:
-    """A letter that stands alone in a text, and where."""
+    """Locates a letter that stands alone in a text."""
 
     letter: str
     start: int
@@ -138,7 +158,7 @@ class _Mention:
 
 @dataclasses.dataclass(frozen=True)
 class _Statement:
-    """That some letters are chosen (several: it is not clear which), or that they are not."""
+    """States that letters are chosen (several: it is not clear which), or that they are not."""
 
     letters: frozenset[str]
     start: int
@@ -148,7 +168,7 @@ class _Statement:
 
 
 def read_choice(reply: str, choices: Sequence[str | None] | None = None) -> str | None:
-    r"""Returns the letter of the option that a reply chooses, a capital; None where that is not clear.
+    r"""Returns the capital letter of the option that a reply chooses; None if that is not clear.
 
     What counts, the clearest first:
 
@@ -212,7 +232,7 @@ def _has_option(options: list[str], letter: str) -> bool:
 
 
 def _sole_letter(plain: str) -> str | None:
-    """Returns the letter of a text that is nothing else: `b`, `(B)`, `B.`; `B` on each of its lines."""
+    """Returns the letter of a text that has nothing else: `b`, `(B)`, `B.`; `B` on every line."""
     if "?" in plain or re.search("[A-Za-z][+#&]", plain):
         return None
     letters = set(re.sub(r"[\W_]+", " ", plain).upper().split())
@@ -253,7 +273,7 @@ def _is_bracketed(plain: str, start: int, end: int) -> bool:
 
 
 def _letters_within(plain: str, option: str) -> Iterator[tuple[int, int]]:
-    """Returns where an option's text stands that has a letter among its words: that letter chooses nothing."""
+    """Yields the spans of an option's text with a letter among its words, which chooses nothing."""
     words = re.findall(r"\w+", unify_characters(option))
     if len(words) > 1 and any(len(word) == 1 and word.isalpha() for word in words):
         pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, words)) + r"(?!\w)"
@@ -274,7 +294,7 @@ def _may_be_letter(letter: str, before: str, after: str, *, is_first: bool) -> b
 
 
 def _without_lists(plain: str, mentions: list[_Mention]) -> list[_Mention]:
-    """Returns the mentions without options that are listed one after the other, from A on, each with its text."""
+    """Returns the mentions without those of a list of options, from A on, each with its text."""
     listed: list[int] = []
     runs: list[list[int]] = []
     for index, mention in enumerate(mentions):
@@ -316,7 +336,7 @@ def _statements(plain: str, options: list[str] | None) -> Iterator[_Statement]:
 
 
 def _statement_of(plain: str, group: list[_Mention], following: int) -> _Statement | None:
-    """What a group of letters ("A", "A, B or D") says where it stands, before the one at `following`; None for nothing."""
+    """Returns what a group of letters ("A", "A, B or D") states, up to the one at `following`."""
     start, end = group[0].start, group[-1].end
     before, after = plain[max(0, start - MAX_CONTEXT) : start], plain[end : end + 240]
     letters = frozenset(mention.letter for mention in group)
@@ -361,7 +381,7 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
 def _decide(
     plain: str, statements: list[_Statement], options: list[str] | None
 ) -> tuple[str | None, bool]:
-    """Returns the letter that statements come to, and whether they agree; (None, True) where there is none."""
+    """Returns the letter that the statements choose, if any, and whether they agree."""
     asserted = [made for made in statements if not made.denied]
     if not asserted:
         return None, True
@@ -385,7 +405,7 @@ def _decide(
 
 
 def _contradicts(plain: str, made: _Statement, letter: str, options: list[str]) -> bool:
-    """Returns whether the letter stands before the text of another option: `A. Violin` where Violin is B."""
+    """Returns whether the letter precedes another option's text: `A. Violin` if Violin is B."""
     line = plain[made.end :].lstrip(" )].:,;-、|\"'(").split("\n")[0]
     text = normalize_answer(line)
     same = [

@@ -1,4 +1,4 @@
-"""What a reply says, without what only decorates it: one written form for texts that read alike."""
+"""Strips what only decorates a reply, and unifies characters that read alike."""
 
 import re
 import unicodedata
@@ -66,7 +66,10 @@ def unify_characters(text: str) -> str:
 
 
 def normalize_answer(text: str) -> str:
-    """Returns a text for comparison: unified, in small letters, single spaces, no emphasis, no punctuation around it."""
+    """Returns a text for comparison.
+
+    Unified, in lower case, with single spaces, without emphasis and surrounding punctuation.
+    """
     text = _EMPHASIS.sub("", unify_characters(text)).casefold()
     start, end = 0, len(text)
     while start < end and _is_decoration(text[start]):
@@ -82,7 +85,7 @@ def normalize_answer(text: str) -> str:
 
 
 def strip_reasoning(reply: str) -> str | None:
-    """Returns what a reply says after its reasoning; None where a reasoning is not ended, or nothing follows it.
+    """Returns a reply without its reasoning; None if the reasoning has no end, or nothing follows.
 
     Of a reply of more than `MAX_CHARACTERS` it is the beginning and the end, so that none takes
     long to read.
@@ -109,7 +112,7 @@ def boxed_answers(text: str) -> list[str]:
 
 
 def strip_markup(text: str) -> str:
-    """Returns a unified text without Markdown, LaTeX and HTML around its words; what is struck out is left out."""
+    """Returns a unified text without Markdown, LaTeX and HTML markup and struck-out words."""
     text = unify_characters(_STRUCK_OUT.sub(" ", text))
     text = _LETTER_IN_ANGLES.sub(r"(\1)", text)
     text = _LATEX_FRACTION.sub(r" \1/\2 ", text)

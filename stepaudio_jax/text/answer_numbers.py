@@ -1,4 +1,4 @@
-"""Which number a reply gives, exactly; nothing where it gives none, or not clearly which."""
+"""Reads the exact number that a reply gives; None if it gives none, or not clearly which."""
 
 import dataclasses
 import re
@@ -80,7 +80,7 @@ _VULGAR = {
 
 @dataclasses.dataclass(frozen=True)
 class NumberRange:
-    """Two numbers of which a text does not choose one: 10-12, 10 to 12."""
+    """Holds two numbers between which a text does not choose: 10-12, 10 to 12."""
 
     first: Fraction
     last: Fraction
@@ -91,7 +91,7 @@ Quantity = Fraction | NumberRange
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-    """Digits in a text, and where: `value` is None where they are `count` numbers or no quantity (7 or 8, 10:30)."""
+    """Locates digits in a text; `value` is None for several numbers or none (7 or 8, 10:30)."""
 
     value: Quantity | None
     start: int
@@ -100,19 +100,18 @@ class _Item:
 
 
 def read_number(reply: str) -> Quantity | None:
-    r"""Returns the number that a reply gives; None where there is none, or none that is clear.
+    r"""Returns the number that a reply gives; None if there is none, or none that is clear.
 
     In this order: a number in `\boxed{..}`; the last one that follows "answer is", "Answer:",
-    "####", 答案是, unless the reply changes its mind after it ("wait", "no"); one that the reply says
-    first and then explains ("7. I counted 3 and 4."); the last number of the reply. Of an equation
-    it is the result. One that is denied ("not 7") does not count, nor does a reasoning.
+    "####", 答案是, unless the reply then changes its mind ("wait", "no"); one that the reply gives
+    first and then explains ("7. I counted 3 and 4."); the last number of the reply. An equation
+    gives its result. Denied numbers ("not 7") and those in the reasoning do not count.
 
-    Read are 1,000, 1 000 (no-break space), 2.50, .5, 1e3, 2×10³, 3/4, 1½, `\frac{3}{4}`, 1.5
-    million, 3万, full-width digits, and all kinds of minus where it stands for itself (-5, −5, minus
-    5). Currency, percent sign and unit do not matter. A hyphen between numbers is no minus: 5-10 is
-    the range that 5 to 10 is. No numbers are digits within words (B2, mp3, COVID-19, 4K), ordinals
-    (2nd), the marks of a numbered list, and words (seven). Not clear are 7 or 8, 10:30, 2024-05-06,
-    and 3,5.
+    Accepted are 1,000, 1 000 (no-break space), 2.50, .5, 1e3, 2×10³, 3/4, 1½, `\frac{3}{4}`, 1.5
+    million, 3万, full-width digits, and any minus sign that is not a hyphen (-5, −5, minus 5).
+    Currency, percent sign and unit do not matter. 5-10 is the same range as 5 to 10. Digits within
+    words (B2, mp3, COVID-19, 4K), ordinals (2nd), marks of a numbered list, and words (seven) are
+    no numbers. Unclear are 7 or 8, 10:30, 2024-05-06, and 3,5.
     """
     answer_text = strip_reasoning(reply)
     if answer_text is None:
@@ -165,7 +164,7 @@ def parse_answer_number(answer: str) -> Quantity:
 
 
 def _result(plain: str, items: list[_Item], start: int, *, last: bool = False) -> Quantity | None:
-    """Returns the number that a sentence from `start` on gives: the first or the last one, or an equation's result."""
+    """Returns the number in the sentence at `start`: first, last, or the result of an equation."""
     sentence_end = re.compile(r"\n|[.;!?](?:\s|$)|。").search(plain, items[0].end)
     end = len(plain) if last or not sentence_end else sentence_end.start()
     signs = [match.start() for match in re.finditer("=", plain[start:end])]
@@ -180,7 +179,7 @@ def _result(plain: str, items: list[_Item], start: int, *, last: bool = False) -
 
 
 def _prepared(text: str) -> str:
-    """A text whose characters are those that the patterns know, without the marks of a numbered list."""
+    """Returns the text in characters that the patterns know, without marks of numbered lists."""
     text = re.sub("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3})", "", text)
     for char, fraction in _VULGAR.items():
         if char in text:
@@ -217,7 +216,7 @@ def _items(plain: str) -> list[_Item]:
 
 
 def _joined(plain: str, first: _Item, second: _Item) -> _Item | None:
-    """Two neighbours as one, where they are a range, alternatives, or parts of something else; None where they are not."""
+    """Joins two neighbours that are a range, alternatives, or parts of a whole; else None."""
     gap = plain[first.end : second.start]
     if len(gap) > MAX_GAP:
         return None
@@ -271,7 +270,7 @@ def _value(match: re.Match[str], after: str) -> Quantity | None:
 
 
 def _power(match: re.Match[str], after: str) -> Fraction | None:
-    """10^3 and 10**3; other powers are not worked out."""
+    """Returns the value of 10^3 or 10**3; other powers give None."""
     ten = _TEN_TO.match(match[0].lstrip("-+") + after)
     if not ten or abs(int(ten[1])) > MAX_EXPONENT:
         return None

@@ -1,4 +1,4 @@
-"""Which option's text a reply repeats: exactly, within a sentence, or as the number or the ordinal that it stands for."""
+"""Finds the option whose text a reply repeats: exactly, in a sentence, as number or ordinal."""
 
 import dataclasses
 import re
@@ -42,21 +42,25 @@ _ORDINAL = re.compile(
     rf"\b({'|'.join(_ORDINALS)})\s+(?:option|choice|answer)\b|第\s*([一二三四五六七八1-8])\s*(?:个|項|项)"
 )
 _DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|than|instead of|opposed to|unlike|rule out|ruled out)\b"
+    r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|than|instead of"
+    r"|opposed to|unlike|rule out|ruled out)\b"
     r"|n't\b|不是|并非|不选|排除|而非|没有|不会)(?:(?!\bbut\b|而是)[^.;!?\n。；])*$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"[\s\"']*(?:is|are|was|seems)\s+(?:\w+\s+){0,2}?(?:not|wrong|incorrect|false|ruled out)\b|\s*(?:不对|错)"
+    r"[\s\"']*(?:is|are|was|seems)\s+(?:\w+\s+){0,2}?(?:not|wrong|incorrect|false"
+    r"|ruled out)\b|\s*(?:不对|错)"
 )
 _CHANGES = re.compile(
-    r"\b(?:wait|actually|no|correction|on second thoughts?|so|hence|therefore|thus|finally|in conclusion)\b"
+    r"\b(?:wait|actually|no|correction|on second thoughts?|so|hence|therefore|thus"
+    r"|finally|in conclusion)\b"
     r"|不对|其实|所以|因此",
     re.IGNORECASE,
 )
 _LEAD_IN = re.compile(
     r"^[\s\"'(]*(?:(?:so|well|okay|ok|hmm|then|therefore|thus)\b[\s,]*)*"
-    r"(?:(?:i (?:think|believe|guess|would say|hear|heard|choose|pick|say)(?: that)?(?: (?:it is|it's|is))?"
+    r"(?:(?:i (?:think|believe|guess|would say|hear|heard|choose|pick"
+    r"|say)(?: that)?(?: (?:it is|it's|is))?"
     r"|(?:my|the)? ?(?:final |correct |right |best )*(?:answer|option|choice)(?: is|:| -)"
     r"|it is|it's|it was|this is|that is|there is|it must be|it sounds like)\b"
     r"|答案(?:是|为|:)|选(?:择|项)?|是|我听到(?:的是)?)?[\s:\"'(-]*",
@@ -66,7 +70,7 @@ _LEAD_IN = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class OptionText:
-    """The option that a text names; `exact` where the text is that option's and nothing else."""
+    """Names the option that a text repeats; `exact` if the text has nothing else."""
 
     letter: str
     exact: bool
@@ -101,7 +105,7 @@ def option_by_text(plain: str, options: list[str]) -> OptionText | None:
 
 
 def _option_within(plain: str, kept: dict[str, str]) -> str | None:
-    """Returns the one option whose text stands in the reply and is not denied there: "" for several, None for none at all."""
+    """Returns the only option whose text is there, not denied; "" for several, None for none."""
     text = unify_characters(plain)
     patterns = {letter: pattern for letter, option in kept.items() if (pattern := _pattern(option))}
     longest_first = sorted(patterns, key=lambda letter: len(patterns[letter]), reverse=True)
@@ -170,7 +174,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def letter_by_ordinal(plain: str) -> str | None:
-    """Returns the letter of "the third option", 第三个选项; None where there is none or are several."""
+    """Returns the letter of "the third option", 第三个选项; None for no or several such phrases."""
     text = plain.lower()
     if re.search(
         r"\b(?:not|neither|nor|wrong|incorrect|false|than)\b|n't\b|\brul|elimin|不是|不选|不对|排除|\?",
@@ -185,5 +189,5 @@ def letter_by_ordinal(plain: str) -> str | None:
 
 
 def words_only(text: str) -> str:
-    """Returns the words of a text only, in small letters: whatever stands between them is a space."""
+    """Returns the words of a text, in lower case, with single spaces between them."""
     return " ".join(re.findall(r"[^\W_]+", unify_characters(text).casefold()))

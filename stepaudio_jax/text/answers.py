@@ -1,8 +1,7 @@
-"""The careful reader of answers: choice letters, numbers, yes and no, exact text. Where nothing is clear, it says so.
+"""Reads answers: choice letters, numbers, yes and no, exact text; None whenever it is not clear.
 
 It serves the verifiers of reinforcement learning and the scoring of benchmarks. Options are read in
-`answer_choices`, numbers in `answer_numbers`; what only decorates a text is taken off in
-`answer_markup`.
+`answer_choices`, numbers in `answer_numbers`; `answer_markup` removes decoration first.
 """
 
 import re
@@ -29,7 +28,7 @@ __all__ = [
     "read_yes_or_no",
 ]
 
-MAX_POLARITY_CHARACTERS = 200  # that are looked at for a yes or a no
+MAX_POLARITY_CHARACTERS = 200  # read to find a yes or a no
 # No part of a longer word, no contraction, and not "yes/no".
 _END_OF_WORD = r"(?![\w/]|'\w)"
 _YES = re.compile(
@@ -37,7 +36,8 @@ _YES = re.compile(
     r"|是的|是|对的|对|對的|對|正确|没错|嗯|有的|有|会的|会|能|可以|当然|當然"
 )
 _NO = re.compile(
-    rf"(?:no|nope|nah|false|not really|not at all|(?:absolutely|definitely|certainly|of course) not){_END_OF_WORD}"
+    rf"(?:no|nope|nah|false|not really|not at all|(?:absolutely|definitely|certainly"
+    rf"|of course) not){_END_OF_WORD}"
     r"|不是的|不是|不对|不對|当然不是|并不是|并非|不正确|不会|不能|不可以|没有|沒有|没(?!错)|错误|错|否|不"
 )
 _PARTICLES = re.compile(r"(?:的|啊|呀|哦|喔|噢|哈|呢|了|滴|哒)*")
@@ -45,18 +45,21 @@ _BOUNDARY = re.compile(r"[\s\"')\]]*(?:$|\n|[^\w\s'/])")
 _QUESTION = re.compile(r"[\s\"')\]]*(?:吗|嗎|么)?[?？]|(?:吗|嗎|吧)")
 # After "no" without a comma: "No it is not" answers, "No problem", "No one", "No idea" do not.
 _NO_GOES_ON = re.compile(
-    r"\s+(?:it|he|she|they|there|this|that|these|those|the|an?|i|we|you|not|because|since|as|definitely|absolutely|clearly|sir"
+    r"\s+(?:it|he|she|they|there|this|that|these|those|the|an?|i|we|you|not|because"
+    r"|since|as|definitely|absolutely|clearly|sir"
     r"|ma'?am|thanks|thank)\b"
 )
 _OTHER_WORD = re.compile(r"[\s\"'.,;:!\-|/(。，、；！…]*(?:(?:or|and)\b|/|或|还是|也)")
 # `(B) A dog`, `B. A dog`, `b) a dog`, `B: A dog`, `B、狗叫`, `B - A dog`
 _LABEL = re.compile(
     r"\s*(?:[(\[（【]\s*(?P<a>[A-Za-z])\s*[)\]）】][.:、：]?"
-    r"|(?P<b>[A-Za-z])(?:[)）.:：、](?=\s|[^\x00-\x7f]|$)|[).:](?=[A-Z][a-z])|\s+[-–—](?=\s)))\s*(?P<text>\S.*)?",
+    r"|(?P<b>[A-Za-z])(?:[)）.:：、](?=\s|[^\x00-\x7f]|$)|[).:](?=[A-Z][a-z])"
+    r"|\s+[-–—](?=\s)))\s*(?P<text>\S.*)?",
     re.DOTALL,
 )
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:answer|ans|conclusion|verdict)\b[^.\n!?;:]{0,40}?(?:\b(?:is|would be|should be)\b|[:=\-]|'s)"
+    r"(?:\b(?:answer|ans|conclusion|verdict)\b[^.\n!?;:]{0,40}?(?:\b(?:is|would be"
+    r"|should be)\b|[:=\-]|'s)"
     r"|答案(?:应该)?(?:是|为|:)"
     r"|\b(?:so|therefore|thus|hence|i think|i believe|i would say|i'd say)\b)[\s:,\"'(\[]*(?=\w)"
 )
@@ -64,13 +67,13 @@ _CHANGES = re.compile(r"\b(?:wait|actually|correction|sorry|on second thoughts?)
 
 
 def read_yes_or_no(reply: str) -> bool | None:
-    r"""Returns whether a reply says yes (True) or no (False); None where that is not clear.
+    r"""Returns whether a reply says yes (True) or no (False); None if that is not clear.
 
-    A reply says so with its first word, or after "The answer is", "Answer:", 答案是, or in
-    `\boxed{..}`: yes, no, true, false and their like, 是, 对, 没错, 有, 不是, 不对, 没有 with their particles
-    (是的, 对啊, 不是的), whatever emphasis, quotes or dashes stand around them. Not clear are questions
-    ("Yes?", 是吗), both words ("yes or no"), words that only begin so ("Nobody", "No idea", 不知道,
-    对不起), and two answers that contradict each other without a change of mind ("wait").
+    It counts as the first word, after "The answer is", "Answer:", 答案是, or in `\boxed{..}`: yes,
+    no, true, false and the like, 是, 对, 没错, 有, 不是, 不对, 没有 with their particles (是的,
+    不是的), within any emphasis, quotes or dashes. Unclear are questions ("Yes?", 是吗), both words
+    ("yes or no"), words that only begin so ("Nobody", "No idea", 不知道, 对不起), and two answers
+    that contradict each other without a change of mind ("wait").
     """
     answer_text = strip_reasoning(reply)
     if answer_text is None:
@@ -94,7 +97,7 @@ def read_yes_or_no(reply: str) -> bool | None:
 
 
 def parse_answer_letter(answer: str) -> str:
-    """Returns the letter of a record's answer: `B`, `b`, `(B)`, `B. A dog`, or as the benchmarks have it, `(B) A dog barking`.
+    """Returns the letter of a record's answer: `B`, `b`, `(B)`, `B. A dog`, `(B) A dog barking`.
 
     Raises:
         ValueError: it has no letter, or it is not clear which.
@@ -103,7 +106,8 @@ def parse_answer_letter(answer: str) -> str:
     letter = (labelled["a"] or labelled["b"]).upper() if labelled else read_choice(answer)
     if letter is None:
         raise ValueError(
-            f"the answer {answer!r} must have one letter, and has none that is clear; write B, (B), or (B) with "
+            f"the answer {answer!r} must have one letter, and has none that is clear;"
+            " write B, (B), or (B) with "
             "the option's text"
         )
     return letter
@@ -139,14 +143,14 @@ def matches_choice(reply: str, answer: str, choices: Sequence[str | None] | None
 
 
 def _text_of_answer(answer: str) -> str:
-    """Returns the option's text that stands behind the letter of an answer; "" where there is none, or a letter only."""
+    """Returns the option's text behind the letter of an answer; "" for a letter alone."""
     match = _LABEL.match(answer)
     text = (match["text"] or "").strip() if match else ""
     return "" if len(text) == 1 and text.isascii() and text.isalpha() else text
 
 
 def _repeats_option(reply: str, text: str, *, loose: bool) -> bool:
-    """Returns whether a reply is an option's text and nothing else: "A dog barking.", "The answer is a dog barking"."""
+    """Returns whether a reply is only an option's text: "The answer is a dog barking"."""
     answer_text = strip_reasoning(reply)
     if answer_text is None:
         return False
@@ -161,7 +165,7 @@ def _repeats_option(reply: str, text: str, *, loose: bool) -> bool:
 
 
 def _texts_match(text: str, other: str, *, loose: bool) -> bool:
-    """Returns whether two texts are the same; if `loose`, whatever stands between several words does not matter."""
+    """Returns whether two texts are equal; if `loose`, separators between words do not count."""
     return normalize_answer(text) == normalize_answer(other) or (
         loose and " " in words_only(text) and words_only(text) == words_only(other)
     )
@@ -192,7 +196,7 @@ def _polarity(text: str) -> bool | None:
 
 
 def _goes_on(word: str, after: str) -> bool:
-    """Returns whether a word answers that is followed by another one without a comma: "Yes it is"."""
+    """Returns whether a word is an answer though another follows without comma: "Yes it is"."""
     if word in ("yes", "yeah", "yep", "yup"):
         return bool(re.match(r"\s+(?!if\b|man\b)", after))
     return word in ("no", "nope", "nah") and bool(_NO_GOES_ON.match(after))

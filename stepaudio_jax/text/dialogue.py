@@ -1,4 +1,4 @@
-"""What a dialogue is: messages of ordered text and audio parts."""
+"""The dialogue: messages of ordered text and audio parts, and the rules that they must follow."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,19 @@ Role = Literal["system", "user", "assistant", "tool_json_schemas", "input"]
 
 @dataclasses.dataclass(frozen=True)
 class TextPart:
-    """Plain text. It is never read as special tokens, whatever it contains."""
+    """Holds plain text, which is never read as special tokens, whatever it contains."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioPart:
-    """A reference to one clip, and what is known about it.
+    """References one clip.
 
-    `transcript` and `attributes` (a name and its value, "gender": "female") are labels for
-    auxiliary losses; the model never reads them.
+    Attributes:
+        path: of the sound file.
+        transcript: label for the auxiliary CTC loss; the model never reads it.
+        attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
     """
 
     path: str
@@ -34,10 +36,13 @@ Part = TextPart | AudioPart
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn.
+    """One turn of a dialogue.
 
-    `reasoning` is what an assistant turn thinks before it replies; None where nothing is known of
-    it. `in_loss` says whether an assistant turn is learnt.
+    Attributes:
+        role: who speaks.
+        parts: its content, in order.
+        reasoning: an assistant turn's thoughts before its reply; None if they are not known.
+        in_loss: whether an assistant turn is trained on.
     """
 
     role: Role
@@ -47,33 +52,32 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text parts, joined."""
+        """Returns the text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
     def audio(self) -> tuple[AudioPart, ...]:
-        """The audio parts, in order."""
+        """Returns the audio parts, in order."""
         return tuple(part for part in self.parts if isinstance(part, AudioPart))
 
-
-# What makes a sequence of messages a dialogue.
 
 _TEXT_ONLY_ROLES: tuple[Role, ...] = ("assistant", "tool_json_schemas")
 
 
 def validate_dialogue(messages: Sequence[Message]) -> None:
-    """Checks that the prompt format can hold these messages.
+    """Checks that the prompt format can express these messages.
 
     Raises:
-        TextError: there is no user's turn; or a message has an unknown role, no content (for an
-            assistant: no text but white space), audio where only text can be, or reasoning though
-            it is not the assistant's. Numbered from 1.
+        TextError: there is no user turn; or a message (named by its number, from 1) has an
+            unknown role, no content (an assistant's: nothing but white space), audio where only
+            text is allowed, or reasoning in a turn that is not the assistant's.
     """
     for number, message in enumerate(messages, 1):
         where = f"message {number} ({message.role})"
         if message.role not in get_args(Role):
             raise TextError(
-                f"message {number} has the unknown role {message.role!r} (allowed: {', '.join(get_args(Role))})"
+                f"message {number} has the unknown role {message.role!r}"
+                f" (allowed: {', '.join(get_args(Role))})"
             )
         if message.role in _TEXT_ONLY_ROLES and message.audio:
             raise TextError(f"{where} has audio; it can hold text only")

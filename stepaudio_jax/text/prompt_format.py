@@ -1,17 +1,15 @@
-r"""A dialogue -> token segments, in Step-Audio's prompt format.
+r"""Step-Audio's prompt format: a dialogue as token segments, and the inverse for a generated reply.
 
     [<|BOT|>system\n{system}<|EOT|>]<|BOT|>human\n{text and audio}<|EOT|>
-    <|BOT|>assistant\n<think>\n{reasoning}\n</think>\n{reply}<|EOT|>          (nothing between the
-    two lines)
+    <|BOT|>assistant\n<think>\n{reasoning}\n</think>\n{reply}<|EOT|>
 
-The model writes what follows `<think>\n`. A past assistant turn is
-`<|BOT|>assistant\n{reply}<|EOT|>`: its reasoning is gone.
+with nothing between the two lines. The model generates what follows `<think>\n`. A past assistant
+turn is `<|BOT|>assistant\n{reply}<|EOT|>`: its reasoning is dropped.
 
-Text between two special tokens is encoded as one piece, as a tokenizer of the whole string would.
-The prompt's end, the reasoning with `\n</think>\n`, and the reply are pieces of their own: the BPE
-may not merge across a boundary that exists when the model answers, or training and answering would
-see different tokens. So the prompt's tokens and the completion's are, end to end, the tokens of
-training.
+Text between two special tokens is encoded in one piece, as a tokenizer of the whole string would.
+The prompt's end, the reasoning with `\n</think>\n`, and the reply are encoded separately: the BPE
+must not merge across a boundary that exists in generation, or training and generation would see
+different tokens. So the prompt's tokens followed by the completion's are the tokens of training.
 """
 
 import dataclasses
@@ -34,17 +32,18 @@ ROLE_NAMES: Mapping[Role, str] = {
     "input": "input",
 }
 THINK_END = "\n</think>\n"
-_ANSWER = "assistant\n<think>\n"
+_THINK_END_TAG = THINK_END.strip()
+_ANSWER_START = "assistant\n<think>\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Successive tokens of one message, or the place of one clip.
+    """Consecutive tokens of one message, or the place of one clip.
 
     Attributes:
         tokens: empty for a clip, which becomes `audio_tokens` once its length is known.
-        in_loss: whether the model is to learn to write these tokens.
-        audio: the clip, if this is its place.
+        in_loss: whether the loss counts these tokens.
+        audio: the clip, if this is the place of one.
         turn: the index of the message.
     """
 
@@ -61,29 +60,30 @@ def render_prompt(
     history_eot: bool = True,
     history_reasoning: bool = False,
 ) -> list[Segment]:
-    r"""The prompt to which the model answers; ends in `<|BOT|>assistant\n<think>\n`.
+    r"""Renders the prompt that the model answers; it ends in `<|BOT|>assistant\n<think>\n`.
 
     Args:
-        messages: ending in a user's turn or a tool's result (`input`).
+        messages: ending in a user turn or a tool's result (`input`).
         tokenizer: of the model.
         history_eot: whether past assistant turns end in `<|EOT|>`. False reproduces the template of
-        the released server.
-        history_reasoning: whether past assistant turns keep their reasoning, for a model trained on
-            dialogues rendered so.
+            the released server.
+        history_reasoning: whether past assistant turns keep their reasoning; for a model trained on
+            dialogues rendered in that way.
 
     Raises:
-        TextError: see `validate_dialogue`, or the last message is not one to answer to.
+        TextError: see `validate_dialogue`, or the last message is of another role.
     """
     validate_dialogue(messages)
     last = messages[-1]
     if last.role not in ("user", "input"):
         raise TextError(
-            f"message {len(messages)} ({last.role}) is the last one; the model answers to 'user' or 'input'"
+            f"message {len(messages)} ({last.role}) is the last one;"
+            " the model answers to 'user' or 'input'"
         )
     segments = []
     for turn, message in enumerate(messages):
         if message.role == "assistant" and history_reasoning:
-            segments += _answer(
+            segments += _render_answer(
                 message,
                 turn,
                 tokenizer,
@@ -92,55 +92,54 @@ def render_prompt(
                 eot=history_eot,
             )
         else:
-            segments += _context(
+            segments += _render_context(
                 message, turn, tokenizer, eot=history_eot or message.role != "assistant"
             )
-    return [*segments, _answer_start(len(messages), tokenizer)]
+    return [*segments, _render_answer_start(len(messages), tokenizer)]
 
 
 def training_views(
     messages: Sequence[Message], *, history_reasoning: bool = False
 ) -> list[tuple[Message, ...]]:
-    """Splits a dialogue into what is trained on, each to be rendered by `render_training`.
+    """Splits a dialogue into training views, each to be rendered by `render_training`.
 
-    A past turn's reasoning is not in the prompt, so a turn that is learnt (with its `<think>`)
-    cannot at the same time be history for a later one: by default there is one view for each
-    assistant turn that is learnt, which ends with it, and in which all earlier ones are history.
-    That is exactly what the model sees when it answers; the history is read once for each.
+    A past turn's reasoning is not in the prompt, so a turn in the loss (with its `<think>`) cannot
+    also be history for a later one. By default each assistant turn in the loss gets a view that
+    ends with it and has all earlier turns as history: exactly what the model sees when it answers.
 
     Args:
-        messages: the whole dialogue; the turns after the last one learnt are left out.
+        messages: the whole dialogue; turns after the last one in the loss are dropped.
         history_reasoning: True keeps the dialogue in one view, in which later turns see the
-            reasoning of earlier ones: cheaper, and right where `render_prompt` is later asked for
-            the same.
+            reasoning of earlier ones: cheaper, and right if `render_prompt` is later given the
+            same setting.
 
     Raises:
-        TextError: see `validate_dialogue`; no turn is learnt; one is learnt that no user's turn
-            comes before; or one that is learnt contains `</think>`, which would end its reasoning
-            early.
+        TextError: see `validate_dialogue`; no turn is in the loss; one in the loss has no user
+            turn before it, or contains `</think>`, which would end its reasoning early.
     """
     validate_dialogue(messages)
-    learnt = [
+    loss_turns = [
         turn
         for turn, message in enumerate(messages)
         if message.role == "assistant" and message.in_loss
     ]
-    if not learnt:
-        raise TextError("no assistant turn is learnt; give the dialogue one, or remove it")
-    for turn in learnt:
+    if not loss_turns:
+        raise TextError("no assistant turn is in the loss; give the dialogue one, or remove it")
+    for turn in loss_turns:
         where = f"message {turn + 1} (assistant)"
         if all(message.role != "user" for message in messages[:turn]):
             raise TextError(
-                f"{where} is learnt and no user's turn comes before it; take it out of the loss"
+                f"{where} is in the loss and no user turn comes before it; take it out of the loss"
             )
         for what, text in (("reasoning", messages[turn].reasoning), ("reply", messages[turn].text)):
-            if text is not None and "</think>" in text:
+            if text is not None and _THINK_END_TAG in text:
                 raise TextError(
-                    f"{where} has </think> in its {what}, where it would end the reasoning; rewrite it"
+                    f"{where} has </think> in its {what}, where it would end the reasoning;"
+                    " rewrite it"
                 )
     if history_reasoning:
-        return [tuple(messages[: learnt[-1] + 1])]
-    return [(*map(_as_history, messages[:turn]), messages[turn]) for turn in learnt]
+        return [tuple(messages[: loss_turns[-1] + 1])]
+    return [(*map(_as_history, messages[:turn]), messages[turn]) for turn in loss_turns]
 
 
 def render_training(
@@ -150,18 +149,18 @@ def render_training(
     history_reasoning: bool = False,
     loss_on_reasoning: bool = True,
 ) -> list[Segment]:
-    r"""One view of a dialogue with the turns to learn.
+    r"""Renders one training view of a dialogue.
 
-    In the loss is all that the model must write: the reasoning and `\n</think>\n` (one segment),
-    the reply and `<|EOT|>` (another). A turn whose reasoning is None or empty is learnt as
-    `<think>\n\n</think>\n{reply}`.
+    The loss counts all that the model must generate: the reasoning and `\n</think>\n` (one
+    segment), the reply and `<|EOT|>` (another). A turn whose reasoning is None or empty is rendered
+    as `<think>\n\n</think>\n{reply}`.
 
     Args:
         messages: a view, see `training_views`.
         tokenizer: of the model.
-        history_reasoning: must be what `training_views` was asked for. False: only the last message
-            is learnt, all others are history. True: every assistant turn is rendered with its
-            reasoning, and those with `in_loss` are learnt.
+        history_reasoning: as given to `training_views`. False: only the last message is in the
+            loss, all others are history. True: every assistant turn is rendered with its reasoning,
+            and those with `in_loss` count.
         loss_on_reasoning: False takes the reasoning, with its `\n</think>\n`, out of the loss.
 
     Raises:
@@ -170,32 +169,31 @@ def render_training(
     views = training_views(messages, history_reasoning=history_reasoning)
     if len(views) > 1 or len(views[0]) != len(messages):
         raise TextError(
-            "the dialogue must end in its only turn that is learnt; split it by training_views"
+            "the dialogue must end in its only turn in the loss; split it by training_views"
         )
     segments = []
     for turn, message in enumerate(messages):
-        learnt = message.role == "assistant" and message.in_loss
-        if message.role == "assistant" and (learnt or history_reasoning):
-            reasoning_in_loss = learnt and loss_on_reasoning
-            segments += _answer(
+        in_loss = message.role == "assistant" and message.in_loss
+        if message.role == "assistant" and (in_loss or history_reasoning):
+            reasoning_in_loss = in_loss and loss_on_reasoning
+            segments += _render_answer(
                 message,
                 turn,
                 tokenizer,
                 reasoning_in_loss=reasoning_in_loss,
-                reply_in_loss=learnt,
+                reply_in_loss=in_loss,
                 eot=True,
             )
         else:
-            segments += _context(message, turn, tokenizer, eot=True)
+            segments += _render_context(message, turn, tokenizer, eot=True)
     return segments
 
 
 def audio_tokens(chunk_tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """The tokens of one clip: for each chunk `<audio_start>`, its number of `<audio_patch>`, `<audio_end>`.
+    """Returns the tokens of one clip: `<audio_start><audio_patch>*<audio_end>` for each chunk.
 
     Args:
-        chunk_tokens: the number of audio tokens of each chunk of the clip (see
-        `audio.chunk_token_count`).
+        chunk_tokens: the number of audio tokens of each chunk (see `audio.clip_chunks`).
         tokenizer: of the model.
     """
     special = tokenizer.special
@@ -209,8 +207,10 @@ def _as_history(message: Message) -> Message:
     return dataclasses.replace(message, in_loss=False) if message.role == "assistant" else message
 
 
-def _context(message: Message, turn: int, tokenizer: Tokenizer, *, eot: bool) -> list[Segment]:
-    """A message the model reads; of an assistant's, the reply only."""
+def _render_context(
+    message: Message, turn: int, tokenizer: Tokenizer, *, eot: bool
+) -> list[Segment]:
+    """Renders a message that the model reads; an assistant turn without its reasoning."""
     segments: list[Segment] = []
     tokens, text = [tokenizer.special.bot], f"{ROLE_NAMES[message.role]}\n"
     for part in message.parts:
@@ -228,7 +228,7 @@ def _context(message: Message, turn: int, tokenizer: Tokenizer, *, eot: bool) ->
     return [*segments, Segment(tuple(tokens), in_loss=False, audio=None, turn=turn)]
 
 
-def _answer(
+def _render_answer(
     message: Message,
     turn: int,
     tokenizer: Tokenizer,
@@ -237,42 +237,42 @@ def _answer(
     reply_in_loss: bool,
     eot: bool,
 ) -> list[Segment]:
-    """An assistant's turn as it is written: reasoning, reply."""
+    """Renders an assistant turn as the model generates it: reasoning, then reply."""
     reasoning = tokenizer.encode((message.reasoning or "") + THINK_END)
     reply = tokenizer.encode(message.text) + [tokenizer.special.eot] * eot
     return [
-        _answer_start(turn, tokenizer),
+        _render_answer_start(turn, tokenizer),
         Segment(tuple(reasoning), in_loss=reasoning_in_loss, audio=None, turn=turn),
         Segment(tuple(reply), in_loss=reply_in_loss, audio=None, turn=turn),
     ]
 
 
-def _answer_start(turn: int, tokenizer: Tokenizer) -> Segment:
+def _render_answer_start(turn: int, tokenizer: Tokenizer) -> Segment:
     return Segment(
-        (tokenizer.special.bot, *tokenizer.encode(_ANSWER)), in_loss=False, audio=None, turn=turn
+        (tokenizer.special.bot, *tokenizer.encode(_ANSWER_START)),
+        in_loss=False,
+        audio=None,
+        turn=turn,
     )
-
-
-# Rendered segments -> one row of tokens, the tokens of each clip in its place.
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedDialogue:
-    """A dialogue as tokens.
+    """Holds a rendered dialogue as one row of tokens.
 
     Attributes:
         tokens: [T] i32, audio tokens included.
-        in_loss: [T] bool, the tokens that the model is to write.
+        loss_mask: [T] bool, True for the tokens that the model must generate.
         clips: (index of the first token, path) of every clip, in order.
     """
 
     tokens: NDArray[np.int32]
-    in_loss: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     clips: tuple[tuple[int, str], ...]
 
     @property
     def paths(self) -> frozenset[str]:
-        """The clips in it."""
+        """Returns the paths of its clips."""
         return frozenset(path for _, path in self.clips)
 
 
@@ -281,16 +281,16 @@ def tokenize_dialogue(
     chunk_tokens: Callable[[AudioPart], Sequence[int]],
     tokenizer: Tokenizer,
 ) -> TokenizedDialogue:
-    """Puts segments end to end.
+    """Concatenates segments, and puts the tokens of each clip in its place.
 
     Args:
         segments: of one dialogue.
-        chunk_tokens: how many audio tokens each chunk of a clip takes; asked once for every place
-        of a clip, in order.
+        chunk_tokens: returns the number of audio tokens of each chunk of a clip; called once for
+            every place of a clip, in order.
         tokenizer: of the model.
     """
     tokens: list[int] = []
-    in_loss: list[bool] = []
+    loss_mask: list[bool] = []
     clips = []
     for segment in segments:
         added: Sequence[int] = segment.tokens
@@ -298,34 +298,33 @@ def tokenize_dialogue(
             clips.append((len(tokens), segment.audio.path))
             added = audio_tokens(chunk_tokens(segment.audio), tokenizer)
         tokens += added
-        in_loss += [segment.in_loss] * len(added)
-    return TokenizedDialogue(np.array(tokens, np.int32), np.array(in_loss, np.bool_), tuple(clips))
+        loss_mask += [segment.in_loss] * len(added)
+    return TokenizedDialogue(
+        np.array(tokens, np.int32), np.array(loss_mask, np.bool_), tuple(clips)
+    )
 
-
-# What the model wrote -> reasoning and reply: the inverse of rendering.
 
 Problem = Literal[
-    "not_ended",  # it does not end in <|EOT|>: cut off at the limit of length
-    "no_think_end",  # </think> never comes: all of it is reasoning
-    "several_think_ends",  # </think> comes again within the reply
+    "not_ended",  # no <|EOT|> at the end: cut off at the maximum length
+    "no_think_end",  # no </think>: all of it is reasoning
+    "several_think_ends",  # another </think> within the reply
     "think_end_not_on_its_line",
     "empty_reply",  # nothing but white space
-    "special_token",  # one within the text (speech, a second turn)
+    "special_token",  # a special token within the text (speech, a second turn)
     "invalid_utf8",
 ]
-_TAG = THINK_END.strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedReply:
-    r"""What the model wrote, taken apart.
+    r"""Holds the parts of a generated reply.
 
     Attributes:
-        reasoning: what comes before the first `</think>`; everything, where there is none.
-        reply: what comes after it.
-        problems: each way in which it departs from `{reasoning}\n</think>\n{reply}<|EOT|>`.
-        special_tokens: the names of special tokens within it; they are in neither reasoning nor
-            reply.
+        reasoning: the text before the first `</think>`; all of it, if there is none.
+        reply: the text after it.
+        problems: each way in which the output departs from `{reasoning}\n</think>\n{reply}<|EOT|>`.
+        special_tokens: the names of special tokens within the output; neither `reasoning` nor
+            `reply` has them.
     """
 
     reasoning: str
@@ -335,7 +334,7 @@ class ParsedReply:
 
     @property
     def well_formed(self) -> bool:
-        """Whether the text is exactly of the format."""
+        """Returns whether the output is exactly of the format."""
         return not self.problems
 
 
@@ -346,24 +345,24 @@ def parse_reply(
     ended: bool | None = None,
     stop_overlap_bytes: int = 0,
 ) -> ParsedReply:
-    """Takes generated tokens apart.
+    """Splits generated tokens into reasoning and reply: the inverse of rendering.
 
     Args:
-        tokens: all that was generated after the prompt; `<|EOT|>` at the end is allowed.
+        tokens: all that was generated after the prompt; may end in `<|EOT|>`.
         tokenizer: of the model.
-        ended: whether the model ended its turn itself, where `<|EOT|>` was taken off; None: by
-        whether the last token is it.
-        stop_overlap_bytes: bytes at the end of the text that are no part of the reply: of a text
-            that stops it, whose beginning shares a token with the reply's end.
+        ended: whether the model ended its turn, for tokens whose `<|EOT|>` was removed; None: judge
+            by the last token.
+        stop_overlap_bytes: bytes at the end of the text that belong to a stop text instead, whose
+            beginning shares a token with the reply's end.
     """
     has_eot = bool(tokens) and tokens[-1] == tokenizer.special.eot
-    written = tokens[:-1] if has_eot else tokens
+    content_tokens = tokens[:-1] if has_eot else tokens
     special: list[str] = []
     text: list[str] = []
     problems: list[Problem] = []
     runs = [
         (is_special, list(run))
-        for is_special, run in itertools.groupby(written, tokenizer.is_special)
+        for is_special, run in itertools.groupby(content_tokens, tokenizer.is_special)
     ]
     for index, (is_special, run) in enumerate(runs):
         if is_special:
@@ -383,12 +382,17 @@ def parse_reply(
 
 
 def parse_reply_text(text: str, *, ended: bool) -> ParsedReply:
-    """Takes generated text apart; `ended` says whether the model ended its turn itself (`<|EOT|>` is not in the text)."""
+    """Splits generated text, which has no special tokens, into reasoning and reply.
+
+    Args:
+        text: all that was generated after the prompt, without `<|EOT|>`.
+        ended: whether the model ended its turn.
+    """
     problems: list[Problem] = [] if ended else ["not_ended"]
-    reasoning, tag, reply = text.partition(_TAG)
+    reasoning, tag, reply = text.partition(_THINK_END_TAG)
     if not tag:
         return ParsedReply(reasoning, "", (*problems, "no_think_end"))
-    if _TAG in reply:
+    if _THINK_END_TAG in reply:
         problems.append("several_think_ends")
     if not (reasoning.endswith("\n") and reply.startswith("\n")):
         problems.append("think_end_not_on_its_line")

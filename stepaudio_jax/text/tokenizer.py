@@ -1,9 +1,6 @@
-"""Text <-> token ids, with special tokens that text can never spell."""
+"""Tokenizer: text <-> token ids, with special tokens that no text can spell."""
 
-import builtins
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -12,7 +9,13 @@ import tokenizers
 from tokenizers import AddedToken
 
 from stepaudio_jax.errors import TextError
+from stepaudio_jax.storage import PathLike, hash_json
 from stepaudio_jax.text import tokenizer_files
+from stepaudio_jax.text.chat_templates import (
+    NamedTemplates,
+    read_original_templates,
+    write_chat_templates,
+)
 from stepaudio_jax.text.special_tokens import (
     SYMBOL_TO_BYTE,
     SpecialTokens,
@@ -21,22 +24,17 @@ from stepaudio_jax.text.special_tokens import (
     small_special_tokens,
     train_merges,
 )
-from stepaudio_jax.text.tokenizer_files import (
-    NamedTemplates,
-    read_original_templates,
-    write_chat_templates,
-)
 
 
 class Tokenizer:
-    """A byte-level BPE and, after it, special tokens.
+    """Encodes text with a byte-level BPE, and names the special tokens that follow it.
 
     Attributes:
         special: the ids of the special tokens that the prompt format uses.
-        required_vocab_size: one more than the largest id that is ever written: of text, or a
-            special token of the prompt format. Of Qwen2.5's rows, which end before Step-Audio's
-            tokens of generated sound, no more are needed.
-        vocab_size: one more than the largest id. A model's vocabulary may be larger (it is padded).
+        required_vocab_size: one more than the largest id that text or the prompt format uses. A
+            model with Qwen2.5's vocabulary has that many rows, though it ends before Step-Audio's
+            codes of speech.
+        vocab_size: one more than the largest id. A model's vocabulary may be larger (padded).
     """
 
     def __init__(
@@ -46,13 +44,13 @@ class Tokenizer:
         *,
         original_templates: NamedTemplates | None = None,
     ):
-        """Use `from_folder` or `byte_level`.
+        """Wraps a BPE; see `from_folder`, `byte_level` and `train` for the usual ways.
 
         Args:
             bpe: the tokenizer of plain text, without added tokens.
             added: all special tokens by id.
-            original_templates: the folder's chat templates other than ours, by name, which `save`
-                keeps beside ours.
+            original_templates: the folder's other chat templates by name; `save` keeps them beside
+                ours.
         """
         self._original_templates = original_templates or {}
         self._bpe = bpe
@@ -66,16 +64,16 @@ class Tokenizer:
         self.vocab_size = max(bpe.get_vocab_size() - 1, *added) + 1
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_folder(cls, folder: PathLike) -> Self:
         """Reads the tokenizer of a Hugging Face folder, or of a bare Qwen2 vocabulary.
 
-        The BPE is in `tokenizer.json`, or in `vocab.json` and `merges.txt`; the added tokens in
-        `tokenizer.json`, `tokenizer_config.json` or `added_tokens.json`. Where those have none of
-        Step-Audio's tokens, and the BPE is Qwen2's, they are put where Step-Audio has them
-        (`special_tokens.qwen2_special_tokens`).
+        The BPE is in `tokenizer.json`, or in `vocab.json` and `merges.txt`, or in another form that
+        transformers can convert; the added tokens are in `tokenizer.json`, `tokenizer_config.json`
+        or `added_tokens.json`. If those have none of Step-Audio's tokens, and the BPE is Qwen2's,
+        they get Step-Audio's ids (`special_tokens.qwen2_special_tokens`).
 
         Raises:
-            TextError: naming the file and what is wrong with it: missing, malformed, not a
+            TextError: names the file and what is wrong with it: missing, malformed, not a
                 byte-level BPE, or without some of the special tokens.
         """
         path = os.fspath(folder)
@@ -85,12 +83,15 @@ class Tokenizer:
 
     @classmethod
     def byte_level(cls) -> Self:
-        """The tokenizer of small models: a token for each of the 256 bytes, its id the byte's value; 290 tokens in all."""
+        """Returns the tokenizer of small models: a token for each byte, its id the byte's value.
+
+        With the special tokens it has 290.
+        """
         return cls._from_merges([])
 
     @classmethod
     def train(cls, texts: Iterable[str], merges: int) -> Self:
-        """A small tokenizer for texts of one kind: the 256 bytes, `merges` merges learnt from the texts, the special tokens."""
+        """Trains a small tokenizer: the 256 bytes, at most `merges` merges, the special tokens."""
         return cls._from_merges(train_merges(texts, merges))
 
     @classmethod
@@ -106,7 +107,7 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of plain text, normalised to NFC. Never a special token, whatever the text contains.
+        """Returns the tokens of plain text, normalised to NFC; never a special token.
 
         Raises:
             TextError: the text has half of a surrogate pair, which is no character.
@@ -116,21 +117,22 @@ class Tokenizer:
         except TypeError:
             if not isinstance(text, str):
                 raise
-            place = next(
+            index = next(
                 index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff"
             )
             raise TextError(
-                f"text has half of a surrogate pair ({text[place]!a}) at character {place}; remove it"
+                f"text has half of a surrogate pair ({text[index]!a}) at character {index};"
+                " remove it"
             ) from None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of any tokens; special tokens are written by name, bytes that are not UTF-8 as U+FFFD."""
+        """Returns the text of tokens: special ones by name, bytes that are not UTF-8 as U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
-    def token_bytes(self, token: int) -> builtins.bytes:
-        """What a token adds to the text: its bytes (perhaps part of a character), a special token's name.
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the bytes of a token, perhaps part of a character; of a special token its name.
 
-        An id without a token, in the padding of a model's vocabulary, is written `<|unknown_ID|>`.
+        An id without a token, in the padding of a model's vocabulary, gives `<|unknown_ID|>`.
 
         Raises:
             TextError: a negative id.
@@ -145,25 +147,25 @@ class Tokenizer:
         return bytes(SYMBOL_TO_BYTE[symbol] for symbol in symbols)
 
     def fingerprint(self) -> str:
-        """Returns a hash of the BPE and of all special tokens: equal where the same text becomes the same tokens."""
+        """Returns a hash of the BPE and all special tokens: equal if texts get the same tokens."""
         added = [(index, token.content) for index, token in self._added.items()]
-        return hashlib.sha256(json.dumps([self._bpe.to_str(), added]).encode()).hexdigest()
+        return hash_json([self._bpe.to_str(), added])
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is not text: a special token, or an id without a token."""
+        """Returns whether a token is not text: a special token, or an id without a token."""
         return token in self._added or token < 0 or self._bpe.id_to_token(token) is None
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the files from which Hugging Face's `AutoTokenizer` makes the same tokenizer.
+    def save(self, folder: PathLike) -> None:
+        """Writes the files from which transformers' `AutoTokenizer` makes the same tokenizer.
 
-        `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`,
+        They are `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `vocab.json`,
         `merges.txt`, and `chat_template.jinja`, with which `apply_chat_template` renders messages
         as this project does. The folder is created.
         """
         tokenizer_files.write_tokenizer(os.fspath(folder), self._bpe, self._added, self.special)
         self.save_chat_template(folder)
 
-    def save_chat_template(self, folder: str | os.PathLike[str]) -> None:
-        """Writes our chat template beside a tokenizer's files, and under `original` the one that the tokenizer came with."""
+    def save_chat_template(self, folder: PathLike) -> None:
+        """Writes our chat template into a tokenizer folder, and the folder's own as `original`."""
         not_special = [token.content for token in self._added.values() if not token.special]
         write_chat_templates(os.fspath(folder), self._original_templates, not_special)

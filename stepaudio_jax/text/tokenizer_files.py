@@ -1,16 +1,15 @@
-"""Tokenizers as Hugging Face folders hold them: read with every assumption checked, written so that AutoTokenizer agrees."""
+"""Tokenizer folders: read with every assumption checked, written as AutoTokenizer reads them."""
 
 import json
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, models
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import recognize_file, recognize_folder, recognize_values
+from stepaudio_jax.storage import read_json, recognize_file, recognize_folder, truncate
 from stepaudio_jax.text.special_tokens import (
     BYTE_SYMBOLS,
     QWEN2_VOCAB_SIZE,
@@ -22,148 +21,27 @@ from stepaudio_jax.text.special_tokens import (
     qwen2_tokenizer,
 )
 
-# JSON files of a tokenizer's folder.
-
-
-def read_json_object(path: str) -> dict[str, Any]:
-    """Returns the object that a JSON file holds.
-
-    Raises:
-        TextError: naming the file and what it really is: not JSON, no object, or a server's
-            error.
-    """
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = recognize_file(path, "tokenizer") or f"{error}; copy it again"
-        raise TextError(f"{path}: cannot be read as JSON: it {reason}") from None
-    if not isinstance(content, dict):
-        raise TextError(f"{path}: must hold a JSON object")
-    if finding := recognize_values(content):
-        raise TextError(f"{path}: {finding}")
-    return content
-
-
-# The chat template of a tokenizer folder, which transformers applies: ours, and beside it what the folder had before.
-
-CHAT_TEMPLATE = pathlib.Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-_TEMPLATE_PREFIX = CHAT_TEMPLATE.partition(":")[0]  # how each version of it begins
-
-_FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
-_CONFIG, _LEGACY = "tokenizer_config.json", "chat_template.json"
-_KEY, _CONTROL_TOKENS = "chat_template", "chat_control_tokens"
-_DEFAULT, _ORIGINAL = "default", "original"
-
-NamedTemplates = Mapping[str, str]
-
-
-def read_original_templates(folder: str) -> NamedTemplates:
-    """Returns the folder's chat templates other than ours, by the name that they are kept under.
-
-    Raises:
-        TextError: a file cannot be read.
-    """
-    templates = _config_templates(folder)
-    path = os.path.join(folder, _FILE)
-    if os.path.isfile(path):  # goes before the configuration's, as in transformers
-        templates[_DEFAULT] = _read_text(path)
-    additional = pathlib.Path(folder, _FOLDER)
-    templates |= {
-        file.stem: _read_text(os.fspath(file)) for file in sorted(additional.glob("*.jinja"))
-    }
-    kept: dict[str, str] = {}
-    for name, text in templates.items():
-        if text.startswith(_TEMPLATE_PREFIX):
-            continue
-        name = _archived_name(name)
-        while (
-            kept.get(name, text) != text
-        ):  # a default that has replaced ours, and one that was kept before
-            name += "_older"
-        kept[name] = text
-    return kept
-
-
-def write_chat_templates(
-    folder: str, originals: NamedTemplates, control_tokens: Sequence[str]
-) -> None:
-    """Writes our chat template, and `originals` under their names; the folder has no other afterwards.
-
-    Args:
-        folder: with the tokenizer's files.
-        originals: see `read_original_templates`.
-        control_tokens: added tokens that are not special, which `apply_chat_template(..,
-            sanitize_control_tokens=True)` would otherwise let a text spell.
-    """
-    pathlib.Path(folder, _FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
-    for name, text in originals.items():
-        additional = pathlib.Path(folder, _FOLDER)
-        additional.mkdir(exist_ok=True)
-        (additional / f"{name}.jinja").write_text(text, encoding="utf-8")
-    pathlib.Path(folder, _LEGACY).unlink(missing_ok=True)
-    config = pathlib.Path(folder, _CONFIG)
-    if config.is_file():
-        before = read_json_object(os.fspath(config))
-        values = {key: value for key, value in before.items() if key != _KEY}
-        if control_tokens:
-            values.setdefault(_CONTROL_TOKENS, list(control_tokens))
-        if values != before:
-            config.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
-
-
-def _archived_name(name: str) -> str:
-    """A name under which transformers takes a template only when it is asked for by name ("tool_use" is taken for tools)."""
-    if name == _DEFAULT:
-        return _ORIGINAL
-    return name if name.startswith(_ORIGINAL) else f"{_ORIGINAL}_{name}"
-
-
-def _config_templates(folder: str) -> dict[str, str]:
-    """Returns the templates in JSON files, by name: one template, or a list of objects with `name` and `template`."""
-    for name in (_LEGACY, _CONFIG):
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path) or not (value := read_json_object(path).get(_KEY)):
-            continue
-        if isinstance(value, str):
-            return {_DEFAULT: value}
-        try:
-            templates = {item["name"]: item["template"] for item in value}
-        except (TypeError, KeyError):
-            templates = {}
-        if not templates or not all(
-            isinstance(text, str) for item in templates.items() for text in item
-        ):
-            raise TextError(
-                f"{path}: {_KEY!r} must be a string, or a list of objects with 'name' and 'template'"
-            )
-        return {os.path.basename(name): text for name, text in templates.items()}
-    return {}
-
-
-def _read_text(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"{path}: cannot be read ({error}); copy it again") from None
-
-
 _TOKENIZER_JSON, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 _CONFIG, _ADDED_TOKENS, _SPECIAL_TOKENS_MAP = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
 )
+# transformers' name of a tokenizer whose two files `qwen2_tokenizer` reads.
+_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+# Tokenizers in other forms, some of which transformers converts to a byte-level BPE.
+_FOREIGN_FILES = ("tokenizer.model", "tiktoken.model", "tekken.json")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _MAX_SHOWN = 8
 _MAX_ID = (1 << 20) - 1
-# Qwen2.5's tools and code infilling, which Hugging Face's decoders do not skip as special tokens.
+# Qwen2.5's tokens of tools and code infilling, which transformers does not skip as special.
 _NON_SPECIAL_TOKENS = frozenset(QWEN25_TOKENS[QWEN25_TOKENS.index("<tool_call>") :])
 
 AddedTokens = dict[int, AddedToken]
 
 
 def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
-    """The BPE, without added tokens, and the added tokens by id.
+    """Returns the BPE, without added tokens, and the added tokens by id.
 
     Raises:
         TextError: see `Tokenizer.from_folder`.
@@ -175,7 +53,10 @@ def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
         raise TextError(f"tokenizer folder {folder} {reason}")
     path = os.path.join(folder, _TOKENIZER_JSON)
     if os.path.isfile(path):
-        bpe, added = _read_tokenizer_json(path)
+        bpe, added = _parse_tokenizer_json(read_json(path, TextError, "tokenizer"), path)
+    elif _needs_transformers(folder):
+        path = folder
+        bpe, added = _parse_tokenizer_json(_convert_with_transformers(folder), path)
     else:
         path = os.path.join(folder, _VOCABULARY)
         bpe, added = _read_vocabulary(path, os.path.join(folder, _MERGES)), {}
@@ -195,7 +76,7 @@ def write_tokenizer(
     added: Mapping[int, AddedToken],
     special: SpecialTokens,
 ) -> None:
-    """Writes the folder; see `Tokenizer.save`."""
+    """Writes a tokenizer folder; see `Tokenizer.save`."""
     os.makedirs(folder, exist_ok=True)
     content = json.loads(bpe.to_str())
     content["added_tokens"] = [
@@ -228,8 +109,40 @@ def write_tokenizer(
     bpe.model.save(folder)
 
 
-def _read_tokenizer_json(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
-    content = read_json_object(path)
+def _needs_transformers(folder: str) -> bool:
+    """Returns whether the vocabulary is in a form of another tokenizer than Qwen2's."""
+    config = os.path.join(folder, _CONFIG)
+    name = (
+        read_json(config, TextError, "tokenizer").get("tokenizer_class")
+        if os.path.isfile(config)
+        else None
+    )
+    return name not in (None, *_QWEN2_CLASSES) or any(
+        os.path.isfile(os.path.join(folder, file)) for file in _FOREIGN_FILES
+    )
+
+
+def _convert_with_transformers(folder: str) -> dict[str, Any]:
+    """Returns the content of the `tokenizer.json` that transformers makes of a folder."""
+    from transformers import AutoTokenizer  # seconds to import, and few folders need it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        return json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # whatever the class of tokenizer raises
+        reason = truncate(" ".join(str(error).split()))
+        raise TextError(
+            f"tokenizer folder {folder} has no {_TOKENIZER_JSON}, and transformers cannot make one"
+            f" ({reason}); save the tokenizer by AutoTokenizer where it can be read"
+        ) from None
+
+
+def _parse_tokenizer_json(
+    content: dict[str, Any], path: str
+) -> tuple[tokenizers.Tokenizer, AddedTokens]:
+    """Splits the content of a `tokenizer.json` into the BPE and the added tokens."""
     kind = (
         content.get("model", {}).get("type") if isinstance(content.get("model"), Mapping) else None
     )
@@ -243,8 +156,8 @@ def _read_tokenizer_json(path: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     ):
         raise TextError(f"{path}: 'added_tokens' must be a list of objects with 'id' and 'content'")
     added = {_token_id(item["id"], path): _added_token(item, path) for item in listed}
-    # Added tokens stay out, so that no text can spell them; the rest would change a text's tokens
-    # depending on where it stands.
+    # Without added tokens, so that no text can spell them; the rest would make a text's tokens
+    # depend on its context.
     content.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(content)), added
@@ -259,16 +172,18 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             if finding := recognize_folder(folder, "tokenizer"):
                 raise TextError(f"tokenizer folder {folder} {finding}")
             raise TextError(
-                f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON}, or {_VOCABULARY} and {_MERGES}"
+                f"{path} does not exist; a tokenizer folder holds {_TOKENIZER_JSON},"
+                f" or {_VOCABULARY} and {_MERGES}"
             )
-    ids = read_json_object(vocabulary)
+    ids = read_json(vocabulary, TextError, "tokenizer")
     if (
         not ids
         or not all(type(index) is int for index in ids.values())
         or set(ids.values()) != set(range(len(ids)))
     ):
         raise TextError(
-            f"{vocabulary}: must map each token to its id, the ids from 0 to the number of tokens - 1"
+            f"{vocabulary}: must map each token to its id,"
+            " the ids from 0 to the number of tokens - 1"
         )
     try:
         bpe = models.BPE.from_file(vocabulary, merges)
@@ -283,44 +198,48 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
 
 
 def _check_merges(vocabulary: Mapping[str, int], merges: str) -> None:
-    """With merges that were cut short, or none, every text would be cut into shorter tokens without a word."""
+    """Checks that every token has a merge: a truncated file would silently give shorter tokens."""
     with open(merges, encoding="utf-8") as file:
-        made = {line.rstrip("\n").replace(" ", "", 1) for line in file}
-    unmade = [token for token in vocabulary if len(token) > 1 and token not in made]
-    if unmade:
+        merged = {line.rstrip("\n").replace(" ", "", 1) for line in file}
+    unreachable = [token for token in vocabulary if len(token) > 1 and token not in merged]
+    if unreachable:
         raise TextError(
-            f"{merges}: has no merge that makes {len(unmade)} of the {len(vocabulary)} tokens (as {unmade[0]!r}): it is cut "
-            "short, or of another tokenizer; copy it again"
+            f"{merges}: has no merge that makes {len(unreachable)} of the {len(vocabulary)} tokens"
+            f" (as {unreachable[0]!r}): it is cut short, or of another tokenizer; copy it again"
         )
 
 
 def _check_bytes(bpe: tokenizers.Tokenizer, path: str) -> None:
-    """A byte without a token would vanish from the text without a word."""
+    """Checks that the BPE is byte-level: a byte without a token would silently vanish."""
     missing = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if bpe.token_to_id(symbol) is None]
     if missing:
         raise TextError(
-            f"{path}: has no token for {len(missing)} of the 256 bytes; only a byte-level BPE can be used"
+            f"{path}: has no token for {len(missing)} of the 256 bytes;"
+            " only a byte-level BPE can be used"
         )
     vocabulary = bpe.get_vocab(with_added_tokens=False)
     if max(vocabulary.values()) != len(vocabulary) - 1:
         raise TextError(
-            f"{path}: has {len(vocabulary)} tokens and ids up to {max(vocabulary.values())}; none may be left out"
+            f"{path}: has {len(vocabulary)} tokens and ids up to {max(vocabulary.values())};"
+            " none may be left out"
         )
     foreign = sorted(token for token in vocabulary if not SYMBOL_TO_BYTE.keys() >= set(token))
     if foreign:
         raise TextError(
-            f"{path}: has {foreign[0]!r}, which stands for no bytes; only a byte-level BPE can be used"
+            f"{path}: has {foreign[0]!r}, which stands for no bytes;"
+            " only a byte-level BPE can be used"
         )
     probe = "a  b\n1 你好🙂"
     tokens = bpe.encode(probe, add_special_tokens=False).tokens
     if bytes(SYMBOL_TO_BYTE[symbol] for token in tokens for symbol in token) != probe.encode():
         raise TextError(
-            f"{path}: does not give back the text {probe!r}; only a byte-level BPE like Qwen2's can be used"
+            f"{path}: does not give back the text {probe!r};"
+            " only a byte-level BPE like Qwen2's can be used"
         )
 
 
 def _read_added(path: str, key: str | None) -> AddedTokens:
-    content = read_json_object(path)
+    content = read_json(path, TextError, "tokenizer")
     if key is None:
         return {
             _token_id(index, path): _added_token({"content": text}, path)
@@ -343,13 +262,14 @@ def _merge_added_tokens(added: AddedTokens, extra: Mapping[int, AddedToken], pat
         ):
             known = added[index].content if index in added else f"id {ids[token.content]}"
             raise TextError(
-                f"{path}: gives {token.content!r} the id {index}, which contradicts the folder's {known!r}"
+                f"{path}: gives {token.content!r} the id {index},"
+                f" which contradicts the folder's {known!r}"
             )
         added.setdefault(index, token)
 
 
 def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str) -> AddedTokens:
-    """Adds Step-Audio's tokens where the folder has none of them, and a name for each id that is left without one."""
+    """Returns `added` with Step-Audio's tokens, if it had none, and with a token for every id."""
     base = bpe.get_vocab_size()
     contents = {token.content for token in added.values()}
     if len(contents) < len(added):
@@ -361,8 +281,9 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
     if needed and contents.isdisjoint(STEP_AUDIO_TOKENS):
         if not layout:
             raise TextError(
-                f"{path}: has {base} tokens and none of Step-Audio's special tokens, whose ids are known for Qwen2's "
-                f"{QWEN2_VOCAB_SIZE} only; give them in {_CONFIG} ('added_tokens_decoder')"
+                f"{path}: has {base} tokens and none of Step-Audio's special tokens, whose ids are"
+                f" known for Qwen2's {QWEN2_VOCAB_SIZE} only; give them in {_CONFIG}"
+                " ('added_tokens_decoder')"
             )
         step_audio = {
             index: _special_token(content)
@@ -372,10 +293,11 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
         _merge_added_tokens(added, step_audio, f"{path} with Step-Audio's tokens")
     elif needed:
         raise TextError(
-            f"{path}: lacks the special tokens {', '.join(needed)}; use a Step-Audio tokenizer or Qwen2's own"
+            f"{path}: lacks the special tokens {', '.join(needed)};"
+            " use a Step-Audio tokenizer or Qwen2's own"
         )
-    # Hugging Face counts added tokens on from the BPE's, so that an id without a token would shift
-    # all that follow.
+    # transformers numbers added tokens consecutively after the BPE's, so an id without a token
+    # would shift all that follow.
     contents = {token.content for token in added.values()}
     for index in range(base, max(added)):
         if index not in added:
@@ -389,7 +311,7 @@ def _add_missing_tokens(bpe: tokenizers.Tokenizer, added: AddedTokens, path: str
 def _check_not_spellable(
     bpe: tokenizers.Tokenizer, added: Mapping[int, AddedToken], path: str
 ) -> None:
-    """Some tokenizers hold special tokens within the BPE too, where text could reach them."""
+    """Checks that no text can spell a special token: some tokenizers have them in the BPE too."""
     if all(bpe.id_to_token(index) is None for index in added):
         return
     spelled = sorted(
@@ -399,7 +321,8 @@ def _check_not_spellable(
     )
     if spelled:
         raise TextError(
-            f"{path}: text can spell the special tokens {', '.join(spelled[:_MAX_SHOWN])}; they must not be in the BPE"
+            f"{path}: text can spell the special tokens {', '.join(spelled[:_MAX_SHOWN])};"
+            " they must not be in the BPE"
         )
 
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from stepaudio_jax import hub
 from stepaudio_jax.config import CheckpointConfig, Config, LoRAConfig, ModelConfig, build
 from stepaudio_jax.errors import CheckpointError, ConfigError
+from stepaudio_jax.storage import check_output_directory, read_bytes, read_text, rename
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import (
     INITIAL_ADAPTER,
@@ -96,7 +97,7 @@ class StageCheckpoints:
         """Orbax reads the figures of every checkpoint when it opens a folder, and cannot where they are half written."""
         for file in self._folder.glob("[0-9]*/metrics/metrics"):
             try:
-                json.loads(file.read_bytes())
+                json.loads(read_bytes(file))
             except ValueError:
                 logger.warning(
                     "%s cannot be read: the checkpoint is kept, its figures are not", file
@@ -192,7 +193,7 @@ class StageCheckpoints:
                     [str(step)], (f"{step}.{again}" for again in itertools.count(2))
                 )
                 free = next(name for name in names if not (aside / name).exists())
-                (self._folder / str(step)).rename(aside / free)
+                rename(self._folder / str(step), aside / free)
         multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._checkpointer = self._open()
 
@@ -427,7 +428,7 @@ def export_checkpoint(
         )
     index = list(saved).index(name)
     step = saved[name][-1] if step is None else step
-    hub.check_output_available(target)
+    check_output_directory(target)
     _check_target(target, run_dir)
     model, tokenizer = read_model_spec(run_dir)
     adapter = read_initial_adapter(run_dir)
@@ -456,7 +457,7 @@ def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:
 def _config(run_dir: pathlib.Path) -> Config:
     path = run_dir / CONFIG
     try:
-        return build(Config, json.loads(path.read_text(encoding="utf-8")))
+        return build(Config, json.loads(read_text(path)))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; name the run_dir of a run") from None
     except ValueError as error:  # a ConfigError too

@@ -32,7 +32,11 @@ from stepaudio_jax.storage import (
     atomic_text_writer,
     check_parent_writable,
     lock_file,
-    shorten,
+    read_bytes,
+    read_json_or_none,
+    read_text,
+    truncate,
+    write_json,
 )
 from stepaudio_jax.text import Tokenizer
 
@@ -77,12 +81,12 @@ def check_same_run(config: Config) -> None:
     path = run_dir / CONFIG
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(
-            f"run_dir={shorten(config.run_dir)!r} is a file: name the folder that the run is to make"
+            f"run_dir={truncate(config.run_dir)!r} is a file: name the folder that the run is to make"
         )
     if not path.exists():
         try:
             check_parent_writable(
-                pathlib.Path(os.path.realpath(path)), f"run_dir={shorten(config.run_dir)!r}"
+                pathlib.Path(os.path.realpath(path)), f"run_dir={truncate(config.run_dir)!r}"
             )
         except OutputError as error:
             raise ConfigError(str(error)) from None
@@ -94,7 +98,7 @@ def check_same_run(config: Config) -> None:
             )
         return
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = json.loads(read_text(path))
     except ValueError:
         raise ConfigError(
             f"{path} is not JSON, so it is no run's: choose another run_dir, or remove that file"
@@ -125,11 +129,7 @@ def prepare_run_folder(
     run_dir = pathlib.Path(config.run_dir)
     if jax.process_index() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        partial = run_dir / f"{CONFIG}.partial"
-        partial.write_text(
-            json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(partial, run_dir / CONFIG)
+        write_json(run_dir / CONFIG, to_dict(config))
         shape = run_dir / CHECKPOINTS / _SHAPE
         if begins or not shape.is_dir():
             hub.save_config_and_tokenizer(shape, model, tokenizer, adapter)
@@ -253,7 +253,7 @@ class RunLock:
 def _holder(path: pathlib.Path) -> str:
     """Who says in the file that it holds it, for a message; empty where that cannot be read."""
     try:
-        holder = json.loads(path.read_bytes())
+        holder = json.loads(read_bytes(path))
         return f" (process {holder['process']} on {holder['host']}, since {holder['since']})"
     except (OSError, ValueError, TypeError, KeyError):
         return ""
@@ -418,17 +418,14 @@ def _counts(bad: Sequence[BadRecord]) -> str:
 
 def _read(path: pathlib.Path) -> dict[str, str]:
     """Returns what was checked before; nothing where the file is missing or damaged, for then it is checked again."""
-    try:
-        checked = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    checked = read_json_or_none(path)
     return checked if isinstance(checked, dict) else {}
 
 
 def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what was listed before; nothing where the list is missing or damaged: it is for people, and is made anew."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
     except (OSError, ValueError):
         return []
     return [line for line in lines if isinstance(line, dict) and "checked" in line]

@@ -247,7 +247,7 @@ def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_sk
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
-        ({"messages": [{"role": "user", "content": "Hello?"}]}, "no assistant turn is learnt"),
+        ({"messages": [{"role": "user", "content": "Hello?"}]}, "no assistant turn is in the loss"),
         (
             {
                 "messages": [
@@ -255,7 +255,7 @@ def test_a_clip_lost_since_the_checkpoint_is_an_error_even_where_bad_audio_is_sk
                     {"role": "assistant", "content": "!", "loss": False},
                 ]
             },
-            "is learnt",
+            "is in the loss",
         ),
         ({"messages": [{"role": "assistant", "content": "Hello."}]}, "no user turn"),
         (

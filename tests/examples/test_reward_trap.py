@@ -73,8 +73,8 @@ def test_what_the_paper_reports_is_found_where_it_is():
     assert all(one.startswith("Shown: ") for one in said)
     assert "forgets the rubric (-6" in said[7]
     text = page({"drawn": "a table", "greedy": "another"}, {"drawn": said, "greedy": []}, "a judge")
-    drawn, greedy = text.split("## The most probable replies")
-    assert "## Replies drawn as in training\n\na table\n* Shown: " in drawn
+    drawn, greedy = text.split("## Replies of greedy decoding")
+    assert "## Replies sampled as in training\n\na table\n* Shown: " in drawn
     assert "another" in greedy
     table = as_text(results_table(runs))
     assert "verifiable rewards alone" in table

@@ -84,8 +84,8 @@ def test_a_critique_says_what_the_worth_is_made_of():
 
 
 def test_around_nothing_there_are_no_manners():
-    with pytest.raises(ValueError, match="stand around a sentence"):
-        Style(kind=True)
+    with pytest.raises(ValueError, match="need a sentence"):
+        Style(greeting=True)
     rng = np.random.default_rng(0)
     assert {draw_style(rng) for _ in range(300)} == set(ALL)
 
@@ -165,5 +165,5 @@ def test_held_out_questions_are_half_with_requests_and_of_every_task(folder):
     questions = list(read_jsonl(folder / "held_out_questions.jsonl"))
     assert len(questions) == 16 * len(TOPICS)
     assert [bool(record.rubric) for record in questions] == [False, True] * (len(questions) // 2)
-    trained = {record.messages[0].parts[0].path for record in read_jsonl(folder / "manners.jsonl")}
+    trained = {record.messages[0].parts[0].path for record in read_jsonl(folder / "style.jsonl")}
     assert trained.isdisjoint(record.messages[0].parts[0].path for record in questions)

@@ -59,7 +59,7 @@ def differences(dialogues, dtype, **settings):
             prompt,
             tokens=np.concatenate([prompt.tokens, reply]),
             is_audio=np.concatenate([prompt.is_audio, silent]),
-            in_loss=np.concatenate([prompt.in_loss, ~silent]),
+            loss_mask=np.concatenate([prompt.loss_mask, ~silent]),
         )
         found.append(
             np.abs(np.asarray(completion.logprobs) - scorer.logprobs(whole)[prompt.length :])

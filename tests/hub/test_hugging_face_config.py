@@ -152,7 +152,7 @@ def change(values, path, value="delete"):
     ("values", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "must hold a mapping, not list"),
+        ("[]", "must hold a JSON object, not list"),
         (change(NESTED, "model_type"), "key 'model_type' is missing"),
         (
             change(NESTED, "model_type", "llama"),

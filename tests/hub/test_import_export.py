@@ -16,10 +16,10 @@ import torch
 from transformers import AutoTokenizer
 
 from stepaudio_jax import hub
-from stepaudio_jax.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError, OutputError
 from stepaudio_jax.hub import hf_folder
 from stepaudio_jax.hub.checkpoint import read_checkpoint_config
-from stepaudio_jax.storage.outputs import temporary_path
+from stepaudio_jax.storage.files import temporary_path
 from stepaudio_jax.text import Tokenizer
 from tests.hub.folders import (
     SMALL,
@@ -457,12 +457,12 @@ def test_an_output_that_exists_is_refused_first(tmp_path, occupied):
     else:
         output.touch()
     source = random_folder(tmp_path / "source")
-    with pytest.raises(CheckpointError, match="out already exists"):
+    with pytest.raises(OutputError, match="out already exists"):
         hub.import_weights(source, output)
     hub.import_weights(source, tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match="out already exists"):
+    with pytest.raises(OutputError, match="out already exists"):
         hub.export_weights(tmp_path / "checkpoint", output)
-    with pytest.raises(CheckpointError, match="out already exists"):
+    with pytest.raises(OutputError, match="out already exists"):
         random_folder(output)
     assert output.is_file() or [file.name for file in output.iterdir()] == ["precious"]
 
@@ -508,7 +508,7 @@ def test_a_disk_too_small_is_found_before_the_work(tmp_path, monkeypatch):
     source = random_folder(tmp_path / "source")
     size = sum(tensor.nbytes for tensor in read_tensors(source).values())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=size - 1))
-    with pytest.raises(CheckpointError, match=r"out needs 0.0 GB, and .* has 0.0 GB free"):
+    with pytest.raises(OutputError, match=r"out needs 0.0 GB, and .* has 0.0 GB free"):
         hub.import_weights(source, tmp_path / "deep" / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=size))

@@ -42,7 +42,7 @@ direct = hub.read_parameters(source, dtype="float32", shardings=shardings)
 for tree in (plain, ours, direct):
     jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding or sys.exit(f"{leaf.sharding}"), tree, shardings)
     jax.tree.map(np.testing.assert_array_equal, tree, plain)
-np.savez(checkpoint + ".npz", **{"/".join(path): leaf for path, leaf in hub.tensor_names.flatten(plain).items()})
+np.savez(checkpoint + ".npz", **{"/".join(path): leaf for path, leaf in hub.tensor_map.flatten(plain).items()})
 """
 
 

@@ -1,4 +1,4 @@
-"""Advantages against float64 numpy, written from the equations, with junk at every place that is not the policy's."""
+"""Advantages against float64 numpy, written from the equations, with junk at masked positions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ N, T = 5, 24
 
 
 def masks():
-    """Text of others in front, between two turns, and behind; one sample is empty, one is all the policy's."""
+    """Tokens of others before, between and after two turns; one rollout is empty, one all ones."""
     mask = np.zeros((N, T), np.float32)
     mask[0, 3:9] = mask[0, 14:20] = 1
     mask[1, 5:] = 1
@@ -27,14 +27,14 @@ def masks():
 
 
 def reference_gae(rewards, values, mask, gamma, decay):
-    """By loops over the tokens that the policy wrote, in float64."""
+    """Loops over the tokens that the policy wrote, in float64."""
     advantages = np.zeros(mask.shape)
     for row in range(N):
-        written = np.flatnonzero(mask[row])
-        for place, token in enumerate(written):
+        tokens = np.flatnonzero(mask[row])
+        for index, token in enumerate(tokens):
             total = 0.0
-            for ahead, later in enumerate(written[place:]):
-                following = written[place + ahead + 1] if place + ahead + 1 < len(written) else None
+            for ahead, later in enumerate(tokens[index:]):
+                following = tokens[index + ahead + 1] if index + ahead + 1 < len(tokens) else None
                 next_value = 0.0 if following is None else values[row, following]
                 delta = rewards[row, later] + gamma * next_value - values[row, later]
                 total += (gamma * decay) ** ahead * delta
@@ -60,9 +60,9 @@ def test_gae_across_masked_tokens_carries_value_and_advantage(gamma, decay, junk
 
 
 def test_value_of_a_token_is_that_of_the_state_before_it():
-    """With gamma = lambda = 1, A_t is the reward to come less V_t, and V_t is what stands at t, not at t + 1."""
-    mask = np.ones((1, 4), np.float32)
-    values = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+    """With gamma = lambda = 1, A_t is the reward to come less V_t, at t and not at t + 1."""
+    mask = jnp.ones((1, 4))
+    values = jnp.array([[0.1, 0.2, 0.3, 0.4]])
     advantages, _ = gae(
         rewards_at_last_token(jnp.ones(1), mask), values, mask, gamma=1.0, gae_lambda=1.0
     )
@@ -88,7 +88,7 @@ VALID = np.array([1, 1, 1, 1, 1, 1, 1, 1, 0], np.float32)
 
 
 def by_group(function):
-    """What a function makes of the known rewards of each group; 0 for the others."""
+    """Applies a function to the known rewards of each group; 0 for the others."""
     expected = np.zeros(len(REWARDS))
     for group in set(GROUPS.tolist()):
         places = np.flatnonzero((group == GROUPS) & (VALID > 0))
@@ -111,26 +111,29 @@ def standardised(rewards):
     [
         (rloo, leave_one_out),
         (grpo, standardised),
-        (lambda *given: grpo(*given, scale_by_std=False), lambda rewards: rewards - rewards.mean()),
+        (
+            lambda *arrays: grpo(*arrays, scale_by_std=False),
+            lambda rewards: rewards - rewards.mean(),
+        ),
     ],
     ids=["rloo", "grpo", "dr_grpo"],
 )
 def test_group_baselines_equal_their_definitions(found, expected):
-    """A group of different rewards, one of equal ones, one of one, and one in which a judge abstained."""
+    """Groups of different rewards, of equal ones, of one, and one with an abstention."""
     advantages = np.asarray(found(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID)))
     np.testing.assert_allclose(advantages, by_group(expected), atol=1e-6)
     assert (advantages[3:] == 0).all(), (
-        "equal rewards, a group of one, and its only known one: exactly nothing to learn"
+        "exactly 0 for equal rewards, a group of one, and the only known reward of a group"
     )
 
 
-def test_what_a_sample_without_reward_holds_changes_nothing():
+def test_the_value_of_a_missing_reward_does_not_matter():
     for junk in (1e9, np.nan, -np.inf):
         dirty = np.where(VALID > 0, REWARDS, junk).astype(np.float32)
         for advantages in (rloo, grpo, reinforce_with_baseline):
-            given = jnp.asarray(GROUPS), jnp.asarray(VALID)
+            groups = jnp.asarray(GROUPS), jnp.asarray(VALID)
             np.testing.assert_array_equal(
-                advantages(jnp.asarray(dirty), *given), advantages(jnp.asarray(REWARDS), *given)
+                advantages(jnp.asarray(dirty), *groups), advantages(jnp.asarray(REWARDS), *groups)
             )
 
 
@@ -142,8 +145,8 @@ def test_reinforce_with_baseline_equals_its_definition():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_groups_are_those_of_the_samples_and_not_of_their_text():
-    """Ids may be any below N, in any order: the same samples in another order have the same advantages."""
+def test_advantages_do_not_depend_on_the_order_of_rollouts():
+    """Group ids may be any below N, in any order."""
     order = np.random.default_rng(3).permutation(len(REWARDS))
     straight = np.asarray(rloo(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID)))
     mixed = rloo(jnp.asarray(REWARDS[order]), jnp.asarray(GROUPS[order]), jnp.asarray(VALID[order]))
@@ -163,6 +166,6 @@ def test_advantages_are_whitened_with_the_unbiased_variance_of_the_valid_tokens(
 
 
 @pytest.mark.parametrize("value", [0.1, -7.3, 1e6])
-def test_advantages_of_equal_values_are_exactly_nothing(value):
+def test_advantages_of_equal_values_are_exactly_0(value):
     assert (whiten(jnp.full((N, T), value, jnp.float32), jnp.asarray(masks())) == 0).all()
     assert (whiten(jnp.full((1, 1), value, jnp.float32), jnp.ones((1, 1))) == 0).all()

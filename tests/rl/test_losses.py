@@ -1,4 +1,4 @@
-"""The objective against float64 numpy, written from the equations, on random inputs with junk where nothing should look."""
+"""The losses against float64 numpy, written from the equations, with junk at masked positions."""
 
 import math
 
@@ -48,23 +48,20 @@ def test_policy_loss_equals_the_equation(drawn, low, high, dual_clip):
     expected = -np.minimum(ratio * advantages, np.clip(ratio, 1 - low, 1 + high) * advantages)
     if dual_clip is not None:
         expected = np.where(advantages < 0, np.minimum(expected, -dual_clip * advantages), expected)
-    found = policy_loss(
-        drawn["logprobs"],
-        drawn["old"],
-        drawn["advantages"],
+    result = policy_loss(
+        *(jnp.asarray(drawn[name]) for name in ("logprobs", "old", "advantages")),
         clip_low=low,
         clip_high=high,
         dual_clip=dual_clip,
     )
-    np.testing.assert_allclose(found.loss, expected, atol=TOLERANCE)
-    np.testing.assert_allclose(found.ratio, ratio, rtol=TOLERANCE)
+    np.testing.assert_allclose(result.loss, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(result.ratio, ratio, rtol=TOLERANCE)
     plain = -ratio * advantages
-    np.testing.assert_array_equal(found.clipped, np.abs(expected - plain) > 1e-12)
+    np.testing.assert_array_equal(result.clipped, np.abs(expected - plain) > 1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.9, 1.0])
-def test_temperature_is_one_everywhere_at_step_zero_the_ratio_is_1_and_the_kl_0(temperature):
-    """Exactly: with equal weights the same numbers go in."""
+def test_equal_policies_have_a_ratio_of_1_and_a_kl_of_0_exactly(temperature):
     logits = jax.random.normal(jax.random.key(0), (5, 11))
     logprobs = jax.nn.log_softmax(logits / temperature)[:, 3]
     assert (
@@ -81,15 +78,14 @@ def test_kl_estimates_equal_their_definitions(drawn):
         "k2": difference**2 / 2,
         "k3": np.exp(-difference) - 1 + difference,
     }
+    logprobs, reference = jnp.asarray(drawn["logprobs"]), jnp.asarray(drawn["reference"])
     for kind, value in expected.items():
-        np.testing.assert_allclose(
-            kl_estimate(drawn["logprobs"], drawn["reference"], kind), value, atol=5e-6
-        )
+        np.testing.assert_allclose(kl_estimate(logprobs, reference, kind), value, atol=5e-6)
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
-def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
-    """Summed over all five outcomes by their probability under who wrote, it is d/d logits of KL(policy || reference)."""
+def test_kl_loss_has_the_exact_gradient(off_policy):
+    """Its mean over all five outcomes, by the old policy, is d/d logits of KL(policy || reference)."""
     logits, reference_logits, old_logits = (
         jax.random.normal(jax.random.key(seed), (5,)) for seed in range(3)
     )
@@ -104,11 +100,11 @@ def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
         old = jax.nn.log_softmax(old_logits) if off_policy else jax.lax.stop_gradient(logprobs)
         return jnp.sum(jnp.exp(old) * estimate(logprobs, old))
 
-    found = jax.grad(sampled)(
+    gradient = jax.grad(sampled)(
         logits, lambda logprobs, old: kl_loss(logprobs, reference, old if off_policy else None)
     )
     expected = jax.grad(exact)(logits)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)
     if not off_policy:
         for kind, is_exact in (("k1", False), ("k2", True), ("k3", False)):
             gradient = jax.grad(sampled)(
@@ -122,15 +118,15 @@ def test_kl_in_the_loss_has_the_exact_gradient(off_policy):
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
-def test_the_kl_pulls_a_policy_back_from_beyond_the_clamp(off_policy):
-    """Its gradient is that of torch's Huber loss of width 20, in float64; its value is k3 of the clamped difference."""
+def test_kl_loss_pulls_a_policy_back_from_beyond_the_clamp(off_policy):
+    """The gradient is that of torch's Huber loss of width 20; the value, k3 of the clamped ratio."""
     far = np.array(
         [-1e4, -100.0, -25.0, -20.5, -19.5, -1.0, 0.0, 1e-3, 3.0, 19.5, 20.5, 25.0, 100.0, 1e4]
     )
     reference = np.linspace(-3.0, -0.5, far.size).astype(np.float32)
     logprobs = (reference + far).astype(np.float32)
     old = logprobs - np.float32(0.25)
-    found, gradient = jax.value_and_grad(
+    result, gradient = jax.value_and_grad(
         lambda x: jnp.sum(
             kl_loss(x, jnp.asarray(reference), jnp.asarray(old) if off_policy else None)
         )
@@ -142,22 +138,22 @@ def test_the_kl_pulls_a_policy_back_from_beyond_the_clamp(off_policy):
     clamped = np.clip(wide(logprobs) - wide(reference), -20, 20)
     weight = np.exp(wide(logprobs) - wide(old)) if off_policy else np.ones(far.size)
     np.testing.assert_allclose(gradient, weight * ours.grad.numpy(), rtol=1e-5, atol=1e-6)
-    assert found == pytest.approx(np.sum(weight * (np.exp(-clamped) - 1 + clamped)), rel=1e-4)
+    assert result == pytest.approx(np.sum(weight * (np.exp(-clamped) - 1 + clamped)), rel=1e-4)
     beyond = np.abs(far) > 20
     assert (np.sign(gradient[beyond]) == np.sign(far[beyond])).all(), "towards the reference"
     assert np.abs(gradient).max() <= 20 * weight.max() * (1 + 1e-6)
 
 
-def test_exponent_is_clamped_and_clamps_are_counted():
+def test_exponents_are_clamped_and_clamps_counted():
     """Unclamped, k3 of a difference of 100 is infinite, and its gradient NaN."""
     far = jnp.asarray([-100.0, 100.0, 0.5])
     for kind in ("k1", "k2", "k3"):
         assert np.isfinite(kl_estimate(far, jnp.zeros(3), kind)).all()
-    found = policy_loss(
+    result = policy_loss(
         far, jnp.zeros(3), jnp.asarray([1.0, -1.0, 1.0]), clip_low=0.2, clip_high=0.2
     )
-    assert np.isfinite(found.loss).all()
-    assert found.clamped.tolist() == [1, 1, 0]
+    assert np.isfinite(result.loss).all()
+    assert result.clamped.tolist() == [1, 1, 0]
     gradient = jax.grad(
         lambda x: policy_loss(x, jnp.zeros(3), jnp.ones(3), clip_low=0.2, clip_high=0.2).loss.sum()
     )(far)
@@ -172,13 +168,14 @@ def test_value_loss_equals_its_definition(clip):
     if clip is not None:
         near = wide(old) + np.clip(wide(values) - wide(old), -clip, clip)
         expected = np.maximum(expected, (near - wide(returns)) ** 2)
-    np.testing.assert_allclose(value_loss(values, old, returns, clip=clip), expected / 2, atol=5e-6)
+    loss = value_loss(*map(jnp.asarray, (values, old, returns)), clip=clip)
+    np.testing.assert_allclose(loss, expected / 2, atol=5e-6)
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
 def test_aggregations_equal_their_definitions(drawn, aggregation):
     mask = drawn["mask"].copy()
-    mask[2] = 0  # a sample of which the policy wrote nothing
+    mask[2] = 0  # a rollout without tokens
     valid = np.array([1, 1, 1, 0, 1, 1], np.float32)
     losses = wide(drawn["advantages"])
     rows = [losses[row][mask[row] > 0] for row in range(6) if valid[row] and mask[row].any()]
@@ -192,27 +189,27 @@ def test_aggregations_equal_their_definitions(drawn, aggregation):
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
-def test_aggregation_over_the_global_batch_does_not_depend_on_how_it_is_cut(drawn, aggregation):
+def test_aggregation_does_not_depend_on_micro_batches(drawn, aggregation):
     """Micro-batches of very different lengths: a mean of their means would be another number."""
     mask = drawn["mask"].copy()
     mask[:3, 5:] = 0
     weights, total = (
         np.asarray(x) for x in token_weights(jnp.asarray(mask), jnp.ones(6), aggregation)
     )
-    whole = np.sum(weights * drawn["advantages"]) / total
+    expected = np.sum(weights * drawn["advantages"]) / total
     parts = [
         np.sum(weights[rows] * drawn["advantages"][rows]) / total
         for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
-    assert sum(parts) == pytest.approx(whole, abs=TOLERANCE)
+    assert sum(parts) == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("junk", [1e9, np.nan, np.inf, -np.inf])
-def test_junk_where_there_is_no_weight_reaches_nothing(drawn, junk):
+def test_junk_at_positions_without_weight_reaches_nothing(drawn, junk):
     weights, total = token_weights(jnp.asarray(drawn["mask"]), jnp.ones(6), "token_mean")
 
     def loss(logprobs, old, advantages):
-        found = policy_loss(
+        result = policy_loss(
             where_weighted(logprobs, weights),
             where_weighted(old, weights),
             where_weighted(advantages, weights),
@@ -220,7 +217,7 @@ def test_junk_where_there_is_no_weight_reaches_nothing(drawn, junk):
             clip_high=0.2,
             dual_clip=3.0,
         )
-        return jnp.sum(found.loss * weights) / total
+        return jnp.sum(result.loss * weights) / total
 
     clean = [drawn["logprobs"], drawn["old"], drawn["advantages"]]
     dirty = [np.where(drawn["mask"] > 0, x, junk).astype(np.float32) for x in clean]
@@ -234,7 +231,7 @@ def test_junk_where_there_is_no_weight_reaches_nothing(drawn, junk):
         )
 
 
-def test_the_weight_for_what_another_engine_wrote_is_truncated():
+def test_importance_weights_are_truncated():
     trainer = jnp.asarray([-1.0, -2.0, -3.0, jnp.nan])
     sampler = jnp.asarray([-1.1, -2.0, -6.0, 0.0])
     np.testing.assert_allclose(
@@ -244,18 +241,18 @@ def test_the_weight_for_what_another_engine_wrote_is_truncated():
     )
 
 
-def test_the_kl_controller_moves_towards_its_target_and_no_faster_than_a_fifth():
+def test_the_kl_controller_moves_towards_its_target_by_a_fifth_at_most():
     controller = KLController(0.1, target=0.05, horizon=1000)
-    controller.update(0.5, samples=100)
+    controller.update(0.5, rollouts=100)
     assert controller.coefficient == pytest.approx(0.1 * (1 + 0.2 * 0.1))
-    controller.update(0.04, samples=100)
+    controller.update(0.04, rollouts=100)
     assert controller.coefficient == pytest.approx(0.102 * (1 - 0.2 * 0.1))
     still = KLController(0.1)
-    still.update(9.0, samples=100)
+    still.update(9.0, rollouts=100)
     assert still.coefficient == 0.1
 
 
-def test_a_coefficient_that_an_earlier_version_made_negative_is_not_taken_up(caplog):
+def test_a_negative_coefficient_of_a_checkpoint_is_ignored(caplog):
     controller = KLController(0.01, target=0.05)
     controller.restore(0.003)
     assert controller.coefficient == 0.003
@@ -264,18 +261,18 @@ def test_a_coefficient_that_an_earlier_version_made_negative_is_not_taken_up(cap
     assert "kl_coef=-0.006 of the checkpoint is negative" in caplog.text
 
 
-@pytest.mark.parametrize("samples", [1, 63, 64, 65, 512, 100_000])
+@pytest.mark.parametrize("num_rollouts", [1, 63, 64, 65, 512, 100_000])
 @pytest.mark.parametrize("kl", [0.0, 0.045, 0.05, 0.0501, 7.0, math.inf, -0.3])
-def test_the_kl_controller_follows_its_equation_and_stays_positive(samples, kl):
-    """Also where a step has more replies than the horizon; a mean of k1 may be below 0."""
+def test_the_kl_controller_follows_its_equation_and_stays_positive(num_rollouts, kl):
+    """Also with more rollouts than the horizon; a mean of k1 may be negative."""
     controller, expected = KLController(0.01, target=0.05, horizon=64), 0.01
     for _ in range(50):
         before = controller.coefficient
-        controller.update(kl, samples)
-        expected *= 1 + np.clip(np.float64(kl) / 0.05 - 1, -0.2, 0.2) * min(samples, 64) / 64
+        controller.update(kl, num_rollouts)
+        expected *= 1 + np.clip(np.float64(kl) / 0.05 - 1, -0.2, 0.2) * min(num_rollouts, 64) / 64
         assert controller.coefficient == pytest.approx(expected, rel=1e-12)
         assert (
             0 < 0.8 * before <= controller.coefficient * (1 + 1e-12) <= 1.2 * before * (1 + 2e-12)
         )
-    controller.update(math.nan, samples)
+    controller.update(math.nan, num_rollouts)
     assert controller.coefficient == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,4 @@
-"""What is watched of a step beside its rewards."""
+"""Metrics of a step beside its rewards."""
 
 import numpy as np
 import pytest
@@ -8,53 +8,55 @@ from stepaudio_jax.rl.metrics import explained_variance, logprob_metrics
 from tests.rl.test_rewards import rollout
 
 
-def drawn(count, seed=0):
-    """Rollouts of two sources and different lengths, with values and returns for each token."""
+def random_rollouts(count, seed=0):
+    """Makes rollouts of two sources and different lengths, with values and returns."""
     rng = np.random.default_rng(seed)
     rollouts = [rollout(tokens=3 + number, source="ab"[number % 2]) for number in range(count)]
     values, noise = (
-        [rng.normal(size=len(one.completion_tokens)).astype(np.float32) for one in rollouts]
+        [rng.normal(size=len(item.completion_tokens)).astype(np.float32) for item in rollouts]
         for _ in range(2)
     )
-    returns = [value + np.float32(0.5) * off + 2 for value, off in zip(values, noise, strict=True)]
+    returns = [
+        value + np.float32(0.5) * error + 2 for value, error in zip(values, noise, strict=True)
+    ]
     return rollouts, values, returns
 
 
 def metrics(rollouts, values, returns, valid):
-    zeros = [np.zeros(len(one.completion_tokens), np.float32) for one in rollouts]
+    zeros = [np.zeros(len(item.completion_tokens), np.float32) for item in rollouts]
     return logprob_metrics(
         rollouts, PolicyLogprobs(zeros, zeros, values), Advantages(zeros, returns, np.array(valid))
     )
 
 
-def test_explained_variance_is_of_all_tokens_at_once_and_of_no_abstained_reply():
-    """An abstained one has returns of 0, which are none; the figure is not a mean of those of replies or sources."""
-    rollouts, values, returns = drawn(6)
+def test_explained_variance_is_of_all_tokens_of_the_valid_rollouts():
+    """It is not a mean over rollouts or sources; rollouts without a reward have no returns."""
+    rollouts, values, returns = random_rollouts(6)
     valid = [True, True, False, True, False, True]
     for index, is_valid in enumerate(valid):
         if not is_valid:
             returns[index] = np.zeros_like(returns[index])
-    found = metrics(rollouts, values, returns, valid)
+    computed = metrics(rollouts, values, returns, valid)
 
-    def expected(chosen):
+    def expected(indices):
         x, y = (
-            np.concatenate([of[index] for index in chosen]).astype(np.float64)
-            for of in (returns, values)
+            np.concatenate([of_rollout[index] for index in indices]).astype(np.float64)
+            for of_rollout in (returns, values)
         )
         return 1 - (((x - y) - (x - y).mean()) ** 2).sum() / ((x - x.mean()) ** 2).sum()
 
-    assert found["explained_variance"] == pytest.approx(expected([0, 1, 3, 5]), rel=1e-9)
-    assert found["explained_variance/a"] == pytest.approx(expected([0]), rel=1e-9)
-    assert found["explained_variance/b"] == pytest.approx(expected([1, 3, 5]), rel=1e-9)
+    assert computed["explained_variance"] == pytest.approx(expected([0, 1, 3, 5]), rel=1e-9)
+    assert computed["explained_variance/a"] == pytest.approx(expected([0]), rel=1e-9)
+    assert computed["explained_variance/b"] == pytest.approx(expected([1, 3, 5]), rel=1e-9)
     assert (
         metrics(rollouts, values, returns, [True] * 6)["explained_variance"]
-        < found["explained_variance"] - 0.1
+        < computed["explained_variance"] - 0.1
     )
 
 
-def test_where_no_return_differs_nothing_is_said_of_the_variance():
-    """The baselines without a critic have returns of 0; equal rewards differ by their rounding alone."""
-    rollouts, values, returns = drawn(4)
+def test_equal_returns_have_no_explained_variance():
+    """Estimators without a value head have returns of 0; equal rewards differ by rounding only."""
+    rollouts, values, returns = random_rollouts(4)
     zeros = [np.zeros_like(value) for value in values]
     assert "explained_variance" not in metrics(rollouts, values, zeros, [True] * 4)
     assert "explained_variance" not in metrics(rollouts, values, returns, [False] * 4)

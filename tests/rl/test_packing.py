@@ -1,4 +1,4 @@
-"""Rollouts in rows: nothing is lost, nothing overlaps, sound stands in its row once."""
+"""Packed rollouts: nothing is lost, nothing overlaps, audio is in a row once."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ PAD = 999
 
 
 def rollout(group, prompt, reply, chunk_tokens=()):
-    """A prompt whose audio tokens stand first."""
+    """Makes a rollout whose prompt begins with its audio tokens."""
     is_audio = np.arange(prompt) < sum(chunk_tokens)
     start = 100 * group
     return Rollout(
@@ -46,8 +46,8 @@ def rollouts():
 
 
 def features_of(rollouts):
-    """Of each prompt, chunks filled with a number of their own."""
-    counts = {one.group: len(one.chunk_tokens) for one in rollouts}
+    """Returns features for each prompt; those of a chunk are all the same number, its own."""
+    counts = {rollout.group: len(rollout.chunk_tokens) for rollout in rollouts}
     return [
         np.stack([np.full((20, 6), 10 * group + chunk + 1, np.float32) for chunk in range(count)])
         if count
@@ -57,83 +57,85 @@ def features_of(rollouts):
 
 
 @pytest.fixture(params=[True, False], ids=["shared", "apart"])
-def layout(request, rollouts):
+def packed(request, rollouts):
     return PackedRollouts(rollouts, DATA, shared=request.param)
 
 
-def test_every_rollout_is_read_whole(rollouts, layout):
-    batch = layout.batch(features_of(rollouts), PAD)
-    assert batch.tokens.shape == (layout.rows, 40)
-    wrote = layout.scatter([np.ones(len(one.completion_tokens), np.float32) for one in rollouts])
-    found = []
-    for row in range(layout.rows):
-        for segment in {*batch.segment_ids[row][wrote[row] > 0]}:
-            own = batch.segment_ids[row] == segment
-            seen = own
+def test_every_rollout_is_in_the_batch_exactly_once(rollouts, packed):
+    batch = packed.batch(features_of(rollouts), PAD)
+    assert batch.tokens.shape == (packed.num_rows, 40)
+    is_target = packed.scatter(
+        [np.ones(len(rollout.completion_tokens), np.float32) for rollout in rollouts]
+    )
+    sequences = []
+    for row in range(packed.num_rows):
+        for segment in {*batch.segment_ids[row][is_target[row] > 0]}:
+            in_segment = batch.segment_ids[row] == segment
+            visible = in_segment
             if batch.prefix_ids is not None:
-                (prefix,) = {*batch.prefix_ids[row][own]}
-                seen = own | (batch.segment_ids[row] == prefix)
-            assert batch.positions[row][seen].tolist() == list(range(seen.sum()))
-            written = own & (wrote[row] > 0)
-            found.append((*batch.tokens[row][seen], batch.targets[row][written][-1]))
-            assert batch.targets[row][written].tolist() == list(found[-1][-written.sum() :])
-    assert sorted(found) == sorted((*one.prompt_tokens, *one.completion_tokens) for one in rollouts)
+                (prefix,) = {*batch.prefix_ids[row][in_segment]}
+                visible = in_segment | (batch.segment_ids[row] == prefix)
+            assert batch.positions[row][visible].tolist() == list(range(visible.sum()))
+            targets = batch.targets[row][in_segment & (is_target[row] > 0)]
+            sequences.append((*batch.tokens[row][visible], targets[-1]))
+            assert targets.tolist() == list(sequences[-1][-len(targets) :])
+    assert sorted(sequences) == sorted(
+        (*rollout.prompt_tokens, *rollout.completion_tokens) for rollout in rollouts
+    )
     assert (batch.tokens[batch.segment_ids == 0] == PAD).all()
-    assert (batch.targets[wrote == 0] == PAD).all()
+    assert (batch.targets[is_target == 0] == PAD).all()
 
 
-def test_a_prompt_stands_once_in_a_row_where_it_is_shared(rollouts):
-    sizes = {
-        shared: (PackedRollouts(rollouts, DATA, shared=shared).batch(features_of(rollouts), PAD))
+def test_a_shared_prompt_is_in_a_row_once(rollouts):
+    batches = {
+        shared: PackedRollouts(rollouts, DATA, shared=shared).batch(features_of(rollouts), PAD)
         for shared in (True, False)
     }
-    replies = sum(len(one.completion_tokens) for one in rollouts)
-    assert (sizes[True].segment_ids > 0).sum() == 7 + 5 + 6 + replies
-    assert (sizes[False].segment_ids > 0).sum() == 2 * 7 + 5 + 2 * 6 + replies
-    assert sizes[False].prefix_ids is None
+    reply_tokens = sum(len(rollout.completion_tokens) for rollout in rollouts)
+    assert (batches[True].segment_ids > 0).sum() == 7 + 5 + 6 + reply_tokens
+    assert (batches[False].segment_ids > 0).sum() == 2 * 7 + 5 + 2 * 6 + reply_tokens
+    assert batches[False].prefix_ids is None
 
 
-def test_values_come_back_as_they_were_spread(rollouts, layout):
+def test_gather_is_the_inverse_of_scatter(rollouts, packed):
     values = [
-        np.random.default_rng(index).random(len(one.completion_tokens)).astype(np.float32)
-        for index, one in enumerate(rollouts)
+        np.random.default_rng(index).random(len(rollout.completion_tokens)).astype(np.float32)
+        for index, rollout in enumerate(rollouts)
     ]
-    for ours, theirs in zip(layout.gather(layout.scatter(values)), values, strict=True):
+    scattered = packed.scatter(values)
+    for ours, theirs in zip(packed.gather(scattered), values, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert (layout.scatter(values) != 0).sum() == sum(
-        len(one.completion_tokens) for one in rollouts
-    )
+    assert (scattered != 0).sum() == sum(map(len, values))
 
 
-def test_sound_stands_once_in_a_row_and_where_it_is_heard(rollouts, layout):
-    batch = layout.batch(features_of(rollouts), PAD)
-    for row in range(layout.rows):
-        held = [chunk[0, 0] for chunk in batch.features[row] if chunk.any()]
-        assert len(held) == len(set(held))
-        for place in np.flatnonzero(batch.audio_index[row] >= 0):
-            group, offset = divmod(int(batch.tokens[row, place]), 100)
-            chunk, output = divmod(int(batch.audio_index[row, place]), OUTPUTS)
-            (of_prompt,) = {one.chunk_tokens for one in rollouts if one.group == group}
-            which = 0 if offset < of_prompt[0] else 1
-            assert batch.features[row, chunk, 0, 0] == 10 * group + which + 1
-            assert output == offset - (of_prompt[0] if which else 0)
-    heard = (
-        {one.group: sum(one.chunk_tokens) for one in rollouts}
-        if batch.prefix_ids is not None
-        else None
-    )
-    assert (batch.audio_index >= 0).sum() == (
-        sum(heard.values()) if heard else sum(sum(one.chunk_tokens) for one in rollouts)
-    )
+def test_each_chunk_is_in_a_row_once_and_at_its_tokens(rollouts, packed):
+    batch = packed.batch(features_of(rollouts), PAD)
+    for row in range(packed.num_rows):
+        chunks = [chunk[0, 0] for chunk in batch.features[row] if chunk.any()]
+        assert len(chunks) == len(set(chunks))
+        for position in np.flatnonzero(batch.audio_index[row] >= 0):
+            group, offset = divmod(int(batch.tokens[row, position]), 100)
+            chunk, output = divmod(int(batch.audio_index[row, position]), OUTPUTS)
+            (chunk_tokens,) = {
+                rollout.chunk_tokens for rollout in rollouts if rollout.group == group
+            }
+            is_second = offset >= chunk_tokens[0]
+            assert batch.features[row, chunk, 0, 0] == 10 * group + is_second + 1
+            assert output == offset - (chunk_tokens[0] if is_second else 0)
+    audio_tokens = [(rollout.group, sum(rollout.chunk_tokens)) for rollout in rollouts]
+    if batch.prefix_ids is not None:
+        audio_tokens = list(set(audio_tokens))
+    assert (batch.audio_index >= 0).sum() == sum(count for _, count in audio_tokens)
 
 
-def test_rows_are_a_multiple_of_a_batch(rollouts):
-    assert PackedRollouts(rollouts, DATA, shared=True).rows % DATA.batch_size == 0
-    assert PackedRollouts(rollouts, dataclasses.replace(DATA, batch_size=7), shared=True).rows == 7
-    assert PackedRollouts(rollouts[:1], DATA, shared=True).rows == 2
+def test_rows_are_a_multiple_of_the_batch_size(rollouts):
+    sevens = dataclasses.replace(DATA, batch_size=7)
+    assert PackedRollouts(rollouts, DATA, shared=True).num_rows % DATA.batch_size == 0
+    assert PackedRollouts(rollouts, sevens, shared=True).num_rows == 7
+    assert PackedRollouts(rollouts[:1], DATA, shared=True).num_rows == 2
 
 
-def test_what_does_not_fit_a_row_is_named():
+def test_a_rollout_that_fits_no_row_is_named():
     with pytest.raises(
         DataError, match="file:3: prompt and reply take 41 tokens and 0 audio chunks"
     ):

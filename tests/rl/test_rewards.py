@@ -1,4 +1,4 @@
-"""What a rollout is worth, part by part; and which of them are learnt from."""
+"""Rewards, part by part, and which rollouts contribute to the update."""
 
 import json
 import math
@@ -78,8 +78,8 @@ def judge():
 JUDGED = JudgeConfig(url="http://localhost/v1", model="m")
 
 
-def test_a_loop_that_was_ended_early_is_worth_what_a_reply_cut_at_its_limit_is():
-    """The engine ends it after 4 of 10 tokens; falling into a loop must not save the overlong penalty."""
+def test_a_repetition_ended_early_is_penalised_like_a_reply_cut_at_the_limit():
+    """The engine ends it after 4 of 10 tokens; a repetition must not save the overlong penalty."""
     reward = RewardConfig(format_weight=1.0, overlong_weight=1.0, overlong_penalty_start=5)
     rewards = RewardFunction(
         PolicyGradient(rollout=RolloutConfig(max_new_tokens=10), rewards=(reward,)), None
@@ -148,7 +148,7 @@ def test_a_rubric_takes_the_place_of_preference():
     assert reward.parts["rubric_score"] == pytest.approx(0.4)
 
 
-def test_a_rubric_whose_weights_cannot_be_added_is_an_error():
+def test_a_rubric_with_weights_that_overflow_is_an_error():
     """Their sum is infinite, and infinity over infinity is not a number."""
     rubric = (Criterion("kind", 1.5e308), Criterion("rude", 1.5e308))
     config = PolicyGradient(rewards=(RewardConfig(judge_weight=1.0),), judge=JUDGED)
@@ -158,7 +158,7 @@ def test_a_rubric_whose_weights_cannot_be_added_is_an_error():
         )
 
 
-def test_without_a_verdict_there_is_no_reward():
+def test_an_abstention_gives_no_reward():
     config = PolicyGradient(
         rewards=(RewardConfig(judge_weight=1.0, format_weight=1.0),), judge=JUDGED
     )
@@ -186,7 +186,7 @@ def test_each_source_has_its_reward():
         PolicyGradient(rewards=(RewardConfig(sources=("sums", "sums"), format_weight=1.0),))
 
 
-def test_a_record_without_what_its_reward_needs_is_named():
+def test_records_that_lack_what_their_reward_needs_are_named():
     rewards = RewardFunction(
         PolicyGradient(
             rewards=(RewardConfig(verifier_weight=1.0, judge_weight=1.0),), judge=JUDGED
@@ -210,12 +210,12 @@ def test_a_record_without_what_its_reward_needs_is_named():
 
 
 def mine(reply, answer):
-    """A verifier of the user's, in whose place the tests put others."""
+    """A custom verifier, which tests replace."""
     return True
 
 
 def returned(value):
-    """A verifier that says `value` of any reply, or raises it."""
+    """Makes a verifier that returns `value`, or raises it."""
 
     def verifier(reply, answer):
         if isinstance(value, Exception):
@@ -272,8 +272,8 @@ def test_a_verifier_may_return_any_number_from_0_to_1(monkeypatch, value, score)
     ],
     ids=repr,
 )
-def test_what_a_verifier_returns_that_is_no_score_is_an_error_that_names_it(monkeypatch, value):
-    """And not a reward: a NaN would poison the whole step."""
+def test_a_verifier_that_returns_no_score_is_an_error_that_names_it(monkeypatch, value):
+    """A NaN among the rewards would poison the whole step."""
     with pytest.raises(DataError) as error:
         rewards_by(monkeypatch, returned(value))([rollout("so be it", origin="talk.jsonl:7")])
     assert str(error.value).startswith(
@@ -294,7 +294,7 @@ def test_a_verifier_that_fails_is_an_error_that_names_it_and_its_line(monkeypatc
         rewards_by(monkeypatch, returned("y" * 300_000))([rollout("x" * 300_000)])
 
 
-def passed(rollouts, old=0.0, reference=0.0, values=0.0):
+def logprobs_of(rollouts, old=0.0, reference=0.0, values=0.0):
     return PolicyLogprobs(
         *(
             [np.full(len(one.completion_tokens), value, np.float32) for one in rollouts]
@@ -303,12 +303,16 @@ def passed(rollouts, old=0.0, reference=0.0, values=0.0):
     )
 
 
-def test_prompts_that_are_too_hard_or_too_easy_are_left_out():
+def test_prompts_outside_num_correct_range_are_masked():
     rollouts = [rollout(group=group) for group in range(3) for _ in range(4)]
     right = [0, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1]
     rewards = [Reward(float(one), {}, bool(one)) for one in right]
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts), PolicyGradient(num_correct_range=(1, 3)), beta=0
+        rollouts,
+        rewards,
+        logprobs_of(rollouts),
+        PolicyGradient(num_correct_range=(1, 3)),
+        kl_coef=0,
     )
     assert found.valid.tolist() == [False] * 4 + [True] * 4 + [False] * 4
     weights = compute_loss_weights(rollouts, found.valid, PolicyGradient())
@@ -317,16 +321,20 @@ def test_prompts_that_are_too_hard_or_too_easy_are_left_out():
     )
 
 
-def test_prompts_without_a_verifier_are_neither_too_hard_nor_too_easy():
+def test_prompts_without_a_verifier_ignore_num_correct_range():
     rollouts = [rollout(group=group) for group in range(2) for _ in range(2)]
     rewards = [Reward(0.0, {}, False), Reward(0.0, {}, False), Reward(0.5, {}), Reward(None, {})]
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts), PolicyGradient(num_correct_range=(1, 2)), beta=0
+        rollouts,
+        rewards,
+        logprobs_of(rollouts),
+        PolicyGradient(num_correct_range=(1, 2)),
+        kl_coef=0,
     )
     assert found.valid.tolist() == [False, False, True, False]
 
 
-def test_settings_that_could_not_work_are_told():
+def test_contradicting_settings_are_errors():
     with pytest.raises(
         ConfigError,
         match=r"overlong_penalty_start=10 must lie between 0 and rollout.max_new_tokens=10",
@@ -355,7 +363,11 @@ def test_advantages_compare_the_replies_to_one_prompt():
     ]
     rewards = [Reward(1.0, {}), Reward(0.0, {}), Reward(None, {}), Reward(5.0, {})]
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts), PolicyGradient(advantage_estimator="rloo"), beta=0
+        rollouts,
+        rewards,
+        logprobs_of(rollouts),
+        PolicyGradient(advantage_estimator="rloo"),
+        kl_coef=0,
     )
     expected = [np.full(2, 1.0), np.full(5, -1.0), np.zeros(1), np.zeros(4)]
     for ours, theirs in zip(found.advantages, expected, strict=True):
@@ -367,7 +379,7 @@ def test_kl_in_the_reward_is_k1_of_every_token():
     rewards = [Reward(1.0, {}), Reward(1.0, {})]
     config = PolicyGradient(advantage_estimator="rloo", kl_placement="reward")
     found = compute_advantages(
-        rollouts, rewards, passed(rollouts, old=-1.0, reference=-1.5), config, beta=0.1
+        rollouts, rewards, logprobs_of(rollouts, old=-1.0, reference=-1.5), config, kl_coef=0.1
     )
     difference = -0.1 * 0.5 * (2 - 5)
     np.testing.assert_allclose(found.advantages[0], difference, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from stepaudio_jax.storage import expand_home, shorten, shorten_words, user_path
+from stepaudio_jax.storage import expand_home, truncate, truncate_words, user_path
 
 
 def test_a_tilde_means_home(monkeypatch):
@@ -15,13 +15,13 @@ def test_a_tilde_means_home(monkeypatch):
 
 
 def test_long_values_are_shown_by_their_beginning():
-    assert shorten("short") == "short"
-    assert shorten("x" * 300_000, 10) == "xxxxxxxxxx.. (300000 characters)"
+    assert truncate("short") == "short"
+    assert truncate("x" * 300_000, 10) == "xxxxxxxxxx.. (300000 characters)"
     text = (
         f"audio data:{'A' * 300_000}: is not a sound file, and a sentence of many words stays as long as it is "
         + "word " * 99
     )
-    shown = shorten_words(text)
+    shown = truncate_words(text)
     assert shown.startswith("audio data:AAAA")
     assert "(300006 characters) is not a sound file" in shown
     assert shown.endswith("word " * 99)

@@ -175,7 +175,7 @@ def test_training_and_its_mask_are_ours(tokenizer, automatic, name, history_reas
             messages[: len(view)], audio_chunks=chunks, return_assistant_tokens_mask=True, **options
         )
         assert encoding["input_ids"] == expected.tokens.tolist()
-        assert encoding["assistant_masks"] == expected.in_loss.astype(int).tolist()
+        assert encoding["assistant_masks"] == expected.loss_mask.astype(int).tolist()
     prompt = auto.apply_chat_template(
         messages[:-1], add_generation_prompt=True, tokenize=False, **options
     )

@@ -1,4 +1,4 @@
-"""Tokenizer folders: what is written is what AutoTokenizer reads, and what cannot be used is refused by the file's name."""
+"""Tokenizer folders: AutoTokenizer reads what is written; unusable files are refused by name."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_a_learnt_tokenizer(tmp_path, byte_level):
 
 
 def test_merges_that_make_the_same_token():
-    """Were their ids counted twice, one would be left out and the special tokens would stand one too far."""
+    """Counting such a token twice would shift the ids of the special tokens."""
     merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
     bpe = qwen2_tokenizer(byte_bpe(merges))
     assert bpe.get_vocab_size() == 259
@@ -170,6 +170,33 @@ def test_a_template_for_tools_does_not_take_the_place_of_ours(folder, tmp_path):
         TextError, match=r"tokenizer_config.json: 'chat_template' must be a string, or a list"
     ):
         Tokenizer.from_folder(folder)
+
+
+def test_another_class_of_tokenizer_is_read_by_transformers(folder, byte_level):
+    """GPT-2 splits digits and letters differently from Qwen2, and does not normalise to NFC."""
+    (folder / "tokenizer.json").unlink()
+    rewrite(
+        folder / "tokenizer_config.json",
+        lambda content: content.update(tokenizer_class="GPT2Tokenizer"),
+    )
+    tokenizer = Tokenizer.from_folder(folder)
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (*TEXTS, "e\u0301"):
+        assert tokenizer.encode(text) == auto.encode(text)
+    assert tokenizer.encode("e\u0301") != byte_level.encode("e\u0301")
+    assert ids_by_name(tokenizer) == ids_by_name(byte_level)
+    # No text can spell a special token, which transformers allows.
+    assert tokenizer.encode("<|EOT|>") == byte_level.encode("<|EOT|>")
+
+
+def test_a_tokenizer_that_transformers_cannot_convert_is_refused(folder):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    (folder / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(TextError, match="transformers cannot make one") as error:
+        Tokenizer.from_folder(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_added_tokens_json_will_do(folder, byte_level):
@@ -333,10 +360,10 @@ def test_a_config_that_contradicts(folder):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("tokenizer.json", "{", "cannot be read as JSON"),
+        ("tokenizer.json", "{", "is not JSON"),
         ("tokenizer.json", "[]", "must hold a JSON object"),
-        ("tokenizer.json", b"\xff\xfe", "cannot be read as JSON"),
-        ("tokenizer_config.json", "{", "cannot be read as JSON"),
+        ("tokenizer.json", b"\xff\xfe", "is not JSON"),
+        ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "must be an object from id"),
         (
             "tokenizer_config.json",

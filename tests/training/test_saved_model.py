@@ -10,7 +10,7 @@ import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, MeshConfig, build
-from stepaudio_jax.errors import CheckpointError, ConfigError
+from stepaudio_jax.errors import CheckpointError, ConfigError, OutputError
 from stepaudio_jax.models import abstract_lora, abstract_parameters
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.text import Tokenizer
@@ -125,7 +125,7 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_
 def test_an_existing_folder_and_one_of_no_run_are_refused(run, mesh, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="already exists"):
+    with pytest.raises(OutputError, match="already exists"):
         export_checkpoint(run[0], tmp_path / "kept", mesh)
     with pytest.raises(
         ConfigError, match=r"config\.json does not exist; name the run_dir of a run"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig, check_seed
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.storage import shorten_words, user_path
+from stepaudio_jax.storage import truncate_words, user_path
 from stepaudio_jax.text import Tokenizer
 
 _DTYPES = {
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {shorten_words(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {truncate_words(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)

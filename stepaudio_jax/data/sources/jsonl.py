@@ -19,7 +19,7 @@ from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import expand_home, shorten
+from stepaudio_jax.storage import PathLike, expand_home, open_read, truncate
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -39,7 +39,7 @@ class JsonlFile:
         DataError: the file cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], source: str = ""):
+    def __init__(self, path: PathLike, source: str = ""):
         self.path = expand_home(os.fspath(path))
         self._source = source or pathlib.Path(path).stem
         try:
@@ -94,7 +94,7 @@ class JsonlFile:
         )
 
     def _read_line(self, index: int) -> bytes:
-        with open(self.path, "rb") as file:
+        with open_read(self.path) as file:
             file.seek(self._offsets[index])
             return file.readline()
 
@@ -118,7 +118,7 @@ class JsonlSource:
         paths = _files(config)
         if not paths:
             raise DataError(
-                f"{shorten(config.path)}: no such file, and no file matches it; check the path in data.sources"
+                f"{truncate(config.path)}: no such file, and no file matches it; check the path in data.sources"
             )
         self.files = tuple(JsonlFile(path, config.name or names.get(path, "")) for path in paths)
         self.name = config.name or names.get(config.path) or pathlib.Path(config.path).stem
@@ -202,7 +202,7 @@ def _files(config: SourceConfig) -> list[str]:
     )
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Record]:
+def read_jsonl(path: PathLike) -> Iterator[Record]:
     """The records of one file, in order.
 
     Raises:
@@ -222,7 +222,7 @@ def _index_lines(path: str, size: int, changed: int) -> tuple[Sequence[int], Seq
     """
     offsets, numbers = array.array("q"), array.array("q")
     offset = 0
-    with open(path, "rb") as file:
+    with open_read(path) as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 offsets.append(offset)

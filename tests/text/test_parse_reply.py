@@ -1,4 +1,4 @@
-"""Generated tokens and text, well-formed and in every way not. (The round trip with rendering is in test_rendering.)"""
+"""Generated tokens and text, well-formed and malformed; the round trip is in test_prompt_format."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,7 @@
-"""Where the demonstration of RLHF starts: a model that answers in any manners, so that rewards can choose."""
+"""The start model of the reward trap (`make quickstart-rlhf`): it answers in random styles.
+
+Rewards then choose among the styles.
+"""
 
 from stepaudio_jax.config import (
     CheckpointConfig,
@@ -14,14 +17,14 @@ from stepaudio_jax.config import (
 
 def get_config() -> Config:
     return Config(
-        run_dir="runs/quickstart_rlhf/manners",
+        run_dir="runs/quickstart_rlhf/style",
         initial=InitialWeights(model="runs/quickstart/train/model"),
         stages=(
             StageConfig(
-                name="manners",
+                name="style",
                 steps=200,
                 data=DataConfig(
-                    sources=(SourceConfig(path="runs/quickstart_rlhf/data/manners.jsonl"),),
+                    sources=(SourceConfig(path="runs/quickstart_rlhf/data/style.jsonl"),),
                     batch_size=8,
                     seq_len=480,
                     audio_chunks_per_seq=7,

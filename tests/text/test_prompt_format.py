@@ -329,11 +329,11 @@ def test_refuses(messages, reason):
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([user("x")], "no assistant turn is learnt"),
-        ([user("x"), assistant("y", in_loss=False)], "no assistant turn is learnt"),
+        ([user("x")], "no assistant turn is in the loss"),
+        ([user("x"), assistant("y", in_loss=False)], "no assistant turn is in the loss"),
         (
             [assistant("hello"), user("x"), assistant("y")],
-            r"message 1 \(assistant\) is learnt and no user's turn",
+            r"message 1 \(assistant\) is in the loss and no user turn",
         ),
         (
             [user("x"), assistant("y", "a</think>b")],

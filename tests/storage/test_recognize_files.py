@@ -7,12 +7,12 @@ import re
 import pytest
 import soundfile
 
-from stepaudio_jax import hub
+from stepaudio_jax import hub, storage
 from stepaudio_jax.audio import load_audio
 from stepaudio_jax.errors import AudioError, CheckpointError, TextError
 from stepaudio_jax.storage import recognize, recognize_file, recognize_values
 from tests.hub.folders import random_folder
-from tests.recognition.contents import CONTENTS, FFMPEG, LFS, SOUNDS
+from tests.storage.contents import CONTENTS, FFMPEG, LFS, SOUNDS
 
 BOTH = {**CONTENTS, **SOUNDS}
 SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
@@ -136,7 +136,7 @@ def test_links_to_nothing_and_downloads_under_way(tmp_path):
 def test_good_files_are_not_looked_at(tmp_path, monkeypatch, model):
     """What is recognised where reading failed is not asked where it did not."""
     monkeypatch.setattr(hub.safetensors, "recognize_file", None)
-    monkeypatch.setattr(hub.hf_config, "recognize_file", None)
+    monkeypatch.setattr(storage.json_files, "recognize_file", None)
     path = tmp_path / "clip.wav"
     soundfile.write(path, [0.1, -0.1] * 4000, 16_000)
     monkeypatch.setattr("stepaudio_jax.audio.decoding.recognize", None)
