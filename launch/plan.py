@@ -1,6 +1,8 @@
-"""Says whether a job fits a TPU slice and how fast it can be: `python -m launch.plan --config=FILE --topology=v5p:4x4x4`.
+"""Says whether a job fits a TPU slice, and how fast it can be; needs no TPU.
 
-A training step by default; with --program=decode (or prefill), generating with the configuration's
+python -m launch.plan --config=FILE --topology=v5p:4x4x4
+
+plans the steps of a stage; with --program=decode (or prefill), generating with the configuration's
 model.
 """
 
@@ -13,8 +15,7 @@ import sys
 from typing import Any
 
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, PolicyGradient, load_config
-from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.config import Config, PolicyGradient, load_config, split_flags
 from stepaudio_jax.storage import (
     atomic_text_writer,
     check_output_file,
@@ -27,7 +28,10 @@ DOES_NOT_FIT = 1
 
 
 def with_initial_model_config(config: Config) -> Config:
-    """The configuration with the shape of the weights that the run begins with, where their folders are here.
+    """Returns the configuration with the model's shape read from the folders of `initial`.
+
+    Where one of them is not on this machine, the configuration's own shape stays, and a line on
+    standard error says so.
 
     Raises:
         CheckpointError: a folder cannot be read.
@@ -38,7 +42,8 @@ def with_initial_model_config(config: Config) -> Config:
     named = [folder for folder in (initial.model, initial.encoder, initial.decoder) if folder]
     if away := [folder for folder in named if not pathlib.Path(folder).is_dir()]:
         print(
-            f"{', '.join(away)}: not here, so the plan is of the model that the configuration describes",
+            f"{', '.join(away)}: not here, "
+            "so the plan is of the model that the configuration describes",
             file=sys.stderr,
         )
         return config
@@ -58,10 +63,11 @@ def _is_plan(path: pathlib.Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Compiles the program for the topology, prints the plan; returns 0 if it fits, 1 if not."""
+    """Compiles the program for the topology and prints the plan; returns 0 if it fits, else 1."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Any setting can be changed: --config.key=value, as in launch.train.",
+        epilog="--config.key=value changes any value of the configuration; "
+        "`python -m launch.train --config=FILE --help` lists the keys.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=expand_home, required=True)
@@ -73,8 +79,13 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--stage", default="0", help="name or number of the stage that is planned")
     parser.add_argument("--program", choices=("train", "prefill", "decode"), default="train")
-    effort = "of training: quick (default; made in full where that leaves little room or none), or full, as the job is compiled"
-    parser.add_argument("--effort", choices=("quick", "full"), default="quick", help=effort)
+    parser.add_argument(
+        "--effort",
+        choices=("quick", "full"),
+        default="quick",
+        help="of training: full, as the job is compiled, or quick (the default), "
+        "which becomes full where it leaves little memory or none",
+    )
     parser.add_argument(
         "--slot-tokens",
         type=int,
@@ -88,18 +99,12 @@ def main(arguments: list[str]) -> int:
         "--int8-weights", action="store_true", help="of generating: the decoder's matrices in int8"
     )
     parser.add_argument("--json", type=user_path, help="write the plan to this file too")
-    settings = tuple(argument for argument in arguments if argument.startswith("--config."))
-    options = parser.parse_args([argument for argument in arguments if argument not in settings])
     with exit_on_error("nothing was written; start the same command again"):
+        path, settings, others = split_flags(arguments)
+        options = parser.parse_args([*others, *([] if path is None else [f"--config={path}"])])
         if options.json is not None:
             check_output_file(options.json, [options.config], may_replace=_is_plan, option="--json")
-        overrides = []
-        for setting in settings:
-            key, equals, value = setting.removeprefix("--config.").partition("=")
-            if not equals:
-                raise ConfigError(f"cannot read {setting!r}: write --config.key=value")
-            overrides.append((key, value))
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPUs that are planned for are not here
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the planned TPUs are not on this machine
         from stepaudio_jax.planning import (
             parse_topology,
             plan_rl,
@@ -112,8 +117,8 @@ def main(arguments: list[str]) -> int:
         )
 
         if options.slices is not None:
-            overrides.append(("mesh.slices", str(options.slices)))
-        config = load_config(options.config, overrides)
+            settings.append(("mesh.slices", str(options.slices)))
+        config = load_config(options.config, settings)
         config = with_initial_model_config(config)
         topology = parse_topology(options.topology, config.mesh.slices)
         plan: Any

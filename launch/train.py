@@ -1,54 +1,53 @@
-"""Trains a model: `python -m launch.train --config=configs/X.py [--config.key=value ...] [--distributed]`.
+"""Trains a model: `python -m launch.train --config=FILE [--config.key=value ...] [--distributed]`.
 
-Start the same command on every host of a pod, with --distributed. Ctrl-C saves and stops; a second
-one ends at once. Exit codes: 0 when the run is finished; 75 when it was told to stop (SIGTERM), 130
-when Ctrl-C did, and everything is saved, so that the same command goes on; 2 for a mistake of the
-user's, 3 for a run that diverged, or whose judge gave too few verdicts.
+    --config=configs/sft.py              the configuration
+    --config.stages.sft.steps=100        one of its values; --help lists every key
+    --flagfile=FILE                      more flags, one a line
+    --distributed                        on every host of a pod; where no cluster says who they are,
+                                         --distributed=HOST:PORT,COUNT,INDEX
+    --help                               the keys, with the values of --config if it is given
+
+Ctrl-C saves and stops; a second one ends at once. Exit codes: 0 for a finished run; 75 (SIGTERM)
+and 130 (Ctrl-C) for one that stopped with everything saved, so that the same command continues it;
+2 for a user's mistake; 3 for a run that diverged, or whose judge gave too few verdicts.
 """
 
 import sys
 
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, load_config
+from stepaudio_jax.config import Config, config_help, load_config, split_flags
 from stepaudio_jax.errors import ConfigError
 
 
-def parse_arguments(arguments: list[str]) -> Config:
-    """The configuration that the command line asks for.
+def parse_arguments(arguments: list[str]) -> tuple[Config, list[str]]:
+    """Returns the configuration of a command line, and the flags that join the other processes.
 
     Raises:
         ConfigError: naming the argument that is wrong.
     """
-    path = ""
-    overrides = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if flag == "--config" and equals:
-            path = value
-        elif flag == DISTRIBUTED_FLAG:
-            continue
-        elif flag.startswith("--config.") and equals:
-            overrides.append((flag.removeprefix("--config."), value))
-        else:
+    path, settings, others = split_flags(arguments)
+    for argument in others:
+        if argument.partition("=")[0] != DISTRIBUTED_FLAG:
             raise ConfigError(
                 f"cannot read {argument!r}: write --config=FILE and --config.key=value"
             )
-    if not path:
+    if path is None:
         raise ConfigError("no configuration given: write --config=configs/NAME.py")
-    return load_config(path, overrides)
+    return load_config(path, settings), others
 
 
 def main(arguments: list[str]) -> None:
-    """Trains; prints the folder of the finished model."""
-    if arguments in (["--help"], ["-h"]):
-        print(__doc__)
-        return
-    with exit_on_error("the same command goes on from what is saved"):
-        config = parse_arguments(arguments)
-        for argument in arguments:
-            if argument.partition("=")[0] == DISTRIBUTED_FLAG:
-                initialize_distributed(argument)
+    """Trains, and prints the folder of the finished model."""
+    with exit_on_error("the same command continues from what is saved"):
+        if not {"--help", "-h"}.isdisjoint(arguments):
+            path, settings, _ = split_flags(arguments)
+            config = None if path is None else load_config(path, settings)
+            print(f"{__doc__}{config_help(config)}")
+            return
+        config, distributed = parse_arguments(arguments)
+        for argument in distributed:
+            initialize_distributed(argument)
         from stepaudio_jax.rl import POLICY_STAGE
         from stepaudio_jax.training import train
 

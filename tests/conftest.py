@@ -10,6 +10,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
+from tests import shape_checks
+
+shape_checks.install()  # before anything imports the package
+
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

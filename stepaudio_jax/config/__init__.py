@@ -1,7 +1,10 @@
 """Typed, frozen configuration. Every default of the project stands in this package, once."""
 
-from stepaudio_jax.config.build import build, check_seed, to_dict
-from stepaudio_jax.config.flags import load_config, override
+from stepaudio_jax.config.build import build, to_dict
+from stepaudio_jax.config.checks import check_seed
+from stepaudio_jax.config.data import AudioChannel, AugmentationConfig, DataConfig, SourceConfig
+from stepaudio_jax.config.flags import load_config, override, split_flags
+from stepaudio_jax.config.help import config_help
 from stepaudio_jax.config.model import (
     AdaptorConfig,
     DecoderConfig,
@@ -14,33 +17,28 @@ from stepaudio_jax.config.objectives import (
     AdvantageEstimator,
     Aggregation,
     AuxiliaryConfig,
-    JudgeConfig,
     NextToken,
-    Objective,
     PolicyGradient,
     RepetitionDetectionConfig,
-    RewardConfig,
     RolloutConfig,
-    check_reward_map,
 )
+from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, check_reward_map
 from stepaudio_jax.config.run import (
     AttentionKernel,
-    AudioChannel,
-    AugmentationConfig,
     CheckpointConfig,
     ComputeConfig,
     Config,
-    DataConfig,
-    EvaluationConfig,
     InitialWeights,
+    RematName,
+)
+from stepaudio_jax.config.sharding import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
+from stepaudio_jax.config.stage import (
+    EvaluationConfig,
     LoRAConfig,
     OptimizerConfig,
     Part,
-    RematName,
-    SourceConfig,
     StageConfig,
 )
-from stepaudio_jax.config.sharding import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
 
 __all__ = [
     "MESH_AXES",
@@ -67,7 +65,6 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "NextToken",
-    "Objective",
     "OptimizerConfig",
     "Part",
     "PolicyGradient",
@@ -81,7 +78,9 @@ __all__ = [
     "build",
     "check_reward_map",
     "check_seed",
+    "config_help",
     "load_config",
     "override",
+    "split_flags",
     "to_dict",
 ]

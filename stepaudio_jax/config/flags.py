@@ -1,246 +1,180 @@
-"""A configuration from a Python file and overrides: `configs/sft.py`, `stages.sft.optimizer.learning_rate=3e-5`."""
+"""Reads a configuration from a file and flags: `--config=FILE --config.stages.sft.steps=100`.
 
-import ast
+The flags are those of ml-collections and absl. These can neither set fields of frozen dataclasses
+nor name the items of a tuple, so the values of the file's configuration become a ConfigDict whose
+tuples are numbered; the flags change it, and one `build` checks all values together.
+
+`override` shows the order: flags that replace a section or a list first change the structure, then
+the ConfigDict takes the single values.
+"""
+
 import dataclasses
-import pathlib
-import re
-import runpy
-import traceback
-import types
+import functools
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from stepaudio_jax.config import model, objectives, run
-from stepaudio_jax.config.build import (
-    build,
-    choices,
-    convert,
-    format_value,
-    to_dict,
-    unknown_key_message,
+from stepaudio_jax.config.build import build, to_dict
+from stepaudio_jax.config.config_file import run_config_file
+from stepaudio_jax.config.keys import (
+    Key,
+    item_hints,
+    parse_value,
+    replace_value,
+    resolve_key,
+    section_class,
+    set_value,
 )
 from stepaudio_jax.config.run import Config
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import expand_home
+
+Setting = tuple[str, str]  # dotted key, value as text
+
+CONFIG_FLAG = "--config"
 
 
-def load_config(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """The configuration of a file, with overrides applied in order; only what all of them together make must be allowed.
+def split_flags(arguments: Sequence[str]) -> tuple[str | None, list[Setting], list[str]]:
+    """Separates the flags of the configuration from the other arguments; reads `--flagfile`s.
+
+    Returns:
+        The path that `--config` gives (None without one), the settings in order, and all other
+        arguments.
+
+    Raises:
+        ConfigError: a flag has no value, or a flag file cannot be read.
+    """
+    from absl import flags
+
+    try:
+        # A FlagValues of our own, here and below: absl's global one holds flags of other libraries.
+        arguments = flags.FlagValues().read_flags_from_files(list(arguments), force_gnu=False)
+    except flags.Error as error:
+        raise ConfigError(str(error)) from None
+    path = None
+    settings, others = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, text = argument.partition("=")
+        if flag != CONFIG_FLAG and not flag.startswith(f"{CONFIG_FLAG}."):
+            others.append(argument)
+            continue
+        if not equals:
+            text = next(remaining, "--")
+            if text.startswith("--"):
+                raise ConfigError(
+                    f"{flag} has no value: write {CONFIG_FLAG}=FILE and {CONFIG_FLAG}.key=value"
+                )
+        if flag == CONFIG_FLAG:
+            path = text
+        else:
+            settings.append((flag.removeprefix(f"{CONFIG_FLAG}."), text))
+    return path, settings, others
+
+
+def load_config(path: str | os.PathLike[str], settings: Iterable[Setting] = ()) -> Config:
+    """Returns the configuration of a file with settings applied (see `override`).
 
     Args:
         path: a Python file whose `get_config()` returns a `Config`.
-        overrides: dotted keys and values as text. A stage is named by its name or its index. Where
-            the key is of a string, a value is that string (20260101, true); elsewhere it is read as
-            a Python literal (3, 1e-5, True, None, ('adaptor', 'decoder')), and as a string where it
-            is none.
+        settings: dotted keys and values as text.
 
     Raises:
         ConfigError: naming the file and its line, or the key and what is allowed.
     """
-    return override(_run_config_file(pathlib.Path(expand_home(path))), *overrides)
+    return override(run_config_file(path), *settings)
 
 
-def override(config: Config, *settings: tuple[str, str]) -> Config:
-    """`config` with the setting at each dotted key replaced by the value that its text spells.
+def override(config: Config, *settings: Setting) -> Config:
+    """Returns `config` with the values at some dotted keys replaced; only the result is checked.
+
+    Args:
+        config: is not changed.
+        settings: dotted keys and values as text. An item of a tuple is named by its number, a stage
+            also by its name. Where the key takes a string, the text is that string (20260101,
+            true); elsewhere it is read as a Python literal (3, 1e-5, True, None,
+            ('adaptor', 'decoder')). A whole section takes its defaults from a mapping
+            ({'b2': 0.9}), from a preset (`model.preset=tiny`) or from the name of a choice
+            (`stages.rl.objective=policy_gradient`), and must come before settings of its keys.
 
     Raises:
         ConfigError: naming the key and what is allowed.
     """
     values = to_dict(config)
-    problem: ConfigError | None = (
-        None  # of the settings so far; one that follows may be what they lack
+    keys: list[Key] = []
+    texts: dict[str, str] = {}  # of single values, by flag
+    for name, text in settings:
+        key = resolve_key(values, name)
+        key.check_order(keys)
+        keys.append(key)
+        if key.is_flag:
+            texts[key.flag] = text
+        else:
+            replace_value(values, key, text)
+    flags = {key.flag: key for key in keys if key.is_flag}
+    for flag, text in _parse_flags(values, texts).items():
+        set_value(values, flags[flag].path, parse_value(text, flags[flag].hint))
+    return build(Config, values)
+
+
+class _Text(str):
+    """The text of a single value, which its annotation says how to read."""
+
+
+def _parse_flags(values: dict[str, Any], texts: Mapping[str, str]) -> dict[str, str]:
+    """Lets ml-collections read the flags of single values.
+
+    Args:
+        values: plain values of the configuration.
+        texts: by the flag's name below `config`.
+
+    Returns:
+        The texts that the flags have left in the ConfigDict, by flag name.
+    """
+    if not texts:
+        return {}
+    from absl import flags
+    from ml_collections import config_flags
+
+    _register_text_parser()
+    argv = ["config", *(f"{CONFIG_FLAG}.{flag}={text}" for flag, text in texts.items())]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+        "config", _config_dict(Config, values), flag_values=flag_values, sys_argv=argv
     )
-    for key, text in settings:
-        _replace(values, config, key, text)
-        try:
-            config = build(Config, values)
-        except ConfigError as error:
-            problem = error
-        else:
-            values, problem = to_dict(config), None
-    if problem is not None:
-        raise problem
-    return config
+    flag_values(argv)
+    overrides: dict[str, str] = config_flags.get_override_values(flag_values["config"])
+    return overrides
 
 
-def _replace(values: dict[str, Any], config: Config, key: str, text: str) -> None:
-    """Puts a setting into `values`; a whole section gets its defaults, or its preset's, as the setting after it expects."""
-    *parents, last = key.split(".")
-    node: Any = values
-    walked = "config"
-    for name in parents:
-        node = _child(node, name, walked)
-        walked += f".{name}"
-    hint = _hint(values, parents, last)
-    value = _parse(text, hint)
-    if last == "preset":
-        if not isinstance(node, dict):
-            raise ConfigError(f"{walked} has no presets")
-        whole = build(type(_section(config, parents)), {"preset": value}, walked)
-        node.clear()
-        node.update(to_dict(whole))
-    elif isinstance(node, list):
-        node[_index(node, last, walked)] = value
-    else:
-        present = _child(node, last, walked)
-        if choices(hint):
-            if isinstance(value, dict):
-                value = {"name": present["name"], **value}
-            node[last] = to_dict(convert(hint, value, f"{walked}.{last}"))
-            return
-        section = _section(config, [*parents, last]) if isinstance(value, dict) else None
-        if section is None or not dataclasses.is_dataclass(section):
-            node[last] = value
-        else:
-            node[last] = to_dict(build(type(section), value, f"{walked}.{last}"))
+def _config_dict(hint: Any, value: Any) -> Any:
+    """Returns a ConfigDict of a section or of a tuple of sections (by number); else a text."""
+    from ml_collections.config_dict import ConfigDict
 
-
-def _section(config: Config, path: Sequence[str]) -> Any:
-    """What a configuration holds at a path that its plain values have; None where it has changed since."""
-    found: Any = config
-    for name in path:
-        if isinstance(found, tuple):
-            names = [getattr(item, "name", "") for item in found]
-            index = (
-                names.index(name) if name in names else int(name) if name.isdigit() else len(found)
-            )
-            found = found[index] if index < len(found) else None
-        else:
-            found = getattr(found, name, None)
-    return found
-
-
-def _run_config_file(path: pathlib.Path) -> Config:
-    if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist")
-    try:
-        namespace = runpy.run_path(str(path))
-        config = namespace["get_config"]() if "get_config" in namespace else None
-    except Exception as error:  # whatever it is, it is the file's own
-        raise ConfigError(f"config file {path}{_line(path, error)}: {_said(error)}") from error
-    if "get_config" not in namespace:
-        raise ConfigError(f"config file {path} does not define get_config()")
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"get_config() of {path} must return a stepaudio_jax.config.Config, got {type(config).__name__}"
+    section, items = section_class(hint, value), item_hints(hint, value)
+    if section is not None:
+        hints = typing.get_type_hints(section)
+        names = (field.name for field in dataclasses.fields(section))
+        return ConfigDict(
+            {name: _config_dict(hints[name], value[name]) for name in names if name in value}
         )
-    try:
-        return build(Config, to_dict(config))  # a dataclass does not check its types, and this does
-    except ConfigError as error:
-        raise ConfigError(f"config file {path}: {error}") from None
+    if items and all(section_class(*pair) for pair in zip(items, value, strict=False)):
+        pairs = enumerate(zip(items, value, strict=False))
+        return ConfigDict({str(index): _config_dict(*pair) for index, pair in pairs})
+    return _Text(value)
 
 
-def _line(path: pathlib.Path, error: Exception) -> str:
-    """The line of the config file that an error comes from, as words; empty where none is known."""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
-    if not lines and isinstance(error, SyntaxError):
-        lines = [error.lineno]
-    return f", line {lines[-1]}" if lines and lines[-1] else ""
+@functools.cache
+def _register_text_parser() -> None:
+    """Teaches ml-collections to keep the text of a flag that replaces a `_Text`."""
+    from absl import flags
+    from ml_collections import config_flags
 
+    class TextParser(flags.ArgumentParser):
+        def parse(self, argument: str) -> _Text:
+            return _Text(argument)
 
-def _said(error: Exception) -> str:
-    if isinstance(error, ConfigError):
-        return str(error)
-    unknown = re.fullmatch(
-        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
-    )
-    cls = ({**vars(model), **vars(objectives), **vars(run)}).get(unknown[1]) if unknown else None
-    if unknown and cls is not None:
-        return unknown_key_message(
-            f"{unknown[1]}.{unknown[2]}",
-            unknown[2],
-            {field.name: None for field in dataclasses.fields(cls)},
-        )
-    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
+        def flag_type(self) -> str:
+            return "text"
 
-
-def _child(node: Any, name: str, walked: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, name, walked)]
-    if not isinstance(node, dict):
-        raise ConfigError(
-            f"{walked}={format_value(node)} is a single value: it has no key {name!r}"
-        )
-    if name not in node:
-        raise ConfigError(unknown_key_message(f"{walked}.{name}", name, node))
-    return node[name]
-
-
-def _index(items: list[Any], name: str, walked: str) -> int:
-    names = [item.get("name", "") if isinstance(item, dict) else "" for item in items]
-    if name in names and name:
-        return names.index(name)
-    if name.isdigit() and int(name) < len(items):
-        return int(name)
-    known = (
-        ", ".join([f"0 to {len(items) - 1}", *filter(None, names)])
-        if items
-        else "none: it is empty"
-    )
-    raise ConfigError(f"{walked} has no item {name!r} (allowed: {known})")
-
-
-def _hint(values: Any, parents: Sequence[str], last: str) -> Any:
-    """Returns the annotation of the setting at a dotted key; None where there is no such setting."""
-    hint: Any = Config
-    for name in (*parents, last):
-        if classes := choices(hint):
-            hint = classes[values["name"]]
-        if isinstance(values, list):
-            values = values[_index(values, name, "config")]
-        else:
-            values = values.get(name) if isinstance(values, dict) else None
-        hint = next((member for member in _members(hint) if member is not type(None)), None)
-        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
-            hint = typing.get_type_hints(hint).get(name)
-        elif origin is tuple:
-            several = len(arguments) == 2 and arguments[1] is Ellipsis
-            hint = (
-                arguments[0 if several else int(name)]
-                if several or name in map(str, range(len(arguments)))
-                else None
-            )
-        elif isinstance(origin, type) and issubclass(origin, Mapping):
-            hint = arguments[1]
-        else:
-            return None
-    return hint
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """Returns what a value may be: the members of a union, else the annotation alone."""
-    return (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-
-
-def _parse(text: str, hint: Any) -> Any:
-    """Returns the value that a text spells for a setting with this annotation."""
-    value = _literal(text)
-    if value is None or isinstance(value, str):  # quotes around a string are not part of it
-        return value
-    members = _members(hint)
-    choices = [
-        choice
-        for member in members
-        if typing.get_origin(member) is Literal
-        for choice in typing.get_args(member)
-    ]
-    return text if str in members or text in choices else value
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    config_flags.register_flag_parser_for_type(_Text, TextParser())

@@ -3,36 +3,29 @@
 import dataclasses
 from typing import Literal
 
-from stepaudio_jax.config.build import check_floats
+from stepaudio_jax.config.checks import check_floats, check_positive
 from stepaudio_jax.errors import ConfigError
 
 LengthConvention = Literal["hf", "vllm"]
 FloatDtype = Literal["float32", "bfloat16"]
 
 
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value <= 0:
-            raise ConfigError(f"{name}={value} must be positive")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The Whisper-large-v3-shaped audio encoder (log-mel frames at 100 Hz -> features at 25 Hz)."""
+    """The audio encoder, of Whisper-large-v3's form: log-mel at 100 Hz -> features at 25 Hz."""
 
-    mel_bins: int = 128
-    positions: int = (
-        1500  # rows of the positional table, at 50 Hz; a chunk has at most twice as many mel frames
-    )
-    hidden: int = 1280
-    heads: int = 20
-    layers: int = 32
-    norm_eps: float = 1e-5
+    mel_bins: int = 128  # of the log-mel
+    # Rows of the table of position embeddings, at 50 Hz; a chunk has up to twice as many mel
+    # frames.
+    positions: int = 1500
+    hidden: int = 1280  # width of the residual stream
+    heads: int = 20  # attention heads
+    layers: int = 32  # transformer layers
+    norm_eps: float = 1e-5  # epsilon of the layer norms
 
     def __post_init__(self) -> None:
         check_floats(self)
-        _check_positive(self, "mel_bins", "positions", "hidden", "heads", "layers")
+        check_positive(self, "mel_bins", "positions", "hidden", "heads", "layers")
         if self.hidden % self.heads:
             raise ConfigError(
                 f"encoder hidden={self.hidden} is not a multiple of heads={self.heads}"
@@ -40,54 +33,47 @@ class EncoderConfig:
 
     @property
     def head_dim(self) -> int:
+        """Returns the width of an attention head."""
         return self.hidden // self.heads
 
     @property
     def ffn(self) -> int:
+        """Returns the width of the feed-forward layers."""
         return 4 * self.hidden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptorConfig:
-    """The adaptor (encoder features at 25 Hz -> decoder embeddings at 12.5 Hz)."""
+    """The adaptor: encoder features at 25 Hz -> decoder embeddings at 12.5 Hz."""
 
-    ffn: int = 2048
-    kernel_size: Literal[3] = 3
-    stride: Literal[2] = 2
+    ffn: int = 2048  # width between its two linear layers
+    kernel_size: Literal[3] = 3  # of the convolution
+    stride: Literal[2] = 2  # of the convolution
 
     def __post_init__(self) -> None:
-        _check_positive(self, "ffn")
+        check_positive(self, "ffn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The Qwen2-family decoder."""
+    """The text decoder, of the Qwen2 family."""
 
-    vocab_size: int = 158720
-    hidden: int = 5120
-    ffn: int = 27648
-    layers: int = 64
-    heads: int = 40
-    kv_heads: int = 8
-    head_dim: int = 128
-    norm_eps: float = 1e-5
-    rope_theta: float = 1e6
-    max_positions: int = 65536
-    tied_embeddings: bool = False
+    vocab_size: int = 158720  # rows of the embedding table
+    hidden: int = 5120  # width of the residual stream
+    ffn: int = 27648  # width of the feed-forward layers
+    layers: int = 64  # transformer layers
+    heads: int = 40  # query heads
+    kv_heads: int = 8  # key and value heads
+    head_dim: int = 128  # width of a head
+    norm_eps: float = 1e-5  # epsilon of the RMS norms
+    rope_theta: float = 1e6  # base of the rotary position embedding
+    max_positions: int = 65536  # longest sequence
+    tied_embeddings: bool = False  # the output layer uses the embedding table
 
     def __post_init__(self) -> None:
         check_floats(self)
-        _check_positive(
-            self,
-            "vocab_size",
-            "hidden",
-            "ffn",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "max_positions",
-        )
+        check_positive(self, "vocab_size", "hidden", "ffn", "layers", "heads", "kv_heads")
+        check_positive(self, "head_dim", "max_positions")
         if self.heads % self.kv_heads:
             raise ConfigError(
                 f"decoder heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
@@ -98,18 +84,18 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole audio-to-text model."""
+    """The shape of a model; `preset` names one: r1_32b (the default), mini_8b or tiny."""
 
-    encoder: EncoderConfig = EncoderConfig()
-    adaptor: AdaptorConfig = AdaptorConfig()
-    decoder: DecoderConfig = DecoderConfig()
+    encoder: EncoderConfig = EncoderConfig()  # audio encoder
+    adaptor: AdaptorConfig = AdaptorConfig()  # from encoder to decoder
+    decoder: DecoderConfig = DecoderConfig()  # text decoder
     # How the encoder's mask counts the frames of a clip: "hf" drops two (the released Hugging Face
     # code), "vllm" none.
     length_convention: LengthConvention = "hf"
 
     @staticmethod
     def presets() -> "dict[str, ModelConfig]":
-        """Named shapes: the released checkpoints and `tiny`, which runs anywhere."""
+        """Returns shapes by name: the released checkpoints, and `tiny`, which runs anywhere."""
         return {
             "r1_32b": ModelConfig(),
             "mini_8b": ModelConfig(

@@ -1,4 +1,4 @@
-"""How a run is spread over devices: the mesh, and which mesh axes each logical axis is cut over."""
+"""How a run is sharded: the mesh of devices, and the mesh axes of each logical axis."""
 
 import dataclasses
 import math
@@ -7,43 +7,36 @@ from typing import Literal
 from stepaudio_jax.errors import ConfigError
 
 MeshAxis = Literal["data", "fsdp", "sequence", "tensor"]
-MESH_AXES: tuple[MeshAxis, ...] = (
-    "data",
-    "fsdp",
-    "sequence",
-    "tensor",
-)  # from the slowest links to the fastest
+# From the slowest links to the fastest.
+MESH_AXES: tuple[MeshAxis, ...] = ("data", "fsdp", "sequence", "tensor")
 FILL_AXIS = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices of a slice along each axis of the mesh; one axis may be -1, which takes what the others leave.
+    """Devices of a slice along each axis; one axis may be -1, which takes what the others leave.
 
-    `data` replicates the parameters and cuts the batch; `fsdp` cuts both (ZeRO 3); `tensor` cuts
-    heads, the feed-forward width and the vocabulary; `sequence` cuts the tokens of a row. Several
-    TPU slices are alike, and lie along the data axis: only its traffic crosses the data-centre
-    network, and every slice holds whole copies of the parameters.
+    Several TPU slices form a longer data axis: only its traffic crosses the data-centre network,
+    and every slice holds a whole copy of the parameters.
     """
 
-    data: int = 1
-    fsdp: int = FILL_AXIS
-    sequence: int = 1
-    tensor: int = 1
-    slices: int = 1
+    data: int = 1  # shards the batch; parameters are replicated
+    fsdp: int = FILL_AXIS  # shards parameters and batch (ZeRO 3)
+    sequence: int = 1  # shards the tokens of a row
+    tensor: int = 1  # shards heads, the feed-forward width and the vocabulary
+    slices: int = 1  # TPU slices
 
     def __post_init__(self) -> None:
         for name in (*MESH_AXES, "slices"):
             size = getattr(self, name)
             if size < 1 and not (size == FILL_AXIS and name != "slices"):
-                raise ConfigError(
-                    f"{name}={size} must be positive{'' if name == 'slices' else ', or -1 for the rest'}"
-                )
+                fill = "" if name == "slices" else ", or -1 for the rest"
+                raise ConfigError(f"{name}={size} must be positive{fill}")
         if sum(getattr(self, axis) == FILL_AXIS for axis in MESH_AXES) > 1:
             raise ConfigError("only one axis of the mesh can be -1")
 
     def sizes(self, devices: int) -> dict[MeshAxis, int]:
-        """The size of every axis over all slices, for so many devices.
+        """Returns the size of every axis over all slices.
 
         Raises:
             ConfigError: the axes do not multiply to the number of devices.
@@ -57,34 +50,34 @@ class MeshConfig:
         if math.prod(sizes.values()) != devices or sizes["data"] % self.slices:
             shape = ", ".join(f"{axis}={getattr(self, axis)}" for axis in (*MESH_AXES, "slices"))
             raise ConfigError(
-                f"a mesh of {shape} does not take {devices} devices; change the sizes, or make one of them -1"
+                f"a mesh of {shape} does not take {devices} devices; "
+                "change the sizes, or make one of them -1"
             )
         return sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardingRules:
-    """Logical axis -> the mesh axes it is cut over; empty for whole on every device.
+    """Mesh axes over which each logical axis is sharded; empty: replicated.
 
-    Parameters and activations name their logical axes where they are declared; this is the only
-    place that says where they go.
+    Parameters and activations name their logical axes where they are declared; only these rules
+    say where they go.
     """
 
-    # of parameters
-    embed: tuple[MeshAxis, ...] = ("fsdp",)
-    # Feed-forward matrices are cut along their wider side alone: on 256 chips a part of it still
-    # fills a TPU's tiles of 8 rows, where one of the model's width would be padded by a fifth, and
-    # its gathered form with it.
+    embed: tuple[MeshAxis, ...] = ("fsdp",)  # of parameters: the width of the model
+    # Of feed-forward matrices, which are sharded along their wider side alone: on 256 chips a shard
+    # of it still fills a TPU's tiles of 8 rows, where one of the model's width, and what is
+    # gathered of it, would be padded by a fifth.
     ffn_embed: tuple[MeshAxis, ...] = ()
-    ffn_kernel: tuple[MeshAxis, ...] = ("tensor", "fsdp")
-    heads: tuple[MeshAxis, ...] = ("tensor",)
-    kv_heads: tuple[MeshAxis, ...] = ("tensor",)
-    vocab: tuple[MeshAxis, ...] = ("tensor",)
-    encoder_heads: tuple[MeshAxis, ...] = ()  # 20 of them: no power of two divides them beyond 4
-    # of activations, which share heads, kv_heads and vocab with the parameters
-    batch: tuple[MeshAxis, ...] = ("data", "fsdp")
-    ffn: tuple[MeshAxis, ...] = ("tensor",)
-    tokens: tuple[MeshAxis, ...] = ("sequence",)
+    ffn_kernel: tuple[MeshAxis, ...] = ("tensor", "fsdp")  # the wider side of these matrices
+    heads: tuple[MeshAxis, ...] = ("tensor",)  # query heads, of parameters and activations
+    kv_heads: tuple[MeshAxis, ...] = ("tensor",)  # key and value heads, of both
+    vocab: tuple[MeshAxis, ...] = ("tensor",)  # the vocabulary, of both
+    # The encoder has 20: no power of two above 4 divides them.
+    encoder_heads: tuple[MeshAxis, ...] = ()
+    batch: tuple[MeshAxis, ...] = ("data", "fsdp")  # of activations: rows
+    ffn: tuple[MeshAxis, ...] = ("tensor",)  # of activations: the feed-forward width
+    tokens: tuple[MeshAxis, ...] = ("sequence",)  # of activations: tokens of a row
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -93,5 +86,5 @@ class ShardingRules:
                 raise ConfigError(f"{field.name}={axes} names a mesh axis twice")
 
     def mesh_axes(self, logical: str | None) -> tuple[MeshAxis, ...]:
-        """What a logical axis is cut over; one that no rule names (head_dim, layers, ..) is whole."""
+        """Returns the mesh axes of a logical axis; none of one without a rule (head_dim)."""
         return getattr(self, logical, ()) if logical is not None else ()

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,13 @@ from stepaudio_jax.generation.loaded_model import (
 from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of, truncate_words
+from stepaudio_jax.storage import (
+    PathLike,
+    expand_home,
+    is_finished_output_of,
+    read_json_lines,
+    truncate_words,
+)
 from stepaudio_jax.text import parse_reply
 
 
@@ -168,7 +173,7 @@ def finished_generation(
     )
     if not is_finished_output_of(output_path, job):
         return None
-    lines = [json.loads(line) for line in pathlib.Path(output_path).read_bytes().splitlines()]
+    lines = [line.value for line in read_json_lines(output_path)]
     failures = [line["error"] for line in lines if "error" in line]
     return JobSummary(len(lines), len(failures), failures[0] if failures else "")
 

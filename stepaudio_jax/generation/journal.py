@@ -1,7 +1,5 @@
-"""Keeps the finished lines of a job on disk, so that an interrupted one can be resumed."""
+"""What a job has done so far, on disk: an interrupted one goes on where it was."""
 
-import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,13 +8,16 @@ from typing import Any
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import DataError, LockHeldError, OutputError
 from stepaudio_jax.storage import (
+    JsonLine,
+    JsonLinesFile,
     PathLike,
     atomic_text_writer,
     check_not_same_file,
     expand_home,
     fingerprint_folder,
+    format_json_line,
     hash_file,
-    lock_file,
+    remove_empty_folders,
     set_job_mark,
 )
 
@@ -38,31 +39,29 @@ def check_output_paths(output: PathLike, given: PathLike) -> None:
     for path in (pathlib.Path(output), partial):
         if path.is_dir():
             raise OutputError(
-                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another"
-                " file"
+                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another file"
             )
     try:
         check_not_same_file(partial, given)
     except OutputError:
         raise OutputError(
-            f"--output={os.fspath(output)!r}: its unfinished lines would go to"
-            f" {os.fspath(partial)!r}, which is the input; name another file"
+            f"--output={os.fspath(output)!r}: its unfinished lines would go to {os.fspath(partial)!r}, which is the input; "
+            "name another file"
         ) from None
 
 
 class Journal:
-    """Finished lines of an output file, in the order in which they were finished.
+    """Finished lines of an output file, in the order in which they were finished, in a file beside it.
 
-    They are in a file beside it, which this process holds until it is closed: another job with the
-    same output is refused.
+    It is held by this process until it is closed: another job with the same output is refused.
 
     Args:
         output: the file that the lines are for; the journal is `OUTPUT.partial`.
-        job: what determines the lines, JSON-ready.
-        count: number of lines that the output will have.
+        job: what determines the lines, JSON-ready. A journal of another job is not gone on with.
+        count: of lines that the output will have.
 
     Raises:
-        DataError: there is a journal of a different job, or a damaged one.
+        DataError: there is a journal of another job, or one that is damaged.
         OutputError: another job is writing it.
     """
 
@@ -74,22 +73,19 @@ class Journal:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lines: dict[int, dict[str, Any]] = {}
         try:
-            self._held = lock_file(self._path)
+            self._file = JsonLinesFile(self._path, lock=True)
         except LockHeldError:
             raise OutputError(
                 f"{self._path}: another job is writing it; wait for that job or stop it, or write"
                 " to another file"
             ) from None
-        self._file = self._held.file
         try:
-            end = self._read()
+            self._read()
         except BaseException:
-            self._held.close()
+            self._file.close()
             raise
-        self._file.seek(end)
-        self._file.truncate()
-        if not end:
-            self._append(self._job)
+        if not self._file.lines:
+            self._file.append(self._job)
 
     def __contains__(self, index: int) -> bool:
         return index in self._lines
@@ -98,97 +94,70 @@ class Journal:
         return len(self._lines)
 
     def errors(self) -> list[str]:
-        """Returns the messages of the lines that report a failure, in order."""
+        """What the lines that report a failure say, in order."""
         return [line["error"] for _, line in sorted(self._lines.items()) if "error" in line]
 
     def write(self, index: int, line: dict[str, Any]) -> None:
         """Adds the finished line number `index` (from 0)."""
         self._lines[index] = line
-        self._append({"index": index, "line": line})
+        self._file.append({"index": index, "line": line})
 
     def finish(self) -> None:
-        """Writes all lines in order to the output, atomically, and removes the journal."""
+        """Writes all lines in order to the output, which appears at once, and ends the journal."""
         with atomic_text_writer(self._output) as file:
             for index in sorted(self._lines):
-                file.write(json.dumps(self._lines[index], ensure_ascii=False) + "\n")
+                file.write(format_json_line(self._lines[index]))
             file.flush()
             set_job_mark(file.name, self._job)
         self._path.unlink()
-        self._held.close()
+        self._file.close()
 
     def discard(self) -> None:
-        """Removes the journal, and the folders that were made for it."""
+        """Leaves nothing behind."""
         self._path.unlink()
-        self._held.close()
-        for folder in self._created:
-            with contextlib.suppress(
-                OSError
-            ):  # another program may have put something there meanwhile
-                folder.rmdir()
+        self._file.close()
+        remove_empty_folders(self._created)
 
     def close(self) -> None:
-        """Releases the journal, which stays on disk."""
-        self._held.close()
+        """Stops writing; the journal stays."""
+        self._file.close()
 
-    def _header(self) -> bytes:
-        return _as_line(self._job)
+    def _read(self) -> None:
+        """Takes over the finished lines of the journal."""
+        if not self._file.lines:
+            expected = format_json_line(self._job).encode()
+            if not expected.startswith(self._file.unfinished):
+                self._check_job(None)  # another program's file
+            return
+        header, *lines = self._file.lines
+        self._check_job(header.value)
+        for line in lines:
+            index, value = self._parse(line)
+            self._lines[index] = value
 
-    def _append(self, value: Mapping[str, Any]) -> None:
-        self._file.write(_as_line(value))
-        self._file.flush()
-
-    def _read(self) -> int:
-        """Reads the journal's lines; returns the bytes of those that were written to their end."""
-        end = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                if number == 1 and not self._header().startswith(line):
-                    self._check_job(b"")  # no journal at all
-                break  # it was being written when the process died
-            if number == 1:
-                self._check_job(line)
-            else:
-                index, value = self._parse(line, number)
-                self._lines[index] = value
-            end += len(line)
-        return end
-
-    def _check_job(self, line: bytes) -> None:
-        job = _json(line)
+    def _check_job(self, job: Any) -> None:
         if not isinstance(job, dict):
             raise DataError(
-                f"{self._path}:1: does not say which job it is of, so it is damaged or another"
-                " program's file; delete it to start anew, or write to another file"
+                f"{self._path}:1: does not say which job it is of, so it is damaged or another program's file; delete it to "
+                "start anew, or write to another file"
             )
         if job != self._job:
             raise DataError(
-                f"{self._path}: is of another job (other input, model or settings); delete it to"
-                " start anew, or write to another file"
+                f"{self._path}: is of another job (other input, model or settings); delete it to start anew, or write to "
+                "another file"
             )
 
-    def _parse(self, line: bytes, number: int) -> tuple[int, dict[str, Any]]:
-        entry = _json(line)
+    def _parse(self, line: JsonLine) -> tuple[int, dict[str, Any]]:
+        entry = line.value
         if isinstance(entry, dict) and entry.keys() == {"index", "line"}:
             index, value = entry["index"], entry["line"]
             known = type(index) is int and 0 <= index < self._count and isinstance(value, dict)
             if known and isinstance(value.get("error", ""), str):
                 return index, value
         raise DataError(
-            f"{self._path}:{number}: is damaged; delete that line, and the same command makes it"
-            " again, or delete the file to start anew"
+            f"{self._path}:{line.number}: is damaged; delete that line, and the same command makes it again, or delete the file to "
+            "start anew"
         )
-
-
-def _as_line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
-
-
-def _json(line: bytes) -> Any:
-    """Returns what a line holds; None where it is not JSON."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def describe_job(

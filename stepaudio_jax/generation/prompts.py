@@ -1,6 +1,6 @@
 """Prompts as arrays: a dialogue with its sound, and several of them padded to one batch.
 
-In shapes, B is the prompts of a batch, T tokens, C audio chunks, F mel frames.
+In shapes, B is the prompts of a batch, T tokens, C audio chunks.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Prompt:
         tokens: [T] i32.
         is_audio: [T] bool, where an adaptor output replaces the token's embedding.
         loss_mask: [T] bool, the tokens to be generated (none in a prompt that is to be answered).
-        chunks: log-mel [128, F] f32 of each audio chunk that has tokens, in order.
+        chunks: log-mel [128, mel frames] f32 of each audio chunk that has tokens, in order.
         chunk_tokens: number of audio tokens of each of them.
         audio_embeddings: [audio tokens, H] f32, the adaptor's outputs where they are known already;
             None for the engine to compute them.
@@ -155,7 +155,7 @@ class PromptBatch:
     tokens: Int[Array | np.ndarray, "B T"]
     audio_index: Int[Array | np.ndarray, "B T"]
     lengths: Int[Array | np.ndarray, " B"]
-    mel: Float[Array | np.ndarray, "B C mel_bins F"]
+    mel: Float[Array | np.ndarray, "B C mel_bins mel_frames"]
     mel_lengths: Int[Array | np.ndarray, "B C"]
 
 

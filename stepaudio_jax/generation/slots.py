@@ -26,6 +26,7 @@ from stepaudio_jax.generation.sampling import (
     SamplingArrays,
     sample_tokens,
 )
+from stepaudio_jax.kernels.partitioning import LogicalAxes
 from stepaudio_jax.models import (
     CACHE_AXES,
     CacheDtype,
@@ -179,7 +180,7 @@ def empty_slots(spec: EngineSpec, slots: int, tokens: int) -> Slots:
 def encode_audio(
     spec: EngineSpec,
     parameters: Parameters,
-    mel: Float[Array, "C mel_bins F"],
+    mel: Float[Array, "C mel_bins mel_frames"],
     mel_lengths: Int[Array, " C"],
 ) -> Float[Array, "C audio_tokens H"]:
     """Computes the adaptor's outputs of audio chunks, each by itself.
@@ -187,7 +188,7 @@ def encode_audio(
     Args:
         spec: which model.
         parameters: in decode layout.
-        mel: log-mel of each chunk, padded to F frames.
+        mel: log-mel of each chunk, padded to one length.
         mel_lengths: frames of each chunk.
     """
     spec = spec.with_replicated_rows
@@ -417,7 +418,7 @@ def resume(
 def slot_logical_axes(slots: Slots) -> Slots:
     """Returns the logical axes of every array: slots are sharded, and heads in the caches."""
 
-    def axes(path: tuple[Any, ...], leaf: Array) -> Any:
+    def axes(path: tuple[Any, ...], leaf: Array) -> LogicalAxes:
         return CACHE_AXES[: leaf.ndim] if path[0].name == "caches" else ("batch",)
 
     of_slots: Slots = jax.tree_util.tree_map_with_path(axes, slots)

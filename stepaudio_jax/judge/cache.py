@@ -1,16 +1,14 @@
 """The answers of a judge, kept in a file across runs."""
 
 import dataclasses
-import json
 import logging
 import pathlib
 import threading
-from typing import BinaryIO
 
 import jax
 
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.storage import PathLike
+from stepaudio_jax.storage import JsonLine, JsonLinesFile, PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class AnswerCache:
     def __init__(self, path: PathLike | None, *, replicated: bool):
         self._answers: dict[str, JudgeAnswer] = {}
         self._lock = threading.Lock()
-        self._file: BinaryIO | None = None
+        self._file: JsonLinesFile | None = None
         if path is None:
             return
         if jax.process_index() == 0:
@@ -71,20 +69,11 @@ class AnswerCache:
         A damaged line stays in the file, with a warning: its question is asked again.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        end = 0
-        if path.exists():
-            with path.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.endswith(b"\n"):
-                        break  # it was being written when the process died
-                    end += len(line)
-                    self._read(line, f"{path}:{number}")
-        file = path.open("r+b" if path.exists() else "wb")
-        file.truncate(end)
-        file.seek(end)
-        self._file = file
+        self._file = JsonLinesFile(path)
+        for line in self._file.lines:
+            self._read(line, f"{path}:{line.number}")
 
-    def _read(self, line: bytes, origin: str) -> None:
+    def _read(self, line: JsonLine, origin: str) -> None:
         try:
             key, answer = _parse_line(line)
         except ValueError as error:
@@ -97,23 +86,18 @@ class AnswerCache:
 
     def _write(self, line: dict[str, object]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
+            self._file.append(line)
 
 
-def _parse_line(line: bytes) -> tuple[str, JudgeAnswer | None]:
+def _parse_line(line: JsonLine) -> tuple[str, JudgeAnswer | None]:
     """Returns the key and the answer of a line; None for the answer where it was discarded.
 
     Raises:
         ValueError: the line is of neither form.
     """
-    try:
-        value = json.loads(line, parse_int=float)
-    except RecursionError:
-        raise ValueError("it nests too deeply") from None
-    match value:
+    match line.value:
         case {"key": str(key), "text": None}:
             return key, None
         case {"key": str(key), "text": str(text), "truncated": bool(truncated)}:
             return key, JudgeAnswer(text, truncated)
-    raise ValueError(f"{line[:80]!r} lacks 'key', 'text' or 'truncated'")
+    raise ValueError(f"{line.content[:80]!r} lacks 'key', 'text' or 'truncated'")

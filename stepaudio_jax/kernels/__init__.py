@@ -1,1 +1,1 @@
-"""Attention: one entry point, and behind it the kernels for TPU, GPU and CPU."""
+"""Kernels: attention and matrix products, in the form for each platform."""

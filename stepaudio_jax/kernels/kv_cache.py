@@ -1,16 +1,18 @@
-"""The keys and values that a decoder layer has seen."""
+"""The keys and values that a decoder layer keeps of the tokens before."""
 
 import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
 
 from stepaudio_jax.config import DecoderConfig, ShardingRules
-from stepaudio_jax.kernels.partitioning import constrain
+from stepaudio_jax.kernels.partitioning import LogicalAxes, constrain
 
 CacheDtype = Literal["float32", "bfloat16", "int8"]
-CACHE_AXES = "BKSD"  # what the rules place
+CACHE_AXES: LogicalAxes = ("batch", "kv_heads", None, None)
+"""Logical axes of a cache's arrays [B, K, cache_len, D]; of its scales, the first three."""
 
 _MAX_INT8 = 127.0
 
@@ -20,45 +22,53 @@ _MAX_INT8 = 127.0
 class LayerCache:
     """One layer's cache: the token at position p of row b stands in slot p.
 
-    Slots behind a row's newest token hold anything: a query at position p sees slots 0 to p, and
-    slot p is written before it is read.
+    Slots behind a row's newest token hold anything: a query at position p attends to slots 0 to p,
+    and slot p is written before it is read.
 
     Attributes:
-        keys, values: [B,K,S,D], in a float dtype or int8.
-        key_scales, value_scales: [B,K,S] fp32 where the cache is int8, a scale for each head of
-            each token; else None.
+        keys: in a float dtype or int8.
+        values: as the keys.
+        key_scales: fp32, one for each head of each token, where the cache is int8; else None.
+        value_scales: as the key_scales.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    key_scales: jax.Array | None = None
-    value_scales: jax.Array | None = None
+    keys: Num[Array, "B K cache_len D"]
+    values: Num[Array, "B K cache_len D"]
+    key_scales: Float[Array, "B K cache_len"] | None = None
+    value_scales: Float[Array, "B K cache_len"] | None = None
 
     @classmethod
-    def zeros(cls, config: DecoderConfig, rows: int, slots: int, dtype: CacheDtype) -> "LayerCache":
-        """An empty cache for `rows` dialogues of at most `slots` tokens each."""
-        shape = (rows, config.kv_heads, slots, config.head_dim)
+    def zeros(
+        cls, config: DecoderConfig, rows: int, cache_len: int, dtype: CacheDtype
+    ) -> "LayerCache":
+        """Returns an empty cache for `rows` dialogues of at most `cache_len` tokens each."""
+        shape = (rows, config.kv_heads, cache_len, config.head_dim)
         keys, values = (jnp.zeros(shape, jnp.dtype(dtype)) for _ in range(2))
         if dtype != "int8":
             return cls(keys, values)
         return cls(keys, values, *(jnp.zeros(shape[:-1], jnp.float32) for _ in range(2)))
 
-    def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> "LayerCache":
-        """Writes key and value [B,T,K,D], row b from slot start[b] on; what does not fit behind it moves the start back."""
-        return _map(
+    def write(
+        self, key: Float[Array, "B T K D"], value: Float[Array, "B T K D"], start: Int[Array, " B"]
+    ) -> "LayerCache":
+        """Returns the cache with the tokens' keys and values in row b from slot start[b] on.
+
+        Where they do not fit behind `start`, it is moved back.
+        """
+        return jax.tree.map(
             lambda slots, new: _write_rows(slots, new, start), self, self.cast_kv(key, value)
         )
 
-    def insert_row(self, other: "LayerCache", row: jax.Array) -> "LayerCache":
-        """Writes the first row of another cache, of the same dtype and at most as many slots, over row `row`."""
+    def insert_row(self, other: "LayerCache", row: Int[Array, ""]) -> "LayerCache":
+        """Returns the cache with the first row of another one, no longer than it, in row `row`."""
 
         def put(slots: jax.Array, new: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(slots, new[:1], (row, *(0,) * (slots.ndim - 1)))
 
-        return _map(put, self, other)
+        return jax.tree.map(put, self, other)
 
-    def cast_kv(self, key: jax.Array, value: jax.Array) -> "LayerCache":
-        """Key and value [B,T,K,D] in this cache's layout and dtype."""
+    def cast_kv(self, key: Float[Array, "B T K D"], value: Float[Array, "B T K D"]) -> "LayerCache":
+        """Returns the tokens' keys and values in this cache's layout and dtype."""
         key, value = (x.swapaxes(1, 2) for x in (key, value))
         if self.key_scales is None:
             return LayerCache(key.astype(self.keys.dtype), value.astype(self.values.dtype))
@@ -66,32 +76,28 @@ class LayerCache:
         return LayerCache(keys, values, key_scales, value_scales)
 
     def constrain_sharding(self, rules: ShardingRules) -> "LayerCache":
-        """The same, laid out by the rules on the mesh in use."""
+        """Returns the cache with the sharding that the rules give it on the current mesh."""
         return jax.tree.map(lambda x: constrain(x, CACHE_AXES[: x.ndim], rules), self)
 
 
 def cache_bytes(config: DecoderConfig, tokens: int, dtype: CacheDtype) -> int:
-    """Of so many tokens in every layer, scales included."""
+    """Returns the bytes that a number of tokens takes in the caches of all layers, with scales."""
     heads = 2 * config.layers * config.kv_heads * tokens
     return heads * (config.head_dim * jnp.dtype(dtype).itemsize + (4 if dtype == "int8" else 0))
 
 
 def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., D] -> int8 and the scales [...] fp32 that it is to be multiplied by."""
+    """Rounds [.., D] to int8; also returns the fp32 scales [..] to multiply it by."""
     wide = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / _MAX_INT8
-    whole = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)[..., None])
-    return whole.astype(jnp.int8), scale
+    rounded = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)[..., None])
+    return rounded.astype(jnp.int8), scale
 
 
 def _write_rows(slots: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B,K,T,..] into slots [B,K,S,..], row b from slot start[b] on."""
+    """Writes new [B,K,T,..] into slots [B,K,cache_len,..], row b from slot start[b] on."""
 
     def write_row(row: jax.Array, update: jax.Array, offset: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row, update, (0, offset, *(0,) * (row.ndim - 2)))
 
     return jax.vmap(write_row)(slots, new, start)
-
-
-def _map(function, one: LayerCache, other: LayerCache) -> LayerCache:  # type: ignore[no-untyped-def]
-    return jax.tree.map(function, one, other)

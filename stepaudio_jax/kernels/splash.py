@@ -1,4 +1,4 @@
-"""Splash attention, JAX's Pallas kernel for TPU: no [T,S] array, masked blocks are never computed."""
+"""Splash attention, JAX's Pallas kernel for TPU: no [T, kv_len] array, masked blocks skipped."""
 
 import functools
 
@@ -9,78 +9,122 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
 )
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from stepaudio_jax.kernels.attention_mask import AttentionMask
+from stepaudio_jax.kernels.partitioning import current_mesh, num_shards
 
 _LANES = 128  # of the TPU's vector unit: lengths are padded to multiples of it
 _MAX_BLOCK = 512
-_PADDING_SEGMENT = -1  # the segment of padded places, which see each other alone
+_PADDING_SEGMENT = -1  # of padded slots, which attend to each other alone
 
 Kernel = splash_attention_kernel.SplashAttentionKernel
 
 
-def padded_seq_len(tokens: int, shards: int = 1) -> int:
-    """What a length is padded to before `splash_kernel` takes it, so that every shard's part is cut into whole blocks."""
-    part = -(-tokens // shards)
-    if part > _MAX_BLOCK:
-        return shards * _MAX_BLOCK * -(-part // _MAX_BLOCK)
-    return shards * _LANES * -(-part // _LANES)
+def splash_attention(
+    query: Float[Array, "B T N D"],
+    key: Float[Array, "B kv_len K D"],
+    value: Float[Array, "B kv_len K D"],
+    mask: AttentionMask,
+    *,
+    causal: bool,
+    query_spec: PartitionSpec,
+    interpret: bool = False,
+) -> Float[Array, "B T N D"]:
+    """Computes `attention.attention` by the splash kernel, for masks without prefixes.
+
+    Args:
+        query: of any length; it is padded to whole blocks.
+        key: of each slot, its heads repeated so that the mesh cuts them as the query's.
+        value: of each slot.
+        mask: the segments of queries and keys.
+        causal: mask later slots.
+        query_spec: how the current mesh cuts the query's dimensions; not used without a mesh.
+        interpret: run the kernel as plain JAX, on any platform.
+    """
+    mesh = current_mesh()
+    rows, query_shards, head_shards = query_spec[0], 1, 1
+    if mesh is not None:
+        query_shards, head_shards = (num_shards(mesh, axes) for axes in query_spec[1:3])
+    tokens = query.shape[1]
+    query_len, kv_len = _padded_length(tokens, query_shards), _padded_length(key.shape[1])
+    kernel = _make_kernel(
+        query.shape[2],
+        query_len,
+        kv_len,
+        causal=causal,
+        head_shards=head_shards,
+        query_shards=query_shards,
+        interpret=interpret,
+    )
+    operands = (
+        _pad(query, query_len),
+        _pad(key, kv_len),
+        _pad(value, kv_len),
+        _pad(mask.query_segment_ids, query_len, _PADDING_SEGMENT),
+        _pad(mask.key_segment_ids, kv_len, _PADDING_SEGMENT),
+    )
+    if mesh is None:
+        return _run_kernel(kernel, *operands)[:, :tokens]
+    kernel_sharding = NamedSharding(mesh, PartitionSpec(query_spec[2], query_spec[1]))
+    key_spec = PartitionSpec(rows, None, query_spec[2], None)
+    in_specs = (
+        kernel.manual_sharding_spec(kernel_sharding),
+        query_spec,
+        key_spec,
+        key_spec,
+        PartitionSpec(rows, query_spec[1]),
+        PartitionSpec(rows, None),
+    )
+    run_sharded = jax.shard_map(
+        _run_kernel, in_specs=in_specs, out_specs=query_spec, check_vma=False
+    )
+    return run_sharded(kernel, *operands)[:, :tokens]
 
 
 @functools.lru_cache(maxsize=32)
-def splash_kernel(
+def _make_kernel(
     heads: int,
-    tokens: int,
-    slots: int,
+    query_len: int,
+    kv_len: int,
     *,
     causal: bool,
     head_shards: int,
-    token_shards: int,
+    query_shards: int,
     interpret: bool,
 ) -> Kernel:
-    """The kernel for whole (padded) shapes, cut over so many shards of heads and of queries.
-
-    Args:
-        heads: query heads. tokens, slots: padded lengths of queries and of keys.
-        causal: hide later slots.
-        head_shards, token_shards: of the mesh.
-        interpret: run as plain JAX, on any platform.
-    """
-    mask: splash_attention_mask.Mask = (
-        splash_attention_mask.CausalMask((tokens, slots))
-        if causal
-        else splash_attention_mask.FullMask((tokens, slots))
+    """Builds the kernel for the whole (padded) lengths, cut over shards of heads and of queries."""
+    shape = (query_len, kv_len)
+    head_mask: splash_attention_mask.Mask = (
+        splash_attention_mask.CausalMask(shape) if causal else splash_attention_mask.FullMask(shape)
     )
-    query, key = (min(length, _MAX_BLOCK) for length in (tokens // token_shards, slots))
-    sizes = splash_attention_kernel.BlockSizes(
-        block_q=query,
-        block_kv=key,
-        block_kv_compute=key,
-        block_q_dkv=query,
-        block_kv_dkv=key,
-        block_kv_dkv_compute=key,
-        block_q_dq=query,
-        block_kv_dq=key,
+    query_block = min(query_len // query_shards, _MAX_BLOCK)
+    kv_block = min(kv_len, _MAX_BLOCK)
+    block_sizes = splash_attention_kernel.BlockSizes(
+        block_q=query_block,
+        block_kv=kv_block,
+        block_kv_compute=kv_block,
+        block_q_dkv=query_block,
+        block_kv_dkv=kv_block,
+        block_kv_dkv_compute=kv_block,
+        block_q_dq=query_block,
+        block_kv_dq=kv_block,
     )
-    with (
-        jax.ensure_compile_time_eval()
-    ):  # the tables of blocks are constants, whatever is being traced
+    # The tables of blocks are constants, also where the caller is being traced.
+    with jax.ensure_compile_time_eval():
         kernel = splash_attention_kernel.make_splash_mha(
-            mask=splash_attention_mask.MultiHeadMask([mask] * heads),
-            block_sizes=sizes,
+            mask=splash_attention_mask.MultiHeadMask([head_mask] * heads),
+            block_sizes=block_sizes,
             head_shards=head_shards,
-            q_seq_shards=token_shards,
+            q_seq_shards=query_shards,
             residual_checkpoint_name="attn_out",
             interpret=interpret,
         )
         return jax.tree.map(np.asarray, kernel)
 
 
-def kernel_specs(kernel: Kernel, sharding: NamedSharding) -> Kernel:
-    """How a kernel's tables of blocks are cut by `shard_map`: `sharding` is that of [heads, queries]."""
-    return kernel.manual_sharding_spec(sharding)
-
-
-def splash_attention(
+def _run_kernel(
     kernel: Kernel,
     query: jax.Array,
     key: jax.Array,
@@ -88,17 +132,23 @@ def splash_attention(
     query_segment_ids: jax.Array,
     key_segment_ids: jax.Array,
 ) -> jax.Array:
-    """See `attention.attention`; lengths are already padded."""
+    """Runs the kernel on padded operands, or on a device's part of them."""
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (scaled, key, value))
     segments = splash_attention_kernel.SegmentIds(q=query_segment_ids, kv=key_segment_ids)
-    out: jax.Array = jax.vmap(kernel)(q, k, v, segments)  # type: ignore[assignment]  # residuals are not asked for
+    out: jax.Array = jax.vmap(kernel)(q, k, v, segments)  # type: ignore[assignment]  # no residuals
     return out.swapaxes(1, 2).astype(value.dtype)
 
 
-def pad_tokens(x: jax.Array, length: int, *, segments: bool = False) -> jax.Array:
-    """Pads dimension 1 to `length`: activations with zeros, segment ids with one that is no document's."""
+def _padded_length(tokens: int, shards: int = 1) -> int:
+    """Returns the next length whose part on each shard is made of whole blocks."""
+    part = -(-tokens // shards)
+    if part > _MAX_BLOCK:
+        return shards * _MAX_BLOCK * -(-part // _MAX_BLOCK)
+    return shards * _LANES * -(-part // _LANES)
+
+
+def _pad(x: jax.Array, length: int, value: int = 0) -> jax.Array:
+    """Pads dimension 1 to `length`."""
     widths = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(
-        x, widths, constant_values=np.asarray(_PADDING_SEGMENT if segments else 0, x.dtype)
-    )
+    return jnp.pad(x, widths, constant_values=np.asarray(value, x.dtype))

@@ -1,12 +1,15 @@
-"""The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder, as Flax NNX modules used functionally."""
+"""The model: a Whisper-style encoder, an adaptor and a Qwen2-family decoder.
+
+They are Flax NNX modules, used functionally: split into a graph definition and plain nested dicts.
+"""
 
 from stepaudio_jax.kernels.attention import supports_shared_prefix
 from stepaudio_jax.kernels.decode_attention import padded_cache_len
+from stepaudio_jax.kernels.dense import dense_kernel_grad
 from stepaudio_jax.kernels.kv_cache import CACHE_AXES, CacheDtype, LayerCache, cache_bytes
 from stepaudio_jax.kernels.partitioning import activation_spec, constrain, current_mesh
 from stepaudio_jax.models.decoder import Decoder
 from stepaudio_jax.models.encoder import Encoder
-from stepaudio_jax.models.layers import dense_kernel_grad
 from stepaudio_jax.models.lora import (
     AbstractLoRA,
     abstract_lora,

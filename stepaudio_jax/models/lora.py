@@ -1,8 +1,9 @@
-"""Low-rank adaptation (LoRA: Hu et al. 2022, section 4.1): beside a frozen matrix W a product of two narrow ones learns.
+"""Low-rank adaptation (LoRA: Hu et al. 2022, section 4.1).
 
-x W becomes x W + scale (x down) up. `up` begins at zero, so that nothing changes before the first
-step. The two stay beside W wherever W is in bf16: a product that is small beside W would be rounded
-away if it were added (`merge_lora` says in which dtype it adds).
+Beside a frozen matrix W, a product of two narrow matrices is trained: x W becomes
+x W + scale (x down) up. `up` begins at zero, so that nothing changes before the first step. The two
+stay beside W wherever W is in bf16: a product that is small beside W would be rounded away if it
+were added (see `merge_lora`).
 """
 
 import dataclasses
@@ -18,12 +19,14 @@ from stepaudio_jax.config import LoRAConfig, ModelConfig
 from stepaudio_jax.models.layers import LoRAKernel
 from stepaudio_jax.models.step_audio import Parameters, abstract_model, parameter_metadata
 
+Path = tuple[str, ...]
+
 _KERNEL = "kernel"
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractLoRA:
-    """The narrow matrices of a model: a tree like the decoder's, {"down", "up"} in place of every adapted kernel.
+    """The adapters of a model: trees like the decoder's, with {"down", "up"} for each kernel.
 
     Attributes:
         shapes: each leaf a `jax.ShapeDtypeStruct` in fp32.
@@ -37,7 +40,7 @@ class AbstractLoRA:
 
 
 def abstract_lora(config: ModelConfig, lora: LoRAConfig) -> AbstractLoRA:
-    """What `lora` adds to a model of this shape; nothing is allocated."""
+    """Returns what `lora` adds to a model of this shape; nothing is allocated."""
     graphdef, state = abstract_model(config)
     model = nnx.merge(graphdef, state)
     kernels = nnx.to_pure_dict(state)["decoder"]["layers"]
@@ -45,56 +48,55 @@ def abstract_lora(config: ModelConfig, lora: LoRAConfig) -> AbstractLoRA:
         parameter_metadata(model, name)["decoder"]["layers"]
         for name in ("axes", "contracting_dims")
     )
-    tree = AbstractLoRA({}, {}, {})
-    for path in _adapted(kernels, lora.targets):
-        shape, names, summed = (_at(of, path)[_KERNEL] for of in (kernels, axes, contracting_dims))
-        shape = shape.shape
-        first_output = summed[-1] + 1  # dimensions: layers, those summed over, outputs
-        inputs, outputs = range(first_output), range(first_output, len(shape))
-        for name, dimensions, own_names, own_summed in (
-            (
-                "down",
-                (*(shape[i] for i in inputs), lora.rank),
-                (*(names[i] for i in inputs), "rank"),
-                summed,
-            ),
-            (
-                "up",
-                (shape[0], lora.rank, *(shape[i] for i in outputs)),
-                (names[0], "rank", *(names[i] for i in outputs)),
-                (1,),
-            ),
-        ):
-            _put(tree.shapes, (*path, name), jax.ShapeDtypeStruct(dimensions, jnp.float32))
-            _put(tree.axes, (*path, name), own_names)
-            _put(tree.contracting_dims, (*path, name), own_summed)
-    return tree
+    adapters = AbstractLoRA({}, {}, {})
+
+    def add(path: Path, shape: Sequence[int], names: Sequence[str], summed: Sequence[int]) -> None:
+        put_at(adapters.shapes, path, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
+        put_at(adapters.axes, path, tuple(names))
+        put_at(adapters.contracting_dims, path, tuple(summed))
+
+    for path in _find_modules(kernels, lora.targets):
+        shape = tree_at(kernels, path)[_KERNEL].shape
+        names, summed = (tree_at(tree, path)[_KERNEL] for tree in (axes, contracting_dims))
+        # A stacked kernel's dimensions are the layers, those summed over, and the outputs.
+        first_output = summed[-1] + 1
+        add(
+            (*path, "down"),
+            (*shape[:first_output], lora.rank),
+            (*names[:first_output], "rank"),
+            summed,
+        )
+        add(
+            (*path, "up"),
+            (shape[0], lora.rank, *shape[first_output:]),
+            (names[0], "rank", *names[first_output:]),
+            (1,),
+        )
+    return adapters
 
 
-def init_lora(tree: AbstractLoRA, key: jax.Array) -> Parameters:
-    """`down` normal with variance 1 / inputs, `up` zero."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree.shapes)
+def init_lora(adapters: AbstractLoRA, key: jax.Array) -> Parameters:
+    """Draws initial adapters: `down` normal with variance 1 / inputs, `up` zero."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(adapters.shapes)
     keys = jax.random.split(key, len(leaves))
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
         if path[-1].key == "up":
             return jnp.zeros(leaf.shape, leaf.dtype)
-        return jax.random.normal(key, leaf.shape, leaf.dtype) / math.sqrt(
-            math.prod(leaf.shape[1:-1])
-        )
+        num_inputs = math.prod(leaf.shape[1:-1])
+        return jax.random.normal(key, leaf.shape, leaf.dtype) / math.sqrt(num_inputs)
 
-    return jax.tree.unflatten(
-        structure, [draw(path, leaf, one) for (path, leaf), one in zip(leaves, keys, strict=True)]
-    )
+    values = [draw(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, values)
 
 
 def attach_lora(decoder: Parameters, lora_params: Parameters, scale: float) -> Parameters:
-    """Returns the decoder's tree, every adapted kernel a `LoRAKernel`.
+    """Returns the decoder's tree with every adapted kernel as a `LoRAKernel`.
 
     Its `up` is multiplied by `scale` here, in fp32: in bf16 the scale itself would be rounded, and
     all of the product with it.
     """
-    return _replaced(
+    return _replace_kernels(
         decoder,
         lora_params,
         lambda kernel, down, up: LoRAKernel(kernel, down, scale * jnp.asarray(up)),
@@ -102,7 +104,7 @@ def attach_lora(decoder: Parameters, lora_params: Parameters, scale: float) -> P
 
 
 def combine_lora(adapters: Sequence[tuple[Parameters, float]]) -> tuple[Parameters, float]:
-    """Returns one pair of matrices for each kernel that does what several adapters do together, and its scale.
+    """Returns one adapter, and its scale, that does what several adapters do together.
 
     A sum of products is one product: the columns of every `down` side by side, the rows of every
     `scale * up` below each other. A single adapter is returned as it is. Ranks of kernels differ
@@ -113,65 +115,30 @@ def combine_lora(adapters: Sequence[tuple[Parameters, float]]) -> tuple[Paramete
     """
     if len(adapters) == 1:
         return adapters[0]
-    pairs: dict[tuple[str, ...], list[tuple[jax.Array, jax.Array]]] = {}
+    pairs: dict[Path, list[tuple[jax.Array, jax.Array]]] = {}
     for tree, scale in adapters:
-        for path in _adapted(tree, None):
-            pair = _at(tree, path)
-            pairs.setdefault(path, []).append(
-                (jnp.asarray(pair["down"]), scale * jnp.asarray(pair["up"]))
-            )
+        for path in lora_paths(tree):
+            pair = tree_at(tree, path)
+            down, up = jnp.asarray(pair["down"]), scale * jnp.asarray(pair["up"])
+            pairs.setdefault(path, []).append((down, up))
     combined: Parameters = {}
     for path, parts in pairs.items():
         downs, ups = zip(*parts, strict=True)
-        _put(combined, (*path, "down"), jnp.concatenate(downs, axis=-1))
-        _put(combined, (*path, "up"), jnp.concatenate(ups, axis=1))
+        put_at(combined, (*path, "down"), jnp.concatenate(downs, axis=-1))
+        put_at(combined, (*path, "up"), jnp.concatenate(ups, axis=1))
     return combined, 1.0
-
-
-def replace_lora(layers: Parameters, lora: Parameters) -> Parameters:
-    """Returns a layer's tree whose `LoRAKernel`s keep their kernel, and take "down" and "up" from `lora`.
-
-    Args:
-        layers: of a decoder with adapters beside it, one layer or a stack of them.
-        lora: {"down", "up"} in place of each of its `LoRAKernel`s, of the same shapes.
-    """
-
-    def replace(path: tuple[str, ...], leaf: Any) -> Any:
-        return dataclasses.replace(leaf, **_at(lora, path[:-1])) if is_lora_kernel(leaf) else leaf
-
-    return _mapped(layers, replace)
-
-
-def extract_lora(layers: Parameters) -> Parameters:
-    """Returns {"down", "up"} of every `LoRAKernel` of a tree of layers: what `replace_lora` takes."""
-    matrices: Parameters = {}
-
-    def collect(path: tuple[str, ...], leaf: Any) -> None:
-        if is_lora_kernel(leaf):
-            _put(matrices, path[:-1], {"down": leaf.down, "up": leaf.up})
-
-    _mapped(layers, collect)
-    return matrices
-
-
-def is_lora_kernel(leaf: Any) -> bool:
-    """Returns whether a node of a tree is a kernel with an adapter beside it."""
-    return isinstance(leaf, LoRAKernel)
-
-
-def lora_paths(tree: Parameters) -> list[tuple[str, ...]]:
-    """Returns the path of every pair {"down", "up"} of a tree of adapters."""
-    return list(_adapted(tree, None))
 
 
 def merge_lora(
     decoder: Parameters, lora_params: Parameters, scale: float, dtype: Any = jnp.float32
 ) -> Parameters:
-    """Returns the decoder's tree with every product added to its kernel in fp32, one layer's product at a time.
+    """Returns the decoder's tree with every product added to its kernel.
+
+    Products and sums are computed in fp32, one layer at a time.
 
     Args:
         decoder: its tree, the layers stacked.
-        lora_params: the matrices beside it.
+        lora_params: the adapter's matrices.
         scale: of their products.
         dtype: of the sums. In bf16 a weight changes only where the product is at least 1/512 of it.
     """
@@ -183,60 +150,109 @@ def merge_lora(
         def merge_layer(index: jax.Array, merged: jax.Array) -> jax.Array:
             layer = (merged if in_place else kernel)[index].astype(jnp.float32)
             factors = down[index].reshape(-1, rank), up[index].reshape(rank, -1)
-            product = jnp.matmul(
-                *factors, precision=jax.lax.Precision.HIGHEST
-            )  # in fp32 on every machine
+            # "HIGHEST" is fp32 on every platform.
+            product = jnp.matmul(*factors, precision=jax.lax.Precision.HIGHEST)
             layer += scale * product.reshape(layer.shape)
             return merged.at[index].set(layer.astype(dtype))
 
         start = kernel if in_place else jnp.zeros(kernel.shape, dtype)
         return jax.lax.fori_loop(0, kernel.shape[0], merge_layer, start)
 
-    return _replaced(decoder, lora_params, merge)
+    return _replace_kernels(decoder, lora_params, merge)
 
 
-def _replaced(decoder: Parameters, lora_params: Parameters, make: Callable[..., Any]) -> Parameters:
-    layers = _mapped(decoder["layers"], lambda _, leaf: leaf)
-    for path in _adapted(lora_params, None):
-        pair, module = _at(lora_params, path), _at(layers, path)
+def replace_lora(layers: Parameters, lora: Parameters) -> Parameters:
+    """Returns a tree of layers whose `LoRAKernel`s take "down" and "up" from `lora`.
+
+    Args:
+        layers: of a decoder with adapters attached, one layer or a stack of them.
+        lora: {"down", "up"} in place of each of its `LoRAKernel`s, of the same shapes.
+    """
+
+    def replace(path: Path, leaf: Any) -> Any:
+        if not is_lora_kernel(leaf):
+            return leaf
+        return dataclasses.replace(leaf, **tree_at(lora, path[:-1]))
+
+    return _map_with_path(layers, replace)
+
+
+def extract_lora(layers: Parameters) -> Parameters:
+    """Returns {"down", "up"} of every `LoRAKernel` of a tree of layers, for `replace_lora`."""
+    matrices: Parameters = {}
+
+    def collect(path: Path, leaf: Any) -> None:
+        if is_lora_kernel(leaf):
+            put_at(matrices, path[:-1], {"down": leaf.down, "up": leaf.up})
+
+    _map_with_path(layers, collect)
+    return matrices
+
+
+def is_lora_kernel(leaf: Any) -> bool:
+    """Returns whether a node of a tree is a kernel with an adapter beside it."""
+    return isinstance(leaf, LoRAKernel)
+
+
+def lora_paths(tree: Parameters) -> list[Path]:
+    """Returns the path of every pair {"down", "up"} of a tree of adapters."""
+    return list(_find_pairs(tree))
+
+
+def tree_at(tree: Parameters, path: Sequence[str]) -> Any:
+    """Returns the branch or leaf of nested dicts at a path."""
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def put_at(tree: Parameters, path: Sequence[str], value: Any) -> None:
+    """Sets the entry of nested dicts at a path, and makes the dicts that lead to it."""
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def _replace_kernels(
+    decoder: Parameters, lora_params: Parameters, make: Callable[..., Any]
+) -> Parameters:
+    """Returns the tree with make(kernel, down, up) in place of every adapted kernel."""
+    layers = _map_with_path(decoder["layers"], lambda _, leaf: leaf)
+    for path in lora_paths(lora_params):
+        pair, module = tree_at(lora_params, path), tree_at(layers, path)
         module[_KERNEL] = make(module[_KERNEL], pair["down"], pair["up"])
     return {**decoder, "layers": layers}
 
 
-def _mapped(tree: Parameters, apply: Callable[..., Any], path: tuple[str, ...] = ()) -> Parameters:
-    """Applies a function to path and value of each entry of nested dicts; what is no dict (a matrix in int8) is a value."""
+def _map_with_path(tree: Parameters, apply: Callable[..., Any], path: Path = ()) -> Parameters:
+    """Applies a function to path and value of each entry of nested dicts.
+
+    Whatever is no dict is a value, also where it is a tree to JAX (a quantized matrix).
+    """
     return {
-        name: _mapped(branch, apply, (*path, name))
+        name: _map_with_path(branch, apply, (*path, name))
         if isinstance(branch, dict)
         else apply((*path, name), branch)
         for name, branch in tree.items()
     }
 
 
-def _adapted(
-    tree: Parameters, targets: Sequence[str] | None, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, ...]]:
-    """Paths of the modules that have a kernel and are named by `targets`; with None, of those that hold {"down", "up"}."""
-    if targets is None and tree.keys() == {"down", "up"} and not isinstance(tree["up"], dict):
-        yield path
-        return
+def _find_modules(tree: Parameters, names: Sequence[str], path: Path = ()) -> Iterator[Path]:
+    """Yields the paths of the modules with these names that have a kernel."""
     for name, branch in tree.items():
         if not isinstance(branch, dict):
             continue
-        if targets is not None and _KERNEL in branch:
-            if name in targets:
-                yield (*path, name)
-        else:
-            yield from _adapted(branch, targets, (*path, name))
+        if _KERNEL not in branch:
+            yield from _find_modules(branch, names, (*path, name))
+        elif name in names:
+            yield (*path, name)
 
 
-def _at(tree: Parameters, path: Sequence[str]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _put(tree: Parameters, path: Sequence[str], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
+def _find_pairs(tree: Parameters, path: Path = ()) -> Iterator[Path]:
+    """Yields the paths of the dicts {"down", "up"}."""
+    if tree.keys() == {"down", "up"} and not isinstance(tree["up"], dict):
+        yield path
+        return
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            yield from _find_pairs(branch, (*path, name))

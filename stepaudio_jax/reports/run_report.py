@@ -26,7 +26,7 @@ from stepaudio_jax.storage import (
     atomic_text_writer,
     check_output_file,
     open_read,
-    read_bytes,
+    read_json_lines,
 )
 from stepaudio_jax.training.run_folder import CONFIG, METRICS, MODEL
 
@@ -163,8 +163,7 @@ def replies_table(folder: pathlib.Path) -> Html | None:
     path = folder / SAMPLES
     if not path.exists():
         return None
-    *complete, _ = read_bytes(path).split(b"\n")  # a last line without its end is being written
-    samples = [json.loads(line) for line in complete]
+    samples = [line.value for line in read_json_lines(path)]
     steps = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))
     if not steps:
         return None

@@ -5,7 +5,6 @@ The mean reward alone may look healthy while replies degenerate.
 
 import collections
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs
 from stepaudio_jax.rl.rewards import Reward
 from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.storage import StepLog
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.monitoring import drop_steps_after
 
 _SAMPLES_PER_STEP = 4
 _MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
@@ -172,14 +171,9 @@ class SampleWriter:
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
-        self._stage = stage
         self._writes = jax.process_index() == 0
-        if not self._writes:
-            return
-        path = run_dir / "samples.jsonl"
-        if path.exists():
-            drop_steps_after(path, stage, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        if self._writes:
+            self._log = StepLog(run_dir / "samples.jsonl", stage, resume_step)
 
     def write(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
         """Writes the first reply to each of a few prompts."""
@@ -188,11 +182,10 @@ class SampleWriter:
         first_of_group: dict[int, int] = {}
         for index, rollout in enumerate(rollouts):
             first_of_group.setdefault(rollout.group, index)
+        lines = []
         for index in sorted(first_of_group.values())[:_SAMPLES_PER_STEP]:
             rollout, reward = rollouts[index], rewards[index]
             line = {
-                "stage": self._stage,
-                "step": step,
                 "id": rollout.record.id,
                 "source": rollout.record.source,
                 "reasoning": rollout.parsed.reasoning,
@@ -202,10 +195,5 @@ class SampleWriter:
                 "reward": reward.value,
                 "parts": reward.parts,
             }
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._writes:
-            self._file.close()
+            lines.append(line)
+        self._log.append(step, *lines)

@@ -56,7 +56,7 @@ def token_logprobs(
         logits = jnp.einsum(
             "BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
-        logits = constrain(logits, "BTV", compute.rules) / temperature
+        logits = constrain(logits, ("batch", "tokens", "vocab"), compute.rules) / temperature
         total = jax.nn.logsumexp(logits, axis=-1)
         # A comparison with every index, not a gather: it stays on the device that holds its part of
         # the vocabulary.

@@ -329,7 +329,6 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
         with (
             contextlib.closing(iteration),
             contextlib.closing(writer),
-            contextlib.closing(samples),
             progress_bar(stage.name, stage.steps, done) as bar,
         ):
 

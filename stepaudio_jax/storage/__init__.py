@@ -25,6 +25,15 @@ from stepaudio_jax.storage.json_files import (
     read_json_or_none,
     write_json,
 )
+from stepaudio_jax.storage.jsonl import (
+    JsonLine,
+    JsonLinesFile,
+    StepLog,
+    format_json_line,
+    read_json_lines,
+    read_step_lines,
+    write_json_lines,
+)
 from stepaudio_jax.storage.locks import LockedFile, lock_file
 from stepaudio_jax.storage.messages import first_few, format_path, truncate, truncate_words
 from stepaudio_jax.storage.outputs import (
@@ -55,9 +64,12 @@ __all__ = [
     "CONVERT_SOUND",
     "COPY_AGAIN",
     "Finding",
+    "JsonLine",
+    "JsonLinesFile",
     "LockedFile",
     "PathLike",
     "Purpose",
+    "StepLog",
     "atomic_directory",
     "atomic_text_writer",
     "check_not_same_file",
@@ -68,6 +80,7 @@ __all__ = [
     "file_size",
     "fingerprint_folder",
     "first_few",
+    "format_json_line",
     "format_path",
     "has_job_mark",
     "hash_file",
@@ -79,8 +92,10 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_json",
+    "read_json_lines",
     "read_json_or_none",
     "read_range",
+    "read_step_lines",
     "read_text",
     "recognize",
     "recognize_file",
@@ -95,5 +110,6 @@ __all__ = [
     "unfinished_download",
     "user_path",
     "write_json",
+    "write_json_lines",
     "write_text",
 ]

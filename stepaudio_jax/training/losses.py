@@ -132,7 +132,7 @@ def _forward(
         d_kernel = dense_kernel_grad("BTH,HV->BTV", hidden, d_logits, dtype=jnp.float32).astype(
             kernel.dtype
         )
-        return constrain(d_hidden, "BTH", cut.rules), d_kernel
+        return constrain(d_hidden, ("batch", "tokens", None), cut.rules), d_kernel
 
     if cut.chunks == 1:
         chunk = jax.tree.map(lambda x: x[0], chunks)
@@ -183,12 +183,12 @@ def _logits(
     """The logits [B,T,V] fp32 of a chunk, and where they are a target's."""
     kernel, ids = chunk
     kernel = constrain(
-        kernel, "HV", rules
+        kernel, (None, "vocab"), rules
     )  # gathered: it is smaller than what it is multiplied with
     logits = jnp.einsum("BTH,HV->BTV", hidden, kernel, preferred_element_type=jnp.float32)
     # A comparison with every id, not a gather: it stays on the device that holds its part of the
     # vocabulary.
-    return constrain(logits, "BTV", rules), ids == targets[..., None]
+    return constrain(logits, ("batch", "tokens", "vocab"), rules), ids == targets[..., None]
 
 
 def _empty(targets: jax.Array) -> _OnlineSoftmax:
@@ -222,7 +222,14 @@ class AuxiliaryHeads(nnx.Module):
     def __init__(self, config: AuxiliaryConfig, model: ModelConfig, *, rngs: nnx.Rngs):
         sizes = {"H": model.decoder.hidden, "V": len(config.ctc_words) + 1}  # 0 is CTC's blank
         dtype = jnp.dtype(jnp.float32)
-        self.words = Projection("BTH,HV->BTV", sizes, use_bias=True, param_dtype=dtype, rngs=rngs)
+        self.words = Projection(
+            "BTH,HV->BTV",
+            axes=("embed", "vocab"),
+            dim_sizes=sizes,
+            use_bias=True,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
         attributes = config.attributes if config.attribute_weight > 0 else {}
         self.names = tuple(
             attributes
@@ -231,7 +238,8 @@ class AuxiliaryHeads(nnx.Module):
             {
                 name: Projection(
                     "BCH,HV->BCV",
-                    {"H": model.encoder.hidden, "V": len(values)},
+                    axes=("embed", "vocab"),
+                    dim_sizes={"H": model.encoder.hidden, "V": len(values)},
                     use_bias=True,
                     param_dtype=dtype,
                     rngs=rngs,

@@ -29,14 +29,15 @@ from stepaudio_jax.errors import ConfigError, DataError, LockHeldError, OutputEr
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
 from stepaudio_jax.storage import (
     LockedFile,
-    atomic_text_writer,
     check_parent_writable,
     lock_file,
     read_bytes,
+    read_json_lines,
     read_json_or_none,
     read_text,
     truncate,
     write_json,
+    write_json_lines,
 )
 from stepaudio_jax.text import Tokenizer
 
@@ -362,14 +363,9 @@ class DataChecker:
         listing = self._run_dir / SKIPPED_RECORDS
         kept = [line for line in _read_skipped(listing) if line["checked"] not in self._skipped]
         if kept or listed or listing.exists():
-            with atomic_text_writer(listing) as file:
-                file.writelines(
-                    json.dumps(line, ensure_ascii=False) + "\n" for line in kept + listed
-                )
-        with atomic_text_writer(
-            self._run_dir / CHECKED
-        ) as file:  # last: without it the list is made again
-            json.dump(self._checked, file, indent=2)
+            write_json_lines(listing, kept + listed)
+        # Last: without this file the list is made again.
+        write_json(self._run_dir / CHECKED, self._checked)
 
     def _find(
         self, title: str, sources: Sequence[JsonlSource], config: DataConfig, check: RecordChecker
@@ -425,7 +421,7 @@ def _read(path: pathlib.Path) -> dict[str, str]:
 def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what was listed before; nothing where the list is missing or damaged: it is for people, and is made anew."""
     try:
-        lines = [json.loads(line) for line in read_text(path).splitlines()]
-    except (OSError, ValueError):
+        lines = [line.value for line in read_json_lines(path)]
+    except OSError:
         return []
     return [line for line in lines if isinstance(line, dict) and "checked" in line]

@@ -306,7 +306,7 @@ def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings)
         ({"clip_high": 1e-12}, "clip_high=1e-12 must be at least 1e-06"),
         (
             {"trainable": ("adaptor",)},
-            r"trainable=\('adaptor',\) is what hears, and data.audio_chunks_per_seq=0",
+            r"trainable=\('adaptor',\) are parts that hear, and data.audio_chunks_per_seq=0",
         ),
         ({"trainable": ()}, "trainable is empty"),
     ],

@@ -1,4 +1,4 @@
-"""The probabilities while generating are those of one pass over prompt and reply, as a trainer makes it: the shipped model."""
+"""Log-probabilities while generating equal those of one forward pass, with the shipped model."""
 
 import dataclasses
 import pathlib
@@ -35,7 +35,7 @@ def dialogues(tmp_path_factory):
 
 
 def differences(dialogues, dtype, **settings):
-    """Of every sampled token: |log p while generating - log p in one pass, at the same precision|."""
+    """Returns |log p while generating - log p in one forward pass| of every sampled token."""
     model = load_model(BASE, dtype)
     engine = Engine(
         model.config,

@@ -13,10 +13,10 @@ from jax.extend.core import Primitive
 from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.attention_mask import AttentionMask
 from stepaudio_jax.kernels.cpu.block_sparse_attention import block_sparse_attention
-from stepaudio_jax.kernels.cudnn import cudnn_attention
-from stepaudio_jax.kernels.flash_xla import AttentionMask, flash_attention_xla
-from stepaudio_jax.models.layers import is_cudnn_attention
+from stepaudio_jax.kernels.cudnn import cudnn_attention, is_cudnn_attention
+from stepaudio_jax.kernels.flash_xla import flash_attention_xla
 
 XLA, SPLASH = ComputeConfig(attention="xla"), ComputeConfig(attention="splash_interpreted")
 KERNELS = pytest.mark.parametrize("compute", [XLA, SPLASH], ids=lambda compute: compute.attention)

@@ -1,6 +1,7 @@
 """Matrices in int8: what is stored, and what a product with it gives."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import qwix
 
@@ -61,7 +62,9 @@ def test_the_model_computes_with_the_rounded_weights():
     kernel = quantized["decoder"]["layers"][1]["mlp"]["gate"]["kernel"]
     rounded = np.asarray(kernel.qvalue, np.float64) * np.asarray(kernel.scale, np.float64)
     x = np.random.default_rng(0).standard_normal((2, 3, SMALL.decoder.hidden)).astype(np.float32)
-    np.testing.assert_allclose(layers[1].mlp.gate(x), x @ rounded, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        layers[1].mlp.gate(jnp.asarray(x)), x @ rounded, rtol=1e-5, atol=1e-5
+    )
     assert model.decoder.lm_head_kernel().dtype == np.float32
 
 

@@ -1,1 +1,1 @@
-"""Kernels that pay on CPUs only; the plain forms are their oracles."""
+"""Forms of kernels and layers that pay on CPUs only; the plain forms are their oracles in tests."""

@@ -1,9 +1,12 @@
-"""Attention of packed rows in plain XLA, for CPUs: blocks of a row that see nothing of each other cost nothing.
+"""Attention of packed rows that skips blocks without a common segment, in plain XLA, for CPUs.
 
 A row of many documents, or of a prompt and many replies to it, is mostly pairs of tokens that do
-not see each other. Which blocks of keys a block of queries may see follows from their segments, at
-run time; a loop goes through these alone and carries the largest score and the sums so far
+not attend to each other. Which blocks of keys a block of queries may attend to follows from their
+segments, at run time. A loop visits these alone and carries the largest score and the sums so far
 (FlashAttention: Dao et al. 2022, algorithm 1; with blocks left out, section 3.3).
+
+Shapes: `Q` blocks of queries, `J` = Q blocks of keys, `t` tokens of a block, G query heads of each
+key head. Blocks come first, then heads, and the G t queries of a key head are one axis.
 """
 
 import dataclasses
@@ -12,114 +15,122 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
-from stepaudio_jax.kernels.flash_xla import MASK_VALUE, AttentionMask, bias
+from stepaudio_jax.kernels.attention_mask import MASK_VALUE, AttentionMask, mask_bias
 
-_BLOCK = (
-    64  # tokens: smaller ones make products too thin, larger ones hold tokens of too many segments
-)
+# Tokens. Matrix products of smaller blocks are too thin; larger ones hold too many segments.
+_BLOCK = 64
 
-Saved = tuple[Any, ...]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Blocks:
-    """What says which keys each block of queries sees: I of queries, J = I of keys, _BLOCK = t tokens each.
-
-    Attributes:
-        number: [I] i32, of the block of queries.
-        query_segment_ids: [I,B,t] i32. query_prefix_ids: [I,B,t] i32 or None.
-        order: [I,J] i32, the blocks of keys, those that the queries may see in front.
-        count: [I] i32, how many these are.
-    """
-
-    number: jax.Array
-    query_segment_ids: jax.Array
-    query_prefix_ids: jax.Array | None
-    order: jax.Array
-    count: jax.Array
+Residuals = tuple[Any, ...]
 
 
 @jax.custom_vjp
 def block_sparse_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
-) -> jax.Array:
-    """See `attention.attention`: where causal, and queries and keys are the same tokens."""
+    query: Float[Array, "B T N D"],
+    key: Float[Array, "B T K D"],
+    value: Float[Array, "B T K D"],
+    mask: AttentionMask,
+) -> Float[Array, "B T N D"]:
+    """Computes causal `attention.attention` of a row's tokens over themselves."""
     return _forward(query, key, value, mask)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _QueryBlocks:
+    """Which blocks of keys each block of queries attends to.
+
+    Attributes:
+        index: [Q] i32, the number of the block of queries.
+        query_segment_ids: [Q,B,t] i32.
+        query_prefix_ids: [Q,B,t] i32 or None.
+        key_blocks: [Q,J] i32, the blocks of keys, those to attend to first.
+        num_key_blocks: [Q] i32, how many these are.
+    """
+
+    index: jax.Array
+    query_segment_ids: jax.Array
+    query_prefix_ids: jax.Array | None
+    key_blocks: jax.Array
+    num_key_blocks: jax.Array
 
 
 def _forward(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
-) -> tuple[jax.Array, Saved]:
+) -> tuple[jax.Array, Residuals]:
     kv_heads = key.shape[2]
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     q, k, v = (_to_blocks(x, kv_heads) for x in (scaled, key, value))
     key_segment_ids = _split_ids(mask.key_segment_ids)
-    blocks = _visible_blocks(mask, key_segment_ids)
+    blocks = _find_visible_blocks(mask, key_segment_ids)
 
     def attend(
-        _: None, block: tuple[jax.Array, _Blocks]
+        _: None, inputs: tuple[jax.Array, _QueryBlocks]
     ) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        q, own = block
+        q, block = inputs
 
-        def add(turn: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            largest, total, summed = state
-            other = own.order[turn]
-            scores = _scores(q, _at(k, other), _bias(own, _at(key_segment_ids, other), other))
-            larger = jnp.maximum(largest, jnp.max(scores, axis=-1))
-            weights, shrunk = jnp.exp(scores - larger[..., None]), jnp.exp(largest - larger)
-            added = _product("BKTS,BKSD->BKTD", weights.astype(v.dtype), _at(v, other))
+        def add_keys(step: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            max_score, total, summed = state
+            index = block.key_blocks[step]
+            bias = _block_bias(block, _take(key_segment_ids, index), index)
+            scores = _scores(q, _take(k, index), bias)
+            new_max = jnp.maximum(max_score, jnp.max(scores, axis=-1))
+            weights, rescale = jnp.exp(scores - new_max[..., None]), jnp.exp(max_score - new_max)
+            weighted = _product("BKTS,BKSD->BKTD", weights.astype(v.dtype), _take(v, index))
             return (
-                larger,
-                total * shrunk + jnp.sum(weights, axis=-1),
-                summed * shrunk[..., None] + added,
+                new_max,
+                total * rescale + jnp.sum(weights, axis=-1),
+                summed * rescale[..., None] + weighted,
             )
 
-        nothing = jnp.zeros(q.shape, jnp.float32)
-        begin = jnp.full(q.shape[:-1], MASK_VALUE), nothing[..., 0], nothing
-        largest, total, summed = jax.lax.fori_loop(0, own.count, add, begin)
-        sees = largest > MASK_VALUE / 2
-        output = summed * jnp.where(sees, 1 / total, 0.0)[..., None]
-        # 0 makes the probabilities of a query that sees nothing exp(masked) = 0 in the backward
-        # pass.
-        return None, (output.astype(value.dtype), jnp.where(sees, largest + jnp.log(total), 0.0))
+        zeros = jnp.zeros(q.shape, jnp.float32)
+        start = jnp.full(q.shape[:-1], MASK_VALUE), zeros[..., 0], zeros
+        max_score, total, summed = jax.lax.fori_loop(0, block.num_key_blocks, add_keys, start)
+        has_keys = max_score > MASK_VALUE / 2
+        output = summed * jnp.where(has_keys, 1 / total, 0.0)[..., None]
+        # For a query without keys, a log-sum of 0 makes its probabilities exp(MASK_VALUE) = 0 in
+        # the backward pass.
+        log_sum = jnp.where(has_keys, max_score + jnp.log(total), 0.0)
+        return None, (output.astype(value.dtype), log_sum)
 
     _, (output, log_sum) = jax.lax.scan(attend, None, (q, blocks))
-    # Named here, not where attention is called: rematerialisation that keeps them need not run this
-    # function again.
+    # Named here, not where attention is called, so that rematerialisation which saves them need not
+    # run this function again.
     output, log_sum = checkpoint_name(output, "attn_out"), checkpoint_name(log_sum, "attn_out")
     return _from_blocks(output, query.shape), (q, k, v, output, log_sum, key_segment_ids, blocks)
 
 
-def _backward(saved: Saved, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, output, log_sum, key_segment_ids, blocks = saved
+def _backward(residuals: Residuals, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    q, k, v, output, log_sum, key_segment_ids, blocks = residuals
     d_output = _to_blocks(gradient, k.shape[2])
     product = output.astype(jnp.float32) * d_output.astype(jnp.float32)
-    mean = jnp.sum(product, axis=-1)  # of the scores' gradient under the probabilities
+    # The mean, under the probabilities, of the gradient to them (Dao 2023, D in algorithm 2).
+    mean = jnp.sum(product, axis=-1)
 
     def attend(
-        sums: tuple[jax.Array, jax.Array], block: tuple[Any, ...]
+        sums: tuple[jax.Array, jax.Array], inputs: tuple[Any, ...]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        q, d_output, log_sum, mean, own = block
-        q_turned, d_output_turned = q.swapaxes(2, 3), d_output.swapaxes(2, 3)
+        q, d_output, log_sum, mean, block = inputs
+        q_transposed, d_output_transposed = q.swapaxes(2, 3), d_output.swapaxes(2, 3)
 
-        def add(turn: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def add_keys(step: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             d_query, d_keys, d_values = state
-            other = own.order[turn]
-            key, hidden = _at(k, other), _bias(own, _at(key_segment_ids, other), other)
-            weights = jnp.exp(_scores(q, key, hidden) - log_sum[..., None])
-            d_weights = _product("BKTD,BKSD->BKTS", d_output, _at(v, other))
+            index = block.key_blocks[step]
+            key = _take(k, index)
+            bias = _block_bias(block, _take(key_segment_ids, index), index)
+            weights = jnp.exp(_scores(q, key, bias) - log_sum[..., None])
+            d_weights = _product("BKTD,BKSD->BKTS", d_output, _take(v, index))
             d_scores = (weights * (d_weights - mean[..., None])).astype(k.dtype)
-            d_key = _product("BKDT,BKTS->BKDS", q_turned, d_scores)
-            d_value = _product("BKDT,BKTS->BKDS", d_output_turned, weights.astype(v.dtype))
+            d_key = _product("BKDT,BKTS->BKDS", q_transposed, d_scores)
+            d_value = _product("BKDT,BKTS->BKDS", d_output_transposed, weights.astype(v.dtype))
             d_query += _product("BKTS,BKSD->BKTD", d_scores, key)
-            return d_query, _added(d_keys, d_key, other), _added(d_values, d_value, other)
+            return d_query, _add_at(d_keys, d_key, index), _add_at(d_values, d_value, index)
 
-        d_query, *sums_after = jax.lax.fori_loop(
-            0, own.count, add, (jnp.zeros(q.shape, jnp.float32), *sums)
+        d_query, d_keys, d_values = jax.lax.fori_loop(
+            0, block.num_key_blocks, add_keys, (jnp.zeros(q.shape, jnp.float32), *sums)
         )
-        return (sums_after[0], sums_after[1]), d_query
+        return (d_keys, d_values), d_query
 
     zeros = jnp.zeros((*k.shape[:3], k.shape[4], k.shape[3]), jnp.float32)
     (d_keys, d_values), d_query = jax.lax.scan(
@@ -135,75 +146,83 @@ def _backward(saved: Saved, gradient: jax.Array) -> tuple[jax.Array | None, ...]
 block_sparse_attention.defvjp(_forward, _backward)
 
 
-def _visible_blocks(mask: AttentionMask, key_segment_ids: jax.Array) -> _Blocks:
-    """Which blocks of keys each block of queries may see in any row: no later ones, whose range of segments meets its own."""
+def _find_visible_blocks(mask: AttentionMask, key_segment_ids: jax.Array) -> _QueryBlocks:
+    """Finds the blocks of keys that each block of queries may attend to in any row.
+
+    They are those that are not later and whose range of segment ids overlaps the queries' own, or
+    that of their prefixes. `key_segment_ids` is [J,B,t].
+    """
     segments = _split_ids(mask.query_segment_ids)
-    least, most = jnp.min(key_segment_ids, axis=-1), jnp.max(key_segment_ids, axis=-1)  # [J,B]
+    key_min = jnp.min(key_segment_ids, axis=-1)  # [J,B]
+    key_max = jnp.max(key_segment_ids, axis=-1)
 
-    def meet(low: jax.Array, high: jax.Array) -> jax.Array:
-        return jnp.any((low[:, None] <= most) & (high[:, None] >= least), axis=-1)  # [I,J]
+    def overlaps(query_min: jax.Array, query_max: jax.Array) -> jax.Array:
+        """Compares ranges [Q,B] with those of the keys -> [Q,J] bool."""
+        return jnp.any((query_min[:, None] <= key_max) & (query_max[:, None] >= key_min), axis=-1)
 
-    seen, prefixes = meet(jnp.min(segments, axis=-1), jnp.max(segments, axis=-1)), None
+    visible, prefixes = overlaps(jnp.min(segments, axis=-1), jnp.max(segments, axis=-1)), None
     if mask.query_prefix_ids is not None:
         prefixes = _split_ids(mask.query_prefix_ids)
-        none = jnp.iinfo(prefixes.dtype).max
-        seen |= meet(
-            jnp.min(jnp.where(prefixes < 0, none, prefixes), axis=-1), jnp.max(prefixes, axis=-1)
+        no_prefix = jnp.iinfo(prefixes.dtype).max
+        visible |= overlaps(
+            jnp.min(jnp.where(prefixes < 0, no_prefix, prefixes), axis=-1),
+            jnp.max(prefixes, axis=-1),
         )
-    number = jnp.arange(seen.shape[0])
-    seen &= number <= number[:, None]
-    return _Blocks(
-        number, segments, prefixes, jnp.argsort(~seen, axis=1, stable=True), jnp.sum(seen, axis=1)
+    index = jnp.arange(visible.shape[0])
+    visible &= index <= index[:, None]
+    return _QueryBlocks(
+        index,
+        segments,
+        prefixes,
+        jnp.argsort(~visible, axis=1, stable=True),
+        jnp.sum(visible, axis=1),
     )
 
 
-def _bias(own: _Blocks, key_segment_ids: jax.Array, other: jax.Array) -> jax.Array:
-    """What is added to the scores of one block's queries and another's keys [B,t]."""
-    within = jnp.arange(_BLOCK)
-    earlier = (own.number * _BLOCK + within)[:, None] >= other * _BLOCK + within
-    return bias(
-        AttentionMask(own.query_segment_ids, key_segment_ids, own.query_prefix_ids).same_segment()
-        & earlier
-    )
+def _block_bias(block: _QueryBlocks, key_segment_ids: jax.Array, key_block: jax.Array) -> jax.Array:
+    """Returns the bias of the scores of one block of queries and one of keys: [B,1,1,t,t]."""
+    offset = jnp.arange(_BLOCK)
+    not_later = (block.index * _BLOCK + offset)[:, None] >= key_block * _BLOCK + offset
+    mask = AttentionMask(block.query_segment_ids, key_segment_ids, block.query_prefix_ids)
+    return mask_bias(mask.same_segment() & not_later)
 
 
 def _scores(queries: jax.Array, keys: jax.Array, bias: jax.Array) -> jax.Array:
-    """[B,K,G t,D] and [B,K,t,D], and [B,1,1,t,t] -> [B,K,G t,t] fp32."""
+    """Multiplies [B,K,G t,D] and [B,K,t,D], and adds the bias [B,1,1,t,t] -> [B,K,G t,t] fp32."""
     scores = _product("BKTD,BKSD->BKTS", queries, keys)
-    apart = scores.reshape(*scores.shape[:2], -1, *bias.shape[3:])
-    return (apart + bias).reshape(scores.shape)
+    by_head = scores.reshape(*scores.shape[:2], -1, *bias.shape[3:])
+    return (by_head + bias).reshape(scores.shape)
 
 
 def _product(einsum: str, left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.einsum(einsum, left, right, preferred_element_type=jnp.float32)
 
 
-def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
-def _added(x: jax.Array, more: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(x, _at(x, index) + more, index, axis=0)
+def _add_at(x: jax.Array, addend: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(x, _take(x, index) + addend, index, axis=0)
 
 
 def _split_ids(x: jax.Array) -> jax.Array:
-    """[B,T] -> [I,B,t], the last token repeated behind the row."""
+    """Reshapes [B,T] -> [Q,B,t], the last token repeated behind the row."""
     padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK)), mode="edge")
     return padded.reshape(x.shape[0], -1, _BLOCK).swapaxes(0, 1)
 
 
 def _to_blocks(x: jax.Array, kv_heads: int) -> jax.Array:
-    """[B,T,N,D] -> [I,B,K,G t,D], zeros behind the row: heads in front, a kv head's query heads one after the other."""
+    """Reshapes [B,T,N,D] -> [Q,B,K,G t,D], zeros behind the row."""
     rows, tokens, heads, head_dim = x.shape
     padded = jnp.pad(x, ((0, 0), (0, -tokens % _BLOCK), (0, 0), (0, 0)))
-    apart = padded.reshape(rows, -1, _BLOCK, kv_heads, heads // kv_heads, head_dim).transpose(
-        1, 0, 3, 4, 2, 5
-    )
-    return apart.reshape(*apart.shape[:3], -1, head_dim)
+    split = padded.reshape(rows, -1, _BLOCK, kv_heads, heads // kv_heads, head_dim)
+    blocks = split.transpose(1, 0, 3, 4, 2, 5)
+    return blocks.reshape(*blocks.shape[:3], -1, head_dim)
 
 
 def _from_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse of `_to_blocks`, for what was of this shape [B,T,N,D]."""
+    """Inverts `_to_blocks`, for an array of shape [B,T,N,D]."""
     rows, tokens, heads, head_dim = shape
-    apart = x.reshape(*x.shape[:3], -1, _BLOCK, head_dim).transpose(1, 0, 4, 2, 3, 5)
-    return apart.reshape(rows, -1, heads, head_dim)[:, :tokens]
+    split = x.reshape(*x.shape[:3], -1, _BLOCK, head_dim).transpose(1, 0, 4, 2, 3, 5)
+    return split.reshape(rows, -1, heads, head_dim)[:, :tokens]

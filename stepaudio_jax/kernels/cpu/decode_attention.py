@@ -1,49 +1,49 @@
-"""Attention over a cache that reads no more blocks of it than rows need, whatever their lengths: plain XLA."""
+"""Attention over a cache that reads only as many of its blocks as the rows need, in plain XLA."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from stepaudio_jax.kernels.flash_xla import MASK_VALUE
+from stepaudio_jax.kernels.attention_mask import MASK_VALUE
 from stepaudio_jax.kernels.kv_cache import LayerCache
 
 _MIN_BLOCK, _MAX_BLOCK = 32, 512
-_MIN_BLOCKS_PER_ROW = 16  # into which a row is cut at least, where blocks do not become too small
+_MIN_BLOCKS_PER_ROW = 16  # unless blocks would be smaller than _MIN_BLOCK
 
 
-def decode_block_size(slots: int) -> int:
-    """Slots that are read at once: a power of two, or the whole of a shorter row."""
-    power = 1 << max(0, (slots // _MIN_BLOCKS_PER_ROW).bit_length() - 1)
-    return min(slots, max(_MIN_BLOCK, min(_MAX_BLOCK, power)))
+def blockwise_decode_attention(
+    query: Float[Array, "B K G D"], cache: LayerCache, last_position: Int[Array, " B"]
+) -> Float[Array, "B K G D"]:
+    """Computes `decode_attention.dense_decode_attention` without reading unused blocks.
 
-
-def blockwise_decode_attention(query: jax.Array, cache: LayerCache, last: jax.Array) -> jax.Array:
-    """See `decode_attention.dense_decode_attention`.
-
-    Every row needs the blocks up to its `last`. They stand in one list, row after row, and each
-    turn of a loop takes as many as there are rows from it: a long row has several in a turn, and a
-    short one none in most. What a row has summed up is scaled to its largest score so far (Milakov
-    and Gimelshein 2018, algorithm 3).
+    Every row needs the blocks up to its `last_position`. They stand in one list, row after row, and
+    each step of a loop takes as many entries of it as there are rows: a step may take several
+    blocks of a long row and none of a short one. The sums of a row are rescaled to its largest
+    score so far (Milakov and Gimelshein 2018, algorithm 3).
     """
-    rows, _, slots, _ = cache.keys.shape
-    size = decode_block_size(slots)
-    needed = last // size + 1
-    ends = jnp.cumsum(needed)
+    rows, _, cache_len, _ = cache.keys.shape
+    size = decode_block_size(cache_len)
+    blocks_needed = last_position // size + 1
+    ends = jnp.cumsum(blocks_needed)
     dtype = query.dtype
 
-    def turn(
-        number: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
+    def add_blocks(
+        step: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        largest, total, summed = state
-        place = number * rows + jnp.arange(rows)  # in the list; W = B places
-        row = jnp.minimum(jnp.sum(place[:, None] >= ends, axis=1), rows - 1)
-        first = (place - (ends - needed)[row]) * size
-        start = jnp.minimum(first, slots - size)  # the last block overlaps the one before it
+        max_score, total, summed = state
+        # W = B entries of the list, and the row and the first slot of each.
+        entry = step * rows + jnp.arange(rows)
+        row = jnp.minimum(jnp.sum(entry[:, None] >= ends, axis=1), rows - 1)
+        first = (entry - (ends - blocks_needed)[row]) * size
+        start = jnp.minimum(first, cache_len - size)  # the last block overlaps the one before it
         slot = start[:, None] + jnp.arange(size)
         visible = (
-            (slot >= first[:, None]) & (slot <= last[row][:, None]) & (place < ends[-1])[:, None]
+            (slot >= first[:, None])
+            & (slot <= last_position[row][:, None])
+            & (entry < ends[-1])[:, None]
         )
         visible = visible[:, None, None]
-        block = jax.tree.map(lambda x: _take(x, row, start, size), cache)
+        block = jax.tree.map(lambda x: _slice_blocks(x, row, start, size), cache)
         scores = jnp.einsum(
             "WKGD,WKSD->WKGS",
             query[row],
@@ -53,21 +53,24 @@ def blockwise_decode_attention(query: jax.Array, cache: LayerCache, last: jax.Ar
         if block.key_scales is not None:
             scores *= block.key_scales[:, :, None]
         scores = jnp.where(visible, scores, MASK_VALUE)
-        mine = row[:, None] == jnp.arange(rows)  # [W,B]
-        of_rows = jnp.where(mine[:, :, None, None], jnp.max(scores, axis=-1)[:, None], MASK_VALUE)
-        larger = jnp.maximum(largest, jnp.max(of_rows, axis=0))
-        weights = jnp.where(visible, jnp.exp(scores - larger[row][..., None]), 0)
-        weight = jnp.sum(weights, axis=-1)
+        is_row = row[:, None] == jnp.arange(rows)  # [W,B]
+        max_of_rows = jnp.where(
+            is_row[:, :, None, None], jnp.max(scores, axis=-1)[:, None], MASK_VALUE
+        )
+        new_max = jnp.maximum(max_score, jnp.max(max_of_rows, axis=0))
+        weights = jnp.where(visible, jnp.exp(scores - new_max[row][..., None]), 0)
+        weight_sum = jnp.sum(weights, axis=-1)
         if block.value_scales is not None:
             weights *= block.value_scales[:, :, None]
         values = block.values.astype(dtype)
-        added = jnp.einsum(
+        weighted = jnp.einsum(
             "WKGS,WKSD->WKGD", weights.astype(dtype), values, preferred_element_type=jnp.float32
         )
-        shrunk = jnp.exp(largest - larger)
-        share = mine.astype(jnp.float32)
-        total = total * shrunk + jnp.einsum("WB,WKG->BKG", share, weight)
-        return larger, total, summed * shrunk[..., None] + jnp.einsum("WB,WKGD->BKGD", share, added)
+        rescale = jnp.exp(max_score - new_max)
+        to_row = is_row.astype(jnp.float32)
+        total = total * rescale + jnp.einsum("WB,WKG->BKG", to_row, weight_sum)
+        summed = summed * rescale[..., None] + jnp.einsum("WB,WKGD->BKGD", to_row, weighted)
+        return new_max, total, summed
 
     heads = query.shape[:3]
     state = (
@@ -75,19 +78,25 @@ def blockwise_decode_attention(query: jax.Array, cache: LayerCache, last: jax.Ar
         jnp.zeros(heads, jnp.float32),
         jnp.zeros(query.shape, jnp.float32),
     )
-    _, total, summed = jax.lax.fori_loop(0, -(-ends[-1] // rows), turn, state)
+    _, total, summed = jax.lax.fori_loop(0, -(-ends[-1] // rows), add_blocks, state)
     return summed / total[..., None]
 
 
-def _take(x: jax.Array, row: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """Of x [B,K,S,..], `size` slots from start [W] on in each of the rows [W]: [W,K,size,..]."""
+def decode_block_size(cache_len: int) -> int:
+    """Returns the slots that are read at once: a power of two, or all of a shorter row."""
+    power = 1 << max(0, (cache_len // _MIN_BLOCKS_PER_ROW).bit_length() - 1)
+    return min(cache_len, max(_MIN_BLOCK, min(_MAX_BLOCK, power)))
 
-    def one(row: jax.Array, start: jax.Array) -> jax.Array:
+
+def _slice_blocks(x: jax.Array, row: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Takes from x [B,K,cache_len,..] `size` slots from start [W] on of rows [W]: [W,K,size,..]."""
+
+    def slice_block(row: jax.Array, start: jax.Array) -> jax.Array:
         rest = x.ndim - 3
         return jax.lax.dynamic_slice(
             x, (row, 0, start, *(0,) * rest), (1, x.shape[1], size, *x.shape[3:])
         )[0]
 
-    if row.shape[0] == 1:  # a slice in place, where the general case is gathered
-        return one(row[0], start[0])[None]
-    return jax.vmap(one)(row, start)
+    if row.shape[0] == 1:  # a slice in place; the general case is a gather
+        return slice_block(row[0], start[0])[None]
+    return jax.vmap(slice_block)(row, start)

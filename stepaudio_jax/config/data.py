@@ -1,0 +1,93 @@
+"""What a stage reads: its sources, the static shape of a batch, and changes to the sound."""
+
+import dataclasses
+from typing import Literal
+
+from stepaudio_jax.config.checks import (
+    check_floats,
+    check_fractions,
+    check_not_empty,
+    check_not_negative,
+    check_positive,
+    expand_paths,
+)
+from stepaudio_jax.errors import ConfigError
+
+AudioChannel = Literal["first", "mix"]
+OnBadRecord = Literal["error", "skip"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One JSONL file (or a glob of them) and its share of the mixture."""
+
+    path: str  # a JSONL file, or a glob of them
+    weight: float = 1.0  # share of the mixture, relative to the other sources' weights
+    # Shown in metrics and named by rewards. None: the file's stem, with as many of the folders
+    # above it as distinguish it from the stage's other sources.
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_not_empty(self, "name")
+        check_floats(self)
+        expand_paths(self, "path")
+        if self.weight <= 0:
+            raise ConfigError(f"weight={self.weight} of source {self.path!r} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random changes to the sound and its log-mel, in training only; 0 switches each one off."""
+
+    # Of a dialogue: all its clips are silent, so that the model learns to say what it cannot hear.
+    silence_probability: float = 0.0
+    max_shift_s: float = 0.0  # longest silence put in front of a clip, in seconds
+    noise_probability: float = 0.0  # of a clip: white noise is added
+    noise_snr_db: tuple[float, float] = (10.0, 40.0)  # range of its signal-to-noise ratio, in dB
+    gain_db: tuple[float, float] = (0.0, 0.0)  # range of the gain of a clip, in dB
+    frequency_masks: int = 0  # masked bands of a clip's log-mel (SpecAugment)
+    frequency_mask_bins: int = 0  # widest band, in mel bins
+    time_masks: int = 0  # masked spans of a clip's log-mel (SpecAugment)
+    time_mask_frames: int = 0  # longest span, in mel frames
+
+    def __post_init__(self) -> None:
+        check_floats(self)
+        check_not_negative(self, "max_shift_s", "frequency_masks", "frequency_mask_bins")
+        check_not_negative(self, "time_masks", "time_mask_frames")
+        check_fractions(self, "silence_probability", "noise_probability")
+        for name in ("noise_snr_db", "gain_db"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ConfigError(f"{name}=({low}, {high}) must be (least, greatest)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The sources of a stage and the static shape of its batches (see `data.Batch`)."""
+
+    sources: tuple[SourceConfig, ...] = ()  # the mixture
+    batch_size: int = 8  # B: sequences of the global batch, each packed with several dialogues
+    seq_len: int = 4096  # T: tokens of a sequence
+    audio_chunks_per_seq: int = 4  # C: audio chunks (of at most 25 s) that a sequence can hold
+    mel_frames_per_chunk: int = 2504  # F: mel frames that a chunk is padded to; 25 s have 2502
+    # Of a clip with several channels: "first", as the released front end takes it, or their mean.
+    channel: AudioChannel = "first"
+    augmentation: AugmentationConfig = AugmentationConfig()  # of the sound, in training only
+    loss_on_reasoning: bool = True  # the loss counts reasoning tokens as well as replies
+    # Later turns see the reasoning of earlier ones (see text.training_views).
+    history_reasoning: bool = False
+    check: Literal["all"] | int = "all"  # records of each source checked before a run begins
+    on_bad_audio: OnBadRecord = "error"  # a clip cannot be decoded; "skip" drops and counts it
+    on_too_long: OnBadRecord = "error"  # a dialogue does not fit an empty sequence
+    on_bad_record: OnBadRecord = "error"  # a record cannot be read or rendered
+    # Sequences kept open for each one of the batch: more pack a little tighter and cost memory.
+    packing_bins_per_seq: int = 4
+    threads: int = 2  # threads that read and prepare records
+    prefetch_batches: int = 2  # batches prepared ahead of the step
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size", "seq_len", "mel_frames_per_chunk")
+        check_positive(self, "packing_bins_per_seq", "threads", "prefetch_batches")
+        check_not_negative(self, "audio_chunks_per_seq")
+        if self.check != "all" and self.check < 0:
+            raise ConfigError(f"check={self.check} must be 'all' or a number of records")

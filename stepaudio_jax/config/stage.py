@@ -1,0 +1,206 @@
+"""One stage of a run: its data, its objective, what is trained and how."""
+
+import dataclasses
+import re
+from typing import Literal
+
+from stepaudio_jax.config.checks import (
+    check_floats,
+    check_fractions,
+    check_not_negative,
+    check_positive,
+    expand_paths,
+)
+from stepaudio_jax.config.data import AugmentationConfig, DataConfig
+from stepaudio_jax.config.model import FloatDtype
+from stepaudio_jax.config.objectives import AuxiliaryConfig, NextToken, PolicyGradient
+from stepaudio_jax.errors import ConfigError
+
+Part = Literal["encoder", "adaptor", "decoder"]
+LoRATarget = Literal["query", "key", "value", "output", "gate", "up", "down"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, Adafactor, or Muon for matrices with AdamW for the rest; warm-up, then decay."""
+
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"  # the algorithm
+    learning_rate: float = 1e-5  # after warm-up; with muon, of what is not a matrix
+    warmup_steps: int = 0  # update k of these has k / warmup_steps of the learning rate
+    decay: Literal["constant", "linear", "cosine"] = "cosine"  # of the learning rate
+    # Of the learning rate, reached at the end of the stage.
+    final_learning_rate_fraction: float = 0.1
+    b1: float = 0.9  # decay of the first moment of Adam
+    b2: float = 0.95  # decay of the second moment of Adam
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # of matrices only, without biases, norms and position embeddings
+    clip_norm: float = 1.0  # largest global norm of the gradients; 0: no clipping
+    muon_learning_rate: float = 0.02  # of matrices, where name is "muon"
+    muon_momentum: float = 0.95  # of matrices, where name is "muon"
+    moment_dtype: FloatDtype = "float32"  # of the first moment (momentum); Adafactor has none
+
+    def __post_init__(self) -> None:
+        check_floats(self)
+        for name in ("learning_rate", "muon_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} must be positive: nothing would learn"
+                )
+        check_not_negative(self, "warmup_steps", "weight_decay", "clip_norm")
+        for name in ("b1", "b2", "muon_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} must be at least 0 and less than 1"
+                )
+        check_positive(self, "eps")
+        check_fractions(self, "final_learning_rate_fraction")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adaptation of the decoder: its matrices are frozen, an adapter beside them trains.
+
+    The finished `model/` keeps the adapter apart too: see docs/lora.md.
+    """
+
+    rank: int = 0  # of the adapter's matrices; 0: no adapter
+    alpha: float = 32.0  # the product of the adapter's matrices is multiplied by alpha / rank
+    # Matrices of the decoder that get an adapter.
+    targets: tuple[LoRATarget, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+    # Folder of a PEFT adapter to continue training; None: a new one.
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "adapter")
+        check_floats(self)
+        check_not_negative(self, "rank")
+        if self.adapter is not None and not self.rank:
+            raise ConfigError(
+                f"rank=0 has no adapter, and adapter={self.adapter!r} names one: "
+                "set rank and alpha to the adapter's"
+            )
+        check_positive(self, "alpha")
+        if not self.targets:
+            raise ConfigError("targets is empty: name the matrices to adapt, or set rank=0")
+
+    @property
+    def scale(self) -> float:
+        """Returns the factor of the product of the adapter's matrices."""
+        return self.alpha / self.rank if self.rank else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out loss during training; it is on where `data` has sources."""
+
+    data: DataConfig = DataConfig()  # held-out dialogues
+    every_steps: int = 0  # between two evaluations; 0: only at the end of the stage
+    batches: int = 8  # most batches of an evaluation
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "every_steps")
+        check_positive(self, "batches")
+        if self.data.augmentation != AugmentationConfig():
+            raise ConfigError(
+                "augmentation changes the sound in training only; leave it out of evaluation.data"
+            )
+
+    @property
+    def enabled(self) -> bool:
+        """Returns whether there is anything to evaluate on."""
+        return bool(self.data.sources)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of a run: its data, its objective, what is trained and how."""
+
+    name: str  # names the stage's checkpoints, and its keys on the command line
+    steps: int  # optimizer steps, or iterations of reinforcement learning
+    objective: NextToken | PolicyGradient = NextToken()  # what is optimized
+    data: DataConfig  # what is trained on
+    evaluation: EvaluationConfig = EvaluationConfig()  # held-out loss
+    optimizer: OptimizerConfig = OptimizerConfig()  # of the trained parameters
+    trainable: tuple[Part, ...] = ("adaptor", "decoder")  # parts of the model that are trained
+    lora: LoRAConfig = LoRAConfig()  # of the decoder, which `trainable` then leaves out
+    gradient_accumulation_steps: int = 1  # micro-batches a step, into which batch_size is cut
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ConfigError(
+                f"the stage's name={self.name!r} must be of letters, digits, '_' and '-'"
+            )
+        check_positive(self, "steps")
+        if not self.data.sources:
+            raise ConfigError("data.sources is empty: nothing to train on")
+        microbatches = self.gradient_accumulation_steps
+        if microbatches <= 0 or self.data.batch_size % microbatches:
+            raise ConfigError(
+                f"data.batch_size={self.data.batch_size} must be a multiple of "
+                f"gradient_accumulation_steps={microbatches}"
+            )
+        self._check_trainable()
+        if isinstance(self.objective, PolicyGradient):
+            self._check_policy_gradient(self.objective)
+
+    @property
+    def num_updates(self) -> int:
+        """Returns the number of optimizer updates in the stage."""
+        return self.steps * self.objective.updates_per_step
+
+    @property
+    def auxiliary(self) -> AuxiliaryConfig:
+        """Returns the auxiliary losses of a next-token objective; other objectives have none."""
+        if isinstance(self.objective, NextToken):
+            return self.objective.auxiliary
+        return AuxiliaryConfig()
+
+    @property
+    def policy_gradient(self) -> PolicyGradient:
+        """Returns the objective of a stage of reinforcement learning.
+
+        Raises:
+            TypeError: the stage has another objective.
+        """
+        if not isinstance(self.objective, PolicyGradient):
+            raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
+        return self.objective
+
+    def _check_trainable(self) -> None:
+        """Checks that something is trained, and that it gets gradients."""
+        if self.lora.rank and "decoder" in self.trainable:
+            raise ConfigError(
+                "lora.rank adapts the decoder, which is in trainable: leave it out there, "
+                "or set lora.rank=0"
+            )
+        trains_decoder = "decoder" in self.trainable or bool(self.lora.rank)
+        if not self.trainable and not trains_decoder:
+            raise ConfigError("trainable is empty: nothing would learn")
+        if not self.data.audio_chunks_per_seq and not trains_decoder:
+            raise ConfigError(
+                f"trainable={self.trainable} are parts that hear, and data.audio_chunks_per_seq=0 "
+                "leaves them nothing to hear: nothing would learn; raise audio_chunks_per_seq, or "
+                "train the decoder"
+            )
+
+    def _check_policy_gradient(self, objective: PolicyGradient) -> None:
+        """Checks what reinforcement learning needs, and what it does not support."""
+        if not objective.rewards:
+            raise ConfigError(
+                "objective.rewards is empty: policy_gradient needs at least one reward"
+            )
+        if "encoder" in self.trainable:
+            raise ConfigError(
+                "trainable names the encoder, which policy_gradient keeps frozen: its features "
+                "are computed once a step"
+            )
+        if self.evaluation.enabled or self.gradient_accumulation_steps > 1:
+            raise ConfigError(
+                "evaluation.data and gradient_accumulation_steps are for objective=next_token; "
+                "leave them out with policy_gradient"
+            )
+        augmentation = dataclasses.replace(self.data.augmentation, silence_probability=0.0)
+        if augmentation != AugmentationConfig():
+            raise ConfigError(
+                "data.augmentation can only have silence_probability with policy_gradient"
+            )

@@ -1,0 +1,64 @@
+"""Log-probabilities of given tokens, with the logits of one chunk of tokens in memory at a time.
+
+The training loss has an algorithm of its own, which cuts the vocabulary (`training.losses`).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from stepaudio_jax.config import ShardingRules
+from stepaudio_jax.kernels.partitioning import constrain
+
+
+def chunked_logprobs(
+    hidden: Float[Array, "B T H"],
+    lm_head_kernel: Float[Array, "H V"],
+    targets: Int[Array, "B T"],
+    *,
+    chunks: int,
+    temperature: float = 1.0,
+    rules: ShardingRules,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Computes log p(target) and the entropy of softmax(logits / temperature), both fp32.
+
+    Each row is cut into `chunks` parts, which must divide T; a backward pass computes their logits
+    again.
+
+    Args:
+        hidden: states of the decoder's last layer.
+        lm_head_kernel: cast to the dtype of `hidden`; the logits are fp32.
+        targets: the token at each position.
+        chunks: parts of a row.
+        temperature: of the distribution.
+        rules: shardings of the logits.
+    """
+    rows = hidden.shape[0]
+
+    @jax.checkpoint
+    def chunk_logprobs(
+        hidden: jax.Array, targets: jax.Array, kernel: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.einsum(
+            "BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        logits = constrain(logits, ("batch", "tokens", "vocab"), rules) / temperature
+        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+        # A comparison with every index instead of a gather: each device then needs only its part
+        # of the vocabulary.
+        is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+        target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        probabilities = jnp.exp(logits - log_normalizer[..., None])
+        mean_logit = jnp.sum(probabilities * logits, axis=-1)
+        return target_logit - log_normalizer, log_normalizer - mean_logit
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(rows, chunks, -1, *x.shape[2:]), 1, 0)
+
+    _, outputs = jax.lax.scan(
+        lambda _, chunk: (None, chunk_logprobs(*chunk, lm_head_kernel)),
+        None,
+        (split(hidden), split(targets)),
+    )
+    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1) for x in outputs)
+    return logprobs, entropy

@@ -1,0 +1,57 @@
+"""Checks the shapes and dtypes that functions of the package declare, whenever a test calls them."""
+
+import functools
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import beartype
+import jaxtyping
+
+_CONF = beartype.BeartypeConf(is_pep484_tower=True)  # an int is a float
+_CHECKERS = ("jaxtyping", "beartype", "dataclasses", __name__, "<string>")
+_REBUILDERS = ("jax", "flax", "optax", "orbax")
+
+
+def install() -> None:
+    """Has every module of the package that is imported from now on checked by `check`."""
+    jaxtyping.install_import_hook("stepaudio_jax", f"{__name__}.check")
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that checks its arguments where some are declared with a shape.
+
+    jaxtyping's import hook gives it each function of the package, and the constructor of each
+    dataclass. What JAX builds itself when it maps over a tree holds anything at its leaves
+    (shardings, axes, a batch's slice): there a constructor is not checked.
+    """
+    if not any(_has_shape(hint) for hint in function.__annotations__.values()):
+        return function
+    checked = beartype.beartype(function, conf=_CONF)
+    if function.__name__ != "__init__":
+        return checked
+
+    @functools.wraps(function)
+    def check_constructor(*args: Any, **kwargs: Any) -> Any:
+        return (function if _called_by_jax() else checked)(*args, **kwargs)
+
+    return check_constructor
+
+
+def _has_shape(hint: Any) -> bool:
+    """Returns whether a type, or a part of it, is an array of declared shape."""
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(_has_shape(part) for part in typing.get_args(hint))
+
+
+def _called_by_jax() -> bool:
+    """Returns whether the caller, beyond the checkers' own frames, is a library that rebuilds trees."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "<string>").split(".")[0]
+        if frame.f_globals.get("__name__") != __name__ and package not in _CHECKERS:
+            return package in _REBUILDERS
+        frame = frame.f_back
+    return False
