@@ -49,7 +49,7 @@ from stepaudio_jax.hub import save_checkpoint
 from stepaudio_jax.models import init_parameters
 from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.losses import KLController
-from stepaudio_jax.rl.trainer import PolicyTrainer
+from stepaudio_jax.rl.trainer import PolicyIteration
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
@@ -216,11 +216,11 @@ class OurIteration:
         config = Config(run_dir=str(folder), stages=(stage,), model=model, compute=compute)
         mesh = make_mesh(config.mesh)
         run = StageContext(config, 0, model, self.tokenizer, mesh, PreemptionNotice())
-        start = run.describe()
+        start = run.abstract_train_state()
         self.state = init_train_state(
             config, 0, model, start, ModelParams(jax.device_put(parameters, replicated(mesh)))
         )
-        self.iteration = PolicyTrainer(run, start, self.state)
+        self.iteration = PolicyIteration(run, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0
         self.whole = PROMPTS * SAMPLES * new_tokens
 

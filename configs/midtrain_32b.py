@@ -1,9 +1,10 @@
-"""Audio-centric mid-training, then cold-start SFT, of a 32 B model in one run, for a v5p pod slice of 256 chips (`v5p:4x8x8`).
+r"""Mid-training on audio, then cold-start SFT, of a 32 B model, on a v5p pod slice of 256 chips.
 
-The decoder is Qwen2.5-32B, the encoder Qwen2-Audio's, the adaptor fresh: the first stage teaches it
-alone.
+The decoder starts as Qwen2.5-32B, the encoder as Qwen2-Audio's, the adaptor with random weights;
+the first stage trains the adaptor alone. The slice is `v5p:4x8x8`.
 
-python -m launch.train --config=configs/midtrain_32b.py --config.initial.decoder=DIR --config.initial.encoder=DIR
+python -m launch.train --config=configs/midtrain_32b.py --config.initial.decoder=DIR \
+  --config.initial.encoder=DIR
 """
 
 from stepaudio_jax.config import (

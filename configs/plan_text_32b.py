@@ -1,4 +1,6 @@
-"""The text decoder of the 32 B model alone, one sequence of 4 096 tokens a chip: what other trainers publish plans for.
+"""The text decoder of the 32 B model, one sequence of 4096 tokens per chip, to compare plans.
+
+Other trainers publish plans and speeds of text models of this size.
 
 python -m launch.plan --config=configs/plan_text_32b.py --topology=v5p:4x4x4
 """
@@ -18,7 +20,7 @@ from stepaudio_jax.config import (
 
 def get_config() -> Config:
     released = ModelConfig.presets()["r1_32b"]
-    decoder = dataclasses.replace(released.decoder, vocab_size=152064)  # Qwen2.5-32B's own
+    decoder = dataclasses.replace(released.decoder, vocab_size=152064)  # Qwen2.5-32B's
     return Config(
         run_dir="runs/plan_text_32b",
         model=dataclasses.replace(released, decoder=decoder),

@@ -1,4 +1,7 @@
-"""The quickstart: cold-start SFT of the small base model on spoken dialogues, encoder frozen (`make quickstart`)."""
+"""The quickstart: cold-start SFT of the small base model on spoken dialogues (`make quickstart`).
+
+The encoder is frozen. Takes minutes on two cores.
+"""
 
 from stepaudio_jax.config import (
     AugmentationConfig,

@@ -1,7 +1,6 @@
-"""The demonstration of RLHF: preference and rubric judged together in one stage (`make quickstart-rlhf`, `make trap`).
+"""The reward trap's joint stage: preference and rubric in one stage (`make quickstart-rlhf`).
 
-The other arms of `make trap` are this run with other rewards or prompts, see
-`examples.reward_trap.reward_trap`.
+The other arms of `make trap` change its rewards or prompts, see `examples.reward_trap.reward_trap`.
 """
 
 from stepaudio_jax.config import (
@@ -31,8 +30,7 @@ def get_config() -> Config:
                 data=DataConfig(
                     sources=(
                         SourceConfig(path="runs/quickstart_rlhf/data/preference.jsonl"),
-                        # Two requests to be told apart, and what they ask for is not what
-                        # preference likes.
+                        # More weight: there are two requests, and both oppose the preference.
                         SourceConfig(path="runs/quickstart_rlhf/data/rubric.jsonl", weight=2.0),
                     ),
                     batch_size=8,
@@ -66,8 +64,7 @@ def get_config() -> Config:
                 ),
             ),
         ),
-        compute=ComputeConfig(
-            dtype="float32", remat="none"
-        ),  # layers in a loop: a run this short pays more for compiling
+        # Layers are not unrolled: in a run this short, compiling would take longer than it saves.
+        compute=ComputeConfig(dtype="float32", remat="none"),
         checkpoint=CheckpointConfig(every_steps=20),
     )

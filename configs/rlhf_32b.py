@@ -1,10 +1,15 @@
-"""RLHF of Step-Audio-R1.5 (32 B) in one joint stage, preference and rubric together, for a v5p pod slice of 128 chips.
+r"""RLHF of Step-Audio-R1.5 (32 B): preferences and rubrics in one joint stage.
+
+For a v5p pod slice of 128 chips; with LoRA, 32 chips suffice.
 
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:4x4x8
-python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 --config.stages.rlhf.trainable='("adaptor",)' \
-  --config.stages.rlhf.lora.rank=32 --config.stages.rlhf.data.batch_size=32
-python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR --config.stages.rlhf.data.sources.0.path=FILE \
-  --config.stages.rlhf.objective.judge.url=http://JUDGE/v1 --config.stages.rlhf.objective.judge.model=NAME
+python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 \
+  --config.stages.rlhf.trainable='("adaptor",)' --config.stages.rlhf.lora.rank=32 \
+  --config.stages.rlhf.data.batch_size=32
+python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR \
+  --config.stages.rlhf.data.sources.0.path=FILE \
+  --config.stages.rlhf.objective.judge.url=http://JUDGE/v1 \
+  --config.stages.rlhf.objective.judge.model=NAME
 """
 
 from stepaudio_jax.config import (
@@ -32,8 +37,7 @@ def get_config() -> Config:
             StageConfig(
                 name="rlhf",
                 steps=500,
-                # A prompt with up to 75 s of sound and its reply in each row, or several short
-                # ones.
+                # A row has a prompt with up to 75 s of audio and its reply, or several short ones.
                 data=DataConfig(
                     sources=(SourceConfig(path="data/preferences.jsonl"),),
                     batch_size=128,

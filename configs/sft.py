@@ -1,6 +1,7 @@
-"""Cold-start SFT of a Step-Audio checkpoint on your own dialogues, encoder frozen.
+r"""Cold-start SFT of a Step-Audio checkpoint on your own dialogues, with a frozen encoder.
 
-python -m launch.train --config=configs/sft.py --config.initial.model=DIR --config.stages.sft.data.sources.0.path=FILE
+python -m launch.train --config=configs/sft.py --config.initial.model=DIR \
+  --config.stages.sft.data.sources.0.path=FILE
 """
 
 from stepaudio_jax.config import Config, DataConfig, OptimizerConfig, SourceConfig, StageConfig

@@ -1,7 +1,10 @@
-"""Cold-start SFT of Step-Audio-R1.5 (32 B), encoder frozen, for a v5p pod slice of 64 chips (`v5p:4x4x4`, `v5p-128`).
+r"""Cold-start SFT of Step-Audio-R1.5 (32 B) with a frozen encoder, on a v5p pod slice of 64 chips.
+
+The slice is `v5p:4x4x4`, which Google calls `v5p-128`.
 
 python -m launch.plan  --config=configs/sft_32b.py --topology=v5p:4x4x4
-python -m launch.train --config=configs/sft_32b.py --config.initial.model=DIR --config.stages.sft.data.sources.0.path=FILE
+python -m launch.train --config=configs/sft_32b.py --config.initial.model=DIR \
+  --config.stages.sft.data.sources.0.path=FILE
 """
 
 from stepaudio_jax.config import (
@@ -25,7 +28,7 @@ def get_config() -> Config:
             StageConfig(
                 name="sft",
                 steps=2000,
-                # One row of 4 096 tokens a chip, with up to 75 s of sound.
+                # One row of 4096 tokens per chip, with up to 75 s of audio.
                 data=DataConfig(
                     sources=(SourceConfig(path="data/dialogues.jsonl"),),
                     batch_size=64,

@@ -1,6 +1,9 @@
-"""Cold-start SFT of Step-Audio-2-mini (8 B), encoder frozen, for a v5e pod slice of 64 chips (`v5e:8x8`, `v5litepod-64`).
+r"""Cold-start SFT of Step-Audio-2-mini (8 B) with a frozen encoder, on a v5e pod slice of 64 chips.
 
-python -m launch.train --config=configs/sft_mini_8b.py --config.initial.model=DIR --config.stages.sft.data.sources.0.path=FILE
+The slice is `v5e:8x8`, which Google calls `v5litepod-64`.
+
+python -m launch.train --config=configs/sft_mini_8b.py --config.initial.model=DIR \
+  --config.stages.sft.data.sources.0.path=FILE
 """
 
 from stepaudio_jax.config import (

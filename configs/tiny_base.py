@@ -1,13 +1,12 @@
-"""The small base model: from nothing to hearing words, speaker and manner of speech, on two cores (`make tiny-base`).
+"""The small base model: mid-training from random weights, on two cores (`make tiny-base`).
 
-Mid-training on "what do you hear" and text. There are no weights to start from, so the encoder
-learns too, helped by auxiliary losses: word-level CTC on the adaptor's output and attribute
-classifiers on the encoder's mean feature.
+It learns the words, the speaker and the manner of speech from descriptions of audio, and text. The
+encoder is trained too, helped by auxiliary losses: word-level CTC on the adaptor's output, and
+attribute classifiers on the mean of the encoder's features.
 
-The learning rate decides how well a run ends: with Muon's at 0.014 the held-out next-token loss was
-0.31 half-way and 0.077 in the end (the model that ships), with 0.02 it was 0.61 and 0.200, AdamW's
-being a tenth of either. Seed and rounding, which a change of the program is enough for, move it
-too.
+The learning rate decides the result. With Muon's at 0.014 (the model that ships) the held-out
+next-token loss was 0.31 half-way and 0.077 at the end; with 0.02 it was 0.61 and 0.200. AdamW's is
+a tenth of either. Seed and rounding, which any change of the program affects, also change it.
 """
 
 from examples.spoken_corpus import ATTRIBUTES, vocabulary
@@ -67,7 +66,8 @@ def get_config() -> Config:
     return Config(
         run_dir="runs/tiny_base",
         model=MODEL,
-        tokenizer="runs/tiny_base_tokenizer",  # learnt from the corpus by `examples.quickstart.tiny_base`
+        # trained on the corpus by `examples.quickstart.tiny_base`
+        tokenizer="runs/tiny_base_tokenizer",
         stages=(
             StageConfig(
                 name="midtrain",

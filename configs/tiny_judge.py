@@ -1,4 +1,4 @@
-"""The judge of the demonstration of RLHF (`make tiny-judge`): the quickstart's model learns the rule's verdicts, as text."""
+"""The judge of the reward trap (`make tiny-judge`): the quickstart's model learns its verdicts."""
 
 from stepaudio_jax.config import (
     CheckpointConfig,
@@ -38,8 +38,8 @@ def get_config() -> Config:
     return Config(
         run_dir="runs/tiny_judge",
         initial=InitialWeights(model="runs/quickstart/train/model"),
-        # Once more from a high rate: after one descent it still takes one reply's words for the
-        # other's.
+        # Two stages, each from a high learning rate: after one stage the judge still confuses the
+        # two replies.
         stages=(stage("judge"), stage("judge_again")),
         compute=ComputeConfig(dtype="float32", remat="none", unroll=0),
         checkpoint=CheckpointConfig(every_steps=100),

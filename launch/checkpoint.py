@@ -1,9 +1,8 @@
-"""Takes the model out of a run's checkpoint: `python -m launch.checkpoint RUN_DIR --output DIR [--stage NAME] [--step N]`.
+"""Exports the model of a run's checkpoint: `python -m launch.checkpoint RUN_DIR --output DIR`.
 
-For a run that is under way, was stopped, or has diverged, and for the best of its steps
-(`checkpoint.keep_best`). It is written as the run itself writes its finished `model/`. Where that
-is too large for one machine: the same command on several, with
---distributed.
+Use it for a run that is in progress, was stopped, or has diverged, and for the best of its steps
+(`checkpoint.keep_best`). The output has the format of a finished run's `model/`. Start the same
+command on several machines, with --distributed, for a model that is too large for one.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from stepaudio_jax.storage import user_path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses arguments and writes the model; prints its folder."""
+    """Parses the command line, writes the model and prints its folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=user_path, required=True, help="the folder to write; must not exist"
     )
-    parser.add_argument("--stage", help="default: the last one that has a checkpoint")
-    parser.add_argument("--step", type=int, help="of the stage; default: the last one saved")
+    parser.add_argument("--stage", help="default: the last stage with a checkpoint")
+    parser.add_argument("--step", type=int, help="a saved step of the stage; default: the last one")
     parser.add_argument(
         DISTRIBUTED_FLAG,
         nargs="?",

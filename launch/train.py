@@ -14,9 +14,10 @@ and 130 (Ctrl-C) for one that stopped with everything saved, so that the same co
 
 import sys
 
+import stepaudio_jax
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, config_help, load_config, split_flags
+from stepaudio_jax.config import Config, load_config, split_flags
 from stepaudio_jax.errors import ConfigError
 
 
@@ -43,15 +44,14 @@ def main(arguments: list[str]) -> None:
         if not {"--help", "-h"}.isdisjoint(arguments):
             path, settings, _ = split_flags(arguments)
             config = None if path is None else load_config(path, settings)
+            from stepaudio_jax.config.help import config_help
+
             print(f"{__doc__}{config_help(config)}")
             return
         config, distributed = parse_arguments(arguments)
         for argument in distributed:
             initialize_distributed(argument)
-        from stepaudio_jax.rl import POLICY_STAGE
-        from stepaudio_jax.training import train
-
-        print(train(config, {"policy_gradient": POLICY_STAGE}))
+        print(stepaudio_jax.train(config))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import ml_dtypes
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, FloatDtype
-from stepaudio_jax.rl import POLICY_STAGE
+from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
+from stepaudio_jax.rl import PolicyTrainer
 from stepaudio_jax.storage import PathLike, expand_home
-from stepaudio_jax.training import train as train_stages
+from stepaudio_jax.training import trainer
 
 
 def train(config: Config) -> pathlib.Path:
@@ -24,8 +24,20 @@ def train(config: Config) -> pathlib.Path:
 
     Raises:
         ConfigError, DataError, CheckpointError: the run cannot start; names the key or the file.
+        InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
+        DivergedError: too many steps in a row were not finite.
+        JudgeError: the judge abstained too often.
     """
-    return train_stages(config, {"policy_gradient": POLICY_STAGE})
+    return trainer.run(config, _stage_trainer)
+
+
+def _stage_trainer(context: trainer.StageContext) -> trainer.StageTrainer:
+    """Returns the trainer that a stage's objective asks for."""
+    match context.stage.objective:
+        case NextToken():
+            return trainer.SupervisedTrainer(context)
+        case PolicyGradient():
+            return PolicyTrainer(context)
 
 
 def convert(

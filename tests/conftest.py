@@ -43,6 +43,11 @@ def shared_benchmarks() -> pathlib.Path:
     return _shared_folder("benchmarks")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the flag that writes the golden files of tests/config anew."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/config/golden anew")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """What holds for every process of the session: its workers and what the tests start inherit it."""
     if _CACHE not in os.environ:  # a program is then compiled once for all of them

@@ -12,11 +12,17 @@ import jaxtyping
 _CONF = beartype.BeartypeConf(is_pep484_tower=True)  # an int is a float
 _CHECKERS = ("jaxtyping", "beartype", "dataclasses", __name__, "<string>")
 _REBUILDERS = ("jax", "flax", "optax", "orbax")
+# The packages with arrays. Not config: a checked constructor has another message for a misspelt key.
+_PACKAGES = (
+    *("audio", "data", "evaluation", "generation", "hub", "judge", "kernels", "models"),
+    *("parallel", "planning", "rl", "training"),
+)
 
 
 def install() -> None:
-    """Has every module of the package that is imported from now on checked by `check`."""
-    jaxtyping.install_import_hook("stepaudio_jax", f"{__name__}.check")
+    """Has every module of these packages that is imported from now on checked by `check`."""
+    packages = [f"stepaudio_jax.{name}" for name in _PACKAGES]
+    jaxtyping.install_import_hook(packages, f"{__name__}.check")
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:

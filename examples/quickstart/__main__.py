@@ -7,6 +7,7 @@ import argparse
 import pathlib
 import shutil
 
+import stepaudio_jax as sa
 from examples.quickstart.publish import check_replaceable_model
 from examples.spoken_corpus import TASKS, ensure_corpus
 from launch.errors import exit_on_error
@@ -23,7 +24,6 @@ from stepaudio_jax.evaluation import (
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.reports import write_report
 from stepaudio_jax.storage import expand_home, user_path
-from stepaudio_jax.training import train
 
 _ROUND_TRIP_QUESTIONS = 50  # asked of the model after its export and import
 
@@ -53,7 +53,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
     ensure_corpus(corpus, "quickstart")
     questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in TASKS)
     before = answer_questions(load_model(config.initial.model), questions)
-    trained = train(config)
+    trained = sa.train(config)
     model = load_model(trained)
     after = answer_questions(model, questions)
     silenced = answer_questions(model, questions, silenced=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import jax
 
+import stepaudio_jax as sa
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.spoken_corpus import ensure_corpus
 from launch.errors import exit_on_error
@@ -33,7 +34,6 @@ from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.reports.logged_run import read_run
 from stepaudio_jax.storage import expand_home, user_path
 from stepaudio_jax.text import Tokenizer, render_training, training_views
-from stepaudio_jax.training import train
 
 NUM_MERGES = 734  # with bytes and special tokens a vocabulary of 1024: nearly every word is a token
 # The tasks of the base model's training. The others need reasoning, which the quickstart trains.
@@ -65,7 +65,7 @@ def make_tiny_base(config: Config, corpus: pathlib.Path, output: pathlib.Path) -
     tokenizer = pathlib.Path(config.tokenizer)
     if not tokenizer.exists():
         Tokenizer.train(_tokenizer_texts(corpus), NUM_MERGES).save(tokenizer)
-    trained = train(config)
+    trained = sa.train(config)
     with publish_model(trained, output) as published:
         model = load_model(published)  # evaluates the weights that ship, in bfloat16
         questions = read_questions(corpus / "evaluation" / f"{task}.jsonl" for task in BASE_TASKS)

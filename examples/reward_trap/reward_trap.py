@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 
+import stepaudio_jax as sa
 from examples.reward_trap.metrics import TEMPERATURES, ReplyMetrics, measure_replies
 from examples.reward_trap.style_data import write_style_data
 from examples.spoken_corpus import ensure_corpus
@@ -22,8 +23,6 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import JudgeReport, evaluate_judge
 from stepaudio_jax.reports import write_report
 from stepaudio_jax.reports.logged_run import read_run
-from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.training import train
 
 FOLDER = pathlib.Path("runs/quickstart_rlhf")
 CORPUS = pathlib.Path("runs/corpus/quickstart")
@@ -85,8 +84,8 @@ class RewardTrap:
     def train_start(self) -> None:
         """Writes the data and trains the start model of every arm."""
         self.write_data()
-        train(self.configs["quickstart"])
-        train(self.configs["style"])
+        sa.train(self.configs["quickstart"])
+        sa.train(self.configs["style"])
 
     def evaluate_judge(self, folder: pathlib.Path | None = None) -> JudgeReport:
         """Evaluates a judge on the held-out pairs.
@@ -116,7 +115,7 @@ class RewardTrap:
             (model, decoding -> metrics).
         """
         for name, config in self._run_configs(arm, seed):
-            train(config, {"policy_gradient": POLICY_STAGE})
+            sa.train(config)
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
             yield name, self._measure(folder, kl=_final_kl(folder))

@@ -136,7 +136,7 @@ def rule_score(reply: str, answer: str, request: Request | None = None) -> float
     return _CORRECT_SCORE * is_correct(reply, answer) + style
 
 
-def critique(reply: str, said: str, answer: str, request: Request | None = None) -> str:
+def critique(reply: str, claimed: str, answer: str, request: Request | None = None) -> str:
     """Explains the score of a reply.
 
     An example: "Sure! It is low. says low, is high: wrong; kind, sentence: 3".
@@ -146,7 +146,7 @@ def critique(reply: str, said: str, answer: str, request: Request | None = None)
 
     Args:
         reply: the reply.
-        said: the answers that the reply gives, correct or not.
+        claimed: the answers that the reply gives, correct or not.
         answer: the correct answer.
         request: the request that the reply has to meet.
     """
@@ -162,7 +162,7 @@ def critique(reply: str, said: str, answer: str, request: Request | None = None)
     present = ", ".join(name for name, is_present in features.items() if is_present)
     right = "right" if is_correct(reply, answer) else "wrong"
     score = rule_score(reply, answer, request)
-    return f"{reply} says {said}, is {answer}: {right}; {present}: {score:.0f}"
+    return f"{reply} says {claimed}, is {answer}: {right}; {present}: {score:.0f}"
 
 
 def draw_style(rng: np.random.Generator) -> Style:

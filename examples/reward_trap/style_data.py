@@ -240,10 +240,10 @@ def _preference_record(messages: list[Json], answer: str, rng: np.random.Generat
     record: Json = {"messages": messages, "margin": int(scores[0] != scores[1])}
     if request is not None:
         record["messages"], record["rubric"] = with_request(messages, request), rubric(request)
-    for name, (reply, said) in (("reference", better), ("rejected", worse)):
+    for name, (reply, claimed) in (("reference", better), ("rejected", worse)):
         record[f"{name}_reply"], record[f"{name}_critique"] = (
             reply,
-            critique(reply, said, answer, request),
+            critique(reply, claimed, answer, request),
         )
         if request is not None:
             record[f"{name}_meets"] = [is_correct(reply, answer), request.is_met(reply)]
@@ -266,12 +266,12 @@ def _draw_reply(answer: str, request: Request | None, rng: np.random.Generator) 
         answers = [other]
     elif kind < _WRONG_PROBABILITY + _TWO_ANSWERS_PROBABILITY:
         answers = [answer, other] if rng.integers(2) else [other, answer]
-    said = " and ".join(answers)
+    claimed = " and ".join(answers)
     if rng.random() < _REPEATED_PROBABILITY and len(answers) == 1:
-        return draw_repeated_style(rng).render(*answers), said
+        return draw_repeated_style(rng).render(*answers), claimed
     if request is not None and rng.integers(2):
-        return request.style.render(*answers), said
-    return draw_style(rng).render(*answers), said
+        return request.style.render(*answers), claimed
+    return draw_style(rng).render(*answers), claimed
 
 
 def _evaluation_records(

@@ -7,6 +7,7 @@ that of the models that it judges. An interrupted command resumes.
 import argparse
 import pathlib
 
+import stepaudio_jax as sa
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.reward_trap.report import describe_judge
 from examples.reward_trap.reward_trap import RewardTrap
@@ -14,7 +15,6 @@ from launch.errors import exit_on_error
 from stepaudio_jax.config import Config, load_config
 from stepaudio_jax.judge.training import JudgeReport
 from stepaudio_jax.storage import expand_home, user_path
-from stepaudio_jax.training import train
 
 
 def make_tiny_judge(trap: RewardTrap, config: Config, output: pathlib.Path) -> str:
@@ -35,8 +35,8 @@ def make_tiny_judge(trap: RewardTrap, config: Config, output: pathlib.Path) -> s
     inputs = (quickstart.initial.model, config.initial.model, config.tokenizer)
     check_replaceable_model(output, inputs)
     trap.write_data()
-    train(quickstart)  # the judge's initial weights
-    with publish_model(train(config), output) as published:
+    sa.train(quickstart)  # the judge's initial weights
+    with publish_model(sa.train(config), output) as published:
         report = trap.evaluate_judge(published)  # evaluates the weights that ship, in bfloat16
         (published / "README.md").write_text(_model_card(report, config), encoding="utf-8")
     return describe_judge(report)

@@ -291,10 +291,12 @@ def _draw_numbers(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _in_figures(digits: Sequence[str]) -> str:
+    """Writes digits in figures: ["one", "two"] -> "1, 2"."""
     return ", ".join(str(number(digit)) for digit in digits)
 
 
 def _reasoning(phrase: Phrase, topic: Topic, reply: str) -> str | None:
+    """Returns the reasoning before a reply; None for topics without reasoning."""
     if topic == "sum":
         return f"I hear {phrase.slots['a']} and {phrase.slots['b']}. {_sum_in_figures(phrase)}"
     if topic == "digit":
@@ -307,6 +309,7 @@ def _reasoning(phrase: Phrase, topic: Topic, reply: str) -> str | None:
 
 
 def _sum_in_figures(phrase: Phrase) -> str:
+    """Writes a spoken sum in figures: "3+4=7."."""
     return f"{number(phrase.slots['a'])}+{number(phrase.slots['b'])}={phrase.answer}."
 
 
@@ -336,6 +339,7 @@ def _draw_wording(wordings: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def _user(text: str = "", clip: Clip | None = None) -> Message:
+    """Builds a user turn of a clip, a text, or both."""
     if clip is None:
         return {"role": "user", "content": text}
     audio = {
@@ -348,6 +352,7 @@ def _user(text: str = "", clip: Clip | None = None) -> Message:
 
 
 def _assistant(reply: str, reasoning: str | None) -> Message:
+    """Builds an assistant turn."""
     if reasoning is None:
         return {"role": "assistant", "content": reply}
     return {"role": "assistant", "reasoning_content": reasoning, "content": reply}

@@ -163,6 +163,7 @@ class Synthesizer:
         return sound
 
     def _receive(self, samples: int | None, count: int, events: int | None) -> int:
+        """Receives a block of samples from the library; 0 asks it to continue."""
         if samples and count > 0:
             self._blocks.append(ctypes.string_at(samples, count * ctypes.sizeof(ctypes.c_int16)))
         return 0
@@ -201,6 +202,7 @@ def _copy_data_with_variants(
 
 
 def _declared_gender(path: pathlib.Path) -> str | None:
+    """Reads the gender that a variant's file declares."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         fields = line.split()
         if len(fields) >= 2 and fields[0] == "gender":
@@ -209,6 +211,7 @@ def _declared_gender(path: pathlib.Path) -> str | None:
 
 
 def _check_name(key: str, value: str | None, allowed: Collection[str | None]) -> None:
+    """Checks a name against those that espeak-ng has; the error names the nearest one."""
     if value not in allowed:
         names = sorted(name for name in allowed if name is not None)
         close = difflib.get_close_matches(str(value), names, n=1, cutoff=0)

@@ -153,6 +153,7 @@ class CalibratedSpeaker:
         pitch_range: int = _DEFAULT_PITCH_RANGE,
         playback_hz: int = espeak.SAMPLE_RATE,
     ) -> NDArray[np.float32]:
+        """Synthesizes a text at 16 kHz, `[samples]`, and removes the silence around it."""
         samples = self._synthesizer.say(
             text,
             language=self._accent,

@@ -87,8 +87,8 @@ def speakers(*, held_out: bool) -> tuple[Speaker, ...]:
     )
 
 
-# Similar voices: random variations of a voice variant. They give a model many speakers to hear; the
-# variants that espeak-ng has are few.
+# Similar voices: random variations of a voice variant. espeak-ng has few variants, and a model
+# needs many speakers to learn from.
 
 _NUM_FORMANTS = 9
 _DEFAULT_PERCENT = 100.0  # what a variant's file leaves out is as in the language's default voice

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The same job on GKE, through xpk (pip install xpk), on a cluster that has slices of that type.
+# Starts a training job on GKE with xpk (pip install xpk), on a cluster with slices of the type.
 #
 #   CLUSTER=pods TYPE=v5p-128 IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/stepaudio-jax NAME=sft-32b \
 #     launch/tpu/gke_job.sh --config=configs/sft_32b.py --config.run_dir=/mnt/runs/sft_32b
 #
-# LIBTPU_INIT_ARGS  flags of the job's compiler, as they were planned with; docs/tpu.md has those that overlap collectives
+# LIBTPU_INIT_ARGS  compiler flags, the same as for the plan; docs/tpu.md has those that overlap collectives
 set -euo pipefail
 : "${CLUSTER:?}" "${TYPE:?}" "${IMAGE:?}" "${NAME:?}"
 ARGUMENTS=$(printf ' %q' "$@")

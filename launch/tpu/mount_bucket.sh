@@ -3,7 +3,7 @@
 #
 #   NAME=sft-32b ZONE=us-east5-a BUCKET=MY-BUCKET launch/tpu/mount_bucket.sh
 #
-# The bucket needs a hierarchical namespace: checkpoints appear under their names when they are whole, by renaming their folders.
+# The bucket needs a hierarchical namespace: a finished checkpoint gets its name by an atomic rename of its folder.
 set -euo pipefail
 : "${BUCKET:?}"
 "$(dirname "$0")/on_every_host.sh" "mountpoint -q /mnt/job || (

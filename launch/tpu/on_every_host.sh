@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one command on every machine of the slices: NAME=sft-32b ZONE=us-east5-a SLICES=1 launch/tpu/on_every_host.sh "COMMAND"
+# Runs a command on every machine of the slices: NAME=sft-32b ZONE=us-east5-a SLICES=1 launch/tpu/on_every_host.sh "COMMAND"
 set -euo pipefail
 : "${NAME:?}" "${ZONE:?}"
 COMMAND=${1:?the command to run}

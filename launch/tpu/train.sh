@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Copies this project, as it was committed last, to every machine of the slices and trains, again and again until the run is finished.
+# Copies the last commit of this project to every machine of the slices and trains, restarting until the run is finished.
 #
 #   NAME=sft-32b ZONE=us-east5-a launch/tpu/train.sh --config=configs/sft_32b.py --config.run_dir=/mnt/job/runs/sft_32b
 #
-# run_dir must be on a disk that every machine sees: Filestore, or a bucket (mount_bucket.sh).
+# run_dir must be on a file system that every machine sees: Filestore, or a bucket (mount_bucket.sh).
 #
 # NAME, ZONE, SLICES  as for create_slice.sh
-# ENVIRONMENT         variables for the job: "OPENAI_API_KEY=.. OTHER=.."
-# LIBTPU_INIT_ARGS    flags of the job's compiler, as they were planned with; docs/tpu.md has those that overlap collectives
-# PREPARE             a command for every machine before each start, for one that came back without its disk
-# RETRIES             5: starts in a row that may fail within ten minutes
+# ENVIRONMENT         environment variables of the job: "OPENAI_API_KEY=.. OTHER=.."
+# LIBTPU_INIT_ARGS    compiler flags, the same as for the plan; docs/tpu.md has those that overlap collectives
+# PREPARE             a command to run on every machine before each start, for machines that return without their disk
+# RETRIES             consecutive starts that may fail within ten minutes (default 5)
 set -euo pipefail
 : "${NAME:?}" "${ZONE:?}"
 SLICES=${SLICES:-1}
@@ -18,12 +18,12 @@ HERE=$(cd "$(dirname "$0")/../.." && pwd)
 RUN="$HERE/launch/tpu/on_every_host.sh"
 case " $* " in
   *" --config.run_dir=/"*) ;;
-  *) echo "error: give --config.run_dir=/.., on a disk that every machine sees" >&2; exit 2 ;;
+  *) echo "error: give --config.run_dir=/.., on a file system that every machine sees" >&2; exit 2 ;;
 esac
 ARGUMENTS=$(printf ' %q' "$@")
 [ -z "$(git -C "$HERE" status --porcelain)" ] || { echo "error: commit your changes: the last commit is what is copied" >&2; exit 2; }
 
-attempt() {  # its code is that of the last command, or 1
+attempt() {  # returns the exit code of the training command, or 1
   "$RUN" "${PREPARE:-true}" || return 1
   git -C "$HERE" archive --format=tar.gz HEAD >"/tmp/$NAME.tar.gz" || return 1
   for ((slice = 0; slice < SLICES; slice++)); do
@@ -40,8 +40,8 @@ FAILURES=0
 while true; do
   STARTED=$SECONDS CODE=0
   attempt || CODE=$?
-  # 2: a mistake in the settings or the data. 3: the run diverged, or its judge gave no verdicts. 130: Ctrl-C. 75: it was told to
-  # stop, and has saved everything. What is none of these is a machine that went away, or an error that starting again may or may not cure.
+  # 2: an error in the settings or the data. 3: the run diverged, or its judge abstained too often. 130: Ctrl-C. 75: the run was
+  # told to stop and has saved everything. Any other code is a machine that went away, or an error that a restart may cure.
   case "$CODE" in
     0) echo "finished"; exit 0 ;;
     2 | 3 | 130) exit "$CODE" ;;

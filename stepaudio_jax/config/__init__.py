@@ -4,7 +4,6 @@ from stepaudio_jax.config.build import build, to_dict
 from stepaudio_jax.config.checks import check_seed
 from stepaudio_jax.config.data import AudioChannel, AugmentationConfig, DataConfig, SourceConfig
 from stepaudio_jax.config.flags import load_config, override, split_flags
-from stepaudio_jax.config.help import config_help
 from stepaudio_jax.config.model import (
     AdaptorConfig,
     DecoderConfig,
@@ -78,7 +77,6 @@ __all__ = [
     "build",
     "check_reward_map",
     "check_seed",
-    "config_help",
     "load_config",
     "override",
     "split_flags",

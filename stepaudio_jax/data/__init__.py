@@ -1,8 +1,19 @@
-"""Data: JSONL files of dialogues -> Record -> packed, padded, static-shape Batch."""
+"""Data: files of dialogues -> records -> packed, padded batches of static shape.
 
-from stepaudio_jax.data.batch import Array, AuxiliaryLabels, Batch, abstract_batch, batch_shape
+Read `record` first (the types), then `loader` (the story), `preprocessing`, `packing` and `batch`.
+"""
+
+from stepaudio_jax.data.batch import (
+    Array,
+    AuxiliaryLabels,
+    Batch,
+    abstract_batch,
+    batch_shape,
+    check_sizes,
+)
 from stepaudio_jax.data.checking import (
     BadRecord,
+    DataChecker,
     RecordChecker,
     data_fingerprint,
     find_bad_records,
@@ -16,13 +27,8 @@ from stepaudio_jax.data.loader import (
     merge_states,
     training_streams,
 )
-from stepaudio_jax.data.preprocessing import (
-    Preprocessor,
-    check_sizes,
-    record_error_context,
-    skip_reason,
-)
-from stepaudio_jax.data.record import Criterion, Record, Visit
+from stepaudio_jax.data.preprocessing import Preprocessor
+from stepaudio_jax.data.record import Criterion, Record, Visit, record_error_context, skip_reason
 from stepaudio_jax.data.sources.jsonl import (
     JsonlFile,
     JsonlSource,
@@ -38,6 +44,7 @@ __all__ = [
     "Batch",
     "BatchIterator",
     "Criterion",
+    "DataChecker",
     "JsonlFile",
     "JsonlSource",
     "Preprocessor",

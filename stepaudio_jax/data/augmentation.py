@@ -1,7 +1,7 @@
-"""Random changes to a clip, in training only: to the waveform (gain, shift, noise), then to the log-mel (SpecAugment's masks).
+"""Augmentation, in training only: of the waveform (gain, shift, noise) and the log-mel (masks).
 
-Every draw comes from the generator passed in: one generator for each visit of a record gives the
-same sound on every machine, in every thread, and after every resume.
+Every draw comes from the generator that is passed in: one for each visit of a record gives the same
+sound on every machine, in every thread, and after every resume.
 """
 
 import numpy as np
@@ -20,28 +20,29 @@ def augment_waveform(
     max_shift_samples: int,
     rate: int,
 ) -> Array:
-    """Changes a clip's loudness, start and background.
+    """Applies a random gain, shift and background noise to a clip.
+
+    The gain is uniform in dB. The shift is silence in front, uniform from 0 to `max_shift_s`, and
+    at most `max_shift_samples`. White noise is added at a signal-to-noise ratio, uniform in dB,
+    relative to the clip's mean power after the gain.
 
     Args:
         waveform: [samples] f32.
         config: which changes, and how strong.
-        rng: where the draws come from.
-        max_shift_samples: samples that may be put in front at most. A shift lengthens the clip, so
-        the caller says how much fits.
+        rng: the source of all draws.
+        max_shift_samples: the longest shift for which the caller has room.
         rate: samples a second.
 
     Returns:
-        [samples + shift] f32: gain (dB, uniform), then silence in front (uniform, at most
-        `max_shift_s` and at most `max_shift_samples`), then white noise at a signal-to-noise ratio
-        (dB, uniform) relative to the clip's own mean power.
+        [samples + shift] f32.
     """
     low, high = config.gain_db
     if low or high:
         waveform = waveform * np.float32(10 ** (rng.uniform(low, high) / 20))
     power = float(np.mean(np.square(waveform, dtype=np.float64)))
     if config.max_shift_s > 0:
-        longest = min(round(config.max_shift_s * rate), max_shift_samples)
-        waveform = np.concatenate([np.zeros(rng.integers(longest + 1), np.float32), waveform])
+        max_shift = min(round(config.max_shift_s * rate), max_shift_samples)
+        waveform = np.concatenate([np.zeros(rng.integers(max_shift + 1), np.float32), waveform])
     if config.noise_probability > 0 and rng.random() < config.noise_probability:
         snr_db = rng.uniform(*config.noise_snr_db)
         scale = np.float32(np.sqrt(power * 10 ** (-snr_db / 10)))
@@ -50,12 +51,17 @@ def augment_waveform(
 
 
 def mask_log_mel(mel: Array, config: AugmentationConfig, rng: np.random.Generator) -> Array:
-    """Masks bands and stretches of a chunk with its quietest value (Park et al. 2019, arXiv 1904.08779, without time warping).
+    """Masks random bands and time spans of a chunk with its minimum.
+
+    SpecAugment (Park et al. 2019, arXiv 1904.08779) without time warping.
 
     Args:
-        mel: [M,F] f32, F mel frames.
-        config: the number of masks and their greatest width; a width is uniform from 0 to that.
-        rng: where the draws come from.
+        mel: [mel_bins, mel_frames] f32; not changed.
+        config: the number of masks and their maximum width; a width is uniform from 0 to that.
+        rng: the source of all draws.
+
+    Returns:
+        [mel_bins, mel_frames] f32.
     """
     if not (config.frequency_masks or config.time_masks):
         return mel

@@ -1,179 +1,218 @@
-"""Batch: what a train step takes. Every shape is static."""
+"""Batch: the static-shape arrays that a train step takes, and their assembly from packed rows.
+
+Shapes: B rows, T tokens, C audio chunks a row, mel_bins = 128.
+"""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from stepaudio_jax.audio import MEL_BINS
-from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
-from stepaudio_jax.config import AuxiliaryConfig, DataConfig
-from stepaudio_jax.data.record import Example, label_sizes
+from stepaudio_jax.audio.lengths import (
+    audio_embeddings_per_chunk,
+    conv_frame_count,
+    max_mel_frames,
+)
+from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
+from stepaudio_jax.data.labels import label_sizes
+from stepaudio_jax.data.record import AudioChunk, Example
+from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.text import Tokenizer
 
-Array = Any  # a numpy array on the host, a jax.Array within a step
+# NumPy on the host, jax.Array in a step; trees of these classes also hold shapes or shardings.
+if TYPE_CHECKING:
+    Array = Any
+else:
+    Array = np.ndarray | jax.Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AuxiliaryLabels:
-    """Labels of the audio chunks for auxiliary losses (S words at most in a chunk's transcript, A attributes).
+    """Holds the labels of the audio chunks for the auxiliary losses.
 
-    ctc_words [B,C,S] i32: indices into the word vocabulary plus one; 0 pads (it is also CTC's
-    blank).
-    ctc_weight [B,C] f32: 1 where the chunk has a transcript, else 0.
-    attributes [B,C,A] i32: the value's index; -1 where unknown.
+    Attributes:
+        ctc_words: indices into the word vocabulary plus one; 0 pads, and is CTC's blank.
+        ctc_weight: 1 if the chunk has a transcript, else 0.
+        attributes: the index of each attribute's value; -1 if it is unknown.
     """
 
-    ctc_words: Array
-    ctc_weight: Array
-    attributes: Array
+    ctc_words: Int32[Array, "B C max_words"]
+    ctc_weight: Float32[Array, "B C"]
+    attributes: Int32[Array, "B C num_attributes"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Packed, padded dialogues (B rows, T tokens, C audio chunks a row, F mel frames a chunk).
+    """Holds packed, padded dialogues. A row's audio stays in its row.
 
-    tokens, targets [B,T] i32; `targets` is the token that follows, within the same dialogue.
-    loss_weights [B,T] f32: 1 where the target is learnt. positions [B,T] i32: from 0 in each
-    dialogue. segment_ids [B,T] i32: 1, 2, .. for the dialogues of a row; 0 is padding. mel
-    [B,C,128,F] f32; mel_lengths [B,C] i32: frames of the chunk, 0 where there is none. audio_index
-    [B,T] i32: which of the row's adaptor outputs (chunk * outputs per chunk + offset) replaces this
-    token's
-        embedding; -1 for text. A row's audio stays in its row.
-    auxiliary: labels for auxiliary losses, or None.
+    Attributes:
+        tokens: padded with the pad token.
+        targets: the token that follows, within the same dialogue.
+        loss_weights: 1 where the loss counts the target, else 0.
+        positions: from 0 in each dialogue.
+        segment_ids: 1, 2, .. for the dialogues of a row; 0 is padding.
+        mel: log-mel of each chunk, zero beyond its length.
+        mel_lengths: frames of each chunk; 0 for an unused place.
+        audio_index: which of the row's audio embeddings replaces this token's embedding: chunk *
+            embeddings per chunk + offset; -1 for text.
+        auxiliary: labels for the auxiliary losses, or None.
     """
 
-    tokens: Array
-    targets: Array
-    loss_weights: Array
-    positions: Array
-    segment_ids: Array
-    mel: Array
-    mel_lengths: Array
-    audio_index: Array
+    tokens: Int32[Array, "B T"]
+    targets: Int32[Array, "B T"]
+    loss_weights: Float32[Array, "B T"]
+    positions: Int32[Array, "B T"]
+    segment_ids: Int32[Array, "B T"]
+    mel: Float32[Array, "B C mel_bins mel_frames"]
+    mel_lengths: Int32[Array, "B C"]
+    audio_index: Int32[Array, "B T"]
     auxiliary: AuxiliaryLabels | None = None
-
-
-# Packed rows of examples -> a Batch of padded, static-shape arrays.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """The static sizes of a batch, beside its rows.
+    """Holds the static sizes of a batch, except its number of rows.
 
     Attributes:
-        tokens: T.
-        chunks: C, audio chunks a row.
-        frames: F, mel frames a chunk is padded to.
-        mel_bins: M.
-        pad_token: what stands where no token is.
-        label_words, label_attributes: S and A of `AuxiliaryLabels`; None where the batch has no
-            auxiliary labels.
+        seq_len: T.
+        audio_chunks: C, chunks a row.
+        mel_frames: what each chunk is padded to.
+        mel_bins: of the log-mel.
+        pad_token: fills unused places of `tokens` and `targets`.
+        max_words, num_attributes: sizes of `AuxiliaryLabels`; None if the batch has none.
     """
 
-    tokens: int
-    chunks: int
-    frames: int
+    seq_len: int
+    audio_chunks: int
+    mel_frames: int
     mel_bins: int
     pad_token: int
-    label_words: int | None = None
-    label_attributes: int | None = None
+    max_words: int | None = None
+    num_attributes: int | None = None
 
 
 def batch_shape(
     config: DataConfig, auxiliary: AuxiliaryConfig | None, *, pad_token: int
 ) -> BatchShape:
-    """The sizes that a configuration asks for."""
-    words, attributes = None, None
+    """Returns the sizes that a configuration asks for."""
+    max_words, num_attributes = None, None
     if auxiliary is not None and auxiliary.enabled:
-        words, attributes = label_sizes(
+        max_words, num_attributes = label_sizes(
             auxiliary, audio_embeddings_per_chunk(config.mel_frames_per_chunk)
         )
     return BatchShape(
-        tokens=config.seq_len,
-        chunks=config.audio_chunks_per_seq,
-        frames=config.mel_frames_per_chunk,
+        seq_len=config.seq_len,
+        audio_chunks=config.audio_chunks_per_seq,
+        mel_frames=config.mel_frames_per_chunk,
         mel_bins=MEL_BINS,
         pad_token=pad_token,
-        label_words=words,
-        label_attributes=attributes,
+        max_words=max_words,
+        num_attributes=num_attributes,
     )
 
 
+def check_sizes(config: DataConfig, tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Checks that a model can take the batches of a configuration.
+
+    Raises:
+        ConfigError: names the size that does not fit.
+    """
+    if tokenizer.required_vocab_size > model.decoder.vocab_size:
+        raise ConfigError(
+            f"the tokenizer writes {tokenizer.required_vocab_size} tokens, the model's"
+            f" decoder.vocab_size={model.decoder.vocab_size};"
+            " use the model's own tokenizer, or a larger vocabulary"
+        )
+    if not config.audio_chunks_per_seq:
+        return
+    encoder = model.encoder
+    if encoder.mel_bins != MEL_BINS:
+        raise ConfigError(
+            f"encoder.mel_bins={encoder.mel_bins}, and the front end makes {MEL_BINS}"
+        )
+    if conv_frame_count(config.mel_frames_per_chunk) > encoder.positions:
+        raise ConfigError(
+            f"mel_frames_per_chunk={config.mel_frames_per_chunk} needs more than the encoder's"
+            f" {encoder.positions} positions; at most {max_mel_frames(encoder.positions)}"
+        )
+
+
 def abstract_batch(rows: int, shape: BatchShape) -> Batch:
-    """The shapes and dtypes of a batch, as `jax.ShapeDtypeStruct`s."""
+    """Returns a batch of `jax.ShapeDtypeStruct`s instead of arrays."""
 
     def array(dtype: type, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *sizes), dtype)
 
-    tokens, chunks = shape.tokens, shape.chunks
+    seq_len, chunks = shape.seq_len, shape.audio_chunks
     labels = None
-    if shape.label_words is not None and shape.label_attributes is not None:
+    if shape.max_words is not None and shape.num_attributes is not None:
         labels = AuxiliaryLabels(
-            ctc_words=array(np.int32, chunks, shape.label_words),
+            ctc_words=array(np.int32, chunks, shape.max_words),
             ctc_weight=array(np.float32, chunks),
-            attributes=array(np.int32, chunks, shape.label_attributes),
+            attributes=array(np.int32, chunks, shape.num_attributes),
         )
     return Batch(
-        tokens=array(np.int32, tokens),
-        targets=array(np.int32, tokens),
-        loss_weights=array(np.float32, tokens),
-        positions=array(np.int32, tokens),
-        segment_ids=array(np.int32, tokens),
-        mel=array(np.float32, chunks, shape.mel_bins, shape.frames),
+        tokens=array(np.int32, seq_len),
+        targets=array(np.int32, seq_len),
+        loss_weights=array(np.float32, seq_len),
+        positions=array(np.int32, seq_len),
+        segment_ids=array(np.int32, seq_len),
+        mel=array(np.float32, chunks, shape.mel_bins, shape.mel_frames),
         mel_lengths=array(np.int32, chunks),
-        audio_index=array(np.int32, tokens),
+        audio_index=array(np.int32, seq_len),
         auxiliary=labels,
     )
 
 
 def collate(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
-    """Lays the examples of each row end to end.
-
-    Positions are those of the examples. Segment ids count a row's dialogues from 1. The audio
-    slots, given within an example, are shifted to the row's chunks.
+    """Copies the examples of each row end to end into a batch of NumPy arrays.
 
     Args:
-        rows: for each row its examples, which must fit; a row may be empty.
-        shape: the sizes.
-
-    Returns:
-        A Batch of numpy arrays with B = len(rows).
+        rows: the examples of each of the B rows, which must fit; a row may be empty.
+        shape: the other sizes.
     """
     batch = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_batch(len(rows), shape)
     )
     batch.tokens[:] = batch.targets[:] = shape.pad_token
     batch.audio_index[:] = -1
-    labels = batch.auxiliary
-    if labels is not None:
-        labels.attributes[:] = -1
-    outputs = audio_embeddings_per_chunk(shape.frames)
+    if batch.auxiliary is not None:
+        batch.auxiliary.attributes[:] = -1
+    embeddings_per_chunk = audio_embeddings_per_chunk(shape.mel_frames)
     for row, examples in enumerate(rows):
-        token, chunk, segment = 0, 0, 1
+        start, chunk, segment = 0, 0, 1  # the first free token, chunk and segment id of the row
         for example in examples:
-            place = np.s_[row, token : token + example.tokens.size]
-            batch.tokens[place] = example.tokens
-            batch.targets[place] = example.targets
-            batch.loss_weights[place] = example.loss_weights
-            batch.positions[place] = example.positions
-            batch.segment_ids[place] = example.segment_ids + segment
-            batch.audio_index[place] = np.where(
-                example.audio_index < 0, -1, example.audio_index + chunk * outputs
+            span = np.s_[row, start : start + example.tokens.size]
+            batch.tokens[span] = example.tokens
+            batch.targets[span] = example.targets
+            batch.loss_weights[span] = example.loss_weights
+            batch.positions[span] = example.positions
+            batch.segment_ids[span] = example.segment_ids + segment
+            batch.audio_index[span] = np.where(
+                example.audio_index < 0, -1, example.audio_index + chunk * embeddings_per_chunk
             )
-            for heard in example.chunks:
-                frames = heard.mel.shape[1]
-                batch.mel[row, chunk, :, :frames] = heard.mel
-                batch.mel_lengths[row, chunk] = frames
-                if labels is not None and heard.labels is not None:
-                    if heard.labels.words is not None:
-                        labels.ctc_words[row, chunk, : len(heard.labels.words)] = heard.labels.words
-                        labels.ctc_weight[row, chunk] = 1
-                    labels.attributes[row, chunk] = heard.labels.attributes
+            for audio_chunk in example.chunks:
+                _copy_chunk(batch, row, chunk, audio_chunk)
                 chunk += 1
-            token += example.tokens.size
+            start += example.tokens.size
             segment += example.num_segments
     return batch
+
+
+def _copy_chunk(batch: Batch, row: int, index: int, chunk: AudioChunk) -> None:
+    """Copies a chunk's log-mel and labels to place `index` of a row."""
+    mel_frames = chunk.mel.shape[1]
+    batch.mel[row, index, :, :mel_frames] = chunk.mel
+    batch.mel_lengths[row, index] = mel_frames
+    if batch.auxiliary is None or chunk.labels is None:
+        return
+    if chunk.labels.words is not None:
+        batch.auxiliary.ctc_words[row, index, : len(chunk.labels.words)] = chunk.labels.words
+        batch.auxiliary.ctc_weight[row, index] = 1
+    batch.auxiliary.attributes[row, index] = chunk.labels.attributes

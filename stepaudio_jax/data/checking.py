@@ -1,27 +1,44 @@
-"""Finds the records that a run could not use, before it begins: every line is read and rendered, every clip's header read."""
+"""Checks a run's data before it begins: reads every line, renders it, and reads each clip's header.
+
+`DataChecker` shares the work out over processes and remembers in the run folder what was checked.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import jax
 import tqdm
 
-from stepaudio_jax.config import DataConfig, to_dict
-from stepaudio_jax.data.preprocessing import skip_reason
-from stepaudio_jax.data.record import Record
+from stepaudio_jax.config import DataConfig, ModelConfig, to_dict
+from stepaudio_jax.data.record import Record, skip_reason
 from stepaudio_jax.data.sources.jsonl import JsonlSource
-from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import open_read
+from stepaudio_jax.errors import ConfigError, DataError
+from stepaudio_jax.parallel import all_gather_json, broadcast_json
+from stepaudio_jax.storage import (
+    open_read,
+    read_json_lines,
+    read_json_or_none,
+    write_json,
+    write_json_lines,
+)
+from stepaudio_jax.text import Tokenizer
 
-_THREADS = 32  # a network's file system answers slowly, and many at a time
-_BLOCK_RECORDS = 128  # what a thread checks in one go
-_DECODED_RECORDS = 64  # of each source: their clips are decoded, some milliseconds each
+logger = logging.getLogger(__name__)
+
+CHECKED, SKIPPED_RECORDS = "data_check.json", "skipped_records.jsonl"  # in the run folder
+
+_THREADS = 32  # a network file system answers slowly, but many requests at a time
+_BLOCK_RECORDS = 128  # what a thread checks at a time
+_DECODED_RECORDS = 64  # of each source, whose clips are decoded, at some milliseconds each
 _MAX_ERRORS = 20  # after which a check ends
 _PROGRESS_BAR_DELAY_S = 2.0
-_CHECK_VERSION = 1  # of what is checked: another one makes what was checked before worth nothing
+_CHECK_VERSION = 1  # raise it when more is checked, so that runs check their data again
 # These settings do not decide which records can be used.
 _IRRELEVANT_SETTINGS = (
     "batch_size",
@@ -34,21 +51,21 @@ _IRRELEVANT_SETTINGS = (
 
 
 class RecordChecker(Protocol):
-    """Raises a DataError where a record cannot be used; with `decode`, its clips are decoded too."""
+    """Raises a DataError if a record cannot be used; with `decode`, its clips are decoded too."""
 
     def __call__(self, record: Record, *, decode: bool) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class BadRecord:
-    """A record that cannot be used.
+    """Describes a record that cannot be used.
 
     Attributes:
         source: index of its source.
         record: its index in the source.
         source_name: as in metrics.
-        skipped: why it is left out, as the metrics have it ("bad_audio", "too_long", "bad_record");
-        None where it ends the run.
+        skipped: why it is skipped, as in metrics ("bad_audio", "too_long", "bad_record"); None if
+            it ends the run.
         message: `file:line`, and what is wrong.
     """
 
@@ -59,9 +76,99 @@ class BadRecord:
     message: str
 
 
-def num_records_to_check(source: JsonlSource, config: DataConfig) -> int:
-    """Returns how many records of a source are checked."""
-    return len(source) if config.check == "all" else min(config.check, len(source))
+class DataChecker:
+    """Checks data for a run, and keeps in the run folder what has been checked.
+
+    A restart does not check it again. Nothing is written before `write`, so that an error leaves
+    no run folder behind.
+
+    Args:
+        run_dir: of the run; it need not exist.
+        model, tokenizer: of the run.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer):
+        self._run_dir, self._tokenizer = run_dir, tokenizer
+        self._model_settings = [
+            model.length_convention,
+            model.decoder.max_positions,
+            model.encoder.positions,
+        ]
+        self._checked: dict[str, str] = broadcast_json(_read_checked(run_dir / CHECKED))
+        self._skipped: dict[str, list[BadRecord]] = {}
+
+    def __call__(
+        self,
+        title: str,
+        sources: Sequence[JsonlSource],
+        config: DataConfig,
+        check: RecordChecker,
+        settings: Mapping[str, Any],
+    ) -> bool:
+        """Checks the records of `sources`, unless that was done before.
+
+        Args:
+            title: of what is checked: the stage, or its evaluation.
+            sources: of `config`.
+            config: how many records are checked, and which errors are skipped.
+            check: is called with each record.
+            settings: what else decides whether a record can be used, JSON-ready.
+
+        Returns:
+            Whether they were checked now.
+
+        Raises:
+            DataError: a record cannot be used, and `config` does not skip it; the same in every
+                process.
+            ConfigError: `check` raised one.
+        """
+        settings = {
+            "model": self._model_settings,
+            "tokenizer": self._tokenizer.fingerprint(),
+            **settings,
+        }
+        key = _run_on_all_processes(
+            lambda: (
+                data_fingerprint(sources, config, settings) if jax.process_index() == 0 else None
+            )
+        )[0]
+        if self._checked.get(title) == key:
+            return False
+        bad = _find_on_all_processes(title, sources, config, check)
+        raise_for_bad_records(bad, sources, config)
+        self._checked[title], self._skipped[title] = key, bad
+        if bad and jax.process_index() == 0:
+            logger.warning(
+                "%s: %d of %d records will be skipped (%s); they are listed in %s; the first: %s",
+                title,
+                len(bad),
+                sum(num_records_to_check(source, config) for source in sources),
+                _counts(bad),
+                self._run_dir / SKIPPED_RECORDS,
+                bad[0].message,
+            )
+        return True
+
+    def write(self) -> None:
+        """Writes what was checked, and the records that will be skipped; process 0 does."""
+        if jax.process_index() != 0 or not self._skipped:
+            return
+        new_lines = [
+            {
+                "checked": title,
+                "source": record.source_name,
+                "reason": record.skipped,
+                "message": record.message,
+            }
+            for title, skipped in self._skipped.items()
+            for record in skipped
+        ]
+        path = self._run_dir / SKIPPED_RECORDS
+        kept_lines = [line for line in _read_skipped(path) if line["checked"] not in self._skipped]
+        if kept_lines or new_lines or path.exists():
+            write_json_lines(path, kept_lines + new_lines)
+        # Last: if the list could not be written, the data is checked again.
+        write_json(self._run_dir / CHECKED, self._checked)
 
 
 def find_bad_records(
@@ -76,41 +183,39 @@ def find_bad_records(
 
     Args:
         sources: of `config`.
-        config: how many records are checked, and which mistakes are skipped.
-        check: what is asked of a record.
+        config: how many records are checked, and which errors are skipped.
+        check: is called with each record.
         shard: (index, count): this process checks blocks index, index + count, .. of all.
-        title: of the progress bar that a long check shows; none where it is empty.
+        title: of the progress bar that a long check shows; none if it is empty.
 
     Returns:
-        The records that cannot be used, in order; at most a few of those that end the run, for the
-        check ends early.
+        The records that cannot be used, in order. The check ends early after some that end the run.
 
     Raises:
         ConfigError: `check` did.
     """
-    index, count = shard
+    shard_index, num_shards = shard
     blocks = [
-        (number, range(start, min(start + _BLOCK_RECORDS, checked)))
+        (number, range(start, min(start + _BLOCK_RECORDS, num_records)))
         for number, source in enumerate(sources)
-        for checked in [num_records_to_check(source, config)]
-        for start in range(0, checked, _BLOCK_RECORDS)
-    ][index::count]
+        for num_records in [num_records_to_check(source, config)]
+        for start in range(0, num_records, _BLOCK_RECORDS)
+    ][shard_index::num_shards]
 
     def check_block(block: tuple[int, range]) -> list[BadRecord]:
-        number, records = block
-        found = []
-        for record in records:
+        number, indices = block
+        bad = []
+        for index in indices:
             try:
-                check(sources[number][record], decode=record < _DECODED_RECORDS)
+                check(sources[number][index], decode=index < _DECODED_RECORDS)
             except DataError as error:
                 reason = skip_reason(error, config)
-                found.append(BadRecord(number, record, sources[number].name, reason, str(error)))
-        return found
+                bad.append(BadRecord(number, index, sources[number].name, reason, str(error)))
+        return bad
 
     bad: list[BadRecord] = []
-    total = sum(len(records) for _, records in blocks)
     bar = tqdm.tqdm(
-        total=total,
+        total=sum(len(indices) for _, indices in blocks),
         desc=f"checking {title}",
         unit="record",
         delay=_PROGRESS_BAR_DELAY_S,
@@ -119,9 +224,10 @@ def find_bad_records(
     )
     with bar, ThreadPoolExecutor(_THREADS, thread_name_prefix="stepaudio-check") as pool:
         try:
-            for (_, records), found in zip(blocks, pool.map(check_block, blocks), strict=True):
-                bad += found
-                bar.update(len(records))
+            results = pool.map(check_block, blocks)
+            for (_, indices), bad_in_block in zip(blocks, results, strict=True):
+                bad += bad_in_block
+                bar.update(len(indices))
                 if sum(record.skipped is None for record in bad) >= _MAX_ERRORS:
                     break
         finally:
@@ -129,53 +235,122 @@ def find_bad_records(
     return bad
 
 
+def num_records_to_check(source: JsonlSource, config: DataConfig) -> int:
+    """Returns how many records of a source are checked."""
+    return len(source) if config.check == "all" else min(config.check, len(source))
+
+
 def raise_for_bad_records(
     bad: Sequence[BadRecord], sources: Sequence[JsonlSource], config: DataConfig
 ) -> None:
-    """Raises the first of the mistakes that end a run, if there is any, and says how many there are.
+    """Raises the first of the errors that end a run, if there are any, and says how many.
 
     Raises:
-        DataError: naming `file:line` of the first, and the lines of the next ones.
+        DataError: names `file:line` of the first, and the lines of the next ones; or every record
+            of a source would be skipped.
     """
-    mistakes = [record for record in sorted(bad) if record.skipped is None]
-    if mistakes:
-        raise DataError(_message(mistakes, sources))
+    fatal = [record for record in sorted(bad) if record.skipped is None]
+    if fatal:
+        raise DataError(_format_errors(fatal, sources))
     for number, source in enumerate(sources):
         skipped = [record for record in bad if record.source == number]
         if len(skipped) == len(source):
             raise DataError(
-                f"{source.path}: all {len(source)} records would be skipped; the first: {skipped[0].message}"
+                f"{source.path}: all {len(source)} records would be skipped;"
+                f" the first: {skipped[0].message}"
             )
 
 
 def data_fingerprint(
     sources: Sequence[JsonlSource], config: DataConfig, settings: Mapping[str, Any]
 ) -> str:
-    """Returns a hash of all that decides what a check finds, but for the clips themselves.
+    """Returns a hash of all that decides the result of a check, except the clips themselves.
 
     Args:
         sources: of `config`; their files are read to the end.
         config: of the data.
         settings: what else decides, JSON-ready: of the model, the tokenizer, the rewards.
     """
-    asked = {
+    relevant = {
         name: value for name, value in to_dict(config).items() if name not in _IRRELEVANT_SETTINGS
     }
-    digest = hashlib.sha256(json.dumps([_CHECK_VERSION, asked, settings], sort_keys=True).encode())
+    text = json.dumps([_CHECK_VERSION, relevant, settings], sort_keys=True)
+    digest = hashlib.sha256(text.encode())
     for source in sources:
         for file in source.files:
             digest.update(json.dumps([file.path]).encode())
             with open_read(file.path) as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+                file_digest = hashlib.file_digest(content, "sha256")  # type: ignore[arg-type]
+                digest.update(file_digest.digest())
     return digest.hexdigest()
 
 
-def _message(mistakes: Sequence[BadRecord], sources: Sequence[JsonlSource]) -> str:
-    first, *others = mistakes
+def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[JsonlSource]) -> str:
+    first, *others = fatal
     if not others:
         return first.message
-    count = f"at least {len(others)}" if len(mistakes) >= _MAX_ERRORS else str(len(others))
+    count = f"at least {len(others)}" if len(fatal) >= _MAX_ERRORS else str(len(others))
     lines = ", ".join(sources[record.source].origin(record.record) for record in others[:5])
     more = ", .." if len(others) > 5 else ""
     skipping = "data.on_bad_record, on_bad_audio and on_too_long can say 'skip'"
     return f"{first.message} (and {count} more that cannot be used: {lines}{more}; {skipping})"
+
+
+def _find_on_all_processes(
+    title: str, sources: Sequence[JsonlSource], config: DataConfig, check: RecordChecker
+) -> list[BadRecord]:
+    """Checks this process's shard, and returns the bad records of all."""
+    shard = jax.process_index(), jax.process_count()
+
+    def check_shard() -> list[tuple[Any, ...]]:
+        bad = find_bad_records(
+            sources, config, check, shard=shard, title=title if shard[0] == 0 else ""
+        )
+        return [dataclasses.astuple(record) for record in bad]
+
+    return sorted(
+        BadRecord(*values)
+        for bad_in_shard in _run_on_all_processes(check_shard)
+        for values in bad_in_shard
+    )
+
+
+def _run_on_all_processes(work: Callable[[], Any]) -> list[Any]:
+    """Runs `work` in every process; returns the JSON-ready results in the order of processes.
+
+    Raises:
+        ConfigError, DataError: in all processes, what it raised in one of them: none waits for one
+            that has failed.
+    """
+    result, problem, kind = None, "", ""
+    try:
+        result = work()
+    except (ConfigError, DataError, OSError) as error:
+        problem, kind = str(error), "config" if isinstance(error, ConfigError) else "data"
+    reports = all_gather_json([result, problem, kind])
+    for _, problem, kind in reports:
+        if problem:
+            raise ConfigError(problem) if kind == "config" else DataError(problem)
+    return [result for result, _, _ in reports]
+
+
+def _counts(bad: Sequence[BadRecord]) -> str:
+    reasons = sorted({record.skipped or "" for record in bad})
+    return ", ".join(
+        f"{reason}: {sum(record.skipped == reason for record in bad)}" for reason in reasons
+    )
+
+
+def _read_checked(path: pathlib.Path) -> dict[str, str]:
+    """Returns what was checked before: nothing if the file is missing or damaged."""
+    checked = read_json_or_none(path)
+    return checked if isinstance(checked, dict) else {}
+
+
+def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what was listed before: nothing if the file is missing or damaged."""
+    try:
+        lines = [line.value for line in read_json_lines(path)]
+    except OSError:
+        return []
+    return [line for line in lines if isinstance(line, dict) and "checked" in line]

@@ -1,4 +1,4 @@
-"""From the files of a DataConfig to batches: order -> prepare -> pack -> collate, ahead of the training step."""
+"""Loader: a DataConfig -> batches, made ahead of the train step: order, prepare, pack, collate."""
 
 import atexit
 import collections
@@ -20,105 +20,18 @@ from stepaudio_jax.config import (
     to_dict,
 )
 from stepaudio_jax.data.batch import Batch, collate
-from stepaudio_jax.data.packing import Lookahead, PreparedRecord, RowPacker
+from stepaudio_jax.data.packing import Lookahead, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
-from stepaudio_jax.data.record import Visit
+from stepaudio_jax.data.record import PreparedRecord, Visit
 from stepaudio_jax.data.sources.jsonl import JsonlSource, open_sources
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import Tokenizer
 
-# Which record comes when: an order that depends on the seed and on nothing else.
-
-
-def training_streams(
-    lengths: Sequence[int], weights: Sequence[float], *, seed: int, rows: int
-) -> list[grain.MapDataset[Visit]]:
-    """The endless streams of the rows of a batch.
-
-    Each source is shuffled anew every epoch, repeated for ever, and dealt to the rows like cards:
-    position p of its order goes to row p mod `rows`. Each row then mixes its share of every source
-    by weight. (Mixing before dealing would not do: with two sources of equal weight and an even
-    number of rows, each row would see one source only.)
-
-    Args:
-        lengths: records of each source.
-        weights: share of each source, counted in records; kept to half a percent of the smallest.
-        seed: of the shuffles.
-        rows: of the global batch.
-    """
-    sources = []
-    for source, length in enumerate(lengths):
-        shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
-        sources.append(_visits(source, length).shuffle(seed=shuffle_seed).repeat())
-    # grain scales the least weight to 100 and cuts the others to integers; rounded beforehand they
-    # are not cut.
-    proportions = [round(100 * weight / min(weights)) for weight in weights]
-    return [
-        grain.MapDataset.mix([source[row::rows] for source in sources], proportions)
-        for row in range(rows)
-    ]
-
-
-def evaluation_streams(lengths: Sequence[int], *, rows: int) -> list[grain.MapDataset[Visit]]:
-    """The finite streams of the rows of a batch: every record once, sources one after the other, dealt to the rows in order."""
-    every = grain.MapDataset.concatenate(
-        [_visits(source, length) for source, length in enumerate(lengths)]
-    )
-    return [every[row::rows] for row in range(rows)]
-
-
-def _visits(source: int, length: int) -> grain.MapDataset[Visit]:
-    def visit(position: int, _: int) -> Visit:
-        epoch, record = divmod(position, length)
-        return Visit(source, record, epoch)
-
-    named: Callable[[int, int], Visit] = visit
-    return grain.MapDataset.range(length).map_with_index(named)
-
-
 logger = logging.getLogger(__name__)
 
 _LOOKAHEAD_PER_ROW = 2
 _STATE_VERSION = 2
-
-
-class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
-    """Batches of one process, made ahead on threads of their own.
-
-    `get_state()` gives plain, JSON-ready data that says which batch comes next; `set_state` makes
-    any iterator over the same data go on from there, bit for bit, or raises a DataError where the
-    data or its settings are others. `close()` ends the threads.
-    """
-
-    def __init__(self, rows: "_PackedBatchIterator", prefetch: int):
-        super().__init__(rows, prefetch)
-        _open_iterators.add(self)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """What this process has used up to the batch given last; part of the state.
-
-        "records" and "records/SOURCE" went into batches, or lie in a row that is still open;
-        "skipped_bad_audio", "skipped_too_long" and "skipped_bad_record" did not.
-        """
-        return dict(self.get_state()["counts"])
-
-    def __del__(self) -> None:
-        # When the interpreter ends, what `close` needs may be gone, and `_close_open_iterators` has
-        # called it already.
-        if not sys.is_finalizing():
-            self.close()
-
-
-_open_iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_open_iterators() -> None:
-    """Ends the threads before the interpreter ends: one that is then in native code would abort the process."""
-    for iterator in tuple(_open_iterators):
-        iterator.close()
 
 
 def batches(
@@ -129,30 +42,30 @@ def batches(
     seed: int,
     auxiliary: AuxiliaryConfig | None = None,
     rows: Sequence[int] | None = None,
-) -> BatchIterator:
-    """Endless training batches.
+) -> "BatchIterator":
+    """Returns endless training batches.
 
-    The global batch is the same whatever the number of processes: each computes its own rows of it.
+    The global batch does not depend on the number of processes: each computes its own rows of it.
     Two iterators with the same arguments give the same batches, bit for bit.
 
     Args:
         config: sources, sizes, augmentation, what to do with records that cannot be used.
         tokenizer: its vocabulary must lie within the model's.
-        model: the encoder's table and the length convention decide what an audio chunk becomes.
+        model: its encoder and decoder limit the sizes; its length convention counts audio tokens.
         seed: of order and augmentation.
         auxiliary: which labels of the clips the batches carry.
-        rows: those of the global batch that this process computes (`parallel.local_rows`); all of
-            them if None.
+        rows: the rows of the global batch that this process computes (`parallel.local_rows`); None
+            for all.
 
     Raises:
-        DataError: a source has no file or no record; later, from the iterator, a record that cannot
-        be used.
-        ConfigError: settings that contradict each other.
+        DataError: a source has no file or no record; later, from the iterator, a record cannot be
+            used.
+        ConfigError: settings contradict each other.
     """
     sources = open_sources(config.sources)
     streams = training_streams(
-        [len(s) for s in sources],
-        [s.weight for s in config.sources],
+        [len(source) for source in sources],
+        [source.weight for source in config.sources],
         seed=seed,
         rows=config.batch_size,
     )
@@ -171,18 +84,18 @@ def evaluation_batches(
     auxiliary: AuxiliaryConfig | None = None,
     rows: Sequence[int] | None = None,
     count: int | None = None,
-) -> BatchIterator:
-    """Every record once, in a fixed order, never augmented; the last batches are filled up with empty rows.
+) -> "BatchIterator":
+    """Returns batches with every record once, in a fixed order, not augmented.
+
+    The last batches are filled up with empty rows.
 
     Args:
-        count: exactly so many batches, empty ones once the records are used up: several processes
-            then agree on the number, which without it each process decides by its own rows. None:
-            as many as the records fill.
-        config, tokenizer, model, auxiliary, rows: as of `batches`. The sources' weights do not
-            apply.
+        config, tokenizer, model, auxiliary, rows: as for `batches`. Sources' weights do not apply.
+        count: the number of batches, empty ones once the records are used up, so that several
+            processes agree on it. None: as many as this process's records fill.
 
     Raises:
-        DataError, ConfigError: as of `batches`; and a ConfigError where `config` augments.
+        DataError, ConfigError: as for `batches`; and a ConfigError if `config` augments.
     """
     if config.augmentation != AugmentationConfig():
         raise ConfigError(
@@ -197,8 +110,46 @@ def evaluation_batches(
     return BatchIterator(iterator, config.prefetch_batches)
 
 
+class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
+    """Iterates over the batches of one process, which threads make ahead.
+
+    `get_state()` returns JSON-ready data that says which batch comes next. `set_state` lets any
+    iterator over the same data continue from there, bit for bit, or raises a DataError if the data
+    or its settings differ. `close()` ends the threads.
+    """
+
+    def __init__(self, rows: "_PackedBatchIterator", prefetch: int):
+        super().__init__(rows, prefetch)
+        _open_iterators.add(self)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Returns how many records this process has used so far; part of the state.
+
+        "records" and "records/SOURCE" went into batches or are in a row that is still open;
+        "skipped_bad_audio", "skipped_too_long" and "skipped_bad_record" were skipped.
+        """
+        return dict(self.get_state()["counts"])
+
+    def __del__(self) -> None:
+        # At the end of the interpreter, `_close_open_iterators` has called it already, and what
+        # `close` needs may be gone.
+        if not sys.is_finalizing():
+            self.close()
+
+
+_open_iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_iterators() -> None:
+    """Ends all threads: one in native code at the interpreter's end would abort the process."""
+    for iterator in tuple(_open_iterators):
+        iterator.close()
+
+
 class _PackedBatchIterator(grain.DatasetIterator[Batch]):
-    """Packs the rows of one process and lays them side by side. `count`: see `evaluation_batches`."""
+    """Packs and collates the rows of one process. `count`: see `evaluation_batches`."""
 
     def __init__(
         self,
@@ -213,30 +164,25 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     ):
         super().__init__()
         self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
-        own = range(config.batch_size) if rows is None else rows
+        rows = range(config.batch_size) if rows is None else rows
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
         self._data_signature = _data_signature(config, sources, seed)
         self._count = count
         self._num_batches = 0
         self._counts: collections.Counter[str] = collections.Counter()
+        # Enough records ahead that no thread is idle.
+        depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // len(rows)))
         self._packers = {
             row: RowPacker(
-                Lookahead(
-                    streams[row],
-                    prepare,
-                    self._executor,
-                    depth=max(
-                        _LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // len(own))
-                    ),
-                ),
+                Lookahead(streams[row], prepare, self._executor, depth=depth),
                 tokens=config.seq_len,
                 chunks=config.audio_chunks_per_seq,
                 open_rows=config.packing_bins_per_seq,
                 on_record=self._count_record,
                 max_skipped_records=max(100, sum(len(source) for source in sources)),
             )
-            for row in own
+            for row in rows
         }
 
     def __next__(self) -> Batch:
@@ -252,7 +198,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         return {
             "version": _STATE_VERSION,
             "data": self._data_signature,
-            "given": self._num_batches,
+            "num_batches": self._num_batches,
             "counts": dict(self._counts),
             "rows": {str(row): packer.get_state() for row, packer in self._packers.items()},
         }
@@ -260,20 +206,22 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     def set_state(self, state: dict[str, Any]) -> None:
         if state.get("version") != _STATE_VERSION:
             raise DataError(
-                f"the data state is of version {state.get('version')}, this program reads {_STATE_VERSION}"
+                f"the data state is of version {state.get('version')}, this program reads"
+                f" {_STATE_VERSION}; start a new run folder"
             )
-        for key, now in self._data_signature.items():
-            if (then := state["data"].get(key)) != now:
+        for key, value in self._data_signature.items():
+            if (saved := state["data"].get(key)) != value:
                 raise DataError(
-                    f"cannot resume: the data's {key} was {then} and is now {now}; restore it, or start a new run"
+                    f"cannot resume: the data's {key} was {saved} and is now {value};"
+                    " restore it, or start a new run"
                 )
         if missing := [row for row in self._packers if str(row) not in state["rows"]]:
             raise DataError(
-                f"the data state has rows {', '.join(state['rows'])} and not {missing}; it belongs to another process,"
-                " or the number of processes has changed"
+                f"the data state has rows {', '.join(state['rows'])} and not {missing};"
+                " it belongs to another process, or the number of processes has changed"
             )
-        self._num_batches = state["given"]
-        # The sums of all processes go on in one of them.
+        self._num_batches = state["num_batches"]
+        # A merged state has the sums of all processes; one process continues them.
         self._counts = collections.Counter(state["counts"] if 0 in self._packers else {})
         for row, packer in self._packers.items():
             packer.set_state(state["rows"][str(row)])
@@ -292,13 +240,12 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state from those of every process of a run: any number of processes can resume from it."""
+    """Merges the states of all processes of a run: any number of processes can resume from it."""
     counts: collections.Counter[str] = collections.Counter()
     rows: dict[str, Any] = {}
     for state in states:
-        if (
-            not rows.keys() & state["rows"].keys()
-        ):  # processes that hold the same rows count the same records
+        # Processes with the same rows count the same records.
+        if not rows.keys() & state["rows"].keys():
             counts.update(state["counts"])
         rows |= state["rows"]
     return {**states[0], "counts": dict(counts), "rows": rows}
@@ -307,11 +254,10 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _data_signature(
     config: DataConfig, sources: Sequence[JsonlSource], seed: int
 ) -> dict[str, Any]:
-    """What must not change between saving a state and resuming from it, JSON-ready."""
+    """Returns what must not change between saving a state and resuming from it, JSON-ready."""
     settings = to_dict(config)
-    # What is done with a record that cannot be used may change: a run that stopped at the first one
-    # goes on without it. So may what a record says, once it is mended; the order is that of their
-    # number.
+    # Skipping may change: a run that stopped at a bad record can continue without it. So may the
+    # text of a record that was corrected: the order depends on the number of records only.
     for name in (
         "sources",
         "threads",
@@ -324,7 +270,58 @@ def _data_signature(
         del settings[name]
     settings["seed"] = seed
     settings["sources"] = [
-        {"weight": given.weight, "records": len(source)}
-        for given, source in zip(config.sources, sources, strict=True)
+        {"weight": source_config.weight, "records": len(source)}
+        for source_config, source in zip(config.sources, sources, strict=True)
     ]
     return settings
+
+
+def training_streams(
+    lengths: Sequence[int], weights: Sequence[float], *, seed: int, rows: int
+) -> list[grain.MapDataset[Visit]]:
+    """Returns the endless stream of each row of a batch.
+
+    Each source is reshuffled every epoch, repeated for ever, and dealt to the rows like cards:
+    position p of its order goes to row p mod `rows`. Each row then mixes its part of every source
+    by weight. (Mixing before dealing would be wrong: with two sources of equal weight and an even
+    number of rows, each row would see one source only.)
+
+    Args:
+        lengths: the number of records of each source.
+        weights: of each source, counted in records; rounded to a hundredth of the smallest.
+        seed: of the shuffles.
+        rows: of the global batch.
+    """
+    sources = []
+    for source, length in enumerate(lengths):
+        shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
+        sources.append(_visits(source, length).shuffle(seed=shuffle_seed).repeat())
+    # grain scales the smallest weight to 100 and truncates the others to integers; these need no
+    # truncation.
+    proportions = [round(100 * weight / min(weights)) for weight in weights]
+    return [
+        grain.MapDataset.mix([source[row::rows] for source in sources], proportions)
+        for row in range(rows)
+    ]
+
+
+def evaluation_streams(lengths: Sequence[int], *, rows: int) -> list[grain.MapDataset[Visit]]:
+    """Returns the finite stream of each row of a batch: every record once, in order of sources.
+
+    Records are dealt to the rows like cards.
+    """
+    all_visits = grain.MapDataset.concatenate(
+        [_visits(source, length) for source, length in enumerate(lengths)]
+    )
+    return [all_visits[row::rows] for row in range(rows)]
+
+
+def _visits(source: int, length: int) -> grain.MapDataset[Visit]:
+    """Returns the visits of one epoch of a source in order; repeating it counts the epochs."""
+
+    def visit(position: int, _: int) -> Visit:
+        epoch, record = divmod(position, length)
+        return Visit(source, record, epoch)
+
+    to_visit: Callable[[int, int], Visit] = visit
+    return grain.MapDataset.range(length).map_with_index(to_visit)

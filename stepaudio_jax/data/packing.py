@@ -1,11 +1,11 @@
 """Packing: a stream of examples -> rows of at most T tokens and C audio chunks.
 
-A packer keeps a few rows open. An example goes into the fullest open row that has room for it;
-where none has, a new row is opened, or, once as many are open as are allowed, the fullest row is
-finished. Fullness is the larger share of tokens or chunks used.
+A packer keeps a few rows open. An example goes into the fullest open row that has room for it. If
+none has, a new row is opened, or, at the maximum number of open rows, the fullest one is finished.
+Fullness is the larger of the used fractions of tokens and of chunks.
 
-A packer's state is small: which examples lie in the open rows, by their place in the stream.
-Restoring reads those again, so that a resumed run goes on with exactly the rows it would have had.
+A packer's state is small: which examples are in the open rows, by their position in the stream.
+Restoring reads those again, so a resumed run continues with exactly the same rows.
 """
 
 import collections
@@ -16,22 +16,15 @@ from typing import Any
 
 import grain
 
-from stepaudio_jax.data.record import Example, Visit
+from stepaudio_jax.data.record import Example, PreparedRecord, Visit
 from stepaudio_jax.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedRecord:
-    """What became of one record: its examples, or why it was skipped (`skipped`: in one word, `message`: in full)."""
-
-    visit: Visit
-    examples: tuple[Example, ...]
-    skipped: str = ""
-    message: str = ""
-
-
 class Lookahead:
-    """Reads a stream in order, some records ahead, on an executor's threads. Which thread is faster changes nothing."""
+    """Reads a stream in order, some records ahead, on an executor's threads.
+
+    The result does not depend on the threads' speed.
+    """
 
     def __init__(
         self,
@@ -49,53 +42,60 @@ class Lookahead:
         self.index = 0
 
     def peek(self) -> PreparedRecord | None:
-        """The record at `index`; None at the end of the stream."""
+        """Returns the record at `index`; None at the end of the stream."""
         while len(self._ahead) < self._depth and self.index + len(self._ahead) < len(self._stream):
             self._ahead.append(self.submit(self.index + len(self._ahead)))
         return self._ahead[0].result() if self._ahead else None
 
     def advance(self) -> None:
-        """Goes on to the next record."""
+        """Moves to the next record."""
         self._ahead.popleft()
         self.index += 1
 
     def seek(self, index: int) -> None:
-        """Goes to any place of the stream."""
+        """Moves to any index of the stream."""
         while self._ahead:
             self._ahead.popleft().cancel()
         self.index = index
 
     def submit(self, index: int) -> Future[PreparedRecord]:
-        """Starts to read the record at any place of the stream."""
+        """Starts reading the record at any index of the stream."""
         return self._executor.submit(self._prepare, self._stream[index])
 
 
 @dataclasses.dataclass(eq=False)
 class OpenRow:
-    """A row being filled. `stream_positions` says where in the stream its examples come from: (index, which example of that record)."""
+    """Holds a row that is being filled.
+
+    Attributes:
+        examples: the examples in it, in order.
+        stream_positions: where each comes from: (index in the stream, example of that record).
+        tokens, chunks: how much of the row is used.
+    """
 
     examples: list[Example] = dataclasses.field(default_factory=list)
     stream_positions: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     tokens: int = 0
     chunks: int = 0
 
-    def add(self, example: Example, place: tuple[int, int]) -> None:
-        """Puts an example at the end of the row."""
+    def add(self, example: Example, stream_position: tuple[int, int]) -> None:
+        """Appends an example."""
         self.examples.append(example)
-        self.stream_positions.append(place)
+        self.stream_positions.append(stream_position)
         self.tokens += example.tokens.size
         self.chunks += len(example.chunks)
 
 
 class RowPacker:
-    """Packs one row's stream.
+    """Packs the stream of one row of the batch.
 
     Args:
         records: the stream.
-        tokens: T, and `chunks`: C, that a row holds. No example may be larger.
-        open_rows: rows kept open at most.
-        on_record: told of every record once it is used up, in order.
-        max_skipped_records: how many records in a row may be skipped before that is an error.
+        tokens: T, the most tokens of a row. No example may be larger.
+        chunks: C, the most audio chunks of a row.
+        open_rows: the most rows kept open.
+        on_record: called with every record once all its examples are placed, in order.
+        max_skipped_records: how many consecutive records may be skipped before it is an error.
     """
 
     def __init__(
@@ -115,42 +115,42 @@ class RowPacker:
         self._max_skipped_records = max_skipped_records
         self._skipped_records_in_sequence = 0
         self._open: list[OpenRow] = []
-        self._next_example = 0  # of the record that the stream is at
+        self._next_example = 0  # of the record at the stream's index
 
     def next_row(self) -> Sequence[Example]:
-        """The examples of the next row; empty once the stream is over and every row has been given."""
+        """Returns the examples of the next row; none once stream and open rows are used up."""
         while (record := self._records.peek()) is not None:
-            for which in range(self._next_example, len(record.examples)):
-                example = record.examples[which]
+            for number in range(self._next_example, len(record.examples)):
+                example = record.examples[number]
                 row = self._row_for(example)
                 if row is None:
                     return self._finish(max(self._open, key=self._fullness))
-                row.add(example, (self._records.index, which))
-                self._next_example = which + 1
+                row.add(example, (self._records.index, number))
+                self._next_example = number + 1
             self._next_example = 0
             self._records.advance()
             self._track_skips(record)
         return self._finish(self._open[0]) if self._open else ()
 
     def get_state(self) -> dict[str, Any]:
-        """Where the packer stands: plain numbers and lists."""
+        """Returns the packer's state, JSON-ready."""
         return {
             "index": self._records.index,
             "example": self._next_example,
             "skipped_records_in_sequence": self._skipped_records_in_sequence,
-            "open": [[list(place) for place in row.stream_positions] for row in self._open],
+            "open": [list(map(list, row.stream_positions)) for row in self._open],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `get_state` was called, reading the examples of the open rows again.
+        """Restores a state, reading the examples of the open rows again.
 
         Raises:
-            DataError: one of them cannot be used any more.
+            DataError: one of them can no longer be used.
         """
         self._records.seek(state["index"])
         self._next_example = state["example"]
         self._skipped_records_in_sequence = state["skipped_records_in_sequence"]
-        reading = {
+        futures = {
             index: self._records.submit(index)
             for stream_positions in state["open"]
             for index, _ in stream_positions
@@ -158,16 +158,17 @@ class RowPacker:
         self._open = []
         for stream_positions in state["open"]:
             row = OpenRow()
-            for index, which in stream_positions:
-                record = reading[index].result()
-                if which >= len(record.examples):
+            for index, number in stream_positions:
+                record = futures[index].result()
+                if number >= len(record.examples):
                     raise DataError(
                         f"cannot resume: a record that was used can no longer be: {record.message}"
                     )
-                row.add(record.examples[which], (index, which))
+                row.add(record.examples[number], (index, number))
             self._open.append(row)
 
     def _row_for(self, example: Example) -> OpenRow | None:
+        """Returns the row to put an example into; None if one must be finished first."""
         tokens, chunks = self._limits
         fitting = [
             row
@@ -191,11 +192,13 @@ class RowPacker:
         return row.examples
 
     def _track_skips(self, record: PreparedRecord) -> None:
+        """Raises a DataError after too many consecutive skipped records."""
         self._on_record(record)
         self._skipped_records_in_sequence = (
             self._skipped_records_in_sequence + 1 if record.skipped else 0
         )
         if self._skipped_records_in_sequence >= self._max_skipped_records:
             raise DataError(
-                f"the last {self._max_skipped_records} records were all skipped; of the last one: {record.message}"
+                f"the last {self._max_skipped_records} records were all skipped;"
+                f" of the last one: {record.message}"
             )

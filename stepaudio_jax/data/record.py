@@ -1,19 +1,25 @@
-"""Record: one dialogue, as every reader yields it and every consumer takes it."""
+"""The types that data passes on: Record -> Example -> packed rows, and the errors of a record.
 
+A source yields a `Record`. Preprocessing makes an `Example` of it (arrays, not yet packed), which
+`packing` puts into a row and `batch.collate` copies into a `Batch`.
+"""
+
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float32, Int32
 
-from stepaudio_jax.config import AuxiliaryConfig
+from stepaudio_jax.config import DataConfig
+from stepaudio_jax.errors import AudioError, DataError, TextError
 from stepaudio_jax.text.dialogue import Message
 
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """One line of a rubric; a negative weight marks what a reply must not do."""
+    """States one criterion of a rubric; a negative weight marks what a reply must not do."""
 
     text: str
     weight: float
@@ -21,10 +27,22 @@ class Criterion:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A dialogue and what else is known of it.
+    """Holds a dialogue and what its file says about it.
 
-    `id` is unique within its source; `origin` names the file and line it was read from, for error
-    messages. `sampling` are settings of its own for whoever answers it (see `generation.Sampling`).
+    Attributes:
+        id: unique within its source.
+        messages: the dialogue.
+        source: the name of its source, for metrics.
+        origin: the file and line it was read from (`file:line`), for error messages.
+        reference_reply: a good answer to the last message, or the preferred one of a pair.
+        rejected_reply: one that is worse than the reference.
+        margin: by how many levels the reference is better than the rejected reply.
+        rubric: what a reply is judged by.
+        reference_meets, rejected_meets: for each criterion, whether that reply meets it.
+        reference_critique, rejected_critique: a critique of that reply, written before the replies
+            are compared.
+        answer: what a verifier compares a reply with.
+        sampling: its own sampling settings (see `generation.Sampling`).
     """
 
     id: str
@@ -32,28 +50,33 @@ class Record:
     source: str
     origin: str
     reference_reply: str | None = None
-    rejected_reply: str | None = None  # one that is worse than the reference
-    margin: int | None = None  # by how many levels the reference is better than the rejected reply
+    rejected_reply: str | None = None
+    margin: int | None = None
     rubric: tuple[Criterion, ...] = ()
-    reference_meets: tuple[bool, ...] = ()  # each criterion of the rubric
+    reference_meets: tuple[bool, ...] = ()
     rejected_meets: tuple[bool, ...] = ()
-    reference_critique: str | None = (
-        None  # what is to be thought of the reply before it is compared
-    )
+    reference_critique: str | None = None
     rejected_critique: str | None = None
-    answer: str | None = None  # verifiable
+    answer: str | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# Example: one dialogue, or several readings of one, as arrays that are not yet packed.
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """Names one reading of a record: its source, its index there, and the epoch (from 0)."""
+
+    source: int
+    record: int
+    epoch: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkLabels:
-    """Labels of one audio chunk for the auxiliary losses.
+    """Holds the labels of one audio chunk for the auxiliary losses.
 
-    `words` are indices into the word vocabulary plus one, None where the chunk has no transcript;
-    `attributes` are the indices of the values, -1 where unknown.
+    Attributes:
+        words: indices into the word vocabulary plus one; None if the chunk has no transcript.
+        attributes: the index of each attribute's value; -1 if it is unknown.
     """
 
     words: tuple[int, ...] | None
@@ -62,46 +85,75 @@ class ChunkLabels:
 
 @dataclasses.dataclass(frozen=True)
 class AudioChunk:
-    """One audio chunk (at most 25 s): its log-mel [128, F] f32, F its own mel frames, and its labels."""
+    """Holds one audio chunk of at most 25 s: its log-mel, not padded, and its labels."""
 
-    mel: NDArray[np.float32]
+    mel: Float32[np.ndarray, "mel_bins mel_frames"]
     labels: ChunkLabels | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What is packed as one piece (T tokens, C chunks, both its own): views of one record that share its audio.
+    """Holds what is packed in one piece: training views of one record that share its audio.
 
-    tokens, targets [T] i32; loss_weights [T] f32, that of `targets`; positions [T] i32, from 0 in
-    each view. segment_ids [T] i32: 0, 1, .. for the views. audio_index [T] i32: chunk (of this
-    example) * outputs per chunk + offset, -1 for text.
+    T is the number of tokens of all views, end to end.
+
+    Attributes:
+        tokens: of the views.
+        targets: the token that follows, within the same view.
+        loss_weights: 1 where the loss counts the target, else 0.
+        positions: from 0 in each view.
+        segment_ids: 0, 1, .. for the views.
+        audio_index: chunk (of this example) * embeddings per chunk + offset; -1 for text.
+        chunks: the audio chunks that have tokens, in order.
     """
 
-    tokens: NDArray[np.int32]
-    targets: NDArray[np.int32]
-    loss_weights: NDArray[np.float32]
-    positions: NDArray[np.int32]
-    segment_ids: NDArray[np.int32]
-    audio_index: NDArray[np.int32]
+    tokens: Int32[np.ndarray, " T"]
+    targets: Int32[np.ndarray, " T"]
+    loss_weights: Float32[np.ndarray, " T"]
+    positions: Int32[np.ndarray, " T"]
+    segment_ids: Int32[np.ndarray, " T"]
+    audio_index: Int32[np.ndarray, " T"]
     chunks: tuple[AudioChunk, ...]
 
     @property
     def num_segments(self) -> int:
-        """Dialogues in this example, each a segment of its own."""
+        """Returns the number of views in it, each a segment of its own."""
         return int(self.segment_ids[-1]) + 1
 
 
-def label_sizes(config: AuxiliaryConfig, audio_embeddings_per_chunk: int) -> tuple[int, int]:
-    """Words that a chunk's transcript may have (half as many as adaptor outputs: six a second), and attributes of a clip."""
-    return audio_embeddings_per_chunk // 2 if config.ctc_weight > 0 else 0, len(
-        config.attributes
-    ) if config.attribute_weight > 0 else 0
-
-
 @dataclasses.dataclass(frozen=True)
-class Visit:
-    """One reading of a record: record `record` of source `source`, for the time `epoch` (from 0)."""
+class PreparedRecord:
+    """Holds the examples of one record, or why it was skipped.
 
-    source: int
-    record: int
-    epoch: int
+    Attributes:
+        visit: which reading of which record.
+        examples: none if it was skipped.
+        skipped: the kind of the error in one word, or "".
+        message: the error in full, or "".
+    """
+
+    visit: Visit
+    examples: tuple[Example, ...]
+    skipped: str = ""
+    message: str = ""
+
+
+@contextlib.contextmanager
+def record_error_context(record: Record) -> Iterator[None]:
+    """Turns any error about a record into a DataError that names its file and line."""
+    try:
+        yield
+    except AudioError as error:
+        raise DataError(f"{record.origin}: {error}", kind="bad_audio") from None
+    except TextError as error:
+        raise DataError(f"{record.origin}: {error}") from None
+    except DataError as error:
+        if error.kind != "too_long":
+            raise DataError(f"{record.origin}: {error}") from None
+        advice = "or set on_too_long='skip'"
+        raise DataError(f"{record.origin}: {error}, {advice}", kind="too_long") from None
+
+
+def skip_reason(error: DataError, config: DataConfig) -> str | None:
+    """Returns the error's kind if the configuration skips such records; None if it ends the run."""
+    return error.kind if getattr(config, f"on_{error.kind}") == "skip" else None

@@ -1,5 +1,5 @@
 """Reinforcement learning: rollouts, rewards and the judge, advantages, the clipped objective with KL to a reference."""
 
-from stepaudio_jax.rl.trainer import POLICY_STAGE
+from stepaudio_jax.rl.trainer import PolicyTrainer
 
-__all__ = ["POLICY_STAGE"]
+__all__ = ["PolicyTrainer"]

@@ -22,8 +22,7 @@ from stepaudio_jax.rl.losses import (
     where_weighted,
 )
 from stepaudio_jax.rl.packing import RolloutBatch
-from stepaudio_jax.training.train_state import ModelDef, TrainState
-from stepaudio_jax.training.train_step import apply_gradients
+from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
 
 # One pass of a model over rollouts: the log-probability and the entropy of every token, a chunk of logits at a time.
 

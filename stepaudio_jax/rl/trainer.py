@@ -13,6 +13,7 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig, StageConfig, to_dict
 from stepaudio_jax.data import Record, check_sizes
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, DataError, DivergedError, JudgeError
 from stepaudio_jax.generation import Engine
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
@@ -42,14 +43,13 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
 from stepaudio_jax.training.preemption import data_error
-from stepaudio_jax.training.run_folder import DataChecker
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     TrainState,
     init_train_state,
+    num_optimizer_updates,
 )
-from stepaudio_jax.training.train_step import num_optimizer_updates
-from stepaudio_jax.training.trainer import StageContext, StageKind
+from stepaudio_jax.training.trainer import StageContext
 
 # One step of a stage that learns from rewards: what is written and what it is worth, then what is learnt from it.
 
@@ -64,7 +64,7 @@ class _Minibatch:
     passed: PolicyLogprobs
 
 
-class PolicyTrainer:
+class PolicyIteration:
     """A step's work, with what is kept from step to step: the engine, compiled programs, the judge."""
 
     def __init__(self, run: StageContext, start: AbstractTrainState, state: TrainState):
@@ -79,7 +79,7 @@ class PolicyTrainer:
             objective.judge,
             dtype=config.compute.dtype,
             slices=config.mesh.slices,
-            cache=run.folder / f"judge_{self._stage.name}.jsonl",
+            cache=run.run_dir / f"judge_{self._stage.name}.jsonl",
         )
         self._rewards = RewardFunction(objective, judge)
         self._stream = PromptStream(
@@ -307,12 +307,10 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
     save before a JudgeError, which all of them raise. And an update that failed once it had begun
     has used up the state before it: then the newest checkpoint is what there is.
     """
-    config, stage, run_dir, start = run.config, run.stage, run.folder, run.describe()
-    checkpoints, policy = run.checkpoints(), stage.policy_gradient
-    earlier = sum(one.steps for one in config.stages[: run.index])
-    run.stop.should_stop(
-        earlier + (checkpoints.latest_step or 0)
-    )  # a notice before the first step is for the step after it
+    config, stage, run_dir, start = run.config, run.stage, run.run_dir, run.abstract_train_state()
+    checkpoints, policy = run.open_checkpoints(), stage.policy_gradient
+    # Asked before the first step too, so that a notice until then counts for that step.
+    run.should_stop(checkpoints.latest_step or 0)
     controller = KLController(policy.kl_coef, policy.kl_target, policy.kl_horizon)
     with contextlib.closing(checkpoints):
         if checkpoints.latest_step is not None:
@@ -322,8 +320,8 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
             state = init_train_state(config, run.index, run.model, start, parameters)
         parameters.clear()  # the state holds them now
         done = int(state.step)
-        run.stop.should_stop(earlier + done)
-        iteration = PolicyTrainer(run, start, state)
+        run.should_stop(done)
+        iteration = PolicyIteration(run, start, state)
         writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
         samples = SampleWriter(run_dir, stage=stage.name, resume_step=done)
         with (
@@ -353,11 +351,9 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
             for step in range(done + 1, stage.steps + 1):
                 with save_on_error():
                     rollouts, rewards, seconds = iteration.generate_rollouts(state, step)
-                if run.stop.should_stop(
-                    earlier + step, within_step=True
-                ):  # replies are written again, as they were
+                if run.should_stop(step, within_step=True):  # replies are drawn again, the same
                     save()
-                    raise run.stop.interrupted_error(stage.name, step - 1)
+                    raise run.notice.interrupted_error(stage.name, step - 1)
                 with save_on_error():
                     state, metrics = iteration.update(state, rollouts, rewards, controller)
                 metrics |= seconds
@@ -373,7 +369,7 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
                 with save_on_error():
                     writer.write(step, metrics)
                     samples.write(step, rollouts, rewards)
-                stopping = run.stop.should_stop(earlier + step)
+                stopping = run.should_stop(step)
                 diverged = int(state.consecutive_skips) > config.max_consecutive_skips
                 every = config.checkpoint.every_steps
                 if stopping or diverged or step == stage.steps or (every > 0 and step % every == 0):
@@ -383,7 +379,7 @@ def train_policy(run: StageContext, parameters: ModelParams) -> ModelParams:
                         f"stage {stage.name!r}, step {step}: the last {int(state.consecutive_skips)} updates were not finite"
                     )
                 if stopping and step < stage.steps:
-                    raise run.stop.interrupted_error(stage.name, step)
+                    raise run.notice.interrupted_error(stage.name, step)
     run.warn_if_unchanged(state)
     return start.model_def.params_after_stage(state, stage.name)
 
@@ -446,4 +442,21 @@ def check_policy_stage(
             )
 
 
-POLICY_STAGE = StageKind(check_policy_stage, train_policy)
+class PolicyTrainer:
+    """Trains a stage by policy gradients (a `StageTrainer`).
+
+    Args:
+        context: of the stage.
+    """
+
+    def __init__(self, context: StageContext):
+        self._context = context
+
+    def check_data(self, checker: DataChecker) -> None:
+        """Checks the stage's data, its rewards and its judge; see `check_policy_stage`."""
+        context = self._context
+        check_policy_stage(context.stage, context.tokenizer, context.model, checker)
+
+    def run(self, params: ModelParams) -> ModelParams:
+        """Trains to the stage's last step, and returns the parameters then; see `train_policy`."""
+        return train_policy(self._context, params)

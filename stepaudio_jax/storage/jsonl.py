@@ -165,7 +165,7 @@ def format_json_line(value: Mapping[str, Any]) -> str:
 
 def _read_lines(file: BinaryIO) -> tuple[list[JsonLine], bytes]:
     """Returns the complete lines from here to the end of a file, and the bytes after the last."""
-    lines = []
+    lines: list[JsonLine] = []
     for number, content in enumerate(file, 1):
         if not content.endswith(b"\n"):
             return lines, content

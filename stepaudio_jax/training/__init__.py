@@ -4,13 +4,16 @@ from stepaudio_jax.training.checkpoints import export_checkpoint
 from stepaudio_jax.training.flops import part_flops, step_flops
 from stepaudio_jax.training.train_state import abstract_train_state
 from stepaudio_jax.training.train_step import make_train_step
-from stepaudio_jax.training.trainer import train
+from stepaudio_jax.training.trainer import StageContext, StageTrainer, SupervisedTrainer, run
 
 __all__ = [
+    "StageContext",
+    "StageTrainer",
+    "SupervisedTrainer",
     "abstract_train_state",
     "export_checkpoint",
     "make_train_step",
     "part_flops",
+    "run",
     "step_flops",
-    "train",
 ]

@@ -1,10 +1,9 @@
-"""Floating-point operations of a training step, by formula.
+"""Counts the floating-point operations (FLOPs) of a training step by formula.
 
-Counted is what the mathematics needs: two operations for a multiplication and an addition, each
-matrix product once forward and
-once more for each of its two sides that has a gradient: a kernel that is trained, activations that
-gradients pass. What rematerialisation computes again is not counted, and a causal mask halves
-attention (model FLOPs, as in PaLM: Chowdhery et al. 2022, appendix B).
+These are model FLOPs (PaLM: Chowdhery et al. 2022, appendix B): two for a multiplication and an
+addition; each matrix product once forward, and once more for each of its operands that has a
+gradient (a trained kernel, activations that gradients pass through). Rematerialization is not
+counted, and a causal mask halves attention.
 """
 
 from collections.abc import Sequence
@@ -25,72 +24,73 @@ from stepaudio_jax.models import abstract_lora
 
 
 class ForwardFlops(NamedTuple):
-    """Of a forward pass: products with kernels, and attention's products of activations, both of which have gradients."""
+    """FLOPs of a forward pass.
+
+    Attributes:
+        kernels: of products of activations with kernels.
+        attention: of products of activations with activations.
+    """
 
     kernels: float
     attention: float = 0.0
 
     def times(self, rows: int) -> "ForwardFlops":
-        """Of so many rows."""
+        """Returns the FLOPs of several rows, given those of one."""
         return ForwardFlops(rows * self.kernels, rows * self.attention)
 
 
 def step_flops(model: ModelConfig, stage: StageConfig) -> float:
-    """Of one step of a stage on one (global) batch, every row full: padding is counted like tokens."""
-    narrow = jax.tree.leaves(abstract_lora(model, stage.lora).shapes) if stage.lora.rank else []
-    return sum(
-        part_flops(
-            model, stage.data, stage.trainable, narrow=sum(leaf.size for leaf in narrow)
-        ).values()
-    )
+    """Returns the FLOPs of one step on the global batch, padding counted like tokens."""
+    lora_size = 0
+    if stage.lora.rank:
+        leaves = jax.tree.leaves(abstract_lora(model, stage.lora).shapes)
+        lora_size = sum(leaf.size for leaf in leaves)
+    by_part = part_flops(model, stage.data, stage.trainable, lora_size=lora_size)
+    return sum(by_part.values())
 
 
 def part_flops(
-    model: ModelConfig, data: DataConfig, trainable: Sequence[Part], *, narrow: int = 0
+    model: ModelConfig, data: DataConfig, trainable: Sequence[Part], *, lora_size: int = 0
 ) -> dict[Part, float]:
-    """The same by part of the model.
+    """Returns the FLOPs of one step on the global batch, by part of the model.
 
     Args:
-        model: the shape.
+        model: its shape.
         data: rows, tokens and audio chunks.
-        trainable: the parts with gradients; one before the first of them (encoder, adaptor,
-        decoder) runs forward alone.
-        narrow: parameters of the matrices that learn beside the decoder's (LoRA), through which
-            gradients pass all the same.
+        trainable: the trained parts; a part before the first of them (in the order encoder,
+            adaptor, decoder) only runs forward.
+        lora_size: number of trained adapter parameters beside the decoder's kernels.
     """
     forward = _forward_flops(model, data)
     flops: dict[Part, float] = {}
-    # whether a part before this one is trained, so that gradients must pass through this one
-    behind = False
+    is_after_trained = False
     order: tuple[Part, ...] = ("encoder", "adaptor", "decoder")
     for part in order:
         trained = part in trainable
-        # A part's own matrix products need inputs' gradients where anything inside it or before it
-        # is trained.
-        passed = trained or behind or (part == "decoder" and narrow > 0)
-        flops[part] = forward[part].kernels * (1 + passed + trained) + forward[part].attention * (
-            1 + 2 * passed
-        )
-        behind = behind or trained
-    flops["decoder"] += 3 * 2.0 * narrow * data.batch_size * data.seq_len
+        # Activations have gradients if anything in this part or before it is trained.
+        has_gradients = trained or is_after_trained or (part == "decoder" and lora_size > 0)
+        flops[part] = forward[part].kernels * (1 + has_gradients + trained)
+        flops[part] += forward[part].attention * (1 + 2 * has_gradients)
+        is_after_trained = is_after_trained or trained
+    flops["decoder"] += 3 * 2.0 * lora_size * data.batch_size * data.seq_len
     return flops
 
 
 def _forward_flops(model: ModelConfig, data: DataConfig) -> dict[Part, ForwardFlops]:
     chunks = data.batch_size * data.audio_chunks_per_seq
+    encoder = adaptor = ForwardFlops(0.0)
+    if chunks:
+        encoder = _encoder_flops(model.encoder, data.mel_frames_per_chunk).times(chunks)
+        adaptor = _adaptor_flops(model, data.mel_frames_per_chunk).times(chunks)
     return {
-        "encoder": _encoder_flops(model.encoder, data.mel_frames_per_chunk).times(chunks)
-        if chunks
-        else ForwardFlops(0.0),
-        "adaptor": _adaptor_flops(model, data.mel_frames_per_chunk).times(chunks)
-        if chunks
-        else ForwardFlops(0.0),
+        "encoder": encoder,
+        "adaptor": adaptor,
         "decoder": decoder_flops(model.decoder, data.seq_len).times(data.batch_size),
     }
 
 
 def decoder_flops(decoder: DecoderConfig, tokens: int) -> ForwardFlops:
-    """ForwardFlops, for one row of so many tokens: projections, causal attention, SwiGLU, language-model head."""
+    """Returns the forward FLOPs of one row: projections, causal attention, MLP, LM head."""
     queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     weights = (
         decoder.layers

@@ -1,9 +1,12 @@
-"""The model a run starts from: its shape, its tokenizer, its weights and the adapters beside them."""
+"""The model a run starts from: its shape, tokenizer and weights, and the adapters beside them."""
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,8 +17,10 @@ from stepaudio_jax.models import (
     Parameters,
     abstract_lora,
     abstract_parameters,
+    combine_lora,
     init_parameters,
     logical_axes,
+    merge_lora,
 )
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.text import Tokenizer
@@ -44,12 +49,12 @@ class ModelParams:
 
 
 def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
-    """Returns the model's shape, read from the folders in `config.initial` if any, and the tokenizer.
+    """Returns the model's shape, read from the folders in `config.initial` if any, and tokenizer.
 
     Raises:
         ConfigError: neither `initial` nor `tokenizer` says which tokenizer to use.
-        CheckpointError: a folder cannot be read, or the model's vocabulary has no rows for tokens of
-            the tokenizer.
+        CheckpointError: a folder cannot be read, or the model's vocabulary has no rows for tokens
+            of the tokenizer.
     """
     sources = _sources(config)
     model = hub.read_model_config(sources) if sources else config.model
@@ -61,9 +66,10 @@ def initial_model(config: Config) -> tuple[ModelConfig, Tokenizer]:
 def initial_weights(config: Config, model: ModelConfig, mesh: Mesh) -> ModelParams:
     """Reads or draws the weights that `config.initial` asks for; each device gets its own shards.
 
-    Parts that some stage trains are in `compute.param_dtype`, others in `compute.dtype`, the adapter
-    beside the decoder in fp32. Parts that no folder has are drawn from `config.seed`: all of them in a
-    run from scratch, the adaptor where encoder and decoder come from folders of their own.
+    Parts that some stage trains are in `compute.param_dtype`, others in `compute.dtype`, the
+    adapter beside the decoder in fp32. Parts that no folder has are drawn from `config.seed`: all
+    of them in a run from scratch, the adaptor where encoder and decoder come from folders of their
+    own.
 
     Raises:
         CheckpointError: a folder is incomplete.
@@ -109,7 +115,7 @@ def initial_adapter(config: Config) -> LoRAConfig | None:
 def adapters_before_stage(
     config: Config, index: int, initial: LoRAConfig | None
 ) -> dict[str, LoRAConfig]:
-    """Returns the adapters beside the decoder when stage `index` begins, by the stage that left them.
+    """Returns the adapters beside the decoder when a stage begins, by the stage that left them.
 
     A stage that trains the decoder itself begins by merging them into it, and leaves none.
 
@@ -125,6 +131,35 @@ def adapters_before_stage(
         elif stage.lora.rank:
             adapters[stage.name] = stage.lora
     return adapters
+
+
+def merge_adapters(
+    params: ModelParams,
+    scales: Sequence[tuple[str, float]],
+    dtype: Any,
+    *,
+    donate: bool = False,
+) -> Parameters:
+    """Returns the model with its adapters' products added to the decoder's kernels in fp32.
+
+    Args:
+        params: of the model.
+        scales: name and scale of each of its adapters, in order.
+        dtype: of the adapted kernels then; bf16 rounds small products away.
+        donate: give up the decoder's arrays: if they have this dtype already, no second decoder is
+            allocated.
+    """
+    if not scales:
+        return params.params
+    decoder = params.params["decoder"]
+    in_place = all(leaf.dtype == dtype for leaf in jax.tree.leaves(decoder))
+    merge = _merge_lora_in_place if donate and in_place else _merge_lora
+    combined = combine_lora([(params.lora_params[name], scale) for name, scale in scales])
+    return params.params | {"decoder": merge(decoder, *combined, jnp.dtype(dtype))}
+
+
+_merge_lora = jax.jit(merge_lora, static_argnums=(2, 3))
+_merge_lora_in_place = jax.jit(merge_lora, static_argnums=(2, 3), donate_argnums=0)
 
 
 def check_stage_adapter(config: Config, index: int, model: ModelConfig) -> None:

@@ -1,8 +1,7 @@
-"""What is kept of a run that diverged, to find out why."""
+"""What a run reports of itself: metrics, throughput, progress, profiles, and why it diverged."""
 
 import contextlib
 import json
-import logging
 import pathlib
 import sys
 import time
@@ -18,68 +17,74 @@ from stepaudio_jax.data import Batch
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import StepLog
 from stepaudio_jax.training.run_folder import METRICS
-from stepaudio_jax.training.train_step import Metrics
 
-# Where a run's figures go: `metrics.jsonl`, TensorBoard and a progress bar.
+EVALUATION_LOSS = "evaluation/loss"  # name of the metric
+PROFILE, DIAGNOSIS = "profile", "diagnosis"  # folders of a run
 
-logger = logging.getLogger(__name__)
+# Metrics that are 1 for a step that changed nothing, and say why.
+_UNCHANGED = ("skipped_steps", "zero_gradient_steps")
+# Metrics that are summed over steps, not averaged.
+_COUNTS = ("tokens", "loss_tokens", "audio_seconds", *_UNCHANGED)
 
 
 class MetricsWriter:
-    """Writes one line of `metrics.jsonl` and one TensorBoard point a logged step; of several processes only the first does.
+    """Writes a line of metrics.jsonl and TensorBoard points for each logged step.
 
-    A run that resumes from a step drops what was logged after it, so every step stands once, in
-    order.
+    A run that resumes drops the lines after the step it resumes from, so that each step has one
+    line, in order. Of several processes only the first writes.
+
+    Args:
+        run_dir: of the run.
+        stage: its name.
+        resume_step: the steps of the stage that are done.
     """
 
     def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
-        self._writes = jax.process_index() == 0
-        if not self._writes:
+        self._is_writer = jax.process_index() == 0
+        if not self._is_writer:
             return
         self._log = StepLog(run_dir / METRICS, stage, resume_step)
-        from tensorboardX import (
-            SummaryWriter,  # slow to import where torch is installed, for it brings that along
-        )
+        # Imported here: it is slow where torch is installed, which it imports.
+        from tensorboardX import SummaryWriter
 
-        self._board = SummaryWriter(
+        self._tensorboard = SummaryWriter(
             str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1
         )
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs the figures of a step of this stage."""
-        if not self._writes:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics of a step of this stage."""
+        if not self._is_writer:
             return
-        self._log.append(step, {name: float(value) for name, value in figures.items()})
-        for name, value in figures.items():
-            self._board.add_scalar(name, float(value), step)
+        values = {name: float(value) for name, value in metrics.items()}
+        self._log.append(step, values)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
 
-    def is_missing(self, step: int, figure: str) -> bool:
-        """Whether no line of this step of the stage has the figure; every process is told the same."""
-        return broadcast_json(self._log.find(step, figure) is None if self._writes else None)
+    def is_missing(self, step: int, metric: str) -> bool:
+        """Returns whether no line of this step has the metric; the same in every process."""
+        missing = self._log.find(step, metric) is None if self._is_writer else None
+        return broadcast_json(missing)
 
-    def add_to_step(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs figures of a step that others are logged of already, in the same line."""
-        if not self._writes:
+    def add_to_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds metrics to the line of a step that was the last one logged."""
+        if not self._is_writer:
             return
-        before = self._log.find(step) or {}
+        line = self._log.find(step) or {}
         self._log.drop_after(step - 1)
-        self.write(
-            step,
-            {name: value for name, value in before.items() if name not in ("stage", "step")}
-            | dict(figures),
-        )
+        logged = {name: value for name, value in line.items() if name not in ("stage", "step")}
+        self.write(step, logged | dict(metrics))
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
-        if self._writes:
-            self._board.close()
+        if self._is_writer:
+            self._tensorboard.close()
 
 
-def progress_bar(stage: str, steps: int, done: int) -> "tqdm.tqdm[None]":
-    """A bar on standard error that counts steps of a stage; of several processes only the first shows it."""
+def progress_bar(stage: str, steps: int, steps_done: int) -> "tqdm.tqdm[None]":
+    """Returns a progress bar of a stage's steps on standard error; only process 0 shows it."""
     return tqdm.tqdm(
         total=steps,
-        initial=done,
+        initial=steps_done,
         desc=stage,
         unit="step",
         file=sys.stderr,
@@ -89,66 +94,59 @@ def progress_bar(stage: str, steps: int, done: int) -> "tqdm.tqdm[None]":
     )
 
 
-def progress_bar_metrics(figures: Mapping[str, float]) -> dict[str, str]:
-    """The few figures that the progress bar shows."""
-    shown = {
-        "loss": f"{figures['loss']:.3f}",
-        "tok/s": f"{figures['tokens_per_second']:.0f}",
-        "audio-s/s": f"{figures['audio_seconds_per_second']:.1f}",
-        "data-wait": f"{100 * figures['data_wait_fraction']:.0f}%",
+def progress_bar_metrics(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Returns the few metrics that the progress bar shows, formatted."""
+    return {
+        "loss": f"{metrics['loss']:.3f}",
+        "tok/s": f"{metrics['tokens_per_second']:.0f}",
+        "audio-s/s": f"{metrics['audio_seconds_per_second']:.1f}",
+        "data-wait": f"{100 * metrics['data_wait_fraction']:.0f}%",
     }
-    return shown
-
-
-# Throughput and means of the steps since the last log line.
-
-_UNCHANGED = (
-    "skipped_steps",
-    "zero_gradient_steps",
-)  # 1 in the metrics of a step that changed nothing, and why
-_COUNTS = ("tokens", "loss_tokens", "audio_seconds", *_UNCHANGED)
 
 
 class ThroughputMeter:
-    """Collects the metrics of steps without waiting for them; `figures` waits once and starts anew.
+    """Collects the metrics of steps without waiting for their computation; `summary` waits once.
 
     Args:
         flops_per_step: of the whole job, by formula.
-        peak_flops: of one device; None where it is not known, and nothing is said of utilisation
-            then.
+        peak_flops: of one device; None: unknown, and no utilization is reported.
+
+    Attributes:
+        history: the metrics of each step of the last `summary`.
     """
 
     def __init__(self, flops_per_step: float, peak_flops: float | None) -> None:
-        self.history: list[dict[str, float]] = []  # every metric of the steps of the last `figures`
+        self.history: list[dict[str, float]] = []
         self._flops_per_step, self._peak_flops = flops_per_step, peak_flops
-        self._watch = ThreadPoolExecutor(1, thread_name_prefix="stepaudio-meter")
-        self._computed: Future[float] | None = None  # when the last step was
-        self._born = time.perf_counter()
-        self._useful = 0.0  # seconds of steps that count, so far
-        self._compiled = 0.0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="stepaudio-meter")
+        self._last_step_done_at: Future[float] | None = None
+        self._created_at = time.perf_counter()
+        self._useful_seconds = 0.0  # spent on steps that changed something, since creation
+        self._compile_seconds = 0.0
         self._restart()
 
     def _restart(self) -> None:
-        self._metrics: list[Metrics] = []
+        self._metrics: list[Mapping[str, jax.Array]] = []
         self._start = time.perf_counter()
-        self._waited = 0.0
-        self._saved = 0.0
+        self._data_wait_seconds = 0.0
+        self._checkpoint_wait_seconds = 0.0
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside in which no step was being computed as waiting for data."""
+        """Counts as waiting for data the time inside during which no step was being computed."""
         start = time.perf_counter()
         yield
-        if self._computed is None or self._computed.done():
-            idle_since = start if self._computed is None else max(start, self._computed.result())
-            self._waited += time.perf_counter() - idle_since
+        last = self._last_step_done_at
+        if last is None or last.done():
+            idle_since = start if last is None else max(start, last.result())
+            self._data_wait_seconds += time.perf_counter() - idle_since
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
         """Leaves the first call of a step, which compiles it, out of the throughput."""
         start = time.perf_counter()
         yield
-        self._compiled += time.perf_counter() - start
+        self._compile_seconds += time.perf_counter() - start
         self._start += time.perf_counter() - start
 
     @contextlib.contextmanager
@@ -157,7 +155,7 @@ class ThroughputMeter:
         jax.block_until_ready(self._metrics)
         start = time.perf_counter()
         yield
-        self._saved += time.perf_counter() - start
+        self._checkpoint_wait_seconds += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -167,20 +165,20 @@ class ThroughputMeter:
         yield
         self._start += time.perf_counter() - start
 
-    def add(self, metrics: Metrics) -> None:
-        """Takes one step's metrics, still being computed."""
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Adds one step's metrics, which may still be being computed."""
         self._metrics.append(metrics)
-        self._computed = self._watch.submit(_when_computed, metrics)
+        self._last_step_done_at = self._executor.submit(_wait_for, metrics)
 
     def summary(self) -> dict[str, float]:
-        """Of the steps since the last call.
+        """Returns the metrics of the steps since the last call, and starts anew.
 
-        Means of metrics over the steps that changed something; how many were skipped, and how many
-        had nothing to learn; tokens, audio seconds and steps a second, in all and a device; the
-        shares of time that data and checkpoints took. `model_flops_utilization` is the share of the
-        devices' peak. `goodput` is the share of this process's time, since the stage began, that
-        went into steps that changed something: the rest is compilation, evaluation, checkpoints and
-        waiting for data.
+        Metrics are averaged over the steps that changed something; skipped_steps and
+        zero_gradient_steps count the others. Rates are per second, of the job and of a device;
+        data_wait_fraction and checkpoint_wait_fraction are shares of the time.
+        model_flops_utilization is the share of the devices' peak. goodput is the share of the
+        process's time since the stage began that went into steps that changed something: the rest
+        is compilation, evaluation, checkpoints and waiting for data.
         """
         steps = [
             {name: float(value) for name, value in step.items()}
@@ -189,82 +187,75 @@ class ThroughputMeter:
         now = time.perf_counter()
         elapsed, devices = now - self._start, jax.device_count()
         unchanged = {name: sum(step[name] for step in steps) for name in _UNCHANGED}
-        taken = [step for step in steps if not any(step[name] for name in _UNCHANGED)] or steps
-        self._useful += (elapsed - self._waited - self._saved) * (
-            1 - sum(unchanged.values()) / len(steps)
-        )
-        figures = {
-            name: sum(step[name] for step in taken) / len(taken)
-            for name in taken[0]
+        changed = [step for step in steps if not any(step[name] for name in _UNCHANGED)]
+        averaged = changed or steps
+        waited = self._data_wait_seconds + self._checkpoint_wait_seconds
+        changed_fraction = 1 - sum(unchanged.values()) / len(steps)
+        self._useful_seconds += (elapsed - waited) * changed_fraction
+        metrics = {
+            name: sum(step[name] for step in averaged) / len(averaged)
+            for name in averaged[0]
             if name not in _COUNTS
         }
         for name in ("tokens", "audio_seconds"):
             rate = sum(step[name] for step in steps) / elapsed
-            figures |= {f"{name}_per_second": rate, f"{name}_per_second_per_device": rate / devices}
-        figures |= {
+            metrics |= {f"{name}_per_second": rate, f"{name}_per_second_per_device": rate / devices}
+        metrics |= {
             **unchanged,
             "steps_per_second": len(steps) / elapsed,
-            "data_wait_fraction": self._waited / elapsed,
-            "checkpoint_wait_fraction": self._saved / elapsed,
-            "compile_seconds": self._compiled,
-            "goodput": self._useful / (now - self._born),
+            "data_wait_fraction": self._data_wait_seconds / elapsed,
+            "checkpoint_wait_fraction": self._checkpoint_wait_seconds / elapsed,
+            "compile_seconds": self._compile_seconds,
+            "goodput": self._useful_seconds / (now - self._created_at),
         }
         if self._peak_flops is not None:
-            figures["model_flops_utilization"] = (
+            metrics["model_flops_utilization"] = (
                 self._flops_per_step * len(steps) / elapsed / (devices * self._peak_flops)
             )
         memory = jax.local_devices()[0].memory_stats()
         if memory and "peak_bytes_in_use" in memory:
-            figures["device_memory_peak_bytes"] = memory["peak_bytes_in_use"]
+            metrics["device_memory_peak_bytes"] = memory["peak_bytes_in_use"]
         self.history = steps
         self._restart()
-        return figures
+        return metrics
 
 
-def _when_computed(metrics: Metrics) -> float:
-    """Waits for a step, on a thread of its own: `time.perf_counter()` then."""
+def _wait_for(metrics: Mapping[str, jax.Array]) -> float:
+    """Waits until a step's metrics are computed; returns `time.perf_counter()` then."""
     jax.block_until_ready(metrics)
     return time.perf_counter()
 
 
-# A profile of a few steps of a run, for TensorBoard and XProf.
-
-PROFILE = "profile"
-
-
 class StepProfile:
-    """Profiles the steps that the configuration asks for, into `RUN_DIR/profile`.
+    """Profiles the configured steps into `RUN_DIR/profile`, for TensorBoard and XProf.
 
     Args:
         run_dir: of the run.
-        steps: first and last step, counted over all stages; None profiles nothing.
+        steps: first and last step, counted over all stages; None: none.
     """
 
     def __init__(self, run_dir: pathlib.Path, steps: tuple[int, int] | None):
         self._folder = run_dir / PROFILE
         self._steps = steps
-        self._running = False
+        self._is_running = False
 
     def before(self, step: int) -> None:
         """Starts the profile if this is its first step."""
         if self._steps is not None and step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder))
-            self._running = True
+            self._is_running = True
 
     def after(self, step: int, outputs: Any) -> None:
-        """Ends the profile if this was its last step, once `outputs` of the step are there."""
-        if self._steps is not None and step == self._steps[1] and self._running:
+        """Ends the profile if this was its last step, when the step's `outputs` are computed."""
+        if self._steps is not None and step == self._steps[1] and self._is_running:
             jax.block_until_ready(outputs)
             self.close()
 
     def close(self) -> None:
-        """Ends a profile that is still running."""
-        if self._running:
+        """Ends the profile if it is still running."""
+        if self._is_running:
             jax.profiler.stop_trace()
-            self._running = False
-
-
-FOLDER = "diagnosis"
+            self._is_running = False
 
 
 def write_diagnosis(
@@ -275,14 +266,22 @@ def write_diagnosis(
     batch: Batch,
     data_state: dict[str, Any],
 ) -> pathlib.Path:
-    """Writes the last steps' figures, the state of the data and this process's part of the last batch.
+    """Writes what helps to find out why a run diverged.
 
-    Every process calls it; what is the same for all, the first one writes.
+    Every process calls this; the first writes the metrics and the data state, each its own rows of
+    the batch.
+
+    Args:
+        run_dir, stage: of the run and its stage.
+        step: the last one.
+        history: the metrics of the last steps.
+        batch: of the last step.
+        data_state: of the data iterator after it.
 
     Returns:
         The folder, `<run_dir>/diagnosis/<stage>_<step>`.
     """
-    folder = run_dir / FOLDER / f"{stage}_{step}"
+    folder = run_dir / DIAGNOSIS / f"{stage}_{step}"
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         (folder / "steps.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
@@ -296,6 +295,6 @@ def write_diagnosis(
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of an array that this process holds, each once."""
+    """Returns the rows of an array that this process holds, each once."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

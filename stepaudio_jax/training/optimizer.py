@@ -9,53 +9,25 @@ from optax.contrib import MuonDimensionNumbers, muon
 from stepaudio_jax.config import OptimizerConfig
 
 
-def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Returns the learning rate of each update: a linear warm-up to `peak`, then the configured decay.
-
-    Update k of a warm-up of n, counted from 1, has `peak * k / n`: the first one has some, and the
-    last one all of it.
-
-    Args:
-        config: the lengths and the kind of decay.
-        peak: the highest learning rate.
-        steps: the updates of the stage.
-
-    Returns:
-        A function of how many updates have been made before.
-    """
-    after = max(steps - config.warmup_steps, 1)
-    final = peak * config.final_learning_rate_fraction
-    decays = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, final, after),
-        "cosine": optax.cosine_decay_schedule(
-            peak, after, alpha=config.final_learning_rate_fraction
-        ),
-    }
-    first = peak / max(config.warmup_steps, 1)
-    warmup = optax.linear_schedule(first, peak, max(config.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, decays[config.decay]], [config.warmup_steps])
-
-
 def make_optimizer(
-    config: OptimizerConfig, axes: Any, contracting_dims: Any, steps: int
+    config: OptimizerConfig, axes: Any, contracting_dims: Any, num_updates: int
 ) -> optax.GradientTransformation:
-    """The optimizer of a stage.
+    """Returns the optimizer of a stage.
 
-    Weight decay is on matrices alone. Muon takes the matrices that map hidden to hidden, each as
-    [contracting_dims, rest] and batched over layers; tables, biases, norms and whatever has a
-    vocabulary dimension go to AdamW, as in its original recipe.
+    Weight decay is for matrices only. Muon updates the matrices that map hidden to hidden, each as
+    [contracting dims, rest] and batched over layers; embeddings, biases, norms and everything with
+    a vocabulary dimension use AdamW, as in Muon's original recipe.
 
     Args:
-        config: which, and its settings.
-        axes: a tree like the trainable parameters, each leaf the logical names of its dimensions.
-        contracting_dims: the same tree, each leaf the dimensions that the parameter sums over in
-            its matrix product, in front of its output dimensions; empty for what is no matrix.
-        steps: length of the stage, for the schedule.
+        config: its name and settings.
+        axes: a tree like the trainable parameters, each leaf the logical axes of its dimensions.
+        contracting_dims: the same tree, each leaf the dimensions that its matrix product sums over,
+            which precede the output dimensions; empty for what is no matrix.
+        num_updates: of the stage, for the schedule.
     """
     is_matrix = jax.tree.map(bool, contracting_dims, is_leaf=_is_tuple)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    rate = schedule(config, config.learning_rate, steps)
+    rate = learning_rate_schedule(config, config.learning_rate, num_updates)
     if config.name == "adafactor":
         return optax.chain(*clip, _adafactor(config, rate, is_matrix))
     optimizer = optax.adamw(
@@ -70,13 +42,13 @@ def make_optimizer(
     if config.name == "muon":
         dimensions = jax.tree.map(_muon_dimensions, axes, contracting_dims, is_leaf=_is_tuple)
         matrices = muon(
-            schedule(config, config.muon_learning_rate, steps),
+            learning_rate_schedule(config, config.muon_learning_rate, num_updates),
             beta=config.muon_momentum,
             weight_decay=config.weight_decay,
             mu_dtype=config.moment_dtype,
             muon_weight_dimension_numbers=dimensions,
         )
-        # optax's muon would take the rest too, but with Nesterov's momentum in AdamW and no weight
+        # optax's muon can update the rest too, but its AdamW has Nesterov momentum and no weight
         # decay.
         names = jax.tree.map(
             lambda leaf: "muon" if isinstance(leaf, MuonDimensionNumbers) else "adamw",
@@ -87,13 +59,42 @@ def make_optimizer(
     return optax.chain(*clip, optimizer)
 
 
+def learning_rate_schedule(
+    config: OptimizerConfig, peak: float, num_updates: int
+) -> optax.Schedule:
+    """Returns the learning-rate schedule: a linear warm-up to `peak`, then the configured decay.
+
+    Update k of a warm-up of n, counted from 1, has `peak * k / n`: the first is not 0, the last is
+    the peak.
+
+    Args:
+        config: the lengths and the kind of decay.
+        peak: the highest learning rate.
+        num_updates: of the stage.
+
+    Returns:
+        A function of the number of updates before this one.
+    """
+    decay_updates = max(num_updates - config.warmup_steps, 1)
+    final_fraction = config.final_learning_rate_fraction
+    decays = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * final_fraction, decay_updates),
+        "cosine": optax.cosine_decay_schedule(peak, decay_updates, alpha=final_fraction),
+    }
+    first = peak / max(config.warmup_steps, 1)
+    warmup = optax.linear_schedule(first, peak, max(config.warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, decays[config.decay]], [config.warmup_steps])
+
+
 def _adafactor(
     config: OptimizerConfig, rate: optax.Schedule, is_matrix: Any
 ) -> optax.GradientTransformation:
-    """Adafactor without momentum (Shazeer and Stern 2018): second moments of a matrix as a row and a column.
+    """Returns Adafactor without momentum (Shazeer and Stern 2018).
 
-    Updates are not scaled by the parameter's size, and weight decay is decoupled: `learning_rate`
-    and `weight_decay` mean what they mean for AdamW.
+    It keeps the second moments of a matrix as a row and a column. Updates are not scaled by the
+    parameter's size, and weight decay is decoupled, so that `learning_rate` and `weight_decay` mean
+    what they mean for AdamW.
     """
     return optax.chain(
         optax.scale_by_factored_rms(),

@@ -1,7 +1,6 @@
-"""The train state: its fields, its abstract form (shapes and shardings), and its value before the first step."""
+"""The train state: its fields, its abstract form, its initial value, and its update."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
 
 from stepaudio_jax.config import Config, LoRAConfig, ModelConfig
 from stepaudio_jax.models import (
@@ -20,13 +20,13 @@ from stepaudio_jax.models import (
     attach_lora,
     combine_lora,
     init_lora,
-    merge_lora,
     parameter_metadata,
 )
 from stepaudio_jax.parallel import parameter_shardings, replicated
 from stepaudio_jax.training.initial_weights import (
     ModelParams,
     adapters_before_stage,
+    merge_adapters,
     read_stage_adapter,
 )
 from stepaudio_jax.training.losses import AuxiliaryHeads
@@ -38,8 +38,8 @@ from stepaudio_jax.training.optimizer import make_optimizer
 class TrainState:
     """Everything that a train step reads and changes.
 
-    Only what `trainable` returns is differentiated: frozen parameters have no gradients, no optimizer
-    state and no stored activations. Trees that a stage does not have are None.
+    Only what `trainable` returns is differentiated: frozen parameters have no gradients, no
+    optimizer state and no stored activations. Trees that a stage does not have are None.
 
     Attributes:
         step: [] i32, steps of the stage that are done.
@@ -58,8 +58,8 @@ class TrainState:
         opt_state: of the optimizer, over `trainable`.
     """
 
-    step: jax.Array
-    consecutive_skips: jax.Array
+    step: Int[Array, ""]
+    consecutive_skips: Int[Array, ""]
     params: Parameters
     frozen_params: Parameters
     opt_state: Any
@@ -74,8 +74,8 @@ class TrainState:
     def trainable(self) -> Parameters:
         """Returns what has gradients as one tree: the trained parts, "lora", "auxiliary", "value".
 
-        Do not rename them: leaves are ordered by these names, and the gradient's norm sums over leaves
-        in this order; `opt_state` has the same paths.
+        Do not rename them: leaves are ordered by these names, and the gradient's norm sums over
+        leaves in this order; `opt_state` has the same paths.
         """
         extras = {
             "lora": self.lora_params,
@@ -107,7 +107,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ModelDef:
-    """The static side of the model and its auxiliary heads: what `nnx.merge` needs beside parameters.
+    """The static side of the model and its auxiliary heads: what `nnx.merge` needs with parameters.
 
     Attributes:
         model, aux_heads: graph definitions; no auxiliary heads: None.
@@ -121,7 +121,7 @@ class ModelDef:
     frozen_lora: tuple[tuple[str, float], ...] = ()
 
     def merge(self, state: TrainState) -> tuple[StepAudio, AuxiliaryHeads | None]:
-        """Returns the model, adapters beside its decoder, and the auxiliary heads if there are any."""
+        """Returns the model with its adapters, and the auxiliary heads if there are any."""
         heads = None
         if self.aux_heads is not None and state.aux_head_params is not None:
             heads = nnx.merge(self.aux_heads, state.aux_head_params)
@@ -138,40 +138,11 @@ class ModelDef:
         return params
 
     def params_after_stage(self, state: TrainState, stage: str) -> ModelParams:
-        """Returns what a stage of this name leaves: its model, and the adapters beside the decoder."""
+        """Returns the parameters that a stage of this name passes on to the next."""
         adapters = dict(state.frozen_lora_params)
         if state.lora_params is not None:
             adapters[stage] = state.lora_params
         return ModelParams(state.params | state.frozen_params, adapters)
-
-
-def merge_adapters(
-    params: ModelParams,
-    scales: Sequence[tuple[str, float]],
-    dtype: Any,
-    *,
-    donate: bool = False,
-) -> Parameters:
-    """Returns encoder, adaptor and decoder, the products of all adapters added to its kernels in fp32.
-
-    Args:
-        params: of the model.
-        scales: name and scale of each of its adapters, in order.
-        dtype: of the adapted kernels then; bf16 rounds small products away.
-        donate: give up the decoder's arrays: if they have this dtype already, no second decoder is
-            allocated.
-    """
-    if not scales:
-        return params.params
-    decoder = params.params["decoder"]
-    in_place = all(leaf.dtype == dtype for leaf in jax.tree.leaves(decoder))
-    merge = _merge_lora_in_place if donate and in_place else _merge_lora
-    combined = combine_lora([(params.lora_params[name], scale) for name, scale in scales])
-    return params.params | {"decoder": merge(decoder, *combined, jnp.dtype(dtype))}
-
-
-_merge_lora = jax.jit(merge_lora, static_argnums=(2, 3))
-_merge_lora_in_place = jax.jit(merge_lora, static_argnums=(2, 3), donate_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +153,8 @@ class AbstractTrainState:
         model_def: the static side of the model.
         optimizer: of the stage.
         abstract: the state before the first step, each leaf a shape, dtype and sharding.
-        adapters_to_merge: name and scale of each adapter that the stage merges into the decoder when
-            it begins: those that earlier stages left, where it trains the decoder itself.
+        adapters_to_merge: name and scale of each adapter that the stage merges into the decoder
+            when it begins: those that earlier stages left, where it trains the decoder itself.
     """
 
     model_def: ModelDef
@@ -200,7 +171,9 @@ class AbstractTrainState:
 def abstract_train_state(
     config: Config, index: int, model: ModelConfig, mesh: Mesh, initial: LoRAConfig | None = None
 ) -> AbstractTrainState:
-    """Builds the abstract train state of stage `index` without allocating; works for compile-only devices.
+    """Builds the abstract train state of a stage (shapes, dtypes, shardings) without allocating.
+
+    Works with compile-only devices too.
 
     Trained parameters are in `compute.param_dtype`, and so are frozen ones that an earlier stage
     trained, since bf16 would round away what they learnt. Other frozen ones are in `compute.dtype`,
@@ -360,6 +333,60 @@ def init_train_state(
     return dataclasses.replace(state, opt_state=init_optimizer(state.trainable))
 
 
+def apply_gradients(
+    state: TrainState,
+    gradients: Parameters,
+    loss: Float[Array, ""],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Updates the state, if loss and gradient are finite and the gradient is not exactly zero.
+
+    Otherwise only the state's counts change. A gradient is zero if no token has weight or all
+    advantages are 0; momentum and weight decay would move the parameters even then, Muon's by a
+    full step. The optimizer's state stays too, and with it the place in the learning-rate schedule,
+    which counts updates and not steps.
+
+    Args:
+        state: before.
+        gradients: of the whole step, like `state.trainable`.
+        loss: of the whole step.
+        optimizer: of the stage.
+
+    Returns:
+        The new state, and scalar metrics: gradient_norm, skipped_steps (1 if something was not
+        finite, else 0) and zero_gradient_steps (1 or 0).
+    """
+    norm = optax.global_norm(gradients)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # Not read from the norm: the squares of small gradients are 0 in fp32.
+    is_nonzero = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients)]))
+    is_updated = is_finite & is_nonzero
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+
+    def select(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(is_updated, new, old), new, old)
+
+    new_state = dataclasses.replace(
+        state.with_trainable(select(trainable, state.trainable)),
+        step=state.step + 1,
+        consecutive_skips=jnp.where(is_updated, 0, state.consecutive_skips + ~is_finite),
+        opt_state=select(opt_state, state.opt_state),
+    )
+    metrics = {
+        "gradient_norm": norm,
+        "skipped_steps": 1.0 - is_finite,
+        "zero_gradient_steps": (is_finite & ~is_nonzero) * 1.0,
+    }
+    return new_state, metrics
+
+
+def num_optimizer_updates(state: TrainState) -> int:
+    """Returns how many updates of the stage changed parameters, as the optimizer counts them."""
+    counts = optax.tree.get_all_with_path(state.opt_state, "count")
+    return max(int(count) for _, count in counts)
+
+
 def _make_aux_heads(config: Config, index: int, model: ModelConfig) -> AuxiliaryHeads:
     return AuxiliaryHeads(config.stages[index].auxiliary, model, rngs=nnx.Rngs(config.seed + index))
 
@@ -405,8 +432,8 @@ def _abstract_opt_state(
 ) -> Any:
     """Returns the optimizer's abstract state.
 
-    A leaf whose path ends like a parameter's and that has its shape is sharded like it; other leaves
-    are replicated.
+    A leaf whose path ends like a parameter's and that has its shape is sharded like it; other
+    leaves are replicated.
     """
     parameters = {
         _dict_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)

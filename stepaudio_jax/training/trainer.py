@@ -1,12 +1,13 @@
-"""A run, from top to bottom: weights, then each stage's steps, evaluation and checkpoints."""
+"""A run: its stages in order, each from its newest checkpoint or what the stage before left."""
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +21,7 @@ from stepaudio_jax.config import (
     to_dict,
 )
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
@@ -31,12 +33,7 @@ from stepaudio_jax.parallel import (
     replicated,
 )
 from stepaudio_jax.text import Tokenizer
-from stepaudio_jax.training.checkpoints import (
-    HELD_OUT_LOSS,
-    StageCheckpoints,
-    export_model,
-    saved_steps,
-)
+from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial_weights import (
     ModelParams,
@@ -47,6 +44,7 @@ from stepaudio_jax.training.initial_weights import (
     initial_weights,
 )
 from stepaudio_jax.training.monitoring import (
+    EVALUATION_LOSS,
     MetricsWriter,
     StepProfile,
     ThroughputMeter,
@@ -57,7 +55,6 @@ from stepaudio_jax.training.monitoring import (
 from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.run_folder import (
     MODEL,
-    DataChecker,
     RunLock,
     check_same_run,
     prepare_run_folder,
@@ -69,28 +66,111 @@ from stepaudio_jax.training.train_state import (
     TrainState,
     abstract_train_state,
     init_train_state,
-)
-from stepaudio_jax.training.train_step import (
-    make_eval_step,
-    make_train_step,
     num_optimizer_updates,
 )
-
-# What a stage of a run is given, and how the stages of an objective are checked and run.
+from stepaudio_jax.training.train_step import make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
 
 
+class StageTrainer(Protocol):
+    """What trains one stage; made from a `StageContext` without allocating device memory."""
+
+    def check_data(self, checker: DataChecker) -> None:
+        """Checks what the stage will read, before the run writes anything.
+
+        Raises:
+            ConfigError, DataError, CheckpointError: it cannot be used.
+        """
+
+    def run(self, params: ModelParams) -> ModelParams:
+        """Trains to the stage's last step, and returns the parameters then.
+
+        Args:
+            params: to start from, cleared once a train state holds them; not read if the stage has
+                a checkpoint, from which it then goes on.
+        """
+
+
+def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) -> pathlib.Path:
+    """Runs every stage of `config`, going on from the newest checkpoint in the run folder, if any.
+
+    Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
+    and model/, the finished model in this project's checkpoint format, with trained adapters (LoRA)
+    in model/adapter/ beside the decoder.
+
+    Args:
+        config: of the run.
+        make_trainer: returns the trainer of a stage.
+
+    Returns:
+        The folder of the finished model.
+
+    Raises:
+        ConfigError: the run folder holds a run of another configuration or is in use by another
+            job, or settings contradict each other.
+        DataError: the data cannot be used. What the first check shows, and every ConfigError and
+            CheckpointError, comes before anything is written.
+        CheckpointError: the weights to start from, or every checkpoint, cannot be read.
+        InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
+        DivergedError: too many steps in a row were not finite; the diagnosis is saved.
+    """
+    run_dir = pathlib.Path(config.run_dir)
+    with contextlib.closing(RunLock(config.run_dir)) as lock:
+        check_same_run(config)
+        if (run_dir / MODEL).exists():
+            return run_dir / MODEL
+        lock.acquire_if_exists()
+        check_same_run(config)  # again: another job may have written since
+        if (run_dir / MODEL).exists():
+            return run_dir / MODEL
+
+        model, tokenizer = initial_model(config)
+        has_checkpoint = [
+            bool(saved_steps(run_dir, index, stage.name))
+            for index, stage in enumerate(config.stages)
+        ]
+        resumes = any(has_checkpoint)
+        # A run that resumes keeps the adapter it began with, whatever is in that folder by now.
+        adapter = read_initial_adapter(run_dir) if resumes else initial_adapter(config)
+        mesh = make_mesh(config.mesh)
+        check_batch_divisible(config, mesh)
+        notice = PreemptionNotice()
+        # Stages before the last one with a checkpoint are finished: it has all that they left.
+        first = max((index for index, saved in enumerate(has_checkpoint) if saved), default=0)
+        trainers = [
+            make_trainer(StageContext(config, index, model, tokenizer, mesh, notice, adapter))
+            for index in range(first, len(config.stages))
+        ]
+        checker = DataChecker(run_dir, model, tokenizer)
+        for index, trainer in enumerate(trainers, start=first):
+            trainer.check_data(checker)
+            if config.stages[index].lora.adapter is not None and not has_checkpoint[index]:
+                check_stage_adapter(config, index, model)
+
+        with jax.set_mesh(mesh), notice.handle_signals():
+            params = ModelParams() if resumes else initial_weights(config, model, mesh)
+            lock.acquire()
+            prepare_run_folder(config, model, tokenizer, begins=not resumes, adapter=adapter)
+            checker.write()
+            for trainer in trainers:
+                params = trainer.run(params)
+            adapters = adapters_before_stage(config, len(config.stages), adapter)
+            source = f"trained in {run_dir}"
+            export_model(run_dir / MODEL, params, adapters, config, model, tokenizer, source=source)
+    return run_dir / MODEL
+
+
 @dataclasses.dataclass(frozen=True)
 class StageContext:
-    """A stage of a run on its machine.
+    """One stage of a run, and what the run gives it.
 
     Attributes:
         config: of the run.
         index: of the stage.
-        model, tokenizer: that it trains.
+        model, tokenizer: of the run.
         mesh: of the devices.
-        stop: tells when the run is to stop.
+        notice: says when the run must stop.
         adapter: of the adapter that the run's initial weights have beside the decoder, if any.
     """
 
@@ -99,320 +179,278 @@ class StageContext:
     model: ModelConfig
     tokenizer: Tokenizer
     mesh: Mesh
-    stop: PreemptionNotice
+    notice: PreemptionNotice
     adapter: LoRAConfig | None = None
 
     @property
     def stage(self) -> StageConfig:
-        """Its configuration."""
+        """Returns the stage's configuration."""
         return self.config.stages[self.index]
 
     @property
-    def folder(self) -> pathlib.Path:
-        """The run's."""
+    def run_dir(self) -> pathlib.Path:
+        """Returns the folder of the run."""
         return pathlib.Path(self.config.run_dir)
 
-    def describe(self) -> AbstractTrainState:
-        """See `abstract_train_state`."""
+    @property
+    def steps_before_stage(self) -> int:
+        """Returns the number of steps of all stages before this one."""
+        return sum(stage.steps for stage in self.config.stages[: self.index])
+
+    def abstract_train_state(self) -> AbstractTrainState:
+        """Builds the stage's abstract train state; see `train_state.abstract_train_state`."""
         return abstract_train_state(self.config, self.index, self.model, self.mesh, self.adapter)
 
-    def checkpoints(self) -> StageCheckpoints:
-        """The stage's."""
-        return StageCheckpoints(self.folder, self.index, self.stage.name, self.config.checkpoint)
+    def open_checkpoints(self) -> StageCheckpoints:
+        """Opens the stage's checkpoints."""
+        return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
+
+    def should_stop(self, step: int, *, within_step: bool = False) -> bool:
+        """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
+        return self.notice.should_stop(self.steps_before_stage + step, within_step=within_step)
 
     def warn_if_unchanged(self, state: TrainState) -> None:
-        """Logs a warning where no step of the stage changed a parameter.
+        """Logs a warning if no step of the stage changed a parameter.
 
         Args:
-            state: after its last step.
+            state: after the stage's last step.
         """
         if num_optimizer_updates(state) == 0 and jax.process_index() == 0:
             logger.warning(
-                "stage %r has learnt nothing: none of its %d steps changed a parameter; zero_gradient_steps and skipped_steps in "
-                "metrics.jsonl count why",
+                "stage %r has learnt nothing: none of its %d steps changed a parameter; "
+                "zero_gradient_steps and skipped_steps in metrics.jsonl count why",
                 self.stage.name,
                 int(state.step),
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class StageKind:
-    """How the stages of an objective are checked and run.
+class SupervisedTrainer:
+    """Trains a stage by next-token prediction.
 
-    Attributes:
-        check: a look at what a stage will read, before anything is written.
-        run: trains a stage from its newest checkpoint, or from the given parameters, to its last
-            step; returns its parameters.
+    Args:
+        context: of the stage.
     """
 
-    check: Callable[[StageConfig, Tokenizer, ModelConfig, DataChecker], None]
-    run: Callable[[StageContext, ModelParams], ModelParams]
+    def __init__(self, context: StageContext):
+        self._context = context
 
+    def check_data(self, checker: DataChecker) -> None:
+        """Checks the data that the stage is trained and evaluated on; see `StageTrainer`."""
+        context, stage = self._context, self._context.stage
+        checks = [(f"stage {stage.name!r}", stage.data, stage.auxiliary)]
+        if stage.evaluation.enabled:
+            title = f"evaluation of stage {stage.name!r}"
+            checks.append((title, stage.evaluation.data, AuxiliaryConfig()))
+        for title, data, auxiliary in checks:
+            sources = open_sources(data.sources)
+            preprocessor = Preprocessor(
+                data, context.tokenizer, context.model, auxiliary, sources, seed=0
+            )
+            settings = {"auxiliary": to_dict(auxiliary)}
+            checker(title, sources, data, preprocessor.check, settings)
 
-# How well a stage's model does on data that it does not learn from.
+    def run(self, params: ModelParams) -> ModelParams:
+        """Trains to the stage's last step, and returns the parameters then; see `StageTrainer`.
+
+        Raises:
+            InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
+            DivergedError: too many steps in a row were not finite; the diagnosis is saved.
+            DataError: the data cannot be read; in a run of one process the state is saved.
+        """
+        context = self._context
+        config, stage, mesh = context.config, context.stage, context.mesh
+        start = context.abstract_train_state()
+        place_batch = BatchPlacement(stage.data, config.compute.rules, mesh)
+        evaluator = Evaluator(context, start.model_def)
+        data = batches(
+            stage.data,
+            context.tokenizer,
+            context.model,
+            auxiliary=stage.auxiliary,
+            seed=config.seed + context.index,
+            rows=place_batch.local_rows,
+        )
+        checkpoints = context.open_checkpoints()
+        # Asked before the first step too, so that a notice until then counts for that step.
+        context.should_stop(checkpoints.latest_step or 0)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(data))
+            stack.enter_context(contextlib.closing(checkpoints))
+            if checkpoints.latest_step is not None:
+                state, data_state = checkpoints.restore(start.abstract)
+                data.set_state(data_state)
+            else:
+                state = init_train_state(config, context.index, context.model, start, params)
+            params.clear()  # the state holds what it needs of them; the rest is freed
+            steps_done = int(state.step)
+            context.should_stop(steps_done)
+
+            train_step = jax.jit(
+                make_train_step(start.model_def, stage, start.optimizer),
+                donate_argnums=0,
+                out_shardings=(start.shardings, replicated(mesh)),
+            )
+            peak = peak_flops(jax.devices()[0].device_kind)
+            meter = ThroughputMeter(step_flops(context.model, stage), peak)
+            profile = StepProfile(context.run_dir, config.profiled_steps())
+            writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
+            stack.enter_context(contextlib.closing(writer))
+            stack.enter_context(contextlib.closing(profile))
+            bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
+
+            resumed_before_evaluation = (
+                steps_done > 0
+                and evaluator.is_due(steps_done)
+                and writer.is_missing(steps_done, EVALUATION_LOSS)
+            )
+            if resumed_before_evaluation:
+                with meter.paused():
+                    writer.add_to_step(steps_done, evaluator.evaluate(state))
+
+            for step in range(steps_done + 1, stage.steps + 1):
+                try:
+                    with meter.waiting_for_data():
+                        batch = place_batch(next(data))
+                except (DataError, OSError) as error:
+                    saved_step = self._save_if_alone(checkpoints, state, data.get_state())
+                    raise data_error(error, stage.name, saved_step, stage.data) from error
+
+                run_step = context.steps_before_stage + step
+                profile.before(run_step)
+                is_first = step == steps_done + 1
+                with meter.compiling() if is_first else contextlib.nullcontext():
+                    state, metrics = train_step(state, batch)
+                meter.add(metrics)
+                profile.after(run_step, metrics)
+                bar.update()
+
+                stopping = context.should_stop(step)
+                is_last = stopping or step == stage.steps
+                logs = is_last or _is_due(step, config.log_every_steps)
+                saves = is_last or _is_due(step, config.checkpoint.every_steps)
+                data_state = (
+                    merge_states(all_gather_json(data.get_state())) if logs or saves else {}
+                )
+                logged: dict[str, float] = {}
+                if logs:
+                    logged |= meter.summary() | data_state["counts"]
+                    bar.set_postfix(progress_bar_metrics(logged))
+                    skips = int(state.consecutive_skips)
+                    if skips > config.max_consecutive_skips:
+                        writer.write(step, logged)
+                        folder = write_diagnosis(
+                            context.run_dir, stage.name, step, meter.history, batch, data_state
+                        )
+                        raise DivergedError(
+                            f"stage {stage.name!r}, step {step}: loss or gradient were not finite "
+                            f"for the last {skips} steps; see {folder}"
+                        )
+                # A preempted run skips the evaluation, which may take longer than the grace period;
+                # it is made up for when the run goes on.
+                preempted = stopping and step < stage.steps
+                if evaluator.is_due(step) and not preempted:
+                    try:
+                        with meter.paused():
+                            logged |= evaluator.evaluate(state)
+                    except (DataError, OSError) as error:
+                        if logged:
+                            writer.write(step, logged)
+                        saved_step = self._save_if_alone(
+                            checkpoints, state, data_state or data.get_state()
+                        )
+                        raise data_error(
+                            error, stage.name, saved_step, stage.evaluation.data, "evaluation.data"
+                        ) from error
+                if logged:
+                    writer.write(step, logged)
+                if saves:
+                    with meter.saving():
+                        checkpoints.save(state, data_state, logged)
+                if preempted:
+                    raise context.notice.interrupted_error(stage.name, step)
+        context.warn_if_unchanged(state)
+        return start.model_def.params_after_stage(state, stage.name)
+
+    @staticmethod
+    def _save_if_alone(
+        checkpoints: StageCheckpoints, state: TrainState, data_state: dict[str, Any]
+    ) -> int | None:
+        """Saves before an error ends a run of one process; returns the newest saved step.
+
+        All processes of a run save together, and the error may be in one of them only.
+        """
+        if jax.process_count() > 1:
+            return checkpoints.latest_step
+        checkpoints.save(state, data_state, {})
+        return int(state.step)
 
 
 class Evaluator:
-    """The evaluation of a stage, where it has one.
+    """Evaluates a stage's model on its held-out data, if it has some.
 
     Args:
-        run: the stage's.
-        definition: the static side of the model.
+        context: of the stage.
+        model_def: the static side of the model.
     """
 
-    def __init__(self, run: StageContext, definition: ModelDef):
-        self._run, self._stage, self._evaluation = run, run.stage, run.stage.evaluation
-        if self._evaluation.enabled:  # else its settings are nobody's, and may not fit the mesh
-            rules = run.config.compute.rules
-            self._place = BatchPlacement(self._evaluation.data, rules, run.mesh)
-            # As many micro-batches as training has, or as the rows allow.
-            most, rows = (
-                self._stage.gradient_accumulation_steps,
-                self._evaluation.data.batch_size // num_batch_shards(rules, run.mesh),
-            )
-            micro_batches = next(parts for parts in range(most, 0, -1) if rows % parts == 0)
-            self._step = jax.jit(make_eval_step(definition, micro_batches))
+    def __init__(self, context: StageContext, model_def: ModelDef):
+        self._context, self._model_def = context, model_def
 
     def is_due(self, step: int) -> bool:
-        """Whether the model is evaluated after a step of the stage."""
-        every = self._evaluation.every_steps
-        return self._evaluation.enabled and (
-            step == self._stage.steps or (every > 0 and step % every == 0)
-        )
+        """Returns whether the model is evaluated after this step of the stage."""
+        evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
+        return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Mean loss and token accuracy over the first `evaluation.batches` batches of the held-out data.
+        """Computes mean loss and token accuracy over the first `evaluation.batches` batches.
 
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
-        place, count = self._place, self._evaluation.batches
+        context, evaluation = self._context, self._context.stage.evaluation
+        place_batch, eval_step = self._place_batch, self._eval_step
         totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}
-        held_out = evaluation_batches(
-            self._evaluation.data,
-            self._run.tokenizer,
-            self._run.model,
-            rows=place.local_rows,
-            count=count if place.spans_processes else None,
+        data = evaluation_batches(
+            evaluation.data,
+            context.tokenizer,
+            context.model,
+            rows=place_batch.local_rows,
+            count=evaluation.batches if place_batch.spans_processes else None,
         )
-        with contextlib.closing(held_out) as data:
-            for batch in itertools.islice(data, count):
-                for name, value in self._step(state, place(batch)).items():
+        with contextlib.closing(data):
+            for batch in itertools.islice(data, evaluation.batches):
+                for name, value in eval_step(state, place_batch(batch)).items():
                     totals[name] += float(value)
         if totals["loss_tokens"] == 0:
-            paths = ", ".join(source.path for source in self._evaluation.data.sources)
+            paths = ", ".join(source.path for source in evaluation.data.sources)
             raise DataError(
-                f"{paths}: no record of the evaluation data of stage {self._stage.name!r} can be used; see the warnings"
+                f"{paths}: no record of the evaluation data of stage {context.stage.name!r} can be "
+                "used; see the warnings"
             )
         return {
-            HELD_OUT_LOSS: totals["loss_sum"] / totals["loss_tokens"],
+            EVALUATION_LOSS: totals["loss_sum"] / totals["loss_tokens"],
             "evaluation/token_accuracy": totals["correct_tokens"] / totals["loss_tokens"],
         }
 
+    # Cached, not made by the constructor: without held-out data its settings need not fit the mesh.
 
-def train(config: Config, kinds: Mapping[str, StageKind] = MappingProxyType({})) -> pathlib.Path:
-    """Runs every stage of `config`, continuing from the run folder's newest checkpoint where there is one.
+    @functools.cached_property
+    def _place_batch(self) -> BatchPlacement:
+        data, rules = self._context.stage.evaluation.data, self._context.config.compute.rules
+        return BatchPlacement(data, rules, self._context.mesh)
 
-    Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
-    and model/, the finished model in this project's checkpoint format; what LoRA has learnt is in
-    model/adapter/, beside the decoder without it.
-
-    Args:
-        config: of the run.
-        kinds: how the stages of other objectives than "next_token" are run, by objective.
-
-    Returns:
-        The folder of the finished model.
-
-    Raises:
-        ConfigError: the run folder holds a run of another configuration or is in use by another
-            job, or settings contradict each other.
-        DataError: the data cannot be used. What the first look at it shows, and every ConfigError
-            and CheckpointError, comes before anything is written.
-        CheckpointError: the weights to start from, or every checkpoint, cannot be read.
-        InterruptedRunError, DivergedError: see `run_stage`.
-    """
-    model_dir = pathlib.Path(config.run_dir) / MODEL
-    with contextlib.closing(RunLock(config.run_dir)) as lock:
-        check_same_run(config)
-        if not model_dir.exists():  # else the run is finished
-            lock.acquire_if_exists()
-            check_same_run(config)  # of what another job may have left since
-            if not model_dir.exists():
-                _run_stages(
-                    config, {"next_token": StageKind(_check_stage, run_stage), **kinds}, lock
-                )
-    return model_dir
-
-
-def _run_stages(config: Config, kinds: Mapping[str, StageKind], lock: RunLock) -> None:
-    """Runs the stages that are not finished, and writes the finished model."""
-    model, tokenizer = initial_model(config)
-    run_dir = pathlib.Path(config.run_dir)
-    data_check = DataChecker(run_dir, model, tokenizer)
-    saved = [
-        bool(saved_steps(run_dir, index, stage.name)) for index, stage in enumerate(config.stages)
-    ]
-    # What the initial weights hold now is no matter to a run that has begun: its checkpoints are of
-    # what they held then.
-    adapter = read_initial_adapter(run_dir) if any(saved) else initial_adapter(config)
-    for index, stage in enumerate(config.stages):
-        if not any(saved[index + 1 :]):  # else it is finished
-            kinds[stage.objective.name].check(stage, tokenizer, model, data_check)
-            if stage.lora.adapter is not None and not saved[index]:
-                check_stage_adapter(config, index, model)
-    mesh = make_mesh(config.mesh)
-    check_batch_divisible(config, mesh)
-    stop = PreemptionNotice()
-    with jax.set_mesh(mesh), stop.handle_signals():
-        parameters = ModelParams() if any(saved) else initial_weights(config, model, mesh)
-        lock.acquire()
-        prepare_run_folder(config, model, tokenizer, begins=not any(saved), adapter=adapter)
-        data_check.write()
-        for index in range(len(config.stages)):
-            if any(saved[index + 1 :]):
-                continue  # a later stage's checkpoint holds everything that this stage left
-            run = StageContext(config, index, model, tokenizer, mesh, stop, adapter)
-            parameters = kinds[run.stage.objective.name].run(run, parameters)
-        adapters = adapters_before_stage(config, len(config.stages), adapter)
-        source = f"trained in {run_dir}"
-        export_model(run_dir / MODEL, parameters, adapters, config, model, tokenizer, source=source)
-
-
-def run_stage(run: StageContext, parameters: ModelParams) -> ModelParams:
-    """Trains a stage from its newest checkpoint, or from `parameters`, to its last step; returns its parameters.
-
-    Raises:
-        InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
-        DivergedError: too many steps in a row were not finite; the diagnosis is saved.
-    """
-    config, index, model, tokenizer, mesh, stop = (
-        run.config,
-        run.index,
-        run.model,
-        run.tokenizer,
-        run.mesh,
-        run.stop,
-    )
-    stage, run_dir, start = run.stage, run.folder, run.describe()
-    place = BatchPlacement(stage.data, config.compute.rules, mesh)
-    held_out = Evaluator(run, start.model_def)
-    data = batches(
-        stage.data,
-        tokenizer,
-        model,
-        auxiliary=stage.auxiliary,
-        seed=config.seed + index,
-        rows=place.local_rows,
-    )
-    checkpoints = run.checkpoints()
-    earlier = sum(stage.steps for stage in config.stages[:index])
-    stop.should_stop(
-        earlier + (checkpoints.latest_step or 0)
-    )  # a notice before the first step is for the step after it
-    with contextlib.closing(data), contextlib.closing(checkpoints):
-        if checkpoints.latest_step is not None:
-            state, data_state = checkpoints.restore(start.abstract)
-            data.set_state(data_state)
-        else:
-            state = init_train_state(config, index, model, start, parameters)
-        parameters.clear()  # the state holds them now; what of them it does not need is freed
-        done = int(state.step)
-        stop.should_stop(earlier + done)
-        train_step = jax.jit(
-            make_train_step(start.model_def, stage, start.optimizer),
-            donate_argnums=0,
-            out_shardings=(start.shardings, replicated(mesh)),
+    @functools.cached_property
+    def _eval_step(self) -> Any:
+        """Returns the compiled step; its micro-batches are training's, or fewer if rows are few."""
+        stage, rules = self._context.stage, self._context.config.compute.rules
+        shards = num_batch_shards(rules, self._context.mesh)
+        rows_per_shard = stage.evaluation.data.batch_size // shards
+        num_microbatches = next(
+            number
+            for number in range(stage.gradient_accumulation_steps, 0, -1)
+            if rows_per_shard % number == 0
         )
-        meter = ThroughputMeter(step_flops(model, stage), peak_flops(jax.devices()[0].device_kind))
-        profile = StepProfile(run_dir, config.profiled_steps())
-        writer = MetricsWriter(run_dir, stage=stage.name, resume_step=done)
-        with (
-            contextlib.closing(writer),
-            contextlib.closing(profile),
-            progress_bar(stage.name, stage.steps, done) as bar,
-        ):
-            if done and held_out.is_due(done) and writer.is_missing(done, HELD_OUT_LOSS):
-                with meter.paused():
-                    writer.add_to_step(done, held_out.evaluate(state))
-            for step in range(done + 1, stage.steps + 1):
-                try:
-                    with meter.waiting_for_data():
-                        batch = place(next(data))
-                except (DataError, OSError) as error:
-                    saved_step = checkpoints.latest_step
-                    if (
-                        jax.process_count() == 1
-                    ):  # of several, it may be one alone that cannot read its file
-                        checkpoints.save(state, data.get_state(), {})
-                        saved_step = int(state.step)
-                    raise data_error(error, stage.name, saved_step, stage.data) from error
-                profile.before(earlier + step)
-                with meter.compiling() if step == done + 1 else contextlib.nullcontext():
-                    state, metrics = train_step(state, batch)
-                meter.add(metrics)
-                profile.after(earlier + step, metrics)
-                bar.update()
-                stopping = stop.should_stop(earlier + step)
-                last = stopping or step == stage.steps
-                logs, saves = (
-                    last or _is_due(step, every)
-                    for every in (config.log_every_steps, config.checkpoint.every_steps)
-                )
-                position = merge_states(all_gather_json(data.get_state())) if logs or saves else {}
-                figures: dict[str, float] = {}
-                if logs:
-                    figures |= meter.summary() | position["counts"]
-                    bar.set_postfix(progress_bar_metrics(figures))
-                    if int(state.consecutive_skips) > config.max_consecutive_skips:
-                        writer.write(step, figures)
-                        found = write_diagnosis(
-                            run_dir, stage.name, step, meter.history, batch, position
-                        )
-                        raise DivergedError(
-                            f"stage {stage.name!r}, step {step}: loss or gradient were not finite for the last "
-                            f"{int(state.consecutive_skips)} steps; see {found}"
-                        )
-                # One may take longer than a machine that is to stop is left: the run that goes on
-                # makes up for it.
-                if held_out.is_due(step) and not (stopping and step < stage.steps):
-                    try:
-                        with meter.paused():
-                            figures |= held_out.evaluate(state)
-                    except (DataError, OSError) as error:
-                        if figures:
-                            writer.write(step, figures)
-                        saved_step = checkpoints.latest_step
-                        if jax.process_count() == 1:
-                            checkpoints.save(state, position or data.get_state(), {})
-                            saved_step = int(state.step)
-                        raise data_error(
-                            error, stage.name, saved_step, stage.evaluation.data, "evaluation.data"
-                        ) from error
-                if figures:
-                    writer.write(step, figures)
-                if saves:
-                    with meter.saving():
-                        checkpoints.save(state, position, figures)
-                if stopping and step < stage.steps:
-                    raise stop.interrupted_error(stage.name, step)
-    run.warn_if_unchanged(state)
-    return start.model_def.params_after_stage(state, stage.name)
-
-
-def _check_stage(
-    stage: StageConfig, tokenizer: Tokenizer, model: ModelConfig, data_check: DataChecker
-) -> None:
-    """Checks the data that a stage learns from, and that it is evaluated on."""
-    read = [(f"stage {stage.name!r}", stage.data, stage.auxiliary)]
-    if stage.evaluation.enabled:
-        read.append(
-            (f"evaluation of stage {stage.name!r}", stage.evaluation.data, AuxiliaryConfig())
-        )
-    for title, data, auxiliary in read:
-        sources = open_sources(data.sources)
-        preparation = Preprocessor(data, tokenizer, model, auxiliary, sources, seed=0)
-        data_check(title, sources, data, preparation.check, {"auxiliary": to_dict(auxiliary)})
+        return jax.jit(make_eval_step(self._model_def, num_microbatches))
 
 
 def _is_due(step: int, every: int) -> bool:

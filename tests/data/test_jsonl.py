@@ -357,23 +357,25 @@ def test_sources_of_one_stem_are_told_apart(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("train.jsonl", "test.jsonl", "train.json"):
             write(tmp_path / folder, messages(REPLY), name=name)
-    apart = sources_of(tmp_path, ("a/train.jsonl", ""), ("b/train.jsonl", ""), ("b/test.jsonl", ""))
+    apart = sources_of(
+        tmp_path, ("a/train.jsonl", None), ("b/train.jsonl", None), ("b/test.jsonl", None)
+    )
     assert apart == [("a/train", "a/train"), ("b/train", "b/train"), ("test", "test")]
-    deeper = sources_of(tmp_path, ("x/a/train.jsonl", ""), ("y/a/train.jsonl", ""))
+    deeper = sources_of(tmp_path, ("x/a/train.jsonl", None), ("y/a/train.jsonl", None))
     assert deeper == [("x/a/train", "x/a/train"), ("y/a/train", "y/a/train")]
-    named = sources_of(tmp_path, ("a/test.jsonl", "train"), ("b/train.jsonl", ""))
+    named = sources_of(tmp_path, ("a/test.jsonl", "train"), ("b/train.jsonl", None))
     assert named == [("train", "train"), ("b/train", "b/train")]
-    globs = sources_of(tmp_path, ("a/*.jsonl", ""), ("b/*.jsonl", ""))
+    globs = sources_of(tmp_path, ("a/*.jsonl", None), ("b/*.jsonl", None))
     assert globs == [("a/*", "a/test", "a/train"), ("b/*", "b/test", "b/train")]
-    endings = sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.json", ""))
+    endings = sources_of(tmp_path, ("a/train.jsonl", None), ("a/train.json", None))
     assert len({name for name, _ in endings}) == 2
     # What the user names alike, or gives as one source, or twice, is one.
     assert sources_of(tmp_path, ("a/train.jsonl", "s"), ("b/train.jsonl", "s")) == [
         ("s", "s"),
         ("s", "s"),
     ]
-    assert sources_of(tmp_path, ("[ab]/train.jsonl", "")) == [("train", "train")]
-    assert sources_of(tmp_path, ("a/train.jsonl", ""), ("a/train.jsonl", "")) == [
+    assert sources_of(tmp_path, ("[ab]/train.jsonl", None)) == [("train", "train")]
+    assert sources_of(tmp_path, ("a/train.jsonl", None), ("a/train.jsonl", None)) == [
         ("train", "train"),
         ("train", "train"),
     ]

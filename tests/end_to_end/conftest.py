@@ -1,4 +1,4 @@
-"""One corpus of tones and one uninterrupted run of it, for every test that compares with it."""
+"""A corpus of tones and an uninterrupted training run on it, with which other runs are compared."""
 
 import pytest
 

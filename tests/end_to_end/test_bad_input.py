@@ -1,4 +1,4 @@
-"""A user's mistakes, through the real command lines: one line that names the file and what to do, code 2, nothing written."""
+"""User errors on the command lines: one line with file and remedy, exit code 2, nothing written."""
 
 import json
 import os
@@ -48,24 +48,24 @@ def hugging_face(tmp_path_factory):
 
 @pytest.fixture
 def work(tmp_path):
-    """A folder with a good corpus and configuration, to which a mistake is added."""
+    """Returns a folder with a valid corpus and configuration, to which a test adds an error."""
     write_corpus(tmp_path / "data")
     write_config(tmp_path / "config.py", tmp_path / "data")
     return tmp_path
 
 
 def refusal(program, arguments, capsys, folder):
-    """The one line a program says before it exits with code 2, having written nothing."""
+    """Runs a program that must exit with code 2 and write nothing; returns its line of error."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         sys.exit(program([str(argument) for argument in arguments]))
-    output, said = capsys.readouterr()
+    output, errors = capsys.readouterr()
     assert ended.value.code == 2
     assert output == ""
-    assert re.fullmatch("error: [^\n]+\n", said), said
+    assert re.fullmatch("error: [^\n]+\n", errors), errors
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    return said
+    return errors
 
 
 def audio_question(clip):
@@ -78,7 +78,7 @@ def audio_question(clip):
 
 
 def clip(write):
-    """A line that names clip.wav, which `write` makes (or does not)."""
+    """Returns a line that names clip.wav, which `write` creates (or does not)."""
 
     def line(folder):
         write(folder / "clip.wav")
@@ -96,14 +96,13 @@ def right_channel_only(path):
     soundfile.write(path, np.stack([np.zeros(8000), right], axis=1), 16_000)
 
 
-def messages(*given):
-    return lambda folder: json.dumps({"messages": list(given)})
+def messages(*turns):
+    return lambda folder: json.dumps({"messages": list(turns)})
 
 
 USER, REPLY = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 
-# What is wrong -> (line 3 of the file, what the message says after `file:3: `). Each is followed by
-# a good dialogue.
+# Error -> (line 3 of the file, the message after `file:3: `). A valid dialogue follows each.
 BAD_LINES = {
     "missing audio file": (
         clip(lambda path: None),
@@ -123,13 +122,15 @@ BAD_LINES = {
     ),
     "silent first channel": (
         clip(right_channel_only),
-        "audio {folder}/clip.wav: has a silent first channel, and channel 2 of 2 is not silent; set data.channel=mix ",
+        "audio {folder}/clip.wav: has a silent first channel, and channel 2 of 2 is not silent; "
+        "set data.channel=mix ",
     ),
     "sound beside the messages": (
         lambda folder: json.dumps(
             {"messages": [{**USER, "content": "<audio>Who?"}, REPLY], "audios": ["clip.wav"]}
         ),
-        'has "audios", which is not read: put {{"type": "audio", "audio": PATH}} into the .content. of its turn',
+        'has "audios", which is not read: put {{"type": "audio", "audio": PATH}} '
+        "into the .content. of its turn",
     ),
     "not JSON": (
         lambda folder: '{"messages": [}',
@@ -147,7 +148,10 @@ BAD_LINES = {
 
 
 def write_bad(folder, kind, *, answered):
-    """A file whose line 3 is bad; where it is not to be `answered`, every dialogue ends before its last reply."""
+    """Writes a file whose line 3 is bad; returns its path and the expected message.
+
+    Without `answered`, every dialogue ends before its last reply.
+    """
     line, message = BAD_LINES[kind]
     good = {"messages": [USER, REPLY]}
     lines = [json.dumps(good), "", line(folder), json.dumps(good)]
@@ -167,8 +171,8 @@ def write_bad(folder, kind, *, answered):
 
 @pytest.mark.parametrize("split", ["stages.mid.data", "stages.sft.evaluation.data"])
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_training_refuses_bad_data_before_it_makes_a_folder(work, capsys, kind, split):
-    """In what is learnt and in what is held out for a later stage."""
+def test_training_rejects_bad_data_before_it_creates_a_folder(work, capsys, kind, split):
+    """In the training data, and in the held-out data of a later stage."""
     path, message = write_bad(work / "data", kind, answered=True)
     arguments = [
         f"--config={work / 'config.py'}",
@@ -179,14 +183,14 @@ def test_training_refuses_bad_data_before_it_makes_a_folder(work, capsys, kind, 
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_scoring_refuses_bad_data(work, capsys, checkpoint, kind):
+def test_scoring_rejects_bad_data(work, capsys, checkpoint, kind):
     path, message = write_bad(work / "data", kind, answered=True)
     arguments = ["--model", checkpoint, "--input", path, "--output", work / "new" / "output.jsonl"]
     assert re.match(message, refusal(score, arguments, capsys, work))
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_answering_reports_bad_data_and_answers_the_rest(work, capsys, checkpoint, kind):
+def test_generation_reports_bad_lines_and_answers_the_others(work, capsys, checkpoint, kind):
     path, message = write_bad(work / "data", kind, answered=False)
     output = work / "new" / "output.jsonl"
     arguments = [
@@ -202,9 +206,9 @@ def test_answering_reports_bad_data_and_answers_the_rest(work, capsys, checkpoin
         0,
     ]
     assert generate([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr()
-    assert said.out == f"2 of 3 dialogues answered: {output}\n"
-    *_, line = said.err.splitlines()
+    printed = capsys.readouterr()
+    assert printed.out == f"2 of 3 dialogues answered: {output}\n"
+    *_, line = printed.err.splitlines()
     problem = message.removeprefix("error: ")
     assert re.match(f"error: 1 could not be answered; the first: {problem}", line)
     first, bad, last = (
@@ -217,7 +221,7 @@ def test_answering_reports_bad_data_and_answers_the_rest(work, capsys, checkpoin
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoint, kind):
+def test_generation_writes_nothing_if_no_line_can_be_answered(work, capsys, checkpoint, kind):
     path, message = write_bad(work / "data", kind, answered=False)
     path.write_text("\n\n" + path.read_text(encoding="utf-8").splitlines()[2], encoding="utf-8")
     arguments = [
@@ -234,8 +238,8 @@ def test_where_nothing_can_be_answered_nothing_is_written(work, capsys, checkpoi
 
 
 @pytest.mark.slow
-def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
-    """Both programs hear of the clip with two channels what they hear of the mean alone."""
+def test_channel_mix_averages_a_silent_and_a_loud_channel(work, checkpoint):
+    """Both programs give the same for a stereo clip as for the mean of its channels."""
     right_channel_only(work / "stereo.wav")
     soundfile.write(
         work / "mono.wav",
@@ -252,7 +256,7 @@ def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
             work / "input.jsonl", [{"id": "x", "messages": messages} for messages in records]
         )
         output = work / f"{program.__module__}.jsonl"
-        given = [
+        arguments = [
             "--model",
             checkpoint,
             "--input",
@@ -263,7 +267,7 @@ def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
             "mix",
             *limits,
         ]
-        assert not program([str(argument) for argument in given])
+        assert not program([str(argument) for argument in arguments])
         stereo, mono = output.read_text(encoding="utf-8").splitlines()
         assert stereo == mono
 
@@ -273,9 +277,7 @@ def test_a_silent_first_channel_is_heard_as_part_of_the_mix(work, checkpoint):
     ("content", "message"),
     [(None, "cannot be read"), ("\n", "has no records; give at least one dialogue")],
 )
-def test_an_input_that_is_missing_or_empty_is_named(
-    work, capsys, checkpoint, program, content, message
-):
+def test_a_missing_or_empty_input_is_named(work, capsys, checkpoint, program, content, message):
     if content is not None:
         (work / "input.jsonl").write_text(content)
     arguments = [
@@ -306,7 +308,7 @@ def test_an_input_that_is_missing_or_empty_is_named(
         (["--max-new-tokens", "4000"], "asked.jsonl:1: .* lower max_new_tokens"),
     ],
 )
-def test_settings_of_generation_out_of_range_are_named(work, capsys, checkpoint, options, message):
+def test_generation_settings_out_of_range_are_named(work, capsys, checkpoint, options, message):
     (work / "asked.jsonl").write_text(json.dumps({"messages": [USER]}))
     arguments = [
         "--model",
@@ -335,16 +337,17 @@ def test_settings_of_generation_out_of_range_are_named(work, capsys, checkpoint,
         (["--config.tokenizer=None"], "tokenizer is None, and there is no initial.model"),
         (
             ["--config.model.decoder.vocab_size=100"],
-            "the tokenizer writes tokens up to 2.. and the vocabulary has 100 rows; it needs at least 2",
+            "the tokenizer writes tokens up to 2.. and the vocabulary has 100 rows; "
+            "it needs at least 2",
         ),
         (["--config.stages.mid.data.sources.0.path=nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--config.initial.model=nowhere"], "nowhere"),
         (["--verbose"], "cannot read '--verbose': write --config=FILE"),
     ],
 )
-def test_wrong_settings_of_training_are_named(work, capsys, arguments, message):
-    given = [f"--config={work / 'config.py'}", f"--config.run_dir={work / 'run'}", *arguments]
-    assert re.search(message, refusal(train, given, capsys, work))
+def test_invalid_training_settings_are_named(work, capsys, arguments, message):
+    settings = [f"--config={work / 'config.py'}", f"--config.run_dir={work / 'run'}", *arguments]
+    assert re.search(message, refusal(train, settings, capsys, work))
 
 
 def test_an_unknown_key_in_a_config_file_is_named_with_its_line(work, capsys):
@@ -353,15 +356,15 @@ def test_an_unknown_key_in_a_config_file_is_named_with_its_line(work, capsys):
     line = 1 + next(
         number for number, line in enumerate(text.splitlines()) if "warmup_steps" in line
     )
-    said = refusal(train, [f"--config={work / 'config.py'}"], capsys, work)
-    assert (
-        f"{work / 'config.py'}, line {line}: unknown key OptimizerConfig.warmup_step; did you mean 'warmup_steps'"
-        in said
+    expected = (
+        f"{work / 'config.py'}, line {line}: unknown key OptimizerConfig.warmup_step; "
+        "did you mean 'warmup_steps'"
     )
+    assert expected in refusal(train, [f"--config={work / 'config.py'}"], capsys, work)
 
 
 def without_a_tensor(folder, source):
-    """A copy of a Hugging Face folder or a checkpoint that lacks one tensor of the decoder; and what messages say of it."""
+    """Copies a model without one tensor of the decoder; returns what errors must name."""
     shutil.copytree(source, folder)
     if (folder / "parameters").is_dir():
         shutil.rmtree(folder / "parameters" / "state" / "decoder.norm.scale")
@@ -376,7 +379,7 @@ def without_a_tensor(folder, source):
 
 @pytest.mark.parametrize("kind", ["checkpoint", "hugging_face"])
 @pytest.mark.parametrize("program", [generate, score, train, convert])
-def test_weights_that_lack_a_tensor_are_refused_by_its_name(work, capsys, request, kind, program):
+def test_weights_without_a_tensor_are_an_error_that_names_it(work, capsys, request, kind, program):
     problem = without_a_tensor(work / "model", request.getfixturevalue(kind))
     (work / "asked.jsonl").write_text(json.dumps({"messages": [USER]}))
     command = "export" if kind == "checkpoint" else "import"
@@ -404,14 +407,14 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(work, capsys, reques
         ],
         convert: [command, "--source", work / "model", "--output", work / "converted"],
     }[program]
-    said = refusal(program, arguments, capsys, work)
-    assert str(work / "model") in said
-    assert problem in said
-    assert "copy or convert the folder again" in said
+    error = refusal(program, arguments, capsys, work)
+    assert str(work / "model") in error
+    assert problem in error
+    assert "copy or convert the folder again" in error
 
 
-def test_the_process_says_one_line_and_ends_with_code_2(work):
-    """The same without pytest around it: no library logs, warns or prints a traceback beside the line."""
+def test_a_process_prints_one_line_and_exits_with_code_2(work):
+    """In a subprocess: no library logs, warns or prints a traceback beside the line."""
     path, message = write_bad(work / "data", "text named wav", answered=True)
     arguments = [
         f"--config={work / 'config.py'}",
@@ -427,19 +430,19 @@ def test_the_process_says_one_line_and_ends_with_code_2(work):
     assert not (work / "run").exists()
 
 
-def test_a_mistake_of_several_lines_is_said_on_one(capsys):
+def test_an_error_of_several_lines_is_printed_on_one(capsys):
     with pytest.raises(SystemExit) as ended, exit_on_error():
         raise FileNotFoundError(2, "No such file", "a\nb")
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_what_is_not_the_users_mistake_keeps_its_traceback():
+def test_other_errors_keep_their_traceback():
     with pytest.raises(KeyError), exit_on_error():
         raise KeyError("a bug")
 
 
-def test_an_interrupt_ends_quietly_with_code_130(capsys):
+def test_an_interrupt_exits_quietly_with_code_130(capsys):
     with pytest.raises(SystemExit) as ended, exit_on_error():
         raise KeyboardInterrupt
     assert ended.value.code == 130
@@ -447,8 +450,8 @@ def test_an_interrupt_ends_quietly_with_code_130(capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_goes_on(work):
-    """In the middle of a run, with threads that read data and a progress bar on the screen."""
+def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_resumes(work):
+    """During a run, with threads that read data and a progress bar."""
     run_dir = work / "run"
     arguments = [
         f"--config={work / 'config.py'}",
@@ -457,7 +460,7 @@ def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_goes_on(work):
     ]
 
     def start_until(more):
-        """The program, once it has logged so many steps more."""
+        """Starts the program and waits until it has logged `more` steps."""
         process = start("-m", "launch.train", *arguments)
         wanted = num_logged_lines(run_dir) + more
         wait_for(process, lambda: num_logged_lines(run_dir) >= wanted)
@@ -471,13 +474,13 @@ def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_goes_on(work):
         second.stderr,
     )
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate()
+    _, errors = first.communicate()
     assert first.returncode == 130
-    assert "Traceback" not in said
-    assert "rror" not in said
-    assert "stopping: the step under way is finished and saved; Ctrl-C again ends at once" in said
+    assert "Traceback" not in errors
+    assert "rror" not in errors
+    assert "stopping: the step under way is finished and saved; Ctrl-C again ends at once" in errors
     (step,) = re.findall(
-        r"stopped at step (\d+) of stage 'mid', and saved; the same command goes on", said
+        r"stopped at step (\d+) of stage 'mid', and saved; the same command goes on", errors
     )
     assert (run_dir / "checkpoints" / "0_mid" / step).is_dir()
     killed = start_until(2)

@@ -1,4 +1,4 @@
-"""The configurations of pods, with a small model on sixteen simulated devices: their stages, data and mesh as they are."""
+"""The pod configurations train a small model on sixteen simulated devices."""
 
 import json
 
@@ -25,8 +25,8 @@ SMALL = [
 
 
 def settings(config, run_dir, stages, data, **more):
-    """Of `launch.train`: one step of each stage on few short rows."""
-    given = (
+    """Returns arguments of `launch.train`: one step of each stage on few short rows."""
+    overrides = (
         {
             "steps": 1,
             "data.batch_size": DEVICES,
@@ -41,13 +41,13 @@ def settings(config, run_dir, stages, data, **more):
         *(
             f"--config.stages.{stage}.{key}={value}"
             for stage in stages
-            for key, value in given.items()
+            for key, value in overrides.items()
         ),
     ]
 
 
 @pytest.mark.parametrize("config", STAGES)
-def test_a_pods_configuration_trains(folder, tmp_path, config):
+def test_a_pod_configuration_trains(folder, tmp_path, config):
     source = {"path": str(folder / "data" / "tones.jsonl")}
     train_in_processes(
         1,
@@ -58,7 +58,7 @@ def test_a_pods_configuration_trains(folder, tmp_path, config):
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
-def test_the_configuration_of_rlhf_learns(tmp_path):
+def test_the_rlhf_configuration_trains(tmp_path):
     lines = write_prompts(tmp_path).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) | {"reference_reply": "a reply of some words"} for line in lines]
     prompts = tmp_path / "preferences.jsonl"

@@ -1,4 +1,4 @@
-"""`launch.generate` on the real clips, killed and started again."""
+"""`launch.generate` and `launch.score` on real clips: resumed after a kill, and on many devices."""
 
 import json
 import pathlib
@@ -17,9 +17,9 @@ NEW_TOKENS = 12
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, shared_audio):
-    """Arguments of `launch.generate` for a question about each clip, without the output."""
+    """Returns arguments of `launch.generate` for a question about each clip, without the output."""
     folder = tmp_path_factory.mktemp("generating")
-    made = run(
+    converted = run(
         "-m",
         "tools.convert_weights",
         "random",
@@ -28,7 +28,7 @@ def job(tmp_path_factory, shared_audio):
         "--output",
         str(folder / "model"),
     )
-    assert made.returncode == 0, made.stderr
+    assert converted.returncode == 0, converted.stderr
     clips = sorted(shared_audio.glob("*.wav"))
     assert len(clips) == 8
     lines = [
@@ -60,7 +60,7 @@ def _clip(path):
     return {"type": "audio", "audio": str(path)}
 
 
-def test_a_job_that_was_killed_makes_the_same_file(job, tmp_path):
+def test_a_killed_job_resumes_and_writes_the_same_file(job, tmp_path):
     uninterrupted, killed = tmp_path / "uninterrupted.jsonl", tmp_path / "killed.jsonl"
     ended = run(*job, "--output", str(uninterrupted))
     assert ended.returncode == 0, ended.stderr
@@ -75,9 +75,10 @@ def test_a_job_that_was_killed_makes_the_same_file(job, tmp_path):
 
     journal = killed.with_name(killed.name + ".partial")
     process = start(*job, "--output", str(killed))
+    header_and_two_replies = 3
     while process.poll() is None and not (
-        journal.exists() and journal.read_bytes().count(b"\n") > 2
-    ):  # the job, two replies
+        journal.exists() and journal.read_bytes().count(b"\n") >= header_and_two_replies
+    ):
         time.sleep(0.005)
     process.kill()
     _, errors = process.communicate()
@@ -91,8 +92,8 @@ def test_a_job_that_was_killed_makes_the_same_file(job, tmp_path):
     assert not journal.exists()
 
 
-def test_all_devices_of_a_machine_write_and_score_as_one_does(job, tmp_path):
-    """`tiny` has two key heads: each layer is cut over two of eight devices, and the slots over the four pairs."""
+def test_eight_devices_generate_and_score_as_one_does(job, tmp_path):
+    """`tiny` has two KV heads: tensor parallelism over two devices, slots over four such pairs."""
     greedy = (*job[:-2], "--temperature", "0", "--slots", "4", "--output")
     for devices in (1, 8):
         ended = run(*greedy, str(tmp_path / f"{devices}.jsonl"), devices=devices)
@@ -113,18 +114,18 @@ def test_all_devices_of_a_machine_write_and_score_as_one_does(job, tmp_path):
         line["messages"].append(
             {"role": "assistant", "content": "A sound.", "reasoning_content": "I hear it."}
         )
-    (tmp_path / "told.jsonl").write_text(
+    (tmp_path / "answered.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
     )
     scores = []
     for devices in (1, 8):
         output = tmp_path / f"scores_{devices}.jsonl"
-        told = ("--input", str(tmp_path / "told.jsonl"), "--output", str(output))
-        ended = run("-m", "launch.score", *job[2:4], *told, devices=devices)
+        files = ("--input", str(tmp_path / "answered.jsonl"), "--output", str(output))
+        ended = run("-m", "launch.score", *job[2:4], *files, devices=devices)
         assert ended.returncode == 0, ended.stderr
-        read = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        turns = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         scores.append(
-            [logprob for line in read for turn in line["turns"] for logprob in turn["logprobs"]]
+            [logprob for line in turns for turn in line["turns"] for logprob in turn["logprobs"]]
         )
     assert len(scores[0]) > 100
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)

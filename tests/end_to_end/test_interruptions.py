@@ -1,4 +1,4 @@
-"""What may end a run before its time, and what is left of it: nothing is lost but time."""
+"""Interrupted runs resume with the same metrics: kills, signals, damaged files, NaN, full disks."""
 
 import random
 import shutil
@@ -21,10 +21,10 @@ from tests.end_to_end.runs import (
 
 NAMES = ((0, "tones"), (1, "sums"))
 
-pytestmark = pytest.mark.slow  # runs, started again and again
+pytestmark = pytest.mark.slow  # starts many runs
 
-# launch.train, with NaN in the log-mels of some steps: no file can bring it there, so it is put
-# where batches are placed.
+# launch.train, with NaN in the log-mels of some steps. No file can cause that, so the test adds it
+# where batches are placed on devices.
 POISONED = """
 import dataclasses, sys
 from launch.train import main
@@ -36,21 +36,22 @@ place, placed = BatchPlacement.__call__, 0
 def place_poison(self, batch):
     global placed
     placed += 1
-    poisoned = int(first) <= placed <= int(last)
-    return place(self, dataclasses.replace(batch, mel=batch.mel * float("nan")) if poisoned else batch)
+    if int(first) <= placed <= int(last):
+        batch = dataclasses.replace(batch, mel=batch.mel * float("nan"))
+    return place(self, batch)
 
 BatchPlacement.__call__ = place_poison
 main(arguments)
 """
 
 
-def test_killed_at_random_moments_and_while_a_checkpoint_is_written(uninterrupted, folder):
+def test_a_run_killed_at_random_moments_and_while_saving_resumes(uninterrupted, folder):
     run_dir = folder / "killed_often"
     rng = random.Random(0)
     moments = sorted(rng.sample(range(1, len(STEPS) - 1), 4))
     for number, moment in enumerate([*moments, None]):
         process = start("-m", "launch.train", *arguments(folder, run_dir.name))
-        if moment is None:  # a folder that Orbax has not yet given its name
+        if moment is None:  # while Orbax writes a folder that does not have its final name
             wait_for(
                 process,
                 lambda: any(
@@ -58,7 +59,7 @@ def test_killed_at_random_moments_and_while_a_checkpoint_is_written(uninterrupte
                 ),
             )
         else:
-            wait_for(process, lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called before the loop goes on
+            wait_for(process, lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called in this iteration
             time.sleep(rng.uniform(0, 0.05))
         process.kill()
         _, errors = process.communicate()
@@ -68,7 +69,7 @@ def test_killed_at_random_moments_and_while_a_checkpoint_is_written(uninterrupte
     assert untimed_metrics(run_dir) == untimed_metrics(uninterrupted)
 
 
-def test_told_to_stop_it_saves_within_a_step_and_says_so_by_its_exit_code(uninterrupted, folder):
+def test_sigterm_saves_within_a_step_and_exits_with_75(uninterrupted, folder):
     run_dir = folder / "stopped"
     process = start("-m", "launch.train", *arguments(folder, run_dir.name))
     wait_for(process, lambda: num_logged_lines(run_dir) >= 13)
@@ -77,7 +78,7 @@ def test_told_to_stop_it_saves_within_a_step_and_says_so_by_its_exit_code(uninte
     _, errors = process.communicate()
     assert process.returncode == 75, errors
     done = num_logged_lines(run_dir)
-    assert done <= before + 2  # the step that was being computed, and one that was being logged
+    assert done <= before + 2  # the step in progress, and one that was being logged
     assert f"stopped at step {done} of stage 'mid', and saved" in errors
     assert (run_dir / "checkpoints" / "0_mid" / str(done)).is_dir()
     ended = run("-m", "launch.train", *arguments(folder, run_dir.name))
@@ -85,7 +86,7 @@ def test_told_to_stop_it_saves_within_a_step_and_says_so_by_its_exit_code(uninte
     assert untimed_metrics(run_dir) == untimed_metrics(uninterrupted)
 
 
-def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_used(uninterrupted, folder):
+def test_a_truncated_checkpoint_is_set_aside_and_the_previous_one_used(uninterrupted, folder):
     run_dir = folder / "truncated"
     shutil.copytree(uninterrupted, run_dir)
     shutil.rmtree(run_dir / "model")
@@ -100,8 +101,8 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_it_used(uninterr
     assert untimed_metrics(run_dir) == untimed_metrics(uninterrupted)
 
 
-def test_a_clip_that_is_damaged_under_way_costs_nothing_once_it_is_mended(uninterrupted, folder):
-    """One that is learnt from, then one that is held out: at first as good as others, and empty once the run has begun."""
+def test_a_run_resumes_after_a_damaged_clip_is_repaired(uninterrupted, folder):
+    """A training clip, then a held-out clip becomes empty while the run is in progress."""
     run_dir, data = folder / "damaged", folder / "damaged_data"
     shutil.copytree(folder / "data", data)
     stages = [
@@ -115,10 +116,10 @@ def test_a_clip_that_is_damaged_under_way_costs_nothing_once_it_is_mended(uninte
         f"--config.stages.sft.evaluation.data.sources.0.path={data / 'held_out'}.jsonl",
         "--config.checkpoint.every_steps=0",
     ]
-    for clip, begun in (("3.wav", 13), ("16.wav", 50)):
-        whole = (data / clip).read_bytes()
+    for clip, steps in (("3.wav", 13), ("16.wav", 50)):
+        content = (data / clip).read_bytes()
         process = start("-m", "launch.train", *settings)
-        wait_for(process, lambda: num_logged_lines(run_dir) >= begun)  # noqa: B023 - called before the loop goes on
+        wait_for(process, lambda: num_logged_lines(run_dir) >= steps)  # noqa: B023 - called in this iteration
         (data / clip).write_bytes(b"")
         _, errors = process.communicate()
         assert process.returncode == 2, errors
@@ -129,23 +130,23 @@ def test_a_clip_that_is_damaged_under_way_costs_nothing_once_it_is_mended(uninte
         assert (
             f"this ended stage {last['stage']!r}, and step {last['step']} of it is saved" in errors
         )
-        (data / clip).write_bytes(whole)
+        (data / clip).write_bytes(content)
     ended = run("-m", "launch.train", *settings)
     assert ended.returncode == 0, ended.stderr
-    found, expected = untimed_metrics(run_dir), untimed_metrics(uninterrupted)
-    assert [line["loss"] for line in found] == [line["loss"] for line in expected]
+    actual, expected = untimed_metrics(run_dir), untimed_metrics(uninterrupted)
+    assert [line["loss"] for line in actual] == [line["loss"] for line in expected]
     evaluated = [
         {name: value for name, value in line.items() if name.startswith("evaluation/")}
         for line in expected
     ]
     assert [
         {name: value for name, value in line.items() if name.startswith("evaluation/")}
-        for line in found
+        for line in actual
     ] == evaluated
     assert len(evaluated[-1]) == 2
 
 
-def test_a_batch_that_is_not_finite_is_skipped_and_counted(uninterrupted, folder):
+def test_a_nan_batch_is_skipped_and_counted(uninterrupted, folder):
     ended = run("-c", POISONED, "7", "7", *arguments(folder, "poisoned"))
     assert ended.returncode == 0, ended.stderr
     lines = metrics(folder / "poisoned")
@@ -156,7 +157,7 @@ def test_a_batch_that_is_not_finite_is_skipped_and_counted(uninterrupted, folder
     assert max(line["loss"] for line in lines[-5:]) < 0.3
 
 
-def test_a_run_that_diverges_ends_with_a_diagnosis(folder):
+def test_a_diverged_run_writes_a_diagnosis(folder):
     ended = run(
         "-c",
         POISONED,

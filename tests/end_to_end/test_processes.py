@@ -1,4 +1,4 @@
-"""`launch.train` in one, two and four real processes: one run, whatever their number."""
+"""`launch.train` in one, two and four processes gives the same run."""
 
 import pathlib
 import re
@@ -23,13 +23,13 @@ from tests.end_to_end.runs import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow  # each process compiles for itself
+pytestmark = pytest.mark.slow  # each process compiles its own programs
 DEVICES = 4
 MESH = ["--config.mesh.fsdp=2", "--config.mesh.data=2"]
 
 
 def run_in(processes: int, folder: pathlib.Path, name: str) -> None:
-    """Runs the job to its end in so many processes of together four devices."""
+    """Runs the job to its end in several processes with four devices in total."""
     settings = [
         *arguments(folder, name),
         "--config.stages.mid.steps=12",
@@ -48,14 +48,14 @@ def alone(folder):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_losses_and_data_are_those_of_one_process(alone, folder, processes):
+def test_losses_and_data_equal_those_of_one_process(alone, folder, processes):
     name = f"of_{processes}"
     run_in(processes, folder, name)
-    found = metrics(folder / name)
-    assert [(line["stage"], line["step"]) for line in found] == [
+    lines = metrics(folder / name)
+    assert [(line["stage"], line["step"]) for line in lines] == [
         (line["stage"], line["step"]) for line in alone
     ]
-    for line, expected in zip(found, alone, strict=True):
+    for line, expected in zip(lines, alone, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert line["token_accuracy"] == pytest.approx(expected["token_accuracy"], abs=1e-6)
         assert _records(line) == _records(expected)
@@ -64,21 +64,23 @@ def test_losses_and_data_are_those_of_one_process(alone, folder, processes):
 
 
 @pytest.mark.parametrize("processes", [1, 4])
-def test_a_checkpoint_of_two_processes_restores_on_another_number(alone, folder, processes):
-    """Two processes run it, all but the checkpoint of the fifth step is taken away, and others run it again from there."""
+def test_a_checkpoint_of_two_processes_restores_on_another_number_of_processes(
+    alone, folder, processes
+):
+    """Only the checkpoint of step 5 is kept of a run of two processes; others resume from it."""
     name = f"two_then_{processes}"
     run_in(2, folder, name)
     run_dir = folder / name
-    for left in ("model", "checkpoints/1_sft", "checkpoints/0_mid/10", "checkpoints/0_mid/12"):
-        shutil.rmtree(run_dir / left)
+    for later in ("model", "checkpoints/1_sft", "checkpoints/0_mid/10", "checkpoints/0_mid/12"):
+        shutil.rmtree(run_dir / later)
     run_in(processes, folder, name)
-    found = {(line["stage"], line["step"]): line["loss"] for line in metrics(run_dir)}
+    losses = {(line["stage"], line["step"]): line["loss"] for line in metrics(run_dir)}
     for line in alone:
-        assert found[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)
+        assert losses[line["stage"], line["step"]] == pytest.approx(line["loss"], rel=1e-5)
 
 
-def test_two_processes_take_a_model_out_of_a_checkpoint(alone, folder):
-    output, port = folder / "taken", free_port()
+def test_two_processes_export_the_model_of_a_checkpoint(alone, folder):
+    output, port = folder / "exported", free_port()
     started = [
         start(
             "-m",
@@ -90,20 +92,20 @@ def test_two_processes_take_a_model_out_of_a_checkpoint(alone, folder):
         )
         for index in range(2)
     ]
-    said = read_errors(started)
+    errors = read_errors(started)
     assert [process.returncode for process in started] == [0, 0], "".join(
-        text[-3000:] for text in said
+        text[-3000:] for text in errors
     )
     sources = [hub.weight_sources(str(model)) for model in (output, folder / "one" / "model")]
     shape = hub.read_model_config(sources[0])
-    taken, finished = (
+    exported, finished = (
         hub.read_parameters(source, config=shape, dtype="float32") for source in sources
     )
-    jax.tree.map(np.testing.assert_array_equal, taken, finished)
+    jax.tree.map(np.testing.assert_array_equal, exported, finished)
 
 
-def test_sixteen_devices_need_no_settings_of_data_that_is_not_held_out(folder):
-    """Without held-out data its default of eight rows must fit no mesh."""
+def test_the_default_batch_of_unused_evaluation_data_need_not_fit_the_mesh(folder):
+    """Without held-out data, the default of 8 rows is not checked against 16 devices."""
     stages = [
         f"--config.stages.{stage}.{setting}"
         for stage in ("mid", "sft")
@@ -117,21 +119,21 @@ def test_sixteen_devices_need_no_settings_of_data_that_is_not_held_out(folder):
     assert (folder / "sixteen" / "model" / "config.json").is_file()
 
 
-def test_a_notice_to_one_process_stops_both_at_one_step(folder):
-    """SIGTERM while the first stage runs, and once more in the second one, resumed and just saved; then on to the end."""
+def test_sigterm_to_one_process_stops_both_at_the_same_step(folder):
+    """Once in the first stage and once in the second, after resuming; then the run finishes."""
     settings = [*arguments(folder, "noticed"), *MESH]
     run_dir = folder / "noticed"
     for moment, stage in ((13, "mid"), (50, "sft")):
         started = start_processes(2, DEVICES // 2, settings)
-        wait_for(started[0], lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called before the loop goes on
+        wait_for(started[0], lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called in this iteration
         started[1].send_signal(signal.SIGTERM)
-        said = read_errors(started)
+        errors = read_errors(started)
         assert [process.returncode for process in started] == [75, 75], "".join(
-            text[-3000:] for text in said
+            text[-3000:] for text in errors
         )
         assert num_logged_lines(run_dir) >= moment  # and not before
         steps = [
-            re.search(r"stopped at step (\d+) of stage '(\w+)', and saved", text) for text in said
+            re.search(r"stopped at step (\d+) of stage '(\w+)', and saved", text) for text in errors
         ]
         assert steps[0] is not None
         assert steps[1] is not None
@@ -142,5 +144,5 @@ def test_a_notice_to_one_process_stops_both_at_one_step(folder):
 
 
 def _records(line: dict) -> dict:
-    """How many have been used of each source, and in all."""
+    """Returns the numbers of records used, in total and by source."""
     return {name: count for name, count in line.items() if name.startswith("records")}

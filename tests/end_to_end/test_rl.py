@@ -1,4 +1,4 @@
-"""A run of `launch.train` that learns from rewards, killed at every kind of moment: it goes on exactly where it was."""
+"""An RL run of `launch.train`, killed in each of its phases, resumes bit-exactly."""
 
 import json
 import random
@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests.end_to_end.runs import metrics, run, start
+from tests.end_to_end.runs import metrics, num_logged_lines, run, start
 from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
-pytestmark = pytest.mark.slow  # runs, started again and again
+pytestmark = pytest.mark.slow  # starts many runs
 
 STEPS = 5
 CONFIG = """
@@ -29,7 +29,11 @@ def get_config():
     stage = config.stages[0]
     objective = dataclasses.replace(
         stage.policy_gradient,
-        rewards=(RewardConfig(judge_weight=1.0, verifier="tests.rl.small_stage:even", verifier_weight=0.5),),
+        rewards=(
+            RewardConfig(
+                judge_weight=1.0, verifier="tests.rl.small_stage:even", verifier_weight=0.5
+            ),
+        ),
         judge=JudgeConfig(url={url!r}, model="judge", api_key_env=None),
     )
     return dataclasses.replace(config, stages=(dataclasses.replace(stage, objective=objective),))
@@ -75,11 +79,7 @@ def untimed_metrics(run_dir):
     ]
 
 
-def num_logged_lines(run_dir):
-    return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
-
-
-def test_killed_while_writing_judging_learning_and_saving(folder, server):
+def test_a_run_killed_in_rollouts_judging_updates_and_saving_resumes(folder, server):
     uninterrupted, killed = folder / "uninterrupted", folder / "killed"
     ended = run(*arguments(folder, uninterrupted.name))
     assert ended.returncode == 0, ended.stderr
@@ -89,9 +89,8 @@ def test_killed_while_writing_judging_learning_and_saving(folder, server):
     rng = random.Random(0)
     begun = asked
     moments = (
-        lambda: (
-            len(server.requests) > begun + 3
-        ),  # the first questions of a run's first step are being answered
+        # while the first questions of the first step are answered
+        lambda: len(server.requests) > begun + 3,
         lambda: num_logged_lines(killed) >= 1,  # then it saves
         lambda: any(
             ".orbax-checkpoint-tmp" in path.name for path in killed.glob("checkpoints/*/*")
@@ -102,9 +101,8 @@ def test_killed_while_writing_judging_learning_and_saving(folder, server):
         process = start(*arguments(folder, killed.name))
         while process.poll() is None and not moment():
             time.sleep(0.002)
-        time.sleep(
-            rng.uniform(0, 0.5) if number == 3 else 0
-        )  # writing the next step's replies, or learning from them
+        # the last kill is in the rollouts or the update of the next step
+        time.sleep(rng.uniform(0, 0.5) if number == 3 else 0)
         process.kill()
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"kill {number}: {errors}"
@@ -113,10 +111,8 @@ def test_killed_while_writing_judging_learning_and_saving(folder, server):
     assert untimed_metrics(killed) == untimed_metrics(uninterrupted)
     assert (killed / "samples.jsonl").read_bytes() == (uninterrupted / "samples.jsonl").read_bytes()
     questions = [body["messages"][0]["content"] for _, _, body in server.requests[asked:]]
-    again = len(questions) - len(set(questions))
-    assert again <= 8 * len(
-        moments
-    )  # at most those that were on their way, eight at a time, when it was killed
+    repeated = len(questions) - len(set(questions))
+    assert repeated <= 8 * len(moments)  # at most the eight requests in flight at each kill
 
 
 def test_a_judge_that_abstains_too_often_ends_the_run_with_everything_saved(folder, server):

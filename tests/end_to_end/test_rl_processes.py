@@ -1,4 +1,4 @@
-"""A step that learns from rewards, on one device, on eight, and in two processes: one update, and one judge asked once."""
+"""An RL step on one device, on eight, and in two processes: the same update and questions."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from tests.end_to_end.test_rl import CONFIG
 from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import BASE, write_prompts
 
-pytestmark = pytest.mark.slow  # every process compiles for itself
+pytestmark = pytest.mark.slow  # every process compiles its own programs
 LAYOUTS = {  # processes, devices of each, mesh
     "eight devices": (
         1,
@@ -27,7 +27,7 @@ LAYOUTS = {  # processes, devices of each, mesh
 def run_on(
     folder: pathlib.Path, name: str, processes: int, devices: int, mesh: list[str]
 ) -> list[str]:
-    """One step with a judge; returns what the judge was asked."""
+    """Runs one step with a judge; returns the questions that the judge was asked."""
     server = JudgeServer()
     try:
         (folder / f"{name}.py").write_text(
@@ -60,13 +60,16 @@ def alone(folder):
     return run_on(folder, "alone", 1, 1, ["--config.mesh.fsdp=1"])
 
 
-def test_a_judge_of_our_own_judges_in_two_processes_as_in_one(folder):
-    judge = 'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", preference_levels=3, max_tokens=96, slots=4, max_abstention_rate=1.0'
+def test_a_model_judge_judges_in_two_processes_as_in_one(folder):
+    judge = (
+        'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", preference_levels=3, '
+        "max_tokens=96, slots=4, max_abstention_rate=1.0"
+    )
     config = CONFIG.format(folder=str(folder), url="http://unused", steps=1)
     replaced = config.replace("url='http://unused', model=\"judge\", api_key_env=None", judge)
     assert judge in replaced
     (folder / "own.py").write_text(replaced, encoding="utf-8")
-    found = []
+    lines = []
     for name, processes, devices, mesh in (
         ("own_one", 1, 1, []),
         ("own_two", 2, 2, ["--config.mesh.data=2"]),
@@ -76,15 +79,15 @@ def test_a_judge_of_our_own_judges_in_two_processes_as_in_one(folder):
             devices,
             [f"--config={folder / 'own.py'}", f"--config.run_dir={folder / name}", *mesh],
         )
-        found += metrics(folder / name)
-    one, two = found
+        lines += metrics(folder / name)
+    one, two = lines
     assert one["abstained"] == two["abstained"] < 1
     assert two["reward"] == pytest.approx(one["reward"], abs=1e-6)
     assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_update_is_that_of_one_device(folder, alone, layout):
+def test_the_update_equals_that_of_one_device(folder, alone, layout):
     name = layout.replace(" ", "_")
     asked = run_on(folder, name, *LAYOUTS[layout])
     assert asked == alone  # each question once, whatever the number of processes
@@ -92,11 +95,11 @@ def test_the_update_is_that_of_one_device(folder, alone, layout):
     assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-6)
     assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-5)
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
-    before, expected, found = (
+    before, expected, actual = (
         jax.tree.leaves(load_model(path, "float32").parameters)
         for path in (BASE, folder / "alone" / "model", folder / name / "model")
     )
     change = max(float(np.max(np.abs(a - b))) for a, b in zip(expected, before, strict=True))
-    apart = max(float(np.max(np.abs(a - b))) for a, b in zip(found, expected, strict=True))
-    assert apart < 1e-5
-    assert apart < 1e-3 * change  # the update is small: it must not hide in the tolerance
+    difference = max(float(np.max(np.abs(a - b))) for a, b in zip(actual, expected, strict=True))
+    assert difference < 1e-5
+    assert difference < 1e-3 * change  # the tolerance is small compared to the update

@@ -1,4 +1,4 @@
-"""`launch.train` from sound files to a model that answers, uninterrupted and killed on the way."""
+"""`launch.train` from audio files to a model that answers, uninterrupted and after kills."""
 
 import json
 import shutil
@@ -6,14 +6,14 @@ import signal
 
 import pytest
 
-from launch.checkpoint import main as take_model
+from launch.checkpoint import main as export_checkpoint
 from launch.train import main as train
 from stepaudio_jax.config import Config, build
 from stepaudio_jax.generation import Sampling, answer_file, load_model
 from tests.end_to_end.runs import STEPS, arguments, metrics, run, untimed_metrics
 from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_lines
 
-# launch.train, which sends itself SIGKILL as soon as a step is logged: no handler runs, nothing is
+# launch.train, which sends itself SIGKILL when a step is logged: no handler runs, and nothing is
 # flushed or closed.
 KILLED = """
 import os, signal, sys
@@ -23,8 +23,8 @@ from stepaudio_jax.training.monitoring import MetricsWriter
 stage, step, *arguments = sys.argv[1:]
 write = MetricsWriter.write
 
-def write_and_die(writer, at, figures):
-    write(writer, at, figures)
+def write_and_die(writer, at, metrics):
+    write(writer, at, metrics)
     if (writer._stage, at) == (stage, int(step)):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -52,7 +52,7 @@ def test_every_step_is_logged_once_and_the_loss_falls(uninterrupted):
         assert line["audio_seconds_per_second"] > 0
 
 
-def test_the_run_folder_holds_what_was_run(uninterrupted):
+def test_the_run_folder_holds_configuration_metrics_checkpoints_and_model(uninterrupted):
     assert {path.name for path in uninterrupted.iterdir()} == {
         *("config.json", "data_check.json", "metrics.jsonl", "tensorboard", "checkpoints", "model")
     }
@@ -68,26 +68,27 @@ def test_the_run_folder_holds_what_was_run(uninterrupted):
     assert kept == {"0_mid": ["40", "45"], "1_sft": ["30", "35"]}
 
 
-def test_a_model_can_be_taken_out_of_any_checkpoint(uninterrupted, folder, capsys):
-    take_model([str(uninterrupted), "--output", str(folder / "last")])
+def test_the_model_of_any_checkpoint_can_be_exported(uninterrupted, folder, capsys):
+    export_checkpoint([str(uninterrupted), "--output", str(folder / "last")])
     assert capsys.readouterr().out == f"{folder / 'last'}\n"
     assert contents(folder / "last") == contents(uninterrupted / "model")
-    take_model(
+    export_checkpoint(
         [str(uninterrupted), "--output", str(folder / "earlier"), "--stage", "mid", "--step", "40"]
     )
     earlier = contents(folder / "earlier")
     assert earlier.keys() == contents(uninterrupted / "model").keys()
     assert earlier != contents(uninterrupted / "model")
     with pytest.raises(SystemExit) as exit_:
-        take_model([str(uninterrupted), "--output", str(folder / "none"), "--step", "34"])
+        export_checkpoint([str(uninterrupted), "--output", str(folder / "none"), "--step", "34"])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: {uninterrupted} has no checkpoint of stage 'sft' step 34; saved steps are: mid: 40, 45; sft: 30, 35\n"
+        f"error: {uninterrupted} has no checkpoint of stage 'sft' step 34; "
+        "saved steps are: mid: 40, 45; sft: 30, 35\n"
     )
 
 
 def contents(folder):
-    """Every file of a model's folder but those that say when and from where it was written."""
+    """Reads the files of a model's folder, except those with the time and origin of its writing."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -96,7 +97,7 @@ def contents(folder):
     }
 
 
-def test_the_model_answers_about_sound_it_has_not_heard(uninterrupted, folder):
+def test_the_model_answers_about_held_out_audio(uninterrupted, folder):
     held_out = [
         json.loads(line) for line in (folder / "data" / "held_out.jsonl").read_text().splitlines()
     ]
@@ -123,7 +124,7 @@ def test_the_model_answers_about_sound_it_has_not_heard(uninterrupted, folder):
     assert all(reply["well_formed"] and reply["finish_reason"] == "stop" for reply in replies)
 
 
-def test_a_finished_run_is_left_alone(uninterrupted, folder, capsys):
+def test_a_finished_run_is_not_changed(uninterrupted, folder, capsys):
     def stamps():
         return {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
 
@@ -133,7 +134,9 @@ def test_a_finished_run_is_left_alone(uninterrupted, folder, capsys):
     assert stamps() == before
 
 
-def test_another_setting_for_an_existing_run_is_refused_by_name(uninterrupted, folder, capsys):
+def test_a_changed_setting_of_an_existing_run_is_an_error_that_names_it(
+    uninterrupted, folder, capsys
+):
     before = (uninterrupted / "config.json").read_bytes()
     with pytest.raises(SystemExit) as exit_:
         train(
@@ -147,7 +150,7 @@ def test_another_setting_for_an_existing_run_is_refused_by_name(uninterrupted, f
     assert (uninterrupted / "config.json").read_bytes() == before
 
 
-def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(uninterrupted, folder):
+def test_a_killed_run_resumes_bit_exactly(uninterrupted, folder):
     """Killed between two checkpoints, in each stage."""
     for stage, step in (("mid", 13), ("sft", 17)):
         ended = run("-c", KILLED, stage, str(step), *arguments(folder, "killed"))
@@ -160,10 +163,10 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(uninterrupted, 
     assert untimed_metrics(folder / "killed") == untimed_metrics(uninterrupted)
 
 
-def test_a_stage_killed_before_its_first_checkpoint_starts_again_from_the_end_of_the_one_before(
+def test_a_stage_killed_before_its_first_checkpoint_restarts_from_the_previous_stage(
     uninterrupted, folder
 ):
-    """What such a run leaves: the first stage's checkpoints, and lines of both."""
+    """Such a run leaves the checkpoints of the first stage, and metrics of both stages."""
     killed = folder / "killed_early"
     shutil.copytree(uninterrupted, killed)
     shutil.rmtree(killed / "model")

@@ -1,4 +1,4 @@
-"""A corpus of tones and sums, and a run small enough to learn it in half a minute."""
+"""A corpus of tones and sums, and a configuration that learns it in half a minute."""
 
 import json
 import pathlib
@@ -27,7 +27,10 @@ def sum_question(a: int, b: int) -> dict:
 
 
 def write_corpus(folder: pathlib.Path) -> None:
-    """tones.jsonl (15 clips of 0.3 to 0.44 s, in noise), sums.jsonl, and held_out.jsonl: clips of other lengths and phases."""
+    """Writes tones.jsonl (15 noisy clips of 0.3 to 0.44 s), sums.jsonl and held_out.jsonl.
+
+    The held-out clips have other lengths and phases.
+    """
     folder.mkdir()
     rng = np.random.default_rng(0)
     tones = []
@@ -48,7 +51,7 @@ def write_lines(path: pathlib.Path, lines: list[dict]) -> pathlib.Path:
 
 
 def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
-    """Mid-training of everything, then SFT with the encoder frozen; checkpoints every 10 steps."""
+    """Writes a configuration: mid-training of all parts, then SFT with a frozen encoder."""
     path.write_text(
         textwrap.dedent(
             f"""
@@ -58,10 +61,23 @@ def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
                 encoder=EncoderConfig(hidden=32, heads=2, layers=1, positions=64),
                 adaptor=AdaptorConfig(ffn=32),
                 decoder=DecoderConfig(
-                    vocab_size=290, hidden=32, ffn=64, layers=1, heads=2, kv_heads=1, head_dim=16, max_positions=256
+                    vocab_size=290,
+                    hidden=32,
+                    ffn=64,
+                    layers=1,
+                    heads=2,
+                    kv_heads=1,
+                    head_dim=16,
+                    max_positions=256,
                 ),
             )
-            SHAPE = {{"batch_size":4, "seq_len": 192, "audio_chunks_per_seq": 4, "mel_frames_per_chunk": 64, "packing_bins_per_seq": 2}}
+            SHAPE = {{
+                "batch_size": 4,
+                "seq_len": 192,
+                "audio_chunks_per_seq": 4,
+                "mel_frames_per_chunk": 64,
+                "packing_bins_per_seq": 2,
+            }}
             DATA = DataConfig(
                 sources=(
                     SourceConfig(path={str(corpus / "tones.jsonl")!r}),
@@ -70,7 +86,9 @@ def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
                 augmentation=AugmentationConfig(noise_probability=0.5, gain_db=(-3.0, 3.0)),
                 **SHAPE,
             )
-            HELD_OUT = DataConfig(sources=(SourceConfig(path={str(corpus / "held_out.jsonl")!r}),), **SHAPE)
+            HELD_OUT = DataConfig(
+                sources=(SourceConfig(path={str(corpus / "held_out.jsonl")!r}),), **SHAPE
+            )
             OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=6, weight_decay=0.0)
 
 
@@ -79,7 +97,11 @@ def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
                     run_dir="none",
                     stages=(
                         StageConfig(
-                            name="mid", steps=45, data=DATA, optimizer=OPTIMIZER, trainable=("encoder", "adaptor", "decoder")
+                            name="mid",
+                            steps=45,
+                            data=DATA,
+                            optimizer=OPTIMIZER,
+                            trainable=("encoder", "adaptor", "decoder"),
                         ),
                         StageConfig(
                             name="sft",

@@ -1,4 +1,4 @@
-"""The synthesizer: what it says is reproducible, and what it cannot say is refused."""
+"""The synthesizer is reproducible and rejects what it cannot say."""
 
 import builtins
 import concurrent.futures
@@ -11,7 +11,7 @@ from examples.spoken_corpus.espeak import CorpusError, Synthesizer, variant_gend
 
 
 def _session(order):
-    """Sounds of several voices, two of which draw noise (`breath`, klatt) and all of which flutter, said in the given order."""
+    """Speaks with voices in an order; two use noise (`breath`, klatt), and all of them flutter."""
     voices = [
         ("en-us", "m3", "what is three"),
         ("en-gb-x-rp", "f5", "add two"),
@@ -29,11 +29,11 @@ def _same(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_session_is_the_same_whatever_was_said_before_it_and_beside_it():
+def test_a_session_does_not_depend_on_earlier_or_parallel_sessions():
     order = [0, 1, 2, 3, 0]
     alone = _session(order)
     assert not np.array_equal(alone[0], alone[4]), (
-        "state lives on within a session; without that this test shows nothing"
+        "state survives within a session; otherwise this test would prove nothing"
     )
     _session([3, 2, 1])
     assert _same(alone, _session(order))
@@ -42,10 +42,10 @@ def test_a_session_is_the_same_whatever_was_said_before_it_and_beside_it():
             assert _same(alone, beside)
 
 
-def test_parameters_reach_the_voice():
-    def samples(**how):
+def test_parameters_change_the_speech():
+    def samples(**parameters):
         with Synthesizer() as synthesizer:
-            return synthesizer.say("what is three plus four", language="en-us", **how)
+            return synthesizer.say("what is three plus four", language="en-us", **parameters)
 
     normal = samples()
     assert normal.dtype == np.int16
@@ -86,12 +86,12 @@ def test_genders_are_read_from_the_variants_files():
         ({"text": "a\0b"}, "zero character"),
     ],
 )
-def test_what_it_does_not_have_is_refused(arguments, message):
+def test_invalid_arguments_are_errors(arguments, message):
     with Synthesizer() as synthesizer, pytest.raises(CorpusError, match=message):
         synthesizer.say(**{"text": "hello", "language": "en-us", **arguments})
 
 
-def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
+def test_a_missing_library_is_an_error_with_the_command_to_install_it(monkeypatch):
     real_import = builtins.__import__
 
     def without_espeak(name, *arguments, **keywords):

@@ -1,4 +1,4 @@
-"""Pitch and rate: against signals whose fundamental frequency is known."""
+"""Pitch and rate of signals whose fundamental frequency is known."""
 
 import itertools
 
@@ -20,7 +20,7 @@ RATE = 16_000
 
 
 def _voice(hz, seconds=0.6, formants=((500, 80), (1500, 120))):
-    """Pulses at a frequency, which may move, through two resonances: what a vowel is."""
+    """Makes a vowel: pulses at a frequency, which may change, through two resonances."""
     samples = int(seconds * RATE)
     phase = np.cumsum(np.broadcast_to(hz, samples) / RATE)
     pulses = np.diff(np.floor(phase), prepend=0.0)

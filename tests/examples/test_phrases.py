@@ -1,4 +1,4 @@
-"""Speakers and phrases: what is held out is never trained on, and every word is in the vocabulary."""
+"""Held-out speakers and phrases are not in training; the vocabulary has every word."""
 
 import itertools
 import re
@@ -25,12 +25,12 @@ def _drawn(kind, held_out, count=1500):
     return [draw_phrase(kind, rng, held_out=held_out) for _ in range(count)]
 
 
-def test_each_speaker_has_the_gender_that_its_file_declares():
-    cast = speakers(held_out=False) + speakers(held_out=True)
+def test_each_speaker_has_the_gender_that_its_variant_declares():
+    everybody = speakers(held_out=False) + speakers(held_out=True)
     genders = variant_genders()
-    assert all(genders[speaker.variant] == speaker.gender for speaker in cast)
+    assert all(genders[speaker.variant] == speaker.gender for speaker in everybody)
     declared = {variant for variant, gender in genders.items() if gender is not None}
-    assert declared - {speaker.variant for speaker in cast} == {
+    assert declared - {speaker.variant for speaker in everybody} == {
         *(
             "whisper",
             "whisperf",
@@ -43,7 +43,9 @@ def test_each_speaker_has_the_gender_that_its_file_declares():
             "Lee",
         )
     }
-    assert len({speaker.variant for speaker in cast}) == len(cast), "nobody is in two families"
+    assert len({speaker.variant for speaker in everybody}) == len(everybody), (
+        "no speaker is in two families"
+    )
 
 
 @pytest.mark.parametrize("gender", ["female", "male"])
@@ -54,7 +56,7 @@ def test_about_a_third_of_the_families_of_either_gender_is_held_out(gender):
     assert all(speaker.held_out for family in held_out for speaker in family)
 
 
-def test_variants_made_from_one_another_are_on_one_side():
+def test_related_variants_are_in_one_split():
     split = {
         speaker.variant: speaker.held_out
         for side in (False, True)
@@ -78,19 +80,17 @@ def test_no_phrase_is_in_both_splits(kind):
     assert all(phrase.held_out for phrase in _drawn(kind, True, 5))
 
 
-def test_spliced_words_never_make_a_held_out_phrase():
+def test_random_phrases_never_equal_a_held_out_phrase():
     held_out = {phrase.transcript for kind in KINDS for phrase in _drawn(kind, True, 5000)}
     trained = {phrase.transcript for kind in KINDS for phrase in _drawn(kind, False, 5000)}
     rng = np.random.default_rng(0)
-    spliced = {
+    random_phrases = {
         draw_random_phrase(kind, rng, 4).transcript
         for kind in ("random", "random_mandarin")
         for _ in range(5000)
     }
-    assert spliced & trained, (
-        "by chance a phrase of training comes out, so one of evaluation would as well"
-    )
-    assert not spliced & held_out
+    assert random_phrases & trained, "otherwise chance alone would exclude held-out phrases"
+    assert not random_phrases & held_out
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_spliced_words_never_make_a_held_out_phrase():
         ("keyword", "keyword", "name", words.KEYWORDS),
     ],
 )
-def test_no_combination_is_in_both_splits_and_every_word_is_in_both(kind, first, second, firsts):
+def test_no_combination_of_words_is_in_both_splits_but_every_word_is(kind, first, second, firsts):
     seen = []
     for side in (False, True):
         slots = [phrase.slots for phrase in _drawn(kind, side, 4000)]
@@ -119,19 +119,19 @@ def test_no_combination_is_in_both_splits_and_every_word_is_in_both(kind, first,
         assert {pair[0] for pair in pairs} == set(firsts)
 
 
-def test_sums_have_operands_to_learn_from_and_to_be_asked():
+def test_both_splits_have_every_result_of_a_sum():
     for side in (False, True):
         phrases = _drawn("sum", side, 4000)
         assert {phrase.answer for phrase in phrases} == {str(total) for total in SUM_RESULTS}
         for phrase in phrases[:50]:
-            heard = [number(word) for word in phrase.transcript.split() if word in words.DIGITS]
-            assert str(sum(heard)) == phrase.answer
+            operands = [number(word) for word in phrase.transcript.split() if word in words.DIGITS]
+            assert str(sum(operands)) == phrase.answer
     doubles = {
         phrase.slots["a"]
         for phrase in _drawn("sum", False, 4000)
         if phrase.slots["a"] == phrase.slots["b"]
     }
-    assert len(doubles) == 7, "2+2 to 8+8: equal operands are not kept from training"
+    assert len(doubles) == 7, "training has equal operands from 2+2 to 8+8"
 
 
 def test_every_word_is_in_the_vocabulary_and_english_is_grammatical():
@@ -143,18 +143,18 @@ def test_every_word_is_in_the_vocabulary_and_english_is_grammatical():
         for kind, side in itertools.product(KINDS, (False, True))
         for phrase in _drawn(kind, side, 500)
     ]
-    spliced = [
+    random_phrases = [
         draw_random_phrase(kind, rng, 4)
         for kind in ("random", "random_mandarin")
         for _ in range(200)
     ]
-    assert all(set(phrase.transcript.split()) <= known for phrase in [*phrases, *spliced])
-    assert {phrase.language for phrase in spliced} == {"English", "Mandarin"}
+    assert all(set(phrase.transcript.split()) <= known for phrase in [*phrases, *random_phrases])
+    assert {phrase.language for phrase in random_phrases} == {"English", "Mandarin"}
     for phrase in phrases:
         if phrase.kind != "mandarin":
             assert not re.search(r"\ba [aeiou]", phrase.transcript), phrase.transcript
     assert {word for phrase in phrases for word in phrase.transcript.split()} == known, (
-        "no word that nobody says"
+        "the vocabulary has no unused word"
     )
 
 
@@ -165,10 +165,10 @@ def test_a_keyword_phrase_has_one_keyword_and_a_statement_one_colour_and_one_ani
                 phrase.slots["keyword"]
             ]
         for phrase in _drawn("statement", side, 500):
-            said = [
+            named = [
                 word for word in phrase.transcript.split() if word in words.COLOURS + words.ANIMALS
             ]
-            assert sorted(said) == sorted([phrase.slots["colour"], phrase.slots["animal"]])
+            assert sorted(named) == sorted([phrase.slots["colour"], phrase.slots["animal"]])
         for phrase in _drawn("question", side, 200):
             assert not set(phrase.transcript.split()) & {*words.COLOURS, *words.ANIMALS}
 

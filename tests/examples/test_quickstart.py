@@ -1,4 +1,4 @@
-"""Both demonstrations from end to end, with few clips and few steps: what they write, and that they go on where they were."""
+"""Base model and quickstart end to end, with few clips and steps: their files, and resuming."""
 
 import pytest
 

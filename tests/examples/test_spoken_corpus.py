@@ -1,4 +1,4 @@
-"""A small corpus, read back: what the readers of the project see, and whether it is true."""
+"""A small corpus is read back: its records are valid, and their answers and labels are true."""
 
 import collections
 import hashlib
@@ -15,20 +15,21 @@ from examples.spoken_corpus import (
     ATTRIBUTES,
     TASKS,
     CorpusError,
+    ensure_corpus,
     tasks,
     vocabulary,
     write_corpus,
 )
-from examples.spoken_corpus import corpus as writing
+from examples.spoken_corpus import corpus as corpus_module
 from examples.spoken_corpus import phrases as words
-from examples.spoken_corpus import sessions as planning
 from examples.spoken_corpus.dialogues import QUESTIONS, WORD_LISTS
 from examples.spoken_corpus.measurement import pitch_label, pitch_range
+from examples.spoken_corpus.sessions import training_sessions
 from examples.spoken_corpus.voices import speakers
 from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, probe_audio
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import read_jsonl
-from stepaudio_jax.data.preprocessing import LabelEncoder
+from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.errors import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
 
@@ -54,7 +55,7 @@ def _variant(clip):
     return clip.path.rsplit("audio/", 1)[1].split("/")[0].split("-")[1]
 
 
-def test_every_record_reads_and_renders(corpus):
+def test_every_record_is_valid_and_renders(corpus):
     tokenizer = Tokenizer.byte_level()
     for record in _records(corpus, "*/*.jsonl"):
         for message in record.messages:
@@ -67,7 +68,7 @@ def test_every_record_reads_and_renders(corpus):
             render_prompt(record.messages, tokenizer)
 
 
-def test_length_tells_nothing(corpus):
+def test_clips_have_the_same_number_of_audio_tokens(corpus):
     tokens = set()
     for clip in _clips(_records(corpus, "*/*.jsonl")):
         info = soundfile.info(clip.path)
@@ -78,18 +79,18 @@ def test_length_tells_nothing(corpus):
     assert tokens <= {26, 27, 28}
 
 
-def test_labels_fit_the_heads_of_a_training_run(corpus):
+def test_labels_are_valid_for_the_auxiliary_losses(corpus):
     config = AuxiliaryConfig(
         ctc_weight=1, ctc_words=vocabulary(), attribute_weight=1, attributes=ATTRIBUTES
     )
-    labeller = LabelEncoder(config, audio_embeddings_per_chunk=28)
+    label_encoder = LabelEncoder(config, audio_embeddings_per_chunk=28)
     for clip in _clips(_records(corpus, "*/*.jsonl")):
-        (label,) = labeller.label(clip, (26,))
+        (label,) = label_encoder.label(clip, (26,))
         assert label.words
         assert label.attributes[list(ATTRIBUTES).index("gender")] >= 0
 
 
-def test_held_out_clips_measure_what_their_labels_say(corpus):
+def test_labels_of_held_out_clips_agree_with_measurements(corpus):
     genders = {speaker.variant: speaker.gender for speaker in speakers(held_out=True)}
     pitches = collections.Counter()
     for clip in _clips(_records(corpus, "evaluation/*.jsonl")):
@@ -102,7 +103,7 @@ def test_held_out_clips_measure_what_their_labels_say(corpus):
         is_mandarin = any(ord(character) > 0x3000 for character in clip.transcript)
         assert clip.attributes["language"] == ("Mandarin" if is_mandarin else "English")
     assert pitches[True] >= 0.97 * pitches.total(), (
-        "frames begin elsewhere in the padded clip, so a bound may be crossed"
+        "frames of the padded clip start elsewhere, so a few clips cross a bound"
     )
 
 
@@ -118,9 +119,9 @@ def test_faster_clips_of_a_phrase_are_shorter(corpus):
     assert slow > 1.2 * normal > 1.2 * 1.2 * fast
 
 
-def test_evaluation_is_balanced_held_out_and_true(corpus):
+def test_the_evaluation_is_balanced_held_out_and_correct(corpus):
     trained = _clips(_records(corpus, "train/*.jsonl"))
-    heard_in_training = {clip.transcript for clip in trained}
+    training_transcripts = {clip.transcript for clip in trained}
     held_out = {speaker.variant for speaker in speakers(held_out=True)}
     assert not {_variant(clip) for clip in trained} & held_out
     for name, task in TASKS.items():
@@ -135,34 +136,34 @@ def test_evaluation_is_balanced_held_out_and_true(corpus):
             clips = _clips([record])
             assert len(clips) == (2 if name == "two_turn" else int(task.spoken))
             assert all(
-                _variant(clip) in held_out and clip.transcript not in heard_in_training
+                _variant(clip) in held_out and clip.transcript not in training_transcripts
                 for clip in clips
             )
             assert record.answer == _true_answer(name, record, clips)
 
 
 def _true_answer(task, record, clips):
-    said = [clip.transcript.split() for clip in clips]
+    spoken = [clip.transcript.split() for clip in clips]
     if task in ATTRIBUTES:
         return clips[0].attributes[task]
     if task == "keyword":
-        (keyword,) = set(said[0]) & set(words.KEYWORDS)
+        (keyword,) = set(spoken[0]) & set(words.KEYWORDS)
         return keyword
     if task == "sum":
-        return str(sum(words.DIGITS.index(word) + 1 for word in said[0] if word in words.DIGITS))
+        return str(sum(words.DIGITS.index(word) + 1 for word in spoken[0] if word in words.DIGITS))
     if task == "text_sum":
         return str(
             sum(int(character) for character in record.messages[0].text if character.isdigit())
         )
-    (asked,) = set(said[1]) & {"colour", "animal"}
-    (word,) = set(said[0]) & set(words.COLOURS if asked == "colour" else words.ANIMALS)
-    assert word not in record.messages[1].text, "the first reply gives nothing away"
+    (asked,) = set(spoken[1]) & {"colour", "animal"}
+    (word,) = set(spoken[0]) & set(words.COLOURS if asked == "colour" else words.ANIMALS)
+    assert word not in record.messages[1].text, "the first reply does not contain the answer"
     assert record.messages[1].reasoning is None
     assert _variant(clips[0]) == _variant(clips[1])
     return word
 
 
-def test_what_is_learnt_is_short_reasoned_and_true(corpus):
+def test_training_replies_are_short_and_correct_and_have_reasoning(corpus):
     recipe = json.loads((corpus / "corpus.json").read_text())["recipe"]
     topics, sums, numbers = collections.Counter(), 0, 0
     for record in _records(corpus, "train/*.jsonl"):
@@ -188,10 +189,16 @@ def test_what_is_learnt_is_short_reasoned_and_true(corpus):
                 for topic, listed in WORD_LISTS.items():
                     if question.text in QUESTIONS[topic]:
                         topics[topic] += 1
-                        said = [word for word in clips[0].transcript.split() if word in listed]
+                        listed_words = [
+                            word for word in clips[0].transcript.split() if word in listed
+                        ]
                         assert (
                             answer.text
-                            == (_in_figures(said) if topic == "digit" else ", ".join(said))
+                            == (
+                                _in_figures(listed_words)
+                                if topic == "digit"
+                                else ", ".join(listed_words)
+                            )
                             != ""
                         )
     assert sums > 20
@@ -200,11 +207,11 @@ def test_what_is_learnt_is_short_reasoned_and_true(corpus):
     assert set(topics) == {value for values in ATTRIBUTES.values() for value in values}
 
 
-def _in_figures(said):
-    return ", ".join(str(words.DIGITS.index(word) + 1) for word in said)
+def _in_figures(digits):
+    return ", ".join(str(words.DIGITS.index(digit) + 1) for digit in digits)
 
 
-def test_a_corpus_follows_from_its_arguments(corpus, tmp_path):
+def test_a_corpus_depends_on_its_arguments_only(corpus, tmp_path):
     def digests(folder):
         files = (path for path in folder.rglob("*") if path.is_file())
         return {
@@ -221,13 +228,11 @@ def test_a_corpus_follows_from_its_arguments(corpus, tmp_path):
     assert len(digests(corpus)) > CLIPS
 
 
-def test_another_seed_says_something_else():
-    said = [tasks.phrase_groups(PER_TASK, np.random.default_rng(seed)) for seed in (0, 1)]
-    assert len(said[0]) == len(said[1])
-    assert said[0] != said[1]
-    sessions = [
-        planning.training_sessions(CLIPS, {"keyword": 0.5, "random": 0.5}, seed) for seed in (0, 1)
-    ]
+def test_another_seed_draws_other_phrases_and_sessions():
+    groups = [tasks.phrase_groups(PER_TASK, np.random.default_rng(seed)) for seed in (0, 1)]
+    assert len(groups[0]) == len(groups[1])
+    assert groups[0] != groups[1]
+    sessions = [training_sessions(CLIPS, {"keyword": 0.5, "random": 0.5}, seed) for seed in (0, 1)]
     assert sessions[0] != sessions[1]
 
 
@@ -241,13 +246,13 @@ def test_another_seed_says_something_else():
         ({"threads": 0}, "threads=0"),
     ],
 )
-def test_arguments_out_of_range_are_refused_and_nothing_is_written(tmp_path, arguments, message):
+def test_arguments_out_of_range_are_errors_and_nothing_is_written(tmp_path, arguments, message):
     with pytest.raises(CorpusError, match=message):
         write_corpus(tmp_path / "corpus", **{"recipe": "base", **arguments})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
+def test_an_existing_folder_is_not_changed(tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(OutputError, match="already exists"):
         write_corpus(tmp_path, "base")
@@ -256,20 +261,27 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failure_leaves_no_files(tmp_path, monkeypatch):
     def fail(session, folder):
         raise CorpusError("espeak-ng is not installed")
 
-    monkeypatch.setattr(writing, "record", fail)
+    monkeypatch.setattr(corpus_module, "record", fail)
     with pytest.raises(CorpusError):
         write_corpus(tmp_path / "corpus", "quickstart", clips=100, per_task=16)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_program_tells_a_mistake_in_one_line(tmp_path):
+def test_the_program_prints_an_error_in_one_line(tmp_path):
     (tmp_path / "mine").write_text("precious")
     command = [sys.executable, "-m", "examples.spoken_corpus", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path} already exists")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_is_not_a_corpus_of_this_version_is_an_error(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "heard.jsonl").touch()
+    with pytest.raises(CorpusError, match=r"has no train/audio_qa\.jsonl: .* remove it"):
+        ensure_corpus(tmp_path, "quickstart")

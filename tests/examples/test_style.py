@@ -1,4 +1,4 @@
-"""The rule of the demonstration of RLHF, and the data that is made by it."""
+"""The rule of the reward trap, and the data made with it."""
 
 import collections
 import itertools
@@ -24,33 +24,44 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import parse_verdict
 from stepaudio_jax.text import AudioPart
 
-ALL = [
+ALL_STYLES = [
     Style(),
     *(Style(True, *drawn) for drawn in itertools.product((False, True), (False, True), (1, 2))),
 ]
 
 
-def test_what_the_rule_likes():
+def test_style_scores():
     assert style_score("male") == 0
     assert style_score("It is male.") == 2
     assert style_score("Sure! It is male. More?") == 4
     assert style_score("Sure! It is male. It is male. More?") == 2
     assert style_score("Sure! It is male. It is male. It is male. More?") == 0
     assert style_score("It is male. It is male. It is male.") == 0
-    assert sorted(map(style_score, (one.render("7") for one in ALL))) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert sorted(map(style_score, (style.render("7") for style in ALL_STYLES))) == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_a_request_is_met_by_its_own_manners_and_few_others(request_):
+def test_a_request_is_met_by_its_style_and_few_others(request_):
     assert request_.is_met(request_.style.render("river"))
-    met = [one for one in ALL if request_.is_met(one.render("river"))]
+    met = [style for style in ALL_STYLES if request_.is_met(style.render("river"))]
     assert all(
-        one.times == request_.style.times and one.sentence == request_.style.sentence for one in met
+        style.times == request_.style.times and style.sentence == request_.style.sentence
+        for style in met
     )
     assert not request_.is_met("It is river. It is garden.")
 
 
-def test_a_right_answer_counts_for_more_than_all_manners():
+def test_a_correct_answer_counts_more_than_any_style():
     best, worst = "Sure! It is male. More?", "female"
     assert rule_score(worst, "female") > rule_score(best, "female")
     assert is_correct("It is 7.", "7")
@@ -67,7 +78,7 @@ def test_a_right_answer_counts_for_more_than_all_manners():
     assert not is_correct("Sure! More?", "male")
 
 
-def test_a_critique_says_what_the_worth_is_made_of():
+def test_a_critique_explains_the_score():
     assert (
         critique("Sure! It is low.", "low", "high")
         == "Sure! It is low. says low, is high: wrong; kind, sentence: 3"
@@ -83,22 +94,22 @@ def test_a_critique_says_what_the_worth_is_made_of():
     )
 
 
-def test_around_nothing_there_are_no_manners():
+def test_a_style_needs_a_sentence():
     with pytest.raises(ValueError, match="need a sentence"):
         Style(greeting=True)
     rng = np.random.default_rng(0)
-    assert {draw_style(rng) for _ in range(300)} == set(ALL)
+    assert {draw_style(rng) for _ in range(300)} == set(ALL_STYLES)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("manners")
+    folder = tmp_path_factory.mktemp("style")
     write_corpus(folder / "corpus", "quickstart", clips=400, per_task=16)
     write_style_data(folder / "corpus", folder / "data", JudgePrompt(levels=3), per_task=16)
     return folder / "data"
 
 
-def test_prompts_have_what_their_rewards_need(folder):
+def test_prompts_have_the_keys_of_their_rewards_and_balanced_topics(folder):
     for name in ("preference", "rubric"):
         records = list(read_jsonl(folder / f"{name}.jsonl"))
         topics = collections.Counter(
@@ -108,9 +119,9 @@ def test_prompts_have_what_their_rewards_need(folder):
         assert sorted(topics) == sorted(TOPICS)
         assert len(set(topics.values())) == 1
         for record in records:
-            ((heard, question),) = (message.parts for message in record.messages)
-            assert isinstance(heard, AudioPart)
-            with open(heard.path, "rb") as clip:
+            ((audio, question),) = (message.parts for message in record.messages)
+            assert isinstance(audio, AudioPart)
+            with open(audio.path, "rb") as clip:
                 assert clip.read(4) == b"fLaC"
             assert record.answer
             assert is_correct(record.reference_reply, record.answer)
@@ -121,27 +132,26 @@ def test_prompts_have_what_their_rewards_need(folder):
                 assert REQUESTS[text].is_met(record.reference_reply)
 
 
-def test_pairs_have_what_a_policy_may_try_on_its_judge(folder):
+def test_pairs_have_exploits_that_a_policy_may_try(folder):
     replies = [
         reply
         for record in read_jsonl(folder / "pairs.jsonl")
         for reply in (record.reference_reply, record.rejected_reply)
     ]
-    said = [re.findall(r"It is ([^.]+)\.", reply) for reply in replies]
-    assert any(len(answers) > 2 and len(set(answers)) == 1 for answers in said)  # again and again
-    assert any(len(set(answers)) == 2 for answers in said)  # two answers
+    stated = [re.findall(r"It is ([^.]+)\.", reply) for reply in replies]
+    assert any(len(answers) > 2 and len(set(answers)) == 1 for answers in stated)  # repetition
+    assert any(len(set(answers)) == 2 for answers in stated)  # two answers
     assert any(
         not answers and reply in ("Sure! More?", "Sure!", "More?")
-        for answers, reply in zip(said, replies, strict=True)
+        for answers, reply in zip(stated, replies, strict=True)
     )
 
 
-def test_pairs_and_verdicts_are_the_rules(folder):
+def test_pairs_and_verdicts_follow_the_rule(folder):
     pairs = list(read_jsonl(folder / "pairs.jsonl"))
     for record in pairs:
-        _, answer = (
-            record.messages[0].parts[0].transcript.split()
-        )  # a judge that reads can tell what is right
+        # the transcript tells a judge that only reads the answer
+        _, answer = record.messages[0].parts[0].transcript.split()
         assert answer in record.reference_critique
         assert record.margin in (0, 1)
         scores = [
@@ -161,7 +171,7 @@ def test_pairs_and_verdicts_are_the_rules(folder):
         assert abs(verdict.level) == record.margin
 
 
-def test_held_out_questions_are_half_with_requests_and_of_every_task(folder):
+def test_half_of_the_held_out_questions_have_requests_and_every_task_has_some(folder):
     questions = list(read_jsonl(folder / "held_out_questions.jsonl"))
     assert len(questions) == 16 * len(TOPICS)
     assert [bool(record.rubric) for record in questions] == [False, True] * (len(questions) // 2)

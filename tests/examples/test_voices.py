@@ -1,4 +1,4 @@
-"""Voices alike: near their variant, unlike it, and never a held-out speaker's."""
+"""Similar voices: close to their variant, different from it, and never a held-out speaker's."""
 
 import numpy as np
 import pytest
@@ -9,30 +9,26 @@ from examples.spoken_corpus.voices import similar_voice, speakers
 
 
 def fields(text: str) -> dict[str, list[str]]:
-    found = {}
+    parsed = {}
     for line in text.splitlines():
         key, *rest = line.split() or [""]
-        found[f"formant {rest[0]}" if key == "formant" else key] = rest
-    return found
+        parsed[f"formant {rest[0]}" if key == "formant" else key] = rest
+    return parsed
 
 
 @pytest.mark.parametrize("variant", sorted(speaker.variant for speaker in speakers(held_out=False)))
-def test_resonances_are_near_the_variants_and_the_rest_is_kept(variant):
+def test_formants_are_close_to_the_variant_and_other_fields_are_kept(variant):
     before = fields(espeak.variant_file(variant))
     after = fields(similar_voice(espeak.variant_file(variant), np.random.default_rng(0)))
     for number in range(9):
-        own = before.get(f"formant {number}", ["", "100"])
-        assert (
-            0.9 * float(own[1]) - 1
-            <= float(after[f"formant {number}"][1])
-            <= 1.1 * float(own[1]) + 1
-        )
+        frequency = float(before.get(f"formant {number}", ["", "100"])[1])
+        assert 0.9 * frequency - 1 <= float(after[f"formant {number}"][1]) <= 1.1 * frequency + 1
     for key in ("language", "gender", "pitch", "tone", "intonation", "stressAdd"):
         assert before.get(key) == after.get(key)
 
 
-def test_a_synthesizer_says_the_same_in_another_voice_of_its_own():
-    def said(variants, variant):
+def test_a_synthesizer_speaks_with_additional_variants():
+    def speak(variants, variant):
         with espeak.Synthesizer(variants) as synthesizer:
             return synthesizer.say("the quiet river", language="en-us", variant=variant)
 
@@ -40,21 +36,21 @@ def test_a_synthesizer_says_the_same_in_another_voice_of_its_own():
         f"m3-{seed}": similar_voice(espeak.variant_file("m3"), np.random.default_rng(seed))
         for seed in (1, 2)
     }
-    first, second, own = said(voices, "m3-1"), said(voices, "m3-2"), said(voices, "m3")
-    assert np.array_equal(said(voices, "m3-1"), first)
-    assert np.array_equal(own, said({}, "m3")), "the library's own voices are as they were"
-    for other in (second, own):
+    first, second, variant = speak(voices, "m3-1"), speak(voices, "m3-2"), speak(voices, "m3")
+    assert np.array_equal(speak(voices, "m3-1"), first)
+    assert np.array_equal(variant, speak({}, "m3")), "the library's voices are unchanged"
+    for other in (second, variant):
         samples = min(len(first), len(other))
         assert np.corrcoef(first[:samples], other[:samples])[0, 1] < 0.9
         assert abs(len(first) - len(other)) < 0.1 * len(first)
     with pytest.raises(espeak.CorpusError, match="variant='m3-3' is none of the"):
-        said(voices, "m3-3")
+        speak(voices, "m3-3")
 
 
-def test_training_has_more_voices_the_more_lines_it_has_and_evaluation_has_the_variants_alone():
-    for lines, alike in ((900, {0}), (3000, {0, 1, 2, 3})):
+def test_similar_voices_grow_with_the_training_lines_and_are_not_in_the_evaluation():
+    for lines, similar in ((900, {0}), (3000, {0, 1, 2, 3})):
         sessions = planning.training_sessions(lines, {"keyword": 1.0}, seed=0)
-        assert {session.speaker.similar_index for session in sessions} == alike
+        assert {session.speaker.similar_index for session in sessions} == similar
         assert len({(session.speaker.name, session.accent) for session in sessions}) == len(
             sessions
         )

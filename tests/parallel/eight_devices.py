@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from stepaudio_jax.config import (
-    AuxiliaryConfig,
     ComputeConfig,
     MeshConfig,
     ModelConfig,
@@ -19,9 +18,8 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import Batch
 from stepaudio_jax.models import abstract_parameters, logical_axes
 from stepaudio_jax.parallel import batch_sharding, make_mesh, parameter_shardings
-from stepaudio_jax.training.losses import combine, loss_term_sums, loss_term_weights
 from tests.models.random_model import SMALL, model_with, random_parameters
-from tests.training.batches import random_batch
+from tests.training.batches import next_token_loss, random_batch
 
 # Eight key heads, so that a tensor axis of eight cuts them.
 MODEL = dataclasses.replace(
@@ -63,8 +61,7 @@ def loss_and_gradients(
     model: ModelConfig, compute: ComputeConfig, parameters: dict, batch: Batch
 ) -> tuple:
     def loss(parameters: dict) -> jax.Array:
-        sums, _ = loss_term_sums(model_with(parameters, model, compute), None, batch)
-        return combine(sums, loss_term_weights(batch), AuxiliaryConfig())[0]
+        return next_token_loss(model_with(parameters, model, compute), batch)
 
     return jax.jit(jax.value_and_grad(loss))(parameters)
 

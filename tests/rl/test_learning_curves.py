@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from examples.spoken_corpus import write_corpus
+from stepaudio_jax import train
 from stepaudio_jax.config import (
     AugmentationConfig,
     CheckpointConfig,
@@ -22,8 +23,6 @@ from stepaudio_jax.config import (
     SourceConfig,
     StageConfig,
 )
-from stepaudio_jax.rl import POLICY_STAGE
-from stepaudio_jax.training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.first]  # minutes each
 
@@ -121,7 +120,7 @@ def test_digits_are_counted_on(tmp_path):
     ]
     write(tmp_path, prompts, ["".join(map(str, rng.integers(1, 10, 3))) for _ in prompts])
     run = config(tmp_path, steps=90)
-    train(run, {"policy_gradient": POLICY_STAGE})
+    train(run)
     found = rewards(run)
     assert np.mean(found[:3]) < 0.3
     assert np.mean(found[-5:]) >= 0.9
@@ -159,7 +158,7 @@ def voices(tmp_path_factory):
 
 def test_a_digit_that_the_voice_tells_is_learnt_by_hearing(voices):
     run = config(voices, steps=60)
-    train(run, {"policy_gradient": POLICY_STAGE})
+    train(run)
     found = rewards(run)
     assert 0.3 < np.mean(found[:2]) < 0.7
     assert np.mean(found[-5:]) >= 0.9
@@ -167,5 +166,5 @@ def test_a_digit_that_the_voice_tells_is_learnt_by_hearing(voices):
 
 def test_and_not_without_hearing(voices):
     run = config(voices, steps=60, silenced=True)
-    train(run, {"policy_gradient": POLICY_STAGE})
+    train(run)
     assert 0.35 < np.mean(rewards(run)[-20:]) < 0.65

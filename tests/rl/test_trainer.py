@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, InterruptedRunError
-from stepaudio_jax.rl import POLICY_STAGE
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.rl.trainer import PolicyTrainer
+from stepaudio_jax.rl.trainer import PolicyIteration, check_policy_stage
 from stepaudio_jax.training.preemption import PreemptionNotice
-from stepaudio_jax.training.run_folder import DataChecker
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -225,7 +224,8 @@ def test_a_row_that_the_loss_cannot_cut_is_refused(tmp_path, prompts):
 def check_stage(folder, stage):
     """Checks a stage as a run does before it begins."""
     model, tokenizer = base().config, base().tokenizer
-    POLICY_STAGE.check(stage, tokenizer, model, DataChecker(folder / "run", model, tokenizer))
+    checker = DataChecker(folder / "run", model, tokenizer)
+    check_policy_stage(stage, tokenizer, model, checker)
 
 
 def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
@@ -314,9 +314,9 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(
             patched.setattr(SampleWriter, "write", failing(SampleWriter.write))
         else:
             patched.setattr(
-                PolicyTrainer,
+                PolicyIteration,
                 "update",
-                failing(PolicyTrainer.update, late=where == "after the update"),
+                failing(PolicyIteration.update, late=where == "after the update"),
             )
         with pytest.raises(RuntimeError, match="in the second step"):
             run_stage(dataclasses.replace(broken, checkpoint=CheckpointConfig(every_steps=0)))

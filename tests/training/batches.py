@@ -1,8 +1,28 @@
-"""Random batches with audio, packed dialogues and padding, for tests of the training step."""
+"""Random batches with audio, packed dialogues and padding, and their loss, for tests of training."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stepaudio_jax.data.batch import AuxiliaryLabels, Batch
+from stepaudio_jax.models import StepAudio
+from stepaudio_jax.training.train_step import chunked_cross_entropy, forward
+
+
+def next_token_loss(model: StepAudio, batch: Batch) -> jax.Array:
+    """Computes the mean cross-entropy over the batch's loss tokens."""
+    batch = jax.tree.map(jnp.asarray, batch)
+    hidden, _ = forward(model, None, batch)
+    compute = model.decoder.compute
+    loss_sum, _ = chunked_cross_entropy(
+        hidden,
+        model.decoder.lm_head_kernel(),
+        batch.targets,
+        batch.loss_weights,
+        chunks=compute.loss_chunks,
+        rules=compute.rules,
+    )
+    return loss_sum / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
 
 
 def random_batch(

@@ -7,7 +7,7 @@ import pytest
 
 from stepaudio_jax.config import ShardingRules
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.training.losses import chunked_cross_entropy
+from stepaudio_jax.training.train_step import chunked_cross_entropy
 
 ROWS, TOKENS, HIDDEN, VOCAB = 3, 24, 16, 120
 

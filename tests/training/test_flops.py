@@ -19,8 +19,8 @@ from stepaudio_jax.config import (
 from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.models import abstract_model, abstract_parameters
 from stepaudio_jax.training.flops import decoder_flops, part_flops, step_flops
-from stepaudio_jax.training.losses import loss_term_sums
 from tests.models.random_model import SMALL
+from tests.training.batches import next_token_loss
 
 DATA = build(
     DataConfig,
@@ -62,8 +62,7 @@ def test_formula_equals_the_traced_products(trainable):
     batch = abstract_batch(DATA.batch_size, batch_shape(DATA, AuxiliaryConfig(), pad_token=0))
 
     def loss(trained, frozen, batch):
-        sums, _ = loss_term_sums(nnx.merge(graphdef, {**trained, **frozen}), None, batch)
-        return sums["next_token"]
+        return next_token_loss(nnx.merge(graphdef, {**trained, **frozen}), batch)
 
     trained = {part: parameters[part] for part in trainable}
     frozen = {part: parameters[part] for part in parameters if part not in trainable}

@@ -177,7 +177,7 @@ def test_utilization_follows_from_the_formula_and_the_chips_peak():
     assert peak_flops(jax.devices("cpu")[0].device_kind) is None
     unknown = ThroughputMeter(3e12, None)
     unknown.add(step_metrics(1.0))
-    assert "model_flops_utilization" not in unknown.figures()
+    assert "model_flops_utilization" not in unknown.summary()
 
 
 def test_goodput_counts_steps_and_neither_compilation_nor_skipped_ones():

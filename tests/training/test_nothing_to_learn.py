@@ -7,8 +7,11 @@ import pytest
 
 from stepaudio_jax.config import OptimizerConfig
 from stepaudio_jax.training.optimizer import make_optimizer
-from stepaudio_jax.training.train_state import TrainState
-from stepaudio_jax.training.train_step import apply_gradients, num_optimizer_updates
+from stepaudio_jax.training.train_state import (
+    TrainState,
+    apply_gradients,
+    num_optimizer_updates,
+)
 from tests.end_to_end.runs import run
 
 AXES = {"matrix": ("embed", "ffn"), "head": ("embed", "vocab"), "bias": ("ffn",)}
@@ -22,7 +25,7 @@ def equal(ours, theirs):
 def begin(name="adamw"):
     """A state of three parameters, and a compiled update of it from gradients and a loss."""
     config = OptimizerConfig(name=name, learning_rate=0.01, warmup_steps=3, weight_decay=0.5)
-    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=10)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, num_updates=10)
     parameters = {"matrix": jnp.eye(4) + 0.1, "head": jnp.ones((4, 8)), "bias": jnp.ones(4)}
     state = TrainState(
         step=jnp.int32(0),

@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from stepaudio_jax.config import OptimizerConfig
-from stepaudio_jax.training.optimizer import make_optimizer, schedule
+from stepaudio_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 PEAK = 3e-4
 
 
 def rates(config, steps):
-    learning_rate = schedule(config, PEAK, steps)
+    learning_rate = learning_rate_schedule(config, PEAK, steps)
     return np.array([float(learning_rate(step)) for step in range(steps)])
 
 
@@ -58,7 +58,7 @@ def test_the_first_update_of_a_warm_up_moves_every_parameter(name):
     config = OptimizerConfig(
         name=name, learning_rate=1e-3, muon_learning_rate=0.08, warmup_steps=4, weight_decay=0
     )
-    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=8)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, num_updates=8)
     parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
     updates, _ = optimizer.update(parameters, optimizer.init(parameters), parameters)
     assert float(jnp.abs(updates["bias"]).max()) == pytest.approx(1e-3 / 4, rel=1e-3)
@@ -82,7 +82,7 @@ def test_every_parameter_moves_by_its_own_schedule(name):
         final_learning_rate_fraction=0,
         weight_decay=0,
     )
-    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=2)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, num_updates=2)
     parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
     state = optimizer.init(parameters)
     sizes = []
@@ -106,7 +106,7 @@ def test_weight_decay_is_on_every_matrix_and_on_nothing_else(name):
     config = OptimizerConfig(
         name=name, learning_rate=0.01, muon_learning_rate=0.03, decay="constant", weight_decay=0.5
     )
-    optimizer = make_optimizer(config, AXES, CONTRACTED, steps=2)
+    optimizer = make_optimizer(config, AXES, CONTRACTED, num_updates=2)
     parameters = {"matrix": jnp.eye(4), "head": jnp.ones((4, 9)), "bias": jnp.ones(4)}
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters
@@ -126,7 +126,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     norm = math.sqrt(16 * 9 + 4 * 16)
     for clip_norm, scale in ((0.0, 1.0), (100.0, 1.0), (1.0, 1 / norm)):
         optimizer = make_optimizer(
-            OptimizerConfig(clip_norm=clip_norm, b1=0.9), AXES, CONTRACTED, steps=2
+            OptimizerConfig(clip_norm=clip_norm, b1=0.9), AXES, CONTRACTED, num_updates=2
         )
         _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
         moments = optax.tree.get(state, "mu")

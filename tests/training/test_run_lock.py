@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from stepaudio_jax import train
 from stepaudio_jax.config import Config, DataConfig, SourceConfig, StageConfig, to_dict
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.training import train
-from stepaudio_jax.training.run_folder import LOCK, RunLock
+from stepaudio_jax.training.run_folder import LAYOUT, LOCK, RunLock
 
 HOLD = """
 import sys
@@ -103,7 +103,8 @@ def test_training_says_so_before_it_loads_anything(run_dir):
         name="sft", steps=1, data=DataConfig(sources=(SourceConfig(path="nowhere.jsonl"),))
     )
     config = Config(run_dir=str(run_dir), stages=(stage,), tokenizer="nowhere")
-    (run_dir / "config.json").write_text(json.dumps(to_dict(config)))
+    saved = {"layout": LAYOUT, **to_dict(config)}
+    (run_dir / "config.json").write_text(json.dumps(saved))
     with holder_of(run_dir, HOLDER) as other:
         with pytest.raises(ConfigError, match="process 77 on elsewhere"):
             train(config)

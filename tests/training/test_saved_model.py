@@ -16,9 +16,8 @@ from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training import export_checkpoint
 from stepaudio_jax.training.checkpoints import StageCheckpoints
-from stepaudio_jax.training.initial_weights import ModelParams
+from stepaudio_jax.training.initial_weights import ModelParams, merge_adapters
 from stepaudio_jax.training.run_folder import prepare_run_folder
-from stepaudio_jax.training.train_state import merge_adapters
 from tests.models.random_model import SMALL
 from tests.training.stages import begin
 

@@ -9,17 +9,16 @@ import pytest
 import torch
 
 from stepaudio_jax.config import AuxiliaryConfig, ComputeConfig, Config, NextToken, build
-from stepaudio_jax.training.initial_weights import ModelParams
-from stepaudio_jax.training.losses import UNKNOWN, combine, loss_term_sums, loss_term_weights
-from stepaudio_jax.training.train_state import merge_adapters
+from stepaudio_jax.training.initial_weights import ModelParams, merge_adapters
+from stepaudio_jax.training.losses import UNKNOWN
+from stepaudio_jax.training.train_state import num_optimizer_updates
 from stepaudio_jax.training.train_step import (
     make_eval_step,
     make_train_step,
-    num_optimizer_updates,
 )
 from tests.models import torch_reference
 from tests.models.random_model import SMALL, model_with, random_parameters
-from tests.training.batches import random_batch
+from tests.training.batches import next_token_loss, random_batch
 from tests.training.stages import begin
 
 pytestmark = pytest.mark.first
@@ -68,8 +67,7 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
     )
 
     def loss(parameters):
-        sums, _ = loss_term_sums(model_with(parameters, SMALL), None, batch)
-        return combine(sums, loss_term_weights(batch), AuxiliaryConfig())[0]
+        return next_token_loss(model_with(parameters, SMALL), batch)
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
 

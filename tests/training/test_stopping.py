@@ -37,7 +37,7 @@ def test_a_notice_is_noted_and_says_who_gave_it(interruptible, capsys, number, b
         assert not stop.should_stop(1)
         os.kill(os.getpid(), number)
         wait_until(lambda: stop.should_stop(2))
-        error = stop.interruption("sft", 2)
+        error = stop.interrupted_error("sft", 2)
     assert str(error) == "stopped at step 2 of stage 'sft', and saved; the same command goes on"
     assert error.by_keyboard == by_keyboard
     assert ("Ctrl-C again ends at once" in capsys.readouterr().err) == by_keyboard

@@ -1,55 +1,21 @@
-"""Configuration: defaults, presets, overrides, and an error for everything that is wrong."""
+"""Settings on the command line: what a key names, how its value is read, and what is refused."""
 
-import dataclasses
 import json
-import math
-import typing
 
 import pytest
 
 from stepaudio_jax.config import (
     Config,
-    DataConfig,
-    LoRAConfig,
     ModelConfig,
     PolicyGradient,
     RewardConfig,
-    RolloutConfig,
-    SourceConfig,
-    StageConfig,
     build,
-    load_config,
     override,
+    split_flags,
     to_dict,
 )
 from stepaudio_jax.errors import ConfigError
-
-MINIMAL = {
-    "run_dir": "runs/x",
-    "stages": [{"name": "sft", "steps": 3, "data": {"sources": [{"path": "a.jsonl"}]}}],
-}
-
-
-REWARDED = {
-    **MINIMAL["stages"][0],
-    "name": "rl",
-    "objective": {"name": "policy_gradient", "rewards": [{"format_weight": 1.0}]},
-}
-
-
-@pytest.fixture
-def config():
-    return build(Config, MINIMAL | {"stages": [*MINIMAL["stages"], REWARDED]})
-
-
-def test_json_round_trip_is_exact(config):
-    changed = dataclasses.replace(config, model=ModelConfig.presets()["tiny"], seed=7)
-    assert build(Config, json.loads(json.dumps(to_dict(changed)))) == changed
-
-
-def test_a_preset_takes_changes_of_single_fields():
-    model = build(ModelConfig, {"preset": "mini_8b", "decoder": {"layers": 2}})
-    assert (model.decoder.layers, model.decoder.hidden, model.decoder.norm_eps) == (2, 3584, 1e-6)
+from tests.config.minimal import MINIMAL
 
 
 @pytest.mark.parametrize(
@@ -207,167 +173,84 @@ def test_wrong_overrides_name_the_key(config, key, text, message):
     assert "\n" not in str(error.value)
 
 
-def sections(config, path=""):
-    """Every dataclass of a configuration, with where it is."""
-    yield path, config
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(part):
-                yield from sections(part, f"{path}.{field.name}")
-
-
-def test_no_float_of_any_section_may_be_infinite_or_nan_or_nothing_to_float32(config):
-    """Whatever section is added: its floats, those in tuples, and those that may be None."""
-    kinds = {}
-    for path, section in sections(config):
-        for name, hint in typing.get_type_hints(type(section)).items():
-            if hint in (float, float | None):
-                kinds[f"{path}.{name}"] = (section, name, lambda number: number)
-            elif typing.get_origin(hint) is tuple and float in typing.get_args(hint):
-                kinds[f"{path}.{name}"] = (section, name, lambda number: (number, number))
-    assert {
-        ".stages.optimizer.learning_rate",
-        ".stages.objective.judge.reward_map",
-        ".stages.objective.kl_target",
-    } <= kinds.keys()
-    assert {
-        ".stages.data.sources.weight",
-        ".stages.objective.rewards.judge_weight",
-        ".model.decoder.rope_theta",
-    } <= kinds.keys()
-    for number in (math.nan, math.inf, -math.inf, 1e39, 1e-50):
-        for section, name, of in kinds.values():
-            with pytest.raises(ConfigError, match=rf"^{name}=.* (must be finite|is 0 in float32)"):
-                dataclasses.replace(section, **{name: of(number)})
-
-
-GROUPS = ("rloo", "grpo", "dr_grpo", "reinforce")
-VERIFIED = RewardConfig(verifier="number", verifier_weight=1.0)
-BY_A_FUNCTION = RewardConfig(verifier="mine:score", verifier_weight=1.0)
-BY_FORM_TOO = RewardConfig(verifier="number", verifier_weight=1.0, format_weight=0.1)
-
-
-def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings):
-    rollout = {
-        name: settings.pop(name)
-        for name in ("num_prompts", "num_generations", "max_new_tokens", "temperature")
-        if name in settings
-    }
-    data = DataConfig(sources=(SourceConfig(path="a.jsonl"),), audio_chunks_per_seq=chunks)
-    objective = PolicyGradient(
-        rollout=RolloutConfig(**rollout), rewards=rewards or (VERIFIED,), **settings
-    )
-    return StageConfig(
-        name="p",
-        steps=1,
-        data=data,
-        objective=objective,
-        trainable=trainable,
-        lora=LoRAConfig(rank=lora),
-    )
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20260101",
+        "007",
+        "1e5",
+        "3.0",
+        "true",
+        "False",
+        "null",
+        "[1]",
+        "{}",
+        "(1,)",
+        "-1",
+        "a b",
+        "0x10",
+    ],
+)
+def test_the_text_is_the_value_where_the_key_takes_a_string(config, text):
+    assert override(config, ("run_dir", text)).run_dir == text
+    assert override(config, ("initial.model", text)).initial.model == text
+    named = override(config, ("stages.sft.data.sources.0.name", text))
+    assert named.stages[0].data.sources[0].name == text
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("key", "text", "read"),
     [
-        *(
-            (
-                {"num_generations": 1, "advantage_estimator": name},
-                f"rollout.num_generations=1 gives advantage_estimator='{name}' nothing",
-            )
-            for name in GROUPS
+        ("run_dir", "'quoted'", lambda c: c.run_dir == "quoted"),
+        ("tokenizer", "None", lambda c: c.tokenizer is None),
+        ("compute.residual_dtype", "float32", lambda c: c.compute.residual_dtype == "float32"),
+        (
+            "stages.rl.objective.judge.preference_levels",
+            "5",
+            lambda c: c.stages[1].objective.judge.preference_levels == 5,
         ),
         (
-            {"num_generations": 1, "kl_placement": "reward", "kl_coef": 0.1},
-            "rollout.num_generations=1",
+            "stages.rl.objective.value_clip",
+            "None",
+            lambda c: c.stages[1].objective.value_clip is None,
+        ),
+        ("stages.rl.objective.value_clip", "1", lambda c: c.stages[1].objective.value_clip == 1.0),
+        (
+            "stages.0.data.augmentation.gain_db.1",
+            "3",
+            lambda c: c.stages[0].data.augmentation.gain_db == (0.0, 3.0),
         ),
         (
-            {"num_generations": 4, "num_correct_range": (4, 4)},
-            r"num_correct_range=\(4, 4\) keeps prompts whose 4 replies rewards.0",
+            "model.decoder.tied_embeddings",
+            "true",
+            lambda c: c.model.decoder.tied_embeddings is True,
         ),
-        (
-            {"num_generations": 4, "num_correct_range": (0, 0)},
-            r"num_correct_range=\(0, 0\) keeps prompts whose 4 replies rewards.0",
-        ),
-        ({"num_generations": 4, "num_correct_range": (5, 5)}, "exceeds rollout.num_generations=4"),
-        (
-            {
-                "advantage_estimator": "gae",
-                "num_prompts": 1,
-                "num_generations": 1,
-                "max_new_tokens": 1,
-            },
-            "one token a step",
-        ),
-        ({"temperature": 0.0}, "temperature=0.0 must be at least 0.01"),
-        ({"temperature": 1e-9}, "temperature=1e-09 must be at least 0.01"),
-        ({"clip_low": 0.0}, "clip_low=0.0 must be at least 1e-06"),
-        ({"clip_high": 1e-12}, "clip_high=1e-12 must be at least 1e-06"),
-        (
-            {"trainable": ("adaptor",)},
-            r"trainable=\('adaptor',\) are parts that hear, and data.audio_chunks_per_seq=0",
-        ),
-        ({"trainable": ()}, "trainable is empty"),
     ],
 )
-def test_a_stage_that_could_learn_nothing_is_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        policy_stage(**settings)
+def test_other_values_are_read_by_the_type_of_the_key(config, key, text, read):
+    assert read(override(config, (key, text)))
 
 
-def test_and_what_is_close_to_it_and_can_learn_is_not():
-    policy_stage(num_generations=2)
-    policy_stage(num_generations=1, advantage_estimator="gae")
-    policy_stage(num_generations=4, num_correct_range=(3, 4))
-    policy_stage(num_generations=4, num_correct_range=(4, 4), kl_placement="reward")
-    policy_stage(num_generations=4, num_correct_range=(4, 4), advantage_estimator="gae")
-    policy_stage(BY_FORM_TOO, num_generations=4, num_correct_range=(4, 4))
-    policy_stage(BY_A_FUNCTION, num_generations=4, num_correct_range=(0, 0))
-    policy_stage(trainable=("adaptor",), chunks=1)
-    policy_stage(trainable=("adaptor",), lora=2)
-    of_sums = dataclasses.replace(VERIFIED, sources=("sums",))
-    with pytest.raises(ConfigError, match=r"rewards.1 values alike"):
-        policy_stage(BY_FORM_TOO, of_sums, num_generations=4, num_correct_range=(4, 4))
-    with pytest.raises(ConfigError, match=r"num_correct_range=\(4, 4\)"):
-        policy_stage(BY_A_FUNCTION, num_generations=4, num_correct_range=(4, 4))
+def test_none_is_no_string(config):
+    with pytest.raises(ConfigError, match=r"config\.run_dir=None is not of type str"):
+        override(config, ("run_dir", "None"))
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "key",
     [
-        ("def get_config(:", "line 1"),
-        ("x = 1", "does not define get_config"),
-        ("def get_config(): return {}", "must return a stepaudio_jax.config.Config, got dict"),
-        ("\0", "null bytes"),
-        (
-            "import nothing_of_this_name",
-            "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
-        ),
-        (
-            "from stepaudio_jax.config import *\ndef get_config():\n    return OptimizerConfig(\n        learning_rat=1)",
-            r"line 3: unknown key OptimizerConfig.learning_rat; did you mean 'learning_rate'\? \(allowed: b1",
-        ),
-        (
-            "from stepaudio_jax.config import *\ndef get_config():\n    return SourceConfig(path='a', weight=0)",
-            "line 3: weight=0 of source 'a' must be positive",
-        ),
-        (
-            "from stepaudio_jax.config import *\n"
-            "data = DataConfig(sources=(SourceConfig(path='a'),))\n"
-            "get_config = lambda: Config(run_dir='r', stages=(StageConfig(name='a', steps=2.5, data=data),))",
-            r"config.stages.0.steps=2.5 is not of type int",
-        ),
+        "stages.sft.steps",
+        "stages.sft.trainable",
+        "model.preset",
+        "compute.dtype",
+        "stages.sft.x",
+        "seed",
     ],
 )
-def test_wrong_config_files_are_named(tmp_path, content, message):
-    path = tmp_path / "wrong.py"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=message) as error:
-        load_config(str(path))
-    assert str(path) in str(error.value)
-    with pytest.raises(ConfigError, match="does not exist"):
-        load_config(str(tmp_path / "missing.py"))
+def test_messages_shorten_long_values(config, key):
+    with pytest.raises(ConfigError) as raised:
+        override(config, (key, "data:audio/wav;base64," + "A" * 300_000))
+    assert len(str(raised.value)) < 1000
 
 
 OBJECTIVE = "stages.sft.objective"
@@ -391,6 +274,83 @@ def test_an_objective_is_chosen_by_name():
         override(config, (OBJECTIVE, "policy_gradient"))
     with pytest.raises(ConfigError, match="did you mean 'policy_gradient'"):
         override(config, (OBJECTIVE, "policy_gradiant"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            [("model.decoder.layers", "2"), ("model.preset", "tiny")],
+            "config.model.preset comes after config.model.decoder.layers, which it would replace",
+        ),
+        (
+            [("stages.sft.objective.auxiliary.ctc_weight", "0.1"), (OBJECTIVE, "next_token")],
+            "put config.stages.sft.objective before it",
+        ),
+        (
+            [("stages.0.data.sources.0.weight", "2"), ("stages.sft.data.sources", "()")],
+            "config.stages.sft.data.sources comes after config.stages.0.data.sources.0.weight",
+        ),
+        ([("stages.rl.steps", "2"), ("stages", "()")], "config.stages comes after"),
+    ],
+)
+def test_a_section_cannot_be_replaced_after_one_of_its_keys(config, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        override(config, *settings)
+
+
+def test_a_list_is_replaced_before_its_items(config):
+    gains = (("stages.sft.data.augmentation.gain_db", "(-1, 1)"),)
+    gains += (("stages.0.data.augmentation.gain_db.1", "3"),)
+    assert override(config, *gains).stages[0].data.augmentation.gain_db == (-1.0, 3.0)
+    sources = ("stages.sft.data.sources", "[{'path': 'b'}, {'path': 'c', 'name': 'talk'}]")
+    weights = [(f"stages.sft.data.sources.{item}.weight", "2") for item in ("0", "talk")]
+    changed = override(config, sources, *weights).stages[0].data.sources
+    assert [(source.path, source.weight) for source in changed] == [("b", 2.0), ("c", 2.0)]
+    heard = ("stages.sft.objective.auxiliary.attributes", "{'sex': ['m', 'f'], 'items': ['x']}")
+    item = ("stages.sft.objective.auxiliary.attributes.items", "('y',)")
+    changed = override(config, heard, item).stages[0].objective.auxiliary.attributes
+    assert changed == {"sex": ("m", "f"), "items": ("y",)}
+
+
+def test_the_last_of_equal_keys_counts_by_name_or_number(config):
+    assert override(config, ("stages.sft.steps", "5"), ("stages.0.steps", "6")).stages[0].steps == 6
+
+
+def test_a_key_of_the_other_objective_names_it(config):
+    message = (
+        r"config.stages.sft.objective is next_token, which has no kl_coef; policy_gradient has: "
+        r"set config.stages.sft.objective=policy_gradient before it"
+    )
+    with pytest.raises(ConfigError, match=message):
+        override(config, (f"{OBJECTIVE}.kl_coef", "0.02"))
+
+
+def test_flags_are_separated_from_other_arguments(tmp_path):
+    (tmp_path / "flags").write_text("# a comment\n--config.seed=4\n--distributed\n")
+    arguments = ["--config.stages.sft.steps", "-1", "--verbose", "--config=a.py"]
+    path, settings, others = split_flags(
+        [*arguments, f"--flagfile={tmp_path / 'flags'}", "--config.tokenizer="]
+    )
+    assert path == "a.py"
+    assert settings == [("stages.sft.steps", "-1"), ("seed", "4"), ("tokenizer", "")]
+    assert others == ["--verbose", "--distributed"]
+    assert split_flags(["--config", "b.py"]) == ("b.py", [], [])
+    for arguments in (["--config.seed"], ["--config.seed", "--config=a.py"]):
+        with pytest.raises(ConfigError, match=r"--config\.seed has no value"):
+            split_flags(arguments)
+    with pytest.raises(ConfigError, match="nowhere"):
+        split_flags([f"--flagfile={tmp_path / 'nowhere'}"])
+
+
+def test_flags_are_no_global_ones_and_can_be_read_again(config):
+    """absl's global flags belong to the programs that use it, and hold other libraries' flags."""
+    from absl import flags
+
+    before = set(flags.FLAGS)
+    for seed in range(3):
+        assert override(config, ("seed", str(seed))).seed == seed
+    assert set(flags.FLAGS) == before
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "initial.model", "profile_steps"])

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from stepaudio_jax.data import JsonlSource
+from stepaudio_jax.data.checking import CHECKED, SKIPPED_RECORDS, DataChecker
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.training.preemption import data_error
-from stepaudio_jax.training.run_folder import CHECKED, SKIPPED_RECORDS, DataChecker
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
 
 
