@@ -35,7 +35,7 @@ def main(run_dir: str = "runs/examples/custom_reward") -> None:
         overlong_weight=0.2,
         overlong_penalty_start=12,
     )
-    config = make_config(folder / "run", folder / "questions.jsonl", (reward,), steps=12)
+    config = make_config(folder / "run", folder / "questions.jsonl", (reward,), steps=10)
     sa.train(config)
     rewards = read_metric(folder / "run", "reward")
     print(f"reward in the first step: {rewards[0]:.2f}, in the last: {rewards[-1]:.2f}")

@@ -6,8 +6,8 @@ The base model answers at once. Twelve dialogues about four clips give it a reas
 before and after say how much more probable it has become. Expected, in about a minute on two cores
 (the numbers move a little from machine to machine):
 
-    before: log p = -27.8; it answers 'female' after thinking ''
-    after:  log p = -0.1; it answers 'female' after thinking 'I hear a female voice.'
+    before: log p = -109.0; it answers 'female' after thinking ''
+    after:  log p = -10.4; it answers 'female' after thinking 'I hear a female voice.'
 """
 
 import json
