@@ -1,22 +1,16 @@
-"""Which dialogues a step answers: an order that follows from the seed, so that its number is all that a run must remember."""
+"""The prompts of a step: their order follows from the seed and the number of the step alone."""
 
 import dataclasses
-import functools
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import clip_chunks, load_audio, probe_audio
 from stepaudio_jax.config import (
     AudioChannel,
-    ComputeConfig,
     DataConfig,
     LengthConvention,
     ModelConfig,
@@ -32,103 +26,23 @@ from stepaudio_jax.data import (
 )
 from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
-from stepaudio_jax.generation.audio_encoder import AudioEncoder, fixed_groups
-from stepaudio_jax.models import Parameters, abstract_model
-from stepaudio_jax.parallel import replicated
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, render_prompt, tokenize_dialogue
 
-# Each clip of a step is encoded once: rollouts and all later passes take the frozen encoder's features from here.
-
-CHUNKS_PER_GROUP = 8  # chunks encoded together
-
-
-class AudioFeatureCache:
-    """Runs encoder and adaptor apart: features are computed once a step, embeddings after updates.
-
-    Args:
-        model: the model's shape.
-        compute: dtypes and kernels; rows are replicated, since a group is too small to shard.
-        data: `mel_frames_per_chunk` is the frames that every chunk is padded to.
-        mesh: the devices of the run.
-    """
-
-    def __init__(self, model: ModelConfig, compute: ComputeConfig, data: DataConfig, mesh: Mesh):
-        replicated_rows = dataclasses.replace(
-            compute, remat="none", rules=dataclasses.replace(compute.rules, batch=())
-        )
-        graphdef, _ = abstract_model(model, replicated_rows)
-
-        def encode(parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, parameters).encoder(mel, mel_lengths)
-
-        def adapt(parameters: Parameters, features: jax.Array, _: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, parameters).adaptor(features)
-
-        self._encoder, self._adaptor = (
-            AudioEncoder(
-                jax.jit(program, out_shardings=replicated(mesh)),
-                functools.partial(fixed_groups, rows=CHUNKS_PER_GROUP, frames=size),
-            )
-            for program, size in (
-                (encode, data.mel_frames_per_chunk),
-                (adapt, model.encoder.hidden),
-            )
-        )
-
-    @property
-    def num_encoded(self) -> int:
-        """The number of chunks that the encoder has encoded."""
-        return self._encoder.num_encoded
-
-    def encode(
-        self, parameters: Parameters, prompts: Sequence[Prompt]
-    ) -> list[NDArray[np.float32]]:
-        """Computes the encoder's features of each prompt's chunks, on the host.
-
-        Returns:
-            For each prompt [C, encoder frames, encoder hidden] f32, zero beyond each chunk;
-            [0, 0, 0] where it has no chunk.
-        """
-        chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
-        features = iter(self._encoder.encode(parameters, chunks))
-        nothing = np.zeros((0, 0, 0), np.float32)
-        return [
-            np.stack(list(itertools.islice(features, len(prompt.chunks))))
-            if prompt.chunks
-            else nothing
-            for prompt in prompts
-        ]
-
-    def embed(
-        self,
-        parameters: Parameters,
-        prompts: Sequence[Prompt],
-        features: Sequence[NDArray[np.float32]],
-    ) -> list[Prompt]:
-        """Returns the prompts with the adaptor's outputs of their chunks by these parameters."""
-        outputs = iter(
-            self._adaptor.encode(parameters, [chunk for chunks in features for chunk in chunks])
-        )
-        embedded = []
-        for prompt in prompts:
-            chunks = [next(outputs)[:count] for count in prompt.chunk_tokens]
-            embedded.append(
-                dataclasses.replace(prompt, audio_embeddings=np.concatenate(chunks))
-                if chunks
-                else prompt
-            )
-        return embedded
-
-
 logger = logging.getLogger(__name__)
 
-MAX_CONSECUTIVE_SKIPS = 100  # records of a source, one after the other
+MAX_CONSECUTIVE_SKIPS = 100  # records of one source
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptExample:
-    """A record with its dialogue rendered and its clips read; `skipped`: how many before it could not be used."""
+    """A record as a prompt.
+
+    Attributes:
+        record: whose last turn is the user's.
+        prompt: the dialogue as tokens and log-mel chunks.
+        skipped: number of unusable records that it stands in for.
+    """
 
     record: Record
     prompt: Prompt
@@ -139,13 +53,13 @@ class PromptStream:
     """The endless stream of a stage's prompts.
 
     Args:
-        data: sources and their weights; `augmentation.silence_probability` silences that share of
-        the prompts.
+        data: sources and their weights; `augmentation.silence_probability` is the share of the
+            prompts whose audio is replaced by silence.
         tokenizer: of the model.
-        model: that answers.
+        model: its shape.
         seed: of the order.
         new_tokens: that a reply may have.
-        validate: raises a DataError where a record lacks what its rewards need.
+        validate: raises a DataError where a record lacks what its reward needs.
     """
 
     def __init__(
@@ -175,17 +89,21 @@ class PromptStream:
 
     @property
     def sources(self) -> Sequence[JsonlSource]:
-        """What is read."""
+        """The sources of the records."""
         return self._sources
 
     def examples_at(self, step: int, count: int) -> list[PromptExample]:
-        """What a step asks, counted from 0, with `count` prompts a step.
+        """Returns the prompts of a step.
 
-        In place of a record that cannot be used, where `data` says to skip such ones, stands the
-        next one of its source that can be.
+        An unusable record that `data` says to skip is replaced by the next usable one of its
+        source.
+
+        Args:
+            step: counted from 0.
+            count: prompts a step, the same at each.
 
         Raises:
-            DataError: a record cannot be read or does not fit a row with its reply; naming its file
+            DataError: a record cannot be read, or does not fit a row with its reply; names file
                 and line.
         """
         rng = np.random.default_rng((self._seed, step))
@@ -195,10 +113,10 @@ class PromptStream:
             return list(pool.map(self._load_example, visits, silent))
 
     def check(self, record: Record, *, decode: bool) -> None:
-        """Reads a record as a step would; without `decode`, its clips' headers only.
+        """Reads a record as a step does; without `decode`, only the headers of its clips.
 
         Raises:
-            DataError: the record cannot be used, as far as can be told.
+            DataError: the record cannot be used.
         """
         if decode:
             self._prompt(record, silent=False)
@@ -209,8 +127,8 @@ class PromptStream:
 
     def _load_example(self, visit: Visit, silent: bool) -> PromptExample:
         source = self._sources[visit.source]
-        most = min(len(source), MAX_CONSECUTIVE_SKIPS)
-        for skipped in range(most):
+        attempts = min(len(source), MAX_CONSECUTIVE_SKIPS)
+        for skipped in range(attempts):
             try:
                 record = source[(visit.record + skipped) % len(source)]
                 return PromptExample(record, self._prompt(record, silent), skipped)
@@ -219,13 +137,14 @@ class PromptStream:
                     raise
                 logger.warning("skipped: %s", truncate_words(str(error)))
         raise DataError(
-            f"{source.name}: {most} records one after the other cannot be used; see the warnings"
+            f"{source.name}: {attempts} records one after the other cannot be used; see the "
+            "warnings"
         )
 
     def _prompt(self, record: Record, silent: bool) -> Prompt:
         self._validate(record)
         with record_error_context(record):
-            read = _silence if silent else load_audio
+            read = _load_silence if silent else load_audio
             prompt = build_prompt(
                 self._segments(record),
                 self._tokenizer,
@@ -237,7 +156,7 @@ class PromptStream:
         return prompt
 
     def _prompt_from_headers(self, record: Record) -> Prompt:
-        """Returns a prompt whose chunks have their frames and no mel bins, from the lengths that the clips' headers say."""
+        """Builds a prompt from the lengths in the clips' headers; its chunks have no mel bins."""
         convention = self._model.length_convention
         chunks: list[NDArray[np.float32]] = []
         chunk_tokens: list[int] = []
@@ -263,7 +182,7 @@ class PromptStream:
         )
 
     def _check_fits(self, prompt: Prompt) -> None:
-        """Checks that a row holds a prompt with its reply.
+        """Checks that a row holds the prompt with a reply.
 
         Raises:
             DataError: it does not; names the setting.
@@ -285,7 +204,7 @@ class PromptStream:
                 )
 
 
-def _silence(
+def _load_silence(
     source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
 ) -> NDArray[np.float32]:
     return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))
