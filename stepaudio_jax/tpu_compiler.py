@@ -1,20 +1,21 @@
-"""What the TPU compiler is told of the machine where there is no TPU.
+"""Settings for the TPU compiler on a machine without TPUs.
 
 The compiler (libtpu) belongs to the test tools and to the planner. JAX starts it wherever it is
-installed, and where nobody tells it which TPUs the machine has, it complains in five lines on
-standard error that it does not know them.
+installed. Where nothing says which TPUs the machine has, it prints five lines on standard error.
 """
 
 import glob
 import os
 
-# Any type that exists does: what is compiled for is said by the topology, and there is nothing here
-# to run on.
+# Any type that exists will do: a topology says what to compile for, and nothing is run here.
 TPU_ENVIRONMENT = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 def set_tpu_environment() -> None:
-    """Sets those variables that are not set, on a machine without TPUs; on one with TPUs the compiler finds out by itself."""
+    """Sets the variables that are not set, unless the machine has TPUs.
+
+    On one that has, the compiler finds out by itself.
+    """
     if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
         for name, value in TPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 
 import stepaudio_jax as sa
+from examples import ON_INTERRUPT
 from examples.quickstart.publish import check_replaceable_model
 from examples.spoken_corpus import TASKS, ensure_corpus
 from launch.errors import exit_on_error
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=user_path, default=pathlib.Path("runs/corpus/quickstart"))
     parser.add_argument("--output", type=user_path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
-    with exit_on_error("finished parts are kept; the same command resumes"):
+    with exit_on_error(ON_INTERRUPT):
         print(run_quickstart(load_config(arguments.config), arguments.corpus, arguments.output))
         print(f"report: {arguments.output / 'report.html'}")
 

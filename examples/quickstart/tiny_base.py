@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 
 import stepaudio_jax as sa
+from examples import ON_INTERRUPT
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.spoken_corpus import ensure_corpus
 from launch.errors import exit_on_error
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=user_path, default=pathlib.Path("runs/corpus/base"))
     parser.add_argument("--output", type=user_path, default=pathlib.Path("models/tiny_base"))
     arguments = parser.parse_args()
-    with exit_on_error("finished parts are kept; the same command resumes"):
+    with exit_on_error(ON_INTERRUPT):
         print(make_tiny_base(load_config(arguments.config), arguments.corpus, arguments.output))
 
 

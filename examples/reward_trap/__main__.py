@@ -8,6 +8,7 @@ finished parts are not repeated.
 import argparse
 import pathlib
 
+from examples import ON_INTERRUPT
 from launch.errors import exit_on_error
 from stepaudio_jax.storage import atomic_text_writer, check_output_file, user_path
 
@@ -25,7 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
-    with exit_on_error("finished parts are kept; the same command resumes"):
+    with exit_on_error(ON_INTERRUPT):
         if options.output is not None:
             check_output_file(options.output, may_replace=_is_report)
         _run(options.arms, options.seeds, options.output)

@@ -8,6 +8,7 @@ import argparse
 import pathlib
 
 import stepaudio_jax as sa
+from examples import ON_INTERRUPT
 from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.reward_trap.report import describe_judge
 from examples.reward_trap.reward_trap import RewardTrap
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--config", type=expand_home, default="configs/tiny_judge.py")
     parser.add_argument("--output", type=user_path, default=pathlib.Path("models/tiny_judge"))
     arguments = parser.parse_args()
-    with exit_on_error("finished parts are kept; the same command resumes"):
+    with exit_on_error(ON_INTERRUPT):
         config = load_config(arguments.config)
         print(make_tiny_judge(RewardTrap.from_configs(), config, arguments.output))
 

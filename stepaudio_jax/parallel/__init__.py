@@ -1,13 +1,14 @@
-"""Devices: the mesh, and where every parameter and batch lies on it."""
+"""Devices: the mesh, where parameters and batches lie on it, and processes that exchange values."""
 
-from stepaudio_jax.parallel.batch_placement import (
-    BatchPlacement,
-    check_batch_divisible,
-    num_batch_shards,
-)
+from stepaudio_jax.parallel.batch_placement import BatchPlacement, check_batch_divisible
 from stepaudio_jax.parallel.mesh import CHIPS, Chip, make_mesh, num_slices, peak_flops
 from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json, replicated_block
-from stepaudio_jax.parallel.shardings import batch_sharding, parameter_shardings, replicated
+from stepaudio_jax.parallel.shardings import (
+    batch_sharding,
+    num_batch_shards,
+    parameter_shardings,
+    replicated,
+)
 
 __all__ = [
     "CHIPS",

@@ -1,4 +1,4 @@
-"""A batch on the mesh: which of its rows a process prepares, and how they become global arrays."""
+"""Batches on the mesh: which rows a process prepares, and how they become global arrays."""
 
 import math
 from typing import Any
@@ -15,48 +15,50 @@ from stepaudio_jax.parallel.shardings import batch_sharding
 class BatchPlacement:
     """Puts the batches of one DataConfig on a mesh.
 
+    Args:
+        data: its `batch_size` is that of the global batch.
+        rules: say over which mesh axes rows are cut.
+        mesh: the devices.
+
     Attributes:
-        local_rows: of the global batch, those that this process's devices hold and that it
-        therefore prepares, in order.
-        spans_processes: whether other processes hold others.
+        local_rows: the rows of the global batch that this process's devices hold, which it
+            therefore prepares, in order.
+        spans_processes: whether other processes hold other rows.
     """
 
     def __init__(self, data: DataConfig, rules: ShardingRules, mesh: Mesh):
         self._sharding = batch_sharding(rules, mesh)
-        self._count = data.batch_size
-        held: set[int] = set()
+        self._batch_size = data.batch_size
+        rows: set[int] = set()
         for index in self._sharding.addressable_devices_indices_map((data.batch_size,)).values():
-            held.update(range(*_rows_of(index).indices(data.batch_size)))
-        self.local_rows = tuple(sorted(held))
+            rows.update(self._rows_of(index))
+        self.local_rows = tuple(sorted(rows))
         self.spans_processes = len(self.local_rows) < data.batch_size
-        self._position = {row: position for position, row in enumerate(self.local_rows)}
+        self._local_index = {row: index for index, row in enumerate(self.local_rows)}
 
     def __call__(self, batch: Any) -> Any:
-        """Global arrays [B, ...] from a tree of host arrays [len(local_rows), ...]."""
+        """Returns global arrays [B, ...] from a tree of host arrays [len(local_rows), ...]."""
         return jax.tree.map(self._place, batch)
 
     def _place(self, array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            wanted = range(*_rows_of(index).indices(self._count))
-            return array[self._position[wanted[0]] : self._position[wanted[-1]] + 1]
+        def device_rows(index: tuple[slice, ...] | None) -> np.ndarray:
+            rows = self._rows_of(index)
+            return array[self._local_index[rows[0]] : self._local_index[rows[-1]] + 1]
 
-        return jax.make_array_from_callback((self._count, *array.shape[1:]), self._sharding, part)
+        shape = (self._batch_size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, self._sharding, device_rows)
 
-
-def _rows_of(index: tuple[slice, ...] | None) -> slice:
-    return slice(None) if index is None else index[0]
-
-
-def num_batch_shards(rules: ShardingRules, mesh: Mesh) -> int:
-    """Into how many parts a mesh cuts the rows of a batch, or the slots of an engine."""
-    return math.prod(mesh.shape[axis] for axis in rules.batch)
+    def _rows_of(self, index: tuple[slice, ...] | None) -> range:
+        """Returns the rows of one device, from the index that a sharding gives for it."""
+        rows = slice(None) if index is None else index[0]
+        return range(*rows.indices(self._batch_size))
 
 
 def check_batch_divisible(config: Config, mesh: Mesh) -> None:
-    """Checks that the mesh cuts the rows of every (micro-)batch evenly, and the tokens of each row.
+    """Checks that the mesh cuts the rows of every (micro-)batch evenly, and each row's tokens.
 
     Raises:
-        ConfigError: naming the stage and the numbers.
+        ConfigError: with the stage and the numbers.
     """
     rules = config.compute.rules
     for stage in config.stages:
@@ -64,15 +66,15 @@ def check_batch_divisible(config: Config, mesh: Mesh) -> None:
         if stage.evaluation.enabled:
             batches["evaluation.data"] = (stage.evaluation.data, 1)
         for name, (data, micro_batches) in batches.items():
-            for size, value, axes, least in (
+            for key, size, mesh_axes, accumulation in (
                 ("batch_size", data.batch_size, rules.batch, micro_batches),
                 ("seq_len", data.seq_len, rules.tokens, 1),
             ):
-                parts = least * math.prod(mesh.shape[axis] for axis in axes)
-                if value % parts:
-                    over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-                    each = f" in {least} micro-batches" if least > 1 else ""
+                parts = accumulation * math.prod(mesh.shape[axis] for axis in mesh_axes)
+                if size % parts:
+                    over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
+                    each = f" in {accumulation} micro-batches" if accumulation > 1 else ""
                     raise ConfigError(
-                        f"stage {stage.name!r}: {name}.{size}={value}{each} cannot be cut over {over}; make it a multiple of "
-                        f"{parts}"
+                        f"stage {stage.name!r}: {name}.{key}={size}{each} cannot be cut over "
+                        f"{over}; make it a multiple of {parts}"
                     )

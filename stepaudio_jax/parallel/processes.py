@@ -1,4 +1,4 @@
-"""Several processes of one run agreeing on plain values."""
+"""Exchange between the processes of a run: JSON values, and blocks of sharded arrays."""
 
 import functools
 import json
@@ -10,11 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-_CHUNK_BYTES = 1 << 24  # bytes told at a time; every device holds them
+_BROADCAST_BYTES = 1 << 24  # at a time; every device holds them
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes of a value
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The JSON-ready value that each process gives, in the order of processes; every process gets all of them."""
+    """Returns the JSON values of all processes, in their order, on every process."""
     if jax.process_count() == 1:
         return [value]
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -26,7 +27,7 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def broadcast_json(value: Any) -> Any:
-    """The JSON-ready value that the first process gives; what the others give is not looked at."""
+    """Returns the JSON value of the first process on every process; other values are ignored."""
     if jax.process_count() == 1:
         return value
     encoded = np.frombuffer(
@@ -34,35 +35,27 @@ def broadcast_json(value: Any) -> Any:
     )
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(encoded.size, np.int32)))
     text = bytearray()
-    for start in range(0, size, _CHUNK_BYTES):
-        piece = encoded[start : start + _CHUNK_BYTES]
-        padded = np.zeros(_next_power_of_two(min(_CHUNK_BYTES, size - start)), np.uint8)
+    for start in range(0, size, _BROADCAST_BYTES):
+        piece = encoded[start : start + _BROADCAST_BYTES]
+        padded = np.zeros(_next_power_of_two(min(_BROADCAST_BYTES, size - start)), np.uint8)
         padded[: piece.size] = piece
         text += multihost_utils.broadcast_one_to_all(padded).tobytes()
     return json.loads(text[:size])
 
 
-def _next_power_of_two(size: int) -> int:
-    """A power of two, so that sizes that change from call to call compile few programs."""
-    return 1 << max(size - 1, 0).bit_length()
-
-
-# A block of an array that is cut over a mesh, to every device of it.
-
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-
-
 def replicated_block(
     array: jax.Array, starts: tuple[int, ...], sizes: tuple[int, ...]
 ) -> jax.Array:
-    """`array[start : start + size, ..]`, whole on every device that holds a part of `array`; in several processes all call it.
+    """Returns `array[start : start + size, ..]` on every device that holds a part of `array`.
 
-    Each device gives what it holds of the block, and nothing but the block travels. A slice across
-    the axes that are cut would gather all of the array on every device first.
+    Each device sends what it holds of the block, and nothing but the block travels: a plain slice
+    of sharded dimensions would gather all of the array on every device first. In a run of several
+    processes, all of them call it.
 
     Args:
         array: of 1, 2 or 4 bytes a value.
-        starts, sizes: of the block, an entry an axis; it lies within the array.
+        starts: of the block, one for each dimension.
+        sizes: of the block, which lies within the array.
     """
     if not isinstance(array.sharding, NamedSharding):
         return _slice_block(array, starts, sizes)
@@ -78,34 +71,42 @@ def _slice_block(array: jax.Array, starts: tuple[int, ...], sizes: tuple[int, ..
 def _gather_block(
     array: jax.Array, starts: tuple[int, ...], sizes: tuple[int, ...], sharding: NamedSharding
 ) -> jax.Array:
-    names: list[Any] = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
-    cut = [axis for axis, name in enumerate(names) if name]
-    over = tuple(
+    entries: list[Any] = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+    sharded_dims = [dim for dim, entry in enumerate(entries) if entry]
+    mesh_axes = tuple(
         name
-        for axis in cut
-        for name in ((names[axis],) if isinstance(names[axis], str) else names[axis])
+        for dim in sharded_dims
+        for name in ((entries[dim],) if isinstance(entries[dim], str) else entries[dim])
     )
 
-    def part(own: jax.Array, starts: jax.Array) -> jax.Array:
-        for axis in range(own.ndim):
-            if axis not in cut:
-                own = jax.lax.dynamic_slice_in_dim(own, starts[axis], sizes[axis], axis)
-        held = jnp.ones((1,) * own.ndim, bool)
-        for axis in cut:
-            size = own.shape[axis]
-            here = starts[axis] - jax.lax.axis_index(names[axis]) * size + jnp.arange(sizes[axis])
-            own = jnp.take(own, jnp.clip(here, 0, size - 1), axis=axis)
-            inside = (here >= 0) & (here < size)
-            held &= inside.reshape([-1 if other == axis else 1 for other in range(own.ndim)])
-        # The sum of one device's bits and zeros is these bits, which that of its values is not
-        # where one is -0.
-        bits = _BITS[own.dtype.itemsize]
-        mine = jnp.where(held, jax.lax.bitcast_convert_type(own, bits), 0).astype(jnp.uint32)
-        whole = jax.lax.psum(mine, over) if over else mine
-        return jax.lax.bitcast_convert_type(whole.astype(bits), own.dtype)
+    def gather(local: jax.Array, starts: jax.Array) -> jax.Array:
+        for dim in range(local.ndim):
+            if dim not in sharded_dims:
+                local = jax.lax.dynamic_slice_in_dim(local, starts[dim], sizes[dim], dim)
+        is_local = jnp.ones((1,) * local.ndim, bool)
+        for dim in sharded_dims:
+            size = local.shape[dim]
+            first = jax.lax.axis_index(entries[dim]) * size
+            index = starts[dim] - first + jnp.arange(sizes[dim])
+            local = jnp.take(local, jnp.clip(index, 0, size - 1), axis=dim)
+            inside = (index >= 0) & (index < size)
+            is_local &= inside.reshape([-1 if other == dim else 1 for other in range(local.ndim)])
+        # Bits are added, not values: one device's value and zeros would make 0 of -0.
+        bits_dtype = _BITS[local.dtype.itemsize]
+        bits = jnp.where(is_local, jax.lax.bitcast_convert_type(local, bits_dtype), 0)
+        bits = bits.astype(jnp.uint32)
+        bits = jax.lax.psum(bits, mesh_axes) if mesh_axes else bits
+        return jax.lax.bitcast_convert_type(bits.astype(bits_dtype), local.dtype)
 
-    specs = sharding.spec, PartitionSpec()
-    places = jnp.asarray(starts)
     return jax.shard_map(
-        part, mesh=sharding.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
-    )(array, places)
+        gather,
+        mesh=sharding.mesh,
+        in_specs=(sharding.spec, PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(array, jnp.asarray(starts))
+
+
+def _next_power_of_two(size: int) -> int:
+    """Returns a power of two, so that sizes that change from call to call compile few programs."""
+    return 1 << max(size - 1, 0).bit_length()

@@ -1,4 +1,4 @@
-"""Where every parameter lies: from the logical axes that it declares, by the rules, to a sharding."""
+"""Where every parameter lies: from its logical axes, by the rules, to a sharding."""
 
 import math
 from collections.abc import Mapping
@@ -12,70 +12,81 @@ from stepaudio_jax.errors import ConfigError
 
 
 def parameter_shardings(axes: Any, parameters: Any, rules: ShardingRules, mesh: Mesh) -> Any:
-    """The sharding of every parameter of a tree.
+    """Returns the sharding of every parameter of a tree.
 
     Args:
-        axes: each leaf the tuple of a parameter's logical axis names, as `models.logical_axes`
-        gives them.
+        axes: each leaf the tuple of a parameter's logical axes, as from `models.logical_axes`.
         parameters: the same tree, each leaf with a shape (arrays, or the abstract tree).
         rules: logical axis -> mesh axes.
-        mesh: where.
+        mesh: of the shardings.
 
     Raises:
-        ConfigError: naming the parameter, the axis and the sizes, all problems at once.
+        ConfigError: the rules cannot place a parameter; with its name, axis and sizes, all problems
+            at once.
     """
-    problems: list[str] = []
+    all_problems: list[str] = []
 
     def place(path: Any, names: tuple[str, ...], parameter: Any) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
-        found = _problems(names, parameter.shape, rules, mesh.shape)
-        problems.extend(f"{name}: {problem}" for problem in found)
-        return NamedSharding(
-            mesh, PartitionSpec(*(_entry(rules, axis) for axis in names if not found))
-        )
+        problems = _find_problems(names, parameter.shape, rules, mesh.shape)
+        all_problems.extend(f"{name}: {problem}" for problem in problems)
+        entries = (_spec_entry(rules, axis) for axis in names if not problems)
+        return NamedSharding(mesh, PartitionSpec(*entries))
 
     shardings = jax.tree_util.tree_map_with_path(
         place, axes, parameters, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
-    if problems:
-        raise ConfigError("; ".join(problems))
+    if all_problems:
+        raise ConfigError("; ".join(all_problems))
     return shardings
 
 
 def batch_sharding(rules: ShardingRules, mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: rows cut, the rest whole (the model cuts tokens itself where a rule says so)."""
-    return NamedSharding(mesh, PartitionSpec(_entry(rules, "batch")))
+    """Returns the sharding of batch arrays: rows sharded, other dimensions replicated.
+
+    Where a rule cuts tokens, the model does it itself.
+    """
+    return NamedSharding(mesh, PartitionSpec(_spec_entry(rules, "batch")))
+
+
+def num_batch_shards(rules: ShardingRules, mesh: Mesh) -> int:
+    """Returns the number of parts into which a mesh cuts a batch's rows, or an engine's slots."""
+    return math.prod(mesh.shape[axis] for axis in rules.batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of an array that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _entry(rules: ShardingRules, axis: str) -> tuple[str, ...] | None:
+def _spec_entry(rules: ShardingRules, axis: str) -> tuple[str, ...] | None:
     return rules.mesh_axes(axis) or None
 
 
-def _problems(
-    names: tuple[str, ...], shape: tuple[int, ...], rules: ShardingRules, sizes: Mapping[str, int]
+def _find_problems(
+    names: tuple[str, ...],
+    shape: tuple[int, ...],
+    rules: ShardingRules,
+    mesh_sizes: Mapping[str, int],
 ) -> list[str]:
-    """What keeps a parameter from being placed."""
+    """Returns what keeps a parameter from being placed."""
     if len(names) != len(shape):
         return [
             f"{len(names)} logical axes {names} for the {len(shape)} dimensions of shape {shape}"
         ]
     problems = []
-    taken: dict[str, str] = {}
+    taken: dict[str, str] = {}  # mesh axis -> the logical axis that is cut over it
     for axis, size in zip(names, shape, strict=True):
         mesh_axes = rules.mesh_axes(axis)
-        parts = math.prod(sizes[mesh_axis] for mesh_axis in mesh_axes)
+        parts = math.prod(mesh_sizes[mesh_axis] for mesh_axis in mesh_axes)
         if size % parts:
-            over = " x ".join(f"{mesh_axis}={sizes[mesh_axis]}" for mesh_axis in mesh_axes)
+            over = " x ".join(f"{mesh_axis}={mesh_sizes[mesh_axis]}" for mesh_axis in mesh_axes)
             problems.append(f"axis {axis!r} of size {size} cannot be cut into {parts} ({over})")
         for mesh_axis in mesh_axes:
-            if mesh_axis in taken and sizes[mesh_axis] > 1:
+            if mesh_axis in taken and mesh_sizes[mesh_axis] > 1:
                 problems.append(
-                    f"axes {taken[mesh_axis]!r} and {axis!r} are both cut over the mesh axis {mesh_axis!r}"
+                    f"axes {taken[mesh_axis]!r} and {axis!r} are both cut over the mesh axis "
+                    f"{mesh_axis!r}"
                 )
             taken[mesh_axis] = axis
     return problems

@@ -63,28 +63,28 @@ def assert_logits_equal_qwen2(config, parameters, tokens):
     with torch.no_grad():
         expected = oracle(torch.tensor(tokens)).logits.numpy()
     actual = np.asarray(forward(parameters, tokens, config=config))
-    assert (
-        np.abs(expected).max() > 0.5
-    )  # a comparison of numbers that are all near zero would show nothing
+    assert np.abs(expected).max() > 0.5  # numbers that are all near zero would show nothing
     assert np.abs(actual - expected).max() <= 2e-4
 
 
 def test_gradients_equal_torch(parameters):
-    """Of a weighted next-token loss, for every tensor of the decoder, under rematerialisation and an unrolled scan too."""
+    """For every tensor, also with rematerialisation and with an unrolled scan."""
     oracle = torch_reference.qwen2(torch_reference.to_torch(parameters)["decoder"], SMALL.decoder)
     tokens = random_tokens(2, 64)
     weights = np.random.default_rng(3).integers(0, 2, size=(2, 63)).astype(np.float32)
     log_probs = torch.log_softmax(oracle(torch.tensor(tokens)).logits[:, :-1], dim=-1)
-    picked = log_probs.gather(-1, torch.tensor(tokens[:, 1:, None]))[..., 0]
-    (-(picked * torch.tensor(weights)).sum() / weights.sum()).backward()
+    target_log_probs = log_probs.gather(-1, torch.tensor(tokens[:, 1:, None]))[..., 0]
+    (-(target_log_probs * torch.tensor(weights)).sum() / weights.sum()).backward()
     expected = {name: parameter.grad.numpy() for name, parameter in oracle.named_parameters()}
 
     def loss(parameters, compute):
         log_probs = jax.nn.log_softmax(
             forward(parameters, tokens, compute=compute)[:, :-1], axis=-1
         )
-        picked = jnp.take_along_axis(log_probs, jnp.asarray(tokens)[:, 1:, None], axis=-1)[..., 0]
-        return -(picked * weights).sum() / weights.sum()
+        target_log_probs = jnp.take_along_axis(
+            log_probs, jnp.asarray(tokens)[:, 1:, None], axis=-1
+        )[..., 0]
+        return -(target_log_probs * weights).sum() / weights.sum()
 
     policies = [
         ComputeConfig(dtype="float32", remat=remat) for remat in ("full", "save", "offload")
@@ -92,8 +92,8 @@ def test_gradients_equal_torch(parameters):
     for compute in (FLOAT32, dataclasses.replace(FLOAT32, unroll=0), *policies):
         gradients = jax.jit(jax.grad(loss), static_argnums=1)(parameters, compute)["decoder"]
         # The same mapping that carries weights to torch carries gradients.
-        carried = torch_reference.qwen2(torch_reference.to_torch(gradients), SMALL.decoder)
-        for name, parameter in carried.named_parameters():
+        mapped = torch_reference.qwen2(torch_reference.to_torch(gradients), SMALL.decoder)
+        for name, parameter in mapped.named_parameters():
             error = (
                 np.abs(parameter.detach().numpy() - expected[name]).max()
                 / np.abs(expected[name]).max()
@@ -101,7 +101,7 @@ def test_gradients_equal_torch(parameters):
             assert error <= 1e-3, f"{name}: relative error {error}"
 
 
-def test_packed_dialogues_do_not_see_each_other(parameters):
+def test_packed_dialogues_do_not_attend_to_each_other(parameters):
     first, second = random_tokens(1, 20, seed=4), random_tokens(1, 33, seed=5)
     padding = np.zeros((1, 7), int)
     row = np.concatenate([first, second, padding], axis=1)
@@ -119,8 +119,8 @@ def test_packed_dialogues_do_not_see_each_other(parameters):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("int8", 0.05)])
-def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
-    """A prompt of two lengths, right-padded, prefilled at once, then continued token by token from each row's own position."""
+def test_cached_decoding_equals_a_single_forward_pass(parameters, dtype, tolerance):
+    """Two prompts of other lengths are prefilled together, then decoded token by token."""
     model, layers = merge_per_layer(abstract_model(SMALL, FLOAT32)[0], unstack_layers(parameters))
     tokens = random_tokens(2, 24, seed=6)
     expected = np.asarray(forward(parameters, tokens))
@@ -131,17 +131,17 @@ def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
 
     @jax.jit
     def prefill(prompt):
-        hidden, seen = model.decoder.prefill(layers, model.embed(prompt), positions, empty)
-        return model.logits(hidden), seen
+        hidden, caches = model.decoder.prefill(layers, model.embed(prompt), positions, empty)
+        return model.logits(hidden), caches
 
-    logits, seen = prefill(prompt)
+    logits, prompt_caches = prefill(prompt)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, :length], expected[row, :length], atol=2e-5)
     caches = tuple(
-        empty.insert_row(jax.tree.map(lambda x: x[:1], one), jnp.int32(0)).insert_row(
-            jax.tree.map(lambda x: x[1:], one), jnp.int32(1)
+        empty.insert_row(jax.tree.map(lambda x: x[:1], cache), jnp.int32(0)).insert_row(
+            jax.tree.map(lambda x: x[1:], cache), jnp.int32(1)
         )
-        for one in seen
+        for cache in prompt_caches
     )
 
     @jax.jit
@@ -158,7 +158,7 @@ def test_cached_decoding_equals_one_pass(parameters, dtype, tolerance):
 
 
 def test_a_float32_residual_is_rounded_less():
-    """The sum over many layers would be rounded after each; nothing else is fp32, nor kept so in a KV cache."""
+    """Only the sum over layers is kept in fp32: hidden states and the KV cache are in bf16."""
     config = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, layers=12))
     parameters = random_parameters(config, seed=1)
     tokens = random_tokens(2, 32, seed=7)
@@ -177,10 +177,10 @@ def test_a_float32_residual_is_rounded_less():
         jnp.broadcast_to(jnp.arange(32), (2, 32)),
         LayerCache.zeros(config.decoder, 2, 32, "bfloat16"),
     )
-    hidden, seen = jax.eval_shape(
+    hidden, caches = jax.eval_shape(
         lambda x: model.decoder.prefill(layers, model.embed(x), positions, empty), tokens
     )
-    assert hidden.dtype == seen[0].keys.dtype == jnp.bfloat16
+    assert hidden.dtype == caches[0].keys.dtype == jnp.bfloat16
 
 
 def test_bfloat16_stays_close_and_keeps_fp32_logits(parameters):

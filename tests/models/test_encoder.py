@@ -1,4 +1,4 @@
-"""The encoder and adaptor against transformers' encoder and a torch transcription, and their independence of the bucket."""
+"""Encoder and adaptor against transformers and a torch transcription; padding changes nothing."""
 
 import dataclasses
 import functools
@@ -32,17 +32,17 @@ def reference(parameters):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def encoded(parameters, mel, lengths, config):
+def encode(parameters, mel, lengths, config):
     return model_with(parameters, config).encoder(mel, lengths)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def adapted(parameters, features, config):
+def adapt(parameters, features, config):
     return model_with(parameters, config).adaptor(features)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def heard(parameters, mel, lengths, config):
+def encode_audio(parameters, mel, lengths, config):
     return model_with(parameters, config).encode_audio(mel, lengths)
 
 
@@ -110,13 +110,12 @@ def assert_equals_qwen2_audio_encoder(config, parameters, reference):
             state[f"layers.{i}.{theirs}.bias"] = layer["mlp"][mine]["bias"]
     oracle.load_state_dict({name: value.contiguous() for name, value in state.items()})
     mel = clip(3000, 0)
-    # The mask of the released code at T = 3000 lets keys 0..1498 be seen: (arange(3000) <
-    # 2998)[1::2].
+    # The mask of the released code at T = 3000 shows keys 0 to 1498: (arange(3000) < 2998)[1::2].
     mask = torch.zeros(1, 1, 1500, 1500)
     mask[..., 1499:] = -1e10
     with torch.no_grad():
         expected = oracle(torch.tensor(mel)[None], attention_mask=mask).last_hidden_state[0]
-    actual = encoded(parameters, jnp.asarray(mel)[None], jnp.array([3000]), config)[0]
+    actual = encode(parameters, jnp.asarray(mel)[None], jnp.array([3000]), config)[0]
     assert actual.shape == (750, shape.hidden)
     assert relative_error(actual, expected) <= 1e-4
 
@@ -136,15 +135,15 @@ def test_encoder_and_adaptor_equal_the_torch_transcription(
             convention=convention,
         )
         expected = torch_reference.adapt(reference["adaptor"], features)
-    actual = encoded(parameters, jnp.asarray(mel)[None], jnp.array([frames]), config)
+    actual = encode(parameters, jnp.asarray(mel)[None], jnp.array([frames]), config)
     assert actual[0].shape == features.shape
     assert relative_error(actual[0], features) <= 1e-4
-    assert relative_error(adapted(parameters, actual, config)[0], expected) <= 1e-4
+    assert relative_error(adapt(parameters, actual, config)[0], expected) <= 1e-4
 
 
 @pytest.mark.parametrize("convention", ["hf", "vllm"])
-def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, convention):
-    """Every length modulo 8, alone at its own length and in a bucket with junk beyond the clip and other clips beside it."""
+def test_padding_and_other_clips_do_not_change_a_clip(parameters, convention):
+    """For every length modulo 8, with junk beyond the clip."""
     config = dataclasses.replace(SMALL, length_convention=convention)
     lengths = [8, 9, 10, 11, 12, 13, 14, 15, 59, 101, 0]
     bucket = 128
@@ -155,11 +154,11 @@ def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, conven
     clips = [clip(length, length) for length in lengths]
     for row, values in zip(mel, clips, strict=True):
         row[:, : values.shape[1]] = values
-    batched = heard(parameters, jnp.asarray(mel)[None], jnp.array([lengths]), config)
+    batched = encode_audio(parameters, jnp.asarray(mel)[None], jnp.array([lengths]), config)
     batched = batched.reshape(len(lengths), -1, SMALL.decoder.hidden)
     assert np.isfinite(np.asarray(batched)).all()
     for row, length in enumerate(lengths[:-1]):
-        alone = heard(
+        alone = encode_audio(
             parameters, jnp.asarray(clips[row])[None, None], jnp.array([[length]]), config
         )[0]
         tokens = ((-(-length // 2) // 2) + 1) // 2
@@ -170,16 +169,16 @@ def test_a_clip_is_heard_the_same_whatever_it_is_batched_with(parameters, conven
 
 
 def test_frozen_encoder_has_no_gradient_path_to_padding(parameters):
-    """An empty place (length 0) gives finite gradients: a NaN there would spoil a whole text-only row."""
+    """A missing clip (length 0) gives finite gradients: a NaN would spoil a text-only row."""
 
     def loss(parameters):
-        return heard(parameters, jnp.zeros((1, 1, 128, 32)), jnp.array([[0]]), SMALL).sum()
+        return encode_audio(parameters, jnp.zeros((1, 1, 128, 32)), jnp.array([[0]]), SMALL).sum()
 
     gradients = jax.jit(jax.grad(loss))(parameters)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
 
 
-def test_a_bucket_longer_than_the_positional_table_is_refused(parameters):
+def test_a_bucket_longer_than_the_positional_table_is_an_error(parameters):
     with pytest.raises(
         ValueError, match="3002 mel frames need 1501 encoder positions, and the table has 1500"
     ):

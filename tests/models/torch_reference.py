@@ -1,4 +1,4 @@
-"""The released model written again in plain torch, one clip at a time and without static shapes: the oracle.
+"""The released model in plain torch, one clip at a time and without static shapes: the oracle.
 
 Weights are taken from our parameter tree. Nothing here is shared with the implementation under
 test.
@@ -22,7 +22,7 @@ def to_torch(tree: Any) -> Any:
 
 
 def encode(encoder: dict, mel: torch.Tensor, *, heads: int, convention: str) -> torch.Tensor:
-    """mel [M, T] of one clip -> features [E, H]."""
+    """Encodes mel [mel_bins, mel_frames] of one clip -> features [audio_frames, enc_hidden]."""
     frames = mel.shape[-1]
     counted = frames - 2 if convention == "hf" else frames
     mask = (torch.arange(frames) < counted)[(frames + 1) % 2 :: 2]
@@ -77,7 +77,7 @@ def encode(encoder: dict, mel: torch.Tensor, *, heads: int, convention: str) -> 
 
 
 def adapt(adaptor: dict, features: torch.Tensor) -> torch.Tensor:
-    """Features [E, H] -> [ceil(E / 2), decoder hidden]."""
+    """Maps features [audio_frames, enc_hidden] -> embeddings [audio_tokens, H]."""
     kernel = adaptor["conv"]["kernel"].permute(2, 1, 0)
     x = F.gelu(F.conv1d(features.T[None], kernel, adaptor["conv"]["bias"], stride=2, padding=1))[
         0
@@ -87,7 +87,10 @@ def adapt(adaptor: dict, features: torch.Tensor) -> torch.Tensor:
 
 
 def decode(decoder: dict, embeddings: torch.Tensor, config: Any) -> torch.Tensor:
-    """Embeddings [T, H] -> logits [T, V], differentiable in our own tensors (transformers' module holds copies)."""
+    """Maps embeddings [T, H] -> logits [T, V], differentiable by our own tensors.
+
+    transformers' module holds copies of them.
+    """
     return torch.func.functional_call(
         qwen2(decoder, config),
         qwen2_state(decoder, config),

@@ -1,5 +1,7 @@
-"""Loss and gradients of a packed batch with audio, on one device and on meshes of eight: run by test_meshes.py in a process
-of its own, since the number of devices is fixed when JAX starts. Prints one JSON object.
+"""Compares loss and gradients of a packed batch with audio on one device and on meshes of eight.
+
+test_meshes.py runs it in a process of its own, since the number of devices is fixed when JAX
+starts. Prints one JSON object.
 """
 
 import dataclasses
@@ -25,12 +27,11 @@ from tests.training.batches import next_token_loss, random_batch
 MODEL = dataclasses.replace(
     SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=8)
 )
-# Sharing key heads among query heads: two key heads on a tensor axis of eight are repeated, and not
-# cut themselves.
+# Two key heads on a tensor axis of eight are repeated, and not cut themselves.
 GROUPED = dataclasses.replace(
     SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=224, heads=8, kv_heads=2)
 )
-WHOLE_KEYS = ShardingRules(kv_heads=())
+REPLICATED_KEYS = ShardingRules(kv_heads=())
 FLOAT32 = ComputeConfig(dtype="float32", remat="full", loss_chunks=2)
 
 CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
@@ -40,7 +41,7 @@ CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
     "tensor 8, two key heads": (
         GROUPED,
         MeshConfig(fsdp=1, tensor=8),
-        dataclasses.replace(FLOAT32, rules=WHOLE_KEYS),
+        dataclasses.replace(FLOAT32, rules=REPLICATED_KEYS),
     ),
     "2 x 2 x 2": (MODEL, MeshConfig(data=2, fsdp=2, tensor=2), FLOAT32),
     "sequence 4 x fsdp 2": (MODEL, MeshConfig(fsdp=2, sequence=4), FLOAT32),
@@ -69,14 +70,14 @@ def loss_and_gradients(
 def main(names: list[str]) -> None:
     assert len(jax.devices()) == 8
     batch = random_batch(rows=8, seed=1)
-    report, alone = {}, {}
+    report, single_device = {}, {}
     for name in names or CASES:
         model, mesh_config, compute = CASES[name]
         parameters = random_parameters(model, seed=3)
-        if model not in alone:
+        if model not in single_device:
             plain = dataclasses.replace(FLOAT32, attention="xla", remat="none", loss_chunks=1)
-            alone[model] = loss_and_gradients(model, plain, parameters, batch)
-        expected_loss, expected = alone[model]
+            single_device[model] = loss_and_gradients(model, plain, parameters, batch)
+        expected_loss, expected = single_device[model]
         mesh = make_mesh(mesh_config)
         with jax.set_mesh(mesh):
             shardings = parameter_shardings(

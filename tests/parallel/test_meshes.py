@@ -1,4 +1,4 @@
-"""Whatever the mesh, the loss and every gradient are those of one device."""
+"""On every mesh, the loss and all gradients are those of one device."""
 
 import json
 import os
@@ -11,12 +11,11 @@ from tests.parallel.eight_devices import CASES
 
 pytestmark = pytest.mark.first
 
-LONG = [
-    name for name in CASES if "splash" in name or "two key heads" in name
-]  # kernels in interpret mode, or like another one
+# Kernels in interpret mode, and a case that is much like another.
+LONG = [name for name in CASES if "splash" in name or "two key heads" in name]
 
 
-def reported(names):
+def run_cases(names):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-m", "tests.parallel.eight_devices", *names]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -26,12 +25,12 @@ def reported(names):
 
 @pytest.fixture(scope="module")
 def report():
-    return reported([name for name in CASES if name not in LONG])
+    return run_cases([name for name in CASES if name not in LONG])
 
 
 @pytest.fixture(scope="module")
 def long_report():
-    return reported(LONG)
+    return run_cases(LONG)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
@@ -42,6 +41,6 @@ def test_loss_and_gradients_equal_those_of_one_device(report, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
-def test_and_so_do_those_of_other_kernels_and_shapes(long_report, name):
+def test_loss_and_gradients_of_other_kernels_and_shapes(long_report, name):
     assert long_report[name]["loss"] < 1e-5
     assert long_report[name]["gradient"] < 1e-5, long_report[name]["where"]

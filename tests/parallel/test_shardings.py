@@ -1,6 +1,6 @@
 """Where parameters lie, and errors that name what cannot be placed.
 
-python -m tests.parallel.test_shardings > tests/parallel/shardings_32b.txt     # after a change that is meant
+After a wanted change: python -m tests.parallel.test_shardings > tests/parallel/shardings_32b.txt
 """
 
 import pathlib
@@ -33,19 +33,19 @@ def specs(model: ModelConfig, **sizes: int) -> dict[str, PartitionSpec]:
 
 
 def snapshot() -> str:
-    """A line for each parameter of the 32 B model: its shape, and the mesh axes of each dimension."""
+    """A line for each parameter of the 32 B model: shape, and mesh axes of each dimension."""
     shapes = jax.tree_util.tree_leaves_with_path(abstract_parameters(R1))
-    found = specs(R1, data=2, fsdp=16, tensor=4)
+    by_path = specs(R1, data=2, fsdp=16, tensor=4)
     return "".join(
         f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)} "
-        f"{[axes if axes else '-' for axes in found[jax.tree_util.keystr(path)]]}\n"
+        f"{[axes if axes else '-' for axes in by_path[jax.tree_util.keystr(path)]]}\n"
         for path, leaf in shapes
     )
 
 
-def test_shardings_of_the_32b_model_are_those_that_were_looked_at():
-    kept = pathlib.Path(__file__).with_name("shardings_32b.txt").read_text(encoding="utf-8")
-    assert snapshot() == kept
+def test_shardings_of_the_32b_model_equal_the_golden_file():
+    golden = pathlib.Path(__file__).with_name("shardings_32b.txt").read_text(encoding="utf-8")
+    assert snapshot() == golden
 
 
 def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
@@ -59,22 +59,22 @@ def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
 
 
 def test_the_decoders_widths_are_cut_over_tensor():
-    found = specs(R1, fsdp=8, tensor=8)
+    by_path = specs(R1, fsdp=8, tensor=8)
     layers = "['decoder']['layers']"
-    assert found[f"{layers}['attention']['query']['kernel']"] == PartitionSpec(
+    assert by_path[f"{layers}['attention']['query']['kernel']"] == PartitionSpec(
         None, "fsdp", "tensor", None
     )
-    assert found[f"{layers}['attention']['output']['kernel']"] == PartitionSpec(
+    assert by_path[f"{layers}['attention']['output']['kernel']"] == PartitionSpec(
         None, "tensor", None, "fsdp"
     )
-    assert found[f"{layers}['mlp']['up']['kernel']"] == PartitionSpec(
+    assert by_path[f"{layers}['mlp']['up']['kernel']"] == PartitionSpec(
         None, None, ("tensor", "fsdp")
     )
-    assert found[f"{layers}['mlp']['down']['kernel']"] == PartitionSpec(
+    assert by_path[f"{layers}['mlp']['down']['kernel']"] == PartitionSpec(
         None, ("tensor", "fsdp"), None
     )
-    assert found["['decoder']['embedding']"] == PartitionSpec("tensor", "fsdp")
-    assert found["['decoder']['head']['kernel']"] == PartitionSpec("fsdp", "tensor")
+    assert by_path["['decoder']['embedding']"] == PartitionSpec("tensor", "fsdp")
+    assert by_path["['decoder']['head']['kernel']"] == PartitionSpec("fsdp", "tensor")
 
 
 def test_a_size_that_cannot_be_cut_is_named():
@@ -87,8 +87,8 @@ def test_a_size_that_cannot_be_cut_is_named():
 
 def test_two_axes_of_one_parameter_on_one_mesh_axis_are_named():
     rules = ShardingRules(ffn_embed=("fsdp",))
-    both = r"decoder/layers/mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both cut over .*'fsdp'"
-    with pytest.raises(ConfigError, match=both):
+    message = "mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both cut over .*'fsdp'"
+    with pytest.raises(ConfigError, match=message):
         parameter_shardings(logical_axes(R1), abstract_parameters(R1), rules, mesh(fsdp=8))
 
 

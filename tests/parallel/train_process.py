@@ -1,4 +1,4 @@
-"""One process of a run, for tests: `python -m tests.parallel.train_process DEVICES ARGUMENTS_OF_LAUNCH_TRAIN`."""
+"""One process of a run: `python -m tests.parallel.train_process DEVICES ARGUMENTS_OF_TRAIN`."""
 
 import sys
 

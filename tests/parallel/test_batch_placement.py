@@ -1,4 +1,4 @@
-"""What a mesh can be made of, and which batches it cuts evenly."""
+"""Which devices a mesh takes, and which batches it cuts evenly."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from stepaudio_jax.parallel import check_batch_divisible, make_mesh, num_slices
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """As much of one as a mesh looks at."""
+    """The attributes of a device that a mesh looks at."""
 
     platform: str
     slice_index: int
@@ -29,7 +29,7 @@ def devices(platform):
     return [Device(platform, slice_index=number // 2, id=number) for number in range(4)]
 
 
-def test_hosts_of_gpus_are_no_slices():
+def test_hosts_of_gpus_are_not_slices():
     assert num_slices(devices("tpu")) == 2
     assert num_slices(devices("gpu")) == 1
     assert make_mesh(MeshConfig(), devices("gpu")).shape["fsdp"] == 4
@@ -39,7 +39,7 @@ def test_hosts_of_gpus_are_no_slices():
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """The sizes of one."""
+    """The sizes of a mesh."""
 
     shape: dict[str, int]
 
@@ -62,7 +62,7 @@ def job(*, rows=8, tokens=64, held_out_rows=8, held_out_tokens=64, parts=1):
 MESH = Mesh({"data": 1, "fsdp": 4, "sequence": 4, "tensor": 1})
 
 
-def test_rows_and_their_tokens_are_cut_evenly():
+def test_batches_that_are_cut_evenly_pass():
     check_batch_divisible(job(parts=2), MESH)
 
 
@@ -75,13 +75,14 @@ def test_rows_and_their_tokens_are_cut_evenly():
         ),
         (
             {"parts": 4},
-            "data.batch_size=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; make it a multiple of 16",
+            "data.batch_size=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; "
+            "make it a multiple of 16",
         ),
         ({"held_out_rows": 6}, "evaluation.data.batch_size=6 cannot be cut"),
         ({"tokens": 66}, "data.seq_len=66 cannot be cut over sequence=4; make it a multiple of 4"),
         ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be cut over sequence=4"),
     ],
 )
-def test_what_is_not_is_refused(changes, message):
+def test_batches_that_are_not_cut_evenly_are_errors(changes, message):
     with pytest.raises(ConfigError, match=message):
         check_batch_divisible(job(**changes), MESH)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: the model with narrow matrices beside its own against the model with their product added."""
+"""LoRA: the model with adapters attached against the model with their products merged."""
 
 import dataclasses
 import functools
@@ -25,14 +25,12 @@ LORA = LoRAConfig(rank=3, alpha=6.0)
 
 @pytest.fixture(scope="module")
 def parts():
-    """Parameters, narrow matrices that are all random, and inputs."""
+    """Parameters, an adapter whose matrices are all random, and inputs."""
     tree = abstract_lora(SMALL, LORA)
     rng = np.random.default_rng(0)
-    narrow = jax.tree.map(
-        lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), tree.shapes
-    )
+    lora = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), tree.shapes)
     embeddings = rng.standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
-    return random_parameters(SMALL), narrow, embeddings
+    return random_parameters(SMALL), lora, embeddings
 
 
 @functools.partial(jax.jit, static_argnames="remat")
@@ -44,59 +42,59 @@ def hidden(parameters, decoder, embeddings, remat="none"):
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_outputs_and_gradients_equal_those_of_the_folded_model(parts, remat):
-    parameters, narrow, embeddings = parts
+def test_outputs_and_gradients_equal_those_of_the_merged_model(parts, remat):
+    parameters, lora, embeddings = parts
 
-    def beside(narrow):
+    def attached(lora):
         return hidden(
-            parameters, attach_lora(parameters["decoder"], narrow, LORA.scale), embeddings, remat
+            parameters, attach_lora(parameters["decoder"], lora, LORA.scale), embeddings, remat
         )
 
-    def folded(narrow):
-        return hidden(parameters, merge_lora(parameters["decoder"], narrow, LORA.scale), embeddings)
+    def merged(lora):
+        return hidden(parameters, merge_lora(parameters["decoder"], lora, LORA.scale), embeddings)
 
     weights = (
         np.random.default_rng(1).standard_normal((2, 7, SMALL.decoder.hidden)).astype(np.float32)
     )
     ours, ours_gradient = jax.jit(
-        jax.value_and_grad(lambda narrow: jnp.sum(beside(narrow) * weights))
-    )(narrow)
+        jax.value_and_grad(lambda lora: jnp.sum(attached(lora) * weights))
+    )(lora)
     theirs, theirs_gradient = jax.jit(
-        jax.value_and_grad(lambda narrow: jnp.sum(folded(narrow) * weights))
-    )(narrow)
+        jax.value_and_grad(lambda lora: jnp.sum(merged(lora) * weights))
+    )(lora)
     assert ours == pytest.approx(float(theirs), rel=1e-4)
-    for one, other in zip(
+    for our_leaf, leaf in zip(
         jax.tree.leaves(ours_gradient), jax.tree.leaves(theirs_gradient), strict=True
     ):
-        np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))
-        assert np.abs(other).max() > 0.01
+        np.testing.assert_allclose(our_leaf, leaf, atol=1e-4 * float(np.abs(leaf).max()))
+        assert np.abs(leaf).max() > 0.01
 
 
-def test_the_product_is_added_in_proportion_to_alpha_over_rank(parts):
-    parameters, narrow, _ = parts
-    folded = merge_lora(parameters["decoder"], narrow, 2.0)
-    pair = narrow["attention"]["output"]
+def test_merging_scales_by_alpha_over_rank(parts):
+    parameters, lora, _ = parts
+    merged = merge_lora(parameters["decoder"], lora, 2.0)
+    pair = lora["attention"]["output"]
     product = np.einsum(
         "lndr,lrh->lndh", *(np.asarray(pair[name], np.float64) for name in ("down", "up"))
     )
     kernel = parameters["decoder"]["layers"]["attention"]["output"]["kernel"]
     np.testing.assert_allclose(
-        folded["layers"]["attention"]["output"]["kernel"],
+        merged["layers"]["attention"]["output"]["kernel"],
         kernel + 2.0 * product,
         rtol=1e-5,
         atol=1e-6,
     )
-    assert folded["embedding"] is parameters["decoder"]["embedding"]
+    assert merged["embedding"] is parameters["decoder"]["embedding"]
 
 
-def test_several_adapters_together_are_the_sum_of_their_products(parts):
-    _, narrow, _ = parts
+def test_combined_adapters_are_the_sum_of_their_products(parts):
+    _, lora, _ = parts
     other = {
         "attention": {
-            "query": jax.tree.map(lambda leaf: leaf[..., ::-1], narrow["attention"]["query"])
+            "query": jax.tree.map(lambda leaf: leaf[..., ::-1], lora["attention"]["query"])
         }
     }
-    combined, scale = combine_lora([(narrow, 2.0), (other, 0.5)])
+    combined, scale = combine_lora([(lora, 2.0), (other, 0.5)])
 
     def product(tree):
         return np.einsum(
@@ -106,22 +104,21 @@ def test_several_adapters_together_are_the_sum_of_their_products(parts):
     for name, expected in (
         (
             "query",
-            2.0 * product(narrow["attention"]["query"])
-            + 0.5 * product(other["attention"]["query"]),
+            2.0 * product(lora["attention"]["query"]) + 0.5 * product(other["attention"]["query"]),
         ),
-        ("key", 2.0 * product(narrow["attention"]["key"])),
+        ("key", 2.0 * product(lora["attention"]["key"])),
     ):
         np.testing.assert_allclose(
             scale * product(combined["attention"][name]), expected, atol=1e-5
         )
-    assert combine_lora([(narrow, 2.0)]) == (narrow, 2.0)
+    assert combine_lora([(lora, 2.0)]) == (lora, 2.0)
 
 
-def test_what_bf16_would_round_away_is_kept_in_fp32(parts):
-    parameters, narrow, _ = parts
+def test_merging_in_fp32_keeps_what_bf16_rounds_away(parts):
+    parameters, lora, _ = parts
     kernel = jnp.asarray(parameters["decoder"]["layers"]["mlp"]["up"]["kernel"], jnp.bfloat16)
     decoder = {"layers": {"mlp": {"up": {"kernel": kernel}}}}
-    small = {"mlp": {"up": {name: 0.05 * leaf for name, leaf in narrow["mlp"]["up"].items()}}}
+    small = {"mlp": {"up": {name: 0.05 * leaf for name, leaf in lora["mlp"]["up"].items()}}}
     before = np.asarray(kernel, np.float32)
     changed = {}
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -132,7 +129,7 @@ def test_what_bf16_would_round_away_is_kept_in_fp32(parts):
     assert changed[jnp.bfloat16] < 0.5
 
 
-def test_nothing_changes_before_the_first_step(parts):
+def test_initial_adapters_change_nothing(parts):
     parameters, _, embeddings = parts
     begin = init_lora(abstract_lora(SMALL, LORA), jax.random.key(0))
     before = hidden(parameters, parameters["decoder"], embeddings)
@@ -142,7 +139,7 @@ def test_nothing_changes_before_the_first_step(parts):
     assert down.std() == pytest.approx(1 / np.sqrt(SMALL.decoder.ffn), rel=0.1)
 
 
-def test_only_what_is_named_is_adapted():
+def test_targets_choose_the_adapted_kernels():
     tree = abstract_lora(SMALL, dataclasses.replace(LORA, targets=("up", "down", "query")))
     hidden_size, ffn = SMALL.decoder.hidden, SMALL.decoder.ffn
     heads, head_dim, layers = SMALL.decoder.heads, SMALL.decoder.head_dim, SMALL.decoder.layers

@@ -1,4 +1,4 @@
-"""Attention against its definition in float64, value and gradients, for every mask it takes."""
+"""Every attention kernel against the definition in float64: values, gradients, all masks."""
 
 import functools
 from collections.abc import Callable
@@ -25,48 +25,48 @@ ROWS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 8
 
 
 def definition(q: Any, k: Any, v: Any, visible: np.ndarray) -> np.ndarray:
-    """softmax(q k / sqrt(D)) v over visible keys, by loops, in float64: visible is [B,T,S]."""
+    """softmax(q k / sqrt(D)) v over visible keys, by loops in float64; visible is [B,T,kv_len]."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(*q.shape[:3]):
         kv_head = n // (HEADS // KV_HEADS)
-        (seen,) = np.nonzero(visible[b, t])
-        if seen.size:
-            scores = k[b, seen, kv_head] @ q[b, t, n] / np.sqrt(HEAD_DIM)
+        (keys,) = np.nonzero(visible[b, t])
+        if keys.size:
+            scores = k[b, keys, kv_head] @ q[b, t, n] / np.sqrt(HEAD_DIM)
             weights = np.exp(scores - scores.max())
-            out[b, t, n] = weights / weights.sum() @ v[b, seen, kv_head]
+            out[b, t, n] = weights / weights.sum() @ v[b, keys, kv_head]
     return out
 
 
-def inputs(tokens: int, slots: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def random_qkv(tokens: int, kv_len: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     keys = jax.random.split(jax.random.key(tokens), 3)
     shapes = (
         (ROWS, tokens, HEADS, HEAD_DIM),
-        (ROWS, slots, KV_HEADS, HEAD_DIM),
-        (ROWS, slots, KV_HEADS, HEAD_DIM),
+        (ROWS, kv_len, KV_HEADS, HEAD_DIM),
+        (ROWS, kv_len, KV_HEADS, HEAD_DIM),
     )
     q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     return q, k, v
 
 
-def packed(tokens: int) -> np.ndarray:
-    """Segment ids of rows of three documents and padding, cut at other places in every row: [B,T]."""
+def packed_segment_ids(tokens: int) -> np.ndarray:
+    """Segment ids [B,T] of rows of four documents, with other boundaries in every row."""
     cuts = np.random.default_rng(tokens).integers(1, tokens, (ROWS, 3))
     return sum(
         (np.arange(tokens) >= cut).astype(np.int32) for cut in np.sort(cuts).T[:, :, None]
     ).astype(np.int32)
 
 
-# 1: less than a block; 64: exactly one; 150: blocks of 64 with a short one; 600: blocks of 75, and
-# where causal those that see each other.
+# Tokens of less than a block, of one block, of blocks of 64 with a shorter last one, and of blocks
+# of 75; where causal, the longest goes to the kernel that skips blocks.
 @pytest.mark.parametrize("tokens", [1, 64, 150, 600])
 @pytest.mark.parametrize("causal", [True, False])
 @KERNELS
 def test_packed_rows_equal_the_definition(
     tokens: int, causal: bool, compute: ComputeConfig
 ) -> None:
-    q, k, v = inputs(tokens, tokens)
-    segments = packed(tokens) if tokens > 1 else np.ones((ROWS, 1), np.int32)
+    q, k, v = random_qkv(tokens, tokens)
+    segments = packed_segment_ids(tokens) if tokens > 1 else np.ones((ROWS, 1), np.int32)
     visible = segments[:, :, None] == segments[:, None, :]
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
@@ -79,10 +79,10 @@ def test_packed_rows_equal_the_definition(
 
 @pytest.mark.parametrize("tokens", [64, 151])
 @pytest.mark.parametrize("causal", [True, False])
-def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> None:
-    """Its operands, on JAX's own implementation: a GPU is not needed to see that the mask is right."""
-    q, k, v = inputs(tokens, tokens)
-    segments = packed(tokens)
+def test_operands_of_cudnn_equal_the_definition(tokens: int, causal: bool) -> None:
+    """They are run by JAX's own implementation, so that the mask is tested without a GPU."""
+    q, k, v = random_qkv(tokens, tokens)
+    segments = packed_segment_ids(tokens)
     visible = segments[:, :, None] == segments[:, None, :]
     if causal:
         visible &= np.arange(tokens)[:, None] >= np.arange(tokens)
@@ -94,10 +94,10 @@ def test_what_cudnn_is_told_equals_the_definition(tokens: int, causal: bool) -> 
 
 
 @pytest.mark.parametrize("padding", [0, 23])
-def test_one_document_a_row_goes_to_cudnn_without_a_mask(padding: int) -> None:
-    """What its tokens get is the same; the mask of all that precede is the kernel's own."""
+def test_cudnn_gets_no_mask_for_one_document_a_row(padding: int) -> None:
+    """The causal mask is the kernel's own then, and the outputs are the same."""
     tokens = 96
-    q, k, v = inputs(tokens, tokens)
+    q, k, v = random_qkv(tokens, tokens)
     segments = np.ones((ROWS, tokens), np.int32)
     segments[0], segments[:, tokens - padding :] = 7, 0
     ids = jnp.asarray(segments)
@@ -109,16 +109,15 @@ def test_one_document_a_row_goes_to_cudnn_without_a_mask(padding: int) -> None:
     np.testing.assert_allclose(
         out[:, : tokens - padding], definition(q, k, v, visible)[:, : tokens - padding], atol=2e-6
     )
-    # That no mask was used shows where a row is padding alone behind its document: those queries
-    # see the document.
+    # Queries of the padding attend to the document: that shows that no mask was used.
     behind = out[:, tokens - padding :]
     np.testing.assert_allclose(
         behind, definition(q, k, v, visible)[:, tokens - padding :], atol=2e-6
     )
 
 
-def test_the_primitive_that_rematerialisation_keeps_is_cudnns_attention() -> None:
-    """It is known by its name, which another JAX could change: a training step would then run the kernel twice."""
+def test_remat_saves_the_output_of_cudnn_attention() -> None:
+    """Its primitive is known by name, which JAX may change: steps would then run it twice."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     primitives = {value for value in vars(fused).values() if isinstance(value, Primitive)}
@@ -127,8 +126,8 @@ def test_the_primitive_that_rematerialisation_keeps_is_cudnns_attention() -> Non
     assert not any("bwd" in name for name in kept)
 
 
-def test_cudnn_where_it_cannot_run_is_an_error() -> None:
-    q, k, v = inputs(4, 4)
+def test_cudnn_on_a_cpu_is_an_error() -> None:
+    q, k, v = random_qkv(4, 4)
     ids = {
         name: jnp.ones((ROWS, 4), jnp.int32) for name in ("query_segment_ids", "key_segment_ids")
     }
@@ -139,12 +138,12 @@ def test_cudnn_where_it_cannot_run_is_an_error() -> None:
         attention(q, k, v, **ids, compute=ComputeConfig(attention="cudnn", dtype="float32"))
 
 
-def test_queries_that_are_a_part_of_their_row_equal_the_definition() -> None:
-    tokens, slots = 70, 200
-    q, k, v = inputs(tokens, slots)
+def test_queries_with_an_offset_equal_the_definition() -> None:
+    tokens, kv_len = 70, 200
+    q, k, v = random_qkv(tokens, kv_len)
     first = np.asarray([0, 130], np.int32)
-    visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(slots)
-    ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, slots)]
+    visible = (first[:, None] + np.arange(tokens))[:, :, None] >= np.arange(kv_len)
+    ones = [jnp.ones((ROWS, size), jnp.int32) for size in (tokens, kv_len)]
     for kernel in (flash_attention_xla, functools.partial(cudnn_attention, implementation="xla")):
         out = jax.jit(functools.partial(kernel, causal=True))(
             q, k, v, AttentionMask(*ones, query_offset=jnp.asarray(first))
@@ -153,7 +152,7 @@ def test_queries_that_are_a_part_of_their_row_equal_the_definition() -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def pulled(
+def value_and_gradients(
     function: Callable[..., jax.Array], inputs: Any, upstream: jax.Array
 ) -> tuple[jax.Array, ...]:
     """The function's value, and its gradients with respect to the inputs."""
@@ -162,7 +161,7 @@ def pulled(
 
 
 def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """The plain formula, of which JAX derives the gradients."""
+    """The plain formula, differentiated by JAX."""
     k, v = (jnp.repeat(x, HEADS // KV_HEADS, axis=2) for x in (k, v))
     scores = jnp.einsum("BTND,BSND->BNTS", q, k) / np.sqrt(HEAD_DIM)
     weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e9), axis=-1)
@@ -172,11 +171,11 @@ def plain(visible: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
 
 @pytest.mark.parametrize("causal", [True, False])
 @KERNELS
-def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeConfig) -> None:
-    """Against what JAX derives from the plain formula; with XLA's, the last segment's queries see no key at all."""
+def test_gradients_equal_those_of_the_plain_formula(causal: bool, compute: ComputeConfig) -> None:
+    """With XLA's kernel, the queries of the last segment attend to no key at all."""
     tokens = 150
-    q, k, v = inputs(tokens, tokens)
-    query_segment_ids = jnp.asarray(packed(tokens))
+    q, k, v = random_qkv(tokens, tokens)
+    query_segment_ids = jnp.asarray(packed_segment_ids(tokens))
     key_segment_ids = (
         jnp.where(query_segment_ids == 3, 9, query_segment_ids)
         if compute == XLA
@@ -192,8 +191,10 @@ def test_gradients_equal_those_of_the_definition(causal: bool, compute: ComputeC
         ids = {"query_segment_ids": query_segment_ids, "key_segment_ids": key_segment_ids}
         return attention(q, k, v, **ids, compute=compute, causal=causal)
 
-    expected_out, *expected = pulled(functools.partial(plain, visible), (q, k, v), upstream)
-    out, *gradients = pulled(ours, (q, k, v), upstream)
+    expected_out, *expected = value_and_gradients(
+        functools.partial(plain, visible), (q, k, v), upstream
+    )
+    out, *gradients = value_and_gradients(ours, (q, k, v), upstream)
     np.testing.assert_allclose(out, expected_out, atol=2e-6)
     for ours_, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(ours_, theirs, atol=1e-5)
@@ -208,14 +209,14 @@ def causal_xla(
 CAUSAL = pytest.mark.parametrize("kernel", [causal_xla, block_sparse_attention])
 
 
-def shared(tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two prompts in a row, the first with two replies: segment ids and the segments that they continue, [B,T]."""
+def shared_prefix_ids(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segment and prefix ids [B,T] of rows with two prompts, the first with two replies."""
     cuts = np.array(
         [[10, tokens // 3, tokens // 2, tokens // 2 + 5, tokens - 7], [1, 2, 90, 99, tokens - 9]]
     )
-    place = sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
+    index = sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
     segment, prefix = np.array([1, 2, 3, 4, 5, 0]), np.array([-1, 1, 1, -1, 4, -1])
-    return segment[place].astype(np.int32), prefix[place].astype(np.int32)
+    return segment[index].astype(np.int32), prefix[index].astype(np.int32)
 
 
 def causal_cudnn(
@@ -226,9 +227,9 @@ def causal_cudnn(
 
 @pytest.mark.parametrize("kernel", [causal_xla, block_sparse_attention, causal_cudnn])
 @pytest.mark.parametrize("tokens", [64, 151, 400])
-def test_replies_that_share_a_prompt_equal_the_definition(tokens: int, kernel: Kernel) -> None:
-    q, k, v = inputs(tokens, tokens)
-    segments, prefixes = shared(tokens)
+def test_shared_prefixes_equal_the_definition(tokens: int, kernel: Kernel) -> None:
+    q, k, v = random_qkv(tokens, tokens)
+    segments, prefixes = shared_prefix_ids(tokens)
     visible = (segments[:, :, None] == segments[:, None, :]) | (
         prefixes[:, :, None] == segments[:, None, :]
     )
@@ -240,10 +241,10 @@ def test_replies_that_share_a_prompt_equal_the_definition(tokens: int, kernel: K
 
 
 @CAUSAL
-def test_and_their_gradients_are_those_of_prompts_apart(kernel: Kernel) -> None:
+def test_gradients_with_shared_prefixes_equal_those_of_the_plain_formula(kernel: Kernel) -> None:
     tokens = 151
-    segments, prefixes = (jnp.asarray(x) for x in shared(tokens))
-    q, k, v = inputs(tokens, tokens)
+    segments, prefixes = (jnp.asarray(x) for x in shared_prefix_ids(tokens))
+    q, k, v = random_qkv(tokens, tokens)
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
     visible = (segments[:, :, None] == segments[:, None, :]) | (
@@ -251,8 +252,8 @@ def test_and_their_gradients_are_those_of_prompts_apart(kernel: Kernel) -> None:
     )
     visible &= jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
 
-    _, *expected = pulled(functools.partial(plain, visible), (q, k, v), upstream)
-    _, *gradients = pulled(
+    _, *expected = value_and_gradients(functools.partial(plain, visible), (q, k, v), upstream)
+    _, *gradients = value_and_gradients(
         functools.partial(kernel, mask=AttentionMask(segments, segments, prefixes)),
         (q, k, v),
         upstream,
@@ -263,54 +264,55 @@ def test_and_their_gradients_are_those_of_prompts_apart(kernel: Kernel) -> None:
 
 @CAUSAL
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_packed_documents_and_their_gradients_equal_the_plain_formula(
-    kernel: Kernel, dtype: str
-) -> None:
-    """Many documents in a row, at other places in every row, none in a part of one: most blocks see nothing of each other."""
+def test_many_packed_documents_equal_the_plain_formula(kernel: Kernel, dtype: str) -> None:
+    """Values and gradients; most blocks of a row have no document in common."""
     tokens = 700
-    q, k, v = (x.astype(dtype) for x in inputs(tokens, tokens))
+    q, k, v = (x.astype(dtype) for x in random_qkv(tokens, tokens))
     cuts = np.sort(np.random.default_rng(0).integers(1, tokens, (ROWS, 20)))
     segments = jnp.asarray(
         sum((np.arange(tokens) >= cut).astype(np.int32) for cut in cuts.T[:, :, None])
     )
-    unseen = jnp.where(segments == 7, 99, segments)  # the queries of one document see no key at all
-    visible = (segments[:, :, None] == unseen[:, None, :]) & (
+    # The queries of one document attend to no key.
+    key_segments = jnp.where(segments == 7, 99, segments)
+    visible = (segments[:, :, None] == key_segments[:, None, :]) & (
         jnp.arange(tokens)[:, None] >= jnp.arange(tokens)
     )
     upstream = jax.random.normal(jax.random.key(7), q.shape)
 
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
-    expected = pulled(functools.partial(plain, visible), wide, upstream)
-    found = pulled(
-        functools.partial(kernel, mask=AttentionMask(segments, unseen)),
+    expected = value_and_gradients(functools.partial(plain, visible), wide, upstream)
+    actual = value_and_gradients(
+        functools.partial(kernel, mask=AttentionMask(segments, key_segments)),
         (q, k, v),
         upstream.astype(dtype),
     )
-    close = 1e-5 if dtype == "float32" else 3e-2
-    for ours, theirs in zip(found, expected, strict=True):
+    tolerance = 1e-5 if dtype == "float32" else 3e-2
+    for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == dtype
-        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=close, rtol=close)
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=tolerance, rtol=tolerance)
 
 
-def test_long_packed_rows_are_searched_for_blocks_that_see_each_other(
+def test_batches_of_long_causal_rows_skip_blocks_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    q, k, v = inputs(600, 600)
-    ids = dict.fromkeys(("query_segment_ids", "key_segment_ids"), jnp.asarray(packed(600)))
-    searched = []
+    q, k, v = random_qkv(600, 600)
+    ids = dict.fromkeys(
+        ("query_segment_ids", "key_segment_ids"), jnp.asarray(packed_segment_ids(600))
+    )
+    calls = []
     monkeypatch.setattr(
         "stepaudio_jax.kernels.attention.block_sparse_attention",
-        lambda q, *_: searched.append(q.shape) or q,
+        lambda q, *_: calls.append(q.shape) or q,
     )
     for rows, tokens, causal in ((2, 600, True), (2, 600, False), (1, 600, True), (2, 512, True)):
-        cut = {name: x[:rows, :tokens] for name, x in ids.items()}
-        asked = functools.partial(attention, **cut, compute=XLA, causal=causal)
-        jax.eval_shape(asked, *(x[:rows, :tokens] for x in (q, k, v)))
-    assert searched == [(2, 600, HEADS, HEAD_DIM)]
+        part = {name: x[:rows, :tokens] for name, x in ids.items()}
+        attend = functools.partial(attention, **part, compute=XLA, causal=causal)
+        jax.eval_shape(attend, *(x[:rows, :tokens] for x in (q, k, v)))
+    assert calls == [(2, 600, HEADS, HEAD_DIM)]
 
 
-def test_a_kernel_that_takes_no_prefixes_says_so() -> None:
-    q, k, v = inputs(4, 4)
+def test_prefixes_are_an_error_for_splash() -> None:
+    q, k, v = random_qkv(4, 4)
     ids = {
         name: jnp.ones((ROWS, 4), jnp.int32)
         for name in ("query_segment_ids", "key_segment_ids", "query_prefix_ids")
@@ -319,10 +321,10 @@ def test_a_kernel_that_takes_no_prefixes_says_so() -> None:
         attention(q, k, v, **ids, compute=SPLASH, causal=True)
 
 
-def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
-    q, k, v = inputs(3, 3)
+def test_a_query_without_keys_gives_zeros_and_no_gradient() -> None:
+    q, k, v = random_qkv(3, 3)
     ids = {"query_segment_ids": jnp.full((ROWS, 3), 1), "key_segment_ids": jnp.full((ROWS, 3), 2)}
-    out, *gradients = pulled(
+    out, *gradients = value_and_gradients(
         functools.partial(attention, **ids, compute=XLA), (q, k, v), jnp.ones_like(q)
     )
     assert not np.any(out)
@@ -330,9 +332,9 @@ def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient() -> None:
 
 
 @KERNELS
-def test_half_precision_keeps_scores_in_fp32(compute: ComputeConfig) -> None:
-    """Keys that differ in the eighth bit: softmax over bf16 scores would be far off, softmax over fp32 scores is not."""
-    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(128, 128))
+def test_bfloat16_keeps_scores_in_fp32(compute: ComputeConfig) -> None:
+    """Scores are large here, and a softmax over scores in bf16 would be far off."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in random_qkv(128, 128))
     q = q * 8
     segments = jnp.ones((ROWS, 128), jnp.int32)
     out = jax.jit(functools.partial(attention, compute=compute))(

@@ -1,4 +1,4 @@
-"""Matrices in int8: what is stored, and what a product with it gives."""
+"""Matrices in int8: what is stored, and that the model computes with it."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
         for part in ("encoder", "adaptor")
         for ours, theirs in _leaves(quantized[part], parameters[part])
     )
-    seen = {}
+    summed_sizes = {}
     for (path, ours), (_, theirs) in zip(
         _named(quantized["decoder"]), _named(parameters["decoder"]), strict=True
     ):
@@ -35,7 +35,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
             np.abs(np.asarray(ours.qvalue) * np.asarray(ours.scale, np.float64) - weights).max()
             <= 0.51 * scale.max()
         )
-        seen[path] = tuple(weights.shape[axis] for axis in summed)
+        summed_sizes[path] = tuple(weights.shape[axis] for axis in summed)
     hidden, ffn, heads, head_dim = (
         SMALL.decoder.hidden,
         SMALL.decoder.ffn,
@@ -43,7 +43,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
         SMALL.decoder.head_dim,
     )
     layer = "['layers']"
-    assert seen == {
+    assert summed_sizes == {
         **{
             f"{layer}['attention']['{name}']['kernel']": (hidden,)
             for name in ("query", "key", "value")
