@@ -28,7 +28,7 @@ def next_token_loss(model: StepAudio, batch: Batch) -> jax.Array:
 def random_batch(
     *, rows=4, tokens=40, chunks=2, frames=64, vocab=211, seed=0, auxiliary=False
 ) -> Batch:
-    """Returns two dialogues a row, one chunk each (the second row has a single chunk), then padding."""
+    """Returns rows of two dialogues with one chunk each, and padding; the second has one chunk."""
     rng = np.random.default_rng(seed)
     lengths = np.array([[frames - 3, frames - 10]] * rows, np.int32)
     lengths[1, 1] = 0

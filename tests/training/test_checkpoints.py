@@ -41,7 +41,7 @@ DATA = {
 
 
 def init_state(optimizer):
-    """Returns the initial state of a stage with bf16 moments and auxiliary heads, and an update of it."""
+    """Returns a state with bf16 moments and auxiliary heads, and a function that updates it."""
     values = {
         "run_dir": "unused",
         "stages": [

@@ -72,7 +72,7 @@ def run(tmp_path_factory):
         checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
         for step in (4, 8):
             state = state.with_trainable(jax.tree.map(random, state.trainable))
-            state = dataclasses.replace(state, step=np.int32(step))
+            state = dataclasses.replace(state, step=jax.numpy.int32(step))
             state = jax.tree.map(jax.numpy.asarray, state)
             checkpoints.save(state, {"index": step}, {})
             scales = [("narrow", definition.lora_scale)] if state.lora_params else []

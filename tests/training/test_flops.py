@@ -55,7 +55,7 @@ def traced_flops(jaxpr) -> float:
     "trainable", [("decoder",), ("adaptor", "decoder"), ("encoder", "adaptor", "decoder")]
 )
 def test_formula_equals_the_traced_products(trainable):
-    """Except for attention: tracing counts masked scores, and those that the backward pass recomputes."""
+    """Except for attention: tracing counts masked scores, and recomputed ones."""
     compute = ComputeConfig(dtype="float32", remat="none", attention="xla")
     graphdef, _ = abstract_model(SMALL, compute)
     parameters = abstract_parameters(SMALL, compute)

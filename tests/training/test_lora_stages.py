@@ -39,7 +39,7 @@ def run_config(*stages, **compute):
 
 @pytest.fixture(scope="module")
 def base():
-    """Returns bf16 weights of usual size, where most small updates are less than one rounding unit."""
+    """Returns bf16 weights of usual size: most small updates are below one rounding unit."""
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32), "bfloat16")  # noqa: E731
     return ModelParams(jax.tree.map(draw, abstract_parameters(MODEL)))
@@ -68,7 +68,7 @@ def at(tree, path):
 
 
 def finish(config, index, params, matrices=None):
-    """Returns what a stage leaves if it trained the adapter to `matrices`, and its initial state."""
+    """Returns what a stage leaves if it trained its adapter to `matrices`, and its first state."""
     definition, _, state = init_stage(config, index, MODEL, params)
     trained = state
     if matrices is not None:

@@ -63,7 +63,7 @@ def random_heads(config=CONFIG):
 
 
 def random_features(seed=1):
-    """Returns features [2,3,16,H], zero beyond each chunk, and outputs [2,3,8,H], noise beyond it."""
+    """Returns features [2,3,16,H], zero beyond a chunk, and outputs [2,3,8,H], noise beyond."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(2, 3, FRAMES // 4, SMALL.encoder.hidden)).astype(np.float32)
     beyond = np.arange(FRAMES // 4)[None, None, :] >= (-(-LENGTHS // 2) // 2)[:, :, None]
@@ -160,7 +160,7 @@ def test_attributes_equal_torch_in_the_order_of_the_configuration():
 
 @pytest.mark.parametrize("off", ["ctc_weight", "attribute_weight"])
 def test_a_disabled_loss_needs_no_labels(off):
-    """The batch then has labels of size zero, even if the configuration still names a vocabulary."""
+    """The batch then has labels of size zero, even if the configuration names a vocabulary."""
     config = dataclasses.replace(CONFIG, **{off: 0.0})
     heads, _ = random_heads(config)
     features, outputs = random_features()

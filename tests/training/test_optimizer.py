@@ -73,7 +73,7 @@ CONTRACTED = {"matrix": (0,), "head": (0,), "bias": ()}
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_every_parameter_moves_by_its_own_schedule(name):
-    """An update is as large as its learning rate (Muon's for matrices), which halves each step here."""
+    """An update has the size of its learning rate, which halves each step here."""
     config = OptimizerConfig(
         name=name,
         learning_rate=1e-3,
