@@ -1,11 +1,11 @@
-"""One iteration of reinforcement learning: what takes how long, and samples a second beside TRL's GRPOTrainer.
+"""One RL iteration: the time of each phase, and samples a second beside TRL's GRPOTrainer.
 
-`python -m benchmarks.rl_step` first times an iteration on spoken prompts with a judge of our own, part by part, and counts what
-the encoder heard; then the same decoder on text-only prompts, ours against TRL's, on a CPU in fp32:
-the same prompts, group size, reply length, KL to a reference, AdamW. Prompts are short, and then as
-long as the spoken ones: ours computes once what the replies to a prompt share. The sides take
-turns, each in a process of its own; ours begins with large memory pages, as our programs do. Needs
-`pip install trl`.
+`python -m benchmarks.rl_step` first times an iteration on spoken prompts with a judge of our own,
+phase by phase, and counts the chunks that the encoder encoded; then the same decoder on text-only
+prompts, ours against TRL's, on a CPU in fp32: the same prompts, group size, reply length, KL to a
+reference, AdamW. Prompts are short, and then as long as the spoken ones: ours computes once what
+the replies to a prompt share. The sides take turns, each in a process of its own; ours begins with
+large memory pages, as our programs do. Needs `pip install trl`.
 
 `--shapes=gpu` runs 20 iterations of verifiable rewards alone on a 1.5 B shape in bf16 on one GPU,
 ours only, with longer replies.
@@ -57,26 +57,23 @@ from stepaudio_jax.training.train_state import init_train_state
 from stepaudio_jax.training.trainer import StageContext
 
 OURS, PEER = "stepaudio_jax", "TRL"
-BASE = (
-    pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"
-)  # whose tokenizer both sides use
+# Both sides use its tokenizer.
+BASE = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny_base"
 PROMPTS, SAMPLES, NEW_TOKENS = 8, 8, 64
 GPU_NEW_TOKENS = 256
 CLIP_S, CLIPS = 5.0, 2  # of each spoken prompt
-HEARD, MARKUP = (
-    128,
-    16,
-)  # tokens of its clips, and of what stands around what the user says, at most
+AUDIO_TOKENS = 128  # of a spoken prompt
+MARKUP_TOKENS = 16  # around the user's turn, at most
 SHORT = 48  # letters of a prompt, about a token each
-LONG = SHORT + HEARD  # of a text-only prompt as long as a spoken one
-# Of a random head's logits. The end of the turn, whose logit is 0, must be too improbable to be
-# drawn: the fewer tokens there are, the further it has to lie below the best of them.
+LONG = SHORT + AUDIO_TOKENS  # a text-only prompt as long as a spoken one
+# Standard deviations of random logits. The end of the turn, with a logit of 0, must be too
+# improbable to be drawn: the smaller the vocabulary, the further it has to lie below the best.
 LOGIT_STD, GPU_LOGIT_STD = 20.0, 5.0
 BETA = 0.01
 
 
 def cpu_model() -> ModelConfig:
-    """A decoder of 28 M parameters."""
+    """Returns a model whose decoder has 28 M parameters."""
     return ModelConfig(
         encoder=EncoderConfig(hidden=384, heads=6, layers=4),
         adaptor=AdaptorConfig(ffn=512),
@@ -95,7 +92,7 @@ def cpu_model() -> ModelConfig:
 
 
 def gpu_model() -> ModelConfig:
-    """Qwen2.5-1.5B's decoder with the tokenizer's vocabulary padded to its own, and Qwen2-Audio's encoder."""
+    """Returns Qwen2.5-1.5B's decoder (the vocabulary is padded) and Qwen2-Audio's encoder."""
     decoder = DecoderConfig(
         vocab_size=151936,
         hidden=1536,
@@ -110,18 +107,18 @@ def gpu_model() -> ModelConfig:
 
 
 def parity(reply: str, answer: str) -> bool:
-    """A reward that about half of all replies get: `benchmarks.rl_step:parity`."""
+    """Accepts about half of all replies: `benchmarks.rl_step:parity`."""
     return sum(reply.encode()) % 2 == 0
 
 
 def questions(letters: int) -> list[str]:
-    """PROMPTS texts."""
+    """Returns PROMPTS random texts."""
     rng = np.random.default_rng(0)
     return ["".join(map(chr, rng.integers(97, 123, letters))) for _ in range(PROMPTS)]
 
 
 def write_prompts(folder: pathlib.Path, letters: int, *, spoken: bool) -> pathlib.Path:
-    """Records to be answered, their clips noise."""
+    """Writes prompts whose clips are noise."""
     rng = np.random.default_rng(1)
     lines = []
     for number, text in enumerate(questions(letters)):
@@ -148,7 +145,7 @@ def write_prompts(folder: pathlib.Path, letters: int, *, spoken: bool) -> pathli
 
 
 class OurIteration:
-    """An iteration after another on random weights, whose end of the turn is the least probable token: replies are whole."""
+    """Runs iterations on random weights whose replies all have the maximal length."""
 
     def __init__(
         self,
@@ -187,7 +184,7 @@ class OurIteration:
                 max_abstention_rate=1.0,
             )
             reward = RewardConfig(judge_weight=1.0)
-        prompt = letters + MARKUP + (HEARD if spoken else 0)
+        prompt = letters + MARKUP_TOKENS + (AUDIO_TOKENS if spoken else 0)
         stage = StageConfig(
             name="speed",
             steps=1000,
@@ -215,31 +212,30 @@ class OurIteration:
         )
         config = Config(run_dir=str(folder), stages=(stage,), model=model, compute=compute)
         mesh = make_mesh(config.mesh)
-        run = StageContext(config, 0, model, self.tokenizer, mesh, PreemptionNotice())
-        start = run.abstract_train_state()
+        context = StageContext(config, 0, model, self.tokenizer, mesh, PreemptionNotice())
+        start = context.abstract_train_state()
         self.state = init_train_state(
             config, 0, model, start, ModelParams(jax.device_put(parameters, replicated(mesh)))
         )
-        self.iteration = PolicyIteration(run, start, self.state)
+        self.iteration = PolicyIteration(context, start, self.state)
         self.controller, self.step = KLController(BETA, None, 1), 0
-        self.whole = PROMPTS * SAMPLES * new_tokens
+        self.step_tokens = PROMPTS * SAMPLES * new_tokens
 
     def run(self) -> dict[str, float]:
-        """One iteration; its figures."""
+        """Runs one iteration; returns its metrics."""
         self.step += 1
-        rollouts, rewards, seconds = self.iteration.generate_rollouts(self.state, self.step)
-        state, figures = self.iteration.update(self.state, rollouts, rewards, self.controller)
-        self.state = dataclasses.replace(state, step=state.step + 1)
-        written = sum(len(rollout.completion_tokens) for rollout in rollouts)
-        if written != self.whole:
+        result = self.iteration(self.state, self.step, self.controller)
+        self.state = dataclasses.replace(result.state, step=result.state.step + 1)
+        tokens = sum(len(rollout.completion_tokens) for rollout in result.rollouts)
+        if tokens != self.step_tokens:
             raise RuntimeError(
-                f"{written} tokens were written, not {self.whole}: a reply ended early"
+                f"{tokens} tokens were generated, not {self.step_tokens}: a reply ended early"
             )
-        return figures | seconds
+        return result.metrics
 
 
 def our_step(letters: int) -> Step:
-    """Text-only prompts."""
+    """Returns our step on text-only prompts."""
     folder = pathlib.Path(tempfile.mkdtemp())
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
     return OurIteration(
@@ -248,7 +244,7 @@ def our_step(letters: int) -> Step:
 
 
 class _Gate:
-    """Lets a trainer's loop do one step at a time: made into one of its callbacks by `trl_step`."""
+    """Lets a trainer's loop do one step at a time, by a callback of `trl_step`."""
 
     def __init__(self) -> None:
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
@@ -262,7 +258,7 @@ class _Gate:
 
 
 def trl_step(letters: int) -> Step:
-    """The same by TRL: its trainer runs in a thread, a step whenever it is asked for one."""
+    """Returns the same by TRL: its trainer runs in a thread, one step at a time."""
     from datasets import Dataset
     from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -300,7 +296,7 @@ def trl_step(letters: int) -> Step:
         disable_tqdm=True,
         logging_steps=1_000_000,
     )
-    # From a folder, for the trainer loads its reference from where the model came from.
+    # From a folder, since the trainer loads its reference from there.
     weights = tempfile.mkdtemp()
     Qwen2ForCausalLM(qwen2_config(cpu_model().decoder)).save_pretrained(weights)
     trainer = GRPOTrainer(
@@ -315,7 +311,7 @@ def trl_step(letters: int) -> Step:
     def work() -> None:
         try:
             trainer.train()
-        except BaseException as error:  # told to the process that waits
+        except BaseException as error:  # raised where the step is waited for
             gate.error = error
             gate.done.release()
 
@@ -323,18 +319,18 @@ def trl_step(letters: int) -> Step:
     return gate
 
 
-def parts(figures: Sequence[Mapping[str, float]]) -> str:
-    """Median seconds of each part of an iteration."""
-    names = [name for name in figures[0] if name.startswith("seconds/")]
+def phases(steps: Sequence[Mapping[str, float]]) -> str:
+    """Returns the median seconds of each phase of an iteration."""
+    names = [name for name in steps[0] if name.startswith("seconds/")]
     medians = {
-        name.removeprefix("seconds/"): float(np.median([one[name] for one in figures]))
+        name.removeprefix("seconds/"): float(np.median([metrics[name] for metrics in steps]))
         for name in names
     }
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in medians.items())
 
 
 def main() -> None:
-    """Prints the parts of an iteration, then the ratios."""
+    """Prints the phases of an iteration, then the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -350,24 +346,25 @@ def main() -> None:
         ours = OurIteration(
             *sizes, spoken=True, judged=False, new_tokens=GPU_NEW_TOKENS, logit_std=GPU_LOGIT_STD
         )
-        figures = [ours.run() for _ in range(20)]
-        # In the first two, programs are compiled.
+        steps = [ours.run() for _ in range(20)]
         print(
-            f"20 iterations of {PROMPTS} x {SAMPLES} replies of {GPU_NEW_TOKENS} tokens: {parts(figures[2:])}"
+            f"20 iterations of {PROMPTS} x {SAMPLES} replies of {GPU_NEW_TOKENS} tokens: "
+            f"{phases(steps[2:])}"  # the first two compile programs
         )
-        mismatches = [one["sampler_mismatch"] for one in figures]
-        mean, most = np.mean(mismatches), max(mismatches)
+        mismatches = [metrics["sampler_mismatch"] for metrics in steps]
         print(
-            f"mean exp |log p of the engine - of the trainer|: {mean:.4f}, in one iteration {most:.4f} at most"
+            f"mean exp |log p of the engine - of the trainer|: {np.mean(mismatches):.4f}, in one "
+            f"iteration {max(mismatches):.4f} at most"
         )
         return
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
     ours = OurIteration(folder, cpu_model(), compute, spoken=True, judged=True)
-    figures = [ours.run() for _ in range(4)][1:]
+    steps = [ours.run() for _ in range(4)][1:]
     print(
-        f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, judged: {parts(figures)}"
+        f"{PROMPTS} prompts of {CLIPS} clips, {SAMPLES} replies of {NEW_TOKENS} tokens to each, "
+        f"judged: {phases(steps)}"
     )
-    print(f"chunks encoded: {figures[0]['audio_chunks_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
+    print(f"chunks encoded: {steps[0]['audio_chunks_encoded']:.0f}, for {PROMPTS * CLIPS} clips")
     del ours
     environments = {OURS: allocator_environment(os.environ, keep_freed=True)}
     for letters in (SHORT, LONG):
@@ -375,11 +372,11 @@ def main() -> None:
             OURS: functools.partial(our_step, letters),
             PEER: functools.partial(trl_step, letters),
         }
-        taken = compare_speed(sides, rounds=options.rounds, steps=1, environments=environments)
+        times = compare_speed(sides, rounds=options.rounds, steps=1, environments=environments)
         print(f"prompts of {letters} letters, {SAMPLES} replies of {NEW_TOKENS} tokens to each")
-        for name, seconds in taken.items():
+        for name, seconds in times.items():
             print(f"  {name:14s} {PROMPTS * SAMPLES / seconds:6.2f} samples/s")
-        print(f"  ratio {taken[PEER] / taken[OURS]:.2f}", flush=True)
+        print(f"  ratio {times[PEER] / times[OURS]:.2f}", flush=True)
 
 
 if __name__ == "__main__":

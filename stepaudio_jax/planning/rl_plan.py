@@ -47,7 +47,7 @@ from stepaudio_jax.planning.compile import (
 from stepaudio_jax.planning.report import fit_summary, heading, memory
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.packing import RolloutBatch
-from stepaudio_jax.rl.policy_update import PolicyChanged, PolicyTargets, PolicyUpdate
+from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, UpdateScalars
 from stepaudio_jax.training import abstract_train_state
 from stepaudio_jax.training.initial_weights import adapters_before_stage
 
@@ -136,18 +136,19 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
         update = PolicyUpdate(
             start.model_def, stage.policy_gradient, start.optimizer, start.shardings
         )
-        batch, learning = _abstract_batch(config, stage, mesh)
-        settings = (
-            _whole(jnp.float32, mesh),
-            PolicyChanged(_whole(jnp.bool_, mesh), _whole(jnp.bool_, mesh)),
+        batch, targets = _abstract_batch(config, stage, mesh)
+        scalars = UpdateScalars(
+            kl_coef=_whole(jnp.float32, mesh),
+            is_on_policy=_whole(jnp.bool_, mesh),
+            policy_is_reference=_whole(jnp.bool_, mesh),
         )
-        carried = jax.eval_shape(update.begin, state, batch, learning, *settings)
+        carried = jax.eval_shape(update.begin, state, batch, targets, scalars)
         gradients = jax.tree.map(_at, carried[0], start.shardings.trainable)
         carried = gradients, jax.tree.map(lambda leaf: _whole(leaf.dtype, mesh), carried[1])
         traced = (
             (
-                update.accumulate.trace(state, carried, batch, learning, *settings),
-                (state, carried, batch, learning),
+                update.accumulate.trace(state, carried, batch, targets, scalars),
+                (state, carried, batch, targets),
             ),
             (update.apply.trace(state, carried), (state, carried)),
         )
@@ -174,7 +175,7 @@ def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLP
         * stage.policy_gradient.rollout.num_generations
         // stage.data.batch_size
     )  # at most; all are kept for a step
-    learns = sum(held.values()) + batches * bytes_per_device((batch, learning))
+    learns = sum(held.values()) + batches * bytes_per_device((batch, targets))
     # Before that, when the engine gets its weights, they are there once more as the policy has
     # them.
     decoder = (state.params | state.frozen_params)["decoder"]
@@ -264,9 +265,17 @@ def _abstract_batch(
             model.encoder.hidden,
         ),
     )
-    return batch, PolicyTargets(
-        *(array(jnp.float32, tokens) for _ in dataclasses.fields(PolicyTargets))
+    values, objective = array(jnp.float32, tokens), stage.policy_gradient
+    targets = PolicyTargets(
+        weights=values,
+        advantages=values,
+        old_logprobs=values if objective.updates_per_step > 1 else None,
+        sampler_logprobs=values,
+        reference_logprobs=values if objective.needs_reference_params else None,
+        returns=values,
+        old_values=values,
     )
+    return batch, targets
 
 
 def _generation_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:

@@ -30,13 +30,20 @@ class PolicyLogprobs:
 
     Attributes:
         old_logprobs: by the policy that generated them.
-        reference_logprobs: by the reference policy.
+        reference_logprobs: by the reference policy; None without one.
         values: of the value head; 0 without one.
     """
 
     old_logprobs: TokenValues
-    reference_logprobs: TokenValues
+    reference_logprobs: TokenValues | None
     values: TokenValues
+
+    def with_old(self, old_logprobs: TokenValues, policy_is_reference: bool) -> "PolicyLogprobs":
+        """Returns them with other old log-probabilities, by the reference policy too if it is."""
+        reference = self.reference_logprobs
+        if policy_is_reference and reference is not None:
+            reference = old_logprobs
+        return PolicyLogprobs(old_logprobs, reference, self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +86,7 @@ def compute_advantages(
     scores = np.array([reward.value or 0.0 for reward in rewards], np.float32)
     mask = jnp.asarray(_pad(_ones(rollouts)))
     penalty = np.zeros(mask.shape, np.float32)
-    if config.kl_placement == "reward":
+    if config.kl_placement == "reward" and logprobs.reference_logprobs is not None:
         penalty = -kl_coef * (_pad(logprobs.old_logprobs) - _pad(logprobs.reference_logprobs))
     if config.advantage_estimator == "gae":
         advantages, returns = gae(

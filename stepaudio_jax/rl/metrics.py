@@ -42,7 +42,8 @@ def logprob_metrics(
     """Computes the distances between engine and trainer, policy and reference, values and returns.
 
     * sampler_mismatch: mean exp |log p of the trainer - log p of the engine|.
-    * reply_kl: mean over rollouts of the sum of log p of the policy - log p of the reference.
+    * reply_kl: mean over rollouts of the sum of log p of the policy - log p of the reference, where
+      there is a reference policy.
     * explained_variance: of the rollouts that contribute to the update; others have no returns.
 
     See `metrics_by_source`.
@@ -51,17 +52,20 @@ def logprob_metrics(
         np.abs(old - rollout.sampler_logprobs)
         for old, rollout in zip(logprobs.old_logprobs, rollouts, strict=True)
     ]
-    reply_kl = [
-        np.sum(old - reference)
-        for old, reference in zip(logprobs.old_logprobs, logprobs.reference_logprobs, strict=True)
-    ]
+    reply_kl = None
+    if logprobs.reference_logprobs is not None:
+        reply_kl = [
+            np.sum(old - reference)
+            for old, reference in zip(
+                logprobs.old_logprobs, logprobs.reference_logprobs, strict=True
+            )
+        ]
 
     def metrics_of(indices: Sequence[int]) -> dict[str, float]:
         gap = np.concatenate([sampler_gap[index] for index in indices])
-        metrics = {
-            "sampler_mismatch": float(np.exp(np.minimum(gap, 20)).mean()),
-            "reply_kl": float(np.mean([reply_kl[index] for index in indices])),
-        }
+        metrics = {"sampler_mismatch": float(np.exp(np.minimum(gap, 20)).mean())}
+        if reply_kl is not None:
+            metrics["reply_kl"] = float(np.mean([reply_kl[index] for index in indices]))
         valid = [index for index in indices if advantages.valid[index]]
         if valid:
             returns, values = (

@@ -1,4 +1,4 @@
-"""The update: from rollouts with advantages to new weights, gradients added up over as many batches as there are."""
+"""The policy update: log-probabilities of rollouts, loss, gradients, one optimizer update."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import PolicyGradient
 from stepaudio_jax.data import Array
-from stepaudio_jax.models import Parameters, StepAudio, constrain
+from stepaudio_jax.models import Parameters, StepAudio
+from stepaudio_jax.models.logprobs import chunked_logprobs
+from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs, compute_loss_weights
 from stepaudio_jax.rl.losses import (
     kl_estimate,
     kl_loss,
@@ -21,253 +24,317 @@ from stepaudio_jax.rl.losses import (
     value_loss,
     where_weighted,
 )
-from stepaudio_jax.rl.packing import RolloutBatch
+from stepaudio_jax.rl.packing import PackedRollouts, RolloutBatch
+from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
 
-# One pass of a model over rollouts: the log-probability and the entropy of every token, a chunk of logits at a time.
-
-
-def token_logprobs(
-    model: StepAudio, batch: RolloutBatch, temperature: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log p(target) and the distribution's entropy at every place, [B,T] fp32, of softmax(logits / temperature).
-
-    The third result is the decoder's hidden states [B,T,H]: at each place of the state in which its
-    target was chosen.
-
-    The logits of one chunk of tokens exist at a time (a row is cut into `compute.loss_chunks`); a
-    backward pass computes them again.
-    """
-    rows, chunks = batch.features.shape[:2]
-    audio = None
-    if chunks:
-        features = jnp.asarray(batch.features, model.decoder.compute.dtype)
-        outputs = model.adaptor(features.reshape(rows * chunks, *features.shape[2:]))
-        audio = outputs.reshape(rows, -1, outputs.shape[-1])
-    embeddings = model.embed(batch.tokens, audio, batch.audio_index)
-    hidden = model.decode(embeddings, batch.positions, batch.segment_ids, batch.prefix_ids)
-    compute, kernel = model.decoder.compute, model.decoder.lm_head_kernel()
-
-    @jax.checkpoint
-    def of_chunk(
-        hidden: jax.Array, targets: jax.Array, kernel: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.einsum(
-            "BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        logits = constrain(logits, ("batch", "tokens", "vocab"), compute.rules) / temperature
-        total = jax.nn.logsumexp(logits, axis=-1)
-        # A comparison with every index, not a gather: it stays on the device that holds its part of
-        # the vocabulary.
-        is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-        picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        mean = jnp.sum(jnp.exp(logits - total[..., None]) * logits, axis=-1)
-        return picked - total, total - mean
-
-    def in_chunks(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(rows, compute.loss_chunks, -1, *x.shape[2:]), 1, 0)
-
-    parts = in_chunks(hidden), in_chunks(jnp.asarray(batch.targets))
-    _, found = jax.lax.scan(lambda _, chunk: (None, of_chunk(*chunk, kernel)), None, parts)
-    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1) for x in found)
-    return logprobs, entropy, hidden
-
-
-def state_values(hidden: jax.Array, head: Parameters) -> jax.Array:
-    """A linear value head over hidden states [B,T,H] -> [B,T] fp32."""
-    return (
-        jnp.einsum("BTH,H->BT", hidden, head["kernel"], preferred_element_type=jnp.float32)
-        + head["bias"]
-    )
-
-
 Sums = dict[str, jax.Array]
+"""Weighted sums over tokens, scalars."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PolicyTargets:
-    """What is learnt from a rollout batch, each [B,T] f32 at the places whose targets the policy wrote, 0 elsewhere.
+    """What a rollout batch is trained on, where its targets are the policy's tokens; 0 elsewhere.
 
-    weights: of each token in the loss, divided by their global sum already: the losses of all
-    batches add up to the whole one. advantages, returns; old_logprobs: of the policy that wrote, by
-    the trainer; sampler_logprobs: by the engine; reference_logprobs; old_values: of the value head,
-    before the step.
+    Attributes:
+        weights: [B,T] fp32, of each token's loss, divided by their sum over all batches of the
+            update: the losses of the batches add up to the mean.
+        advantages, returns: [B,T] fp32.
+        old_logprobs: [B,T] fp32, by the policy that generated the rollouts, in the trainer's
+            arithmetic. None where the stage makes one update a step: it is on-policy.
+        sampler_logprobs: [B,T] fp32, by the engine.
+        reference_logprobs: [B,T] fp32, by the reference policy; None without one.
+        old_values: [B,T] fp32, of the value head before the update.
     """
 
     weights: Array
     advantages: Array
-    old_logprobs: Array
+    old_logprobs: Array | None
     sampler_logprobs: Array
-    reference_logprobs: Array
+    reference_logprobs: Array | None
     returns: Array
     old_values: Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PolicyChanged:
-    """Whether the policy has changed since it wrote the rollouts, and since the stage began, each [] bool.
+class UpdateScalars:
+    """The scalars of an update, arrays of no dimensions: their values need no new program.
 
-    Where it has not, what `PolicyTargets` holds of the policy that wrote, or of the reference, is
-    not read.
+    Attributes:
+        kl_coef: fp32, beta.
+        is_on_policy: bool, whether the policy still is the one that generated the rollouts. Its
+            current log-probabilities then stand for `PolicyTargets.old_logprobs`, which a separate
+            forward pass computes with other rounding.
+        policy_is_reference: bool, whether the policy still is the reference policy; likewise for
+            `PolicyTargets.reference_logprobs`.
     """
 
-    since_rollout: Array
-    since_stage_start: Array
+    kl_coef: Array
+    is_on_policy: Array
+    policy_is_reference: Array
 
 
 class PolicyUpdate:
-    """The compiled parts of an update.
+    """The compiled programs of an update.
+
+    Gradients are accumulated over batches, so that an update may be of any number of rollouts.
 
     Args:
-        definition: the static side of the model.
+        model_def: the static side of the model.
         config: of the stage.
         optimizer: of the stage.
-        shardings: of the state.
+        shardings: of the train state.
+
+    Attributes:
+        begin: (state, batch, targets, scalars) -> zeros of the gradients and sums.
+        accumulate: (state, gradients and sums, batch, targets, scalars) -> (these with the batch
+            added, log-probabilities [B,T]); donates the former.
+        apply: (state, gradients and sums) -> (state after the optimizer update, sums and metrics);
+            donates the state.
+        logprobs_and_values: (state, batch) -> both [B,T] fp32.
     """
 
     def __init__(
         self,
-        definition: ModelDef,
+        model_def: ModelDef,
         config: PolicyGradient,
         optimizer: optax.GradientTransformation,
         shardings: TrainState,
     ):
-        temperature, policy = config.rollout.temperature, config
-
-        def statistics(
-            state: TrainState, batch: RolloutBatch
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            """Log-probabilities, entropies and values [B,T]; values of 0 without a value head."""
-            logprobs, entropy, hidden = token_logprobs(
-                definition.merge(state)[0], batch, temperature
-            )
-            if state.value_head_params is None:
-                return logprobs, entropy, jnp.zeros_like(logprobs)
-            if policy.value_trunk == "detached":
-                hidden = jax.lax.stop_gradient(hidden)
-            return logprobs, entropy, state_values(hidden, state.value_head_params)
-
-        def loss(
-            trainable: Parameters,
-            state: TrainState,
-            batch: RolloutBatch,
-            learning: PolicyTargets,
-            beta: jax.Array,
-            changed: PolicyChanged,
-        ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
-            found, entropy, values = statistics(state.with_trainable(trainable), batch)
-            weights = learning.weights
-            now, old, reference, sampler = (
-                where_weighted(values, weights)
-                for values in (
-                    found,
-                    learning.old_logprobs,
-                    learning.reference_logprobs,
-                    learning.sampler_logprobs,
-                )
-            )
-            # A policy that has not changed is the other one: what another pass found would differ
-            # by its rounding.
-            same = jax.lax.stop_gradient(now)
-            old = jnp.where(changed.since_rollout, old, same)
-            reference = jnp.where(changed.since_stage_start, reference, same)
-            clipped = policy_loss(
-                now,
-                old,
-                where_weighted(learning.advantages, weights),
-                clip_low=policy.clip_low,
-                clip_high=policy.clip_high,
-                dual_clip=policy.dual_clip,
-            )
-            own = clipped.loss
-            if policy.max_importance_weight is not None:
-                own *= truncated_importance_weights(
-                    old, sampler, max_weight=policy.max_importance_weight
-                )
-            total = jnp.sum(weights * own)
-            sums = {
-                "policy_loss": total,
-                "clip_fraction": jnp.sum(weights * clipped.clipped),
-                "clamped_fraction": jnp.sum(weights * clipped.clamped),
-                "ratio": jnp.sum(weights * clipped.ratio),
-                "entropy": jnp.sum(weights * where_weighted(entropy, weights)),
-            }
-            if state.reference_params is not None:
-                kl = jnp.sum(weights * kl_loss(now, reference, old))
-                if policy.kl_placement == "loss":
-                    total += beta * kl
-                sums["kl"] = jnp.sum(weights * kl_estimate(now, reference, "k3"))
-            if state.value_head_params is not None:
-                returns, before = (
-                    where_weighted(x, weights) for x in (learning.returns, learning.old_values)
-                )
-                sums["value_loss"] = jnp.sum(
-                    weights
-                    * value_loss(
-                        where_weighted(values, weights), before, returns, clip=policy.value_clip
-                    )
-                )
-                total += policy.value_coef * sums["value_loss"]
-            return total, ({"loss": total, **sums}, found)
-
-        gradient = jax.value_and_grad(loss, has_aux=True)
-
-        def begin(state: TrainState, batch: RolloutBatch, *learning: Any) -> tuple[Any, Sums]:
-            shapes = jax.eval_shape(gradient, state.trainable, state, batch, *learning)
-            return jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1][0])
-            )
-
-        def accumulate(
-            state: TrainState, carried: tuple[Any, Sums], batch: RolloutBatch, *learning: Any
-        ) -> tuple[tuple[Any, Sums], jax.Array]:
-            (_, (sums, logprobs)), gradients = gradient(state.trainable, state, batch, *learning)
-            return jax.tree.map(jnp.add, carried, (gradients, sums)), logprobs
-
-        def apply(state: TrainState, carried: tuple[Any, Sums]) -> tuple[TrainState, Sums]:
-            gradients, sums = carried
-            new_state, metrics = apply_gradients(state, gradients, sums["loss"], optimizer)
-            return dataclasses.replace(new_state, step=state.step), sums | metrics
-
-        gradients, whole = (
-            (shardings.trainable, None),
-            shardings.step,
-        )  # whole everywhere, for the host to read
-        self.begin = jax.jit(begin, out_shardings=gradients)
-        self.accumulate = jax.jit(accumulate, donate_argnums=1, out_shardings=(gradients, whole))
-        self.apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, None))
-        self.statistics = jax.jit(
-            lambda *given: statistics(*given)[::2], out_shardings=whole
-        )  # log-probabilities and values
+        self._model_def, self._config, self._optimizer = model_def, config, optimizer
+        self._gradient = jax.value_and_grad(self._loss, has_aux=True)
+        replicated = shardings.step  # for the host to read
+        gradients_and_sums = (shardings.trainable, None)
+        self.begin = jax.jit(self._begin, out_shardings=gradients_and_sums)
+        self.accumulate = jax.jit(
+            self._accumulate, donate_argnums=1, out_shardings=(gradients_and_sums, replicated)
+        )
+        self.apply = jax.jit(self._apply, donate_argnums=0, out_shardings=(shardings, None))
+        self.logprobs_and_values = jax.jit(self._logprobs_and_values, out_shardings=replicated)
 
     def __call__(
         self,
         state: TrainState,
-        parts: Sequence[tuple[RolloutBatch, PolicyTargets]],
+        batches: Sequence[RolloutBatch],
+        targets: Sequence[PolicyTargets],
         *,
-        beta: float,
-        changed: PolicyChanged,
+        kl_coef: float,
+        is_on_policy: bool,
+        policy_is_reference: bool,
     ) -> tuple[TrainState, dict[str, float], NDArray[np.float32]]:
-        """One update from all of `parts` together; the given state is used up, and `step` stays.
+        """Makes one optimizer update from all batches together; donates the state.
 
         Args:
-            state: before.
-            parts: batches of one shape, on the mesh.
-            beta: coefficient of the KL.
-            changed: whether the policy is still the one that wrote, and the reference.
+            state: before the update.
+            batches: of one shape, on the mesh.
+            targets: of each batch.
+            kl_coef, is_on_policy, policy_is_reference: see `UpdateScalars`.
 
         Returns:
-            The state after it; metrics: the sums over all parts, which are means, for the weights
-            add up to 1, and those of `apply_gradients`; and what the policy was before, as the
-            log-probabilities [B,T] of the parts one after the other.
+            The state after the update, with the same `step`; metrics, means over the tokens; and
+            the log-probabilities [rows,T] before the update, the rows of all batches.
         """
-        settings = jnp.float32(beta), jax.tree.map(jnp.bool_, changed)
-        carried, logprobs = self.begin(state, *parts[0], *settings), []
-        for batch, learning in parts:
-            carried, found = self.accumulate(state, carried, batch, learning, *settings)
-            logprobs.append(found)
-        state, sums = self.apply(state, carried)
+        scalars = UpdateScalars(
+            jnp.float32(kl_coef), jnp.bool_(is_on_policy), jnp.bool_(policy_is_reference)
+        )
+        accumulated, logprobs = self.begin(state, batches[0], targets[0], scalars), []
+        for batch, batch_targets in zip(batches, targets, strict=True):
+            accumulated, batch_logprobs = self.accumulate(
+                state, accumulated, batch, batch_targets, scalars
+            )
+            logprobs.append(batch_logprobs)
+        state, sums = self.apply(state, accumulated)
         metrics = {name: float(value) for name, value in jax.device_get(sums).items()}
         return state, metrics, np.concatenate(jax.device_get(logprobs))
+
+    def _loss(
+        self,
+        trainable: Parameters,
+        state: TrainState,
+        batch: RolloutBatch,
+        targets: PolicyTargets,
+        scalars: UpdateScalars,
+    ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
+        """Computes the batch's share of the loss (R1.5, eq. 4 and 5), its sums, and log p [B,T]."""
+        config, weights = self._config, targets.weights
+        all_logprobs, entropy, values = self._evaluate(state.with_trainable(trainable), batch)
+        logprobs = where_weighted(all_logprobs, weights)
+        constant_logprobs = jax.lax.stop_gradient(logprobs)
+        old_logprobs = constant_logprobs
+        if targets.old_logprobs is not None:
+            old_logprobs = jnp.where(
+                scalars.is_on_policy,
+                constant_logprobs,
+                where_weighted(targets.old_logprobs, weights),
+            )
+        policy = policy_loss(
+            logprobs,
+            old_logprobs,
+            where_weighted(targets.advantages, weights),
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+        )
+        token_loss = policy.loss
+        if config.max_importance_weight is not None:
+            token_loss *= truncated_importance_weights(
+                old_logprobs,
+                where_weighted(targets.sampler_logprobs, weights),
+                max_weight=config.max_importance_weight,
+            )
+        loss = jnp.sum(weights * token_loss)
+        sums = {
+            "policy_loss": loss,
+            "clip_fraction": jnp.sum(weights * policy.clipped),
+            "clamped_fraction": jnp.sum(weights * policy.clamped),
+            "ratio": jnp.sum(weights * policy.ratio),
+            "entropy": jnp.sum(weights * where_weighted(entropy, weights)),
+        }
+        if targets.reference_logprobs is not None:
+            reference_logprobs = jnp.where(
+                scalars.policy_is_reference,
+                constant_logprobs,
+                where_weighted(targets.reference_logprobs, weights),
+            )
+            kl = jnp.sum(weights * kl_loss(logprobs, reference_logprobs, old_logprobs))
+            if config.kl_placement == "loss":
+                loss += scalars.kl_coef * kl
+            sums["kl"] = jnp.sum(weights * kl_estimate(logprobs, reference_logprobs, "k3"))
+        if state.value_head_params is not None:
+            token_value_loss = value_loss(
+                where_weighted(values, weights),
+                where_weighted(targets.old_values, weights),
+                where_weighted(targets.returns, weights),
+                clip=config.value_clip,
+            )
+            sums["value_loss"] = jnp.sum(weights * token_value_loss)
+            loss += config.value_coef * sums["value_loss"]
+        return loss, ({"loss": loss, **sums}, all_logprobs)
+
+    def _evaluate(
+        self, state: TrainState, batch: RolloutBatch
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Computes log-probabilities, entropies and values [B,T]; 0 without a value head."""
+        model, _ = self._model_def.merge(state)
+        logprobs, entropy, hidden = token_logprobs(model, batch, self._config.rollout.temperature)
+        if state.value_head_params is None:
+            return logprobs, entropy, jnp.zeros_like(logprobs)
+        if self._config.value_trunk == "detached":
+            hidden = jax.lax.stop_gradient(hidden)
+        return logprobs, entropy, state_values(hidden, state.value_head_params)
+
+    def _logprobs_and_values(
+        self, state: TrainState, batch: RolloutBatch
+    ) -> tuple[jax.Array, jax.Array]:
+        logprobs, _, values = self._evaluate(state, batch)
+        return logprobs, values
+
+    def _begin(
+        self,
+        state: TrainState,
+        batch: RolloutBatch,
+        targets: PolicyTargets,
+        scalars: UpdateScalars,
+    ) -> tuple[Parameters, Sums]:
+        (_, (sums, _)), gradients = jax.eval_shape(
+            self._gradient, state.trainable, state, batch, targets, scalars
+        )
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (gradients, sums))
+
+    def _accumulate(
+        self,
+        state: TrainState,
+        accumulated: tuple[Parameters, Sums],
+        batch: RolloutBatch,
+        targets: PolicyTargets,
+        scalars: UpdateScalars,
+    ) -> tuple[tuple[Parameters, Sums], jax.Array]:
+        (_, (sums, logprobs)), gradients = self._gradient(
+            state.trainable, state, batch, targets, scalars
+        )
+        return jax.tree.map(jnp.add, accumulated, (gradients, sums)), logprobs
+
+    def _apply(
+        self, state: TrainState, accumulated: tuple[Parameters, Sums]
+    ) -> tuple[TrainState, Sums]:
+        gradients, sums = accumulated
+        new_state, metrics = apply_gradients(state, gradients, sums["loss"], self._optimizer)
+        # A step of RL may have several updates: its trainer counts the steps.
+        return dataclasses.replace(new_state, step=state.step), sums | metrics
+
+
+def make_targets(
+    packed: PackedRollouts,
+    indices: slice,
+    rollouts: Sequence[Rollout],
+    logprobs: PolicyLogprobs,
+    advantages: Advantages,
+    config: PolicyGradient,
+) -> PolicyTargets:
+    """Returns what the packed rollouts of one update are trained on; arrays [rows,T] on the host.
+
+    Args:
+        packed: the rollouts of the update.
+        indices: of these among `rollouts`.
+        rollouts, logprobs, advantages: of the step.
+        config: of the stage.
+    """
+    weights = compute_loss_weights(rollouts[indices], advantages.valid[indices], config)
+    old_logprobs = reference_logprobs = None
+    if config.updates_per_step > 1:
+        old_logprobs = packed.scatter(logprobs.old_logprobs[indices])
+    if logprobs.reference_logprobs is not None:
+        reference_logprobs = packed.scatter(logprobs.reference_logprobs[indices])
+    return PolicyTargets(
+        weights=packed.scatter(weights),
+        advantages=packed.scatter(advantages.advantages[indices]),
+        old_logprobs=old_logprobs,
+        sampler_logprobs=packed.scatter(
+            [rollout.sampler_logprobs for rollout in rollouts[indices]]
+        ),
+        reference_logprobs=reference_logprobs,
+        returns=packed.scatter(advantages.returns[indices]),
+        old_values=packed.scatter(logprobs.values[indices]),
+    )
+
+
+def token_logprobs(
+    model: StepAudio, batch: RolloutBatch, temperature: float
+) -> tuple[Float[jax.Array, "B T"], Float[jax.Array, "B T"], Float[jax.Array, "B T H"]]:
+    """Computes log p(target) and the entropy of softmax(logits / temperature), both fp32.
+
+    The logits exist for `compute.loss_chunks` parts of a row, one at a time.
+
+    Returns:
+        Log-probabilities, entropies, and the decoder's hidden states: at each position the state in
+        which its target was chosen.
+    """
+    rows, chunks = batch.features.shape[:2]
+    audio_embeddings = None
+    if chunks:
+        features = jnp.asarray(batch.features, model.decoder.compute.dtype)
+        outputs = model.adaptor(features.reshape(rows * chunks, *features.shape[2:]))
+        audio_embeddings = outputs.reshape(rows, -1, outputs.shape[-1])
+    embeddings = model.embed(batch.tokens, audio_embeddings, batch.audio_index)
+    hidden = model.decode(embeddings, batch.positions, batch.segment_ids, batch.prefix_ids)
+    logprobs, entropy = chunked_logprobs(
+        hidden,
+        model.decoder.lm_head_kernel(),
+        jnp.asarray(batch.targets),
+        chunks=model.decoder.compute.loss_chunks,
+        temperature=temperature,
+        rules=model.decoder.compute.rules,
+    )
+    return logprobs, entropy, hidden
+
+
+def state_values(
+    hidden: Float[jax.Array, "B T H"], head: dict[str, Any]
+) -> Float[jax.Array, "B T"]:
+    """Applies the linear value head, {"kernel": [H], "bias": []}, in fp32."""
+    return (
+        jnp.einsum("BTH,H->BT", hidden, head["kernel"], preferred_element_type=jnp.float32)
+        + head["bias"]
+    )

@@ -1,22 +1,16 @@
-"""Which dialogues a step answers: an order that follows from the seed, so that its number is all that a run must remember."""
+"""The prompts of a step: their order follows from the seed and the number of the step alone."""
 
 import dataclasses
-import functools
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import clip_chunks, load_audio, probe_audio
 from stepaudio_jax.config import (
     AudioChannel,
-    ComputeConfig,
     DataConfig,
     LengthConvention,
     ModelConfig,
@@ -32,106 +26,23 @@ from stepaudio_jax.data import (
 )
 from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
-from stepaudio_jax.models import Parameters, abstract_model
-from stepaudio_jax.parallel import replicated
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, render_prompt, tokenize_dialogue
 
-# Each clip of a step is encoded once: rollouts and all later passes take the frozen encoder's features from here.
-
-CHUNKS_PER_GROUP = 8  # chunks encoded together
-
-
-class AudioFeatureCache:
-    """Encoder and adaptor of one model, each a program of its own.
-
-    Attributes:
-        encoded: chunks that the encoder has heard so far.
-    """
-
-    def __init__(self, model: ModelConfig, compute: ComputeConfig, data: DataConfig, mesh: Mesh):
-        self._frames = data.mel_frames_per_chunk
-        self.num_encoded = 0
-        alone = dataclasses.replace(
-            compute, remat="none", rules=dataclasses.replace(compute.rules, batch=())
-        )  # too few to cut
-        graphdef, _ = abstract_model(model, alone)
-        whole = replicated(mesh)
-
-        def encode(parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, parameters).encoder(mel, mel_lengths)
-
-        def adapt(parameters: Parameters, features: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, parameters).adaptor(features)
-
-        self._encode, self._adapt = (
-            jax.jit(encode, out_shardings=whole),
-            jax.jit(adapt, out_shardings=whole),
-        )
-
-    def encode(
-        self, parameters: Parameters, prompts: Sequence[Prompt]
-    ) -> list[NDArray[np.float32]]:
-        """Of each prompt [C,E,H_encoder] f32, on the host: the features of its chunks, zero beyond each."""
-        chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
-        self.num_encoded += len(chunks)
-        encoded = self._map_in_groups(functools.partial(self._encode_group, parameters), chunks)
-        ends = np.cumsum([0, *(len(prompt.chunks) for prompt in prompts)])
-        nothing = np.zeros((0, 0, 0), np.float32)
-        return [
-            encoded[start:end] if end > start else nothing
-            for start, end in itertools.pairwise(ends)
-        ]
-
-    def embed(
-        self,
-        parameters: Parameters,
-        prompts: Sequence[Prompt],
-        features: Sequence[NDArray[np.float32]],
-    ) -> list[Prompt]:
-        """The prompts with the adaptor's outputs of their chunks, end to end, by these parameters."""
-        every = [chunk for of_prompt in features for chunk in of_prompt]
-        outputs = iter(
-            self._map_in_groups(
-                lambda group: np.asarray(self._adapt(parameters, np.stack(group)), np.float32),
-                every,
-            )
-        )
-        prompts_heard = []
-        for prompt in prompts:
-            own = [next(outputs)[:count] for count in prompt.chunk_tokens]
-            prompts_heard.append(
-                dataclasses.replace(prompt, audio_embeddings=np.concatenate(own)) if own else prompt
-            )
-        return prompts_heard
-
-    def _encode_group(
-        self, parameters: Parameters, group: Sequence[NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        mel = np.zeros((len(group), group[0].shape[0], self._frames), np.float32)
-        for row, chunk in enumerate(group):
-            mel[row, :, : chunk.shape[1]] = chunk
-        lengths = np.array([chunk.shape[1] for chunk in group], np.int32)
-        return np.asarray(self._encode(parameters, mel, lengths), np.float32)
-
-    def _map_in_groups(self, apply, items: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
-        """`apply` to a fixed number of items at a time, the last group filled up with its first item."""
-        results = []
-        for start in range(0, len(items), CHUNKS_PER_GROUP):
-            group = list(items[start : start + CHUNKS_PER_GROUP])
-            count = len(group)
-            results.append(apply([*group, *[group[0]] * (CHUNKS_PER_GROUP - count)])[:count])
-        return np.concatenate(results) if results else np.zeros((0, 0, 0), np.float32)
-
-
 logger = logging.getLogger(__name__)
 
-MAX_CONSECUTIVE_SKIPS = 100  # records of a source, one after the other
+MAX_CONSECUTIVE_SKIPS = 100  # records of one source
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptExample:
-    """A record with its dialogue rendered and its clips read; `skipped`: how many before it could not be used."""
+    """A record as a prompt.
+
+    Attributes:
+        record: whose last turn is the user's.
+        prompt: the dialogue as tokens and log-mel chunks.
+        skipped: number of unusable records that it stands in for.
+    """
 
     record: Record
     prompt: Prompt
@@ -142,13 +53,13 @@ class PromptStream:
     """The endless stream of a stage's prompts.
 
     Args:
-        data: sources and their weights; `augmentation.silence_probability` silences that share of
-        the prompts.
+        data: sources and their weights; `augmentation.silence_probability` is the share of the
+            prompts whose audio is replaced by silence.
         tokenizer: of the model.
-        model: that answers.
+        model: its shape.
         seed: of the order.
         new_tokens: that a reply may have.
-        validate: raises a DataError where a record lacks what its rewards need.
+        validate: raises a DataError where a record lacks what its reward needs.
     """
 
     def __init__(
@@ -178,17 +89,21 @@ class PromptStream:
 
     @property
     def sources(self) -> Sequence[JsonlSource]:
-        """What is read."""
+        """The sources of the records."""
         return self._sources
 
     def examples_at(self, step: int, count: int) -> list[PromptExample]:
-        """What a step asks, counted from 0, with `count` prompts a step.
+        """Returns the prompts of a step.
 
-        In place of a record that cannot be used, where `data` says to skip such ones, stands the
-        next one of its source that can be.
+        An unusable record that `data` says to skip is replaced by the next usable one of its
+        source.
+
+        Args:
+            step: counted from 0.
+            count: prompts a step, the same at each.
 
         Raises:
-            DataError: a record cannot be read or does not fit a row with its reply; naming its file
+            DataError: a record cannot be read, or does not fit a row with its reply; names file
                 and line.
         """
         rng = np.random.default_rng((self._seed, step))
@@ -198,10 +113,10 @@ class PromptStream:
             return list(pool.map(self._load_example, visits, silent))
 
     def check(self, record: Record, *, decode: bool) -> None:
-        """Reads a record as a step would; without `decode`, its clips' headers only.
+        """Reads a record as a step does; without `decode`, only the headers of its clips.
 
         Raises:
-            DataError: the record cannot be used, as far as can be told.
+            DataError: the record cannot be used.
         """
         if decode:
             self._prompt(record, silent=False)
@@ -212,8 +127,8 @@ class PromptStream:
 
     def _load_example(self, visit: Visit, silent: bool) -> PromptExample:
         source = self._sources[visit.source]
-        most = min(len(source), MAX_CONSECUTIVE_SKIPS)
-        for skipped in range(most):
+        attempts = min(len(source), MAX_CONSECUTIVE_SKIPS)
+        for skipped in range(attempts):
             try:
                 record = source[(visit.record + skipped) % len(source)]
                 return PromptExample(record, self._prompt(record, silent), skipped)
@@ -222,13 +137,14 @@ class PromptStream:
                     raise
                 logger.warning("skipped: %s", truncate_words(str(error)))
         raise DataError(
-            f"{source.name}: {most} records one after the other cannot be used; see the warnings"
+            f"{source.name}: {attempts} records one after the other cannot be used; see the "
+            "warnings"
         )
 
     def _prompt(self, record: Record, silent: bool) -> Prompt:
         self._validate(record)
         with record_error_context(record):
-            read = _silence if silent else load_audio
+            read = _load_silence if silent else load_audio
             prompt = build_prompt(
                 self._segments(record),
                 self._tokenizer,
@@ -240,7 +156,7 @@ class PromptStream:
         return prompt
 
     def _prompt_from_headers(self, record: Record) -> Prompt:
-        """Returns a prompt whose chunks have their frames and no mel bins, from the lengths that the clips' headers say."""
+        """Builds a prompt from the lengths in the clips' headers; its chunks have no mel bins."""
         convention = self._model.length_convention
         chunks: list[NDArray[np.float32]] = []
         chunk_tokens: list[int] = []
@@ -266,7 +182,7 @@ class PromptStream:
         )
 
     def _check_fits(self, prompt: Prompt) -> None:
-        """Checks that a row holds a prompt with its reply.
+        """Checks that a row holds the prompt with a reply.
 
         Raises:
             DataError: it does not; names the setting.
@@ -288,7 +204,7 @@ class PromptStream:
                 )
 
 
-def _silence(
+def _load_silence(
     source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
 ) -> NDArray[np.float32]:
     return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))

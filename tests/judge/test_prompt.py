@@ -129,7 +129,8 @@ def test_comparisons_in_the_material_are_found_in_any_spelling():
 def test_a_custom_template(tmp_path):
     good = tmp_path / "judge.txt"
     good.write_text(
-        "{dialogue}|{fence}|{reply_a}|{fence}|{reply_b}|{fence}|{criteria}|{form}|{comparisons} {{x}}"
+        "{dialogue}|{fence}|{reply_a}|{fence}|{reply_b}|{fence}|{criteria}|{form}|{comparisons} "
+        "{{x}}"
     )
     question = JudgePrompt(good, levels=3).question((), "{A}", "B")
     code = question.code

@@ -1,4 +1,4 @@
-"""A policy's stage on the shipped small base, whose replies are of the form."""
+"""A policy-gradient stage on the shipped small base, whose replies are well-formed."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.generation import LoadedModel, load_model
 from stepaudio_jax.parallel import make_mesh, replicated
-from stepaudio_jax.rl.trainer import train_policy
+from stepaudio_jax.rl.trainer import PolicyTrainer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.trainer import StageContext
@@ -35,23 +35,23 @@ FLOAT32 = ComputeConfig(dtype="float32", remat="none", unroll=0)
 
 
 def even(reply: str, answer: str) -> bool:
-    """A reward that some of the replies to any prompt get: `tests.rl.small_stage:even`."""
+    """A verifier that accepts some of the replies to any prompt: `tests.rl.small_stage:even`."""
     return sum(map(ord, reply)) % 2 == 0
 
 
 def never(reply: str, answer: str) -> bool:
-    """A reward that no reply gets: `tests.rl.small_stage:never`."""
+    """A verifier that accepts no reply: `tests.rl.small_stage:never`."""
     return False
 
 
 @functools.cache
 def base() -> LoadedModel:
-    """The model, loaded once."""
+    """Loads the model, once."""
     return load_model(BASE, "float32")
 
 
 def write_prompts(folder: pathlib.Path, count: int = 6) -> pathlib.Path:
-    """Dialogues to be answered, every other one with a clip."""
+    """Writes prompts, every other one with a clip."""
     lines = []
     for number in range(count):
         parts = [{"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]}]
@@ -75,7 +75,7 @@ def stage_config(
     rollout: dict | None = None,
     policy: dict | None = None,
 ) -> Config:
-    """A run of one stage."""
+    """Makes the configuration of a run of one stage."""
     stage = StageConfig(
         name="rlvr",
         steps=steps,
@@ -89,8 +89,8 @@ def stage_config(
                 **(data or {}),
             },
         ),
-        # With so large an epsilon Adam's first step is in proportion to the gradient, and rounding
-        # stays rounding.
+        # With a large epsilon, Adam's first step is proportional to the gradient: rounding stays
+        # small.
         optimizer=OptimizerConfig(learning_rate=0.05, eps=1.0, decay="constant", weight_decay=0.0),
         objective=PolicyGradient(
             rollout=RolloutConfig(
@@ -118,14 +118,14 @@ def stage_config(
 
 
 def run_stage(config: Config) -> tuple[ModelParams, list[dict]]:
-    """The parameters after the stage, and its logged figures."""
+    """Trains the stage; returns the parameters after it, and its logged metrics."""
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         params = ModelParams(
             jax.device_put(jax.tree.map(jnp.array, base().parameters), replicated(mesh))
         )
-        run = StageContext(config, 0, base().config, base().tokenizer, mesh, PreemptionNotice())
-        after = train_policy(run, params)
+        context = StageContext(config, 0, base().config, base().tokenizer, mesh, PreemptionNotice())
+        after = PolicyTrainer(context).run(params)
         after = jax.tree.map(np.asarray, after)
     lines = (
         (pathlib.Path(config.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Rewards are learnt from: digits that are to be counted on, and a digit that only the speaker's voice tells."""
+"""Learning curves: counting on from a digit, and a digit that only the speaker's voice tells."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ SHAPE = {"batch_size": 16, "seq_len": 256, "audio_chunks_per_seq": 4, "mel_frame
 
 
 def prefix(reply: str, answer: str) -> float:
-    """How much of the answer the reply begins with."""
+    """Returns the share of the answer that the reply begins with."""
     same = 0
     for ours, theirs in zip(reply, answer, strict=False):
         if ours != theirs:
@@ -41,7 +41,7 @@ def prefix(reply: str, answer: str) -> float:
 
 
 def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Config:
-    """A short stage that teaches the form of the answers, digits drawn at random; then one that learns which are right."""
+    """Makes a stage that teaches the form of the answers, and one that learns the right ones."""
     optimizer = OptimizerConfig(
         name="muon",
         learning_rate=5e-4,
@@ -63,7 +63,7 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
             augmentation=AugmentationConfig(silence_probability=float(silenced)),
             **SHAPE,
         ),
-        # Muon's steps are as long for noise as for a gradient: they must become shorter.
+        # Muon's steps are as long for noise as for a gradient: they must decay.
         optimizer=dataclasses.replace(
             optimizer,
             learning_rate=5e-4,
@@ -73,8 +73,10 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
         ),
         objective=PolicyGradient(
             rollout=RolloutConfig(num_prompts=16, num_generations=16, max_new_tokens=12, slots=64),
-            rewards=(RewardConfig(verifier="tests.rl.test_learning:prefix", verifier_weight=1.0),),
-            # Without the KL the policy makes up its mind before it has found what is right.
+            rewards=(
+                RewardConfig(verifier="tests.rl.test_learning_curves:prefix", verifier_weight=1.0),
+            ),
+            # Without the KL the policy becomes deterministic before it has found the right answers.
             advantage_estimator="rloo",
             kl_coef=0.02,
         ),
@@ -89,7 +91,7 @@ def config(folder: pathlib.Path, *, steps: int, silenced: bool = False) -> Confi
 
 
 def write(folder: pathlib.Path, prompts: list[dict], replies: list[str]) -> None:
-    """Dialogues with these replies, and the same ones to be answered."""
+    """Writes dialogues with these replies, and the same ones as prompts."""
 
     def lines(records: list[dict]) -> str:
         return "".join(json.dumps(record) + "\n" for record in records)
@@ -107,8 +109,8 @@ def rewards(run: Config) -> list[float]:
     return [line["reward"] for line in map(json.loads, lines) if line["stage"] == "policy"]
 
 
-def test_digits_are_counted_on(tmp_path):
-    """Three digits after the one that is given; a reward for each that is right, if those before it are."""
+def test_counting_on_is_learnt(tmp_path):
+    """Three digits after the first; a reward for each correct one, if those before it are."""
     rng = np.random.default_rng(0)
     starts = [number % 6 + 1 for number in range(300)]
     prompts = [
@@ -121,24 +123,24 @@ def test_digits_are_counted_on(tmp_path):
     write(tmp_path, prompts, ["".join(map(str, rng.integers(1, 10, 3))) for _ in prompts])
     run = config(tmp_path, steps=90)
     train(run)
-    found = rewards(run)
-    assert np.mean(found[:3]) < 0.3
-    assert np.mean(found[-5:]) >= 0.9
+    curve = rewards(run)
+    assert np.mean(curve[:3]) < 0.3
+    assert np.mean(curve[-5:]) >= 0.9
 
 
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory):
-    """Clips whose speaker's gender says which of two digits is right."""
+    """Clips whose speaker's gender decides which of two digits is correct."""
     folder = tmp_path_factory.mktemp("voices")
     write_corpus(folder / "corpus", "quickstart", clips=600, per_task=16)
     prompts = []
     for line in (
         (folder / "corpus" / "train" / "audio_qa.jsonl").read_text(encoding="utf-8").splitlines()
     ):
-        (heard, _), *_ = (message["content"] for message in json.loads(line)["messages"][:1])
-        if gender := heard.get("attributes", {}).get("gender"):
-            heard["audio"] = str(folder / "corpus" / "train" / heard["audio"])
-            parts = [heard, {"type": "text", "text": "Which digit?"}]
+        (clip, _), *_ = (message["content"] for message in json.loads(line)["messages"][:1])
+        if gender := clip.get("attributes", {}).get("gender"):
+            clip["audio"] = str(folder / "corpus" / "train" / clip["audio"])
+            parts = [clip, {"type": "text", "text": "Which digit?"}]
             prompts.append(
                 {
                     "messages": [{"role": "user", "content": parts}],
@@ -147,24 +149,25 @@ def voices(tmp_path_factory):
             )
     rng = np.random.default_rng(0)
     count = {answer: sum(prompt["answer"] == answer for prompt in prompts) for answer in ("1", "2")}
-    few = min(count.values())
-    kept = [
-        [prompt for prompt in prompts if prompt["answer"] == answer][:few] for answer in ("1", "2")
+    fewest = min(count.values())
+    balanced = [
+        [prompt for prompt in prompts if prompt["answer"] == answer][:fewest]
+        for answer in ("1", "2")
     ]
-    prompts = [prompt for pair in zip(*kept, strict=True) for prompt in pair]
+    prompts = [prompt for pair in zip(*balanced, strict=True) for prompt in pair]
     write(folder, prompts, [str(digit) for digit in rng.integers(1, 3, len(prompts))])
     return folder
 
 
-def test_a_digit_that_the_voice_tells_is_learnt_by_hearing(voices):
+def test_a_digit_that_the_voice_tells_is_learnt(voices):
     run = config(voices, steps=60)
     train(run)
-    found = rewards(run)
-    assert 0.3 < np.mean(found[:2]) < 0.7
-    assert np.mean(found[-5:]) >= 0.9
+    curve = rewards(run)
+    assert 0.3 < np.mean(curve[:2]) < 0.7
+    assert np.mean(curve[-5:]) >= 0.9
 
 
-def test_and_not_without_hearing(voices):
+def test_and_not_without_audio(voices):
     run = config(voices, steps=60, silenced=True)
     train(run)
     assert 0.35 < np.mean(rewards(run)[-20:]) < 0.65

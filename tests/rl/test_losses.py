@@ -85,7 +85,7 @@ def test_kl_estimates_equal_their_definitions(drawn):
 
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_kl_loss_has_the_exact_gradient(off_policy):
-    """Its mean over all five outcomes, by the old policy, is d/d logits of KL(policy || reference)."""
+    """Its mean over all outcomes, by the old policy, is d/d logits of KL(policy || reference)."""
     logits, reference_logits, old_logits = (
         jax.random.normal(jax.random.key(seed), (5,)) for seed in range(3)
     )
@@ -119,7 +119,7 @@ def test_kl_loss_has_the_exact_gradient(off_policy):
 
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_kl_loss_pulls_a_policy_back_from_beyond_the_clamp(off_policy):
-    """The gradient is that of torch's Huber loss of width 20; the value, k3 of the clamped ratio."""
+    """The gradient is that of torch's Huber loss of width 20, the value k3 of the clamped ratio."""
     far = np.array(
         [-1e4, -100.0, -25.0, -20.5, -19.5, -1.0, 0.0, 1e-3, 3.0, 19.5, 20.5, 25.0, 100.0, 1e4]
     )

@@ -1,4 +1,4 @@
-"""A pass over rollouts: replies that share a prompt are what each is after a prompt of its own, with sound and without."""
+"""Log-probabilities of rollouts: shared prompts give what separate ones do, also with audio."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ OUTPUTS = 10  # of a chunk of 80 frames
 
 
 def rollouts() -> list[Rollout]:
-    """Random tokens: a prompt with two chunks of sound, and one without; three replies to each."""
+    """Makes two random prompts, one with two audio chunks, and three replies to each."""
     rng = np.random.default_rng(0)
     made = []
     for group, (prompt, chunk_tokens) in enumerate([(30, (10, 7)), (21, ())]):
@@ -42,50 +42,50 @@ def rollouts() -> list[Rollout]:
     return made
 
 
-def test_a_shared_prompt_gives_what_prompts_apart_give():
-    written, model = rollouts(), base()
+def test_shared_prompts_give_what_separate_ones_do():
+    items, model = rollouts(), base()
     features = (
         np.random.default_rng(1)
         .normal(size=(2, 2 * OUTPUTS, model.config.encoder.hidden))
         .astype(np.float32)
     )
     module = nnx.merge(abstract_model(model.config, FLOAT32)[0], model.parameters)
-    found = {}
+    results = {}
     for shared in (True, False):
-        layout = PackedRollouts(written, DATA, shared=shared)
-        batch = layout.batch([features, np.zeros((0, 0, 0), np.float32)], pad_token=0)
+        packed = PackedRollouts(items, DATA, shared=shared)
+        batch = packed.batch([features, np.zeros((0, 0, 0), np.float32)], pad_token=0)
         logprobs, entropy, _ = jax.jit(lambda batch: token_logprobs(module, batch, 0.7))(batch)
-        found[shared] = [
-            np.concatenate(layout.gather(np.asarray(values))) for values in (logprobs, entropy)
+        results[shared] = [
+            np.concatenate(packed.gather(np.asarray(values))) for values in (logprobs, entropy)
         ]
-    for ours, theirs in zip(found[True], found[False], strict=True):
+    for ours, theirs in zip(results[True], results[False], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
-    # What a reply says depends on its prompt's sound: another one changes it.
-    layout = PackedRollouts(written, DATA, shared=True)
-    batch = layout.batch([-features, np.zeros((0, 0, 0), np.float32)], pad_token=0)
+    # Log-probabilities depend on the audio of the prompt.
+    packed = PackedRollouts(items, DATA, shared=True)
+    batch = packed.batch([-features, np.zeros((0, 0, 0), np.float32)], pad_token=0)
     logprobs, _, _ = jax.jit(lambda batch: token_logprobs(module, batch, 0.7))(batch)
-    assert np.abs(np.concatenate(layout.gather(np.asarray(logprobs))) - found[True][0]).max() > 0.1
+    assert (
+        np.abs(np.concatenate(packed.gather(np.asarray(logprobs))) - results[True][0]).max() > 0.1
+    )
 
 
-def test_one_reply_does_not_see_another():
-    written, model = rollouts(), base()
+def test_replies_do_not_see_each_other():
+    items, model = rollouts(), base()
     module = nnx.merge(abstract_model(model.config, FLOAT32)[0], model.parameters)
     features = [
         np.zeros((2, 2 * OUTPUTS, model.config.encoder.hidden), np.float32),
         np.zeros((0, 0, 0), np.float32),
     ]
 
-    def pass_over(parsed: list[Rollout]) -> list[np.ndarray]:
-        layout = PackedRollouts(written, DATA, shared=True)
+    def logprobs_of(rollouts: list[Rollout]) -> list[np.ndarray]:
+        packed = PackedRollouts(rollouts, DATA, shared=True)
         logprobs, _, _ = jax.jit(lambda batch: token_logprobs(module, batch, 1.0))(
-            layout.batch(features, pad_token=0)
+            packed.batch(features, pad_token=0)
         )
-        return layout.gather(np.asarray(logprobs))
+        return packed.gather(np.asarray(logprobs))
 
-    other = dataclasses.replace(
-        written[0], completion_tokens=written[0].completion_tokens[::-1] + 1
-    )
-    before, after = pass_over(written), pass_over([other, *written[1:]])
+    other = dataclasses.replace(items[0], completion_tokens=items[0].completion_tokens[::-1] + 1)
+    before, after = logprobs_of(items), logprobs_of([other, *items[1:]])
     assert np.abs(before[0] - after[0]).max() > 0.1
     for ours, theirs in zip(before[1:], after[1:], strict=True):
         np.testing.assert_array_equal(ours, theirs)

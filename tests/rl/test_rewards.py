@@ -283,7 +283,10 @@ def test_a_verifier_that_returns_no_score_is_an_error_that_names_it(monkeypatch,
 
 
 def test_a_verifier_that_fails_is_an_error_that_names_it_and_its_line(monkeypatch):
-    message = r"^file:1: verifier='tests.rl.test_rewards:mine' on the reply '7' raised KeyError: 'unit' \(.*test_rewards.py:\d+\)$"
+    message = (
+        r"^file:1: verifier='tests.rl.test_rewards:mine' on the reply '7' raised KeyError: 'unit' "
+        r"\(.*test_rewards.py:\d+\)$"
+    )
     with pytest.raises(DataError, match=message):
         rewards_by(monkeypatch, returned(KeyError("unit")))([rollout()])
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A policy's stage: what the first step must be, and what must not matter."""
+"""A policy-gradient stage: exact first steps, and what must not change the result."""
 
 import dataclasses
 
@@ -6,13 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from stepaudio_jax.config import CheckpointConfig, JudgeConfig, LoRAConfig, RewardConfig
+from stepaudio_jax.config import CheckpointConfig, Config, JudgeConfig, LoRAConfig, RewardConfig
 from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.errors import ConfigError, InterruptedRunError
+from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.rl.trainer import PolicyIteration, check_policy_stage
+from stepaudio_jax.rl.trainer import PolicyIteration, PolicyTrainer
 from stepaudio_jax.training.preemption import PreemptionNotice
+from stepaudio_jax.training.trainer import StageContext
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 
@@ -23,7 +25,7 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, prompts):
-    """Parameters and metrics of one step, in one batch of rows."""
+    """Parameters and metrics after one step, in one batch of rows."""
     return run_stage(
         stage_config(tmp_path_factory.mktemp("plain"), prompts, steps=1, data={"batch_size": 16})
     )
@@ -36,7 +38,7 @@ def three_steps(tmp_path_factory, prompts):
 
 
 def difference(ours, theirs):
-    """Of the updates: the largest, relative to the largest of the update itself."""
+    """Returns the largest difference of two updates, relative to the largest change of theirs."""
     before = base().parameters
     changed = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), theirs, before)
     apart = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), ours, theirs)
@@ -47,7 +49,7 @@ def difference(ours, theirs):
     "temperature",
     [0.5, pytest.param(0.9, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)],
 )
-def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts, temperature):
+def test_at_the_first_step_the_ratio_is_1_and_the_kl_0(tmp_path, prompts, temperature):
     _, (metrics,) = run_stage(
         stage_config(
             tmp_path, prompts, steps=1, rollout={"temperature": temperature, "num_prompts": 6}
@@ -63,7 +65,7 @@ def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(tmp_path, prompts
 
 
 def rewarded_by(config, verifier, **optimizer):
-    """The stage with another reward and optimizer."""
+    """Returns the run with another reward and optimizer."""
     reward = RewardConfig(verifier=verifier, verifier_weight=1.0)
     stage = config.stages[0]
     stage = dataclasses.replace(
@@ -75,9 +77,9 @@ def rewarded_by(config, verifier, **optimizer):
 
 
 def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
-    """In no step: the policy still is the reference in the second one, and no rounding between two programs is taken for a KL.
+    """The policy still is the reference in the second step: rounding must not count as a KL.
 
-    Adam would make a whole step even of that; and weight decay needs no gradient at all.
+    Adam would turn even rounding into a full step, and weight decay needs no gradient at all.
     """
     config = stage_config(tmp_path, prompts, steps=2, policy={"kl_target": 0.05})
     after, steps = run_stage(
@@ -98,8 +100,8 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_momentum_does_not_move_a_policy_that_has_nothing_to_learn(tmp_path, prompts, name):
-    """After a step that has left momentum, also where the run was begun again in between."""
+def test_momentum_does_not_move_a_policy_without_gradients(tmp_path, prompts, name):
+    """After a step that left momentum, also where the run was resumed in between."""
     settings = {
         "name": name,
         "eps": 1e-8,
@@ -141,7 +143,7 @@ def test_a_step_changes_the_policy_and_nothing_frozen(plain):
 
 
 @pytest.mark.slow
-def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_path, prompts):
+def test_with_lora_the_reference_is_the_policy_without_it(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=2)
     stage = dataclasses.replace(config.stages[0], trainable=(), lora=LoRAConfig(rank=4))
     after, metrics = run_stage(dataclasses.replace(config, stages=(stage,)))
@@ -171,7 +173,7 @@ def test_with_low_rank_adaptation_the_reference_is_the_policy_without_it(tmp_pat
         ),
     ],
 )
-def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
+def test_micro_batches_do_not_matter(tmp_path, prompts, plain, data):
     after, (metrics,) = run_stage(stage_config(tmp_path, prompts, steps=1, data=data))
     assert metrics["reward"] == plain[1][0]["reward"]
     assert metrics["loss"] == pytest.approx(plain[1][0]["loss"], abs=1e-6)
@@ -180,7 +182,7 @@ def test_the_cut_into_batches_does_not_matter(tmp_path, prompts, plain, data):
 
 
 @pytest.mark.slow
-def test_critic_learns_what_a_state_is_worth(tmp_path, prompts):
+def test_the_value_head_learns(tmp_path, prompts):
     policy = {
         "advantage_estimator": "gae",
         "kl_placement": "reward",
@@ -197,7 +199,7 @@ def test_critic_learns_what_a_state_is_worth(tmp_path, prompts):
 
 
 @pytest.mark.slow
-def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
+def test_a_stage_resumes_exactly(tmp_path, prompts):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     options = {"policy": {"epochs": 2, "minibatches": 2, "kl_target": 0.05}}
@@ -212,7 +214,7 @@ def test_a_stage_goes_on_exactly_where_it_was(tmp_path, prompts):
     ]
 
 
-def test_a_row_that_the_loss_cannot_cut_is_refused(tmp_path, prompts):
+def test_a_row_that_loss_chunks_do_not_divide_is_rejected(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=1)
     with pytest.raises(
         ConfigError,
@@ -224,11 +226,13 @@ def test_a_row_that_the_loss_cannot_cut_is_refused(tmp_path, prompts):
 def check_stage(folder, stage):
     """Checks a stage as a run does before it begins."""
     model, tokenizer = base().config, base().tokenizer
-    checker = DataChecker(folder / "run", model, tokenizer)
-    check_policy_stage(stage, tokenizer, model, checker)
+    config = Config(run_dir=str(folder / "run"), model=model, stages=(stage,))
+    mesh = make_mesh(config.mesh)
+    context = StageContext(config, 0, model, tokenizer, mesh, PreemptionNotice())
+    PolicyTrainer(context).check_data(DataChecker(folder / "run", model, tokenizer))
 
 
-def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
+def test_a_reward_of_a_source_without_records_is_rejected(tmp_path, prompts):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
     rewards = (*stage.policy_gradient.rewards, RewardConfig(sources=("promts",), format_weight=1.0))
     stage = dataclasses.replace(
@@ -241,7 +245,7 @@ def test_a_reward_of_a_source_that_no_record_has_is_refused(tmp_path, prompts):
         check_stage(tmp_path, stage)
 
 
-def test_sound_that_the_encoder_cannot_hear_is_refused(tmp_path, prompts):
+def test_chunks_longer_than_the_encoders_positions_are_rejected(tmp_path, prompts):
     stage = stage_config(tmp_path, prompts, steps=1, data={"mel_frames_per_chunk": 10_000}).stages[
         0
     ]
@@ -252,7 +256,7 @@ def test_sound_that_the_encoder_cannot_hear_is_refused(tmp_path, prompts):
 
 
 @pytest.mark.slow
-def test_a_notice_while_replies_are_written_stops_before_the_step_and_loses_nothing(
+def test_a_notice_during_rollouts_stops_before_the_step_and_loses_nothing(
     tmp_path, prompts, monkeypatch
 ):
     (tmp_path / "whole").mkdir()
@@ -275,13 +279,13 @@ def test_a_notice_while_replies_are_written_stops_before_the_step_and_loses_noth
 
 
 @pytest.mark.parametrize("error", [ValueError, MemoryError])
-def test_whatever_ends_a_run_saves_first(tmp_path, prompts, monkeypatch, error):
+def test_any_error_saves_the_run_first(tmp_path, prompts, monkeypatch, error):
     def fail(rewards, record):
-        raise error("as no one expected")
+        raise error("unexpected")
 
     monkeypatch.setattr(RewardFunction, "check_record", fail)
     config = stage_config(tmp_path, prompts, steps=1)
-    with pytest.raises(error, match="as no one expected"):
+    with pytest.raises(error, match="unexpected"):
         run_stage(dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=0)))
     assert (tmp_path / "run" / "checkpoints" / "0_rlvr" / "0").is_dir()
 
@@ -291,7 +295,7 @@ def test_whatever_ends_a_run_saves_first(tmp_path, prompts, monkeypatch, error):
     ("where", "steps_saved"),
     [("rewards", 1), ("before the update", 1), ("after the update", None), ("samples", 2)],
 )
-def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(
+def test_an_error_within_a_step_leaves_whole_steps_to_resume_from(
     tmp_path, prompts, three_steps, monkeypatch, where, steps_saved
 ):
     broken = stage_config(tmp_path, prompts, steps=3)
@@ -328,7 +332,9 @@ def test_what_fails_in_a_step_leaves_whole_steps_to_go_on_from(
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps)))
 
 
-def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, prompts, monkeypatch):
+def test_a_judge_without_its_key_is_rejected_before_anything_is_read(
+    tmp_path, prompts, monkeypatch
+):
     stage = stage_config(tmp_path, prompts, steps=1).stages[0]
     judge = JudgeConfig(url="http://localhost:1/v1", model="m", api_key_env="NO_SUCH_KEY")
     stage = dataclasses.replace(

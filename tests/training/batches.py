@@ -30,7 +30,8 @@ def random_batch(
 ) -> Batch:
     """Returns rows of two dialogues with one chunk each, and padding; the second has one chunk."""
     rng = np.random.default_rng(seed)
-    lengths = np.array([[frames - 3, frames - 10]] * rows, np.int32)
+    lengths = np.zeros((rows, chunks), np.int32)
+    lengths[:, :2] = frames - 3, frames - 10
     lengths[1, 1] = 0
     mel = rng.normal(size=(rows, chunks, 128, frames)).astype(np.float32)
     per_chunk = ((-(-frames // 2) // 2) + 1) // 2

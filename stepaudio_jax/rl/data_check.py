@@ -1,0 +1,64 @@
+"""The check of an RL stage's data, rewards and judge, before a run writes anything."""
+
+import jax
+
+from stepaudio_jax import hub
+from stepaudio_jax.config import to_dict
+from stepaudio_jax.data import Record, check_sizes
+from stepaudio_jax.data.checking import DataChecker
+from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.judge.backends import read_api_key
+from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.parallel import all_gather_json
+from stepaudio_jax.rl.prompts import PromptStream
+from stepaudio_jax.rl.rewards import RewardFunction
+from stepaudio_jax.training.trainer import StageContext
+
+
+def check_policy_data(context: StageContext, checker: DataChecker) -> None:
+    """Checks a stage's data, its rewards and its judge.
+
+    Raises:
+        DataError, ConfigError: names file and line, or the key.
+        CheckpointError: the judge's folder holds no model.
+    """
+    stage, objective = context.stage, context.stage.policy_gradient
+    judge = objective.judge
+    check_sizes(stage.data, context.tokenizer, context.model)
+    try:
+        rewards = RewardFunction(objective, None)
+        JudgePrompt(judge.prompt, levels=judge.preference_levels)
+    except ValueError as error:
+        raise ConfigError(f"stage {stage.name!r}: {error}") from None
+    if judge.folder:
+        hub.read_model_config(judge.folder)
+    if judge.url and judge.api_key_env and jax.process_index() == 0:  # the one that asks
+        read_api_key(judge.api_key_env)
+    stream = PromptStream(
+        stage.data,
+        context.tokenizer,
+        context.model,
+        seed=0,
+        new_tokens=objective.rollout.max_new_tokens,
+        validate=rewards.check_record,
+    )
+    sources: set[str] = set()
+
+    def check(record: Record, *, decode: bool) -> None:
+        sources.add(record.source)
+        stream.check(record, decode=decode)
+
+    settings = {
+        "rewards": to_dict(objective.rewards),
+        "new_tokens": objective.rollout.max_new_tokens,
+    }
+    checked = checker(f"stage {stage.name!r}", stream.sources, stage.data, check, settings)
+    if checked and stage.data.check == "all":
+        sources.update(*all_gather_json(sorted(sources)))
+        missing = {name for reward in objective.rewards for name in reward.sources} - sources
+        if missing:
+            raise ConfigError(
+                f"stage {stage.name!r}: objective.rewards names the sources "
+                f"{', '.join(sorted(missing))}, and no record has them; those of the records "
+                f"are {', '.join(sorted(sources))}"
+            )
