@@ -31,7 +31,7 @@ class AudioFeatures:
         prompts: with the adaptor's output, `Prompt.audio_embeddings`: rollouts start from here.
     """
 
-    by_prompt: list[Float32[np.ndarray, "C audio_frames encoder_hidden"]]
+    by_prompt: list[Float32[np.ndarray, "_C _audio_frames _encoder_hidden"]]
     prompts: list[Prompt]
 
 
@@ -79,7 +79,7 @@ class AudioFeatureEncoder:
 
     def encode(
         self, params: Parameters, prompts: Sequence[Prompt]
-    ) -> list[Float32[np.ndarray, "C audio_frames encoder_hidden"]]:
+    ) -> list[Float32[np.ndarray, "_C _audio_frames _encoder_hidden"]]:
         """Returns the encoder's output for each prompt, see `AudioFeatures.by_prompt`."""
         chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
         features = iter(self._encoder.encode(params, chunks))

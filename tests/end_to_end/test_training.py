@@ -26,7 +26,7 @@ write = MetricsWriter.write
 
 def write_and_die(writer, at, metrics):
     write(writer, at, metrics)
-    if (writer._stage, at) == (stage, int(step)):
+    if (writer._log._stage, at) == (stage, int(step)):
         os.kill(os.getpid(), signal.SIGKILL)
 
 MetricsWriter.write = write_and_die
