@@ -1,7 +1,7 @@
 """The train state: its fields, its abstract form, its initial value, and its update."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,11 @@ from stepaudio_jax.training.initial_weights import (
 from stepaudio_jax.training.losses import AuxiliaryHeads
 from stepaudio_jax.training.optimizer import make_optimizer
 
+if TYPE_CHECKING:
+    Count = Int[Array, ""]
+else:  # an abstract state has shapes in place of arrays, which the shape checks must accept
+    Count = Int[Array, ""] | jax.ShapeDtypeStruct
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class TrainState:
         opt_state: of the optimizer, over `trainable`.
     """
 
-    step: Int[Array, ""]
-    consecutive_skips: Int[Array, ""]
+    step: Count
+    consecutive_skips: Count
     params: Parameters
     frozen_params: Parameters
     opt_state: Any
