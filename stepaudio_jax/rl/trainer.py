@@ -7,7 +7,6 @@ prompts -> audio features -> rollouts -> rewards -> packed rows -> log-probabili
 import contextlib
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,13 +28,12 @@ from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.advantages import (
     PolicyLogprobs,
-    TokenValues,
     compute_advantages,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
 from stepaudio_jax.rl.losses import KLController
-from stepaudio_jax.rl.metrics import SampleWriter, logprob_metrics, rollout_metrics
+from stepaudio_jax.rl.metrics import PhaseTimer, SampleWriter, logprob_metrics, rollout_metrics
 from stepaudio_jax.rl.packing import PackedRollouts, RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
@@ -280,7 +278,7 @@ class PolicyIteration:
             DataError: a record cannot be used, or a verifier fails.
             JudgeError: the judge abstained too often.
         """
-        timer = _PhaseTimer()
+        timer = PhaseTimer()
         num_encoded = self._encode_audio.num_encoded
         with timer.phase("encode_audio"):
             examples = self._prompts.examples_at(step - 1, self._objective.rollout.num_prompts)
@@ -390,35 +388,18 @@ class PolicyIteration:
     def compute_logprobs(
         self, state: TrainState, minibatches: Sequence[Minibatch], policy_is_reference: bool
     ) -> PolicyLogprobs:
-        """Computes the log-probabilities that the advantages and the updates need beforehand.
-
-        Old ones are 0 unless the config `recomputes_old_logprobs`: the only update computes them.
-        While the policy is the reference policy, the reference's equal the old ones.
-        """
-        objective = self._objective
-        evaluates_reference = objective.needs_reference_params and not policy_is_reference
-        old_logprobs: TokenValues = []
-        reference_logprobs: TokenValues = []
-        values: TokenValues = []
+        """Computes the log-probabilities that the advantages and the updates need beforehand."""
+        has_reference = self._objective.needs_reference_params
+        logprobs = PolicyLogprobs([], [] if has_reference else None, [])
         for minibatch in minibatches:
-            rows = []
-            for batch in minibatch.batches:
-                old = value = np.zeros(batch.tokens.shape, np.float32)
-                if objective.recomputes_old_logprobs:
-                    old, value = self._update.logprobs_and_values(state, batch)
-                reference = old
-                if evaluates_reference:
-                    reference, _ = self._update.logprobs_and_values(
-                        state.with_reference_policy(), batch
-                    )
-                rows.append([np.asarray(array) for array in (old, reference, value)])
-            for of_rollouts, arrays in zip(
-                (old_logprobs, reference_logprobs, values), zip(*rows, strict=True), strict=True
-            ):
-                of_rollouts += minibatch.packed.gather(np.concatenate(arrays))
-        return PolicyLogprobs(
-            old_logprobs, reference_logprobs if objective.needs_reference_params else None, values
-        )
+            old, reference, values = self._update.evaluate(
+                state, minibatch.batches, policy_is_reference=policy_is_reference
+            )
+            logprobs.old_logprobs.extend(minibatch.packed.gather(old))
+            logprobs.values.extend(minibatch.packed.gather(values))
+            if logprobs.reference_logprobs is not None:
+                logprobs.reference_logprobs.extend(minibatch.packed.gather(reference))
+        return logprobs
 
     def update(
         self,
@@ -456,19 +437,6 @@ class PolicyIteration:
             self._place(jax.tree.map(lambda array, at=start + local_rows: array[at], rows))
             for start in range(0, num_rows, self._data.batch_size)
         ]
-
-
-class _PhaseTimer:
-    """Measures the phases of a step: `seconds` is {"seconds/PHASE": seconds}."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[f"seconds/{name}"] = time.perf_counter() - started
 
 
 def _is_donated(state: TrainState) -> bool:
