@@ -63,13 +63,13 @@ class AudioFeatureEncoder:
             )
             for program, size in (
                 (encode, data.mel_frames_per_chunk),
-                (adapt, model.encoder.hidden),
+                (adapt, model.encoder.hidden),  # features [audio_frames, hidden]: no padding
             )
         )
 
     @property
     def num_encoded(self) -> int:
-        """The number of chunks encoded so far."""
+        """Returns the number of chunks encoded so far."""
         return self._encoder.num_encoded
 
     def __call__(self, params: Parameters, prompts: Sequence[Prompt]) -> AudioFeatures:

@@ -190,6 +190,21 @@ class PackedRollouts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Minibatch:
+    """The rollouts of one update, packed.
+
+    Attributes:
+        indices: of its rollouts among those of the step.
+        packed: their places in rows.
+        batches: the rows, `data.batch_size` each, on the mesh.
+    """
+
+    indices: slice
+    packed: PackedRollouts
+    batches: list[RolloutBatch]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Span:
     """Where a prompt or a reply lies: its row, its first position there, and its segment id."""
 

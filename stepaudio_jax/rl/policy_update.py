@@ -23,7 +23,7 @@ from stepaudio_jax.rl.losses import (
     value_loss,
     where_weighted,
 )
-from stepaudio_jax.rl.packing import Array, PackedRollouts, RolloutBatch
+from stepaudio_jax.rl.packing import Array, Minibatch, RolloutBatch
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
 
@@ -289,21 +289,20 @@ class PolicyUpdate:
 
 
 def make_targets(
-    packed: PackedRollouts,
-    indices: slice,
+    minibatch: Minibatch,
     rollouts: Sequence[Rollout],
     logprobs: PolicyLogprobs,
     advantages: Advantages,
     config: PolicyGradient,
 ) -> PolicyTargets:
-    """Returns what the packed rollouts of one update are trained on; arrays [rows,T] on the host.
+    """Returns what the rows of a minibatch are trained on; arrays [rows,T] on the host.
 
     Args:
-        packed: the rollouts of the update.
-        indices: of these among `rollouts`.
+        minibatch: the rollouts of one update.
         rollouts, logprobs, advantages: of the step.
         config: of the stage.
     """
+    indices, packed = minibatch.indices, minibatch.packed
     weights = compute_loss_weights(rollouts[indices], advantages.valid[indices], config)
     old_logprobs = reference_logprobs = None
     if config.updates_per_step > 1:

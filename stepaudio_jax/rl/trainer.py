@@ -6,6 +6,7 @@ prompts -> audio features -> rollouts -> rewards -> packed rows -> log-probabili
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
 from stepaudio_jax.rl.losses import KLController
 from stepaudio_jax.rl.metrics import PhaseTimer, SampleWriter, logprob_metrics, rollout_metrics
-from stepaudio_jax.rl.packing import PackedRollouts, RolloutBatch
+from stepaudio_jax.rl.packing import Minibatch, PackedRollouts
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
@@ -126,13 +127,9 @@ class PolicyTrainer:
                     raise
 
             for step in range(steps_done + 1, stage.steps + 1):
-
-                def raise_if_interrupted(step: int = step) -> None:
-                    if context.should_stop(step, within_step=True):
-                        raise context.notice.interrupted_error(stage.name, step - 1)
-
                 with save_on_error():
-                    result = iteration(state, step, controller, raise_if_interrupted)
+                    check = functools.partial(self._raise_if_interrupted, step)
+                    result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
                 with save_on_error():
                     writer.write(step, result.metrics)
@@ -158,6 +155,10 @@ class PolicyTrainer:
                     raise context.notice.interrupted_error(stage.name, step)
         context.warn_if_unchanged(state)
         return start.model_def.params_after_stage(state, stage.name)
+
+    def _raise_if_interrupted(self, step: int) -> None:
+        if self._context.should_stop(step, within_step=True):
+            raise self._context.notice.interrupted_error(self._context.stage.name, step - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,21 +192,6 @@ class UpdateResult:
     metrics: dict[str, float]
     changed: bool
     logprobs: NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True)
-class Minibatch:
-    """The rollouts of one update, packed.
-
-    Attributes:
-        indices: of its rollouts among those of the step.
-        packed: their places in rows.
-        batches: the rows, `data.batch_size` each, on the mesh.
-    """
-
-    indices: slice
-    packed: PackedRollouts
-    batches: list[RolloutBatch]
 
 
 class PolicyIteration:
@@ -302,14 +288,7 @@ class PolicyIteration:
             )
             targets = [
                 self._on_mesh(
-                    make_targets(
-                        minibatch.packed,
-                        minibatch.indices,
-                        rollouts,
-                        logprobs,
-                        advantages,
-                        self._objective,
-                    )
+                    make_targets(minibatch, rollouts, logprobs, advantages, self._objective)
                 )
                 for minibatch in minibatches
             ]
