@@ -23,11 +23,11 @@ from stepaudio_jax.data.record import AudioChunk, Example
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.text import Tokenizer
 
-# NumPy on the host, jax.Array in a step; trees of these classes also hold shapes or shardings.
+# NumPy on the host, jax.Array in a step, shapes alone in plans.
 if TYPE_CHECKING:
     Array = Any
 else:
-    Array = np.ndarray | jax.Array
+    Array = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
+from numpy.typing import NDArray
 
 from stepaudio_jax.audio import (
     CHUNK_SAMPLES,
@@ -59,7 +60,7 @@ class Clip:
     """
 
     part: AudioPart
-    waveforms: Sequence[Float32[np.ndarray, " samples"]]
+    waveforms: Sequence[NDArray[np.float32]]
     chunk_tokens: tuple[int, ...]
 
     @property

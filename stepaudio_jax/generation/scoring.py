@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from stepaudio_jax import hub
@@ -38,7 +39,8 @@ from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
-# Tokens whose logits exist at the same time; divides every bucket that is at least twice as long.
+# Tokens whose logits are in memory together. It divides every bucket above but 384, which is one
+# chunk.
 _LOGPROB_CHUNK = 256
 
 
@@ -172,22 +174,20 @@ class Scorer:
         graphdef, _ = abstract_model(config, dataclasses.replace(compute, remat="none"))
 
         @jax.jit
-        def logprobs(parameters: Parameters, batch: PromptBatch) -> jax.Array:
-            """Computes log p [B,T] of each token given those before it; column 0 is undefined."""
+        def logprobs(parameters: Parameters, batch: PromptBatch) -> Float[Array, "B T"]:
+            """Computes log p of each token given those before it; column 0 is undefined."""
             model = nnx.merge(graphdef, parameters)
             tokens = jnp.asarray(batch.tokens)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
             hidden = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
-            targets = jnp.roll(tokens, -1, axis=1)
-
-            of_targets, _ = chunked_logprobs(
+            of_next_token, _ = chunked_logprobs(
                 hidden,
                 model.decoder.lm_head_kernel(),
-                targets,
-                chunks=_num_chunks(tokens.shape[1]),
+                jnp.roll(tokens, -1, axis=1),
+                chunks=max(tokens.shape[1] // _LOGPROB_CHUNK, 1),
                 rules=compute.rules,
             )
-            return jnp.roll(of_targets, 1, axis=1)
+            return jnp.roll(of_next_token, 1, axis=1)
 
         self._logprobs = logprobs
 
@@ -247,8 +247,8 @@ class Scorer:
         )
         logprobs = self.logprobs(prompt)
         return TurnScore(
-            token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
-            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.in_loss]),
+            token_ids=tuple(int(token) for token in prompt.tokens[prompt.loss_mask]),
+            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.loss_mask]),
         )
 
 
@@ -257,11 +257,6 @@ def _with_one_turn_in_loss(messages: Sequence[Message], turn: int) -> list[Messa
         dataclasses.replace(message, in_loss=index == turn)
         for index, message in enumerate(messages)
     ]
-
-
-def _num_chunks(tokens: int) -> int:
-    """Returns into how many parts a row of a bucket is cut, so that few logits exist at a time."""
-    return max(1, tokens // _LOGPROB_CHUNK)
 
 
 def _read_records(path: PathLike) -> list[Record]:

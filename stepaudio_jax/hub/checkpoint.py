@@ -6,6 +6,7 @@ parameters adds it, or keeps it beside them.
 """
 
 import contextlib
+import math
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,16 +18,9 @@ from jax.experimental import multihost_utils
 from stepaudio_jax.config import LoRAConfig, ModelConfig, build, to_dict
 from stepaudio_jax.errors import CheckpointError, ConfigError, OutputError
 from stepaudio_jax.hub.hf_config import CONFIG
-from stepaudio_jax.hub.orbax_io import (
-    ORBAX_ITEM,
-    ArrayReader,
-    OrbaxBlockWriter,
-    ParameterSpec,
-    check_parameters,
-    write_tree_structure,
-)
+from stepaudio_jax.hub.orbax_io import ORBAX_ITEM, ArrayReader, check_parameters, write_parameters
 from stepaudio_jax.hub.peft_adapter import ADAPTER, Adapter, write_adapter
-from stepaudio_jax.hub.tensor_map import STEP_AUDIO, parameter_shapes, tensors
+from stepaudio_jax.hub.tensor_map import flatten, parameter_shapes, unflatten
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import (
     COPY_AGAIN,
@@ -208,9 +202,6 @@ def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-# Parameters in memory -> a checkpoint folder.
-
-
 def save_checkpoint(
     target: PathLike,
     parameters: Mapping[str, Any],
@@ -220,9 +211,9 @@ def save_checkpoint(
     source: str,
     adapter: Adapter | None = None,
 ) -> None:
-    """Writes a checkpoint folder, whole or not at all.
+    """Writes a model in memory as a checkpoint folder, which appears whole or not at all.
 
-    With several processes every one calls this, and the first one writes.
+    All processes of a run call it, and each writes the shards of the parameters that it holds.
 
     Args:
         target: must not exist, or be an empty folder.
@@ -230,44 +221,28 @@ def save_checkpoint(
         config: its shape.
         tokenizer: its tokenizer.
         source: in words, where the weights came from.
-        adapter: what is to stay beside the decoder's matrices, which are then those without it.
+        adapter: a LoRA adapter that is not merged into `parameters`, to be kept beside them.
 
     Raises:
-        CheckpointError: the target exists, or a parameter is missing or misshapen.
+        CheckpointError: a parameter is missing or misshapen.
+        OutputError: the target exists, or cannot be written.
     """
     reader = ArrayReader(parameters)
     check_parameters(reader, config)
     shapes = parameter_shapes(config)
-    layout = {
-        tensor.path: ParameterSpec(
-            shapes[tensor.path], reader.dtype(tensor.path), tensor.chunk_shape()
-        )
-        for tensor in tensors(config, STEP_AUDIO)
-    }
-    if jax.process_index() != 0:
-        told = broadcast_json(None)
-        if "problem" in told:
-            raise OutputError(told["problem"])
-        write_tree_structure(pathlib.Path(told["folder"]) / PARAMETERS, layout)
-        for tensor in tensors(config, STEP_AUDIO):
-            for block in tensor.blocks():
-                reader.read(tensor.path, block.index)
-        multihost_utils.sync_global_devices("checkpoint written")
-        return
-    with _broadcast_new_directory(
-        pathlib.Path(target), sum(parameter.bytes for parameter in layout.values())
-    ) as folder:
-        with OrbaxBlockWriter(folder / PARAMETERS, layout) as writer:
-            for tensor in tensors(config, STEP_AUDIO):
-                for block in tensor.blocks():
-                    writer.write(tensor.path, block.index, reader.read(tensor.path, block.index))
-        tokenizer.save(folder / TOKENIZER)
-        if adapter is not None:
-            (folder / ADAPTER).mkdir()
-            write_adapter(folder / ADAPTER, adapter)
-        lora = None if adapter is None else adapter.lora
-        write_checkpoint_config(folder, config, dict.fromkeys(parameters, source), lora)
-    multihost_utils.sync_global_devices("checkpoint written")
+    needed_bytes = sum(
+        math.prod(shape) * reader.dtype(path).itemsize for path, shape in shapes.items()
+    )
+    leaves = flatten(parameters)
+    with _broadcast_directory(pathlib.Path(target), needed_bytes) as folder:
+        write_parameters(folder / PARAMETERS, unflatten({path: leaves[path] for path in shapes}))
+        if jax.process_index() == 0:
+            tokenizer.save(folder / TOKENIZER)
+            if adapter is not None:
+                (folder / ADAPTER).mkdir()
+                write_adapter(folder / ADAPTER, adapter)
+            lora = None if adapter is None else adapter.lora
+            write_checkpoint_config(folder, config, dict.fromkeys(parameters, source), lora)
 
 
 def save_config_and_tokenizer(
@@ -276,26 +251,38 @@ def save_config_and_tokenizer(
     tokenizer: Tokenizer,
     adapter: LoRAConfig | None = None,
 ) -> None:
-    """Writes a checkpoint folder without parameters, for those that lie elsewhere, in place of one that is there already.
+    """Writes a checkpoint folder without parameters, for parameters that are stored elsewhere.
 
-    `read_model_config`, `load_tokenizer` and `checkpoint_lora_config` read it.
+    It replaces a folder that exists. `read_model_config`, `load_tokenizer` and
+    `checkpoint_lora_config` read it.
     """
     shutil.rmtree(target, ignore_errors=True)
-    check_output_directory(target)
-    with atomic_directory(target, needed_bytes=0) as folder:
+    with atomic_directory(target) as folder:
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, {}, adapter)
 
 
 @contextlib.contextmanager
-def _broadcast_new_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
-    """`atomic_directory`; the other processes are told where it is, or why it is not."""
-    with contextlib.ExitStack() as stack:
-        try:
-            check_output_directory(target)
-            folder = stack.enter_context(atomic_directory(target, needed_bytes))
-        except OutputError as error:
-            broadcast_json({"problem": str(error)})
-            raise
-        broadcast_json({"folder": str(folder)})
-        yield folder
+def _broadcast_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
+    """Yields the same temporary folder to all processes, which becomes `target` at the end.
+
+    The first process creates and renames it; where it cannot, all processes raise its error.
+    """
+    if jax.process_index() == 0:
+        with contextlib.ExitStack() as stack:
+            try:
+                check_output_directory(target)
+                folder = stack.enter_context(atomic_directory(target, needed_bytes))
+            except (OutputError, OSError) as error:
+                broadcast_json({"problem": str(error)})
+                raise
+            broadcast_json({"folder": str(folder)})
+            yield folder
+            multihost_utils.sync_global_devices("checkpoint written")
+    else:
+        reply = broadcast_json(None)
+        if "problem" in reply:
+            raise OutputError(reply["problem"])
+        yield pathlib.Path(reply["folder"])
+        multihost_utils.sync_global_devices("checkpoint written")
+    multihost_utils.sync_global_devices("checkpoint renamed")

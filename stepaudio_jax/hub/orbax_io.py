@@ -1,8 +1,9 @@
-"""Writing an Orbax checkpoint a block at a time.
+"""Reads and writes parameters as Orbax checkpoints, a block at a time or from all hosts together.
 
-Orbax lays the checkpoint out, and TensorStore, which Orbax stores arrays with, fills it, so no
-parameter is ever held whole. What results is an ordinary Orbax checkpoint: `orbax.checkpoint`
-restores it into any sharding.
+`import` converts models that are larger than the host's memory: `OrbaxBlockWriter` lets Orbax lay
+the checkpoint out, and fills it through TensorStore, with which Orbax stores arrays. A model in
+memory is written by Orbax itself, each host its own shards (`write_parameters`). Both give ordinary
+Orbax checkpoints, which `orbax.checkpoint` restores into any sharding.
 """
 
 import collections
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
@@ -22,50 +22,57 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.hub.tensor_map import BlockIndex, ParamPath, flatten, parameter_shapes, unflatten
-from stepaudio_jax.parallel import replicated_block
+from stepaudio_jax.hub.tensor_map import (
+    BLOCK_ELEMENTS,
+    BlockIndex,
+    ParamPath,
+    flatten,
+    parameter_shapes,
+    unflatten,
+)
 from stepaudio_jax.storage import read_json
 
-# Reading parameters a block at a time, from memory or from an Orbax checkpoint.
+ORBAX_ITEM = "state"  # the name under which `ocp.save` keeps a tree
+_MAX_PENDING_WRITES = 3
+_MAX_CHUNK_BYTES = 2 * BLOCK_ELEMENTS  # a block of bfloat16
+_ZARR_DTYPES: Mapping[np.dtype[Any], str] = {
+    np.dtype(np.float64): "<f8",
+    np.dtype(np.float32): "<f4",
+    np.dtype(np.float16): "<f2",
+    np.dtype(ml_dtypes.bfloat16): "bfloat16",
+}
 
 
 class ParameterReader(Protocol):
     """Parameters that can be read a block at a time, wherever they are."""
 
     def shape(self, path: ParamPath) -> tuple[int, ...]:
-        """The shape of a parameter; CheckpointError where there is none."""
+        """Returns the shape of a parameter; raises CheckpointError if there is none."""
 
     def dtype(self, path: ParamPath) -> np.dtype[Any]:
-        """The dtype of a parameter."""
+        """Returns the dtype of a parameter."""
 
     def read(self, path: ParamPath, index: BlockIndex) -> NDArray[Any]:
-        """A block of a parameter."""
+        """Reads a block of a parameter."""
 
 
 class ArrayReader:
-    """Parameters in memory, numpy or jax arrays, sharded or not."""
+    """Parameters in memory, as numpy or jax arrays that this process can address completely."""
 
     def __init__(self, parameters: Mapping[str, Any]):
         self._leaves = flatten(parameters)
 
     def shape(self, path: ParamPath) -> tuple[int, ...]:
-        """The shape of a parameter; CheckpointError where there is none."""
+        """Returns the shape of a parameter; raises CheckpointError if there is none."""
         return tuple(self._leaf(path).shape)
 
     def dtype(self, path: ParamPath) -> np.dtype[Any]:
-        """The dtype of a parameter."""
+        """Returns the dtype of a parameter."""
         return np.dtype(self._leaf(path).dtype)
 
     def read(self, path: ParamPath, index: BlockIndex) -> NDArray[Any]:
-        """A block of a parameter. What other processes hold of it they send, so all of them read the same blocks in turn."""
-        leaf = self._leaf(path)
-        if isinstance(leaf, jax.Array):
-            starts, sizes = (
-                tuple(part.start for part in index),
-                tuple(part.stop - part.start for part in index),
-            )
-            return np.asarray(replicated_block(leaf, starts, sizes))
-        return np.asarray(leaf[index])
+        """Returns a block of a parameter on the host."""
+        return np.asarray(self._leaf(path)[index])
 
     def _leaf(self, path: ParamPath) -> Any:
         if path not in self._leaves:
@@ -74,10 +81,10 @@ class ArrayReader:
 
 
 class OrbaxReader:
-    """Parameters in an Orbax checkpoint on disk, whatever array format Orbax was told to write.
+    """Parameters in an Orbax checkpoint on disk, in any of Orbax's array formats.
 
     Args:
-        directory: the folder of the tree, the one that holds `_METADATA`.
+        directory: the folder of the tree, which holds `_METADATA`.
         prefix: the path of the parameters in that tree.
     """
 
@@ -90,15 +97,15 @@ class OrbaxReader:
         self._arrays: dict[ParamPath, tensorstore.TensorStore] = {}
 
     def shape(self, path: ParamPath) -> tuple[int, ...]:
-        """The shape of a parameter; CheckpointError where there is none."""
+        """Returns the shape of a parameter; raises CheckpointError if there is none."""
         return tuple(self.array(path).shape)
 
     def dtype(self, path: ParamPath) -> np.dtype[Any]:
-        """The dtype of a parameter."""
+        """Returns the dtype of a parameter."""
         return np.dtype(self.array(path).dtype.numpy_dtype)
 
     def read(self, path: ParamPath, index: BlockIndex) -> NDArray[Any]:
-        """A block of a parameter."""
+        """Reads a block of a parameter."""
         try:
             return np.asarray(self.array(path)[index].read().result())
         except ValueError as error:
@@ -107,7 +114,7 @@ class OrbaxReader:
             ) from None
 
     def array(self, path: ParamPath) -> tensorstore.TensorStore:
-        """The stored array of a parameter.
+        """Returns the stored array of a parameter.
 
         Raises:
             CheckpointError: there is none.
@@ -121,66 +128,73 @@ class OrbaxReader:
                     "base": {"driver": "file", "path": f"{self._directory}/"},
                     "path": name,
                 }
-            # Unlike the default, a chunk that is not there is an error, not zeros.
+            # By default a missing chunk reads as zeros.
             spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
             try:
                 self._arrays[path] = tensorstore.open(spec, open=True, read=True).result()
-            except ValueError as error:  # of TensorStore, which goes on to quote all its settings
+            except ValueError as error:  # TensorStore's message quotes all its settings
                 missing = "/".join((*self._prefix, *path))
                 raise CheckpointError(
-                    f"{self._directory} has no readable parameter {missing}; copy or convert the folder again"
+                    f"{self._directory} has no readable parameter {missing}; copy or convert the"
+                    " folder again"
                 ) from error
         return self._arrays[path]
 
     def missing_chunks(self, path: ParamPath) -> Iterator[str]:
-        """The files of a parameter written by `OrbaxBlockWriter` that are not there, or have not their full size."""
+        """Yields the files of a parameter that do not exist, or do not have their full size.
+
+        It knows the layout of this project's model folders, one uncompressed file a chunk; of
+        other layouts nothing is yielded, and reading them fails.
+        """
+        if self._ocdbt or self._driver != "zarr":
+            return
         array = self.array(path)
-        chunks = [
-            chunk or size
-            for chunk, size in zip(
-                array.chunk_layout.read_chunk.shape or (), array.shape, strict=True
-            )
-        ]
+        chunk_shape = array.chunk_layout.read_chunk.shape or ()
+        chunks = [chunk or size for chunk, size in zip(chunk_shape, array.shape, strict=True)]
         expected = math.prod(chunks) * array.dtype.numpy_dtype.itemsize
-        for position in np.ndindex(
-            *[-(-size // chunk) for size, chunk in zip(array.shape, chunks, strict=True)]
-        ):
-            file = self._directory / ".".join((*self._prefix, *path)) / ".".join(map(str, position))
+        folder = self._directory / ".".join((*self._prefix, *path))
+        counts = [-(-size // chunk) for size, chunk in zip(array.shape, chunks, strict=True)]
+        for position in np.ndindex(*counts):
+            file = folder / ".".join(map(str, position))
             if not file.is_file() or file.stat().st_size != expected:
                 yield str(file)
 
 
 def check_parameters(parameters: ParameterReader, config: ModelConfig) -> None:
-    """Refuses parameters that are not those of a model of this shape.
+    """Checks that parameters are those of a model of this shape.
 
     Raises:
         CheckpointError: listing every one that is missing or misshapen.
     """
     problems = []
-    for path, shape in parameter_shapes(config).items():
+    for path, expected in parameter_shapes(config).items():
         try:
-            found = parameters.shape(path)
+            shape = parameters.shape(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if found != shape:
-            problems.append(f"{'/'.join(path)} is {found}, expected {shape}")
+        if shape != expected:
+            problems.append(f"{'/'.join(path)} is {shape}, expected {expected}")
     if problems:
         raise CheckpointError(f"these are not the parameters of the model: {'; '.join(problems)}")
 
 
-_MAX_PENDING_WRITES = 3
-_ZARR_DTYPES: Mapping[np.dtype[Any], str] = {
-    np.dtype(np.float64): "<f8",
-    np.dtype(np.float32): "<f4",
-    np.dtype(np.float16): "<f2",
-    np.dtype(ml_dtypes.bfloat16): "bfloat16",
-}
+def write_parameters(directory: pathlib.Path, parameters: Mapping[str, Any]) -> None:
+    """Writes a tree of arrays as an Orbax checkpoint, each process the shards that it holds.
+
+    All processes of a run call it with the same tree; of replicated data one replica is written.
+
+    Args:
+        directory: the checkpoint to create.
+        parameters: nested dicts of numpy or jax arrays, sharded in any way.
+    """
+    with _uncompressed_zarr(max_chunk_bytes=_MAX_CHUNK_BYTES):
+        ocp.save(directory, dict(parameters))
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSpec:
-    """How a parameter is stored. A block that is a whole chunk is written at once."""
+    """Shape and dtype of a stored parameter, and the shape of the chunks it is stored in."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -192,7 +206,10 @@ class ParameterSpec:
 
 
 class OrbaxBlockWriter:
-    """Writes an Orbax checkpoint a block at a time. Use as a context manager; leaving it waits for the last writes.
+    """Writes an Orbax checkpoint a block at a time, from one process.
+
+    Use it as a context manager; leaving it waits for the last writes. Blocks that are whole chunks
+    are written without reading the chunk first.
 
     Args:
         directory: the checkpoint to create.
@@ -200,9 +217,10 @@ class OrbaxBlockWriter:
     """
 
     def __init__(self, directory: pathlib.Path, parameters: Mapping[ParamPath, ParameterSpec]):
-        write_tree_structure(directory, parameters)
+        _write_tree_structure(directory, parameters)
         self._arrays = {
-            path: _open(directory, path, parameter) for path, parameter in parameters.items()
+            path: _create_array(directory, path, parameter)
+            for path, parameter in parameters.items()
         }
         self._writes: collections.deque[Any] = collections.deque()
 
@@ -213,8 +231,8 @@ class OrbaxBlockWriter:
             self._arrays[path][index].write(values, can_reference_source_data_indefinitely=True)
         )
 
-    def _wait(self, left: int) -> None:
-        while len(self._writes) > left:
+    def _wait(self, max_pending: int) -> None:
+        while len(self._writes) > max_pending:
             self._writes.popleft().result()
 
     def __enter__(self) -> "OrbaxBlockWriter":
@@ -227,36 +245,30 @@ class OrbaxBlockWriter:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None:
-            for write in self._writes:  # nothing may be written any more once the folder is removed
+            for write in self._writes:  # all must end before the folder is removed
                 write.exception()
             return
         self._wait(0)
 
 
-def write_tree_structure(
+def _write_tree_structure(
     directory: pathlib.Path, parameters: Mapping[ParamPath, ParameterSpec]
 ) -> None:
-    """Lets Orbax write its part of a checkpoint: the tree with a scalar for every parameter, whose shape it does not record.
+    """Lets Orbax write the tree, with a scalar in the place of every parameter.
 
-    Orbax waits for all processes of a run: those that do not write call this too.
+    Orbax does not record the shapes, so the arrays can be replaced.
     """
     tree = unflatten(
         {path: np.zeros((), parameter.dtype) for path, parameter in parameters.items()}
     )
-    context = ocp.Context()
-    context.array_options.saving.use_ocdbt = False
-    context.array_options.saving.use_zarr3 = False
-    with context:
+    with _uncompressed_zarr():
         ocp.save(directory, tree)
 
 
-def _open(
+def _create_array(
     directory: pathlib.Path, path: ParamPath, parameter: ParameterSpec
 ) -> tensorstore.TensorStore:
-    """A parameter's array, created anew with the shape meant and nothing in it.
-
-    Zarr 2, since Orbax warns of missing data when it loads Zarr 3 outside of OCDBT.
-    """
+    """Creates the empty array of a parameter in place of its scalar."""
     spec = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": f"{directory / ORBAX_ITEM / '.'.join(path)}/"},
@@ -264,15 +276,27 @@ def _open(
             "shape": list(parameter.shape),
             "chunks": list(parameter.chunks),
             "dtype": _ZARR_DTYPES[parameter.dtype],
-            "compressor": None,  # weights do not compress
+            "compressor": None,
             "fill_value": None,
             "dimension_separator": ".",
         },
-        # Like cp, leaves flushing to the system: a sync for each chunk would take longer than the
-        # writing.
+        # Leaves flushing to the system, as cp does: syncing every chunk would take longer than
+        # writing it.
         "context": {"file_io_sync": False},
     }
     return tensorstore.open(spec, create=True, delete_existing=True).result()
 
 
-ORBAX_ITEM = "state"  # the name under which ocp.save keeps a tree
+def _uncompressed_zarr(max_chunk_bytes: int | None = None) -> ocp.Context:
+    """Returns the Orbax context in which arrays are stored as this project's folders have them.
+
+    They are Zarr 2 arrays with one uncompressed file a chunk: weights do not compress, a file of
+    known size shows that it is complete, and Orbax warns when it loads Zarr 3 outside of OCDBT.
+    """
+    context = ocp.Context()
+    saving = context.array_options.saving
+    saving.use_ocdbt = False
+    saving.use_zarr3 = False
+    saving.use_compression = False
+    saving.storage_options.chunk_byte_size = max_chunk_bytes
+    return context

@@ -14,15 +14,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.hub.orbax_io import ArrayReader
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header
-from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, flatten, unflatten
+from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath
 from stepaudio_jax.models import Parameters, abstract_lora, lora_paths
 from stepaudio_jax.storage import PathLike, expand_home, read_json, write_json
 
@@ -171,14 +172,9 @@ def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
 
 
 def adapter_matrices_on_host(lora: Parameters) -> Parameters:
-    """Returns an adapter's matrices on the host; in a run of several processes all call this."""
-    reader = ArrayReader(lora)
-    shapes = {path: reader.shape(path) for path in flatten(lora)}
-    read = {
-        path: reader.read(path, tuple(slice(0, size) for size in shape))
-        for path, shape in shapes.items()
-    }
-    return unflatten({path: np.asarray(values, np.float32) for path, values in read.items()})
+    """Returns an adapter's matrices as fp32 numpy arrays; all processes of a run call it."""
+    matrices = multihost_utils.process_allgather(lora, tiled=True)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), matrices)
 
 
 def merge_lora_block(

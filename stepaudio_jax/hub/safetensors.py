@@ -1,7 +1,13 @@
-"""Writing safetensors shards and their index, tensor by tensor, without holding more than what is passed in.
+"""Reads and writes folders of safetensors shards, a few rows of a tensor at a time.
 
-A shard's header comes before its data, so the tensors are planned first (names, shapes, dtypes) and
-then appended in order.
+Shards are read with safetensors' own `safe_open`. It maps a file into memory, and a file that is
+truncated while it is mapped kills the process; mapped pages also count as resident memory. A file
+is therefore mapped for one read of a few MiB at a time, which costs about a millisecond more. The
+headers are parsed here, since error messages name what is wrong with them, and since a reader of
+remote files needs the offsets.
+
+A shard's header comes before its data. The writer therefore is told all tensors first (names,
+shapes, dtypes), and then appends their rows in order.
 """
 
 import dataclasses
@@ -11,25 +17,24 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.storage import (
     COPY_AGAIN,
     file_size,
-    open_read,
     read_bytes,
+    read_range,
     recognize_file,
     recognize_folder,
     unfinished_download,
     write_json,
 )
-
-# Reading the tensors of a folder of safetensors shards, a run of rows at a time.
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 SAFETENSORS_DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -38,87 +43,83 @@ SAFETENSORS_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+MAX_SHARD_BYTES = 5 * 10**9
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+class RowReader(Protocol):
+    """Reads rows of a tensor of a safetensors file, wherever the file lies."""
+
+    def __call__(self, tensor: "StoredTensor", start: int, stop: int) -> NDArray[Any]:
+        """Returns the rows `start` to `stop` of a tensor's first axis; a scalar has one row."""
+
+
+def read_local_rows(tensor: "StoredTensor", start: int, stop: int) -> NDArray[Any]:
+    """Reads rows of a tensor of a local file; see `RowReader`.
+
+    Raises:
+        CheckpointError: the file is not what its header said when it was opened.
+    """
+    try:
+        with safe_open(tensor.file, framework="numpy") as file:
+            stored = file.get_slice(tensor.name)
+            return stored[start:stop] if tensor.shape else np.asarray(stored[...])
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{tensor.file} cannot be read ({error}); was it changed meanwhile?"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a shard: its dtype's code and shape, and where its bytes start in the file."""
+    """A tensor of a safetensors file, as the file's header describes it.
+
+    Attributes:
+        file: that holds it.
+        name: in the file.
+        dtype_code: the format's name of the dtype, such as "BF16".
+        shape: of the tensor.
+        offset: of its first byte in the file.
+        reader: that reads its rows.
+    """
 
     file: pathlib.Path
+    name: str
     dtype_code: str
     shape: tuple[int, ...]
     offset: int
+    reader: RowReader = read_local_rows
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype; KeyError for a code that is not a floating-point type of `SAFETENSORS_DTYPES`."""
+        """Returns the numpy dtype; KeyError if it is not one of `SAFETENSORS_DTYPES`."""
         return SAFETENSORS_DTYPES[self.dtype_code]
 
     @property
     def bytes(self) -> int:
-        """Its size in the file; 0 for a dtype that is not of `SAFETENSORS_DTYPES`."""
-        return (
-            math.prod(self.shape) * self.dtype.itemsize
-            if self.dtype_code in SAFETENSORS_DTYPES
-            else 0
-        )
+        """Returns its size in the file; 0 if its dtype is not one of `SAFETENSORS_DTYPES`."""
+        if self.dtype_code not in SAFETENSORS_DTYPES:
+            return 0
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, rows: slice | None = None) -> NDArray[Any]:
-        """The tensor, or the rows `rows` of its first axis, in the file's dtype."""
-        start, stop, _ = (rows or slice(None)).indices(self.shape[0] if self.shape else 1)
-        shape = (stop - start, *self.shape[1:]) if self.shape else ()
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        values = np.empty(shape, self.dtype)
-        with open(self.file, "rb", buffering=0) as file:
-            file.seek(self.offset + start * row_bytes)
-            target = values.reshape(-1).view(np.uint8).data
-            while target:
-                count = file.readinto(target)
-                if not count:
-                    raise CheckpointError(
-                        f"{self.file} ended while it was read; was it changed meanwhile?"
-                    )
-                target = target[count:]
-        return values
+        """Reads the tensor, or some rows of its first axis, in the file's dtype."""
+        num_rows = self.shape[0] if self.shape else 1
+        start, stop, _ = (rows or slice(None)).indices(num_rows)
+        return self.reader(self, start, stop)
 
 
 def read_tensor_headers(folder: pathlib.Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder, by name; only headers are read.
+    """Returns the tensors of a folder by name; only the headers of its shards are read.
 
-    The index decides which files are read; without one, all `*.safetensors` files of the folder
-    are.
+    The index says which files are read; without an index all `*.safetensors` files are.
 
     Raises:
         CheckpointError: a file is missing, truncated or malformed, or two files hold the same
             tensor.
     """
-    index = folder / SAFETENSORS_INDEX
-    if index.exists():
-        weight_map = _read_index(index)
-        names = sorted(set(weight_map.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{index} names files that do not exist, {len(missing)} of {len(names)}: {', '.join(missing)}; "
-                f"{_why_missing(folder, missing)}"
-            )
-        files = [folder / name for name in names]
-    else:
-        # What begins with a dot is no shard but, as `._model.safetensors`, macOS's attributes of
-        # one.
-        files = sorted(
-            file for file in folder.glob("*.safetensors") if not file.name.startswith(".")
-        )
-        if not files:
-            finding = recognize_folder(folder, "weights")
-            reason = f" - it {finding}" if finding else ""
-            raise CheckpointError(
-                f"{folder} holds no safetensors files (neither {SAFETENSORS_INDEX} nor *.safetensors){reason}"
-            )
-        _check_shards_complete(folder, [file.name for file in files])
     tensors: dict[str, StoredTensor] = {}
-    for file in files:
+    for file in _shards(folder):
         for name, tensor in read_header(file).items():
             if name in tensors:
                 raise CheckpointError(
@@ -129,31 +130,26 @@ def read_tensor_headers(folder: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file.
+    """Returns the tensors of one safetensors file by name.
 
     Raises:
         CheckpointError: the file is truncated or malformed.
     """
     try:
         size = file_size(file)
-        with open_read(file) as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                truncated = (
-                    ""
-                    if (finding := recognize_file(file, "weights")) and size
-                    else ", or is truncated"
-                )
-                reason = finding or f"has no header of {length} bytes in {size}; {COPY_AGAIN}"
-                raise CheckpointError(f"{file} is not a safetensors file{truncated}: it {reason}")
-            header = json.loads(opened.read(length))
+        length = int.from_bytes(read_range(file, 0, 8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            finding = recognize_file(file, "weights")
+            truncated = "" if finding and size else ", or is truncated"
+            reason = finding or f"has no header of {length} bytes in {size}; {COPY_AGAIN}"
+            raise CheckpointError(f"{file} is not a safetensors file{truncated}: it {reason}")
+        header = json.loads(read_range(file, 8, 8 + length))
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read {file}: {recognize_file(file, 'weights') or error.strerror}"
-        ) from None
+        finding = recognize_file(file, "weights")
+        raise CheckpointError(f"cannot read {file}: {finding or error.strerror}") from None
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         reason = (
             recognize_file(file, "weights")
             or f"has a header that is not JSON ({error}); {COPY_AGAIN}"
@@ -167,7 +163,9 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
     }
 
 
-def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
+def _stored_tensor(
+    file: pathlib.Path, name: str, entry: Any, data_start: int, size: int
+) -> StoredTensor:
     try:
         code, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         valid = all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop))
@@ -177,25 +175,53 @@ def _stored_tensor(file: pathlib.Path, name: str, entry: Any, data: int, size: i
         raise CheckpointError(
             f"{file} is malformed: the header's entry of tensor {name!r} is {entry!r}"
         )
-    if (
-        code in SAFETENSORS_DTYPES
-        and stop - start != math.prod(shape) * SAFETENSORS_DTYPES[code].itemsize
-    ):
+    tensor = StoredTensor(file, name, code, shape, data_start + start)
+    if code in SAFETENSORS_DTYPES and stop - start != tensor.bytes:
         raise CheckpointError(
-            f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start} bytes"
+            f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start}"
+            " bytes"
         )
-    if data + stop > size:
+    if data_start + stop > size:
         raise CheckpointError(
-            f"{file} is truncated: tensor {name!r} ends at byte {data + stop} of {size}; {COPY_AGAIN}"
+            f"{file} is truncated: tensor {name!r} ends at byte {data_start + stop} of {size};"
+            f" {COPY_AGAIN}"
         )
-    return StoredTensor(file, code, shape, data + start)
+    return tensor
+
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the safetensors files of a folder, sorted; all of them exist."""
+    index = folder / SAFETENSORS_INDEX
+    if index.exists():
+        names = sorted(set(_read_index(index).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{index} names files that do not exist, {len(missing)} of {len(names)}:"
+                f" {', '.join(missing)}; {_why_missing(folder, missing)}"
+            )
+        return [folder / name for name in names]
+    # A name that begins with a dot, as `._model.safetensors`, is no shard but macOS's attributes
+    # of one.
+    files = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
+    if not files:
+        finding = recognize_folder(folder, "weights")
+        reason = f" - it {finding}" if finding else ""
+        raise CheckpointError(
+            f"{folder} holds no safetensors files (neither {SAFETENSORS_INDEX} nor *.safetensors)"
+            f"{reason}"
+        )
+    _check_shards_complete(folder, [file.name for file in files])
+    return sorted(files)
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
+    """Returns the file name of every tensor."""
     try:
         weight_map = json.loads(read_bytes(index))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        reason = f"; it {finding}" if (finding := recognize_file(index, "weights")) else ""
+        finding = recognize_file(index, "weights")
+        reason = f"; it {finding}" if finding else ""
         raise CheckpointError(f"{index} is not JSON with a key 'weight_map'{reason}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: 'weight_map' must map tensor names to file names")
@@ -208,24 +234,26 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
 
 
 def _check_shards_complete(folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Without an index, `-of-00004` is the only sign that a shard was not copied."""
+    """Checks that no shard is missing, by the total in names such as `-00001-of-00004`."""
     for name in names:
         numbered = re.fullmatch(r"(.*)-\d+-of-(\d+)\.safetensors", name)
-        if numbered:
-            total = int(numbered[2])
-            expected = [
-                f"{numbered[1]}-{number:05d}-of-{total:05d}.safetensors"
-                for number in range(1, total + 1)
-            ]
-            missing = sorted(set(expected) - set(names))
-            if missing:
-                raise CheckpointError(
-                    f"{folder} lacks {len(missing)} of {total} shards: {', '.join(missing)}; {_why_missing(folder, missing)}"
-                )
+        if not numbered:
+            continue
+        total = int(numbered[2])
+        expected = {
+            f"{numbered[1]}-{number:05d}-of-{total:05d}.safetensors"
+            for number in range(1, total + 1)
+        }
+        missing = sorted(expected - set(names))
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of {total} shards: {', '.join(missing)};"
+                f" {_why_missing(folder, missing)}"
+            )
 
 
 def _why_missing(folder: pathlib.Path, names: Sequence[str]) -> str:
-    """Returns what is to be done about shards that are not there."""
+    """Returns advice about shards that do not exist."""
     if finding := recognize_file(folder / names[0], "weights"):
         return f"{names[0]} {finding}"
     if finding := unfinished_download(folder):
@@ -238,7 +266,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that will be written."""
+    """Name, shape and dtype of a tensor that will be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -250,15 +278,15 @@ class TensorSpec:
 
 
 class ShardWriter:
-    """Writes the planned tensors, in order, into numbered shards and their index.
+    """Writes tensors, in order, into numbered shards and their index.
 
-    Use as a context manager; `append` the rows of each tensor in turn. Leaving it checks that every
-    byte was written.
+    Use it as a context manager and `append` the rows of each tensor in turn. Leaving it checks that
+    every byte was written.
 
     Args:
         folder: an existing folder.
         tensors: what will be written, in order.
-        max_shard_bytes: no shard's data is larger, except where a single tensor is.
+        max_shard_bytes: no shard holds more, unless a single tensor does.
     """
 
     def __init__(self, folder: pathlib.Path, tensors: Sequence[TensorSpec], max_shard_bytes: int):
@@ -272,14 +300,18 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._number = 0
         self._tensor: TensorSpec | None = None
-        self._due = 0  # bytes of the current tensor still to come
+        self._due = 0  # bytes of the current tensor that are still to come
 
     def file_name(self, number: int) -> str:
-        """The name of the shard `number`, counted from 1."""
+        """Returns the name of the shard `number`, counted from 1."""
         return f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Writes the next rows, of the tensor whose turn it is."""
+        """Writes the next rows of the current tensor.
+
+        Raises:
+            CheckpointError: they have another dtype, or are more than the tensor still lacks.
+        """
         if not self._due:
             number, self._tensor = next(self._tensors)
             self._due = self._tensor.bytes
@@ -292,7 +324,8 @@ class ShardWriter:
             or rows.dtype != self._tensor.dtype
         ):
             raise CheckpointError(
-                f"{rows.nbytes} bytes of {rows.dtype} are not the next {self._due} of {self._tensor}"
+                f"{rows.nbytes} bytes of {rows.dtype} are not the next {self._due} of"
+                f" {self._tensor}"
             )
         self._file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
         self._due -= rows.nbytes
@@ -301,7 +334,8 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
         self._number = number
-        self._file = open(self._folder / self.file_name(number), "wb")  # noqa: SIM115  closed by the next, or by __exit__
+        path = self._folder / self.file_name(number)
+        self._file = open(path, "wb")  # noqa: SIM115  closed by the next call, or by __exit__
         header = _header(self._shards[number - 1])
         self._file.write(len(header).to_bytes(8, "little") + header)
 
@@ -318,11 +352,10 @@ class ShardWriter:
             self._file.close()
         if error is not None:
             return
-        left = next(self._tensors, None)
-        if self._due or left is not None:
-            raise CheckpointError(
-                f"tensors were planned and not written, the first {self._tensor if self._due else left}"
-            )
+        following = next(self._tensors, None)
+        if self._due or following is not None:
+            first = self._tensor if self._due else following
+            raise CheckpointError(f"tensors were planned and not written, the first {first}")
         self._write_index()
 
     def _write_index(self) -> None:
@@ -350,9 +383,8 @@ def _split_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> Iterato
 
 
 def _header(tensors: Sequence[TensorSpec]) -> bytes:
-    header: dict[str, Any] = {
-        "__metadata__": {"format": "pt"}
-    }  # without it, transformers refuses the file
+    # transformers refuses a file without this entry.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
         stop = offset + tensor.bytes
@@ -363,7 +395,4 @@ def _header(tensors: Sequence[TensorSpec]) -> bytes:
         }
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)  # so that the data are aligned
-
-
-MAX_SHARD_BYTES = 5 * 10**9
+    return text + b" " * (-len(text) % 8)  # aligns the data

@@ -2,7 +2,7 @@
 
 from stepaudio_jax.parallel.batch_placement import BatchPlacement, check_batch_divisible
 from stepaudio_jax.parallel.mesh import CHIPS, Chip, make_mesh, num_slices, peak_flops
-from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json, replicated_block
+from stepaudio_jax.parallel.processes import all_gather_json, broadcast_json
 from stepaudio_jax.parallel.shardings import (
     batch_sharding,
     num_batch_shards,
@@ -24,5 +24,4 @@ __all__ = [
     "parameter_shardings",
     "peak_flops",
     "replicated",
-    "replicated_block",
 ]

@@ -8,6 +8,7 @@ written under a temporary name beside its target, and renamed at the end.
 import contextlib
 import glob
 import hashlib
+import io
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from stepaudio_jax.errors import OutputError
 
@@ -40,7 +41,7 @@ def user_path(text: str) -> pathlib.Path:
     return pathlib.Path(expand_home(text))
 
 
-def open_read(path: PathLike) -> BinaryIO:
+def open_read(path: PathLike) -> io.BufferedReader:
     """Opens a file for reading its bytes."""
     return open(path, "rb")
 
@@ -73,7 +74,7 @@ def file_size(path: PathLike) -> int:
     return os.stat(path).st_size
 
 
-def open_append(path: PathLike, *, truncate_at: int | None = None) -> BinaryIO:
+def open_append(path: PathLike, *, truncate_at: int | None = None) -> io.BufferedRandom:
     """Opens a file for appending bytes; it is created where it does not exist.
 
     Args:

@@ -1,6 +1,7 @@
 """The report of the reward trap claims only what its intervals support."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,8 +9,17 @@ import scipy.stats
 
 from examples.reward_trap.metrics import ReplyMetrics, paired_difference
 from examples.reward_trap.report import findings, page, results_table
-from examples.reward_trap.reward_trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
+from examples.reward_trap.reward_trap import (
+    ARMS,
+    JOINT,
+    RLVR,
+    RUBRIC,
+    START,
+    THEN_PREFERENCE,
+    RewardTrap,
+)
 from stepaudio_jax.evaluation import as_text
+from tests.end_to_end.runs import ROOT
 
 N = 200
 
@@ -97,3 +107,36 @@ def test_metrics_are_read_as_they_were_written(tmp_path):
     written = metrics()
     written.write(tmp_path / "metrics.json")
     assert ReplyMetrics.read(tmp_path / "metrics.json") == written
+
+
+def test_each_arm_has_its_rewards_prompts_and_steps(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trap = RewardTrap.from_configs()
+    runs = {name: config for arm in ARMS for name, config in trap._run_configs(arm, seed=1)}
+    assert list(runs) == [RLVR, JOINT, RUBRIC, THEN_PREFERENCE]
+    stages = {name: config.stages[0] for name, config in runs.items()}
+    steps = stages[JOINT].steps
+    assert [stage.steps for stage in stages.values()] == [steps, steps, steps // 2, steps // 2]
+    prompts = {
+        name: [pathlib.Path(source.path).stem for source in stage.data.sources]
+        for name, stage in stages.items()
+    }
+    assert prompts == {
+        RLVR: ["preference", "rubric"],
+        JOINT: ["preference", "rubric"],
+        RUBRIC: ["rubric"],
+        THEN_PREFERENCE: ["preference"],
+    }
+    (reward,) = stages[RLVR].policy_gradient.rewards
+    assert (reward.verifier, reward.judge_weight) == ("exact_text", 0.0)
+    assert stages[RUBRIC].policy_gradient == stages[JOINT].policy_gradient
+    start = f"{trap.configs['style'].run_dir}/model"
+    assert {runs[name].initial.model for name in (RLVR, JOINT, RUBRIC)} == {start}
+    assert runs[THEN_PREFERENCE].initial.model == f"{runs[RUBRIC].run_dir}/model"
+    assert all(config.seed == 1 for config in runs.values())
+
+
+def test_the_committed_report_has_the_text_of_the_template():
+    committed = (ROOT / "docs" / "trap.md").read_text(encoding="utf-8")
+    introduction, _ = page({}, {}, "JUDGE").split("JUDGE")
+    assert committed.startswith(introduction)

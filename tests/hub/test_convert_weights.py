@@ -71,6 +71,19 @@ def test_random_options(tmp_path, capsys):
     assert found.dtypes == {"F32": found.tensors}
 
 
+def test_random_weights_have_rows_for_the_tokenizer(tmp_path, shared_tokenizer, capsys):
+    """A preset whose vocabulary is smaller than the tokenizer gets more rows."""
+    folder = tmp_path / "weights"
+    options = ("--preset", "tiny", "--tokenizer", shared_tokenizer, "--output", folder)
+    assert run("random", *options) == 0
+    tokenizer = hub.load_tokenizer(folder)
+    rows = hub.read_model_config(folder).decoder.vocab_size
+    assert rows % 64 == 0
+    assert tokenizer.required_vocab_size <= rows < tokenizer.required_vocab_size + 64
+    assert f"tokens for {rows} rows (the preset has 320)" in capsys.readouterr().out
+    assert hub.inspect_folder(folder).problems == ()
+
+
 def test_inspect_of_a_broken_folder(tmp_path, tiny, capsys):
     tensors = read_tensors(tiny)
     folder = tmp_path / "broken"

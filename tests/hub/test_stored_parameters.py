@@ -66,6 +66,56 @@ def test_restores_sharded_on_eight_devices(tmp_path):
         np.testing.assert_array_equal(sharded["/".join(path)], leaf)
 
 
+SAVE = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+from jax.sharding import NamedSharding, PartitionSpec as P
+from stepaudio_jax import hub
+from stepaudio_jax.hub import orbax_io
+from stepaudio_jax.text import Tokenizer
+source, target = sys.argv[1:]
+orbax_io._MAX_CHUNK_BYTES = 2048
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+config = hub.read_model_config(source)
+def place(leaf):
+    spec = ["tensor" if leaf.shape[-1] % 2 == 0 else None]
+    spec = [*([None] * (leaf.ndim - 2)), *(["fsdp" if leaf.shape[-2] % 4 == 0 else None] if leaf.ndim > 1 else []), *spec]
+    zeros = leaf.ndim == 1  # chunks of zeros are stored like others
+    return jax.device_put(np.zeros_like(leaf) if zeros else leaf, NamedSharding(mesh, P(*spec)))
+parameters = jax.tree.map(place, hub.read_parameters(source))
+assert sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parameters)) > 30
+hub.save_checkpoint(target, parameters, config, Tokenizer.byte_level(), source="a test")
+assert hub.inspect_folder(target).problems == ()
+read = hub.read_parameters(target)
+jax.tree.map(np.testing.assert_array_equal, read, parameters)
+assert jax.tree.map(lambda leaf: leaf.dtype, read) == jax.tree.map(lambda leaf: leaf.dtype, parameters)
+hub.export_weights(target, target + ".exported")
+assert hub.inspect_folder(target + ".exported").problems == ()
+"""
+
+
+def test_sharded_parameters_are_saved_by_orbax(tmp_path):
+    """Eight devices write their shards, in chunks of a limited size; a lost one is noticed."""
+    source, target = random_folder(tmp_path / "source"), tmp_path / "saved"
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", SAVE, str(source), str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    kernel = parameters_directory(target) / "decoder.layers.mlp.up.kernel"
+    chunks = [file for file in kernel.iterdir() if not file.name.startswith(".")]
+    assert len(chunks) > 8
+    assert all(file.stat().st_size <= 2048 for file in chunks)
+    chunks[0].unlink()
+    (problem,) = hub.inspect_folder(target).problems
+    assert chunks[0].name in problem
+
+
 def test_plain_orbax_restores_the_dtypes_stored(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     hub.import_weights(random_folder(tmp_path / "source"), checkpoint)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import ModelConfig, check_seed
-from stepaudio_jax.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError, StepAudioError
 from stepaudio_jax.storage import truncate_words, user_path
 from stepaudio_jax.text import Tokenizer
 
@@ -32,6 +32,7 @@ _DTYPES = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
+_VOCAB_MULTIPLE = 64
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # so that what is half written is removed
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except (StepAudioError, OSError) as error:
         print(f"error: {truncate_words(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -128,13 +129,18 @@ def _export_adapter(options: argparse.Namespace) -> int:
 
 def _random(options: argparse.Namespace) -> int:
     config = ModelConfig.presets()[options.preset]
+    decoder = config.decoder
     if options.layers is not None:
-        config = dataclasses.replace(
-            config, decoder=dataclasses.replace(config.decoder, layers=options.layers)
-        )
-    tokenizer = (
-        hub.load_tokenizer(options.tokenizer) if options.tokenizer else Tokenizer.byte_level()
-    )
+        decoder = dataclasses.replace(decoder, layers=options.layers)
+    if options.tokenizer:
+        tokenizer = hub.load_tokenizer(options.tokenizer)
+        origin = f"tokenizer of {options.tokenizer}"
+    else:
+        tokenizer = Tokenizer.byte_level()
+        origin = "byte tokenizer (no --tokenizer was given)"
+    if tokenizer.required_vocab_size > decoder.vocab_size:
+        decoder = dataclasses.replace(decoder, vocab_size=_round_up(tokenizer.required_vocab_size))
+    config = dataclasses.replace(config, decoder=decoder)
     with _ProgressBar() as bar:
         hub.write_random_weights(
             config,
@@ -146,13 +152,11 @@ def _random(options: argparse.Namespace) -> int:
             form=options.config_form,
             progress=bar.show,
         )
-    of = (
-        f"tokenizer of {options.tokenizer}"
-        if options.tokenizer
-        else "byte tokenizer (no --tokenizer was given)"
-    )
+    preset_rows = ModelConfig.presets()[options.preset].decoder.vocab_size
+    enlarged = f" (the preset has {preset_rows})" if decoder.vocab_size != preset_rows else ""
     print(
-        f"wrote {options.output}: {of}, {tokenizer.vocab_size} tokens for {config.decoder.vocab_size} rows"
+        f"wrote {options.output}: {origin}, {tokenizer.vocab_size} tokens for"
+        f" {decoder.vocab_size} rows{enlarged}"
     )
     return 0
 
@@ -190,6 +194,11 @@ def _inspect(options: argparse.Namespace) -> int:
         )
         return 2
     return 0
+
+
+def _round_up(vocab_size: int) -> int:
+    """Returns the next multiple of 64 rows, which divides over the devices of most meshes."""
+    return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 class _ProgressBar:
