@@ -39,7 +39,7 @@ def shared_tokenizer() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared_benchmarks() -> pathlib.Path:
-    """Returns the folder of benchmark outputs with the judgements of official scorers and a human."""
+    """Returns the folder of benchmark outputs, judged by official scorers and by a human."""
     return _shared_folder("benchmarks")
 
 
@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _CACHE not in os.environ:  # a program is compiled once for all processes
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="jax_programs_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ[_CACHE], ignore_errors=True))
-    # A shell that starts the tests in the background makes them and their subprocesses ignore Ctrl-C.
+    # A shell that starts the tests in the background makes them and what they start ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -31,7 +31,7 @@ class AudioFeatures:
         prompts: with the adaptor's output, `Prompt.audio_embeddings`: rollouts start from here.
     """
 
-    by_prompt: list[Float32[np.ndarray, "C audio_frames encoder_hidden"]]
+    by_prompt: list[Float32[np.ndarray, "_C _audio_frames _encoder_hidden"]]
     prompts: list[Prompt]
 
 
@@ -63,13 +63,13 @@ class AudioFeatureEncoder:
             )
             for program, size in (
                 (encode, data.mel_frames_per_chunk),
-                (adapt, model.encoder.hidden),
+                (adapt, model.encoder.hidden),  # features [audio_frames, hidden]: no padding
             )
         )
 
     @property
     def num_encoded(self) -> int:
-        """The number of chunks encoded so far."""
+        """Returns the number of chunks encoded so far."""
         return self._encoder.num_encoded
 
     def __call__(self, params: Parameters, prompts: Sequence[Prompt]) -> AudioFeatures:
@@ -79,7 +79,7 @@ class AudioFeatureEncoder:
 
     def encode(
         self, params: Parameters, prompts: Sequence[Prompt]
-    ) -> list[Float32[np.ndarray, "C audio_frames encoder_hidden"]]:
+    ) -> list[Float32[np.ndarray, "_C _audio_frames _encoder_hidden"]]:
         """Returns the encoder's output for each prompt, see `AudioFeatures.by_prompt`."""
         chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
         features = iter(self._encoder.encode(params, chunks))
