@@ -12,9 +12,10 @@ export PYTHONDONTWRITEBYTECODE :=
 HUGE_PAGES := glibc.malloc.hugetlb=1
 ACCELERATORS := $(wildcard /dev/accel* /dev/vfio/[0-9]* /dev/nvidia[0-9]*)
 KEEP_FREED := $(if $(ACCELERATORS),,glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776)
-GLIBC_TUNABLES ?= $(HUGE_PAGES)$(if $(KEEP_FREED),:$(KEEP_FREED))
-quickstart quickstart-rlhf trap tiny-base tiny-judge: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
+ifeq ($(origin GLIBC_TUNABLES),undefined)
+quickstart quickstart-rlhf trap tiny-base tiny-judge: export GLIBC_TUNABLES := $(HUGE_PAGES)$(addprefix :,$(KEEP_FREED))
 test test-all: export GLIBC_TUNABLES := $(HUGE_PAGES)
+endif
 
 .PHONY: setup test test-all lint quickstart quickstart-rlhf trap tiny-base tiny-judge clean
 
@@ -32,7 +33,7 @@ $(VENV)/.test: $(VENV)/.installed
 	$(INSTALL) --editable ".[quickstart,test]"
 	touch $@
 
-# Most programs of the tests run once, so compiling them without LLVM's optimisation saves time. `test-all` compiles as users do.
+# Most programs of the tests run once, so compiling them without LLVM's optimization saves time. `test-all` compiles as users do.
 test: lint
 	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,10 +1,14 @@
-r"""Mid-training on audio, then cold-start SFT, of a 32 B model, on a v5p pod slice of 256 chips.
-
-The decoder starts as Qwen2.5-32B, the encoder as Qwen2-Audio's, the adaptor with random weights;
-the first stage trains the adaptor alone. The slice is `v5p:4x8x8`.
+r"""Audio-centric mid-training, then cold-start SFT, of a 32 B model in one run.
 
 python -m launch.train --config=configs/midtrain_32b.py --config.initial.decoder=DIR \
   --config.initial.encoder=DIR
+
+The decoder is Qwen2.5-32B, the encoder Qwen2-Audio's, the adaptor new: the first stage trains it
+alone.
+
+Machine: a v5p slice of 256 chips. Not run on TPUs yet: `python -m launch.plan
+--config=configs/midtrain_32b.py --topology=v5p:4x8x8 --stage=midtrain` gives memory per chip and
+the expected time of a step.
 """
 
 from stepaudio_jax.config import (

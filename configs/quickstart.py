@@ -1,6 +1,9 @@
-"""The quickstart: cold-start SFT of the small base model on spoken dialogues (`make quickstart`).
+"""The quickstart: cold-start SFT of the small base model on spoken dialogues, encoder frozen.
 
-The encoder is frozen. Takes minutes on two cores.
+make quickstart
+
+Machine: two CPU cores. Result: `runs/quickstart/report.html`, with the accuracy before and after
+training, on held-out voices and phrases, and with the sound silenced.
 """
 
 from stepaudio_jax.config import (

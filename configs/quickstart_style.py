@@ -1,6 +1,8 @@
-"""The start model of the reward trap (`make quickstart-rlhf`): it answers in random styles.
+"""The start model of the reward trap: it answers in random styles, among which rewards then choose.
 
-Rewards then choose among the styles.
+make quickstart-rlhf    (trains it first)
+
+Machine: two CPU cores. Result: `runs/quickstart_rlhf/style/model`, the row "start" of docs/trap.md.
 """
 
 from stepaudio_jax.config import (

@@ -1,6 +1,4 @@
-r"""RLHF of Step-Audio-R1.5 (32 B): preferences and rubrics in one joint stage.
-
-For a v5p pod slice of 128 chips; with LoRA, 32 chips suffice.
+r"""RLHF of Step-Audio-R1.5 (32 B) in one stage, preference and rubric rewards together.
 
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:4x4x8
 python -m launch.plan  --config=configs/rlhf_32b.py --topology=v5p:2x4x4 \
@@ -10,6 +8,9 @@ python -m launch.train --config=configs/rlhf_32b.py --config.initial.model=DIR \
   --config.stages.rlhf.data.sources.0.path=FILE \
   --config.stages.rlhf.objective.judge.url=http://JUDGE/v1 \
   --config.stages.rlhf.objective.judge.model=NAME
+
+Machine: a v5p slice of 128 chips; with LoRA (the second plan) one of 32. Not run on TPUs yet:
+the plan gives memory per chip.
 """
 
 from stepaudio_jax.config import (

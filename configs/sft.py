@@ -1,7 +1,10 @@
-r"""Cold-start SFT of a Step-Audio checkpoint on your own dialogues, with a frozen encoder.
+r"""Cold-start SFT of a Step-Audio checkpoint on your own dialogues, encoder frozen.
 
 python -m launch.train --config=configs/sft.py --config.initial.model=DIR \
   --config.stages.sft.data.sources.0.path=FILE
+
+Machine: any that holds the checkpoint; `python -m launch.plan` with the same flags says whether a
+TPU slice does. Result: `runs/sft/model` and `metrics.jsonl`.
 """
 
 from stepaudio_jax.config import Config, DataConfig, OptimizerConfig, SourceConfig, StageConfig

@@ -1,10 +1,11 @@
-r"""Cold-start SFT of Step-Audio-R1.5 (32 B) with a frozen encoder, on a v5p pod slice of 64 chips.
-
-The slice is `v5p:4x4x4`, which Google calls `v5p-128`.
+r"""Cold-start SFT of Step-Audio-R1.5 (32 B), encoder frozen.
 
 python -m launch.plan  --config=configs/sft_32b.py --topology=v5p:4x4x4
 python -m launch.train --config=configs/sft_32b.py --config.initial.model=DIR \
   --config.stages.sft.data.sources.0.path=FILE
+
+Machine: a v5p slice of 64 chips (`v5p:4x4x4`, `v5p-128`). Not run on TPUs yet: the plan gives
+memory per chip and the expected time of a step.
 """
 
 from stepaudio_jax.config import (

@@ -1,9 +1,11 @@
-r"""Cold-start SFT of Step-Audio-2-mini (8 B) with a frozen encoder, on a v5e pod slice of 64 chips.
+r"""Cold-start SFT of Step-Audio-2-mini (8 B), encoder frozen.
 
-The slice is `v5e:8x8`, which Google calls `v5litepod-64`.
-
+python -m launch.plan  --config=configs/sft_mini_8b.py --topology=v5e:8x8
 python -m launch.train --config=configs/sft_mini_8b.py --config.initial.model=DIR \
   --config.stages.sft.data.sources.0.path=FILE
+
+Machine: a v5e slice of 64 chips (`v5e:8x8`, `v5litepod-64`). Not run on TPUs yet: the plan gives
+memory per chip and the expected time of a step.
 """
 
 from stepaudio_jax.config import (

@@ -1,4 +1,4 @@
-"""Runnable examples: the quickstart, the reward trap, and the synthetic speech that both use."""
+"""Runnable examples: the quickstart, the reward trap, their synthetic speech, and short scripts."""
 
 ON_INTERRUPT = "finished parts are kept; the same command resumes"
 """What the programs of the examples print at Ctrl-C."""

@@ -1,4 +1,4 @@
-"""Joining the other processes of a run."""
+"""Joins the other processes of a run, one on each host."""
 
 import os
 
@@ -21,9 +21,8 @@ def initialize_distributed(argument: str) -> None:
     """
     import jax
 
-    # On a CPU a collective holds a thread until every device has come to it. Where XLA has as few
-    # threads as a small machine has cores, programs under way together hold them all, and wait for
-    # each other for ever.
+    # On a CPU a collective holds a thread until every device has reached it. With as few threads as
+    # a small machine has cores, concurrent programs would hold all of them and deadlock.
     os.environ.setdefault("NPROC", str(max(_CPU_THREADS, os.cpu_count() or 1)))
     _, equals, value = argument.partition("=")
     if not equals:
@@ -31,7 +30,8 @@ def initialize_distributed(argument: str) -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise ConfigError(
-                f"{DISTRIBUTED_FLAG}: no cluster says who the processes are ({error}); write {DISTRIBUTED_FLAG}=HOST:PORT,COUNT,INDEX"
+                f"{DISTRIBUTED_FLAG}: no cluster says who the processes are ({error}); write"
+                f" {DISTRIBUTED_FLAG}=HOST:PORT,COUNT,INDEX"
             ) from None
         return
     parts = value.split(",")

@@ -43,7 +43,7 @@ def exit_on_error(on_interrupt: str | Callable[[], str] = "") -> Iterator[None]:
         _exit(error, EXIT_USER_ERROR)
 
 
-def kept_lines(output: str) -> str:
+def describe_partial_output(output: str) -> str:
     """Returns what is printed at Ctrl-C by a job whose finished lines stay in `OUTPUT.partial`."""
     partial = pathlib.Path(f"{output}.partial")
     if not partial.exists():

@@ -1,50 +1,94 @@
-"""Answers dialogues: `python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl`.
+"""Answers a file of dialogues.
 
-Interrupted (Ctrl-C) and started again, it goes on where it was; finished, it is not done again.
-Nothing that another job or the user made is replaced. A dialogue that cannot be answered gets a
-line that says why, and the exit code is then 2.
+    python -m launch.generate --model DIR --input dialogues.jsonl --output replies.jsonl
+
+Interrupted (Ctrl-C) and started again, it resumes; finished, it is not done again. An output that
+another job or the user made is not replaced. A dialogue that cannot be answered gets a line that
+says why, and the exit code is then 2.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from launch.errors import exit_on_error, kept_lines
-from stepaudio_jax.config import AudioChannel, DataConfig
+from launch.arguments import add_file_arguments, add_model_arguments
+from launch.errors import describe_partial_output, exit_on_error
 from stepaudio_jax.errors import EXIT_USER_ERROR
-from stepaudio_jax.storage import check_output_file, expand_home, has_job_mark
+from stepaudio_jax.storage import check_output_file, has_job_mark
 
 if TYPE_CHECKING:
-    from stepaudio_jax.generation import JobSummary
+    from stepaudio_jax.generation import JobSummary, Sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses arguments and answers; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    with exit_on_error(lambda: describe_partial_output(options.output)):
+        # At once, since what follows takes seconds.
+        check_output_file(options.output, [options.input], may_replace=has_job_mark)
+        from stepaudio_jax.data import JsonlFile
+        from stepaudio_jax.generation import (
+            answer_file,
+            finished_generation,
+            folder_decode_mesh,
+            load_model,
+        )
+
+        sampling = _sampling(options)
+        JsonlFile(options.input)  # whether it can be read is known before the model is loaded
+        settings: Any = {
+            "int8_weights": options.int8_weights,
+            "history_reasoning": options.history_reasoning,
+            "history_eot": not options.no_history_eot,
+            "channel": options.channel,
+        }
+        job: Any = {"num_samples": options.num_samples, "cache_dtype": options.cache_dtype}
+        done = finished_generation(
+            options.model, options.input, options.output, sampling, options.dtype, **settings, **job
+        )
+        if done is not None:
+            return _print_summary(done, options.output, "already answered")
+        mesh = folder_decode_mesh(options.model, options.tensor)
+        model = load_model(options.model, options.dtype, mesh=mesh, for_generation=True, **settings)
+        summary = answer_file(
+            model, options.input, options.output, sampling, slots=options.slots, **job
+        )
+        return _print_summary(summary, options.output, "answered")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model",
-        type=expand_home,
-        required=True,
-        help="a Hugging Face folder or a checkpoint of this project",
+    add_file_arguments(
+        parser,
+        input_help="JSONL of dialogues that end in a user's turn",
+        output_help="JSONL of replies, one line for each dialogue",
     )
-    parser.add_argument(
-        "--input",
-        type=expand_home,
-        required=True,
-        help="JSONL of dialogues that end in a user's turn",
-    )
-    parser.add_argument(
-        "--output",
-        type=expand_home,
-        required=True,
-        help="JSONL of replies, one line for each dialogue",
-    )
+    add_model_arguments(parser)
+    _add_sampling_arguments(parser)
     parser.add_argument(
         "--num-samples", type=int, default=1, help="replies to each dialogue (default 1)"
     )
+    parser.add_argument(
+        "--slots", type=int, default=16, help="dialogues answered side by side (default 16)"
+    )
+    parser.add_argument(
+        "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"
+    )
+    parser.add_argument(
+        "--int8-weights", action="store_true", help="the decoder's matrices in int8"
+    )
+    parser.add_argument(
+        "--no-history-eot",
+        action="store_true",
+        help="past replies without their end, as the released server has them",
+    )
+    return parser
+
+
+def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
@@ -120,101 +164,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="how often a pattern makes a loop, at least 2",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--slots", type=int, default=16, help="dialogues answered side by side (default 16)"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32"
-    )
-    parser.add_argument(
-        "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"
-    )
-    parser.add_argument(
-        "--int8-weights", action="store_true", help="the decoder's matrices in int8"
-    )
-    parser.add_argument(
-        "--tensor",
-        type=int,
-        default=0,
-        help="devices over which a layer is cut (default: as many as divide its heads)",
-    )
-    parser.add_argument(
-        "--history-reasoning",
-        action="store_true",
-        help="past turns keep their reasoning, for a model trained so",
-    )
-    parser.add_argument(
-        "--no-history-eot",
-        action="store_true",
-        help="past replies without their end, as the released server has them",
-    )
-    parser.add_argument(
-        "--channel",
-        choices=get_args(AudioChannel),
-        default=DataConfig.channel,
-        help=f"what is heard of a clip with several channels: the first, or their mean (default {DataConfig.channel})",
-    )
-    options = parser.parse_args(arguments)
-    with exit_on_error(lambda: kept_lines(options.output)):
-        check_output_file(
-            options.output, [options.input], may_replace=has_job_mark
-        )  # at once: what follows takes seconds
-        from stepaudio_jax.config import RepetitionDetectionConfig
-        from stepaudio_jax.data import JsonlFile
-        from stepaudio_jax.generation import (
-            Sampling,
-            answer_file,
-            finished_generation,
-            folder_decode_mesh,
-            load_model,
-        )
-
-        sampling = Sampling(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            max_new_tokens=options.max_new_tokens,
-            max_reasoning_tokens=options.max_reasoning_tokens,
-            stop_strings=tuple(options.stop),
-            stop_in_reasoning=options.stop_in_reasoning,
-            repetition_detection=RepetitionDetectionConfig(
-                max_pattern_size=options.repetition_max_pattern_size,
-                min_pattern_size=options.repetition_min_pattern_size,
-                min_count=options.repetition_min_count,
-            ),
-            seed=options.seed,
-        )
-        JsonlFile(options.input)  # whether it can be read is known before the model is loaded
-        settings: Any = {
-            "int8_weights": options.int8_weights,
-            "history_reasoning": options.history_reasoning,
-            "history_eot": not options.no_history_eot,
-            "channel": options.channel,
-        }
-        job: Any = {"samples": options.num_samples, "cache_dtype": options.cache_dtype}
-        done = finished_generation(
-            options.model, options.input, options.output, sampling, options.dtype, **settings, **job
-        )
-        if done is not None:
-            return _print_summary(done, options.output, "already answered")
-        mesh = folder_decode_mesh(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, for_generation=True, **settings)
-        outcome = answer_file(
-            model, options.input, options.output, sampling, slots=options.slots, **job
-        )
-        return _print_summary(outcome, options.output, "answered")
 
 
-def _print_summary(outcome: "JobSummary", output: str, verb: str) -> int:
-    """Prints an outcome; returns the exit code."""
-    print(f"{outcome.dialogues - outcome.failed} of {outcome.dialogues} dialogues {verb}: {output}")
-    if outcome.failed:
+def _sampling(options: argparse.Namespace) -> "Sampling":
+    from stepaudio_jax.config import RepetitionDetectionConfig
+    from stepaudio_jax.generation import Sampling
+
+    return Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        max_new_tokens=options.max_new_tokens,
+        max_reasoning_tokens=options.max_reasoning_tokens,
+        stop_strings=tuple(options.stop),
+        stop_in_reasoning=options.stop_in_reasoning,
+        repetition_detection=RepetitionDetectionConfig(
+            max_pattern_size=options.repetition_max_pattern_size,
+            min_pattern_size=options.repetition_min_pattern_size,
+            min_count=options.repetition_min_count,
+        ),
+        seed=options.seed,
+    )
+
+
+def _print_summary(summary: "JobSummary", output: str, verb: str) -> int:
+    """Prints the outcome of a job; returns the exit code."""
+    answered = summary.dialogues - summary.failed
+    print(f"{answered} of {summary.dialogues} dialogues {verb}: {output}")
+    if summary.failed:
         print(
-            f"error: {outcome.failed} could not be answered; the first: {outcome.first_failure}",
+            f"error: {summary.failed} could not be answered; the first: {summary.first_failure}",
             file=sys.stderr,
         )
         return EXIT_USER_ERROR

@@ -1,4 +1,7 @@
-"""Writes the report of a run as one HTML page: `python -m launch.report RUN_DIR [--output FILE] [--title TITLE]`."""
+"""Writes the report of a run as one HTML page.
+
+python -m launch.report RUN_DIR [--output FILE] [--title TITLE]
+"""
 
 import argparse
 
@@ -8,7 +11,9 @@ from stepaudio_jax.storage import user_path
 
 def main() -> None:
     """Parses arguments and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=user_path, help="the folder of a run, finished or not")
     parser.add_argument("--output", type=user_path, help="default: report.html in the run's folder")
     parser.add_argument("--title", help="default: the folder's name")

@@ -46,7 +46,7 @@ def convert(
     *,
     dtype: FloatDtype | None = None,
 ) -> pathlib.Path:
-    """Converts a Hugging Face folder to a checkpoint of this project, or a checkpoint to such a folder.
+    """Converts a Hugging Face folder to a checkpoint of this project, or the other way.
 
     `tools.convert_weights` has further options: adapters, an encoder of another model, shard sizes.
 

@@ -27,19 +27,19 @@ def _shared_folder(name: str) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared_audio() -> pathlib.Path:
-    """The folder with eight real clips."""
+    """Returns the folder with eight real clips."""
     return _shared_folder("audio")
 
 
 @pytest.fixture(scope="session")
 def shared_tokenizer() -> pathlib.Path:
-    """The folder with the real Qwen2 `vocab.json` and `merges.txt`."""
+    """Returns the folder with the real Qwen2 `vocab.json` and `merges.txt`."""
     return _shared_folder("tokenizer")
 
 
 @pytest.fixture(scope="session")
 def shared_benchmarks() -> pathlib.Path:
-    """The folder with outputs of models on benchmarks, and what the official scorers and a careful human say of them."""
+    """Returns the folder of benchmark outputs, judged by official scorers and by a human."""
     return _shared_folder("benchmarks")
 
 
@@ -49,15 +49,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What holds for every process of the session: its workers and what the tests start inherit it."""
-    if _CACHE not in os.environ:  # a program is then compiled once for all of them
+    """Sets a compilation cache and signals, which workers and subprocesses inherit."""
+    if _CACHE not in os.environ:  # a program is compiled once for all processes
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="jax_programs_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ[_CACHE], ignore_errors=True))
-    # A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start
-    # would ignore it too.
+    # A shell that starts the tests in the background makes them and what they start ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files marked `first` are begun first: what is long and in one piece must not be what a single worker ends with."""
+    """Starts files marked `first` before others, so that no worker ends with a long one alone."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)

@@ -31,7 +31,8 @@ IDENTIFIERS = _words(
     """,
     # training
     """
-    HeldOut ModelDefinition StageRun StageStart StopSignal adapters_before
+    FROZEN_LORA HELD_OUT_LOSS HeldOut ModelDefinition POLICY_STAGE StageKind StageRun StageStart
+    StopSignal adapters_before drop_steps_after loss_term_sums policy_parameters
     after_stage auxiliary_sums checkpoint_wait_share claim_run_folder data_wait_share
     describe_stage first_wait_s initial_parameters is_free_to_change keeps_reference learnt_from
     learnt_tokens make_evaluation_step next_token_sums nothing_to_learn read_shape

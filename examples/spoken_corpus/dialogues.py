@@ -9,8 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from examples.spoken_corpus import phrases as words
-from examples.spoken_corpus.phrases import SUM_RESULTS, Phrase, draw_phrase, number
+from examples.spoken_corpus.phrases import (
+    ANIMALS,
+    COLOURS,
+    DIGITS,
+    KEYWORDS,
+    SUM_RESULTS,
+    Phrase,
+    draw_phrase,
+    number,
+)
 from examples.spoken_corpus.sessions import ATTRIBUTES, Clip
 
 Message = dict[str, Any]
@@ -84,11 +92,11 @@ _REASONING_TEMPLATES: Mapping[Topic, str] = {
     **dict.fromkeys(("keyword", "number", "colour", "animal"), "I hear {answer}."),
 }
 WORD_LISTS: Mapping[Topic, tuple[str, ...]] = {
-    "keyword": words.KEYWORDS,
-    "number": words.DIGITS,
-    "digit": words.DIGITS,
-    "colour": words.COLOURS,
-    "animal": words.ANIMALS,
+    "keyword": KEYWORDS,
+    "number": DIGITS,
+    "digit": DIGITS,
+    "colour": COLOURS,
+    "animal": ANIMALS,
 }
 """Topics whose answer is every spoken word of a list, in order; "digit" writes them in figures."""
 
@@ -260,13 +268,9 @@ def _operands(rng: np.random.Generator) -> tuple[int, int]:
 def _draw_arithmetic(rng: np.random.Generator) -> tuple[str, str, str]:
     """Draws (question, reasoning, reply) of a sum, of invented sums, or of numbers in words."""
     form = rng.integers(3)
-    return (
-        draw_text_sum(rng, held_out=False)
-        if form == 0
-        else _draw_made_up_sums(rng)
-        if form == 1
-        else _draw_numbers(rng)
-    )
+    if form == 0:
+        return draw_text_sum(rng, held_out=False)
+    return _draw_made_up_sums(rng) if form == 1 else _draw_numbers(rng)
 
 
 def _draw_made_up_sums(rng: np.random.Generator) -> tuple[str, str, str]:
@@ -281,7 +285,7 @@ def _draw_made_up_sums(rng: np.random.Generator) -> tuple[str, str, str]:
 
 def _draw_numbers(rng: np.random.Generator) -> tuple[str, str, str]:
     """Draws (question, reasoning, reply) of two to four digits in words, to write in figures."""
-    digits = [words.DIGITS[i] for i in rng.integers(len(words.DIGITS), size=rng.integers(2, 5))]
+    digits = [DIGITS[i] for i in rng.integers(len(DIGITS), size=rng.integers(2, 5))]
     numbers = _draw_wording(_NUMBER_SEPARATORS, rng).join(digits)
     return (
         _draw_wording(_NUMBERS_IN_WORDS, rng).format(numbers=numbers),

@@ -11,10 +11,17 @@ from types import MappingProxyType
 import numpy as np
 
 from examples.spoken_corpus import dialogues
-from examples.spoken_corpus import phrases as words
 from examples.spoken_corpus.dialogues import Message, Topic
 from examples.spoken_corpus.espeak import CorpusError
-from examples.spoken_corpus.phrases import SUM_RESULTS, Kind, Phrase, draw_phrase
+from examples.spoken_corpus.phrases import (
+    ANIMALS,
+    COLOURS,
+    KEYWORDS,
+    SUM_RESULTS,
+    Kind,
+    Phrase,
+    draw_phrase,
+)
 from examples.spoken_corpus.sessions import ATTRIBUTES, Clip
 
 
@@ -44,9 +51,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         task.name: task
         for task in (
             *(Task(name, answers) for name, answers in ATTRIBUTES.items()),
-            Task("keyword", words.KEYWORDS),
+            Task("keyword", KEYWORDS),
             Task("sum", _SUM_ANSWERS),
-            Task("two_turn", words.COLOURS + words.ANIMALS),
+            Task("two_turn", COLOURS + ANIMALS),
             Task("text_sum", _SUM_ANSWERS, spoken=False),
         )
     }
@@ -81,12 +88,12 @@ def phrase_groups(per_task: int, rng: np.random.Generator) -> list[list[Phrase]]
     """
     groups = [
         [_draw_held_out("keyword", rng, keyword=keyword)]
-        for keyword in words.KEYWORDS
+        for keyword in KEYWORDS
         for _ in range(_count_per_answer("keyword", per_task))
     ]
     for total in SUM_RESULTS:
         groups += [[_draw_sum(total, rng)] for _ in range(_count_per_answer("sum", per_task))]
-    for asked, answers in (("colour", words.COLOURS), ("animal", words.ANIMALS)):
+    for asked, answers in (("colour", COLOURS), ("animal", ANIMALS)):
         for word in answers:
             for _ in range(_count_per_answer("two_turn", per_task)):
                 statement = _draw_held_out("statement", rng, **{asked: word})

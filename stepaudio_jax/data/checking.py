@@ -280,7 +280,7 @@ def data_fingerprint(
         for file in source.files:
             digest.update(json.dumps([file.path]).encode())
             with open_read(file.path) as content:
-                file_digest = hashlib.file_digest(content, "sha256")  # type: ignore[arg-type]
+                file_digest = hashlib.file_digest(content, "sha256")
                 digest.update(file_digest.digest())
     return digest.hexdigest()
 

@@ -1,4 +1,7 @@
-"""A prompt as arrays, and prompts side by side as one batch."""
+"""Prompts as arrays: a dialogue with its sound, and several of them padded to one batch.
+
+In shapes, B is the prompts of a batch, T tokens, C audio chunks.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +10,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio import clip_chunks, load_audio, log_mel, split_chunks
@@ -16,7 +20,6 @@ from stepaudio_jax.audio.lengths import (
     max_mel_frames,
 )
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
-from stepaudio_jax.data import Array
 from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, tokenize_dialogue
@@ -27,38 +30,38 @@ _BUCKETS_PER_DOUBLING = 2
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A rendered dialogue with its sound (T tokens, audio tokens included).
+    """A rendered dialogue with its sound: T tokens, audio tokens included.
 
     Attributes:
         tokens: [T] i32.
         is_audio: [T] bool, where an adaptor output replaces the token's embedding.
-        in_loss: [T] bool, the tokens that the model is to write (none in a prompt to be answered).
-        chunks: the log-mel [128, F] f32 of each audio chunk that has tokens, in order.
-        chunk_tokens: how many audio tokens each of them has.
+        loss_mask: [T] bool, the tokens to be generated (none in a prompt that is to be answered).
+        chunks: log-mel [128, mel frames] f32 of each audio chunk that has tokens, in order.
+        chunk_tokens: number of audio tokens of each of them.
         audio_embeddings: [audio tokens, H] f32, the adaptor's outputs where they are known already;
-            else the engine makes them.
+            None for the engine to compute them.
     """
 
     tokens: NDArray[np.int32]
     is_audio: NDArray[np.bool_]
-    in_loss: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     chunks: tuple[NDArray[np.float32], ...]
     chunk_tokens: tuple[int, ...]
     audio_embeddings: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:
-        """Tokens, audio tokens included."""
+        """The number of tokens, audio tokens included."""
         return len(self.tokens)
 
     @property
     def longest_chunk(self) -> int:
-        """Mel frames of its longest chunk; 0 without audio."""
+        """The mel frames of the longest chunk; 0 without audio."""
         return max((chunk.shape[1] for chunk in self.chunks), default=0)
 
 
 class AudioReader(Protocol):
-    """Gives the waveform of a clip, [samples] f32 at 16 kHz; `stepaudio_jax.audio.load_audio` is one."""
+    """Reads the waveform of a clip, [samples] f32 at 16 kHz, as `audio.load_audio` does."""
 
     def __call__(
         self, source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
@@ -73,15 +76,15 @@ def build_prompt(
     channel: AudioChannel = DataConfig.channel,
     read: AudioReader = load_audio,
 ) -> Prompt:
-    """Hears the clips of rendered segments and puts their audio tokens in place.
+    """Reads the clips of rendered segments, and builds tokens and log-mel chunks.
 
     Args:
         segments: of one dialogue.
         tokenizer: of the model.
         convention: how the audio tokens of a clip are counted.
-        channel: what is heard of a clip with several channels; see `load_audio`.
-        read: gives the waveform of a clip by its path; another one lets the model hear something
-            else than the file.
+        channel: which channel of a multichannel clip is used; see `load_audio`.
+        read: reads a clip by its path; another reader lets the model hear something else than the
+            file.
 
     Raises:
         AudioError: a clip cannot be read.
@@ -89,7 +92,7 @@ def build_prompt(
     chunks: list[NDArray[np.float32]] = []
     chunk_tokens: list[int] = []
 
-    def hear(part: AudioPart) -> list[int]:
+    def add_clip(part: AudioPart) -> list[int]:
         waveform = read(part.path, length_convention=convention, channel=channel)
         counts = [size.tokens for size in clip_chunks(len(waveform), convention)]
         samples = zip(split_chunks(waveform), counts, strict=True)
@@ -97,53 +100,67 @@ def build_prompt(
         chunk_tokens.extend(filter(None, counts))
         return counts
 
-    laid_out = tokenize_dialogue(segments, hear, tokenizer)
-    is_audio = laid_out.tokens == tokenizer.special.audio_patch
-    return Prompt(laid_out.tokens, is_audio, laid_out.loss_mask, tuple(chunks), tuple(chunk_tokens))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PromptBatch:
-    """Prompts padded to one shape: tokens, audio_index [B,T] i32, lengths [B] i32, mel [B,C,M,F] f32, mel_lengths [B,C] i32."""
-
-    tokens: Array
-    audio_index: Array
-    lengths: Array
-    mel: Array
-    mel_lengths: Array
+    dialogue = tokenize_dialogue(segments, add_clip, tokenizer)
+    is_audio = dialogue.tokens == tokenizer.special.audio_patch
+    return Prompt(dialogue.tokens, is_audio, dialogue.loss_mask, tuple(chunks), tuple(chunk_tokens))
 
 
 def check_prompt_fits(
     prompt: Prompt, config: ModelConfig, *, new_tokens: int = 0, slot_tokens: int | None = None
 ) -> None:
-    """Checks that a slot, or a model's positions, hold a prompt, the tokens that may follow it, and each of its chunks.
+    """Checks that a slot holds a prompt and its reply, and the encoder each of its chunks.
+
+    Args:
+        prompt: to be answered or scored.
+        config: the model's shape.
+        new_tokens: of the reply, at most.
+        slot_tokens: tokens of a slot; None for the model's positions.
 
     Raises:
-        GenerationError: saying by how much they do not.
+        GenerationError: one does not; says by how much.
     """
-    limit = (
-        config.decoder.max_positions
-        if slot_tokens is None
-        else min(slot_tokens, config.decoder.max_positions)
-    )
+    positions = config.decoder.max_positions
+    limit = positions if slot_tokens is None else min(slot_tokens, positions)
     excess = prompt.length + new_tokens - limit
     if excess > 0:
-        whose = "the model's" if limit == config.decoder.max_positions else "a slot's"
+        whose = "the model's" if limit == positions else "a slot's"
         raise GenerationError(
-            f"the dialogue has {prompt.length} tokens and may get {new_tokens} new ones, {excess} more than {whose} {limit}"
-            f" positions; {'lower max_new_tokens or ' if new_tokens else ''}shorten the dialogue"
+            f"the dialogue has {prompt.length} tokens and may get {new_tokens} new ones, {excess}"
+            f" more than {whose} {limit} positions;"
+            f" {'lower max_new_tokens or ' if new_tokens else ''}shorten the dialogue"
         )
     frames = max_mel_frames(config.encoder.positions)
     if prompt.longest_chunk > frames:
         raise GenerationError(
-            f"the dialogue has an audio chunk of {prompt.longest_chunk} mel frames, more than the {frames} that the model's "
-            f"encoder.positions={config.encoder.positions} hold; cut the clip"
+            f"the dialogue has an audio chunk of {prompt.longest_chunk} mel frames, more than the"
+            f" {frames} that the model's encoder.positions={config.encoder.positions} hold; cut the"
+            " clip"
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Prompts padded to one shape.
+
+    Attributes:
+        tokens: of each prompt.
+        audio_index: index of the adaptor's output that replaces a token's embedding, among those of
+            all chunks of the row; -1 for text.
+        lengths: tokens of each prompt without padding.
+        mel: log-mel of each chunk.
+        mel_lengths: frames of each chunk, 0 where there is none.
+    """
+
+    tokens: Int[Array | np.ndarray, "B T"]
+    audio_index: Int[Array | np.ndarray, "B T"]
+    lengths: Int[Array | np.ndarray, " B"]
+    mel: Float[Array | np.ndarray, "B C mel_bins mel_frames"]
+    mel_lengths: Int[Array | np.ndarray, "B C"]
+
+
 def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) -> PromptBatch:
-    """Pads prompts that fit the model to buckets, and to `rows` with one-token prompts without audio."""
+    """Pads prompts that fit the model to buckets, and adds one-token prompts up to `rows` rows."""
     tokens_bucket = bucket(max(prompt.length for prompt in prompts))
     chunk_count = max(len(prompt.chunks) for prompt in prompts)
     longest_chunk = max(prompt.longest_chunk for prompt in prompts)
@@ -168,8 +185,8 @@ def stack_prompts(prompts: Sequence[Prompt], config: ModelConfig, *, rows: int) 
     return batch
 
 
-def embed_prompts(model: StepAudio, batch: PromptBatch) -> jax.Array:
-    """Embeddings [B,T,H] of prompts, their sound in place."""
+def embed_prompts(model: StepAudio, batch: PromptBatch) -> Float[Array, "B T H"]:
+    """Computes the embeddings of prompts, with the adaptor's outputs at their audio tokens."""
     audio = None
     if batch.mel.shape[1]:
         audio = model.encode_audio(jnp.asarray(batch.mel), jnp.asarray(batch.mel_lengths))
@@ -177,7 +194,10 @@ def embed_prompts(model: StepAudio, batch: PromptBatch) -> jax.Array:
 
 
 def bucket(size: int) -> int:
-    """The smallest bucket that holds `size`: 32, 48, 64, 96, 128, .. (two a doubling), so padding costs at most half again."""
+    """Returns the smallest bucket that holds `size`: 32, 48, 64, 96, 128, .. (two a doubling).
+
+    Padding then adds at most a half, and few programs are compiled.
+    """
     base = _MIN_BUCKET
     while True:
         for part in range(_BUCKETS_PER_DOUBLING):

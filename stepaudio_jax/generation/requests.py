@@ -1,4 +1,4 @@
-"""What a request has written so far, on the host: its tokens, where it ends, and its text as it comes."""
+"""The reply to one request as it grows, on the host: its tokens, where it ends, its text."""
 
 import codecs
 import dataclasses
@@ -10,47 +10,12 @@ from stepaudio_jax.config import RepetitionDetectionConfig
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.text import THINK_END, Tokenizer
 
-# Whether a reply has fallen into a loop: its last tokens are one pattern, said over and over.
-
-
-class RepetitionDetector:
-    """Follows the tokens of one reply.
-
-    For each size p of a pattern it counts how many tokens in a row equal the one p places before.
-    The last k * p tokens are one pattern of p, k times, where that count reaches (k - 1) * p. A
-    token costs one comparison for each size, whatever the reply's length.
-
-    Args:
-        config: which patterns, and how often; it must be on.
-        max_new_tokens: of the reply, for patterns that cannot occur in it often enough are not
-            followed.
-    """
-
-    def __init__(self, config: RepetitionDetectionConfig, *, max_new_tokens: int):
-        largest = min(config.max_pattern_size, max_new_tokens // config.min_count)
-        sizes = np.arange(config.min_pattern_size, largest + 1)
-        self._needed = (config.min_count - 1) * sizes
-        self._matches = np.zeros(len(sizes), np.int64)
-        self._smallest = config.min_pattern_size
-        self._recent = np.full(max(largest, 0), -1, np.int64)  # the last tokens, the newest first
-
-    def add(self, token: int) -> bool:
-        """Adds a token; returns whether the reply now ends in a pattern that is repeated often enough."""
-        if not len(self._needed):
-            return False
-        equal = self._recent[self._smallest - 1 :] == token
-        self._matches = np.where(equal, self._matches + 1, 0)
-        self._recent[1:] = self._recent[:-1]
-        self._recent[0] = token
-        return bool((self._matches >= self._needed).any())
-
-
 _THINK_START, _THINK_END = b"<think>", THINK_END.strip().encode()
 
 
 @dataclasses.dataclass(frozen=True)
 class StopToken:
-    """The token that ended a reply, and its log-probabilities: the model's, and of the distribution that it was drawn from."""
+    """The token that ended a reply, with its log-probabilities as in `sampling.Sampled`."""
 
     token: int
     logprob: float
@@ -58,20 +23,20 @@ class StopToken:
 
 
 class RequestState:
-    """The reply to one request, growing.
+    """The reply to one request.
 
     Args:
         number: of the request.
         sampling: how it is answered.
         tokenizer: of the model.
-        in_reasoning: whether the prompt has opened a reasoning, with which the text then begins.
-            One that the text opens itself, as its first word, is a reasoning too.
+        in_reasoning: whether the prompt has opened a reasoning, with which the text then begins. A
+            text that begins with `<think>` opens one itself.
 
     Attributes:
         number, sampling: as above.
-        stopped: a stop token or a stop string has ended it.
-        repeated: it has ended because its last tokens are a loop.
-        end: the stop token, where one has ended it.
+        stopped: whether a stop token or a stop string has ended it.
+        repeated: whether it has ended because its last tokens repeat one pattern.
+        stop_token: where one has ended it.
     """
 
     def __init__(
@@ -87,12 +52,12 @@ class RequestState:
         self._sampling_logprobs: list[float] = []
         self._text = b""
         self._ends: list[int] = []  # length of the text after each token
-        self._given = 0  # bytes of the text that have been given out
+        self._num_shown = 0  # bytes of the text that `take_new_text` has returned
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._cut: int | None = None  # bytes of the text before the stop string
         self._in_reasoning = in_reasoning
-        self._searched = 0  # bytes of the text in which no end of the reasoning begins
-        self._reply_start: int | None = None  # bytes of the text up to that end, once it is there
+        self._num_searched = 0  # bytes of the text in which no end of the reasoning begins
+        self._reply_start: int | None = None  # bytes of the text up to and with that end
         detection = sampling.repetition_detection
         self._repetition = (
             RepetitionDetector(detection, max_new_tokens=sampling.max_new_tokens)
@@ -104,7 +69,7 @@ class RequestState:
         self.stop_token: StopToken | None = None
 
     def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
-        """Adds tokens [N] with their log-probabilities, up to the one that ends the reply."""
+        """Adds tokens [n] with their log-probabilities [n], up to the one that ends the reply."""
         for token, logprob, sampling_logprob in zip(
             tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True
         ):
@@ -124,7 +89,7 @@ class RequestState:
 
     @property
     def at_limit(self) -> bool:
-        """Whether it has as many tokens as it may have."""
+        """Whether it has `max_new_tokens` tokens."""
         return len(self._tokens) >= self.sampling.max_new_tokens
 
     @property
@@ -133,7 +98,10 @@ class RequestState:
         return _THINK_END in self._text
 
     def output_tokens(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-        """Tokens, log-probabilities and sampling log-probabilities; without those that only spell the stop string."""
+        """Returns tokens, log-probabilities and sampling log-probabilities.
+
+        Tokens that are wholly part of the stop string are left out.
+        """
         count = self._num_output_tokens
         return (
             tuple(self._tokens[:count]),
@@ -143,24 +111,27 @@ class RequestState:
 
     @property
     def stop_overlap_bytes(self) -> int:
-        """Bytes at the end of the last kept token that belong to the stop string."""
-        return (
-            0
-            if self._cut is None or not self._num_output_tokens
-            else self._ends[self._num_output_tokens - 1] - self._cut
-        )
+        """Bytes at the end of the last output token that belong to the stop string."""
+        if self._cut is None or not self._num_output_tokens:
+            return 0
+        return self._ends[self._num_output_tokens - 1] - self._cut
 
     @property
     def _num_output_tokens(self) -> int:
-        """Tokens that begin before the stop string; one of no text at all belongs to what it follows."""
+        """The number of tokens that begin before the stop string.
+
+        A token without text belongs to what follows it.
+        """
         if self._cut is None:
             return len(self._ends)
-        whole = int(np.searchsorted(self._ends, self._cut, side="right"))
-        begins = self._ends[whole - 1] if whole else 0
-        return whole + (begins < self._cut)
+        num_before = int(np.searchsorted(self._ends, self._cut, side="right"))
+        end = self._ends[num_before - 1] if num_before else 0
+        return num_before + (end < self._cut)
 
     def take_new_text(self, *, last: bool = False) -> str:
-        """What can be shown since the last call: whole characters, and nothing that may yet turn out to be a stop string.
+        """Returns the text that can be shown since the last call.
+
+        That is whole characters, and nothing that may turn out to begin a stop string.
 
         Args:
             last: nothing follows; bytes that are no character are written as U+FFFD.
@@ -168,36 +139,36 @@ class RequestState:
         end = len(self._text) if self._cut is None else self._cut
         if not last:
             end -= self._partial_stop_len(end)
-        new, self._given = self._text[self._given : end], max(end, self._given)
+        new, self._num_shown = self._text[self._num_shown : end], max(end, self._num_shown)
         return self._decoder.decode(new, last)
 
     def _find_stop_string(self) -> None:
-        """Looks for a stop string that the last token has completed, from where stop strings count."""
+        """Ends the reply at a stop string that the last token has completed, if there is one."""
         if not self._stop_strings or (start := self._stop_search_start()) is None:
             return
         before = self._ends[-2] if len(self._ends) > 1 else 0
         for stop in self._stop_strings:
-            place = self._text.find(stop, max(start, before - len(stop) + 1))
-            if place >= 0 and (self._cut is None or place < self._cut):
-                self._cut, self.stopped = place, True
+            position = self._text.find(stop, max(start, before - len(stop) + 1))
+            if position >= 0 and (self._cut is None or position < self._cut):
+                self._cut, self.stopped = position, True
 
     def _stop_search_start(self) -> int | None:
-        """Bytes of the text before the part in which stop strings count; None while there is no such part yet."""
+        """Returns the byte from which stop strings count; None while the reasoning goes on."""
         if self.sampling.stop_in_reasoning:
             return 0
         if self._reply_start is None:
             if not self._in_reasoning and not self._text.startswith(_THINK_START):
                 return 0
-            tag = self._text.find(_THINK_END, self._searched)
+            tag = self._text.find(_THINK_END, self._num_searched)
             if tag < 0:
-                self._searched = max(0, len(self._text) - len(_THINK_END) + 1)
+                self._num_searched = max(0, len(self._text) - len(_THINK_END) + 1)
                 return None
             self._reply_start = tag + len(_THINK_END)
         # The line break after the tag is the format's, not the reply's.
         return self._reply_start + self._text.startswith(b"\n", self._reply_start)
 
     def _partial_stop_len(self, end: int) -> int:
-        """Bytes at the end of the text that may be the beginning of a stop string."""
+        """Returns the bytes before `end` that may be the beginning of a stop string."""
         if not self._stop_strings or (start := self._stop_search_start()) is None:
             return 0
         longest = 0
@@ -207,3 +178,34 @@ class RequestState:
                     longest = size
                     break
         return longest
+
+
+class RepetitionDetector:
+    """Detects a reply whose last tokens repeat one pattern, token by token.
+
+    For each pattern size p it counts how many tokens in a row equal the one p positions before. The
+    last k * p tokens are one pattern of p, k times, where that count reaches (k - 1) * p. A token
+    costs one comparison for each size, whatever the reply's length.
+
+    Args:
+        config: sizes of patterns, and how often one must occur; it must be on.
+        max_new_tokens: of the reply: larger patterns cannot occur often enough in it.
+    """
+
+    def __init__(self, config: RepetitionDetectionConfig, *, max_new_tokens: int):
+        largest = min(config.max_pattern_size, max_new_tokens // config.min_count)
+        sizes = np.arange(config.min_pattern_size, largest + 1)
+        self._needed = (config.min_count - 1) * sizes
+        self._matches = np.zeros(len(sizes), np.int64)
+        self._smallest = config.min_pattern_size
+        self._recent = np.full(max(largest, 0), -1, np.int64)  # the last tokens, newest first
+
+    def add(self, token: int) -> bool:
+        """Adds a token; returns whether the reply now ends in a pattern repeated often enough."""
+        if not len(self._needed):
+            return False
+        equal = self._recent[self._smallest - 1 :] == token
+        self._matches = np.where(equal, self._matches + 1, 0)
+        self._recent[1:] = self._recent[:-1]
+        self._recent[0] = token
+        return bool((self._matches >= self._needed).any())

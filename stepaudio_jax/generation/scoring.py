@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from stepaudio_jax import hub
@@ -32,12 +33,14 @@ from stepaudio_jax.generation.prompts import (
 )
 from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
+from stepaudio_jax.models.logprobs import chunked_logprobs
 from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
-# Tokens whose logits exist at the same time; divides every bucket that is at least twice as long.
+# Tokens whose logits are in memory together. It divides every bucket above but 384, which is one
+# chunk.
 _LOGPROB_CHUNK = 256
 
 
@@ -171,25 +174,20 @@ class Scorer:
         graphdef, _ = abstract_model(config, dataclasses.replace(compute, remat="none"))
 
         @jax.jit
-        def logprobs(parameters: Parameters, batch: PromptBatch) -> jax.Array:
-            """Computes log p [B,T] of each token given those before it; column 0 is undefined."""
+        def logprobs(parameters: Parameters, batch: PromptBatch) -> Float[Array, "B T"]:
+            """Computes log p of each token given those before it; column 0 is undefined."""
             model = nnx.merge(graphdef, parameters)
             tokens = jnp.asarray(batch.tokens)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
             hidden = model.decode(embed_prompts(model, batch), positions, jnp.ones_like(positions))
-            targets = jnp.roll(tokens, -1, axis=1)
-
-            def chunk_logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-                log_probs = jax.nn.log_softmax(model.logits(chunk[0]), axis=-1)
-                return jnp.take_along_axis(log_probs, chunk[1][:, :, None], axis=-1)[:, :, 0]
-
-            of_targets = _join_chunks_of_tokens(
-                jax.lax.map(
-                    chunk_logprobs,
-                    (_split_chunks_of_tokens(hidden), _split_chunks_of_tokens(targets)),
-                )
+            of_next_token, _ = chunked_logprobs(
+                hidden,
+                model.decoder.lm_head_kernel(),
+                jnp.roll(tokens, -1, axis=1),
+                chunks=max(tokens.shape[1] // _LOGPROB_CHUNK, 1),
+                rules=compute.rules,
             )
-            return jnp.roll(of_targets, 1, axis=1)
+            return jnp.roll(of_next_token, 1, axis=1)
 
         self._logprobs = logprobs
 
@@ -249,8 +247,8 @@ class Scorer:
         )
         logprobs = self.logprobs(prompt)
         return TurnScore(
-            token_ids=tuple(int(token) for token in prompt.tokens[prompt.in_loss]),
-            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.in_loss]),
+            token_ids=tuple(int(token) for token in prompt.tokens[prompt.loss_mask]),
+            logprobs=tuple(float(logprob) for logprob in logprobs[prompt.loss_mask]),
         )
 
 
@@ -259,17 +257,6 @@ def _with_one_turn_in_loss(messages: Sequence[Message], turn: int) -> list[Messa
         dataclasses.replace(message, in_loss=index == turn)
         for index, message in enumerate(messages)
     ]
-
-
-def _split_chunks_of_tokens(x: jax.Array) -> jax.Array:
-    """Reshapes [B,T,..] to [chunks, B, T / chunks, ..]."""
-    size = x.shape[1] if x.shape[1] < 2 * _LOGPROB_CHUNK else _LOGPROB_CHUNK
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-
-def _join_chunks_of_tokens(chunks: jax.Array) -> jax.Array:
-    """Reshapes [chunks, B, T / chunks] to [B,T]."""
-    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1)
 
 
 def _read_records(path: PathLike) -> list[Record]:

@@ -1,9 +1,11 @@
-"""The device's side of the engine: a fixed number of slots, each at most one request, and the programs that act on them.
+"""The device side of the engine: a fixed number of slots, each for one request, and its programs.
 
-Every shape is static. A request enters through `prefill` (its prompt, alone, padded to a bucket)
-and `insert`; `decode` then adds a token to every occupied slot, several times over. On a mesh the
-slots are shared out over the axes of a batch, and the heads of their caches over those of heads; a
-prompt is one row, and read by all replicas alike.
+All shapes are static. `prefill` computes the keys and values of one prompt, padded to a bucket;
+`insert` copies them into a free slot and samples the first token; `decode` adds a token to every
+active slot, several times over. On a mesh the slots are sharded over the batch axes and the heads
+of their caches over the axes of heads; a prompt is a single row, which all replicas compute.
+
+In shapes, T is the tokens of a prompt's bucket, V the vocabulary, H the decoder's hidden size.
 """
 
 import dataclasses
@@ -12,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation.sampling import (
@@ -22,6 +26,7 @@ from stepaudio_jax.generation.sampling import (
     SamplingArrays,
     sample_tokens,
 )
+from stepaudio_jax.kernels.partitioning import LogicalAxes
 from stepaudio_jax.models import (
     CACHE_AXES,
     CacheDtype,
@@ -48,12 +53,12 @@ class EngineSpec:
 
     @property
     def graphdef(self) -> Any:
-        """The model's, for the layout of `models.unstack_layers`."""
+        """The model's graph definition, for parameters in the layout of `models.unstack_layers`."""
         return abstract_model(self.config, self.compute)[0]
 
     @property
     def with_replicated_rows(self) -> "EngineSpec":
-        """The same with rows left whole, for one row cannot be cut."""
+        """The same spec with the batch axis replicated: one row cannot be sharded."""
         rules = dataclasses.replace(self.compute.rules, batch=())
         return dataclasses.replace(self, compute=dataclasses.replace(self.compute, rules=rules))
 
@@ -61,357 +66,397 @@ class EngineSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """S slots of at most T tokens.
+    """The state of all slots.
 
     Attributes:
-        caches: of each layer, [S,K,T,D].
-        token: [S] i32, drawn and not yet in the cache.
-        position: [S] i32, where it will stand.
-        drawn: [S] i32, tokens drawn so far.
-        limit: [S] i32, tokens that may be drawn: at most T - prompt + 1, for the last one need not
-        be written.
-        pause: [S] i32, the slot stops when so many are drawn, for the host to look at it; 0: never.
-        forced: [S] i32, how many of the engine's forced_suffix tokens are still to be put in,
-        whatever is drawn.
-        running: [S] bool.
-        stops: [S,M] i32, tokens that end the reply; padded with NO_TOKEN.
-        settings: how tokens are drawn.
-        seen: [S,V] bool, tokens of prompt and reply, for the repetition penalty.
-        token_counts: [S,V] i32, how often the reply has each token, for the presence and frequency
-            penalties.
+        caches: keys and values of each layer, [slots, K, cache_len, D].
+        token: sampled last, and not in the cache yet.
+        position: where `token` will stand in the cache.
+        num_sampled: tokens sampled so far.
+        max_tokens: tokens that may be sampled; at most cache_len - prompt + 1, since the last one
+            need not be cached.
+        pause_at: the slot becomes inactive when it has sampled so many, for the host to look at it;
+            0 never.
+        forced_remaining: how many tokens of the engine's forced suffix replace the next samples.
+        active: whether the slot decodes.
+        stop_tokens: tokens that end the reply, padded with NO_TOKEN.
+        settings: how tokens are sampled.
+        seen: tokens of prompt and reply, for the repetition penalty.
+        token_counts: how often the reply has each token, for presence and frequency penalties.
     """
 
     caches: tuple[LayerCache, ...]
-    token: jax.Array
-    position: jax.Array
-    drawn: jax.Array
-    limit: jax.Array
-    pause: jax.Array
-    forced: jax.Array
-    running: jax.Array
-    stops: jax.Array
+    token: Int[Array, " slots"]
+    position: Int[Array, " slots"]
+    num_sampled: Int[Array, " slots"]
+    max_tokens: Int[Array, " slots"]
+    pause_at: Int[Array, " slots"]
+    forced_remaining: Int[Array, " slots"]
+    active: Bool[Array, " slots"]
+    stop_tokens: Int[Array, "slots stops"]
     settings: SamplingArrays
-    seen: jax.Array
-    token_counts: jax.Array
+    seen: Bool[Array, "slots V"]
+    token_counts: Int[Array, "slots V"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """A prompt that has been read: caches [1,K,T,D] of its bucket, logits [1,V] after its end, seen [1,V], length [1]."""
+    """A prefilled prompt.
+
+    Attributes:
+        caches: keys and values of each layer, [1, K, T, D].
+        logits: of the token after the prompt.
+        seen: which tokens the prompt has.
+        length: tokens of the prompt without padding.
+    """
 
     caches: tuple[LayerCache, ...]
-    logits: jax.Array
-    seen: jax.Array
-    length: jax.Array
+    logits: Float[Array, "1 V"]
+    seen: Bool[Array, "1 V"]
+    length: Int[Array, "1"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RequestParams:
-    """What a request brings to its slot: each [1], stops [1,M]; see `Slots`."""
+    """What a request brings to its slot, from the host; see `Slots`."""
 
-    limit: Any
-    pause: Any
-    stops: Any
+    max_tokens: Int[Array | np.ndarray, "1"]
+    pause_at: Int[Array | np.ndarray, "1"]
+    stop_tokens: Int[Array | np.ndarray, "1 stops"]
     settings: SamplingArrays
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What one call of `decode` drew: tokens, logprobs, sampling_logprobs [S,N]; count [S], how many of the N are a slot's.
+    """What one call of `decode` sampled.
 
-    running [S] says which slots go on. A slot's count is 0 where it did not run.
+    Attributes:
+        tokens, logprobs, sampling_logprobs: as in `Sampled`, one column a step.
+        count: how many leading columns belong to each slot; 0 for an inactive one.
+        active: which slots go on.
     """
 
-    tokens: jax.Array
-    logprobs: jax.Array
-    sampling_logprobs: jax.Array
-    count: jax.Array
-    running: jax.Array
+    tokens: Int[Array, "slots steps"]
+    logprobs: Float[Array, "slots steps"]
+    sampling_logprobs: Float[Array, "slots steps"]
+    count: Int[Array, " slots"]
+    active: Bool[Array, " slots"]
 
 
-@functools.partial(jax.jit, static_argnames=("program", "slots", "tokens"))
-def empty_slots(program: EngineSpec, slots: int, tokens: int) -> Slots:
-    """Slots that nobody occupies."""
-    decoder = program.config.decoder
-    tokens = padded_cache_len(tokens, program.compute)
+@functools.partial(jax.jit, static_argnames=("spec", "slots", "tokens"))
+def empty_slots(spec: EngineSpec, slots: int, tokens: int) -> Slots:
+    """Returns `slots` inactive slots of at least `tokens` tokens each."""
+    decoder = spec.config.decoder
+    tokens = padded_cache_len(tokens, spec.compute)
 
-    def column(dtype: Any) -> jax.Array:
+    def zeros(dtype: Any) -> Array:
         return jnp.zeros(slots, dtype)
 
     caches = tuple(
-        LayerCache.zeros(decoder, slots, tokens, program.cache_dtype) for _ in range(decoder.layers)
+        LayerCache.zeros(decoder, slots, tokens, spec.cache_dtype) for _ in range(decoder.layers)
     )
-    floats = {name: column(jnp.float32) for name in FLOAT_SETTINGS}
+    floats = {name: zeros(jnp.float32) for name in FLOAT_SETTINGS}
     empty = Slots(
         caches=caches,
-        **{
-            name: column(jnp.int32)
-            for name in ("token", "position", "drawn", "limit", "pause", "forced")
-        },
-        running=column(bool),
-        stops=jnp.full((slots, MAX_STOP_TOKENS), NO_TOKEN, jnp.int32),
-        settings=SamplingArrays(top_k=column(jnp.int32), seed=column(jnp.uint32), **floats),
+        token=zeros(jnp.int32),
+        position=zeros(jnp.int32),
+        num_sampled=zeros(jnp.int32),
+        max_tokens=zeros(jnp.int32),
+        pause_at=zeros(jnp.int32),
+        forced_remaining=zeros(jnp.int32),
+        active=zeros(bool),
+        stop_tokens=jnp.full((slots, MAX_STOP_TOKENS), NO_TOKEN, jnp.int32),
+        settings=SamplingArrays(top_k=zeros(jnp.int32), seed=zeros(jnp.uint32), **floats),
         seen=jnp.zeros((slots, decoder.vocab_size), bool),
         token_counts=jnp.zeros((slots, decoder.vocab_size), jnp.int32),
     )
-    return _constrain_slots(empty, program)
+    return _constrain_slots(empty, spec)
 
 
-@functools.partial(jax.jit, static_argnames="program")
+@functools.partial(jax.jit, static_argnames="spec")
 def encode_audio(
-    program: EngineSpec, parameters: Parameters, mel: jax.Array, mel_lengths: jax.Array
-) -> jax.Array:
-    """Chunks [C,M,F] of mel_lengths [C] -> the adaptor's outputs [C,A,H]."""
-    program = program.with_replicated_rows
-    model, _ = merge_per_layer(program.graphdef, parameters)
+    spec: EngineSpec,
+    parameters: Parameters,
+    mel: Float[Array, "C mel_bins mel_frames"],
+    mel_lengths: Int[Array, " C"],
+) -> Float[Array, "C audio_tokens H"]:
+    """Computes the adaptor's outputs of audio chunks, each by itself.
+
+    Args:
+        spec: which model.
+        parameters: in decode layout.
+        mel: log-mel of each chunk, padded to one length.
+        mel_lengths: frames of each chunk.
+    """
+    spec = spec.with_replicated_rows
+    model, _ = merge_per_layer(spec.graphdef, parameters)
     return constrain(
-        model.encode_chunks(mel[None], mel_lengths[None])[1][0], (), program.compute.rules
+        model.encode_chunks(mel[None], mel_lengths[None])[1][0], (), spec.compute.rules
     )
 
 
-@functools.partial(jax.jit, static_argnames="program")
+@functools.partial(jax.jit, static_argnames="spec")
 def prefill(
-    program: EngineSpec,
+    spec: EngineSpec,
     parameters: Parameters,
-    tokens: jax.Array,
-    length: jax.Array,
-    audio: jax.Array,
-    is_audio: jax.Array,
+    tokens: Int[Array, " T"],
+    length: Int[Array, ""],
+    audio: Float[Array, "audio_len H"],
+    is_audio: Bool[Array, " T"],
 ) -> Prefix:
-    """Reads one prompt.
+    """Computes keys and values of one prompt, and the logits of the token after it.
 
     Args:
-        program: which model.
+        spec: which model.
         parameters: in decode layout.
-        tokens: [T] i32, padded.
-        length: i32, tokens that are the prompt's.
-        audio: [T,H], at the places where `is_audio` [T] an adaptor's output; [0,H] for a prompt
-        without sound.
-        is_audio: [T] bool.
+        tokens: of the prompt, padded.
+        length: tokens of the prompt without padding.
+        audio: the adaptor's outputs, each at the position of its token (audio_len is T), or
+            audio_len 0 for a prompt without sound.
+        is_audio: which tokens an adaptor's output stands for.
     """
-    program = program.with_replicated_rows
-    model, layers = merge_per_layer(program.graphdef, parameters)
+    spec = spec.with_replicated_rows
+    model, layers = merge_per_layer(spec.graphdef, parameters)
     embeddings = model.decoder.embed(tokens[None])
     if audio.shape[0]:
         embeddings = jnp.where(
             is_audio[None, :, None], audio[None].astype(embeddings.dtype), embeddings
         )
-    empty = LayerCache.zeros(program.config.decoder, 1, 1, program.cache_dtype)
+    empty = LayerCache.zeros(spec.config.decoder, 1, 1, spec.cache_dtype)
     positions = jnp.arange(tokens.shape[0])[None]
     hidden, caches = model.decoder.prefill(layers, embeddings, positions, empty)
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
-    seen = jnp.zeros((1, program.config.decoder.vocab_size), bool)
+    seen = jnp.zeros((1, spec.config.decoder.vocab_size), bool)
     seen = seen.at[0, jnp.where(positions[0] < length, tokens, tokens[0])].set(True)
-    caches = tuple(cache.constrain_sharding(program.compute.rules) for cache in caches)
+    caches = tuple(cache.constrain_sharding(spec.compute.rules) for cache in caches)
     return Prefix(
-        caches, constrain(model.logits(last)[:, 0], (), program.compute.rules), seen, length[None]
+        caches, constrain(model.logits(last)[:, 0], (), spec.compute.rules), seen, length[None]
     )
 
 
 def insert(
-    program: EngineSpec, slots: Slots, prefix: Prefix, admission: RequestParams, slot: int
+    spec: EngineSpec, slots: Slots, prefix: Prefix, params: RequestParams, slot: int
 ) -> tuple[Slots, Sampled]:
-    """Puts a request into a free slot and draws its first token, each of the result [1].
+    """Puts a request into a free slot and samples its first token.
 
-    By two programs, for only that of the caches depends on the prompt's bucket, and is compiled in
-    no time.
+    These are two programs: only the one that copies the caches depends on the prompt's bucket, and
+    that one compiles quickly.
+
+    Returns:
+        The slots, and the first token, one row.
     """
-    apart, read = dataclasses.replace(slots, caches=()), dataclasses.replace(prefix, caches=())
-    entered, first = admit(program, apart, read, admission, slot)
-    return dataclasses.replace(
-        entered, caches=write_prefix_cache(program, slots.caches, prefix.caches, slot)
-    ), first
+    slots_without_caches = dataclasses.replace(slots, caches=())
+    prefix_without_caches = dataclasses.replace(prefix, caches=())
+    admitted, first = admit(spec, slots_without_caches, prefix_without_caches, params, slot)
+    caches = write_prefix_cache(spec, slots.caches, prefix.caches, slot)
+    return dataclasses.replace(admitted, caches=caches), first
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
 def admit(
-    program: EngineSpec, slots: Slots, prefix: Prefix, admission: RequestParams, slot: jax.Array
+    spec: EngineSpec,
+    slots: Slots,
+    prefix: Prefix,
+    params: RequestParams,
+    slot: Int[Array, ""],
 ) -> tuple[Slots, Sampled]:
-    """See `insert`: all but the caches, which neither slots nor prefix have here."""
+    """Sets everything of a slot but its caches, which neither `slots` nor `prefix` have here."""
     no_tokens = jnp.zeros(prefix.seen.shape, jnp.int32)
     first = sample_tokens(
-        prefix.logits, jnp.zeros(1, jnp.int32), admission.settings, prefix.seen, no_tokens
+        prefix.logits, jnp.zeros(1, jnp.int32), params.settings, prefix.seen, no_tokens
     )
-    one = jnp.ones(1, jnp.int32)
+    num_sampled = jnp.ones(1, jnp.int32)
     new = Slots(
         caches=(),
         token=first.token,
         position=prefix.length,
-        drawn=one,
-        limit=jnp.asarray(admission.limit),
-        pause=jnp.asarray(admission.pause),
-        forced=0 * one,
-        running=_keeps_running(first.token, one, admission),
-        stops=jnp.asarray(admission.stops),
-        settings=admission.settings,
+        num_sampled=num_sampled,
+        max_tokens=jnp.asarray(params.max_tokens),
+        pause_at=jnp.asarray(params.pause_at),
+        forced_remaining=0 * num_sampled,
+        active=_stays_active(first.token, num_sampled, params),
+        stop_tokens=jnp.asarray(params.stop_tokens),
+        settings=params.settings,
         seen=prefix.seen.at[0, first.token[0]].set(True),
         token_counts=no_tokens.at[0, first.token[0]].set(1),
     )
 
-    def put(column: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(column, value.astype(column.dtype), slot, axis=0)
+    def write_row(column: Array, row: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(column, row.astype(column.dtype), slot, axis=0)
 
-    return _constrain_slots(jax.tree.map(put, slots, new), program), first
+    return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="caches")
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="caches")
 def write_prefix_cache(
-    program: EngineSpec,
+    spec: EngineSpec,
     caches: tuple[LayerCache, ...],
-    read: tuple[LayerCache, ...],
-    slot: jax.Array,
+    prefix_caches: tuple[LayerCache, ...],
+    slot: Int[Array, ""],
 ) -> tuple[LayerCache, ...]:
-    """See `insert`: the caches of all slots, with those of one prompt in a slot."""
-    rules = program.compute.rules
+    """Returns the caches of all slots with those of one prompt written into a slot."""
+    rules = spec.compute.rules
     return tuple(
-        cache.insert_row(one, slot).constrain_sharding(rules)
-        for cache, one in zip(caches, read, strict=True)
+        cache.insert_row(prefix_cache, slot).constrain_sharding(rules)
+        for cache, prefix_cache in zip(caches, prefix_caches, strict=True)
     )
 
 
-@functools.partial(jax.jit, static_argnames=("program", "steps"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("spec", "steps"), donate_argnames="slots")
 def decode(
-    program: EngineSpec,
+    spec: EngineSpec,
     parameters: Parameters,
     slots: Slots,
-    forced_suffix: jax.Array,
-    stop_when_slot_frees: jax.Array,
+    forced_suffix: Int[Array, " suffix"],
+    stop_when_slot_frees: Bool[Array, ""],
     steps: int,
 ) -> tuple[Slots, Decoded]:
-    """Adds a token to every running slot, `steps` times, or until none runs.
+    """Adds a token to every active slot, `steps` times, or until none is active.
 
     Args:
-        program: which model.
+        spec: which model.
         parameters: in decode layout.
-        slots: given up.
-        forced_suffix: [E] i32, what ends a reasoning by force.
-        stop_when_slot_frees: bool; end early when any slot stops, because others wait for it.
+        slots: donated.
+        forced_suffix: tokens that end a reasoning which has had its length.
+        stop_when_slot_frees: end early when any slot becomes inactive, since requests wait for it.
         steps: at most.
     """
-    rows = slots.token.shape[0]
-    started = slots.running
+    num_slots = slots.token.shape[0]
+    active_at_start = slots.active
 
-    def step(carry: tuple[jax.Array, Slots, Decoded]) -> tuple[jax.Array, Slots, Decoded]:
+    def step(carry: tuple[Array, Slots, Decoded]) -> tuple[Array, Slots, Decoded]:
         number, slots, out = carry
-        model, layers = merge_per_layer(
-            program.graphdef, barrier_dequantization(parameters, number)
-        )
-        running = slots.running
+        model, layers = merge_per_layer(spec.graphdef, barrier_dequantization(parameters, number))
+        active = slots.active
         embeddings = model.decoder.embed(slots.token[:, None])
         hidden, caches = model.decoder.decode_step(
-            layers, embeddings, slots.position, slots.caches, running
+            layers, embeddings, slots.position, slots.caches, active
         )
-        # Of slots that do not run nothing is asked that costs time: a draw, sorting the vocabulary,
-        # a penalty.
-        nothing_asked = SamplingArrays.of([_IDLE_SAMPLING])
+        # Idle slots use greedy settings, so that sampling, sorting and penalties are skipped where
+        # no active slot needs them.
         settings = jax.tree.map(
-            lambda asked, nothing: jnp.where(running, asked, nothing), slots.settings, nothing_asked
+            lambda requested, idle: jnp.where(active, requested, idle),
+            slots.settings,
+            SamplingArrays.of([_IDLE_SAMPLING]),
         )
-        logits = constrain(model.logits(hidden)[:, 0], ("batch",), program.compute.rules)
-        found = sample_tokens(logits, slots.drawn, settings, slots.seen, slots.token_counts)
-        found = jax.lax.cond(
-            jnp.any(slots.forced > 0),
-            lambda found: _apply_forced_suffix(found, logits, slots.forced, forced_suffix),
-            lambda found: found,
-            found,
+        logits = constrain(model.logits(hidden)[:, 0], ("batch",), spec.compute.rules)
+        sampled = sample_tokens(logits, slots.num_sampled, settings, slots.seen, slots.token_counts)
+        sampled = jax.lax.cond(
+            jnp.any(slots.forced_remaining > 0),
+            lambda sampled: _apply_forced_suffix(
+                sampled, logits, slots.forced_remaining, forced_suffix
+            ),
+            lambda sampled: sampled,
+            sampled,
         )
-        drawn = slots.drawn + running
+        num_sampled = slots.num_sampled + active
         after = dataclasses.replace(
             slots,
             caches=caches,
-            token=jnp.where(running, found.token, slots.token),
-            position=slots.position + running,
-            drawn=drawn,
-            forced=jnp.maximum(slots.forced - running, 0),
-            running=running & _keeps_running(found.token, drawn, slots),
-            seen=slots.seen.at[jnp.arange(rows), found.token].max(running),
-            token_counts=slots.token_counts.at[jnp.arange(rows), found.token].add(
-                running.astype(jnp.int32)
+            token=jnp.where(active, sampled.token, slots.token),
+            position=slots.position + active,
+            num_sampled=num_sampled,
+            forced_remaining=jnp.maximum(slots.forced_remaining - active, 0),
+            active=active & _stays_active(sampled.token, num_sampled, slots),
+            seen=slots.seen.at[jnp.arange(num_slots), sampled.token].max(active),
+            token_counts=slots.token_counts.at[jnp.arange(num_slots), sampled.token].add(
+                active.astype(jnp.int32)
             ),
         )
         out = Decoded(
-            tokens=out.tokens.at[:, number].set(found.token),
-            logprobs=out.logprobs.at[:, number].set(found.logprob),
-            sampling_logprobs=out.sampling_logprobs.at[:, number].set(found.sampling_logprob),
-            count=out.count + running,
-            running=after.running,
+            tokens=out.tokens.at[:, number].set(sampled.token),
+            logprobs=out.logprobs.at[:, number].set(sampled.logprob),
+            sampling_logprobs=out.sampling_logprobs.at[:, number].set(sampled.sampling_logprob),
+            count=out.count + active,
+            active=after.active,
         )
         return number + 1, after, out
 
-    def goes_on(carry: tuple[jax.Array, Slots, Decoded]) -> jax.Array:
+    def goes_on(carry: tuple[Array, Slots, Decoded]) -> Array:
         number, slots, _ = carry
-        freed = jnp.any(started & ~slots.running)
-        return (number < steps) & jnp.any(slots.running) & ~(stop_when_slot_frees & freed)
+        freed = jnp.any(active_at_start & ~slots.active)
+        return (number < steps) & jnp.any(slots.active) & ~(stop_when_slot_frees & freed)
 
     nothing = Decoded(
-        tokens=jnp.zeros((rows, steps), jnp.int32),
-        logprobs=jnp.zeros((rows, steps), jnp.float32),
-        sampling_logprobs=jnp.zeros((rows, steps), jnp.float32),
-        count=jnp.zeros(rows, jnp.int32),
-        running=started,
+        tokens=jnp.zeros((num_slots, steps), jnp.int32),
+        logprobs=jnp.zeros((num_slots, steps), jnp.float32),
+        sampling_logprobs=jnp.zeros((num_slots, steps), jnp.float32),
+        count=jnp.zeros(num_slots, jnp.int32),
+        active=active_at_start,
     )
     _, slots, out = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), slots, nothing))
-    return _constrain_slots(slots, program), jax.tree.map(
-        lambda leaf: constrain(leaf, (), program.compute.rules), out
+    return _constrain_slots(slots, spec), jax.tree.map(
+        lambda leaf: constrain(leaf, (), spec.compute.rules), out
     )
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
-def release(program: EngineSpec, slots: Slots, slot: jax.Array) -> Slots:
-    """Stops a slot, whose request has been given up or has ended."""
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
+def release(spec: EngineSpec, slots: Slots, slot: Int[Array, ""]) -> Slots:
+    """Frees a slot whose request has ended or was cancelled."""
     return _constrain_slots(
-        dataclasses.replace(slots, running=slots.running.at[slot].set(False)), program
+        dataclasses.replace(slots, active=slots.active.at[slot].set(False)), spec
     )
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
-def resume(program: EngineSpec, slots: Slots, slot: jax.Array, forced: jax.Array) -> Slots:
-    """Lets a slot that paused go on, its next `forced` tokens the engine's forced_suffix ones; it pauses no more."""
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
+def resume(
+    spec: EngineSpec, slots: Slots, slot: Int[Array, ""], num_forced: Int[Array, ""]
+) -> Slots:
+    """Reactivates a paused slot, whose last `num_forced` tokens of the forced suffix come next."""
     resumed = dataclasses.replace(
         slots,
-        running=slots.running.at[slot].set(True),
-        pause=slots.pause.at[slot].set(0),
-        forced=slots.forced.at[slot].set(forced),
+        active=slots.active.at[slot].set(True),
+        pause_at=slots.pause_at.at[slot].set(0),
+        forced_remaining=slots.forced_remaining.at[slot].set(num_forced),
     )
-    return _constrain_slots(resumed, program)
+    return _constrain_slots(resumed, spec)
 
 
 def slot_logical_axes(slots: Slots) -> Slots:
-    """Returns the logical axes of every array: slots are cut everywhere, heads in the caches."""
-    axes: Slots = jax.tree.map(lambda _: ("batch",), slots)
-    caches = tuple(
-        jax.tree.map(lambda leaf: CACHE_AXES[: leaf.ndim], cache) for cache in slots.caches
-    )
-    return dataclasses.replace(axes, caches=caches)
+    """Returns the logical axes of every array: slots are sharded, and heads in the caches."""
+
+    def axes(path: tuple[Any, ...], leaf: Array) -> LogicalAxes:
+        return CACHE_AXES[: leaf.ndim] if path[0].name == "caches" else ("batch",)
+
+    of_slots: Slots = jax.tree_util.tree_map_with_path(axes, slots)
+    return of_slots
 
 
-def _constrain_slots(slots: Slots, program: EngineSpec) -> Slots:
-    """The slots laid out by the rules: one layout always, so that no call compiles anew for another one."""
-    rules = program.compute.rules
-    placed: Slots = jax.tree.map(
+def _constrain_slots(slots: Slots, spec: EngineSpec) -> Slots:
+    """Shards the slots by the rules, always in the same way, so that no call compiles anew."""
+    rules = spec.compute.rules
+    sharded: Slots = jax.tree.map(
         lambda leaf, axes: constrain(leaf, axes, rules), slots, slot_logical_axes(slots)
     )
-    return placed
+    return sharded
 
 
-def _keeps_running(token: jax.Array, drawn: jax.Array, settings: Any) -> jax.Array:
-    """[S] bool: no stop token, not at its limit, not where it is to pause."""
-    stopped = jnp.any(token[:, None] == settings.stops, axis=-1)
-    return ~stopped & (drawn < settings.limit) & (drawn != settings.pause)
+def _stays_active(
+    token: Int[Array, " slots"],
+    num_sampled: Int[Array, " slots"],
+    limits: Slots | RequestParams,
+) -> Bool[Array, " slots"]:
+    """Tells which slots go on: no stop token, not at the limit, not where they are to pause."""
+    stopped = jnp.any(token[:, None] == limits.stop_tokens, axis=-1)
+    return ~stopped & (num_sampled < limits.max_tokens) & (num_sampled != limits.pause_at)
 
 
 def _apply_forced_suffix(
-    found: Sampled, logits: jax.Array, forced: jax.Array, forced_suffix: jax.Array
+    sampled: Sampled,
+    logits: Float[Array, "slots V"],
+    forced_remaining: Int[Array, " slots"],
+    forced_suffix: Int[Array, " suffix"],
 ) -> Sampled:
-    """The forced_suffix token that is due where one is; it was not drawn, so its sampling log-probability is 0."""
-    due = forced_suffix[jnp.clip(forced_suffix.shape[0] - forced, 0, forced_suffix.shape[0] - 1)]
+    """Replaces samples by the forced token that is due, of sampling log-probability 0."""
+    size = forced_suffix.shape[0]
+    due = forced_suffix[jnp.clip(size - forced_remaining, 0, size - 1)]
     logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), due[:, None], axis=-1)[:, 0]
-    is_due = forced > 0
+    is_due = forced_remaining > 0
     return Sampled(
-        token=jnp.where(is_due, due, found.token),
-        logprob=jnp.where(is_due, logprob, found.logprob),
-        sampling_logprob=jnp.where(is_due, 0.0, found.sampling_logprob),
+        token=jnp.where(is_due, due, sampled.token),
+        logprob=jnp.where(is_due, logprob, sampled.logprob),
+        sampling_logprob=jnp.where(is_due, 0.0, sampled.sampling_logprob),
     )

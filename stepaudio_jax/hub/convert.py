@@ -302,8 +302,8 @@ def export_adapter(source: PathLike, output: PathLike, *, base: str = "") -> Ada
     if adapter is None:
         raise CheckpointError(
             f"{source} has no adapter: LoRA has not trained its decoder, or a later stage has"
-            " merged it (launch.checkpoint RUN_DIR --stage NAME takes the model out of the stage that has"
-            " one)"
+            " merged it (launch.checkpoint RUN_DIR --stage NAME takes the model out of the stage"
+            " that has one)"
         )
     adapter = dataclasses.replace(adapter, base=base or adapter.base)
     size = sum(leaf.nbytes for pair in matrices_by_path(adapter).values() for leaf in pair.values())

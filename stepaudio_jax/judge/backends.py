@@ -103,7 +103,7 @@ class EndpointBackend:
 
     @property
     def name(self) -> str:
-        """The judge's name. Caches are keyed by it: do not reword it."""
+        """Returns the judge's name. Caches are keyed by it: do not reword it."""
         return (
             f"{self.model} at {self.url}, temperature {self.temperature}, {self.max_tokens} tokens"
         )

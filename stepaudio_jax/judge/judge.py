@@ -50,7 +50,7 @@ class Judgement:
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict] | None:
-        """Both verdicts; None where either is an abstention."""
+        """Returns both verdicts; None where either is an abstention."""
         if isinstance(self.original, Verdict) and isinstance(self.swapped, Verdict):
             return self.original, self.swapped
         return None
@@ -86,7 +86,7 @@ class Judge:
 
     @property
     def num_generated(self) -> int:
-        """Number of questions that the cache could not answer."""
+        """Returns the number of questions that the cache could not answer."""
         return self._source.num_generated
 
     def prefetch(self, pair: ReplyPair) -> None:

@@ -4,9 +4,11 @@ The mean reward alone may look healthy while replies degenerate.
 """
 
 import collections
+import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -166,6 +168,20 @@ def _part_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
         wins = [np.sign(value) / 2 + 0.5 for value in parts["preference"]]
         metrics["win_rate"] = float(np.mean(wins))
     return metrics
+
+
+class PhaseTimer:
+    """Measures the phases of a step: `seconds` is {"seconds/PHASE": seconds}."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measures the seconds of the block; not of one that raises."""
+        started = time.perf_counter()
+        yield
+        self.seconds[f"seconds/{name}"] = time.perf_counter() - started
 
 
 class SampleWriter:

@@ -6,17 +6,23 @@ attention supports shared prefixes, they share the whole prompt, which is then c
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk, audio_indices
 from stepaudio_jax.config import DataConfig
-from stepaudio_jax.data import Array
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rollouts import Rollout
+
+# NumPy on the host, jax.Array in an update, shapes alone in a plan.
+if TYPE_CHECKING:
+    Array = Any
+else:
+    Array = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass
@@ -25,21 +31,20 @@ class RolloutBatch:
     """Packed rollouts: B rows of T tokens and C audio chunks.
 
     Attributes:
-        tokens, targets, positions, segment_ids, audio_index: [B,T] int32, as in `data.Batch`;
-            targets only where the policy wrote them.
-        features: [B,C,audio_frames,encoder_hidden] fp32, the encoder's output of each chunk, 0
-            beyond its end.
-        prefix_ids: [B,T] int32, the segment of the prompt that a reply continues, -1 for none;
-            None where prompts are not shared.
+        tokens, positions, segment_ids, audio_index: as in `data.Batch`.
+        targets: the tokens that the policy wrote; padding elsewhere.
+        features: the encoder's output of each chunk, 0 beyond its end.
+        prefix_ids: the segment of the prompt that a reply continues, -1 for none; None where
+            prompts are not shared.
     """
 
-    tokens: Array
-    targets: Array
-    positions: Array
-    segment_ids: Array
-    audio_index: Array
-    features: Array
-    prefix_ids: Array | None = None
+    tokens: Int32[Array, "B T"]
+    targets: Int32[Array, "B T"]
+    positions: Int32[Array, "B T"]
+    segment_ids: Int32[Array, "B T"]
+    audio_index: Int32[Array, "B T"]
+    features: Float32[Array, "B C audio_frames encoder_hidden"]
+    prefix_ids: Int32[Array, "B T"] | None = None
 
 
 class PackedRollouts:
@@ -134,7 +139,7 @@ class PackedRollouts:
         return batch
 
     def scatter(
-        self, values: Sequence[Float32[np.ndarray, " completion_tokens"]]
+        self, values: Sequence[Float32[np.ndarray, " _completion_tokens"]]
     ) -> Float32[np.ndarray, "rows T"]:
         """Places values of each rollout's tokens where these are the targets; 0 elsewhere."""
         scattered = np.zeros((self.num_rows, self._data.seq_len), np.float32)
@@ -144,7 +149,7 @@ class PackedRollouts:
 
     def gather(
         self, values: Float32[np.ndarray, "rows T"]
-    ) -> list[Float32[np.ndarray, " completion_tokens"]]:
+    ) -> list[Float32[np.ndarray, " _completion_tokens"]]:
         """Returns for each rollout the values at its tokens: the inverse of `scatter`."""
         return [values[here] for here in self._completions()]
 
@@ -182,6 +187,21 @@ class PackedRollouts:
         """Yields for each rollout its row and the positions whose targets it wrote."""
         for rollout, reply in zip(self._rollouts, self._replies, strict=True):
             yield reply.row, slice(reply.start, reply.start + len(rollout.completion_tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class Minibatch:
+    """The rollouts of one update, packed.
+
+    Attributes:
+        indices: of its rollouts among those of the step.
+        packed: their places in rows.
+        batches: the rows, `data.batch_size` each, on the mesh.
+    """
+
+    indices: slice
+    packed: PackedRollouts
+    batches: list[RolloutBatch]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import PolicyGradient
-from stepaudio_jax.data import Array
 from stepaudio_jax.models import Parameters, StepAudio
 from stepaudio_jax.models.logprobs import chunked_logprobs
 from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs, compute_loss_weights
@@ -24,7 +23,7 @@ from stepaudio_jax.rl.losses import (
     value_loss,
     where_weighted,
 )
-from stepaudio_jax.rl.packing import PackedRollouts, RolloutBatch
+from stepaudio_jax.rl.packing import Array, Minibatch, RolloutBatch
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
 
@@ -38,42 +37,42 @@ class PolicyTargets:
     """What a rollout batch is trained on, where its targets are the policy's tokens; 0 elsewhere.
 
     Attributes:
-        weights: [B,T] fp32, of each token's loss, divided by their sum over all batches of the
-            update: the losses of the batches add up to the mean.
-        advantages, returns: [B,T] fp32.
-        old_logprobs: [B,T] fp32, by the policy that generated the rollouts, in the trainer's
-            arithmetic. None where the stage makes one update a step: it is on-policy.
-        sampler_logprobs: [B,T] fp32, by the engine.
-        reference_logprobs: [B,T] fp32, by the reference policy; None without one.
-        old_values: [B,T] fp32, of the value head before the update.
+        weights: of each token's loss, divided by their sum over all batches of the update: the
+            losses of the batches add up to the mean.
+        advantages: of each token.
+        old_logprobs: by the policy that generated the rollouts, in the trainer's arithmetic. None
+            where the stage makes one update a step, which is on-policy.
+        sampler_logprobs: by the engine.
+        reference_logprobs: by the reference policy; None without one.
+        returns, old_values: of the value head, before the step; 0 without one.
     """
 
-    weights: Array
-    advantages: Array
-    old_logprobs: Array | None
-    sampler_logprobs: Array
-    reference_logprobs: Array | None
-    returns: Array
-    old_values: Array
+    weights: Float32[Array, "B T"]
+    advantages: Float32[Array, "B T"]
+    old_logprobs: Float32[Array, "B T"] | None
+    sampler_logprobs: Float32[Array, "B T"]
+    reference_logprobs: Float32[Array, "B T"] | None
+    returns: Float32[Array, "B T"]
+    old_values: Float32[Array, "B T"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UpdateScalars:
-    """The scalars of an update, arrays of no dimensions: their values need no new program.
+    """The scalars of an update, as arrays: other values need no other program.
 
     Attributes:
-        kl_coef: fp32, beta.
-        is_on_policy: bool, whether the policy still is the one that generated the rollouts. Its
+        kl_coef: beta.
+        is_on_policy: whether the policy still is the one that generated the rollouts. Its
             current log-probabilities then stand for `PolicyTargets.old_logprobs`, which a separate
             forward pass computes with other rounding.
-        policy_is_reference: bool, whether the policy still is the reference policy; likewise for
+        policy_is_reference: whether the policy still is the reference policy; likewise for
             `PolicyTargets.reference_logprobs`.
     """
 
-    kl_coef: Array
-    is_on_policy: Array
-    policy_is_reference: Array
+    kl_coef: Float32[Array, ""]
+    is_on_policy: Bool[Array, ""]
+    policy_is_reference: Bool[Array, ""]
 
 
 class PolicyUpdate:
@@ -148,6 +147,30 @@ class PolicyUpdate:
         state, sums = self.apply(state, accumulated)
         metrics = {name: float(value) for name, value in jax.device_get(sums).items()}
         return state, metrics, np.concatenate(jax.device_get(logprobs))
+
+    def evaluate(
+        self, state: TrainState, batches: Sequence[RolloutBatch], *, policy_is_reference: bool
+    ) -> tuple[
+        Float32[np.ndarray, "rows T"], Float32[np.ndarray, "rows T"], Float32[np.ndarray, "rows T"]
+    ]:
+        """Computes what the advantages and the updates need beforehand, for all rows.
+
+        Returns:
+            Log-probabilities by the policy, 0 unless the config `recomputes_old_logprobs`: else the
+            only update computes them; by the reference policy, the same as the former while the
+            policy is the reference; and values, 0 without a value head.
+        """
+        rows = []
+        for batch in batches:
+            old = values = np.zeros(batch.tokens.shape, np.float32)
+            if self._config.recomputes_old_logprobs:
+                old, values = self.logprobs_and_values(state, batch)
+            reference = old
+            if self._config.needs_reference_params and not policy_is_reference:
+                reference, _ = self.logprobs_and_values(state.with_reference_policy(), batch)
+            rows.append([np.asarray(array) for array in (old, reference, values)])
+        old, reference, values = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+        return old, reference, values
 
     def _loss(
         self,
@@ -266,21 +289,20 @@ class PolicyUpdate:
 
 
 def make_targets(
-    packed: PackedRollouts,
-    indices: slice,
+    minibatch: Minibatch,
     rollouts: Sequence[Rollout],
     logprobs: PolicyLogprobs,
     advantages: Advantages,
     config: PolicyGradient,
 ) -> PolicyTargets:
-    """Returns what the packed rollouts of one update are trained on; arrays [rows,T] on the host.
+    """Returns what the rows of a minibatch are trained on; arrays [rows,T] on the host.
 
     Args:
-        packed: the rollouts of the update.
-        indices: of these among `rollouts`.
+        minibatch: the rollouts of one update.
         rollouts, logprobs, advantages: of the step.
         config: of the stage.
     """
+    indices, packed = minibatch.indices, minibatch.packed
     weights = compute_loss_weights(rollouts[indices], advantages.valid[indices], config)
     old_logprobs = reference_logprobs = None
     if config.updates_per_step > 1:

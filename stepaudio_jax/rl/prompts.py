@@ -89,7 +89,7 @@ class PromptStream:
 
     @property
     def sources(self) -> Sequence[JsonlSource]:
-        """The sources of the records."""
+        """Returns the sources of the records."""
         return self._sources
 
     def examples_at(self, step: int, count: int) -> list[PromptExample]:

@@ -6,8 +6,8 @@ prompts -> audio features -> rollouts -> rewards -> packed rows -> log-probabili
 
 import contextlib
 import dataclasses
+import functools
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,14 +29,13 @@ from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.advantages import (
     PolicyLogprobs,
-    TokenValues,
     compute_advantages,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
 from stepaudio_jax.rl.losses import KLController
-from stepaudio_jax.rl.metrics import SampleWriter, logprob_metrics, rollout_metrics
-from stepaudio_jax.rl.packing import PackedRollouts, RolloutBatch
+from stepaudio_jax.rl.metrics import PhaseTimer, SampleWriter, logprob_metrics, rollout_metrics
+from stepaudio_jax.rl.packing import Minibatch, PackedRollouts
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
@@ -128,13 +127,9 @@ class PolicyTrainer:
                     raise
 
             for step in range(steps_done + 1, stage.steps + 1):
-
-                def raise_if_interrupted(step: int = step) -> None:
-                    if context.should_stop(step, within_step=True):
-                        raise context.notice.interrupted_error(stage.name, step - 1)
-
                 with save_on_error():
-                    result = iteration(state, step, controller, raise_if_interrupted)
+                    check = functools.partial(self._raise_if_interrupted, step)
+                    result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
                 with save_on_error():
                     writer.write(step, result.metrics)
@@ -160,6 +155,10 @@ class PolicyTrainer:
                     raise context.notice.interrupted_error(stage.name, step)
         context.warn_if_unchanged(state)
         return start.model_def.params_after_stage(state, stage.name)
+
+    def _raise_if_interrupted(self, step: int) -> None:
+        if self._context.should_stop(step, within_step=True):
+            raise self._context.notice.interrupted_error(self._context.stage.name, step - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,21 +192,6 @@ class UpdateResult:
     metrics: dict[str, float]
     changed: bool
     logprobs: NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True)
-class Minibatch:
-    """The rollouts of one update, packed.
-
-    Attributes:
-        indices: of its rollouts among those of the step.
-        packed: their places in rows.
-        batches: the rows, `data.batch_size` each, on the mesh.
-    """
-
-    indices: slice
-    packed: PackedRollouts
-    batches: list[RolloutBatch]
 
 
 class PolicyIteration:
@@ -280,7 +264,7 @@ class PolicyIteration:
             DataError: a record cannot be used, or a verifier fails.
             JudgeError: the judge abstained too often.
         """
-        timer = _PhaseTimer()
+        timer = PhaseTimer()
         num_encoded = self._encode_audio.num_encoded
         with timer.phase("encode_audio"):
             examples = self._prompts.examples_at(step - 1, self._objective.rollout.num_prompts)
@@ -304,14 +288,7 @@ class PolicyIteration:
             )
             targets = [
                 self._on_mesh(
-                    make_targets(
-                        minibatch.packed,
-                        minibatch.indices,
-                        rollouts,
-                        logprobs,
-                        advantages,
-                        self._objective,
-                    )
+                    make_targets(minibatch, rollouts, logprobs, advantages, self._objective)
                 )
                 for minibatch in minibatches
             ]
@@ -390,35 +367,18 @@ class PolicyIteration:
     def compute_logprobs(
         self, state: TrainState, minibatches: Sequence[Minibatch], policy_is_reference: bool
     ) -> PolicyLogprobs:
-        """Computes the log-probabilities that the advantages and the updates need beforehand.
-
-        Old ones are 0 unless the config `recomputes_old_logprobs`: the only update computes them.
-        While the policy is the reference policy, the reference's equal the old ones.
-        """
-        objective = self._objective
-        evaluates_reference = objective.needs_reference_params and not policy_is_reference
-        old_logprobs: TokenValues = []
-        reference_logprobs: TokenValues = []
-        values: TokenValues = []
+        """Computes the log-probabilities that the advantages and the updates need beforehand."""
+        has_reference = self._objective.needs_reference_params
+        logprobs = PolicyLogprobs([], [] if has_reference else None, [])
         for minibatch in minibatches:
-            rows = []
-            for batch in minibatch.batches:
-                old = value = np.zeros(batch.tokens.shape, np.float32)
-                if objective.recomputes_old_logprobs:
-                    old, value = self._update.logprobs_and_values(state, batch)
-                reference = old
-                if evaluates_reference:
-                    reference, _ = self._update.logprobs_and_values(
-                        state.with_reference_policy(), batch
-                    )
-                rows.append([np.asarray(array) for array in (old, reference, value)])
-            for of_rollouts, arrays in zip(
-                (old_logprobs, reference_logprobs, values), zip(*rows, strict=True), strict=True
-            ):
-                of_rollouts += minibatch.packed.gather(np.concatenate(arrays))
-        return PolicyLogprobs(
-            old_logprobs, reference_logprobs if objective.needs_reference_params else None, values
-        )
+            old, reference, values = self._update.evaluate(
+                state, minibatch.batches, policy_is_reference=policy_is_reference
+            )
+            logprobs.old_logprobs.extend(minibatch.packed.gather(old))
+            logprobs.values.extend(minibatch.packed.gather(values))
+            if logprobs.reference_logprobs is not None:
+                logprobs.reference_logprobs.extend(minibatch.packed.gather(reference))
+        return logprobs
 
     def update(
         self,
@@ -456,19 +416,6 @@ class PolicyIteration:
             self._place(jax.tree.map(lambda array, at=start + local_rows: array[at], rows))
             for start in range(0, num_rows, self._data.batch_size)
         ]
-
-
-class _PhaseTimer:
-    """Measures the phases of a step: `seconds` is {"seconds/PHASE": seconds}."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[f"seconds/{name}"] = time.perf_counter() - started
 
 
 def _is_donated(state: TrainState) -> bool:

@@ -4,9 +4,12 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh, NamedSharding
 from optax.contrib import MuonDimensionNumbers, muon
 
 from stepaudio_jax.config import OptimizerConfig
+from stepaudio_jax.models import Parameters
+from stepaudio_jax.parallel import replicated
 
 
 def make_optimizer(
@@ -85,6 +88,36 @@ def learning_rate_schedule(
     first = peak / max(config.warmup_steps, 1)
     warmup = optax.linear_schedule(first, peak, max(config.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, decays[config.decay]], [config.warmup_steps])
+
+
+def abstract_opt_state(
+    optimizer: optax.GradientTransformation, trainable: Parameters, mesh: Mesh
+) -> Any:
+    """Returns the optimizer's abstract state.
+
+    A leaf whose path ends like a parameter's and that has its shape is sharded like it; other
+    leaves are replicated.
+    """
+    parameters = {
+        _dict_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)
+    }
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        keys = _dict_keys(path)
+        sharding: NamedSharding = replicated(mesh)
+        for start in range(len(keys)):
+            parameter = parameters.get(keys[start:])
+            if parameter is not None and parameter.shape == leaf.shape:
+                sharding = parameter.sharding
+                break
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
+
+
+def _dict_keys(path: Any) -> tuple[str, ...]:
+    """Returns the dictionary keys of a path, without those of optax's own tuples."""
+    return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def _adafactor(

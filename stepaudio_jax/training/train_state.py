@@ -1,14 +1,14 @@
 """The train state: its fields, its abstract form, its initial value, and its update."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from stepaudio_jax.config import Config, LoRAConfig, ModelConfig
@@ -30,7 +30,12 @@ from stepaudio_jax.training.initial_weights import (
     read_stage_adapter,
 )
 from stepaudio_jax.training.losses import AuxiliaryHeads
-from stepaudio_jax.training.optimizer import make_optimizer
+from stepaudio_jax.training.optimizer import abstract_opt_state, make_optimizer
+
+if TYPE_CHECKING:
+    Count = Int[Array, ""]
+else:  # an abstract state has shapes in place of arrays, which the shape checks must accept
+    Count = Int[Array, ""] | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass
@@ -58,8 +63,8 @@ class TrainState:
         opt_state: of the optimizer, over `trainable`.
     """
 
-    step: Int[Array, ""]
-    consecutive_skips: Int[Array, ""]
+    step: Count
+    consecutive_skips: Count
     params: Parameters
     frozen_params: Parameters
     opt_state: Any
@@ -264,7 +269,7 @@ def abstract_train_state(
         opt_state=None,
     )
     optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, stage.num_updates)
-    opt_state = _abstract_opt_state(optimizer, state.trainable, mesh)
+    opt_state = abstract_opt_state(optimizer, state.trainable, mesh)
     return AbstractTrainState(
         ModelDef(graphdef, aux_heads, stage.lora.scale, () if trains_decoder else scales),
         optimizer,
@@ -425,33 +430,3 @@ def _abstract(shapes: Any, shardings: Any, dtype: Any) -> Any:
 
 def _cast(params: Any, abstract: Any) -> Any:
     return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), params, abstract)
-
-
-def _abstract_opt_state(
-    optimizer: optax.GradientTransformation, trainable: Parameters, mesh: Mesh
-) -> Any:
-    """Returns the optimizer's abstract state.
-
-    A leaf whose path ends like a parameter's and that has its shape is sharded like it; other
-    leaves are replicated.
-    """
-    parameters = {
-        _dict_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)
-    }
-
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        keys = _dict_keys(path)
-        sharding: NamedSharding = replicated(mesh)
-        for start in range(len(keys)):
-            parameter = parameters.get(keys[start:])
-            if parameter is not None and parameter.shape == leaf.shape:
-                sharding = parameter.sharding
-                break
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
-
-
-def _dict_keys(path: Any) -> tuple[str, ...]:
-    """Returns the dictionary keys of a path, without those of optax's own tuples."""
-    return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

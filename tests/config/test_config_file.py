@@ -5,6 +5,8 @@ import pytest
 from stepaudio_jax.config import load_config
 from stepaudio_jax.errors import ConfigError
 
+IMPORT = "from stepaudio_jax.config import *\n"
+
 
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -18,24 +20,25 @@ from stepaudio_jax.errors import ConfigError
             "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
         ),
         (
-            "from stepaudio_jax.config import *\ndef get_config():\n    return OptimizerConfig(\n        learning_rat=1)",
-            r"line 3: unknown key OptimizerConfig.learning_rat; did you mean 'learning_rate'\? \(allowed: b1",
+            "def get_config():\n    return OptimizerConfig(\n        learning_rat=1)",
+            r"line 3: unknown key OptimizerConfig.learning_rat; did you mean 'learning_rate'\? "
+            r"\(allowed: b1",
         ),
         (
-            "from stepaudio_jax.config import *\ndef get_config():\n    return SourceConfig(path='a', weight=0)",
+            "def get_config():\n    return SourceConfig(path='a', weight=0)",
             "line 3: weight=0 of source 'a' must be positive",
         ),
         (
-            "from stepaudio_jax.config import *\n"
             "data = DataConfig(sources=(SourceConfig(path='a'),))\n"
-            "get_config = lambda: Config(run_dir='r', stages=(StageConfig(name='a', steps=2.5, data=data),))",
+            "stage = StageConfig(name='a', steps=2.5, data=data)\n"
+            "get_config = lambda: Config(run_dir='r', stages=(stage,))",
             r"config.stages.0.steps=2.5 is not of type int",
         ),
     ],
 )
 def test_wrong_config_files_are_named(tmp_path, content, message):
     path = tmp_path / "wrong.py"
-    path.write_text(content)
+    path.write_text(IMPORT + content if "Config(" in content else content)
     with pytest.raises(ConfigError, match=message) as error:
         load_config(str(path))
     assert str(path) in str(error.value)

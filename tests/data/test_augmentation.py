@@ -47,7 +47,7 @@ def test_gain_is_uniform_in_decibels():
     np.testing.assert_allclose(augmented(gain_db=(6, 6)), CLIP * 10 ** (6 / 20), rtol=1e-6)
 
 
-def test_shift_is_silence_in_front_within_the_room():
+def test_shift_is_silence_in_front_within_the_limits():
     for longest, max_shift_samples in ((0.5, 1 << 30), (0.5, 100), (0.5, 0)):
         clips = [
             augmented(seed, max_shift_samples=max_shift_samples, max_shift_s=longest)
@@ -64,15 +64,15 @@ def test_shift_is_silence_in_front_within_the_room():
 
 
 @pytest.mark.parametrize("snr_db", [-5.0, 10.0, 30.0])
-def test_noise_has_the_power_asked_for(snr_db):
-    """16 000 samples of white noise: the measured ratio is within 0.15 dB (six standard deviations)."""
+def test_noise_has_the_configured_power(snr_db):
+    """16 000 samples of noise: the measured ratio is within 0.15 dB (six standard deviations)."""
     noise = augmented(noise_probability=1, noise_snr_db=(snr_db, snr_db)).astype(np.float64) - CLIP
     measured = 10 * np.log10(np.mean(CLIP.astype(np.float64) ** 2) / np.mean(noise**2))
     assert abs(measured - snr_db) < 0.15
     assert abs(np.mean(noise[1:] * noise[:-1])) < 0.05 * np.mean(noise**2)
 
 
-def test_noise_comes_as_often_as_asked():
+def test_noise_has_the_configured_probability():
     noisy = sum(
         not np.array_equal(augmented(seed, noise_probability=0.25), CLIP) for seed in range(400)
     )
@@ -90,7 +90,7 @@ def test_a_silent_clip_stays_silent():
     ).any()
 
 
-def test_masks_are_bands_and_stretches_of_the_floor():
+def test_masks_are_bands_and_spans_of_the_minimum():
     mel = audio.log_mel(CLIP)
     floor = mel.min()
     for seed in range(40):
@@ -118,7 +118,7 @@ def test_masks_are_bands_and_stretches_of_the_floor():
     assert max(widths) > 110
 
 
-def test_the_log_mel_given_is_left_alone():
+def test_the_input_log_mel_is_not_changed():
     mel = audio.log_mel(CLIP)
     before = mel.copy()
     mask_log_mel(
@@ -174,7 +174,7 @@ def test_an_epoch_sounds_different_from_the_last_and_the_same_when_repeated(tmp_
     assert len({*sounds(0), *sounds(1)}) == 6
 
 
-def test_all_the_clips_of_a_dialogue_are_silent_as_often_as_asked(tmp_path):
+def test_all_clips_of_a_dialogue_are_silenced_with_the_configured_probability(tmp_path):
     for clip in ("a.wav", "b.wav"):
         write_clip(tmp_path / clip, 0.5, seed=ord(clip[0]))
     path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav", "b.wav")])
@@ -203,7 +203,7 @@ def test_all_the_clips_of_a_dialogue_are_silent_as_often_as_asked(tmp_path):
 
 
 def test_a_shift_never_makes_a_dialogue_too_long(tmp_path):
-    """Neither for the row, nor for the chunk's frames, nor by a second chunk: it is shortened, or left out."""
+    """For the row, the chunk's frames or the number of chunks: it is shortened, or left out."""
     write_clip(tmp_path / "a.wav", 1.0, seed=0)
     write_clip(tmp_path / "long.wav", 24.9, seed=0)
     shift = AugmentationConfig(max_shift_s=2.0)

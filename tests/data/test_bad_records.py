@@ -1,4 +1,4 @@
-"""Records that cannot be used: one line naming file, line and clip, or skipped and counted where the configuration says so."""
+"""Records that cannot be used: an error that names file, line and clip, or skipped and counted."""
 
 import dataclasses
 import logging
@@ -101,7 +101,7 @@ def test_bad_audio_is_named_with_file_line_and_clip(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bad_audio_is_skipped_and_counted_where_asked(tmp_path, caplog, kind):
+def test_bad_audio_is_skipped_and_counted_if_configured(tmp_path, caplog, kind):
     write_clip(tmp_path / "good.wav", 0.5, seed=0)
     bad = bad_clip(tmp_path, kind)
     records = [audio_record(number, bad if number in (1, 4) else "good.wav") for number in range(6)]
@@ -126,7 +126,7 @@ def test_bad_audio_is_skipped_and_counted_where_asked(tmp_path, caplog, kind):
     ]
 
 
-def test_a_model_learns_from_the_first_channel_or_from_the_mean(tmp_path):
+def test_batches_hold_the_first_channel_or_the_mean(tmp_path):
     channels = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 8000)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", channels.T, 16_000, subtype="FLOAT")
     path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")])
@@ -140,7 +140,7 @@ def test_a_model_learns_from_the_first_channel_or_from_the_mean(tmp_path):
     assert next(evaluation_batches(settings(path, channel="mix"), TOKENIZER, MODEL)).mel.any()
 
 
-def test_a_run_does_not_go_on_with_another_channel(tmp_path):
+def test_a_state_of_another_channel_is_refused(tmp_path):
     config = settings(write_records(tmp_path / "d.jsonl", [text_record(0, 3)]))
     state = batches(config, TOKENIZER, MODEL, seed=0).get_state()
     with pytest.raises(
@@ -151,7 +151,7 @@ def test_a_run_does_not_go_on_with_another_channel(tmp_path):
         )
 
 
-def test_how_short_a_clip_may_be_is_the_models_convention(tmp_path):
+def test_the_shortest_clip_depends_on_the_length_convention(tmp_path):
     """10 ms: no audio token under "hf", one under "vllm"."""
     write_clip(tmp_path / "a.wav", 0.01, seed=0)
     config = settings(write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav")]))
@@ -201,7 +201,7 @@ def test_a_dialogue_that_just_fits_is_used(tmp_path):
         next(evaluation_batches(settings(path, batch_size=1, seq_len=length - 1), TOKENIZER, MODEL))
 
 
-def test_counts_go_on_through_a_resume_and_count_nothing_twice(tmp_path):
+def test_counts_continue_after_a_resume(tmp_path):
     records = [text_record(number, 150 if number % 5 == 0 else 5) for number in range(50)]
     config = settings(
         write_records(tmp_path / "d.jsonl", records), batch_size=2, on_too_long="skip", threads=4
@@ -222,7 +222,7 @@ def test_counts_go_on_through_a_resume_and_count_nothing_twice(tmp_path):
     )
 
 
-def test_skipping_everything_ends_in_an_error_not_in_an_endless_search(tmp_path):
+def test_skipping_every_record_is_an_error(tmp_path):
     path = write_records(tmp_path / "d.jsonl", [text_record(number, 150) for number in range(3)])
     with pytest.raises(DataError, match=rf"last 100 records were all skipped.*{path}:\d"):
         next(batches(settings(path, on_too_long="skip"), TOKENIZER, MODEL, seed=0))
@@ -312,7 +312,7 @@ AUXILIARY = AuxiliaryConfig(
         ),
     ],
 )
-def test_labels_that_cannot_be_learnt_are_errors(tmp_path, labels, complaint):
+def test_labels_outside_their_vocabulary_are_errors(tmp_path, labels, complaint):
     write_clip(tmp_path / "a.wav", 0.5, seed=0)
     record = audio_record(0, *["a.wav"] * len(labels))
     for turn, label in enumerate(labels):
@@ -337,7 +337,7 @@ SKIPPING = "data.on_bad_record, on_bad_audio and on_too_long can say 'skip'"
 
 
 def late_records(folder):
-    """Eighty records, of which the last ten are past those whose clips are decoded; three of these are bad."""
+    """Eighty records; three of the last ten, whose clips are not decoded, are bad."""
     write_clip(folder / "a.wav", 0.5, seed=0)
     records = [text_record(number, 3) for number in range(80)]
     records[70]["messages"][-1]["content"] = "a </think> b"
@@ -347,7 +347,7 @@ def late_records(folder):
     return write_records(folder / "d.jsonl", records)
 
 
-def test_check_reaches_the_last_record_or_as_far_as_it_is_told(tmp_path):
+def test_check_covers_the_configured_number_of_records(tmp_path):
     path = late_records(tmp_path)
     with pytest.raises(DataError) as error:
         check(settings(path))
@@ -369,7 +369,7 @@ def test_check_reaches_the_last_record_or_as_far_as_it_is_told(tmp_path):
     ]
 
 
-def test_shares_of_a_check_make_the_whole(tmp_path):
+def test_shards_of_a_check_cover_all_records(tmp_path):
     records = [text_record(number, 3) for number in range(700)]
     for number in (0, 127, 128, 300, 699):
         records[number] = {"messages": []}
@@ -386,7 +386,7 @@ def test_shares_of_a_check_make_the_whole(tmp_path):
     ]
 
 
-def test_a_source_of_which_nothing_can_be_used_is_an_error(tmp_path):
+def test_a_source_without_a_usable_record_is_an_error(tmp_path):
     path = write_records(
         tmp_path / "d.jsonl", [audio_record(number, "missing.wav") for number in range(3)]
     )
@@ -396,7 +396,7 @@ def test_a_source_of_which_nothing_can_be_used_is_an_error(tmp_path):
         check(settings(path, write_written(tmp_path), on_bad_audio="skip"))
 
 
-def test_bad_records_are_skipped_and_counted_where_asked(tmp_path):
+def test_bad_records_are_skipped_and_counted_if_configured(tmp_path):
     records = [text_record(number, 3) for number in range(6)]
     records[1] = {"messages": [{"role": "user", "content": "Hello?"}]}
     path = write_records(tmp_path / "d.jsonl", records)

@@ -1,4 +1,4 @@
-"""What a run checks before it begins, and what it remembers of that."""
+"""DataChecker: what a run checks before it begins, and remembers in its folder."""
 
 import json
 import logging
@@ -8,25 +8,24 @@ import pytest
 from stepaudio_jax.data import JsonlSource
 from stepaudio_jax.data.checking import CHECKED, SKIPPED_RECORDS, DataChecker
 from stepaudio_jax.errors import ConfigError, DataError
-from stepaudio_jax.training.preemption import data_error
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
 
 
-def nothing_in(record, *, decode):
-    """Takes every record but those that hold the word "bad"."""
+def raise_for_bad(record, *, decode):
+    """Accepts every record without the word "bad"."""
     if "bad" in record.messages[0].text:
         raise DataError(f"{record.origin}: is bad")
 
 
 class Counted:
-    """A check that counts its calls."""
+    """Counts the calls of a check."""
 
     def __init__(self):
         self.calls = 0
 
     def __call__(self, record, *, decode):
         self.calls += 1
-        nothing_in(record, decode=decode)
+        raise_for_bad(record, decode=decode)
 
 
 def run_check(run_dir, config, check, settings=None):
@@ -45,14 +44,14 @@ def path(tmp_path):
     return write_records(tmp_path / "d.jsonl", records)
 
 
-def test_what_was_checked_is_not_checked_again_until_it_changes(tmp_path, path, caplog):
+def test_data_is_not_checked_again_until_it_changes(tmp_path, path, caplog):
     run_dir, check = tmp_path / "run", Counted()
     config = settings(path, on_bad_record="skip")
     with caplog.at_level(logging.WARNING):
         assert run_check(run_dir, config, check)
     assert (
-        f"1 of 5 records will be skipped (bad_record: 1); they are listed in {run_dir / SKIPPED_RECORDS}"
-        in caplog.text
+        "1 of 5 records will be skipped (bad_record: 1);"
+        f" they are listed in {run_dir / SKIPPED_RECORDS}" in caplog.text
     )
     (line,) = (json.loads(line) for line in (run_dir / SKIPPED_RECORDS).read_text().splitlines())
     assert line == {
@@ -74,17 +73,17 @@ def test_what_was_checked_is_not_checked_again_until_it_changes(tmp_path, path, 
     assert (run_dir / SKIPPED_RECORDS).read_text() == ""
 
 
-def test_a_damaged_stamp_means_that_it_is_checked_again(tmp_path, path):
+def test_data_is_checked_again_if_the_file_is_damaged(tmp_path, path):
     config = settings(path, on_bad_record="skip")
-    run_check(tmp_path / "run", config, nothing_in)
+    run_check(tmp_path / "run", config, raise_for_bad)
     (tmp_path / "run" / CHECKED).write_text("{")
-    assert run_check(tmp_path / "run", config, nothing_in)
-    assert not run_check(tmp_path / "run", config, nothing_in)
+    assert run_check(tmp_path / "run", config, raise_for_bad)
+    assert not run_check(tmp_path / "run", config, raise_for_bad)
 
 
-def test_a_mistake_is_raised_before_anything_is_written(tmp_path, path):
+def test_an_error_is_raised_before_anything_is_written(tmp_path, path):
     with pytest.raises(DataError, match=r"d\.jsonl:4: is bad"):
-        run_check(tmp_path / "run", settings(path), nothing_in)
+        run_check(tmp_path / "run", settings(path), raise_for_bad)
     assert not (tmp_path / "run").exists()
 
     def no_reward(record, *, decode):
@@ -92,16 +91,3 @@ def test_a_mistake_is_raised_before_anything_is_written(tmp_path, path):
 
     with pytest.raises(ConfigError, match="no reward for it"):
         run_check(tmp_path / "run", settings(path), no_reward)
-
-
-def test_a_run_that_ends_on_a_record_says_what_is_saved_and_how_to_go_on(path):
-    bad = DataError("d.jsonl:4: audio a.wav: is empty", kind="bad_audio")
-    ended = "d.jsonl:4: audio a.wav: is empty; this ended stage 'sft', and step 12 of it is saved: once that is mended"
-    said = str(data_error(bad, "sft", 12, settings(path)))
-    assert said == f"{ended}, or skipped by data.on_bad_audio='skip', the same command goes on"
-    for data in (None, settings(path, on_bad_audio="skip")):
-        assert str(data_error(bad, "sft", 12, data)) == f"{ended}, the same command goes on"
-    said = str(data_error(OSError(5, "Input/output error", "d.jsonl"), "sft", None, settings(path)))
-    assert said.endswith(
-        "nothing of it is saved yet: once that is mended, the same command goes on"
-    )

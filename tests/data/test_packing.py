@@ -41,7 +41,7 @@ def fingerprint(mel: np.ndarray) -> bytes:
 def alone(
     path: pathlib.Path, convention: str = "hf", **rendering: bool
 ) -> collections.Counter[Dialogue]:
-    """Each view of a file's records, written out token by token: (token, target, weight, position, what is heard)."""
+    """Each view of a file's records by token: (token, target, weight, position, log-mel)."""
     special = TOKENIZER.special
     dialogues: collections.Counter[Dialogue] = collections.Counter()
     for record in read_jsonl(path):
@@ -71,7 +71,7 @@ def alone(
 
 
 def unpacked(batch: Batch, outputs: int) -> list[Dialogue]:
-    """The dialogues of a batch in the same form, following each audio slot to the log-mel that it stands for."""
+    """The dialogues of a batch in the same form, each audio index replaced by its log-mel."""
     found = []
     for row in range(batch.tokens.shape[0]):
         ids = batch.segment_ids[row]
@@ -107,7 +107,7 @@ def unpacked(batch: Batch, outputs: int) -> list[Dialogue]:
 
 
 def check_padding(batch: Batch) -> None:
-    """Nothing is learnt, heard or seen where no dialogue is."""
+    """Padding has no loss, no audio and no segment."""
     empty = batch.segment_ids == 0
     assert (batch.tokens[empty] == TOKENIZER.special.pad).all()
     assert not batch.loss_weights[empty].any()
@@ -140,7 +140,7 @@ def check_static(batch: Batch, config: DataConfig, rows: int) -> None:
     "options",
     [{}, {"loss_on_reasoning": False}, {"history_reasoning": True}, {"packing_bins_per_seq": 1}],
 )
-def test_rows_taken_apart_are_the_dialogues_alone(tmp_path, options):
+def test_unpacked_rows_equal_the_dialogues(tmp_path, options):
     spoken, written = write_spoken(tmp_path), write_written(tmp_path)
     config = settings(spoken, written, **options)
     rendering = {name: value for name, value in options.items() if name != "packing_bins_per_seq"}
@@ -153,7 +153,7 @@ def test_rows_taken_apart_are_the_dialogues_alone(tmp_path, options):
     assert found == expected
 
 
-def test_training_rows_hold_whole_dialogues_too(tmp_path):
+def test_training_rows_hold_complete_dialogues(tmp_path):
     """Over several epochs, and for the other convention of length."""
     path = write_spoken(tmp_path)
     model = dataclasses.replace(MODEL, length_convention="vllm")
@@ -199,8 +199,8 @@ def test_views_and_turns_share_the_chunks_of_a_clip(tmp_path):
     assert [np.count_nonzero(batch.mel_lengths) for batch in split] == [1, 2]
 
 
-def test_views_without_audio_are_packed_apart(tmp_path):
-    """They share nothing, and smaller pieces pack tighter: here the long second view leaves the first beside another record."""
+def test_views_without_audio_are_packed_separately(tmp_path):
+    """They share nothing, and smaller examples pack tighter: the first view shares another row."""
     turns = [
         {"role": role, "content": f"{role} " + "word " * 20} for role in ("user", "assistant")
     ] * 2
@@ -216,7 +216,7 @@ def test_views_without_audio_are_packed_apart(tmp_path):
 
 
 def test_clips_of_several_chunks(tmp_path):
-    """26 s: two chunks. 25.02 s: a last chunk without audio tokens, which takes no place among the row's chunks."""
+    """26 s: two chunks. 25.02 s: a last chunk without tokens, which is no chunk of the row."""
     write_clip(tmp_path / "a.wav", 26, seed=1)
     write_clip(tmp_path / "b.wav", 25.02, seed=2)
     path = write_records(tmp_path / "d.jsonl", [audio_record(0, "a.wav"), audio_record(1, "b.wav")])
@@ -229,8 +229,8 @@ def test_clips_of_several_chunks(tmp_path):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 17, 100, 103, 104, 333, 1501, 2502, 3000])
-def test_audio_embeddings_per_chunk_is_what_the_model_makes(frames):
-    """Through the convolution shapes: k3 s2 p1, average-pool 2, k3 s2 p1; and enough for every shorter chunk's tokens."""
+def test_audio_embeddings_per_chunk_is_the_model_s_output_size(frames):
+    """By the shapes: k3 s2 p1, average pool 2, k3 s2 p1; enough for all shorter chunks' tokens."""
     first = (frames + 2 - 3) // 2 + 1
     pooled = first // 2
     assert audio_embeddings_per_chunk(frames) == ((pooled + 2 - 3) // 2 + 1 if pooled else 0)
@@ -241,7 +241,7 @@ def test_audio_embeddings_per_chunk_is_what_the_model_makes(frames):
 
 
 def test_packing_is_tight(tmp_path):
-    """Dialogues of 30 to 330 tokens in rows of 2048: rows finished in training are at least 93 % full."""
+    """Dialogues of 30 to 330 tokens in rows of 2048: finished rows are at least 93 % full."""
     lengths = np.random.default_rng(5).integers(1, 60, 400)
     path = write_records(
         tmp_path / "d.jsonl", [text_record(n, int(words)) for n, words in enumerate(lengths)]

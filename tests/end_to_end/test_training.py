@@ -10,6 +10,7 @@ from launch.checkpoint import main as export_checkpoint
 from launch.train import main as train
 from stepaudio_jax.config import Config, build
 from stepaudio_jax.generation import Sampling, answer_file, load_model
+from stepaudio_jax.training.run_folder import read_run_config
 from tests.end_to_end.runs import STEPS, arguments, metrics, run, untimed_metrics
 from tests.end_to_end.tones import PITCHES, SUMS, sum_question, write_lines
 
@@ -25,7 +26,7 @@ write = MetricsWriter.write
 
 def write_and_die(writer, at, metrics):
     write(writer, at, metrics)
-    if (writer._stage, at) == (stage, int(step)):
+    if (writer._log._stage, at) == (stage, int(step)):
         os.kill(os.getpid(), signal.SIGKILL)
 
 MetricsWriter.write = write_and_die
@@ -56,7 +57,7 @@ def test_the_run_folder_holds_configuration_metrics_checkpoints_and_model(uninte
     assert {path.name for path in uninterrupted.iterdir()} == {
         *("config.json", "data_check.json", "metrics.jsonl", "tensorboard", "checkpoints", "model")
     }
-    config = build(Config, json.loads((uninterrupted / "config.json").read_text(encoding="utf-8")))
+    config = build(Config, read_run_config(uninterrupted))
     assert config.run_dir == str(uninterrupted)
     assert [stage.steps for stage in config.stages] == [45, 35]
     kept = {

@@ -6,9 +6,12 @@ import re
 import numpy as np
 import pytest
 
-from examples.spoken_corpus import phrases as words
 from examples.spoken_corpus.espeak import variant_genders
 from examples.spoken_corpus.phrases import (
+    ANIMALS,
+    COLOURS,
+    DIGITS,
+    KEYWORDS,
     SUM_RESULTS,
     draw_phrase,
     draw_random_phrase,
@@ -96,11 +99,11 @@ def test_random_phrases_never_equal_a_held_out_phrase():
 @pytest.mark.parametrize(
     ("kind", "first", "second", "firsts"),
     [
-        ("statement", "colour", "animal", words.COLOURS),
-        ("sum", "a", "b", words.DIGITS),
-        ("keyword", "keyword", "adjective", words.KEYWORDS),
-        ("keyword", "keyword", "verb", words.KEYWORDS),
-        ("keyword", "keyword", "name", words.KEYWORDS),
+        ("statement", "colour", "animal", COLOURS),
+        ("sum", "a", "b", DIGITS),
+        ("keyword", "keyword", "adjective", KEYWORDS),
+        ("keyword", "keyword", "verb", KEYWORDS),
+        ("keyword", "keyword", "name", KEYWORDS),
     ],
 )
 def test_no_combination_of_words_is_in_both_splits_but_every_word_is(kind, first, second, firsts):
@@ -124,7 +127,7 @@ def test_both_splits_have_every_result_of_a_sum():
         phrases = _drawn("sum", side, 4000)
         assert {phrase.answer for phrase in phrases} == {str(total) for total in SUM_RESULTS}
         for phrase in phrases[:50]:
-            operands = [number(word) for word in phrase.transcript.split() if word in words.DIGITS]
+            operands = [number(word) for word in phrase.transcript.split() if word in DIGITS]
             assert str(sum(operands)) == phrase.answer
     doubles = {
         phrase.slots["a"]
@@ -161,21 +164,19 @@ def test_every_word_is_in_the_vocabulary_and_english_is_grammatical():
 def test_a_keyword_phrase_has_one_keyword_and_a_statement_one_colour_and_one_animal():
     for side in (False, True):
         for phrase in _drawn("keyword", side, 500):
-            assert [word for word in phrase.transcript.split() if word in words.KEYWORDS] == [
+            assert [word for word in phrase.transcript.split() if word in KEYWORDS] == [
                 phrase.slots["keyword"]
             ]
         for phrase in _drawn("statement", side, 500):
-            named = [
-                word for word in phrase.transcript.split() if word in words.COLOURS + words.ANIMALS
-            ]
+            named = [word for word in phrase.transcript.split() if word in COLOURS + ANIMALS]
             assert sorted(named) == sorted([phrase.slots["colour"], phrase.slots["animal"]])
         for phrase in _drawn("question", side, 200):
-            assert not set(phrase.transcript.split()) & {*words.COLOURS, *words.ANIMALS}
+            assert not set(phrase.transcript.split()) & {*COLOURS, *ANIMALS}
 
 
 def test_fixed_slots_are_kept():
     rng = np.random.default_rng(0)
-    for keyword, side in itertools.product(words.KEYWORDS, (False, True)):
+    for keyword, side in itertools.product(KEYWORDS, (False, True)):
         assert (
             draw_phrase("keyword", rng, held_out=side, fixed={"keyword": keyword}).slots["keyword"]
             == keyword

@@ -21,9 +21,9 @@ from examples.spoken_corpus import (
     write_corpus,
 )
 from examples.spoken_corpus import corpus as corpus_module
-from examples.spoken_corpus import phrases as words
 from examples.spoken_corpus.dialogues import QUESTIONS, WORD_LISTS
 from examples.spoken_corpus.measurement import pitch_label, pitch_range
+from examples.spoken_corpus.phrases import ANIMALS, COLOURS, DIGITS, KEYWORDS
 from examples.spoken_corpus.sessions import training_sessions
 from examples.spoken_corpus.voices import speakers
 from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, probe_audio
@@ -147,16 +147,16 @@ def _true_answer(task, record, clips):
     if task in ATTRIBUTES:
         return clips[0].attributes[task]
     if task == "keyword":
-        (keyword,) = set(spoken[0]) & set(words.KEYWORDS)
+        (keyword,) = set(spoken[0]) & set(KEYWORDS)
         return keyword
     if task == "sum":
-        return str(sum(words.DIGITS.index(word) + 1 for word in spoken[0] if word in words.DIGITS))
+        return str(sum(DIGITS.index(word) + 1 for word in spoken[0] if word in DIGITS))
     if task == "text_sum":
         return str(
             sum(int(character) for character in record.messages[0].text if character.isdigit())
         )
     (asked,) = set(spoken[1]) & {"colour", "animal"}
-    (word,) = set(spoken[0]) & set(words.COLOURS if asked == "colour" else words.ANIMALS)
+    (word,) = set(spoken[0]) & set(COLOURS if asked == "colour" else ANIMALS)
     assert word not in record.messages[1].text, "the first reply does not contain the answer"
     assert record.messages[1].reasoning is None
     assert _variant(clips[0]) == _variant(clips[1])
@@ -208,7 +208,7 @@ def test_training_replies_are_short_and_correct_and_have_reasoning(corpus):
 
 
 def _in_figures(digits):
-    return ", ".join(str(words.DIGITS.index(digit) + 1) for digit in digits)
+    return ", ".join(str(DIGITS.index(digit) + 1) for digit in digits)
 
 
 def test_a_corpus_depends_on_its_arguments_only(corpus, tmp_path):

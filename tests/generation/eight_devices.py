@@ -1,5 +1,7 @@
-"""The engine on one device and on meshes of eight: run by test_on_a_mesh.py in a process of its own, since the number of
-devices is fixed when JAX starts. Prints one JSON object.
+"""The engine on one device and on meshes of eight devices; prints one JSON object.
+
+Run by test_on_a_mesh.py in a process of its own, since JAX fixes the number of devices as it
+starts.
 """
 
 import json
@@ -117,7 +119,7 @@ def main(folder: pathlib.Path) -> None:
         got = replies(engine, prompts, samplings)
         programs = (
             device.prefill,
-            device.enter,
+            device.admit,
             device.write_prefix_cache,
             device.decode,
             device.release,

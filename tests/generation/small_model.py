@@ -20,7 +20,7 @@ CONFIG = dataclasses.replace(
 
 
 def peaked_parameters(config=CONFIG, seed=12):
-    """Random weights under which replies vary with what was said, and no two best tokens are so close that rounding decides."""
+    """Random weights: replies vary with the prompt, and rounding does not decide the best token."""
     rng = np.random.default_rng(seed)
     parameters = jax.tree.map(
         lambda leaf: 0.15 * rng.standard_normal(leaf.shape, np.float32), abstract_parameters(config)
@@ -51,7 +51,7 @@ def user(*parts):
 
 
 class TorchDialogue:
-    """A dialogue written out by hand, token by token and clip by clip, and what the torch reference makes of it."""
+    """A dialogue written token by token and clip by clip, and the torch reference's output for it."""
 
     def __init__(self, parameters, config=CONFIG):
         self._weights = torch_reference.to_torch(parameters)

@@ -1,4 +1,4 @@
-"""The engine: greedy decoding against transformers' generate, the cache against no cache, seeds, and how a reply ends."""
+"""The engine: greedy decoding against transformers, its cache, seeds, and how a reply ends."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def make_engine(parameters, tokenizer=BYTES, **settings):
 
 @pytest.fixture(scope="module")
 def parameters():
-    """Of a model that never ends its turn."""
+    """The weights of a model that never ends its turn."""
     parameters = peaked_parameters()
     parameters["decoder"]["head"]["kernel"][:, BYTES.special.eot] = 0
     return parameters
@@ -57,7 +57,7 @@ def answer(engine, prompts, samplings):
 
 
 def test_greedy_equals_transformers_generate(parameters):
-    """64 prompts of 1 to 64 tokens, 128 new tokens, through 12 slots: most of them stand where another one stood before."""
+    """64 prompts of 1 to 64 tokens, 128 new tokens, through 12 slots that are reused."""
     prompts = [
         text_prompt(1 + index, seed=index) for index in np.random.default_rng(0).permutation(64)
     ]
@@ -89,15 +89,15 @@ def test_greedy_equals_transformers_generate(parameters):
     assert [completion.tokens for completion in completions] == [
         tuple(row) for row in expected.tolist()
     ]
-    picked = torch.log_softmax(logits, dim=-1).gather(2, expected[..., None])[..., 0]
+    logprobs = torch.log_softmax(logits, dim=-1).gather(2, expected[..., None])[..., 0]
     np.testing.assert_allclose(
-        [completion.logprobs for completion in completions], picked.numpy(), atol=2e-4
+        [completion.logprobs for completion in completions], logprobs.numpy(), atol=2e-4
     )
     assert {completion.finish_reason for completion in completions} == {"length"}
 
 
 def test_audio_in_two_turns_equals_recomputing_everything_at_every_step(tmp_path, parameters):
-    """Beside shorter prompts with a longer clip; the oracle is torch, which hears each clip alone and keeps no cache."""
+    """Beside shorter prompts with a longer clip; the oracle is torch, which keeps no cache."""
     clips = [
         write_clip(tmp_path / f"{seed}.wav", seconds, seed)
         for seed, seconds in enumerate((0.6, 0.41, 0.9, 0.9))
@@ -175,56 +175,57 @@ def test_logprobs_are_those_of_the_distribution_before_temperature_and_nucleus(e
     sequence = torch.tensor([[*prompt.tokens.tolist(), *completion.tokens]])
     with torch.no_grad():
         log_probs = torch.log_softmax(oracle(sequence).logits[0, prompt.length - 1 : -1], dim=-1)
-    picked = log_probs.gather(1, sequence[0, prompt.length :, None])[:, 0]
-    np.testing.assert_allclose(completion.logprobs, picked.numpy(), atol=2e-4)
+    logprobs = log_probs.gather(1, sequence[0, prompt.length :, None])[:, 0]
+    np.testing.assert_allclose(completion.logprobs, logprobs.numpy(), atol=2e-4)
 
 
 def test_a_reply_ends_at_a_stop_token_or_at_its_own_limit(engine):
-    """Greedy replies without a stop token are known; one token of the first, made a stop token, must cut it there."""
+    """A token of a greedy reply, made a stop token, cuts the same reply there."""
     prompts = [text_prompt(length, seed=40 + length) for length in (12, 25)]
     sampling = dataclasses.replace(GREEDY, max_new_tokens=16)
     first, second = (completion.tokens for completion in answer(engine, prompts, [sampling] * 2))
-    place = next(index for index in range(3, 15) if first[index] not in (*first[:index], *second))
-    stopping = dataclasses.replace(sampling, stop_tokens=(5, first[place]))
-    asked = [(prompts[0], 16), (prompts[1], 16), (prompts[0], place + 1), (prompts[0], place)]
+    end = next(index for index in range(3, 15) if first[index] not in (*first[:index], *second))
+    stopping = dataclasses.replace(sampling, stop_tokens=(5, first[end]))
+    requests = [(prompts[0], 16), (prompts[1], 16), (prompts[0], end + 1), (prompts[0], end)]
     completions = answer(
         engine,
-        [prompt for prompt, _ in asked],
-        [dataclasses.replace(stopping, max_new_tokens=limit) for _, limit in asked],
+        [prompt for prompt, _ in requests],
+        [dataclasses.replace(stopping, max_new_tokens=limit) for _, limit in requests],
     )
     assert (
         [(completion.tokens, completion.finish_reason) for completion in completions]
         == [
-            (first[:place], "stop"),
+            (first[:end], "stop"),
             (second, "length"),
-            (first[:place], "stop"),  # the stop token as the last one allowed is a stop, not a cut
-            (first[:place], "length"),
+            (first[:end], "stop"),  # the stop token as the last one allowed is a stop, not a cut
+            (first[:end], "length"),
         ]
     )
-    assert [len(completion.logprobs) for completion in completions] == [place, 16, place, place]
+    assert [len(completion.logprobs) for completion in completions] == [end, 16, end, end]
 
 
 def test_the_end_of_the_turn_ends_a_reply(parameters):
-    """The same weights, but for the end of the turn, which now has the column of a token that they write."""
+    """The end of the turn gets the weights of a token that the model generates."""
     prompt = text_prompt(12, seed=52)
     (free,) = answer(make_engine(parameters), [prompt], [GREEDY])
-    place = next(index for index in range(3, 40) if free.tokens[index] not in free.tokens[:index])
+    end = next(index for index in range(3, 40) if free.tokens[index] not in free.tokens[:index])
     head = parameters["decoder"]["head"]["kernel"].copy()
-    head[:, BYTES.special.eot] = 1.01 * head[:, free.tokens[place]]
+    head[:, BYTES.special.eot] = 1.01 * head[:, free.tokens[end]]
     ending = {**parameters, "decoder": {**parameters["decoder"], "head": {"kernel": head}}}
     (ended,) = answer(make_engine(ending), [prompt], [GREEDY])
-    assert (ended.tokens, ended.finish_reason) == (free.tokens[:place], "stop")
+    assert (ended.tokens, ended.finish_reason) == (free.tokens[:end], "stop")
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_differ_by_seed(parameters):
     prompt = text_prompt(30, seed=6)
     samplings = [Sampling(temperature=1.0, max_new_tokens=12, seed=seed) for seed in range(7)]
     engine = make_engine(parameters, slots=2)
-    reads = []
-    read, engine._read = engine._read, lambda prompt: reads.append(prompt) or read(prompt)
+    prefilled = []
+    prefill = engine._prefill
+    engine._prefill = lambda prompt: prefilled.append(prompt) or prefill(prompt)
     numbers = engine.submit(prompt, samplings)
     done = {output.request: output.completion for output in engine.run() if output.completion}
-    assert len(reads) == 1
+    assert len(prefilled) == 1
     assert len({done[number].tokens for number in numbers}) == 7
     alone = answer(make_engine(parameters), [prompt] * 7, samplings)
     assert [done[number].tokens for number in numbers] == [
@@ -234,7 +235,7 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ_by_seed(parameters):
 
 def test_sampling_logprobs_are_those_of_what_was_drawn_from(engine):
     prompt = text_prompt(20, seed=8)
-    plain, tempered, one = answer(
+    plain, tempered, greedy = answer(
         engine,
         [prompt] * 3,
         [
@@ -245,11 +246,11 @@ def test_sampling_logprobs_are_those_of_what_was_drawn_from(engine):
     )
     np.testing.assert_allclose(plain.sampling_logprobs, plain.logprobs, atol=1e-5)
     assert np.abs(np.subtract(tempered.sampling_logprobs, tempered.logprobs)).max() > 0.1
-    assert set(one.sampling_logprobs) == {0.0}
+    assert set(greedy.sampling_logprobs) == {0.0}
 
 
 def test_a_reasoning_that_is_too_long_is_ended(engine):
-    """The seventh token on is `\\n</think>\\n`, whatever the model would have written; then it goes on by itself."""
+    """The seventh token on is `\\n</think>\\n`, whatever the model would have generated."""
     prompt = text_prompt(15, seed=9)
     free, bounded = answer(
         engine, [prompt] * 2, [GREEDY, dataclasses.replace(GREEDY, max_reasoning_tokens=6)]
@@ -270,7 +271,7 @@ def test_a_reasoning_that_is_too_long_is_ended(engine):
 
 
 def test_stop_strings_wait_for_the_reply(engine):
-    """A prompt that opens a reasoning, which is ended by force; "\\n" stops at the first line break after the tag, if any."""
+    """The prompt opens a reasoning, which is ended by force; stops count after its end."""
     tokens = np.array(BYTES.encode("Who? <think>\n"), np.int32)
     prompt = Prompt(tokens, *[np.zeros(len(tokens), bool)] * 2, (), ())
     free = dataclasses.replace(GREEDY, max_reasoning_tokens=6)
@@ -299,7 +300,7 @@ def test_stop_strings_wait_for_the_reply(engine):
 
 
 def test_penalties_count_what_the_reply_has_and_nothing_else(engine, parameters):
-    """Each token is the best one of the torch reference's logits less the penalties; neighbours are as they are alone."""
+    """Each token is the best of the torch reference's logits less the penalties."""
     prompt = text_prompt(12, seed=3)
     penalised = dataclasses.replace(GREEDY, presence_penalty=2.0, frequency_penalty=1.5)
     (alone,) = answer(engine, [prompt], [GREEDY])
@@ -331,7 +332,7 @@ def test_penalties_count_what_the_reply_has_and_nothing_else(engine, parameters)
 
 
 def test_a_reply_that_falls_into_a_loop_is_ended(engine):
-    """A repetition penalty below 1 makes one; beside it a reply that is left alone, and one whose loop is too short."""
+    """A repetition penalty below 1 makes a loop; other requests beside it are left alone."""
     prompt = text_prompt(12, seed=9)
     looping = dataclasses.replace(GREEDY, repetition_penalty=0.2, max_new_tokens=64)
     detection = RepetitionDetectionConfig(max_pattern_size=8, min_count=4)
@@ -366,7 +367,7 @@ def test_a_reply_that_falls_into_a_loop_is_ended(engine):
     assert len(ended.logprobs) == len(ended.sampling_logprobs) == end
 
 
-def test_a_request_can_be_given_up_before_and_while_it_is_answered(parameters):
+def test_a_request_can_be_cancelled_before_and_while_it_is_answered(parameters):
     engine = make_engine(parameters, slots=1, steps=4)
     prompts = [text_prompt(10 + index, seed=index) for index in range(3)]
     first, second, third = (engine.submit(prompt, [GREEDY])[0] for prompt in prompts)

@@ -1,4 +1,4 @@
-"""The probabilities while generating are those of one pass over prompt and reply, as a trainer makes it: the shipped model."""
+"""Log-probabilities while generating equal those of one forward pass, with the shipped model."""
 
 import dataclasses
 import pathlib
@@ -35,7 +35,7 @@ def dialogues(tmp_path_factory):
 
 
 def differences(dialogues, dtype, **settings):
-    """Of every sampled token: |log p while generating - log p in one pass, at the same precision|."""
+    """Returns |log p while generating - log p in one forward pass| of every sampled token."""
     model = load_model(BASE, dtype)
     engine = Engine(
         model.config,
@@ -59,7 +59,7 @@ def differences(dialogues, dtype, **settings):
             prompt,
             tokens=np.concatenate([prompt.tokens, reply]),
             is_audio=np.concatenate([prompt.is_audio, silent]),
-            in_loss=np.concatenate([prompt.in_loss, ~silent]),
+            loss_mask=np.concatenate([prompt.loss_mask, ~silent]),
         )
         found.append(
             np.abs(np.asarray(completion.logprobs) - scorer.logprobs(whole)[prompt.length :])

@@ -1,4 +1,4 @@
-"""An engine with an adapter beside its kernels writes what the model with the adapter merged in writes."""
+"""An engine with an adapter beside its kernels generates what the merged model generates."""
 
 import dataclasses
 

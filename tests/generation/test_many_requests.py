@@ -1,4 +1,4 @@
-"""A thousand requests of every kind through one engine: each ends in a reply or in an error of its own, and nothing is left."""
+"""A thousand requests of every kind through one engine: each ends in a reply or an error."""
 
 import collections
 

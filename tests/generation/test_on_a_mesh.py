@@ -35,7 +35,7 @@ def test_replies_equal_those_of_one_device(report, name):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_caches_are_cut_and_nothing_compiles_twice(report, name):
-    """Slots over data and fsdp, key heads over tensor: an eighth of the cache on each of eight devices."""
+    """Slots over data and fsdp, key heads over tensor: each device has an eighth of the cache."""
     assert report[name]["cache_share"] == 1 / 8
     assert not report[name]["compiled_again"]
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: what may be drawn against its definition in float64 and against transformers, draws against chi-squared."""
+"""Sampling tokens: the distribution against float64 and transformers, draws against chi-squared."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from stepaudio_jax.generation.sampling import (
     apply_repetition_penalty,
     apply_top_k_top_p_min_p,
     sample_categorical,
+    sample_tokens,
 )
-from stepaudio_jax.generation.sampling import sample_tokens as draw_tokens
 
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 DEFAULTS |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -47,20 +47,20 @@ def arrays(rows, seeds=None, **settings):
     )
 
 
-def draw_all(logits, seeds=None, seen=None, token_counts=None, **settings):
+def sample_rows(logits, seeds=None, seen=None, token_counts=None, **settings):
     logits = np.asarray(logits, np.float32)
     seen = np.zeros(logits.shape, bool) if seen is None else seen
     token_counts = np.zeros(logits.shape, np.int32) if token_counts is None else token_counts
     count = np.zeros(len(logits), np.int32)
     return jax.device_get(
-        jax.jit(draw_tokens)(
+        jax.jit(sample_tokens)(
             logits, count, arrays(len(logits), seeds, **settings), seen, token_counts
         )
     )
 
 
-def draw(logits, seeds=None, **settings):
-    return draw_all(logits, seeds, **settings).token
+def sampled_tokens(logits, seeds=None, **settings):
+    return sample_rows(logits, seeds, **settings).token
 
 
 def kept(logits, **settings):
@@ -71,7 +71,7 @@ def kept(logits, **settings):
 
 @pytest.mark.parametrize("levels", [0, 5])
 def test_nucleus_is_the_smallest_set_whose_mass_reaches_top_p(levels):
-    """A token is kept where those above it do not reach top_p by themselves; with `levels`, most tokens are tied."""
+    """A token is kept where those above it do not reach top_p; with `levels`, most are tied."""
     rng = np.random.default_rng(levels)
     logits = (
         rng.integers(0, levels, size=(300, 40)) if levels else rng.normal(scale=2, size=(300, 40))
@@ -83,9 +83,9 @@ def test_nucleus_is_the_smallest_set_whose_mass_reaches_top_p(levels):
         axis=1
     )  # where rounding to fp32 cannot decide
     assert clear.sum() > 250
-    found = kept(logits, top_p=top_p)
-    np.testing.assert_array_equal(found[clear], (above < top_p[:, None])[clear])
-    assert 0 < found.mean() < 1
+    is_kept = kept(logits, top_p=top_p)
+    np.testing.assert_array_equal(is_kept[clear], (above < top_p[:, None])[clear])
+    assert 0 < is_kept.mean() < 1
 
 
 def test_nucleus_of_everything_keeps_everything():
@@ -136,17 +136,19 @@ def test_the_repetition_penalty_equals_transformers():
         torch.tensor(said), torch.tensor(logits)
     ).numpy()
     np.testing.assert_allclose(
-        apply_repetition_penalty(logits, seen, np.full(20, 1.3, np.float32)), expected, rtol=1e-6
+        apply_repetition_penalty(*map(jnp.asarray, (logits, seen, np.full(20, 1.3, np.float32)))),
+        expected,
+        rtol=1e-6,
     )
     assert (
-        draw_all(logits, seen=seen, temperature=0.0, repetition_penalty=1.3).token
+        sample_rows(logits, seen=seen, temperature=0.0, repetition_penalty=1.3).token
         == expected.argmax(-1)
     ).all()
     assert (expected.argmax(-1) != logits.argmax(-1)).any()
 
 
 def test_presence_and_frequency_penalties_are_those_of_openais_formula():
-    """In float64 by hand, one penalty a row; after the repetition penalty, before the temperature; negative ones too."""
+    """In float64, one penalty a row: after the repetition penalty, before the temperature."""
     rng = np.random.default_rng(6)
     logits = rng.normal(scale=3, size=(20, 50)).astype(np.float32)
     counts = rng.poisson(0.7, size=logits.shape).astype(np.int32)
@@ -162,26 +164,28 @@ def test_presence_and_frequency_penalties_are_those_of_openais_formula():
                 - (said > 0) * presence[row]
             )
     np.testing.assert_allclose(
-        apply_presence_frequency_penalties(logits, counts, presence, frequency),
+        apply_presence_frequency_penalties(
+            *map(jnp.asarray, (logits, counts, presence, frequency))
+        ),
         expected,
         rtol=1e-5,
         atol=1e-5,
     )
     penalties = {"presence_penalty": presence, "frequency_penalty": frequency}
-    greedy = draw_all(logits, token_counts=counts, temperature=0.0, **penalties)
+    greedy = sample_rows(logits, token_counts=counts, temperature=0.0, **penalties)
     assert (greedy.token == expected.argmax(-1)).all()
     assert (greedy.token != logits.argmax(-1)).any()
     np.testing.assert_allclose(
         greedy.logprob, np.log(softmax(logits))[np.arange(20), greedy.token], atol=1e-5
     )
-    drawn = draw_all(logits, token_counts=counts, temperature=0.7, **penalties)
+    drawn = sample_rows(logits, token_counts=counts, temperature=0.7, **penalties)
     np.testing.assert_allclose(
         drawn.sampling_logprob,
         np.log(softmax(expected / 0.7))[np.arange(20), drawn.token],
         atol=1e-4,
     )
     seen = counts > 0
-    both = draw_all(
+    both = sample_rows(
         logits, seen=seen, token_counts=counts, temperature=0.0, repetition_penalty=1.3, **penalties
     )
     repeated = (
@@ -205,7 +209,7 @@ def test_presence_and_frequency_penalties_are_those_of_openais_formula():
 def test_draws_have_the_tempered_restricted_distribution(settings):
     """20 000 draws."""
     logits = np.array([2.0, 1.5, 1.5, 1.0, 0.0, -1.0, -2.0], np.float32)
-    found = draw_all(np.tile(logits, (20_000, 1)), **settings)
+    sampled = sample_rows(np.tile(logits, (20_000, 1)), **settings)
     scaled = logits / settings.get("temperature", 1.0)
     in_top_k = np.argsort(np.argsort(-scaled, kind="stable")) < (settings.get("top_k") or 7)
     within = np.where(in_top_k, softmax(scaled), 0)
@@ -218,17 +222,17 @@ def test_draws_have_the_tempered_restricted_distribution(settings):
     )
     expected = np.where(allowed, softmax(scaled), 0)
     expected /= expected.sum()
-    counts = np.bincount(found.token, minlength=len(logits))
+    counts = np.bincount(sampled.token, minlength=len(logits))
     assert (counts[~allowed] == 0).all()
     assert allowed.all() == (not set(settings) - {"temperature"})
     assert scipy.stats.chisquare(counts[allowed], 20_000 * expected[allowed]).pvalue > 1e-3
-    np.testing.assert_allclose(found.sampling_logprob, np.log(expected[found.token]), atol=1e-5)
-    np.testing.assert_allclose(found.logprob, np.log(softmax(logits)[found.token]), atol=1e-5)
+    np.testing.assert_allclose(sampled.sampling_logprob, np.log(expected[sampled.token]), atol=1e-5)
+    np.testing.assert_allclose(sampled.logprob, np.log(softmax(logits)[sampled.token]), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 128, 1000])
 def test_inversion_finds_the_token_whose_share_the_number_lies_in(size):
-    """By sums in float64, over a vocabulary of several blocks of which most tokens, and its ends, cannot be drawn."""
+    """By sums in float64, over blocks of which most tokens, and both ends, cannot be drawn."""
     rng = np.random.default_rng(5)
     logits = rng.normal(scale=3, size=(400, size)).astype(np.float32)
     if size > 1:
@@ -247,19 +251,21 @@ def test_inversion_finds_the_token_whose_share_the_number_lies_in(size):
 
 def test_a_nucleus_too_small_for_fp32_is_the_most_probable_token():
     logits = np.random.default_rng(3).normal(size=(4, 40)).astype(np.float32)
-    np.testing.assert_array_equal(draw(logits, top_p=1e-50), logits.argmax(axis=-1))
+    np.testing.assert_array_equal(sampled_tokens(logits, top_p=1e-50), logits.argmax(axis=-1))
 
 
 def test_temperature_zero_is_argmax():
     logits = np.random.default_rng(1).normal(size=(50, 30))
-    assert (draw(logits, temperature=0.0, top_p=0.9) == logits.argmax(-1)).all()
-    assert (draw(logits, temperature=1.0) != logits.argmax(-1)).any()
+    assert (sampled_tokens(logits, temperature=0.0, top_p=0.9) == logits.argmax(-1)).all()
+    assert (sampled_tokens(logits, temperature=1.0) != logits.argmax(-1)).any()
 
 
 def test_a_tiny_temperature_is_nearly_argmax_and_does_not_overflow():
     logits = np.random.default_rng(2).normal(scale=100, size=(50, 30))
     for temperature in (1e-3, 1e-37):
-        assert (draw(logits, temperature=temperature, top_p=0.9) == logits.argmax(-1)).all()
+        assert (
+            sampled_tokens(logits, temperature=temperature, top_p=0.9) == logits.argmax(-1)
+        ).all()
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
@@ -267,9 +273,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
     logits = np.random.default_rng(3).normal(size=(6, 100))
     temperature = np.array([0.0, 0.5, 1.0, 1.0, 2.0, 0.7], np.float32)
     top_p = np.array([1.0, 0.9, 1.0, 0.2, 0.95, 0.5], np.float32)
-    together = draw(logits, temperature=temperature, top_p=top_p, seeds=[9] * 6)
+    together = sampled_tokens(logits, temperature=temperature, top_p=top_p, seeds=[9] * 6)
     for row in range(6):
-        alone = draw(
+        alone = sampled_tokens(
             logits[row : row + 1], temperature=temperature[row], top_p=top_p[row], seeds=[9]
         )
         assert alone[0] == together[row]

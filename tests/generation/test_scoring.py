@@ -5,9 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stepaudio_jax.errors import GenerationError, TextError
-from stepaudio_jax.generation import Scorer
+from stepaudio_jax.errors import DataError, GenerationError, TextError
+from stepaudio_jax.generation import Scorer, score_file
 from stepaudio_jax.text import Message, TextPart
+from tests.generation.job_files import (
+    list_files,
+    read_lines,
+    scored,
+    small_loaded_model,
+    write_lines,
+)
 from tests.generation.small_model import (
     BYTES,
     CONFIG,
@@ -26,7 +33,7 @@ def assistant(reply, reasoning=None, in_loss=True):
 
 
 def expected_scores(prompt, written):
-    """A prompt written out by hand, and what follows it -> ids and log p of each token of what follows."""
+    """Returns the ids and log p of each token that follows a prompt written by hand."""
     start = len(prompt.tokens)
     prompt.write(*written)
     ids = prompt.tokens[start:]
@@ -35,7 +42,7 @@ def expected_scores(prompt, written):
 
 @pytest.mark.parametrize("convention", ["hf", "vllm"])
 def test_two_turns_with_audio_and_reasoning_equal_torch(tmp_path, convention):
-    """Each turn is scored after what the model would have seen: of the first turn, the second sees the reply alone.
+    """The second turn is conditioned on the first one's reply, and not on its reasoning.
 
     0.57 s has 59 mel frames, for which the two conventions count 7 and 8 audio tokens.
     """
@@ -143,3 +150,68 @@ def test_what_cannot_be_scored_is_refused():
         GenerationError, match="more than the model's 400 positions; shorten the dialogue"
     ):
         scorer.score([user("2+2? " * 80), assistant("4")])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_loaded_model()
+
+
+def test_scores_are_those_of_the_scorer(model, tmp_path):
+    given = write_lines(tmp_path / "d.jsonl", scored("1+1?", "2"), scored("x?", "y", "z?", "é"))
+    assert score_file(model, given, tmp_path / "scores.jsonl") == 2
+    first, second = read_lines(tmp_path / "scores.jsonl")
+    assert (first["id"], second["id"]) == ("d:1", "d:2")
+    scorer = Scorer(CONFIG, model.parameters, BYTES, compute=FLOAT32)
+    turns = [
+        user("x?"),
+        Message("assistant", (TextPart("y"),)),
+        user("z?"),
+        Message("assistant", (TextPart("é"),)),
+    ]
+    for written, score in zip(second["turns"], scorer.score(turns), strict=True):
+        assert written["token_ids"] == list(score.token_ids)
+        np.testing.assert_allclose(written["logprobs"], score.logprobs, rtol=1e-6)
+
+
+def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
+    given = write_lines(
+        tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4")
+    )
+    score_file(model, given, tmp_path / "unbroken.jsonl")
+    score, asked = Scorer.score, []
+
+    def interrupt(self, messages):
+        asked.append(messages)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return score(self, messages)
+
+    monkeypatch.setattr(Scorer, "score", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, given, tmp_path / "scores.jsonl")
+    assert score_file(model, given, tmp_path / "scores.jsonl") == 3
+    assert len(asked) == 4
+    assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
+    assert not (tmp_path / "scores.jsonl.partial").exists()
+
+
+BAD_SCORE = {
+    "not JSON": ("{", "d.jsonl:2: is not JSON"),
+    "no reply": (scored("1+1?"), "d.jsonl:2: no assistant turn"),
+    "too long": (scored("x" * 500, "2"), "d.jsonl:2: the dialogue has .* shorten the dialogue"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SCORE)
+def test_one_dialogue_that_cannot_be_scored_and_nothing_is_written(model, tmp_path, kind):
+    """The first one was scored by then: neither its line nor the folders made for it stay."""
+    line, message = BAD_SCORE[kind]
+    given = write_lines(tmp_path / "d.jsonl", scored("1+1?", "2"), line)
+    (tmp_path / "old.jsonl").write_text("kept")
+    before = list_files(tmp_path)
+    for output in ("new/folder/scores.jsonl", "old.jsonl"):
+        with pytest.raises(DataError, match=message):
+            score_file(model, given, tmp_path / output)
+    assert list_files(tmp_path) == before
+    assert (tmp_path / "old.jsonl").read_text() == "kept"

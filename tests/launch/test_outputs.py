@@ -1,4 +1,4 @@
-"""Every program that writes refuses to replace what it reads or what is not its own, before anything is loaded."""
+"""Every program refuses to replace its input or another's output, before it loads anything."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Verifiable rewards, on replies that are right, wrong, and nearly right."""
+"""Verifiers on replies that are right, wrong, and nearly right."""
 
 import pytest
 
@@ -73,7 +73,7 @@ def test_verifiers(verifier, reply, answer, right):
         ("pattern", "(", "is no regular expression"),
     ],
 )
-def test_an_answer_that_no_reply_can_match_is_told(verifier, answer, problem):
+def test_an_answer_that_no_reply_can_match_is_an_error(verifier, answer, problem):
     with pytest.raises(ValueError, match=problem):
         check_answer(verifier, answer)
 
@@ -82,17 +82,17 @@ def test_an_answer_that_no_reply_can_match_is_told(verifier, answer, problem):
     "answer",
     ["B", "b", "(B)", "(B) A dog barking", "B. A dog", "b) a dog", "(B) It is not A", "（B）狗叫"],
 )
-def test_an_answer_in_the_form_of_benchmarks_is_taken(answer):
+def test_answers_in_the_form_of_benchmarks_are_accepted(answer):
     check_answer("choice", answer)
     assert find_verifier("choice")("The answer is B.", answer)
     assert not find_verifier("choice")("The answer is A.", answer)
 
 
-def test_an_answer_for_a_function_of_the_users_may_be_anything():
+def test_an_answer_for_a_custom_verifier_may_be_anything():
     check_answer("operator:eq", "")
 
 
-def test_a_function_of_the_users_is_found_and_a_wrong_name_is_told():
+def test_custom_verifiers_are_found_and_wrong_names_are_errors():
     assert find_verifier("operator:eq")("a", "a")
     wrong = {
         "numbr": "is none of",
@@ -105,13 +105,13 @@ def test_a_function_of_the_users_is_found_and_a_wrong_name_is_told():
             find_verifier(name)
 
 
-def test_the_form_needs_a_reasoning_and_no_problem():
+def test_format_reward_needs_a_reasoning_and_no_problem():
     assert format_reward(ParsedReply("because", "yes")) == 1
     assert format_reward(ParsedReply(" ", "yes")) == 0
     assert format_reward(ParsedReply("because", "yes", problems=("not_ended",))) == 0
 
 
-def test_the_overlong_penalty_falls_evenly():
+def test_the_overlong_penalty_falls_linearly():
     assert [
         overlong_penalty(tokens, free_tokens=100, max_tokens=200)
         for tokens in (0, 100, 150, 200, 900)

@@ -1,4 +1,4 @@
-"""Replies, answers, and whether the reply is right: what a careful reader says. `None`: the reply says nothing clearly."""
+"""Replies, answers, and a careful reader's verdict; `None`: the reply is unclear."""
 
 # (reply, the letter that it chooses)
 CHOICES = [

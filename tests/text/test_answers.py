@@ -1,4 +1,4 @@
-"""The reader of answers: tables of replies, the benchmarks' outputs with their verdicts, and replies made to break it."""
+"""The reader of answers: tables of replies, benchmark outputs and verdicts, hostile replies."""
 
 import json
 import random
@@ -160,8 +160,8 @@ def choices_of(item):
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["options known", "options unknown"])
-def test_benchmark_outputs_are_read_as_a_careful_human_reads_them(shared_benchmarks, known):
-    """At least 97 % as `sensible` says, and no wrong output is right; without the options fewer are clear."""
+def test_benchmark_outputs_are_read_as_by_a_careful_human(shared_benchmarks, known):
+    """At least 97 % agree with `sensible`, and no wrong output counts as right."""
     agree = total = 0
     for line in lines_of({"MMAU", "MMSU", "MMAR"}, shared_benchmarks):
         options, answer = choices_of(line["item"])
@@ -195,7 +195,7 @@ def test_numbers_of_benchmark_outputs(shared_benchmarks):
     assert agree / total > 0.85
 
 
-def test_nothing_that_a_model_may_write_raises_or_is_read_beyond_its_limit():
+def test_no_reply_raises_or_is_read_beyond_the_limit():
     rng = random.Random(5)
     pieces = [
         *'AaBbIi 12.,-:()/\\{}*_"\n?不是对答案选的B½²−$%',

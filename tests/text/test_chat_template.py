@@ -1,4 +1,4 @@
-"""The exported chat template, rendered and tokenised by transformers, against this project's rendering."""
+"""The exported chat template, rendered and tokenised by transformers, against `prompt_format`."""
 
 import itertools
 import json
@@ -126,7 +126,7 @@ def ours(segments, tokenizer, chunks):
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
-def test_prompts_are_ours(tokenizer, automatic, name):
+def test_prompts_are_equal(tokenizer, automatic, name):
     messages = DIALOGUES[name]
     auto, chunks = automatic(tokenizer), chunks_of(messages)
     options = {"add_generation_prompt": True, "audio_chunks": chunks}
@@ -155,8 +155,8 @@ def decoded(tokenizer, tokens):
 
 @pytest.mark.parametrize("history_reasoning", [False, True])
 @pytest.mark.parametrize("name", REASONED)
-def test_training_and_its_mask_are_ours(tokenizer, automatic, name, history_reasoning):
-    """Of each view, tokens and loss; the turn before the last has no reasoning in one of them, which must not be rendered."""
+def test_training_views_and_masks_are_equal(tokenizer, automatic, name, history_reasoning):
+    """Tokens and loss of each view; a reasoning that is in no view must not be rendered."""
     messages = [
         message
         for message in DIALOGUES[name]
@@ -185,7 +185,7 @@ def test_training_and_its_mask_are_ours(tokenizer, automatic, name, history_reas
     )
 
 
-def test_turns_that_are_not_learnt_have_no_mask(byte_level, automatic):
+def test_turns_outside_the_loss_have_no_mask(byte_level, automatic):
     messages = [
         {"role": "user", "content": "1"},
         {"role": "assistant", "reasoning_content": "x", "content": "a", "loss": False},
@@ -214,7 +214,7 @@ def test_tools_go_after_the_system_s_turn(byte_level, automatic):
 
 
 def test_a_clip_is_one_patch_where_its_length_is_not_known(byte_level, automatic):
-    """The released server's processor puts <audio_start>, the clip's patches and <audio_end> in its place."""
+    """The released server's processor replaces it by <audio_start>, patches and <audio_end>."""
     for kind in ("audio", "input_audio", "audio_url"):
         messages = [{"role": "user", "content": [text("a"), {"type": kind, kind: "x"}, text("b")]}]
         string = automatic(byte_level).apply_chat_template(messages, tokenize=False)
@@ -233,7 +233,7 @@ SPELLED = "Say <|EOT|><|BOT|>assistant\n<think>\n, <audio_patch> and <|endoftext
 
 
 def test_text_that_spells_special_tokens(tokenizer, automatic):
-    """Transformers reads them as the tokens themselves unless told to take them as text; ours never does."""
+    """transformers makes them special tokens unless told to sanitize; our tokenizer never does."""
     messages = [{"role": "user", "content": SPELLED}]
     auto, options = automatic(tokenizer), {"add_generation_prompt": True}
     expected = ours(render_prompt(parsed(messages), tokenizer), tokenizer, []).tokens
@@ -252,7 +252,7 @@ def test_text_that_spells_special_tokens(tokenizer, automatic):
         assert sanitized == expected.tolist()
 
 
-def test_tokens_of_tools_are_taken_as_text_too(qwen2, automatic):
+def test_tool_tokens_are_text_too(qwen2, automatic):
     """Qwen2.5's <tool_call> is an added token that is not special."""
     messages = [{"role": "user", "content": "a <tool_call> b"}]
     sanitized = automatic(qwen2).apply_chat_template(messages, sanitize_control_tokens=True)[
@@ -271,9 +271,9 @@ def test_tokens_of_tools_are_taken_as_text_too(qwen2, automatic):
         ("Why?", "\nSo.", False),
     ],
 )
-def test_seams(qwen2, automatic, reasoning, reply, same):
-    r"""The string is always ours. A newline right after `<think>\n` or `</think>\n` is one token with it in transformers, and
-    never here, where the prompt's end and the reply are tokenised by themselves, as they are when the model answers."""
+def test_token_boundaries(qwen2, automatic, reasoning, reply, same):
+    r"""The string is always the same. A newline after `<think>\n` or `</think>\n` merges with it in
+    transformers, and never here, where prompt, reasoning and reply are tokenised separately."""
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "reasoning_content": reasoning, "content": reply},
@@ -284,7 +284,7 @@ def test_seams(qwen2, automatic, reasoning, reply, same):
     assert (tokens == expected) == same
 
 
-def test_a_reasoning_that_is_continued(byte_level, automatic):
+def test_a_reasoning_can_be_continued(byte_level, automatic):
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "reasoning_content": "I hear", "content": "."},
@@ -342,13 +342,13 @@ USER = {"role": "user", "content": "Hi"}
         ([USER], {"audio_chunks": [[3]]}, "audio_chunks has 1 clips and the messages have 0"),
     ],
 )
-def test_refuses(byte_level, automatic, messages, options, reason):
+def test_errors_of_the_template(byte_level, automatic, messages, options, reason):
     with pytest.raises(jinja2.TemplateError, match=reason):
         automatic(byte_level).apply_chat_template(messages, **options)
 
 
 @pytest.mark.parametrize("model", ["tiny_base", "tiny_judge"])
-def test_the_models_of_the_project_carry_it(model):
+def test_the_models_of_the_project_have_it(model):
     assert (ROOT / "models" / model / "chat_template.jinja").read_text(
         encoding="utf-8"
     ) == CHAT_TEMPLATE

@@ -1,4 +1,4 @@
-"""Rendering against the format as strings, against Hugging Face's reading of them, and training against answering."""
+"""Rendering against strings of the format and AutoTokenizer; training against generation."""
 
 import dataclasses
 import unicodedata
@@ -178,7 +178,7 @@ def test_one_view_with_reasoning_in_the_history(byte_level):
     assert learnt(segments, byte_level) == first + second
 
 
-def test_turns_that_are_not_learnt(byte_level):
+def test_turns_outside_the_loss(byte_level):
     messages = [
         user("1"),
         assistant("a", "x", in_loss=False),
@@ -204,8 +204,8 @@ def test_a_dialogue_that_is_not_a_view_is_refused(byte_level):
             render_training(messages, byte_level)
 
 
-def test_as_hugging_face_reads_the_string(qwen2, tmp_path):
-    """Ordinary text takes the tokens that AutoTokenizer gives the whole string, cut at its special tokens."""
+def test_tokens_equal_auto_tokenizer_s(qwen2, tmp_path):
+    """Text has the tokens that AutoTokenizer gives the whole string between special tokens."""
     qwen2.save(tmp_path)
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
     messages = [
@@ -253,7 +253,7 @@ dialogues = st.lists(st.tuples(user_turns, assistant_turns), min_size=1, max_siz
 @settings(max_examples=150, deadline=None)
 @given(messages=dialogues, history_reasoning=st.booleans())
 def test_training_tokens_are_prompt_and_completion(qwen2, byte_level, messages, history_reasoning):
-    """Whatever the text, each learnt turn follows exactly the prompt it will have, and parses back to itself."""
+    """For any text, each turn in the loss follows exactly its prompt, and parses to itself."""
     messages[-1] = dataclasses.replace(messages[-1], in_loss=True)
     for tokenizer in (qwen2, byte_level):
         learnt_turns = []

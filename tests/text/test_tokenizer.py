@@ -1,4 +1,4 @@
-"""The tokenizer against transformers' Qwen2 tokenizer, its special ids against the reference, and text against its specials."""
+"""The tokenizer against transformers' Qwen2 tokenizer; its special ids; text against specials."""
 
 import pickle
 import unicodedata
@@ -49,7 +49,7 @@ def peer(shared_tokenizer):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_as_transformers(qwen2, peer, text):
+def test_text_has_the_tokens_of_transformers(qwen2, peer, text):
     tokens = qwen2.encode(text)
     assert tokens == peer.encode(text)
     assert qwen2.decode(tokens) == unicodedata.normalize("NFC", text)
@@ -59,7 +59,7 @@ def test_think_is_text(qwen2):
     assert qwen2.encode("</think") == [522, 26865]
 
 
-def test_ids_of_the_reference(qwen2):
+def test_special_ids_are_the_released_ones(qwen2):
     """Section 8: bold ids were read in released files."""
     special = qwen2.special
     assert (special.pad, special.eot, special.bot) == (151643, 151665, 151666)
@@ -99,7 +99,7 @@ def test_text_cannot_spell_a_special_token(qwen2, byte_level, name):
 
 @settings(max_examples=200, deadline=None)
 @given(parts=st.lists(st.one_of(st.text(NO_SURROGATES), st.sampled_from(SPECIAL_NAMES))))
-def test_any_text_comes_back(qwen2, byte_level, parts):
+def test_any_text_survives_encode_and_decode(qwen2, byte_level, parts):
     text = "".join(parts)
     for tokenizer in (qwen2, byte_level):
         tokens = tokenizer.encode(text)
@@ -138,7 +138,7 @@ def test_survives_pickling(byte_level):
     assert copy.special == byte_level.special
 
 
-def test_a_learnt_tokenizer_shortens_its_texts_and_loses_nothing(tmp_path):
+def test_a_trained_tokenizer_shortens_its_texts_and_loses_nothing(tmp_path):
     texts = ["the doctor is here", "the river is cold", "妈妈有面条", "the doctor is cold"] * 3
     learnt, spelled = Tokenizer.train(texts, merges=30), Tokenizer.byte_level()
     assert learnt.vocab_size <= spelled.vocab_size + 30

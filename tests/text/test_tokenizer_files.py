@@ -79,7 +79,7 @@ def test_what_is_saved_is_read_again(byte_level, folder, removed):
     assert all(again.encode(text) == byte_level.encode(text) for text in TEXTS)
 
 
-def test_a_learnt_tokenizer(tmp_path, byte_level):
+def test_a_trained_tokenizer(tmp_path, byte_level):
     texts = [
         "The speaker is a man.",
         "The speaker is a woman.",
@@ -199,7 +199,7 @@ def test_a_tokenizer_that_transformers_cannot_convert_is_refused(folder):
     assert "\n" not in str(error.value)
 
 
-def test_added_tokens_json_will_do(folder, byte_level):
+def test_added_tokens_json_is_enough(folder, byte_level):
     names = ids_by_name(byte_level)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -251,7 +251,7 @@ def test_ids_without_a_token_shift_nothing(folder):
     check_auto_tokenizer(folder, tokenizer)
 
 
-def test_what_would_change_a_text_s_tokens_is_left_out(folder, byte_level):
+def test_truncation_and_post_processor_are_dropped(folder, byte_level):
     """Truncation, and a post-processor that puts a token in front of every text."""
 
     def change(content):
@@ -415,7 +415,7 @@ def test_a_bare_vocabulary_of_unknown_size_is_refused(folder):
         Tokenizer.from_folder(folder)
 
 
-def test_the_layout_is_complete():
+def test_the_special_tokens_are_complete():
     assert len(QWEN2_TOKENS) + len(QWEN25_TOKENS) == 151_665 - 151_643
     assert len(AUDIO_CODES) == 6562
     assert (

@@ -1,4 +1,4 @@
-"""Random batches with audio, packed dialogues and padding, and their loss, for tests of training."""
+"""Random batches with audio, packed dialogues and padding, and their next-token loss."""
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,17 @@ def next_token_loss(model: StepAudio, batch: Batch) -> jax.Array:
 def random_batch(
     *, rows=4, tokens=40, chunks=2, frames=64, vocab=211, seed=0, auxiliary=False
 ) -> Batch:
-    """Two dialogues a row, one chunk each (the second row's second place is empty), then padding."""
+    """Returns rows of two dialogues with one chunk each, and padding; the second has one chunk."""
     rng = np.random.default_rng(seed)
     lengths = np.zeros((rows, chunks), np.int32)
     lengths[:, :2] = frames - 3, frames - 10
     lengths[1, 1] = 0
     mel = rng.normal(size=(rows, chunks, 128, frames)).astype(np.float32)
     per_chunk = ((-(-frames // 2) // 2) + 1) // 2
-    slots = np.full((rows, tokens), -1, np.int32)
-    slots[:, 2:6] = np.arange(4)
-    slots[:, 22:25] = per_chunk + np.arange(3)
-    slots[1, 22:25] = -1
+    audio_index = np.full((rows, tokens), -1, np.int32)
+    audio_index[:, 2:6] = np.arange(4)
+    audio_index[:, 22:25] = per_chunk + np.arange(3)
+    audio_index[1, 22:25] = -1
     segments = np.repeat([[1] * 18 + [2] * 16 + [0] * (tokens - 34)], rows, axis=0).astype(np.int32)
     positions = np.repeat([[*range(18), *range(16), *range(tokens - 34)]], rows, axis=0).astype(
         np.int32
@@ -61,6 +61,6 @@ def random_batch(
         segment_ids=segments,
         mel=mel,
         mel_lengths=lengths,
-        audio_index=slots,
+        audio_index=audio_index,
         auxiliary=labels,
     )

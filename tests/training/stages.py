@@ -1,4 +1,4 @@
-"""The first step of a stage on one device."""
+"""The train state of a stage on one device."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from stepaudio_jax.training.train_state import (
 )
 
 
-def begin(
+def init_stage(
     config: Config, index: int, model: ModelConfig, params: ModelParams
 ) -> tuple[ModelDef, Any, TrainState]:
-    """Definition, optimizer and state of a stage, before its first step."""
+    """Returns model definition, optimizer and initial state of a stage."""
     start = abstract_train_state(config, index, model, make_mesh(MeshConfig(), jax.devices()[:1]))
     return (
         start.model_def,

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, and what was not saved whole does not count."""
+"""Checkpoints: restoring gives what was saved; incomplete and damaged ones do not count."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from stepaudio_jax.training.checkpoints import StageCheckpoints, saved_steps
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.train_state import TrainState
 from tests.models.random_model import SMALL
-from tests.training.stages import begin
+from tests.training.stages import init_stage
 
 AUXILIARY = AuxiliaryConfig(
     attribute_weight=0.5, attributes={"rate": ("a", "b"), "gender": ("f", "m")}
@@ -40,8 +40,8 @@ DATA = {
 }
 
 
-def started(optimizer):
-    """A stage before its first step: frozen parts and moments in bf16, auxiliary heads; and an update by random gradients."""
+def init_state(optimizer):
+    """Returns a state with bf16 moments and auxiliary heads, and a function that updates it."""
     values = {
         "run_dir": "unused",
         "stages": [
@@ -60,7 +60,7 @@ def started(optimizer):
     weights = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract_parameters(SMALL)
     )
-    _, transformation, state = begin(config, 0, SMALL, ModelParams(weights))
+    _, transformation, state = init_stage(config, 0, SMALL, ModelParams(weights))
 
     @jax.jit
     def update(state, gradients):
@@ -78,7 +78,7 @@ def started(optimizer):
     return state, advance
 
 
-def abstract(state):
+def abstract_of(state):
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
@@ -94,15 +94,15 @@ def assert_equal(left, right):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_restored_equals_saved_to_the_bit_and_goes_on_alike(tmp_path, optimizer):
-    fresh, advance = started(optimizer)
+def test_a_restored_state_equals_the_saved_one_and_is_updated_alike(tmp_path, optimizer):
+    fresh, advance = init_state(optimizer)
     state = advance(advance(fresh, seed=1), seed=2)
     checkpoints = StageCheckpoints(tmp_path, 0, "sft", CheckpointConfig(keep=1))
     checkpoints.save(state, DATA, {})
     checkpoints.close()
     checkpoints = StageCheckpoints(tmp_path, 0, "sft", CheckpointConfig(keep=1))
     assert checkpoints.latest_step == 2
-    restored, data = checkpoints.restore(abstract(fresh))
+    restored, data = checkpoints.restore(abstract_of(fresh))
     checkpoints.close()
     assert data == DATA
     assert {leaf.dtype for leaf in jax.tree.leaves(restored.frozen_params)} == {
@@ -115,11 +115,11 @@ def test_restored_equals_saved_to_the_bit_and_goes_on_alike(tmp_path, optimizer)
 @pytest.fixture(scope="module")
 def small_state():
     weights = {"adaptor": {"bias": jnp.arange(3.0)}}
-    none = jnp.int32(0)
+    zero = jnp.int32(0)
     frozen = {"encoder": {"bias": jnp.ones(2)}}
     return TrainState(
-        step=none,
-        consecutive_skips=none,
+        step=zero,
+        consecutive_skips=zero,
         params=weights,
         frozen_params=frozen,
         opt_state=weights,
@@ -130,21 +130,21 @@ def at_step(state, step):
     return dataclasses.replace(state, step=jnp.int32(step))
 
 
-def folders(tmp_path):
+def checkpoints_of(tmp_path):
     return sorted(path.name for path in (tmp_path / "checkpoints" / "1_sft").iterdir())
 
 
-def test_the_last_few_are_kept(tmp_path, small_state):
+def test_the_last_checkpoints_are_kept(tmp_path, small_state):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     assert checkpoints.latest_step is None
     for step in (5, 10, 15):
-        checkpoints.save(at_step(small_state, step), {"given": step}, {})
-    checkpoints.save(at_step(small_state, 15), {"given": 15}, {})  # the last step may be due twice
+        checkpoints.save(at_step(small_state, step), {"index": step}, {})
+    checkpoints.save(at_step(small_state, 15), {"index": 15}, {})  # the last step may be due twice
     checkpoints.close()
-    assert folders(tmp_path) == ["10", "15"]
+    assert checkpoints_of(tmp_path) == ["10", "15"]
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
-    restored, data = checkpoints.restore(abstract(small_state))
-    assert (checkpoints.latest_step, int(restored.step), data) == (15, 15, {"given": 15})
+    restored, data = checkpoints.restore(abstract_of(small_state))
+    assert (checkpoints.latest_step, int(restored.step), data) == (15, 15, {"index": 15})
     checkpoints.close()
 
 
@@ -161,7 +161,7 @@ def test_saving_does_not_ask_jax_whether_to_stop(tmp_path, small_state, monkeypa
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=1))
     checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
     checkpoints.close()
-    assert folders(tmp_path) == ["5"]
+    assert checkpoints_of(tmp_path) == ["5"]
     assert asked == []
     checkpointer = ocp.training.Checkpointer(tmp_path / "plain")
     assert hasattr(checkpointer._manager, "reached_preemption")
@@ -170,52 +170,50 @@ def test_saving_does_not_ask_jax_whether_to_stop(tmp_path, small_state, monkeypa
     assert asked
 
 
-def test_what_a_killed_process_was_writing_does_not_count_and_is_cleaned_away(
-    tmp_path, small_state
-):
+def test_an_incomplete_checkpoint_does_not_count_and_is_removed(tmp_path, small_state):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
-    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
+    checkpoints.save(at_step(small_state, 5), {"index": 5}, {})
     checkpoints.close()
     half = tmp_path / "checkpoints" / "1_sft" / "10.orbax-checkpoint-tmp"
     (half / "state").mkdir(parents=True)
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     assert checkpoints.latest_step == 5
-    checkpoints.save(at_step(small_state, 10), {"given": 10}, {})
+    checkpoints.save(at_step(small_state, 10), {"index": 10}, {})
     checkpoints.close()
-    assert folders(tmp_path) == ["10", "5"]
+    assert checkpoints_of(tmp_path) == ["10", "5"]
 
 
-def test_only_a_complete_checkpoint_says_that_a_stage_has_begun(tmp_path, small_state):
-    """A later stage that has one makes the run pass over the earlier stages, so half of one must not count."""
+def test_only_complete_checkpoints_are_saved_steps(tmp_path, small_state):
+    """A run skips the stages before one with a checkpoint: an incomplete one must not count."""
     assert not saved_steps(tmp_path, 1, "sft")
     (tmp_path / "checkpoints" / "1_sft" / "5.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert not saved_steps(tmp_path, 1, "sft")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     assert not saved_steps(tmp_path, 1, "sft")
-    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
+    checkpoints.save(at_step(small_state, 5), {"index": 5}, {})
     checkpoints.close()
     assert saved_steps(tmp_path, 1, "sft")
     assert not saved_steps(tmp_path, 0, "sft")
     assert not saved_steps(tmp_path, 1, "mid")
 
 
-def test_the_best_and_every_so_many_are_kept_beside_the_last(tmp_path, small_state):
+def test_the_best_and_every_nth_checkpoint_are_kept_too(tmp_path, small_state):
     config = CheckpointConfig(keep=1, keep_every_steps=20, keep_best=1)
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)
     for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, 4.0), (25, 5.0)):
-        checkpoints.save(at_step(small_state, step), {"given": step}, {"evaluation/loss": loss})
-    checkpoints.save(at_step(small_state, 30), {"given": 30}, {})
+        checkpoints.save(at_step(small_state, step), {"index": step}, {"evaluation/loss": loss})
+    checkpoints.save(at_step(small_state, 30), {"index": 30}, {})
     checkpoints.close()
-    assert folders(tmp_path) == ["10", "20", "30"]
+    assert checkpoints_of(tmp_path) == ["10", "20", "30"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_read(
     tmp_path, small_state, damage, caplog
 ):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
     for step in (5, 10):
-        checkpoints.save(at_step(small_state, step), {"given": step}, {})
+        checkpoints.save(at_step(small_state, step), {"index": step}, {})
     checkpoints.close()
     for file in (tmp_path / "checkpoints" / "1_sft" / "10" / "state").rglob("*"):
         if file.is_file() and file.stat().st_size:
@@ -223,17 +221,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
                 b"" if damage == "emptied" else file.read_bytes()[: file.stat().st_size // 2]
             )
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
-    restored, data = checkpoints.restore(abstract(small_state))
+    restored, data = checkpoints.restore(abstract_of(small_state))
     checkpoints.close()
-    assert (int(restored.step), data) == (5, {"given": 5})
+    assert (int(restored.step), data) == (5, {"index": 5})
     assert "10: " in caplog.text
-    assert folders(tmp_path) == ["5"]
+    assert checkpoints_of(tmp_path) == ["5"]
     assert (tmp_path / "checkpoints" / "1_sft.damaged" / "10").is_dir()
 
 
-def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state):
+def test_if_every_checkpoint_is_damaged_all_stay_and_an_error_is_raised(tmp_path, small_state):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
+    checkpoints.save(at_step(small_state, 5), {"index": 5}, {})
     checkpoints.close()
     for file in (tmp_path / "checkpoints" / "1_sft" / "5" / "state").rglob("*"):
         if file.is_file():
@@ -242,10 +240,10 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
     with pytest.raises(
         CheckpointError, match=r"no checkpoint can be read: .*1_sft/5.*to begin the stage anew"
     ):
-        checkpoints.restore(abstract(small_state))
+        checkpoints.restore(abstract_of(small_state))
     checkpoints.close()
-    # Left where it is, so that no later start takes the stage for one that has not begun.
-    assert folders(tmp_path) == ["5"]
+    # It stays, so that no later run takes the stage for one that has not begun.
+    assert checkpoints_of(tmp_path) == ["5"]
     assert saved_steps(tmp_path, 1, "sft")
 
 
@@ -253,42 +251,42 @@ def test_when_every_checkpoint_is_damaged_the_run_says_so(tmp_path, small_state)
     "losses",
     [(1.0, 0.5, 0.7, np.nan, 0.8), (1.0, 0.5, np.nan, np.nan, np.nan), (1.0, 0.5, np.nan, 2, 3)],
 )
-def test_a_loss_that_is_no_number_is_not_the_best(tmp_path, small_state, losses):
+def test_a_nan_loss_is_never_the_best(tmp_path, small_state, losses):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=1, keep_best=1))
     for number, loss in enumerate(losses, 1):
-        checkpoints.save(at_step(small_state, 10 * number), {"given": 1}, {"evaluation/loss": loss})
+        checkpoints.save(at_step(small_state, 10 * number), {"index": 1}, {"evaluation/loss": loss})
     checkpoints.close()
-    assert folders(tmp_path) == ["20", "50"]
+    assert checkpoints_of(tmp_path) == ["20", "50"]
 
 
-def test_half_written_figures_cost_the_figures_only(tmp_path, small_state):
+def test_incomplete_metrics_are_dropped_and_their_checkpoint_kept(tmp_path, small_state):
     config = CheckpointConfig(keep=3)
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)
     for step in (5, 10):
-        checkpoints.save(at_step(small_state, step), {"given": step}, {"evaluation/loss": 1.0})
+        checkpoints.save(at_step(small_state, step), {"index": step}, {"evaluation/loss": 1.0})
     checkpoints.close()
-    figures = tmp_path / "checkpoints" / "1_sft" / "10" / "metrics" / "metrics"
-    assert json.loads(figures.read_bytes())
-    figures.write_bytes(figures.read_bytes()[:3])
+    metrics = tmp_path / "checkpoints" / "1_sft" / "10" / "metrics" / "metrics"
+    assert json.loads(metrics.read_bytes())
+    metrics.write_bytes(metrics.read_bytes()[:3])
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", config)
-    restored, _ = checkpoints.restore(abstract(small_state))
+    restored, _ = checkpoints.restore(abstract_of(small_state))
     assert int(restored.step) == 10
-    checkpoints.save(at_step(small_state, 15), {"given": 15}, {"evaluation/loss": 0.5})
+    checkpoints.save(at_step(small_state, 15), {"index": 15}, {"evaluation/loss": 0.5})
     checkpoints.close()
-    assert folders(tmp_path) == ["10", "15", "5"]
+    assert checkpoints_of(tmp_path) == ["10", "15", "5"]
 
 
-def test_what_was_set_aside_before_stays(tmp_path, small_state):
+def test_checkpoints_set_aside_before_are_not_overwritten(tmp_path, small_state):
     earlier = tmp_path / "checkpoints" / "1_sft.damaged" / "10"
     earlier.mkdir(parents=True)
     (earlier / "kept").write_bytes(b"")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
     for step in (5, 10):
-        checkpoints.save(at_step(small_state, step), {"given": step}, {})
+        checkpoints.save(at_step(small_state, step), {"index": step}, {})
     checkpoints.close()
     shutil.rmtree(tmp_path / "checkpoints" / "1_sft" / "10" / "state")
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=3))
-    assert int(checkpoints.restore(abstract(small_state))[0].step) == 5
+    assert int(checkpoints.restore(abstract_of(small_state))[0].step) == 5
     checkpoints.close()
     assert (earlier / "kept").exists()
     assert earlier.with_name("10.2").is_dir()
@@ -301,14 +299,14 @@ def frozen_files(tmp_path):
 
 def test_frozen_parameters_are_written_once(tmp_path, small_state):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
+    checkpoints.save(at_step(small_state, 5), {"index": 1}, {})
     written = frozen_files(tmp_path)
     assert written
-    checkpoints.save(at_step(small_state, 10), {"given": 1}, {})
+    checkpoints.save(at_step(small_state, 10), {"index": 1}, {})
     checkpoints.close()
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    restored, _ = checkpoints.restore(abstract(small_state))
-    checkpoints.save(at_step(restored, 15), {"given": 1}, {})
+    restored, _ = checkpoints.restore(abstract_of(small_state))
+    checkpoints.save(at_step(restored, 15), {"index": 1}, {})
     checkpoints.close()
     assert frozen_files(tmp_path) == written
     saved = ocp.load(tmp_path / "checkpoints" / "1_sft" / "15", checkpointable_name="state")
@@ -316,25 +314,23 @@ def test_frozen_parameters_are_written_once(tmp_path, small_state):
     assert_equal(restored, at_step(small_state, 10))
 
 
-def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_written_anew(
-    tmp_path, small_state
-):
+def test_frozen_parameters_without_a_checkpoint_are_written_again(tmp_path, small_state):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
     checkpoints.save(
         at_step(
             dataclasses.replace(small_state, frozen_params={"encoder": {"bias": jnp.zeros(2)}}), 5
         ),
-        {"given": 1},
+        {"index": 1},
         {},
     )
     checkpoints.close()
     shutil.rmtree(tmp_path / "checkpoints" / "1_sft" / "5")
     (tmp_path / "checkpoints" / "1_sft.frozen.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
+    checkpoints.save(at_step(small_state, 5), {"index": 1}, {})
     checkpoints.close()
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    restored, _ = checkpoints.restore(abstract(small_state))
+    restored, _ = checkpoints.restore(abstract_of(small_state))
     checkpoints.close()
     assert_equal(restored, at_step(small_state, 5))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
@@ -344,11 +340,11 @@ def test_frozen_parameters_of_a_run_killed_before_its_first_checkpoint_are_writt
 
 
 @pytest.mark.parametrize("damage", ["emptied", "removed"])
-def test_damaged_frozen_parameters_are_named_and_no_checkpoint_is_set_aside(
+def test_damaged_frozen_parameters_are_an_error_and_all_checkpoints_stay(
     tmp_path, small_state, damage
 ):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig())
-    checkpoints.save(at_step(small_state, 5), {"given": 1}, {})
+    checkpoints.save(at_step(small_state, 5), {"index": 1}, {})
     checkpoints.close()
     for file in frozen_files(tmp_path):
         file.write_bytes(b"")
@@ -358,6 +354,31 @@ def test_damaged_frozen_parameters_are_named_and_no_checkpoint_is_set_aside(
     with pytest.raises(
         CheckpointError, match=r"1_sft\.frozen: the stage's frozen parameters cannot be read: "
     ):
-        checkpoints.restore(abstract(small_state))
+        checkpoints.restore(abstract_of(small_state))
     checkpoints.close()
-    assert folders(tmp_path) == ["5"]
+    assert checkpoints_of(tmp_path) == ["5"]
+
+
+def test_saving_does_not_ask_whether_to_stop(tmp_path, small_state, monkeypatch):
+    """Orbax asks JAX by a private attribute of its checkpointer, which `StageCheckpoints` replaces.
+
+    If this fails, a new version of Orbax has moved it: see https://github.com/google/orbax/issues/3406.
+    """
+    questions = []
+
+    def ask(step):
+        questions.append(step)
+        return False
+
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", ask)
+    plain = ocp.training.Checkpointer(tmp_path / "plain")
+    plain.save_checkpointables(1, {"state": {"x": np.ones(2)}})
+    plain.close()
+    assert questions, "Orbax does not ask any more: `StageCheckpoints` need not keep it from asking"
+    questions.clear()
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
+    for step in (5, 10):
+        checkpoints.save(at_step(small_state, step), {"index": step}, {})
+    checkpoints.close()
+    assert checkpoints_of(tmp_path) == ["10", "5"]
+    assert questions == []

@@ -1,4 +1,4 @@
-"""The chunked loss: that of whole logits, value and gradients."""
+"""The chunked cross-entropy equals its definition, in value and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def inputs():
     return hidden, kernel, targets, weights
 
 
-def plain(hidden, kernel, targets, weights):
-    """In float64, from the definition."""
+def reference(hidden, kernel, targets, weights):
+    """Computes it from the definition in float64."""
     logits = hidden.astype(np.float64) @ kernel.astype(np.float64)
     probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities /= probabilities.sum(axis=-1, keepdims=True)
@@ -39,7 +39,7 @@ def plain(hidden, kernel, targets, weights):
 
 @pytest.mark.parametrize("chunks", [1, 2, 8, 120])
 def test_value_and_gradients_equal_the_definition(inputs, chunks):
-    hidden, kernel, targets, weights = inputs
+    hidden, kernel, targets, weights = (jnp.asarray(x) for x in inputs)
 
     def loss(hidden, kernel):
         return chunked_cross_entropy(
@@ -49,10 +49,10 @@ def test_value_and_gradients_equal_the_definition(inputs, chunks):
     (value, correct), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
         hidden, kernel
     )
-    expected, expected_correct, expected_gradients = plain(*inputs)
+    expected, expected_correct, expected_gradients = reference(*inputs)
     assert value == pytest.approx(expected, rel=1e-6)
     assert correct == expected_correct
-    value, correct = jax.jit(loss)(hidden, kernel)  # without gradients it is another program
+    value, correct = jax.jit(loss)(hidden, kernel)  # the program without gradients
     assert value == pytest.approx(expected, rel=1e-6)
     assert correct == expected_correct
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
@@ -73,7 +73,7 @@ def test_logits_of_one_chunk_exist_at_a_time(inputs):
 
 
 def test_chunks_that_do_not_divide_the_vocabulary_are_an_error(inputs):
-    hidden, kernel, targets, weights = inputs
+    hidden, kernel, targets, weights = (jnp.asarray(x) for x in inputs)
     with pytest.raises(
         ConfigError, match=r"vocab_size=120 cannot be cut into compute\.loss_chunks=7"
     ):

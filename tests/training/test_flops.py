@@ -35,15 +35,15 @@ DATA = build(
 
 
 def traced_flops(jaxpr) -> float:
-    """Two for every multiplication of every `dot_general`, loops as often as they run."""
+    """Counts two for every multiplication of every `dot_general`, in loops for each iteration."""
     total = 0.0
     for equation in jaxpr.eqns:
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
+            (contracting, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             product = 1
-            for axis in contracted:
+            for axis in contracting:
                 product *= left[axis]
             total += 2 * product * equation.outvars[0].aval.size
         for inner in jax.core.jaxprs_in_params(equation.params):
@@ -55,7 +55,7 @@ def traced_flops(jaxpr) -> float:
     "trainable", [("decoder",), ("adaptor", "decoder"), ("encoder", "adaptor", "decoder")]
 )
 def test_formula_equals_the_traced_products(trainable):
-    """But for attention: tracing counts masked scores too, and its backward pass computes the scores again."""
+    """Except for attention: tracing counts masked scores, and recomputed ones."""
     compute = ComputeConfig(dtype="float32", remat="none", attention="xla")
     graphdef, _ = abstract_model(SMALL, compute)
     parameters = abstract_parameters(SMALL, compute)
@@ -98,8 +98,8 @@ def test_formula_equals_the_traced_products(trainable):
     assert traced == pytest.approx(expected, rel=0.02)
 
 
-def test_gradients_pass_through_what_is_frozen_behind_what_is_trained():
-    """(Tracing would show the frozen kernels' gradients too, which the compiler drops.)"""
+def test_gradients_pass_through_a_frozen_part_after_a_trained_one():
+    """Not traced, since a trace has the frozen kernels' gradients too, which the compiler drops."""
     alone, both = (
         part_flops(SMALL, DATA, trainable) for trainable in (("adaptor",), ("adaptor", "decoder"))
     )
@@ -110,7 +110,7 @@ def test_gradients_pass_through_what_is_frozen_behind_what_is_trained():
     assert alone["encoder"] == both["encoder"]
 
 
-def test_gradients_pass_through_a_decoder_whose_narrow_matrices_learn():
+def test_gradients_pass_through_a_decoder_with_a_trained_adapter():
     decoder, tokens = SMALL.decoder, DATA.batch_size * DATA.seq_len
     rank = 4
     data = dataclasses.replace(DATA, sources=(SourceConfig(path="dialogues.jsonl"),))
@@ -121,11 +121,11 @@ def test_gradients_pass_through_a_decoder_whose_narrow_matrices_learn():
         trainable=(),
         lora=LoRAConfig(rank=rank, targets=("gate", "down")),
     )
-    narrow = 2 * decoder.layers * rank * (decoder.hidden + decoder.ffn)
+    lora_size = 2 * decoder.layers * rank * (decoder.hidden + decoder.ffn)
     forward = sum(part_flops(SMALL, DATA, ()).values())
     kernels, attention = decoder_flops(SMALL.decoder, DATA.seq_len).times(DATA.batch_size)
     assert step_flops(SMALL, stage) == pytest.approx(
-        forward + kernels + 2 * attention + 6 * tokens * narrow
+        forward + kernels + 2 * attention + 6 * tokens * lora_size
     )
 
 

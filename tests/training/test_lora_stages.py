@@ -1,4 +1,4 @@
-"""What LoRA has learnt reaches the next stage and the finished model whole, also where the decoder is kept in bf16."""
+"""Adapters (LoRA) reach the next stage and the finished model exactly, even with a bf16 decoder."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import export_model
 from stepaudio_jax.training.initial_weights import ModelParams, adapters_before_stage
 from tests.models.random_model import SMALL
-from tests.training.stages import begin
+from tests.training.stages import init_stage
 
 MODEL = dataclasses.replace(
     SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290)
@@ -39,14 +39,14 @@ def run_config(*stages, **compute):
 
 @pytest.fixture(scope="module")
 def base():
-    """Weights as large as a trained model's, in bf16, where most of what a few small steps change is less than one unit."""
+    """Returns bf16 weights of usual size: most small updates are below one rounding unit."""
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32), "bfloat16")  # noqa: E731
     return ModelParams(jax.tree.map(draw, abstract_parameters(MODEL)))
 
 
 def small_adapter(settings, seed):
-    """The matrices of an adapter whose product changes a weight by about 1e-5."""
+    """Returns an adapter whose product changes a weight by about 1e-5."""
     lora = build(LoRAConfig, settings)
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -68,8 +68,8 @@ def at(tree, path):
 
 
 def finish(config, index, params, matrices=None):
-    """Begins a stage, puts what LoRA has learnt in it into its state, and returns what the stage leaves."""
-    definition, _, state = begin(config, index, MODEL, params)
+    """Returns what a stage leaves if it trained its adapter to `matrices`, and its first state."""
+    definition, _, state = init_stage(config, index, MODEL, params)
     trained = state
     if matrices is not None:
         trained = dataclasses.replace(state, lora_params=jax.tree.map(jnp.asarray, matrices))
@@ -87,7 +87,7 @@ def test_a_stage_that_trains_the_decoder_starts_from_the_sum_in_fp32(base):
     before = np.asarray(at(base.params["decoder"], KERNEL), np.float64)
     assert (
         np.mean(np.asarray(kernel).astype(jnp.bfloat16) == at(base.params["decoder"], KERNEL)) > 0.5
-    )  # what bf16 would lose
+    )  # these changes would be lost in bf16
     np.testing.assert_allclose(kernel - before, product(matrices, FIRST), atol=2e-8)
 
 
@@ -123,7 +123,7 @@ def test_adapters_stay_beside_a_frozen_decoder_and_are_saved_with_it(base, tmp_p
     np.testing.assert_array_equal(at(without, KERNEL), at(base.params["decoder"], KERNEL))
 
 
-def test_what_an_earlier_stage_has_trained_is_frozen_in_fp32(base):
+def test_parts_that_an_earlier_stage_trained_are_frozen_in_fp32(base):
     config = run_config({}, {"trainable": ["adaptor"], "lora": FIRST})
     _, state = finish(
         config, 1, jax.tree.map(lambda leaf: leaf.astype("float32") * (1 + 1e-5), base)
@@ -135,7 +135,7 @@ def test_what_an_earlier_stage_has_trained_is_frozen_in_fp32(base):
     )
 
 
-def test_a_stage_goes_on_with_the_adapter_that_it_names(base, tmp_path):
+def test_a_stage_continues_the_adapter_in_a_folder(base, tmp_path):
     config = run_config({"trainable": ["adaptor"], "lora": FIRST})
     matrices = small_adapter(FIRST, 1)
     left, _ = finish(config, 0, base, matrices)

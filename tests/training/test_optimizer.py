@@ -34,7 +34,7 @@ def decayed(config, share):
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(40, 10), (40, 0), (7, 1), (7, 2), (5, 5)])
-def test_schedule_is_a_ramp_and_then_the_decay(decay, steps, warmup_steps):
+def test_the_schedule_is_a_warm_up_and_then_the_decay(decay, steps, warmup_steps):
     config = OptimizerConfig(
         decay=decay, warmup_steps=warmup_steps, final_learning_rate_fraction=0.2
     )
@@ -73,7 +73,7 @@ CONTRACTED = {"matrix": (0,), "head": (0,), "bias": ()}
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_every_parameter_moves_by_its_own_schedule(name):
-    """The size of an update is the learning rate of that step, Muon's for matrices: halved from one step to the next here."""
+    """An update has the size of its learning rate, which halves each step here."""
     config = OptimizerConfig(
         name=name,
         learning_rate=1e-3,
@@ -89,7 +89,7 @@ def test_every_parameter_moves_by_its_own_schedule(name):
     for _ in range(2):
         updates, state = optimizer.update(
             parameters, state, parameters
-        )  # a gradient that stays the same
+        )  # the gradient stays the same
         sizes.append({key: float(jnp.abs(value).max()) for key, value in updates.items()})
     assert sizes[0]["bias"] == pytest.approx(1e-3, rel=1e-3)
     assert sizes[0]["head"] == pytest.approx(1e-3, rel=1e-3)
@@ -102,7 +102,7 @@ def test_every_parameter_moves_by_its_own_schedule(name):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_weight_decay_is_on_every_matrix_and_on_nothing_else(name):
-    """Without a gradient, what moves is decayed, by its own learning rate; a head goes to AdamW under Muon too."""
+    """Without a gradient only decay moves parameters; a head is updated by AdamW under Muon too."""
     config = OptimizerConfig(
         name=name, learning_rate=0.01, muon_learning_rate=0.03, decay="constant", weight_decay=0.5
     )

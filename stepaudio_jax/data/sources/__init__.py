@@ -1,1 +1,1 @@
-"""Readers of data sources: one module a format."""
+"""Readers of data sources: one module for each format."""

@@ -1,8 +1,8 @@
-"""Keys and words of other libraries' records that are not read here, and what to write instead.
+"""Keys of other libraries' records that are not read here, and what to write instead.
 
-A record may carry keys of its own, which are left alone. Not so those by which other libraries
-(ms-swift, LLaMA-Factory, TRL, the OpenAI API, Qwen-Audio) name sound, turns, tools, replies and
-answers: to leave them out would silently change what is learnt.
+A record may have unknown keys, which are ignored. But the keys by which other libraries (ms-swift,
+LLaMA-Factory, TRL, the OpenAI API, Qwen-Audio) name sound, turns, tools, replies and answers are
+errors: to ignore them would silently change what the model is trained on.
 """
 
 import difflib
@@ -15,17 +15,17 @@ from typing import Any, TypeGuard
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import Message, TextPart
 
-# JSON values as the readers of records take them: nulls left out, keys checked, shown in messages on one line.
+# Helpers for JSON values, which all readers of records share.
 
 _MAX_VALUE_CHARACTERS = 60
 _NO_ADVICE: Mapping[str, str] = {}
 
 
 def without_nulls(value: Any, *, levels: int) -> Any:
-    """Returns a JSON value in which keys whose value is null are left out, down to so many levels of objects and lists.
+    """Returns a JSON value without keys whose value is null, down to `levels` levels of nesting.
 
-    `datasets` gives every row all keys that any row has, and fills them with null: such a key was
-    not given.
+    `datasets` gives every row the keys of all rows and fills them with null: such a key was not
+    given.
     """
     if levels == 0 or not isinstance(value, dict | list):
         return value
@@ -63,16 +63,16 @@ def check_keys(
     where: str,
     advice: Mapping[str, str] = _NO_ADVICE,
 ) -> None:
-    """Checks that an object has no other keys than the allowed ones; a key of another format may be there and empty.
+    """Checks that an object has allowed keys only; a key of another format may be there if empty.
 
     Args:
         value: the object.
         allowed: its keys.
         where: the object's place, the start of the message.
-        advice: for keys of other formats, what to write instead.
+        advice: keys of other formats -> what to write instead.
 
     Raises:
-        DataError: naming the place, the key, and what is allowed or what to write instead.
+        DataError: names the place, the key, and what is allowed or what to write instead.
     """
     for key in value:
         if key in allowed:
@@ -82,7 +82,8 @@ def check_keys(
         if key in advice:
             raise DataError(f"{where} has the unknown key {format_json(key)}; {advice[key]}")
         raise DataError(
-            f"{where} has the unknown key {format_json(key)}{did_you_mean(key, allowed)} (allowed: {', '.join(allowed)})"
+            f"{where} has the unknown key {format_json(key)}{did_you_mean(key, allowed)}"
+            f" (allowed: {', '.join(allowed)})"
         )
 
 
@@ -109,18 +110,21 @@ _AUDIO_PART_HINT = (
 )
 _AUDIO_FILE_HINT = 'save the sound as a file, and write {"type": "audio", "audio": PATH}'
 _NO_IMAGES_HINT = "there are text and sound only: leave it out"
-_MAX_HINTS = 3  # told of in one message
+_MAX_HINTS = 3  # in one message
 MESSAGES_HINT = 'write the turns as \'messages\', a list of {"role": .., "content": ..}'
 _TOOLS_HINT = 'write them as text, in a message {"role": "tool_json_schemas", "content": TEXT}'
 _TOOL_CALL_HINT = "write the call as text in 'content', as the model is to write it"
-_REJECTED_HINT = "write it as 'rejected_reply', and the better reply as 'reference_reply'; 'messages' then end in the user's turn"
+_REJECTED_HINT = (
+    "write it as 'rejected_reply', and the better reply as 'reference_reply';"
+    " 'messages' then end in the user's turn"
+)
 _ANSWER_HINT = "write what a verifier compares with as 'answer', or rename the key"
 
 _AUDIO_KEY = re.compile(
     r"(?:(?:input|user|prompt|question|query|rejected)_)?(?:audio|wav)s?"
     r"(?:_(?:file|clip|in|input)s?)?(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?(?:_?\d+)?"
 )
-# Words of keys that may name sound and may name other things: their values tell.
+# Words of keys that may name sound or something else; the value decides.
 _AUDIO_WORDS = frozenset(
     (
         *("audio", "audios", "sound", "sounds", "speech", "voice", "wav", "wavs", "mp3", "flac"),
@@ -163,8 +167,7 @@ _REFUSED_RECORD_KEYS: Mapping[str, str] = {
     "objects": _NO_IMAGES_HINT,
     "chat_template_kwargs": "there is one prompt format: leave it out",
 }
-# Those that say what a record is only where it has no 'messages', and are its own business beside
-# them.
+# Keys that name the dialogue only in a record without 'messages'; beside them they are ignored.
 _KEYS_WITHOUT_MESSAGES = dict.fromkeys(
     ("input", "output", "text", "question", "turns", "chat", "conv"), MESSAGES_HINT
 )
@@ -228,7 +231,7 @@ PART_KEYS: Mapping[str, str] = {
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.I)
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
-# A placeholder stands at the beginning of a sentence; `<audio>` in the middle of one is spoken of.
+# A placeholder is at the beginning of a sentence; in the middle of one, `<audio>` is a word.
 _PLACEHOLDER = re.compile(
     r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)",
     re.I,
@@ -237,16 +240,15 @@ _TAGGED_FILE = re.compile(r"<audio>\s*([^<>\n]{1,500})</audio>", re.I)
 
 
 def check_record_keys(value: Mapping[str, Any], known: Container[str], origin: str) -> None:
-    """Checks that a record says nothing in keys of other formats.
+    """Checks that a record has no content in keys of other formats.
 
     Args:
         value: the record, without nulls.
-        known: the keys that are read; one of them holds its dialogue, or it has none in a form that
-        is read.
+        known: the keys that are read.
         origin: its file and line.
 
     Raises:
-        DataError: naming each such key and what to write instead.
+        DataError: names each such key and what to write instead.
     """
     has_dialogue = any(key in value for key in ("messages", "chosen"))
     keys_by_advice: dict[str, list[str]] = {}
@@ -255,15 +257,16 @@ def check_record_keys(value: Mapping[str, Any], known: Container[str], origin: s
         if advice is not None:
             keys_by_advice.setdefault(advice, []).append(key)
     if keys_by_advice:
-        said = "; ".join(
-            f"has {', '.join(map(format_json, keys))}, which {'is' if len(keys) == 1 else 'are'} not read: {advice}"
+        hints = "; ".join(
+            f"has {', '.join(map(format_json, keys))}, which {'is' if len(keys) == 1 else 'are'}"
+            f" not read: {advice}"
             for advice, keys in list(keys_by_advice.items())[:_MAX_HINTS]
         )
-        raise DataError(f"{origin}: {said}")
+        raise DataError(f"{origin}: {hints}")
 
 
 def check_unread_audio(value: Mapping[str, Any], known: Container[str], origin: str) -> None:
-    """Checks that no key of a record whose dialogue has no clip names a sound file.
+    """Checks that no unread key names a sound file, in a record whose dialogue has no clip.
 
     Args:
         value: the record.
@@ -271,23 +274,23 @@ def check_unread_audio(value: Mapping[str, Any], known: Container[str], origin: 
         origin: its file and line.
 
     Raises:
-        DataError: naming the key and what to write instead.
+        DataError: names the key and what to write instead.
     """
     for key, item in value.items():
         if key in known or _AUDIO_WORDS.isdisjoint(_words(key)):
             continue
         if _is_audio(item):
             raise DataError(
-                f"{origin}: has the key {format_json(key)} with {format_json(item)}, which is not read, and its "
-                f"dialogue has no sound; {_AUDIO_PART_HINT}, or leave the key out"
+                f"{origin}: has the key {format_json(key)} with {format_json(item)}, which is not"
+                f" read, and its dialogue has no sound; {_AUDIO_PART_HINT}, or leave the key out"
             )
 
 
 def check_audio_path(path: str, where: str) -> None:
-    """Checks that where an audio part names its file there is a path, no address and no sound itself.
+    """Checks that an audio part names its file by a path, not by an address or the sound itself.
 
     Raises:
-        DataError: naming the place and what to write instead.
+        DataError: names the place and what to write instead.
     """
     if _DATA_URI.match(path):
         raise DataError(
@@ -296,19 +299,21 @@ def check_audio_path(path: str, where: str) -> None:
     address = _URL.match(path)
     if address is not None and address[1].lower() == "file":
         raise DataError(
-            f"{where}: 'audio' is the address {format_json(path)}; write the path alone, without '{address[1]}:'"
+            f"{where}: 'audio' is the address {format_json(path)};"
+            f" write the path alone, without '{address[1]}:'"
         )
     if address is not None and address[2] == "//":
         raise DataError(
-            f"{where}: 'audio' is the address {format_json(path)}; copy the file here, and write its path"
+            f"{where}: 'audio' is the address {format_json(path)};"
+            " copy the file here, and write its path"
         )
 
 
 def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> None:
-    """Checks that no text stands where a clip should be.
+    """Checks that no text takes the place of a clip.
 
-    `<audio>NAME.wav</audio>` never does. A placeholder for a clip is one where the dialogue has
-    clips, for the letters would be learnt beside them; a dialogue without clips may speak of
+    `<audio>NAME.wav</audio>` is always an error. A placeholder is one if the dialogue has clips,
+    since the model would read its letters beside them; a dialogue without clips may mention
     `<audio>`.
 
     Args:
@@ -316,7 +321,7 @@ def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> 
         origin: the record's file and line.
 
     Raises:
-        DataError: naming the message, the text and what to write instead.
+        DataError: names the message, the text and what to write instead.
     """
     numbered = [(number, message) for number, message in numbered if message.role != "assistant"]
     has_sound = any(message.audio for _, message in numbered)
@@ -328,20 +333,22 @@ def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> 
             for tagged in _TAGGED_FILE.finditer(text):
                 if _is_audio(tagged[1].strip()):
                     raise DataError(
-                        f"{where} names sound in its text, {format_json(tagged[0])}; {_AUDIO_PART_HINT}"
+                        f"{where} names sound in its text, {format_json(tagged[0])};"
+                        f" {_AUDIO_PART_HINT}"
                     )
             mark = _PLACEHOLDER.search(text) if has_sound else None
             if mark is not None:
                 raise DataError(
-                    f"{where} has the placeholder {(mark[1] or mark[2])!r} in its text, which would be "
-                    "read as letters; take it out: the clip is heard where its part stands"
+                    f"{where} has the placeholder {(mark[1] or mark[2])!r} in its text, which"
+                    " would be read as letters; take it out: the clip is heard where its part"
+                    " stands"
                 )
 
 
 def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
-    """Returns what to write instead of a key of a record; None where it may stay."""
-    advice, of_metadata = _hint_for_key(key, has_dialogue)
-    if advice is None or (of_metadata and not isinstance(item, str | list | dict)):
+    """Returns what to write instead of a key of a record; None if it may stay."""
+    advice, numbers_are_harmless = _hint_for_key(key, has_dialogue)
+    if advice is None or (numbers_are_harmless and not isinstance(item, str | list | dict)):
         return None
     says_nothing = is_empty(item) and not (item is False and key in _MEANINGFUL_WHEN_FALSE)
     return None if says_nothing else advice
@@ -349,7 +356,7 @@ def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
 
 @functools.lru_cache(maxsize=4096)  # a file's records have the same keys
 def _hint_for_key(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
-    """Returns what to write instead of a key, None for nothing; and whether a number or a boolean there is harmless."""
+    """Returns what to write instead of a key, if anything, and whether a number is harmless."""
     name = "_".join(_words(key))
     if _AUDIO_KEY.fullmatch(name):
         return _AUDIO_PART_HINT, True

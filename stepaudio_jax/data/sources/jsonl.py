@@ -25,15 +25,14 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonlFile:
-    """The records of one JSONL file, as a random-access sequence (grain's `RandomAccessDataSource`).
+    """Reads the records of one JSONL file by index (grain's `RandomAccessDataSource`).
 
-    Blank lines are passed over. Reads are independent of each other and safe from any thread. A
-    record is parsed and checked when it is read; whether its audio files exist is seen when they
-    are loaded.
+    Blank lines are skipped. Reads are independent of each other and safe from any thread. A record
+    is parsed and checked when it is read; its audio files are opened only when they are decoded.
 
     Args:
         path: the file.
-        source: the `source` of records that do not name theirs; the file's stem when empty.
+        source: the `source` of records that name none; "" for the file's stem.
 
     Raises:
         DataError: the file cannot be read.
@@ -59,15 +58,15 @@ class JsonlFile:
         return f"JsonlFile({self.path!r}, records={len(self)})"
 
     def line_number(self, index: int) -> int:
-        """Of the record at `index`, from 1."""
+        """Returns the line number of the record at `index`, from 1."""
         return self._line_numbers[index]
 
     def origin(self, index: int) -> str:
-        """`file:line` of the record at `index`."""
+        """Returns `file:line` of the record at `index`."""
         return f"{self.path}:{self._line_numbers[index]}"
 
     def record_id(self, index: int) -> str:
-        """Returns the id of the record at `index`, also where the record cannot be used otherwise."""
+        """Returns the id of the record at `index`, even if the record cannot be used otherwise."""
         try:
             value = _parse_line(self._read_line(index), self.origin(index))
         except DataError:
@@ -79,10 +78,10 @@ class JsonlFile:
         return json.dumps(given) if usable else self._default_id(index)
 
     def __getitem__(self, index: int) -> Record:
-        """The record at `index` (0 <= index < len).
+        """Reads the record at `index` (0 <= index < len).
 
         Raises:
-            DataError: naming `file:line` and what is wrong with it.
+            DataError: names `file:line` and what is wrong with it.
         """
         origin = self.origin(index)
         return parse_record(
@@ -103,11 +102,11 @@ class JsonlFile:
 
 
 class JsonlSource:
-    """All files of one source of the mixture, end to end, in the order of their names.
+    """Reads the records of all files of one source, in the order of their names.
 
     Args:
         config: of the source.
-        names: of the mixture's files, from `source_names`, where there are several sources.
+        names: of the mixture's files, from `source_names`, if there are several sources.
 
     Raises:
         DataError: no file matches, a file cannot be read, or none has a record.
@@ -118,7 +117,8 @@ class JsonlSource:
         paths = _files(config)
         if not paths:
             raise DataError(
-                f"{truncate(config.path)}: no such file, and no file matches it; check the path in data.sources"
+                f"{truncate(config.path)}: no such file, and no file matches it;"
+                " check the path in data.sources"
             )
         self.files = tuple(JsonlFile(path, config.name or names.get(path, "")) for path in paths)
         self.name = config.name or names.get(config.path) or pathlib.Path(config.path).stem
@@ -135,7 +135,7 @@ class JsonlSource:
         return f"JsonlSource({self.path!r}, records={len(self)})"
 
     def __getitem__(self, index: int) -> Record:
-        """The record at `index` (0 <= index < len); raises as `JsonlFile` does."""
+        """Reads the record at `index` (0 <= index < len); raises as `JsonlFile` does."""
         file, place = self._locate(index)
         return file[place]
 
@@ -150,7 +150,7 @@ class JsonlSource:
 
 
 def open_sources(configs: Sequence[SourceConfig]) -> tuple[JsonlSource, ...]:
-    """Opens the sources of a mixture, those without a name told apart by as much of their paths as it takes.
+    """Opens the sources of a mixture; `source_names` names those without a name.
 
     Raises:
         DataError: as of `JsonlSource`.
@@ -160,11 +160,10 @@ def open_sources(configs: Sequence[SourceConfig]) -> tuple[JsonlSource, ...]:
 
 
 def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
-    """Returns the name of each path, and of each file that it matches, of the sources that are given none.
+    """Returns names for the sources without one: of each path, and of each file that it matches.
 
-    It is the stem; where another source has that name already, as many of the folders above it
-    stand before it as tell the two apart (`a/train` and `b/train`), and where that is not enough,
-    the file's ending behind it.
+    A name is the file's stem. If another source has that name, as many parent folders are added as
+    distinguish the two (`a/train` and `b/train`), and if that is not enough, the file's ending.
     """
     named = {config.name for config in configs if config.name}
     paths = {config.path: {config.path, *_files(config)} for config in configs if not config.name}
@@ -184,7 +183,7 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
 
 
 def _name_candidates(path: str) -> list[str]:
-    """Returns the names that a path can have, shortest first: `c`, `b/c`, `a/b/c`, `a/b/c.jsonl` of `a/b/c.jsonl`."""
+    """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`."""
     parts = pathlib.Path(os.path.normpath(path)).parts
     stems = [*parts[:-1], pathlib.Path(path).stem]
     return [
@@ -203,10 +202,10 @@ def _files(config: SourceConfig) -> list[str]:
 
 
 def read_jsonl(path: PathLike) -> Iterator[Record]:
-    """The records of one file, in order.
+    """Yields the records of one file, in order.
 
     Raises:
-        DataError: the file cannot be read, or naming `file:line` and what is wrong with it.
+        DataError: the file cannot be read, or a line is wrong; names `file:line` and why.
     """
     file = JsonlFile(path)
     for index in range(len(file)):
@@ -215,10 +214,10 @@ def read_jsonl(path: PathLike) -> Iterator[Record]:
 
 @functools.cache
 def _index_lines(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Offset and number of each line that is not blank, of a file of that size, changed at that time.
+    """Returns the offset and the number of each line that is not blank.
 
-    A run opens its files twice, to check them and to read them, and every stage does: a large file
-    is gone through once.
+    Cached by the file's size and time of change, since every stage opens its files twice (to check
+    and to read them), and a large file takes long.
     """
     offsets, numbers = array.array("q"), array.array("q")
     offset = 0
@@ -243,11 +242,13 @@ def _parse_line(line: bytes, origin: str) -> object:
         ) from None
     except UnicodeEncodeError:
         raise DataError(
-            f"{origin}: has an escape that is half of a surrogate pair (\\ud8..); write the character itself"
+            f"{origin}: has an escape that is half of a surrogate pair (\\ud8..);"
+            " write the character itself"
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{origin}: is not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
+            f"{origin}: is not JSON ({error.msg} at column {error.colno});"
+            " each line must be one JSON object"
         ) from None
     except RecursionError:
         raise DataError(

@@ -1,21 +1,13 @@
-"""Preferences: the forms that other libraries write them in, and what two replies must be to be preferred to one another.
-
-{"prompt": [{"role": "user", "content": ".."}], "chosen": [{"role": "assistant", "content": ".."}],
-"rejected": [..]} {"messages": [{"role": "user", "content": ".."}], "chosen": "..", "rejected":
-".."} {"chosen": [{"role": "user", ..}, {"role": "assistant", ..}], "rejected": [the same user's
-turn, another reply]}
-"""
+"""The JSON form of a dialogue -> Record, checked key by key (docs/data.md describes the form)."""
 
 import json
 import os
-import unicodedata
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from stepaudio_jax.data.record import Criterion, Record
 from stepaudio_jax.data.sources import foreign_keys
 from stepaudio_jax.data.sources.foreign_keys import (
-    FOREIGN_MESSAGE_KEYS,
     check_keys,
     did_you_mean,
     format_json,
@@ -23,11 +15,23 @@ from stepaudio_jax.data.sources.foreign_keys import (
     is_json_list,
     without_nulls,
 )
+from stepaudio_jax.data.sources.preferences import (
+    PREFERENCE_KEYS,
+    check_preference_pair,
+    is_preference,
+    preference_to_dialogue,
+)
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import expand_home
-from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
-
-# The JSON form of a dialogue -> Record, checked key by key.
+from stepaudio_jax.text.dialogue import (
+    THINK_END_TAG,
+    THINK_START_TAG,
+    AudioPart,
+    Message,
+    Part,
+    Role,
+    TextPart,
+)
 
 _ROLES: Mapping[str, Role] = {
     **{role: role for role in get_args(Role)},
@@ -51,28 +55,27 @@ _RECORD_KEYS = (
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
 _PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio", "transcript", "attributes")}
 _NULL_LEVELS = 6  # record, messages, message, parts, part, attributes
-_THINK_START, _THINK_END = "<think>", "</think>"
 
 
 def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
     """Checks one JSON value and turns it into a Record.
 
-    A key whose value is null is a key not given, and a system turn without content is no turn.
+    A key whose value is null counts as not given, and an empty system turn is dropped.
 
     Args:
-        value: what `json.loads` gave.
+        value: the result of `json.loads`.
         origin: `file:line`, the start of every error message.
-        folder: what relative audio paths are relative to. Whether the files exist is not looked at
-        here.
-        source: the record's source where it does not name one itself.
-        default_id: its id where it has none.
+        folder: the base of relative audio paths. Whether the files exist is not checked here.
+        source: the record's source, unless it names one.
+        default_id: the record's id, unless it has one.
 
     Raises:
-        DataError: naming the origin, the key, the value and what is allowed.
+        DataError: names the origin, the key, the value and what is allowed.
     """
     if not isinstance(value, Mapping):
         raise DataError(
-            f"{origin}: a record must be a JSON object with the key 'messages', got {format_json(value)}"
+            f"{origin}: a record must be a JSON object with the key 'messages',"
+            f" got {format_json(value)}"
         )
     value = without_nulls(value, levels=_NULL_LEVELS)
     preferred = is_preference(value)
@@ -83,12 +86,14 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         value = preference_to_dialogue(value, origin)
     if "messages" not in value:
         raise DataError(
-            f"{origin}: the key 'messages' is missing (keys given: {format_json(list(value))}); {foreign_keys.MESSAGES_HINT}"
+            f"{origin}: the key 'messages' is missing (keys given: {format_json(list(value))});"
+            f" {foreign_keys.MESSAGES_HINT}"
         )
     messages = value["messages"]
     if not is_json_list(messages) or not messages:
         raise DataError(
-            f"{origin}: 'messages' must be a list of at least one message, got {format_json(messages)}"
+            f"{origin}: 'messages' must be a list of at least one message,"
+            f" got {format_json(messages)}"
         )
     numbered = [
         (number, _parse_message(item, f"{origin}: message {number}", folder))
@@ -131,7 +136,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
 
 
 def _is_empty_system(value: Any) -> bool:
-    """Returns whether a message is a system turn that says nothing, as exports write it where there is none."""
+    """Returns whether a message is an empty system turn, as exports write it if there is none."""
     if not isinstance(value, Mapping) or value.get("role") != "system":
         return False
     if any(key not in ("role", "content") and not is_empty(item) for key, item in value.items()):
@@ -166,7 +171,8 @@ def _parse_message(value: Any, where: str, folder: str) -> Message:
         )
     if not isinstance(role, str) or role not in _ROLES:
         raise DataError(
-            f"{where} has the unknown role {format_json(role)}{did_you_mean(role, _ROLES)} (allowed: {', '.join(_ROLES)})"
+            f"{where} has the unknown role {format_json(role)}{did_you_mean(role, _ROLES)}"
+            f" (allowed: {', '.join(_ROLES)})"
         )
     where = f"{where} ({role})"
     if value.get("content") is None:
@@ -174,8 +180,7 @@ def _parse_message(value: Any, where: str, folder: str) -> Message:
     parts = _parse_parts(value["content"], where, folder)
     if _ROLES[role] != "assistant":
         for key in ("reasoning_content", "loss", "weight"):
-            # `loss: false` on a user's turn says what is true anyway; anything else there is a
-            # mistake.
+            # `loss: false` on a user turn is true anyway; anything else is a mistake.
             if value.get(key) and value[key] is not None:
                 raise DataError(f"{where} has {key!r}, which only an assistant turn can have")
         return Message(role=_ROLES[role], parts=parts)
@@ -196,26 +201,29 @@ def _parse_message(value: Any, where: str, folder: str) -> Message:
 
 
 def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None, str]:
-    """(reasoning, reply) of an assistant turn, from its own key or from `<think>..</think>` at the start of the content."""
+    """Returns (reasoning, reply) of an assistant turn.
+
+    The reasoning has a key of its own, or is `<think>..</think>` at the start of the content.
+    """
     if reasoning is not None and not isinstance(reasoning, str):
         raise DataError(
             f"{where}: 'reasoning_content' must be a string, got {format_json(reasoning)}"
         )
     inline = text.lstrip()
-    if not inline.startswith(_THINK_START):
+    if not inline.startswith(THINK_START_TAG):
         return reasoning, text
     if reasoning is not None:
         raise DataError(
-            f"{where} has both 'reasoning_content' and a {_THINK_START} in its content; keep one"
+            f"{where} has both 'reasoning_content' and a {THINK_START_TAG} in its content; keep one"
         )
-    thought, end, reply = inline.removeprefix(_THINK_START).partition(_THINK_END)
+    thought, end, reply = inline.removeprefix(THINK_START_TAG).partition(THINK_END_TAG)
     if not end:
-        raise DataError(f"{where} opens {_THINK_START} and never closes it with {_THINK_END}")
+        raise DataError(f"{where} opens {THINK_START_TAG} and never closes it with {THINK_END_TAG}")
     return thought.strip(), reply.lstrip("\n")
 
 
 def _parse_reply(value: Any, what: str) -> str | None:
-    """A reply to compare with others: without the reasoning that may stand before it, for that is no part of it."""
+    """Returns a reply to compare with others, without the reasoning that may precede it."""
     text = _scalar_text(value, what)
     if text is None:
         return None
@@ -226,7 +234,7 @@ def _parse_reply(value: Any, what: str) -> str | None:
 
 
 def _parse_in_loss(value: Mapping[str, Any], where: str) -> bool:
-    """Whether an assistant turn is learnt: `loss` (a boolean) or `weight` (0 or 1) says so; True where neither is given."""
+    """Returns whether an assistant turn is in the loss: `loss` (boolean) or `weight` (0 or 1)."""
     loss, weight = value.get("loss"), value.get("weight")
     if loss is not None and not isinstance(loss, bool):
         raise DataError(f"{where}: 'loss' must be true or false, got {format_json(loss)}")
@@ -234,7 +242,8 @@ def _parse_in_loss(value: Mapping[str, Any], where: str) -> bool:
         raise DataError(f"{where}: 'weight' must be 0 or 1, got {format_json(weight)}")
     if loss is not None and weight is not None and loss != bool(weight):
         raise DataError(
-            f"{where}: 'loss' {format_json(loss)} and 'weight' {format_json(weight)} contradict each other; keep one"
+            f"{where}: 'loss' {format_json(loss)} and 'weight' {format_json(weight)} contradict"
+            " each other; keep one"
         )
     if loss is not None:
         return loss
@@ -250,7 +259,8 @@ def _parse_parts(content: Any, where: str, folder: str) -> tuple[Part, ...]:
         return (TextPart(content),)
     if not is_json_list(content) or not content:
         raise DataError(
-            f"{where}: 'content' must be a string or a list of at least one part, got {format_json(content)}"
+            f"{where}: 'content' must be a string or a list of at least one part,"
+            f" got {format_json(content)}"
         )
     return tuple(
         _parse_part(item, f"{where}: part {number}", folder)
@@ -263,7 +273,8 @@ def _parse_part(value: Any, where: str, folder: str) -> Part:
         kinds = [kind for kind in _PART_KEYS if isinstance(value, Mapping) and kind in value]
         advice = f'; add "type": "{kinds[0]}"' if len(kinds) == 1 else ""
         raise DataError(
-            f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}), got {format_json(value)}{advice}"
+            f"{where} must be an object with a 'type' ({' or '.join(_PART_KEYS)}),"
+            f" got {format_json(value)}{advice}"
         )
     kind = value["type"]
     if isinstance(kind, str) and kind in foreign_keys.PART_TYPES:
@@ -272,7 +283,8 @@ def _parse_part(value: Any, where: str, folder: str) -> Part:
         )
     if not isinstance(kind, str) or kind not in _PART_KEYS:
         raise DataError(
-            f"{where} has the unknown type {format_json(kind)}{did_you_mean(kind, _PART_KEYS)} (allowed: {', '.join(_PART_KEYS)})"
+            f"{where} has the unknown type {format_json(kind)}{did_you_mean(kind, _PART_KEYS)}"
+            f" (allowed: {', '.join(_PART_KEYS)})"
         )
     check_keys(value, _PART_KEYS[kind], where, foreign_keys.PART_KEYS)
     if kind not in value:
@@ -325,7 +337,8 @@ def _parse_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
             or not abs(weight) < float("inf")
         ):
             raise DataError(
-                f"{origin}: criterion {number}: 'weight' must be a finite number, got {format_json(weight)}"
+                f"{origin}: criterion {number}: 'weight' must be a finite number,"
+                f" got {format_json(weight)}"
             )
         criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
     return tuple(criteria)
@@ -344,7 +357,8 @@ def _parse_criteria_met(value: Any, what: str) -> tuple[bool, ...]:
         return ()
     if not is_json_list(value) or not all(isinstance(item, bool) for item in value):
         raise DataError(
-            f"{what} must be a list of true and false, one for each criterion, got {format_json(value)}"
+            f"{what} must be a list of true and false, one for each criterion,"
+            f" got {format_json(value)}"
         )
     return tuple(value)
 
@@ -360,151 +374,9 @@ def _parse_sampling(value: Any, origin: str) -> Mapping[str, Any]:
 
 
 def _scalar_text(value: Any, what: str) -> str | None:
-    """A string, or a number as written in JSON: an answer of 7 is the answer "7"."""
+    """Returns a string, or a number as JSON writes it: an answer of 7 is "7"."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{what} must be a string or a number, got {format_json(value)}")
     return json.dumps(value)
-
-
-PREFERENCE_KEYS = ("prompt", "chosen", "rejected")
-_REPLY_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
-
-
-def is_preference(value: Mapping[str, Any]) -> bool:
-    """Returns whether a record has a chosen or a rejected reply in the form of other libraries."""
-    return "chosen" in value or "rejected" in value
-
-
-def preference_to_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """The record with `messages` up to the turn to be answered, `reference_reply` (the chosen one) and `rejected_reply`.
-
-    Args:
-        value: a record for which `is_preference` holds, without nulls.
-        origin: its file and line.
-
-    Raises:
-        DataError: naming the origin and what does not fit.
-    """
-    for key in ("reference_reply", "rejected_reply"):
-        if key in value:
-            name = "chosen" if "chosen" in value else "rejected"
-            raise DataError(f"{origin}: has both {name!r} and {key!r}; keep one of the two forms")
-    for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        if key not in value:
-            raise DataError(f"{origin}: has {other!r} and no {key!r}")
-    # Where files of several forms are put together, a row of one has the other's list of turns, and
-    # nothing in it.
-    names = [key for key in ("prompt", "messages") if value.get(key) not in (None, [], "")]
-    names = names or [key for key in ("prompt", "messages") if key in value][:1]
-    if len(names) == 2:
-        raise DataError(
-            f"{origin}: has 'chosen' and both 'prompt' and 'messages'; keep one of these as the dialogue before it"
-        )
-    prompt = _messages(value, names[0], origin) if names else None
-    before, reference = _split_last_turn(value, "chosen", prompt, origin)
-    before_rejected, rejected = _split_last_turn(value, "rejected", prompt, origin)
-    if before != before_rejected:
-        raise DataError(
-            f"{origin}: 'chosen' and 'rejected' do not answer the same dialogue; give it once, as 'prompt'"
-        )
-    if not before:
-        raise DataError(
-            f"{origin}: 'chosen' and 'rejected' have no dialogue before the reply; give it as 'prompt'"
-        )
-    if isinstance(before[-1], Mapping) and before[-1].get("role") == "assistant":
-        raise DataError(
-            f"{origin}: {names[0] if names else 'chosen'!r} has an assistant's turn just before the one to be "
-            "compared; the dialogue must end in the turn that 'chosen' and 'rejected' answer"
-        )
-    rest = {key: item for key, item in value.items() if key not in PREFERENCE_KEYS}
-    return {**rest, "messages": before, "reference_reply": reference, "rejected_reply": rejected}
-
-
-def check_preference_pair(record: Record, names: tuple[str, str]) -> None:
-    """Checks that one reply of a record can be better than the other, wherever preferences are used.
-
-    Replies are equal that differ by white space around them, by their reasoning or by Unicode's
-    composition at most. Of such two none is better, and an empty one is no reply; but where
-    `margin` is 0, a judge is to learn that both are equal.
-
-    Args:
-        record: any record.
-        names: what the file calls its better and its worse reply.
-
-    Raises:
-        DataError: naming the record's file and line, and the reply.
-    """
-    replies = (record.reference_reply, record.rejected_reply)
-    if record.margin == 0:
-        return
-    for name, reply in zip(names, replies, strict=True):
-        if reply is not None and not reply.strip():
-            raise DataError(
-                f"{record.origin}: {name!r} is an empty reply; give its text, or leave the record out"
-            )
-    reference, rejected = replies
-    if (
-        reference is not None
-        and rejected is not None
-        and _normalized(reference) == _normalized(rejected)
-    ):
-        raise DataError(
-            f"{record.origin}: {names[0]!r} and {names[1]!r} are the same reply, {format_json(rejected)}; leave "
-            "the record out, or set 'margin' to 0, from which a judge learns that both are equal"
-        )
-
-
-def _normalized(reply: str) -> str:
-    return unicodedata.normalize("NFC", reply).strip()
-
-
-def _split_last_turn(
-    value: Mapping[str, Any], key: str, prompt: list[Any] | None, origin: str
-) -> tuple[list[Any], str]:
-    """The dialogue before the last turn of `value[key]`, and the text of that turn."""
-    turns = _messages(value, key, origin)
-    last = turns[-1]
-    is_turn = isinstance(last, Mapping) and last.get("role") == "assistant"
-    if is_turn:
-        check_keys(last, _REPLY_KEYS, f"{origin}: the last turn of {key!r}", FOREIGN_MESSAGE_KEYS)
-    content = _text(last.get("content")) if is_turn else last
-    if not isinstance(content, str) or (isinstance(last, str) and prompt is None):
-        raise DataError(
-            f"{origin}: {key!r} must end in an assistant's turn whose content is a string"
-        )
-    before = turns[:-1]
-    if prompt is None:
-        return before, content
-    if before:
-        raise DataError(
-            f"{origin}: {key!r} must be one turn of the assistant's, for the dialogue is given beside it"
-        )
-    return prompt, content
-
-
-def _text(content: Any) -> Any:
-    """Returns the text of a content that is a string or text parts; anything else as it is."""
-    if is_json_list(content) and content and all(_is_text_part(part) for part in content):
-        return "".join(part["text"] for part in content)
-    return content
-
-
-def _is_text_part(part: Any) -> bool:
-    return (
-        isinstance(part, Mapping)
-        and part.keys() == {"type", "text"}
-        and part["type"] == "text"
-        and isinstance(part["text"], str)
-    )
-
-
-def _messages(value: Mapping[str, Any], key: str, origin: str) -> list[Any]:
-    turns = value[key]
-    if isinstance(turns, str) and (turns or key != "prompt") and key != "messages":
-        return [{"role": "user", "content": turns}] if key == "prompt" else [turns]
-    if not isinstance(turns, list) or not turns:
-        form = "a list of messages" if key == "messages" else "a list of messages, or a string"
-        raise DataError(f"{origin}: {key!r} must be {form}, got {format_json(turns)}")
-    return turns

@@ -1,4 +1,4 @@
-"""The train step: gradients against torch, exact accumulation, what is frozen stays frozen."""
+"""The train step: gradients equal torch's, accumulation is exact, frozen parts do not change."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from stepaudio_jax.training.train_step import (
 from tests.models import torch_reference
 from tests.models.random_model import SMALL, model_with, random_parameters
 from tests.training.batches import next_token_loss, random_batch
-from tests.training.stages import begin
+from tests.training.stages import init_stage
 
 pytestmark = pytest.mark.first
 
@@ -56,7 +56,7 @@ def parameters():
 
 
 def test_gradients_of_the_whole_model_equal_torch(parameters):
-    """Every tensor of encoder, adaptor and decoder; one dialogue a row, so that torch needs no packing."""
+    """For every tensor; with one dialogue a row, so that torch needs no packing."""
     batch = random_batch(rows=2, seed=1)
     batch = dataclasses.replace(
         batch,
@@ -77,8 +77,8 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
     reference = jax.tree.unflatten(tree, leaves)
     total = torch.tensor(0.0)
     for row in range(2):
-        slots = torch.tensor(batch.audio_index[row])
-        heard = []
+        audio_index = torch.tensor(batch.audio_index[row])
+        audio_outputs = []
         for chunk, length in enumerate(batch.mel_lengths[row]):
             padded = torch.zeros(8, SMALL.decoder.hidden)
             if length:
@@ -88,10 +88,12 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
                 )
                 outputs = torch_reference.adapt(reference["adaptor"], features)
                 padded = torch.cat([outputs, padded])[:8]
-            heard.append(padded)
-        audio = torch.cat(heard)
+            audio_outputs.append(padded)
+        audio = torch.cat(audio_outputs)
         embeddings = reference["decoder"]["embedding"][torch.tensor(batch.tokens[row]).long()]
-        embeddings = torch.where((slots >= 0)[:, None], audio[slots.clamp(min=0)], embeddings)
+        embeddings = torch.where(
+            (audio_index >= 0)[:, None], audio[audio_index.clamp(min=0)], embeddings
+        )
         log_probs = torch.log_softmax(
             torch_reference.decode(reference["decoder"], embeddings, SMALL.decoder), dim=-1
         )
@@ -111,7 +113,7 @@ def test_gradients_of_the_whole_model_equal_torch(parameters):
 
 @pytest.mark.parametrize("auxiliary", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary):
-    """Rows carry different numbers of learnt tokens, transcripts and attributes: a mean of means would differ."""
+    """Rows have different numbers of loss tokens and labels: a mean of means would differ."""
     batch = random_batch(auxiliary=auxiliary)
     batch.loss_weights[0] *= 0
     results = []
@@ -123,7 +125,7 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
         config = run_config(
             **stage, **({"objective": NextToken(auxiliary=AUXILIARY)} if auxiliary else {})
         )
-        definition, optimizer, state = begin(config, 0, SMALL, ModelParams(parameters))
+        definition, optimizer, state = init_stage(config, 0, SMALL, ModelParams(parameters))
         results.append(
             jax.jit(make_train_step(definition, config.stages[0], optimizer))(state, batch)
         )
@@ -142,14 +144,14 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parameters, auxiliary)
             np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
 
 
-def test_a_batch_without_weight_changes_nothing_in_micro_batches_either(parameters):
-    """But for the count; and where a single token of one of them has weight, everything."""
+def test_a_batch_without_loss_tokens_changes_only_the_count(parameters):
+    """Also in micro-batches; a single loss token in one of them changes all parameters."""
     settings = {
         "gradient_accumulation_steps": 4,
         "trainable": ("encoder", "adaptor", "decoder"),
-    }  # a program compiled above
+    }  # as above, so that JAX need not compile it again
     config = run_config(**settings, objective=NextToken(auxiliary=AUXILIARY))
-    definition, optimizer, state = begin(config, 0, SMALL, ModelParams(parameters))
+    definition, optimizer, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     step = jax.jit(make_train_step(definition, config.stages[0], optimizer))
     batch = random_batch(auxiliary=True)
     empty = dataclasses.replace(batch, loss_weights=np.zeros_like(batch.loss_weights))
@@ -178,7 +180,7 @@ def test_only_trainable_parts_change_and_have_optimizer_state(parameters):
     config = run_config(
         trainable=("adaptor",), optimizer={"learning_rate": 0.01, "decay": "constant"}
     )
-    definition, optimizer, state = begin(config, 0, SMALL, ModelParams(parameters))
+    definition, optimizer, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     assert state.trainable.keys() == {"adaptor"}
     adaptor_size = sum(leaf.size for leaf in jax.tree.leaves(parameters["adaptor"]))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
@@ -202,14 +204,14 @@ def test_frozen_parts_are_kept_in_the_compute_dtype(parameters):
     config = dataclasses.replace(
         run_config(trainable=("decoder",)), compute=ComputeConfig(dtype="bfloat16")
     )
-    _, _, state = begin(config, 0, SMALL, ModelParams(parameters))
+    _, _, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen_params)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
+def test_a_batch_can_be_memorised(parameters, optimizer):
     """Encoder and auxiliary heads included; the loss falls well below the entropy of a guess."""
     config = run_config(
         trainable=("encoder", "adaptor", "decoder"),
@@ -221,7 +223,7 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
         },
         objective=NextToken(auxiliary=AUXILIARY),
     )
-    definition, transformation, state = begin(config, 0, SMALL, ModelParams(parameters))
+    definition, transformation, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     step = jax.jit(make_train_step(definition, config.stages[0], transformation))
     batch = random_batch(auxiliary=True)
     losses = []
@@ -235,11 +237,11 @@ def test_a_batch_can_be_learnt_by_heart(parameters, optimizer):
     assert losses[-1]["loss/attributes"] < 0.7 * losses[0]["loss/attributes"]
 
 
-def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(parameters):
+def test_muon_updates_hidden_matrices_and_adamw_the_rest(parameters):
     config = run_config(
         optimizer={"name": "muon", "decay": "constant", "clip_norm": 0.0, "weight_decay": 0.0}
     )
-    definition, optimizer, state = begin(config, 0, SMALL, ModelParams(parameters))
+    definition, optimizer, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(
         state, random_batch()
     )
@@ -260,7 +262,7 @@ def test_weight_decay_touches_matrices_only(parameters):
     """With so large an epsilon Adam's own step is nothing beside it: what moves is decayed."""
     settings = {"learning_rate": 0.1, "weight_decay": 0.5, "decay": "constant", "eps": 1e9}
     config = run_config(optimizer=settings)
-    definition, optimizer, state = begin(config, 0, SMALL, ModelParams(parameters))
+    definition, optimizer, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     after, _ = jax.jit(make_train_step(definition, config.stages[0], optimizer))(
         state, random_batch()
     )
@@ -277,7 +279,7 @@ def test_weight_decay_touches_matrices_only(parameters):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_evaluation_counts_equal_a_direct_computation(parameters, micro_batches):
     config = run_config()
-    definition, _, state = begin(config, 0, SMALL, ModelParams(parameters))
+    definition, _, state = init_stage(config, 0, SMALL, ModelParams(parameters))
     batch = random_batch()
     sums = jax.jit(make_eval_step(definition, micro_batches))(state, batch)
     model = model_with(parameters, SMALL)
@@ -298,15 +300,13 @@ def test_evaluation_counts_equal_a_direct_computation(parameters, micro_batches)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", [("adaptor",), ()])
-def test_with_low_rank_adaptation_the_decoder_stays_and_what_is_folded_computes_the_same(
-    parameters, trainable
-):
+def test_lora_leaves_the_decoder_and_the_merged_model_computes_the_same(parameters, trainable):
     config = run_config(
         trainable=trainable,
         lora={"rank": 2},
         optimizer={"learning_rate": 0.02, "decay": "constant"},
     )
-    definition, optimizer, state = begin(
+    definition, optimizer, state = init_stage(
         config, 0, SMALL, ModelParams(jax.tree.map(jnp.array, parameters))
     )
     assert set(state.params) == set(trainable)

@@ -1,4 +1,4 @@
-"""Batches: the same for the same seed, resumable anywhere, the same for any number of processes, finite for evaluation."""
+"""Batches and their order: decided by the seed, resumable anywhere, for any number of processes."""
 
 import collections
 import dataclasses
@@ -15,6 +15,8 @@ import pytest
 
 from stepaudio_jax.config import AugmentationConfig, SourceConfig
 from stepaudio_jax.data import Batch, batches, evaluation_batches, merge_states
+from stepaudio_jax.data.loader import evaluation_streams, training_streams
+from stepaudio_jax.data.record import Visit
 from stepaudio_jax.errors import ConfigError, DataError
 from tests.data.corpus import (
     MODEL,
@@ -56,7 +58,7 @@ def replies(batch: Batch) -> list[str]:
     return texts
 
 
-def test_batches_are_the_seeds_whatever_the_threads(corpus):
+def test_batches_depend_on_the_seed_and_not_on_threads(corpus):
     loud = AugmentationConfig(
         noise_probability=0.5, max_shift_s=0.05, time_masks=1, time_mask_frames=5
     )
@@ -80,7 +82,7 @@ def test_batches_are_the_seeds_whatever_the_threads(corpus):
 
 @pytest.mark.parametrize("done", [0, 1, 5, 11])
 def test_resuming_gives_the_same_batches_bit_for_bit(corpus, done):
-    """In another iterator, through JSON, with prefetching having run ahead; and again in the iterator itself."""
+    """In another iterator, through JSON, after prefetching; and again in the same iterator."""
     loud = AugmentationConfig(noise_probability=0.5, max_shift_s=0.05, gain_db=(-3, 3))
     config = settings(*corpus, augmentation=loud, packing_bins_per_seq=3)
     iterator = batches(config, TOKENIZER, MODEL, seed=1)
@@ -97,7 +99,7 @@ def test_resuming_gives_the_same_batches_bit_for_bit(corpus, done):
 
 
 def test_resuming_in_the_middle_of_a_records_examples(tmp_path):
-    """A record whose views take a row each: some are given, some lie in open rows, some are not yet placed."""
+    """Each view of a record takes a row: some are done, some in open rows, some not yet placed."""
     turns = [
         {"role": role, "content": f"{role} {turn} " + "word " * 10}
         for turn in range(7)
@@ -131,8 +133,8 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(corpus, shards
         assert same(joined, whole)
 
 
-def test_processes_share_out_the_records(corpus):
-    """In evaluation, where each record comes once: no record on two processes, and none left out."""
+def test_processes_read_disjoint_records(corpus):
+    """In evaluation each record is read once, by one process."""
     seen = [
         collections.Counter(
             reply
@@ -145,7 +147,7 @@ def test_processes_share_out_the_records(corpus):
     assert seen[0] + seen[1] == collections.Counter(f"reply {number}" for number in range(40))
 
 
-def test_any_number_of_processes_goes_on_from_the_merged_state(corpus):
+def test_any_number_of_processes_resumes_from_the_merged_state(corpus):
     config = settings(*corpus)
     alone = batches(config, TOKENIZER, MODEL, seed=2)
     take(alone, 3)
@@ -181,7 +183,7 @@ def test_sources_are_mixed_by_weight_in_the_batches(corpus):
     assert abs(counts["records/heard"] - counts["records"] / 4) < 2 * config.batch_size
 
 
-def test_text_only_batches_need_no_place_for_audio(corpus):
+def test_text_only_batches_need_no_audio_chunks(corpus):
     batch = next(batches(settings(corpus[1], audio_chunks_per_seq=0), TOKENIZER, MODEL, seed=0))
     assert batch.mel.shape == (4, 0, 128, 160)
     assert batch.mel_lengths.shape == (4, 0)
@@ -204,7 +206,7 @@ def test_evaluation_is_finite_and_fixed(corpus):
     assert first[-1].tokens.shape == first[0].tokens.shape
 
 
-def test_evaluation_gives_as_many_batches_as_asked(corpus):
+def test_evaluation_has_the_given_number_of_batches(corpus):
     config = settings(corpus[1])
     every = list(evaluation_batches(config, TOKENIZER, MODEL))
     assert all(map(same, every[:1], evaluation_batches(config, TOKENIZER, MODEL, count=1)))
@@ -248,7 +250,7 @@ def test_a_state_of_other_data_is_refused(corpus, tmp_path):
         batches(settings(spoken, written), TOKENIZER, MODEL, seed=0).set_state(half)
 
 
-def test_the_models_sizes_are_respected(corpus, tmp_path):
+def test_sizes_beyond_the_model_are_errors(corpus, tmp_path):
     with pytest.raises(ConfigError, match=r"decoder\.vocab_size=200"):
         batches(settings(*corpus), TOKENIZER, _smaller(vocab_size=200), seed=0)
     with pytest.raises(ConfigError, match="at most 3000"):
@@ -264,8 +266,8 @@ def _smaller(**changes):
     return dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, **changes))
 
 
-def test_a_program_that_ends_with_batches_under_way_ends_cleanly(tmp_path):
-    """Threads in native code at the interpreter's end would abort the process, or write a traceback."""
+def test_a_program_exits_cleanly_while_batches_are_made(tmp_path):
+    """A thread in native code at the interpreter's end would abort it, or print a traceback."""
     write_clip(tmp_path / "clips/0.wav", 1.0, seed=0)
     write_spoken(tmp_path)
     program = f"""
@@ -274,7 +276,8 @@ def test_a_program_that_ends_with_batches_under_way_ends_cleanly(tmp_path):
         from tests.data.corpus import MODEL, TOKENIZER, settings
         import pathlib
         path = pathlib.Path({str(tmp_path / "spoken.jsonl")!r})
-        started = [batches(settings(path, prefetch_batches=3), TOKENIZER, MODEL, seed=seed) for seed in range(3)]
+        config = settings(path, prefetch_batches=3)
+        started = [batches(config, TOKENIZER, MODEL, seed=seed) for seed in range(3)]
         next(started[0]), next(started[1])
         sys.exit("the end")
     """
@@ -282,3 +285,74 @@ def test_a_program_that_ends_with_batches_under_way_ends_cleanly(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(program)]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (1, "the end\n")
+
+
+def records(stream, epoch: int, length: int) -> list[int]:
+    return [stream[index].record for index in range(epoch * length, (epoch + 1) * length)]
+
+
+def test_each_epoch_is_a_new_permutation():
+    (stream,) = training_streams([50], [1.0], seed=3, rows=1)
+    epochs = [records(stream, epoch, 50) for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert list(range(50)) not in epochs
+    assert [stream[index].epoch for index in (0, 49, 50, 199)] == [0, 0, 1, 3]
+
+
+def test_the_order_depends_on_the_seed():
+    def order(seed: int, source: int) -> list[int]:
+        streams = training_streams([50, 50], [1.0, 1.0], seed=seed, rows=1)
+        return [
+            visit.record
+            for visit in (streams[0][index] for index in range(100))
+            if visit.source == source
+        ]
+
+    assert order(3, 0) == order(3, 0)
+    assert len({tuple(order(seed, source)) for seed in (3, 4) for source in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8, 64])
+def test_rows_partition_every_epoch(rows):
+    """An epoch has each record in exactly one row, even with fewer records than rows."""
+    streams = training_streams([40], [1.0], seed=0, rows=rows)
+    visits = collections.Counter(
+        stream[index] for stream in streams for index in range(-(-400 // rows))
+    )
+    assert set(visits.values()) == {1}
+    assert {Visit(0, record, epoch) for record in range(40) for epoch in range(10)} <= set(visits)
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0), (1.0, 3.0), (0.2, 0.3, 0.5), (1e-3, 7e-3), (1.0, 1.005)]
+)
+def test_every_row_mixes_by_weight(weights):
+    """In every prefix of a row's stream, each source has its share, up to one record a source."""
+    streams = training_streams([700, 1000, 300][: len(weights)], weights, seed=0, rows=4)
+    shares = np.array(weights) / sum(weights)
+    for stream in streams:
+        sources = np.array([stream[index].source for index in range(600)])
+        drawn = np.cumsum(sources[:, None] == np.arange(len(weights)), axis=0)
+        expected = np.arange(1, 601)[:, None] * shares
+        assert np.abs(drawn - expected).max() < len(weights) + 0.005 * 600 * shares.max()
+
+
+def test_weights_do_not_depend_on_the_length_of_a_source():
+    """A small source of a great weight comes round more often; its epochs go by faster."""
+    (stream,) = training_streams([50, 1000], [1.0, 1.0], seed=0, rows=1)
+    small = [visit for visit in (stream[index] for index in range(200)) if visit.source == 0]
+    assert len(small) == 100
+    assert collections.Counter(visit.record for visit in small) == dict.fromkeys(range(50), 2)
+    assert small[-1].epoch == 1
+
+
+def test_evaluation_streams_have_every_record_once_in_order():
+    streams = evaluation_streams([3, 4], rows=2)
+    every = [Visit(0, record, 0) for record in range(3)] + [
+        Visit(1, record, 0) for record in range(4)
+    ]
+    assert [[stream[index] for index in range(len(stream))] for stream in streams] == [
+        every[::2],
+        every[1::2],
+    ]

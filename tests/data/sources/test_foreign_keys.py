@@ -1,4 +1,4 @@
-"""Records of other libraries: what they say in other keys is refused with what to write instead; their nulls are nothing."""
+"""Records of other libraries: their keys are errors that say what to write; nulls are ignored."""
 
 import json
 
@@ -98,7 +98,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_of_another_library_is_refused_and_empty_it_is_nothing(tmp_path, key):
+def test_a_key_of_another_library_is_refused_unless_it_is_empty(tmp_path, key):
     value, advice = KEYS[key]
     said = refused(tmp_path, {**TALK, key: value})
     assert said.startswith(f'has "{key}", which is not read: ')
@@ -162,7 +162,7 @@ def test_sound_beside_a_clip_is_refused_too_and_every_key_is_named(tmp_path):
         },
     ],
 )
-def test_keys_of_ones_own_are_left_alone(tmp_path, keys):
+def test_unknown_keys_are_ignored(tmp_path, keys):
     assert read(tmp_path, {**TALK, **keys}).messages == read(tmp_path, TALK).messages
     read(tmp_path, {"messages": [SPOKEN, REPLY], **keys, "original_file": "raw.wav"})
 
@@ -246,7 +246,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("case", MESSAGES)
-def test_what_a_message_of_another_library_says_is_refused_in_words_that_help(tmp_path, case):
+def test_message_keys_of_other_libraries_are_refused_with_advice(tmp_path, case):
     message, advice = MESSAGES[case]
     said = refused(tmp_path, {"messages": [USER, message]})
     assert said.startswith("message 2 ")
@@ -298,14 +298,14 @@ PARTS = {
 
 
 @pytest.mark.parametrize("case", PARTS)
-def test_what_a_part_of_another_library_says_is_refused_in_words_that_help(tmp_path, case):
+def test_part_keys_of_other_libraries_are_refused_with_advice(tmp_path, case):
     part, advice = PARTS[case]
     said = refused(tmp_path, user(part))
     assert said.startswith("message 1 (user): part 1")
     assert advice in said
 
 
-def test_sound_in_letters_where_a_path_should_be_is_not_printed_whole(tmp_path):
+def test_base64_sound_in_place_of_a_path_is_shortened_in_the_error(tmp_path):
     clip = read(tmp_path, user({"type": "audio", "audio": LONG})).messages[0].audio[0]
     assert len(clip.path) > 300_000
     with pytest.raises(AudioError, match="cannot be read") as error:
@@ -344,7 +344,7 @@ def test_a_placeholder_beside_a_clip_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     "text", ["What does the tag <audio> do?", "Have you used <audio>?", "I write `<audio>` often."]
 )
-def test_a_text_that_speaks_of_the_tag_is_a_text(tmp_path, text):
+def test_a_text_may_mention_the_tag(tmp_path, text):
     for record in (user(text), user(CLIP, {"type": "text", "text": text})):
         assert text in read(tmp_path, record).messages[0].text
     record = {"messages": [SPOKEN, {"role": "assistant", "content": "<audio> is a tag."}]}
@@ -359,7 +359,7 @@ def test_a_file_named_between_tags_is_refused(tmp_path):
     read(tmp_path, user("<audio>Your browser has no sound.</audio>"))
 
 
-def test_nulls_at_every_level_are_keys_not_given(tmp_path):
+def test_nulls_at_every_level_count_as_not_given(tmp_path):
     clip = {
         **CLIP,
         "text": None,
@@ -443,7 +443,7 @@ def test_a_system_turn_that_is_not_empty_stays(tmp_path):
 
 
 def test_the_samples_of_other_formats_are_read_or_refused_and_never_without_their_sound():
-    """Every sample of the formats that are still to be read: what is taken has a clip wherever its own form has one."""
+    """Samples of formats that have no reader yet: an accepted record has a clip if its form has."""
     paths = sorted((SHARED / "formats").glob("*/*.jsonl"))
     if not paths:
         pytest.skip("needs the shared folder 'formats' beside the checkout")

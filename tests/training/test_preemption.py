@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run is told to stop, and a second Ctrl-C ends it."""
+"""SIGTERM and Ctrl-C stop a run, and a second Ctrl-C ends it at once."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from stepaudio_jax.training.preemption import PreemptionNotice
 
 @pytest.fixture
 def interruptible():
-    """Python's own handler of Ctrl-C, also where the tests were started in the background of a shell."""
+    """Sets Python's own handler of Ctrl-C, which a shell's background jobs start without."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -30,14 +30,14 @@ def wait_until(happened):
 @pytest.mark.parametrize(
     ("number", "by_keyboard"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
 )
-def test_a_notice_is_noted_and_says_who_gave_it(interruptible, capsys, number, by_keyboard):
+def test_a_notice_is_seen_and_its_origin_known(interruptible, capsys, number, by_keyboard):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    stop = PreemptionNotice()
-    with stop.handle_signals():
-        assert not stop.should_stop(1)
+    notice = PreemptionNotice()
+    with notice.handle_signals():
+        assert not notice.should_stop(1)
         os.kill(os.getpid(), number)
-        wait_until(lambda: stop.should_stop(2))
-        error = stop.interrupted_error("sft", 2)
+        wait_until(lambda: notice.should_stop(2))
+        error = notice.interrupted_error("sft", 2)
     assert str(error) == "stopped at step 2 of stage 'sft', and saved; the same command goes on"
     assert error.by_keyboard == by_keyboard
     assert ("Ctrl-C again ends at once" in capsys.readouterr().err) == by_keyboard
@@ -45,9 +45,9 @@ def test_a_notice_is_noted_and_says_who_gave_it(interruptible, capsys, number, b
     assert signal.set_wakeup_fd(-1) == -1
 
 
-# The main thread waits in native code for ever, where Python runs no handler: for a lock that it
-# holds itself.
-SECOND = """
+# The main thread waits for a lock that it holds itself: for ever, in native code, where Python runs
+# no signal handler.
+WAIT_IN_NATIVE_CODE = """
 import ctypes, signal
 from stepaudio_jax.training.preemption import PreemptionNotice
 
@@ -61,15 +61,15 @@ with PreemptionNotice().handle_signals():
 """
 
 
-def test_a_second_ctrl_c_ends_at_once_also_in_native_code():
-    command = [sys.executable, "-c", SECOND]
+def test_a_second_ctrl_c_ends_the_process_even_in_native_code():
+    command = [sys.executable, "-c", WAIT_IN_NATIVE_CODE]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        said = [process.stderr.readline() for _ in range(2)]
-        assert said == [
+        printed = [process.stderr.readline() for _ in range(2)]
+        assert printed == [
             "\n",
             "stopping: the step under way is finished and saved; Ctrl-C again ends at once\n",
         ]
@@ -82,7 +82,7 @@ def test_a_second_ctrl_c_ends_at_once_also_in_native_code():
     assert process.returncode == 130
 
 
-def test_what_was_started_without_ctrl_c_goes_on_without_it():
+def test_an_ignored_ctrl_c_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with PreemptionNotice().handle_signals():
@@ -91,7 +91,7 @@ def test_what_was_started_without_ctrl_c_goes_on_without_it():
         signal.signal(signal.SIGINT, before)
 
 
-def test_another_thread_listens_to_nothing_and_runs():
+def test_another_thread_handles_no_signals():
     entered = []
 
     def run():

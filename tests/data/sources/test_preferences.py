@@ -151,12 +151,12 @@ def test_sound_and_earlier_turns_stay_in_the_dialogue(tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_line(tmp_path, value, message):
+def test_malformed_preferences_are_errors_that_name_the_line(tmp_path, value, message):
     with pytest.raises(DataError, match=rf"p\.jsonl:1: .*{message}"):
         read(tmp_path, value)
 
 
-def test_the_reasoning_before_a_reply_is_no_part_of_it(tmp_path):
+def test_the_reasoning_before_a_reply_is_dropped(tmp_path):
     """A policy's reply is compared without its reasoning too."""
     turns = {
         "chosen": "<think>\nShort.\n</think>\nGood.",
@@ -191,19 +191,20 @@ def forms(better, worse):
 
 
 @pytest.mark.parametrize(("better", "worse"), EQUAL)
-def test_of_equal_replies_none_is_better(tmp_path, better, worse):
+def test_equal_replies_are_an_error(tmp_path, better, worse):
     for value, (chosen, rejected) in forms(better, worse):
         for margin in ({}, {"margin": None}, {"margin": 1}):
             with pytest.raises(
                 DataError,
-                match=rf"p\.jsonl:1: '{chosen}' and '{rejected}' are the same reply, .*'margin' to 0",
+                match=rf"p\.jsonl:1: '{chosen}' and '{rejected}' are the same reply"
+                ".*'margin' to 0",
             ):
                 read(tmp_path, {**value, **margin})
         assert read(tmp_path, {**value, "margin": 0}).margin == 0
 
 
 @pytest.mark.parametrize(("better", "worse"), EMPTY)
-def test_an_empty_reply_is_none(tmp_path, better, worse):
+def test_an_empty_reply_is_an_error(tmp_path, better, worse):
     for value, names in forms(better, worse):
         name = names[0] if not better.strip() else names[1]
         with pytest.raises(DataError, match=rf"p\.jsonl:1: '{name}' is an empty reply"):
@@ -216,7 +217,7 @@ def test_an_empty_reply_is_none(tmp_path, better, worse):
         )
 
 
-def test_replies_that_differ_in_a_letter_or_in_case_are_two(tmp_path):
+def test_replies_that_differ_in_a_letter_or_in_case_are_accepted(tmp_path):
     for worse in ("A man", "a man.", "A  man."):
         assert (
             read(tmp_path, {"prompt": "x", "chosen": "A man.", "rejected": worse}).rejected_reply

@@ -120,7 +120,7 @@ def test_absolute_audio_paths_stay(tmp_path):
 
 
 def test_random_access_skips_blank_lines_and_keeps_line_numbers(tmp_path):
-    """Offsets are in bytes: multi-byte characters, CRLF, blank lines, a byte-order mark and a last line without an end."""
+    """Offsets are in bytes: multi-byte characters, CRLF, blank lines, BOM, an unended last line."""
     texts = ["你好", "é", "plain", "last"]
     lines = [
         json.dumps(messages({"role": "user", "content": text}), ensure_ascii=False).encode()
@@ -154,7 +154,7 @@ def test_random_access_skips_blank_lines_and_keeps_line_numbers(tmp_path):
     assert [record.messages[0].text for record in grain.MapDataset.source(file)] == texts
 
 
-def test_a_file_is_gone_through_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+def test_a_file_is_indexed_once_and_again_after_a_change(tmp_path, monkeypatch):
     path = tmp_path / "d.jsonl"
     line = json.dumps(messages({"role": "user", "content": "one"})) + "\n"
     path.write_text(line * 2)
@@ -299,7 +299,8 @@ BAD_LINES = {
     "a rubric of text": ({**messages(REPLY), "rubric": "good"}, "'rubric' must be"),
     "a criterion without text": ({**messages(REPLY), "rubric": [{"weight": 1}]}, "as number 1"),
     "a criterion of infinite weight": (
-        b'{"messages": [{"role": "user", "content": "x"}], "rubric": [{"criterion": "a", "weight": NaN}]}',
+        b'{"messages": [{"role": "user", "content": "x"}],'
+        b' "rubric": [{"criterion": "a", "weight": NaN}]}',
         "finite",
     ),
     "an id that is a list": ({**messages(REPLY), "id": [1]}, "'id' must be"),
@@ -321,7 +322,7 @@ def test_a_bad_line_is_one_line_naming_file_and_line(tmp_path, case):
     assert file[2].messages[0].text == "yes"  # the neighbours are readable still
 
 
-def test_a_record_keeps_its_id_also_where_it_cannot_be_used(tmp_path):
+def test_a_record_that_cannot_be_used_keeps_its_id(tmp_path):
     bad = {"messages": [{"role": "usr", "content": "x"}]}
     lines = [
         {**bad, "id": "my-own-77"},

@@ -1,4 +1,4 @@
-"""What a run starts from: parts of different folders, and a tokenizer that the model has rows for."""
+"""Initial weights: parts from different folders, and a tokenizer that the vocabulary holds."""
 
 import shutil
 
@@ -26,7 +26,7 @@ def qwen(tmp_path, shared_tokenizer):
     return InitialWeights(decoder=str(tmp_path / "decoder"), encoder=str(tmp_path / "encoder"))
 
 
-def a_run(initial, **settings):
+def run_config(initial, **settings):
     stage = StageConfig(
         name="adaptor",
         steps=1,
@@ -36,23 +36,23 @@ def a_run(initial, **settings):
     return Config(run_dir="run", initial=initial, stages=(stage,), **settings)
 
 
-def test_qwens_decoder_and_encoder_with_a_fresh_adaptor(qwen):
-    config = a_run(qwen)
+def test_released_decoder_and_encoder_with_a_new_adaptor(qwen):
+    config = run_config(qwen)
     model, tokenizer = initial_model(config)
     assert model.decoder.vocab_size == ROWS < tokenizer.vocab_size
     parameters = initial_weights(config, model, make_mesh(config.mesh)).params
     assert set(parameters) == {"encoder", "adaptor", "decoder"}
-    theirs = hub.read_parameters({"decoder": qwen.decoder})["decoder"]["embedding"]
+    released = hub.read_parameters({"decoder": qwen.decoder})["decoder"]["embedding"]
     np.testing.assert_array_equal(
         np.asarray(parameters["decoder"]["embedding"], np.float32),
-        np.asarray(theirs.astype(config.compute.dtype), np.float32),
+        np.asarray(released.astype(config.compute.dtype), np.float32),
     )
 
 
-def test_a_vocabulary_without_rows_for_what_is_written_is_refused(qwen, tmp_path):
+def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(qwen, tmp_path):
     small = InitialWeights(decoder=str(tmp_path / "small"), encoder=qwen.encoder)
     qwen2(vocab_size=151000).save_pretrained(tmp_path / "small")
     with pytest.raises(
         CheckpointError, match="the vocabulary has 151000 rows; it needs at least 1516"
     ):
-        initial_model(a_run(small, tokenizer=qwen.decoder))
+        initial_model(run_config(small, tokenizer=qwen.decoder))

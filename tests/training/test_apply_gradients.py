@@ -1,4 +1,4 @@
-"""An update without a gradient changes nothing but the count of steps, whatever momentum and decay would do."""
+"""A zero gradient changes only the count of steps, despite momentum and weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def equal(ours, theirs):
     return jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
 
 
-def begin(name="adamw"):
+def init_state(name="adamw"):
     """A state of three parameters, and a compiled update of it from gradients and a loss."""
     config = OptimizerConfig(name=name, learning_rate=0.01, warmup_steps=3, weight_decay=0.5)
     optimizer = make_optimizer(config, AXES, CONTRACTED, num_updates=10)
@@ -46,9 +46,9 @@ def zeros(state):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
-def test_without_a_gradient_only_the_count_changes(name):
-    """First of all, and after updates that have left momentum; the next update is then what it would have been."""
-    start, update = begin(name)
+def test_a_zero_gradient_changes_only_the_count_of_steps(name):
+    """As the first update, and after one that left momentum; the next update is not affected."""
+    start, update = init_state(name)
     gradients = jax.tree.map(lambda leaf: 0.3 * leaf, start.trainable)
     after, metrics = update(start, zeros(start), 0.0)
     assert (int(after.step), num_optimizer_updates(after)) == (1, 0)
@@ -70,18 +70,18 @@ def test_without_a_gradient_only_the_count_changes(name):
     assert equal((late.trainable, late.opt_state), (straight.trainable, straight.opt_state))
 
 
-def test_a_gradient_whose_square_is_nothing_is_still_one():
+def test_a_gradient_whose_square_underflows_is_not_zero():
     """Its norm is 0 in float32."""
-    state, update = begin()
+    state, update = init_state()
     tiny = zeros(state) | {"bias": jnp.full(4, 1e-30)}
     after, metrics = update(state, tiny, 1.0)
     assert (metrics["gradient_norm"], metrics["zero_gradient_steps"]) == (0, 0)
     assert num_optimizer_updates(after) == 1
 
 
-def test_a_row_of_skipped_steps_is_neither_ended_nor_lengthened():
-    """Else a run that diverges would not be noticed where some of its steps have nothing to learn."""
-    state, update = begin()
+def test_zero_gradients_neither_end_nor_add_to_consecutive_skips():
+    """Otherwise a diverging run would not be noticed if some of its gradients are zero."""
+    state, update = init_state()
     broken = zeros(state) | {"bias": jnp.full(4, jnp.nan)}
     rows = []
     for gradients, loss in (
@@ -109,25 +109,26 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from stepaudio_jax.config import MeshConfig
 from stepaudio_jax.parallel import make_mesh
-from tests.training.test_nothing_to_learn import begin, equal, zeros
+from tests.training.test_apply_gradients import init_state, equal, zeros
 
 mesh = make_mesh(MeshConfig(data=2, fsdp=2))
-state, update = begin()
+state, update = init_state()
 cut = lambda leaf: NamedSharding(mesh, P("fsdp", "data") if leaf.ndim == 2 else P())
 state = jax.device_put(state, jax.tree.map(cut, state))
 nothing = zeros(state)
 moving, _ = update(state, jax.tree.map(lambda leaf: 0.3 * leaf, state.trainable), 1.0)
 still, metrics = update(moving, nothing, 0.0)
-assert metrics["zero_gradient_steps"] == 1 and equal((still.trainable, still.opt_state), (moving.trainable, moving.opt_state))
-# A gradient that one device alone holds is one for all of them.
-lonely = nothing | {"head": nothing["head"].at[3, 7].set(1.0)}
-after, metrics = update(moving, lonely, 1.0)
+assert metrics["zero_gradient_steps"] == 1
+assert equal((still.trainable, still.opt_state), (moving.trainable, moving.opt_state))
+# A gradient on a single device counts for all.
+on_one_device = nothing | {"head": nothing["head"].at[3, 7].set(1.0)}
+after, metrics = update(moving, on_one_device, 1.0)
 assert metrics["zero_gradient_steps"] == 0
 assert not np.array_equal(after.trainable["matrix"], moving.trainable["matrix"])
 print("on", jax.device_count())
 """
 
 
-def test_on_a_mesh_every_device_decides_alike():
+def test_all_devices_of_a_mesh_decide_alike():
     ended = run("-c", ON_FOUR_DEVICES, devices=4)
     assert ended.stdout == "on 4\n", ended.stderr[-3000:]

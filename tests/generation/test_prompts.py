@@ -44,7 +44,7 @@ def test_buckets_hold_their_sizes_waste_at_most_half_and_are_few():
 
 
 def test_prompts_are_padded_and_their_audio_indices_point_at_their_chunks():
-    """Two chunks in the first prompt, one in the second: slots count from each chunk's first adaptor output."""
+    """Indices count from the first adaptor output of each chunk, padding included."""
     first, second = text_prompt(40, (57, 70)), text_prompt(33, (49,))
     batch = stack_prompts([first, second], CONFIG, rows=3)
     assert batch.tokens.shape == (3, 48)
@@ -68,7 +68,7 @@ def test_prompts_are_padded_and_their_audio_indices_point_at_their_chunks():
 
 
 def test_the_bucket_of_frames_never_exceeds_the_encoders_positions():
-    """A clip of 25 s has 2502 frames, whose bucket of 3072 the positional table of 1500 does not hold."""
+    """25 s have 2502 frames, whose bucket of 3072 the positional table of 1500 does not hold."""
     batch = stack_prompts([text_prompt(700, (2502,))], CONFIG, rows=1)
     assert batch.mel.shape[-1] == 3000
     assert stack_prompts([text_prompt(40, (75,))], with_positions(40), rows=1).mel.shape[-1] == 80
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_said():
 
 
 def test_a_clip_of_two_chunks_is_laid_out_chunk_by_chunk(tmp_path):
-    """25 s and 10 ms: the last chunk has no audio token, only its marks, and its sound is not encoded."""
+    """25 s and 10 ms: the last chunk has no audio token, only its marks, and is not encoded."""
     clip = write_clip(tmp_path / "a.wav", 25.01)
     prompt = build_prompt(render_prompt([user(clip, "?")], BYTES), BYTES, "hf")
     special = BYTES.special

@@ -1,4 +1,4 @@
-"""A reply as it comes: whole characters, stop strings, the end of the reasoning."""
+"""A growing reply: whole characters, stop strings, the end of the reasoning, loops."""
 
 import pathlib
 import random
@@ -17,74 +17,74 @@ from tests.generation.small_model import BYTES
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 
 
-def write(text, *, pieces=1, in_reasoning=False, **settings):
-    """Gives a reply byte by byte (or so many at a time); returns it and the pieces of text that it gave out."""
-    written = RequestState(0, Sampling(**settings), BYTES, in_reasoning=in_reasoning)
+def reply_state(text, *, pieces=1, in_reasoning=False, **settings):
+    """Adds a reply `pieces` bytes at a time; returns its state and the text after each."""
+    state = RequestState(0, Sampling(**settings), BYTES, in_reasoning=in_reasoning)
     tokens = np.array(BYTES.encode(text) if isinstance(text, str) else list(text))
     shown = []
     for start in range(0, len(tokens), pieces):
         part = tokens[start : start + pieces]
-        written.add(part, -part / 10, -part / 20)
-        shown.append(written.take_new_text())
-    return written, shown
+        state.add(part, -part / 10, -part / 20)
+        shown.append(state.take_new_text())
+    return state, shown
 
 
 def test_characters_arrive_whole():
-    _, shown = write("héllo 你好 🙂!")
+    _, shown = reply_state("héllo 你好 🙂!")
     assert "".join(shown) == "héllo 你好 🙂!"
     assert "�" not in "".join(shown)
     assert shown[1:3] == ["", "é"]
-    written, shown = write("好".encode()[:2])
+    state, shown = reply_state("好".encode()[:2])
     assert shown == ["", ""]
-    assert written.take_new_text(last=True) == "�"
+    assert state.take_new_text(last=True) == "�"
 
 
 @pytest.mark.parametrize("pieces", [1, 4, 100])
 def test_a_stop_string_ends_the_reply_where_it_begins(pieces):
-    """It comes in parts, a false beginning comes first, and what stood before it is kept with its log-probabilities."""
-    written, shown = write("a STO a STOP b", pieces=pieces, stop_strings=("STOP", "zzz"))
-    assert written.stopped
-    assert "".join(shown) + written.take_new_text(last=True) == "a STO a "
-    tokens, logprobs, sampling_logprobs = written.output_tokens()
+    """It comes in parts, after a false beginning; what precedes it keeps its log-probabilities."""
+    state, shown = reply_state("a STO a STOP b", pieces=pieces, stop_strings=("STOP", "zzz"))
+    assert state.stopped
+    assert "".join(shown) + state.take_new_text(last=True) == "a STO a "
+    tokens, logprobs, sampling_logprobs = state.output_tokens()
     assert BYTES.decode(tokens) == "a STO a "
     assert logprobs == pytest.approx([-token / 10 for token in tokens])
     assert sampling_logprobs == pytest.approx([-token / 20 for token in tokens])
 
 
 def test_a_token_that_spells_more_than_the_stop_string_keeps_its_part_of_the_reply():
-    """It was drawn, so that it stays with its log-probability; the reply has only its beginning."""
+    """It was sampled, so it stays with its log-probability; the reply has only its beginning."""
     tokenizer = load_tokenizer(BASE)
     tokens = np.array(tokenizer.encode("I hear.\n</think>\nThe keyword"))
     last = tokenizer.token_bytes(int(tokens[-1])).decode()
     assert len(last) > 2
     for stop, kept in ((last[1:], len(tokens)), (last, len(tokens) - 1)):
-        written = RequestState(0, Sampling(stop_strings=(stop,)), tokenizer)
-        written.add(tokens, -tokens / 10, -tokens / 20)
+        state = RequestState(0, Sampling(stop_strings=(stop,)), tokenizer)
+        state.add(tokens, -tokens / 10, -tokens / 20)
         reply = "The keyword".removesuffix(stop)
-        assert written.stopped
-        assert written.take_new_text(last=True) == f"I hear.\n</think>\n{reply}"
-        assert written.output_tokens()[0] == tuple(tokens[:kept])
+        assert state.stopped
+        assert state.take_new_text(last=True) == f"I hear.\n</think>\n{reply}"
+        assert state.output_tokens()[0] == tuple(tokens[:kept])
         assert (
             parse_reply(
-                written.output_tokens()[0],
+                state.output_tokens()[0],
                 tokenizer,
                 ended=True,
-                stop_overlap_bytes=written.stop_overlap_bytes,
+                stop_overlap_bytes=state.stop_overlap_bytes,
             ).reply
             == reply
         )
 
 
 def test_what_may_become_a_stop_string_is_not_shown_yet():
-    written, shown = write("ab<end", stop_strings=("<end>",))
+    state, shown = reply_state("ab<end", stop_strings=("<end>",))
     assert "".join(shown) == "ab"
-    assert not written.stopped
-    assert written.take_new_text(last=True) == "<end"
+    assert not state.stopped
+    assert state.take_new_text(last=True) == "<end"
 
 
 def test_the_first_of_several_stop_strings_counts():
-    written, _ = write("one two three", stop_strings=("three", "two"))
-    assert BYTES.decode(written.output_tokens()[0]) == "one "
+    state, _ = reply_state("one two three", stop_strings=("three", "two"))
+    assert BYTES.decode(state.output_tokens()[0]) == "one "
 
 
 REASONED = "A voice,\nmale.\n</think>\nA male\nvoice </think> again"
@@ -106,37 +106,41 @@ REASONED = "A voice,\nmale.\n</think>\nA male\nvoice </think> again"
     ],
 )
 def test_stop_strings_count_in_the_reply_only(pieces, stop, reply):
-    written, shown = write(REASONED, pieces=pieces, in_reasoning=True, stop_strings=(stop,))
-    text = "".join(shown) + written.take_new_text(last=True)
-    assert written.stopped is (reply is not None)
+    state, shown = reply_state(REASONED, pieces=pieces, in_reasoning=True, stop_strings=(stop,))
+    text = "".join(shown) + state.take_new_text(last=True)
+    assert state.stopped is (reply is not None)
     assert text == (REASONED if reply is None else REASONED[: REASONED.index("A male")] + reply)
-    assert BYTES.decode(written.output_tokens()[0]) == text
+    assert BYTES.decode(state.output_tokens()[0]) == text
 
 
 def test_stop_strings_count_in_the_reasoning_where_that_is_asked_for():
-    written, _ = write(REASONED, in_reasoning=True, stop_strings=("voice",), stop_in_reasoning=True)
-    assert BYTES.decode(written.output_tokens()[0]) == "A "
-    written, _ = write(
+    state, _ = reply_state(
+        REASONED, in_reasoning=True, stop_strings=("voice",), stop_in_reasoning=True
+    )
+    assert BYTES.decode(state.output_tokens()[0]) == "A "
+    state, _ = reply_state(
         REASONED, in_reasoning=True, stop_strings=("</think>",), stop_in_reasoning=True
     )
-    assert BYTES.decode(written.output_tokens()[0]) == "A voice,\nmale.\n"
+    assert BYTES.decode(state.output_tokens()[0]) == "A voice,\nmale.\n"
 
 
 def test_a_text_without_a_reasoning_is_searched_from_its_beginning_and_one_that_opens_it_is_not():
-    assert BYTES.decode(write("A voice", stop_strings=("voice",))[0].output_tokens()[0]) == "A "
-    written, _ = write("<think>\nvoice\n</think>\n\nHer\nvoice", stop_strings=("voice",))
-    assert BYTES.decode(written.output_tokens()[0]) == "<think>\nvoice\n</think>\n\nHer\n"
+    assert (
+        BYTES.decode(reply_state("A voice", stop_strings=("voice",))[0].output_tokens()[0]) == "A "
+    )
+    state, _ = reply_state("<think>\nvoice\n</think>\n\nHer\nvoice", stop_strings=("voice",))
+    assert BYTES.decode(state.output_tokens()[0]) == "<think>\nvoice\n</think>\n\nHer\n"
 
 
 def test_a_reasoning_is_shown_at_once_whatever_may_become_a_stop_string():
-    _, shown = write("ab<en", in_reasoning=True, stop_strings=("<end>",))
+    _, shown = reply_state("ab<en", in_reasoning=True, stop_strings=("<end>",))
     assert shown == ["a", "b", "<", "e", "n"]
-    _, shown = write("ab\n</think>\nab<en", in_reasoning=True, stop_strings=("<end>",))
+    _, shown = reply_state("ab\n</think>\nab<en", in_reasoning=True, stop_strings=("<end>",))
     assert "".join(shown) == "ab\n</think>\nab"
 
 
 def test_random_texts_stop_where_the_definition_says():
-    """The first token that completes a stop string within the reply ends it, before the earliest that it completes."""
+    """A token that completes stop strings in the reply ends it before the earliest of them."""
     rng = random.Random(3)
     for _ in range(300):
         text = "".join(
@@ -153,13 +157,13 @@ def test_random_texts_stop_where_the_definition_says():
             for end in range(len(text) + 1)
         ]
         expected = next((text[: min(found)] for found in places if found), text)
-        written, shown = write(text, pieces=pieces, in_reasoning=True, stop_strings=stops)
-        assert "".join(shown) + written.take_new_text(last=True) == expected, (text, stops)
-        assert written.stopped is any(places)
+        state, shown = reply_state(text, pieces=pieces, in_reasoning=True, stop_strings=stops)
+        assert "".join(shown) + state.take_new_text(last=True) == expected, (text, stops)
+        assert state.stopped is any(places)
 
 
 def ends_in_a_loop(tokens, detection):
-    """The definition, by comparing every pattern."""
+    """Compares the end with every pattern: the definition of a loop."""
     return any(
         len(tokens) >= size * detection.min_count
         and tokens[len(tokens) - size * detection.min_count :]
@@ -196,13 +200,13 @@ def test_a_loop_is_seen_at_the_token_that_completes_it():
 
 def test_a_loop_ends_a_text_and_a_stop_string_goes_first():
     detection = RepetitionDetectionConfig(max_pattern_size=4, min_count=3)
-    written, shown = write("no: la la la la la", repetition_detection=detection)
-    assert (written.repeated, written.stopped) == (True, False)
-    assert "".join(shown) == BYTES.decode(written.output_tokens()[0]) == "no: la la la"
-    written, _ = write(
+    state, shown = reply_state("no: la la la la la", repetition_detection=detection)
+    assert (state.repeated, state.stopped) == (True, False)
+    assert "".join(shown) == BYTES.decode(state.output_tokens()[0]) == "no: la la la"
+    state, _ = reply_state(
         "no: la la la la la", repetition_detection=detection, stop_strings=("la la la",)
     )
-    assert (written.repeated, written.stopped) == (False, True)
+    assert (state.repeated, state.stopped) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +229,12 @@ def test_a_detection_that_cannot_be_is_refused_by_name(settings, message):
 
 
 def test_a_stop_token_is_not_part_of_the_reply():
-    written = RequestState(0, Sampling(stop_tokens=(7,)), BYTES)
-    written.add(np.array([65, 7, 66]), np.zeros(3), np.zeros(3))
-    assert written.stopped
-    assert written.output_tokens()[0] == (65,)
+    state = RequestState(0, Sampling(stop_tokens=(7,)), BYTES)
+    state.add(np.array([65, 7, 66]), np.zeros(3), np.zeros(3))
+    assert state.stopped
+    assert state.output_tokens()[0] == (65,)
 
 
 def test_the_end_of_the_reasoning_is_seen_however_it_is_spelt():
-    assert not write("so </thin")[0].reasoning_ended
-    assert write("so </think> and")[0].reasoning_ended
+    assert not reply_state("so </thin")[0].reasoning_ended
+    assert reply_state("so </think> and")[0].reasoning_ended

@@ -1,4 +1,4 @@
-"""The model taken out of a checkpoint is what the stage would have returned at that step."""
+"""The model exported from a checkpoint is what the stage would have returned at that step."""
 
 import dataclasses
 import functools
@@ -19,13 +19,13 @@ from stepaudio_jax.training.checkpoints import StageCheckpoints
 from stepaudio_jax.training.initial_weights import ModelParams, merge_adapters
 from stepaudio_jax.training.run_folder import prepare_run_folder
 from tests.models.random_model import SMALL
-from tests.training.stages import begin
+from tests.training.stages import init_stage
 
 MODEL = dataclasses.replace(
     SMALL, decoder=dataclasses.replace(SMALL.decoder, vocab_size=290)
 )  # for bytes as tokens
 DATA = {"sources": [{"path": "unused"}]}
-# One leaves the decoder as it is and learns narrow matrices; one keeps heads and a reference, which
+# One trains an adapter beside a frozen decoder; one has a value head and a reference policy, which
 # are no part of the model.
 STAGES = [
     {"name": "narrow", "steps": 10, "data": DATA, "trainable": ["adaptor"], "lora": {"rank": 2}},
@@ -49,7 +49,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run with two saved steps of each stage, and the model of each, its adapter merged in fp32."""
+    """Returns a run folder with two saved steps of two stages, and the merged model of each."""
     run_dir = tmp_path_factory.mktemp("run")
     values = {
         "run_dir": str(run_dir),
@@ -68,13 +68,13 @@ def run(tmp_path_factory):
             params.lora_params["narrow"] = jax.tree.map(
                 random, abstract_lora(MODEL, config.stages[0].lora).shapes
             )
-        definition, _, state = begin(config, index, MODEL, params)
+        definition, _, state = init_stage(config, index, MODEL, params)
         checkpoints = StageCheckpoints(run_dir, index, stage.name, config.checkpoint)
         for step in (4, 8):
             state = state.with_trainable(jax.tree.map(random, state.trainable))
-            state = dataclasses.replace(state, step=np.int32(step))
+            state = dataclasses.replace(state, step=jax.numpy.int32(step))
             state = jax.tree.map(jax.numpy.asarray, state)
-            checkpoints.save(state, {"given": step}, {})
+            checkpoints.save(state, {"index": step}, {})
             scales = [("narrow", definition.lora_scale)] if state.lora_params else []
             params = definition.params_after_stage(state, stage.name)
             models[stage.name, step] = jax.device_get(merge_adapters(params, scales, "float32"))
@@ -83,7 +83,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("arguments", "expected"),
     [
         ({}, ("policy", 8)),
         ({"step": 4}, ("policy", 4)),
@@ -91,17 +91,21 @@ def run(tmp_path_factory):
         ({"stage": "narrow", "step": 4}, ("narrow", 4)),
     ],
 )
-def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, expected):
+def test_the_exported_model_is_what_the_stage_would_have_returned(
+    run, mesh, tmp_path, arguments, expected
+):
     run_dir, models = run
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    export_checkpoint(run_dir, tmp_path / "model", mesh, **asked)
+    export_checkpoint(run_dir, tmp_path / "model", mesh, **arguments)
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
     sources = hub.weight_sources(str(tmp_path / "model"))
     assert hub.read_model_config(sources) == MODEL
-    found = hub.read_parameters(sources, config=MODEL, dtype="float32")
-    assert jax.tree.structure(found) == jax.tree.structure(models[expected])
+    exported = hub.read_parameters(sources, config=MODEL, dtype="float32")
+    assert jax.tree.structure(exported) == jax.tree.structure(models[expected])
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, models[expected]
+        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
+        exported,
+        models[expected],
     )
     adapter = hub.read_source_adapter(sources)
     assert (adapter is not None) == (expected[0] == "narrow")
@@ -110,18 +114,18 @@ def test_it_is_what_the_stage_would_have_returned(run, mesh, tmp_path, asked, ex
 
 
 @pytest.mark.parametrize(
-    "asked", [{"step": 5}, {"stage": "other"}, {"stage": "narrow", "step": 10}]
+    "arguments", [{"step": 5}, {"stage": "other"}, {"stage": "narrow", "step": 10}]
 )
-def test_a_step_that_is_not_there_is_refused_with_those_that_are(run, mesh, tmp_path, asked):
+def test_a_missing_step_is_refused_naming_the_saved_ones(run, mesh, tmp_path, arguments):
     with pytest.raises(
         CheckpointError,
         match=r"has no checkpoint of .*; saved steps are: narrow: 4, 8; policy: 4, 8$",
     ):
-        export_checkpoint(run[0], tmp_path / "model", mesh, **asked)
+        export_checkpoint(run[0], tmp_path / "model", mesh, **arguments)
     assert not any(tmp_path.iterdir())
 
 
-def test_an_existing_folder_and_one_of_no_run_are_refused(run, mesh, tmp_path):
+def test_an_existing_target_and_a_folder_without_a_run_are_refused(run, mesh, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="already exists"):

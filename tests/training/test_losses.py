@@ -62,8 +62,8 @@ def random_heads(config=CONFIG):
     return nnx.merge(graphdef, parameters), parameters
 
 
-def random_hearing(seed=1):
-    """Features [2,3,16,H], zero beyond each chunk as the encoder leaves them, and outputs [2,3,8,H], noise beyond it."""
+def random_features(seed=1):
+    """Returns features [2,3,16,H], zero beyond a chunk, and outputs [2,3,8,H], noise beyond."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(2, 3, FRAMES // 4, SMALL.encoder.hidden)).astype(np.float32)
     beyond = np.arange(FRAMES // 4)[None, None, :] >= (-(-LENGTHS // 2) // 2)[:, :, None]
@@ -74,7 +74,7 @@ def random_hearing(seed=1):
 @pytest.mark.parametrize("convention", ["hf", "vllm"])
 def test_ctc_equals_torch_on_each_chunks_own_outputs(convention):
     heads, parameters = random_heads()
-    features, outputs = random_hearing()
+    features, outputs = random_features()
     sums = aux_loss_sums(
         heads, jnp.asarray(features), jnp.asarray(outputs), batch_with(labels()), convention
     )
@@ -103,7 +103,7 @@ def test_ctc_equals_torch_on_each_chunks_own_outputs(convention):
 
 def test_outputs_beyond_a_chunk_and_chunks_without_a_transcript_do_not_count():
     heads, _ = random_heads()
-    features, outputs = random_hearing()
+    features, outputs = random_features()
     expected = aux_loss_sums(
         heads, jnp.asarray(features), jnp.asarray(outputs), batch_with(labels()), "hf"
     )
@@ -129,9 +129,9 @@ def test_outputs_beyond_a_chunk_and_chunks_without_a_transcript_do_not_count():
 
 
 def test_attributes_equal_torch_in_the_order_of_the_configuration():
-    """Each label meets the head of its own name, over the mean of the chunk's own features; -1 is not known."""
+    """Each label goes with the head of its name, over the chunk's mean feature; -1 is unknown."""
     heads, parameters = random_heads()
-    features, outputs = random_hearing()
+    features, outputs = random_features()
     known = np.array(
         [[[2, 1, 3], [0, -1, 1], [-1, 0, -1]], [[1, 0, 2], [-1, -1, -1], [2, -1, 0]]], np.int32
     )
@@ -159,12 +159,12 @@ def test_attributes_equal_torch_in_the_order_of_the_configuration():
 
 
 @pytest.mark.parametrize("off", ["ctc_weight", "attribute_weight"])
-def test_a_term_that_is_switched_off_needs_no_labels(off):
-    """The batch then has labels of size zero, whatever vocabulary the configuration still names."""
+def test_a_disabled_loss_needs_no_labels(off):
+    """The batch then has labels of size zero, even if the configuration names a vocabulary."""
     config = dataclasses.replace(CONFIG, **{off: 0.0})
     heads, _ = random_heads(config)
-    features, outputs = random_hearing()
-    given = labels(attributes=np.zeros((2, 3, 3), np.int32))
+    features, outputs = random_features()
+    all_labels = labels(attributes=np.zeros((2, 3, 3), np.int32))
     empty = {
         "ctc_weight": {
             "ctc_words": np.zeros((2, 3, 0), np.int32),
@@ -172,7 +172,7 @@ def test_a_term_that_is_switched_off_needs_no_labels(off):
         },
         "attribute_weight": {"attributes": np.zeros((2, 3, 0), np.int32)},
     }
-    auxiliary = dataclasses.replace(given, **empty[off])
+    auxiliary = dataclasses.replace(all_labels, **empty[off])
     sums = aux_loss_sums(
         heads, jnp.asarray(features), jnp.asarray(outputs), batch_with(auxiliary), "hf"
     )

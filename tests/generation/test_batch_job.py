@@ -1,36 +1,35 @@
-"""A file of dialogues in, a file of replies or scores out: one line for each, in order."""
+"""A file of dialogues in, a file of replies out: one line for each, in order."""
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 
-import jax
-import numpy as np
 import pytest
 
 from stepaudio_jax import hub
 from stepaudio_jax.errors import DataError, OutputError
 from stepaudio_jax.generation import (
     JobSummary,
-    LoadedModel,
     Sampling,
-    Scorer,
     answer_file,
     finished_generation,
     is_scoring_finished,
-    load_model,
     score_file,
 )
-from stepaudio_jax.generation import slots as device
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.journal import Journal, describe_job
-from stepaudio_jax.models import quantize_weights, unstack_layers
 from stepaudio_jax.storage import has_job_mark
-from stepaudio_jax.text import Message, TextPart
-from tests.generation.small_model import BYTES, CONFIG, peaked_parameters, user, write_clip
-from tests.models.random_model import FLOAT32
+from tests.generation.job_files import (
+    dialogue,
+    list_files,
+    read_lines,
+    scored,
+    small_loaded_model,
+    text,
+    write_lines,
+)
+from tests.generation.small_model import BYTES, write_clip
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=6, seed=5)
@@ -38,31 +37,7 @@ SAMPLING = Sampling(temperature=0.9, max_new_tokens=6, seed=5)
 
 @pytest.fixture(scope="module")
 def model():
-    return LoadedModel("lively", CONFIG, peaked_parameters(), BYTES, FLOAT32)
-
-
-def dialogue(*parts, **keys):
-    return {"messages": [{"role": "user", "content": list(parts)}], **keys}
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def write(path, *lines):
-    path.write_text(
-        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines),
-        encoding="utf-8",
-    )
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n")[:-1]]
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return small_loaded_model()
 
 
 @pytest.fixture
@@ -70,7 +45,7 @@ def dialogues(tmp_path):
     """Short and long, with and without sound, so that the engine's order is not the file's."""
     write_clip(tmp_path / "a.wav", 0.5)
     clip = {"type": "audio", "audio": "a.wav"}
-    return write(
+    return write_lines(
         tmp_path / "dialogues.jsonl",
         dialogue(text("1+1?")),
         dialogue(text("Listen: "), clip, id="日本"),
@@ -84,7 +59,7 @@ def dialogues(tmp_path):
 def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
     output = tmp_path / "new" / "folder" / "replies.jsonl"
     assert answer_file(model, dialogues, output, SAMPLING, slots=3) == JobSummary(5, 0, "")
-    replies = read(output)
+    replies = read_lines(output)
     assert [reply["id"] for reply in replies] == ["dialogues:1", "日本", "7", "q", "dialogues:6"]
     questions = [
         "1+1?",
@@ -109,47 +84,21 @@ def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
         assert "not_ended" in reply["problems"]
         assert reply["well_formed"] is False
     assert "日本" in output.read_text(encoding="utf-8")  # written as it is, not as \u escapes
-    assert files(output.parent) == ["replies.jsonl"]
+    assert list_files(output.parent) == ["replies.jsonl"]
 
     # What a dialogue is batched with changes nothing; equal dialogues draw from seeds of their own.
     answer_file(model, dialogues, tmp_path / "together.jsonl", SAMPLING, slots=5)
-    assert read(tmp_path / "together.jsonl") == replies
+    assert read_lines(tmp_path / "together.jsonl") == replies
     assert replies[0]["reasoning"] != replies[4]["reasoning"]
 
 
 def test_the_seed_decides(model, tmp_path):
-    given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")))
+    given = write_lines(tmp_path / "d.jsonl", dialogue(text("1+1?")))
     outputs = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         answer_file(model, given, tmp_path / name, dataclasses.replace(SAMPLING, seed=seed))
-        outputs.append(read(tmp_path / name))
+        outputs.append(read_lines(tmp_path / name))
     assert outputs[0] == outputs[1] != outputs[2]
-
-
-def scored(*turns):
-    roles = ("user", "assistant")
-    return {
-        "messages": [
-            {"role": roles[index % 2], "content": content} for index, content in enumerate(turns)
-        ]
-    }
-
-
-def test_scores_are_those_of_the_scorer(model, tmp_path):
-    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"), scored("x?", "y", "z?", "é"))
-    assert score_file(model, given, tmp_path / "scores.jsonl") == 2
-    first, second = read(tmp_path / "scores.jsonl")
-    assert (first["id"], second["id"]) == ("d:1", "d:2")
-    scorer = Scorer(CONFIG, model.parameters, BYTES, compute=FLOAT32)
-    turns = [
-        user("x?"),
-        Message("assistant", (TextPart("y"),)),
-        user("z?"),
-        Message("assistant", (TextPart("é"),)),
-    ]
-    for written, score in zip(second["turns"], scorer.score(turns), strict=True):
-        assert written["token_ids"] == list(score.token_ids)
-        np.testing.assert_allclose(written["logprobs"], score.logprobs, rtol=1e-6)
 
 
 def test_past_turns_are_rendered_as_the_model_was_trained(model, tmp_path):
@@ -159,11 +108,11 @@ def test_past_turns_are_rendered_as_the_model_was_trained(model, tmp_path):
         past,
         {"role": "user", "content": "And one more?"},
     ]
-    given = write(tmp_path / "d.jsonl", {"messages": turns})
+    given = write_lines(tmp_path / "d.jsonl", {"messages": turns})
 
     def prompt_tokens(name, **changes):
         answer_file(dataclasses.replace(model, **changes), given, tmp_path / name, SAMPLING)
-        return read(tmp_path / name)[0]["prompt_tokens"]
+        return read_lines(tmp_path / name)[0]["prompt_tokens"]
 
     whole = prompt_tokens("whole")
     assert prompt_tokens("reasoning", history_reasoning=True) - whole == len(
@@ -210,7 +159,7 @@ BAD_ANSWER = {
     ),
     "a loop without a count": (
         dialogue(text("1?"), sampling={"repetition_detection": {"max_pattern_size": 4}}),
-        "dialogues.jsonl:3: repetition_detection.*max_pattern_size=4 and min_count=0 belong together",
+        "dialogues.jsonl:3: repetition_detection.*max_pattern_size=4 and min_count=0 belong",
     ),
     "a loop of an unknown key": (
         dialogue(text("1?"), sampling={"repetition_detection": {"min_counts": 4}}),
@@ -231,27 +180,27 @@ BAD_ANSWER = {
 def test_one_bad_dialogue_is_reported_and_the_others_are_answered(model, tmp_path, kind):
     line, message = BAD_ANSWER[kind]
     own = {"id": "my-own-77", **line} if isinstance(line, dict) else line
-    given = write(tmp_path / "dialogues.jsonl", dialogue(text("1+1?")), "", own)
+    given = write_lines(tmp_path / "dialogues.jsonl", dialogue(text("1+1?")), "", own)
     outcome = answer_file(model, given, tmp_path / "replies.jsonl", SAMPLING)
     assert (outcome.dialogues, outcome.failed) == (2, 1)
     assert re.search(message, outcome.first_failure)
-    reply, failure = read(tmp_path / "replies.jsonl")
+    reply, failure = read_lines(tmp_path / "replies.jsonl")
     assert reply["completion_tokens"] == 6
     assert failure == {
         "id": "dialogues:3" if own == "{" else "my-own-77",
         "error": outcome.first_failure,
     }
-    assert files(tmp_path) == ["dialogues.jsonl", "replies.jsonl"]
+    assert list_files(tmp_path) == ["dialogues.jsonl", "replies.jsonl"]
 
 
 @pytest.mark.parametrize("output", ["new/replies.jsonl", "old.jsonl"])
 def test_where_no_dialogue_can_be_answered_nothing_is_written(model, tmp_path, output):
-    given = write(tmp_path / "dialogues.jsonl", "{", dialogue(text("x" * 500)))
+    given = write_lines(tmp_path / "dialogues.jsonl", "{", dialogue(text("x" * 500)))
     (tmp_path / "old.jsonl").write_text("kept")
-    before = files(tmp_path)
+    before = list_files(tmp_path)
     with pytest.raises(DataError, match=r"dialogues\.jsonl:1: is not JSON"):
         answer_file(model, given, tmp_path / output, SAMPLING)
-    assert files(tmp_path) == before
+    assert list_files(tmp_path) == before
     assert (tmp_path / "old.jsonl").read_text() == "kept"
 
 
@@ -262,21 +211,21 @@ def test_a_dialogue_has_settings_of_its_own(model, tmp_path):
         {"temperature": 0, "max_new_tokens": 40},
         {"stop_tokens": [1, 2], "top_k": 1},
     ]
-    given = write(
+    given = write_lines(
         tmp_path / "d.jsonl", *(dialogue(text("1+1?"), sampling=settings) for settings in own)
     )
     answer_file(model, given, tmp_path / "a.jsonl", SAMPLING, slots=2)
     answer_file(model, given, tmp_path / "b.jsonl", dataclasses.replace(SAMPLING, seed=6), slots=2)
-    first, second = read(tmp_path / "a.jsonl"), read(tmp_path / "b.jsonl")
+    first, second = read_lines(tmp_path / "a.jsonl"), read_lines(tmp_path / "b.jsonl")
     assert [reply["completion_tokens"] for reply in first] == [6, 3, 40, 6]
     assert first[0] != second[0]
     assert first[2:] == second[2:], "greedy replies do not depend on the seed"
 
 
 def test_samples_of_a_dialogue_stand_together(model, tmp_path):
-    given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")), "{", dialogue(text("2+2?")))
-    answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=3, samples=4)
-    first, failed, last = read(tmp_path / "r.jsonl")
+    given = write_lines(tmp_path / "d.jsonl", dialogue(text("1+1?")), "{", dialogue(text("2+2?")))
+    answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=3, num_samples=4)
+    first, failed, last = read_lines(tmp_path / "r.jsonl")
     assert failed.keys() == {"id", "error"}
     for line in (first, last):
         assert len({sample["reasoning"] for sample in line["samples"]}) == 4
@@ -285,7 +234,7 @@ def test_samples_of_a_dialogue_stand_together(model, tmp_path):
 def test_an_interrupted_job_goes_on_and_makes_the_same_file(
     model, dialogues, tmp_path, monkeypatch
 ):
-    """Interrupted after the second reply, in the middle of writing the third: two are not answered again."""
+    """Interrupted while the third reply is written: the first two are not answered again."""
     whole, output = tmp_path / "whole.jsonl", tmp_path / "replies.jsonl"
     answer_file(model, dialogues, whole, SAMPLING, slots=1)
     asked = []
@@ -322,7 +271,7 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(
 
 def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
     """By its output alone: the model is not loaded."""
-    given = write(tmp_path / "d.jsonl", dialogue(text("1+1?")), dialogue(text("2+2?")))
+    given = write_lines(tmp_path / "d.jsonl", dialogue(text("1+1?")), dialogue(text("2+2?")))
     output = tmp_path / "r.jsonl"
 
     def before(sampling=SAMPLING, path=given, **settings):
@@ -330,7 +279,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
 
     assert before() is None
     settings = {
-        "samples": 1,
+        "num_samples": 1,
         "int8_weights": False,
         "cache_dtype": None,
         "history_reasoning": False,
@@ -348,13 +297,16 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
     if not has_job_mark(output):
         pytest.skip("this file system keeps no marks")
     assert before() == JobSummary(2, 1, "d.jsonl:2: no")
-    assert before(path=write(tmp_path / "copy.jsonl", *given.read_text().splitlines())) is not None
+    assert (
+        before(path=write_lines(tmp_path / "copy.jsonl", *given.read_text().splitlines()))
+        is not None
+    )
     others = [
         lambda: before(dataclasses.replace(SAMPLING, seed=6)),
-        lambda: before(samples=2),
+        lambda: before(num_samples=2),
         lambda: before(int8_weights=True),
         lambda: before(channel="mix"),
-        lambda: before(path=write(tmp_path / "other.jsonl", dialogue(text("1?")))),
+        lambda: before(path=write_lines(tmp_path / "other.jsonl", dialogue(text("1?")))),
         lambda: is_scoring_finished(BASE, given, output, "float32"),
     ]
     for other in others:
@@ -366,7 +318,7 @@ def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
 
 
 def test_an_output_that_is_the_input_is_refused_in_python_too(model, tmp_path):
-    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"))
+    given = write_lines(tmp_path / "d.jsonl", scored("1+1?", "2"))
     (tmp_path / "link.jsonl").symlink_to(given)
     before = given.read_bytes()
     for program in (functools.partial(answer_file, sampling=SAMPLING), score_file):
@@ -375,99 +327,18 @@ def test_an_output_that_is_the_input_is_refused_in_python_too(model, tmp_path):
     assert given.read_bytes() == before
 
 
-def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
-    given = write(
-        tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4")
-    )
-    score_file(model, given, tmp_path / "unbroken.jsonl")
-    score, asked = Scorer.score, []
-
-    def interrupt(self, messages):
-        asked.append(messages)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return score(self, messages)
-
-    monkeypatch.setattr(Scorer, "score", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        score_file(model, given, tmp_path / "scores.jsonl")
-    assert score_file(model, given, tmp_path / "scores.jsonl") == 3
-    assert len(asked) == 4
-    assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
-    assert not (tmp_path / "scores.jsonl.partial").exists()
-
-
 def test_slots_grow_with_the_dialogues(model, tmp_path):
     """The first ones are short; the engine that answers them has no room for the last."""
-    given = write(
+    given = write_lines(
         tmp_path / "d.jsonl", *(dialogue(text("x" * length)) for length in (1, 2, 3, 300))
     )
     assert answer_file(model, given, tmp_path / "r.jsonl", SAMPLING, slots=1).failed == 0
-    assert [line["completion_tokens"] for line in read(tmp_path / "r.jsonl")] == [6] * 4
-
-
-BAD_SCORE = {
-    "not JSON": ("{", "d.jsonl:2: is not JSON"),
-    "no reply": (scored("1+1?"), "d.jsonl:2: no assistant turn"),
-    "too long": (scored("x" * 500, "2"), "d.jsonl:2: the dialogue has .* shorten the dialogue"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_SCORE)
-def test_one_dialogue_that_cannot_be_scored_and_nothing_is_written(model, tmp_path, kind):
-    """The first one was scored by then: neither its line nor the folders made for it stay."""
-    line, message = BAD_SCORE[kind]
-    given = write(tmp_path / "d.jsonl", scored("1+1?", "2"), line)
-    (tmp_path / "old.jsonl").write_text("kept")
-    before = files(tmp_path)
-    for output in ("new/folder/scores.jsonl", "old.jsonl"):
-        with pytest.raises(DataError, match=message):
-            score_file(model, given, tmp_path / output)
-    assert files(tmp_path) == before
-    assert (tmp_path / "old.jsonl").read_text() == "kept"
+    assert [line["completion_tokens"] for line in read_lines(tmp_path / "r.jsonl")] == [6] * 4
 
 
 @pytest.mark.parametrize("program", [functools.partial(answer_file, sampling=SAMPLING), score_file])
 def test_a_file_without_dialogues_is_a_mistake(model, tmp_path, program):
-    given = write(tmp_path / "d.jsonl", "", "  ")
+    given = write_lines(tmp_path / "d.jsonl", "", "  ")
     with pytest.raises(DataError, match=r"d\.jsonl: has no records"):
         program(model, given, tmp_path / "o")
-    assert files(tmp_path) == ["d.jsonl"]
-
-
-@pytest.mark.parametrize("int8_weights", [False, True])
-def test_an_engine_needs_no_second_copy_of_a_model_that_only_writes(int8_weights):
-    settings = {"slots": 1, "slot_tokens": 32}
-    model = load_model(BASE, "float32", int8_weights=int8_weights, for_generation=True)
-    engine = Engine(
-        model.config, model.parameters, model.tokenizer, compute=model.compute, **settings
-    )
-    held, given = (jax.tree.leaves(tree) for tree in (engine._parameters, model.parameters))
-    assert [ours.unsafe_buffer_pointer() for ours in held] == [
-        theirs.unsafe_buffer_pointer() for theirs in given
-    ]
-    stacked = load_model(BASE, "float32", int8_weights=int8_weights)
-    other = Engine(
-        stacked.config, stacked.parameters, stacked.tokenizer, compute=stacked.compute, **settings
-    )
-    for ours, theirs in zip(held, jax.tree.leaves(other._parameters), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_matrices_in_int8_are_expanded_within_the_loop_that_writes():
-    """Before it, all of them would be there at once, beside the small ones."""
-    program = device.EngineSpec(CONFIG, FLOAT32, "float32")
-    parameters = unstack_layers(quantize_weights(CONFIG, peaked_parameters()))
-    slots = device.empty_slots(program, 2, 32)
-    (call,) = jax.make_jaxpr(device.decode, static_argnums=(0, 5))(
-        program, parameters, slots, np.zeros(4, np.int32), False, 8
-    ).eqns
-    outside = [
-        equation for equation in call.params["jaxpr"].eqns if equation.primitive.name != "while"
-    ]
-    assert len(outside) < len(call.params["jaxpr"].eqns)
-    assert not [
-        equation
-        for equation in outside
-        if any(value.aval.dtype == np.int8 for value in equation.invars)
-    ]
+    assert list_files(tmp_path) == ["d.jsonl"]
