@@ -37,7 +37,7 @@ Count = TypeVar("Count", int, NDArray[np.integer], "jax.Array")
 
 
 class ChunkSize(NamedTuple):
-    """The size of one chunk in samples, mel frames and audio tokens."""
+    """Holds the size of one chunk in samples, mel frames and audio tokens."""
 
     samples: int
     mel_frames: int

@@ -118,7 +118,7 @@ def override(config: Config, *settings: Setting) -> Config:
 
 
 class _Text(str):
-    """The text of a single value, which its annotation says how to read."""
+    """The text of a single value, not yet read as the type of its field."""
 
 
 def _parse_flags(values: dict[str, Any], texts: Mapping[str, str]) -> dict[str, str]:
@@ -155,9 +155,7 @@ def _config_dict(hint: Any, value: Any) -> Any:
     if section is not None:
         hints = typing.get_type_hints(section)
         names = (field.name for field in dataclasses.fields(section))
-        return ConfigDict(
-            {name: _config_dict(hints[name], value[name]) for name in names if name in value}
-        )
+        return ConfigDict({name: _config_dict(hints[name], value.get(name)) for name in names})
     if items and all(section_class(*pair) for pair in zip(items, value, strict=False)):
         pairs = enumerate(zip(items, value, strict=False))
         return ConfigDict({str(index): _config_dict(*pair) for index, pair in pairs})

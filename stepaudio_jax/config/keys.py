@@ -22,7 +22,7 @@ from stepaudio_jax.storage import truncate
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A dotted key as it was given, and what it names.
+    """A dotted key as the user wrote it, and the value that it names.
 
     Attributes:
         name: the dotted key.
@@ -38,14 +38,15 @@ class Key:
 
     @property
     def is_preset(self) -> bool:
+        """Returns whether the key gives a section the values of a preset."""
         return self.section is not None and self.path[-1] == "preset"
 
     @property
     def is_flag(self) -> bool:
-        """Returns whether the key is of a single value of a section, which is a flag's."""
+        """Returns whether the key names a single value in a section, which a flag can set."""
         members = _members(self.hint)
-        types_ = (typing.get_origin(member) or member for member in members)
-        single = all(cls in (bool, int, float, str, Literal) for cls in types_)
+        kinds = (typing.get_origin(member) or member for member in members)
+        single = all(kind in (bool, int, float, str, Literal) for kind in kinds)
         return self.section is not None and single and not self.is_preset
 
     @property
@@ -88,7 +89,7 @@ def resolve_key(values: Any, dotted: str) -> Key:
             path.append(name)
         elif items is not None:
             index = _item_index(values, name, parent)
-            hint, values = items[index], values[index]
+            hint, values = items[index] if index < len(items) else object, values[index]
             path.append(index)
         elif isinstance(values, dict):  # a mapping, whose keys are the user's
             if name not in values:
@@ -120,6 +121,9 @@ def _field(
     extra = ["preset"] if hasattr(section, "presets") else []
     if names == ["preset"] and extra:
         return str, None
+    if name == "name" and choices(hint):
+        names = [f"{parent}={choice}" for choice in choices(hint)]
+        raise ConfigError(f"{parent}.name cannot be set: write {' or '.join(names)}")
     for choice, cls in choices(hint).items():
         if name in (field.name for field in dataclasses.fields(cls)):
             raise ConfigError(
@@ -184,7 +188,7 @@ def replace_value(values: dict[str, Any], key: Key, text: str) -> None:
         return
     present: Any = values
     for part in key.path:
-        present = present[part]
+        present = present.get(part) if isinstance(present, dict) else present[part]
     set_value(values, key.path, _with_defaults(key.hint, value, f"config.{key.name}", present))
 
 

@@ -91,8 +91,11 @@ def attention(
     rows, tokens, heads, _ = query_spec
 
     def attend_local(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
-    ) -> jax.Array:
+        query: Float[Array, "B T N D"],
+        key: Float[Array, "B kv_len K D"],
+        value: Float[Array, "B kv_len K D"],
+        mask: AttentionMask,
+    ) -> Float[Array, "B T N D"]:
         if tokens is not None and num_shards(mesh, tokens) > 1:
             first_slot = jax.lax.axis_index(tokens) * query.shape[1]
             mask = dataclasses.replace(mask, query_offset=jnp.full(query.shape[0], first_slot))

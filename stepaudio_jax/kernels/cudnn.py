@@ -56,14 +56,20 @@ def cudnn_attention(
     )
 
     def masked(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
-    ) -> jax.Array:
+        query: Float[Array, "B T N D"],
+        key: Float[Array, "B kv_len K D"],
+        value: Float[Array, "B kv_len K D"],
+        mask: AttentionMask,
+    ) -> Float[Array, "B T N D"]:
         visible = mask.block(causal, 0, query.shape[1], key.shape[1])
         return attend(query, key, value, mask=visible[:, None])
 
     def unmasked(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask
-    ) -> jax.Array:
+        query: Float[Array, "B T N D"],
+        key: Float[Array, "B kv_len K D"],
+        value: Float[Array, "B kv_len K D"],
+        mask: AttentionMask,
+    ) -> Float[Array, "B T N D"]:
         return attend(query, key, value)
 
     operands = query, key, value, mask

@@ -51,7 +51,9 @@ def decode_attention(
     grouped = scaled.reshape(rows, kv_heads, heads // kv_heads, head_dim)
     kernel = choose_kernel(compute)
 
-    def attend(query: jax.Array, cache: LayerCache, last_position: jax.Array) -> jax.Array:
+    def attend(
+        query: Float[Array, "B K G D"], cache: LayerCache, last_position: Int[Array, " B"]
+    ) -> Float[Array, "B K G D"]:
         if kernel in _PAGED_KERNELS and supports_paged_attention(cache):
             interpret = kernel == "splash_interpreted"
             return paged_decode_attention(query, cache, last_position, interpret=interpret)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Shaped
 
 from stepaudio_jax.config import DecoderConfig, ShardingRules
 from stepaudio_jax.kernels.partitioning import LogicalAxes, constrain
@@ -32,8 +32,8 @@ class LayerCache:
         value_scales: as the key_scales.
     """
 
-    keys: Num[Array, "B K cache_len D"]
-    values: Num[Array, "B K cache_len D"]
+    keys: Shaped[Array, "B K cache_len D"]
+    values: Shaped[Array, "B K cache_len D"]
     key_scales: Float[Array, "B K cache_len"] | None = None
     value_scales: Float[Array, "B K cache_len"] | None = None
 

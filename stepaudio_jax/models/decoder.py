@@ -20,7 +20,6 @@ from stepaudio_jax.models.layers import (
     RMSNorm,
     Rope,
     apply_rope,
-    fused_dense,
     normal,
     parameter,
     rope_cos_sin,
@@ -87,7 +86,7 @@ class Decoder(nnx.Module):
         """
         rope = self._rope(positions)
 
-        def apply(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def apply(layer: DecoderLayer, x: Float[Array, "B T H"], _: None) -> tuple[jax.Array, None]:
             return layer(x, segment_ids, prefix_ids, rope)[0], None
 
         x = self._to_residual(embeddings)
@@ -327,7 +326,7 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
         """Applies the MLP."""
-        gate, up = fused_dense(x, self.gate, self.up)
-        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        gate = checkpoint_name(self.gate(x), "gate")
+        up = checkpoint_name(self.up(x), "up")
         hidden = constrain(jax.nn.silu(gate) * up, ("batch", "tokens", "ffn"), self.compute.rules)
         return self.down(hidden)

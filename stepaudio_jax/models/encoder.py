@@ -90,7 +90,9 @@ class Encoder(nnx.Module):
         x = x + self.positions[...][:frames].astype(x.dtype)
         visible = encoder_frame_mask(mel_lengths, frames, self.length_convention).astype(jnp.int32)
 
-        def apply(layer: EncoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def apply(
+            layer: EncoderLayer, x: Float[Array, "clips enc_frames enc_hidden"], _: None
+        ) -> tuple[jax.Array, None]:
             return layer(x, visible), None
 
         x, _ = scan_layers(self.layers, apply, x, compute=self.compute)

@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, with the logits of one chunk of tokens in memory at a time.
 
-The training loss has an algorithm of its own, which cuts the vocabulary (`training.losses`).
+The training loss has an algorithm of its own, which cuts the vocabulary (`training.train_step`).
 """
 
 import jax
@@ -37,7 +37,7 @@ def chunked_logprobs(
 
     @jax.checkpoint
     def chunk_logprobs(
-        hidden: jax.Array, targets: jax.Array, kernel: jax.Array
+        hidden: Float[Array, "B T H"], targets: Int[Array, "B T"], kernel: Float[Array, "H V"]
     ) -> tuple[jax.Array, jax.Array]:
         logits = jnp.einsum(
             "BTH,HV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Key
 
 from stepaudio_jax.config import LoRAConfig, ModelConfig
 from stepaudio_jax.models.layers import LoRAKernel
@@ -75,7 +76,7 @@ def abstract_lora(config: ModelConfig, lora: LoRAConfig) -> AbstractLoRA:
     return adapters
 
 
-def init_lora(adapters: AbstractLoRA, key: jax.Array) -> Parameters:
+def init_lora(adapters: AbstractLoRA, key: Key[Array, ""]) -> Parameters:
     """Draws initial adapters: `down` normal with variance 1 / inputs, `up` zero."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(adapters.shapes)
     keys = jax.random.split(key, len(leaves))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.models.decoder import DecoderLayer
@@ -112,7 +113,7 @@ def dequantize_weights(parameters: Parameters) -> Parameters:
     )
 
 
-def barrier_dequantization(parameters: Parameters, step: jax.Array) -> Parameters:
+def barrier_dequantization(parameters: Parameters, step: Int[Array, ""]) -> Parameters:
     """Prevents XLA from hoisting dequantized weights out of a decoding loop.
 
     Their plain form is the same in every step: the compiler would make all of it before the loop,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.models.decoder import Decoder
@@ -109,7 +109,7 @@ class StepAudio(nnx.Module):
 
 def init_parameters(
     config: ModelConfig,
-    key: jax.Array,
+    key: Key[Array, ""],
     compute: ComputeConfig | None = None,
     *,
     shardings: Parameters | None = None,

@@ -3,9 +3,10 @@
 import re
 import unicodedata
 
+from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
+
 MAX_BOX_CHARACTERS = 300  # of what is in a box: an answer, and no proof
 MAX_CHARACTERS = 8_000  # of a reply that are read
-_THINK_START, _THINK_END = "<think>", "</think>"
 # Compatibility characters that only look different (full-width B, mathematical bold B). A
 # superscript or a fraction means something else than its plain characters: 10² is not 102.
 _LOOKALIKES = (
@@ -90,8 +91,8 @@ def strip_reasoning(reply: str) -> str | None:
     Of a reply of more than `MAX_CHARACTERS` it is the beginning and the end, so that none takes
     long to read.
     """
-    after = reply.rpartition(_THINK_END)[2]
-    if _THINK_START in after or not after.strip():
+    after = reply.rpartition(THINK_END_TAG)[2]
+    if THINK_START_TAG in after or not after.strip():
         return None
     if len(after) > MAX_CHARACTERS:
         after = f"{after[: MAX_CHARACTERS // 2]}\n\n{after[-MAX_CHARACTERS // 2 :]}"

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import read_json
+from stepaudio_jax.storage import read_json, read_text, write_text
 
 CHAT_TEMPLATE = pathlib.Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 _TEMPLATE_PREFIX = CHAT_TEMPLATE.partition(":")[0]  # common to all versions of our template
@@ -59,11 +59,9 @@ def write_chat_templates(
         control_tokens: added tokens that are not special; `apply_chat_template(..,
             sanitize_control_tokens=True)` then keeps texts from spelling them.
     """
-    pathlib.Path(folder, _FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_text(pathlib.Path(folder, _FILE), CHAT_TEMPLATE)
     for name, text in originals.items():
-        additional = pathlib.Path(folder, _FOLDER)
-        additional.mkdir(exist_ok=True)
-        (additional / f"{name}.jinja").write_text(text, encoding="utf-8")
+        write_text(pathlib.Path(folder, _FOLDER, f"{name}.jinja"), text)
     pathlib.Path(folder, _LEGACY).unlink(missing_ok=True)
     config = pathlib.Path(folder, _CONFIG)
     if config.is_file():
@@ -72,7 +70,7 @@ def write_chat_templates(
         if control_tokens:
             values.setdefault(_CONTROL_TOKENS, list(control_tokens))
         if values != before:
-            config.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
+            write_text(config, json.dumps(values, ensure_ascii=False, indent=2))
 
 
 def _archived_name(name: str) -> str:
@@ -112,6 +110,6 @@ def _config_templates(folder: str) -> dict[str, str]:
 
 def _read_text(path: str) -> str:
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise TextError(f"{path}: cannot be read ({error}); copy it again") from None

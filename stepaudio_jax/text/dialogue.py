@@ -6,6 +6,9 @@ from typing import Literal, get_args
 
 from stepaudio_jax.errors import TextError
 
+# Plain text, not special tokens: they enclose the reasoning of an assistant turn.
+THINK_START_TAG, THINK_END_TAG = "<think>", "</think>"
+
 Role = Literal["system", "user", "assistant", "tool_json_schemas", "input"]
 
 
@@ -36,7 +39,7 @@ Part = TextPart | AudioPart
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn of a dialogue.
+    """Holds one turn of a dialogue.
 
     Attributes:
         role: who speaks.

@@ -21,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.text.dialogue import AudioPart, Message, Role, validate_dialogue
+from stepaudio_jax.text.dialogue import (
+    THINK_END_TAG,
+    THINK_START_TAG,
+    AudioPart,
+    Message,
+    Role,
+    validate_dialogue,
+)
 from stepaudio_jax.text.tokenizer import Tokenizer
 
 ROLE_NAMES: Mapping[Role, str] = {
@@ -31,14 +38,13 @@ ROLE_NAMES: Mapping[Role, str] = {
     "tool_json_schemas": "tool_json_schemas",
     "input": "input",
 }
-THINK_END = "\n</think>\n"
-_THINK_END_TAG = THINK_END.strip()
-_ANSWER_START = "assistant\n<think>\n"
+THINK_END = f"\n{THINK_END_TAG}\n"
+_ANSWER_START = f"assistant\n{THINK_START_TAG}\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of one message, or the place of one clip.
+    """Holds consecutive tokens of one message, or the place of one clip.
 
     Attributes:
         tokens: empty for a clip, which becomes `audio_tokens` once its length is known.
@@ -132,7 +138,7 @@ def training_views(
                 f"{where} is in the loss and no user turn comes before it; take it out of the loss"
             )
         for what, text in (("reasoning", messages[turn].reasoning), ("reply", messages[turn].text)):
-            if text is not None and _THINK_END_TAG in text:
+            if text is not None and THINK_END_TAG in text:
                 raise TextError(
                     f"{where} has </think> in its {what}, where it would end the reasoning;"
                     " rewrite it"
@@ -389,10 +395,10 @@ def parse_reply_text(text: str, *, ended: bool) -> ParsedReply:
         ended: whether the model ended its turn.
     """
     problems: list[Problem] = [] if ended else ["not_ended"]
-    reasoning, tag, reply = text.partition(_THINK_END_TAG)
+    reasoning, tag, reply = text.partition(THINK_END_TAG)
     if not tag:
         return ParsedReply(reasoning, "", (*problems, "no_think_end"))
-    if _THINK_END_TAG in reply:
+    if THINK_END_TAG in reply:
         problems.append("several_think_ends")
     if not (reasoning.endswith("\n") and reply.startswith("\n")):
         problems.append("think_end_not_on_its_line")

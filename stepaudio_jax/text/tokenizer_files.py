@@ -9,7 +9,14 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import read_json, recognize_file, recognize_folder, truncate
+from stepaudio_jax.storage import (
+    read_json,
+    read_text,
+    recognize_file,
+    recognize_folder,
+    truncate,
+    write_text,
+)
 from stepaudio_jax.text.special_tokens import (
     BYTE_SYMBOLS,
     QWEN2_VOCAB_SIZE,
@@ -102,10 +109,9 @@ def write_tokenizer(
         (_CONFIG, config),
         (_SPECIAL_TOKENS_MAP, named),
     ):
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-            json.dump(
-                value, file, ensure_ascii=False, indent=None if name == _TOKENIZER_JSON else 2
-            )
+        indent = None if name == _TOKENIZER_JSON else 2
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
+        write_text(os.path.join(folder, name), text)
     bpe.model.save(folder)
 
 
@@ -199,8 +205,7 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
 
 def _check_merges(vocabulary: Mapping[str, int], merges: str) -> None:
     """Checks that every token has a merge: a truncated file would silently give shorter tokens."""
-    with open(merges, encoding="utf-8") as file:
-        merged = {line.rstrip("\n").replace(" ", "", 1) for line in file}
+    merged = {line.replace(" ", "", 1) for line in read_text(merges).split("\n")}
     unreachable = [token for token in vocabulary if len(token) > 1 and token not in merged]
     if unreachable:
         raise TextError(

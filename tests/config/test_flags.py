@@ -313,6 +313,16 @@ def test_a_list_is_replaced_before_its_items(config):
     assert changed == {"sex": ("m", "f"), "items": ("y",)}
 
 
+def test_keys_of_an_incomplete_list_can_follow_it(config):
+    stage = ("stages", "[{'name': 'a', 'data': {'sources': [{'path': 'b'}]}}]")
+    assert override(config, stage, ("stages.a.steps", "7")).stages[0].steps == 7
+    with pytest.raises(ConfigError, match=r"config\.stages\.0 needs a value for: steps"):
+        override(config, stage)
+    gains = ("stages.sft.data.augmentation.gain_db", "(-1, 1, 3)")
+    with pytest.raises(ConfigError, match="must have 2 values"):
+        override(config, gains, (f"{gains[0]}.2", "3"))
+
+
 def test_the_last_of_equal_keys_counts_by_name_or_number(config):
     assert override(config, ("stages.sft.steps", "5"), ("stages.0.steps", "6")).stages[0].steps == 6
 
@@ -324,6 +334,9 @@ def test_a_key_of_the_other_objective_names_it(config):
     )
     with pytest.raises(ConfigError, match=message):
         override(config, (f"{OBJECTIVE}.kl_coef", "0.02"))
+    message = "write config.stages.sft.objective=next_token or config.stages.sft.objective=policy_"
+    with pytest.raises(ConfigError, match=message):
+        override(config, (f"{OBJECTIVE}.name", "policy_gradient"))
 
 
 def test_flags_are_separated_from_other_arguments(tmp_path):

@@ -33,20 +33,11 @@ EINSUMS = [
 @DTYPES
 @pytest.mark.parametrize(("einsum", "input_shape", "kernel_shape"), EINSUMS)
 def test_dense_equals_an_einsum(einsum, input_shape, kernel_shape, dtype, tolerance):
-    inputs, first, second = normal(dtype, input_shape, kernel_shape, kernel_shape)
-
-    def plain(inputs, *kernels):
-        return tuple(jnp.einsum(einsum, inputs, kernel) for kernel in kernels)
-
-    def cpu(inputs, *kernels):
-        return cpu_dense.dense_each(einsum, inputs, kernels)
-
-    def mesh(inputs, *kernels):
-        return dense._einsum_freeing_kernels(einsum, inputs, kernels)
-
-    expected = value_and_gradients(plain, inputs, first, second)
-    for form in (cpu, mesh):
-        assert_close(value_and_gradients(form, inputs, first, second), expected, tolerance)
+    inputs, kernel = normal(dtype, input_shape, kernel_shape)
+    plain = on_tpu(functools.partial(dense.dense, einsum))
+    cpu = functools.partial(cpu_dense.dense, einsum)
+    expected = value_and_gradients(plain, inputs, kernel)
+    assert_close(value_and_gradients(cpu, inputs, kernel), expected, tolerance)
 
 
 @pytest.mark.parametrize(("einsum", "input_shape", "kernel_shape"), EINSUMS)

@@ -23,7 +23,15 @@ from stepaudio_jax.data.sources.preferences import (
 )
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import expand_home
-from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart
+from stepaudio_jax.text.dialogue import (
+    THINK_END_TAG,
+    THINK_START_TAG,
+    AudioPart,
+    Message,
+    Part,
+    Role,
+    TextPart,
+)
 
 _ROLES: Mapping[str, Role] = {
     **{role: role for role in get_args(Role)},
@@ -47,7 +55,6 @@ _RECORD_KEYS = (
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
 _PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio", "transcript", "attributes")}
 _NULL_LEVELS = 6  # record, messages, message, parts, part, attributes
-_THINK_START, _THINK_END = "<think>", "</think>"
 
 
 def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
@@ -203,15 +210,15 @@ def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None,
             f"{where}: 'reasoning_content' must be a string, got {format_json(reasoning)}"
         )
     inline = text.lstrip()
-    if not inline.startswith(_THINK_START):
+    if not inline.startswith(THINK_START_TAG):
         return reasoning, text
     if reasoning is not None:
         raise DataError(
-            f"{where} has both 'reasoning_content' and a {_THINK_START} in its content; keep one"
+            f"{where} has both 'reasoning_content' and a {THINK_START_TAG} in its content; keep one"
         )
-    thought, end, reply = inline.removeprefix(_THINK_START).partition(_THINK_END)
+    thought, end, reply = inline.removeprefix(THINK_START_TAG).partition(THINK_END_TAG)
     if not end:
-        raise DataError(f"{where} opens {_THINK_START} and never closes it with {_THINK_END}")
+        raise DataError(f"{where} opens {THINK_START_TAG} and never closes it with {THINK_END_TAG}")
     return thought.strip(), reply.lstrip("\n")
 
 

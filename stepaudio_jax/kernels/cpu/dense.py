@@ -15,43 +15,39 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Kernels = tuple[jax.Array, ...]
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def dense_each(einsum: str, inputs: jax.Array, kernels: Kernels) -> Kernels:
-    """Multiplies activations by each of several kernels; see `kernels.dense.dense`."""
+def dense(
+    einsum: str, inputs: Float[Array, "..."], kernel: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Multiplies activations by a kernel; see `kernels.dense.dense`."""
     operands, _ = einsum.split("->")
     input_dims, kernel_dims = operands.split(",")
-    return tuple(_dot_shared_dims(inputs, input_dims, kernel, kernel_dims) for kernel in kernels)
+    return _dot_shared_dims(inputs, input_dims, kernel, kernel_dims)
 
 
 def _forward(
-    einsum: str, inputs: jax.Array, kernels: Kernels
-) -> tuple[Kernels, tuple[jax.Array, Kernels]]:
-    return dense_each(einsum, inputs, kernels), (inputs, kernels)
+    einsum: str, inputs: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return dense(einsum, inputs, kernel), (inputs, kernel)
 
 
 def _backward(
-    einsum: str, residuals: tuple[jax.Array, Kernels], gradients: Kernels
-) -> tuple[jax.Array, Kernels]:
-    inputs, kernels = residuals
+    einsum: str, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = residuals
     operands, output_dims = einsum.split("->")
     _, kernel_dims = operands.split(",")
-    first, *others = (
-        _dot_shared_dims(gradient, output_dims, kernel, kernel_dims)
-        for gradient, kernel in zip(gradients, kernels, strict=True)
-    )
-    d_inputs = sum(others, first)
-    return d_inputs, tuple(dense_kernel_grad(einsum, inputs, gradient) for gradient in gradients)
+    d_inputs = _dot_shared_dims(gradient, output_dims, kernel, kernel_dims)
+    return d_inputs, dense_kernel_grad(einsum, inputs, gradient)
 
 
-dense_each.defvjp(_forward, _backward)
+dense.defvjp(_forward, _backward)
 
 
 def dense_kernel_grad(
-    einsum: str, inputs: jax.Array, gradient: jax.Array, *, dtype: Any = None
-) -> jax.Array:
+    einsum: str, inputs: Float[Array, "..."], gradient: Float[Array, "..."], *, dtype: Any = None
+) -> Float[Array, "..."]:
     """Computes the gradient with respect to a kernel as one product of two matrices.
 
     See `kernels.dense.dense_kernel_grad`.
@@ -73,7 +69,7 @@ def conv1d(
     end = (out_frames - 1) * stride + 1
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     windows = jnp.stack([padded[:, shift : shift + end : stride] for shift in range(3)], axis=2)
-    return dense_each("BFWI,WIO->BFO", windows, (kernel,))[0]
+    return dense("BFWI,WIO->BFO", windows, kernel)
 
 
 def _dot_shared_dims(

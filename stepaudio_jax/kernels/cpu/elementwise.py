@@ -17,7 +17,7 @@ def rope_cos_sin(
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
 
-    def cos_sin(exponents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def cos_sin(exponents: Float[Array, " half"]) -> tuple[jax.Array, jax.Array]:
         angles = positions.astype(jnp.float32)[:, :, None, None] * theta**-exponents
         return jnp.cos(angles), jnp.sin(angles)
 
