@@ -9,7 +9,6 @@ A name below is imported when it is first used: importing the package starts nei
 device, so that environment variables and flags can still be set afterwards.
 """
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
         load_config,
         override,
     )
-    from stepaudio_jax.errors import StepAudioError
+    from stepaudio_jax.errors import RunError, StepAudioError
     from stepaudio_jax.generation.chat import ChatModel, Reply, load
     from stepaudio_jax.generation.sampling import Sampling
     from stepaudio_jax.generation.scoring import TurnScore
@@ -68,6 +67,7 @@ __all__ = [
     "Reply",
     "RewardConfig",
     "RolloutConfig",
+    "RunError",
     "Sampling",
     "ShardingRules",
     "SourceConfig",
@@ -85,6 +85,7 @@ __all__ = [
 _MODULES = {
     "ChatModel": "stepaudio_jax.generation.chat",
     "Reply": "stepaudio_jax.generation.chat",
+    "RunError": "stepaudio_jax.errors",
     "Sampling": "stepaudio_jax.generation.sampling",
     "StepAudioError": "stepaudio_jax.errors",
     "TurnScore": "stepaudio_jax.generation.scoring",
@@ -104,6 +105,8 @@ def __getattr__(name: str) -> Any:
         AttributeError: the package has no such name; names the nearest one.
     """
     if name not in __all__:
+        import difflib
+
         nearest = difflib.get_close_matches(name, __all__, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -1,7 +1,7 @@
-"""Every error that a user can cause or meet; the message names the key, the file or the line, and what to do.
+"""Defines the errors that users meet; messages name the key, file or line, and what to do.
 
-A `StepAudioError` is a mistake that the user can correct; programs print it on one line and end with
-exit code 2. A `RunError` ends a run that was well configured; its exit code says how to go on.
+A `StepAudioError` is a mistake that the user can correct; programs print it on one line and end
+with exit code 2. A `RunError` ends a run that was well configured; its exit code says how to go on.
 """
 
 from typing import ClassVar, Literal
@@ -21,11 +21,14 @@ class StepAudioError(ValueError):
 
 
 class ConfigError(StepAudioError):
-    """A configuration key is unknown, missing, or holds a value of the wrong type or range; or settings contradict each other or the mesh."""
+    """A configuration key is unknown, missing, or has a value of the wrong type or range.
+
+    Or settings contradict each other, or the mesh.
+    """
 
 
 class DataError(StepAudioError):
-    """A file, one of its lines, or a clip in it cannot be used; the message names it (file:line), why, and what to do.
+    """A file, one of its lines, or a clip in it cannot be used; the message names file and line.
 
     Attributes:
         kind: what is wrong with a record, as metrics count it; `data.on_KIND` says whether such
@@ -68,7 +71,7 @@ class CheckpointError(StepAudioError):
 
 
 class OutputError(StepAudioError):
-    """An output cannot be written, or would replace what another program wrote; the message names it."""
+    """An output cannot be written, or would replace what another program wrote."""
 
 
 class LockHeldError(OutputError):

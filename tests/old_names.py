@@ -61,7 +61,7 @@ IDENTIFIERS = _words(
     """
     FolderConfig HeldFile LocalShards MergedReader ParameterWriter PlannedTensor StoredParameter
     StoredReader atomic_folder block_of checkpoint_adapter fresh_adaptor fresh_weights gather_json
-    has_mark hold_file host_matrices hugging_face_config in_order is_output_of is_said_twice
+    has_mark hold_file host_matrices hugging_face_config is_output_of is_said_twice
     learn_merges lora_matrices mark_output mesh_in_use naming_record new_folder of_project
     pod_chips raise_mistakes raise_problems read_folder_config read_weights_adapter row_parts
     told_by_first weights_adapter

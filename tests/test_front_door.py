@@ -24,13 +24,16 @@ GREEDY = {"temperature": 0, "max_new_tokens": 32}
 def test_the_import_is_lazy():
     """Within 0.2 s by Python's own count, and without JAX, so that flags can still be set."""
     program = "import stepaudio_jax, sys; print({'jax', 'numpy', 'flax'} & set(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True
-    )
-    assert result.stdout == "set()\n"
-    last = result.stderr.splitlines()[-1]
-    assert last.endswith("stepaudio_jax")
-    assert int(last.split("|")[1]) < 200_000  # microseconds
+    microseconds = []
+    for _ in range(3):  # the shortest counts: other programs may run beside one of them
+        result = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True
+        )
+        assert result.stdout == "set()\n"
+        last = result.stderr.splitlines()[-1]
+        assert last.endswith("stepaudio_jax")
+        microseconds.append(int(last.split("|")[1]))
+    assert min(microseconds) < 200_000
 
 
 def test_every_public_name_can_be_had_and_is_listed():

@@ -1,4 +1,4 @@
-"""What a job has done so far, on disk: an interrupted one goes on where it was."""
+"""Keeps the finished lines of a job on disk, so that an interrupted one can be resumed."""
 
 import os
 import pathlib
@@ -28,40 +28,42 @@ def partial_path(output: PathLike) -> pathlib.Path:
     return path.with_name(path.name + ".partial")
 
 
-def check_output_paths(output: PathLike, given: PathLike) -> None:
+def check_output_paths(output: PathLike, input_path: PathLike) -> None:
     """Checks that neither an output nor its journal is the input, and that neither is a folder.
 
     Raises:
         OutputError: one is.
     """
     partial = partial_path(output)
-    check_not_same_file(output, given)
+    check_not_same_file(output, input_path)
     for path in (pathlib.Path(output), partial):
         if path.is_dir():
             raise OutputError(
-                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another file"
+                f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another"
+                " file"
             )
     try:
-        check_not_same_file(partial, given)
+        check_not_same_file(partial, input_path)
     except OutputError:
         raise OutputError(
-            f"--output={os.fspath(output)!r}: its unfinished lines would go to {os.fspath(partial)!r}, which is the input; "
-            "name another file"
+            f"--output={os.fspath(output)!r}: its unfinished lines would go to"
+            f" {os.fspath(partial)!r}, which is the input; name another file"
         ) from None
 
 
 class Journal:
-    """Finished lines of an output file, in the order in which they were finished, in a file beside it.
+    """Finished lines of an output file, in the order in which they were finished.
 
-    It is held by this process until it is closed: another job with the same output is refused.
+    They are in a file beside it, which this process holds until it is closed: another job with the
+    same output is refused.
 
     Args:
         output: the file that the lines are for; the journal is `OUTPUT.partial`.
-        job: what determines the lines, JSON-ready. A journal of another job is not gone on with.
-        count: of lines that the output will have.
+        job: what determines the lines, JSON-ready.
+        count: number of lines that the output will have.
 
     Raises:
-        DataError: there is a journal of another job, or one that is damaged.
+        DataError: there is a journal of a different job, or a damaged one.
         OutputError: another job is writing it.
     """
 
@@ -94,7 +96,7 @@ class Journal:
         return len(self._lines)
 
     def errors(self) -> list[str]:
-        """What the lines that report a failure say, in order."""
+        """Returns the messages of the lines that report a failure, in order."""
         return [line["error"] for _, line in sorted(self._lines.items()) if "error" in line]
 
     def write(self, index: int, line: dict[str, Any]) -> None:
@@ -103,7 +105,7 @@ class Journal:
         self._file.append({"index": index, "line": line})
 
     def finish(self) -> None:
-        """Writes all lines in order to the output, which appears at once, and ends the journal."""
+        """Writes all lines in order to the output, atomically, and removes the journal."""
         with atomic_text_writer(self._output) as file:
             for index in sorted(self._lines):
                 file.write(format_json_line(self._lines[index]))
@@ -113,17 +115,17 @@ class Journal:
         self._file.close()
 
     def discard(self) -> None:
-        """Leaves nothing behind."""
+        """Removes the journal, and the folders that were made for it."""
         self._path.unlink()
         self._file.close()
         remove_empty_folders(self._created)
 
     def close(self) -> None:
-        """Stops writing; the journal stays."""
+        """Releases the journal, which stays on disk."""
         self._file.close()
 
     def _read(self) -> None:
-        """Takes over the finished lines of the journal."""
+        """Reads the finished lines of the journal."""
         if not self._file.lines:
             expected = format_json_line(self._job).encode()
             if not expected.startswith(self._file.unfinished):
@@ -138,13 +140,13 @@ class Journal:
     def _check_job(self, job: Any) -> None:
         if not isinstance(job, dict):
             raise DataError(
-                f"{self._path}:1: does not say which job it is of, so it is damaged or another program's file; delete it to "
-                "start anew, or write to another file"
+                f"{self._path}:1: does not say which job it is of, so it is damaged or another"
+                " program's file; delete it to start anew, or write to another file"
             )
         if job != self._job:
             raise DataError(
-                f"{self._path}: is of another job (other input, model or settings); delete it to start anew, or write to "
-                "another file"
+                f"{self._path}: is of another job (other input, model or settings); delete it to"
+                " start anew, or write to another file"
             )
 
     def _parse(self, line: JsonLine) -> tuple[int, dict[str, Any]]:
@@ -155,8 +157,8 @@ class Journal:
             if known and isinstance(value.get("error", ""), str):
                 return index, value
         raise DataError(
-            f"{self._path}:{line.number}: is damaged; delete that line, and the same command makes it again, or delete the file to "
-            "start anew"
+            f"{self._path}:{line.number}: is damaged; delete that line, and the same command makes"
+            " it again, or delete the file to start anew"
         )
 
 

@@ -1,8 +1,9 @@
-"""This project's checkpoint folder: `config.json`, `tokenizer/`, and `parameters/`, an Orbax checkpoint of the tree.
+"""Reads and writes this project's checkpoint folders, and the tokenizers in folders of weights.
 
-Where LoRA has trained the decoder, `parameters/` holds the matrices as they were before, and
-`adapter/` what it has learnt, in PEFT's form: bf16 weights cannot hold their sum. Whoever reads the
-parameters adds it, or keeps it beside them.
+A checkpoint has `config.json`, `tokenizer/`, and `parameters/`, an Orbax checkpoint of the tree. If
+LoRA has trained the decoder, `parameters/` has the matrices as they were before, and `adapter/` has
+the trained LoRA matrices in PEFT's form, since bf16 weights cannot represent the sum. The reader
+of the parameters merges the adapter, or keeps it separate.
 """
 
 import contextlib
@@ -34,9 +35,13 @@ from stepaudio_jax.storage import (
 )
 from stepaudio_jax.text import Tokenizer
 
-# The tokenizer that lies beside weights.
-
-_FILES = (
+CHECKPOINT_FORMAT = "stepaudio_jax checkpoint"
+CHECKPOINT_VERSION = 1
+# Readers that know no adapters must not take the parameters for the whole model.
+CHECKPOINT_VERSION_WITH_ADAPTER = 2
+PARAMETERS = "parameters"
+TOKENIZER = "tokenizer"
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -47,31 +52,31 @@ _FILES = (
 
 
 def load_tokenizer(folder: PathLike) -> Tokenizer:
-    """The tokenizer of a checkpoint, a Hugging Face folder, or a folder of tokenizer files.
+    """Loads the tokenizer of a checkpoint, a Hugging Face folder, or a folder of tokenizer files.
 
     Raises:
-        ValueError: the folder has none, or it cannot be read.
+        TextError: the folder has none, or it cannot be read.
     """
     return Tokenizer.from_folder(tokenizer_folder(pathlib.Path(folder)))
 
 
 def tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Where the tokenizer's files lie."""
+    """Returns the folder of the tokenizer's files."""
     return folder / TOKENIZER if is_checkpoint(folder) else folder
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokenizer) -> None:
-    """Copies a tokenizer's files, so that nothing a loader knows of is lost, and writes our chat template.
+    """Copies a tokenizer's files unchanged, and writes this project's chat template.
 
     Args:
         source: the folder of the files.
-        target: where they go; created where it is not there.
-        tokenizer: the one that `source` holds.
+        target: the folder to copy to, created if it does not exist.
+        tokenizer: the one in `source`.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are no files.
     """
-    files = [source / name for name in _FILES if (source / name).is_file()]
+    files = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
     if not files:
         raise CheckpointError(f"{source} has no tokenizer files")
     target.mkdir(exist_ok=True)
@@ -81,29 +86,22 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokeni
 
 
 def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuses a tokenizer that writes what has no row in the embedding.
+    """Checks that every token of a tokenizer has a row in the embedding.
 
     Raises:
-        CheckpointError: saying how many rows it needs.
+        CheckpointError: says how many rows it needs.
     """
     if tokenizer.required_vocab_size > vocab_size:
         raise CheckpointError(
-            f"the tokenizer writes tokens up to {tokenizer.required_vocab_size - 1} and the vocabulary has {vocab_size} rows; "
-            f"it needs at least {tokenizer.required_vocab_size}: choose another tokenizer, or a model with a larger decoder.vocab_size"
+            f"the tokenizer writes tokens up to {tokenizer.required_vocab_size - 1} and the"
+            f" vocabulary has {vocab_size} rows; it needs at least"
+            f" {tokenizer.required_vocab_size}: choose another tokenizer, or a model with a larger"
+            " decoder.vocab_size"
         )
 
 
-CHECKPOINT_FORMAT = "stepaudio_jax checkpoint"
-CHECKPOINT_VERSION = 1
-CHECKPOINT_VERSION_WITH_ADAPTER = (
-    2  # so that what knows of no adapters does not take the parameters for all of the model
-)
-PARAMETERS = "parameters"
-TOKENIZER = "tokenizer"
-
-
 def is_checkpoint(folder: pathlib.Path) -> bool:
-    """Whether the folder is one of this project's checkpoints."""
+    """Returns whether a folder is one of this project's checkpoints."""
     values = read_json_or_none(folder / CONFIG)
     return isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
 
@@ -119,8 +117,8 @@ def write_checkpoint_config(
     Args:
         folder: an existing one.
         config: the model's shape.
-        sources: in words, where each part's weights came from.
-        adapter: of the adapter beside the parameters, if any.
+        sources: in words, where the weights of each part came from.
+        adapter: rank, alpha and targets of the checkpoint's adapter, if it has one.
     """
     version = CHECKPOINT_VERSION if adapter is None else CHECKPOINT_VERSION_WITH_ADAPTER
     values = {
@@ -137,10 +135,10 @@ def write_checkpoint_config(
 
 
 def read_checkpoint_config(folder: pathlib.Path) -> ModelConfig:
-    """The model's shape, from `config.json`.
+    """Reads the model's shape from `config.json`.
 
     Raises:
-        CheckpointError: naming the file and the key.
+        CheckpointError: names the file and the key.
     """
     file = folder / CONFIG
     values = _read_versioned(file)
@@ -151,7 +149,7 @@ def read_checkpoint_config(folder: pathlib.Path) -> ModelConfig:
 
 
 def checkpoint_lora_config(folder: pathlib.Path) -> LoRAConfig | None:
-    """Returns rank, alpha and targets of the adapter beside a checkpoint's parameters; None where there is none.
+    """Returns rank, alpha and targets of a checkpoint's adapter; None if it has none.
 
     Raises:
         CheckpointError: `config.json` cannot be read; the message names the key.
@@ -174,10 +172,10 @@ def _read_versioned(file: pathlib.Path) -> dict[str, Any]:
 
 
 def check_is_checkpoint(folder: pathlib.Path) -> None:
-    """Refuses a folder that is not one of this project's checkpoints.
+    """Checks that a folder is one of this project's checkpoints.
 
     Raises:
-        CheckpointError: saying what it is instead, and what to do.
+        CheckpointError: says what it is instead, and what to do.
     """
     if is_checkpoint(folder):
         return
@@ -187,7 +185,7 @@ def check_is_checkpoint(folder: pathlib.Path) -> None:
 
 
 def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
-    """Returns where a checkpoint folder's tree lies (see `OrbaxReader`).
+    """Returns the folder of a checkpoint's parameter tree (see `OrbaxReader`).
 
     Raises:
         CheckpointError: the folder has a configuration and no parameters.

@@ -1,4 +1,7 @@
-"""A model -> a Hugging Face folder in the Step-Audio format; its adapter -> a PEFT folder."""
+"""Converts Hugging Face folders to checkpoints of this project, and back.
+
+Weights are read and written a block at a time, so memory does not grow with the model.
+"""
 
 import dataclasses
 import pathlib
@@ -21,9 +24,8 @@ from stepaudio_jax.hub.checkpoint import (
     tokenizer_folder,
     write_checkpoint_config,
 )
-from stepaudio_jax.hub.hf_config import CONFIG, HFConfigForm, to_hf_config
+from stepaudio_jax.hub.hf_config import HFConfigForm, write_config_files
 from stepaudio_jax.hub.hf_folder import HFFolder
-from stepaudio_jax.hub.init_weights import init_adaptor, random_rows
 from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
 from stepaudio_jax.hub.load import read_source_adapter
 from stepaudio_jax.hub.orbax_io import (
@@ -41,6 +43,7 @@ from stepaudio_jax.hub.peft_adapter import (
     read_adapter,
     write_adapter,
 )
+from stepaudio_jax.hub.random_weights import init_adaptor, random_rows
 from stepaudio_jax.hub.safetensors import (
     MAX_SHARD_BYTES,
     SAFETENSORS_DTYPES,
@@ -57,10 +60,8 @@ from stepaudio_jax.hub.tensor_map import (
     parameter_shapes,
     tensors,
 )
-from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory, write_json
+from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
 from stepaudio_jax.text import Tokenizer
-
-# Hugging Face folders -> a checkpoint of this project.
 
 
 def import_weights(
@@ -77,54 +78,53 @@ def import_weights(
 ) -> Mapping[str, str]:
     """Imports a Step-Audio folder, or a Qwen2/Qwen2.5 decoder with the encoder of another folder.
 
-    A decoder that comes without an adaptor gets a newly initialised one. The embedding keeps the
-    rows it has: the 152 064 of Qwen2.5 hold every special token that the model reads or writes
-    (<audio_patch> is 151690), untrained, though not the codes of an audio vocoder above;
-    `vocab_size` (158720 as released) appends rows of random numbers.
+    A decoder without an adaptor gets a newly initialised one. The embedding keeps its rows: the
+    152 064 of Qwen2.5 include every special token that the model reads or writes (<audio_patch> is
+    151690), untrained, but not the codes of an audio vocoder above them. `vocab_size` (158720 in
+    the released models) appends random rows.
 
     Args:
-        source: the decoder, and encoder and adaptor where it has them.
+        source: the folder of the decoder, and of encoder and adaptor if it has them.
         output: the checkpoint to create.
-        encoder_source: where the encoder comes from instead.
-        tokenizer: where the tokenizer comes from; `source` if None.
+        encoder_source: the folder of the encoder, if not `source`.
+        tokenizer: the folder of the tokenizer; `source` if None.
         adapter: a PEFT adapter for the decoder, which the checkpoint keeps beside it.
-        dtype: what the weights are cast to; None keeps them as they are.
-        vocab_size: rows of the embedding, at least those of the source.
-        seed: of whatever is newly initialised.
+        dtype: to which the weights are cast; None keeps their dtypes.
+        vocab_size: rows of the embedding, at least those of the source; None keeps them.
+        seed: of newly initialised weights.
         progress: called as bytes are written.
 
     Returns:
         For each part, in words, where its weights came from.
 
     Raises:
-        CheckpointError: a source is incomplete or does not fit; the output exists. Nothing is
-            written.
+        CheckpointError: a source is incomplete or does not fit. Nothing is written.
+        OutputError: the output exists, or cannot be written.
     """
     output = pathlib.Path(output)
     check_output_directory(output)
     plan = _plan(
         pathlib.Path(source), pathlib.Path(encoder_source) if encoder_source else None, vocab_size
     )
-    beside = read_adapter(adapter, plan.config.decoder) if adapter else None
+    lora_adapter = read_adapter(adapter, plan.config.decoder) if adapter else None
     described = dict(plan.described)
-    if beside is not None:
-        described["decoder"] += (
-            f", with the LoRA adapter {pathlib.Path(str(adapter)).name} of rank {beside.lora.rank}"
-        )
+    if lora_adapter is not None:
+        name, rank = pathlib.Path(str(adapter)).name, lora_adapter.lora.rank
+        described["decoder"] += f", with the LoRA adapter {name} of rank {rank}"
     layout = _storage_specs(plan, dtype)
-    tokens = pathlib.Path(tokenizer) if tokenizer else pathlib.Path(source)
-    loaded = load_tokenizer(tokens)
+    tokenizer_source = pathlib.Path(tokenizer) if tokenizer else pathlib.Path(source)
+    loaded = load_tokenizer(tokenizer_source)
     check_vocab_size(loaded, plan.config.decoder.vocab_size)
-    with atomic_directory(output, sum(parameter.bytes for parameter in layout.values())) as folder:
+    with atomic_directory(output, sum(spec.bytes for spec in layout.values())) as folder:
         if plan.folders["decoder"].config.naming is STEP_AUDIO and tokenizer is None:
-            copy_tokenizer(tokenizer_folder(tokens), folder / TOKENIZER, loaded)
+            copy_tokenizer(tokenizer_folder(tokenizer_source), folder / TOKENIZER, loaded)
         else:  # plain Qwen2 files lack the special tokens
             loaded.save(folder / TOKENIZER)
-        if beside is not None:
+        if lora_adapter is not None:
             (folder / ADAPTER).mkdir()
-            write_adapter(folder / ADAPTER, beside)
+            write_adapter(folder / ADAPTER, lora_adapter)
         write_checkpoint_config(
-            folder, plan.config, described, None if beside is None else beside.lora
+            folder, plan.config, described, None if lora_adapter is None else lora_adapter.lora
         )
         _write_parameters(folder / PARAMETERS, plan, layout, seed, progress)
     return described
@@ -132,7 +132,7 @@ def import_weights(
 
 @dataclasses.dataclass(frozen=True)
 class _ImportPlan:
-    """The model that will be, and the folder that each part comes from; the adaptor has none where it is new."""
+    """The shape of an imported model, and the folder of each part; a new adaptor has none."""
 
     config: ModelConfig
     folders: Mapping[Part, HFFolder]
@@ -140,7 +140,7 @@ class _ImportPlan:
 
     @property
     def tensors(self) -> list[tuple[HFFolder, Tensor]]:
-        """What is read: each tensor under the name that it has in its folder, in the shape that the model will have."""
+        """Returns the tensors that are read, with the shapes of the imported model."""
         return [
             (folder, tensor)
             for part, folder in self.folders.items()
@@ -155,7 +155,8 @@ def _plan(
     main.check_parts(["decoder"])
     if encoder_source is None and "encoder" not in main.parts:
         raise CheckpointError(
-            f"{source} ({main.config.naming.family}) has no encoder; say where it is with --encoder-source"
+            f"{source} ({main.config.naming.family}) has no encoder; say where it is with"
+            " --encoder-source"
         )
     encoder_folder = HFFolder.open(encoder_source) if encoder_source else main
     encoder_folder.check_parts(["encoder"])
@@ -164,8 +165,8 @@ def _plan(
         folders["adaptor"] = main
         if main.model.encoder.hidden != encoder_folder.model.encoder.hidden:
             raise CheckpointError(
-                f"the adaptor of {source} takes {main.model.encoder.hidden} features, and the encoder of {encoder_folder.path} "
-                f"gives {encoder_folder.model.encoder.hidden}"
+                f"the adaptor of {source} takes {main.model.encoder.hidden} features, and the"
+                f" encoder of {encoder_folder.path} gives {encoder_folder.model.encoder.hidden}"
             )
     for folder in dict.fromkeys(folders.values()):
         folder.check([part for part, of in folders.items() if of is folder])
@@ -190,7 +191,7 @@ def _plan(
 def _storage_specs(
     plan: _ImportPlan, dtype: np.dtype[Any] | None
 ) -> dict[ParamPath, ParameterSpec]:
-    """How each parameter will be stored; a new adaptor has the dtype of the embedding."""
+    """Returns how each parameter is stored; a new adaptor has the dtype of the embedding."""
     dtypes: dict[ParamPath, np.dtype[Any]] = {}
     if dtype is None:
         for part, folder in plan.folders.items():
@@ -225,11 +226,11 @@ def _write_parameters(
 
     with OrbaxBlockWriter(directory, layout) as writer:
         total = sum(parameter.bytes for parameter in layout.values())
-        done = 0
+        written = 0
         for path, block, values in ordered_parallel_map(prepare, blocks):
             writer.write(path, block.index, values)
-            done += values.nbytes
-            progress(done, total)
+            written += values.nbytes
+            progress(written, total)
         for path, leaf in new.items():
             writer.write(
                 path,
@@ -239,7 +240,7 @@ def _write_parameters(
 
 
 def _rows(folder: HFFolder, tensor: Tensor, rows: slice, seed: int) -> NDArray[Any]:
-    """Rows of a stored tensor; those beyond its end (an extended vocabulary) are new."""
+    """Reads rows of a tensor; rows beyond its end (an extended vocabulary) are drawn."""
     stored = folder.stored[tensor.name]
     known = stored.shape[0]
     values = stored.read(slice(rows.start, min(rows.stop, known))) if rows.start < known else None
@@ -252,9 +253,6 @@ def _rows(folder: HFFolder, tensor: Tensor, rows: slice, seed: int) -> NDArray[A
     return new if values is None else np.concatenate([values, new])
 
 
-_TEMPERATURE = 0.7  # the released generation setting
-
-
 def export_weights(
     source: PathLike,
     output: PathLike,
@@ -265,10 +263,10 @@ def export_weights(
     remote_code: str = "",
     progress: ProgressCallback = lambda done, total: None,
 ) -> None:
-    """Exports one of this project's checkpoint folders; the rest as in `export_parameters`.
+    """Exports one of this project's checkpoints; the other arguments are `export_parameters`'s.
 
-    An adapter beside its decoder is merged into it in fp32. Where no `dtype` is named all weights
-    are then exported in fp32, for in bf16 what is small beside a weight would be lost.
+    Its adapter is merged into the decoder in fp32. Unless a `dtype` is given, all weights are then
+    exported in fp32, since bf16 would round away what is small beside a weight.
     """
     source = pathlib.Path(source)
     adapter = read_source_adapter(source)
@@ -289,22 +287,23 @@ def export_weights(
 
 
 def export_adapter(source: PathLike, output: PathLike, *, base: str = "") -> Adapter:
-    """Writes the adapter of one of this project's checkpoint folders as a PEFT folder; returns it.
+    """Writes the adapter of one of this project's checkpoints as a PEFT folder; returns it.
 
     Args:
         source: the checkpoint.
         output: the folder to create.
-        base: the model that the adapter is for, as PEFT is to name it; what the checkpoint says if
-            empty.
+        base: the name of the adapter's base model, for PEFT; if empty, that in the checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint has no adapter, or the output exists. Nothing is written.
+        CheckpointError: the checkpoint has no adapter. Nothing is written.
+        OutputError: the output exists, or cannot be written.
     """
     adapter = read_source_adapter(pathlib.Path(source))
     if adapter is None:
         raise CheckpointError(
-            f"{source} has no adapter: LoRA has not trained its decoder, or a later stage has merged it "
-            "(launch.checkpoint RUN_DIR --stage NAME takes the model out of the stage that has one)"
+            f"{source} has no adapter: LoRA has not trained its decoder, or a later stage has"
+            " merged it (launch.checkpoint RUN_DIR --stage NAME takes the model out of the stage"
+            " that has one)"
         )
     adapter = dataclasses.replace(adapter, base=base or adapter.base)
     size = sum(leaf.nbytes for pair in matrices_by_path(adapter).values() for leaf in pair.values())
@@ -315,11 +314,11 @@ def export_adapter(source: PathLike, output: PathLike, *, base: str = "") -> Ada
 
 
 class LoRAMergingReader:
-    """Parameters with an adapter added to those that it adapts, in fp32, as they are read.
+    """Parameters to which an adapter is added in fp32 as they are read.
 
     Args:
-        parameters: without it.
-        adapter: on the host.
+        parameters: without the adapter.
+        adapter: that is added.
     """
 
     def __init__(self, parameters: ParameterReader, adapter: Adapter):
@@ -328,7 +327,7 @@ class LoRAMergingReader:
         self._scale = adapter.lora.scale
 
     def shape(self, path: ParamPath) -> tuple[int, ...]:
-        """Returns the shape of a parameter; CheckpointError where there is none."""
+        """Returns the shape of a parameter; raises CheckpointError if there is none."""
         return self._parameters.shape(path)
 
     def dtype(self, path: ParamPath) -> np.dtype[Any]:
@@ -336,7 +335,7 @@ class LoRAMergingReader:
         return np.dtype(np.float32) if path in self._pairs else self._parameters.dtype(path)
 
     def read(self, path: ParamPath, index: BlockIndex) -> NDArray[Any]:
-        """A block of a parameter."""
+        """Reads a block of a parameter."""
         block = self._parameters.read(path, index)
         return (
             merge_lora_block(block, self._pairs[path], self._scale, index)
@@ -363,22 +362,20 @@ def export_parameters(
     tokenizer's files.
 
     Args:
-        parameters: read a block at a time (`ArrayReader` for a tree in memory, `OrbaxReader` for an
-        Orbax checkpoint).
+        parameters: `ArrayReader` for a tree in memory, `OrbaxReader` for an Orbax checkpoint.
         config: the shape of the model.
-        tokenizer: the tokenizer, or a folder whose tokenizer files are copied as they are.
+        tokenizer: the tokenizer, or a folder whose tokenizer files are copied unchanged.
         output: the folder to create.
-        dtype: what the weights are cast to; None keeps them as they are.
-        max_shard_bytes: of the tensors in one shard; a tensor that is larger gets a shard of its
-        own.
+        dtype: to which the weights are cast; None keeps their dtypes.
+        max_shard_bytes: of the tensors in one shard; a larger tensor gets a shard of its own.
         form: of `config.json`, "nested" (Step-Audio-2) or "flat" (Step-Audio-R1).
         remote_code: a Hub repository with the modelling code, named in `config.json` for
-        `trust_remote_code`.
+            `trust_remote_code`.
         progress: called as bytes are written.
 
     Raises:
-        CheckpointError: a parameter is missing or misshapen, or the output exists. Nothing is
-            written.
+        CheckpointError: a parameter is missing or misshapen. Nothing is written.
+        OutputError: the output exists, or cannot be written.
     """
     loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, pathlib.Path) else tokenizer
     check_vocab_size(loaded, config.decoder.vocab_size)
@@ -402,30 +399,6 @@ def export_parameters(
         _write_tensors(folder, parameters, config, planned, max_shard_bytes, progress)
 
 
-def write_config_files(
-    folder: pathlib.Path,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    *,
-    dtype: str,
-    form: HFConfigForm,
-    remote_code: str = "",
-) -> None:
-    """Writes `config.json` and `generation_config.json`."""
-    special = tokenizer.special
-    described = to_hf_config(
-        config, dtype=dtype, eos=special.pad, pad=special.pad, form=form, remote_code=remote_code
-    )
-    generation = {
-        "do_sample": True,
-        "temperature": _TEMPERATURE,
-        "eos_token_id": [special.eot],
-        "pad_token_id": special.pad,
-    }
-    write_json(folder / CONFIG, described)
-    write_json(folder / "generation_config.json", generation)
-
-
 def _write_tensors(
     folder: pathlib.Path,
     parameters: ParameterReader,
@@ -445,12 +418,12 @@ def _write_tensors(
         for block in tensor.blocks()
     )
     total = sum(plan.bytes for plan in planned)
-    done = 0
+    written = 0
     with ShardWriter(folder, planned, max_shard_bytes) as writer:
         for rows in ordered_parallel_map(prepare, blocks):
             writer.append(rows)
-            done += rows.nbytes
-            progress(done, total)
+            written += rows.nbytes
+            progress(written, total)
 
 
 def _supported(dtype: np.dtype[Any], tensor: Tensor) -> np.dtype[Any]:

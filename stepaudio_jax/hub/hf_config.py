@@ -1,7 +1,8 @@
-"""The `config.json` of Hugging Face folders: Step-Audio (both forms), Qwen2/Qwen2.5 and Qwen2-Audio.
+"""Reads and writes `config.json` of Hugging Face folders.
 
-Every size is read from the file; a field that is missing, of the wrong type, or that asks for
-something the model does not do is an error that names the file and the key.
+It reads Step-Audio's (both forms), Qwen2's, Qwen2.5's and Qwen2-Audio's, and writes Step-Audio's.
+Every size comes from the file. A field that is missing, has the wrong type, or asks for something
+that the model does not support is an error that names the file and the key.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from stepaudio_jax.storage import (
     read_json,
     recognize_folder,
     recognize_run,
+    write_json,
 )
+from stepaudio_jax.text import Tokenizer
 
 CONFIG = "config.json"
 HFConfigForm = Literal["nested", "flat"]
@@ -26,19 +29,18 @@ _ARCHITECTURES: Mapping[HFConfigForm, str] = {
     "nested": "StepAudio2ForCausalLM",
     "flat": "StepAudioForCausalLMV2",
 }
-_LENGTH_CONVENTION = (
-    "length_convention"  # ours, among the encoder's fields; other loaders ignore it
-)
-_CODEBOOK_SIZE = (
-    4096  # of the audio tokenizer, which is not part of the model; loaders expect the field
-)
+# This project's own field among the encoder's; other loaders ignore it.
+_LENGTH_CONVENTION = "length_convention"
+# Of the audio tokenizer, which is not part of the model; loaders expect the field.
+_CODEBOOK_SIZE = 4096
+_TEMPERATURE = 0.7  # of the released `generation_config.json`
 
 
 @dataclasses.dataclass(frozen=True)
 class HFConfig:
-    """What a folder's `config.json` says: how its tensors are named, and the shape of each part that it has.
+    """The names of a folder's tensors and the shapes of its parts, from its `config.json`.
 
-    The adaptor's inner size is in no field; it is the shape of its tensors.
+    No field has the adaptor's inner size; it is read from the shapes of its tensors.
     """
 
     model_type: str
@@ -49,10 +51,10 @@ class HFConfig:
 
 
 def read_hf_config(folder: pathlib.Path) -> HFConfig:
-    """Parses `config.json`.
+    """Reads `config.json` of a Hugging Face folder.
 
     Raises:
-        CheckpointError: naming the file and the key.
+        CheckpointError: names the file and the key.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -68,7 +70,8 @@ def read_hf_config(folder: pathlib.Path) -> HFConfig:
     if fields.has("quantization_config"):
         method = fields.section("quantization_config").text_or("quant_method", "quantised")
         raise CheckpointError(
-            f"{folder} holds quantised weights ({method}); get the model in bfloat16 that they were made from"
+            f"{folder} holds quantised weights ({method}); get the model in bfloat16 that they were"
+            " made from"
         )
     if model_type not in _PARSERS:
         raise CheckpointError(
@@ -81,7 +84,7 @@ def read_hf_config(folder: pathlib.Path) -> HFConfig:
 
 
 class _Fields:
-    """The fields of one (nested) mapping of a JSON file, read with their type."""
+    """Reads the fields of a JSON object, or of an object in it, with their types."""
 
     def __init__(self, file: pathlib.Path, values: Mapping[str, Any], prefix: str = ""):
         self._file = file
@@ -113,11 +116,11 @@ class _Fields:
         return value
 
     def flag(self, key: str) -> bool:
-        """False where the key is absent, as in the released loaders."""
+        """Returns a boolean; False if the key is absent, as in the released loaders."""
         return bool(self._get(key, bool)) if self.has(key) else False
 
     def check_equals(self, key: str, value: Any, why: str = "nothing else is supported") -> None:
-        """Refuses a field that is present with another value."""
+        """Checks that a field is absent or has a value."""
         if self.has(key) and self._values[key] != value:
             raise self.error(key, f"must be {value!r}: {why}")
 
@@ -213,7 +216,7 @@ def _decoder(fields: _Fields, *, tied: bool) -> DecoderConfig:
 
 
 def _kv_heads(fields: _Fields) -> int:
-    """Step-Audio states the key-value heads twice; Qwen2 once."""
+    """Returns the number of key-value heads, which Step-Audio states twice and Qwen2 once."""
     keys = [key for key in ("num_key_value_heads", "num_attention_groups") if fields.has(key)] or [
         "num_key_value_heads"
     ]
@@ -224,10 +227,10 @@ def _kv_heads(fields: _Fields) -> int:
 
 
 def _rope_theta(fields: _Fields) -> float:
-    """Returns the base of the rotary positions; a scaling of them that scales nothing is none."""
+    """Returns the base of the rotary positions; a scaling that changes nothing is accepted."""
     thetas = []
-    # transformers 5 writes `rope_parameters`, which holds the base too; earlier ones
-    # `rope_scaling`, null for none.
+    # transformers 5 writes `rope_parameters`, with the base in it; earlier versions write
+    # `rope_scaling`, null if there is none.
     for key in ("rope_parameters", "rope_scaling"):
         if fields.has(key):
             rope = fields.section(key)
@@ -238,7 +241,7 @@ def _rope_theta(fields: _Fields) -> float:
 
 
 def _check_rope_unscaled(fields: _Fields, key: str, rope: _Fields) -> None:
-    """Accepts the type "default", and "linear" by a factor of 1, which divides the positions by 1."""
+    """Checks that a scaling is of the type "default", or "linear" with a factor of 1."""
     kind_key = "rope_type" if rope.has("rope_type") else "type"
     kind = rope.text_or(kind_key, "default")
     scales = not (
@@ -249,8 +252,8 @@ def _check_rope_unscaled(fields: _Fields, key: str, rope: _Fields) -> None:
     if key == "rope_scaling" and (scales or rope.has("mrope_section")):
         raise fields.error(
             key,
-            f"must be null or of the type 'default': {rule} (where the model was not trained with them, set it to null, and "
-            "max_position_embeddings to the length without them)",
+            f"must be null or of the type 'default': {rule} (where the model was not trained with"
+            " them, set it to null, and max_position_embeddings to the length without them)",
         )
     if scales:
         raise rope.error(kind_key, f"must be 'default': {rule}")
@@ -267,18 +270,18 @@ def to_hf_config(
     form: HFConfigForm = "nested",
     remote_code: str = "",
 ) -> dict[str, Any]:
-    """The `config.json` of an exported model.
+    """Returns the content of `config.json` of an exported model.
 
     Args:
         config: the model's shape.
         dtype: of the weights, "bfloat16" or "float32".
         eos, pad: token ids.
         form: "nested" as in Step-Audio-2-mini, "flat" as in Step-Audio-R1.
-        remote_code: a Hub repository that holds the modelling code, for `AutoModelForCausalLM` with
+        remote_code: a Hub repository with the modelling code, for `AutoModelForCausalLM` with
             `trust_remote_code`; empty for none.
 
     Raises:
-        CheckpointError: the shape has a value that the format has no field for.
+        CheckpointError: the format has no field for some value of the shape.
     """
     encoder, decoder = config.encoder, config.decoder
     text: dict[str, Any] = {
@@ -302,7 +305,8 @@ def to_hf_config(
     }
     if encoder.norm_eps != EncoderConfig.norm_eps:
         raise CheckpointError(
-            f"encoder norm_eps={encoder.norm_eps} cannot be exported: loaders use {EncoderConfig.norm_eps}"
+            f"encoder norm_eps={encoder.norm_eps} cannot be exported: loaders use"
+            f" {EncoderConfig.norm_eps}"
         )
     if decoder.head_dim * decoder.heads != decoder.hidden:
         text["head_dim"] = decoder.head_dim
@@ -335,3 +339,27 @@ def to_hf_config(
         }
         return {**values, "text_config": text, "audio_encoder_config": audio, **shared}
     return {**values, **text, "audio_encoder_config": audio}
+
+
+def write_config_files(
+    folder: pathlib.Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    form: HFConfigForm,
+    remote_code: str = "",
+) -> None:
+    """Writes `config.json` and `generation_config.json`."""
+    special = tokenizer.special
+    described = to_hf_config(
+        config, dtype=dtype, eos=special.pad, pad=special.pad, form=form, remote_code=remote_code
+    )
+    generation = {
+        "do_sample": True,
+        "temperature": _TEMPERATURE,
+        "eos_token_id": [special.eot],
+        "pad_token_id": special.pad,
+    }
+    write_json(folder / CONFIG, described)
+    write_json(folder / "generation_config.json", generation)

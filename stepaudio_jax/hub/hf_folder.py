@@ -1,4 +1,4 @@
-"""A Hugging Face folder of weights: its parts, and whether its tensors are those that its config asks for."""
+"""Opens Hugging Face folders, and checks that their tensors fit their configuration."""
 
 import dataclasses
 import math
@@ -38,7 +38,13 @@ _MAX_PROBLEMS = 20  # in one message
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HFFolder:
-    """An opened folder; only its config and the headers of its shards have been read."""
+    """A folder of which the configuration and the headers of the shards have been read.
+
+    Attributes:
+        path: of the folder.
+        config: from its `config.json`.
+        stored: its tensors by name.
+    """
 
     path: pathlib.Path
     config: HFConfig
@@ -60,9 +66,8 @@ class HFFolder:
             and _EMBEDDING not in stored
             and _LM_HEAD in stored
         ):
-            stored[_EMBEDDING] = stored.pop(
-                _LM_HEAD
-            )  # safetensors' own save_model keeps one of the two names
+            # safetensors' own save_model keeps one of the two names.
+            stored[_EMBEDDING] = stored.pop(_LM_HEAD)
         return HFFolder(path, config, stored)
 
     @property
@@ -71,15 +76,15 @@ class HFFolder:
 
     @property
     def adaptor(self) -> AdaptorConfig:
-        """The adaptor's shape, read from its tensors (no config field holds it)."""
+        """Returns the adaptor's shape, read from its tensors; no config field has it."""
         tensor = self.stored.get(_ADAPTOR_WIDTH_TENSOR)
         if tensor is None or not all(tensor.shape[:1]):
-            return AdaptorConfig()  # `problems` tells that the tensor is missing or misshapen
+            return AdaptorConfig()  # `problems` reports the missing or misshapen tensor
         return AdaptorConfig(ffn=tensor.shape[0])
 
     @property
     def model(self) -> ModelConfig:
-        """The model's shape, with default values for the parts that this folder lacks."""
+        """Returns the model's shape, with default values for parts that this folder lacks."""
         default = ModelConfig()
         return ModelConfig(
             encoder=self.config.encoder or default.encoder,
@@ -89,28 +94,32 @@ class HFFolder:
         )
 
     def check_parts(self, parts: Sequence[Part]) -> None:
-        """Refuses a part that this family of checkpoints does not hold."""
+        """Checks that this family of checkpoints has all of the parts."""
         lacking = [part for part in parts if part not in self.parts]
         if lacking:
             raise CheckpointError(
-                f"{self.path} ({self.config.naming.family}) holds {', '.join(self.parts)} only, not {', '.join(lacking)}"
+                f"{self.path} ({self.config.naming.family}) holds {', '.join(self.parts)} only, not"
+                f" {', '.join(lacking)}"
             )
 
     def tensors(self, parts: Sequence[Part]) -> list[Tensor]:
-        """The tensors that the config asks for, of the given parts."""
+        """Returns the tensors of some parts that the configuration asks for."""
         return tensors(self.model, self.config.naming, parts)
 
     def problems(self, parts: Sequence[Part]) -> list[str]:
-        """What is wrong with the tensors of the given parts: missing, misshapen, of an unknown dtype, unexpected, unequal."""
+        """Returns what is wrong with the tensors of some parts.
+
+        They are missing, misshapen, of an unknown dtype, unexpected, or tied and unequal.
+        """
         return self._tensor_problems(parts) or self._lm_head_problems(parts)
 
     @property
     def skipped_tensors(self) -> list[str]:
-        """Returns the names of the tensors that are not read, since they follow from others or from the configuration."""
+        """Returns the names of tensors that are not read, since they follow from the rest."""
         return [name for name, stored in self.stored.items() if self._is_skipped(name, stored)]
 
     def check(self, parts: Sequence[Part]) -> None:
-        """Raises one CheckpointError that lists every problem of the given parts."""
+        """Checks the tensors of some parts; a CheckpointError lists all problems."""
         self.check_parts(parts)
         raise_if_problems(self.path, self._tensor_problems(parts))
         for problem in self._lm_head_problems(parts):
@@ -118,18 +127,18 @@ class HFFolder:
 
     def _tensor_problems(self, parts: Sequence[Part]) -> list[str]:
         expected = {tensor.name: tensor for tensor in self.tensors(parts)}
-        found = [
+        problems = [
             f"missing {name} {list(tensor.shape)}{_TIED_HINT if name == _LM_HEAD else ''}"
             for name, tensor in expected.items()
             if name not in self.stored
         ]
         for name, stored in self.stored.items():
             if name in expected and stored.shape != expected[name].shape:
-                found.append(
+                problems.append(
                     f"misshapen {name}: {list(stored.shape)}, expected {list(expected[name].shape)}"
                 )
             elif name in expected and stored.dtype_code not in SAFETENSORS_DTYPES:
-                found.append(
+                problems.append(
                     f"{name} is {stored.dtype_code}, not one of {', '.join(SAFETENSORS_DTYPES)}"
                 )
             elif (
@@ -137,11 +146,14 @@ class HFFolder:
                 and self._is_unexpected(name, parts)
                 and not self._is_skipped(name, stored)
             ):
-                found.append(f"unexpected {name} {list(stored.shape)}")
-        return found
+                problems.append(f"unexpected {name} {list(stored.shape)}")
+        return problems
 
     def _lm_head_problems(self, parts: Sequence[Part]) -> list[str]:
-        """Returns how a head differs from the embedding that config.json ties to it, if it does; both are read."""
+        """Returns the problem of an `lm_head` that differs from the embedding it is tied to.
+
+        Both are read.
+        """
         if (
             "decoder" not in parts
             or not self._is_tied
@@ -153,8 +165,9 @@ class HFFolder:
         if difference is None:
             return []
         return [
-            f"{_LM_HEAD} differs from {_EMBEDDING} ({difference}), and config.json says tie_word_embeddings, that they are the "
-            f"same: set tie_word_embeddings to false in config.json (wherever it is there), or remove {_LM_HEAD}"
+            f"{_LM_HEAD} differs from {_EMBEDDING} ({difference}), and config.json says"
+            " tie_word_embeddings, that they are the same: set tie_word_embeddings to false in"
+            f" config.json (wherever it is there), or remove {_LM_HEAD}"
         ]
 
     @property
@@ -165,28 +178,30 @@ class HFFolder:
         return is_derived_buffer(name, stored.shape) or (name == _LM_HEAD and self._is_tied)
 
     def parameter_dtypes(self, parts: Sequence[Part]) -> dict[ParamPath, np.dtype[Any]]:
-        """The dtype of every parameter of the given parts.
+        """Returns the dtype of every parameter of some parts.
 
         Raises:
-            CheckpointError: the layers of a parameter differ in it, and they are one array here.
+            CheckpointError: the layers of a parameter, which are one array here, differ in dtype.
         """
-        found: dict[ParamPath, dict[str, str]] = {}
+        codes_of: dict[ParamPath, dict[str, str]] = {}  # code -> the first tensor that has it
         for tensor in self.tensors(parts):
-            found.setdefault(tensor.path, {}).setdefault(
+            codes_of.setdefault(tensor.path, {}).setdefault(
                 self.stored[tensor.name].dtype_code, tensor.name
             )
-        mixed = [names for names in found.values() if len(names) > 1]
+        mixed = [codes for codes in codes_of.values() if len(codes) > 1]
         if mixed:
             listed = "; ".join(
-                ", ".join(f"{name} is {code}" for code, name in names.items()) for names in mixed
+                ", ".join(f"{name} is {code}" for code, name in codes.items()) for codes in mixed
             )
             raise CheckpointError(
                 f"{self.path}: layers differ in dtype; say which one is wanted: {listed}"
             )
-        return {path: SAFETENSORS_DTYPES[code] for path, names in found.items() for code in names}
+        return {
+            path: SAFETENSORS_DTYPES[code] for path, codes in codes_of.items() for code in codes
+        }
 
     def read(self, tensor: Tensor, block: Block) -> NDArray[Any]:
-        """A block of a tensor, as the parameter holds it, in the file's dtype."""
+        """Reads a block of a tensor, in the parameter's order of axes and the file's dtype."""
         return tensor.to_parameter(self.stored[tensor.name].read(block.rows), block)
 
     def _is_unexpected(self, name: str, parts: Sequence[Part]) -> bool:
@@ -196,13 +211,14 @@ class HFFolder:
 
 
 def raise_if_problems(path: pathlib.Path, problems: Sequence[str]) -> None:
-    """Raises one error that lists the problems, if there are any."""
+    """Raises a CheckpointError that lists the problems, if there are any."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         shown = list(problems[:_MAX_PROBLEMS])
         if len(problems) > len(shown):
             shown.append(
-                f"and {len(problems) - len(shown)} more, which `python -m tools.convert_weights inspect {path}` lists"
+                f"and {len(problems) - len(shown)} more, which"
+                f" `python -m tools.convert_weights inspect {path}` lists"
             )
         wrapper = next(
             (
@@ -214,12 +230,18 @@ def raise_if_problems(path: pathlib.Path, problems: Sequence[str]) -> None:
         )
         remedy = "copy or convert the folder again"
         if wrapper is not None:
-            remedy = f"its names begin with {wrapper!r}, as a wrapped model's do: save the model inside the wrapper again"
+            remedy = (
+                f"its names begin with {wrapper!r}, as a wrapped model's do: save the model inside"
+                " the wrapper again"
+            )
         raise CheckpointError(f"{path}: {count}; {remedy}: {'; '.join(shown)}")
 
 
 def first_difference(first: StoredTensor, second: StoredTensor) -> str | None:
-    """Returns in words where two tensors differ, or None where all of their values are equal; reads a few rows at a time."""
+    """Returns in words where two tensors differ; None if all of their values are equal.
+
+    A few rows are read at a time.
+    """
     if first.shape != second.shape:
         return f"{list(first.shape)} and {list(second.shape)}"
     for tensor in (first, second):
@@ -237,7 +259,7 @@ def first_difference(first: StoredTensor, second: StoredTensor) -> str | None:
 
 
 def _check_no_adapter(path: pathlib.Path) -> None:
-    """Refuses an adapter beside a model, which would be left out in silence; one without a model is told from its files."""
+    """Checks that a folder has no PEFT adapter, which would be ignored silently."""
     if not (path / "adapter_config.json").is_file():
         return
     weights = [
@@ -247,7 +269,8 @@ def _check_no_adapter(path: pathlib.Path) -> None:
     ]
     if weights:
         raise CheckpointError(
-            f"{path} holds a model ({weights[0]}) and beside it a PEFT adapter (adapter_config.json): move the adapter to a "
-            "folder of its own, and merge the two with `python -m tools.convert_weights import --adapter` if both are meant"
+            f"{path} holds a model ({weights[0]}) and beside it a PEFT adapter"
+            " (adapter_config.json): move the adapter to a folder of its own, and merge the two"
+            " with `python -m tools.convert_weights import --adapter` if both are meant"
         )
     raise CheckpointError(f"{path} {recognize_folder(path, 'weights')}")

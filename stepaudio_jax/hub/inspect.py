@@ -1,4 +1,4 @@
-"""What a folder of weights holds, and whether it is whole."""
+"""Summarises what a folder of weights has, and whether it is complete."""
 
 import collections
 import dataclasses
@@ -23,11 +23,18 @@ from stepaudio_jax.storage import PathLike
 
 @dataclasses.dataclass(frozen=True)
 class FolderSummary:
-    """What was found; `problems` is empty where the folder is whole.
+    """The content of a folder of weights.
 
-    `model` has default values for parts that the folder lacks. `dtypes` counts tensors (of a
-    checkpoint: parameters). `skipped_tensors` names the tensors that are not read, since they
-    follow from others.
+    Attributes:
+        kind: of the folder, in words.
+        parts: that it has.
+        model: its shape, with default values for parts that the folder lacks.
+        tensors: their number (in a checkpoint, the number of parameters arrays).
+        parameters: the number of their values.
+        bytes: of the tensors.
+        dtypes: the number of tensors of each dtype.
+        problems: in words; empty if the folder is complete.
+        skipped_tensors: names of tensors that are not read, since they follow from others.
     """
 
     kind: str
@@ -42,7 +49,9 @@ class FolderSummary:
 
 
 def inspect_folder(folder: PathLike) -> FolderSummary:
-    """Takes stock of a checkpoint or a Hugging Face folder; no weights are read, but for a head beside tied embeddings.
+    """Summarises a checkpoint or a Hugging Face folder.
+
+    No weights are read, unless an `lm_head` must be compared with a tied embedding.
 
     Raises:
         CheckpointError: its config, or the headers of its shards, cannot be read.
@@ -54,7 +63,7 @@ def inspect_folder(folder: PathLike) -> FolderSummary:
 def _inspect_hugging_face(folder: pathlib.Path) -> FolderSummary:
     opened = HFFolder.open(folder)
     naming = opened.config.naming
-    held = [
+    expected = [
         opened.stored[tensor.name]
         for tensor in opened.tensors(naming.parts)
         if tensor.name in opened.stored
@@ -63,10 +72,10 @@ def _inspect_hugging_face(folder: pathlib.Path) -> FolderSummary:
         kind=f"Hugging Face folder, {naming.family} (model_type {opened.config.model_type})",
         parts=naming.parts,
         model=opened.model,
-        tensors=len(held),
-        parameters=sum(math.prod(tensor.shape) for tensor in held),
-        bytes=sum(tensor.bytes for tensor in held),
-        dtypes=collections.Counter(tensor.dtype_code for tensor in held),
+        tensors=len(expected),
+        parameters=sum(math.prod(tensor.shape) for tensor in expected),
+        bytes=sum(tensor.bytes for tensor in expected),
+        dtypes=collections.Counter(tensor.dtype_code for tensor in expected),
         problems=tuple(opened.problems(naming.parts)),
         skipped_tensors=tuple(opened.skipped_tensors),
     )
@@ -96,7 +105,10 @@ def _inspect_checkpoint(folder: pathlib.Path) -> FolderSummary:
     adapter = checkpoint_lora_config(folder)
     kind = "stepaudio_jax checkpoint"
     if adapter is not None:
-        kind += f" with a LoRA adapter beside it (rank {adapter.rank}, alpha {adapter.alpha:g}, {', '.join(adapter.targets)})"
+        kind += (
+            f" with a LoRA adapter beside it (rank {adapter.rank}, alpha {adapter.alpha:g},"
+            f" {', '.join(adapter.targets)})"
+        )
         try:
             read_source_adapter(folder)
         except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""An array, sharded or not, put together from blocks that are read one at a time."""
+"""Places blocks that are read one at a time into the shards of an array, and reads them ahead."""
 
 import collections
 import concurrent.futures
@@ -12,8 +12,6 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from stepaudio_jax.hub.tensor_map import BlockIndex
-
-# Preparing blocks in threads while earlier ones are written.
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -29,18 +27,25 @@ def ordered_parallel_map(
     threads: int = 2,
     max_pending: int = 3,
 ) -> Iterator[ResultT]:
-    """`map(function, items)`, computed in threads at most `max_pending` items early, so that memory stays bounded."""
+    """Yields `function(item)` for every item in order, computed ahead in threads.
+
+    Args:
+        function: called in threads.
+        items: any number of them.
+        threads: that compute.
+        max_pending: results that may be ready and not yet yielded, which bounds the memory.
+    """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        due: collections.deque[concurrent.futures.Future[ResultT]] = collections.deque()
+        pending: collections.deque[concurrent.futures.Future[ResultT]] = collections.deque()
         try:
             for item in items:
-                due.append(pool.submit(function, item))
-                if len(due) > max_pending:
-                    yield due.popleft().result()
-            while due:
-                yield due.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > max_pending:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in due:
+            for future in pending:
                 future.cancel()
 
 
@@ -48,9 +53,14 @@ _Bounds = tuple[tuple[int, int], ...]
 
 
 class ShardBuffers:
-    """The shards of one array that this process's devices hold, filled on the host and then sent to the devices.
+    """Collects blocks of an array on the host, and then sends each device its shard.
 
-    A shard that several devices hold is filled once.
+    It holds the shards of this process's devices; one that several devices hold is stored once.
+
+    Args:
+        shape: of the array.
+        dtype: of the array.
+        sharding: where it is placed.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], sharding: Sharding):
@@ -67,14 +77,14 @@ class ShardBuffers:
         }
 
     def overlap(self, index: BlockIndex) -> bool:
-        """Whether a block holds anything that these shards need."""
+        """Returns whether a block holds anything that these shards need."""
         return any(
             _intersection(_bounds(index, self._shape), bounds) is not None
             for bounds in self._values
         )
 
     def fill(self, index: BlockIndex, values: NDArray[Any]) -> None:
-        """Copies a block (cast to the array's dtype) to where it belongs."""
+        """Copies a block into the shards, cast to the array's dtype."""
         block = _bounds(index, self._shape)
         for bounds, shard in self._values.items():
             common = _intersection(block, bounds)
@@ -82,7 +92,7 @@ class ShardBuffers:
                 shard[_relative(common, bounds)] = values[_relative(common, block)]
 
     def array(self) -> jax.Array:
-        """The array, once every block has been filled in."""
+        """Returns the array, after every block has been filled in."""
         shards = [
             jax.device_put(self._values[bounds], device) for device, bounds in self._bounds.items()
         ]

@@ -1,4 +1,4 @@
-"""Weights straight into memory, from a checkpoint of this project or from Hugging Face folders."""
+"""Loads weights into memory, from checkpoints of this project and from Hugging Face folders."""
 
 import dataclasses
 import functools
@@ -32,6 +32,7 @@ from stepaudio_jax.hub.tensor_map import (
     ParamPath,
     Tensor,
     flatten,
+    get_at,
     parameter_shapes,
     unflatten,
 )
@@ -47,14 +48,16 @@ def weight_sources(
     encoder: PathLike | None = None,
     decoder: PathLike | None = None,
 ) -> dict[Part, pathlib.Path]:
-    """Which folder each part's weights come from; a part that no folder gives is absent.
+    """Returns the folder from which the weights of each part come.
+
+    Parts that no folder has are absent.
 
     Args:
-        model: a checkpoint or a Hugging Face folder, for every part that it holds; None for none.
+        model: a checkpoint or a Hugging Face folder, for every part that it has; None for none.
         encoder, decoder: folders that override their part.
 
     Raises:
-        CheckpointError: a folder cannot be read, or lacks the part that it is named for.
+        CheckpointError: a folder cannot be read, or lacks the part for which it is named.
     """
     sources: dict[Part, pathlib.Path] = {}
     if model:
@@ -68,9 +71,12 @@ def weight_sources(
 
 
 def read_model_config(source: PathLike | WeightSources) -> ModelConfig:
-    """The shape of the model in a folder, or of the one whose parts lie in several (see `weight_sources`).
+    """Returns the shape of a model whose parts are in one folder or in several.
 
-    The adaptor's is the default where no folder has one.
+    The adaptor has its default shape if no folder has one.
+
+    Args:
+        source: a folder, or the folder of each part (see `weight_sources`).
 
     Raises:
         CheckpointError: a folder cannot be read, or gives no encoder or no decoder.
@@ -99,19 +105,19 @@ def read_parameters(
     shardings: Mapping[str, Any] | None = None,
     merge_adapter: bool = True,
 ) -> dict[str, Any]:
-    """Reads parameters, a block at a time, into arrays placed as asked.
+    """Reads parameters, a block at a time, into arrays with the given shardings.
 
     Args:
         source: a folder (a checkpoint, or a Hugging Face folder), or the folder of each part (see
-        `weight_sources`).
-        parts: what is read; everything that the source holds if None.
+            `weight_sources`).
+        parts: that are read; all that the source has if None.
         config: the shape that the parameters must have; not checked if None.
-        dtype: what they are cast to, for all or by part; None keeps them as they are.
-        shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; the first
-        device if None.
-        merge_adapter: add the adapter that a checkpoint has beside its decoder, in fp32, to the
-            matrices that it adapts; they are cast to `dtype` afterwards, and are fp32 where that is
-            None. Else they are read without it (`source_lora_config`).
+        dtype: to which they are cast, for all or by part; None keeps their dtypes.
+        shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; None
+            places them on the first device.
+        merge_adapter: whether to add a checkpoint's adapter to the decoder's matrices. The sum is
+            computed in fp32 and then cast to `dtype`; it stays fp32 if that is None. Without it
+            `read_source_adapter` gives the adapter.
 
     Returns:
         The tree of the parts read, nested dicts of `jax.Array`.
@@ -152,7 +158,7 @@ def read_parameters(
 
 
 def source_lora_config(source: PathLike | WeightSources) -> LoRAConfig | None:
-    """Returns rank, alpha and targets of the adapter that the decoder of a source has beside it; None where there is none."""
+    """Returns rank, alpha and targets of the adapter of a source's decoder; None without one."""
     folder = _as_sources(source).get("decoder")
     if folder is None or not is_checkpoint(pathlib.Path(folder)):
         return None
@@ -160,7 +166,7 @@ def source_lora_config(source: PathLike | WeightSources) -> LoRAConfig | None:
 
 
 def read_source_adapter(source: PathLike | WeightSources) -> Adapter | None:
-    """Reads the adapter that the decoder of a source has beside it; None where there is none.
+    """Reads the adapter of a source's decoder; returns None if it has none.
 
     Raises:
         CheckpointError: it cannot be read, or does not fit the decoder.
@@ -178,14 +184,15 @@ def read_source_adapter(source: PathLike | WeightSources) -> Adapter | None:
         set(lora.targets),
     ):
         raise CheckpointError(
-            f"{folder / ADAPTER} is not the adapter that {folder / 'config.json'} describes; copy the folder again"
+            f"{folder / ADAPTER} is not the adapter that {folder / 'config.json'} describes; copy"
+            " the folder again"
         )
     return adapter
 
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """What a parameter is read into; the dtype None is the one it is stored in."""
+    """The array into which a parameter is read; dtype None keeps the stored one."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None
@@ -222,7 +229,7 @@ def _read_and_merge_lora(
     as_stored = {path: dataclasses.replace(targets[path], dtype=None) for path in adapted}
     leaves = _read_checkpoint(folder, parts, {**targets, **as_stored})
     for path in adapted:
-        pair = _at(adapter.matrices, path[2:-1])
+        pair = get_at(adapter.matrices, path[2:-1])
         decoder = {"layers": unflatten({path[2:]: leaves.pop(path)})}
         matrices = unflatten({(*path[2:-1], name): values for name, values in pair.items()})
         dtype = targets[path].dtype or np.dtype(np.float32)
@@ -245,10 +252,6 @@ def _is_adapted(path: ParamPath, adapter: Adapter) -> bool:
         and path[-1] == "kernel"
         and path[-2] in adapter.lora.targets
     )
-
-
-def _at(tree: Any, path: ParamPath) -> Any:
-    return functools.reduce(lambda node, name: node[name], path, tree)
 
 
 def _read_hugging_face(
@@ -321,7 +324,8 @@ def _check_shapes(
     ]
     if differing:
         raise CheckpointError(
-            f"{folder} does not have the shape that the configuration asks for: {'; '.join(differing)}"
+            f"{folder} does not have the shape that the configuration asks for:"
+            f" {'; '.join(differing)}"
         )
 
 

@@ -1,9 +1,9 @@
-"""LoRA adapters in PEFT's form: `adapter_config.json` and `adapter_model.safetensors`.
+"""Reads and writes LoRA adapters as PEFT does: `adapter_config.json`, `adapter_model.safetensors`.
 
-A tensor is named as PEFT names it on transformers' `Qwen2ForCausalLM`: for the query projection of
-layer 0 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [rank, inputs] and
-`..lora_B.weight` [outputs, rank]. They are `down` and `up` of `models.low_rank`, turned around, the
-layers apart and the heads' dimensions in one.
+Tensors have the names that PEFT gives them on transformers' `Qwen2ForCausalLM`: for the query
+projection of layer 0 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
+[rank, inputs] and `..lora_B.weight` [outputs, rank]. They are `down` and `up` of `models.lora`,
+transposed, one layer each, with the heads' dimensions merged.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from safetensors.numpy import save_file
 from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
 from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header
-from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath
+from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, get_at, unflatten
 from stepaudio_jax.models import Parameters, abstract_lora, lora_paths
-from stepaudio_jax.storage import PathLike, expand_home, read_json, write_json
+from stepaudio_jax.storage import PathLike, expand_home, first_few, read_json, write_json
 
 ADAPTER = "adapter"  # in a checkpoint's folder: the adapter beside its parameters
 ADAPTER_CONFIG = "adapter_config.json"
@@ -34,10 +34,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LAYER = "model.layers.{i}."
 _MATRICES = {"lora_A": "down", "lora_B": "up"}
 _TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?:language_model\.)?(?:model\.)*layers\.(?P<layer>\d+)\.(?P<module>[\w.]+?)"
-    r"\.(?P<matrix>lora_[AB])(?:\.default)?\.weight"
+    r"(?:base_model\.model\.)?(?:language_model\.)?(?:model\.)*layers\.(?P<layer>\d+)"
+    r"\.(?P<module>[\w.]+?)\.(?P<matrix>lora_[AB])(?:\.default)?\.weight"
 )
-# Settings of PEFT that make something else of an adapter than scale * B A, and the values with
+# Settings of PEFT that turn an adapter into something else than scale * B A, and the values with
 # which they do not.
 _PLAIN_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
@@ -56,12 +56,8 @@ _PLAIN_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "megatron_config": (None,),
     "arrow_config": (None,),
 }
-_BASE_CHANGING_INITS = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-)  # initialisations that subtract something from the base's weights
+# Initialisations that subtract something from the base's weights.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +67,7 @@ class Adapter:
     Attributes:
         lora: its rank, alpha and targets.
         matrices: {"down", "up"} of every adapted kernel, fp32 (see `models.AbstractLoRA`).
-        base: the model that it was trained on, in words or as a path; empty where that is not
-            known.
+        base: the model on which it was trained, in words or as a path; empty if unknown.
     """
 
     lora: LoRAConfig
@@ -81,38 +76,40 @@ class Adapter:
 
 
 def combine_adapters(adapters: list[tuple[LoRAConfig, Parameters]], base: str = "") -> Adapter:
-    """Returns one adapter that does what several do together, in order; a single one stays as it is.
+    """Combines adapters into one whose product is the sum of theirs; a single one is unchanged.
 
-    Its rank is the sum of theirs: a kernel that some of them leave alone has zeros there.
+    Its rank is the sum of their ranks; the columns of an adapter that does not adapt a kernel are
+    zero there.
 
     Args:
         adapters: at least one; the matrices on the host.
-        base: the model that they were trained on.
+        base: the model on which they were trained.
     """
     if len(adapters) == 1:
         lora, matrices = adapters[0]
         return Adapter(dataclasses.replace(lora, adapter=None), matrices, base)
     rank = sum(lora.rank for lora, _ in adapters)
     paths = dict.fromkeys(path for _, matrices in adapters for path in lora_paths(matrices))
-    combined: Parameters = {}
+    combined: dict[ParamPath, NDArray[np.float32]] = {}
     for path in paths:
-        like = next(_at(matrices, path) for _, matrices in adapters if _has(matrices, path))
-        down = np.zeros((*like["down"].shape[:-1], rank), np.float32)
-        up = np.zeros((like["up"].shape[0], rank, *like["up"].shape[2:]), np.float32)
+        first = next(get_at(matrices, path) for _, matrices in adapters if _has(matrices, path))
+        down = np.zeros((*first["down"].shape[:-1], rank), np.float32)
+        up = np.zeros((first["up"].shape[0], rank, *first["up"].shape[2:]), np.float32)
         start = 0
         for lora, matrices in adapters:
             if _has(matrices, path):
-                pair = _at(matrices, path)
+                pair = get_at(matrices, path)
                 down[..., start : start + lora.rank] = pair["down"]
                 up[:, start : start + lora.rank] = np.float32(lora.scale) * pair["up"]
             start += lora.rank
-        _put(combined, path, {"down": down, "up": up})
+        combined |= {(*path, "down"): down, (*path, "up"): up}
     targets = tuple(dict.fromkeys(target for lora, _ in adapters for target in lora.targets))
-    return Adapter(LoRAConfig(rank=rank, alpha=float(rank), targets=targets), combined, base)
+    lora = LoRAConfig(rank=rank, alpha=float(rank), targets=targets)
+    return Adapter(lora, unflatten(combined), base)
 
 
 def write_adapter(folder: pathlib.Path, adapter: Adapter) -> None:
-    """Writes an adapter into an existing folder, for `peft.PeftModel.from_pretrained` and for vLLM."""
+    """Writes an adapter into an existing folder, as PEFT and vLLM read it."""
     tensors = {
         name: np.ascontiguousarray(values, np.float32)
         for name, values in _peft_tensors(adapter.matrices)
@@ -144,8 +141,8 @@ def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
     """Reads a PEFT adapter for a decoder of this shape.
 
     Raises:
-        CheckpointError: the folder holds no LoRA adapter, one of a kind that this project has not
-            (DoRA, for example), or one that does not fit the decoder; all its problems at once.
+        CheckpointError: the folder has no LoRA adapter, or one of an unsupported kind (DoRA, for
+            example), or one that does not fit the decoder; lists all problems.
     """
     folder = pathlib.Path(expand_home(os.fspath(folder)))
     lora, base = _read_config(folder)
@@ -155,10 +152,9 @@ def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
     lora = dataclasses.replace(lora, targets=present)
     tree = abstract_lora(ModelConfig(decoder=decoder), lora)
     _check_tensors(folder, lora, decoder, stored, tree.shapes)
-    matrices: Parameters = {}
+    matrices: dict[ParamPath, NDArray[np.float32]] = {}
     for name in lora.targets:
-        shapes = _at(tree.shapes, targets[name])
-        pair = {}
+        shapes = get_at(tree.shapes, targets[name])
         for matrix in _MATRICES.values():
             shape = shapes[matrix].shape
             leaf = np.empty(shape, np.float32)
@@ -166,9 +162,8 @@ def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
                 leaf[layer] = (
                     stored[name, layer, matrix].read().astype(np.float32).T.reshape(shape[1:])
                 )
-            pair[matrix] = leaf
-        _put(matrices, targets[name], pair)
-    return Adapter(lora, matrices, base)
+            matrices[*targets[name], matrix] = leaf
+    return Adapter(lora, unflatten(matrices), base)
 
 
 def adapter_matrices_on_host(lora: Parameters) -> Parameters:
@@ -183,17 +178,17 @@ def merge_lora_block(
     scale: float,
     index: tuple[slice, ...],
 ) -> NDArray[np.float32]:
-    """Returns a block of kernel + scale down up, in fp32.
+    """Computes a block of kernel + scale * down @ up, in fp32.
 
     Args:
         kernel: the block of the kernel.
-        pair: all of "down" and "up".
+        pair: the whole matrices "down" and "up".
         scale: of the product.
-        index: where in the stacked kernel the block lies: layers, inputs, outputs.
+        index: of the block in the stacked kernel: layers, inputs, outputs.
     """
-    inputs = pair["down"].ndim - 1  # dimensions of layers and inputs
-    down = pair["down"][index[:inputs]]
-    up = pair["up"][(index[0], slice(None), *index[inputs:])]
+    num_input_dims = pair["down"].ndim - 1  # with the layers'
+    down = pair["down"][index[:num_input_dims]]
+    up = pair["up"][(index[0], slice(None), *index[num_input_dims:])]
     rank = up.shape[1]
     merged = kernel.astype(np.float32)
     for layer in range(merged.shape[0]):
@@ -205,13 +200,13 @@ def merge_lora_block(
 def matrices_by_path(adapter: Adapter) -> dict[ParamPath, Mapping[str, NDArray[np.float32]]]:
     """Returns the pair of every adapted kernel, by the kernel's path in a model's tree."""
     return {
-        ("decoder", "layers", *path, "kernel"): _at(adapter.matrices, path)
+        ("decoder", "layers", *path, "kernel"): get_at(adapter.matrices, path)
         for path in lora_paths(adapter.matrices)
     }
 
 
 def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
-    """Returns rank and alpha of an adapter's config (its targets are left as they default), and its base."""
+    """Reads rank, alpha and base of an adapter; the targets keep their default."""
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
         raise CheckpointError(f"{folder} is no PEFT adapter: it has no {ADAPTER_CONFIG}")
@@ -228,12 +223,10 @@ def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
     start = values.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
         problems.append(
-            f"init_lora_weights={start!r} has changed the base's weights: convert it to plain LoRA with peft"
+            f"init_lora_weights={start!r} has changed the base's weights: convert it to plain LoRA"
+            " with peft"
         )
-    rank, alpha = (
-        values.get("r", 8),
-        values.get("lora_alpha", 8),
-    )  # what PEFT takes for a key that is not there
+    rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)  # PEFT's defaults
     if isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0:
         problems.append(f"r={rank!r} is not a positive whole number")
     elif (
@@ -247,9 +240,7 @@ def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
             f"{file}: {'; '.join(problems)}; only plain LoRA (and rsLoRA) is read"
         )
     if values.get("use_rslora"):
-        alpha *= math.sqrt(
-            rank
-        )  # Kalajdzievski 2023: the product is multiplied by alpha / sqrt(rank)
+        alpha *= math.sqrt(rank)  # Kalajdzievski 2023: the scale is alpha / sqrt(rank)
     base = values.get("base_model_name_or_path")
     return LoRAConfig(rank=rank, alpha=float(alpha)), base if isinstance(base, str) else ""
 
@@ -276,15 +267,14 @@ def _read_tensors(folder: pathlib.Path) -> dict[tuple[str, int, str], StoredTens
         key = modules[match["module"]], int(match["layer"]), _MATRICES[match["matrix"]]
         if key in tensors:
             raise CheckpointError(
-                f"{file} holds {match['matrix']} of {match['module']} of layer {key[1]} under two names"
+                f"{file} holds {match['matrix']} of {match['module']} of layer {key[1]} under two"
+                " names"
             )
         tensors[key] = tensor
     if foreign:
-        shown = ", ".join(sorted(foreign)[:4]) + (
-            f" and {len(foreign) - 4} more" if len(foreign) > 4 else ""
-        )
         raise CheckpointError(
-            f"{file} adapts what no adapter here can: {shown}; only {', '.join(sorted(modules))} of the decoder's layers"
+            f"{file} adapts what no adapter here can: {first_few(sorted(foreign))}; only"
+            f" {', '.join(sorted(modules))} of the decoder's layers"
         )
     if not tensors:
         raise CheckpointError(f"{file} holds no tensor")
@@ -298,7 +288,7 @@ def _check_tensors(
     stored: Mapping[tuple[str, int, str], StoredTensor],
     shapes: Parameters,
 ) -> None:
-    """Raises one CheckpointError that lists every tensor that is missing, misshapen or of a layer that is not there."""
+    """Checks that all tensors of an adapter exist and fit the decoder; the error lists all."""
     problems = []
     paths = {path[-1]: path for path in _decoder_paths()}
     names = {matrix: name for name, matrix in _MATRICES.items()}
@@ -307,7 +297,7 @@ def _check_tensors(
             for matrix, name in names.items():
                 label = f"{_LAYER.format(i=layer)}{_module(paths[target])}.{name}"
                 tensor = stored.get((target, layer, matrix))
-                shape = _at(shapes, paths[target])[matrix].shape[1:]
+                shape = get_at(shapes, paths[target])[matrix].shape[1:]
                 down = (lora.rank, math.prod(shape[:-1]))
                 expected = down if matrix == "down" else (math.prod(shape[1:]), lora.rank)
                 if tensor is None:
@@ -315,28 +305,26 @@ def _check_tensors(
                 elif tensor.shape != expected:
                     problems.append(f"{label} is {list(tensor.shape)}, expected {list(expected)}")
                 elif tensor.dtype_code not in SAFETENSORS_DTYPES:
-                    problems.append(
-                        f"{label} is {tensor.dtype_code}, not one of {', '.join(SAFETENSORS_DTYPES)}"
-                    )
+                    known = ", ".join(SAFETENSORS_DTYPES)
+                    problems.append(f"{label} is {tensor.dtype_code}, not one of {known}")
     beyond = sorted({layer for _, layer, _ in stored if layer >= decoder.layers})
     if beyond:
         problems.append(f"it adapts layers {', '.join(map(str, beyond))}")
     if problems:
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(
-            f"{folder / ADAPTER_WEIGHTS} does not fit r={lora.rank} and a decoder of {decoder.layers} layers of hidden size "
-            f"{decoder.hidden}: {'; '.join(problems[:4])}{more}"
+            f"{folder / ADAPTER_WEIGHTS} does not fit r={lora.rank} and a decoder of"
+            f" {decoder.layers} layers of hidden size {decoder.hidden}: {first_few(problems, '; ')}"
         )
 
 
 def _decoder_paths() -> list[ParamPath]:
-    """Returns the path of every matrix of a decoder's layer that can be adapted, as in `AbstractLoRA`."""
+    """Returns the paths of the matrices of a decoder layer that can be adapted."""
     layers = [rule.path for rule in DECODER_RULES if rule.stacked and rule.path[-1] == "kernel"]
-    return [path[2:-1] for path in layers]  # without decoder/layers, and kernel
+    return [path[2:-1] for path in layers]  # without decoder/layers and kernel
 
 
 def _module(path: ParamPath) -> str:
-    """Returns the name that a matrix of a layer has in a Qwen2 checkpoint, such as self_attn.q_proj."""
+    """Returns the name of a layer's matrix in a Qwen2 checkpoint, such as self_attn.q_proj."""
     wanted = ("decoder", "layers", *path, "kernel")
     name = next(rule.tensor for rule in DECODER_RULES if rule.path == wanted)
     return name.removeprefix(_LAYER).removesuffix(".weight")
@@ -344,7 +332,7 @@ def _module(path: ParamPath) -> str:
 
 def _peft_tensors(matrices: Parameters) -> Iterator[tuple[str, NDArray[np.float32]]]:
     for path in lora_paths(matrices):
-        pair = _at(matrices, path)
+        pair = get_at(matrices, path)
         rank = pair["up"].shape[1]
         for layer in range(pair["up"].shape[0]):
             name = f"base_model.model.{_LAYER.format(i=layer)}{_module(path)}"
@@ -358,15 +346,3 @@ def _as_integer(number: float) -> int | float:
 
 def _has(tree: Parameters, path: ParamPath) -> bool:
     return path in lora_paths(tree)
-
-
-def _at(tree: Any, path: ParamPath) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _put(tree: Parameters, path: ParamPath, value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value

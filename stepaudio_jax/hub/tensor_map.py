@@ -1,11 +1,11 @@
-"""The map between the tensors of Hugging Face checkpoints and the parameter tree.
+"""Maps the tensors of Hugging Face checkpoints to the parameter tree, and back.
 
-One rule a kind of tensor. `Rule("adapter.linear1.weight", "adaptor/up/kernel", "F H -> H F")` says
-which parameter the tensor is, and how its axes are ordered on each side; `model.layers.{i}...` says
-that the parameter is stacked, the tensor being one layer of it. Letters name sizes (the dimension
-letters of the models), groups of letters an axis of the checkpoint that the parameter has split:
-"ND H -> H ND" is a [N*D, H] matrix there and [H, N, D] here. A rule is read in both directions, so
-import and export cannot disagree.
+There is one rule for each kind of tensor. `Rule("adapter.linear1.weight", "adaptor/up/kernel",
+"F H -> H F")` says which parameter the tensor is, and how its axes are ordered on each side. With
+`{i}` in the tensor's name the parameter is stacked, and the tensor is one of its layers. A letter
+names a size, as in the models. Several letters together are one axis of the tensor that the
+parameter has split: "ND H -> H ND" is a matrix [N*D, H] there and [H, N, D] here. Import and export
+read the same rule in opposite directions, so they cannot disagree.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ PARTS: tuple[Part, ...] = ("encoder", "adaptor", "decoder")
 ParamPath = tuple[str, ...]
 BlockIndex = tuple[slice, ...]
 
-# What travels at a time, and a chunk of a checkpoint: 8 MiB of bfloat16. Larger blocks are slower:
-# the memory of each is returned to the system and faulted in again.
+# Elements of a block that is converted at a time, and of a chunk of a checkpoint: 8 MiB of
+# bfloat16. Larger blocks are slower, since the allocator returns their memory to the system.
 BLOCK_ELEMENTS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A checkpoint tensor, the parameter it is, and the order of the axes on each side."""
+    """A checkpoint tensor, its parameter, and the order of the axes on each side."""
 
     tensor: str
     parameter: str
@@ -114,7 +114,7 @@ def _encoder_rules(
     attention: Mapping[str, str],
     block: Mapping[str, str],
 ) -> tuple[Rule, ...]:
-    """The encoder's rules; Step-Audio and Qwen2-Audio give the same tensors different names."""
+    """Returns the encoder's rules; Step-Audio and Qwen2-Audio name the same tensors differently."""
     layer = f"{prefix}.{layer}"
     heads = "encoder/layers/attention"
     return (
@@ -168,11 +168,13 @@ QWEN2_AUDIO_ENCODER_RULES = _encoder_rules(
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How one family of checkpoints names its tensors.
+    """The names that one family of checkpoints gives its tensors.
 
-    `rules` holds the parts such a checkpoint has; `prefixes` which part a name belongs to, so that
-    a tensor nobody expects is reported; `foreign` the prefixes of what this family holds besides
-    (Qwen2-Audio's own language model).
+    Attributes:
+        family: its name, for messages.
+        rules: of each part that such a checkpoint has.
+        prefixes: the part to which a name belongs, so that unexpected tensors are reported.
+        foreign: prefixes of tensors that are not read (Qwen2-Audio's own language model).
     """
 
     family: str
@@ -185,7 +187,7 @@ class Naming:
         return tuple(part for part in PARTS if part in self.rules)
 
     def part_of(self, tensor: str) -> Part | None:
-        """The part that a tensor of this name belongs to; None where the name fits none."""
+        """Returns the part to which a tensor belongs by its name, or None."""
         return next(
             (part for prefix, part in self.prefixes.items() if tensor.startswith(prefix)), None
         )
@@ -205,10 +207,11 @@ QWEN2_AUDIO = Naming(
     foreign=("language_model.", "multi_modal_projector."),
 )
 
-# Buffers that models compute from their configuration, and that some programs save beside the
-# weights: the frequencies and tables of rotary positions, causal masks, the positions 0, 1, 2...
+# Buffers that follow from the configuration, and that some programs save with the weights: the
+# frequencies and tables of rotary positions, causal masks, the positions 0, 1, 2...
 _ROTARY = re.compile(
-    r"(.*\.)?(rotary_emb|rotary_pos_emb|rotary)\.(inv_freq|original_inv_freq|(cos|sin)_cached|cos_sin_cache)|(.*\.)?rope\.freqs"
+    r"(.*\.)?(rotary_emb|rotary_pos_emb|rotary)"
+    r"\.(inv_freq|original_inv_freq|(cos|sin)_cached|cos_sin_cache)|(.*\.)?rope\.freqs"
 )
 _MASK = re.compile(r"(.*\.)?((self_)?attn\.bias|causal_mask)")
 _MASKED_VALUE = re.compile(r"(.*\.)?(self_)?attn\.masked_bias")
@@ -216,10 +219,9 @@ _POSITION_IDS = re.compile(r"(.*\.)?position_ids")
 
 
 def is_derived_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Returns whether a tensor is a buffer that follows from the configuration, so that nothing is lost without it.
+    """Returns whether a tensor is a buffer that follows from the configuration.
 
-    A bias of attention is a weight where it is a vector; as `attn.bias`, a square, it is GPT-2's
-    causal mask.
+    A vector `attn.bias` is a weight; a square one is GPT-2's causal mask.
     """
     if _ROTARY.fullmatch(name):
         return True
@@ -232,28 +234,31 @@ def is_derived_buffer(name: str, shape: tuple[int, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A run of rows of a checkpoint tensor, and the place in the parameter that they fill."""
+    """Consecutive rows of a checkpoint tensor, and the part of the parameter that they fill."""
 
     rows: slice
     index: BlockIndex
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the place in the parameter."""
+        """Returns the shape of that part of the parameter."""
         return tuple(part.stop - part.start for part in self.index)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint.
+    """One tensor of a checkpoint, and how it becomes a parameter or one layer of one.
 
-    name, shape: in the checkpoint.
-    path: the parameter that it is, or is one layer of.
-    layer: its index on the parameter's L axis; None where the parameter is not stacked.
-    parameter_shape: of the parameter, without the L axis.
-    order: the checkpoint's axes in the parameter's order.
-    row_axis: the parameter's axis that the checkpoint's first axis became (the first of them where
-        it was split), and rows_per_index the rows that one index of it stands for.
+    Attributes:
+        name: in the checkpoint.
+        shape: in the checkpoint.
+        path: of the parameter.
+        layer: its index on the parameter's L axis; None if the parameter is not stacked.
+        parameter_shape: of the parameter, without the L axis.
+        order: the checkpoint's axes in the parameter's order.
+        row_axis: the parameter's axis that the checkpoint's first axis became (the first of them
+            if it was split).
+        rows_per_index: the number of checkpoint rows in one index of `row_axis`.
     """
 
     name: str
@@ -270,21 +275,27 @@ class Tensor:
         return self.path[0]
 
     def blocks(self, elements: int = BLOCK_ELEMENTS) -> Iterator[Block]:
-        """The tensor in runs of rows of at most `elements` elements (at least one index of the parameter's row axis)."""
+        """Yields the tensor in blocks of at most `elements` elements, in the order of its rows.
+
+        A block has at least one index of the parameter's row axis.
+        """
         stacked = () if self.layer is None else (slice(self.layer, self.layer + 1),)
         step = self.chunk_shape(elements)[len(stacked) + self.row_axis]
         count = self.parameter_shape[self.row_axis]
         for start in range(0, count, step):
             stop = min(start + step, count)
-            place = [slice(0, size) for size in self.parameter_shape]
-            place[self.row_axis] = slice(start, stop)
+            index = [slice(0, size) for size in self.parameter_shape]
+            index[self.row_axis] = slice(start, stop)
             yield Block(
                 slice(start * self.rows_per_index, stop * self.rows_per_index),
-                stacked + tuple(place),
+                stacked + tuple(index),
             )
 
     def chunk_shape(self, elements: int = BLOCK_ELEMENTS) -> tuple[int, ...]:
-        """The largest shape of a block: how the parameter is cut into chunks on disk, one layer at most in each."""
+        """Returns the largest shape of a block of the parameter, also that of its chunks on disk.
+
+        A chunk has at most one layer.
+        """
         count = self.parameter_shape[self.row_axis]
         per_index = math.prod(self.parameter_shape) // count
         chunks = -(-count // max(1, elements // per_index))
@@ -293,24 +304,29 @@ class Tensor:
         return tuple(shape) if self.layer is None else (1, *shape)
 
     def to_parameter(self, rows: NDArray[Any], block: Block) -> NDArray[Any]:
-        """Rows as the checkpoint holds them -> the block of the parameter."""
+        """Converts rows of the checkpoint tensor to the block of the parameter."""
         return transpose_contiguous(rows, self.order).reshape(block.shape)
 
     def from_parameter(self, values: NDArray[Any], block: Block) -> NDArray[Any]:
-        """The inverse of `to_parameter`."""
+        """Converts a block of the parameter to rows of the tensor: inverts `to_parameter`."""
         stored = (block.rows.stop - block.rows.start, *self.shape[1:])
         inverse = tuple(int(axis) for axis in np.argsort(self.order))
         return transpose_contiguous(values.reshape([stored[axis] for axis in self.order]), inverse)
 
 
 def tensors(config: ModelConfig, naming: Naming, parts: Sequence[Part] = PARTS) -> list[Tensor]:
-    """Every tensor that a checkpoint of this shape has under `naming`, part by part, a layer's tensors together.
+    """Returns the tensors of a checkpoint of this shape, part by part and layer by layer.
+
+    Args:
+        config: the model's shape.
+        naming: the family of the checkpoint.
+        parts: that are wanted.
 
     Raises:
         KeyError: the naming lacks one of the parts.
     """
     shapes = parameter_shapes(config)
-    found = []
+    ordered = []
     for part in ("decoder", "encoder", "adaptor"):  # the order of the released files
         if part not in parts:
             continue
@@ -319,28 +335,28 @@ def tensors(config: ModelConfig, naming: Naming, parts: Sequence[Part] = PARTS) 
         layers = shapes[stacked[0].path][0] if stacked else 0
         before = rules.index(stacked[0]) if stacked else len(rules)
         single = [rule for rule in rules if not rule.stacked]
-        found += [_tensor(rule, shapes[rule.path], None) for rule in single[:before]]
-        found += [
+        ordered += [_tensor(rule, shapes[rule.path], None) for rule in single[:before]]
+        ordered += [
             _tensor(rule, shapes[rule.path], layer) for layer in range(layers) for rule in stacked
         ]
-        found += [_tensor(rule, shapes[rule.path], None) for rule in single[before:]]
-    return found
+        ordered += [_tensor(rule, shapes[rule.path], None) for rule in single[before:]]
+    return ordered
 
 
 @functools.lru_cache
 def parameter_shapes(config: ModelConfig) -> Mapping[ParamPath, tuple[int, ...]]:
-    """The shape of every parameter, by path."""
+    """Returns the shape of every parameter by path."""
     return {path: tuple(leaf.shape) for path, leaf in flatten(abstract_parameters(config)).items()}
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[ParamPath, Any]:
-    """Nested dicts -> the leaves by path."""
+    """Returns the leaves of nested dicts by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
 def unflatten(leaves: Mapping[ParamPath, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Returns nested dicts with these leaves: inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = tree
@@ -348,6 +364,11 @@ def unflatten(leaves: Mapping[ParamPath, Any]) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[path[-1]] = leaf
     return tree
+
+
+def get_at(tree: Any, path: ParamPath) -> Any:
+    """Returns what nested dicts have at a path."""
+    return functools.reduce(lambda node, name: node[name], path, tree)
 
 
 def _tensor(rule: Rule, shape: tuple[int, ...], layer: int | None) -> Tensor:
@@ -368,11 +389,10 @@ def _tensor(rule: Rule, shape: tuple[int, ...], layer: int | None) -> Tensor:
 
 
 def transpose_contiguous(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
-    """`array.transpose(order)` as a contiguous array.
+    """Returns `array.transpose(order)` as a contiguous array.
 
-    Copied in bands of the source's rows that fit the cache, which is several times as fast as
-    numpy's own order of traversal, and as integers, since numpy copies bfloat16 one element at a
-    time.
+    It copies bands of rows that fit the cache, which is several times as fast as numpy's order of
+    traversal, and copies integers, since numpy copies bfloat16 one element at a time.
     """
     if tuple(order) == tuple(range(array.ndim)):
         return np.ascontiguousarray(array)

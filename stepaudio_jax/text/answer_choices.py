@@ -328,11 +328,11 @@ def _statements(plain: str, options: list[str] | None) -> Iterator[_Statement]:
         ):
             group.append(following)
         index += len(group)
-        made = _statement_of(
+        statement = _statement_of(
             plain, group, mentions[index].start if index < len(mentions) else len(plain)
         )
-        if made is not None:
-            yield made
+        if statement is not None:
+            yield statement
 
 
 def _statement_of(plain: str, group: list[_Mention], following: int) -> _Statement | None:
@@ -341,18 +341,18 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
     before, after = plain[max(0, start - MAX_CONTEXT) : start], plain[end : end + 240]
     letters = frozenset(mention.letter for mention in group)
 
-    def made(rank: int, *, denied: bool = False) -> _Statement:
+    def state(rank: int, *, denied: bool = False) -> _Statement:
         return _Statement(letters, start, end, rank, denied)
 
     answered, not_but = _ANSWER_IS.search(before), _NOT_BUT.search(before)
     if not not_but and _DENIED_BEFORE.search(before):
-        return made(SUGGESTED, denied=True)
+        return state(SUGGESTED, denied=True)
     if _DENIED_AFTER.match(after) or _DENIED_OPTION.match(plain, end, following):
-        return made(SUGGESTED, denied=True)
+        return state(SUGGESTED, denied=True)
     if _DOUBT_AFTER.match(after) or (not not_but and _DOUBT_BEFORE.search(before)):
         return None
     if answered or not_but or _CORRECTS.search(before):
-        return made(ANSWERED)
+        return state(ANSWERED)
     at_start = _STARTS_WITH.fullmatch(plain, 0, start)
     line_start = plain.rfind("\n", 0, start) + 1
     line_end = plain.find("\n", end)
@@ -364,17 +364,17 @@ def _statement_of(plain: str, group: list[_Mention], following: int) -> _Stateme
     if (
         at_start and (len(group) > 1 or _ENDS_OPTION.match(after) or _ARTICLE_AFTER.match(after))
     ) or _sole_letter(line):
-        return made(ANSWERED)
+        return state(ANSWERED)
     if at_start and (
         (plain[start].isupper() and not _CONTINUES.match(after)) or _REASON.match(after)
     ):
-        return made(ANSWERED)
+        return state(ANSWERED)
     if _is_bracketed(plain, start, end):
-        return made(SUGGESTED)
+        return state(SUGGESTED)
     if re.match(r"[)\]]?[.):]\s", after) and not plain[line_start:start].strip(" ([\"'"):
-        return made(SUGGESTED)  # an option that a line begins with
+        return state(SUGGESTED)  # an option that a line begins with
     if _SUGGESTS.search(before) or _RIGHT_AFTER.match(after):
-        return made(SUGGESTED)
+        return state(SUGGESTED)
     return None
 
 
@@ -382,21 +382,22 @@ def _decide(
     plain: str, statements: list[_Statement], options: list[str] | None
 ) -> tuple[str | None, bool]:
     """Returns the letter that the statements choose, if any, and whether they agree."""
-    asserted = [made for made in statements if not made.denied]
+    asserted = [statement for statement in statements if not statement.denied]
     if not asserted:
         return None, True
-    rank = max(made.rank for made in asserted)
-    clearest = [made for made in asserted if made.rank == rank]
+    rank = max(statement.rank for statement in asserted)
+    clearest = [statement for statement in asserted if statement.rank == rank]
     last = clearest[-1]
     if len(last.letters) > 1:
         return None, False
-    if any(made.letters != last.letters for made in clearest):
-        previous = [made for made in clearest if made.letters != last.letters][-1]
+    if any(statement.letters != last.letters for statement in clearest):
+        previous = [statement for statement in clearest if statement.letters != last.letters][-1]
         if not _CHANGES.search(plain, previous.end, last.start):
             return None, False
     (letter,) = last.letters
     if any(
-        made.denied and letter in made.letters and made.start > last.start for made in statements
+        statement.denied and letter in statement.letters and statement.start > last.start
+        for statement in statements
     ):
         return None, False
     if options is not None and _contradicts(plain, last, letter, options):
@@ -404,9 +405,9 @@ def _decide(
     return letter, True
 
 
-def _contradicts(plain: str, made: _Statement, letter: str, options: list[str]) -> bool:
+def _contradicts(plain: str, statement: _Statement, letter: str, options: list[str]) -> bool:
     """Returns whether the letter precedes another option's text: `A. Violin` if Violin is B."""
-    line = plain[made.end :].lstrip(" )].:,;-、|\"'(").split("\n")[0]
+    line = plain[statement.end :].lstrip(" )].:,;-、|\"'(").split("\n")[0]
     text = normalize_answer(line)
     same = [
         chr(ord("A") + index)

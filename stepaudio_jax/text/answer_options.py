@@ -82,32 +82,41 @@ def strip_lead_in(text: str) -> str:
 
 
 def option_by_text(plain: str, options: list[str]) -> OptionText | None:
-    """Returns the option whose text a reply repeats; None where it is none, or not clear which.
+    """Returns the option whose text a reply repeats; None if there is none or several.
 
     Args:
         plain: the reply, see `strip_markup`.
         options: texts in the order of their letters; the first of equal ones is taken.
     """
-    kept = {chr(ord("A") + index): option for index, option in enumerate(options) if option.strip()}
+    text_by_letter = {
+        chr(ord("A") + index): option for index, option in enumerate(options) if option.strip()
+    }
     for form in (normalize_answer, words_only):
         by_form: dict[str, list[str]] = {}
-        for letter, option in kept.items():
+        for letter, option in text_by_letter.items():
             by_form.setdefault(form(option), []).append(letter)
         for text in (plain, strip_lead_in(plain)):
             letters = by_form.get(form(text), []) if form(text) else []
-            if letters and len({normalize_answer(kept[letter]) for letter in letters}) == 1:
+            if (
+                letters
+                and len({normalize_answer(text_by_letter[letter]) for letter in letters}) == 1
+            ):
                 return OptionText(letters[0], exact=True)
-    within = _option_within(plain, kept)
+    within = _option_within(plain, text_by_letter)
     if within is not None:
         return OptionText(within, exact=False) if within else None
-    named = _option_by_number(plain, kept) or letter_by_ordinal(plain)
-    return OptionText(named, exact=False) if named in kept else None
+    named = _option_by_number(plain, text_by_letter) or letter_by_ordinal(plain)
+    return OptionText(named, exact=False) if named in text_by_letter else None
 
 
-def _option_within(plain: str, kept: dict[str, str]) -> str | None:
+def _option_within(plain: str, text_by_letter: dict[str, str]) -> str | None:
     """Returns the only option whose text is there, not denied; "" for several, None for none."""
     text = unify_characters(plain)
-    patterns = {letter: pattern for letter, option in kept.items() if (pattern := _pattern(option))}
+    patterns = {
+        letter: pattern
+        for letter, option in text_by_letter.items()
+        if (pattern := _pattern(option))
+    }
     longest_first = sorted(patterns, key=lambda letter: len(patterns[letter]), reverse=True)
     any_option = re.compile(
         "|".join(f"(?P<{letter}>{patterns[letter]})" for letter in longest_first), re.IGNORECASE
@@ -121,11 +130,13 @@ def _option_within(plain: str, kept: dict[str, str]) -> str | None:
     if not asserted:
         return "" if spans else None
     last = asserted[-1]
-    same = normalize_answer(kept[last[2]])
-    others = [span for span in asserted if normalize_answer(kept[span[2]]) != same]
+    same = normalize_answer(text_by_letter[last[2]])
+    others = [span for span in asserted if normalize_answer(text_by_letter[span[2]]) != same]
     if others and not _CHANGES.search(text, others[-1][1], last[0]):
         return ""
-    return min(letter for letter, option in kept.items() if normalize_answer(option) == same)
+    return min(
+        letter for letter, option in text_by_letter.items() if normalize_answer(option) == same
+    )
 
 
 def _pattern(option: str) -> str:
@@ -147,16 +158,17 @@ def _is_denied(text: str, span: tuple[int, int, str]) -> bool:
     return bool(_DENIED.search(clause) or _DENIED_AFTER.match(text[end : end + 60]))
 
 
-def _option_by_number(plain: str, kept: dict[str, str]) -> str | None:
+def _option_by_number(plain: str, text_by_letter: dict[str, str]) -> str | None:
     numbers = _numbers(plain)
     letters = [
         letter
-        for letter, option in kept.items()
+        for letter, option in text_by_letter.items()
         if len(numbers) == 1 and _numbers(option) == numbers
     ]
     return (
         letters[0]
-        if len(letters) == 1 or len({normalize_answer(kept[letter]) for letter in letters}) == 1
+        if len(letters) == 1
+        or len({normalize_answer(text_by_letter[letter]) for letter in letters}) == 1
         else None
     )
 

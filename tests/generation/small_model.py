@@ -51,7 +51,7 @@ def user(*parts):
 
 
 class TorchDialogue:
-    """A dialogue written token by token and clip by clip, and the torch reference's output for it."""
+    """A dialogue written token by token and clip by clip, for the torch reference."""
 
     def __init__(self, parameters, config=CONFIG):
         self._weights = torch_reference.to_torch(parameters)

@@ -235,12 +235,12 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(
     model, dialogues, tmp_path, monkeypatch
 ):
     """Interrupted while the third reply is written: the first two are not answered again."""
-    whole, output = tmp_path / "whole.jsonl", tmp_path / "replies.jsonl"
-    answer_file(model, dialogues, whole, SAMPLING, slots=1)
-    asked = []
+    uninterrupted, output = tmp_path / "uninterrupted.jsonl", tmp_path / "replies.jsonl"
+    answer_file(model, dialogues, uninterrupted, SAMPLING, slots=1)
+    submitted = []
     submit, write_line = Engine.submit, Journal.write
     monkeypatch.setattr(
-        Engine, "submit", lambda self, *given: asked.append(given) or submit(self, *given)
+        Engine, "submit", lambda self, *request: submitted.append(request) or submit(self, *request)
     )
 
     def write_two(self, index, line):
@@ -262,10 +262,10 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(
         answer_file(model, dialogues, output, dataclasses.replace(SAMPLING, seed=9), slots=1)
     with pytest.raises(DataError, match=r"is of another job"):
         answer_file(dataclasses.replace(model, channel="mix"), dialogues, output, SAMPLING, slots=1)
-    asked.clear()
+    submitted.clear()
     answer_file(model, dialogues, output, SAMPLING, slots=1)
-    assert len(asked) == 3
-    assert output.read_bytes() == whole.read_bytes()
+    assert len(submitted) == 3
+    assert output.read_bytes() == uninterrupted.read_bytes()
     assert not partial.exists()
 
 

@@ -62,17 +62,17 @@ def test_a_thousand_requests():
                 ended[output.request] = output.completion
 
     while len(samplings) + len(refusals) < REQUESTS:
-        prompt, asked = (
+        prompt, requested = (
             random_prompt(rng),
             [random_sampling(rng) for _ in range(rng.choice([1, 1, 1, 3]))],
         )
         try:
-            given = engine.submit(prompt, asked)
+            submitted = engine.submit(prompt, requested)
         except GenerationError as error:
             refusals.append(str(error))
             continue
-        samplings |= dict(zip(given, asked, strict=True))
-        numbers += given
+        samplings |= dict(zip(submitted, requested, strict=True))
+        numbers += submitted
         if rng.random() < 0.1:
             engine.cancel(int(rng.choice(numbers[-8:])))
         for _ in range(rng.integers(0, 3)):

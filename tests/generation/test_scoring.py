@@ -179,19 +179,19 @@ def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
         tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4")
     )
     score_file(model, given, tmp_path / "unbroken.jsonl")
-    score, asked = Scorer.score, []
+    score, scored_dialogues = Scorer.score, []
 
-    def interrupt(self, messages):
-        asked.append(messages)
-        if len(asked) == 2:
+    def interrupt(self, messages, **settings):
+        scored_dialogues.append(messages)
+        if len(scored_dialogues) == 2:
             raise KeyboardInterrupt
-        return score(self, messages)
+        return score(self, messages, **settings)
 
     monkeypatch.setattr(Scorer, "score", interrupt)
     with pytest.raises(KeyboardInterrupt):
         score_file(model, given, tmp_path / "scores.jsonl")
     assert score_file(model, given, tmp_path / "scores.jsonl") == 3
-    assert len(asked) == 4
+    assert len(scored_dialogues) == 4
     assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
     assert not (tmp_path / "scores.jsonl.partial").exists()
 

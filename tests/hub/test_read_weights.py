@@ -1,5 +1,6 @@
 """Weights read from files and then computed with, against torch holding the same files."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -41,7 +42,9 @@ def test_decoder_computes_as_torch_does(folders, kind):
     model = model_with(hub.read_parameters(sources, dtype="float32"), config)
     tokens = np.random.default_rng(0).integers(0, 300, (2, 20))
     positions = np.broadcast_to(np.arange(20), tokens.shape)
-    hidden = model.decode(model.embed(tokens), positions, np.ones_like(tokens))
+    hidden = model.decode(
+        model.embed(jnp.asarray(tokens)), jnp.asarray(positions), jnp.ones(tokens.shape, jnp.int32)
+    )
     with torch.no_grad():
         expected = oracle(torch.tensor(tokens)).logits.numpy()
     assert np.abs(expected).max() > 0.1
@@ -64,7 +67,7 @@ def test_encoder_computes_as_torch_does(folders, kind):
         mask = torch.zeros(1, 1, 1500, 1500)
         mask[..., 1499:] = -1e10
         expected = tower(torch.tensor(mel), attention_mask=mask).last_hidden_state.numpy()
-    features = np.asarray(model.encoder(mel, np.array([3000])))
+    features = np.asarray(model.encoder(jnp.asarray(mel), jnp.array([3000])))
     assert features.shape == expected.shape
     assert np.abs(features - expected).max() / np.abs(expected).max() <= 1e-4
 
@@ -87,7 +90,7 @@ def test_adaptor_computes_as_torch_does(folders):
     x = torch.nn.functional.linear(
         x, tensors["adapter.linear2.weight"], tensors["adapter.linear2.bias"]
     )
-    np.testing.assert_allclose(model.adaptor(features), x.numpy(), atol=1e-5)
+    np.testing.assert_allclose(model.adaptor(jnp.asarray(features)), x.numpy(), atol=1e-5)
 
 
 def test_parts_dtypes_and_sources(folders):

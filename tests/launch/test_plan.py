@@ -22,8 +22,8 @@ def test_where_they_are_not_here_it_is_said(capsys):
     )
     assert with_initial_model_config(away) == away
     assert (
-        "/nowhere/Step-Audio-2-mini: not here, so the plan is of the model that the configuration describes"
-        in (capsys.readouterr().err)
+        "/nowhere/Step-Audio-2-mini: not here, so the plan is of the model that the configuration"
+        " describes" in capsys.readouterr().err
     )
 
 

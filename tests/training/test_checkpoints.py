@@ -148,6 +148,28 @@ def test_the_last_checkpoints_are_kept(tmp_path, small_state):
     checkpoints.close()
 
 
+def test_saving_does_not_ask_jax_whether_to_stop(tmp_path, small_state, monkeypatch):
+    """Orbax would ask with the stage's step, and a notice that comes then would be missed.
+
+    The second half notices when Orbax has stopped asking, or asks in another way: the assignment
+    to `checkpointer._manager` can go then (https://github.com/google/orbax/issues/3406).
+    """
+    asked = []
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+    )
+    checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=1))
+    checkpoints.save(at_step(small_state, 5), {"given": 5}, {})
+    checkpoints.close()
+    assert checkpoints_of(tmp_path) == ["5"]
+    assert asked == []
+    checkpointer = ocp.training.Checkpointer(tmp_path / "plain")
+    assert hasattr(checkpointer._manager, "reached_preemption")
+    checkpointer.save_pytree(5, {"step": jnp.int32(5)})
+    checkpointer.close()
+    assert asked
+
+
 def test_an_incomplete_checkpoint_does_not_count_and_is_removed(tmp_path, small_state):
     checkpoints = StageCheckpoints(tmp_path, 1, "sft", CheckpointConfig(keep=2))
     checkpoints.save(at_step(small_state, 5), {"index": 5}, {})

@@ -42,9 +42,9 @@ class JsonlFile:
         self.path = expand_home(os.fspath(path))
         self._source = source or pathlib.Path(path).stem
         try:
-            found = os.stat(self.path)
+            status = os.stat(self.path)
             self._offsets, self._line_numbers = _index_lines(
-                self.path, found.st_size, found.st_mtime_ns
+                self.path, status.st_size, status.st_mtime_ns
             )
         except OSError as error:
             raise DataError(
@@ -71,11 +71,11 @@ class JsonlFile:
             value = _parse_line(self._read_line(index), self.origin(index))
         except DataError:
             value = None
-        given = value.get("id") if isinstance(value, dict) else None
-        if isinstance(given, str) and given:
-            return given
-        usable = isinstance(given, int | float) and not isinstance(given, bool)
-        return json.dumps(given) if usable else self._default_id(index)
+        record_id = value.get("id") if isinstance(value, dict) else None
+        if isinstance(record_id, str) and record_id:
+            return record_id
+        is_number = isinstance(record_id, int | float) and not isinstance(record_id, bool)
+        return json.dumps(record_id) if is_number else self._default_id(index)
 
     def __getitem__(self, index: int) -> Record:
         """Reads the record at `index` (0 <= index < len).
@@ -136,13 +136,13 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Record:
         """Reads the record at `index` (0 <= index < len); raises as `JsonlFile` does."""
-        file, place = self._locate(index)
-        return file[place]
+        file, index_in_file = self._locate(index)
+        return file[index_in_file]
 
     def origin(self, index: int) -> str:
         """Returns `file:line` of the record at `index`."""
-        file, place = self._locate(index)
-        return file.origin(place)
+        file, index_in_file = self._locate(index)
+        return file.origin(index_in_file)
 
     def _locate(self, index: int) -> tuple[JsonlFile, int]:
         which = bisect.bisect_right(self._starts, index) - 1
