@@ -75,11 +75,12 @@ class BatchJudgeBackend(Protocol):
 class EndpointBackend:
     """A judge behind a server that speaks OpenAI's chat protocol: vLLM, SGLang, or a provider's.
 
-    The endpoint is asked with the standard library. The openai client would read a whole response
-    before any limit of size and parse hostile JSON (numbers of 5,000 digits, deep nesting) with
-    exceptions of its own, whereas here a response is cut at 16 MiB, every malformed body is an
-    abstention, Retry-After is capped at 60 s and only retryable codes are tried again. It would
-    also add httpx, pydantic, anyio and jiter to every installation to replace one POST.
+    The endpoint is asked with the standard library: a response is cut at 16 MiB, every malformed
+    body is an abstention, Retry-After is capped at 60 s, and only retryable codes are tried again.
+    The openai client (3.57) has no limit on a response's size, lets the ValueError of a number of
+    5,000 digits and the RecursionError of deep nesting escape, and returns a body of `null`
+    unchecked; it would add httpx2, pydantic, anyio and jiter to every installation to replace one
+    POST.
 
     Attributes:
         url: of the API, up to and including /v1.

@@ -88,12 +88,12 @@ class StageTrainer(Protocol):
 
         Args:
             params: to start from, cleared once a train state holds them; not read if the stage has
-                a checkpoint, from which it then goes on.
+                a checkpoint, from which it resumes.
         """
 
 
 def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) -> pathlib.Path:
-    """Runs every stage of `config`, going on from the newest checkpoint in the run folder, if any.
+    """Runs every stage of `config`, resuming from the newest checkpoint in the run folder, if any.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
     and model/, the finished model in this project's checkpoint format, with trained adapters (LoRA)
@@ -346,7 +346,7 @@ class SupervisedTrainer:
                             f"for the last {skips} steps; see {folder}"
                         )
                 # A preempted run skips the evaluation, which may take longer than the grace period;
-                # it is made up for when the run goes on.
+                # it is made up for when the run resumes.
                 preempted = stopping and step < stage.steps
                 if evaluator.is_due(step) and not preempted:
                     try:
