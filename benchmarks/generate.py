@@ -69,8 +69,8 @@ def our_engine(slots: int) -> Engine:
     compute = ComputeConfig(dtype="float32", remat="none")
     tokenizer = Tokenizer.byte_level()
     parameters = init_parameters(MODEL, jax.random.key(0), compute)
-    head = parameters["decoder"]["head"]["kernel"]
-    parameters["decoder"]["head"]["kernel"] = head.at[:, tokenizer.special.eot].set(0.0)
+    head = parameters["decoder"]["lm_head"]["kernel"]
+    parameters["decoder"]["lm_head"]["kernel"] = head.at[:, tokenizer.special.eot].set(0.0)
     return Engine(MODEL, parameters, tokenizer, compute=compute, slots=slots, slot_tokens=640)
 
 

@@ -161,8 +161,8 @@ class OurIteration:
     ):
         self.tokenizer = Tokenizer.from_folder(BASE)
         parameters = init_parameters(model, jax.random.key(0), compute)
-        head = parameters["decoder"]["head"]["kernel"]
-        parameters["decoder"]["head"]["kernel"] = (
+        head = parameters["decoder"]["lm_head"]["kernel"]
+        parameters["decoder"]["lm_head"]["kernel"] = (
             (logit_std * head).at[:, self.tokenizer.special.eot].set(0.0)
         )
         reward, judge = (

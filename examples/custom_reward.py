@@ -8,7 +8,7 @@ the reward is verifier_weight * similarity - overlong_weight * (how far it is be
 overlong_penalty_start tokens). Expected, in about two minutes on two cores (the numbers move a
 little from machine to machine):
 
-    reward in the first step: 0.58, in the last: 0.90
+    reward in the first step: 0.61, in the last: 0.84
 """
 
 import difflib

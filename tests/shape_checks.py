@@ -1,4 +1,4 @@
-"""Checks the shapes and dtypes that functions of the package declare, whenever a test calls them."""
+"""Checks the shapes and dtypes that functions of the package declare, while tests run."""
 
 import functools
 import sys
@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import beartype
+import beartype.roar
+import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 
 _CONF = beartype.BeartypeConf(is_pep484_tower=True)  # an int is a float
 _CHECKERS = ("jaxtyping", "beartype", "dataclasses", __name__, "<string>")
 _REBUILDERS = ("jax", "flax", "optax", "orbax")
-# The packages with arrays. Not config: a checked constructor has another message for a misspelt key.
+# The packages with arrays. Not config, where a checked constructor would have another message for
+# a misspelt key.
 _PACKAGES = (
     *("audio", "data", "evaluation", "generation", "hub", "judge", "kernels", "models"),
     *("parallel", "planning", "rl", "training"),
@@ -35,14 +39,24 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     if not any(_has_shape(hint) for hint in function.__annotations__.values()):
         return function
     checked = beartype.beartype(function, conf=_CONF)
-    if function.__name__ != "__init__":
-        return checked
 
     @functools.wraps(function)
-    def check_constructor(*args: Any, **kwargs: Any) -> Any:
-        return (function if _called_by_jax() else checked)(*args, **kwargs)
+    def check_arguments(*args: Any, **kwargs: Any) -> Any:
+        if function.__name__ == "__init__" and _called_by_jax():
+            return function(*args, **kwargs)
+        try:
+            return checked(*args, **kwargs)
+        except beartype.roar.BeartypeCallHintViolation:
+            # Functions of JAX take arrays of NumPy too.
+            as_jax = {name: _to_jax(value) for name, value in kwargs.items()}
+            return checked(*map(_to_jax, args), **as_jax)
 
-    return check_constructor
+    return check_arguments
+
+
+def _to_jax(value: Any) -> Any:
+    is_numpy = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufV"
+    return jnp.asarray(value) if is_numpy else value
 
 
 def _has_shape(hint: Any) -> bool:
@@ -53,7 +67,7 @@ def _has_shape(hint: Any) -> bool:
 
 
 def _called_by_jax() -> bool:
-    """Returns whether the caller, beyond the checkers' own frames, is a library that rebuilds trees."""
+    """Returns whether the first caller that is no checker is a library that rebuilds trees."""
     frame = sys._getframe(1)
     while frame is not None:
         package = frame.f_globals.get("__name__", "<string>").split(".")[0]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
@@ -21,6 +22,12 @@ def test_a_wrong_dtype_is_an_error():
 def test_dimensions_of_one_name_must_agree():
     with pytest.raises(TypeCheckError, match="query_prefix_ids"):
         AttentionMask(*(jnp.ones((2, size), int) for size in (3, 5, 4)))
+
+
+def test_arrays_of_numpy_are_arrays():
+    assert mask_bias(np.ones((2, 3, 4), bool)).shape == (2, 1, 1, 3, 4)
+    with pytest.raises(TypeCheckError, match="mask_bias"):
+        mask_bias(np.ones((3, 4), bool))
 
 
 def test_mapping_over_a_tree_is_not_checked():

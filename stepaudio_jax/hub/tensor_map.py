@@ -94,7 +94,7 @@ DECODER_RULES: tuple[Rule, ...] = (
     *_linear(f"{_DECODER_LAYER}.mlp.down_proj", "decoder/layers/mlp/down", "H F -> F H"),
     *_norm("model.norm", "decoder/norm", bias=False),
     Rule(
-        "lm_head.weight", "decoder/head/kernel", "V H -> H V"
+        "lm_head.weight", "decoder/lm_head/kernel", "V H -> H V"
     ),  # absent where the embeddings are tied
 )
 

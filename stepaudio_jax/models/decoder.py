@@ -51,7 +51,7 @@ class Decoder(nnx.Module):
         )
         self.layers = DecoderLayer(config, compute=compute, param_dtype=param_dtype, rngs=rngs)
         self.norm = RMSNorm(config.hidden, eps=config.norm_eps, param_dtype=param_dtype, rngs=rngs)
-        self.head = (
+        self.lm_head = (
             None
             if config.tied_embeddings
             else Projection(
@@ -100,7 +100,7 @@ class Decoder(nnx.Module):
 
     def lm_head_kernel(self) -> Float[Array, "H V"]:
         """Returns the language-model head, in the dtype of the parameters."""
-        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
     def prefill(
         self,

@@ -319,7 +319,9 @@ def _per_token_weights(parameters: Any) -> Any:
     """The weights that every token takes part in: of the embeddings it is one row, where they are no head as well."""
     decoder = parameters["decoder"]
     return {
-        name: part for name, part in decoder.items() if name != "embedding" or "head" not in decoder
+        name: part
+        for name, part in decoder.items()
+        if name != "embedding" or "lm_head" not in decoder
     }
 
 

@@ -1,4 +1,4 @@
-"""Files of users: paths, outputs that replace nothing, locks, JSON, and what lies in a file's place."""
+"""Reads and writes users' files: paths, outputs, locks, JSON, and recognition of other files."""
 
 from stepaudio_jax.storage.files import (
     PathLike,

@@ -1,4 +1,4 @@
-"""Files that one process at a time holds: whatever ends that process, `kill -9` included, lets them go."""
+"""Locks files for one process at a time; the end of the process releases them, also `kill -9`."""
 
 import errno
 import logging
@@ -16,23 +16,21 @@ except ImportError:  # Windows has none
 
 logger = logging.getLogger(__name__)
 
-# What a system says where the file system has no locks (some network mounts, and buckets).
+# Errors of file systems without locks (some network mounts, and buckets).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_ATTEMPTS = 5  # to hold a file that another process removes meanwhile
-_locked_paths: set[str] = (
-    set()
-)  # real paths that this process holds: the system would let it take them again
+_ATTEMPTS = 5  # to lock a file that another process removes meanwhile
+# Real paths that this process has locked: the system would let it lock them again.
+_locked_paths: set[str] = set()
 _locked_paths_mutex = threading.Lock()
 
 
 class LockedFile:
-    """A file that is open for reading and writing, and held until `close` or the end of the process.
+    """A file that is open for reading and writing, and locked until `close`.
 
     Attributes:
         path: of the file, links resolved.
-        file: what it is read and written through. No other handle of this process may open the same
-            file meanwhile: the system's locks belong to a process and a file, and closing any
-            handle lets them go.
+        file: its only handle in this process. The system's locks belong to a process and a file,
+            and closing any handle of the file releases them.
     """
 
     def __init__(self, path: str, file: BinaryIO):
@@ -43,19 +41,19 @@ class LockedFile:
         if not self.file.closed:
             try:
                 self.file.close()
-            finally:  # a full disk, told once more
+            finally:  # also if the disk is full
                 with _locked_paths_mutex:
                     _locked_paths.discard(self.path)
 
 
 def lock_file(path: PathLike) -> LockedFile:
-    """Opens a file, made where it is not there, and holds it.
+    """Opens a file and locks it; it is created if it does not exist.
 
-    The locks are POSIX's, which NFS keeps across machines and which a forked child does not
-    inherit. Where a file system has none, a warning says that nothing is guarded.
+    The locks are POSIX's: NFS keeps them across machines, and a forked child does not inherit them.
+    On a file system without locks a warning is logged and the file is not locked.
 
     Raises:
-        LockHeldError: it is held already.
+        LockHeldError: it is locked already.
         OSError: it cannot be opened.
     """
     real = os.path.realpath(path)
@@ -79,9 +77,9 @@ def _open_locked(path: str) -> BinaryIO:
         except BaseException:
             file.close()
             raise
-        # The process that held it may have removed it between the two: what is locked must be what
-        # the path names. Some mounted buckets change a file's inode once it is written, so the
-        # attempts are limited.
+        # Another process may have removed the file before it was locked: the locked file must be
+        # the one at the path. Some mounted buckets change a file's inode once it is written, so
+        # the attempts are limited.
         if _is_path_of(path, file) or not attempts_left:
             return file
         file.close()

@@ -1,4 +1,4 @@
-"""Checks outputs before the work: nothing of the user's is replaced, and what is made can be written."""
+"""Checks outputs before the work: they can be written, and replace nothing of the user's."""
 
 import contextlib
 import hashlib

@@ -1,8 +1,8 @@
-"""Files, by what they begin with.
+"""Recognises what a file is instead of what it should be, from its beginning.
 
-Signatures are those of the formats' specifications (as `file`'s magic database lists them). What a
-server sends in place of a file (a web page, an error in JSON or XML, a line of text) and what
-stands for a file (a pointer, a link) has no signature and is told by its form.
+Signatures are those of the formats' specifications, as in the magic database of `file`. Responses
+of servers that were saved as a file (a web page, an error in JSON or XML, a line of text) and
+placeholders (pointers, links) have no signature and are recognised by their form.
 """
 
 import codecs
@@ -15,20 +15,18 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from stepaudio_jax.storage.files import PathLike, open_read
-
-# What was recognised.
+from stepaudio_jax.storage.messages import truncate
 
 Purpose = Literal["weights", "tokenizer", "sound"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a file or folder is, and what to do.
+    """What a file or folder is, and what to do about it.
 
     Attributes:
-        what: the rest of a sentence that begins with the path or with "it": "is a Git LFS pointer
-        ..".
-        remedy: what the user should do, without a capital and a full stop.
+        what: the rest of a sentence that begins with "it", such as "is a Git LFS pointer".
+        remedy: advice to the user, without a capital and a full stop.
     """
 
     what: str
@@ -41,7 +39,7 @@ class Finding:
 HEAD_BYTES = 1 << 16  # enough for every signature, and for the title of a web page
 CONVERT_SOUND = "convert it to WAV, FLAC, MP3 or OGG, for example with `ffmpeg -i OLD NEW.wav`"
 COPY_AGAIN = "download or copy it again"
-# What browsers, the Hub's client and other programs add to a file's name until it is all there.
+# Suffixes of files that browsers, the Hub's client and other programs have not yet completed.
 UNFINISHED_SUFFIXES = (".incomplete", ".crdownload", ".part", ".partial", ".aria2", ".download")
 _MAX_SHOWN_CHARACTERS = 80
 
@@ -128,12 +126,12 @@ _ERROR_METADATA_KEYS = {
 
 
 def recognize_file(path: PathLike, purpose: Purpose, *, is_text: bool = False) -> Finding | None:
-    """Returns what a file is instead of what it is wanted for, or None where that cannot be told.
+    """Returns what a file is instead of what it should be; None if that is unknown.
 
     Args:
-        path: a file that could not be read as what it should be.
-        purpose: what it should have been.
-        is_text: whether that is a text, so that plain text says nothing.
+        path: a file that could not be read.
+        purpose: what the file should be.
+        is_text: whether it should be a text, so that plain text is no finding.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -150,7 +148,7 @@ def recognize_file(path: PathLike, purpose: Purpose, *, is_text: bool = False) -
 def recognize(
     content: bytes, size: int, purpose: Purpose, *, is_text: bool = False
 ) -> Finding | None:
-    """Returns what a file of this content is instead of what it is wanted for, or None where that cannot be told.
+    """Returns what a file of this content is instead of what it should be; None if unknown.
 
     Args:
         content: the file's beginning, `HEAD_BYTES` or all of it.
@@ -165,7 +163,7 @@ def recognize(
 
 
 def recognize_values(values: Any) -> Finding | None:
-    """Returns that JSON is a server's error in place of a file, or None where it is none: it has no keys but an error's."""
+    """Recognises a server's error in JSON, which has no keys but an error's."""
     if not isinstance(values, Mapping):
         return None
     keys = {str(key).lower() for key in values}
@@ -181,12 +179,13 @@ def recognize_values(values: Any) -> Finding | None:
 def _server_message(message: str, kind: str) -> Finding:
     return Finding(
         f"holds a server's message in {kind} and not the file: {message!r}",
-        "download the file again, and see that the download succeeds (a private or gated repository needs `hf auth login`)",
+        "download the file again, and see that the download succeeds (a private or gated repository"
+        " needs `hf auth login`)",
     )
 
 
 def _missing(path: str) -> Finding | None:
-    """Returns why a file is not there: a link to nothing, or a download under way beside it."""
+    """Returns why a file does not exist: a broken link, or an unfinished download of it."""
     if os.path.islink(path):
         target = os.readlink(path)
         what = f"is a link to {target}, which does not exist"
@@ -203,7 +202,7 @@ def _missing(path: str) -> Finding | None:
 
 
 def _placeholder(content: bytes, size: int) -> Finding | None:
-    """Returns what stands for a file that is elsewhere, or was not filled in yet."""
+    """Recognises a placeholder: a pointer to a file elsewhere, or zeros not yet filled in."""
     text = (
         content[:1024].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
         if size <= 1024
@@ -214,7 +213,8 @@ def _placeholder(content: bytes, size: int) -> Finding | None:
         of = f" (of {int(stored[1]):,} bytes)" if stored else ""
         return Finding(
             f"is a Git LFS pointer, and not the file itself{of}",
-            "run `git lfs install && git lfs pull` in its repository, or download it with `hf download`",
+            "run `git lfs install && git lfs pull` in its repository, or download it with"
+            " `hf download`",
         )
     if text.startswith("# xet version"):
         return Finding(
@@ -255,8 +255,8 @@ def _server_response(content: bytes) -> Finding | None:
         of = f" ({_one_line(html.unescape(title[1]))!r})" if title and title[1].strip() else ""
         return Finding(
             f"is a web page (HTML){of} and not the file",
-            "download the file itself, with `hf download` or from the address with /resolve/ in place of /blob/ "
-            "(a private or gated repository needs `hf auth login`)",
+            "download the file itself, with `hf download` or from the address with /resolve/ in"
+            " place of /blob/ (a private or gated repository needs `hf auth login`)",
         )
     if text.startswith("<") and re.match(r"<[a-z_]", lower):
         code = re.search(r"<code>(.*?)</code>", text, re.DOTALL | re.IGNORECASE)
@@ -316,7 +316,7 @@ def _binary(content: bytes, purpose: Purpose) -> Finding | None:
 
 
 def _container(content: bytes) -> str | None:
-    """A container of sound or video whose signature is not at its beginning."""
+    """Recognises containers of sound or video whose signature is not at the beginning."""
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("latin-1").strip()
         return f"an MPEG-4 file (M4A, MP4, MOV or 3GP; brand {brand!r})"
@@ -338,11 +338,10 @@ def _container(content: bytes) -> str | None:
 
 
 def _text(content: bytes) -> Finding | None:
-    """A text of any other kind: an answer of a server without form, a list of files, a script."""
+    """Recognises any other text: a server's message, a list of files, a script."""
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(
-            content
-        )  # a character cut off at the end is left out
+        # A character that is cut off at the end is dropped.
+        text = codecs.getincrementaldecoder("utf-8")().decode(content)
     except UnicodeDecodeError:
         return None
     if any(not character.isprintable() and not character.isspace() for character in text):
@@ -351,6 +350,5 @@ def _text(content: bytes) -> Finding | None:
 
 
 def _one_line(text: str) -> str:
-    """A text on one line, of a readable length."""
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_SHOWN_CHARACTERS else f"{line[:_MAX_SHOWN_CHARACTERS]}.."
+    """Returns a text on one line, of a readable length."""
+    return truncate(" ".join(text.split()), _MAX_SHOWN_CHARACTERS, count=False)

@@ -1,4 +1,4 @@
-"""Folders that hold no model or no tokenizer where one was looked for, by what they hold instead."""
+"""Recognises what a folder is in which no model or no tokenizer could be found."""
 
 import os
 import pathlib
@@ -28,7 +28,8 @@ _UNSUPPORTED_WEIGHTS = (
     (
         r".*\.(distcp|metadata)|mp_rank_.*|.*_model_states\.pt|zero_to_fp32\.py",
         "a sharded checkpoint of a training run with torch",
-        "merge it into safetensors with the program that wrote it (`accelerate merge-weights`, `zero_to_fp32.py`)",
+        "merge it into safetensors with the program that wrote it (`accelerate merge-weights`,"
+        " `zero_to_fp32.py`)",
     ),
     (r".*\.(bin|pth|pt|ckpt)", "PyTorch pickles", _RESAVE_REMEDY),
     (r".*\.msgpack", "Flax weights", _RESAVE_REMEDY),
@@ -54,10 +55,10 @@ _FOREIGN_TOKENIZERS = {
 
 
 def recognize_folder(path: PathLike, purpose: Purpose) -> Finding | None:
-    """Returns what a path is instead of the folder of a model or tokenizer, or None where that cannot be told.
+    """Returns what a path is instead of a model's or tokenizer's folder; None if unknown.
 
     Args:
-        path: in which no model or no tokenizer could be found.
+        path: where no model or no tokenizer could be found.
         purpose: "weights" or "tokenizer".
     """
     folder = pathlib.Path(path)
@@ -81,11 +82,11 @@ def recognize_folder(path: PathLike, purpose: Purpose) -> Finding | None:
 
 
 def unfinished_download(folder: PathLike) -> Finding | None:
-    """Returns that files of a folder were not downloaded to their end, or None where nothing says so.
+    """Recognises a folder with files of unfinished downloads.
 
-    The Hub's client writes `.cache/huggingface/download/*.incomplete` in a folder of its own, and
-    `blobs/*.incomplete` in its cache; browsers and other programs write such a file beside the
-    others.
+    The Hub's client writes them as `.cache/huggingface/download/*.incomplete` in a download folder,
+    and as `blobs/*.incomplete` in its cache; browsers and other programs write them beside the
+    other files.
     """
     folder = pathlib.Path(folder)
     places = [folder, folder / ".cache" / "huggingface" / "download"]
@@ -130,7 +131,8 @@ def _not_a_folder(path: pathlib.Path, purpose: Purpose) -> Finding | None:
     if name and (address or not path.parent.exists()):
         return Finding(
             "is not a folder on this machine",
-            f"if it is a repository of the Hub, download it: `hf download {name} --local-dir {name.split('/')[1]}`",
+            "if it is a repository of the Hub, download it:"
+            f" `hf download {name} --local-dir {name.split('/')[1]}`",
         )
     if re.match(r"https?:/", text):
         return Finding(
@@ -140,7 +142,7 @@ def _not_a_folder(path: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _hub_cache(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """A repository in the Hub's cache, its inside, or the cache itself."""
+    """Recognises the Hub's cache, a repository in it, or a folder in a repository."""
     if folder.name in ("snapshots", "blobs", "refs") and (folder.parent / "snapshots").is_dir():
         folder = folder.parent
     if _is_repository(folder):
@@ -180,7 +182,7 @@ def _is_repository(folder: pathlib.Path) -> bool:
 
 
 def _snapshot(repository: pathlib.Path) -> pathlib.Path | None:
-    """Returns the snapshot that `main` means, else the newest."""
+    """Returns the snapshot to which `main` refers, or the newest."""
     snapshots = [entry for entry in _entries(repository / "snapshots") if entry.is_dir()]
     try:
         named = repository / "snapshots" / (repository / "refs" / "main").read_text().strip()
@@ -192,9 +194,9 @@ def _snapshot(repository: pathlib.Path) -> pathlib.Path | None:
 
 
 def recognize_run(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """Returns that a folder is a run of this project, or lies among its checkpoints, or None where it is none.
+    """Recognises the folder of a run of this project, or a folder among its checkpoints.
 
-    A run holds `config.json`, `metrics.jsonl`, `checkpoints/` and, once it is finished, `model/`.
+    A run has `config.json`, `metrics.jsonl`, `checkpoints/` and, once it is finished, `model/`.
     """
     for run in (folder, *list(folder.absolute().parents)[:4]):
         is_inside = run != folder
@@ -215,7 +217,10 @@ def recognize_run(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
                 else model
             )
             return Finding(f"{what}, not its model", f"name {inner}")
-        take = f"take the model out of a checkpoint: `python -m launch.checkpoint {run} --output DIR`, and name DIR"
+        take = (
+            f"take the model out of a checkpoint: `python -m launch.checkpoint {run} --output DIR`,"
+            " and name DIR"
+        )
         if is_inside:
             return Finding(f"{what}, not a model", take)
         if (folder / "checkpoints").is_dir():
@@ -227,7 +232,7 @@ def recognize_run(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _is_run(folder: pathlib.Path) -> bool:
-    """By its `config.json`, which holds the run's configuration; by what lies beside it where that is lost."""
+    """Returns whether a folder is a run, by its `config.json`, or else by its other files."""
     values = read_json_or_none(folder / _CONFIG)
     if isinstance(values, dict):
         return "stages" in values and "model_type" not in values
@@ -240,7 +245,7 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def _inside_checkpoint(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """A part of this project's checkpoint folder, or of any Orbax checkpoint."""
+    """Recognises a part of this project's checkpoints, or of any Orbax checkpoint."""
     if purpose == "tokenizer" and _has_tokenizer(folder / "tokenizer"):
         return Finding("is a model", f"name its tokenizer, {folder / 'tokenizer'}")
     for parent in list(folder.absolute().parents)[:2]:
@@ -271,7 +276,7 @@ def _broken_links(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _adapter(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """A PEFT adapter. Weights beside it are looked at by whoever reads weights."""
+    """Recognises a PEFT adapter without a model."""
     config = read_json_or_none(folder / "adapter_config.json")
     if not (folder / "adapter_config.json").is_file() and not list(folder.glob("adapter_model.*")):
         return None
@@ -310,7 +315,7 @@ def _trainer_output(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _unsupported_weights(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """Weights in a format that is not read here."""
+    """Recognises weights in a format that this project does not read."""
     if purpose != "weights":
         return None
     names = [entry.name for entry in _entries(folder) if entry.name not in _NON_WEIGHT_FILES]
@@ -320,7 +325,7 @@ def _unsupported_weights(folder: pathlib.Path, purpose: Purpose) -> Finding | No
 
 
 def _match_unsupported_weights(names: Iterable[str]) -> tuple[str, list[str], str] | None:
-    """Which other weights files of these names are, the names of those, and what to do."""
+    """Returns the kind of other weights among file names, those names, and what to do."""
     for pattern, what, remedy in _UNSUPPORTED_WEIGHTS:
         matching = [name for name in names if re.fullmatch(pattern, name)]
         if matching:
@@ -341,7 +346,7 @@ def _archive(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """A folder whose subfolder is what is wanted."""
+    """Recognises a folder that has the model or tokenizer in a subfolder."""
     if (folder / _CONFIG).is_file() and purpose == "weights":
         return None
     wanted = _has_tokenizer if purpose == "tokenizer" else lambda entry: (entry / _CONFIG).is_file()
@@ -354,7 +359,7 @@ def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _incomplete_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
-    """Recognises part of a model: says what is there, and what is not."""
+    """Recognises an incomplete model, and says what is missing."""
     names = {entry.name for entry in _entries(folder)}
     has_weights = any(name.endswith(".safetensors") for name in names)
     if purpose == "tokenizer":
@@ -366,7 +371,8 @@ def _incomplete_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
             )
         if has_weights or _CONFIG in names:
             return Finding(
-                "holds a model without a tokenizer (neither tokenizer.json nor vocab.json and merges.txt)",
+                "holds a model without a tokenizer (neither tokenizer.json nor vocab.json and"
+                " merges.txt)",
                 "copy them into it, or name a folder that has them as the tokenizer",
             )
         return None
@@ -401,7 +407,7 @@ def _empty(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
 
 
 def _is_model_file(name: str) -> bool:
-    """Returns whether a file is read of a model's folder, by its name."""
+    """Returns whether a file of a model's folder is read, by its name."""
     return name.endswith((".json", ".safetensors", ".txt", ".jinja"))
 
 

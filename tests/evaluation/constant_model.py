@@ -74,7 +74,7 @@ def constant_model(tokenizer: Tokenizer, written: Sequence[int]) -> LoadedModel:
     decoder = {
         "embedding": directions,
         "norm": {"scale": np.ones(sizes.hidden, np.float32)},
-        "head": {"kernel": head},
+        "lm_head": {"kernel": head},
     }
     return LoadedModel(
         "constant",

@@ -26,7 +26,7 @@ def peaked_parameters(config=CONFIG, seed=12):
         lambda leaf: 0.15 * rng.standard_normal(leaf.shape, np.float32), abstract_parameters(config)
     )
     parameters["decoder"]["embedding"] *= 6
-    parameters["decoder"]["head"]["kernel"] *= 20
+    parameters["decoder"]["lm_head"]["kernel"] *= 20
     parameters["adaptor"]["down"]["kernel"] *= 5
     return parameters
 

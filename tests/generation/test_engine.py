@@ -33,7 +33,7 @@ def make_engine(parameters, tokenizer=BYTES, **settings):
 def parameters():
     """The weights of a model that never ends its turn."""
     parameters = peaked_parameters()
-    parameters["decoder"]["head"]["kernel"][:, BYTES.special.eot] = 0
+    parameters["decoder"]["lm_head"]["kernel"][:, BYTES.special.eot] = 0
     return parameters
 
 
@@ -209,9 +209,9 @@ def test_the_end_of_the_turn_ends_a_reply(parameters):
     prompt = text_prompt(12, seed=52)
     (free,) = answer(make_engine(parameters), [prompt], [GREEDY])
     end = next(index for index in range(3, 40) if free.tokens[index] not in free.tokens[:index])
-    head = parameters["decoder"]["head"]["kernel"].copy()
+    head = parameters["decoder"]["lm_head"]["kernel"].copy()
     head[:, BYTES.special.eot] = 1.01 * head[:, free.tokens[end]]
-    ending = {**parameters, "decoder": {**parameters["decoder"], "head": {"kernel": head}}}
+    ending = {**parameters, "decoder": {**parameters["decoder"], "lm_head": {"kernel": head}}}
     (ended,) = answer(make_engine(ending), [prompt], [GREEDY])
     assert (ended.tokens, ended.finish_reason) == (free.tokens[:end], "stop")
 

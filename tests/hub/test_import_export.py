@@ -332,7 +332,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
         assert hub.inspect_folder(source).problems == ()
     hub.import_weights(source, tmp_path / "checkpoint")
     assert hub.read_model_config(tmp_path / "checkpoint").decoder.tied_embeddings
-    assert "head" not in hub.read_parameters(source, parts=["decoder"])["decoder"]
+    assert "lm_head" not in hub.read_parameters(source, parts=["decoder"])["decoder"]
     different = embedding.clone()
     different[299, 5] += 1
     for head, where in (

@@ -125,7 +125,7 @@ def test_what_a_source_lacks(folders):
     ):
         hub.read_parameters(path / "model", config=with_decoder(vocab_size=310))
     with pytest.raises(
-        CheckpointError, match=r"decoder/head/kernel is \(48, 300\), expected absent"
+        CheckpointError, match=r"decoder/lm_head/kernel is \(48, 300\), expected absent"
     ):
         hub.read_parameters(path / "model", config=with_decoder(tied_embeddings=True))
     # A part that is not asked for may have any shape.

@@ -51,7 +51,7 @@ def test_every_matrix_of_the_decoder_has_a_scale_for_each_output_channel():
         f"{layer}['attention']['output']['kernel']": (heads, head_dim),
         **{f"{layer}['mlp']['{name}']['kernel']": (hidden,) for name in ("gate", "up")},
         f"{layer}['mlp']['down']['kernel']": (ffn,),
-        "['head']['kernel']": (hidden,),
+        "['lm_head']['kernel']": (hidden,),
     }
 
 

@@ -113,7 +113,7 @@ def qwen2_state(decoder: dict, config: Any) -> dict[str, torch.Tensor]:
         "model.norm.weight": decoder["norm"]["scale"],
     }
     state["lm_head.weight"] = (
-        decoder["embedding"] if config.tied_embeddings else decoder["head"]["kernel"].T
+        decoder["embedding"] if config.tied_embeddings else decoder["lm_head"]["kernel"].T
     )
     for i in range(config.layers):
         layer = jax.tree.map(lambda leaf: leaf[i], decoder["layers"])  # noqa: B023

@@ -74,7 +74,7 @@ def test_the_decoders_widths_are_cut_over_tensor():
         None, ("tensor", "fsdp"), None
     )
     assert by_path["['decoder']['embedding']"] == PartitionSpec("tensor", "fsdp")
-    assert by_path["['decoder']['head']['kernel']"] == PartitionSpec("fsdp", "tensor")
+    assert by_path["['decoder']['lm_head']['kernel']"] == PartitionSpec("fsdp", "tensor")
 
 
 def test_a_size_that_cannot_be_cut_is_named():

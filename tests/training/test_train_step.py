@@ -252,7 +252,7 @@ def test_muon_updates_hidden_matrices_and_adamw_the_rest(parameters):
     for layer in query:
         values = np.linalg.svd(layer.reshape(layer.shape[0], -1), compute_uv=False)
         assert values[len(values) // 2] > 0.6 * values[0]
-    head = np.abs(change["decoder"]["head"]["kernel"])
+    head = np.abs(change["decoder"]["lm_head"]["kernel"])
     assert (
         np.isclose(head[head > 0], np.median(head), rtol=0.05).mean() > 0.9
     )  # Adam's first step is one size everywhere

@@ -1,10 +1,12 @@
-"""Hugging Face <-> this project's checkpoints.
+"""Converts weights between Hugging Face's format and this project's checkpoints.
 
-python -m tools.convert_weights import  --source DIR [--encoder-source DIR] [--adapter PEFT_DIR] --output CKPT
-python -m tools.convert_weights export  --source CKPT --output DIR [--dtype bfloat16] [--max-shard-size 5GB]
-python -m tools.convert_weights export  --source CKPT --output PEFT_DIR --adapter [--base DIR]
-python -m tools.convert_weights random  --preset tiny|mini_8b|r1_32b --output DIR [--tokenizer DIR] [--seed 0]
-python -m tools.convert_weights inspect DIR
+python -m tools.convert_weights COMMAND:
+
+    import  --source DIR [--encoder-source DIR] [--adapter PEFT_DIR] --output CKPT
+    export  --source CKPT --output DIR [--dtype bfloat16] [--max-shard-size 5GB]
+    export  --source CKPT --output PEFT_DIR --adapter [--base DIR]
+    random  --preset tiny|mini_8b|r1_32b --output DIR [--tokenizer DIR] [--seed 0]
+    inspect DIR
 """
 
 import argparse
@@ -37,15 +39,14 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 where the user must do something, told in one line."""
+    """Runs one command; returns 0, 2 after a user's mistake, or 130 after an interruption."""
     options = _parser().parse_args(arguments)
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # converting needs no accelerator, and must not take one from a running job
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax repeats in traces what it raises
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that what is half written is removed
+    # Converting needs no accelerator, and must not take one from a running job.
+    jax.config.update("jax_platforms", "cpu")
+    # Orbax logs tracebacks of the errors that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # SIGTERM raises KeyboardInterrupt, so that a half-written folder is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return options.run(options)
     except (StepAudioError, OSError) as error:
@@ -96,7 +97,8 @@ def _export(options: argparse.Namespace) -> int:
     if lora is not None:
         dtype = options.dtype or "float32"
         print(
-            f"its LoRA adapter of rank {lora.rank} was merged in float32, and all weights are {dtype}"
+            f"its LoRA adapter of rank {lora.rank} was merged in float32, and all weights are"
+            f" {dtype}"
         )
         if dtype != "float32":
             print(f"what is small beside a weight is rounded away in {dtype}; see docs/lora.md")
@@ -122,7 +124,8 @@ def _export_adapter(options: argparse.Namespace) -> int:
         f"wrote {options.output}: rank {lora.rank}, alpha {lora.alpha:g}, {', '.join(lora.targets)}"
     )
     print(
-        "it holds what LoRA has learnt of the decoder; encoder and adaptor are exported without --adapter"
+        "it holds what LoRA has learnt of the decoder; encoder and adaptor are exported without"
+        " --adapter"
     )
     return 0
 
@@ -164,20 +167,22 @@ def _random(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     summary = hub.inspect_folder(options.folder)
     model = summary.model
+    dtypes = ", ".join(f"{name} x {count}" for name, count in sorted(summary.dtypes.items()))
     lines = [
         f"kind        {summary.kind}",
         f"parts       {', '.join(summary.parts)}",
         f"tensors     {summary.tensors}",
         f"parameters  {summary.parameters:,}",
         f"bytes       {summary.bytes:,}",
-        f"dtypes      {', '.join(f'{name} x {count}' for name, count in sorted(summary.dtypes.items()))}",
+        f"dtypes      {dtypes}",
     ]
     for part in summary.parts:
         values = dataclasses.asdict(getattr(model, part))
         lines.append(f"{part:<11} {', '.join(f'{name}={value}' for name, value in values.items())}")
     if summary.skipped_tensors:
         lines.append(
-            f"left out    {len(summary.skipped_tensors)} that follow from the rest, as {summary.skipped_tensors[0]}"
+            f"left out    {len(summary.skipped_tensors)} that follow from the rest, as"
+            f" {summary.skipped_tensors[0]}"
         )
     if summary.problems:
         lines += [
@@ -202,7 +207,7 @@ def _round_up(vocab_size: int) -> int:
 
 
 class _ProgressBar:
-    """A progress bar, on a terminal only."""
+    """Shows a progress bar, on a terminal only."""
 
     def __enter__(self) -> "_ProgressBar":
         self._bar: Any = tqdm(total=None, unit="B", unit_scale=True, disable=None, leave=False)
@@ -268,7 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dtype",
         choices=_DTYPES,
-        help="cast the weights; by default they stay as they are, and are float32 where an adapter is merged into them",
+        help="cast the weights; by default they stay as they are, and are float32 where an adapter"
+        " is merged into them",
     )
     command.add_argument(
         "--adapter",
