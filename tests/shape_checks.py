@@ -1,4 +1,4 @@
-"""Checks the shapes and dtypes that functions of the package declare, whenever a test calls them."""
+"""Checks the shapes and dtypes that functions of the package declare, while tests run."""
 
 import functools
 import sys
@@ -15,7 +15,8 @@ import numpy as np
 _CONF = beartype.BeartypeConf(is_pep484_tower=True)  # an int is a float
 _CHECKERS = ("jaxtyping", "beartype", "dataclasses", __name__, "<string>")
 _REBUILDERS = ("jax", "flax", "optax", "orbax")
-# The packages with arrays. Not config: a checked constructor has another message for a misspelt key.
+# The packages with arrays. Not config, where a checked constructor would have another message for
+# a misspelt key.
 _PACKAGES = (
     *("audio", "data", "evaluation", "generation", "hub", "judge", "kernels", "models"),
     *("parallel", "planning", "rl", "training"),

@@ -49,5 +49,5 @@ def dense_kernel_grad(
 
 
 def _is_single_cpu() -> bool:
-    """Returns whether the program is for one CPU: on a mesh, flattening tokens would gather them."""
+    """Returns whether the program is for one CPU; on a mesh, flattening tokens gathers them."""
     return current_mesh() is None and target_platform() == "cpu"

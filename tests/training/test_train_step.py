@@ -283,10 +283,10 @@ def test_evaluation_counts_equal_a_direct_computation(parameters, micro_batches)
     batch = random_batch()
     sums = jax.jit(make_eval_step(definition, micro_batches))(state, batch)
     model = model_with(parameters, SMALL)
-    audio = model.encode_audio(batch.mel, batch.mel_lengths)
-    hidden = model.decode(
-        model.embed(batch.tokens, audio, batch.audio_index), batch.positions, batch.segment_ids
-    )
+    arrays = jax.tree.map(jnp.asarray, batch)
+    audio = model.encode_audio(arrays.mel, arrays.mel_lengths)
+    embeddings = model.embed(arrays.tokens, audio, arrays.audio_index)
+    hidden = model.decode(embeddings, arrays.positions, arrays.segment_ids)
     logits = np.asarray(model.logits(hidden), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_probs, batch.targets[..., None], -1)[..., 0]
