@@ -1,4 +1,7 @@
-"""What a job needs of a TPU slice, known before it is paid for: the real programs, compiled with no TPU at hand."""
+"""Plans jobs on TPU slices before they are paid for: memory, fit, and expected speed.
+
+The job's real programs are compiled by the TPU compiler, for which no TPU is needed.
+"""
 
 from stepaudio_jax.planning.rl_plan import RLPlan, plan_rl, rl_plan_report
 from stepaudio_jax.planning.search import plan_training, stage_index

@@ -1,4 +1,4 @@
-"""Settings that make a job fit a topology, where its own do not."""
+"""Searches for settings with which a training stage fits a topology, where its own do not."""
 
 import functools
 import math
@@ -11,27 +11,27 @@ from stepaudio_jax.planning.report import escalate_if_tight
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.planning.train_plan import TrainPlan, make_train_plan
 
-_MAX_CANDIDATES = 3
+_MAX_CANDIDATES = 3  # plans that are made before the search gives up
 
 
 def plan_training(
     config: Config, stage: str, topology: Topology, effort: Effort = "full"
 ) -> TrainPlan:
-    """The plan of a stage with its own settings, or with the fewest changes that make it fit.
+    """Plans a stage with its own settings, or with the fewest changes that make it fit.
 
-    Tried in this order: rows that the mesh cuts evenly, more micro-batches, moments in bf16. A
-    slice whose size is no power of two gets a mesh that cuts the decoder evenly. If none fits, the
-    plan of the smallest is returned, and says by how much.
+    Changes are tried in this order: a batch size that the mesh divides, more micro-batches,
+    optimizer moments in bf16. A slice whose size is no power of two gets a mesh that divides the
+    decoder evenly. If nothing fits, the plan with the smallest peak is returned.
 
     Args:
         config: of the run; its mesh is for the topology.
         stage: a stage's name or number.
-        topology: where.
-        effort: the compiler's; where a "quick" plan leaves little room or none, it is made in
-            "full".
+        topology: the slice.
+        effort: how hard the compiler optimizes; a "quick" plan that leaves little or no room is
+            made again with "full" effort.
 
     Raises:
-        ConfigError, ConfigError: as of `make_train_plan`.
+        ConfigError: see `make_train_plan` and `stage_index`.
     """
     index = stage_index(config, stage)
     best: TrainPlan | None = None
@@ -55,11 +55,11 @@ def plan_training(
 
 
 def _evenly_dividing_mesh(config: Config, topology: Topology) -> tuple[str, ...]:
-    """Overrides for a mesh that the model's dimensions can be cut by, on a slice whose size is no power of two.
+    """Returns overrides for a mesh that divides the decoder's width evenly.
 
-    Where the configuration leaves all devices to `fsdp` and those of 192 chips, say, do not divide
-    the decoder's width, the odd part of their number goes to `data`: three copies of the weights,
-    each cut over 64 chips.
+    They are needed where the configuration leaves all devices to `fsdp` and their number does not
+    divide the decoder's width. The odd factor of the number goes to `data` then: of 192 chips, each
+    64 hold one of three copies of the weights.
     """
     if config.mesh.fsdp != -1 or config.mesh.data != 1:
         return ()
@@ -71,31 +71,32 @@ def _evenly_dividing_mesh(config: Config, topology: Topology) -> tuple[str, ...]
 
 
 def _candidates(config: Config, index: int, topology: Topology) -> Iterator[tuple[str, ...]]:
-    """Overrides to try, the fewest changes first."""
-    data, accumulation = config.stages[index].data, config.stages[index].gradient_accumulation_steps
+    """Yields overrides to try, the fewest changes first."""
+    stage = config.stages[index]
     key = f"stages.{index}"
     sizes = config.mesh.sizes(topology.devices)
-    parts = math.prod(sizes[axis] for axis in config.compute.rules.batch)
-    rows = math.ceil(data.batch_size / parts) * parts
-    whole: tuple[str, ...] = () if rows == data.batch_size else (f"{key}.data.batch_size={rows}",)
-    evaluation = config.stages[index].evaluation
-    if evaluation.enabled and evaluation.data.batch_size % parts:
-        whole += (
-            f"{key}.evaluation.data.batch_size={math.ceil(evaluation.data.batch_size / parts) * parts}",
-        )
-    smallest = (
-        *whole,
-        f"{key}.gradient_accumulation_steps={rows // parts}",
-    )  # one row a chip in each micro-batch
-    yield (
-        whole
-        if rows % (parts * accumulation) == 0
-        else (*whole, f"{key}.gradient_accumulation_steps=1")
-    )
-    if rows // parts > accumulation:
-        yield smallest
-    if config.stages[index].optimizer.moment_dtype != "bfloat16":
-        yield (*smallest, f"{key}.optimizer.moment_dtype=bfloat16")
+    shards = math.prod(sizes[axis] for axis in config.compute.rules.batch)
+    rows = _round_up(stage.data.batch_size, shards)
+    divisible: tuple[str, ...] = ()
+    if rows != stage.data.batch_size:
+        divisible += (f"{key}.data.batch_size={rows}",)
+    if stage.evaluation.enabled and stage.evaluation.data.batch_size % shards:
+        evaluation_rows = _round_up(stage.evaluation.data.batch_size, shards)
+        divisible += (f"{key}.evaluation.data.batch_size={evaluation_rows}",)
+    accumulation_steps = stage.gradient_accumulation_steps
+    if rows % (shards * accumulation_steps) == 0:
+        yield divisible
+    else:
+        yield (*divisible, f"{key}.gradient_accumulation_steps=1")
+    one_row_per_device = (*divisible, f"{key}.gradient_accumulation_steps={rows // shards}")
+    if rows // shards > accumulation_steps:
+        yield one_row_per_device
+    if stage.optimizer.moment_dtype != "bfloat16":
+        yield (*one_row_per_device, f"{key}.optimizer.moment_dtype=bfloat16")
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return math.ceil(count / multiple) * multiple
 
 
 def _with_overrides(config: Config, settings: tuple[str, ...]) -> Config:
@@ -106,7 +107,7 @@ def _with_overrides(config: Config, settings: tuple[str, ...]) -> Config:
 
 
 def stage_index(config: Config, stage: str) -> int:
-    """The place of a stage given by name or number.
+    """Returns the number of a stage that is given by its name or number.
 
     Raises:
         ConfigError: there is no such stage.

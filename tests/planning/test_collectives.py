@@ -3,8 +3,8 @@
 import pytest
 
 from stepaudio_jax.errors import PlanError
-from stepaudio_jax.planning.collectives import collective_bytes, find_collectives
-from stepaudio_jax.planning.hlo import HloModule, first_group
+from stepaudio_jax.planning.collectives import collective_bytes, find_collectives, first_group
+from stepaudio_jax.planning.hlo import HloModule
 
 LOOP = """
 %add (a: f32[], b: f32[]) -> f32[] {
