@@ -1,4 +1,4 @@
-"""A quick plan shows that a job fits, or is made again in full."""
+"""Tests that a quick plan is made again with full effort where it leaves little room."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from stepaudio_jax.planning.report import escalate_if_tight
 
 
 @dataclasses.dataclass
-class Made:
+class FakePlan:
     effort: str
     peak_bytes_per_chip: int
     memory_bytes_per_chip: int = 1000
@@ -32,7 +32,7 @@ def test_full_effort_where_it_is_asked_for_or_a_quick_plan_leaves_little_room(
 
     def make(effort):
         efforts_made.append(effort)
-        return Made(effort, peak)
+        return FakePlan(effort, peak)
 
     assert escalate_if_tight(make, effort).effort == efforts[-1]
     assert efforts_made == efforts

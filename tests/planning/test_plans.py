@@ -1,4 +1,4 @@
-"""Every job's configuration, planned for the pod that it names; the compiler is real, the chips are not here."""
+"""Tests the plans of every job's configuration for the pod that it names, by the real compiler."""
 
 import importlib.metadata
 import importlib.util
@@ -37,7 +37,7 @@ KEYS = [
 
 
 def plan(file, config, topology, *settings):
-    """The plan as JSON."""
+    """Returns the plan that the command writes as JSON."""
     ended = run(
         *(
             "-m",
@@ -63,7 +63,7 @@ def plan(file, config, topology, *settings):
         ("plan_text_32b", "v5p:4x4x4", "text"),
     ],
 )
-def test_a_job_fits_its_pod(tmp_path, config, topology, stage):
+def test_job_fits_its_pod(tmp_path, config, topology, stage):
     made = plan(tmp_path / "plan.json", config, topology, "--stage", stage)
     assert set(KEYS) <= set(made)
     assert made["fits"]
@@ -82,7 +82,8 @@ def test_a_job_fits_its_pod(tmp_path, config, topology, stage):
 OVERLAP = (
     "--xla_enable_async_all_gather=true --xla_tpu_enable_async_collective_fusion=true "
     "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true "
-    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true"
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true "
+    "--xla_tpu_overlap_compute_collective_tc=true"
 )
 SHAPE = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab_size")
 
@@ -119,10 +120,10 @@ SHAPE = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab_size")
     ],
     ids=["MaxText 32B on v5p-128", "Llama 3.1 8B on v6e-16"],
 )
-def test_a_published_run_lies_in_the_range_of_its_plan(
+def test_published_run_lies_in_the_range_of_its_plan(
     monkeypatch, tmp_path, shape, topology, settings, published
 ):
-    """The plan's program is this project's, with what the run keeps for its backward pass, as nearly as can be."""
+    """The plan is of this project's program, with nearly the rematerialisation of the run."""
     monkeypatch.setenv("LIBTPU_INIT_ARGS", OVERLAP)
     sections = {"data": "stages.text.", "mesh": "", "remat": "compute.", "remat_names": "compute."}
     changed = [
@@ -138,7 +139,7 @@ def test_a_published_run_lies_in_the_range_of_its_plan(
     assert shortest < made["tokens_per_step"] / made["chips"] / published < longest
 
 
-def test_flags_that_overlap_collectives_leave_less_to_wait_for(monkeypatch, tmp_path):
+def test_flags_that_overlap_collectives_reduce_the_waiting(monkeypatch, tmp_path):
     longer = (
         "--effort=full",
         "--config.stages.text.data.batch_size=64",
@@ -146,15 +147,15 @@ def test_flags_that_overlap_collectives_leave_less_to_wait_for(monkeypatch, tmp_
     )
     without = plan(tmp_path / "without.json", "plan_text_32b", "v5p:4x4x4", *longer)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", OVERLAP)
-    beside = plan(tmp_path / "beside.json", "plan_text_32b", "v5p:4x4x4", *longer)
+    overlapped = plan(tmp_path / "overlapped.json", "plan_text_32b", "v5p:4x4x4", *longer)
     assert sum(without["collective_bytes_per_chip"].values()) == pytest.approx(260e9, rel=0.01)
     assert without["expected_parts"]["waiting"] == without["expected_parts"]["links"]
-    assert beside["expected_parts"]["waiting"] < 0.8 * beside["expected_parts"]["links"]
-    assert beside["expected_step_seconds"] < without["expected_step_seconds"]
+    assert overlapped["expected_parts"]["waiting"] < 0.8 * overlapped["expected_parts"]["links"]
+    assert overlapped["expected_step_seconds"] < without["expected_step_seconds"]
 
 
-def test_gathers_that_the_compiler_sends_beside_products_count_once(tmp_path):
-    """A decoder of 14 B on v5e: its weights are gathered twice in bf16 and its gradients reduced, 120 GB in all."""
+def test_gathers_that_overlap_with_products_count_once(tmp_path):
+    """A decoder of 14 B sends 120 GB: weights gathered twice in bf16, and gradients reduced."""
     shape = (
         "--config.model.decoder.layers=48",
         "--config.model.decoder.ffn=13824",
@@ -167,7 +168,7 @@ def test_gathers_that_the_compiler_sends_beside_products_count_once(tmp_path):
 
 @pytest.mark.parametrize("topology", ["v5p-384", "tpu7x-128", "v6e-256"])
 def test_slices_of_every_kind_are_planned(tmp_path, topology):
-    """The decoder's width is no multiple of 192, so that the odd part of those devices holds whole copies."""
+    """The decoder's width is no multiple of 192, so v5p-384 has three copies of the weights."""
     rows = parse_topology(topology).devices
     made = plan(
         tmp_path / "plan.json",
@@ -180,14 +181,14 @@ def test_slices_of_every_kind_are_planned(tmp_path, topology):
     assert made["mesh"]["data"] * made["mesh"]["fsdp"] == rows
 
 
-def test_the_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
+def test_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
     tokens, vocabulary = 8192, 152064
     longer = (
         "--effort=full",
         "--config.stages.text.data.batch_size=64",
         f"--config.stages.text.data.seq_len={tokens}",
     )
-    whole, chunked = (
+    unchunked, chunked = (
         plan(
             tmp_path / f"{chunks}.json",
             "plan_text_32b",
@@ -198,12 +199,12 @@ def test_the_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
         for chunks in (1, 16)
     )
     assert (
-        whole["temporary_bytes_per_chip"] - chunked["temporary_bytes_per_chip"]
+        unchunked["temporary_bytes_per_chip"] - chunked["temporary_bytes_per_chip"]
         >= 4 * tokens * vocabulary
     )  # a row a chip
 
 
-def test_a_job_too_large_for_a_slice_is_told_by_how_much():
+def test_job_too_large_for_a_slice_says_by_how_much():
     ended = run("-m", "launch.plan", "--config=configs/sft_32b.py", "--topology=v5e:4x4")
     assert ended.returncode == 1
     assert "it does NOT fit: " in ended.stdout
@@ -211,16 +212,16 @@ def test_a_job_too_large_for_a_slice_is_told_by_how_much():
     assert "Traceback" not in ended.stderr
 
 
-def test_slots_leave_room_for_the_prompt_that_is_read_beside_them(tmp_path):
+def test_slots_leave_room_for_the_prompt_that_is_prefilled(tmp_path):
     serving = ("--program=decode", "--slot-tokens", "4096")
     made = plan(tmp_path / "plan.json", "sft_mini_8b", "v5e:2x2", *serving)
     assert made["fits"]
-    held = made["parameter_bytes_per_chip"] + made["cache_bytes_per_chip"]
+    weights_and_cache = made["parameter_bytes_per_chip"] + made["cache_bytes_per_chip"]
     assert (
         made["prompt_bytes_per_chip"] > made["cache_bytes_per_chip"] / made["slots"]
     )  # its keys and values, and temporaries
     assert (
-        held + made["prompt_bytes_per_chip"]
+        weights_and_cache + made["prompt_bytes_per_chip"]
         <= made["peak_bytes_per_chip"]
         <= made["memory_bytes_per_chip"]
     )
@@ -230,7 +231,7 @@ def test_slots_leave_room_for_the_prompt_that_is_read_beside_them(tmp_path):
     )  # one more does not fit
 
 
-def test_a_judge_in_the_process_is_counted(tmp_path):
+def test_judge_in_the_process_is_counted(tmp_path):
     adaptor = (
         "--config.stages.rlhf.trainable=('adaptor',)",
         "--config.stages.rlhf.data.batch_size=32",

@@ -1,4 +1,4 @@
-"""Operations of matrix products, against XLA's own count of single ones and against the formula of whole layers."""
+"""Tests the counted operations of matrix products against XLA's own count and against formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def compiled(function, *shapes):
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_a_convolution_counts_what_xla_counts(settings):
-    """A window over the edge multiplies no padding; the TPU compiler writes products of several dimensions so."""
+def test_convolution_flops_equal_xlas_count(settings):
+    """Padding is not multiplied; the TPU compiler writes products as such convolutions."""
     groups = settings.get("feature_group_count", 1)
     program = compiled(
         lambda x, w: jax.lax.conv_general_dilated(
@@ -41,7 +41,7 @@ def test_a_convolution_counts_what_xla_counts(settings):
     assert matmul_flops(HloModule(program.as_text())) == program.cost_analysis()["flops"]
 
 
-def test_products_in_a_loop_count_as_often_as_it_runs():
+def test_products_in_a_loop_count_once_an_iteration():
     def layers(x, weights):
         return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0]
 
@@ -55,25 +55,32 @@ PRODUCT = """
 %fused (x: bf16[8192,5120], y: bf16[5120,40,128]) -> bf16[8192,40,128] {
   %x = bf16[8192,5120,1]{1,0,2:T(8,128)(2,1)} parameter(0)
   %y = bf16[5120,40,128]{0,2,1:T(8,128)(2,1)} parameter(1)
-  ROOT %convolution.1 = bf16[8192,40,128]{2,0,1:T(8,128)(2,1)} convolution(%x, %y), window={size=40 pad=39_39 rhs_reversal=1}, dim_labels=bf0_i0o->b0f
+  ROOT %convolution.1 = bf16[8192,40,128]{2,0,1:T(8,128)(2,1)} convolution(%x, %y), \
+window={size=40 pad=39_39 rhs_reversal=1}, dim_labels=bf0_i0o->b0f
 }
 
 ENTRY %main (x: bf16[8192,5120], y: bf16[5120,40,128]) -> bf16[8192,40,128] {
   %fusion.1 = bf16[8192,40,128]{2,0,1:T(8,128)(2,1)} fusion(%x, %y), kind=kOutput, calls=%fused
-  %splash_mha_fwd_segmented_residuals.3 = (f32[512,128]{1,0}, bf16[40,8192,128]{2,1,0}) custom-call(%a, %b, %q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,16,16]{2,1,0}, s8[1,16,16]{2,1,0}, bf16[40,8192,128]{2,1,0}, bf16[8,4096,128]{2,1,0}, bf16[8,4096,128]{2,1,0}, s32[8192,128]{1,0}}, frontend_attributes={}
-  ROOT %splash_mha_dq_no_residuals.1 = (f32[512,64]{1,0}, bf16[20,1536,64]{2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[3,20,1536,64]{3,2,1,0}, bf16[3,20,1536,64]{3,2,1,0}, bf16[3,20,1536,64]{3,2,1,0}}
+  %splash_mha_fwd_segmented_residuals.3 = (f32[512,128]{1,0}, \
+bf16[40,8192,128]{2,1,0}) custom-call(%a, %b, %q, %k, %v), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={s8[1,16,16]{2,1,0}, s8[1,16,16]{2,1,0}, bf16[40,8192,128]{2,1,0}, \
+bf16[8,4096,128]{2,1,0}, bf16[8,4096,128]{2,1,0}, s32[8192,128]{1,0}}, frontend_attributes={}
+  ROOT %splash_mha_dq_no_residuals.1 = (f32[512,64]{1,0}, \
+bf16[20,1536,64]{2,1,0}) custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[3,20,1536,64]{3,2,1,0}, bf16[3,20,1536,64]{3,2,1,0}, \
+bf16[3,20,1536,64]{3,2,1,0}}
 }
 """
 
 
-def test_a_product_as_the_tpu_compiler_writes_it():
+def test_product_as_the_tpu_compiler_writes_it():
     module = HloModule(PRODUCT)
     assert scheduled_matmul_flops(module) == {"main": [2 * 8192 * 5120 * 40 * 128, 0.0, 0.0]}
     assert matmul_flops(module) == 2 * 8192 * 5120 * 40 * 128
 
 
-def test_kernels_of_attention():
-    """Forward: two products, half of them behind the mask; for dq three, and without a mask all of each, for three rows."""
+def test_attention_kernels():
+    """The forward kernel has two products, halved by the mask; dq has three, unmasked."""
     causal, full = attention_kernels(HloModule(PRODUCT))
     assert causal.flops * causal.rows == 2 * (2 * 40 * 8192 * 4096 * 128) / 2
     assert full.flops * full.rows == 3 * 3 * (2 * 20 * 1536 * 1536 * 64)

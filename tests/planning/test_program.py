@@ -1,4 +1,4 @@
-"""A program that the compiler refuses is a plan that does not fit, and any other complaint of the compiler is an error."""
+"""Tests compilation: a program that cannot fit has a footprint; other failures are errors."""
 
 import glob
 import importlib.util
@@ -17,13 +17,13 @@ from stepaudio_jax.planning.compile import Footprint, check_compiler_flags, comp
 
 
 class Refusing:
-    """A lowered program that does not compile."""
+    """A lowered program that the compiler refuses with a message."""
 
-    def __init__(self, said):
-        self.said = said
+    def __init__(self, message):
+        self.message = message
 
     def compile(self, compiler_options):
-        raise jax.errors.JaxRuntimeError(self.said)
+        raise jax.errors.JaxRuntimeError(self.message)
 
 
 def argument():
@@ -31,24 +31,24 @@ def argument():
     return jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=sharding)
 
 
-def test_what_a_refused_program_would_take():
-    said = (
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (48.5G) exceeds available "
-        "HBM (15.75G)."
+def test_footprint_of_a_refused_program():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (48.5G) exceeds available HBM (15.75G)."
     )
-    compiled, footprint = compile_lowered(Refusing(said), argument())
+    compiled, footprint = compile_lowered(Refusing(message), argument())
     peak = int(48.5 * 2**30)
     assert compiled is None
     assert footprint == Footprint(arguments=4000, temporaries=peak - 4000, code=0, peak=peak)
 
 
-def test_another_complaint_is_an_error():
+def test_another_compiler_failure_is_an_error():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         compile_lowered(Refusing("INTERNAL: something else"), argument())
 
 
 @pytest.mark.parametrize("effort", ["quick", "full"])
-def test_what_a_compiled_program_takes(effort):
+def test_footprint_of_a_compiled_program(effort):
     lowered = jax.jit(lambda x: jnp.outer(x, x).sum()).lower(argument())
     compiled, footprint = compile_lowered(lowered, argument(), effort)
     assert compiled is not None
@@ -62,8 +62,8 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
-def test_a_flag_that_the_compiler_does_not_know_is_a_mistake(monkeypatch):
-    """It ends the process that it is given to; here that is another one."""
+def test_unknown_compiler_flag_is_a_configuration_error(monkeypatch):
+    """Such a flag ends the compiler's process, which is therefore another one."""
     monkeypatch.setenv(
         "LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=true --xla_tpu_no_such_flag=true"
     )
@@ -78,7 +78,7 @@ def test_a_flag_that_the_compiler_does_not_know_is_a_mistake(monkeypatch):
     bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")), reason="there is a TPU"
 )
 def test_the_compiler_is_silent_where_there_is_no_tpu():
-    """JAX starts it in every program where it is installed, and runs on the CPU then."""
+    """JAX starts an installed compiler in every program, and then runs on the CPU."""
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""One RL job, compiled by the real TPU compiler with little effort; `make test-all` plans every configuration."""
+"""Tests the quick plan of one RL job; `make test-all` plans every configuration."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-def test_an_rl_job_on_v5p() -> None:
+def test_rl_job_on_v5p() -> None:
     settings = [("trainable", '("adaptor",)'), ("lora.rank", "32"), ("data.batch_size", "32")]
     overrides = [(f"stages.rlhf.{key}", value) for key, value in settings]
     config = load_config(ROOT / "configs" / "rlhf_32b.py", overrides)

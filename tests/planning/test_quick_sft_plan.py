@@ -1,4 +1,4 @@
-"""One SFT job, compiled by the real TPU compiler with little effort; `make test-all` plans every configuration."""
+"""Tests the quick plan of one SFT job; `make test-all` plans every configuration."""
 
 import importlib.metadata
 import importlib.util
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_an_sft_job_on_v5e(capfd: pytest.CaptureFixture[str]) -> None:
+def test_sft_job_on_v5e(capfd: pytest.CaptureFixture[str]) -> None:
     config = load_config(ROOT / "configs" / "sft_mini_8b.py")
     topology = parse_topology("v5litepod-64")
     plan = plan_training(config, "sft", topology, "quick")
@@ -41,9 +41,9 @@ def test_an_sft_job_on_v5e(capfd: pytest.CaptureFixture[str]) -> None:
     assert 1.15 < plan.expected.product_flops_per_chip / model < 1.4
     low, high = plan.expected.expected_mfu_range
     assert 0 < low < plan.expected.expected_mfu < high < 1
-    written = plan.to_json()
-    assert written["expected_mfu"] == plan.expected.expected_mfu
-    assert written["expected_step_seconds"] == plan.expected.expected_step_seconds
+    json_plan = plan.to_json()
+    assert json_plan["expected_mfu"] == plan.expected.expected_mfu
+    assert json_plan["expected_step_seconds"] == plan.expected.expected_step_seconds
     assert f"MFU {100 * plan.expected.expected_mfu:.0f} % (" in train_plan_report(plan)
     assert "at most" not in train_plan_report(plan)
     assert capfd.readouterr().err == ""  # the compiler's complaints that there is no TPU

@@ -1,4 +1,4 @@
-"""How many slots fit is searched for with few compilations."""
+"""Tests the search for the number of slots that fit."""
 
 import pytest
 
@@ -8,10 +8,10 @@ GB = 10**9
 
 
 def search(*, available, weights, temporaries, per_slot, refused=()):
-    """(slots found, fits, slots tried), where a plan's peak is weights, cache and temporaries(slots)."""
+    """Returns (slots found, fits, slots tried) with plans whose memory is given by a formula."""
     tried = []
 
-    def compiled(slots):
+    def make_plan(slots):
         tried.append(slots)
         peak = weights + slots * per_slot + temporaries(slots)
         return ServingPlan(
@@ -36,12 +36,12 @@ def search(*, available, weights, temporaries, per_slot, refused=()):
             compiler_version="",
         )
 
-    plan = max_slots_that_fit(compiled, max(1, (available - weights) // per_slot), per_slot)
+    plan = max_slots_that_fit(make_plan, max(1, (available - weights) // per_slot), per_slot)
     return plan.slots, plan.fits, tried
 
 
 @pytest.mark.parametrize("constant", [0, GB // 3, 2 * GB, 7 * GB])
-def test_what_temporaries_take_is_left_out(constant):
+def test_constant_temporaries_leave_room_for_fewer_slots(constant):
     found, fits, tried = search(
         available=16 * GB, weights=8 * GB, temporaries=lambda slots: constant, per_slot=GB // 2
     )
@@ -59,7 +59,7 @@ def test_temporaries_that_grow_with_the_slots():
     assert (found, fits) == (8, True)
 
 
-def test_where_not_even_one_fits_the_plan_says_so():
+def test_plan_that_does_not_fit_where_no_slot_does():
     found, fits, tried = search(
         available=16 * GB, weights=15 * GB, temporaries=lambda slots: 3 * GB, per_slot=GB // 2
     )
@@ -67,8 +67,8 @@ def test_where_not_even_one_fits_the_plan_says_so():
     assert len(tried) <= 3
 
 
-def test_a_program_that_the_compiler_refuses_does_not_fit_by_its_peak_alone():
-    """The compiler rounds the peak of what it refuses."""
+def test_refused_program_does_not_fit_whatever_its_peak():
+    """The compiler rounds the peak of a program that it refuses."""
     settings = {
         "available": 16 * GB,
         "weights": 8 * GB,

@@ -1,4 +1,4 @@
-"""The expected time of a step: its arithmetic, and published runs of MaxText.
+"""Tests the expected time of a step: its arithmetic, and against published runs of MaxText.
 
 A published run is described by what its chips compute for a token, so that no program is compiled;
 test_plans.py compiles two. Sources, both at github.com/AI-Hypercomputer: maxtext, commit e591f30c,
@@ -26,13 +26,14 @@ from stepaudio_jax.planning.topology import Topology, parse_topology
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A compile-only device, as far as the reader looks."""
+    """The attributes of a compile-only device that `read_step_work` uses."""
 
     coords: tuple[int, ...]
     slice_index: int = 0
 
 
 def grid(topology: Topology) -> list[Chip]:
+    """Returns the devices of a topology."""
     x, y, *rest = topology.shape
     layers = range(rest[0]) if rest else range(1)
     return [
@@ -45,13 +46,17 @@ def grid(topology: Topology) -> list[Chip]:
 
 
 def seconds_of(kind: str, size: str, group: str, topology: Topology) -> float:
-    """Of one collective, at the links' peak."""
-    hlo = f"ENTRY %main (x: {size}) -> {size} {{\n  %c = {size}{{0}} {kind}(%x), channel_id=1, replica_groups={group}\n}}\n"
+    """Returns the seconds of one collective at the links' peak."""
+    hlo = (
+        f"ENTRY %main (x: {size}) -> {size} {{\n"
+        f"  %c = {size}{{0}} {kind}(%x), channel_id=1, replica_groups={group}\n"
+        "}\n"
+    )
     (exchange,) = read_step_work(HloModule(hlo), topology, grid(topology)).exchanges
     return exchange.seconds
 
 
-def test_a_group_uses_the_links_of_the_axes_along_which_it_lies():
+def test_group_uses_the_links_of_the_axes_in_which_it_extends():
     size, sent = "f32[16000000]", 64e6
     cube, half, flat = (parse_topology(name) for name in ("v5p:4x4x4", "v5p:2x4x4", "v5e:8x8"))
     # A whole cube is a torus: six links of 100 GB/s. Along one axis, a ring of four: two of them.
@@ -73,7 +78,7 @@ def test_a_group_uses_the_links_of_the_axes_along_which_it_lies():
     )
 
 
-def test_between_slices_the_network_carries_a_chips_part():
+def test_between_slices_the_network_carries_each_chips_part():
     slices = parse_topology("v5e:8x8", slices=2)
     within = 2 * 64e6 * 63 / 64 / 100e9
     across = 2 * (64e6 / 64) / 2 / 3.1e9
@@ -85,8 +90,8 @@ def test_between_slices_the_network_carries_a_chips_part():
     ) == pytest.approx(2 * 64e6 / 2 / 3.1e9)
 
 
-def parts(exchanges: list[TimedCollective], seconds: list[float]) -> StepWork:
-    """Of a loop that runs ten times, each instruction with products that take so many seconds at the expected share."""
+def loop_work(exchanges: list[TimedCollective], seconds: list[float]) -> StepWork:
+    """Returns the work of a loop of ten iterations, whose instructions take these seconds each."""
     rate = MATMUL_UTILIZATION["v5p"].expected * CHIPS["v5p"].flops
     return StepWork(
         10 * sum(seconds) * rate, 0.0, {"body": [(each * rate, 0.0) for each in seconds]}, exchanges
@@ -97,30 +102,30 @@ def parts(exchanges: list[TimedCollective], seconds: list[float]) -> StepWork:
     ("exchanges", "waiting"),
     [
         ([(0.3, 1, 1)], 3.0),  # the program waits for it
-        ([(0.3, 0, 3)], 0.0),  # 0.5 s of products are beside it
+        ([(0.3, 0, 3)], 0.0),  # 0.5 s of products overlap with it
         ([(0.8, 0, 3)], 3.0),
-        ([(0.3, 0, 2), (0.3, 1, 3)], 1.0),  # what hides one hides no other
+        ([(0.3, 0, 2), (0.3, 1, 3)], 1.0),  # time that hides one hides no other
         ([(0.3, 2, 2), (0.3, 0, 1)], 4.0),
     ],
 )
-def test_links_wait_for_nothing_while_products_are_beside_them(exchanges, waiting):
-    """Each exchange is (seconds, first, last) of four instructions that take 0.1, 0.1, 0.3 and 0 s."""
-    listed = [
+def test_products_hide_the_collectives_that_overlap_with_them(exchanges, waiting):
+    """Each exchange is (seconds, first, last); the four instructions take 0.1, 0.1, 0.3 and 0 s."""
+    timed = [
         TimedCollective(seconds * LINK_UTILIZATION.expected, 10, "body", first, last)
         for seconds, first, last in exchanges
     ]
-    time = step_time(parts(listed, [0.1, 0.1, 0.3, 0.0]), "v5p", CHIPS["v5p"])
+    time = step_time(loop_work(timed, [0.1, 0.1, 0.3, 0.0]), "v5p", CHIPS["v5p"])
     assert time.products == pytest.approx(5.0)
     assert time.links == pytest.approx(10 * sum(seconds for seconds, _, _ in exchanges))
     assert time.waiting == pytest.approx(waiting)
     assert time.step == pytest.approx(5.0 + waiting)
 
 
-def test_every_kind_of_chip_has_shares_and_they_are_in_order():
-    for shares in (MATMUL_UTILIZATION, ATTENTION_UTILIZATION):
-        assert shares.keys() == CHIPS.keys()
-        for share in shares.values():
-            assert 0 < share.low < share.expected < share.high < 1
+def test_every_kind_of_chip_has_ordered_utilizations():
+    for utilizations in (MATMUL_UTILIZATION, ATTENTION_UTILIZATION):
+        assert utilizations.keys() == CHIPS.keys()
+        for utilization in utilizations.values():
+            assert 0 < utilization.low < utilization.expected < utilization.high < 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +137,8 @@ class Run:
         tokens_per_second: of a chip; or, where only operations a second are published, those.
         layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, length: the shape.
         again: products of a layer that its rematerialisation computes again.
-        forward: how often attention's kernel runs forward. backward: products of its backward
-        kernels.
+        forward: how often attention's forward kernel runs.
+        backward: products of attention's backward kernels.
         matrices: of the feed-forward layer.
     """
 
@@ -154,7 +159,7 @@ class Run:
     matrices: int = 3
 
     def products(self) -> tuple[float, float]:
-        """For a token: the model's, and those that are computed."""
+        """Returns the products' operations of a token: the model's, and those that are computed."""
         queries, keys, ffn = (
             self.heads * self.head_dim,
             self.kv_heads * self.head_dim,
@@ -170,17 +175,23 @@ class Run:
         return model, model + 2.0 * self.layers * sum(sizes[name] for name in self.again)
 
     def attention(self, products: int) -> float:
-        """Of so many products of queries and keys, for a token, half of them behind the mask."""
+        """Returns the operations of a token's attention; the causal mask halves them."""
         return 2.0 * products * self.layers * self.heads * self.head_dim * self.length / 2
 
     def seconds(self) -> float:
-        """For a token, in one chip. What is published as operations counts attention without a mask."""
+        """Returns the measured seconds of a token in one chip.
+
+        Published operations count attention without its mask.
+        """
         if self.tokens_per_second:
             return 1 / self.tokens_per_second
         return (self.products()[0] + 2 * self.attention(6)) / self.flops_per_second
 
     def expected(self, quality: str) -> float:
-        """Seconds for a token in one chip, links left out: with MaxText's flags most of what they do is beside products."""
+        """Returns the estimated seconds of a token in one chip.
+
+        Links are left out: with MaxText's flags products hide most of their time.
+        """
         chip = CHIPS[self.kind]
         computed = StepWork(
             self.products()[1], self.attention(2 * self.forward + self.backward), {}, []
@@ -297,7 +308,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_published_runs_lie_in_the_range(run):
+def test_published_runs_lie_in_the_estimated_range(run):
     assert run.expected("high") < run.seconds() < run.expected("low")
     assert run.expected("expected") == pytest.approx(run.seconds(), rel=0.15)
 
@@ -306,8 +317,8 @@ def test_published_runs_lie_in_the_range(run):
     ("run", "published"),
     [("v5p, 32B", 0.7147), ("v5p, 32B, two slices", 0.6943), ("v6e-256, Llama 3.1 70B", 0.5033)],
 )
-def test_the_utilisation_as_it_is_published(run, published):
-    """What MaxText's tables say of these runs, attention counted as they count it: the reading of them is right."""
+def test_published_utilization_is_reproduced(run, published):
+    """Shows that the runs are read correctly: attention is counted as MaxText counts it."""
     run = RUNS[run]
     flops = run.products()[0] + 2 * run.attention(6)
     assert flops / run.seconds() / CHIPS[run.kind].flops == pytest.approx(published, abs=2e-3)
