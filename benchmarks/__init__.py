@@ -1,1 +1,1 @@
-"""Speed and memory, always side by side with the peer."""
+"""Measurements of speed, side by side with other libraries."""

@@ -1,10 +1,10 @@
-"""How long one host of a pod takes to prepare its share of a batch, on as many threads as it has cores.
+"""Measures how long one host of a pod takes to prepare its part of a batch, on all of its cores.
 
     python -m benchmarks.data [--tokenizer DIR]
 
-The share is that of `configs/sft_32b.py` on 64 v5p chips: 4 rows of 4 096 tokens, each with 60 s of
-sound in three 20 s FLAC clips, of a step that takes such a pod about `STEP_S`. Clips are decoded,
-their log-mels computed, texts tokenised, rows packed and assembled.
+The part is that of `configs/sft_32b.py` on 64 v5p chips: 4 rows of 4 096 tokens, each with 60 s of
+sound in three 20 s FLAC clips. A step takes such a pod about `STEP_S` seconds. Clips are decoded,
+their log-mels computed, texts tokenised, rows packed and collated.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _WORDS = (
 
 
 def write_dialogues(folder: pathlib.Path, tokenizer: Tokenizer) -> pathlib.Path:
-    """Dialogues of one clip and so much text that three of them fill a row."""
+    """Writes dialogues of one clip each, three of which fill a row; returns their file."""
     rng = np.random.default_rng(0)
     text_tokens = TOKENS // CLIPS_A_ROW - round(12.5 * CLIP_S) - 64
     lines = []
@@ -58,9 +58,9 @@ def write_dialogues(folder: pathlib.Path, tokenizer: Tokenizer) -> pathlib.Path:
         words = [_WORDS[i] for i in rng.integers(len(_WORDS), size=text_tokens)]
         while len(tokenizer.encode(" ".join(words))) > text_tokens:
             words = words[: int(0.97 * len(words))]
-        heard = {"role": "user", "content": [{"type": "audio", "audio": f"{number}.flac"}]}
+        user_turn = {"role": "user", "content": [{"type": "audio", "audio": f"{number}.flac"}]}
         lines.append(
-            json.dumps({"messages": [heard, {"role": "assistant", "content": " ".join(words)}]})
+            json.dumps({"messages": [user_turn, {"role": "assistant", "content": " ".join(words)}]})
         )
     path = folder / "dialogues.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def write_dialogues(folder: pathlib.Path, tokenizer: Tokenizer) -> pathlib.Path:
 
 
 def main() -> None:
-    """Prints the seconds of a batch, and what share of the step they are."""
+    """Prints the seconds that a batch takes, also as a part of a step's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,7 +94,7 @@ def main() -> None:
         prepared = batches(data, tokenizer, ModelConfig.presets()["r1_32b"], seed=0)
         times, filled, sound = [], [], []
         for _ in range(data.prefetch_batches + 2):
-            next(prepared)  # what was made ahead, while nobody waited
+            next(prepared)  # batches that were prefetched
         for _ in range(options.batches):
             start = time.perf_counter()
             batch = next(prepared)
@@ -102,14 +102,15 @@ def main() -> None:
             filled.append(float(np.mean(batch.segment_ids > 0)))
             sound.append(float(batch.mel_lengths.sum()) / MEL_FRAMES_PER_SECOND / ROWS)
         prepared.close()
-    taken = statistics.fmean(
-        times
-    )  # batches come in bursts: the median of waiting times would flatter
+    # Batches come in bursts, so that the median of the waiting times would be too small.
+    mean_s = statistics.fmean(times)
     print(
-        f"a batch of {ROWS} rows, {100 * statistics.fmean(filled):.0f} % full, {statistics.fmean(sound):.0f} s of sound a row"
+        f"a batch of {ROWS} rows, {100 * statistics.fmean(filled):.0f} % full, "
+        f"{statistics.fmean(sound):.0f} s of sound a row"
     )
     print(
-        f"prepared in {taken:.3f} s on {threads} threads: {100 * taken / STEP_S:.0f} % of a step of {STEP_S} s (bar: 25 %)"
+        f"prepared in {mean_s:.3f} s on {threads} threads: "
+        f"{100 * mean_s / STEP_S:.0f} % of a step of {STEP_S} s (bar: 25 %)"
     )
 
 

@@ -1,10 +1,10 @@
-"""Log-mel: audio-seconds a second, beside transformers' WhisperFeatureExtractor (its torch path), in one process.
+"""Measures log-mel in seconds of audio a second, beside transformers' WhisperFeatureExtractor.
 
     python -m benchmarks.front_end [--threads N]
 
-Both are given the same sound, chunk by chunk, and neither pads it to 30 s. The two take turns, so
-that whatever else the machine does falls on both; medians are compared. Needs torch (the `test`
-extra).
+Both sides (theirs by its torch path) get the same sound in one process, chunk by chunk, and neither
+pads it to 30 s. They take turns, so that other load on the machine falls on both; medians are
+compared. Needs torch (the `test` extra).
 """
 
 import argparse
@@ -27,7 +27,7 @@ Chunk = NDArray[np.float32]
 
 
 def sound(duration_s: float, seed: int) -> Chunk:
-    """A chirp in noise: [samples] f32."""
+    """Returns a chirp in noise: [samples] f32."""
     rng = np.random.default_rng(seed)
     time_s = np.arange(round(duration_s * SAMPLE_RATE)) / SAMPLE_RATE
     chirp = 0.3 * np.sin(2 * np.pi * (200 + 100 * time_s) * time_s)
@@ -35,7 +35,7 @@ def sound(duration_s: float, seed: int) -> Chunk:
 
 
 def seconds_taken(function: Callable[[Chunk], object], chunks: Sequence[Chunk]) -> float:
-    """Wall time of one pass over the chunks."""
+    """Returns the wall-clock seconds of one pass over the chunks."""
     start = time.perf_counter()
     for chunk in chunks:
         function(chunk)
@@ -43,12 +43,16 @@ def seconds_taken(function: Callable[[Chunk], object], chunks: Sequence[Chunk]) 
 
 
 def compare(duration_s: float, peer: Callable[[Chunk], object]) -> tuple[float, float]:
-    """Audio-seconds per second of `log_mel` and of the peer on chunks of one length: medians over interleaved repetitions."""
+    """Measures `log_mel` and the peer on chunks of one length, in turns.
+
+    Returns:
+        Seconds of audio per second of each of the two: medians.
+    """
     chunks = [sound(duration_s, seed) for seed in range(round(AUDIO_S_PER_REPETITION / duration_s))]
     functions = (log_mel, peer)
     times: tuple[list[float], list[float]] = ([], [])
     for function in functions:
-        seconds_taken(function, chunks)  # filters, plans, threads
+        seconds_taken(function, chunks)  # warm-up: filters, FFT plans, threads
     for repetition in range(REPETITIONS):
         for index in (0, 1) if repetition % 2 == 0 else (1, 0):
             times[index].append(seconds_taken(functions[index], chunks))
@@ -77,7 +81,8 @@ def main() -> None:
         )
 
     print(
-        f"audio-seconds a second, medians of {REPETITIONS} repetitions, torch with {torch.get_num_threads()} threads"
+        f"audio-seconds a second, medians of {REPETITIONS} repetitions, "
+        f"torch with {torch.get_num_threads()} threads"
     )
     print(f"{'chunk':>8} {'log_mel':>12} {'transformers':>13} {'ratio':>6}")
     ratios = []

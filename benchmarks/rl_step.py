@@ -27,7 +27,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.allocator import allocator_environment
-from benchmarks.contest import Step, compare_speed
+from benchmarks.compare import Step, compare_speed
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import (
     AdaptorConfig,

@@ -1,13 +1,14 @@
-"""Training speed, ours against transformers with torch's AdamW: tokens a second, the ratio, the share of the machine's peak.
+"""Measures training, ours beside transformers with torch's AdamW: tokens a second and their ratio.
 
-`python -m benchmarks.train_step` runs on a CPU: a 30 M-parameter decoder in fp32, text alone and packed dialogues with sound,
-on torch's side padded as its users pad them: texts to the longest, clips to the 30 s of
-Qwen2-Audio's encoder. `--shapes=gpu` runs a 3 B decoder in bf16 on one GPU of 141 GB. Each side has
-a process of its own. On a CPU they take turns; on a GPU the second begins when the first has given
-up its memory: ours cuts the batch in two and keeps of a layer the results of products and of
-attention, torch's cuts it in four and keeps all. Both see the same dialogues, fp32 parameters and
-moments, AdamW with clipping; padding is not counted as tokens. On a CPU our process begins with
-large memory pages, as our programs do; torch was found to be no faster with them.
+`python -m benchmarks.train_step` runs on a CPU: a 30 M-parameter decoder in fp32, on text alone and
+on packed dialogues with sound. torch's side pads as its users do: texts to the longest, clips to
+the 30 s of Qwen2-Audio's encoder. `--shapes=gpu` runs a 3 B decoder in bf16 on one GPU of 141 GB.
+
+Each side has a process of its own. On a CPU they take turns. On a GPU the second begins when the
+first has freed its memory: ours cuts the batch in two and keeps of a layer the results of products
+and of attention, torch's cuts it in four and keeps all. Both train on the same dialogues with fp32
+parameters and moments, AdamW and clipping; padding is not counted as tokens. On a CPU our process
+begins with large memory pages, as our programs do; torch was found to be no faster with them.
 """
 
 import argparse
@@ -19,11 +20,11 @@ import jax
 import torch
 
 from benchmarks.allocator import allocator_environment
-from benchmarks.contest import Step, compare_speed
+from benchmarks.compare import Step, compare_speed
+from benchmarks.small_model import small_model
 from benchmarks.torch_training import torch_step
 from benchmarks.training_job import Job, draw_rows
 from stepaudio_jax.config import (
-    AdaptorConfig,
     ComputeConfig,
     Config,
     DataConfig,
@@ -48,22 +49,8 @@ PRODUCT_SIZE = 2048
 
 
 def cpu_jobs() -> list[Job]:
-    """A 30 M-parameter decoder, 4 x 512 tokens; with sound, an encoder of Whisper tiny's size and clips of up to 12 s."""
-    model = ModelConfig(
-        encoder=EncoderConfig(hidden=384, heads=6, layers=4),
-        adaptor=AdaptorConfig(ffn=512),
-        decoder=DecoderConfig(
-            vocab_size=6144,
-            hidden=512,
-            ffn=1536,
-            layers=8,
-            heads=8,
-            kv_heads=2,
-            head_dim=64,
-            max_positions=512,
-        ),
-        length_convention="vllm",
-    )
+    """Returns jobs of the small model, 4 x 512 tokens: text alone, and clips of up to 12 s."""
+    model = small_model(max_positions=512)
     compute = ComputeConfig(dtype="float32", remat="none", unroll=0)
     text = DataConfig(sources=SOURCES, batch_size=4, seq_len=512, audio_chunks_per_seq=0)
     sound = dataclasses.replace(text, audio_chunks_per_seq=3, mel_frames_per_chunk=1200)
@@ -74,10 +61,10 @@ def cpu_jobs() -> list[Job]:
 
 
 def gpu_jobs() -> list[Job]:
-    """Qwen2.5-3B's shape, 32 768 tokens in rows of 4 096 and of 8 192.
+    """Returns the jobs of Qwen2.5-3B's shape: 32 768 tokens in rows of 4 096 and of 8 192.
 
-    Layers are unrolled: a loop over them writes what is kept into arrays of all layers, filled with
-    zeros before, and 7 % of a step's time went there.
+    Layers are unrolled: a loop over them writes the activations that are kept into arrays of all
+    layers, which are filled with zeros first, and 7 % of a step's time went there.
     """
     decoder = DecoderConfig(
         vocab_size=151936,
@@ -139,7 +126,7 @@ def our_step(job: Job) -> Step:
 
 
 def product_step(job: Job) -> Step:
-    """One large product of two matrices, by torch: what a CPU is able to do."""
+    """Returns one large product of two matrices by torch, which measures a CPU's peak."""
     left, right = torch.rand(2, PRODUCT_SIZE, PRODUCT_SIZE)
 
     def run() -> float:
@@ -154,7 +141,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--jobs", nargs="*", help="of those, by name; all of them unless told")
+    parser.add_argument("--jobs", nargs="*", help="names of the jobs to run (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each turn")
     options = parser.parse_args()
@@ -169,53 +156,64 @@ def main() -> None:
 
 
 def on_a_cpu(job: Job, rounds: int, steps: int) -> None:
-    """Both sides take turns, and a product of two matrices with them, which says what the machine is able to do."""
-    contestants = {
+    """Runs both sides in turns with a product of two matrices, which measures the peak."""
+    sides = {
         OURS: functools.partial(our_step, job),
         PEER: functools.partial(torch_step, job),
         PRODUCT: functools.partial(product_step, job),
     }
     as_launched = {OURS: allocator_environment(os.environ, keep_freed=True)}
-    taken = compare_speed(contestants, rounds=rounds, steps=steps, environments=as_launched)
-    peak = 2 * PRODUCT_SIZE**3 / taken[PRODUCT]
+    seconds = compare_speed(sides, rounds=rounds, steps=steps, environments=as_launched)
+    peak = 2 * PRODUCT_SIZE**3 / seconds[PRODUCT]
     print(f"{job.name}: {token_count(job)} tokens a step")
     for name in (OURS, PEER):
-        show(job, name, taken[name], peak)
+        print_speed(job, name, seconds[name], peak)
     print(
-        f"  peak: {peak / 1e9:.0f} GFLOP/s, of a product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices by torch"
+        f"  peak: {peak / 1e9:.0f} GFLOP/s, "
+        f"of a product of two {PRODUCT_SIZE} x {PRODUCT_SIZE} matrices by torch"
     )
-    print(f"  ratio {taken[PEER] / taken[OURS]:.2f}", flush=True)
+    print(f"  ratio {seconds[PEER] / seconds[OURS]:.2f}", flush=True)
 
 
 def on_one_gpu(job: Job, rounds: int, steps: int) -> None:
-    """One side after the other, each with all of the memory; each is told of as soon as it is done."""
+    """Runs one side after the other, each with all of the memory; prints each when it is done."""
     os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"
     kind = torch.cuda.get_device_name()
     print(f"{job.name}: {token_count(job)} tokens a step on {kind}", flush=True)
-    taken: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for name, prepare in {OURS: our_step, PEER: torch_step}.items():
-        taken |= compare_speed(
+        seconds |= compare_speed(
             {name: functools.partial(prepare, job)}, rounds=1, steps=rounds * steps
         )
-        show(job, name, taken[name], peak_flops(kind))
-    print(f"  ratio {taken[PEER] / taken[OURS]:.2f}", flush=True)
+        print_speed(job, name, seconds[name], peak_flops(kind))
+    print(f"  ratio {seconds[PEER] / seconds[OURS]:.2f}", flush=True)
 
 
-def show(job: Job, name: str, seconds: float, peak: float | None) -> None:
-    """Prints what was measured of one side: seconds of a step, `peak` in operations a second."""
-    share = ""
-    if peak and not job.data.audio_chunks_per_seq:  # where nothing is padded, all work is useful
-        share = f"{decoder_flops(job) / seconds / peak:7.1%} of the peak"
-    print(f"  {name:22s} {token_count(job) / seconds:8.0f} tokens/s {share}".rstrip(), flush=True)
+def print_speed(job: Job, name: str, seconds: float, peak: float | None) -> None:
+    """Prints the speed of one side.
+
+    Args:
+        job: that was timed.
+        name: of the side.
+        seconds: of a step.
+        peak: of the machine, in operations a second; None where it is not known.
+    """
+    utilization = ""
+    if peak and not job.data.audio_chunks_per_seq:  # without padding, all work is useful
+        utilization = f"{decoder_flops(job) / seconds / peak:7.1%} of the peak"
+    print(
+        f"  {name:22s} {token_count(job) / seconds:8.0f} tokens/s {utilization}".rstrip(),
+        flush=True,
+    )
 
 
 def token_count(job: Job) -> int:
-    """Tokens of a step; padding is none."""
+    """Returns the tokens of a step, padding left out."""
     return sum(example.tokens.size for row in draw_rows(job) for example in row)
 
 
 def decoder_flops(job: Job) -> float:
-    """Of one training step of the decoder alone, by formula."""
+    """Returns the operations of the decoder in one training step, by formula."""
     return part_flops(job.model, job.data, ("decoder",))["decoder"]
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark of training trains on: a model's shape, and dialogues of random tokens and noise."""
+"""The jobs of `train_step`: a model's shape, and dialogues of random tokens and noise."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from stepaudio_jax.config import ComputeConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.record import AudioChunk, Example
 
 Rows = list[list[Example]]
-TEXT_TOKENS = (30, 121)  # of a dialogue with sound: least, and one more than most
+TEXT_TOKENS = (30, 121)  # range of a dialogue with sound, the end excluded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,13 @@ class Job:
 
     Attributes:
         name: what the line is called.
-        model: the shape. The encoder is frozen, adaptor and decoder are trained; without chunks the
-        decoder alone.
-        data: the sizes of a batch; no chunks for text only.
+        model: the shape. The encoder is frozen, adaptor and decoder are trained; for text alone
+            only the decoder is used.
+        data: the sizes of a batch; no audio chunks for text alone.
         compute: of our side; the other one follows its `dtype`.
-        compiled: whether torch's model goes through `torch.compile`.
-        micro_batches, torch_micro_batches: into which our batch and torch's are cut, where
-            activations do not fit at once.
+        compiled: whether torch's model is compiled by `torch.compile`.
+        micro_batches, torch_micro_batches: the numbers of parts that our batch and torch's are cut
+            into, where activations of all do not fit.
     """
 
     name: str
@@ -38,10 +38,11 @@ class Job:
 
 
 def draw_rows(job: Job) -> Rows:
-    """Packed dialogues, the same for every contestant.
+    """Returns packed dialogues, the same for both sides.
 
-    Text: one of full length a row. With audio: a clip between a quarter and all of the longest,
-    then a text; dialogues go into the first row that has room, until one fits nowhere.
+    Text alone: one dialogue of full length a row. With audio: a clip of a quarter to all of the
+    longest length, then a text; dialogues go into the first row that has room, until one fits
+    nowhere.
     """
     rng = np.random.default_rng(0)
     data = job.data
@@ -61,17 +62,18 @@ def draw_rows(job: Job) -> Rows:
 
 
 def _dialogue(job: Job, rng: np.random.Generator, *, frames: int, text: int) -> Example:
-    heard = audio_embeddings_per_chunk(frames)
-    length = heard + text
+    """Returns a dialogue of a clip of so many mel frames, then so many text tokens."""
+    audio_tokens = audio_embeddings_per_chunk(frames)
+    length = audio_tokens + text
     sequence = rng.integers(0, job.model.decoder.vocab_size, size=length + 1, dtype=np.int32)
-    place = np.arange(length, dtype=np.int32)
+    positions = np.arange(length, dtype=np.int32)
     mel = rng.normal(size=(MEL_BINS, frames)).astype(np.float32)
     return Example(
         tokens=sequence[:-1],
         targets=sequence[1:],
-        loss_weights=(place >= heard).astype(np.float32),
-        positions=place,
+        loss_weights=(positions >= audio_tokens).astype(np.float32),
+        positions=positions,
         segment_ids=np.zeros(length, np.int32),
-        audio_index=np.where(place < heard, place, -1).astype(np.int32),
+        audio_index=np.where(positions < audio_tokens, positions, -1).astype(np.int32),
         chunks=(AudioChunk(mel=mel, labels=None),) if frames else (),
     )
