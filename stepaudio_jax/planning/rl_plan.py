@@ -1,30 +1,25 @@
-"""The plan of a stage that learns from rewards: what each of its parts takes of a chip, and whether all of them fit."""
+"""Plans an RL stage on a topology: what each of its parts takes of a chip, and whether all fit."""
 
 import dataclasses
 import functools
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio.lengths import encoder_frame_count
 from stepaudio_jax.config import ComputeConfig, Config, LoRAConfig, ModelConfig, StageConfig
-from stepaudio_jax.generation.shardings import (
-    bucketed_slot_tokens,
-    decode_mesh,
-    round_up_slots,
-    weight_shardings,
-)
+from stepaudio_jax.generation.shardings import bucketed_slot_tokens, decode_mesh, round_up_slots
 from stepaudio_jax.models import (
     CacheDtype,
     abstract_lora,
-    abstract_parameters,
     cache_bytes,
     supports_shared_prefix,
-    unstack_layers,
 )
 from stepaudio_jax.parallel import (
     batch_sharding,
@@ -32,19 +27,25 @@ from stepaudio_jax.parallel import (
     make_mesh,
     num_batch_shards,
     parameter_shardings,
-    replicated,
 )
 from stepaudio_jax.planning.compile import (
     Effort,
+    abstract_array,
     bytes_per_device,
     compile_lowered,
     compile_only_devices,
-    compiler_flags,
-    compiler_version,
-    escalate_if_tight,
     find_initial_adapter,
+    replicated_array,
 )
-from stepaudio_jax.planning.report import fit_summary, heading, memory
+from stepaudio_jax.planning.report import (
+    PlanBase,
+    common_fields,
+    escalate_if_tight,
+    fit_line,
+    heading_lines,
+    memory_lines,
+)
+from stepaudio_jax.planning.serving_plan import abstract_engine_weights
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.rl.packing import RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, UpdateScalars
@@ -53,35 +54,27 @@ from stepaudio_jax.training.initial_weights import adapters_before_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RLPlan:
-    """One stage on one topology; bytes are of one chip (of Ironwood, of one device: half a chip).
+class RLPlan(PlanBase):
+    """The plan of one RL stage on one topology.
 
-    Attributes:
-        topology, chips, mesh: where.
+    Attributes (besides those of `PlanBase`):
         stage: its name.
-        fits: whether the peak lies within the chip's memory.
-        memory_bytes_per_chip: what programs may use of it.
+        peak_bytes_per_chip: during the update, all parts together with the batches of a step: the
+            engine keeps its memory while the policy is updated. Or, if that is more, when the
+            engine gets its weights: all parts without gradients and temporaries, and the policy's
+            decoder once more.
         policy_bytes_per_chip, reference_bytes_per_chip, optimizer_bytes_per_chip,
-        gradient_bytes_per_chip: of the state.
-        engine_bytes_per_chip: the copy of the policy that writes, in the computation's dtype and
-            the engine's layout, adapters (LoRA) beside its kernels.
-        cache_bytes_per_chip: the slots' keys and values.
-        judge_bytes_per_chip: a judge in the same process, slots for a question as long as a row and
-        its answer included.
-        temporary_bytes_per_chip: of the larger of the two programs that learn.
-        peak_bytes_per_chip: all of them together with a step's batches, for the engine keeps its
-            place while the policy learns; or, if that is more, without gradients and temporaries
-            and with a further decoder: when the engine gets its weights.
-        compile_seconds, compiler_version, compiler_flags: of this compilation, see `TrainPlan`.
-        effort: as in `TrainPlan`.
+        gradient_bytes_per_chip: of the train state.
+        engine_bytes_per_chip: the engine's copy of the policy, in the computation's dtype and the
+            engine's layout, LoRA adapters beside its kernels.
+        cache_bytes_per_chip: the keys and values of the engine's slots.
+        judge_bytes_per_chip: a judge in the same process, with slots for a question as long as a
+            packed row, and its answer.
+        temporary_bytes_per_chip: of the larger of the two programs of the update.
+        effort: how hard the compiler optimized.
     """
 
-    topology: str
-    chips: int
-    mesh: dict[str, int]
     stage: str
-    fits: bool
-    memory_bytes_per_chip: int
     policy_bytes_per_chip: int
     reference_bytes_per_chip: int
     optimizer_bytes_per_chip: int
@@ -90,15 +83,7 @@ class RLPlan:
     cache_bytes_per_chip: int
     judge_bytes_per_chip: int
     temporary_bytes_per_chip: int
-    peak_bytes_per_chip: int
-    compile_seconds: float
-    compiler_version: str
     effort: Effort
-    compiler_flags: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
 
 
 def plan_rl(config: Config, index: int, topology: Topology, effort: Effort = "full") -> RLPlan:
@@ -107,109 +92,60 @@ def plan_rl(config: Config, index: int, topology: Topology, effort: Effort = "fu
     Args:
         config: of the run; its mesh is for the topology.
         index: the stage's number.
-        topology: where.
-        effort: the compiler's; where a "quick" plan leaves little room or none, it is made in
-            "full".
+        topology: the slice.
+        effort: how hard the compiler optimizes; a "quick" plan that leaves little or no room is
+            made again with "full" effort.
 
     Raises:
-        ConfigError, ConfigError: the settings contradict the topology, or there is no compiler
-        for it.
+        ConfigError: the settings contradict the topology, or there is no compiler for it.
         CheckpointError: the judge's folder holds no model.
     """
-    return escalate_if_tight(functools.partial(_plan, config, index, topology), effort)
+    return escalate_if_tight(functools.partial(_make_rl_plan, config, index, topology), effort)
 
 
-def _plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLPlan:
-    version, started = compiler_version(), time.perf_counter()
-    if config.compute.attention == "auto":  # what "auto" is on a TPU
-        config = dataclasses.replace(
-            config, compute=dataclasses.replace(config.compute, attention="splash")
-        )
+def _make_rl_plan(config: Config, index: int, topology: Topology, effort: Effort) -> RLPlan:
+    started = time.perf_counter()
     stage, devices = config.stages[index], compile_only_devices(topology)
     mesh = make_mesh(config.mesh, devices)
     check_batch_divisible(config, mesh)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        start = abstract_train_state(
-            config, index, config.model, mesh, find_initial_adapter(config)
-        )
-        state = start.abstract
-        update = PolicyUpdate(
-            start.model_def, stage.policy_gradient, start.optimizer, start.shardings
-        )
-        batch, targets = _abstract_batch(config, stage, mesh)
-        scalars = UpdateScalars(
-            kl_coef=_whole(jnp.float32, mesh),
-            is_on_policy=_whole(jnp.bool_, mesh),
-            policy_is_reference=_whole(jnp.bool_, mesh),
-        )
-        carried = jax.eval_shape(update.begin, state, batch, targets, scalars)
-        gradients = jax.tree.map(_at, carried[0], start.shardings.trainable)
-        carried = gradients, jax.tree.map(lambda leaf: _whole(leaf.dtype, mesh), carried[1])
-        traced = (
-            (
-                update.accumulate.trace(state, carried, batch, targets, scalars),
-                (state, carried, batch, targets),
-            ),
-            (update.apply.trace(state, carried), (state, carried)),
-        )
-        programs = [
-            compile_lowered(
-                one.lower(lowering_platforms=("tpu",)), arguments, effort, topology.kind
-            )
-            for one, arguments in traced
-        ]
-    temporary = max(footprint.temporaries for _, footprint in programs)
-    reference = bytes_per_device((state.reference_params, state.reference_lora_params))
-    held = {
+    update = _compile_update(config, index, mesh, topology.kind, effort)
+    bytes_by_part: dict[str, Any] = {
         "policy_bytes_per_chip": bytes_per_device(
-            (state.trainable, state.frozen_params, state.frozen_lora_params)
+            (
+                update.state.trainable,
+                update.state.frozen_params,
+                update.state.frozen_lora_params,
+            )
         ),
-        "reference_bytes_per_chip": reference,
-        "optimizer_bytes_per_chip": bytes_per_device(state.opt_state),
-        "gradient_bytes_per_chip": bytes_per_device(gradients),
+        "reference_bytes_per_chip": bytes_per_device(
+            (update.state.reference_params, update.state.reference_lora_params)
+        ),
+        "optimizer_bytes_per_chip": bytes_per_device(update.state.opt_state),
+        "gradient_bytes_per_chip": bytes_per_device(update.gradients),
         **_generation_bytes(config, stage, devices),
-        "temporary_bytes_per_chip": temporary,
+        "temporary_bytes_per_chip": update.temporary_bytes,
     }
-    batches = -(
-        -stage.policy_gradient.rollout.num_prompts
-        * stage.policy_gradient.rollout.num_generations
-        // stage.data.batch_size
-    )  # at most; all are kept for a step
-    learns = sum(held.values()) + batches * bytes_per_device((batch, targets))
-    # Before that, when the engine gets its weights, they are there once more as the policy has
-    # them.
-    decoder = (state.params | state.frozen_params)["decoder"]
-    sent = jax.tree.map(
-        lambda leaf: _at(jax.ShapeDtypeStruct(leaf.shape, config.compute.dtype), leaf.sharding),
-        decoder,
+    peak = max(
+        sum(bytes_by_part.values()) + _max_batches(stage) * update.batch_bytes,
+        _weight_transfer_bytes(config, update.state, bytes_by_part),
     )
-    writes = (
-        sum(held.values()) - temporary - held["gradient_bytes_per_chip"] + bytes_per_device(sent)
-    )
-    if (
-        "decoder" in state.frozen_params
-    ):  # that is done once, before there are slots; later the engine gets adapters only
-        writes -= held["cache_bytes_per_chip"]
-    peak, available = max(learns, writes), topology.chip.hbm_bytes
     return RLPlan(
-        topology=topology.name,
-        chips=topology.chips,
-        mesh={str(axis): size for axis, size in mesh.shape.items()},
+        **common_fields(
+            topology,
+            mesh.shape,
+            peak=peak,
+            is_compiled=update.is_compiled,
+            compile_seconds=time.perf_counter() - started,
+        ),
         stage=stage.name,
-        fits=peak <= available and all(compiled is not None for compiled, _ in programs),
-        memory_bytes_per_chip=available,
-        peak_bytes_per_chip=peak,
-        compile_seconds=time.perf_counter() - started,
-        compiler_version=version,
         effort=effort,
-        compiler_flags=compiler_flags(topology.kind),
-        **held,
+        **bytes_by_part,
     )
 
 
 def rl_plan_report(plan: RLPlan) -> str:
-    """The plan as a page of text; bytes in 10^9."""
-    parts = {
+    """Returns the plan as a page of text; a GB is 10^9 bytes."""
+    bytes_by_part = {
         "policy": plan.policy_bytes_per_chip,
         "reference": plan.reference_bytes_per_chip,
         "optimizer": plan.optimizer_bytes_per_chip,
@@ -221,37 +157,89 @@ def rl_plan_report(plan: RLPlan) -> str:
         "peak": plan.peak_bytes_per_chip,
         "available": plan.memory_bytes_per_chip,
     }
-    what = f"stage {plan.stage}"
     return "\n".join(
         [
-            *heading(
-                *(
-                    what,
-                    plan.topology,
-                    plan.chips,
-                    plan.mesh,
-                    plan.compiler_version,
-                    plan.compile_seconds,
-                    plan.effort,
-                ),
-                flags=plan.compiler_flags,
-            ),
+            *heading_lines(f"stage {plan.stage}", plan, plan.effort),
             "memory of a chip",
-            *memory(parts),
+            *memory_lines(bytes_by_part),
             "",
-            fit_summary(plan.fits, plan.memory_bytes_per_chip, plan.peak_bytes_per_chip),
+            fit_line(plan),
         ]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _CompiledUpdate:
+    """The compiled programs of a policy update.
+
+    Attributes:
+        is_compiled: whether the compiler accepted both programs.
+        state: the train state, as shapes with shardings.
+        gradients: likewise.
+        batch_bytes: one device's part of a batch and its targets.
+        temporary_bytes: of the program that takes more.
+    """
+
+    is_compiled: bool
+    state: Any
+    gradients: Any
+    batch_bytes: int
+    temporary_bytes: int
+
+
+def _compile_update(
+    config: Config, index: int, mesh: Mesh, kind: str, effort: Effort
+) -> _CompiledUpdate:
+    """Compiles the two programs of an update: gradients of one more batch, and the optimizer."""
+    stage = config.stages[index]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        start = abstract_train_state(
+            config, index, config.model, mesh, find_initial_adapter(config)
+        )
+        state = start.abstract
+        update = PolicyUpdate(
+            start.model_def, stage.policy_gradient, start.optimizer, start.shardings
+        )
+        batch, targets = _abstract_batch(config, stage, mesh)
+        scalars = UpdateScalars(
+            kl_coef=replicated_array(mesh, jnp.float32),
+            is_on_policy=replicated_array(mesh, jnp.bool_),
+            policy_is_reference=replicated_array(mesh, jnp.bool_),
+        )
+        gradients, sums = jax.eval_shape(update.begin, state, batch, targets, scalars)
+        gradients = jax.tree.map(abstract_array, gradients, start.shardings.trainable)
+        sums = jax.tree.map(lambda leaf: replicated_array(mesh, leaf.dtype), sums)
+        accumulated = (gradients, sums)
+        programs = [
+            compile_lowered(
+                traced.lower(lowering_platforms=("tpu",)), arguments, effort=effort, kind=kind
+            )
+            for traced, arguments in (
+                (
+                    update.accumulate.trace(state, accumulated, batch, targets, scalars),
+                    (state, accumulated, batch, targets),
+                ),
+                (update.apply.trace(state, accumulated), (state, accumulated)),
+            )
+        ]
+    return _CompiledUpdate(
+        is_compiled=all(compiled is not None for compiled, _ in programs),
+        state=state,
+        gradients=gradients,
+        batch_bytes=bytes_per_device((batch, targets)),
+        temporary_bytes=max(footprint.temporaries for _, footprint in programs),
     )
 
 
 def _abstract_batch(
     config: Config, stage: StageConfig, mesh: Mesh
 ) -> tuple[RolloutBatch, PolicyTargets]:
+    """Returns a batch of packed rollouts and its targets, as shapes with shardings."""
     data, model = stage.data, config.model
     rows = batch_sharding(config.compute.rules, mesh)
 
-    def array(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((data.batch_size, *sizes), dtype, sharding=rows)
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((data.batch_size, *shape), dtype, sharding=rows)
 
     tokens = data.seq_len
     names = ("tokens", "targets", "positions", "segment_ids", "audio_index")
@@ -278,73 +266,97 @@ def _abstract_batch(
     return batch, targets
 
 
-def _generation_bytes(config: Config, stage: StageConfig, devices: Any) -> dict[str, int]:
-    """Of the engine's copy of the weights and of its caches, and of a judge's."""
-    rollout, judge, compute, tokens = (
-        stage.policy_gradient.rollout,
-        stage.policy_gradient.judge,
-        config.compute,
-        stage.data.seq_len,
+def _max_batches(stage: StageConfig) -> int:
+    """Returns an upper bound of the batches of a step, all of which stay in memory during it."""
+    rollout = stage.policy_gradient.rollout
+    return math.ceil(rollout.num_prompts * rollout.num_generations / stage.data.batch_size)
+
+
+def _weight_transfer_bytes(config: Config, state: Any, bytes_by_part: dict[str, int]) -> int:
+    """Returns the bytes in use while the engine gets its weights from the policy.
+
+    The decoder's weights exist once more then, sharded as in the policy. A frozen decoder is
+    transferred once, before there are slots; later the engine gets adapters only.
+    """
+    decoder = (state.params | state.frozen_params)["decoder"]
+    transferred = jax.tree.map(
+        lambda leaf: abstract_array(leaf, leaf.sharding, jnp.dtype(config.compute.dtype)), decoder
     )
+    absent = ["temporary_bytes_per_chip", "gradient_bytes_per_chip"]
+    if "decoder" in state.frozen_params:
+        absent.append("cache_bytes_per_chip")
+    present = sum(count for part, count in bytes_by_part.items() if part not in absent)
+    return present + bytes_per_device(transferred)
+
+
+def _generation_bytes(config: Config, stage: StageConfig, devices: Sequence[Any]) -> dict[str, int]:
+    """Returns the bytes of the engine's weights and caches, and of a judge in the process."""
+    rollout, judge = stage.policy_gradient.rollout, stage.policy_gradient.judge
+    compute, tokens = config.compute, stage.data.seq_len
     mesh = decode_mesh(config.model, devices, tensor=rollout.tensor, slices=config.mesh.slices)
-    cache_dtype = rollout.cache_dtype or compute.dtype
-    held = min(tokens, config.model.decoder.max_positions)
-    weights, cache = _engine_bytes(config.model, compute, mesh, rollout.slots, held, cache_dtype)
-    adapters = [
-        *adapters_before_stage(
-            config, config.stages.index(stage), find_initial_adapter(config)
-        ).values(),
-        stage.lora,
-    ]
+    weights, cache = _engine_bytes(
+        config.model,
+        compute,
+        mesh,
+        slots=rollout.slots,
+        slot_tokens=min(tokens, config.model.decoder.max_positions),
+        cache_dtype=rollout.cache_dtype or compute.dtype,
+    )
     if "decoder" not in stage.trainable:
-        weights += sum(
-            _adapter_bytes(config.model, lora, compute, mesh) for lora in adapters if lora.rank
+        earlier = adapters_before_stage(
+            config, config.stages.index(stage), find_initial_adapter(config)
         )
-    judged = 0
+        weights += sum(
+            _adapter_bytes(config.model, lora, compute, mesh)
+            for lora in (*earlier.values(), stage.lora)
+            if lora.rank
+        )
+    judge_bytes = 0
     if judge.folder:
-        model = hub.read_model_config(judge.folder)
-        mesh = decode_mesh(model, devices, slices=config.mesh.slices)
-        asked = bucketed_slot_tokens(tokens + judge.max_tokens, model)
-        judged = sum(_engine_bytes(model, compute, mesh, judge.slots, asked, compute.dtype))
+        judge_model = hub.read_model_config(judge.folder)
+        judge_bytes = sum(
+            _engine_bytes(
+                judge_model,
+                compute,
+                decode_mesh(judge_model, devices, slices=config.mesh.slices),
+                slots=judge.slots,
+                slot_tokens=bucketed_slot_tokens(tokens + judge.max_tokens, judge_model),
+                cache_dtype=compute.dtype,
+            )
+        )
     return {
         "engine_bytes_per_chip": weights,
         "cache_bytes_per_chip": cache,
-        "judge_bytes_per_chip": judged,
+        "judge_bytes_per_chip": judge_bytes,
     }
-
-
-def _adapter_bytes(model: ModelConfig, lora: LoRAConfig, compute: ComputeConfig, mesh: Mesh) -> int:
-    """Returns the bytes of an adapter's matrices beside the engine's kernels."""
-    tree = abstract_lora(model, lora)
-    shardings = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
-    matrices = jax.tree.map(
-        lambda leaf, sharding: _at(jax.ShapeDtypeStruct(leaf.shape, compute.dtype), sharding),
-        tree.shapes,
-        shardings,
-    )
-    return bytes_per_device(matrices)
 
 
 def _engine_bytes(
     model: ModelConfig,
     compute: ComputeConfig,
     mesh: Mesh,
+    *,
     slots: int,
-    tokens: int,
+    slot_tokens: int,
     cache_dtype: CacheDtype,
 ) -> tuple[int, int]:
-    """Of an engine's weights and of its caches."""
+    """Returns one device's bytes of an engine's weights and of its caches."""
     compute = dataclasses.replace(compute, param_dtype=compute.dtype)
-    shapes = jax.eval_shape(unstack_layers, abstract_parameters(model, compute))
-    weights = jax.tree.map(_at, shapes, weight_shardings(model, compute, mesh))
-    of_part = round_up_slots(slots, compute.rules, mesh) // num_batch_shards(compute.rules, mesh)
-    cache = of_part * cache_bytes(model.decoder, tokens, cache_dtype) // mesh.shape["tensor"]
-    return bytes_per_device(weights), cache
+    weights = abstract_engine_weights(model, compute, mesh)
+    slots_per_shard = round_up_slots(slots, compute.rules, mesh) // num_batch_shards(
+        compute.rules, mesh
+    )
+    slot_bytes = cache_bytes(model.decoder, slot_tokens, cache_dtype)
+    return bytes_per_device(weights), slots_per_shard * slot_bytes // mesh.shape["tensor"]
 
 
-def _at(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _whole(dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((), dtype, sharding=replicated(mesh))
+def _adapter_bytes(model: ModelConfig, lora: LoRAConfig, compute: ComputeConfig, mesh: Mesh) -> int:
+    """Returns one device's bytes of an adapter's matrices beside the engine's kernels."""
+    tree = abstract_lora(model, lora)
+    shardings = parameter_shardings(tree.axes, tree.shapes, compute.rules, mesh)
+    dtype = jnp.dtype(compute.dtype)
+    return bytes_per_device(
+        jax.tree.map(
+            lambda leaf, sharding: abstract_array(leaf, sharding, dtype), tree.shapes, shardings
+        )
+    )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from stepaudio_jax.config import Config, override
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.planning.compile import Effort, escalate_if_tight
+from stepaudio_jax.planning.compile import Effort
+from stepaudio_jax.planning.report import escalate_if_tight
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.planning.train_plan import TrainPlan, make_train_plan
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from stepaudio_jax.planning.compile import escalate_if_tight
+from stepaudio_jax.planning.report import escalate_if_tight
 
 
 @dataclasses.dataclass
@@ -28,11 +28,11 @@ class Made:
 def test_full_effort_where_it_is_asked_for_or_a_quick_plan_leaves_little_room(
     effort, peak, efforts
 ):
-    asked = []
+    efforts_made = []
 
     def make(effort):
-        asked.append(effort)
+        efforts_made.append(effort)
         return Made(effort, peak)
 
     assert escalate_if_tight(make, effort).effort == efforts[-1]
-    assert asked == efforts
+    assert efforts_made == efforts
