@@ -20,6 +20,7 @@ from stepaudio_jax.models.layers import (
     RMSNorm,
     Rope,
     apply_rope,
+    fused_dense,
     normal,
     parameter,
     rope_cos_sin,
@@ -326,7 +327,7 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
         """Applies the MLP."""
-        gate = checkpoint_name(self.gate(x), "gate")
-        up = checkpoint_name(self.up(x), "up")
+        gate, up = fused_dense(x, self.gate, self.up)
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         hidden = constrain(jax.nn.silu(gate) * up, ("batch", "tokens", "ffn"), self.compute.rules)
         return self.down(hidden)

@@ -20,7 +20,7 @@ from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.kernels.cpu import dense as cpu_dense
 from stepaudio_jax.kernels.cpu import elementwise as cpu_elementwise
 from stepaudio_jax.kernels.cudnn import is_cudnn_attention
-from stepaudio_jax.kernels.dense import dense
+from stepaudio_jax.kernels.dense import dense, dense_each
 from stepaudio_jax.kernels.partitioning import target_platform
 
 Rope = tuple[Float[Array, "B T 1 half_dim"], Float[Array, "B T 1 half_dim"]]
@@ -91,7 +91,29 @@ class Projection(nnx.Module):
             outputs = kernel.project(self.einsum, inputs)
         else:
             outputs = dense(self.einsum, inputs, kernel.astype(inputs.dtype))
+        return self.add_bias(outputs)
+
+    def add_bias(self, outputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Adds the bias, if there is one, to the product of inputs and kernel."""
         return outputs if self.bias is None else outputs + self.bias[...].astype(outputs.dtype)
+
+
+def fused_dense(
+    inputs: Float[Array, "..."], *projections: Projection
+) -> tuple[Float[Array, "..."], ...]:
+    """Applies several projections with one einsum to the same inputs.
+
+    On a mesh, their gathered kernels are then freed together; see `kernels.dense`.
+    """
+    kernels: list[Any] = [projection.kernel[...] for projection in projections]
+    if any(isinstance(kernel, LoRAKernel) for kernel in kernels):
+        return tuple(projection(inputs) for projection in projections)
+    outputs = dense_each(
+        projections[0].einsum, inputs, tuple(kernel.astype(inputs.dtype) for kernel in kernels)
+    )
+    return tuple(
+        projection.add_bias(output) for projection, output in zip(projections, outputs, strict=True)
+    )
 
 
 @jax.tree_util.register_dataclass

@@ -41,6 +41,20 @@ def test_dense_equals_an_einsum(einsum, input_shape, kernel_shape, dtype, tolera
 
 
 @pytest.mark.parametrize(("einsum", "input_shape", "kernel_shape"), EINSUMS)
+def test_einsums_on_a_mesh_have_the_plain_gradients(einsum, input_shape, kernel_shape):
+    operands = normal(jnp.float32, input_shape, kernel_shape, kernel_shape)
+
+    def plain(inputs, *kernels):
+        return tuple(jnp.einsum(einsum, inputs, kernel) for kernel in kernels)
+
+    def on_mesh(inputs, *kernels):
+        return dense._einsum_freeing_kernels(einsum, inputs, kernels)
+
+    expected = value_and_gradients(plain, *operands)
+    assert_close(value_and_gradients(on_mesh, *operands), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("einsum", "input_shape", "kernel_shape"), EINSUMS)
 def test_a_kernels_gradient_is_given_in_the_dtype_asked_for(einsum, input_shape, kernel_shape):
     (inputs, kernel) = normal(jnp.bfloat16, input_shape, kernel_shape)
     (gradient,) = normal(jnp.bfloat16, jnp.einsum(einsum, inputs, kernel).shape)
