@@ -54,6 +54,20 @@ def plan_training(
     return best
 
 
+def stage_index(config: Config, stage: str) -> int:
+    """Returns the number of a stage that is given by its name or number.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    names = [candidate.name for candidate in config.stages]
+    if stage in names:
+        return names.index(stage)
+    if stage.isdigit() and int(stage) < len(names):
+        return int(stage)
+    raise ConfigError(f"stage={stage!r} is none of {', '.join(names)}")
+
+
 def _evenly_dividing_mesh(config: Config, topology: Topology) -> tuple[str, ...]:
     """Returns overrides for a mesh that divides the decoder's width evenly.
 
@@ -104,17 +118,3 @@ def _with_overrides(config: Config, settings: tuple[str, ...]) -> Config:
         key, _, text = setting.partition("=")
         config = override(config, (key, text))
     return config
-
-
-def stage_index(config: Config, stage: str) -> int:
-    """Returns the number of a stage that is given by its name or number.
-
-    Raises:
-        ConfigError: there is no such stage.
-    """
-    names = [candidate.name for candidate in config.stages]
-    if stage in names:
-        return names.index(stage)
-    if stage.isdigit() and int(stage) < len(names):
-        return int(stage)
-    raise ConfigError(f"stage={stage!r} is none of {', '.join(names)}")

@@ -26,7 +26,7 @@ from stepaudio_jax.planning.topology import Topology, parse_topology
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The attributes of a compile-only device that `read_step_work` uses."""
+    """Has the attributes of a compile-only device that `read_step_work` uses."""
 
     coords: tuple[int, ...]
     slice_index: int = 0
@@ -130,13 +130,13 @@ def test_every_kind_of_chip_has_ordered_utilizations():
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A published run of a dense decoder, and what it computes again.
+    """Describes a published run of a dense decoder, and what it computes again.
 
     Attributes:
         kind: of chip.
         tokens_per_second: of a chip; or, where only operations a second are published, those.
         layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, length: the shape.
-        again: products of a layer that its rematerialisation computes again.
+        recomputed: products of a layer that its rematerialisation computes again.
         forward: how often attention's forward kernel runs.
         backward: products of attention's backward kernels.
         matrices: of the feed-forward layer.
@@ -150,7 +150,7 @@ class Run:
     ffn: int
     vocabulary: int
     length: int
-    again: tuple[str, ...]
+    recomputed: tuple[str, ...]
     tokens_per_second: float = 0.0
     flops_per_second: float = 0.0
     head_dim: int = 128
@@ -172,7 +172,7 @@ class Run:
         }
         layer = sum(sizes.values()) + ffn
         model = 6.0 * (self.layers * layer + self.hidden * self.vocabulary)
-        return model, model + 2.0 * self.layers * sum(sizes[name] for name in self.again)
+        return model, model + 2.0 * self.layers * sum(sizes[name] for name in self.recomputed)
 
     def attention(self, products: int) -> float:
         """Returns the operations of a token's attention; the causal mask halves them."""
@@ -206,12 +206,12 @@ LLAMA_70B = {"layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28
 LLAMA_8B = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336}
 DEFAULT = {"heads": 64, "kv_heads": 64, "ffn": 28672, "vocabulary": 32000, "length": 2048}
 RUNS = {
-    "v5p, 32B": Run("v5p", 32, 8192, again=(), flops_per_second=328e12, **DEFAULT),
-    "v5p, 32B, two slices": Run("v5p", 32, 8192, again=(), flops_per_second=319e12, **DEFAULT),
-    "v5p, 64B": Run("v5p", 64, 8192, again=(), flops_per_second=323e12, **DEFAULT),
-    "v5e, 16B": Run("v5e", 32, 4096, again=ALL, flops_per_second=120e12, **DEFAULT),
-    "v5e, 32B": Run("v5e", 32, 8192, again=ALL, flops_per_second=132e12, **DEFAULT),
-    "v5e, 64B": Run("v5e", 64, 8192, again=ALL, flops_per_second=118e12, **DEFAULT),
+    "v5p, 32B": Run("v5p", 32, 8192, recomputed=(), flops_per_second=328e12, **DEFAULT),
+    "v5p, 32B, two slices": Run("v5p", 32, 8192, recomputed=(), flops_per_second=319e12, **DEFAULT),
+    "v5p, 64B": Run("v5p", 64, 8192, recomputed=(), flops_per_second=323e12, **DEFAULT),
+    "v5e, 16B": Run("v5e", 32, 4096, recomputed=ALL, flops_per_second=120e12, **DEFAULT),
+    "v5e, 32B": Run("v5e", 32, 8192, recomputed=ALL, flops_per_second=132e12, **DEFAULT),
+    "v5e, 64B": Run("v5e", 64, 8192, recomputed=ALL, flops_per_second=118e12, **DEFAULT),
     "v4, 22B": Run(
         "v4",
         48,
@@ -244,7 +244,7 @@ RUNS = {
         "v6e",
         vocabulary=128256,
         length=8192,
-        again=("out", "up"),
+        recomputed=("out", "up"),
         tokens_per_second=960.248,
         backward=5,
         **LLAMA_70B,
@@ -253,7 +253,7 @@ RUNS = {
         "v6e",
         vocabulary=128256,
         length=8192,
-        again=("out", "up"),
+        recomputed=("out", "up"),
         tokens_per_second=941.976,
         backward=5,
         **LLAMA_70B,
@@ -262,7 +262,7 @@ RUNS = {
         "v6e",
         vocabulary=128256,
         length=8192,
-        again=("up",),
+        recomputed=("up",),
         tokens_per_second=7207.336,
         backward=5,
         **LLAMA_8B,
@@ -271,7 +271,7 @@ RUNS = {
         "v6e",
         vocabulary=32000,
         length=8192,
-        again=("up",),
+        recomputed=("up",),
         tokens_per_second=7776.813,
         backward=5,
         **LLAMA_8B,
@@ -280,7 +280,7 @@ RUNS = {
         "v6e",
         vocabulary=32000,
         length=4096,
-        again=("out", "up"),
+        recomputed=("out", "up"),
         tokens_per_second=905.021,
         **LLAMA_70B,
     ),
@@ -288,7 +288,7 @@ RUNS = {
         "tpu7x",
         vocabulary=128256,
         length=8192,
-        again=("out", "up"),
+        recomputed=("out", "up"),
         tokens_per_second=2686.98,
         forward=1,
         backward=5,
@@ -298,7 +298,7 @@ RUNS = {
         "tpu7x",
         vocabulary=128256,
         length=131072,
-        again=("out", "up"),
+        recomputed=("out", "up"),
         tokens_per_second=963.03,
         forward=1,
         backward=5,

@@ -1,4 +1,4 @@
-"""Names of slices, and what they mean."""
+"""Tests the names of topologies: their shapes, links and errors."""
 
 import pytest
 
@@ -30,7 +30,7 @@ from stepaudio_jax.planning.topology import Topology, parse_topology
         ("V6E-1", "v6e", (1, 1)),
     ],
 )
-def test_both_ways_of_naming_a_slice(name, kind, shape):
+def test_shape_of_a_named_slice(name, kind, shape):
     assert parse_topology(name) == Topology(kind, shape)
 
 
@@ -49,11 +49,11 @@ def test_both_ways_of_naming_a_slice(name, kind, shape):
         ("v6e:8x8", (False, False, False)),
     ],
 )
-def test_the_ends_of_an_axis_are_linked_as_in_the_slice_that_google_lends(name, wrap):
+def test_axes_whose_ends_are_linked(name, wrap):
     assert parse_topology(name).wrap == wrap
 
 
-def test_an_ironwood_chip_is_two_devices():
+def test_ironwood_chip_is_two_devices():
     topology = parse_topology("tpu7x-128", slices=2)
     assert (topology.chips, topology.devices) == (128, 256)
     assert topology.chip.flops * topology.devices == 128 * 2307e12
@@ -75,7 +75,7 @@ def test_an_ironwood_chip_is_two_devices():
         "l4",
     ],
 )
-def test_a_gpus_name_gets_a_sentence_that_says_what_is_planned(name):
+def test_name_of_a_gpu_is_an_error_of_its_own(name):
     with pytest.raises(
         ConfigError,
         match=r"is of GPUs: launch.plan plans TPU slices \(v4, .*A job on GPUs is not planned",
@@ -83,7 +83,7 @@ def test_a_gpus_name_gets_a_sentence_that_says_what_is_planned(name):
         parse_topology(name)
 
 
-def test_several_slices_count_together():
+def test_chips_of_several_slices():
     topology = parse_topology("v5p:4x4x4", slices=2)
     assert topology.chips == 128
     assert topology.name == "2 x v5p:4x4x4"
@@ -105,11 +105,11 @@ def test_several_slices_count_together():
         ("v5p-99968", "a pod of v5p has 8960"),
     ],
 )
-def test_other_names_are_errors_that_say_what_to_write(name, message):
+def test_unknown_names_are_errors_that_say_what_to_write(name, message):
     with pytest.raises(ConfigError, match=message):
         parse_topology(name)
 
 
-def test_slices_are_positive():
+def test_number_of_slices_must_be_positive():
     with pytest.raises(ConfigError, match="slices=0"):
         parse_topology("v5p-128", slices=0)

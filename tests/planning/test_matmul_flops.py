@@ -9,6 +9,7 @@ from stepaudio_jax.planning.step_time import attention_kernels, matmul_flops, sc
 
 
 def compiled(function, *shapes):
+    """Returns a compiled function of fp32 arrays of these shapes."""
     return (
         jax.jit(function)
         .lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))

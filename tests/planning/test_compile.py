@@ -16,8 +16,8 @@ from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.planning.compile import Footprint, check_compiler_flags, compile_lowered
 
 
-class Refusing:
-    """A lowered program that the compiler refuses with a message."""
+class RefusedProgram:
+    """Raises the compiler's error with a given message, in place of a lowered program."""
 
     def __init__(self, message):
         self.message = message
@@ -27,6 +27,7 @@ class Refusing:
 
 
 def argument():
+    """Returns an array of 4000 bytes, as a shape with a sharding."""
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:1]), "x"), PartitionSpec())
     return jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=sharding)
 
@@ -36,7 +37,7 @@ def test_footprint_of_a_refused_program():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (48.5G) exceeds available HBM (15.75G)."
     )
-    compiled, footprint = compile_lowered(Refusing(message), argument())
+    compiled, footprint = compile_lowered(RefusedProgram(message), argument())
     peak = int(48.5 * 2**30)
     assert compiled is None
     assert footprint == Footprint(arguments=4000, temporaries=peak - 4000, code=0, peak=peak)
@@ -44,7 +45,7 @@ def test_footprint_of_a_refused_program():
 
 def test_another_compiler_failure_is_an_error():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        compile_lowered(Refusing("INTERNAL: something else"), argument())
+        compile_lowered(RefusedProgram("INTERNAL: something else"), argument())
 
 
 @pytest.mark.parametrize("effort", ["quick", "full"])
@@ -77,7 +78,7 @@ def test_unknown_compiler_flag_is_a_configuration_error(monkeypatch):
 @pytest.mark.skipif(
     bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")), reason="there is a TPU"
 )
-def test_the_compiler_is_silent_where_there_is_no_tpu():
+def test_compiler_is_silent_where_there_is_no_tpu():
     """JAX starts an installed compiler in every program, and then runs on the CPU."""
     environment = {
         name: value
