@@ -53,8 +53,11 @@ def draw_rows(job: Job) -> Rows:
         frames = int(rng.integers(data.mel_frames_per_chunk // 4, data.mel_frames_per_chunk + 1))
         dialogue = _dialogue(job, rng, frames=frames, text=int(rng.integers(*TEXT_TOKENS)))
         for row in rows:
-            used = sum(example.tokens.size for example in row)
-            if used + dialogue.tokens.size <= data.seq_len and len(row) < data.audio_chunks_per_seq:
+            row_tokens = sum(example.tokens.size for example in row)
+            if (
+                row_tokens + dialogue.tokens.size <= data.seq_len
+                and len(row) < data.audio_chunks_per_seq
+            ):
                 row.append(dialogue)
                 break
         else:

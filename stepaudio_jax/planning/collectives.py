@@ -88,7 +88,7 @@ def find_collectives(module: HloModule) -> list[Collective]:
     Raises:
         PlanError: a collective stands in a loop whose number of iterations the text does not give.
     """
-    found: list[Collective] = []
+    collectives: list[Collective] = []
     for computation in module.scheduled:
         scheduled = _scheduled_collectives(module, computation)
         times = module.run_counts[computation]
@@ -101,7 +101,7 @@ def find_collectives(module: HloModule) -> list[Collective]:
                 f"{instruction.line[:200]}"
             )
         for first, last, instruction in scheduled:
-            found.append(
+            collectives.append(
                 Collective(
                     kind=_kind(instruction) or "",
                     size=_size(instruction),
@@ -113,7 +113,7 @@ def find_collectives(module: HloModule) -> list[Collective]:
                     last=last,
                 )
             )
-    return found
+    return collectives
 
 
 class _Scheduled(NamedTuple):
@@ -215,7 +215,7 @@ def group_size(line: str) -> int:
         return math.prod(axes[axis] for axis in re.findall(r"'\w+'", named[2]))
     if "source_target_pairs=" in line:
         return 2
-    raise PlanError(f"a collective whose groups are not told: {line[:200]}")
+    raise PlanError(f"a collective without its groups: {line[:200]}")
 
 
 def first_group(line: str) -> Sequence[int] | None:

@@ -226,7 +226,9 @@ def _seconds_at_peak(
         return collective.sent / chip.ici_bandwidth
     members = [coordinates[member] for member in collective.members]
     slices = {slice_index for slice_index, _ in members}
-    members_in_slice = [place for slice_index, place in members if slice_index == members[0][0]]
+    members_in_slice = [
+        coordinate for slice_index, coordinate in members if slice_index == members[0][0]
+    ]
     bandwidth = _link_bandwidth(members_in_slice, topology)
     if len(slices) == 1:
         return collective.sent / bandwidth

@@ -54,7 +54,7 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """Returns what each device can do."""
+        """Returns the capabilities of each device."""
         return CHIPS[self.kind]
 
     @property

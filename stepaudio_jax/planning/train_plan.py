@@ -240,6 +240,7 @@ def _estimate_lines(plan: TrainPlan) -> list[str]:
 
 
 def _reason_without_estimate(plan: TrainPlan) -> str:
+    """Returns why a plan expects no time of a step."""
     if plan.unread is not None:
         return f"the program's text cannot be read ({plan.unread})"
     if plan.compiled:

@@ -90,8 +90,8 @@ def test_every_branch_of_a_conditional_counts(branches):
     assert collective_bytes(hlo) == {"all-gather": (8 + 32) * 4 / 2}
 
 
-# As libtpu writes a gather that it sends beside two products: begun in a fusion, carried on in two
-# others, ended in a fourth.
+# As libtpu writes a gather that overlaps with two products: it starts in a fusion, continues in two
+# others, and ends in a fourth.
 CHAIN = """
 %start (x: bf16[8,128]) -> (bf16[8,128], bf16[64,128], u32[]) {
   %begun = bf16[64,128]{1,0} all-gather(%x), channel_id=71, replica_groups=[1,8]<=[8], \

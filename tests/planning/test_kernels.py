@@ -30,8 +30,10 @@ HEADS, KV_HEADS, HEAD_DIM = 4, 2, 128
 def compile_for(machine: str, function, *shapes) -> str:
     """Returns the optimised HLO of a function for one device of a machine."""
     mesh = Mesh(np.array(compile_only_devices(parse_topology(machine))[:1]), "x")
-    place = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, PartitionSpec()))
-    arguments = [place(shape, dtype) for shape, dtype in shapes]
+    abstract = functools.partial(
+        jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    arguments = [abstract(shape, dtype) for shape, dtype in shapes]
     return (
         jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile().as_text()
     )

@@ -30,10 +30,10 @@ def test_sft_job_on_v5e(capfd: pytest.CaptureFixture[str]) -> None:
     # and its gradient reduced.
     data, decoder = config.stages[0].data, config.model.decoder
     weights = decoder_flops(decoder, 1).kernels / 2
-    share = (topology.chips - 1) / topology.chips
+    sent_fraction = (topology.chips - 1) / topology.chips
     assert plan.collective_bytes_per_chip is not None
     assert plan.collective_bytes_per_chip["all-gather"] == pytest.approx(
-        2 * 2 * weights * share, rel=0.1
+        2 * 2 * weights * sent_fraction, rel=0.1
     )
     # A product in three is for the forward pass; of a layer, all but the last are computed again.
     model = 3 * decoder_flops(decoder, data.seq_len).kernels * data.batch_size / topology.chips
