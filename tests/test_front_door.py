@@ -13,7 +13,7 @@ import soundfile
 
 import stepaudio_jax as sa
 from stepaudio_jax import config
-from stepaudio_jax.errors import CheckpointError, DataError, GenerationError
+from stepaudio_jax.errors import CheckpointError, DataError, GenerationError, OutputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_BASE = ROOT / "models" / "tiny_base"
@@ -203,7 +203,7 @@ def test_weights_go_to_a_checkpoint_and_back(tmp_path):
         json.loads((folder / index).read_text()) for folder in (TINY_BASE, tmp_path / "folder")
     )
     assert before["weight_map"].keys() == after["weight_map"].keys()
-    with pytest.raises(CheckpointError, match="exists"):
+    with pytest.raises(OutputError, match="exists"):
         sa.convert(TINY_BASE, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError):
         sa.convert(tmp_path / "gone", tmp_path / "new")

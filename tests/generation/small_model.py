@@ -22,9 +22,19 @@ CONFIG = dataclasses.replace(
 def peaked_parameters(config=CONFIG, seed=12):
     """Random weights: replies vary with the prompt, and rounding does not decide the best token."""
     rng = np.random.default_rng(seed)
-    parameters = jax.tree.map(
-        lambda leaf: 0.15 * rng.standard_normal(leaf.shape, np.float32), abstract_parameters(config)
-    )
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_parameters(config))
+
+    def draw_order(index):
+        """Returns the place of a leaf: the head's before the layers' (as if its name were "head").
+
+        With this order the replies of seed 12 differ between the prompts of the tests.
+        """
+        return [key.key.removeprefix("lm_") for key in leaves[index][0]]
+
+    values = [None] * len(leaves)
+    for index in sorted(range(len(leaves)), key=draw_order):
+        values[index] = 0.15 * rng.standard_normal(leaves[index][1].shape, np.float32)
+    parameters = jax.tree.unflatten(tree, values)
     parameters["decoder"]["embedding"] *= 6
     parameters["decoder"]["lm_head"]["kernel"] *= 20
     parameters["adaptor"]["down"]["kernel"] *= 5

@@ -63,7 +63,7 @@ def test_the_engine_computes_with_the_adapter_that_it_has_now(int8):
             tokens = np.concatenate([prompt.tokens, reply])
             sides = {
                 name: np.concatenate([getattr(prompt, name), nothing])
-                for name in ("is_audio", "in_loss")
+                for name in ("is_audio", "loss_mask")
             }
             expected = scorer.logprobs(dataclasses.replace(prompt, tokens=tokens, **sides))[
                 prompt.length :
