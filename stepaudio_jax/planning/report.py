@@ -79,14 +79,14 @@ def common_fields(
     }
 
 
-def escalate_if_tight(make_plan: Callable[[Effort], PlanT], effort: Effort) -> PlanT:
+def escalate_if_tight(plan_with_effort: Callable[[Effort], PlanT], effort: Effort) -> PlanT:
     """Makes a plan; makes it again with full effort where a quick one leaves little or no room."""
-    plan = make_plan(effort)
+    plan = plan_with_effort(effort)
     if (
         effort == "quick"
         and plan.peak_bytes_per_chip > _MAX_QUICK_MEMORY_FRACTION * plan.memory_bytes_per_chip
     ):
-        return make_plan("full")
+        return plan_with_effort("full")
     return plan
 
 

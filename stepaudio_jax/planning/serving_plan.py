@@ -125,12 +125,12 @@ def plan_serving(
 
 
 def max_slots_that_fit(
-    make_plan: Callable[[int], ServingPlan], max_slots: int, slot_bytes: int
+    plan_for_slots: Callable[[int], ServingPlan], max_slots: int, slot_bytes: int
 ) -> ServingPlan:
     """Searches for the most slots that fit, with few compilations.
 
     Args:
-        make_plan: makes the plan for a number of slots of a replica.
+        plan_for_slots: makes the plan for a number of slots of a replica.
         max_slots: how many would fit if there were no temporaries.
         slot_bytes: of a slot's cache in a chip.
 
@@ -140,7 +140,7 @@ def max_slots_that_fit(
     best: ServingPlan | None = None
     slots, fitting, too_many = max_slots, 0, max_slots + 1
     for _ in range(_MAX_COMPILATIONS):
-        plan = make_plan(slots)
+        plan = plan_for_slots(slots)
         spare_slots = (plan.memory_bytes_per_chip - plan.peak_bytes_per_chip) // slot_bytes
         if plan.fits:
             best, fitting = plan, slots

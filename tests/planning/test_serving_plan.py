@@ -11,7 +11,7 @@ def search(*, available, weights, temporaries, per_slot, refused=()):
     """Returns (slots found, fits, slots tried) with plans whose memory is given by a formula."""
     tried = []
 
-    def make_plan(slots):
+    def plan_for_slots(slots):
         tried.append(slots)
         peak = weights + slots * per_slot + temporaries(slots)
         return ServingPlan(
@@ -36,7 +36,7 @@ def search(*, available, weights, temporaries, per_slot, refused=()):
             compiler_version="",
         )
 
-    plan = max_slots_that_fit(make_plan, max(1, (available - weights) // per_slot), per_slot)
+    plan = max_slots_that_fit(plan_for_slots, max(1, (available - weights) // per_slot), per_slot)
     return plan.slots, plan.fits, tried
 
 
