@@ -2,7 +2,7 @@
 
     python -m examples.chat [MODEL]
 
-Expected, from models/tiny_base, within a minute on two cores:
+Expected, from models/tiny_base on a CPU:
 
     female, normal, high, English: today the kitchen is here
     and the speaker: female

@@ -5,8 +5,8 @@
 Right or wrong tells a model little while it is mostly wrong. Here a reply gets a share of the
 reward for each letter it has in common with the answer, in order, and loses some for its length:
 the reward is verifier_weight * similarity - overlong_weight * (how far it is beyond
-overlong_penalty_start tokens). Expected, in about two minutes on two cores (the numbers move a
-little from machine to machine):
+overlong_penalty_start tokens). Expected, on a CPU (the numbers move a little from machine to
+machine):
 
     reward in the first step: 0.61, in the last: 0.84
 """

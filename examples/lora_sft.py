@@ -3,8 +3,8 @@
     python -m examples.lora_sft [RUN_DIR]
 
 The base model answers at once. Twelve dialogues about four clips give it a reasoning; their scores
-before and after say how much more probable it has become. Expected, in about a minute on two cores
-(the numbers move a little from machine to machine):
+before and after say how much more probable it has become. Expected, on a CPU (the numbers move a
+little from machine to machine):
 
     before: log p = -109.0; it answers 'female' after thinking ''
     after:  log p = -10.4; it answers 'female' after thinking 'I hear a female voice.'

@@ -4,8 +4,8 @@
 
 A verifier is a function (reply, answer of the record) -> 0 to 1, named in the configuration as
 "module:function". The base model names the nouns of two clips and guesses at those of the others;
-policy gradients make the replies that the verifier accepts more probable. Expected, in about two
-minutes on two cores (the numbers move a little from machine to machine):
+policy gradients make the replies that the verifier accepts more probable. Expected, on a CPU (the
+numbers move a little from machine to machine):
 
     accepted in the first step: 48%, in the last: 100%
 """
