@@ -55,6 +55,8 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _to_jax(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(map(_to_jax, value))
     is_numpy = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufV"
     return jnp.asarray(value) if is_numpy else value
 
