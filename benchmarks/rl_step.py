@@ -28,14 +28,13 @@ import soundfile
 
 from benchmarks.allocator import allocator_environment
 from benchmarks.compare import Step, compare_speed
+from benchmarks.small_model import small_model
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import (
-    AdaptorConfig,
     ComputeConfig,
     Config,
     DataConfig,
     DecoderConfig,
-    EncoderConfig,
     JudgeConfig,
     ModelConfig,
     OptimizerConfig,
@@ -74,21 +73,7 @@ BETA = 0.01
 
 def cpu_model() -> ModelConfig:
     """Returns a model whose decoder has 28 M parameters."""
-    return ModelConfig(
-        encoder=EncoderConfig(hidden=384, heads=6, layers=4),
-        adaptor=AdaptorConfig(ffn=512),
-        decoder=DecoderConfig(
-            vocab_size=1024,
-            hidden=512,
-            ffn=1536,
-            layers=8,
-            heads=8,
-            kv_heads=2,
-            head_dim=64,
-            max_positions=1024,
-        ),
-        length_convention="vllm",
-    )
+    return small_model(max_positions=1024, vocab_size=1024)
 
 
 def gpu_model() -> ModelConfig:

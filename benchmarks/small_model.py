@@ -3,17 +3,18 @@
 from stepaudio_jax.config import AdaptorConfig, DecoderConfig, EncoderConfig, ModelConfig
 
 
-def small_model(max_positions: int) -> ModelConfig:
+def small_model(max_positions: int, *, vocab_size: int = 6144) -> ModelConfig:
     """Returns the model's shape: its encoder is of Whisper tiny's size.
 
     Args:
         max_positions: of the decoder, in tokens.
+        vocab_size: of the decoder. A smaller one makes the model smaller.
     """
     return ModelConfig(
         encoder=EncoderConfig(hidden=384, heads=6, layers=4),
         adaptor=AdaptorConfig(ffn=512),
         decoder=DecoderConfig(
-            vocab_size=6144,
+            vocab_size=vocab_size,
             hidden=512,
             ffn=1536,
             layers=8,

@@ -105,10 +105,9 @@ def __getattr__(name: str) -> Any:
         AttributeError: the package has no such name; names the nearest one.
     """
     if name not in __all__:
-        import difflib
+        from stepaudio_jax.storage.messages import did_you_mean
 
-        nearest = difflib.get_close_matches(name, __all__, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = did_you_mean(name, __all__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_MODULES.get(name, _CONFIG_MODULE)), name)
     globals()[name] = value

@@ -6,7 +6,6 @@ offending value and the nearest valid key when something is wrong. Nothing unkno
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from stepaudio_jax.config.checks import MAX_FLOAT32, format_value
 from stepaudio_jax.config.renamed import renamed_key, renamed_value
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import truncate
+from stepaudio_jax.storage import did_you_mean, truncate
 
 DataclassT = TypeVar("DataclassT")
 
@@ -41,7 +40,8 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     if "preset" in settings and hasattr(cls, "presets"):
         preset = read_preset(cls, settings.pop("preset"), key)
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    all_fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = {field.name: field for field in all_fields if field.init}
     for name in settings:
         if name not in fields:
             raise unknown_key_error(cls, key, [name])
@@ -144,8 +144,7 @@ def _unknown_name_error(
     kind: str, shown: str, name: str, allowed: typing.Iterable[str]
 ) -> ConfigError:
     allowed = sorted(allowed)
-    nearest = difflib.get_close_matches(truncate(name), allowed, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(name, allowed)
     return ConfigError(f"unknown {kind} {truncate(shown)}{hint} (allowed: {', '.join(allowed)})")
 
 

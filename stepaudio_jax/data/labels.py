@@ -4,8 +4,8 @@ import itertools
 
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.record import ChunkLabels
-from stepaudio_jax.data.sources.foreign_keys import did_you_mean
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import did_you_mean
 from stepaudio_jax.text import AudioPart
 
 

@@ -1,7 +1,6 @@
 """Talking to a model from Python: replies, streams and scores, with sound from files or arrays."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from stepaudio_jax.generation.prompts import check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import PathLike, expand_home
+from stepaudio_jax.storage import PathLike, did_you_mean, expand_home
 from stepaudio_jax.text import parse_reply
 
 # Samples [samples] or [samples, channels] and their rate in Hz.
@@ -261,9 +260,9 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
     known = [field.name for field in dataclasses.fields(Sampling)]
     for name in settings:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise GenerationError(f"unknown setting {name!r}{hint} (allowed: {', '.join(known)})")
+            raise GenerationError(
+                f"unknown setting {name!r}{did_you_mean(name, known)} (allowed: {', '.join(known)})"
+            )
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }

@@ -29,10 +29,12 @@ from stepaudio_jax.generation.shardings import decode_layout_params, on_mesh, re
 from stepaudio_jax.models import CacheDtype, Parameters
 from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.text import THINK_END, Tokenizer
+from stepaudio_jax.text.dialogue import THINK_START_TAG
 
+STEPS_PER_CALL = 16  # tokens that every slot decodes before the host looks at them
 FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 # How a prompt of `render_prompt` ends; another template may leave out the line break.
-_THINK_START = b"<think>\n"
+_THINK_START = f"{THINK_START_TAG}\n".encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Engine:
         slots: int,
         slot_tokens: int | None = None,
         cache_dtype: CacheDtype | None = None,
-        steps: int = 16,
+        steps: int = STEPS_PER_CALL,
         mesh: Mesh | None = None,
         donate: bool = False,
     ):

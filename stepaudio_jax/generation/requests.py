@@ -8,9 +8,10 @@ import numpy as np
 
 from stepaudio_jax.config import RepetitionDetectionConfig
 from stepaudio_jax.generation.sampling import Sampling
-from stepaudio_jax.text import THINK_END, Tokenizer
+from stepaudio_jax.text import Tokenizer
+from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
 
-_THINK_START, _THINK_END = b"<think>", THINK_END.strip().encode()
+_THINK_START, _THINK_END = THINK_START_TAG.encode(), THINK_END_TAG.encode()
 
 
 @dataclasses.dataclass(frozen=True)

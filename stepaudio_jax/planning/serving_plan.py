@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as engine_programs
+from stepaudio_jax.generation.engine import STEPS_PER_CALL
 from stepaudio_jax.generation.shardings import decode_mesh, slot_shardings, weight_shardings
 from stepaudio_jax.models import (
     CacheDtype,
@@ -41,7 +42,6 @@ from stepaudio_jax.planning.topology import Topology
 
 ServingProgram = Literal["prefill", "decode"]
 
-_STEPS_PER_CALL = 16  # of `decode`, as the engine's default
 _FORCED_SUFFIX_TOKENS = 4  # tokens that end a reasoning by force
 _MAX_COMPILATIONS = 5  # while the number of slots is searched for
 
@@ -257,7 +257,7 @@ class _EngineCompiler:
                 state,
                 self._replicated(jnp.int32, _FORCED_SUFFIX_TOKENS),
                 self._replicated(jnp.bool_),  # whether to stop when a slot frees
-                _STEPS_PER_CALL,
+                STEPS_PER_CALL,
             )
             compiled, footprint = compile_lowered(
                 traced.lower(lowering_platforms=("tpu",)),

@@ -35,7 +35,13 @@ from stepaudio_jax.storage.jsonl import (
     write_json_lines,
 )
 from stepaudio_jax.storage.locks import LockedFile, lock_file
-from stepaudio_jax.storage.messages import first_few, format_path, truncate, truncate_words
+from stepaudio_jax.storage.messages import (
+    did_you_mean,
+    first_few,
+    format_path,
+    truncate,
+    truncate_words,
+)
 from stepaudio_jax.storage.outputs import (
     check_not_same_file,
     check_output_directory,
@@ -76,6 +82,7 @@ __all__ = [
     "check_output_directory",
     "check_output_file",
     "check_parent_writable",
+    "did_you_mean",
     "expand_home",
     "file_size",
     "fingerprint_folder",

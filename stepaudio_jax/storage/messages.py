@@ -1,7 +1,8 @@
-"""Shortens what error messages quote: values of users, which may be of any length."""
+"""Words error messages: quotes values of users, which may be of any length, and proposes names."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MAX_SHOWN_CHARACTERS = 200
 _LONG_WORD = re.compile(rf"\S{{{MAX_SHOWN_CHARACTERS + 1},}}")
@@ -25,6 +26,19 @@ def truncate(text: str, limit: int = MAX_SHOWN_CHARACTERS, *, count: bool = True
 def truncate_words(text: str) -> str:
     """Truncates the words of a text that are longer than a path can reasonably be, as data URIs."""
     return _LONG_WORD.sub(lambda word: truncate(word[0], MAX_SHOWN_CHARACTERS // 2), text)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Returns the end of an error message: the known name nearest to a misspelt one, or nothing.
+
+    Args:
+        word: what was given, of any type and length; its case does not matter.
+        known: the names that would have been right.
+    """
+    names = {name.casefold(): name for name in known}
+    given = str(word)[:MAX_SHOWN_CHARACTERS].casefold()
+    nearest = difflib.get_close_matches(given, names, n=1)
+    return f"; did you mean {names[nearest[0]]!r}?" if nearest else ""
 
 
 def format_path(path: str) -> str:

@@ -20,9 +20,11 @@ _SCALE = {
 _CURRENCY = r"(?:US\$|[$€£¥₹])"
 # A hyphen is a minus only where nothing stands right before it: not in 5-10, 1990-1995, COVID-19.
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w)\].%-])(?:-|\+)|\b(?:minus|negative)\s+|负|負|零下)?(?:{_CURRENCY}\s?)?(?P<inner>(?<=[$€£¥₹])-)?"
+    r"(?P<sign>(?<![\w)\].%-])(?:-|\+)|\b(?:minus|negative)\s+|负|負|零下)?"
+    rf"(?:{_CURRENCY}\s?)?(?P<inner>(?<=[$€£¥₹])-)?"
     rf"(?:(?P<whole>\d{{1,9}})\s+(?=\d+/\d))?(?P<value>{_PLAIN})"
-    r"(?:[eE](?P<exponent>[+-]?\d+)(?!\w)|\s?(?:[×x*·])\s?10\s?(?:\^|\*\*)\s?\(?(?P<power>-?\d+)\)?)?"
+    r"(?:[eE](?P<exponent>[+-]?\d+)(?!\w)"
+    r"|\s?(?:[×x*·])\s?10\s?(?:\^|\*\*)\s?\(?(?P<power>-?\d+)\)?)?"
     rf"(?:\s?/\s?(?P<divisor>{_PLAIN}))?"
     rf"(?:\s?(?P<scale>{'|'.join(_SCALE)})(?![a-z]))?",
     re.IGNORECASE,
@@ -45,8 +47,10 @@ _DENIED = re.compile(
 )
 _LIST_MARK = re.compile(r"^[ \t]*(\d{1,2})[.)][ \t]+(?=\S)", re.MULTILINE)
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:answer|result|ans)\b[^.\n!?;\d]{0,40}?(?:\b(?:is|are|be|equals)\b|[:=]|'s)|####|答案|结果|結果)"
-    r"(?:\s|[:=~\"'(]|\b(?:about|approximately|roughly|exactly|around|only|just|therefore|thus|now|[a-z]\s*=)|应该|应|是|为|等于)*"
+    r"(?:\b(?:answer|result|ans)\b[^.\n!?;\d]{0,40}?(?:\b(?:is|are|be|equals)\b|[:=]|'s)"
+    r"|####|答案|结果|結果)"
+    r"(?:\s|[:=~\"'(]|\b(?:about|approximately|roughly|exactly|around|only|just|therefore|thus|now"
+    r"|[a-z]\s*=)|应该|应|是|为|等于)*"
     rf"(?={_CURRENCY}?\s?[-+.]?\s?{_CURRENCY}?[\d.]|minus\s|negative\s|负)",
     re.IGNORECASE,
 )

@@ -89,6 +89,13 @@ def num_logged_lines(run_dir: pathlib.Path) -> int:
     return len(metrics(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
 
+def wait_for_logged_lines(
+    process: "subprocess.Popen[str]", run_dir: pathlib.Path, count: int
+) -> None:
+    """Waits until a run has logged `count` lines or the program has ended."""
+    wait_for(process, lambda: num_logged_lines(run_dir) >= count)
+
+
 def metrics(run_dir: pathlib.Path) -> list[dict]:
     """Reads every complete line of a run's metrics.jsonl."""
     text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from launch.score import main as score
 from launch.train import main as train
 from stepaudio_jax import hub
 from stepaudio_jax.text import Tokenizer
-from tests.end_to_end.runs import num_logged_lines, run, start, wait_for
+from tests.end_to_end.runs import num_logged_lines, run, start, wait_for_logged_lines
 from tests.end_to_end.tones import write_config, write_corpus, write_lines
 from tests.generation.small_model import CONFIG, peaked_parameters
 from tools.convert_weights.__main__ import main as convert
@@ -463,7 +463,7 @@ def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_resumes(work):
         """Starts the program and waits until it has logged `more` steps."""
         process = start("-m", "launch.train", *arguments)
         wanted = num_logged_lines(run_dir) + more
-        wait_for(process, lambda: num_logged_lines(run_dir) >= wanted)
+        wait_for_logged_lines(process, run_dir, wanted)
         return process
 
     first = start_until(3)

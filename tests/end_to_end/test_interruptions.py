@@ -17,6 +17,7 @@ from tests.end_to_end.runs import (
     start,
     untimed_metrics,
     wait_for,
+    wait_for_logged_lines,
 )
 
 NAMES = ((0, "tones"), (1, "sums"))
@@ -59,7 +60,7 @@ def test_a_run_killed_at_random_moments_and_while_saving_resumes(uninterrupted, 
                 ),
             )
         else:
-            wait_for(process, lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called in this iteration
+            wait_for_logged_lines(process, run_dir, moment)
             time.sleep(rng.uniform(0, 0.05))
         process.kill()
         _, errors = process.communicate()
@@ -72,7 +73,7 @@ def test_a_run_killed_at_random_moments_and_while_saving_resumes(uninterrupted, 
 def test_sigterm_saves_within_a_step_and_exits_with_75(uninterrupted, folder):
     run_dir = folder / "stopped"
     process = start("-m", "launch.train", *arguments(folder, run_dir.name))
-    wait_for(process, lambda: num_logged_lines(run_dir) >= 13)
+    wait_for_logged_lines(process, run_dir, 13)
     before = num_logged_lines(run_dir)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
@@ -119,7 +120,7 @@ def test_a_run_resumes_after_a_damaged_clip_is_repaired(uninterrupted, folder):
     for clip, steps in (("3.wav", 13), ("16.wav", 50)):
         content = (data / clip).read_bytes()
         process = start("-m", "launch.train", *settings)
-        wait_for(process, lambda: num_logged_lines(run_dir) >= steps)  # noqa: B023 - called in this iteration
+        wait_for_logged_lines(process, run_dir, steps)
         (data / clip).write_bytes(b"")
         _, errors = process.communicate()
         assert process.returncode == 2, errors

@@ -20,7 +20,7 @@ from tests.end_to_end.runs import (
     start,
     start_processes,
     train_in_processes,
-    wait_for,
+    wait_for_logged_lines,
 )
 
 pytestmark = pytest.mark.slow  # each process compiles its own programs
@@ -125,7 +125,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step(folder):
     run_dir = folder / "noticed"
     for moment, stage in ((13, "mid"), (50, "sft")):
         started = start_processes(2, DEVICES // 2, settings)
-        wait_for(started[0], lambda: num_logged_lines(run_dir) >= moment)  # noqa: B023 - called in this iteration
+        wait_for_logged_lines(started[0], run_dir, moment)
         started[1].send_signal(signal.SIGTERM)
         errors = read_errors(started)
         assert [process.returncode for process in started] == [75, 75], "".join(

@@ -29,7 +29,10 @@ def answer(
 
 
 def answers(task, *, n, correct, values=("a", "b"), malformed=0):
-    """`n` answers whose expected values take turns: the first `correct` are right, the last `malformed` are malformed."""
+    """Returns `n` answers: the first `correct` are right, the last `malformed` have no form.
+
+    Their expected values take turns.
+    """
     made = []
     for index in range(n):
         expected = values[index % len(values)]

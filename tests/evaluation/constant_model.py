@@ -1,4 +1,4 @@
-"""Models made by hand that always write the same tokens, so what an evaluation of them must find is known."""
+"""Models made by hand that always write the same tokens: what evaluating them finds is known."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ COMPUTE = ComputeConfig(dtype="float32", remat="none", unroll=1)
 
 
 def tokenizer_with_think_end(folder) -> Tokenizer:
-    """The byte tokenizer with one more token, which no text is encoded to: the whole end of a reasoning."""
+    """Returns the byte tokenizer with a single token for `</think>`, which no text encodes to."""
     Tokenizer.byte_level().save(folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def tokenizer_with_think_end(folder) -> Tokenizer:
 
 
 def constant_model(tokenizer: Tokenizer, written: Sequence[int]) -> LoadedModel:
-    """A model that writes these tokens, all different, after every prompt, and the last of them again and again.
+    """Returns a model that writes these tokens after every prompt, and the last of them forever.
 
     Its layers add nothing, so the logits are those of the last token alone: each token's embedding
     is a direction of its own, and the head answers that direction with the token to follow.
@@ -86,7 +86,7 @@ def constant_model(tokenizer: Tokenizer, written: Sequence[int]) -> LoadedModel:
 
 
 def replying(tokenizer: Tokenizer, reasoning: str, reply: str, *, ends: bool = True) -> LoadedModel:
-    """A model that always answers `reply` after `reasoning` (no character twice in both together)."""
+    """Returns a model that answers `reply` after `reasoning` (no character twice in the two)."""
     think_end = next(
         token
         for token in range(tokenizer.vocab_size)

@@ -54,8 +54,8 @@ def test_a_task_answered_in_silence_is_marked():
     assert "57.5 %*" in text
     assert "0.0 %*" in text
     assert (
-        "* with the audio silenced, chance lies outside the 95 % interval: rate (50.6 to 64.1 %), pitch (0.0 to 1.9 %)."
-        in text
+        "* with the audio silenced, chance lies outside the 95 % interval:"
+        " rate (50.6 to 64.1 %), pitch (0.0 to 1.9 %)." in text
     )
     assert "within" not in text
 

@@ -1,4 +1,4 @@
-"""Small folders of weights for the tests of this room, written with the libraries that users' folders are written with."""
+"""Writes small folders of weights with the libraries that write users' folders."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""PEFT adapters: ours loaded by peft on transformers' Qwen2, and those that peft has written read here."""
+"""PEFT adapters: ours, loaded by peft on transformers' Qwen2; and peft's own, imported."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def logprobs(model):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A Step-Audio folder in fp32, an adapter, and the checkpoint that holds the two."""
+    """Returns a Step-Audio folder in fp32, an adapter, and a checkpoint that holds both."""
     path = tmp_path_factory.mktemp("adapter")
     random_folder(path / "base", dtype=np.dtype(np.float32), seed=5)
     written(path / "adapter")
@@ -59,7 +59,7 @@ def folders(tmp_path_factory):
 
 
 def decoder_of(folder):
-    """transformers' Qwen2 with the decoder of a Step-Audio folder."""
+    """Returns transformers' Qwen2 with the decoder of a Step-Audio folder."""
     model = qwen2()
     tensors = {
         name: tensor
@@ -135,7 +135,7 @@ def test_an_adapter_that_peft_has_written_is_read(tmp_path, rslora):
         )
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_adapter_round_trip(tmp_path):
     adapter = random_adapter(dataclasses.replace(LORA, rank=2, targets=("key", "up")))
     again = hub.read_adapter(written(tmp_path / "adapter", adapter), SMALL.decoder)
     assert (again.lora, again.base) == (adapter.lora, adapter.base)
@@ -163,14 +163,14 @@ def edit_config(folder, **changes):
         ({"r": 5}, r"does not fit r=5 .*lora_A is \[3, 48\], expected \[5, 48\]"),
     ],
 )
-def test_what_is_not_plain_lora_is_refused(tmp_path, changes, message):
+def test_variants_of_lora_are_refused(tmp_path, changes, message):
     folder = written(tmp_path / "adapter")
     edit_config(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         hub.read_adapter(folder, SMALL.decoder)
 
 
-def test_what_does_not_fit_the_decoder_is_refused(tmp_path, folders):
+def test_adapter_of_other_shapes_is_refused(tmp_path, folders):
     folder = written(tmp_path / "adapter")
     for changes, message in (
         ({"hidden": 56}, r"lora_A is \[3, 48\], expected \[3, 56\]"),

@@ -106,7 +106,7 @@ def test_a_base_model_is_inspected(tmp_path, capsys):
 
 
 def test_one_missing_tensor_is_one_line_and_exit_code_2(tmp_path, tiny):
-    """As a user sees it, in a process of its own."""
+    """Run in a process of its own."""
     tensors = read_tensors(tiny)
     source = tmp_path / "source"
     source.mkdir()

@@ -64,7 +64,7 @@ def test_round_trip_is_exact(tmp_path, config, options):
 @pytest.mark.parametrize("name", ["model-{:05d}-of-00003.safetensors", "model-{:05d}.safetensors"])
 @pytest.mark.parametrize("index", [True, False])
 def test_shard_namings(tmp_path, name, index):
-    """As released: with the count in the name (mini) or without (R1.1); with an index or only the set of files."""
+    """File names with the count (mini) or without (R1.1); with an index, or with none."""
     source = random_folder(tmp_path / "source")
     tensors = read_tensors(source)
     write_tensors(source, {})
@@ -134,7 +134,7 @@ def read_tensors_of(file: pathlib.Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_base_models_with_a_fresh_adaptor(tmp_path, tied):
-    """Qwen2 and Qwen2-Audio as transformers saves them: values are those of the modules, under Step-Audio's names."""
+    """Qwen2 and Qwen2-Audio, as transformers saves them, export under Step-Audio's names."""
     decoder, encoder = qwen2(tied=tied), qwen2_audio()
     source = save_with_tokenizer(decoder, tmp_path / "decoder", max_shard_size="40KB")
     audio = tmp_path / "encoder"
@@ -251,7 +251,7 @@ def test_sources_without_the_part_asked_for(tmp_path):
 
 
 def test_real_vocabulary(tmp_path, shared_tokenizer):
-    """A plain Qwen2 vocabulary gains the special tokens, in the checkpoint and in what is exported from it."""
+    """A plain Qwen2 vocabulary gains the special tokens, in the checkpoint and its export."""
     config = with_decoder(vocab_size=151936, hidden=8, heads=2, kv_heads=1, head_dim=4)
     source = random_folder(tmp_path / "source", config)
     hub.import_weights(source, tmp_path / "checkpoint", tokenizer=shared_tokenizer)
@@ -303,7 +303,10 @@ def test_every_problem_is_listed_and_nothing_written(tmp_path):
     assert len(hub.inspect_folder(source).problems) == 5
 
 
-TIE = r"set tie_word_embeddings to false in config.json \(wherever it is there\), or remove lm_head.weight"
+TIE = (
+    r"set tie_word_embeddings to false in config.json \(wherever it is there\),"
+    r" or remove lm_head.weight"
+)
 
 
 def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
@@ -347,7 +350,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_same(tmp_path, monkeypatch):
 
 
 def test_tied_embeddings_under_the_name_of_the_head(tmp_path):
-    """As safetensors' own `save_model` leaves them, which keeps one name of a tensor that has two."""
+    """safetensors' own `save_model` keeps one name of a tensor that has two."""
     source = random_folder(tmp_path / "source", with_decoder(tied_embeddings=True))
     tensors = read_tensors(source)
     before = hub.read_parameters(source)
@@ -487,7 +490,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_a_killed_run_left_goes_and_a_running_ones_stays(tmp_path):
+def test_leftovers_of_a_killed_import_are_removed_and_those_of_a_running_one_kept(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     beside = temporary_path(tmp_path / "out").name
@@ -504,7 +507,7 @@ def test_what_a_killed_run_left_goes_and_a_running_ones_stays(tmp_path):
     assert [folder.exists() for folder in left.values()] == [False, False, True, True]
 
 
-def test_a_disk_too_small_is_found_before_the_work(tmp_path, monkeypatch):
+def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     source = random_folder(tmp_path / "source")
     size = sum(tensor.nbytes for tensor in read_tensors(source).values())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=size - 1))

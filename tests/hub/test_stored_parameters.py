@@ -1,4 +1,4 @@
-"""The checkpoint on disk: restored by plain Orbax, sharded; damaged; written from memory and exported from any source."""
+"""The checkpoint on disk: restored by plain Orbax, sharded, damaged, and exported."""
 
 import os
 import pathlib
@@ -28,10 +28,11 @@ checkpoint, source = sys.argv[1:]
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 config = hub.read_model_config(checkpoint)
 from stepaudio_jax.models import abstract_parameters
-def spec(shape):
-    axes = ["tensor" if size % 2 == 0 else None for size in shape[-1:]]
-    return P(*([None] * (len(shape) - 2) + (["fsdp" if shape[-2] % 4 == 0 else None] if len(shape) > 1 else []) + axes))
-shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape)), abstract_parameters(config))
+def shard(leaf):
+    axes = ["tensor" if size % 2 == 0 else None for size in leaf.shape[-1:]]
+    rows = ["fsdp" if size % 4 == 0 else None for size in leaf.shape[-2:-1]]
+    return NamedSharding(mesh, P(*[None] * (leaf.ndim - 2), *rows, *axes))
+shardings = jax.tree.map(shard, abstract_parameters(config))
 assert sum(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings)) > 30
 def place(leaf, sharding):
     return jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=sharding)
@@ -39,15 +40,18 @@ abstract = jax.tree.map(place, abstract_parameters(config), shardings)
 plain = ocp.load(checkpoint + "/parameters", abstract)
 ours = hub.read_parameters(checkpoint, dtype="float32", shardings=shardings)
 direct = hub.read_parameters(source, dtype="float32", shardings=shardings)
+def check_sharding(leaf, sharding):
+    assert leaf.sharding == sharding, leaf.sharding
 for tree in (plain, ours, direct):
-    jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding or sys.exit(f"{leaf.sharding}"), tree, shardings)
+    jax.tree.map(check_sharding, tree, shardings)
     jax.tree.map(np.testing.assert_array_equal, tree, plain)
-np.savez(checkpoint + ".npz", **{"/".join(path): leaf for path, leaf in hub.tensor_map.flatten(plain).items()})
+flat = hub.tensor_map.flatten(plain)
+np.savez(checkpoint + ".npz", **{"/".join(path): leaf for path, leaf in flat.items()})
 """
 
 
 def test_restores_sharded_on_eight_devices(tmp_path):
-    """With plain Orbax, and read from either kind of folder: the same values, placed as asked."""
+    """Plain Orbax and both readers of ours give the same values, placed as asked."""
     source = random_folder(tmp_path / "source", max_shard_bytes=100_000)
     checkpoint = tmp_path / "checkpoint"
     hub.import_weights(source, checkpoint)
@@ -80,17 +84,19 @@ orbax_io._MAX_CHUNK_BYTES = 2048
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 config = hub.read_model_config(source)
 def place(leaf):
-    spec = ["tensor" if leaf.shape[-1] % 2 == 0 else None]
-    spec = [*([None] * (leaf.ndim - 2)), *(["fsdp" if leaf.shape[-2] % 4 == 0 else None] if leaf.ndim > 1 else []), *spec]
+    axes = ["tensor" if leaf.shape[-1] % 2 == 0 else None]
+    rows = ["fsdp" if size % 4 == 0 else None for size in leaf.shape[-2:-1]]
+    spec = P(*[None] * (leaf.ndim - 2), *rows, *axes)
     zeros = leaf.ndim == 1  # chunks of zeros are stored like others
-    return jax.device_put(np.zeros_like(leaf) if zeros else leaf, NamedSharding(mesh, P(*spec)))
+    return jax.device_put(np.zeros_like(leaf) if zeros else leaf, NamedSharding(mesh, spec))
 parameters = jax.tree.map(place, hub.read_parameters(source))
 assert sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parameters)) > 30
 hub.save_checkpoint(target, parameters, config, Tokenizer.byte_level(), source="a test")
 assert hub.inspect_folder(target).problems == ()
 read = hub.read_parameters(target)
 jax.tree.map(np.testing.assert_array_equal, read, parameters)
-assert jax.tree.map(lambda leaf: leaf.dtype, read) == jax.tree.map(lambda leaf: leaf.dtype, parameters)
+dtypes = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (read, parameters)]
+assert dtypes[0] == dtypes[1]
 hub.export_weights(target, target + ".exported")
 assert hub.inspect_folder(target + ".exported").problems == ()
 """
@@ -153,7 +159,7 @@ def test_a_chunk_that_is_lost_is_missed(tmp_path):
 
 
 def test_export_of_arrays_and_of_any_orbax_checkpoint(tmp_path):
-    """A tree in memory, and what a trainer saves: Orbax's default format, the parameters deep in the tree."""
+    """Exports a tree in memory, and parameters deep in a tree in Orbax's default format."""
     source = random_folder(tmp_path / "source")
     parameters = hub.read_parameters(source)
     hub.export_parameters(
@@ -197,7 +203,7 @@ def test_export_of_arrays_and_of_any_orbax_checkpoint(tmp_path):
 
 
 def test_save_checkpoint(tmp_path):
-    """What training writes at its end: the same as importing what it would export."""
+    """Training's last checkpoint equals an import of its export."""
     parameters = hub.read_parameters(random_folder(tmp_path / "source", dtype=np.dtype(np.float32)))
     hub.save_checkpoint(
         tmp_path / "saved", parameters, SMALL, Tokenizer.byte_level(), source="a test"

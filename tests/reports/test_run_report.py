@@ -251,7 +251,7 @@ def test_its_colours_can_be_told_from_their_background():
 
 
 def contrast(one, other):
-    """The contrast ratio of WCAG 2.2: (lighter + 0.05) / (darker + 0.05), of relative luminances."""
+    """Returns the contrast ratio of two relative luminances, as WCAG 2.2 defines it."""
     luminances = []
     for colour in (one, other):
         channels = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])

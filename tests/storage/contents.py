@@ -1,4 +1,4 @@
-"""What is found in place of files: contents as the programs and servers write them that people take files from."""
+"""What lies in place of the files that people want: as programs and servers write it."""
 
 import gzip
 import io
@@ -10,8 +10,14 @@ LFS = (
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
     b"size 497774208\n"
 )
-HTML = "<!DOCTYPE html>\n<html><head><title>Sign in &amp; out – Hub</title></head><body>x</body></html>".encode()
-XML = b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message><RequestId>1</RequestId></Error>'
+HTML = (
+    "<!DOCTYPE html>\n<html><head><title>Sign in &amp; out – Hub</title></head>"
+    "<body>x</body></html>"
+).encode()
+XML = (
+    b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message>'
+    b"<RequestId>1</RequestId></Error>"
+)
 
 
 def zipped(name: str) -> bytes:
@@ -34,7 +40,8 @@ def tarred() -> bytes:
 CONTENTS = {
     "lfs": (
         LFS,
-        r"is a Git LFS pointer, and not the file itself \(of 497,774,208 bytes\); run `git lfs install && git lfs pull`",
+        r"is a Git LFS pointer, and not the file itself \(of 497,774,208 bytes\);"
+        r" run `git lfs install && git lfs pull`",
     ),
     "lfs of Windows": (b"\xef\xbb\xbf" + LFS.replace(b"\n", b"\r\n"), "is a Git LFS pointer"),
     "git-annex": (
@@ -47,7 +54,8 @@ CONTENTS = {
     ),
     "html": (
         HTML,
-        r"is a web page \(HTML\) \('Sign in & out – Hub'\) and not the file; download the file itself",
+        r"is a web page \(HTML\) \('Sign in & out – Hub'\) and not the file;"
+        r" download the file itself",
     ),
     "html in UTF-16": (HTML.decode().encode("utf-16"), r"is a web page \(HTML\)"),
     "html with a comment": (b"\n\n<!-- generated -->\n<html lang='en'>", r"is a web page \(HTML\)"),

@@ -13,7 +13,7 @@ from stepaudio_jax.storage import (
 
 
 def test_unfinished_last_line_is_cut_off_when_appending(tmp_path):
-    """A kill during a write leaves a line without its end; the file is not touched before a write."""
+    """A kill during a write leaves half a line; the file is not touched before the next write."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2')
     file = JsonLinesFile(path)

@@ -18,8 +18,8 @@ def test_long_values_are_shown_by_their_beginning():
     assert truncate("short") == "short"
     assert truncate("x" * 300_000, 10) == "xxxxxxxxxx.. (300000 characters)"
     text = (
-        f"audio data:{'A' * 300_000}: is not a sound file, and a sentence of many words stays as long as it is "
-        + "word " * 99
+        f"audio data:{'A' * 300_000}: is not a sound file,"
+        " and a sentence of many words stays as long as it is " + "word " * 99
     )
     shown = truncate_words(text)
     assert shown.startswith("audio data:AAAA")

@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 
 
 def copy_with(model, folder, name, content):
-    """The model's folder as links, one file replaced."""
+    """Makes a folder of links to the model's files, one of them replaced."""
     folder.mkdir()
     for file in model.iterdir():
         if file.name != name:
@@ -34,7 +34,7 @@ def copy_with(model, folder, name, content):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_in_place_of_sound(tmp_path, kind):
+def test_other_content_in_place_of_sound(tmp_path, kind):
     content, what = BOTH[kind]
     path = tmp_path / "clip.wav"
     path.write_bytes(content)
@@ -47,7 +47,7 @@ def test_in_place_of_sound(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_in_place_of_a_shard(tmp_path, model, kind):
+def test_other_content_in_place_of_a_shard(tmp_path, model, kind):
     content, what = BOTH[kind]
     folder = copy_with(model, tmp_path / "copy", SHARD, content)
     begins = f"{SHARD} is not a safetensors file.*: it "
@@ -64,7 +64,7 @@ def test_in_place_of_a_shard(tmp_path, model, kind):
 @pytest.mark.parametrize(
     "kind", ["lfs", "html", "html in UTF-16", "xml", "json", "text", "empty", "zeros", "zip"]
 )
-def test_in_place_of_json(tmp_path, model, kind, name):
+def test_other_content_in_place_of_json(tmp_path, model, kind, name):
     content, what = CONTENTS[kind]
     folder = copy_with(model, tmp_path / "copy", name, content)
     with pytest.raises((CheckpointError, TextError), match=rf"{re.escape(name)}.* {what}") as error:
@@ -73,7 +73,7 @@ def test_in_place_of_json(tmp_path, model, kind, name):
 
 
 @pytest.mark.parametrize("kind", ["lfs", "html", "zeros", "zip"])
-def test_in_place_of_merges(tmp_path, model, kind):
+def test_other_content_in_place_of_merges(tmp_path, model, kind):
     content, what = CONTENTS[kind]
     folder = copy_with(model, tmp_path / "copy", "merges.txt", content)
     (folder / "tokenizer.json").unlink()
@@ -81,7 +81,7 @@ def test_in_place_of_merges(tmp_path, model, kind):
         hub.load_tokenizer(folder)
 
 
-def test_json_of_its_own_kind_is_no_server_s_message():
+def test_json_of_a_model_is_not_taken_for_a_servers_message():
     assert recognize_values({"error": "x", "model_type": "qwen2"}) is None
     assert recognize_values({"status": "x"}) is None
     assert recognize_values([{"error": "x"}]) is None
@@ -91,7 +91,7 @@ def test_json_of_its_own_kind_is_no_server_s_message():
 
 
 @pytest.mark.parametrize("purpose", ["sound", "weights", "tokenizer"])
-def test_what_cannot_be_told_is_not_guessed(purpose):
+def test_unknown_content_is_not_guessed(purpose):
     for content in (b"\xfe\x01\x02\x03" * 50, bytes(range(256)), b"\0" * 10 + b"\x81\x82"):
         assert recognize(content, len(content), purpose) is None
 
@@ -133,8 +133,8 @@ def test_links_to_nothing_and_downloads_under_way(tmp_path):
         load_audio(tmp_path / "c.wav")
 
 
-def test_good_files_are_not_looked_at(tmp_path, monkeypatch, model):
-    """What is recognised where reading failed is not asked where it did not."""
+def test_good_files_are_not_examined(tmp_path, monkeypatch, model):
+    """Recognition costs nothing unless reading has failed."""
     monkeypatch.setattr(hub.safetensors, "recognize_file", None)
     monkeypatch.setattr(storage.json_files, "recognize_file", None)
     path = tmp_path / "clip.wav"
@@ -145,7 +145,7 @@ def test_good_files_are_not_looked_at(tmp_path, monkeypatch, model):
 
 
 def test_a_pointer_among_files_of_a_clone(tmp_path, model):
-    """As `git clone` without LFS leaves a repository: small files are there, large ones are pointers, the tokenizer too."""
+    """`git clone` without LFS leaves pointers in place of large files, the tokenizer among them."""
     for name in (SHARD, "tokenizer.json"):
         folder = copy_with(model, tmp_path / name, name, LFS)
         with pytest.raises(ValueError, match=rf"{name}.*Git LFS pointer"):

@@ -1,4 +1,4 @@
-"""Folders that hold no model or tokenizer where one was named: one line that says what they hold, and what to name."""
+"""Folders named as a model that hold none: one line says what they hold, and what to name."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def copied(source, folder, *without):
 
 
 def cached(source, cache, name="models--org--name", revision=HASH, *, main=True):
-    """The model in the Hub's cache; returns the snapshot."""
+    """Puts the model into a cache of the Hub; returns the snapshot."""
     repository = cache / name
     (repository / "blobs").mkdir(parents=True, exist_ok=True)
     (repository / "refs").mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def cached(source, cache, name="models--org--name", revision=HASH, *, main=True)
 
 
 def run_folder(folder, checkpoint, *, finished):
-    """As `launch.train` leaves it."""
+    """Makes a folder as `launch.train` leaves it."""
     (folder / "checkpoints" / "sft" / "10").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"run_dir": "x", "stages": [], "model": {}}))
     (folder / "metrics.jsonl").touch()
@@ -81,7 +81,7 @@ def check_both(folder, reason):
     check_tokenizer(folder, reason)
 
 
-def test_the_hub_s_cache(source, tmp_path):
+def test_cache_of_the_hub(source, tmp_path):
     cache = tmp_path / "huggingface" / "hub"
     first = cached(source, cache)
     newer = cached(source, cache, revision="f" * 40, main=False)
@@ -111,7 +111,8 @@ def test_a_snapshot_copied_without_its_files(source, tmp_path):
         (links / link.name).symlink_to(os.readlink(link))
     check_both(
         links,
-        r"holds links to files that do not exist \(.* -> ../../blobs/.*; copy the files .*, with `cp -rL`",
+        r"holds links to files that do not exist \(.* -> ../../blobs/.*; copy the files .*,"
+        " with `cp -rL`",
     )
 
 
@@ -121,10 +122,14 @@ def test_downloads_under_way(source, tmp_path):
     (repository / "blobs").mkdir()
     check_both(
         repository,
-        "is a folder of the Hub's cache without a snapshot; download it again: `hf download org/name`",
+        "is a folder of the Hub's cache without a snapshot;"
+        " download it again: `hf download org/name`",
     )
     (repository / "blobs" / "abc.incomplete").touch()
-    again = r"is an unfinished download \(.*\); run the same download again until it says that it is done"
+    again = (
+        r"is an unfinished download \(.*\);"
+        " run the same download again until it says that it is done"
+    )
     check_both(repository, again)
     check_both(repository / "snapshots" / HASH, again)
     folder = copied(source, tmp_path / "folder", SHARD)
@@ -140,7 +145,7 @@ def test_downloads_under_way(source, tmp_path):
     check_weights(folder, again)
 
 
-def test_a_run_s_folder(checkpoint, tmp_path, monkeypatch):
+def test_run_folder_of_a_finished_run(checkpoint, tmp_path, monkeypatch):
     run = run_folder(tmp_path / "run", checkpoint, finished=True)
     is_run = "is the folder of a training run, not its model; name"
     check_weights(run, f"{is_run} {run / 'model'}$")
@@ -162,9 +167,12 @@ def test_a_run_s_folder(checkpoint, tmp_path, monkeypatch):
     check_weights(pathlib.Path("."), f"{is_run} model$")
 
 
-def test_a_run_that_is_not_finished(checkpoint, tmp_path):
+def test_run_folder_of_an_unfinished_run(checkpoint, tmp_path):
     run = run_folder(tmp_path / "run", checkpoint, finished=False)
-    take = rf"take the model out of a checkpoint: `python -m launch.checkpoint {run} --output DIR`, and name DIR$"
+    take = (
+        f"take the model out of a checkpoint: `python -m launch.checkpoint {run} --output DIR`,"
+        " and name DIR$"
+    )
     check_both(run, f"is the folder of a training run that has no finished model; {take}")
     for inside in ("checkpoints", "checkpoints/sft", "checkpoints/sft/10"):
         check_both(run / inside, f"holds checkpoints of a training run, not a model; {take}")
@@ -176,7 +184,7 @@ def test_a_run_that_is_not_finished(checkpoint, tmp_path):
     check_weights(lost, "is a model without its parameters/; download or copy it again")
 
 
-def test_every_program_says_it(checkpoint, source, tmp_path, capsys):
+def test_every_program_prints_the_finding(checkpoint, source, tmp_path, capsys):
     run = run_folder(tmp_path / "run", checkpoint, finished=True)
     out, name = tmp_path / "out", f"name {run / 'model'}"
     for command in (
@@ -201,11 +209,14 @@ def test_every_program_says_it(checkpoint, source, tmp_path, capsys):
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2.5-7B", "r": 8}
 
 
-def test_an_adapter(source, tmp_path):
+def test_adapter_alone(source, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").touch()
-    merge = f"merge the two: `python -m tools.convert_weights import --source BASE --adapter {folder} --output MODEL`"
+    merge = (
+        "merge the two: `python -m tools.convert_weights import --source BASE"
+        f" --adapter {folder} --output MODEL`"
+    )
     check_weights(folder, f"is a PEFT adapter, not a model; {merge}")
     (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
     check_weights(folder, f"is a PEFT adapter for Qwen/Qwen2.5-7B, not a model; {merge}")
@@ -255,7 +266,7 @@ def test_weights_of_another_format(source, tmp_path, names, reason):
     )
 
 
-def test_parts_of_a_model(source, tmp_path):
+def test_weights_of_a_part_alone(source, tmp_path):
     check_both(
         tmp_path, "is an empty folder; download or copy the model into it, or correct the path"
     )
@@ -280,7 +291,8 @@ def test_folders_of_other_programs(source, tmp_path):
     last = copied(source, tmp_path / "checkpoint-100")
     check_both(
         tmp_path,
-        f"is the output folder of a trainer and holds its checkpoints; name one of them, as {last}$",
+        "is the output folder of a trainer and holds its checkpoints;"
+        f" name one of them, as {last}$",
     )
     inner = copied(source, tmp_path / "unpacked" / "inner")
     check_both(tmp_path / "unpacked", f"name the subfolder that is meant: {inner}$")
@@ -292,7 +304,7 @@ def test_folders_of_other_programs(source, tmp_path):
     check_weights(quantised, r"holds quantised weights \(gptq\); get the model in bfloat16")
 
 
-def test_what_is_no_folder(source, tmp_path, monkeypatch):
+def test_path_that_is_not_a_folder(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_both(
         source / "config.json",

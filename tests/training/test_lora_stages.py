@@ -41,7 +41,10 @@ def run_config(*stages, **compute):
 def base():
     """Returns bf16 weights of usual size: most small updates are below one rounding unit."""
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32), "bfloat16")  # noqa: E731
+
+    def draw(leaf):
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32), "bfloat16")
+
     return ModelParams(jax.tree.map(draw, abstract_parameters(MODEL)))
 
 

@@ -5,7 +5,6 @@ LLaMA-Factory, TRL, the OpenAI API, Qwen-Audio) name sound, turns, tools, replie
 errors: to ignore them would silently change what the model is trained on.
 """
 
-import difflib
 import functools
 import json
 import re
@@ -13,6 +12,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import did_you_mean
 from stepaudio_jax.text.dialogue import Message, TextPart
 
 # Helpers for JSON values, which all readers of records share.
@@ -87,12 +87,6 @@ def check_keys(
         )
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """Returns the end of an error message: what a misspelt word probably means, or nothing."""
-    close = difflib.get_close_matches(str(word)[:_MAX_VALUE_CHARACTERS].lower(), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def format_json(value: Any) -> str:
     """Returns a value on one line of a readable length."""
     if isinstance(value, str):
@@ -122,7 +116,8 @@ _ANSWER_HINT = "write what a verifier compares with as 'answer', or rename the k
 
 _AUDIO_KEY = re.compile(
     r"(?:(?:input|user|prompt|question|query|rejected)_)?(?:audio|wav)s?"
-    r"(?:_(?:file|clip|in|input)s?)?(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?(?:_?\d+)?"
+    r"(?:_(?:file|clip|in|input)s?)?"
+    r"(?:_?(?:path|filepath|filename|name_or_path|url|uri|byte|array|base64|b64)s?)?(?:_?\d+)?"
 )
 # Words of keys that may name sound or something else; the value decides.
 _AUDIO_WORDS = frozenset(
@@ -233,7 +228,8 @@ _DATA_URI = re.compile(r"data:[^,]{0,200},", re.I)
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
 # A placeholder is at the beginning of a sentence; in the middle of one, `<audio>` is a word.
 _PLACEHOLDER = re.compile(
-    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)",
+    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)"
+    r"|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)",
     re.I,
 )
 _TAGGED_FILE = re.compile(r"<audio>\s*([^<>\n]{1,500})</audio>", re.I)

@@ -9,7 +9,6 @@ from stepaudio_jax.data.record import Criterion, Record
 from stepaudio_jax.data.sources import foreign_keys
 from stepaudio_jax.data.sources.foreign_keys import (
     check_keys,
-    did_you_mean,
     format_json,
     is_empty,
     is_json_list,
@@ -22,7 +21,7 @@ from stepaudio_jax.data.sources.preferences import (
     preference_to_dialogue,
 )
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import expand_home
+from stepaudio_jax.storage import did_you_mean, expand_home
 from stepaudio_jax.text.dialogue import (
     THINK_END_TAG,
     THINK_START_TAG,

@@ -1,4 +1,4 @@
-"""The names and shapes of the released checkpoints, and that every rule can be undone."""
+"""Names and shapes of the released checkpoints' tensors; every transform can be undone."""
 
 import math
 
@@ -18,7 +18,7 @@ from tests.hub.folders import SMALL, with_decoder
 
 
 def released_tensors(layers, hidden, ffn, query, key, vocab=158720):
-    """Section 7 of the reference, written out."""
+    """Returns the shape of every tensor of a released checkpoint, as its index lists them."""
     shapes = {
         "model.embed_tokens.weight": (vocab, hidden),
         "model.norm.weight": (hidden,),

@@ -1,4 +1,4 @@
-"""Every form of config.json, and what is refused."""
+"""Every form of config.json that is read or written, and the errors of those that are refused."""
 
 import copy
 import json
@@ -117,7 +117,7 @@ def test_base_models(tmp_path):
     ],
 )
 @pytest.mark.parametrize("form", ["nested", "flat"])
-def test_what_is_exported_is_read_back(tmp_path, config, form):
+def test_config_round_trip(tmp_path, config, form):
     parsed = parse(tmp_path, to_hf_config(config, dtype="bfloat16", eos=1, pad=1, form=form))
     assert (parsed.encoder, parsed.decoder) == (config.encoder, config.decoder)
 
@@ -240,7 +240,7 @@ UNSCALED = [
 
 @pytest.mark.parametrize("rope", UNSCALED)
 def test_rotary_positions_that_nothing_scales(tmp_path, rope):
-    """Where ours takes the base alone, transformers computes the frequencies that follow from it alone, and scales nothing."""
+    """transformers computes the frequencies of `rope_theta` alone too, and scales nothing."""
     values = QWEN25_32B | BASE | rope
     assert parse(tmp_path, values).decoder.rope_theta == 1e6
     small = {

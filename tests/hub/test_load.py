@@ -1,4 +1,4 @@
-"""Weights read from files and then computed with, against torch holding the same files."""
+"""Loads weights from files and compares what the model computes with torch on the same files."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +93,7 @@ def test_adaptor_computes_as_torch_does(folders):
     np.testing.assert_allclose(model.adaptor(jnp.asarray(features)), x.numpy(), atol=1e-5)
 
 
-def test_parts_dtypes_and_sources(folders):
+def test_parts_dtypes_and_sources_can_be_chosen(folders):
     path, _, _ = folders
     parameters = hub.read_parameters(
         path / "model", parts=["encoder", "decoder"], dtype={"decoder": "float32"}
@@ -110,7 +110,7 @@ def test_parts_dtypes_and_sources(folders):
     assert hub.read_model_config(path / "checkpoint").decoder == SMALL.decoder
 
 
-def test_what_a_source_lacks(folders):
+def test_missing_parts_and_other_shapes_are_errors(folders):
     path, _, _ = folders
     with pytest.raises(CheckpointError, match="audio has no decoder; it holds encoder"):
         hub.weight_sources(path / "model", decoder=path / "audio")
