@@ -43,6 +43,12 @@ def shared_benchmarks() -> pathlib.Path:
     return _shared_folder("benchmarks")
 
 
+@pytest.fixture(scope="session")
+def formats() -> pathlib.Path:
+    """Returns the folder with a sample of every format of data."""
+    return pathlib.Path(__file__).parent / "data" / "formats"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the flag that writes the golden files of tests/config anew."""
     parser.addoption("--update-golden", action="store_true", help="write tests/config/golden anew")

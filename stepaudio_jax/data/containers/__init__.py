@@ -1,0 +1,1 @@
+"""Containers of rows: one module for each kind of file, all with the methods of `base.Container`."""
