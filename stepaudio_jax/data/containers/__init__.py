@@ -1,1 +1,1 @@
-"""Containers of rows: one module for each kind of file, all with the methods of `base.Container`."""
+"""Containers of rows: a module for each kind of file, with the methods of `base.Container`."""
