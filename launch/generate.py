@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_error(lambda: describe_partial_output(options.output)):
         # At once, since what follows takes seconds.
         check_output_file(options.output, [options.input], may_replace=has_job_mark)
-        from stepaudio_jax.data import JsonlFile
+        from stepaudio_jax.data import open_source
         from stepaudio_jax.generation import (
             answer_file,
             finished_generation,
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
         sampling = _sampling(options)
-        JsonlFile(options.input)  # whether it can be read is known before the model is loaded
+        open_source(options.input)  # whether it can be read is known before the model is loaded
         settings: Any = {
             "int8_weights": options.int8_weights,
             "history_reasoning": options.history_reasoning,

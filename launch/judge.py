@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "data":
             inputs = [path for path in (options.input, options.prompt) if path]
             check_output_file(options.output, inputs, may_replace=lambda path: True)
-        from stepaudio_jax.data import read_jsonl
+        from stepaudio_jax.data import read_records
         from stepaudio_jax.errors import DataError
         from stepaudio_jax.generation import folder_decode_mesh, load_model
         from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             count = write_judge_data(options.input, options.output, prompt)
             print(f"{count} dialogues in {options.output}")
             return
-        records = list(read_jsonl(options.input))  # before the model is loaded, to fail early
+        records = list(read_records(options.input))  # before the model is loaded, to fail early
         if not records:
             raise DataError(f"{options.input}: has no records; give at least one preference")
         if options.url:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_error(lambda: describe_partial_output(options.output)):
         # At once, since what follows takes seconds.
         check_output_file(options.output, [options.input], may_replace=has_job_mark)
-        from stepaudio_jax.data import JsonlFile
+        from stepaudio_jax.data import open_source
         from stepaudio_jax.generation import (
             folder_decode_mesh,
             is_scoring_finished,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
         # Whether the input can be read is known before the model is loaded.
-        count = len(JsonlFile(options.input))
+        count = len(open_source(options.input))
         settings: Any = {"history_reasoning": options.history_reasoning, "channel": options.channel}
         if is_scoring_finished(
             options.model, options.input, options.output, options.dtype, **settings

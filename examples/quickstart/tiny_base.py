@@ -19,7 +19,7 @@ from examples.quickstart.publish import check_replaceable_model, publish_model
 from examples.spoken_corpus import ensure_corpus
 from launch.errors import exit_on_error
 from stepaudio_jax.config import Config, ModelConfig, load_config, to_dict
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.evaluation import (
     Results,
@@ -83,7 +83,7 @@ def _tokenizer_texts(corpus: pathlib.Path) -> Iterator[str]:
     """Yields the texts that the model reads and writes, in the segments that are tokenized."""
     byte_level = Tokenizer.byte_level()
     for file in sorted((corpus / "train").glob("*.jsonl")):
-        for record in itertools.islice(read_jsonl(file), _TOKENIZER_RECORDS):
+        for record in itertools.islice(read_records(file), _TOKENIZER_RECORDS):
             for view in training_views(record.messages, history_reasoning=True):
                 for segment in render_training(view, byte_level, history_reasoning=True):
                     yield byte_level.decode(

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 
 from examples.reward_trap.style import REQUESTS, is_correct, style_score
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.evaluation import Answer, answer_at_temperatures
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.storage import atomic_text_writer
@@ -71,7 +71,7 @@ def measure_replies(
     answers_by_decoding = answer_at_temperatures(
         tuple(TEMPERATURES.values()),
         model,
-        list(read_jsonl(questions)),
+        list(read_records(questions)),
         max_new_tokens=_MAX_NEW_TOKENS,
     )
     return {

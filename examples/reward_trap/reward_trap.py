@@ -15,7 +15,7 @@ from examples.reward_trap.metrics import TEMPERATURES, ReplyMetrics, measure_rep
 from examples.reward_trap.style_data import write_style_data
 from examples.spoken_corpus import ensure_corpus
 from stepaudio_jax.config import Config, JudgeConfig, RewardConfig, StageConfig, load_config
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.judge.backends import ModelBackend
 from stepaudio_jax.judge.judge import Judge
@@ -101,7 +101,7 @@ class RewardTrap:
             slots=self._judge.slots,
             max_tokens=self._judge.max_tokens,
         )
-        pairs = list(read_jsonl(self.folder / "data" / "held_out_pairs.jsonl"))
+        pairs = list(read_records(self.folder / "data" / "held_out_pairs.jsonl"))
         return evaluate_judge(Judge(backend, self._judge_prompt, max_abstention_rate=1.0), pairs)
 
     def measure_start(self) -> dict[str, ReplyMetrics]:

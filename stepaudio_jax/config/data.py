@@ -1,6 +1,7 @@
 """What a stage reads: its sources, the static shape of a batch, and changes to the sound."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from stepaudio_jax.config.checks import (
@@ -19,16 +20,25 @@ OnBadRecord = Literal["error", "skip"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One JSONL file (or a glob of them) and its share of the mixture."""
+    """One source of dialogues and its share of the mixture; docs/data.md lists what is read."""
 
-    path: str  # a JSONL file, or a glob of them
+    # A file (JSONL, JSON, CSV, Parquet, tar, ArrayRecord, TFRecord), a glob of them, a folder, or
+    # tfds:NAME/CONFIG:SPLIT.
+    path: str
     weight: float = 1.0  # share of the mixture, relative to the other sources' weights
     # Shown in metrics and named by rewards. None: the file's stem, with as many of the folders
     # above it as distinguish it from the stage's other sources.
     name: str | None = None
+    # The form of its rows: "auto" finds it out of each row, a name of docs/data.md states it.
+    format: str = "auto"
+    # Where the rows have keys of their own: the row's key for each of ours, as
+    # {"audio": "speech", "text": "sentence"}.
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompt: str | None = None  # of rows that hold a clip and its text only: the user's request
+    split: str | None = None  # which part of a dataset with several: train, train[:10%], ..
 
     def __post_init__(self) -> None:
-        check_not_empty(self, "name")
+        check_not_empty(self, "name", "format", "prompt", "split")
         check_floats(self)
         expand_paths(self, "path")
         if self.weight <= 0:
@@ -72,6 +82,7 @@ class DataConfig:
     mel_frames_per_chunk: int = 2504  # F: mel frames that a chunk is padded to; 25 s have 2502
     # Of a clip with several channels: "first", as the released front end takes it, or their mean.
     channel: AudioChannel = "first"
+    allow_urls: bool = False  # clips may be https:// URLs, which are read whenever they are needed
     augmentation: AugmentationConfig = AugmentationConfig()  # of the sound, in training only
     loss_on_reasoning: bool = True  # the loss counts reasoning tokens as well as replies
     # Later turns see the reasoning of earlier ones (see text.training_views).

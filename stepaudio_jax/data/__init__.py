@@ -29,11 +29,11 @@ from stepaudio_jax.data.loader import (
 )
 from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import Criterion, Record, Visit, record_error_context, skip_reason
-from stepaudio_jax.data.sources.jsonl import (
-    JsonlFile,
-    JsonlSource,
+from stepaudio_jax.data.source import (
+    Source,
+    open_source,
     open_sources,
-    read_jsonl,
+    read_records,
     source_names,
 )
 
@@ -45,11 +45,10 @@ __all__ = [
     "BatchIterator",
     "Criterion",
     "DataChecker",
-    "JsonlFile",
-    "JsonlSource",
     "Preprocessor",
     "Record",
     "RecordChecker",
+    "Source",
     "Visit",
     "abstract_batch",
     "batch_shape",
@@ -60,9 +59,10 @@ __all__ = [
     "find_bad_records",
     "merge_states",
     "num_records_to_check",
+    "open_source",
     "open_sources",
     "raise_for_bad_records",
-    "read_jsonl",
+    "read_records",
     "record_error_context",
     "skip_reason",
     "source_names",

@@ -17,7 +17,7 @@ import tqdm
 
 from stepaudio_jax.config import DataConfig, ModelConfig, to_dict
 from stepaudio_jax.data.record import Record, skip_reason
-from stepaudio_jax.data.sources.jsonl import JsonlSource
+from stepaudio_jax.data.source import Source
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
 from stepaudio_jax.storage import (
@@ -100,7 +100,7 @@ class DataChecker:
     def __call__(
         self,
         title: str,
-        sources: Sequence[JsonlSource],
+        sources: Sequence[Source],
         config: DataConfig,
         check: RecordChecker,
         settings: Mapping[str, Any],
@@ -172,7 +172,7 @@ class DataChecker:
 
 
 def find_bad_records(
-    sources: Sequence[JsonlSource],
+    sources: Sequence[Source],
     config: DataConfig,
     check: RecordChecker,
     *,
@@ -235,13 +235,13 @@ def find_bad_records(
     return bad
 
 
-def num_records_to_check(source: JsonlSource, config: DataConfig) -> int:
+def num_records_to_check(source: Source, config: DataConfig) -> int:
     """Returns how many records of a source are checked."""
     return len(source) if config.check == "all" else min(config.check, len(source))
 
 
 def raise_for_bad_records(
-    bad: Sequence[BadRecord], sources: Sequence[JsonlSource], config: DataConfig
+    bad: Sequence[BadRecord], sources: Sequence[Source], config: DataConfig
 ) -> None:
     """Raises the first of the errors that end a run, if there are any, and says how many.
 
@@ -262,7 +262,7 @@ def raise_for_bad_records(
 
 
 def data_fingerprint(
-    sources: Sequence[JsonlSource], config: DataConfig, settings: Mapping[str, Any]
+    sources: Sequence[Source], config: DataConfig, settings: Mapping[str, Any]
 ) -> str:
     """Returns a hash of all that decides the result of a check, except the clips themselves.
 
@@ -285,7 +285,7 @@ def data_fingerprint(
     return digest.hexdigest()
 
 
-def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[JsonlSource]) -> str:
+def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[Source]) -> str:
     first, *others = fatal
     if not others:
         return first.message
@@ -297,7 +297,7 @@ def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[JsonlSource]) -
 
 
 def _find_on_all_processes(
-    title: str, sources: Sequence[JsonlSource], config: DataConfig, check: RecordChecker
+    title: str, sources: Sequence[Source], config: DataConfig, check: RecordChecker
 ) -> list[BadRecord]:
     """Checks this process's shard, and returns the bad records of all."""
     shard = jax.process_index(), jax.process_count()

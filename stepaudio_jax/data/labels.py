@@ -5,7 +5,7 @@ import itertools
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.record import ChunkLabels
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import did_you_mean
+from stepaudio_jax.storage import did_you_mean, format_path
 from stepaudio_jax.text import AudioPart
 
 
@@ -60,19 +60,19 @@ class LabelEncoder:
         for word in words:
             if word not in self._words:
                 raise DataError(
-                    f"the transcript of {clip.path} has the word {word!r}, which"
+                    f"the transcript of {format_path(clip.name)} has the word {word!r}, which"
                     f" auxiliary.ctc_words lacks{did_you_mean(word, tuple(self._words))}"
                 )
         if len(chunk_tokens) != 1:
             raise DataError(
-                f"the transcript of {clip.path} spans {len(chunk_tokens)} chunks;"
+                f"the transcript of {format_path(clip.name)} spans {len(chunk_tokens)} chunks;"
                 " the CTC loss needs clips of one (at most 25 s)"
             )
         # CTC needs an output for each word, and a blank between two that are equal.
         needed = len(words) + sum(first == second for first, second in itertools.pairwise(words))
         if needed > chunk_tokens[0] or len(words) > self._max_words:
             raise DataError(
-                f"the transcript of {clip.path} has {len(words)} words, too many for its"
+                f"the transcript of {format_path(clip.name)} has {len(words)} words, too many for its"
                 f" {chunk_tokens[0]} audio tokens (at most {self._max_words} words a chunk)"
             )
         return tuple(self._words[word] for word in words)
@@ -83,7 +83,7 @@ class LabelEncoder:
         value, allowed = clip.attributes[name], self._attributes[name]
         if value not in allowed:
             raise DataError(
-                f"{clip.path} has {name}={value!r}, which auxiliary.attributes does not list"
+                f"{format_path(clip.name)} has {name}={value!r}, which auxiliary.attributes does not list"
                 f"{did_you_mean(value, allowed)} (allowed: {', '.join(allowed)})"
             )
         return allowed.index(value)

@@ -23,7 +23,7 @@ from stepaudio_jax.data.batch import Batch, collate
 from stepaudio_jax.data.packing import Lookahead, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import PreparedRecord, Visit
-from stepaudio_jax.data.sources.jsonl import JsonlSource, open_sources
+from stepaudio_jax.data.source import Source, open_sources
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import Tokenizer
@@ -154,7 +154,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     def __init__(
         self,
         config: DataConfig,
-        sources: Sequence[JsonlSource],
+        sources: Sequence[Source],
         streams: Sequence[grain.MapDataset[Visit]],
         prepare: Preprocessor,
         *,
@@ -251,9 +251,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**states[0], "counts": dict(counts), "rows": rows}
 
 
-def _data_signature(
-    config: DataConfig, sources: Sequence[JsonlSource], seed: int
-) -> dict[str, Any]:
+def _data_signature(config: DataConfig, sources: Sequence[Source], seed: int) -> dict[str, Any]:
     """Returns what must not change between saving a state and resuming from it, JSON-ready."""
     settings = to_dict(config)
     # Skipping may change: a run that stopped at a bad record can continue without it. So may the

@@ -11,9 +11,7 @@ from stepaudio_jax.audio import (
     CHUNK_SAMPLES,
     SAMPLE_RATE,
     clip_chunks,
-    load_audio,
     log_mel,
-    probe_audio,
     split_chunks,
 )
 from stepaudio_jax.audio.lengths import (
@@ -24,6 +22,7 @@ from stepaudio_jax.audio.lengths import (
 from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
 from stepaudio_jax.data.batch import batch_shape, check_sizes
+from stepaudio_jax.data.clips import load_clip, probe_clip
 from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.data.record import (
     AudioChunk,
@@ -35,7 +34,7 @@ from stepaudio_jax.data.record import (
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.sources.jsonl import JsonlSource
+from stepaudio_jax.data.source import Source
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import (
@@ -92,7 +91,7 @@ class Preprocessor:
         tokenizer: Tokenizer,
         model: ModelConfig,
         auxiliary: AuxiliaryConfig | None,
-        sources: Sequence[JsonlSource],
+        sources: Sequence[Source],
         *,
         seed: int,
     ):
@@ -163,7 +162,7 @@ class Preprocessor:
             return
         with record_error_context(record):
             dialogues = self._split(record)
-            clips = {path: self._probe(part) for path, part in _distinct_clips(dialogues).items()}
+            clips = {name: self._probe(part) for name, part in _distinct_clips(dialogues).items()}
             for messages in dialogues:
                 self._check_fits(self._tokenize(messages, clips), clips)
             for clip in clips.values():
@@ -176,17 +175,17 @@ class Preprocessor:
         # The order of the random draws decides the sound: clips, silence, then masks.
         dialogues = self._split(record)
         clips = {
-            path: self._load(part, augmentation, rng)
-            for path, part in _distinct_clips(dialogues).items()
+            name: self._load(part, augmentation, rng)
+            for name, part in _distinct_clips(dialogues).items()
         }
         if augmentation.silence_probability > 0 and rng.random() < augmentation.silence_probability:
-            clips = {path: _silence(clip) for path, clip in clips.items()}
+            clips = {name: _silence(clip) for name, clip in clips.items()}
         views = []
         for messages in dialogues:
             view = self._tokenize(messages, clips)
             self._check_fits(view, clips)
             views.append(view)
-        chunks = {path: self._audio_chunks(clip, augmentation, rng) for path, clip in clips.items()}
+        chunks = {name: self._audio_chunks(clip, augmentation, rng) for name, clip in clips.items()}
         return tuple(self._join(group, clips, chunks) for group in self._group(views))
 
     def _split(self, record: Record) -> list[tuple[Message, ...]]:
@@ -195,8 +194,11 @@ class Preprocessor:
     def _load(
         self, part: AudioPart, augmentation: AugmentationConfig, rng: np.random.Generator
     ) -> Clip:
-        waveform = load_audio(
-            part.path, length_convention=self._convention, channel=self._config.channel
+        waveform = load_clip(
+            part,
+            length_convention=self._convention,
+            channel=self._config.channel,
+            allow_urls=self._config.allow_urls,
         )
         # A shift may fill the last chunk, and begins no other.
         longest_chunk = min(CHUNK_SAMPLES, max_chunk_samples(self._config.mel_frames_per_chunk))
@@ -212,7 +214,9 @@ class Preprocessor:
 
     def _probe(self, part: AudioPart) -> Clip:
         """Returns a clip without samples; without tokens if its header does not say its length."""
-        samples = probe_audio(part.path, length_convention=self._convention)
+        samples = probe_clip(
+            part, length_convention=self._convention, allow_urls=self._config.allow_urls
+        )
         return Clip(part, (), self._chunk_tokens(part, samples or 0))
 
     def _chunk_tokens(self, part: AudioPart, samples: int) -> tuple[int, ...]:
@@ -221,7 +225,7 @@ class Preprocessor:
         longest = max((size.mel_frames for size in sizes), default=0)
         if longest > self._config.mel_frames_per_chunk:
             raise DataError(
-                f"audio {part.path} has a chunk of {longest} mel frames, more than"
+                f"audio {format_path(part.name)} has a chunk of {longest} mel frames, more than"
                 f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it",
                 kind="too_long",
             )
@@ -235,7 +239,7 @@ class Preprocessor:
             loss_on_reasoning=self._config.loss_on_reasoning,
         )
         return tokenize_dialogue(
-            segments, lambda part: clips[part.path].chunk_tokens, self._tokenizer
+            segments, lambda part: clips[part.name].chunk_tokens, self._tokenizer
         )
 
     def _check_fits(self, view: TokenizedDialogue, clips: dict[str, Clip]) -> None:
@@ -248,7 +252,7 @@ class Preprocessor:
                 f" {limit}={self._max_view_tokens}; raise it",
                 kind="too_long",
             )
-        chunks = sum(clips[path].num_encoded_chunks for path in view.paths)
+        chunks = sum(clips[name].num_encoded_chunks for name in view.clip_names)
         if chunks > self._config.audio_chunks_per_seq:
             raise DataError(
                 f"the dialogue has {chunks} audio chunks, more than"
@@ -281,7 +285,7 @@ class Preprocessor:
         for view in views:
             if (
                 groups
-                and groups[-1][-1].paths & view.paths
+                and groups[-1][-1].clip_names & view.clip_names
                 and sum(other.tokens.size for other in groups[-1]) + view.tokens.size
                 <= self._config.seq_len
             ):
@@ -297,11 +301,11 @@ class Preprocessor:
         chunks: dict[str, list[AudioChunk]],
     ) -> Example:
         """Joins a group of views into one example."""
-        paths = list(dict.fromkeys(path for view in views for _, path in view.clips))
+        names = list(dict.fromkeys(name for view in views for _, name in view.clips))
         first_chunk, num_chunks = {}, 0
-        for path in paths:
-            first_chunk[path] = num_chunks
-            num_chunks += len(chunks[path])
+        for name in names:
+            first_chunk[name] = num_chunks
+            num_chunks += len(chunks[name])
         pad = np.int32(self._tokenizer.special.pad)
         sizes = [view.tokens.size for view in views]
         return Example(
@@ -315,7 +319,7 @@ class Preprocessor:
             audio_index=np.concatenate(
                 [self._audio_index(view, clips, first_chunk) for view in views]
             ),
-            chunks=tuple(chunk for path in paths for chunk in chunks[path]),
+            chunks=tuple(chunk for name in names for chunk in chunks[name]),
         )
 
     def _audio_index(
@@ -323,12 +327,12 @@ class Preprocessor:
     ) -> Int32[np.ndarray, " T"]:
         """Returns the audio embedding of each `<audio_patch>`; -1 for all other tokens."""
         index = np.full(view.tokens.size, -1, np.int32)
-        for start, path in view.clips:
-            counts = clips[path].chunk_tokens
+        for start, name in view.clips:
+            counts = clips[name].chunk_tokens
             stop = start + sum(counts) + 2 * len(counts)  # with <audio_start> and <audio_end>
             is_patch = view.tokens[start:stop] == self._tokenizer.special.audio_patch
             index[start:stop][is_patch] = audio_indices(
-                counts, self._embeddings_per_chunk, first_chunk[path]
+                counts, self._embeddings_per_chunk, first_chunk[name]
             )
         return index
 
@@ -343,18 +347,18 @@ def _silence(clip: Clip) -> Clip:
 
 
 def _distinct_clips(dialogues: Sequence[Sequence[Message]]) -> dict[str, AudioPart]:
-    """Returns the clips by path, each with the labels of all its occurrences."""
+    """Returns the clips by name, each with the labels of all its occurrences."""
     clips: dict[str, AudioPart] = {}
     for part in (part for messages in dialogues for message in messages for part in message.audio):
-        first = clips.setdefault(part.path, part)
+        first = clips.setdefault(part.name, part)
         labels = {**first.attributes, **part.attributes}
         transcript = part.transcript if first.transcript is None else first.transcript
         if part.transcript not in (None, transcript) or any(
             labels[name] != first.attributes[name] for name in first.attributes
         ):
             raise DataError(
-                f"audio {format_path(part.path)} occurs with different labels; "
+                f"audio {format_path(part.name)} occurs with different labels; "
                 "give it the same, or leave them out the second time"
             )
-        clips[part.path] = AudioPart(part.path, transcript, labels)
+        clips[part.name] = dataclasses.replace(part, transcript=transcript, attributes=labels)
     return clips

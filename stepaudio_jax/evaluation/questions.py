@@ -5,13 +5,10 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import tqdm
-from numpy.typing import NDArray
 
-from stepaudio_jax.audio import load_audio
-from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
-from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.data import Record, read_records
+from stepaudio_jax.data.clips import load_clip, load_silence
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.generation import (
@@ -36,7 +33,7 @@ def read_questions(paths: Iterable[PathLike]) -> list[Record]:
     """
     questions = []
     for path in paths:
-        records = list(read_jsonl(path))
+        records = list(read_records(path))
         if not records:
             raise DataError(f"{os.fspath(path)}: has no records; give at least one question")
         for record in records:
@@ -71,7 +68,7 @@ def answer_questions(
         questions = [
             record for record in questions if any(message.audio for message in record.messages)
         ]
-    read = read_silence if silenced else load_audio
+    read = load_silence if silenced else load_clip
     (answers,) = answer_at_temperatures(
         (0.0,),
         model,
@@ -89,7 +86,7 @@ def answer_at_temperatures(
     model: LoadedModel,
     questions: Sequence[Record],
     *,
-    read: AudioReader = load_audio,
+    read: AudioReader = load_clip,
     max_new_tokens: int = 128,
     slots: int = 64,
     num_threads: int | None = None,
@@ -137,7 +134,7 @@ def answer_at_temperatures(
         for temperature_index, request in enumerate(engine.submit(prompt, seeded)):
             keys[request] = (temperature_index, index)
     answers: dict[tuple[int, int], Answer] = {}
-    description = "answering, audio silenced" if read is read_silence else "answering"
+    description = "answering, audio silenced" if read is load_silence else "answering"
     # disable=None shows the bar on terminals only.
     with tqdm.tqdm(total=len(keys), desc=description, unit="answer", disable=None) as bar:
         for output in engine.run():
@@ -153,21 +150,6 @@ def answer_at_temperatures(
         [answers[temperature_index, index] for index in range(len(questions))]
         for temperature_index in range(len(samplings))
     ]
-
-
-def read_silence(
-    source: str,
-    /,
-    *,
-    length_convention: LengthConvention,
-    channel: AudioChannel = DataConfig.channel,
-) -> NDArray[np.float32]:
-    """Returns zeros [samples] f32, as many as the clip `source` has at 16 kHz.
-
-    Raises:
-        AudioError: the clip cannot be read.
-    """
-    return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))
 
 
 def _expected(record: Record) -> str:

@@ -21,7 +21,7 @@ from stepaudio_jax.config import (
     RepetitionDetectionConfig,
     build,
 )
-from stepaudio_jax.data import JsonlFile, Record
+from stepaudio_jax.data import Record, Source, open_source
 from stepaudio_jax.errors import ConfigError, DataError, GenerationError
 from stepaudio_jax.generation.engine import Completion, Engine
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
@@ -102,7 +102,7 @@ def answer_file(
         raise GenerationError(f"slots={slots} and num_samples={num_samples} must be positive")
     input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
     check_output_paths(output_path, input_path)
-    file = JsonlFile(input_path)
+    file = open_source(input_path)
     if not len(file):
         raise DataError(f"{input_path}: has no records; give at least one dialogue")
     job = _job(
@@ -292,7 +292,7 @@ def _engine_for(
 
 
 def _prepare(
-    model: LoadedModel, file: JsonlFile, index: int, sampling: Sampling, num_samples: int
+    model: LoadedModel, file: Source, index: int, sampling: Sampling, num_samples: int
 ) -> _Request:
     """Reads a line of the file and builds its prompt; a mistake in it becomes a failure."""
     try:

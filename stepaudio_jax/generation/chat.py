@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import load_audio, waveform_from_array
+from stepaudio_jax.audio import waveform_from_array
 from stepaudio_jax.config import AudioChannel, DataConfig, FloatDtype, LengthConvention
 from stepaudio_jax.data import Record
+from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation.engine import Completion, Engine, FinishReason
@@ -26,7 +27,7 @@ from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore
 from stepaudio_jax.models import CacheDtype
 from stepaudio_jax.storage import PathLike, did_you_mean, expand_home
-from stepaudio_jax.text import parse_reply
+from stepaudio_jax.text import AudioPart, parse_reply
 
 # Samples [samples] or [samples, channels] and their rate in Hz.
 SoundArray = tuple[NDArray[Any], int]
@@ -281,14 +282,14 @@ class _Clips:
         return name
 
     def read(
-        self, source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
+        self, part: AudioPart, /, *, length_convention: LengthConvention, channel: AudioChannel
     ) -> NDArray[np.float32]:
         """Reads a clip by its name or path: [samples] f32 at 16 kHz."""
-        if source not in self._arrays:
-            return load_audio(source, length_convention=length_convention, channel=channel)
+        if part.path not in self._arrays:
+            return load_clip(part, length_convention=length_convention, channel=channel)
         return waveform_from_array(
-            *self._arrays[source],
-            name=source,
+            *self._arrays[part.path],
+            name=part.path,
             length_convention=length_convention,
             channel=channel,
         )

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.audio import load_audio
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
 from stepaudio_jax.data import Record
+from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
 from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.prompts import AudioReader, Prompt, build_prompt, check_prompt_fits
@@ -177,7 +177,7 @@ def build_engine(
 
 
 def build_record_prompt(
-    model: LoadedModel, record: Record, *, read: AudioReader = load_audio
+    model: LoadedModel, record: Record, *, read: AudioReader = load_clip
 ) -> Prompt:
     """Builds the prompt of a record's dialogue, reading its clips through `read`.
 

@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import clip_chunks, load_audio, log_mel, split_chunks
+from stepaudio_jax.audio import clip_chunks, log_mel, split_chunks
 from stepaudio_jax.audio.lengths import (
     audio_embeddings_per_chunk,
     audio_indices,
     max_mel_frames,
 )
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention, ModelConfig
+from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.models import StepAudio
 from stepaudio_jax.text import AudioPart, Segment, Tokenizer, tokenize_dialogue
@@ -61,10 +62,10 @@ class Prompt:
 
 
 class AudioReader(Protocol):
-    """Reads the waveform of a clip, [samples] f32 at 16 kHz, as `audio.load_audio` does."""
+    """Reads the waveform of a clip, [samples] f32 at 16 kHz, as `data.clips.load_clip` does."""
 
     def __call__(
-        self, source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
+        self, part: AudioPart, /, *, length_convention: LengthConvention, channel: AudioChannel
     ) -> NDArray[np.float32]: ...
 
 
@@ -74,7 +75,7 @@ def build_prompt(
     convention: LengthConvention,
     *,
     channel: AudioChannel = DataConfig.channel,
-    read: AudioReader = load_audio,
+    read: AudioReader = load_clip,
 ) -> Prompt:
     """Reads the clips of rendered segments, and builds tokens and log-mel chunks.
 
@@ -83,7 +84,7 @@ def build_prompt(
         tokenizer: of the model.
         convention: how the audio tokens of a clip are counted.
         channel: which channel of a multichannel clip is used; see `load_audio`.
-        read: reads a clip by its path; another reader lets the model hear something else than the
+        read: reads a clip; another reader lets the model hear something else than the
             file.
 
     Raises:
@@ -93,7 +94,7 @@ def build_prompt(
     chunk_tokens: list[int] = []
 
     def add_clip(part: AudioPart) -> list[int]:
-        waveform = read(part.path, length_convention=convention, channel=channel)
+        waveform = read(part, length_convention=convention, channel=channel)
         counts = [size.tokens for size in clip_chunks(len(waveform), convention)]
         samples = zip(split_chunks(waveform), counts, strict=True)
         chunks.extend(log_mel(chunk) for chunk, count in samples if count)

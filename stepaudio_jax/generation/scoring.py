@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from stepaudio_jax import hub
-from stepaudio_jax.audio import load_audio
 from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
-from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.data import Record, read_records
+from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.loaded_model import LoadedModel, default_dtype
@@ -192,7 +192,7 @@ class Scorer:
         self._logprobs = logprobs
 
     def score(
-        self, messages: Sequence[Message], *, read: AudioReader = load_audio
+        self, messages: Sequence[Message], *, read: AudioReader = load_clip
     ) -> list[TurnScore]:
         """Scores every assistant turn that comes after a user's.
 
@@ -200,7 +200,7 @@ class Scorer:
 
         Args:
             messages: of one dialogue.
-            read: gives the waveform of a clip by its path.
+            read: gives the waveform of a clip.
 
         Raises:
             TextError, AudioError, GenerationError: the dialogue cannot be rendered, a clip
@@ -261,7 +261,7 @@ def _with_one_turn_in_loss(messages: Sequence[Message], turn: int) -> list[Messa
 
 def _read_records(path: PathLike) -> list[Record]:
     """Reads all records of a file, so that a mistake in its last line is found before any work."""
-    records = list(read_jsonl(path))
+    records = list(read_records(path))
     if not records:
         raise DataError(f"{path}: has no records; give at least one dialogue")
     return records

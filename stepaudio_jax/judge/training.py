@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data import Record, read_jsonl
+from stepaudio_jax.data import Record, read_records
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
@@ -24,7 +24,7 @@ def write_judge_data(source: PathLike, output: PathLike, prompt: JudgePrompt) ->
     """
     check_output_file(output, [source], may_replace=lambda path: True)
     dialogues = [
-        dialogue for record in read_jsonl(source) for dialogue in judge_dialogues(record, prompt)
+        dialogue for record in read_records(source) for dialogue in judge_dialogues(record, prompt)
     ]
     if not dialogues:
         raise DataError(f"{source}: has no records; give at least one preference")

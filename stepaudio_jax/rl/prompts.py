@@ -1,6 +1,7 @@
 """The prompts of a step: their order follows from the seed and the number of the step alone."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,22 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import clip_chunks, load_audio, probe_audio
+from stepaudio_jax.audio import clip_chunks
 from stepaudio_jax.config import (
-    AudioChannel,
     DataConfig,
-    LengthConvention,
     ModelConfig,
 )
 from stepaudio_jax.data import (
-    JsonlSource,
     Record,
+    Source,
     Visit,
     open_sources,
     record_error_context,
     skip_reason,
     training_streams,
 )
+from stepaudio_jax.data.clips import load_clip, load_silence, probe_clip
 from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.storage import truncate_words
@@ -88,7 +88,7 @@ class PromptStream:
         (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1)
 
     @property
-    def sources(self) -> Sequence[JsonlSource]:
+    def sources(self) -> Sequence[Source]:
         """Returns the sources of the records."""
         return self._sources
 
@@ -144,7 +144,9 @@ class PromptStream:
     def _prompt(self, record: Record, silent: bool) -> Prompt:
         self._validate(record)
         with record_error_context(record):
-            read = _load_silence if silent else load_audio
+            read = functools.partial(
+                load_silence if silent else load_clip, allow_urls=self._data.allow_urls
+            )
             prompt = build_prompt(
                 self._segments(record),
                 self._tokenizer,
@@ -162,7 +164,9 @@ class PromptStream:
         chunk_tokens: list[int] = []
 
         def count_tokens(part: AudioPart) -> list[int]:
-            samples = probe_audio(part.path, length_convention=convention)
+            samples = probe_clip(
+                part, length_convention=convention, allow_urls=self._data.allow_urls
+            )
             sizes = clip_chunks(samples, convention) if samples is not None else []
             chunks.extend(
                 np.empty((0, size.mel_frames), np.float32) for size in sizes if size.tokens
@@ -202,9 +206,3 @@ class PromptStream:
                     f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}",
                     kind="too_long",
                 )
-
-
-def _load_silence(
-    source: str, /, *, length_convention: LengthConvention, channel: AudioChannel
-) -> NDArray[np.float32]:
-    return np.zeros_like(load_audio(source, length_convention=length_convention, channel=channel))

@@ -24,14 +24,26 @@ class AudioPart:
     """References one clip.
 
     Attributes:
-        path: of the sound file.
+        path: of the sound file, or another name that `data.clips.load_clip` can read.
         transcript: label for the auxiliary CTC loss; the model never reads it.
         attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
+        start_s: where the clip begins in the file, in seconds.
+        end_s: where it ends; None for the end of the file.
     """
 
     path: str
     transcript: str | None = None
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    start_s: float = 0.0
+    end_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Returns the path, with the seconds where the clip is a part of its file."""
+        if self.start_s == 0 and self.end_s is None:
+            return self.path
+        end = "its end" if self.end_s is None else f"{self.end_s:g} s"
+        return f"{self.path} ({self.start_s:g} s to {end})"
 
 
 Part = TextPart | AudioPart

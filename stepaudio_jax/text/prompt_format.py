@@ -269,7 +269,7 @@ class TokenizedDialogue:
     Attributes:
         tokens: [T] i32, audio tokens included.
         loss_mask: [T] bool, True for the tokens that the model must generate.
-        clips: (index of the first token, path) of every clip, in order.
+        clips: (index of the first token, name) of every clip, in order.
     """
 
     tokens: NDArray[np.int32]
@@ -277,9 +277,9 @@ class TokenizedDialogue:
     clips: tuple[tuple[int, str], ...]
 
     @property
-    def paths(self) -> frozenset[str]:
-        """Returns the paths of its clips."""
-        return frozenset(path for _, path in self.clips)
+    def clip_names(self) -> frozenset[str]:
+        """Returns the names of its clips."""
+        return frozenset(name for _, name in self.clips)
 
 
 def tokenize_dialogue(
@@ -301,7 +301,7 @@ def tokenize_dialogue(
     for segment in segments:
         added: Sequence[int] = segment.tokens
         if segment.audio is not None:
-            clips.append((len(tokens), segment.audio.path))
+            clips.append((len(tokens), segment.audio.name))
             added = audio_tokens(chunk_tokens(segment.audio), tokenizer)
         tokens += added
         loss_mask += [segment.in_loss] * len(added)

@@ -10,8 +10,8 @@ import soundfile
 from stepaudio_jax.audio import log_mel
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data import (
-    JsonlSource,
     Preprocessor,
+    Source,
     batches,
     evaluation_batches,
     find_bad_records,
@@ -33,7 +33,7 @@ from tests.data.corpus import (
 
 def check(config):
     """Checks all records as a run does before it begins; returns those that will be skipped."""
-    sources = [JsonlSource(source) for source in config.sources]
+    sources = [Source(source) for source in config.sources]
     preparation = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
     bad = find_bad_records(sources, config, preparation.check)
     raise_for_bad_records(bad, sources, config)
@@ -374,7 +374,7 @@ def test_shards_of_a_check_cover_all_records(tmp_path):
     for number in (0, 127, 128, 300, 699):
         records[number] = {"messages": []}
     config = settings(write_records(tmp_path / "d.jsonl", records), on_bad_record="skip")
-    sources = [JsonlSource(source) for source in config.sources]
+    sources = [Source(source) for source in config.sources]
     preparation = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
     shares = [
         find_bad_records(sources, config, preparation.check, shard=(index, 3)) for index in range(3)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from stepaudio_jax.data import JsonlSource
+from stepaudio_jax.data import Source
 from stepaudio_jax.data.checking import CHECKED, SKIPPED_RECORDS, DataChecker
 from stepaudio_jax.errors import ConfigError, DataError
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
@@ -30,7 +30,7 @@ class Counted:
 
 def run_check(run_dir, config, check, settings=None):
     data_check = DataChecker(run_dir, MODEL, TOKENIZER)
-    sources = [JsonlSource(source) for source in config.sources]
+    sources = [Source(source) for source in config.sources]
     checked = data_check("stage 'sft'", sources, config, check, settings or {})
     run_dir.mkdir(exist_ok=True)
     data_check.write()

@@ -15,7 +15,7 @@ from stepaudio_jax.data import (
     Batch,
     batches,
     evaluation_batches,
-    read_jsonl,
+    read_records,
 )
 from stepaudio_jax.text import render_training, training_views
 from tests.data.corpus import (
@@ -44,7 +44,7 @@ def alone(
     """Each view of a file's records by token: (token, target, weight, position, log-mel)."""
     special = TOKENIZER.special
     dialogues: collections.Counter[Dialogue] = collections.Counter()
-    for record in read_jsonl(path):
+    for record in read_records(path):
         history = rendering.get("history_reasoning", False)
         for view in training_views(record.messages, history_reasoning=history):
             stream: list[tuple[int, bool, tuple | None]] = []

@@ -28,7 +28,7 @@ from examples.spoken_corpus.sessions import training_sessions
 from examples.spoken_corpus.voices import speakers
 from stepaudio_jax.audio import audio_token_count, load_audio, mel_frame_count, probe_audio
 from stepaudio_jax.config import AuxiliaryConfig
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.errors import OutputError
 from stepaudio_jax.text import Tokenizer, render_prompt, render_training, training_views
@@ -44,7 +44,7 @@ def corpus(request, tmp_path_factory):
 
 
 def _records(corpus, pattern):
-    return [record for path in sorted(corpus.glob(pattern)) for record in read_jsonl(path)]
+    return [record for path in sorted(corpus.glob(pattern)) for record in read_records(path)]
 
 
 def _clips(records):

@@ -19,7 +19,7 @@ from examples.reward_trap.style import (
 )
 from examples.reward_trap.style_data import TOPICS, write_style_data
 from examples.spoken_corpus import write_corpus
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import parse_verdict
 from stepaudio_jax.text import AudioPart
@@ -111,7 +111,7 @@ def folder(tmp_path_factory):
 
 def test_prompts_have_the_keys_of_their_rewards_and_balanced_topics(folder):
     for name in ("preference", "rubric"):
-        records = list(read_jsonl(folder / f"{name}.jsonl"))
+        records = list(read_records(folder / f"{name}.jsonl"))
         topics = collections.Counter(
             record.messages[0].parts[0].transcript.split()[0] for record in records
         )
@@ -135,7 +135,7 @@ def test_prompts_have_the_keys_of_their_rewards_and_balanced_topics(folder):
 def test_pairs_have_exploits_that_a_policy_may_try(folder):
     replies = [
         reply
-        for record in read_jsonl(folder / "pairs.jsonl")
+        for record in read_records(folder / "pairs.jsonl")
         for reply in (record.reference_reply, record.rejected_reply)
     ]
     stated = [re.findall(r"It is ([^.]+)\.", reply) for reply in replies]
@@ -148,7 +148,7 @@ def test_pairs_have_exploits_that_a_policy_may_try(folder):
 
 
 def test_pairs_and_verdicts_follow_the_rule(folder):
-    pairs = list(read_jsonl(folder / "pairs.jsonl"))
+    pairs = list(read_records(folder / "pairs.jsonl"))
     for record in pairs:
         # the transcript tells a judge that only reads the answer
         _, answer = record.messages[0].parts[0].transcript.split()
@@ -164,7 +164,7 @@ def test_pairs_and_verdicts_follow_the_rule(folder):
             request = REQUESTS[record.rubric[1].text]
             assert record.reference_meets[1] == request.is_met(record.reference_reply)
             assert record.rejected_meets[1] == request.is_met(record.rejected_reply)
-    dialogues = list(read_jsonl(folder / "judge.jsonl"))
+    dialogues = list(read_records(folder / "judge.jsonl"))
     assert len(dialogues) == 2 * len(pairs)
     for record, dialogue in zip((pair for pair in pairs for _ in range(2)), dialogues, strict=True):
         verdict = parse_verdict(dialogue.messages[1].text, levels=3, criteria=len(record.rubric))
@@ -172,8 +172,8 @@ def test_pairs_and_verdicts_follow_the_rule(folder):
 
 
 def test_half_of_the_held_out_questions_have_requests_and_every_task_has_some(folder):
-    questions = list(read_jsonl(folder / "held_out_questions.jsonl"))
+    questions = list(read_records(folder / "held_out_questions.jsonl"))
     assert len(questions) == 16 * len(TOPICS)
     assert [bool(record.rubric) for record in questions] == [False, True] * (len(questions) // 2)
-    trained = {record.messages[0].parts[0].path for record in read_jsonl(folder / "style.jsonl")}
+    trained = {record.messages[0].parts[0].path for record in read_records(folder / "style.jsonl")}
     assert trained.isdisjoint(record.messages[0].parts[0].path for record in questions)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.judge import main as launch
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import DataError, JudgeError
 from stepaudio_jax.judge.backends import ModelBackend
 from stepaudio_jax.judge.cache import JudgeAnswer
@@ -44,7 +44,7 @@ RUBRIC = {
 @pytest.mark.parametrize("levels", [3, 5, 7])
 def test_both_orders_have_the_right_verdict(tmp_path, levels):
     prompt = JudgePrompt(levels=levels)
-    (record,) = read_jsonl(records(tmp_path, preference(**RUBRIC, margin=1)))
+    (record,) = read_records(records(tmp_path, preference(**RUBRIC, margin=1)))
     dialogues = list(judge_dialogues(record, prompt))
     right = (Verdict(1, (True, False), (False, False)), Verdict(-1, (False, False), (True, False)))
     orders = (("good 0", "bad 0"), ("bad 0", "good 0"))
@@ -57,7 +57,7 @@ def test_both_orders_have_the_right_verdict(tmp_path, levels):
 
 
 def test_a_template_without_a_code_gives_verdicts_without_one(tmp_path):
-    (record,) = read_jsonl(records(tmp_path, preference()))
+    (record,) = read_records(records(tmp_path, preference()))
     dialogues = judge_dialogues(record, JudgePrompt("configs/tiny_judge.txt", levels=3))
     assert [json.loads(dialogue["messages"][1]["content"]) for dialogue in dialogues] == [
         {"comparison": "a is better"},
@@ -66,7 +66,7 @@ def test_a_template_without_a_code_gives_verdicts_without_one(tmp_path):
 
 
 def test_critiques_become_the_reasoning_in_the_order_of_the_replies(tmp_path):
-    (record,) = read_jsonl(
+    (record,) = read_records(
         records(tmp_path, preference(reference_critique="kind", rejected_critique="rude"))
     )
     answers = [dialogue["messages"][1] for dialogue in judge_dialogues(record, JudgePrompt())]
@@ -80,7 +80,7 @@ def test_critiques_become_the_reasoning_in_the_order_of_the_replies(tmp_path):
 def test_preferences_become_dialogues(tmp_path):
     source = records(tmp_path, preference(0), preference(1))
     assert write_judge_data(source, tmp_path / "judge.jsonl", JudgePrompt()) == 4
-    made = list(read_jsonl(tmp_path / "judge.jsonl"))
+    made = list(read_records(tmp_path / "judge.jsonl"))
     assert [record.id for record in made] == ["p0-a", "p0-b", "p1-a", "p1-b"]
     assert [parse_verdict(record.messages[1].text, levels=7).level for record in made] == [
         2,
@@ -142,7 +142,7 @@ def test_a_margin_of_0_teaches_that_replies_are_equal(tmp_path, levels):
         tmp_path,
         preference(rejected=[{"role": "assistant", "content": "good 0"}], margin=0, **RUBRIC),
     )
-    (record,) = read_jsonl(source)
+    (record,) = read_records(source)
     prompt = JudgePrompt(levels=levels)
     for dialogue in judge_dialogues(record, prompt):
         answer = dialogue["messages"][1]["content"]
@@ -165,7 +165,7 @@ def test_a_report_separates_agreement_from_position_bias(tmp_path):
         )
 
     judge = Judge(FunctionBackend("scripted", ask), JudgePrompt(), max_abstention_rate=1.0)
-    report = evaluate_judge(judge, list(read_jsonl(source)))
+    report = evaluate_judge(judge, list(read_records(source)))
     assert report.pairs == 6
     assert report.abstained == pytest.approx(1 / 6)
     assert report.agreement == pytest.approx((3 + 2 * 0.5) / 5)
@@ -180,7 +180,7 @@ def test_a_judge_without_verdicts_has_no_agreement(tmp_path):
         JudgePrompt(),
         max_abstention_rate=1.0,
     )
-    report = evaluate_judge(judge, list(read_jsonl(records(tmp_path, preference(0)))))
+    report = evaluate_judge(judge, list(read_records(records(tmp_path, preference(0)))))
     assert (report.abstained, report.agreement, report.position_bias) == (1, None, None)
     with pytest.raises(DataError, match="no pairs"):
         evaluate_judge(judge, [])
@@ -227,7 +227,7 @@ def test_agreement_on_equal_replies(tmp_path):
         "{dialogue} {fence} A: {reply_a} {fence} B: {reply_b} {fence} {criteria}", encoding="utf-8"
     )
     judge = Judge(FunctionBackend("scripted", ask), JudgePrompt(template))
-    report = evaluate_judge(judge, list(read_jsonl(source)))
+    report = evaluate_judge(judge, list(read_records(source)))
     assert report.agreement == 0.5
     assert not report.calibration
 
@@ -242,7 +242,7 @@ def test_one_of_our_models_as_the_judge(tmp_path):
     backend = ModelBackend(model, slots=4, max_tokens=24)
     judge = Judge(backend, JudgePrompt(template), max_abstention_rate=1.0)
     report = evaluate_judge(
-        judge, list(read_jsonl(records(tmp_path, preference(0), preference(1))))
+        judge, list(read_records(records(tmp_path, preference(0), preference(1))))
     )
     assert report.abstained == 1
     assert judge.num_generated == 4

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stepaudio_jax.audio import load_audio, probe_audio
-from stepaudio_jax.data import JsonlFile, read_jsonl
+from stepaudio_jax.data import open_source, read_records
 from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.text.dialogue import AudioPart, TextPart
 from tests.conftest import SHARED
@@ -20,7 +20,7 @@ TALK = {"messages": [USER, REPLY]}
 def read(folder, value):
     path = folder / "d.jsonl"
     path.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    return next(read_jsonl(path))
+    return next(read_records(path))
 
 
 def refused(folder, value):
@@ -450,7 +450,7 @@ def test_the_samples_of_other_formats_are_read_or_refused_and_never_without_thei
     for path in paths:
         if "expected" in path.name:
             continue
-        file = JsonlFile(path)
+        file = open_source(path)
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         for index, line in enumerate(lines):
             record, said = None, ""

@@ -7,7 +7,7 @@ import grain
 import pytest
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data import Criterion, JsonlFile, JsonlSource, Record, open_sources, read_jsonl
+from stepaudio_jax.data import Criterion, Record, Source, open_source, open_sources, read_records
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
 
@@ -26,7 +26,7 @@ def write(folder: pathlib.Path, *lines: object, name: str = "d.jsonl") -> pathli
 
 
 def read_one(folder: pathlib.Path, value: object) -> Record:
-    return next(read_jsonl(write(folder, value)))
+    return next(read_records(write(folder, value)))
 
 
 def messages(*items: object) -> dict[str, object]:
@@ -137,7 +137,7 @@ def test_random_access_skips_blank_lines_and_keeps_line_numbers(tmp_path):
         + b"\n\n"
         + lines[3]
     )
-    file = JsonlFile(path)
+    file = open_source(path)
     assert [file[index].messages[0].text for index in (3, 0, 2, 1)] == [
         "last",
         "你好",
@@ -158,12 +158,12 @@ def test_a_file_is_indexed_once_and_again_after_a_change(tmp_path, monkeypatch):
     path = tmp_path / "d.jsonl"
     line = json.dumps(messages({"role": "user", "content": "one"})) + "\n"
     path.write_text(line * 2)
-    assert len(JsonlFile(path)) == 2
+    assert len(open_source(path)) == 2
     with monkeypatch.context() as patched:
         patched.setattr("builtins.open", None)
-        assert len(JsonlFile(path)) == 2
+        assert len(open_source(path)) == 2
     path.write_text(line * 3)
-    assert len(JsonlFile(path)) == 3
+    assert len(open_source(path)) == 3
 
 
 def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
@@ -173,12 +173,12 @@ def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
             for number in range({"a": 2, "b": 1, "c": 0}[name])
         ]
         write(tmp_path, *lines, name=f"{name}.jsonl")
-    source = JsonlSource(SourceConfig(path=f"{tmp_path}/*.jsonl", name="mine"))
+    source = Source(SourceConfig(path=f"{tmp_path}/*.jsonl", name="mine"))
     assert [source[index].messages[0].text for index in range(len(source))] == ["a0", "a1", "b0"]
     assert {source[index].source for index in range(3)} == {"mine"}
     brackets = write(tmp_path, messages({"role": "user", "content": "x"}), name="[ab].jsonl")
     assert (
-        len(JsonlSource(SourceConfig(path=str(brackets)))) == 1
+        len(Source(SourceConfig(path=str(brackets)))) == 1
     )  # a file of that very name, not a pattern
 
 
@@ -194,7 +194,7 @@ def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
 def test_a_source_without_records_is_an_error(tmp_path, path, complaint):
     write(tmp_path, b"", b"  ", name="empty.jsonl")
     with pytest.raises(DataError, match=complaint) as error:
-        JsonlSource(SourceConfig(path=str(tmp_path / path)))
+        Source(SourceConfig(path=str(tmp_path / path)))
     assert str(tmp_path / path) in str(error.value)
 
 
@@ -312,7 +312,7 @@ BAD_LINES = {
 def test_a_bad_line_is_one_line_naming_file_and_line(tmp_path, case):
     bad, complaint = BAD_LINES[case]
     path = write(tmp_path, messages(REPLY), bad, messages(REPLY))
-    file = JsonlFile(path)
+    file = open_source(path)
     with pytest.raises(DataError, match=complaint) as error:
         file[1]
     text = str(error.value)
@@ -333,7 +333,7 @@ def test_a_record_that_cannot_be_used_keeps_its_id(tmp_path):
         bad,
         b"{",
     ]
-    file = JsonlFile(write(tmp_path, *lines, messages(REPLY) | {"id": 7}, messages(REPLY)))
+    file = open_source(write(tmp_path, *lines, messages(REPLY) | {"id": 7}, messages(REPLY)))
     for index in range(len(lines)):
         with pytest.raises(DataError):
             file[index]
@@ -388,5 +388,5 @@ def test_a_tilde_is_home_in_files_and_clips(tmp_path, monkeypatch):
         tmp_path,
         messages({"role": "user", "content": [{"type": "audio", "audio": "~/clips/a.wav"}]}, REPLY),
     )
-    (record,) = read_jsonl("~/d.jsonl")
+    (record,) = read_records("~/d.jsonl")
     assert record.messages[0].audio[0].path == str(tmp_path / "clips" / "a.wav")

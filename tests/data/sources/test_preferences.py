@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stepaudio_jax.data import read_jsonl
+from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import DataError
 
 USER = {"role": "user", "content": "How was it?"}
@@ -18,7 +18,7 @@ def reply(text):
 def read(tmp_path, value):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    return next(iter(read_jsonl(path)))
+    return next(iter(read_records(path)))
 
 
 @pytest.mark.parametrize(

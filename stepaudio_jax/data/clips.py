@@ -1,0 +1,169 @@
+"""Reads the clip that an audio part refers to, wherever it lies: a file, a container, a URI."""
+
+import base64
+import binascii
+import re
+import urllib.parse
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio_jax.audio import SAMPLE_RATE, load_audio, probe_audio, waveform_from_array
+from stepaudio_jax.audio.resampling import resampled_length
+from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
+from stepaudio_jax.data.containers.base import Samples
+from stepaudio_jax.data.containers.opening import read_embedded_clip, split_clip_name
+from stepaudio_jax.errors import AudioError, DataError
+from stepaudio_jax.storage import format_path, read_bytes
+from stepaudio_jax.text import AudioPart
+
+# RFC 2397: data:[<mediatype>][;base64],<data>
+_DATA_URI = re.compile(r"data:(?P<header>[^,]{0,200}),", re.IGNORECASE)
+_URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+def load_clip(
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+    allow_urls: bool = DataConfig.allow_urls,
+) -> NDArray[np.float32]:
+    """Decodes a clip, or the part of it from `start_s` to `end_s`.
+
+    Args:
+        part: names the clip: a file, local or in a bucket; `FILE#PLACE` inside a container; a
+            `data:` URI; or a URL.
+        length_convention: see `audio.load_audio`.
+        channel: see `audio.load_audio`.
+        allow_urls: whether a clip may be a URL.
+
+    Returns:
+        [samples] f32 at 16 kHz, full scale -1..1.
+
+    Raises:
+        AudioError: the clip cannot be read or decoded; names it and the reason.
+    """
+    source = _open_source(part.path, allow_urls)
+    name = format_path(part.path)
+    try:
+        if isinstance(source, Samples):
+            return waveform_from_array(
+                _cut(source, part, name),
+                source.rate,
+                name=name,
+                length_convention=length_convention,
+                channel=channel,
+            )
+        return load_audio(
+            source,
+            start_s=part.start_s,
+            end_s=part.end_s,
+            length_convention=length_convention,
+            channel=channel,
+        )
+    except AudioError as error:
+        raise AudioError(name, error.reason) from None
+
+
+def load_silence(
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+    allow_urls: bool = DataConfig.allow_urls,
+) -> NDArray[np.float32]:
+    """Returns zeros [samples] f32, as many as the clip has at 16 kHz; see `load_clip`."""
+    return np.zeros_like(
+        load_clip(part, length_convention=length_convention, channel=channel, allow_urls=allow_urls)
+    )
+
+
+def probe_clip(
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    allow_urls: bool = DataConfig.allow_urls,
+) -> int | None:
+    """Returns a clip's number of samples at 16 kHz from its header, as `audio.probe_audio` does.
+
+    None where the header does not say it, and for URLs, which are not read for it.
+
+    Raises:
+        AudioError: the clip cannot be read; names it and the reason.
+    """
+    if _URL.match(part.path):
+        _check_url(part.path, allow_urls)
+        return None
+    source = _open_source(part.path, allow_urls)
+    name = format_path(part.path)
+    if isinstance(source, Samples):
+        return resampled_length(len(_cut(source, part, name)), source.rate, SAMPLE_RATE)
+    try:
+        return probe_audio(
+            source, start_s=part.start_s, end_s=part.end_s, length_convention=length_convention
+        )
+    except AudioError as error:
+        raise AudioError(name, error.reason) from None
+
+
+def _open_source(path: str, allow_urls: bool) -> str | bytes | Samples:
+    """Returns the path of a file, or the content of a clip that lies elsewhere."""
+    if _DATA_URI.match(path):
+        return _decode_data_uri(path)
+    if _URL.match(path):
+        _check_url(path, allow_urls)
+        return _read(path)
+    if split_clip_name(path) is None:
+        return path
+    try:
+        return read_embedded_clip(path)
+    except DataError as error:
+        raise AudioError(format_path(path), str(error)) from None
+
+
+def _decode_data_uri(uri: str) -> bytes:
+    """Returns the bytes of a `data:` URI (RFC 2397)."""
+    match = _DATA_URI.match(uri)
+    assert match is not None
+    body = uri[match.end() :]
+    name = f"data:{match['header']},.."
+    if match["header"].lower().endswith(";base64"):
+        try:
+            return base64.b64decode(urllib.parse.unquote(body), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise AudioError(name, f"is not base64 ({error}); write its bytes again") from None
+    return urllib.parse.unquote_to_bytes(body)
+
+
+def _check_url(path: str, allow_urls: bool) -> None:
+    if not allow_urls:
+        raise AudioError(
+            format_path(path),
+            "is a URL, which is not read unless data.allow_urls=true (--allow-urls) allows it;"
+            " download it, and name the file",
+        )
+    if not path.lower().startswith("https://"):
+        raise AudioError(format_path(path), "is not encrypted; give it as https://")
+
+
+def _read(path: str) -> bytes:
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise AudioError(format_path(path), f"cannot be read ({error})") from None
+
+
+def _cut(clip: Samples, part: AudioPart, name: str) -> NDArray[np.generic]:
+    """Returns the samples from `start_s` to `end_s`; raises an AudioError if they lie outside."""
+    length_s = len(clip.values) / clip.rate
+    end_s = length_s if part.end_s is None else part.end_s
+    if not 0 <= part.start_s < end_s <= length_s:
+        raise AudioError(
+            name,
+            f"lasts {length_s:.3f} s, and start_s={part.start_s:g}, end_s={end_s:g} lie outside",
+        )
+    return clip.values[round(part.start_s * clip.rate) : round(end_s * clip.rate)]

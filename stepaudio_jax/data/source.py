@@ -1,0 +1,200 @@
+"""A source of a mixture: the rows of its files or folder, each read as a Record.
+
+A container gives the rows (`containers`), an adapter turns a row of another library's form into the
+project's own (`sources.forms`), and `sources.messages` checks it.
+"""
+
+import array
+import bisect
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from stepaudio_jax.config import SourceConfig
+from stepaudio_jax.data.containers.base import Row
+from stepaudio_jax.data.containers.opening import list_containers, open_container
+from stepaudio_jax.data.record import Record
+from stepaudio_jax.data.sources.forms import FormOptions, to_project_form
+from stepaudio_jax.data.sources.llama_factory import read_dataset_info
+from stepaudio_jax.data.sources.messages import parse_record
+from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import PathLike, truncate
+
+
+class Source:
+    """Reads the records of all files of one source, in the order of their names.
+
+    Reads are independent of each other and safe from any thread (grain's `RandomAccessDataSource`).
+    A record is parsed and checked when it is read; its clips are opened only when they are decoded.
+
+    Args:
+        config: of the source.
+        names: of the mixture's files, from `source_names`, if there are several sources.
+
+    Attributes:
+        path: as the configuration names it.
+        name: by which metrics and rewards group its records.
+        containers: the opened files, in order.
+
+    Raises:
+        DataError: no file matches, a file cannot be read, or none has a record.
+    """
+
+    def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
+        self.path = config.path
+        paths = list_containers(config.path)
+        if not paths:
+            raise DataError(
+                f"{truncate(config.path)}: no such file, and no file matches it;"
+                " check the path in data.sources"
+            )
+        self.containers = tuple(open_container(path, split=config.split) for path in paths)
+        self.name = config.name or names.get(config.path) or _stem(config.path)
+        self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
+        self._options = [_form_options(config, path) for path in paths]
+        self._starts = array.array("q", [0])
+        for container in self.containers:
+            self._starts.append(self._starts[-1] + len(container))
+        if not len(self):
+            raise DataError(f"{config.path}: has no records; give at least one")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __repr__(self) -> str:
+        return f"Source({self.path!r}, records={len(self)})"
+
+    def __getitem__(self, index: int) -> Record:
+        """Reads the record at `index` (0 <= index < len).
+
+        Raises:
+            DataError: names `file:line` or `file#place`, and what is wrong with it.
+        """
+        which, index = self._locate(index)
+        row = self.containers[which].row(index)
+        return parse_record(
+            to_project_form(row, self._options[which]),
+            origin=row.origin,
+            folder=row.folder,
+            source=self._default_names[which],
+            default_id=row.default_id,
+        )
+
+    def raw_row(self, index: int) -> Row:
+        """Returns the row at `index` as its container holds it."""
+        which, index = self._locate(index)
+        return self.containers[which].row(index)
+
+    def origin(self, index: int) -> str:
+        """Returns `file:line` or `file#place` of the record at `index`."""
+        which, index = self._locate(index)
+        return self.containers[which].origin(index)
+
+    def record_id(self, index: int) -> str:
+        """Returns the id of the record at `index`, even if the record cannot be used otherwise."""
+        try:
+            row = self.raw_row(index)
+        except DataError:
+            return self.origin(index)
+        record_id = row.value.get("id") if isinstance(row.value, Mapping) else None
+        if isinstance(record_id, str) and record_id:
+            return record_id
+        is_number = isinstance(record_id, int | float) and not isinstance(record_id, bool)
+        return json.dumps(record_id) if is_number else row.default_id
+
+    def block_lengths(self) -> list[int] | None:
+        """Returns the lengths of the blocks of rows that are stored together; None if none are."""
+        blocks = [container.block_lengths() for container in self.containers]
+        if all(lengths is None for lengths in blocks):
+            return None
+        lengths: list[int] = []
+        for container, of_container in zip(self.containers, blocks, strict=True):
+            lengths.extend(of_container if of_container is not None else [len(container)])
+        return lengths
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        which = bisect.bisect_right(self._starts, index) - 1
+        return which, index - self._starts[which]
+
+
+def open_sources(configs: Sequence[SourceConfig]) -> tuple[Source, ...]:
+    """Opens the sources of a mixture; `source_names` names those without a name.
+
+    Raises:
+        DataError: as of `Source`.
+    """
+    names = source_names(configs)
+    return tuple(Source(config, names) for config in configs)
+
+
+def open_source(path: PathLike, **settings: Any) -> Source:
+    """Opens one source by its path; `settings` are those of `SourceConfig`.
+
+    Raises:
+        DataError: as of `Source`.
+    """
+    return Source(SourceConfig(path=os.fspath(path), **settings))
+
+
+def read_records(path: PathLike) -> Iterator[Record]:
+    """Yields the records of one source, in order.
+
+    Raises:
+        DataError: it cannot be read, or a record is wrong; names the place and why.
+    """
+    source = open_source(path)
+    for index in range(len(source)):
+        yield source[index]
+
+
+def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
+    """Returns names for the sources without one: of each path, and of each file that it matches.
+
+    A name is the file's stem. If another source has that name, as many parent folders are added as
+    distinguish the two (`a/train` and `b/train`), and if that is not enough, the file's ending.
+    """
+    named = {config.name for config in configs if config.name}
+    paths = {
+        config.path: {config.path, *list_containers(config.path)}
+        for config in configs
+        if not config.name
+    }
+    names: dict[str, str] = {}
+    for source, of_source in paths.items():
+        others = {
+            path
+            for other, of_other in paths.items()
+            if other != source
+            for path in of_other - of_source
+        }
+        taken = {suffix for path in others for suffix in _name_candidates(path)} | named
+        for path in of_source:
+            candidates = _name_candidates(path)
+            names[path] = next((name for name in candidates if name not in taken), candidates[-1])
+    return names
+
+
+def _form_options(config: SourceConfig, path: str) -> FormOptions:
+    return FormOptions(
+        format=config.format,
+        columns=config.columns,
+        prompt=config.prompt,
+        dataset_info=read_dataset_info(path),
+    )
+
+
+def _stem(path: str) -> str:
+    return pathlib.PurePath(path).stem
+
+
+def _name_candidates(path: str) -> list[str]:
+    """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`."""
+    parts = pathlib.PurePath(os.path.normpath(path)).parts
+    stems = [*parts[:-1], _stem(path)]
+    return [
+        *("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))),
+        os.path.normpath(path),
+    ]
