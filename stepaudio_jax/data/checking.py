@@ -16,12 +16,12 @@ import jax
 import tqdm
 
 from stepaudio_jax.config import DataConfig, ModelConfig, to_dict
-from stepaudio_jax.data.record import Record, skip_reason
+from stepaudio_jax.data.record import Content, Record, skip_reason
 from stepaudio_jax.data.source import Source
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
 from stepaudio_jax.storage import (
-    open_read,
+    fingerprint_file,
     read_json_lines,
     read_json_or_none,
     write_json,
@@ -38,7 +38,7 @@ _BLOCK_RECORDS = 128  # what a thread checks at a time
 _DECODED_RECORDS = 64  # of each source, whose clips are decoded, at some milliseconds each
 _MAX_ERRORS = 20  # after which a check ends
 _PROGRESS_BAR_DELAY_S = 2.0
-_CHECK_VERSION = 1  # raise it when more is checked, so that runs check their data again
+_CHECK_VERSION = 2  # raise it when more is checked, so that runs check their data again
 # These settings do not decide which records can be used.
 _IRRELEVANT_SETTINGS = (
     "batch_size",
@@ -51,9 +51,12 @@ _IRRELEVANT_SETTINGS = (
 
 
 class RecordChecker(Protocol):
-    """Raises a DataError if a record cannot be used; with `decode`, its clips are decoded too."""
+    """Returns what a record holds, or raises a DataError if it cannot be used.
 
-    def __call__(self, record: Record, *, decode: bool) -> None: ...
+    With `decode`, its clips are decoded too.
+    """
+
+    def __call__(self, record: Record, *, decode: bool) -> Content: ...
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -76,6 +79,19 @@ class BadRecord:
     message: str
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+    """Holds what a check has found.
+
+    Attributes:
+        bad: the records that cannot be used, in order.
+        contents: for each source, what its usable records hold.
+    """
+
+    bad: list[BadRecord]
+    contents: list[Content]
+
+
 class DataChecker:
     """Checks data for a run, and keeps in the run folder what has been checked.
 
@@ -94,7 +110,7 @@ class DataChecker:
             model.decoder.max_positions,
             model.encoder.positions,
         ]
-        self._checked: dict[str, str] = broadcast_json(_read_checked(run_dir / CHECKED))
+        self._checked: dict[str, Any] = broadcast_json(_read_checked(run_dir / CHECKED))
         self._skipped: dict[str, list[BadRecord]] = {}
 
     def __call__(
@@ -132,11 +148,19 @@ class DataChecker:
                 data_fingerprint(sources, config, settings) if jax.process_index() == 0 else None
             )
         )[0]
-        if self._checked.get(title) == key:
+        if self._checked.get(title, {}).get("key") == key:
+            _log_contents(title, self._checked[title]["contents"])
             return False
-        bad = _find_on_all_processes(title, sources, config, check)
+        result = _check_on_all_processes(title, sources, config, check)
+        bad = result.bad
         raise_for_bad_records(bad, sources, config)
-        self._checked[title], self._skipped[title] = key, bad
+        contents = {
+            f"{source.name} ({source.path})": dataclasses.asdict(content)
+            for source, content in zip(sources, result.contents, strict=True)
+        }
+        self._checked[title] = {"key": key, "contents": contents}
+        self._skipped[title] = bad
+        _log_contents(title, contents)
         if bad and jax.process_index() == 0:
             logger.warning(
                 "%s: %d of %d records will be skipped (%s); they are listed in %s; the first: %s",
@@ -171,14 +195,14 @@ class DataChecker:
         write_json(self._run_dir / CHECKED, self._checked)
 
 
-def find_bad_records(
+def check_records(
     sources: Sequence[Source],
     config: DataConfig,
     check: RecordChecker,
     *,
     shard: tuple[int, int] = (0, 1),
     title: str = "",
-) -> list[BadRecord]:
+) -> CheckResult:
     """Checks the records that `config.check` asks for.
 
     Args:
@@ -189,7 +213,7 @@ def find_bad_records(
         title: of the progress bar that a long check shows; none if it is empty.
 
     Returns:
-        The records that cannot be used, in order. The check ends early after some that end the run.
+        What it has found; it ends early after some records that end the run.
 
     Raises:
         ConfigError: `check` did.
@@ -202,18 +226,19 @@ def find_bad_records(
         for start in range(0, num_records, _BLOCK_RECORDS)
     ][shard_index::num_shards]
 
-    def check_block(block: tuple[int, range]) -> list[BadRecord]:
+    def check_block(block: tuple[int, range]) -> tuple[list[BadRecord], Content]:
         number, indices = block
-        bad = []
+        bad, content = [], Content()
         for index in indices:
             try:
-                check(sources[number][index], decode=index < _DECODED_RECORDS)
+                content += check(sources[number][index], decode=index < _DECODED_RECORDS)
             except DataError as error:
                 reason = skip_reason(error, config)
                 bad.append(BadRecord(number, index, sources[number].name, reason, str(error)))
-        return bad
+        return bad, content
 
     bad: list[BadRecord] = []
+    contents = [Content()] * len(sources)
     bar = tqdm.tqdm(
         total=sum(len(indices) for _, indices in blocks),
         desc=f"checking {title}",
@@ -225,14 +250,15 @@ def find_bad_records(
     with bar, ThreadPoolExecutor(_THREADS, thread_name_prefix="stepaudio-check") as pool:
         try:
             results = pool.map(check_block, blocks)
-            for (_, indices), bad_in_block in zip(blocks, results, strict=True):
+            for (number, indices), (bad_in_block, content) in zip(blocks, results, strict=True):
                 bad += bad_in_block
+                contents[number] += content
                 bar.update(len(indices))
                 if sum(record.skipped is None for record in bad) >= _MAX_ERRORS:
                     break
         finally:
             pool.shutdown(cancel_futures=True)
-    return bad
+    return CheckResult(bad, contents)
 
 
 def num_records_to_check(source: Source, config: DataConfig) -> int:
@@ -267,7 +293,7 @@ def data_fingerprint(
     """Returns a hash of all that decides the result of a check, except the clips themselves.
 
     Args:
-        sources: of `config`; their files are read to the end.
+        sources: of `config`; their files are read, large ones at both ends only.
         config: of the data.
         settings: what else decides, JSON-ready: of the model, the tokenizer, the rewards.
     """
@@ -277,11 +303,9 @@ def data_fingerprint(
     text = json.dumps([_CHECK_VERSION, relevant, settings], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     for source in sources:
-        for file in source.files:
-            digest.update(json.dumps([file.path]).encode())
-            with open_read(file.path) as content:
-                file_digest = hashlib.file_digest(content, "sha256")
-                digest.update(file_digest.digest())
+        digest.update(json.dumps([source.path, source.settings]).encode())
+        for path in source.files:
+            digest.update(json.dumps([path, fingerprint_file(path)]).encode())
     return digest.hexdigest()
 
 
@@ -296,23 +320,37 @@ def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[Source]) -> str
     return f"{first.message} (and {count} more that cannot be used: {lines}{more}; {skipping})"
 
 
-def _find_on_all_processes(
+def _check_on_all_processes(
     title: str, sources: Sequence[Source], config: DataConfig, check: RecordChecker
-) -> list[BadRecord]:
-    """Checks this process's shard, and returns the bad records of all."""
+) -> CheckResult:
+    """Checks this process's shard, and returns what all have found."""
     shard = jax.process_index(), jax.process_count()
 
-    def check_shard() -> list[tuple[Any, ...]]:
-        bad = find_bad_records(
+    def check_shard() -> list[list[tuple[Any, ...]]]:
+        result = check_records(
             sources, config, check, shard=shard, title=title if shard[0] == 0 else ""
         )
-        return [dataclasses.astuple(record) for record in bad]
+        return [
+            [dataclasses.astuple(record) for record in result.bad],
+            [dataclasses.astuple(content) for content in result.contents],
+        ]
 
-    return sorted(
-        BadRecord(*values)
-        for bad_in_shard in _run_on_all_processes(check_shard)
-        for values in bad_in_shard
-    )
+    bad: list[BadRecord] = []
+    contents = [Content()] * len(sources)
+    for bad_in_shard, contents_of_shard in _run_on_all_processes(check_shard):
+        bad += [BadRecord(*values) for values in bad_in_shard]
+        contents = [
+            mine + Content(*theirs)
+            for mine, theirs in zip(contents, contents_of_shard, strict=True)
+        ]
+    return CheckResult(sorted(bad), contents)
+
+
+def _log_contents(title: str, contents: Mapping[str, Mapping[str, int]]) -> None:
+    """Logs what each source holds; process 0 does."""
+    if jax.process_index() == 0:
+        for source, counts in contents.items():
+            logger.info("%s: %s: %s", title, source, Content(**counts))
 
 
 def _run_on_all_processes(work: Callable[[], Any]) -> list[Any]:
@@ -341,10 +379,12 @@ def _counts(bad: Sequence[BadRecord]) -> str:
     )
 
 
-def _read_checked(path: pathlib.Path) -> dict[str, str]:
+def _read_checked(path: pathlib.Path) -> dict[str, Any]:
     """Returns what was checked before: nothing if the file is missing or damaged."""
     checked = read_json_or_none(path)
-    return checked if isinstance(checked, dict) else {}
+    if not isinstance(checked, dict):
+        return {}
+    return {title: value for title, value in checked.items() if isinstance(value, dict)}
 
 
 def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ class LabelEncoder:
         needed = len(words) + sum(first == second for first, second in itertools.pairwise(words))
         if needed > chunk_tokens[0] or len(words) > self._max_words:
             raise DataError(
-                f"the transcript of {format_path(clip.name)} has {len(words)} words, too many for its"
-                f" {chunk_tokens[0]} audio tokens (at most {self._max_words} words a chunk)"
+                f"the transcript of {format_path(clip.name)} has {len(words)} words, too many"
+                f" for its {chunk_tokens[0]} audio tokens (at most {self._max_words} words a chunk)"
             )
         return tuple(self._words[word] for word in words)
 
@@ -83,7 +83,7 @@ class LabelEncoder:
         value, allowed = clip.attributes[name], self._attributes[name]
         if value not in allowed:
             raise DataError(
-                f"{format_path(clip.name)} has {name}={value!r}, which auxiliary.attributes does not list"
-                f"{did_you_mean(value, allowed)} (allowed: {', '.join(allowed)})"
+                f"{format_path(clip.name)} has {name}={value!r}, which auxiliary.attributes does"
+                f" not list{did_you_mean(value, allowed)} (allowed: {', '.join(allowed)})"
             )
         return allowed.index(value)

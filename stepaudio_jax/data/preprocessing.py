@@ -27,10 +27,12 @@ from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.data.record import (
     AudioChunk,
     ChunkLabels,
+    Content,
     Example,
     PreparedRecord,
     Record,
     Visit,
+    count_content,
     record_error_context,
     skip_reason,
 )
@@ -56,11 +58,13 @@ class Clip:
         part: what the record says of it.
         waveforms: the samples [samples] f32 of each chunk; none if only its header was read.
         chunk_tokens: the audio tokens of each chunk. Only the last can have none.
+        samples: its length at 16 kHz; None if its header does not say it.
     """
 
     part: AudioPart
     waveforms: Sequence[NDArray[np.float32]]
     chunk_tokens: tuple[int, ...]
+    samples: int | None
 
     @property
     def num_encoded_chunks(self) -> int:
@@ -147,19 +151,18 @@ class Preprocessor:
                 without_shift = dataclasses.replace(augmentation, max_shift_s=0.0)
                 return self._examples(record, without_shift, rng)
 
-    def check(self, record: Record, *, decode: bool) -> None:
-        """Checks that a record can be used.
+    def check(self, record: Record, *, decode: bool) -> Content:
+        """Checks that a record can be used, and returns what it holds.
 
         Args:
             record: is rendered, with the lengths of its clips from their headers.
-            decode: prepare it as training does instead.
+            decode: prepare it as training does, too.
 
         Raises:
             DataError: it cannot be used, as far as that is known without decoding its clips.
         """
         if decode:
             self.examples(record, np.random.default_rng(self._seed))
-            return
         with record_error_context(record):
             dialogues = self._split(record)
             clips = {name: self._probe(part) for name, part in _distinct_clips(dialogues).items()}
@@ -168,6 +171,7 @@ class Preprocessor:
             for clip in clips.values():
                 if self._label_encoder and clip.num_encoded_chunks:
                     self._label_encoder.label(clip.part, tuple(filter(None, clip.chunk_tokens)))
+        return count_content(record, [clip.samples for clip in clips.values()])
 
     def _examples(
         self, record: Record, augmentation: AugmentationConfig, rng: np.random.Generator
@@ -210,14 +214,15 @@ class Preprocessor:
             max_shift_samples=max(free_samples, 0),
             rate=SAMPLE_RATE,
         )
-        return Clip(part, split_chunks(waveform), self._chunk_tokens(part, len(waveform)))
+        samples = len(waveform)
+        return Clip(part, split_chunks(waveform), self._chunk_tokens(part, samples), samples)
 
     def _probe(self, part: AudioPart) -> Clip:
         """Returns a clip without samples; without tokens if its header does not say its length."""
         samples = probe_clip(
             part, length_convention=self._convention, allow_urls=self._config.allow_urls
         )
-        return Clip(part, (), self._chunk_tokens(part, samples or 0))
+        return Clip(part, (), self._chunk_tokens(part, samples or 0), samples)
 
     def _chunk_tokens(self, part: AudioPart, samples: int) -> tuple[int, ...]:
         """Returns the audio tokens of each chunk; raises a DataError if a chunk is too long."""

@@ -6,15 +6,19 @@ A source yields a `Record`. Preprocessing makes an `Example` of it (arrays, not 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from stepaudio_jax.audio.lengths import SAMPLE_RATE
 from stepaudio_jax.config import DataConfig
 from stepaudio_jax.errors import AudioError, DataError, TextError
 from stepaudio_jax.text.dialogue import Message
+
+_PLACEHOLDER = re.compile(r"<audio>|<\|AUDIO\|>", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,55 @@ class Record:
     rejected_critique: str | None = None
     answer: str | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """Counts what a number of records hold.
+
+    Attributes:
+        records: how many there are.
+        clips: in their dialogues; one that occurs twice in a dialogue counts once.
+        samples: of these clips at 16 kHz, as far as their headers say it.
+        unmeasured_clips: whose headers do not say how long they are.
+        tags: placeholders of clips (`<audio>`, `<|AUDIO|>`) that stand in their text as letters.
+    """
+
+    records: int = 0
+    clips: int = 0
+    samples: int = 0
+    unmeasured_clips: int = 0
+    tags: int = 0
+
+    def __add__(self, other: "Content") -> "Content":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Content(*(mine + theirs for mine, theirs in pairs))
+
+    def __str__(self) -> str:
+        seconds = self.samples / SAMPLE_RATE
+        sound = f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds:.1f} s"
+        more = f" and {self.unmeasured_clips} of unknown length" if self.unmeasured_clips else ""
+        return (
+            f"{self.records} records, {self.clips} clips ({sound} of sound{more}),"
+            f" {self.tags} placeholders as text"
+        )
+
+
+def count_content(record: Record, samples: Sequence[int | None]) -> Content:
+    """Returns what one record holds.
+
+    Args:
+        record: whose text is searched for placeholders.
+        samples: of each of its clips, at 16 kHz; None where the header does not say it.
+    """
+    known = [count for count in samples if count is not None]
+    return Content(
+        records=1,
+        clips=len(samples),
+        samples=sum(known),
+        unmeasured_clips=len(samples) - len(known),
+        tags=sum(len(_PLACEHOLDER.findall(message.text)) for message in record.messages),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Source:
         path: as the configuration names it.
         name: by which metrics and rewards group its records.
         containers: the opened files, in order.
+        settings: what decides how its rows are read, JSON-ready.
 
     Raises:
         DataError: no file matches, a file cannot be read, or none has a record.
@@ -55,6 +56,12 @@ class Source:
         self.name = config.name or names.get(config.path) or _stem(config.path)
         self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
         self._options = [_form_options(config, path) for path in paths]
+        self.settings = {
+            "format": config.format,
+            "columns": dict(config.columns),
+            "prompt": config.prompt,
+            "split": config.split,
+        }
         self._starts = array.array("q", [0])
         for container in self.containers:
             self._starts.append(self._starts[-1] + len(container))
@@ -63,6 +70,11 @@ class Source:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def files(self) -> list[str]:
+        """Returns the files that it is read from, in order."""
+        return [path for container in self.containers for path in container.files()]
 
     def __repr__(self) -> str:
         return f"Source({self.path!r}, records={len(self)})"

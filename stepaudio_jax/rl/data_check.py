@@ -6,6 +6,7 @@ from stepaudio_jax import hub
 from stepaudio_jax.config import to_dict
 from stepaudio_jax.data import Record, check_sizes
 from stepaudio_jax.data.checking import DataChecker
+from stepaudio_jax.data.record import Content
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.backends import read_api_key
 from stepaudio_jax.judge.prompt import JudgePrompt
@@ -44,9 +45,9 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
     )
     sources: set[str] = set()
 
-    def check(record: Record, *, decode: bool) -> None:
+    def check(record: Record, *, decode: bool) -> Content:
         sources.add(record.source)
-        stream.check(record, decode=decode)
+        return stream.check(record, decode=decode)
 
     settings = {
         "rewards": to_dict(objective.rewards),

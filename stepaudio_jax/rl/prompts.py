@@ -24,6 +24,7 @@ from stepaudio_jax.data import (
     training_streams,
 )
 from stepaudio_jax.data.clips import load_clip, load_silence, probe_clip
+from stepaudio_jax.data.record import Content, count_content
 from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.storage import truncate_words
@@ -112,18 +113,21 @@ class PromptStream:
         with ThreadPoolExecutor(self._data.threads) as pool:
             return list(pool.map(self._load_example, visits, silent))
 
-    def check(self, record: Record, *, decode: bool) -> None:
-        """Reads a record as a step does; without `decode`, only the headers of its clips.
+    def check(self, record: Record, *, decode: bool) -> Content:
+        """Reads a record as a step does, and returns what it holds.
+
+        Without `decode`, only the headers of its clips are read.
 
         Raises:
             DataError: the record cannot be used.
         """
         if decode:
             self._prompt(record, silent=False)
-            return
         self._validate(record)
         with record_error_context(record):
-            self._check_fits(self._prompt_from_headers(record))
+            prompt, samples = self._prompt_from_headers(record)
+            self._check_fits(prompt)
+        return count_content(record, samples)
 
     def _load_example(self, visit: Visit, silent: bool) -> PromptExample:
         source = self._sources[visit.source]
@@ -157,16 +161,22 @@ class PromptStream:
             self._check_fits(prompt)
         return prompt
 
-    def _prompt_from_headers(self, record: Record) -> Prompt:
-        """Builds a prompt from the lengths in the clips' headers; its chunks have no mel bins."""
+    def _prompt_from_headers(self, record: Record) -> tuple[Prompt, list[int | None]]:
+        """Builds a prompt from the lengths in the clips' headers; its chunks have no mel bins.
+
+        Returns:
+            The prompt, and the samples of each clip at 16 kHz, None where they are unknown.
+        """
         convention = self._model.length_convention
         chunks: list[NDArray[np.float32]] = []
         chunk_tokens: list[int] = []
+        lengths: dict[str, int | None] = {}
 
         def count_tokens(part: AudioPart) -> list[int]:
             samples = probe_clip(
                 part, length_convention=convention, allow_urls=self._data.allow_urls
             )
+            lengths[part.name] = samples
             sizes = clip_chunks(samples, convention) if samples is not None else []
             chunks.extend(
                 np.empty((0, size.mel_frames), np.float32) for size in sizes if size.tokens
@@ -176,9 +186,10 @@ class PromptStream:
 
         dialogue = tokenize_dialogue(self._segments(record), count_tokens, self._tokenizer)
         is_audio = dialogue.tokens == self._tokenizer.special.audio_patch
-        return Prompt(
+        prompt = Prompt(
             dialogue.tokens, is_audio, dialogue.loss_mask, tuple(chunks), tuple(chunk_tokens)
         )
+        return prompt, list(lengths.values())
 
     def _segments(self, record: Record) -> list[Segment]:
         return render_prompt(

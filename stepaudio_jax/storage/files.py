@@ -26,6 +26,7 @@ _HOST = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
 # Bytes at the beginning and at the end of each file that make a folder's fingerprint: the edges of
 # weights that were trained anew differ.
 _FINGERPRINT_BYTES = 1 << 16
+_MAX_HASHED_BYTES = 1 << 26  # of a file whose whole content is hashed
 
 
 def expand_home(path: str) -> str:
@@ -191,6 +192,17 @@ def remove_stale_temporaries(target: pathlib.Path) -> None:
 def hash_file(path: PathLike) -> str:
     """Returns the SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def fingerprint_file(path: PathLike) -> str:
+    """Returns a hash of a file's size and content; of one beyond 64 MiB, of both ends only."""
+    size = file_size(path)
+    if size <= _MAX_HASHED_BYTES:
+        return hash_file(path)
+    digest = hashlib.sha256(str(size).encode())
+    digest.update(read_range(path, 0, _FINGERPRINT_BYTES))
+    digest.update(read_range(path, size - _FINGERPRINT_BYTES, size))
+    return digest.hexdigest()
 
 
 def fingerprint_folder(folder: PathLike) -> str:
