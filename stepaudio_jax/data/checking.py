@@ -339,10 +339,8 @@ def _check_on_all_processes(
     contents = [Content()] * len(sources)
     for bad_in_shard, contents_of_shard in _run_on_all_processes(check_shard):
         bad += [BadRecord(*values) for values in bad_in_shard]
-        contents = [
-            mine + Content(*theirs)
-            for mine, theirs in zip(contents, contents_of_shard, strict=True)
-        ]
+        of_shard = [Content(*counts) for counts in contents_of_shard]
+        contents = [mine + theirs for mine, theirs in zip(contents, of_shard, strict=True)]
     return CheckResult(sorted(bad), contents)
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import collections
+import functools
 import logging
 import sys
 import weakref
@@ -11,6 +12,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from numpy.typing import NDArray
 
 from stepaudio_jax.config import (
     AugmentationConfig,
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _LOOKAHEAD_PER_ROW = 2
 _STATE_VERSION = 2
+_SHUFFLE_WINDOW_RECORDS = 4096  # of a source that is stored in blocks, shuffled together
 
 
 def batches(
@@ -68,6 +71,7 @@ def batches(
         [source.weight for source in config.sources],
         seed=seed,
         rows=config.batch_size,
+        blocks=[source.block_lengths() for source in sources],
     )
     prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
     return BatchIterator(
@@ -275,7 +279,12 @@ def _data_signature(config: DataConfig, sources: Sequence[Source], seed: int) ->
 
 
 def training_streams(
-    lengths: Sequence[int], weights: Sequence[float], *, seed: int, rows: int
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    rows: int,
+    blocks: Sequence[Sequence[int] | None] | None = None,
 ) -> list[grain.MapDataset[Visit]]:
     """Returns the endless stream of each row of a batch.
 
@@ -289,11 +298,17 @@ def training_streams(
         weights: of each source, counted in records; rounded to a hundredth of the smallest.
         seed: of the shuffles.
         rows: of the global batch.
+        blocks: of each source, the lengths of the blocks of records that are stored together; None
+            where every record is read alone. Records of a block stay near each other.
     """
     sources = []
     for source, length in enumerate(lengths):
         shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
-        sources.append(_visits(source, length).shuffle(seed=shuffle_seed).repeat())
+        of_source = blocks[source] if blocks is not None else None
+        if of_source is None:
+            sources.append(_visits(source, length).shuffle(seed=shuffle_seed).repeat())
+        else:
+            sources.append(_visits_of_blocks(source, of_source, shuffle_seed))
     # grain scales the smallest weight to 100 and truncates the others to integers; these need no
     # truncation.
     proportions = [round(100 * weight / min(weights)) for weight in weights]
@@ -312,6 +327,33 @@ def evaluation_streams(lengths: Sequence[int], *, rows: int) -> list[grain.MapDa
         [_visits(source, length) for source, length in enumerate(lengths)]
     )
     return [all_visits[row::rows] for row in range(rows)]
+
+
+def _visits_of_blocks(source: int, blocks: Sequence[int], seed: int) -> grain.MapDataset[Visit]:
+    """Returns the endless visits of a source whose records are stored in blocks.
+
+    Each epoch takes the blocks in a random order, and shuffles the records of so many blocks
+    together that they have at least `_SHUFFLE_WINDOW_RECORDS`: reading them touches few blocks.
+    """
+    starts = np.concatenate([[0], np.cumsum(blocks)])
+    length = int(starts[-1])
+
+    @functools.lru_cache(maxsize=2)  # the epoch that is read, and one that is read ahead
+    def order(epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng((seed, epoch))
+        windows: list[list[NDArray[np.int64]]] = [[]]
+        for block in rng.permutation(len(blocks)):
+            windows[-1].append(np.arange(starts[block], starts[block + 1]))
+            if sum(map(len, windows[-1])) >= _SHUFFLE_WINDOW_RECORDS:
+                windows.append([])
+        return np.concatenate([rng.permutation(np.concatenate(part)) for part in windows if part])
+
+    def visit(position: int, _: int) -> Visit:
+        epoch, place = divmod(position, length)
+        return Visit(source, int(order(epoch)[place]), epoch)
+
+    to_visit: Callable[[int, int], Visit] = visit
+    return grain.MapDataset.range(length).repeat().map_with_index(to_visit)
 
 
 def _visits(source: int, length: int) -> grain.MapDataset[Visit]:

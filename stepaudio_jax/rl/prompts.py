@@ -86,7 +86,8 @@ class PromptStream:
             [len(source) for source in self._sources],
             [source.weight for source in data.sources],
         )
-        (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1)
+        blocks = [source.block_lengths() for source in self._sources]
+        (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1, blocks=blocks)
 
     @property
     def sources(self) -> Sequence[Source]:
