@@ -21,17 +21,22 @@ class TextPart:
 
 @dataclasses.dataclass(frozen=True)
 class AudioPart:
-    """References one clip.
+    """References one clip, or a part of one.
 
     Attributes:
-        path: of the sound file.
+        path: of the sound file; `FILE#PLACE` inside a container; a `gs://`, `s3://` or `https://`
+            address; or the file's content as a `data:` URI.
         transcript: label for the auxiliary CTC loss; the model never reads it.
         attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
+        start_s: where the part begins in the file, in seconds.
+        end_s: where it ends, greater than `start_s`; None for the end of the file.
     """
 
     path: str
     transcript: str | None = None
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    start_s: float = 0.0
+    end_s: float | None = None
 
 
 Part = TextPart | AudioPart
