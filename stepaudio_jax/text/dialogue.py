@@ -21,14 +21,15 @@ class TextPart:
 
 @dataclasses.dataclass(frozen=True)
 class AudioPart:
-    """References one clip.
+    """References one clip, or a part of one.
 
     Attributes:
-        path: of the sound file, or another name that `data.clips.load_clip` can read.
+        path: of the sound file; `FILE#PLACE` inside a container; a `gs://`, `s3://` or `https://`
+            address; or the file's content as a `data:` URI.
         transcript: label for the auxiliary CTC loss; the model never reads it.
         attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
-        start_s: where the clip begins in the file, in seconds.
-        end_s: where it ends; None for the end of the file.
+        start_s: where the part begins in the file, in seconds.
+        end_s: where it ends, greater than `start_s`; None for the end of the file.
     """
 
     path: str

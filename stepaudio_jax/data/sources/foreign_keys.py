@@ -1,8 +1,9 @@
-"""Keys of other libraries' records that are not read here, and what to write instead.
+"""Keys of other libraries' records that no adapter has read, and what to write instead.
 
 A record may have unknown keys, which are ignored. But the keys by which other libraries (ms-swift,
 LLaMA-Factory, TRL, the OpenAI API, Qwen-Audio) name sound, turns, tools, replies and answers are
-errors: to ignore them would silently change what the model is trained on.
+errors where they are left in a row of the project's form: to ignore them would silently change what
+the model is trained on. The adapters of `forms.py` read those that have a meaning here.
 """
 
 import functools
@@ -102,8 +103,11 @@ def format_json(value: Any) -> str:
 _AUDIO_PART_HINT = (
     'put {"type": "audio", "audio": PATH} into the \'content\' of its turn, at its place'
 )
-_AUDIO_FILE_HINT = 'save the sound as a file, and write {"type": "audio", "audio": PATH}'
-_NO_IMAGES_HINT = "there are text and sound only: leave it out"
+_AUDIO_FILE_HINT = (
+    'write {"type": "audio", "audio": PATH}, or the sound itself, "data:audio/wav;base64,.."'
+)
+_SCHEMES = ("gs", "s3", "https")
+NO_IMAGES_HINT = "there are text and sound only: leave it out"
 _MAX_HINTS = 3  # in one message
 MESSAGES_HINT = 'write the turns as \'messages\', a list of {"role": .., "content": ..}'
 _TOOLS_HINT = 'write them as text, in a message {"role": "tool_json_schemas", "content": TEXT}'
@@ -152,14 +156,15 @@ _REFUSED_RECORD_KEYS: Mapping[str, str] = {
     **dict.fromkeys(("chosen_response", "positive_messages"), "write it as 'reference_reply'"),
     "preferred_output": "write it as 'chosen', and the dialogue before it as 'prompt'",
     "non_preferred_output": "write it as 'rejected', and the dialogue before it as 'prompt'",
-    **dict.fromkeys(("solution", "label", "kto_tag"), _ANSWER_HINT),
+    **dict.fromkeys(("solution", "reward_model", "ground_truth"), _ANSWER_HINT),
+    "kto_tag": "write whether the last reply is a good one as 'label', true or false",
     **dict.fromkeys(
         ("conversations", "conversation", "dialog", "dialogue", "history"), MESSAGES_HINT
     ),
     **dict.fromkeys(
         ("query", "response", "instruction", "completion", "completions"), MESSAGES_HINT
     ),
-    "objects": _NO_IMAGES_HINT,
+    "objects": NO_IMAGES_HINT,
     "chat_template_kwargs": "there is one prompt format: leave it out",
 }
 # Keys that name the dialogue only in a record without 'messages'; beside them they are ignored.
@@ -167,7 +172,7 @@ _KEYS_WITHOUT_MESSAGES = dict.fromkeys(
     ("input", "output", "text", "question", "turns", "chat", "conv"), MESSAGES_HINT
 )
 
-_MEANINGFUL_WHEN_FALSE = ("label", "kto_tag")
+_MEANINGFUL_WHEN_FALSE = ("kto_tag",)
 
 FOREIGN_MESSAGE_KEYS: Mapping[str, str] = {
     "tool_calls": _TOOL_CALL_HINT,
@@ -180,7 +185,7 @@ FOREIGN_MESSAGE_KEYS: Mapping[str, str] = {
     "audios": _AUDIO_PART_HINT,
     "audio_path": _AUDIO_PART_HINT,
     "audio_url": _AUDIO_PART_HINT,
-    **dict.fromkeys(("image", "images", "video", "videos"), _NO_IMAGES_HINT),
+    **dict.fromkeys(("image", "images", "video", "videos"), NO_IMAGES_HINT),
     **dict.fromkeys(
         ("reasoning", "thinking", "thought", "reasoning_text"), "write it as 'reasoning_content'"
     ),
@@ -202,7 +207,7 @@ PART_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("input_audio", "audio_url", "sound", "speech"), _AUDIO_FILE_HINT),
     **dict.fromkeys(
         ("image", "image_url", "input_image", "video", "video_url", "file", "input_file"),
-        _NO_IMAGES_HINT,
+        NO_IMAGES_HINT,
     ),
     **dict.fromkeys(("input_text", "output_text"), 'write "type": "text"'),
     **dict.fromkeys(
@@ -219,19 +224,17 @@ PART_KEYS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("text", "audio"), "give it in a part of its own"),
     "content": "name the key as the type, 'text' or 'audio'",
-    **dict.fromkeys(("image", "image_url", "video", "video_url"), _NO_IMAGES_HINT),
+    **dict.fromkeys(("image", "image_url", "video", "video_url"), NO_IMAGES_HINT),
     **dict.fromkeys(("input_text", "output_text", "refusal"), "write it as 'text'"),
     "cache_control": "leave it out",
 }
 
-_DATA_URI = re.compile(r"data:[^,]{0,200},", re.I)
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
-# A placeholder is at the beginning of a sentence; in the middle of one, `<audio>` is a word.
-_PLACEHOLDER = re.compile(
-    r"(?:^|[\n.?!:;>。？！：；])\s{0,8}(<(?:audio|sound|speech)>)"
-    r"|(<\|audio\w*\|>|<audio_(?:start|patch|end)>)",
+_DATA_URI = re.compile(
+    r"data:(?:(?:audio|video)/[\w.+-]+|application/(?:ogg|octet-stream))?"
+    r"(?:;[\w=.\"+ -]+)*;base64,",
     re.I,
 )
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)  # C:/clip.wav is none
 _TAGGED_FILE = re.compile(r"<audio>\s*([^<>\n]{1,500})</audio>", re.I)
 
 
@@ -273,9 +276,9 @@ def check_unread_audio(value: Mapping[str, Any], known: Container[str], origin: 
         DataError: names the key and what to write instead.
     """
     for key, item in value.items():
-        if key in known or _AUDIO_WORDS.isdisjoint(_words(key)):
+        if key in known or not is_audio_word(key):
             continue
-        if _is_audio(item):
+        if is_audio(item):
             raise DataError(
                 f"{origin}: has the key {format_json(key)} with {format_json(item)}, which is not"
                 f" read, and its dialogue has no sound; {_AUDIO_PART_HINT}, or leave the key out"
@@ -283,34 +286,50 @@ def check_unread_audio(value: Mapping[str, Any], known: Container[str], origin: 
 
 
 def check_audio_path(path: str, where: str) -> None:
-    """Checks that an audio part names its file by a path, not by an address or the sound itself.
+    """Checks that an audio part names its clip in a way that is read.
+
+    That is a file, a file or clip in a bucket (`gs://`, `s3://`), an `https://` address, or the
+    content of a file as a `data:` URI.
 
     Raises:
         DataError: names the place and what to write instead.
     """
-    if _DATA_URI.match(path):
-        raise DataError(
-            f"{where}: 'audio' is a data URI ({len(path)} characters); {_AUDIO_FILE_HINT}"
-        )
+    if path[:5].lower() == "data:":
+        if _DATA_URI.match(path) is None:
+            raise DataError(
+                f"{where}: 'audio' is the data URI {format_json(path)}, which is no sound in"
+                f" base64; {_AUDIO_FILE_HINT}"
+            )
+        return
     address = _URL.match(path)
-    if address is not None and address[1].lower() == "file":
+    if address is None:
+        return
+    scheme = address[1].lower()
+    if scheme == "file":
         raise DataError(
             f"{where}: 'audio' is the address {format_json(path)};"
             f" write the path alone, without '{address[1]}:'"
         )
-    if address is not None and address[2] == "//":
+    if address[2] == "//" and scheme not in _SCHEMES:
         raise DataError(
-            f"{where}: 'audio' is the address {format_json(path)};"
-            " copy the file here, and write its path"
+            f"{where}: 'audio' is the address {format_json(path)}; addresses begin with"
+            f" {', '.join(f'{name}://' for name in _SCHEMES)}: copy the file to one of these or"
+            " here, and write its path"
         )
 
 
-def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> None:
-    """Checks that no text takes the place of a clip.
+def is_address(path: str) -> bool:
+    """Returns whether a clip is named by an address or holds its content, and is no local path."""
+    if path[:5].lower() == "data:":
+        return True
+    address = _URL.match(path)
+    return address is not None and address[2] == "//"
 
-    `<audio>NAME.wav</audio>` is always an error. A placeholder is one if the dialogue has clips,
-    since the model would read its letters beside them; a dialogue without clips may mention
-    `<audio>`.
+
+def check_tagged_files(numbered: Iterable[tuple[int, Message]], origin: str) -> None:
+    """Checks that no text names a clip: `<audio>NAME.wav</audio>`, which would be read as letters.
+
+    `<audio>` alone is plain text: clips are parts of a turn.
 
     Args:
         numbered: the messages, with their numbers in the file.
@@ -319,26 +338,26 @@ def check_placeholders(numbered: Iterable[tuple[int, Message]], origin: str) -> 
     Raises:
         DataError: names the message, the text and what to write instead.
     """
-    numbered = [(number, message) for number, message in numbered if message.role != "assistant"]
-    has_sound = any(message.audio for _, message in numbered)
     for number, message in numbered:
+        if message.role == "assistant":
+            continue
         for text in (part.text for part in message.parts if isinstance(part, TextPart)):
-            if "<" not in text:
-                continue
-            where = f"{origin}: message {number} ({message.role})"
             for tagged in _TAGGED_FILE.finditer(text):
-                if _is_audio(tagged[1].strip()):
+                if is_audio(tagged[1].strip()):
                     raise DataError(
-                        f"{where} names sound in its text, {format_json(tagged[0])};"
-                        f" {_AUDIO_PART_HINT}"
+                        f"{origin}: message {number} ({message.role}) names sound in its text,"
+                        f" {format_json(tagged[0])}; {_AUDIO_PART_HINT}"
                     )
-            mark = _PLACEHOLDER.search(text) if has_sound else None
-            if mark is not None:
-                raise DataError(
-                    f"{where} has the placeholder {(mark[1] or mark[2])!r} in its text, which"
-                    " would be read as letters; take it out: the clip is heard where its part"
-                    " stands"
-                )
+
+
+def is_audio_key(key: str) -> bool:
+    """Returns whether a key is named after sound: `audio`, `audios`, `wav_path`, `audioUrl`."""
+    return _AUDIO_KEY.fullmatch("_".join(_words(key))) is not None
+
+
+def is_audio_word(key: str) -> bool:
+    """Returns whether a key may name sound, or something else: `file_name`, `speech`, `path`."""
+    return not _AUDIO_WORDS.isdisjoint(_words(key))
 
 
 def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
@@ -354,10 +373,10 @@ def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
 def _hint_for_key(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
     """Returns what to write instead of a key, if anything, and whether a number is harmless."""
     name = "_".join(_words(key))
-    if _AUDIO_KEY.fullmatch(name):
+    if is_audio_key(key):
         return _AUDIO_PART_HINT, True
     if _IMAGE_KEY.fullmatch(name):
-        return _NO_IMAGES_HINT, True
+        return NO_IMAGES_HINT, True
     if name == "prompt":
         if has_dialogue:
             return "the dialogue is in 'messages': leave it out", False
@@ -373,14 +392,14 @@ def _words(key: str) -> tuple[str, ...]:
     return tuple(re.split(r"[-_ .]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()))
 
 
-def _is_audio(value: Any, levels: int = 3) -> bool:
+def is_audio(value: Any, levels: int = 3) -> bool:
     """Returns whether a value names a sound file, or holds one."""
     if isinstance(value, str):
         return _AUDIO_VALUE.fullmatch(value.strip()) is not None
     if isinstance(value, dict) and levels:
         return bool({"bytes", "array"} & value.keys()) or any(
-            _is_audio(item, levels - 1) for item in value.values()
+            is_audio(item, levels - 1) for item in value.values()
         )
     if isinstance(value, list) and levels:
-        return any(_is_audio(item, levels - 1) for item in value)
+        return any(is_audio(item, levels - 1) for item in value)
     return False

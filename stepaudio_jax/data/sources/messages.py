@@ -1,8 +1,10 @@
 """The JSON form of a dialogue -> Record, checked key by key (docs/data.md describes the form)."""
 
+import dataclasses
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from stepaudio_jax.data.record import Criterion, Record
@@ -38,7 +40,7 @@ _ROLES: Mapping[str, Role] = {
     "tools": "tool_json_schemas",
     "tool": "input",
 }
-_RECORD_KEYS = (
+RECORD_KEYS = (
     *(
         "messages",
         "id",
@@ -49,17 +51,22 @@ _RECORD_KEYS = (
         "rubric",
         "reference_meets",
     ),
-    *("rejected_meets", "reference_critique", "rejected_critique", "answer", "sampling"),
+    *("rejected_meets", "reference_critique", "rejected_critique", "answer", "label"),
+    "sampling",
 )
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
-_PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio", "transcript", "attributes")}
+_PART_KEYS = {
+    "text": ("type", "text"),
+    "audio": ("type", "audio", "transcript", "attributes", "start_s", "end_s"),
+}
 _NULL_LEVELS = 6  # record, messages, message, parts, part, attributes
 
 
 def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
     """Checks one JSON value and turns it into a Record.
 
-    A key whose value is null counts as not given, and an empty system turn is dropped.
+    A key whose value is null counts as not given, and an empty system turn is dropped. A dialogue
+    whose `label` is false ends in a bad reply, which is taken out of the loss.
 
     Args:
         value: the result of `json.loads`.
@@ -79,7 +86,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
     value = without_nulls(value, levels=_NULL_LEVELS)
     preferred = is_preference(value)
     names = ("chosen", "rejected") if preferred else ("reference_reply", "rejected_reply")
-    known = frozenset((*_RECORD_KEYS, *PREFERENCE_KEYS) if preferred else _RECORD_KEYS)
+    known = frozenset((*RECORD_KEYS, *PREFERENCE_KEYS) if preferred else RECORD_KEYS)
     foreign_keys.check_record_keys(value, known, origin)
     if preferred:
         value = preference_to_dialogue(value, origin)
@@ -103,9 +110,11 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         raise DataError(
             f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn"
         )
-    foreign_keys.check_placeholders(numbered, origin)
+    foreign_keys.check_tagged_files(numbered, origin)
     if not any(message.audio for _, message in numbered):
         foreign_keys.check_unread_audio(value, known, origin)
+    if _parse_label(value.get("label"), numbered, origin) is False:
+        numbered[-1] = (numbered[-1][0], dataclasses.replace(numbered[-1][1], in_loss=False))
     record = Record(
         id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
         messages=tuple(message for _, message in numbered),
@@ -304,11 +313,31 @@ def _parse_part(value: Any, where: str, folder: str) -> Part:
         raise DataError(
             f"{where}: 'attributes' must be an object of strings, got {format_json(attributes)}"
         )
+    start_s, end_s = _parse_times(value, where)
     return AudioPart(
-        path=os.path.join(folder, expand_home(body)),
+        path=body if foreign_keys.is_address(body) else os.path.join(folder, expand_home(body)),
         transcript=transcript,
         attributes=dict(attributes),
+        start_s=start_s,
+        end_s=end_s,
     )
+
+
+def _parse_times(value: Mapping[str, Any], where: str) -> tuple[float, float | None]:
+    """Returns the part of its file that an audio part is: (start, end) in seconds, or no end."""
+    for key in ("start_s", "end_s"):
+        item = value.get(key, 0)
+        is_number = isinstance(item, int | float) and not isinstance(item, bool)
+        if not is_number or not math.isfinite(item) or item < 0:
+            raise DataError(
+                f"{where}: {key!r} must be a number of seconds, 0 or more, got {format_json(item)}"
+            )
+    start, end = float(value.get("start_s", 0)), value.get("end_s")
+    if end is not None and end <= start:
+        raise DataError(
+            f"{where}: 'end_s' {format_json(end)} must be greater than 'start_s' {start:g}"
+        )
+    return start, None if end is None else float(end)
 
 
 def _parse_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
@@ -341,6 +370,24 @@ def _parse_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
             )
         criteria.append(Criterion(text=fields["criterion"], weight=float(weight)))
     return tuple(criteria)
+
+
+def _parse_label(value: Any, numbered: Sequence[tuple[int, Message]], origin: str) -> bool | None:
+    """Returns whether the dialogue's last reply is a good one; None if that is not said."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, bool):
+        raise DataError(
+            f"{origin}: 'label' says whether the last reply is a good one, true or false, got"
+            f" {format_json(value)}; write what a verifier compares with as 'answer', or rename"
+            " the key"
+        )
+    if numbered[-1][1].role != "assistant":
+        raise DataError(
+            f"{origin}: 'label' {format_json(value)} rates the last reply, and 'messages' do not"
+            " end in one"
+        )
+    return value
 
 
 def _parse_margin(value: Any, origin: str) -> int | None:

@@ -1,14 +1,16 @@
-"""Records of other libraries: their keys are errors that say what to write; nulls are ignored."""
+"""Keys of other libraries that no adapter has read are errors that say what to write.
+
+Nulls are ignored.
+"""
 
 import json
 
 import pytest
 
 from stepaudio_jax.audio import load_audio, probe_audio
-from stepaudio_jax.data import open_source, read_records
+from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.text.dialogue import AudioPart, TextPart
-from tests.conftest import SHARED
 
 USER = {"role": "user", "content": "When is it?"}
 REPLY = {"role": "assistant", "content": "At seven."}
@@ -18,9 +20,13 @@ TALK = {"messages": [USER, REPLY]}
 
 
 def read(folder, value):
-    path = folder / "d.jsonl"
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    return next(read_records(path))
+    return parse_record(
+        json.loads(json.dumps(value)),
+        origin=f"{folder}/d.jsonl:1",
+        folder=str(folder),
+        source="d",
+        default_id="d:1",
+    )
 
 
 def refused(folder, value):
@@ -87,7 +93,8 @@ KEYS = {
     "rejected_response": ("At six.", "write it as 'rejected_reply'"),
     "preferred_output": ([REPLY], "write it as 'chosen'"),
     "solution": ("7", "as 'answer'"),
-    "label": (False, "as 'answer'"),
+    "kto_tag": (False, "as 'label', true or false"),
+    "reward_model": ({"ground_truth": "7"}, "as 'answer'"),
     "objects": ({"bbox": [[1, 2, 3, 4]]}, "there are text and sound only"),
     "prompt": ("When?", "the dialogue is in 'messages'"),
     **dict.fromkeys(
@@ -257,11 +264,11 @@ LONG = "A" * 300_000
 PARTS = {
     "OpenAI's sound": (
         {"type": "input_audio", "input_audio": {"data": LONG}},
-        '"input_audio"; save the sound as a file',
+        '"input_audio"; write {"type": "audio", "audio": PATH}, or the sound itself',
     ),
     "an address of sound": (
         {"type": "audio_url", "audio_url": {"url": LONG}},
-        '"audio_url"; save the sound as a file',
+        '"audio_url"; write {"type": "audio", "audio": PATH}, or the sound itself',
     ),
     "Qwen's": (
         {"type": "audio", "audio_url": "clip.wav"},
@@ -278,22 +285,37 @@ PARTS = {
         {"type": "audio", "audio": {"path": "clip.wav", "bytes": LONG}},
         "must be the path of a file",
     ),
-    "a data URI": (
-        {"type": "audio", "audio": f"data:audio/wav;base64,{LONG}"},
-        "is a data URI (300022 characters); save",
+    "a picture's data URI": (
+        {"type": "audio", "audio": f"data:image/png;base64,{LONG}"},
+        "which is no sound in base64",
+    ),
+    "a data URI that is no base64": (
+        {"type": "audio", "audio": "data:audio/wav,abc"},
+        "which is no sound in base64",
     ),
     "a file's address": (
         {"type": "audio", "audio": "file:///a/clip.wav"},
         "write the path alone, without 'file:'",
     ),
-    "an address": (
-        {"type": "audio", "audio": "https://example.org/a.wav"},
-        "copy the file here, and write its path",
+    "an unknown scheme": (
+        {"type": "audio", "audio": "hf://datasets/a.wav"},
+        "addresses begin with gs://, s3://, https://",
     ),
-    "a bucket": (
-        {"type": "audio", "audio": "s3://bucket/a.wav"},
-        "copy the file here, and write its path",
+    "an address without encryption": (
+        {"type": "audio", "audio": "http://example.org/a.wav"},
+        "addresses begin with gs://, s3://, https://",
     ),
+    **{
+        f"times {times}": ({**CLIP, **times}, advice)
+        for times, advice in (
+            ({"start_s": "1"}, "'start_s' must be a number of seconds"),
+            ({"start_s": -1}, "'start_s' must be a number of seconds, 0 or more, got -1"),
+            ({"end_s": True}, "'end_s' must be a number of seconds"),
+            ({"end_s": 0}, "'end_s' 0 must be greater than 'start_s' 0"),
+            ({"start_s": 2.5, "end_s": 2.5}, "'end_s' 2.5 must be greater than 'start_s' 2.5"),
+            ({"start": 1}, 'unknown key "start"'),
+        )
+    },
 }
 
 
@@ -317,38 +339,72 @@ def test_base64_sound_in_place_of_a_path_is_shortened_in_the_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "path",
     [
-        "<audio>When is it?",
-        "Listen:\n<audio>\nWhen is it?",
-        "First: <audio> Which one is polite?",
-        "What is said? <audio>",
-        "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhen?",
-        "这是什么？<audio>",
+        "gs://bucket/a.wav",
+        "s3://bucket/a.wav",
+        "https://example.org/a.wav",
+        "data:audio/wav;base64,UklGRiQ=",
+        "data:audio/webm;codecs=opus;base64,GkXfo59C",
+        "data:;base64,UklGRiQ=",
+        "DATA:application/octet-stream;base64,UklGRiQ=",
     ],
 )
-def test_a_placeholder_beside_a_clip_is_refused(tmp_path, text):
-    assert "has the placeholder '<" in refused(tmp_path, user(CLIP, {"type": "text", "text": text}))
-    later = {
-        "messages": [
-            {"role": "user", "content": text},
-            REPLY,
-            {"role": "user", "content": [CLIP]},
-            REPLY,
-        ]
-    }
-    assert refused(tmp_path, later).startswith("message 1 (user) has the placeholder")
-    read(tmp_path, user(text))  # nothing says that there should be a clip
+def test_an_address_is_read_as_it_is(tmp_path, path):
+    assert read(tmp_path, user({"type": "audio", "audio": path})).messages[0].audio[0].path == path
+
+
+def test_a_path_is_relative_to_the_file_also_inside_a_container(tmp_path):
+    for path, read_as in (
+        ("a.wav", f"{tmp_path}/a.wav"),
+        ("talks.tar#a.wav", f"{tmp_path}/talks.tar#a.wav"),
+        ("/b/a.wav", "/b/a.wav"),
+        ("C:/a.wav", f"{tmp_path}/C:/a.wav"),
+    ):
+        clip = read(tmp_path, user({"type": "audio", "audio": path})).messages[0].audio[0]
+        assert clip.path == read_as
+
+
+def test_a_clip_may_be_a_part_of_its_file(tmp_path):
+    for times, read_as in (
+        ({}, (0.0, None)),
+        ({"start_s": 1}, (1.0, None)),
+        ({"end_s": 2.5}, (0.0, 2.5)),
+        ({"start_s": 0, "end_s": 1e-3}, (0.0, 1e-3)),
+        ({"start_s": None, "end_s": None}, (0.0, None)),
+    ):
+        clip = read(tmp_path, user({**CLIP, **times})).messages[0].audio[0]
+        assert (clip.start_s, clip.end_s) == read_as
 
 
 @pytest.mark.parametrize(
-    "text", ["What does the tag <audio> do?", "Have you used <audio>?", "I write `<audio>` often."]
+    "text",
+    [
+        "<audio>When is it?",
+        "What does the tag <audio> do?",
+        "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhen?",
+    ],
 )
-def test_a_text_may_mention_the_tag(tmp_path, text):
+def test_a_placeholder_is_plain_text_where_clips_are_parts(tmp_path, text):
     for record in (user(text), user(CLIP, {"type": "text", "text": text})):
         assert text in read(tmp_path, record).messages[0].text
     record = {"messages": [SPOKEN, {"role": "assistant", "content": "<audio> is a tag."}]}
     assert read(tmp_path, record).messages[1].text == "<audio> is a tag."
+
+
+def test_a_bad_reply_is_not_trained_on(tmp_path):
+    talk = {"messages": [USER, REPLY, USER, REPLY]}
+
+    def in_loss(value):
+        return [message.in_loss for message in read(tmp_path, value).messages[1::2]]
+
+    assert in_loss(talk) == in_loss({**talk, "label": True}) == [True, True]
+    assert in_loss({**talk, "label": None}) == in_loss({**talk, "label": ""}) == [True, True]
+    assert in_loss({**talk, "label": False}) == [True, False]
+    assert "'messages' do not end in one" in refused(tmp_path, {"messages": [USER], "label": False})
+    for label in (0, 1, "happy", [1]):
+        said = refused(tmp_path, {**talk, "label": label})
+        assert "true or false" in said and "as 'answer'" in said
 
 
 def test_a_file_named_between_tags_is_refused(tmp_path):
@@ -440,27 +496,3 @@ def test_a_system_turn_that_is_not_empty_stays(tmp_path):
             == "system"
         )
     assert '"contnt"' in refused(tmp_path, {"messages": [{"role": "system", "contnt": "x"}, USER]})
-
-
-def test_the_samples_of_other_formats_are_read_or_refused_and_never_without_their_sound():
-    """Samples of formats that have no reader yet: an accepted record has a clip if its form has."""
-    paths = sorted((SHARED / "formats").glob("*/*.jsonl"))
-    if not paths:
-        pytest.skip("needs the shared folder 'formats' beside the checkout")
-    for path in paths:
-        if "expected" in path.name:
-            continue
-        file = open_source(path)
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        for index, line in enumerate(lines):
-            record, said = None, ""
-            try:
-                record = file[index]
-            except DataError as error:
-                said = str(error)
-            if record is None:
-                assert said.startswith(f"{path}:{index + 1}: ")
-                assert len(said) < 900
-            else:
-                has_sound = any(message.audio for message in record.messages)
-                assert ("clips/" in line) == has_sound, line[:200]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stepaudio_jax.data import read_records
+from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
 
 USER = {"role": "user", "content": "How was it?"}
@@ -16,9 +16,13 @@ def reply(text):
 
 
 def read(tmp_path, value):
-    path = tmp_path / "p.jsonl"
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    return next(iter(read_records(path)))
+    return parse_record(
+        json.loads(json.dumps(value)),
+        origin=f"{tmp_path}/p.jsonl:1",
+        folder=str(tmp_path),
+        source="p",
+        default_id="p:1",
+    )
 
 
 @pytest.mark.parametrize(

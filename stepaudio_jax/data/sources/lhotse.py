@@ -1,0 +1,173 @@
+"""Cuts of Lhotse: a recording, the part of it that is meant, and what is said there.
+
+{"type": "MonoCut", "id": "a-0", "start": 0.5, "duration": 2.0, "channel": 0,
+"supervisions": [{"text": "..", "speaker": "..", ..}], "recording": {"sources": [..], ..}}
+
+`start` and `duration` become `start_s` and `end_s`, unless they are the whole recording. The texts
+of several supervisions are joined in the order of their time. `speaker`, `gender`, `language` and
+the scalars of `custom` become attributes; where supervisions differ in one, its values are joined
+by a comma.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepaudio_jax.data.sources.base import FormOptions, parse_literal, text_of, without
+from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.recognition import attribute_text, clip_dialogue, part_of_file
+from stepaudio_jax.errors import DataError
+
+_CUT_KEYS = (
+    *("type", "start", "duration", "channel", "supervisions", "recording", "custom"),
+    "features",
+)
+_ATTRIBUTES = ("speaker", "gender", "language")
+_JOIN_ADVICE = "join the manifests: lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS"
+
+
+def is_lhotse(value: Mapping[str, Any]) -> bool:
+    """Returns whether a row is one of Lhotse's manifests, also one that cannot be read."""
+    kind = value.get("type")
+    is_cut = isinstance(kind, str) and kind.endswith("Cut")
+    has_parts = "supervisions" in value and ("recording" in value or "features" in value)
+    is_recording = {"sources", "sampling_rate", "num_samples"} <= value.keys()
+    is_supervision = {"recording_id", "start", "duration"} <= value.keys()
+    return is_cut or has_parts or is_recording or is_supervision
+
+
+def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[str, Any]:
+    """Returns a cut as a dialogue.
+
+    Raises:
+        DataError: it is no cut of one recording; its recording is no file, is changed when it is
+            read, or has other channels before the cut's; or it has no text.
+    """
+    _check_kind(value, origin)
+    recording = parse_literal(value["recording"])
+    if not isinstance(recording, Mapping):
+        raise DataError(f"{origin}: 'recording' must be an object, got {format_json(recording)}")
+    if not is_empty(recording.get("transforms")):
+        raise DataError(
+            f"{origin}: the recording has 'transforms', which would have to be computed when it is"
+            " read; write the result as a file"
+        )
+    supervisions = _supervisions(value, origin)
+    text = _text(supervisions, origin)
+    part: dict[str, Any] = {"type": "audio", "audio": _source(value, recording, origin)}
+    part |= _times(value, recording, origin)
+    part["transcript"] = text
+    attributes = _attributes([*supervisions, value])
+    if attributes:
+        part["attributes"] = attributes
+    messages = clip_dialogue(
+        part,
+        text_of(value, "reply", origin) or text,
+        prompt=text_of(value, "prompt", origin) or options.prompt,
+        system=text_of(value, "system", origin),
+    )
+    rest = without(value, *_CUT_KEYS, "reply", "prompt", "system")
+    return {**rest, "messages": messages}
+
+
+def _check_kind(value: Mapping[str, Any], origin: str) -> None:
+    if "sources" in value or "recording_id" in value:
+        what = "a recording" if "sources" in value else "a supervision"
+        raise DataError(f"{origin}: is {what} of Lhotse and no cut; {_JOIN_ADVICE}")
+    kind = value.get("type", "MonoCut")
+    if kind != "MonoCut":
+        raise DataError(
+            f"{origin}: is a {format_json(kind)}, which is no part of one recording; save its sound"
+            " as a file first (cut.save_audio)"
+        )
+    if is_empty(value.get("recording")):
+        raise DataError(f"{origin}: the cut has no 'recording', only features; {_JOIN_ADVICE}")
+
+
+def _source(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str) -> str:
+    """Returns the path or address of the file that has the cut's channel."""
+    channel = value.get("channel", 0)
+    if isinstance(channel, list) and len(channel) == 1:
+        channel = channel[0]
+    if isinstance(channel, bool) or not isinstance(channel, int):
+        raise DataError(f"{origin}: 'channel' must be one channel, got {format_json(channel)}")
+    sources = recording.get("sources")
+    for source in sources if isinstance(sources, list) else []:
+        channels = source.get("channels") if isinstance(source, Mapping) else None
+        if not isinstance(channels, list) or channel not in channels:
+            continue
+        if channels[0] != channel:
+            raise DataError(
+                f"{origin}: the cut is channel {channel} of a file with the channels"
+                f" {format_json(channels)}, and data.channel says for all files which is read;"
+                " write that channel as a file of its own"
+            )
+        place, kind = source.get("source"), source.get("type")
+        if kind not in ("file", "url") or not isinstance(place, str) or not place:
+            raise DataError(
+                f"{origin}: the recording's source is of the type {format_json(kind)}, not a file"
+                " or an address; save it as a file (recording.move_to_memory does not help)"
+            )
+        return place
+    raise DataError(
+        f"{origin}: no source of the recording has the cut's channel {channel}"
+        f" (sources: {format_json(sources)})"
+    )
+
+
+def _times(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str) -> dict[str, float]:
+    start, duration = value.get("start", 0.0), value.get("duration")
+    for key, item in (("start", start), ("duration", duration)):
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            raise DataError(f"{origin}: {key!r} must be a number of seconds, got {item!r}")
+    if start < 0 or duration <= 0:
+        raise DataError(
+            f"{origin}: the cut of {duration:g} s from {start:g} s is empty or begins before the"
+            " recording"
+        )
+    length, rate = recording.get("duration"), recording.get("sampling_rate")
+    sample = 1 / rate if isinstance(rate, int) and rate > 0 else 1e-3
+    if start == 0 and isinstance(length, int | float) and abs(length - duration) < sample:
+        return {}
+    return part_of_file(start, start + duration)
+
+
+def _supervisions(value: Mapping[str, Any], origin: str) -> list[Mapping[str, Any]]:
+    supervisions = parse_literal(value.get("supervisions")) or []
+    if not all(isinstance(item, Mapping) for item in supervisions):
+        raise DataError(
+            f"{origin}: 'supervisions' must be a list of objects, got {format_json(supervisions)}"
+        )
+    starts = [item.get("start", 0.0) for item in supervisions]
+    if not all(isinstance(start, int | float) for start in starts):
+        raise DataError(f"{origin}: a supervision's 'start' must be a number of seconds")
+    return sorted(supervisions, key=lambda item: item.get("start", 0.0))
+
+
+def _text(supervisions: Sequence[Mapping[str, Any]], origin: str) -> str:
+    texts = [text_of(item, "text", origin) for item in supervisions]
+    said = [text for text in texts if text is not None]
+    if not said:
+        raise DataError(
+            f"{origin}: the cut has no text: {len(texts)} supervisions, none with 'text';"
+            " leave it out"
+        )
+    if len(said) < len(texts):
+        raise DataError(
+            f"{origin}: supervision {texts.index(None) + 1} of {len(texts)} has no text, and the"
+            " others have; give it, or leave the cut out"
+        )
+    return " ".join(said)
+
+
+def _attributes(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the attributes of supervisions and of the cut, each value once."""
+    values: dict[str, list[str]] = {}
+    for item in items:
+        custom = parse_literal(item.get("custom"))
+        fields = {key: item.get(key) for key in _ATTRIBUTES}
+        fields |= dict(custom) if isinstance(custom, Mapping) else {}
+        for key, field in fields.items():
+            text = attribute_text(field)
+            if text is not None and text not in values.setdefault(key, []):
+                values[key].append(text)
+    return {key: ", ".join(texts) for key, texts in values.items() if texts}

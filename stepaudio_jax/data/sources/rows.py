@@ -1,0 +1,102 @@
+"""Puts a row in the project's form together from what an adapter has read of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.placeholders import Clips
+from stepaudio_jax.data.sources.preferences import preference_to_dialogue
+from stepaudio_jax.data.sources.tools import insert_schemas, schemas_text
+from stepaudio_jax.data.sources.turns import prepend_system, read_replies
+from stepaudio_jax.errors import DataError
+
+Messages = Sequence[dict[str, Any]]
+
+
+def finish_dialogue(
+    rest: Mapping[str, Any],
+    messages: Messages,
+    origin: str,
+    clips: Clips,
+    *,
+    system: str | None = None,
+    tools: Any = None,
+) -> dict[str, Any]:
+    """Returns the row of a dialogue, with its system turn and its tools.
+
+    Args:
+        rest: the keys of the row that stay.
+        messages: its turns.
+        origin: the start of an error.
+        clips: of the row.
+        system: the text of its system turn.
+        tools: their schemas.
+
+    Raises:
+        DataError: there are two system turns, or the tools are no schemas.
+    """
+    messages = prepend_system(messages, system, origin, clips)
+    messages = insert_schemas(messages, schemas_text(tools, f"{origin}: 'tools'"))
+    return {**rest, "messages": messages}
+
+
+def finish_preference(
+    row: Mapping[str, Any], chosen: Messages, rejected: Messages, origin: str
+) -> dict[str, Any]:
+    """Returns the row of a dialogue and the two replies to it.
+
+    Args:
+        row: with `messages`, which end before the replies; without messages, both replies hold
+            the whole dialogue.
+        chosen: the better reply, a turn of the assistant's.
+        rejected: the worse one.
+        origin: the start of an error.
+
+    Raises:
+        DataError: as of `preferences.preference_to_dialogue`.
+    """
+    return preference_to_dialogue({**row, "chosen": chosen, "rejected": rejected}, origin)
+
+
+def split_reply(
+    messages: Messages, other: Any, key: str, origin: str, clips: Clips
+) -> tuple[list[dict[str, Any]], Messages, Messages]:
+    """Returns a dialogue without its last reply, that reply, and the reply that is worse than it.
+
+    Args:
+        messages: a dialogue that ends in an assistant's turn.
+        other: the worse reply, a text or a turn.
+        key: the key that has it, for errors.
+        origin: the start of an error.
+        clips: of the row.
+
+    Raises:
+        DataError: the dialogue does not end in an assistant's turn.
+    """
+    if not messages or messages[-1].get("role") != "assistant":
+        raise DataError(
+            f"{origin}: has {key!r} and no better reply: its turns must end in the assistant's"
+        )
+    rejected = read_replies(other, f"{origin}: {key!r}", clips)
+    return list(messages[:-1]), messages[-1:], rejected
+
+
+def read_label(value: Mapping[str, Any], keys: Sequence[str], origin: str) -> dict[str, bool]:
+    """Returns `{"label": ..}`: whether the last reply is a good one (KTO); {} where it is not said.
+
+    Raises:
+        DataError: the label is neither true nor false.
+    """
+    for key in keys:
+        label = value.get(key)
+        if label is None or (is_empty(label) and label is not False):
+            continue
+        if isinstance(label, bool):
+            return {"label": label}
+        if isinstance(label, str) and label.strip().lower() in ("true", "false"):
+            return {"label": label.strip().lower() == "true"}
+        raise DataError(
+            f"{origin}: {key!r} says whether the last reply is a good one, true or false, got"
+            f" {format_json(label)}; write what a verifier compares with as 'answer'"
+        )
+    return {}

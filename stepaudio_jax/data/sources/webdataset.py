@@ -1,0 +1,43 @@
+"""Samples of a WebDataset tar: the files of one name, keyed by their endings -> one row.
+
+{"__key__": "a", "wav": CLIP, "txt": "..", "json": {..}} is the row of its `json`, with the clip as
+a column, `txt` as `text`, `cls` as `label` and the name as `id`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepaudio_jax.data.containers.base import EmbeddedClip
+from stepaudio_jax.data.sources.foreign_keys import format_json, is_audio_key
+from stepaudio_jax.errors import DataError
+
+_NAMES = {"txt": "text", "cls": "label"}
+
+
+def is_sample(value: Mapping[str, Any]) -> bool:
+    """Returns whether a row is a sample of a tar."""
+    return "__key__" in value
+
+
+def flatten_sample(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Returns a sample as one row.
+
+    Raises:
+        DataError: two of its files say different things under one key.
+    """
+    files = {key: item for key, item in value.items() if not key.startswith("__")}
+    clips = {key: item for key, item in files.items() if isinstance(item, EmbeddedClip)}
+    row: dict[str, Any] = {}
+    for ending, item in files.items():
+        is_object = ending.split(".")[-1] == "json" and isinstance(item, Mapping)
+        for key, field in (item if is_object else {_NAMES.get(ending, ending): item}).items():
+            # The path that a JSON file gives for the clip which lies beside it.
+            if is_object and clips and is_audio_key(key) and isinstance(field, str):
+                continue
+            if key in row and row[key] != field:
+                raise DataError(
+                    f"{origin}: two files of the sample have {key!r}: {format_json(row[key])} and"
+                    f" {format_json(field)}; keep one"
+                )
+            row[key] = field
+    return {"id": value["__key__"], **row}
