@@ -117,15 +117,20 @@ class CsvTable:
             content = self._text.read(start, stop)
         try:
             text = content.decode("utf-8-sig")
-            return next(_csv_reader(io.StringIO(text, newline=""), index.separator, index.quoting))
+            lines = io.StringIO(text, newline="\n")  # a lone carriage return ends no line
+            return next(_csv_reader(lines, index.separator, index.quoting))
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{origin}: is not UTF-8 (byte {error.start}); save the file as UTF-8"
             ) from None
         except csv.Error as error:
+            if "new-line" in str(error):
+                raise DataError(
+                    f"{origin}: has a carriage return as a line end; save the file with line feeds"
+                ) from None
             raise DataError(
-                f"{origin}: cannot be read as CSV ({error}); a field with quotes in it must be in"
-                " quotes, and each quote in it doubled"
+                f"{origin}: cannot be read as CSV ({error});"
+                " put a field with quotes in it into quotes, and double each quote in it"
             ) from None
 
 
