@@ -17,6 +17,12 @@ AUDIO_EXTENSIONS = frozenset(
         *("snd", "ac3", "eac3", "w64", "rf64", "mp2", "weba"),
     )
 )
+# How sound files begin.
+_SOUND = re.compile(
+    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|ID3|\xff[\xe2\xe3\xf0-\xf5\xf8-\xfd]|....ftyp|\x1a\x45\xdf\xa3|#!AMR|caff|\.snd"
+    rb"|FORM....AIF[FC]|\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    re.DOTALL,
+)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 
 
@@ -50,6 +56,11 @@ def unescape_place(place: str) -> str:
 def extension(path: str) -> str:
     """Returns the ending of a file's name in lower case, without the dot."""
     return os.path.splitext(path)[1][1:].lower()
+
+
+def looks_like_sound(content: bytes) -> bool:
+    """Returns whether a file that begins with these bytes is a sound file."""
+    return _SOUND.match(content) is not None
 
 
 def file_stem(path: str) -> str:
