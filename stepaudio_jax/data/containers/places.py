@@ -40,7 +40,12 @@ def clip_name(path: str, place: str) -> EmbeddedClip:
 
 def absolute_path(path: str) -> str:
     """Returns a path from the root; addresses of buckets as they are."""
-    return path if _ADDRESS.match(path) else os.path.join(os.getcwd(), path)
+    return path if is_address(path) else os.path.join(os.getcwd(), path)
+
+
+def is_address(path: str) -> bool:
+    """Returns whether a path is an address, as `gs://BUCKET/FILE`, and not that of a local file."""
+    return _ADDRESS.match(path) is not None
 
 
 def escape_place(place: str) -> str:
