@@ -1,13 +1,13 @@
 """Computes CRC-32C (Castagnoli), by which TFRecord files tell damaged records, with NumPy.
 
-No package that is installed has it. A loop over bytes in Python takes 30 ms for 10 s of sound; here
-the message is folded in halves instead, as many steps as it has binary digits, each of them a few
-table look-ups for all words at once: under 1 ms.
+No package that is installed has it. A loop over bytes in Python takes 60 ms for 10 s of sound. Here
+the message is folded in halves, in as many steps as its length has binary digits, each of them two
+table look-ups for all words at once: 1 ms.
 
 The CRC of a message is the remainder of a polynomial over GF(2), whose highest coefficient is the
 first bit. For two pieces A and B of a message, its remainder is the sum (exclusive or) of the
 remainder of B and of A times x^(8 * bytes of B). Multiplication by a constant is linear, so that
-four tables of 256 entries, one for each byte of a remainder, do it.
+two tables, one for each half of a remainder, do it.
 """
 
 import functools
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 _POLYNOMIAL = 0x82F63B78  # the lowest bit of a remainder is its highest coefficient
 _MASK_DELTA = 0xA282EAD8  # of TFRecord files
 _WORD_BYTES = 4
-_SHORT_BYTES = 64  # up to here a loop over bytes is faster
+_SHORT_BYTES = 256  # up to here a loop over bytes is faster
 
 
 def crc32c(content: bytes | memoryview) -> int:
@@ -31,8 +31,8 @@ def crc32c(content: bytes | memoryview) -> int:
     padded = np.zeros(padding + len(content), np.uint8)
     padded[padding:] = np.frombuffer(content, np.uint8)
     padded[padding : padding + _WORD_BYTES] ^= 0xFF
-    # A word of four bytes as a remainder is the word itself, moved on by 32 zero bits.
-    remainders = _multiply(padded.view("<u4").astype(np.uint32), _power_table(0))
+    # Each word is a piece of the message; what a CRC moves on by 32 zero bits is moved at the end.
+    remainders = padded.view("<u4").astype(np.uint32, copy=False)
     level = 0
     while len(remainders) > 1:
         if len(remainders) % 2:
@@ -40,7 +40,7 @@ def crc32c(content: bytes | memoryview) -> int:
         shifted = _multiply(remainders[0::2], _power_table(level))
         remainders = shifted ^ remainders[1::2]
         level += 1
-    return int(remainders[0]) ^ 0xFFFF_FFFF
+    return int(_multiply(remainders, _power_table(0))[0]) ^ 0xFFFF_FFFF
 
 
 def masked_crc32c(content: bytes | memoryview) -> int:
@@ -71,10 +71,9 @@ def _update(register: int, content: bytes | memoryview) -> int:
 
 
 def _multiply(remainders: NDArray[np.uint32], table: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    columns = np.ascontiguousarray(remainders).view(np.uint8).reshape(-1, _WORD_BYTES)
-    product = table[0][columns[:, 0]]
-    for byte in range(1, _WORD_BYTES):
-        product ^= table[byte][columns[:, byte]]
+    halves = np.ascontiguousarray(remainders).view("<u2").reshape(-1, 2)
+    product = table[0].take(halves[:, 0])
+    product ^= table[1].take(halves[:, 1])
     return product
 
 
@@ -94,10 +93,10 @@ def _byte_list() -> list[int]:
 
 @functools.cache
 def _power_table(level: int) -> NDArray[np.uint32]:
-    """Returns the tables that multiply by x^(32 * 2^level): [4, 256].
+    """Returns the tables that multiply by x^(32 * 2^level): [2, 65536], for each half of a word.
 
-    The values of a byte are sums of the values of its bits. Level 0 moves a remainder on by four
-    zero bytes; each level applies the one below twice.
+    The product of a half is the sum of the products of its bits. Level 0 moves a remainder on by
+    four zero bytes; each level applies the one below twice.
     """
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     if level == 0:
@@ -106,9 +105,9 @@ def _power_table(level: int) -> NDArray[np.uint32]:
     else:
         below = _power_table(level - 1)
         bits = _multiply(_multiply(bits, below), below)
-    table = np.zeros((_WORD_BYTES, 256), np.uint32)
-    values = np.arange(256)
+    table = np.zeros((2, 1 << 16), np.uint32)
     for bit in range(32):
-        byte, shift = divmod(bit, 8)
-        table[byte][(values >> shift) & 1 == 1] ^= bits[bit]
+        half, shift = divmod(bit, 16)
+        size = 1 << shift
+        table[half, size : 2 * size] = table[half, :size] ^ bits[bit]
     return table

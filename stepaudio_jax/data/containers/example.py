@@ -125,26 +125,22 @@ def _parse_feature(content: memoryview) -> Feature:
 def _parse_items(kind: str, body: memoryview) -> Iterator[memoryview]:
     for number, wire_type, item in _fields(body):
         is_packed = wire_type == _BYTES
-        if number != 1:
-            raise _error(f"a list of values has the unexpected field {number}")
-        if kind == "bytes" and is_packed:
-            yield item
-        elif kind == "float" and (wire_type == _FOUR_BYTES or (is_packed and not len(item) % 4)):
-            yield item
-        elif kind == "int64" and (
-            wire_type == _VARINT or (is_packed and (not len(item) or item[-1] < 0x80))
-        ):
-            yield item
-        else:
-            raise _error(f"a list of {kind} values has damaged values")
+        is_whole = {
+            "bytes": is_packed,
+            "float": wire_type == _FOUR_BYTES or (is_packed and not len(item) % 4),
+            "int64": wire_type == _VARINT or (is_packed and (not len(item) or item[-1] < 0x80)),
+        }[kind]
+        if number != 1 or not is_whole:
+            raise _error(
+                f"a list of {kind} values is damaged, or has the unexpected field {number}"
+            )
+        yield item
 
 
 def _messages(view: memoryview, what: str, *, single: bool = False) -> Iterator[memoryview]:
     """Yields the contents of field 1, the only field that a message may have."""
-    count = 0
-    for number, wire_type, content in _fields(view):
-        count += 1
-        if number != 1 or wire_type != _BYTES or (single and count > 1):
+    for index, (number, wire_type, content) in enumerate(_fields(view)):
+        if number != 1 or wire_type != _BYTES or (single and index):
             raise _error(f"{what} has the unexpected field {number}")
         yield content
 
@@ -166,7 +162,7 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview]]:
         else:
             raise _error(f"a field has the unexpected type {wire_type}")
         if position > end:
-            raise _error(f"a field of {position - start} bytes ends {position - end} bytes too late")
+            raise _error(f"a field ends {position - end} bytes too late")
         yield number, wire_type, view[start:position]
 
 

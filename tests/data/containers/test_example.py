@@ -145,7 +145,9 @@ def test_of_damaged_bytes_nothing_is_read_that_google_does_not_read(features, da
 
 
 def test_integers_of_all_lengths():
-    values = [sign * (1 << bit) + delta for bit in range(63) for sign in (1, -1) for delta in (0, 1)]
+    values = [
+        sign * (1 << bit) + delta for bit in range(63) for sign in (1, -1) for delta in (0, 1)
+    ]
     array = np.array([*values, -(2**63), 2**63 - 1, 0], np.int64)
     feature = parse_example(serialize_example({"x": array}))["x"]
     np.testing.assert_array_equal(feature.values(), array)
