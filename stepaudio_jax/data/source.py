@@ -18,10 +18,10 @@ from stepaudio_jax.data.containers.base import Row
 from stepaudio_jax.data.containers.opening import list_containers, open_container
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import FormOptions, to_project_form
-from stepaudio_jax.data.sources.llama_factory import read_dataset_info
+from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import PathLike, truncate
+from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
 
 
 class Source:
@@ -194,8 +194,14 @@ def _form_options(config: SourceConfig, path: str) -> FormOptions:
         format=config.format,
         columns=config.columns,
         prompt=config.prompt,
-        dataset_info=read_dataset_info(path),
+        dataset_info=_dataset_info(path),
     )
+
+
+def _dataset_info(path: str) -> Mapping[str, Any] | None:
+    """Returns what LLaMA-Factory's `dataset_info.json` beside a file says of it; None if nothing."""
+    info = read_json_or_none(os.path.join(os.path.dirname(path), "dataset_info.json"))
+    return dataset_entry(info, path) if isinstance(info, Mapping) else None
 
 
 def _stem(path: str) -> str:
