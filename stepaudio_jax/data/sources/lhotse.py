@@ -53,10 +53,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             " read; write the result as a file"
         )
     supervisions = _supervisions(value, origin)
-    _check_inside(supervisions, value, origin)
-    text = _text(supervisions, origin)
     part: dict[str, Any] = {"type": "audio", "audio": _source(value, recording, origin)}
     part |= _times(value, recording, origin)
+    _check_inside(supervisions, value["duration"], origin)
+    text = _text(supervisions, origin)
     part["transcript"] = text
     attributes = _attributes([*supervisions, value])
     if attributes:
@@ -151,12 +151,11 @@ def _supervisions(value: Mapping[str, Any], origin: str) -> list[Mapping[str, An
 
 
 def _check_inside(
-    supervisions: Sequence[Mapping[str, Any]], value: Mapping[str, Any], origin: str
+    supervisions: Sequence[Mapping[str, Any]], cut_length: float, origin: str
 ) -> None:
     """Checks that every supervision lies in the cut: windows of a recording keep the whole text."""
     for number, item in enumerate(supervisions, 1):
         start, length = item.get("start", 0.0), item.get("duration", 0.0)
-        cut_length = value.get("duration", 0.0)
         if start < -_OVERHANG or start + length > cut_length + _OVERHANG:
             raise DataError(
                 f"{origin}: supervision {number} is from {start:g} s to {start + length:g} s of a"

@@ -85,7 +85,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     text_key = _text_column(value, origin)
     clip = _clip(value[audio_key], audio_key, origin)
     part: dict[str, Any] = {"type": "audio", "audio": clip}
-    part |= _times(value, isinstance(value[audio_key], EmbeddedClip), origin)
+    is_embedded = isinstance(value[audio_key], EmbeddedClip)
+    if not is_embedded:
+        _check_channel(value, origin)
+    part |= _times(value, is_embedded, origin)
     text = text_of(value, text_key, origin) if text_key else None
     if text is not None:
         part["transcript"] = text
@@ -237,7 +240,7 @@ def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str
 
 
 def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> None:
-    """Checks that no column may mean a part or a channel of the file, which would be ignored.
+    """Checks that no column may mean a part of the file, which would be ignored.
 
     A clip inside a container has been cut already, and other columns say where it came from; but
     for NeMo's `offset`, since its tars hold whole files too.
@@ -263,6 +266,9 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
             f" columns={{'start_s': '{start}', 'end_s': '{end}'}}, or, where they are not,"
             " columns={'start_s': '', 'end_s': ''}"
         )
+
+
+def _check_channel(value: Mapping[str, Any], origin: str) -> None:
     channel = value.get("channel")
     if _is_number(channel) and float(channel) != 0:
         raise DataError(
