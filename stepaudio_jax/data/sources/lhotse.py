@@ -120,7 +120,8 @@ def _source(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str)
 
 
 def _times(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str) -> dict[str, float]:
-    start, duration = value.get("start", 0.0), value.get("duration")
+    start: Any = value.get("start", 0.0)
+    duration: Any = value.get("duration")
     for key, item in (("start", start), ("duration", duration)):
         if isinstance(item, bool) or not isinstance(item, int | float):
             raise DataError(f"{origin}: {key!r} must be a number of seconds, got {item!r}")

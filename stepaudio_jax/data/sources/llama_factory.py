@@ -102,10 +102,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     clips.check_all_taken(_ADVICE)
     if not ranking:
         return result
-    replies = [
+    chosen, rejected = (
         read_replies(row.get(key), f"{origin}: {key!r}", clips) for key in ("chosen", "rejected")
-    ]
-    return finish_preference(result, *replies, origin)
+    )
+    return finish_preference(result, chosen, rejected, origin)
 
 
 def _alpaca_turns(

@@ -246,7 +246,7 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
     for NeMo's `offset`, since its tars hold whole files too.
     """
     if is_embedded:
-        offset = value.get("offset")
+        offset: Any = value.get("offset")
         if _is_number(offset) and float(offset) != 0 and _is_number(value.get("duration")):
             raise DataError(
                 f"{origin}: has 'offset' and 'duration' beside a clip in the container; where the"
@@ -269,7 +269,7 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
 
 
 def _check_channel(value: Mapping[str, Any], origin: str) -> None:
-    channel = value.get("channel")
+    channel: Any = value.get("channel")
     if _is_number(channel) and float(channel) != 0:
         raise DataError(
             f"{origin}: names channel {channel} of the file, and data.channel says for all files"

@@ -145,7 +145,7 @@ def _call_text(call: Any, where: str) -> str:
         name = function.get("name", function.get("function"))
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: a call must be {_CALL_FORM}, got {format_json(call)}")
-    given = next(
+    given: Any = next(
         (function[key] for key in ("arguments", "parameters", "input") if key in function), {}
     )
     arguments = parse_literal(given) if given != "" else {}

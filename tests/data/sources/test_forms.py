@@ -14,7 +14,7 @@ from stepaudio_jax.data.sources.forms import (
     to_project_form,
 )
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.errors import DataError
+from stepaudio_jax.errors import ConfigError, DataError
 
 # The samples in text -> the form that is found out.
 SAMPLES = {

@@ -55,7 +55,7 @@ def test_clips_beside_the_dialogue():
         ({"prompt": [PLAIN], "completion": [REPLY], "images": ["x.png"]}, 'has "images"'),
         ({"messages": [PLAIN, REPLY], "prompt": "x"}, "the dialogue is in 'messages'"),
         (
-            {"messages": [PLAIN, REPLY], "prompt": "x", "tools": [{}]},
+            {"messages": [PLAIN, REPLY], "prompt": "x", "tools": ["f"]},
             "both 'messages' and 'prompt'",
         ),
         ({"messages": [PLAIN, REPLY], "completion": "x"}, 'has "completion"'),
