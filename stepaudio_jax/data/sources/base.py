@@ -5,13 +5,17 @@ An adapter turns one raw row of a container into a row in the project's own JSON
 refuses those by which other libraries name sound, turns or answers, and ignores the others.
 """
 
-import ast
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty, is_json_list
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_json_list,
+    is_list_of_objects,
+    parse_literal,
+)
 from stepaudio_jax.errors import DataError
 
 AUTO = "auto"
@@ -57,28 +61,6 @@ class Form:
     name: str
     summary: str
     adapt: Adapter
-
-
-def is_list_of_objects(value: Any) -> bool:
-    """Returns whether a value is a list of at least one object, and of nothing else."""
-    return is_json_list(value) and bool(value) and all(isinstance(item, Mapping) for item in value)
-
-
-def parse_literal(value: Any) -> Any:
-    """Returns what a string spells as JSON or as Python writes lists; any other value as it is.
-
-    Tables of strings (CSV, tf.train.Example) hold dialogues and lists of clips in that way.
-    """
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
 
 
 def without(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -16,17 +16,13 @@ from stepaudio_jax.data.sources import (
     verl,
     webdataset,
 )
-from stepaudio_jax.data.sources.base import (
-    AUTO,
-    Form,
-    FormOptions,
-    is_list_of_objects,
-    parse_literal,
-)
-from stepaudio_jax.data.sources.foreign_keys import (
+from stepaudio_jax.data.sources.base import AUTO, Form, FormOptions
+from stepaudio_jax.data.sources.json_values import (
     format_json,
     is_empty,
     is_json_list,
+    is_list_of_objects,
+    parse_literal,
     without_nulls,
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS

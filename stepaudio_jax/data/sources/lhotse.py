@@ -12,8 +12,8 @@ by a comma. Times and alignments of supervisions are not read.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.base import FormOptions, parse_literal, text_of, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.base import FormOptions, text_of, without
+from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
 from stepaudio_jax.data.sources.recognition import attribute_text, clip_dialogue, part_of_file
 from stepaudio_jax.errors import DataError
 

@@ -16,13 +16,16 @@ from stepaudio_jax.data.sources.base import (
     FormOptions,
     assistant_turn,
     history_turns,
-    is_list_of_objects,
-    parse_literal,
     text_of,
     user_turn,
     without,
 )
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_list_of_objects,
+    parse_literal,
+)
 from stepaudio_jax.data.sources.placeholders import Clips, take_clips
 from stepaudio_jax.data.sources.rows import finish_dialogue, finish_preference, read_label
 from stepaudio_jax.data.sources.turns import read_replies, read_turns

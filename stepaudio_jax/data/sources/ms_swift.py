@@ -19,13 +19,16 @@ from stepaudio_jax.data.sources.base import (
     answer_of,
     assistant_turn,
     history_turns,
-    is_list_of_objects,
-    parse_literal,
     text_of,
     user_turn,
     without,
 )
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_list_of_objects,
+    parse_literal,
+)
 from stepaudio_jax.data.sources.placeholders import Clips, count_placeholders, take_clips
 from stepaudio_jax.data.sources.rows import (
     finish_dialogue,

@@ -23,13 +23,12 @@ from typing import Any
 from stepaudio_jax.data.containers.base import EmbeddedClip
 from stepaudio_jax.data.sources.base import FormOptions, text_of, without
 from stepaudio_jax.data.sources.foreign_keys import (
-    format_json,
     is_audio,
     is_audio_key,
     is_audio_word,
-    is_empty,
     is_refused_key,
 )
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import read_clips
 from stepaudio_jax.data.sources.rows import Messages

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.placeholders import Clips
 from stepaudio_jax.data.sources.preferences import preference_to_dialogue
 from stepaudio_jax.data.sources.tools import insert_schemas, schemas_text

@@ -13,8 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.base import parse_literal
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty, is_json_list
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_json_list,
+    parse_literal,
+)
 from stepaudio_jax.errors import DataError
 
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.S)

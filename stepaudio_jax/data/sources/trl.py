@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.data.sources.base import FormOptions, answer_of, text_of, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.placeholders import Clips, take_clips
 from stepaudio_jax.data.sources.rows import finish_dialogue, finish_preference, read_label
 from stepaudio_jax.data.sources.turns import read_replies, read_turns

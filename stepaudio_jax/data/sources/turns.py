@@ -9,16 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.data.sources import tools
-from stepaudio_jax.data.sources.base import (
-    is_list_of_objects,
-    parse_literal,
-    without,
-)
-from stepaudio_jax.data.sources.foreign_keys import (
-    NO_IMAGES_HINT,
+from stepaudio_jax.data.sources.base import without
+from stepaudio_jax.data.sources.foreign_keys import NO_IMAGES_HINT
+from stepaudio_jax.data.sources.json_values import (
     format_json,
     is_empty,
     is_json_list,
+    is_list_of_objects,
+    parse_literal,
 )
 from stepaudio_jax.data.sources.placeholders import (
     Clips,

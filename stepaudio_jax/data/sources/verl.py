@@ -10,8 +10,8 @@ in the row, which nothing reads. Every clip needs its `<audio>`.
 from collections.abc import Mapping
 from typing import Any
 
-from stepaudio_jax.data.sources.base import FormOptions, answer_of, parse_literal, text_of, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.base import FormOptions, answer_of, text_of, without
+from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
 from stepaudio_jax.data.sources.placeholders import Clips, take_clips
 from stepaudio_jax.data.sources.rows import finish_dialogue
 from stepaudio_jax.data.sources.turns import read_turns
