@@ -130,3 +130,23 @@ def history_turns(value: Any, origin: str) -> Sequence[Mapping[str, Any]]:
             )
         turns += [user_turn(pair[0]), assistant_turn(pair[1])]
     return turns
+
+
+def alpaca_turns(
+    row: Mapping[str, Any], origin: str, *, with_reply: bool = True
+) -> list[Mapping[str, Any]]:
+    """Returns the turns of a row with `instruction`, `input`, `output` and `history`.
+
+    Raises:
+        DataError: it has neither an instruction nor an input.
+    """
+    instruction, question = text_of(row, "instruction", origin), text_of(row, "input", origin)
+    if instruction is None and question is None:
+        raise DataError(
+            f"{origin}: has no dialogue and no 'instruction'"
+            f" (keys given: {format_json(list(row))}); name its columns"
+        )
+    asked = "\n".join(text for text in (instruction, question) if text is not None)
+    turns = [*history_turns(row.get("history"), origin), user_turn(asked)]
+    reply = text_of(row, "output", origin) if with_reply else None
+    return [*turns, assistant_turn(reply)] if reply is not None else turns

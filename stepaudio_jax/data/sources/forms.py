@@ -71,7 +71,7 @@ COLUMN_KEYS = (
 _DIALOGUES = ("messages", "conversations", "conversation", "query", "instruction")
 _MS_SWIFT_KEYS = (
     *("audios", "rejected_response", "rejected_messages", "solution", "system"),
-    *("system_prompt", "label"),
+    *("system_prompt", "label", "ground_truth"),
 )
 # Roles that the project's own form reads.
 _OWN_ROLES = ("system", "user", "human", "assistant", "input", "tool", "tools", "tool_json_schemas")

@@ -4,6 +4,7 @@
 {"messages": [..], "audios": [..], "rejected_response": ".."}      the last reply is the better one
 {"messages": [..], "audios": [..], "solution": "7"}                what a verifier compares with
 {"system": "..", "query": "<audio>When?", "response": "..", "history": [["..", ".."]], ..}
+{"instruction": "<audio>When?", "input": "", "output": "..", ..}
 {"system": "..", "conversation": [{"human": "..", "assistant": ".."}], ..}
 
 Its rule for clips without placeholders is kept: where no text of the dialogue has any, all clips
@@ -16,7 +17,7 @@ from typing import Any
 
 from stepaudio_jax.data.sources.base import (
     FormOptions,
-    answer_of,
+    alpaca_turns,
     assistant_turn,
     history_turns,
     text_of,
@@ -31,18 +32,23 @@ from stepaudio_jax.data.sources.json_values import (
 )
 from stepaudio_jax.data.sources.placeholders import Clips, count_placeholders, take_clips
 from stepaudio_jax.data.sources.rows import (
-    finish_dialogue,
+    ANSWER_KEYS,
     finish_preference,
+    read_answer,
     read_label,
     split_reply,
 )
+from stepaudio_jax.data.sources.tools import insert_schemas
 from stepaudio_jax.data.sources.turns import AUDIO_TYPES, CLIP_KEYS, ROLES, read_turns
 from stepaudio_jax.errors import DataError
 
-_TURN_KEYS = ("messages", "conversation", "conversations", "query", "response", "history")
+_TURN_KEYS = (
+    *("messages", "conversation", "conversations", "query", "response", "history"),
+    *("instruction", "input", "output"),
+)
 _READ_KEYS = (
     *("system", "system_prompt", "tools", "rejected_response", "rejected_messages"),
-    *("solution", "label", "channel"),
+    *("label", "channel", *ANSWER_KEYS),
 )
 _ADVICE = "write a placeholder where each clip is heard, or none at all: they are then heard first"
 
@@ -59,13 +65,13 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     key, turns = _turns(row, origin)
     turns = _place_untagged(turns, len(found))
     clips = Clips(found, origin)
-    messages = read_turns(turns, f"{origin}: {key!r}", clips)
+    system = text_of(row, "system", origin) or text_of(row, "system_prompt", origin)
+    messages = read_turns(turns, f"{origin}: {key!r}", clips, system=system)
     rest: dict[str, Any] = without(row, *_TURN_KEYS, *_READ_KEYS)
-    rest |= _answer(row, origin) | read_label(row, ("label",), origin)
+    rest |= read_answer(row, origin) | read_label(row, ("label",), origin)
     if not is_empty(row.get("channel")) and "source" not in rest:
         rest["source"] = row["channel"]
-    system = text_of(row, "system", origin) or text_of(row, "system_prompt", origin)
-    result = finish_dialogue(rest, messages, origin, clips, system=system, tools=row.get("tools"))
+    result = {**rest, "messages": insert_schemas(messages, row.get("tools"), origin)}
     clips.check_all_taken(_ADVICE)
     return _with_rejected(result, row, found, system, origin, clips)
 
@@ -88,14 +94,8 @@ def _with_rejected(
         return result
     again = Clips(found, origin)  # the rejected dialogue names the same clips once more
     turns = _place_untagged(parse_literal(row["rejected_messages"]), len(found))
-    rejected = finish_dialogue(
-        {},
-        read_turns(turns, f"{origin}: 'rejected_messages'", again),
-        origin,
-        again,
-        system=system,
-        tools=row.get("tools"),
-    )["messages"]
+    rejected = read_turns(turns, f"{origin}: 'rejected_messages'", again, system=system)
+    rejected = insert_schemas(rejected, row.get("tools"), origin)
     return finish_preference(without(result, "messages"), result["messages"], rejected, origin)
 
 
@@ -107,6 +107,8 @@ def _turns(row: Mapping[str, Any], origin: str) -> tuple[str, Any]:
             if is_list_of_objects(turns):
                 turns = [item for turn in turns for item in _split_pair(turn, origin, key)]
             return key, turns
+    if "query" not in row and not is_empty(row.get("instruction")):
+        return "instruction", alpaca_turns(row, origin)
     query, response = text_of(row, "query", origin), text_of(row, "response", origin)
     if query is None:
         raise DataError(
@@ -158,13 +160,3 @@ def _has_audio_part(content: Any) -> bool:
         )
         for part in content
     )
-
-
-def _answer(row: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Returns `{"answer": ..}` of a row that a verifier rates; {} for any other."""
-    answer = answer_of(row.get("solution"), f"{origin}: 'solution'")
-    if answer is None:
-        return {}
-    if not is_empty(row.get("answer")):
-        raise DataError(f"{origin}: has both 'solution' and 'answer'; keep one")
-    return {"answer": answer}

@@ -252,14 +252,9 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
                 " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
             )
         return
-    pairs = [
-        (start, end)
-        for start in _STARTS
-        for end in _ENDS
-        if _is_number(value.get(start)) and _is_number(value.get(end))
-    ]
-    if pairs:
-        start, end = pairs[0]
+    start = next((key for key in _STARTS if _is_number(value.get(key))), None)
+    end = next((key for key in _ENDS if _is_number(value.get(key))), None)
+    if start is not None and end is not None:
         raise DataError(
             f"{origin}: has {start!r} and {end!r}, which may be a part of the file; say so:"
             f" columns={{'start_s': '{start}', 'end_s': '{end}'}}, or, where they are not,"

@@ -45,8 +45,15 @@ def schemas_text(tools: Any, where: str) -> str | None:
     return _as_json(value)
 
 
-def insert_schemas(messages: Sequence[dict[str, Any]], text: str | None) -> list[dict[str, Any]]:
-    """Returns the messages with a turn of schemas after the system turn."""
+def insert_schemas(
+    messages: Sequence[dict[str, Any]], tools: Any, origin: str
+) -> list[dict[str, Any]]:
+    """Returns the messages with a turn of the row's `tools`, if it has any, after the system turn.
+
+    Raises:
+        DataError: as of `schemas_text`.
+    """
+    text = schemas_text(tools, f"{origin}: 'tools'")
     if text is None:
         return list(messages)
     start = next(

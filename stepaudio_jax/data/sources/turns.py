@@ -51,13 +51,16 @@ CLIP_KEYS = ("audio", "audio_url", "input_audio", "url", "path", "audio_path", "
 REASONING_KEYS = ("reasoning", "thinking", "thought", "reasoning_text")
 
 
-def read_turns(value: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
+def read_turns(
+    value: Any, where: str, clips: Clips, *, system: str | None = None
+) -> list[dict[str, Any]]:
     """Returns the messages of a dialogue, each clip at its place.
 
     Args:
         value: a list of turns, or the string that spells one; or a text, the user's only turn.
         where: the origin and the key, the start of an error.
         clips: those that the row names beside the dialogue.
+        system: the text of its system turn, if the row names that beside the dialogue too.
 
     Raises:
         DataError: names the turn and what it must be.
@@ -67,6 +70,7 @@ def read_turns(value: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
         value = [{"role": "user", "content": value}]
     if not is_list_of_objects(value):
         raise DataError(f"{where} must be a list of turns, got {format_json(value)}")
+    value = _with_system(value, system, where)
     messages: list[dict[str, Any]] = []
     ids: Sequence[str] = ()
     results: list[dict[str, Any]] = []
@@ -86,7 +90,9 @@ def read_turns(value: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
     return [*messages, *tools.order_results(results, ids, where)]
 
 
-def read_replies(value: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
+def read_replies(
+    value: Any, where: str, clips: Clips, *, system: str | None = None
+) -> list[dict[str, Any]]:
     """Returns the turns of a reply that is compared or completed: a text is the assistant's.
 
     Raises:
@@ -95,29 +101,28 @@ def read_replies(value: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
     value = parse_literal(value)
     if isinstance(value, str):
         value = [{"role": "assistant", "content": value}]
-    return read_turns([value] if isinstance(value, Mapping) else value, where, clips)
+    turns = [value] if isinstance(value, Mapping) else value
+    return read_turns(turns, where, clips, system=system)
 
 
-def prepend_system(
-    messages: Sequence[dict[str, Any]], system: str | None, origin: str, clips: Clips
-) -> list[dict[str, Any]]:
-    """Returns the messages with a row's `system` as their first turn.
+def _with_system(turns: Any, system: str | None, where: str) -> Any:
+    """Returns the turns with a row's `system` as their first.
 
     Raises:
         DataError: they have a system turn that says something else.
     """
     if system is None or not system.strip():
-        return list(messages)
-    if not messages or messages[0].get("role") != "system" or is_empty(messages[0].get("content")):
-        turn = {"role": "system", "content": _content(split_text(system, origin, clips))}
-        rest = messages[1:] if messages and messages[0].get("role") == "system" else messages
-        return [turn, *rest]
-    if messages[0]["content"] != system:
+        return turns
+    first = turns[0]
+    if ROLES.get(str(first.get("role", first.get("from")))) != "system":
+        return [{"role": "system", "content": system}, *turns]
+    content = first.get("content", first.get("value"))
+    if not is_empty(content) and content != system:
         raise DataError(
-            f"{origin}: has 'system', {format_json(system)}, and another system turn,"
-            f" {format_json(messages[0]['content'])}; keep one"
+            f"{where}: the row has 'system', {format_json(system)}, and another system turn,"
+            f" {format_json(content)}; keep one"
         )
-    return list(messages)
+    return [{"role": "system", "content": system}, *turns[1:]]
 
 
 def _read_turn(turn: Mapping[str, Any], where: str, clips: Clips) -> tuple[str, dict[str, Any]]:

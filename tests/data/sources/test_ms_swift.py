@@ -99,7 +99,8 @@ def test_the_worse_reply_stands_beside_the_last():
 def test_a_solution_is_the_answer():
     got = record({"messages": [ASKED], "audios": ["a.wav"], "solution": 7})
     assert (got.answer, len(got.messages)) == ("7", 1)
-    assert "both 'solution' and 'answer'" in refused({**ROW, "solution": "7", "answer": "8"})
+    assert record({**ROW, "ground_truth": "7"}).answer == "7"
+    assert "has 'solution' and 'answer'" in refused({**ROW, "solution": "7", "answer": "8"})
     assert "must be a string or a number" in refused({**ROW, "solution": ["7"]})
 
 
@@ -139,6 +140,16 @@ def test_query_and_response():
     assert dialogue({**full, "history": "[['Hi', 'Hello']]"})[1:] == said
     assert record({**full, "rejected_response": "x"}).rejected_reply == "x"
     assert "'history' must be a list of pairs" in refused({**full, "history": [["Hi"]]})
+
+
+def test_alpaca():
+    row = {"instruction": "When?", "input": "", "output": "At seven.", "audios": ["a.wav"]}
+    assert dialogue(row, format="ms_swift") == [HEARD, ("assistant", "At seven.")]
+
+
+def test_a_clip_of_the_system_turn_comes_before_those_of_the_dialogue():
+    row = {**ROW, "system": "The voice: <audio>", "audios": ["v.wav", "a.wav"]}
+    assert dialogue(row)[:2] == [("system", "The voice: <v.wav>"), HEARD]
 
 
 def test_conversation():
