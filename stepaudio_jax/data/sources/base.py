@@ -86,8 +86,10 @@ def answer_of(value: Any, what: str) -> str | int | float | None:
     """Returns what a verifier compares with; None where it is missing or empty.
 
     Raises:
-        DataError: it is neither a string nor a number.
+        DataError: it is neither a string nor a number, nor a list of one.
     """
+    if is_json_list(value) and len(value) == 1:  # as verl's own examples write it
+        value = value[0]
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -64,7 +64,7 @@ _REFUSED_RECORD_KEYS: Mapping[str, str] = {
         ("system", "system_prompt"),
         'write it as the first message, {"role": "system", "content": TEXT}',
     ),
-    **dict.fromkeys(("tools", "functions"), _TOOLS_HINT),
+    **dict.fromkeys(("tools", "functions", "rejected_tools"), _TOOLS_HINT),
     **dict.fromkeys(
         ("rejected_response", "rejected_messages", "negative_messages"), _REJECTED_HINT
     ),

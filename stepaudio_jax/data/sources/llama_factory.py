@@ -2,6 +2,8 @@
 
 {"conversations": [{"from": "human", "value": "<audio>When?"}, ..], "system": "..", "audios": [..]}
 {"instruction": "<audio>Write it down.", "input": "", "output": "..", "audios": [..]}
+{"messages": [{"role": "user", "content": [{"type": "audio_url", "value": "a.wav"}, ..]}, ..]}
+{"chosen_messages": [..], "rejected_messages": [..]}
 {"conversations": [..], "chosen": {"from": "gpt", "value": ".."}, "rejected": {..}, "audios": [..]}
 
 An entry of `dataset_info.json` renames the columns, and the keys and roles of the turns; without
@@ -84,6 +86,8 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     row = _rename(value, options.dataset_info or {}, origin)
     found, row = take_clips(row, origin)
     clips = Clips(found, origin)
+    if not is_empty(row.get("chosen_messages")):
+        return _whole_dialogues(row, found, origin)
     ranking = not is_empty(row.get("chosen")) or not is_empty(row.get("rejected"))
     if is_empty(row.get("conversations")):
         what, turns = "'instruction'", alpaca_turns(row, origin, with_reply=not ranking)
@@ -102,6 +106,18 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         read_replies(row.get(key), f"{origin}: {key!r}", clips) for key in ("chosen", "rejected")
     )
     return finish_preference(result, chosen, rejected, origin)
+
+
+def _whole_dialogues(row: Mapping[str, Any], found: tuple[str, ...], origin: str) -> dict[str, Any]:
+    """Returns the row of two dialogues that differ in their last turn."""
+    dialogues = []
+    for key in ("chosen_messages", "rejected_messages"):
+        clips = Clips(found, origin)
+        messages = read_turns(row.get(key), f"{origin}: {key!r}", clips)
+        clips.check_all_taken(_ADVICE)
+        dialogues.append(insert_schemas(messages, row.get("tools"), origin))
+    rest = without(row, "chosen_messages", "rejected_messages", "tools")
+    return finish_preference(rest, dialogues[0], dialogues[1], origin)
 
 
 def _rename(value: Mapping[str, Any], info: Mapping[str, Any], origin: str) -> dict[str, Any]:

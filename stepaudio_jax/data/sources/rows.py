@@ -5,9 +5,7 @@ from typing import Any
 
 from stepaudio_jax.data.sources.base import answer_of
 from stepaudio_jax.data.sources.json_values import format_json, is_empty
-from stepaudio_jax.data.sources.placeholders import Clips
 from stepaudio_jax.data.sources.preferences import preference_to_dialogue
-from stepaudio_jax.data.sources.turns import read_replies
 from stepaudio_jax.errors import DataError
 
 ANSWER_KEYS = ("solution", "ground_truth")
@@ -30,29 +28,6 @@ def finish_preference(
         DataError: as of `preferences.preference_to_dialogue`.
     """
     return preference_to_dialogue({**row, "chosen": chosen, "rejected": rejected}, origin)
-
-
-def split_reply(
-    messages: Messages, other: Any, key: str, origin: str, clips: Clips
-) -> tuple[list[dict[str, Any]], Messages, Messages]:
-    """Returns a dialogue without its last reply, that reply, and the reply that is worse than it.
-
-    Args:
-        messages: a dialogue that ends in an assistant's turn.
-        other: the worse reply, a text or a turn.
-        key: the key that has it, for errors.
-        origin: the start of an error.
-        clips: of the row.
-
-    Raises:
-        DataError: the dialogue does not end in an assistant's turn.
-    """
-    if not messages or messages[-1].get("role") != "assistant":
-        raise DataError(
-            f"{origin}: has {key!r} and no better reply: its turns must end in the assistant's"
-        )
-    rejected = read_replies(other, f"{origin}: {key!r}", clips)
-    return list(messages[:-1]), messages[-1:], rejected
 
 
 def read_answer(value: Mapping[str, Any], origin: str) -> dict[str, Any]:

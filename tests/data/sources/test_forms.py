@@ -304,7 +304,7 @@ def test_columns_rename_those_of_the_row():
     with pytest.raises(DataError, match=r"d\.jsonl:1: has no column 'say', which 'columns' names"):
         adapted(row, columns={**columns, "text": "say"})
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    talk = {"conversations": [], "talk": turns}
+    talk = {"conversations": [{"from": "human", "value": "x"}], "talk": turns}
     assert len(parsed(adapted(talk, columns={"messages": "talk"})).messages) == 2
 
 

@@ -101,6 +101,39 @@ def test_ranking():
     assert "must be a list of turns" in refused({**ROW, "chosen": REPLY})
 
 
+def test_parts_with_values():
+    def turn(role, loss, *parts):
+        content = [{"type": kind, "value": value} for kind, value in parts]
+        return {"role": role, "content": content, "loss_weight": loss}
+
+    asked = turn("user", 0.0, ("audio_url", "a.wav"), ("text", "When?"))
+    call = '{"name": "clock", "arguments": {}}'
+    row = {
+        "messages": [
+            asked,
+            turn("assistant", 1.0, ("reasoning", "I ask."), ("tool_call", call)),
+            turn("tool", 0.0, ("text", "7")),
+            turn("assistant", 0.0, ("text", "At seven.")),
+        ],
+        "tools": '[{"name": "clock"}]',
+    }
+    got = record(row)
+    assert [message.role for message in got.messages] == [
+        *("tool_json_schemas", "user", "assistant", "input", "assistant")
+    ]
+    assert dialogue(row)[1] == HEARD
+    assert (got.messages[2].reasoning, got.messages[2].in_loss) == ("I ask.", True)
+    assert got.messages[2].text == "<tool_call>function\nclock\n{}</tool_call>"
+    assert not got.messages[4].in_loss
+    pair = {
+        "chosen_messages": [asked, turn("assistant", 1.0, ("text", "At seven."))],
+        "rejected_messages": [asked, turn("assistant", 1.0, ("text", "At six."))],
+    }
+    got = record(pair)
+    assert (got.reference_reply, got.rejected_reply) == ("At seven.", "At six.")
+    assert "'rejected_messages' must be a list" in refused({**pair, "rejected_messages": None})
+
+
 def test_dataset_info_renames_columns_keys_and_roles():
     row = {
         "talk": [{"who": "Q", "says": "<audio>When?"}, {"who": "A", "says": "At seven."}],

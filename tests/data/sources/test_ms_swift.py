@@ -81,7 +81,9 @@ def test_a_row_that_would_lose_something_is_refused(row, said):
 def test_the_worse_reply_stands_beside_the_last():
     for keys in (
         {"rejected_response": "At six."},
+        {"rejected_response": [reply("At six.")], "rejected_audios": ["a.wav"]},
         {"rejected_messages": [ASKED, reply("At six.")]},
+        {"rejected_messages": [ASKED, reply("At six.")], "rejected_audios": ["a.wav"]},
     ):
         got = record({**ROW, **keys})
         assert [message.role for message in got.messages] == ["user"]
@@ -92,6 +94,17 @@ def test_the_worse_reply_stands_beside_the_last():
     assert (len(got.messages), got.reference_reply) == (3, "So.")
     assert "no better reply" in refused({**ROW, "messages": [ASKED], "rejected_response": "x"})
     assert "do not answer the same dialogue" in refused(
+        {**ROW, "rejected_messages": [ASKED, reply("x")], "rejected_audios": ["b.wav"]}
+    )
+    assert 'has "rejected_audios"' in refused(
+        {**ROW, "rejected_response": "x", "rejected_audios": ["b.wav"]}
+    )
+    calls = [ASKED, {"role": "tool_call", "content": '{"name": "f"}'}, {"role": "tool"}]
+    calls[2]["content"] = "r"
+    assert "compared with several turns" in refused(
+        {**ROW, "messages": [*calls, REPLY], "rejected_response": "x"}
+    )
+    assert "do not answer the same dialogue" in refused(
         {**ROW, "rejected_messages": [user("<audio>Who?"), reply("x")]}
     )
 
@@ -101,7 +114,11 @@ def test_a_solution_is_the_answer():
     assert (got.answer, len(got.messages)) == ("7", 1)
     assert record({**ROW, "ground_truth": "7"}).answer == "7"
     assert "has 'solution' and 'answer'" in refused({**ROW, "solution": "7", "answer": "8"})
-    assert "must be a string or a number" in refused({**ROW, "solution": ["7"]})
+    assert "must be a string or a number" in refused({**ROW, "solution": ["7", "8"]})
+    assert record({**ROW, "solution": ["7"]}).answer == "7"
+    asked = {"problem": "<audio>When?", "audios": ["a.wav"], "solution": "7"}
+    assert dialogue(asked) == [HEARD]
+    assert record(asked).answer == "7"
 
 
 def test_a_label_says_whether_the_last_reply_is_trained_on():
@@ -123,6 +140,14 @@ def test_losses_of_turns():
         ({"loss_scale": 0, "loss": True}, "contradict"),
     ):
         assert said in refused({**ROW, "messages": [ASKED, {**REPLY, **keys}]})
+
+
+def test_an_assistant_that_goes_on_is_one_turn():
+    thought = {**reply("<think>\nSeven.\n</think>\n"), "loss_scale": 1.0}
+    got = record({**ROW, "messages": [ASKED, thought, REPLY]}).messages[1]
+    assert (got.reasoning, got.text, got.in_loss) == ("Seven.", "At seven.", True)
+    other = {**REPLY, "loss": False}
+    assert "do not agree in their 'loss'" in refused({**ROW, "messages": [ASKED, thought, other]})
 
 
 def test_channel_is_the_source():

@@ -167,6 +167,37 @@ def test_calls_that_cannot_be_written_are_refused(turns, said):
     assert said in refused({"messages": [PLAIN, *turns]})
 
 
+def test_calls_and_results_as_parts():
+    row = {
+        "messages": [
+            PLAIN,
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "I ask."},
+                    {"type": "text", "text": "One moment."},
+                    {"type": "tool_use", "id": "t1", "name": "clock", "input": {"zone": "CET"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": "7"},
+                    {"type": "text", "text": "So?"},
+                ],
+            },
+            REPLY,
+        ]
+    }
+    assert dialogue(row)[1:] == [
+        ("assistant", 'One moment.<tool_call>function\nclock\n{"zone": "CET"}</tool_call>'),
+        ("input", "7"),
+        ("user", "So?"),
+        SAID,
+    ]
+    assert record(row).messages[1].reasoning == "I ask."
+
+
 def test_reasoning_under_other_names():
     for key in ("thinking", "reasoning", "thought", "reasoning_content"):
         got = record({"messages": [PLAIN, {**REPLY, key: "They say so."}]})
