@@ -75,7 +75,7 @@ def test_manifests_named_after_a_part(tmp_path):
     assert open_container(tmp_path).row(0).value["id"] == "r-0"
     write(tmp_path / "libri_recordings_test.jsonl.gz", recording("r"))
     write(tmp_path / "libri_supervisions_test.jsonl.gz", supervision("u", "r"))
-    with pytest.raises(DataError, match="several datasets .*name one of these files"):
+    with pytest.raises(DataError, match=r"several datasets .*name one of these files"):
         open_container(tmp_path)
     path = tmp_path / "libri_supervisions_dev.jsonl"
     assert open_container(path).row(0).default_id == "r-0"

@@ -202,7 +202,7 @@ def test_rows_are_read_without_their_sound(tmp_path):
     table = ParquetTable(tmp_path / "t.parquet")
     assert table.row(15).value == {"audio": f"{table.path}#15/audio", "text": "x"}
     assert table.read_clip("5/audio") == sound[5]["bytes"]
-    with pytest.raises(DataError, match="#15/audio: .*damaged"):
+    with pytest.raises(DataError, match=r"#15/audio: .*damaged"):
         table.read_clip("15/audio")
 
 
