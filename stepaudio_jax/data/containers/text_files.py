@@ -76,12 +76,14 @@ class Spool:
 
     def write(self, content: bytes) -> None:
         """Appends bytes; `flush` must follow before they are read."""
-        self._file.write(content)
+        with _writing():
+            self._file.write(content)
         self.size += len(content)
 
     def flush(self) -> None:
         """Makes what was written readable."""
-        self._file.flush()
+        with _writing():
+            self._file.flush()
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes `start` to `stop`; safe from any thread."""
@@ -113,6 +115,17 @@ def reading(path: str, kind: str) -> Iterator[None]:
         finding = recognize_file(path, "sound") if isinstance(error, FileNotFoundError) else None
         reason = finding or f"{error.strerror or error}; give the path of {kind}"
         raise DataError(f"{shown}: cannot be read: {reason}") from None
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: text cannot be written to this folder of temporary files:"
+            f" {error.strerror}; make room, or name another folder in TMPDIR"
+        ) from None
 
 
 class _SpoolReader(io.RawIOBase):
