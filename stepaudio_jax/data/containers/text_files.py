@@ -22,6 +22,7 @@ from stepaudio_jax.storage import (
 
 GZIP_SIGNATURE = b"\x1f\x8b"
 _BLOCK_BYTES = 1 << 20
+_GZIP_FORMAT = 31  # of zlib: gzip's header, with any size of window
 
 
 class TextFile:
@@ -61,6 +62,21 @@ class TextFile:
         if self._spool is None:
             return read_range(self.path, start, stop)
         return self._spool.read(start, stop)
+
+
+def read_head(path: str, num_bytes: int) -> bytes:
+    """Returns the beginning of a file, decompressed as far as that can be read.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    head = read_range(path, 0, num_bytes)
+    if not head.startswith(GZIP_SIGNATURE):
+        return head
+    try:
+        return zlib.decompressobj(wbits=_GZIP_FORMAT).decompress(head, num_bytes)
+    except zlib.error:  # the container that reads all of it says what is wrong
+        return b""
 
 
 class Spool:

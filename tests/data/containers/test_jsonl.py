@@ -132,7 +132,7 @@ def test_a_full_disk_of_temporary_files_is_named(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.raises(DataError, match="temporary files: File too large; .*TMPDIR"):
+        with pytest.raises(DataError, match=r"temporary files: File too large; .*TMPDIR"):
             JsonlRows(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
