@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from stepaudio_jax.data.containers.base import Row
-from stepaudio_jax.data.containers.jsonl import parse_json
+from stepaudio_jax.data.containers.jsonl import JsonlRows, parse_json
 from stepaudio_jax.data.containers.places import file_stem, no_clip_inside
-from stepaudio_jax.data.containers.text_files import TextFile, reading
+from stepaudio_jax.data.containers.text_files import TextFile, read_head, reading
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import COPY_AGAIN, PathLike, expand_home, format_path
 
 _KIND = "a JSON file"
 _BLOCK_BYTES = 1 << 20
 _MAX_SHOWN = 40
+_HEAD_BYTES = 1 << 12
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Strings that end in the same block are skipped whole; a lone quote begins a longer one.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
@@ -79,6 +80,18 @@ class JsonArray:
 
     def block_lengths(self) -> None:
         """Returns None: every row is read alone."""
+
+
+def open_json(path: PathLike) -> JsonArray | JsonlRows:
+    """Opens a file of JSON, an array or JSON Lines, whichever it is by its first character.
+
+    Raises:
+        DataError: the file cannot be read, or is a damaged array.
+    """
+    name = expand_home(os.fspath(path))
+    with reading(name, _KIND):
+        head = read_head(name, _HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    return JsonArray(name) if head.startswith(b"[") else JsonlRows(name)
 
 
 class _Scanner:
@@ -190,7 +203,7 @@ class _Scanner:
         return DataError(
             f"{self._path}#{len(self.ends)}: has {shown} {where}, in line"
             f" {self._line_number(offset)}; a JSON file must be one array of objects, as"
-            ' [{..}, {..}], or have an object in each line'
+            " [{..}, {..}], or have an object in each line"
         )
 
     def _line_number(self, offset: int) -> int:

@@ -22,6 +22,7 @@ from stepaudio_jax.storage import (
 
 GZIP_SIGNATURE = b"\x1f\x8b"
 _BLOCK_BYTES = 1 << 20
+_GZIP_FORMAT = 31  # of zlib: gzip's header, with any size of window
 
 
 class TextFile:
@@ -63,6 +64,21 @@ class TextFile:
         return self._spool.read(start, stop)
 
 
+def read_head(path: str, num_bytes: int) -> bytes:
+    """Returns the beginning of a file, decompressed as far as that can be read.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    head = read_range(path, 0, num_bytes)
+    if not head.startswith(GZIP_SIGNATURE):
+        return head
+    try:
+        return zlib.decompressobj(wbits=_GZIP_FORMAT).decompress(head, num_bytes)
+    except zlib.error:  # the container that reads all of it says what is wrong
+        return b""
+
+
 class Spool:
     """Keeps bytes in a temporary file without a name, which is gone when the object is.
 
@@ -76,12 +92,14 @@ class Spool:
 
     def write(self, content: bytes) -> None:
         """Appends bytes; `flush` must follow before they are read."""
-        self._file.write(content)
+        with _writing():
+            self._file.write(content)
         self.size += len(content)
 
     def flush(self) -> None:
         """Makes what was written readable."""
-        self._file.flush()
+        with _writing():
+            self._file.flush()
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes `start` to `stop`; safe from any thread."""
@@ -115,6 +133,17 @@ def reading(path: str, kind: str) -> Iterator[None]:
         raise DataError(f"{shown}: cannot be read: {reason}") from None
 
 
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: text cannot be written to this folder of temporary files:"
+            f" {error.strerror}; make room, or name another folder in TMPDIR"
+        ) from None
+
+
 class _SpoolReader(io.RawIOBase):
     """Reads a spool in order; several readers do not disturb each other."""
 
@@ -124,6 +153,14 @@ class _SpoolReader(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origins = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._spool.size}
+        self._position = origins[whence] + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
         content = self._spool.read(self._position, self._position + len(buffer))
