@@ -143,7 +143,10 @@ class TfdsFeatures:
 
     def _parse_leaf(self, value: Any, folder: str, path: tuple[str, ...], ranks: int) -> "_Leaf":
         leaf = _Leaf("/".join(path), ranks)
-        if "text" in value or "image" in value:
+        if "text" in value:
+            # Whether a Text may be absent, TFDS does not write down.
+            return dataclasses.replace(leaf, optional=not ranks)
+        if "image" in value:
             return leaf
         if (label := value.get("classLabel")) is not None:
             names = _read_class_names(folder, path, int(label.get("numClasses", 0)))
@@ -156,7 +159,7 @@ class TfdsFeatures:
             return self._parse_audio(audio, leaf)
         if (tensor := value.get("tensor")) is not None:
             return dataclasses.replace(
-                _array(leaf, tensor), optional=bool(tensor.get("optional", False))
+                _array(leaf, tensor), optional=bool(tensor.get("optional")) and not ranks
             )
         kind = str(value["pythonClassName"]).rpartition(".")[2]
         raise DataError(
