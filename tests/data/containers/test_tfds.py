@@ -235,6 +235,19 @@ def test_records_that_do_not_fit_their_features(tmp_path, feature, values, reaso
         TfdsFolder(folder).read_clip("0/x")
 
 
+def test_the_samples_are_not_decoded_for_a_row(tmp_path):
+    damaged = {"x": np.array([40000])}
+    assert TfdsFolder(write_folder(tmp_path, {"x": audio()}, [damaged])).row(0).value["x"]
+    with pytest.raises(DataError, match=r"#0: has no feature 'x'"):
+        TfdsFolder(write_folder(tmp_path, {"x": audio()}, [{}])).row(0)
+
+
+def test_text_in_an_array_of_any_shape(tmp_path):
+    tensor = {"tensor": {"dtype": "string", "encoding": "none", "shape": shape(2, -1)}}
+    folder = write_folder(tmp_path, {"x": tensor}, [{"x": [b"a", b"b", b"c", b"d", b"e", b"f"]}])
+    assert TfdsFolder(folder).row(0).value["x"] == [["a", "b", "c"], ["d", "e", "f"]]
+
+
 def test_classes(tmp_path):
     label = {"classLabel": {"numClasses": "2"}, "pythonClassName": "x.ClassLabel"}
     examples = [{"x": np.array([number])} for number in (0, -1, 5)]
@@ -255,9 +268,13 @@ def test_shards_and_slices(tmp_path):
 
     def describe(info: dict[str, Any]) -> None:
         info["splits"] = [
-            {"name": "train", "shardLengths": ["3", "0", "2"], "filepathTemplate": "{SPLIT}/{NUM_SHARDS}-{SHARD_INDEX}%00003"},
+            {
+                "name": "train",
+                "shardLengths": ["3", "0", "2"],
+                "filepathTemplate": "{SPLIT}/{NUM_SHARDS}-{SHARD_INDEX}%00003",
+            },
             {"name": "test", "shardLengths": ["2"]},
-        ]  # fmt: skip
+        ]
 
     edit(folder / "dataset_info.json", describe)
     (folder / "train").mkdir()
