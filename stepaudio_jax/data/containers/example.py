@@ -8,7 +8,7 @@ decode lists of integers with NumPy. What is not exactly an Example is refused.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ Values = list[memoryview] | NDArray[np.int64] | NDArray[np.float32]
 _VARINT, _BYTES, _FOUR_BYTES = 0, 2, 5  # wire types of protocol buffers
 _KINDS: tuple[Literal["bytes", "float", "int64"], ...] = ("bytes", "float", "int64")
 _MAX_VARINT_BYTES = 10
+_BLOCK_NUMBERS = 1 << 13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,20 +183,56 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
 
 
 def _decode_varints(content: bytes) -> NDArray[np.int64]:
-    """Decodes numbers that follow each other: [numbers] i64.
-
-    The bytes of all numbers are gathered at once: the first eight of each as one 64-bit word, whose
-    groups of 7 bits are then moved together in three steps (pairs, fours, eights).
-    """
-    if not content:
-        return np.zeros(0, np.int64)
+    """Decodes numbers that follow each other: [numbers] i64."""
+    padded = content + bytes(8)  # so that words of 8 bytes can be read at every byte
     last = np.flatnonzero(_as_array(content) < 0x80)
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    if int(lengths.max()) > _MAX_VARINT_BYTES:
-        raise _error("a number is too long")
-    padded = content + bytes(8)
-    words = np.ndarray((len(content) + 1,), "<u8", padded, strides=(1,))
+    values = np.empty(len(last), np.int64)
+    position = 0
+    # In blocks that stay in the processor's cache, which takes a third of the time.
+    for start in range(0, len(last), _BLOCK_NUMBERS):
+        ends = last[start : start + _BLOCK_NUMBERS]
+        lengths = np.diff(ends, prepend=position - 1)
+        if int(lengths.max()) > _MAX_VARINT_BYTES:
+            raise _error("a number is too long")
+        first = ends - lengths + 1
+        block = _decode_narrow_varints(padded, first, lengths)
+        if block is None:
+            block = _decode_wide_varints(padded, first, lengths)
+        values[start : start + _BLOCK_NUMBERS] = block
+        position = int(ends[-1]) + 1
+    return values
+
+
+def _decode_narrow_varints(
+    padded: bytes, first: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """Decodes numbers of at most 21 bits and a sign, as sound has; None if one has more.
+
+    Negative numbers have ten bytes, of which all beyond the third are of the sign. This takes a
+    third of the time of `_decode_wide_varints`.
+    """
+    is_negative = lengths == _MAX_VARINT_BYTES
+    if not (is_negative | (lengths <= 3)).all():
+        return None
+    signs = _words(padded, "<u8")[first[is_negative] + 2] >> np.uint64(8)
+    if (signs != 0x01_FFFF_FFFF_FFFF).any():
+        return None
+    used = np.array([0, 0x7F, 0x7F7F] + [0x7F7F7F] * 8, np.uint32)
+    words = _words(padded, "<u4")[first] & used[lengths]
+    low = (words & np.uint32(0x7F)) | ((words >> np.uint32(1)) & np.uint32(0x3F80))
+    low |= (words >> np.uint32(2)) & np.uint32(0x1F_C000)
+    return low.astype(np.int64) - (is_negative.astype(np.int64) << 21)
+
+
+def _decode_wide_varints(
+    padded: bytes, first: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Decodes any numbers.
+
+    The first eight bytes of each are gathered as a 64-bit word, whose groups of 7 bits are then
+    moved together in three steps: pairs, fours, eights.
+    """
+    words = _words(padded, "<u8")
     used_bits = 8 * np.minimum(lengths, 8).astype(np.uint64)
     low = words[first] & (np.uint64(0xFFFF_FFFF_FFFF_FFFF) >> (np.uint64(64) - used_bits))
     low &= np.uint64(0x7F7F_7F7F_7F7F_7F7F)
@@ -208,14 +245,18 @@ def _decode_varints(content: bytes) -> NDArray[np.int64]:
     low = (low & np.uint64(0x0000_0000_0FFF_FFFF)) | (
         (low & np.uint64(0x0FFF_FFFF_0000_0000)) >> np.uint64(4)
     )
-    # Negative numbers have ten bytes; the ninth and tenth are words[first + 8].
     long = np.flatnonzero(lengths > 8)
-    high = words[first[long] + 8]
+    high = words[first[long] + 8]  # the ninth byte and the tenth
     tenth = np.where(lengths[long] == _MAX_VARINT_BYTES, (high >> np.uint64(8)) & 0xFF, 0)
     if (tenth > 1).any():
         raise _error("a number has more than 64 bits")
     low[long] |= ((high & np.uint64(0x7F)) << np.uint64(56)) | (tenth << np.uint64(63))
     return low.view(np.int64)
+
+
+def _words(padded: bytes, dtype: str) -> NDArray[Any]:
+    """Returns the words that begin at each byte."""
+    return np.ndarray((len(padded) - 7,), dtype, padded, strides=(1,))
 
 
 def _serialize_values(values: Sequence[bytes] | NDArray[np.generic]) -> bytes:

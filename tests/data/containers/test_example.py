@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepaudio_jax.data.containers import example
 from stepaudio_jax.data.containers.example import parse_example, serialize_example
 from stepaudio_jax.errors import DataError
 
@@ -82,9 +83,9 @@ def read_with_oracle(content: bytes) -> dict[str, tuple[str, list[Any]]]:
 
 
 def write_with_oracle(features: dict[str, Any]) -> bytes:
-    example = message_class()()
+    written = message_class()()
     for name, values in features.items():
-        feature = example.features.feature[name]
+        feature = written.features.feature[name]
         if isinstance(values, list):
             feature.bytes_list.value.extend(values)
             feature.bytes_list.SetInParent()
@@ -92,7 +93,7 @@ def write_with_oracle(features: dict[str, Any]) -> bytes:
             feature.int64_list.value.extend(values.tolist())
         else:
             feature.float_list.value.extend(values.tolist())
-    return example.SerializeToString()
+    return written.SerializeToString()
 
 
 def read(content: bytes) -> dict[str, tuple[str, list[Any]]]:
@@ -153,6 +154,18 @@ def test_integers_of_all_lengths():
     np.testing.assert_array_equal(feature.values(), array)
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(-(2**21), 2**21 - 1) | st.integers(-300, 300), min_size=1))
+def test_narrow_integers(values):
+    content = example._encode_varints(np.array(values, np.int64))
+    assert example._decode_varints(content).tolist() == values
+    last = np.flatnonzero(np.frombuffer(content, np.uint8) < 0x80)
+    lengths = np.diff(last, prepend=-1)
+    narrow = example._decode_narrow_varints(content + bytes(8), last - lengths + 1, lengths)
+    assert narrow is not None
+    assert narrow.tolist() == values
+
+
 def test_unpacked_numbers_are_read():
     # Field 1 repeated: integers 5 and -1, floats 1.0 and -2.0.
     integers = b"\x08\x05" + b"\x08" + b"\xff" * 9 + b"\x01"
@@ -161,9 +174,9 @@ def test_unpacked_numbers_are_read():
     entry = b"\x0a\x01i" + b"\x12" + bytes([len(content) + 1]) + b"\x1a" + content
     other = b"\x0a\x01f" + b"\x12" + bytes([len(floats) + 2, 0x12, len(floats)]) + floats
     features = b"\x0a" + bytes([len(entry)]) + entry + b"\x0a" + bytes([len(other)]) + other
-    example = b"\x0a" + bytes([len(features)]) + features
-    assert read(example) == read_with_oracle(example)
-    assert read(example) == {"i": ("int64", [5, -1]), "f": ("float", [1.0, -2.0])}
+    content = b"\x0a" + bytes([len(features)]) + features
+    assert read(content) == read_with_oracle(content)
+    assert read(content) == {"i": ("int64", [5, -1]), "f": ("float", [1.0, -2.0])}
 
 
 def test_bytes_are_views_of_the_record():
