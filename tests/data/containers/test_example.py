@@ -9,7 +9,6 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepaudio_jax.data.containers import example
 from stepaudio_jax.data.containers.example import parse_example, serialize_example
 from stepaudio_jax.errors import DataError
 
@@ -152,18 +151,6 @@ def test_integers_of_all_lengths():
     array = np.array([*values, -(2**63), 2**63 - 1, 0], np.int64)
     feature = parse_example(serialize_example({"x": array}))["x"]
     np.testing.assert_array_equal(feature.values(), array)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(-(2**21), 2**21 - 1) | st.integers(-300, 300), min_size=1))
-def test_narrow_integers(values):
-    content = example._encode_varints(np.array(values, np.int64))
-    assert example._decode_varints(content).tolist() == values
-    last = np.flatnonzero(np.frombuffer(content, np.uint8) < 0x80)
-    lengths = np.diff(last, prepend=-1)
-    narrow = example._decode_narrow_varints(content + bytes(8), last - lengths + 1, lengths)
-    assert narrow is not None
-    assert narrow.tolist() == values
 
 
 def test_unpacked_numbers_are_read():
