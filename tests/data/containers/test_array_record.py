@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import resource
 import shutil
 import threading
 
@@ -294,3 +295,17 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(OutputError, match=r"none/x.array_record: cannot be written \(.*No such"):
         write_array_record(tmp_path / "none" / "x.array_record", [{"id": "1"}])
+    with pytest.raises(OutputError, match="local disks only"):
+        write_array_record("gs://bucket/x.array_record", [{"id": "1"}])
+
+
+def test_a_disk_that_is_full(tmp_path):
+    rows = [{"id": str(index), "messages": [{"audio": bytes(100_000)}]} for index in range(30)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"x.array_record: cannot be written \(.*too large"):
+            write_array_record(tmp_path / "x.array_record", rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
