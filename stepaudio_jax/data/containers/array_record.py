@@ -127,6 +127,7 @@ def _open_reader(path: str) -> Any:
         )
         if not reader.ok():
             reader.close()  # raises what is wrong
+            raise RuntimeError("its index is damaged")
     except (RuntimeError, ValueError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read ({_one_line(error)}); {COPY_AGAIN}") from None
     return reader

@@ -285,6 +285,11 @@ def test_written_rows_are_read_as_they_were(tmp_path, formats):
     assert value == rows[0]
 
 
+def test_a_file_without_rows(tmp_path):
+    assert write_array_record(tmp_path / "x.array_record", []) == 0
+    assert len(ArrayRecordFile(tmp_path / "x.array_record")) == 0
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     def rows():
         yield {"id": "1"}
