@@ -57,6 +57,14 @@ def test_json_objects_are_rows(formats):
     assert [file.row(index).value for index in range(2)] == [json.loads(line) for line in expected]
 
 
+def test_an_example_that_begins_like_json(tmp_path):
+    example = serialize_example({"text": [b"x" * 109]})
+    assert example.startswith(b"\n{")
+    rows = [example, b' {"text": "y"}']
+    file = ArrayRecordFile(records.write_array_record(tmp_path / "x.array_record", rows))
+    assert [file.row(index).value["text"] for index in range(2)] == ["x" * 109, "y"]
+
+
 def test_values_of_all_kinds(tmp_path, formats):
     flac_like, binary = b"fLaC\x00\x00\x00\x22", b"\x89PNG\xff"
     wav = (formats / "clips" / "a.wav").read_bytes()
