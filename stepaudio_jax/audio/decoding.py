@@ -81,7 +81,7 @@ def load_audio(
                 builder.add(block)
                 if builder.is_complete:
                     break
-            return builder.finish()
+            return builder.finish(decoder.frames)
 
 
 def probe_audio(
@@ -145,7 +145,7 @@ def _open_decoder(file: InputFile, part: Part) -> Iterator[_Decoder]:
         decoder = MediaDecoder(file, demuxer)
     else:
         decoder = SndfileDecoder(file, is_part=not part.is_all)
-        if not part.is_all and not part.is_within(decoder.frames, decoder.rate):
+        if not part.is_all and not part.is_within(decoder.frames or 0, decoder.rate):
             decoder.close()
             decoder = SndfileDecoder(file, is_part=False)  # which says so if it is cut short
     try:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio.input_file import COPY_AGAIN_HINT, InputFile
-from stepaudio_jax.audio.media_truncation import find_media_truncation
+from stepaudio_jax.audio.media_truncation import find_media_truncation, is_fragmented
 from stepaudio_jax.audio.mp3 import skip_id3
+from stepaudio_jax.audio.sndfile import OPUS_PREROLL_S
 from stepaudio_jax.audio.waveform import check_rate
 from stepaudio_jax.storage import DECODE_MEDIA, recognize
 
@@ -26,8 +27,6 @@ _STATELESS_CODECS = {"alac", "flac", "mp3float", "mp3"}
 # with noise from a generator, and AMR predicts from all that it has heard), unless that takes long.
 _SEEK_BEHIND_S = 600
 _PREROLL_S = 1.0
-_OPUS_PREROLL_S = 5.0  # then an Opus decoder agrees in every bit with one that began at the start
-_OPUS_RATE = 48_000
 _MAX_MISSING_S = 0.1  # of the length that the container says, before it is called cut short
 # What libsndfile decodes of Core Audio files; others (AAC, Opus) are left to FFmpeg.
 _SNDFILE_CAF_CODECS = (b"", b"lpcm", b"alac", b"ulaw", b"alaw")
@@ -88,7 +87,8 @@ class MediaDecoder:
 
     Attributes:
         rate: Hz.
-        frames: the samples of each channel; None if the container does not say exactly.
+        frames: the samples of each channel; None if the container does not say exactly, until the
+            end has been decoded.
 
     Raises:
         AudioError: PyAV is not installed; or the file is cut short, damaged, has no audio track or
@@ -106,6 +106,8 @@ class MediaDecoder:
         reason = find_media_truncation(file.content, demuxer) if is_scanned else None
         if reason is not None:
             raise file.error(f"{_describe(file)} and {reason}; {COPY_AGAIN_HINT}")
+        # The index of a fragmented file may count only what was known at its beginning.
+        has_length = demuxer == "mov" and not is_fragmented(file.content)
         self.rate = self._open()
         try:
             if self._stream.codec_context.name == "aac":
@@ -113,7 +115,7 @@ class MediaDecoder:
                 self.rate = self._first_rate()
                 self._container.close()
                 self._open()
-            self.frames = self._find_length() if demuxer == "mov" else None
+            self.frames = self._find_length() if has_length else None
         except BaseException:
             self._container.close()
             raise
@@ -144,7 +146,9 @@ class MediaDecoder:
             raise self._damaged(error) from None
         if parts:
             yield np.concatenate(parts)
-        if self.frames is not None and end < self.frames - _MAX_MISSING_S * self.rate:
+        if self.frames is None:
+            self.frames = end
+        elif end < self.frames - _MAX_MISSING_S * self.rate:
             raise self._file.error(
                 f"is cut short or damaged: its container says {self.frames} samples and {end} are"
                 f" there; {COPY_AGAIN_HINT}"
@@ -191,7 +195,7 @@ class MediaDecoder:
         (stream,) = tracks
         for other in self._container.streams:
             if other is not stream:
-                other.discard = "all"  # a video's pictures are not read
+                other.discard = self._av.stream.Discard.all  # a video's pictures are not read
         if stream.codec_context is None:
             raise self._file.error(
                 f"has sound in an encoding that cannot be decoded; {DECODE_MEDIA}"
@@ -213,7 +217,7 @@ class MediaDecoder:
         skip_packets_before = 0
         if context.name == "opus":
             context = self._opus_context()
-            skip_packets_before = first_frame - round(_OPUS_PREROLL_S * self.rate)
+            skip_packets_before = first_frame - OPUS_PREROLL_S * self.rate
         elif self._demuxer == "mov" and stream.time_base * self.rate == 1:
             is_stateless = context.name in _STATELESS_CODECS or context.name.startswith("pcm_")
             target = first_frame - round(_PREROLL_S * self.rate)

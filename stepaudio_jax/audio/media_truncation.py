@@ -77,6 +77,21 @@ def _find_mp4_truncation(content: Content) -> str | None:
     return None if has_index else "is cut short or was never finished: its index (moov) is missing"
 
 
+def is_fragmented(content: Content) -> bool:
+    """Returns whether an MPEG-4 file holds its samples in fragments, each with an index."""
+    position = 0
+    while position + _BOX_HEADER <= len(content):
+        size, name = struct.unpack(">I4s", content[position : position + _BOX_HEADER])
+        if name == b"moof":
+            return True
+        if size == 1:
+            size = int.from_bytes(content[position + 8 : position + 16], "big")
+        if size < _BOX_HEADER:
+            return False
+        position += size
+    return False
+
+
 def _find_matroska_truncation(content: Content) -> str | None:
     position = 0
     while position < len(content):

@@ -78,7 +78,8 @@ class Part:
         if self.end_s is not None and self.end_s > seconds + MAX_ROUNDING_S:
             raise AudioError(
                 name,
-                f"is {seconds:.3f} s long, and end_s={self.end_s:g} lies behind its end; correct it",
+                f"is {seconds:.3f} s long, and end_s={self.end_s:g} lies behind its end; correct"
+                " it",
             )
         return self.first, total if self.last is None else min(total, self.last)
 
@@ -158,8 +159,12 @@ class WaveformBuilder:
             self._peak = max(self._peak, float(np.abs(samples).max()))
             self._samples.append(self._resampler.push(samples))
 
-    def finish(self) -> NDArray[np.float32]:
+    def finish(self, frames: int | None = None) -> NDArray[np.float32]:
         """Returns the waveform [samples] f32 at 16 kHz, after the last block.
+
+        Args:
+            frames: of the whole recording, where that is known although its last block may not
+                have been added.
 
         Raises:
             AudioError: there are no samples, the part is not within the recording, the reduced
@@ -167,16 +172,17 @@ class WaveformBuilder:
                 scale, or too few for an audio token.
         """
         if not self.is_complete:  # the recording has ended
-            if not self._frames:
+            total = self._frames if self._frames > self.first_frame else frames or 0
+            if not total:
                 raise AudioError(self._name, "has no samples; remove it")
-            self._part.within(self._name, self._frames, self._rate)
+            self._part.within(self._name, total, self._rate)
         if (reason := self._reducer.find_silence()) is not None:
             raise AudioError(self._name, reason)
-        frames = self._frames - self.first_frame
+        used = self._frames - self.first_frame
         if self._bad:
             raise AudioError(
                 self._name,
-                f"has {self._bad} NaN or infinite samples of {frames}; export it again",
+                f"has {self._bad} NaN or infinite samples of {used}; export it again",
             )
         if self._peak > _MAX_AMPLITUDE:
             raise AudioError(
@@ -188,7 +194,7 @@ class WaveformBuilder:
         limit = None if self._part.last is None else self._part.last - self._part.first
         waveform = self._samples.take(limit)
         check_not_too_short(
-            self._name, len(waveform), frames, self._rate, self._part, self._length_convention
+            self._name, len(waveform), used, self._rate, self._part, self._length_convention
         )
         return waveform
 
