@@ -6,6 +6,7 @@ project's own (`sources.forms`), and `sources.messages` checks it.
 
 import array
 import bisect
+import glob
 import json
 import os
 import pathlib
@@ -14,14 +15,19 @@ from types import MappingProxyType
 from typing import Any
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data.containers.base import Row
-from stepaudio_jax.data.containers.opening import list_containers, open_container
+from stepaudio_jax.data.containers.base import Container, Row
+from stepaudio_jax.data.containers.folders import exists, is_folder, list_files_below
+from stepaudio_jax.data.containers.opening import open_container
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
+from stepaudio_jax.data.containers.tfds import TfdsFolder, resolve_name
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import FormOptions, to_project_form
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.errors import DataError
+from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
+
+_TFDS = "tfds:"
 
 
 class Source:
@@ -46,13 +52,13 @@ class Source:
 
     def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
         self.path = config.path
-        paths = list_containers(config.path)
+        paths = _find_paths(config)
         if not paths:
             raise DataError(
                 f"{truncate(config.path)}: no such file, and no file matches it;"
                 " check the path in data.sources"
             )
-        self.containers = tuple(open_container(path, split=config.split) for path in paths)
+        self.containers = tuple(_open(path, config) for path in paths)
         self.name = config.name or names.get(config.path) or _stem(config.path)
         self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
         self._options = [_form_options(config, path) for path in paths]
@@ -73,8 +79,19 @@ class Source:
 
     @property
     def files(self) -> list[str]:
-        """Returns the files that it is read from, in order."""
-        return [path for container in self.containers for path in container.files()]
+        """Returns the files whose content decides its rows, in order: all but sound files."""
+        files: list[str] = []
+        for container in self.containers:
+            if not is_folder(container.path):
+                files.append(container.path)
+                continue
+            below = list_files_below(container.path)
+            files += [
+                os.path.join(container.path, name)
+                for name in below
+                if extension(name) not in AUDIO_EXTENSIONS
+            ]
+        return files
 
     def __repr__(self) -> str:
         return f"Source({self.path!r}, records={len(self)})"
@@ -110,7 +127,8 @@ class Source:
         try:
             row = self.raw_row(index)
         except DataError:
-            return self.origin(index)
+            path, separator, place = self.origin(index).rpartition(":")
+            return f"{_stem(path)}{separator}{place}"
         record_id = row.value.get("id") if isinstance(row.value, Mapping) else None
         if isinstance(record_id, str) and record_id:
             return record_id
@@ -170,7 +188,7 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     """
     named = {config.name for config in configs if config.name}
     paths = {
-        config.path: {config.path, *list_containers(config.path)}
+        config.path: {config.path, *_find_paths(config)}
         for config in configs
         if not config.name
     }
@@ -189,6 +207,31 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     return names
 
 
+def _find_paths(config: SourceConfig) -> list[str]:
+    """Returns the files and folders of a source: its path, or what matches it."""
+    if config.path.startswith(_TFDS) or exists(config.path):
+        return [config.path]
+    return sorted(glob.glob(config.path, recursive=True))
+
+
+def _open(path: str, config: SourceConfig) -> Container:
+    """Opens a container; `split` is for data sets of TFDS."""
+    split = config.split
+    if path.startswith(_TFDS):
+        path, named = resolve_name(path)
+        if split is not None and named is not None:
+            raise ConfigError(f"split={split!r}, and {config.path} names one too: keep one of them")
+        return TfdsFolder(path, split or named)
+    if split is None:
+        return open_container(path)
+    if not exists(os.path.join(path, "features.json")):
+        raise ConfigError(
+            f"split={split!r} of source {path}: only data sets of TFDS have splits that are named"
+            " so; name the files or the folder of the split as its path"
+        )
+    return TfdsFolder(path, split)
+
+
 def _form_options(config: SourceConfig, path: str) -> FormOptions:
     return FormOptions(
         format=config.format,
@@ -199,7 +242,7 @@ def _form_options(config: SourceConfig, path: str) -> FormOptions:
 
 
 def _dataset_info(path: str) -> Mapping[str, Any] | None:
-    """Returns what LLaMA-Factory's `dataset_info.json` beside a file says of it; None if nothing."""
+    """Returns what a `dataset_info.json` of LLaMA-Factory beside a file says of it, or None."""
     info = read_json_or_none(os.path.join(os.path.dirname(path), "dataset_info.json"))
     return dataset_entry(info, path) if isinstance(info, Mapping) else None
 
