@@ -243,7 +243,10 @@ def _form_options(config: SourceConfig, path: str) -> FormOptions:
 
 def _dataset_info(path: str) -> Mapping[str, Any] | None:
     """Returns what a `dataset_info.json` of LLaMA-Factory beside a file says of it, or None."""
-    info = read_json_or_none(os.path.join(os.path.dirname(path), "dataset_info.json"))
+    info_path = os.path.join(os.path.dirname(path), "dataset_info.json")
+    if path.startswith(_TFDS) or is_folder(path) or not exists(info_path):
+        return None
+    info = read_json_or_none(info_path)
     return dataset_entry(info, path) if isinstance(info, Mapping) else None
 
 

@@ -14,7 +14,6 @@ from stepaudio_jax.evaluation.questions import (
     answer_at_temperatures,
     answer_questions,
     read_questions,
-    read_silence,
 )
 from stepaudio_jax.evaluation.statistics import Interval, wilson_interval
 
@@ -30,7 +29,6 @@ __all__ = [
     "as_text",
     "normalize_answer",
     "read_questions",
-    "read_silence",
     "score",
     "wilson_interval",
 ]

@@ -13,8 +13,8 @@ from stepaudio_jax.data import (
     Preprocessor,
     Source,
     batches,
+    check_records,
     evaluation_batches,
-    find_bad_records,
     raise_for_bad_records,
 )
 from stepaudio_jax.errors import DataError
@@ -35,7 +35,7 @@ def check(config):
     """Checks all records as a run does before it begins; returns those that will be skipped."""
     sources = [Source(source) for source in config.sources]
     preparation = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
-    bad = find_bad_records(sources, config, preparation.check)
+    bad = check_records(sources, config, preparation.check).bad
     raise_for_bad_records(bad, sources, config)
     return bad
 
@@ -377,7 +377,8 @@ def test_shards_of_a_check_cover_all_records(tmp_path):
     sources = [Source(source) for source in config.sources]
     preparation = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
     shares = [
-        find_bad_records(sources, config, preparation.check, shard=(index, 3)) for index in range(3)
+        check_records(sources, config, preparation.check, shard=(index, 3)).bad
+        for index in range(3)
     ]
     assert [[record.record for record in share] for share in shares] == [
         [0, 127],

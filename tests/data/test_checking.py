@@ -5,8 +5,9 @@ import logging
 
 import pytest
 
-from stepaudio_jax.data import Source
+from stepaudio_jax.data import Preprocessor, Source
 from stepaudio_jax.data.checking import CHECKED, SKIPPED_RECORDS, DataChecker
+from stepaudio_jax.data.record import Content
 from stepaudio_jax.errors import ConfigError, DataError
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
 
@@ -15,6 +16,7 @@ def raise_for_bad(record, *, decode):
     """Accepts every record without the word "bad"."""
     if "bad" in record.messages[0].text:
         raise DataError(f"{record.origin}: is bad")
+    return Content(records=1, clips=len(record.messages[0].audio))
 
 
 class Counted:
@@ -25,7 +27,7 @@ class Counted:
 
     def __call__(self, record, *, decode):
         self.calls += 1
-        raise_for_bad(record, decode=decode)
+        return raise_for_bad(record, decode=decode)
 
 
 def run_check(run_dir, config, check, settings=None):
@@ -91,3 +93,17 @@ def test_an_error_is_raised_before_anything_is_written(tmp_path, path):
 
     with pytest.raises(ConfigError, match="no reward for it"):
         run_check(tmp_path / "run", settings(path), no_reward)
+
+
+def test_what_the_sources_hold_is_logged_also_where_nothing_is_checked(tmp_path, formats, caplog):
+    config = settings(formats / "ms_swift" / "sft.jsonl")
+    sources = [Source(source) for source in config.sources]
+    check = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0).check
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run_check(tmp_path / "run", config, check)
+        assert (
+            f"stage 'sft': sft ({formats}/ms_swift/sft.jsonl): 2 records, 3 clips (3.7 s of sound),"
+            " 0 placeholders as text" in caplog.text
+        )

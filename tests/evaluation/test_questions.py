@@ -7,12 +7,12 @@ import pytest
 import soundfile
 
 from stepaudio_jax.audio import SAMPLE_RATE
-from stepaudio_jax.errors import AudioError, DataError, GenerationError
+from stepaudio_jax.data.clips import load_silence
+from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.evaluation import (
     answer_at_temperatures,
     answer_questions,
     read_questions,
-    read_silence,
     score,
 )
 from stepaudio_jax.generation import build_record_prompt
@@ -85,24 +85,12 @@ def test_a_reply_without_end_is_cut_and_malformed(tokenizer, questions):
     assert score(answers)["clip"].correct == score(answers)["clip"].well_formed == 0
 
 
-def test_silence_has_the_length_of_the_clip_and_no_sound(folder):
-    got = read_silence(str(folder / "a.wav"), length_convention="hf")
-    assert got.shape == (5000,)
-    assert got.dtype == np.float32
-    assert not got.any()
-
-
-def test_silence_of_an_unreadable_clip_is_an_error(tmp_path):
-    with pytest.raises(AudioError, match=r"gone\.wav"):
-        read_silence(str(tmp_path / "gone.wav"), length_convention="hf")
-
-
 def test_a_silenced_prompt_has_the_same_tokens_and_a_constant_spectrum(tokenizer, questions):
     model = replying(tokenizer, "So", "wide")
     for question in questions:
         heard, silent = (
             build_record_prompt(model, question),
-            build_record_prompt(model, question, read=read_silence),
+            build_record_prompt(model, question, read=load_silence),
         )
         np.testing.assert_array_equal(heard.tokens, silent.tokens)
         assert [chunk.shape for chunk in heard.chunks] == [chunk.shape for chunk in silent.chunks]

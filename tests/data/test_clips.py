@@ -1,0 +1,69 @@
+"""Clips by every kind of name: files, parts of files, containers, data URIs and URLs."""
+
+import base64
+
+import numpy as np
+import pytest
+import soundfile
+
+from stepaudio_jax.data.clips import load_clip, load_silence, probe_clip
+from stepaudio_jax.errors import AudioError
+from stepaudio_jax.text.dialogue import AudioPart
+
+
+@pytest.fixture(scope="module")
+def expected(formats):
+    samples, _ = soundfile.read(formats / "clips" / "a.wav", dtype="float32")
+    return samples
+
+
+def test_names_of_one_clip_give_the_same_samples(formats, expected):
+    content = (formats / "clips" / "a.wav").read_bytes()
+    uri = f"data:audio/wav;base64,{base64.b64encode(content).decode()}"
+    names = [
+        str(formats / "clips" / "a.wav"),
+        uri,
+        f"{formats}/webdataset/talks-000000.tar#a.wav",
+        f"{formats}/hf_parquet/train-00000-of-00001.parquet#0/audio",
+        f"{formats}/array_record/examples-00000-of-00001.array_record#0/audio",
+        f"{formats}/tfrecord/talks-00000-of-00001.tfrecord#0/audio",
+        f"{formats}/tfds/talks/plain/1.0.0/talks-train.array_record-00000-of-00001#1/speech",
+    ]
+    for name in names:
+        np.testing.assert_array_equal(load_clip(AudioPart(name)), expected, err_msg=name[:99])
+        assert probe_clip(AudioPart(name)) == len(expected)
+
+
+def test_part_of_a_clip(formats, expected):
+    for name in ("clips/a.wav", "tfds/talks/plain/1.0.0/talks-train.array_record-00000-of-00001"):
+        place = "" if name.endswith(".wav") else "#1/speech"
+        part = AudioPart(f"{formats}/{name}{place}", start_s=0.25, end_s=0.75)
+        np.testing.assert_array_equal(load_clip(part), expected[4000:12_000])
+        assert probe_clip(part) == 8000
+        with pytest.raises(AudioError, match=r"1\.16|1\.15"):
+            load_clip(AudioPart(part.path, start_s=0.25, end_s=9.0))
+
+
+def test_silence_has_the_length_of_the_clip_and_no_sound(formats, expected):
+    silence = load_silence(AudioPart(str(formats / "clips" / "a.wav")))
+    assert silence.shape == expected.shape
+    assert silence.dtype == np.float32
+    assert not silence.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.wav", "gone.wav: does not exist"),
+        ("data:audio/wav;base64,UklGR*", "is not base64"),
+        ("data:audio/wav;base64,", r"is empty \(0 bytes\)"),
+        ("https://example.com/a.wav", "is a URL, which is not read unless data.allow_urls"),
+        ("http://example.com/a.wav", "is a URL"),
+        ("{formats}/webdataset/talks-000000.tar#z.wav", "z.wav"),
+    ],
+)
+def test_names_of_no_clip_are_errors(formats, name, message):
+    for read in (load_clip, load_silence, probe_clip):
+        with pytest.raises(AudioError, match=message) as error:
+            read(AudioPart(name.format(formats=formats)))
+        assert "\n" not in str(error.value)
