@@ -1,21 +1,22 @@
 """Reads and writes users' files: paths, outputs, locks, JSON, and recognition of other files."""
 
 from stepaudio_jax.storage.files import (
-    PathLike,
+    atomic_binary_writer,
     atomic_directory,
     atomic_text_writer,
-    expand_home,
+    copy_file,
     file_size,
     fingerprint_folder,
     hash_file,
+    is_finished_folder,
     open_append,
     open_read,
     read_bytes,
     read_range,
     read_text,
     remove_empty_folders,
+    remove_folder,
     rename,
-    user_path,
     write_text,
 )
 from stepaudio_jax.storage.json_files import (
@@ -34,7 +35,7 @@ from stepaudio_jax.storage.jsonl import (
     read_step_lines,
     write_json_lines,
 )
-from stepaudio_jax.storage.locks import LockedFile, lock_file
+from stepaudio_jax.storage.locks import Lock, LockedFile, lock_file, take_lock
 from stepaudio_jax.storage.messages import (
     did_you_mean,
     first_few,
@@ -47,9 +48,20 @@ from stepaudio_jax.storage.outputs import (
     check_output_directory,
     check_output_file,
     check_parent_writable,
+    finished_output,
     has_job_mark,
     is_finished_output_of,
     set_job_mark,
+)
+from stepaudio_jax.storage.parts import appended_exists, read_appended
+from stepaudio_jax.storage.paths import (
+    BucketPath,
+    Path,
+    PathLike,
+    expand_home,
+    glob_paths,
+    to_path,
+    user_path,
 )
 from stepaudio_jax.storage.recognize_files import (
     CONVERT_SOUND,
@@ -65,38 +77,50 @@ from stepaudio_jax.storage.recognize_folders import (
     recognize_run,
     unfinished_download,
 )
+from stepaudio_jax.storage.uris import is_bucket_path
 
 __all__ = [
     "CONVERT_SOUND",
     "COPY_AGAIN",
+    "BucketPath",
     "Finding",
     "JsonLine",
     "JsonLinesFile",
+    "Lock",
     "LockedFile",
+    "Path",
     "PathLike",
     "Purpose",
     "StepLog",
+    "appended_exists",
+    "atomic_binary_writer",
     "atomic_directory",
     "atomic_text_writer",
     "check_not_same_file",
     "check_output_directory",
     "check_output_file",
     "check_parent_writable",
+    "copy_file",
     "did_you_mean",
     "expand_home",
     "file_size",
     "fingerprint_folder",
+    "finished_output",
     "first_few",
     "format_json_line",
     "format_path",
+    "glob_paths",
     "has_job_mark",
     "hash_file",
     "hash_json",
+    "is_bucket_path",
+    "is_finished_folder",
     "is_finished_output_of",
     "lock_file",
     "open_append",
     "open_read",
     "parse_json",
+    "read_appended",
     "read_bytes",
     "read_json",
     "read_json_lines",
@@ -110,8 +134,11 @@ __all__ = [
     "recognize_run",
     "recognize_values",
     "remove_empty_folders",
+    "remove_folder",
     "rename",
     "set_job_mark",
+    "take_lock",
+    "to_path",
     "truncate",
     "truncate_words",
     "unfinished_download",
