@@ -75,6 +75,18 @@ def file_size(path: PathLike) -> int:
     return os.stat(path).st_size
 
 
+def list_sizes(folder: PathLike) -> dict[str, int]:
+    """Returns the sizes of the files directly in a folder, by name; empty where there is none."""
+    if is_bucket_path(folder):
+        entries = buckets.list_folder(os.fspath(folder))
+        return {BucketPath(entry.path).name: entry.size for entry in entries if not entry.is_folder}
+    try:
+        with os.scandir(folder) as files:
+            return {file.name: file.stat().st_size for file in files if file.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
 def open_append(path: PathLike, *, truncate_at: int | None = None) -> io.BufferedRandom:
     """Opens a local file for appending bytes; it is created where it does not exist.
 

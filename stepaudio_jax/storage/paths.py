@@ -97,6 +97,11 @@ class BucketPath(os.PathLike[str]):
         return BucketPath("/".join([str(self), *(os.fspath(name) for name in names)]))
 
     @property
+    def address(self) -> tuple[str, str, str]:
+        """Returns scheme, bucket and key."""
+        return split(str(self))
+
+    @property
     def name(self) -> str:
         """Returns the last part."""
         return posixpath.basename(self._key)
