@@ -31,8 +31,8 @@ from stepaudio_jax.storage import (
     COPY_AGAIN,
     BucketPath,
     Path,
-    atomic_binary_writer,
     file_size,
+    open_write,
     read_bytes,
     read_range,
     recognize_file,
@@ -359,7 +359,7 @@ class ShardWriter:
         self._number = number
         path = self._folder / self.file_name(number)
         # It is closed by the next call, or by __exit__.
-        self._file = self._open_files.enter_context(atomic_binary_writer(path))
+        self._file = self._open_files.enter_context(open_write(path))
         header = _header(self._shards[number - 1])
         self._file.write(len(header).to_bytes(8, "little") + header)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from stepaudio_jax.errors import StorageError
-from stepaudio_jax.storage.uris import split
+from stepaudio_jax.storage.uris import is_bucket_path, split
 
 
 class Client(abc.ABC):
@@ -73,6 +73,7 @@ class GcsClient(Client):
         # zonal buckets, which the user may turn on.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import aiohttp
+        import fsspec.config
         import gcsfs
         import google.auth.exceptions
         import requests
@@ -85,6 +86,9 @@ class GcsClient(Client):
             google.auth.exceptions.GoogleAuthError,
             ValueError,
         )
+        # For Orbax too, which makes its own: it would keep listings for good, although other
+        # processes and this module change what is in a folder.
+        fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
         fs = gcsfs.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
         super().__init__(fs, errors)
 
@@ -256,6 +260,11 @@ def check_bucket(path: str) -> None:
 def not_found(path: str) -> FileNotFoundError:
     """Returns the error of a missing object."""
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def client_errors(path: str | os.PathLike[str]) -> tuple[type[Exception], ...]:
+    """Returns what libraries that use the clients themselves may raise for a path; () if local."""
+    return client_of(split(path)[0]).errors if is_bucket_path(path) else ()
 
 
 def forget_clients() -> None:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO, cast
 
-from stepaudio_jax.errors import LockHeldError, OutputError
+from stepaudio_jax.errors import LockHeldError, OutputError, StorageError
 from stepaudio_jax.storage import buckets
 from stepaudio_jax.storage.bucket_locks import lock_object
 from stepaudio_jax.storage.paths import BucketPath, Path, PathLike, to_path
@@ -73,6 +73,15 @@ def file_size(path: PathLike) -> int:
     if is_bucket_path(path):
         return buckets.find_object(os.fspath(path)).size
     return os.stat(path).st_size
+
+
+def file_version(path: PathLike) -> tuple[int, str]:
+    """Returns the size of a file, and what changes when it is written anew."""
+    if is_bucket_path(path):
+        entry = buckets.find_object(os.fspath(path))
+        return entry.size, entry.version
+    status = os.stat(path)
+    return status.st_size, str(status.st_mtime_ns)
 
 
 def list_sizes(folder: PathLike) -> dict[str, int]:
@@ -138,14 +147,25 @@ def remove_folder(path: PathLike) -> None:
 
 
 @contextlib.contextmanager
-def atomic_binary_writer(output: PathLike) -> Iterator[BinaryIO]:
-    """Yields a file of bytes that becomes `output` at the end; see `atomic_text_writer`.
+def open_write(path: PathLike) -> Iterator[BinaryIO]:
+    """Yields a new file of bytes in a folder that is still being written.
 
-    In a bucket the bytes are sent as they are written: no local copy is made.
+    In a bucket the bytes are sent as they are written, and no local copy is made.
     """
-    if is_bucket_path(output):
-        with buckets.writer(os.fspath(output)) as upload:
+    if is_bucket_path(path):
+        with buckets.writer(os.fspath(path)) as upload:
             yield cast(BinaryIO, upload)
+        return
+    with open(path, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_binary_writer(output: PathLike) -> Iterator[BinaryIO]:
+    """Yields a file of bytes that becomes `output` at the end; see `atomic_text_writer`."""
+    if is_bucket_path(output):
+        with open_write(output) as file:
+            yield file
         return
     with _local_writer(output) as temporary, temporary.open("wb") as file:
         yield file
@@ -257,6 +277,14 @@ def _remove_all_but(kept: BucketPath) -> None:
     for entry in buckets.list_objects(str(kept.parent)):
         if entry.path != str(kept):
             buckets.remove(entry.path)
+
+
+def folder_is_here(path: PathLike) -> bool:
+    """Returns whether a folder can be read from here; without credentials it cannot."""
+    try:
+        return to_path(path).is_dir()
+    except StorageError:
+        return False
 
 
 def is_finished_folder(path: PathLike) -> bool:

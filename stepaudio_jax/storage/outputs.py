@@ -52,7 +52,7 @@ def check_output_file(
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+        check_parent_writable(path, shown)
         return
     except NotADirectoryError:
         raise OutputError(
@@ -69,7 +69,7 @@ def check_output_file(
         raise OutputError(
             f"{shown} exists already, and would be replaced: name another file, or remove it first"
         )
-    check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+    check_parent_writable(path, shown)
 
 
 def check_output_directory(output: PathLike) -> None:
@@ -94,7 +94,7 @@ def check_output_directory(output: PathLike) -> None:
         ) from None
     if not (is_empty_folder or is_absent):
         raise OutputError(f"{shown} already exists; choose another output or remove it first")
-    check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+    check_parent_writable(path, shown)
 
 
 def check_not_same_file(
@@ -120,17 +120,23 @@ def check_not_same_file(
         )
 
 
-def check_parent_writable(path: pathlib.Path, shown: str) -> None:
+def check_parent_writable(path: PathLike, shown: str) -> None:
     """Checks that the folder of an output can be created and written.
 
+    Of one in a bucket it checks that the bucket is there and may be read.
+
     Args:
-        path: the output, links resolved.
+        path: the output.
         shown: how messages name it.
 
     Raises:
         OutputError: it cannot.
     """
-    folder = next(parent for parent in path.parents if parent.exists())
+    if is_bucket_path(path):
+        buckets.find(os.fspath(path))
+        return
+    resolved = pathlib.Path(os.path.realpath(path))
+    folder = next(parent for parent in resolved.parents if parent.exists())
     if not folder.is_dir():
         raise OutputError(
             f"{shown}: {str(folder)!r} is a file, and no folder can be made in it;"

@@ -37,7 +37,7 @@ def parts_folder(path: PathLike) -> Path:
 
 def appended_exists(path: PathLike) -> bool:
     """Returns whether a file that is appended to exists, whole or in parts."""
-    return to_path(path).is_file() or bool(_list_parts(path))
+    return to_path(path).exists() or bool(_list_parts(path))
 
 
 def read_appended(path: PathLike) -> bytes:

@@ -4,6 +4,7 @@
 itself would take `gs://bucket/x` for the relative path `gs:/bucket/x`.
 """
 
+import argparse
 import dataclasses
 import fnmatch
 import functools
@@ -14,6 +15,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Union
 
+from stepaudio_jax.errors import StorageError
 from stepaudio_jax.storage import buckets
 from stepaudio_jax.storage.uris import is_bucket_path, split
 
@@ -43,7 +45,10 @@ def user_path(text: str) -> Path:
 
     No shell expands the `~` of `--output=~/x`.
     """
-    return to_path(expand_home(text))
+    try:
+        return to_path(expand_home(text))
+    except StorageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def glob_paths(pattern: str) -> list[str]:

@@ -7,18 +7,17 @@ import urllib.request
 
 import pytest
 
+from stepaudio_jax.storage import bucket_clients
 from tests.storage.gcs_server import gcs_server
 
 
 @pytest.fixture
 def gcs(monkeypatch):
     """A server with the buckets `bucket` and `other`, to which this process is led."""
-    pytest.importorskip("gcsfs")
-    from stepaudio_jax.storage import bucket_clients
-
     with gcs_server("bucket", "other") as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
+        pytest.importorskip("gcsfs")
         bucket_clients.forget_clients()
         yield server
         bucket_clients.forget_clients()
@@ -29,8 +28,6 @@ def s3(monkeypatch):
     """The address of moto's server, with the bucket `bucket`, to which this process is led."""
     pytest.importorskip("s3fs")
     moto_server = pytest.importorskip("moto.server")
-    from stepaudio_jax.storage import bucket_clients
-
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()

@@ -7,7 +7,6 @@ may be larger than memory.
 import array
 import bisect
 import functools
-import glob
 import json
 import os
 import pathlib
@@ -19,7 +18,17 @@ from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import PathLike, expand_home, open_read, truncate
+from stepaudio_jax.storage import (
+    PathLike,
+    expand_home,
+    file_version,
+    glob_paths,
+    is_bucket_path,
+    open_read,
+    read_range,
+    to_path,
+    truncate,
+)
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -42,10 +51,8 @@ class JsonlFile:
         self.path = expand_home(os.fspath(path))
         self._source = source or pathlib.Path(path).stem
         try:
-            status = os.stat(self.path)
-            self._offsets, self._line_numbers = _index_lines(
-                self.path, status.st_size, status.st_mtime_ns
-            )
+            self._size, version = file_version(self.path)
+            self._offsets, self._line_numbers = _index_lines(self.path, self._size, version)
         except OSError as error:
             raise DataError(
                 f"{self.path}: cannot be read: {error.strerror}; give the path of a JSONL file"
@@ -93,9 +100,9 @@ class JsonlFile:
         )
 
     def _read_line(self, index: int) -> bytes:
-        with open_read(self.path) as file:
-            file.seek(self._offsets[index])
-            return file.readline()
+        is_last = index + 1 == len(self._offsets)
+        stop = self._size if is_last else self._offsets[index + 1]
+        return read_range(self.path, self._offsets[index], stop).partition(b"\n")[0]
 
     def _default_id(self, index: int) -> str:
         return f"{pathlib.Path(self.path).stem}:{self.line_number(index)}"
@@ -188,17 +195,13 @@ def _name_candidates(path: str) -> list[str]:
     stems = [*parts[:-1], pathlib.Path(path).stem]
     return [
         *("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))),
-        os.path.normpath(path),
+        path if is_bucket_path(path) else os.path.normpath(path),
     ]
 
 
 def _files(config: SourceConfig) -> list[str]:
     """Returns the files of a source: its path, or what matches it."""
-    return (
-        [config.path]
-        if os.path.exists(config.path)
-        else sorted(glob.glob(config.path, recursive=True))
-    )
+    return [config.path] if to_path(config.path).exists() else glob_paths(config.path)
 
 
 def read_jsonl(path: PathLike) -> Iterator[Record]:
@@ -213,10 +216,10 @@ def read_jsonl(path: PathLike) -> Iterator[Record]:
 
 
 @functools.cache
-def _index_lines(path: str, size: int, changed: int) -> tuple[Sequence[int], Sequence[int]]:
+def _index_lines(path: str, size: int, version: str) -> tuple[Sequence[int], Sequence[int]]:
     """Returns the offset and the number of each line that is not blank.
 
-    Cached by the file's size and time of change, since every stage opens its files twice (to check
+    Cached by the file's size and version, since every stage opens its files twice (to check
     and to read them), and a large file takes long.
     """
     offsets, numbers = array.array("q"), array.array("q")
