@@ -1,6 +1,7 @@
 """Reads and writes users' files: paths, outputs, locks, JSON, and recognition of other files."""
 
 from stepaudio_jax.storage.bucket_clients import client_errors
+from stepaudio_jax.storage.disk_cache import DiskCache
 from stepaudio_jax.storage.files import (
     atomic_binary_writer,
     atomic_directory,
@@ -88,6 +89,7 @@ __all__ = [
     "CONVERT_SOUND",
     "COPY_AGAIN",
     "BucketPath",
+    "DiskCache",
     "Finding",
     "JsonLine",
     "JsonLinesFile",

@@ -5,6 +5,7 @@ They are imported when the first path of their scheme is used, since they are ex
 
 import abc
 import contextlib
+import datetime
 import errno
 import logging
 import os
@@ -37,6 +38,10 @@ class Client(abc.ABC):
     @abc.abstractmethod
     def has_bucket(self, bucket: str) -> bool:
         """Returns whether a bucket exists."""
+
+    @abc.abstractmethod
+    def object_info(self, bucket: str, key: str) -> dict[str, Any]:
+        """Returns what fsspec tells of an object, without looking for a folder of that name."""
 
     @abc.abstractmethod
     def write_if(self, bucket: str, key: str, content: bytes, version: str | None) -> str | None:
@@ -99,6 +104,12 @@ class GcsClient(Client):
             return False
         return True
 
+    def object_info(self, bucket: str, key: str) -> dict[str, Any]:
+        # The own `info` of gcsfs lists the folder of that name too, which costs ten times more.
+        found = self.fs.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+        modified = datetime.datetime.fromisoformat(found["updated"].replace("Z", "+00:00"))
+        return {**found, "name": f"{bucket}/{key}", "type": "file", "mtime": modified}
+
     def write_if(self, bucket: str, key: str, content: bytes, version: str | None) -> str | None:
         place = f"{self.fs.base}".replace("/storage/v1/", "/upload/storage/v1/")
         try:
@@ -155,6 +166,9 @@ class S3Client(Client):
         except FileNotFoundError:
             return False
         return True
+
+    def object_info(self, bucket: str, key: str) -> dict[str, Any]:
+        return self.fs.info(f"{bucket}/{key}")
 
     def write_if(self, bucket: str, key: str, content: bytes, version: str | None) -> str | None:
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}

@@ -89,9 +89,14 @@ def find_object(path: str) -> Entry:
 
     Raises:
         FileNotFoundError: there is none.
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: there is a folder of that name.
     """
-    entry = find(path)
+    scheme, bucket, key = split(path)
+    with storage_errors(path):
+        try:
+            entry = _entry(scheme, client_of(scheme).object_info(bucket, key)) if key else None
+        except FileNotFoundError:
+            entry = find(path)
     if entry is None:
         raise not_found(path)
     if entry.is_folder:

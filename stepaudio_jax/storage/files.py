@@ -323,7 +323,7 @@ def remove_stale_temporaries(target: pathlib.Path) -> None:
         if match is None:
             continue
         thread, process = int(match[1]), int(match[2])
-        if _is_running(process) and (process, thread) != (os.getpid(), threading.get_native_id()):
+        if is_running(process) and (process, thread) != (os.getpid(), threading.get_native_id()):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -370,7 +370,8 @@ def _check_disk_space(target: pathlib.Path, needed_bytes: int, shown: str) -> No
         )
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Returns whether a process of this machine is running."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
