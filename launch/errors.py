@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -13,7 +12,7 @@ from stepaudio_jax.errors import (
     RunError,
     StepAudioError,
 )
-from stepaudio_jax.storage import truncate_words
+from stepaudio_jax.storage import appended_exists, truncate_words
 
 
 @contextlib.contextmanager
@@ -45,8 +44,8 @@ def exit_on_error(on_interrupt: str | Callable[[], str] = "") -> Iterator[None]:
 
 def describe_partial_output(output: str) -> str:
     """Returns what is printed at Ctrl-C by a job whose finished lines stay in `OUTPUT.partial`."""
-    partial = pathlib.Path(f"{output}.partial")
-    if not partial.exists():
+    partial = f"{output}.partial"
+    if not appended_exists(partial):
         return "nothing was written yet; start the same command again"
     return f"finished lines are kept in {partial}; the same command goes on from there"
 

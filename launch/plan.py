@@ -10,16 +10,17 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
 import sys
 from typing import Any
 
 from launch.errors import exit_on_error
 from stepaudio_jax.config import Config, PolicyGradient, load_config, split_flags
 from stepaudio_jax.storage import (
+    Path,
     atomic_text_writer,
     check_output_file,
     expand_home,
+    folder_is_here,
     read_bytes,
     user_path,
 )
@@ -40,7 +41,7 @@ def with_initial_model_config(config: Config) -> Config:
 
     initial = config.initial
     named = [folder for folder in (initial.model, initial.encoder, initial.decoder) if folder]
-    if away := [folder for folder in named if not pathlib.Path(folder).is_dir()]:
+    if away := [folder for folder in named if not folder_is_here(folder)]:
         print(
             f"{', '.join(away)}: not here, "
             "so the plan is of the model that the configuration describes",
@@ -53,7 +54,7 @@ def with_initial_model_config(config: Config) -> Config:
     return dataclasses.replace(config, model=hub.read_model_config(sources))
 
 
-def _is_plan(path: pathlib.Path) -> bool:
+def _is_plan(path: Path) -> bool:
     """Returns whether a file is an earlier plan, which a new one may replace."""
     try:
         value = json.loads(read_bytes(path))

@@ -1,7 +1,6 @@
 """The functions of `import stepaudio_jax as sa` that join rooms which may not import each other."""
 
 import os
-import pathlib
 
 import ml_dtypes
 import numpy as np
@@ -9,11 +8,11 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
 from stepaudio_jax.rl import PolicyTrainer
-from stepaudio_jax.storage import PathLike, expand_home
+from stepaudio_jax.storage import Path, PathLike, expand_home, to_path
 from stepaudio_jax.training import trainer
 
 
-def train(config: Config) -> pathlib.Path:
+def train(config: Config) -> Path:
     """Trains a model, stage by stage; the same call goes on from an interrupted run.
 
     Args:
@@ -45,7 +44,7 @@ def convert(
     output: PathLike,
     *,
     dtype: FloatDtype | None = None,
-) -> pathlib.Path:
+) -> Path:
     """Converts a Hugging Face folder to a checkpoint of this project, or the other way.
 
     `tools.convert_weights` has further options: adapters, an encoder of another model, shard sizes.
@@ -61,7 +60,7 @@ def convert(
     Raises:
         CheckpointError: the source cannot be read, or the output exists.
     """
-    paths = [pathlib.Path(expand_home(os.fspath(path))) for path in (source, output)]
+    paths = [to_path(expand_home(os.fspath(path))) for path in (source, output)]
     numpy_dtype = None
     if dtype is not None:
         numpy_dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

@@ -70,6 +70,18 @@ class CheckpointError(StepAudioError):
     """A folder of weights is incomplete, malformed, or does not fit what was asked of it."""
 
 
+class StorageError(StepAudioError, OSError):
+    """A bucket cannot be used: it is not there, access is refused, or it does not answer.
+
+    It is an OSError too, as what a local file system refuses; a missing object is an ordinary
+    FileNotFoundError.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.strerror = message
+
+
 class OutputError(StepAudioError):
     """An output cannot be written, or would replace what another program wrote."""
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Copies the last commit of this project to every machine of the slices and trains, restarting until the run is finished.
 #
-#   NAME=sft-32b ZONE=us-east5-a launch/tpu/train.sh --config=configs/sft_32b.py --config.run_dir=/mnt/job/runs/sft_32b
+#   NAME=sft-32b ZONE=us-east5-a launch/tpu/train.sh --config=configs/sft_32b.py --config.run_dir=gs://MY-BUCKET/runs/sft_32b
 #
-# run_dir must be on a file system that every machine sees: Filestore, or a bucket (mount_bucket.sh).
+# run_dir must be where every machine sees it: in gs://, or on a mounted file system (Filestore, mount_bucket.sh).
 #
 # NAME, ZONE, SLICES  as for create_slice.sh
 # ENVIRONMENT         environment variables of the job: "OPENAI_API_KEY=.. OTHER=.."
@@ -17,8 +17,8 @@ RETRIES=${RETRIES:-5}
 HERE=$(cd "$(dirname "$0")/../.." && pwd)
 RUN="$HERE/launch/tpu/on_every_host.sh"
 case " $* " in
-  *" --config.run_dir=/"*) ;;
-  *) echo "error: give --config.run_dir=/.., on a file system that every machine sees" >&2; exit 2 ;;
+  *" --config.run_dir=gs://"* | *" --config.run_dir=/"*) ;;
+  *) echo "error: give --config.run_dir=gs://.., or a path on a file system that every machine sees" >&2; exit 2 ;;
 esac
 ARGUMENTS=$(printf ' %q' "$@")
 [ -z "$(git -C "$HERE" status --porcelain)" ] || { echo "error: commit your changes: the last commit is what is copied" >&2; exit 2; }
@@ -32,7 +32,7 @@ attempt() {  # returns the exit code of the training command, or 1
     gcloud compute tpus tpu-vm scp "/tmp/$NAME.tar.gz" "$NODE:~/project.tar.gz" --zone="$ZONE" --worker=all || return 1
   done
   "$RUN" 'rm -rf ~/project && mkdir ~/project && tar -xzf ~/project.tar.gz -C ~/project \
-    && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu]"' || return 1
+    && cd ~/project && ~/venv/bin/pip install --quiet --constraint constraints.txt --editable ".[tpu,gcs]"' || return 1
   "$RUN" "cd ~/project && env LIBTPU_INIT_ARGS=$(printf %q "${LIBTPU_INIT_ARGS:-}") ${ENVIRONMENT:-} ~/venv/bin/python -m launch.train --distributed$ARGUMENTS"
 }
 

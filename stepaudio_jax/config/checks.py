@@ -5,8 +5,8 @@ Messages begin with the field's name; `build` puts the section's key in front of
 
 import dataclasses
 
-from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import expand_home, truncate
+from stepaudio_jax.errors import ConfigError, StorageError
+from stepaudio_jax.storage import expand_home, is_bucket_path, truncate
 
 # Of a normal float32: a larger value becomes infinite on a device, a smaller one 0.
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -94,6 +94,25 @@ def check_seed(seed: int) -> int:
     if seed > MAX_SEED:
         raise ConfigError(f"seed={format_value(seed)} must be at most {MAX_SEED} (2**62)")
     return seed
+
+
+def check_path(name: str, path: str | None) -> None:
+    """Checks that a path, if there is one, is local or in a bucket.
+
+    Raises:
+        ConfigError: it is an address of another kind.
+    """
+    if path is None:
+        return
+    try:
+        is_known = is_bucket_path(path) or "://" not in path
+    except StorageError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    if not is_known:
+        raise ConfigError(
+            f"{name}={format_value(path)} is an address of the web: download what is there, and "
+            "give the path of the folder"
+        )
 
 
 def expand_paths(config: object, *names: str) -> None:

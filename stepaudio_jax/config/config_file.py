@@ -2,17 +2,17 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 import runpy
 import traceback
+from typing import Any
 
 import stepaudio_jax.config
 from stepaudio_jax.config.build import build, to_dict, unknown_key_error
 from stepaudio_jax.config.renamed import RENAMED_CLASSES
 from stepaudio_jax.config.run import Config
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.storage import expand_home
+from stepaudio_jax.storage import BucketPath, Path, expand_home, read_text, to_path
 
 _UNKNOWN_KEYWORD = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 _UNKNOWN_CLASS = re.compile(r"(?:cannot import name|name) '(\w+)' .*")
@@ -24,11 +24,11 @@ def run_config_file(path: str | os.PathLike[str]) -> Config:
     Raises:
         ConfigError: naming the file, and the line of a mistake in it.
     """
-    path = pathlib.Path(expand_home(os.fspath(path)))
+    path = to_path(expand_home(os.fspath(path)))
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist")
     try:
-        namespace = runpy.run_path(str(path))
+        namespace = _run(path)
         config = namespace["get_config"]() if "get_config" in namespace else None
     except Exception as error:  # the file can raise anything
         raise ConfigError(f"config file {path}{_line(path, error)}: {_message(error)}") from error
@@ -45,7 +45,16 @@ def run_config_file(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"config file {path}: {error}") from None
 
 
-def _line(path: pathlib.Path, error: Exception) -> str:
+def _run(path: Path) -> dict[str, Any]:
+    """Returns the global names that a Python file defines."""
+    if not isinstance(path, BucketPath):
+        return runpy.run_path(str(path))
+    namespace: dict[str, Any] = {"__name__": "<run_path>", "__file__": str(path)}
+    exec(compile(read_text(path), str(path), "exec"), namespace)
+    return namespace
+
+
+def _line(path: Path, error: Exception) -> str:
     """Returns ", line N" for the line of the file that an error comes from; empty if unknown."""
     lines = [
         frame.lineno

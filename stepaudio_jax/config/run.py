@@ -7,10 +7,10 @@ from typing import Literal
 from stepaudio_jax.config.checks import (
     check_not_empty,
     check_not_negative,
+    check_path,
     check_positive,
     check_seed,
     expand_paths,
-    format_value,
 )
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
 from stepaudio_jax.config.objectives import PolicyGradient
@@ -113,12 +113,10 @@ class Config:
             ("run_dir", self.run_dir),
             ("tokenizer", self.tokenizer),
             ("initial.model", self.initial.model),
+            ("initial.encoder", self.initial.encoder),
+            ("initial.decoder", self.initial.decoder),
         ):
-            if path is not None and "://" in path:
-                raise ConfigError(
-                    f"{name}={format_value(path)} is an address: mount the bucket, and give the "
-                    "path of its folder there"
-                )
+            check_path(name, path)
         if not self.stages:
             raise ConfigError("stages is empty: nothing to run")
         check_seed(self.seed)

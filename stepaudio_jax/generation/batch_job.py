@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -39,6 +38,7 @@ from stepaudio_jax.storage import (
     expand_home,
     is_finished_output_of,
     read_json_lines,
+    to_path,
     truncate_words,
 )
 from stepaudio_jax.text import parse_reply
@@ -160,7 +160,7 @@ def finished_generation(
     folder, input_path, output_path = (
         expand_home(os.fspath(path)) for path in (folder, input_path, output_path)
     )
-    if not pathlib.Path(output_path).exists():
+    if not to_path(output_path).exists():
         return None
     job = _job(
         *(input_path, folder, hub.read_model_config(folder), sampling, default_dtype(dtype)),

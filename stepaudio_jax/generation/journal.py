@@ -1,7 +1,6 @@
 """Keeps the finished lines of a job on disk, so that an interrupted one can be resumed."""
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,21 +9,22 @@ from stepaudio_jax.errors import DataError, LockHeldError, OutputError
 from stepaudio_jax.storage import (
     JsonLine,
     JsonLinesFile,
+    Path,
     PathLike,
-    atomic_text_writer,
     check_not_same_file,
     expand_home,
     fingerprint_folder,
+    finished_output,
     format_json_line,
     hash_file,
     remove_empty_folders,
-    set_job_mark,
+    to_path,
 )
 
 
-def partial_path(output: PathLike) -> pathlib.Path:
+def partial_path(output: PathLike) -> Path:
     """Returns the path of an output's journal: `OUTPUT.partial`."""
-    path = pathlib.Path(output).absolute()
+    path = to_path(output).absolute()
     return path.with_name(path.name + ".partial")
 
 
@@ -36,7 +36,7 @@ def check_output_paths(output: PathLike, input_path: PathLike) -> None:
     """
     partial = partial_path(output)
     check_not_same_file(output, input_path)
-    for path in (pathlib.Path(output), partial):
+    for path in (to_path(output), partial):
         if path.is_dir():
             raise OutputError(
                 f"--output={os.fspath(output)!r}: {os.fspath(path)!r} is a folder; name another"
@@ -68,10 +68,12 @@ class Journal:
     """
 
     def __init__(self, output: PathLike, job: Mapping[str, Any], count: int):
-        self._output = pathlib.Path(output).absolute()
+        self._output = to_path(output).absolute()
         self._path = partial_path(output)
         self._job, self._count = dict(job), count
-        self._created = [folder for folder in self._output.parents if not folder.exists()]
+        self._created: list[Path] = [
+            folder for folder in self._output.parents if not folder.exists()
+        ]
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lines: dict[int, dict[str, Any]] = {}
         try:
@@ -106,18 +108,14 @@ class Journal:
 
     def finish(self) -> None:
         """Writes all lines in order to the output, atomically, and removes the journal."""
-        with atomic_text_writer(self._output) as file:
+        with finished_output(self._output, self._job) as file:
             for index in sorted(self._lines):
                 file.write(format_json_line(self._lines[index]))
-            file.flush()
-            set_job_mark(file.name, self._job)
-        self._path.unlink()
-        self._file.close()
+        self._file.remove()
 
     def discard(self) -> None:
         """Removes the journal, and the folders that were made for it."""
-        self._path.unlink()
-        self._file.close()
+        self._file.remove()
         remove_empty_folders(self._created)
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ from stepaudio_jax.generation.shardings import on_mesh
 from stepaudio_jax.models import Parameters, abstract_model
 from stepaudio_jax.models.logprobs import chunked_logprobs
 from stepaudio_jax.parallel import num_batch_shards
-from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of
+from stepaudio_jax.storage import PathLike, expand_home, is_finished_output_of, to_path
 from stepaudio_jax.text import Tokenizer, render_training, training_views
 from stepaudio_jax.text.dialogue import Message
 
@@ -128,7 +127,7 @@ def is_scoring_finished(
     folder, input_path, output_path = (
         expand_home(os.fspath(path)) for path in (folder, input_path, output_path)
     )
-    if not pathlib.Path(output_path).exists():
+    if not to_path(output_path).exists():
         return False
     config = hub.read_model_config(folder)
     job = _score_job(

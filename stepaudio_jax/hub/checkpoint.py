@@ -8,8 +8,6 @@ of the parameters merges the adapter, or keeps it separate.
 
 import contextlib
 import math
-import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,12 +23,18 @@ from stepaudio_jax.hub.tensor_map import flatten, parameter_shapes, unflatten
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import (
     COPY_AGAIN,
+    BucketPath,
+    Path,
     PathLike,
     atomic_directory,
     check_output_directory,
+    copy_file,
+    is_finished_folder,
     read_json,
     read_json_or_none,
     recognize_folder,
+    remove_folder,
+    to_path,
     write_json,
 )
 from stepaudio_jax.text import Tokenizer
@@ -57,15 +61,15 @@ def load_tokenizer(folder: PathLike) -> Tokenizer:
     Raises:
         TextError: the folder has none, or it cannot be read.
     """
-    return Tokenizer.from_folder(tokenizer_folder(pathlib.Path(folder)))
+    return Tokenizer.from_folder(tokenizer_folder(to_path(folder)))
 
 
-def tokenizer_folder(folder: pathlib.Path) -> pathlib.Path:
+def tokenizer_folder(folder: Path) -> Path:
     """Returns the folder of the tokenizer's files."""
     return folder / TOKENIZER if is_checkpoint(folder) else folder
 
 
-def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokenizer) -> None:
+def copy_tokenizer(source: Path, target: Path, tokenizer: Tokenizer) -> None:
     """Copies a tokenizer's files unchanged, and writes this project's chat template.
 
     Args:
@@ -81,7 +85,7 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, tokenizer: Tokeni
         raise CheckpointError(f"{source} has no tokenizer files")
     target.mkdir(exist_ok=True)
     for file in files:
-        shutil.copyfile(file, target / file.name)
+        copy_file(file, target / file.name)
     tokenizer.save_chat_template(target)
 
 
@@ -100,14 +104,29 @@ def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def is_checkpoint(folder: pathlib.Path) -> bool:
-    """Returns whether a folder is one of this project's checkpoints."""
+def is_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder is one of this project's checkpoints.
+
+    Raises:
+        CheckpointError: it is in a bucket, and still being written.
+    """
+    check_finished_folder(folder)
     values = read_json_or_none(folder / CONFIG)
     return isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
 
 
+def check_finished_folder(folder: Path) -> None:
+    """Checks that a folder in a bucket is not still being written.
+
+    Raises:
+        CheckpointError: it is, or its writer was killed.
+    """
+    if isinstance(folder, BucketPath) and not is_finished_folder(folder) and folder.is_dir():
+        raise CheckpointError(f"{folder} {recognize_folder(folder, 'weights')}")
+
+
 def write_checkpoint_config(
-    folder: pathlib.Path,
+    folder: Path,
     config: ModelConfig,
     sources: Mapping[str, str],
     adapter: LoRAConfig | None = None,
@@ -134,7 +153,7 @@ def write_checkpoint_config(
     write_json(folder / CONFIG, values)
 
 
-def read_checkpoint_config(folder: pathlib.Path) -> ModelConfig:
+def read_checkpoint_config(folder: Path) -> ModelConfig:
     """Reads the model's shape from `config.json`.
 
     Raises:
@@ -148,7 +167,7 @@ def read_checkpoint_config(folder: pathlib.Path) -> ModelConfig:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def checkpoint_lora_config(folder: pathlib.Path) -> LoRAConfig | None:
+def checkpoint_lora_config(folder: Path) -> LoRAConfig | None:
     """Returns rank, alpha and targets of a checkpoint's adapter; None if it has none.
 
     Raises:
@@ -161,7 +180,7 @@ def checkpoint_lora_config(folder: pathlib.Path) -> LoRAConfig | None:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
 
 
-def _read_versioned(file: pathlib.Path) -> dict[str, Any]:
+def _read_versioned(file: Path) -> dict[str, Any]:
     values = read_json(file, CheckpointError)
     expected = CHECKPOINT_VERSION_WITH_ADAPTER if "adapter" in values else CHECKPOINT_VERSION
     if values.get("version") != expected:
@@ -171,7 +190,7 @@ def _read_versioned(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def check_is_checkpoint(folder: pathlib.Path) -> None:
+def check_is_checkpoint(folder: Path) -> None:
     """Checks that a folder is one of this project's checkpoints.
 
     Raises:
@@ -184,7 +203,7 @@ def check_is_checkpoint(folder: pathlib.Path) -> None:
     raise CheckpointError(f"{folder} is not a checkpoint made by `import` or by training{reason}")
 
 
-def parameters_directory(checkpoint: pathlib.Path) -> pathlib.Path:
+def parameters_directory(checkpoint: Path) -> Path:
     """Returns the folder of a checkpoint's parameter tree (see `OrbaxReader`).
 
     Raises:
@@ -232,7 +251,7 @@ def save_checkpoint(
         math.prod(shape) * reader.dtype(path).itemsize for path, shape in shapes.items()
     )
     leaves = flatten(parameters)
-    with _broadcast_directory(pathlib.Path(target), needed_bytes) as folder:
+    with _broadcast_directory(to_path(target), needed_bytes) as folder:
         write_parameters(folder / PARAMETERS, unflatten({path: leaves[path] for path in shapes}))
         if jax.process_index() == 0:
             tokenizer.save(folder / TOKENIZER)
@@ -244,7 +263,7 @@ def save_checkpoint(
 
 
 def save_config_and_tokenizer(
-    target: pathlib.Path,
+    target: Path,
     config: ModelConfig,
     tokenizer: Tokenizer,
     adapter: LoRAConfig | None = None,
@@ -254,14 +273,14 @@ def save_config_and_tokenizer(
     It replaces a folder that exists. `read_model_config`, `load_tokenizer` and
     `checkpoint_lora_config` read it.
     """
-    shutil.rmtree(target, ignore_errors=True)
+    remove_folder(target)
     with atomic_directory(target) as folder:
         tokenizer.save(folder / TOKENIZER)
         write_checkpoint_config(folder, config, {}, adapter)
 
 
 @contextlib.contextmanager
-def _broadcast_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pathlib.Path]:
+def _broadcast_directory(target: Path, needed_bytes: int) -> Iterator[Path]:
     """Yields the same temporary folder to all processes, which becomes `target` at the end.
 
     The first process creates and renames it; where it cannot, all processes raise its error.
@@ -281,6 +300,6 @@ def _broadcast_directory(target: pathlib.Path, needed_bytes: int) -> Iterator[pa
         reply = broadcast_json(None)
         if "problem" in reply:
             raise OutputError(reply["problem"])
-        yield pathlib.Path(reply["folder"])
+        yield to_path(reply["folder"])
         multihost_utils.sync_global_devices("checkpoint written")
     multihost_utils.sync_global_devices("checkpoint renamed")

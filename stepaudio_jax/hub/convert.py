@@ -4,7 +4,6 @@ Weights are read and written a block at a time, so memory does not grow with the
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +59,13 @@ from stepaudio_jax.hub.tensor_map import (
     parameter_shapes,
     tensors,
 )
-from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
+from stepaudio_jax.storage import (
+    Path,
+    PathLike,
+    atomic_directory,
+    check_output_directory,
+    to_path,
+)
 from stepaudio_jax.text import Tokenizer
 
 
@@ -101,18 +106,16 @@ def import_weights(
         CheckpointError: a source is incomplete or does not fit. Nothing is written.
         OutputError: the output exists, or cannot be written.
     """
-    output = pathlib.Path(output)
+    output = to_path(output)
     check_output_directory(output)
-    plan = _plan(
-        pathlib.Path(source), pathlib.Path(encoder_source) if encoder_source else None, vocab_size
-    )
+    plan = _plan(to_path(source), to_path(encoder_source) if encoder_source else None, vocab_size)
     lora_adapter = read_adapter(adapter, plan.config.decoder) if adapter else None
     described = dict(plan.described)
     if lora_adapter is not None:
-        name, rank = pathlib.Path(str(adapter)).name, lora_adapter.lora.rank
+        name, rank = to_path(str(adapter)).name, lora_adapter.lora.rank
         described["decoder"] += f", with the LoRA adapter {name} of rank {rank}"
     layout = _storage_specs(plan, dtype)
-    tokenizer_source = pathlib.Path(tokenizer) if tokenizer else pathlib.Path(source)
+    tokenizer_source = to_path(tokenizer) if tokenizer else to_path(source)
     loaded = load_tokenizer(tokenizer_source)
     check_vocab_size(loaded, plan.config.decoder.vocab_size)
     with atomic_directory(output, sum(spec.bytes for spec in layout.values())) as folder:
@@ -148,9 +151,7 @@ class _ImportPlan:
         ]
 
 
-def _plan(
-    source: pathlib.Path, encoder_source: pathlib.Path | None, vocab_size: int | None
-) -> _ImportPlan:
+def _plan(source: Path, encoder_source: Path | None, vocab_size: int | None) -> _ImportPlan:
     main = HFFolder.open(source)
     main.check_parts(["decoder"])
     if encoder_source is None and "encoder" not in main.parts:
@@ -208,7 +209,7 @@ def _storage_specs(
 
 
 def _write_parameters(
-    directory: pathlib.Path,
+    directory: Path,
     plan: _ImportPlan,
     layout: Mapping[ParamPath, ParameterSpec],
     seed: int,
@@ -268,7 +269,7 @@ def export_weights(
     Its adapter is merged into the decoder in fp32. Unless a `dtype` is given, all weights are then
     exported in fp32, since bf16 would round away what is small beside a weight.
     """
-    source = pathlib.Path(source)
+    source = to_path(source)
     adapter = read_source_adapter(source)
     reader: ParameterReader = OrbaxReader(parameters_directory(source))
     if adapter is not None:
@@ -298,7 +299,7 @@ def export_adapter(source: PathLike, output: PathLike, *, base: str = "") -> Ada
         CheckpointError: the checkpoint has no adapter. Nothing is written.
         OutputError: the output exists, or cannot be written.
     """
-    adapter = read_source_adapter(pathlib.Path(source))
+    adapter = read_source_adapter(to_path(source))
     if adapter is None:
         raise CheckpointError(
             f"{source} has no adapter: LoRA has not trained its decoder, or a later stage has"
@@ -307,8 +308,8 @@ def export_adapter(source: PathLike, output: PathLike, *, base: str = "") -> Ada
         )
     adapter = dataclasses.replace(adapter, base=base or adapter.base)
     size = sum(leaf.nbytes for pair in matrices_by_path(adapter).values() for leaf in pair.values())
-    check_output_directory(pathlib.Path(output))
-    with atomic_directory(pathlib.Path(output), size) as folder:
+    check_output_directory(to_path(output))
+    with atomic_directory(to_path(output), size) as folder:
         write_adapter(folder, adapter)
     return adapter
 
@@ -347,7 +348,7 @@ class LoRAMergingReader:
 def export_parameters(
     parameters: ParameterReader,
     config: ModelConfig,
-    tokenizer: Tokenizer | pathlib.Path,
+    tokenizer: Tokenizer | Path,
     output: PathLike,
     *,
     dtype: np.dtype[Any] | None = None,
@@ -377,7 +378,7 @@ def export_parameters(
         CheckpointError: a parameter is missing or misshapen. Nothing is written.
         OutputError: the output exists, or cannot be written.
     """
-    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, pathlib.Path) else tokenizer
+    loaded = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     check_vocab_size(loaded, config.decoder.vocab_size)
     check_parameters(parameters, config)
     planned = [
@@ -386,12 +387,12 @@ def export_parameters(
         )
         for tensor in tensors(config, STEP_AUDIO)
     ]
-    check_output_directory(pathlib.Path(output))
-    with atomic_directory(pathlib.Path(output), sum(tensor.bytes for tensor in planned)) as folder:
-        if isinstance(tokenizer, pathlib.Path):
-            copy_tokenizer(tokenizer, folder, loaded)
-        else:
+    check_output_directory(to_path(output))
+    with atomic_directory(to_path(output), sum(tensor.bytes for tensor in planned)) as folder:
+        if isinstance(tokenizer, Tokenizer):
             tokenizer.save(folder)
+        else:
+            copy_tokenizer(tokenizer, folder, loaded)
         name = str(
             next(tensor.dtype for tensor in planned if tensor.name == "model.embed_tokens.weight")
         )
@@ -400,7 +401,7 @@ def export_parameters(
 
 
 def _write_tensors(
-    folder: pathlib.Path,
+    folder: Path,
     parameters: ParameterReader,
     config: ModelConfig,
     planned: list[TensorSpec],

@@ -6,7 +6,6 @@ that the model does not support is an error that names the file and the key.
 """
 
 import dataclasses
-import pathlib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,12 +13,7 @@ from typing import Any, Literal
 from stepaudio_jax.config import DecoderConfig, EncoderConfig, LengthConvention, ModelConfig
 from stepaudio_jax.errors import CheckpointError, ConfigError
 from stepaudio_jax.hub.tensor_map import QWEN2, QWEN2_AUDIO, STEP_AUDIO, Naming
-from stepaudio_jax.storage import (
-    read_json,
-    recognize_folder,
-    recognize_run,
-    write_json,
-)
+from stepaudio_jax.storage import Path, read_json, recognize_folder, recognize_run, write_json
 from stepaudio_jax.text import Tokenizer
 
 CONFIG = "config.json"
@@ -50,7 +44,7 @@ class HFConfig:
     length_convention: LengthConvention = "hf"
 
 
-def read_hf_config(folder: pathlib.Path) -> HFConfig:
+def read_hf_config(folder: Path) -> HFConfig:
     """Reads `config.json` of a Hugging Face folder.
 
     Raises:
@@ -86,7 +80,7 @@ def read_hf_config(folder: pathlib.Path) -> HFConfig:
 class _Fields:
     """Reads the fields of a JSON object, or of an object in it, with their types."""
 
-    def __init__(self, file: pathlib.Path, values: Mapping[str, Any], prefix: str = ""):
+    def __init__(self, file: Path, values: Mapping[str, Any], prefix: str = ""):
         self._file = file
         self._values = values
         self._prefix = prefix
@@ -342,7 +336,7 @@ def to_hf_config(
 
 
 def write_config_files(
-    folder: pathlib.Path,
+    folder: Path,
     config: ModelConfig,
     tokenizer: Tokenizer,
     *,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from stepaudio_jax.hub.tensor_map import (
     is_derived_buffer,
     tensors,
 )
-from stepaudio_jax.storage import recognize_folder
+from stepaudio_jax.storage import Path, recognize_folder
 
 _ADAPTOR_WIDTH_TENSOR = "adapter.linear1.weight"  # [ffn, encoder hidden]
 _EMBEDDING, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -46,12 +45,12 @@ class HFFolder:
         stored: its tensors by name.
     """
 
-    path: pathlib.Path
+    path: Path
     config: HFConfig
     stored: dict[str, StoredTensor]
 
     @staticmethod
-    def open(path: pathlib.Path) -> "HFFolder":
+    def open(path: Path) -> "HFFolder":
         """Opens a folder.
 
         Raises:
@@ -210,7 +209,7 @@ class HFFolder:
         return part in parts or (part is None and not name.startswith(naming.foreign))
 
 
-def raise_if_problems(path: pathlib.Path, problems: Sequence[str]) -> None:
+def raise_if_problems(path: Path, problems: Sequence[str]) -> None:
     """Raises a CheckpointError that lists the problems, if there are any."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
@@ -258,7 +257,7 @@ def first_difference(first: StoredTensor, second: StoredTensor) -> str | None:
     return None
 
 
-def _check_no_adapter(path: pathlib.Path) -> None:
+def _check_no_adapter(path: Path) -> None:
     """Checks that a folder has no PEFT adapter, which would be ignored silently."""
     if not (path / "adapter_config.json").is_file():
         return

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 
 from stepaudio_jax.config import ModelConfig, Part
@@ -18,7 +17,7 @@ from stepaudio_jax.hub.hf_folder import HFFolder
 from stepaudio_jax.hub.load import read_source_adapter
 from stepaudio_jax.hub.orbax_io import OrbaxReader
 from stepaudio_jax.hub.tensor_map import PARTS, parameter_shapes
-from stepaudio_jax.storage import PathLike
+from stepaudio_jax.storage import Path, PathLike, to_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,11 @@ def inspect_folder(folder: PathLike) -> FolderSummary:
     Raises:
         CheckpointError: its config, or the headers of its shards, cannot be read.
     """
-    folder = pathlib.Path(folder)
+    folder = to_path(folder)
     return _inspect_checkpoint(folder) if is_checkpoint(folder) else _inspect_hugging_face(folder)
 
 
-def _inspect_hugging_face(folder: pathlib.Path) -> FolderSummary:
+def _inspect_hugging_face(folder: Path) -> FolderSummary:
     opened = HFFolder.open(folder)
     naming = opened.config.naming
     expected = [
@@ -81,7 +80,7 @@ def _inspect_hugging_face(folder: pathlib.Path) -> FolderSummary:
     )
 
 
-def _inspect_checkpoint(folder: pathlib.Path) -> FolderSummary:
+def _inspect_checkpoint(folder: Path) -> FolderSummary:
     config = read_checkpoint_config(folder)
     stored = OrbaxReader(parameters_directory(folder))
     problems: list[str] = []

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from stepaudio_jax.hub.checkpoint import (
 from stepaudio_jax.hub.hf_config import read_hf_config
 from stepaudio_jax.hub.hf_folder import HFFolder, raise_if_problems
 from stepaudio_jax.hub.io import ShardBuffers, ordered_parallel_map
-from stepaudio_jax.hub.orbax_io import OrbaxReader
+from stepaudio_jax.hub.orbax_io import OrbaxReader, is_s3
 from stepaudio_jax.hub.peft_adapter import ADAPTER, Adapter, read_adapter
 from stepaudio_jax.hub.tensor_map import (
     PARTS,
@@ -37,7 +36,7 @@ from stepaudio_jax.hub.tensor_map import (
     unflatten,
 )
 from stepaudio_jax.models import merge_lora
-from stepaudio_jax.storage import PathLike
+from stepaudio_jax.storage import Path, PathLike, to_path
 
 WeightSources = Mapping[Part, PathLike]
 
@@ -47,7 +46,7 @@ def weight_sources(
     *,
     encoder: PathLike | None = None,
     decoder: PathLike | None = None,
-) -> dict[Part, pathlib.Path]:
+) -> dict[Part, Path]:
     """Returns the folder from which the weights of each part come.
 
     Parts that no folder has are absent.
@@ -59,13 +58,13 @@ def weight_sources(
     Raises:
         CheckpointError: a folder cannot be read, or lacks the part for which it is named.
     """
-    sources: dict[Part, pathlib.Path] = {}
+    sources: dict[Part, Path] = {}
     if model:
-        sources = dict.fromkeys(_parts(pathlib.Path(model)), pathlib.Path(model))
+        sources = dict.fromkeys(_parts(to_path(model)), to_path(model))
     overrides: dict[Part, PathLike | None] = {"encoder": encoder, "decoder": decoder}
     for part, folder in overrides.items():
         if folder:
-            sources[part] = pathlib.Path(folder)
+            sources[part] = to_path(folder)
             _check_part(part, sources[part])
     return sources
 
@@ -87,7 +86,7 @@ def read_model_config(source: PathLike | WeightSources) -> ModelConfig:
             raise CheckpointError(
                 f"no {part} in {', '.join(sorted({str(folder) for folder in sources.values()}))}"
             )
-    configs = {part: _config(pathlib.Path(folder)) for part, folder in sources.items()}
+    configs = {part: _config(to_path(folder)) for part, folder in sources.items()}
     return ModelConfig(
         encoder=configs["encoder"].encoder,
         adaptor=configs["adaptor"].adaptor if "adaptor" in configs else AdaptorConfig(),
@@ -134,8 +133,8 @@ def read_parameters(
             )
     placed = None if shardings is None else flatten(shardings)
     leaves: dict[ParamPath, jax.Array] = {}
-    for folder in dict.fromkeys(pathlib.Path(sources[part]) for part in wanted):
-        of_folder = [part for part in wanted if pathlib.Path(sources[part]) == folder]
+    for folder in dict.fromkeys(to_path(sources[part]) for part in wanted):
+        of_folder = [part for part in wanted if to_path(sources[part]) == folder]
         shapes = {
             path: shape
             for path, shape in parameter_shapes(_config(folder)).items()
@@ -160,9 +159,9 @@ def read_parameters(
 def source_lora_config(source: PathLike | WeightSources) -> LoRAConfig | None:
     """Returns rank, alpha and targets of the adapter of a source's decoder; None without one."""
     folder = _as_sources(source).get("decoder")
-    if folder is None or not is_checkpoint(pathlib.Path(folder)):
+    if folder is None or not is_checkpoint(to_path(folder)):
         return None
-    return checkpoint_lora_config(pathlib.Path(folder))
+    return checkpoint_lora_config(to_path(folder))
 
 
 def read_source_adapter(source: PathLike | WeightSources) -> Adapter | None:
@@ -175,7 +174,7 @@ def read_source_adapter(source: PathLike | WeightSources) -> Adapter | None:
     lora = source_lora_config(sources)
     if lora is None:
         return None
-    folder = pathlib.Path(sources["decoder"])
+    folder = to_path(sources["decoder"])
     adapter = read_adapter(folder / ADAPTER, read_checkpoint_config(folder).decoder)
     stored = adapter.lora
     if (stored.rank, stored.alpha, set(stored.targets)) != (
@@ -200,7 +199,7 @@ class _Target:
 
 
 def _read_checkpoint(
-    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+    folder: Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
 ) -> dict[ParamPath, jax.Array]:
     stored = OrbaxReader(parameters_directory(folder))
     abstract = {
@@ -212,14 +211,25 @@ def _read_checkpoint(
     raise_if_problems(
         folder, [f"missing {file}" for path in targets for file in stored.missing_chunks(path)]
     )
+    if is_s3(folder):
+        return {path: _read_stored(stored, path, leaf) for path, leaf in abstract.items()}
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     with context:
         return flatten(ocp.load((folder / PARAMETERS).absolute(), unflatten(abstract)))
 
 
+def _read_stored(stored: OrbaxReader, path: ParamPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads a parameter without Orbax, each device's shard by itself."""
+    return jax.make_array_from_callback(
+        leaf.shape,
+        leaf.sharding,
+        lambda index: stored.read(path, index or ()).astype(leaf.dtype, copy=False),
+    )
+
+
 def _read_and_merge_lora(
-    folder: pathlib.Path,
+    folder: Path,
     parts: Sequence[Part],
     targets: Mapping[ParamPath, _Target],
     adapter: Adapter,
@@ -255,7 +265,7 @@ def _is_adapted(path: ParamPath, adapter: Adapter) -> bool:
 
 
 def _read_hugging_face(
-    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+    folder: Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
 ) -> dict[ParamPath, jax.Array]:
     opened = HFFolder.open(folder)
     opened.check(parts)
@@ -294,21 +304,21 @@ def _as_sources(source: PathLike | WeightSources) -> WeightSources:
     return source if isinstance(source, Mapping) else weight_sources(source)
 
 
-def _parts(folder: pathlib.Path) -> tuple[Part, ...]:
+def _parts(folder: Path) -> tuple[Part, ...]:
     return PARTS if is_checkpoint(folder) else read_hf_config(folder).naming.parts
 
 
-def _check_part(part: Part, folder: pathlib.Path) -> None:
+def _check_part(part: Part, folder: Path) -> None:
     if part not in _parts(folder):
         raise CheckpointError(f"{folder} has no {part}; it holds {', '.join(_parts(folder))}")
 
 
-def _config(folder: pathlib.Path) -> ModelConfig:
+def _config(folder: Path) -> ModelConfig:
     return read_checkpoint_config(folder) if is_checkpoint(folder) else HFFolder.open(folder).model
 
 
 def _check_shapes(
-    folder: pathlib.Path, shapes: Mapping[ParamPath, tuple[int, ...]], config: ModelConfig
+    folder: Path, shapes: Mapping[ParamPath, tuple[int, ...]], config: ModelConfig
 ) -> None:
     wanted = parameter_shapes(config)
     parts = {path[0] for path in shapes}

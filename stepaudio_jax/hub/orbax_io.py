@@ -9,7 +9,9 @@ Orbax checkpoints, which `orbax.checkpoint` restores into any sharding.
 import collections
 import dataclasses
 import math
+import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -30,7 +32,7 @@ from stepaudio_jax.hub.tensor_map import (
     parameter_shapes,
     unflatten,
 )
-from stepaudio_jax.storage import read_json
+from stepaudio_jax.storage import BucketPath, Path, copy_file, list_sizes, read_json
 
 ORBAX_ITEM = "state"  # the name under which `ocp.save` keeps a tree
 _MAX_PENDING_WRITES = 3
@@ -88,7 +90,7 @@ class OrbaxReader:
         prefix: the path of the parameters in that tree.
     """
 
-    def __init__(self, directory: pathlib.Path, prefix: ParamPath = ()):
+    def __init__(self, directory: Path, prefix: ParamPath = ()):
         metadata = read_json(directory / "_METADATA", CheckpointError)
         self._directory = directory.absolute()
         self._prefix = prefix
@@ -121,13 +123,9 @@ class OrbaxReader:
         """
         if path not in self._arrays:
             name = ".".join((*self._prefix, *path)) + "/"
-            store: dict[str, Any] = {"driver": "file", "path": f"{self._directory}/{name}"}
+            store = key_value_store(self._directory / name)
             if self._ocdbt:
-                store = {
-                    "driver": "ocdbt",
-                    "base": {"driver": "file", "path": f"{self._directory}/"},
-                    "path": name,
-                }
+                store = {"driver": "ocdbt", "base": key_value_store(self._directory), "path": name}
             # By default a missing chunk reads as zeros.
             spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
             try:
@@ -154,10 +152,28 @@ class OrbaxReader:
         expected = math.prod(chunks) * array.dtype.numpy_dtype.itemsize
         folder = self._directory / ".".join((*self._prefix, *path))
         counts = [-(-size // chunk) for size, chunk in zip(array.shape, chunks, strict=True)]
+        sizes = list_sizes(folder)
         for position in np.ndindex(*counts):
             file = folder / ".".join(map(str, position))
-            if not file.is_file() or file.stat().st_size != expected:
+            if sizes.get(file.name) != expected:
                 yield str(file)
+
+
+def is_s3(folder: Path) -> bool:
+    """Returns whether a folder is in `s3://`, which Orbax neither reads nor writes."""
+    return isinstance(folder, BucketPath) and folder.address[0] == "s3"
+
+
+def key_value_store(folder: Path) -> dict[str, Any]:
+    """Returns TensorStore's specification of a folder, wherever it lies."""
+    if not isinstance(folder, BucketPath):
+        return {"driver": "file", "path": f"{folder}/"}
+    scheme, bucket, key = folder.address
+    store = {"driver": {"gs": "gcs", "s3": "s3"}[scheme], "bucket": bucket, "path": f"{key}/"}
+    if scheme == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+        region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        store |= {"endpoint": endpoint, "aws_region": region}
+    return store
 
 
 def check_parameters(parameters: ParameterReader, config: ModelConfig) -> None:
@@ -179,7 +195,7 @@ def check_parameters(parameters: ParameterReader, config: ModelConfig) -> None:
         raise CheckpointError(f"these are not the parameters of the model: {'; '.join(problems)}")
 
 
-def write_parameters(directory: pathlib.Path, parameters: Mapping[str, Any]) -> None:
+def write_parameters(directory: Path, parameters: Mapping[str, Any]) -> None:
     """Writes a tree of arrays as an Orbax checkpoint, each process the shards that it holds.
 
     All processes of a run call it with the same tree; of replicated data one replica is written.
@@ -188,6 +204,11 @@ def write_parameters(directory: pathlib.Path, parameters: Mapping[str, Any]) -> 
         directory: the checkpoint to create.
         parameters: nested dicts of numpy or jax arrays, sharded in any way.
     """
+    if is_s3(directory):
+        raise CheckpointError(
+            f"{directory}: Orbax cannot write to s3:// yet; write it to gs:// or to a local folder,"
+            " and copy that"
+        )
     with _uncompressed_zarr(max_chunk_bytes=_MAX_CHUNK_BYTES):
         ocp.save(directory, dict(parameters))
 
@@ -216,7 +237,7 @@ class OrbaxBlockWriter:
         parameters: every parameter, by path.
     """
 
-    def __init__(self, directory: pathlib.Path, parameters: Mapping[ParamPath, ParameterSpec]):
+    def __init__(self, directory: Path, parameters: Mapping[ParamPath, ParameterSpec]):
         _write_tree_structure(directory, parameters)
         self._arrays = {
             path: _create_array(directory, path, parameter)
@@ -251,9 +272,7 @@ class OrbaxBlockWriter:
         self._wait(0)
 
 
-def _write_tree_structure(
-    directory: pathlib.Path, parameters: Mapping[ParamPath, ParameterSpec]
-) -> None:
+def _write_tree_structure(directory: Path, parameters: Mapping[ParamPath, ParameterSpec]) -> None:
     """Lets Orbax write the tree, with a scalar in the place of every parameter.
 
     Orbax does not record the shapes, so the arrays can be replaced.
@@ -261,17 +280,26 @@ def _write_tree_structure(
     tree = unflatten(
         {path: np.zeros((), parameter.dtype) for path, parameter in parameters.items()}
     )
-    with _uncompressed_zarr():
-        ocp.save(directory, tree)
+    if not is_s3(directory):
+        with _uncompressed_zarr():
+            ocp.save(directory, tree)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        written = pathlib.Path(local) / "tree"
+        with _uncompressed_zarr():
+            ocp.save(written, tree)
+        for file in written.rglob("*"):
+            if file.is_file():
+                copy_file(file, directory / file.relative_to(written).as_posix())
 
 
 def _create_array(
-    directory: pathlib.Path, path: ParamPath, parameter: ParameterSpec
+    directory: Path, path: ParamPath, parameter: ParameterSpec
 ) -> tensorstore.TensorStore:
     """Creates the empty array of a parameter in place of its scalar."""
     spec = {
         "driver": "zarr",
-        "kvstore": {"driver": "file", "path": f"{directory / ORBAX_ITEM / '.'.join(path)}/"},
+        "kvstore": key_value_store(directory / ORBAX_ITEM / ".".join(path)),
         "metadata": {
             "shape": list(parameter.shape),
             "chunks": list(parameter.chunks),

@@ -9,7 +9,6 @@ transposed, one layer each, with the heads' dimensions merged.
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,14 +17,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
 from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header
 from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, get_at, unflatten
 from stepaudio_jax.models import Parameters, abstract_lora, lora_paths
-from stepaudio_jax.storage import PathLike, expand_home, first_few, read_json, write_json
+from stepaudio_jax.storage import (
+    Path,
+    PathLike,
+    atomic_binary_writer,
+    expand_home,
+    first_few,
+    read_json,
+    to_path,
+    write_json,
+)
 
 ADAPTER = "adapter"  # in a checkpoint's folder: the adapter beside its parameters
 ADAPTER_CONFIG = "adapter_config.json"
@@ -108,7 +116,7 @@ def combine_adapters(adapters: list[tuple[LoRAConfig, Parameters]], base: str = 
     return Adapter(lora, unflatten(combined), base)
 
 
-def write_adapter(folder: pathlib.Path, adapter: Adapter) -> None:
+def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Writes an adapter into an existing folder, as PEFT and vLLM read it."""
     tensors = {
         name: np.ascontiguousarray(values, np.float32)
@@ -134,7 +142,8 @@ def write_adapter(folder: pathlib.Path, adapter: Adapter) -> None:
         "inference_mode": True,
     }
     write_json(folder / ADAPTER_CONFIG, config)
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    with atomic_binary_writer(folder / ADAPTER_WEIGHTS) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
 
 
 def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
@@ -144,7 +153,7 @@ def read_adapter(folder: PathLike, decoder: DecoderConfig) -> Adapter:
         CheckpointError: the folder has no LoRA adapter, or one of an unsupported kind (DoRA, for
             example), or one that does not fit the decoder; lists all problems.
     """
-    folder = pathlib.Path(expand_home(os.fspath(folder)))
+    folder = to_path(expand_home(os.fspath(folder)))
     lora, base = _read_config(folder)
     stored = _read_tensors(folder)
     targets = {path[-1]: path for path in _decoder_paths()}
@@ -205,7 +214,7 @@ def matrices_by_path(adapter: Adapter) -> dict[ParamPath, Mapping[str, NDArray[n
     }
 
 
-def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
+def _read_config(folder: Path) -> tuple[LoRAConfig, str]:
     """Reads rank, alpha and base of an adapter; the targets keep their default."""
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
@@ -245,7 +254,7 @@ def _read_config(folder: pathlib.Path) -> tuple[LoRAConfig, str]:
     return LoRAConfig(rank=rank, alpha=float(alpha)), base if isinstance(base, str) else ""
 
 
-def _read_tensors(folder: pathlib.Path) -> dict[tuple[str, int, str], StoredTensor]:
+def _read_tensors(folder: Path) -> dict[tuple[str, int, str], StoredTensor]:
     """Returns the headers of an adapter's tensors, by target, layer and "down" or "up"."""
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
@@ -282,7 +291,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[tuple[str, int, str], StoredTens
 
 
 def _check_tensors(
-    folder: pathlib.Path,
+    folder: Path,
     lora: LoRAConfig,
     decoder: DecoderConfig,
     stored: Mapping[tuple[str, int, str], StoredTensor],

@@ -1,7 +1,6 @@
 """Writes Hugging Face folders with random weights, to try programs without a download."""
 
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
 from stepaudio_jax.hub.safetensors import MAX_SHARD_BYTES, ShardWriter, TensorSpec
 from stepaudio_jax.hub.tensor_map import STEP_AUDIO, Block, Tensor, tensors
 from stepaudio_jax.models.encoder import Adaptor
-from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
+from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory, to_path
 from stepaudio_jax.text import Tokenizer
 
 _STDDEV = 0.02  # Qwen2's initializer_range
@@ -70,8 +69,8 @@ def write_random_weights(
 
     total = sum(tensor.bytes for tensor in planned)
     written = 0
-    check_output_directory(pathlib.Path(output))
-    with atomic_directory(pathlib.Path(output), total) as folder:
+    check_output_directory(to_path(output))
+    with atomic_directory(to_path(output), total) as folder:
         tokenizer.save(folder)
         write_config_files(folder, config, tokenizer, dtype=str(dtype), form=form)
         with ShardWriter(folder, planned, max_shard_bytes) as writer:

@@ -2,7 +2,8 @@
 
 Shards are read with safetensors' own `safe_open`. It maps a file into memory, and a file that is
 truncated while it is mapped kills the process; mapped pages also count as resident memory. A file
-is therefore mapped for one read of a few MiB at a time, which costs about a millisecond more. The
+is therefore mapped for one read of a few MiB at a time, which costs about a millisecond more. Of a
+file in a bucket the range of bytes is fetched, and nothing is kept on the local disk. The
 headers are parsed here, since error messages name what is wrong with them, and since a reader of
 remote files needs the offsets.
 
@@ -10,6 +11,7 @@ A shard's header comes before its data. The writer therefore is told all tensors
 shapes, dtypes), and then appends their rows in order.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,7 +29,10 @@ from safetensors import SafetensorError, safe_open
 from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.storage import (
     COPY_AGAIN,
+    BucketPath,
+    Path,
     file_size,
+    open_write,
     read_bytes,
     read_range,
     recognize_file,
@@ -70,6 +75,25 @@ def read_local_rows(tensor: "StoredTensor", start: int, stop: int) -> NDArray[An
         ) from None
 
 
+def read_bucket_rows(tensor: "StoredTensor", start: int, stop: int) -> NDArray[Any]:
+    """Reads rows of a tensor of a file in a bucket, as one range of bytes; see `RowReader`.
+
+    Raises:
+        CheckpointError: the file is not what its header said when it was opened.
+    """
+    row_shape = tensor.shape[1:]
+    row_bytes = math.prod(row_shape) * tensor.dtype.itemsize
+    first = tensor.offset + start * row_bytes
+    try:
+        content = read_range(tensor.file, first, first + (stop - start) * row_bytes)
+    except FileNotFoundError:
+        content = b""
+    if len(content) != (stop - start) * row_bytes:
+        raise CheckpointError(f"{tensor.file} cannot be read; was it changed meanwhile?")
+    shape = (stop - start, *row_shape) if tensor.shape else ()
+    return np.frombuffer(content, tensor.dtype).reshape(shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
     """A tensor of a safetensors file, as the file's header describes it.
@@ -83,7 +107,7 @@ class StoredTensor:
         reader: that reads its rows.
     """
 
-    file: pathlib.Path
+    file: Path
     name: str
     dtype_code: str
     shape: tuple[int, ...]
@@ -109,7 +133,7 @@ class StoredTensor:
         return self.reader(self, start, stop)
 
 
-def read_tensor_headers(folder: pathlib.Path) -> dict[str, StoredTensor]:
+def read_tensor_headers(folder: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a folder by name; only the headers of its shards are read.
 
     The index says which files are read; without an index all `*.safetensors` files are.
@@ -129,7 +153,7 @@ def read_tensor_headers(folder: pathlib.Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of one safetensors file by name.
 
     Raises:
@@ -163,9 +187,7 @@ def read_header(file: pathlib.Path) -> dict[str, StoredTensor]:
     }
 
 
-def _stored_tensor(
-    file: pathlib.Path, name: str, entry: Any, data_start: int, size: int
-) -> StoredTensor:
+def _stored_tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:
     try:
         code, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         valid = all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop))
@@ -175,7 +197,8 @@ def _stored_tensor(
         raise CheckpointError(
             f"{file} is malformed: the header's entry of tensor {name!r} is {entry!r}"
         )
-    tensor = StoredTensor(file, name, code, shape, data_start + start)
+    reader = read_bucket_rows if isinstance(file, BucketPath) else read_local_rows
+    tensor = StoredTensor(file, name, code, shape, data_start + start, reader)
     if code in SAFETENSORS_DTYPES and stop - start != tensor.bytes:
         raise CheckpointError(
             f"{file} is malformed: tensor {name!r} of shape {shape}, {code}, has {stop - start}"
@@ -189,7 +212,7 @@ def _stored_tensor(
     return tensor
 
 
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+def _shards(folder: Path) -> list[Path]:
     """Returns the safetensors files of a folder, sorted; all of them exist."""
     index = folder / SAFETENSORS_INDEX
     if index.exists():
@@ -215,7 +238,7 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(files)
 
 
-def _read_index(index: pathlib.Path) -> dict[str, str]:
+def _read_index(index: Path) -> dict[str, str]:
     """Returns the file name of every tensor."""
     try:
         weight_map = json.loads(read_bytes(index))["weight_map"]
@@ -233,7 +256,7 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_shards_complete(folder: pathlib.Path, names: Sequence[str]) -> None:
+def _check_shards_complete(folder: Path, names: Sequence[str]) -> None:
     """Checks that no shard is missing, by the total in names such as `-00001-of-00004`."""
     for name in names:
         numbered = re.fullmatch(r"(.*)-\d+-of-(\d+)\.safetensors", name)
@@ -252,7 +275,7 @@ def _check_shards_complete(folder: pathlib.Path, names: Sequence[str]) -> None:
             )
 
 
-def _why_missing(folder: pathlib.Path, names: Sequence[str]) -> str:
+def _why_missing(folder: Path, names: Sequence[str]) -> str:
     """Returns advice about shards that do not exist."""
     if finding := recognize_file(folder / names[0], "weights"):
         return f"{names[0]} {finding}"
@@ -289,7 +312,7 @@ class ShardWriter:
         max_shard_bytes: no shard holds more, unless a single tensor does.
     """
 
-    def __init__(self, folder: pathlib.Path, tensors: Sequence[TensorSpec], max_shard_bytes: int):
+    def __init__(self, folder: Path, tensors: Sequence[TensorSpec], max_shard_bytes: int):
         self._folder = folder
         self._shards = list(_split_into_shards(tensors, max_shard_bytes))
         self._tensors = (
@@ -298,6 +321,7 @@ class ShardWriter:
             for tensor in shard
         )
         self._file: BinaryIO | None = None
+        self._open_files = contextlib.ExitStack()
         self._number = 0
         self._tensor: TensorSpec | None = None
         self._due = 0  # bytes of the current tensor that are still to come
@@ -331,11 +355,11 @@ class ShardWriter:
         self._due -= rows.nbytes
 
     def _open(self, number: int) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open_files.close()
         self._number = number
         path = self._folder / self.file_name(number)
-        self._file = open(path, "wb")  # noqa: SIM115  closed by the next call, or by __exit__
+        # It is closed by the next call, or by __exit__.
+        self._file = self._open_files.enter_context(open_write(path))
         header = _header(self._shards[number - 1])
         self._file.write(len(header).to_bytes(8, "little") + header)
 
@@ -348,8 +372,7 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open_files.__exit__(kind, error, traceback)
         if error is not None:
             return
         following = next(self._tensors, None)

@@ -2,13 +2,12 @@
 
 import dataclasses
 import logging
-import pathlib
 import threading
 
 import jax
 
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.storage import JsonLine, JsonLinesFile, PathLike
+from stepaudio_jax.storage import JsonLine, JsonLinesFile, Path, PathLike, to_path
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class AnswerCache:
         if path is None:
             return
         if jax.process_index() == 0:
-            self._open(pathlib.Path(path))
+            self._open(to_path(path))
         if replicated:
             answers = broadcast_json(
                 {key: dataclasses.asdict(answer) for key, answer in self._answers.items()}
@@ -63,7 +62,7 @@ class AnswerCache:
             if self._answers.pop(key, None) is not None:
                 self._write({"key": key, "text": None})
 
-    def _open(self, path: pathlib.Path) -> None:
+    def _open(self, path: Path) -> None:
         """Reads the file's answers and opens it for appending, without an unfinished last line.
 
         A damaged line stays in the file, with a warning: its question is asked again.

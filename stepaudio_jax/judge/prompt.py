@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.verdict import comparisons
-from stepaudio_jax.storage import read_text
+from stepaudio_jax.storage import PathLike, read_text, to_path
 from stepaudio_jax.text import Message, TextPart
 
 MIN_FENCE_DIGITS = 4
@@ -62,8 +62,8 @@ class JudgePrompt:
         ConfigError: a field is missing, unknown, repeated or lacks its fence; names the file.
     """
 
-    def __init__(self, path: str | pathlib.Path | None = None, *, levels: int = 7):
-        self._path = _DEFAULT_TEMPLATE if path is None else pathlib.Path(path)
+    def __init__(self, path: PathLike | None = None, *, levels: int = 7):
+        self._path = _DEFAULT_TEMPLATE if path is None else to_path(path)
         self.template = read_text(self._path)
         self.levels = levels
         self._comparisons = tuple(comparisons(levels))

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,13 @@ from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import Verdict, comparisons, pair_value, prefers_position
-from stepaudio_jax.storage import PathLike, atomic_text_writer, check_output_file, read_bytes
+from stepaudio_jax.storage import (
+    PathLike,
+    atomic_text_writer,
+    check_output_file,
+    read_bytes,
+    to_path,
+)
 
 
 def write_judge_data(source: PathLike, output: PathLike, prompt: JudgePrompt) -> int:
@@ -29,7 +34,7 @@ def write_judge_data(source: PathLike, output: PathLike, prompt: JudgePrompt) ->
     if not dialogues:
         raise DataError(f"{source}: has no records; give at least one preference")
     text = "".join(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues)
-    path = pathlib.Path(output)
+    path = to_path(output)
     if path.exists() and read_bytes(path) == text.encode():
         return len(dialogues)
     check_output_file(path, [source])

@@ -25,6 +25,7 @@ from stepaudio_jax.data import abstract_batch, batch_shape
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel import batch_sharding, check_batch_divisible, make_mesh, replicated
 from stepaudio_jax.planning.topology import Topology
+from stepaudio_jax.storage import folder_is_here
 from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
 from stepaudio_jax.training import abstract_train_state, make_train_step
 from stepaudio_jax.training.initial_weights import initial_adapter
@@ -241,7 +242,7 @@ def find_initial_adapter(config: Config) -> LoRAConfig | None:
     """
     initial = config.initial
     folders = [folder for folder in (initial.model, initial.encoder, initial.decoder) if folder]
-    return initial_adapter(config) if folders and all(map(os.path.isdir, folders)) else None
+    return initial_adapter(config) if folders and all(map(folder_is_here, folders)) else None
 
 
 def compiler_version() -> str:

@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import json
 import numbers
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import PathLike, read_text
+from stepaudio_jax.storage import Path, PathLike, read_appended, to_path
 from stepaudio_jax.training.run_folder import CONFIG, METRICS
 
 Point = tuple[float, float]
@@ -43,7 +42,7 @@ class LoggedRun:
         lines: those of metrics.jsonl, in order.
     """
 
-    folder: pathlib.Path
+    folder: Path
     config: Mapping[str, Any]
     lines: tuple[LoggedLine, ...]
 
@@ -85,7 +84,7 @@ def read_run(folder: PathLike) -> LoggedRun:
     Raises:
         DataError: a file is missing or cannot be read.
     """
-    path = pathlib.Path(folder)
+    path = to_path(folder)
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; name the run_dir of a run")
     config = _json(_text(path / CONFIG), f"{path / CONFIG}")
@@ -117,9 +116,9 @@ def _line(text: str, origin: str) -> LoggedLine:
     )
 
 
-def _text(path: pathlib.Path) -> str:
+def _text(path: Path) -> str:
     try:
-        return read_text(path)
+        return read_appended(path).decode("utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} the run_dir of a run?") from None
     except (OSError, UnicodeDecodeError) as error:

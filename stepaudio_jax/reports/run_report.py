@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import statistics
 import string
 from collections.abc import Mapping, Sequence
@@ -22,11 +21,14 @@ from stepaudio_jax.reports.html import Html, element, escaped, joined
 from stepaudio_jax.reports.logged_run import LoggedRun, StageSpan, read_run
 from stepaudio_jax.reports.run_charts import chart_groups
 from stepaudio_jax.storage import (
+    Path,
     PathLike,
+    appended_exists,
     atomic_text_writer,
     check_output_file,
     open_read,
     read_json_lines,
+    to_path,
 )
 from stepaudio_jax.training.run_folder import CONFIG, METRICS, MODEL
 
@@ -44,7 +46,7 @@ def write_report(
     answers: Sequence[Answer] = (),
     *,
     channel: AudioChannel = DataConfig.channel,
-) -> pathlib.Path:
+) -> Path:
     """Writes the report of a run, finished or not.
 
     It shows results, curves, replies of a policy, examples and the configuration, where there are.
@@ -85,17 +87,17 @@ def write_report(
         navigation=joined(*(element("a", name, href=f"#{name.lower()}") for name in present)),
         sections=joined(*(_section(name, content) for name, content in present.items())),
     )
-    final = pathlib.Path(path)
+    final = to_path(path)
     with atomic_text_writer(final) as file:
         file.write(page)
     return final
 
 
-def _files_of(run_dir: PathLike) -> list[pathlib.Path]:
-    return [pathlib.Path(run_dir) / name for name in (CONFIG, METRICS, SAMPLES)]
+def _files_of(run_dir: PathLike) -> list[Path]:
+    return [to_path(run_dir) / name for name in (CONFIG, METRICS, SAMPLES)]
 
 
-def _is_page(path: pathlib.Path) -> bool:
+def _is_page(path: Path) -> bool:
     """Returns whether a file is an HTML page, which a newer report may replace."""
     with open_read(path) as file:
         return file.read(len(_PAGE_PREFIX)).lower() == _PAGE_PREFIX
@@ -155,13 +157,13 @@ def _configuration(run: LoggedRun) -> Html:
     )
 
 
-def replies_table(folder: pathlib.Path) -> Html | None:
+def replies_table(folder: Path) -> Html | None:
     """Returns sampled replies of some RL steps, first to last, with their rewards.
 
     None for a run without RL.
     """
     path = folder / SAMPLES
-    if not path.exists():
+    if not appended_exists(path):
         return None
     samples = [line.value for line in read_json_lines(path)]
     steps = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))

@@ -6,7 +6,6 @@ The mean reward alone may look healthy while replies degenerate.
 import collections
 import contextlib
 import itertools
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs
 from stepaudio_jax.rl.rewards import Reward
 from stepaudio_jax.rl.rollouts import Rollout
-from stepaudio_jax.storage import StepLog
+from stepaudio_jax.storage import Path, StepLog
 from stepaudio_jax.text import Tokenizer
 
 _SAMPLES_PER_STEP = 4
@@ -190,7 +189,7 @@ class SampleWriter:
     Of several processes only the first writes. A resumed run drops the lines of later steps.
     """
 
-    def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
+    def __init__(self, run_dir: Path, *, stage: str, resume_step: int):
         self._writes = jax.process_index() == 0
         if self._writes:
             self._log = StepLog(run_dir / "samples.jsonl", stage, resume_step)

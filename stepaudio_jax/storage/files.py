@@ -1,8 +1,10 @@
 """Opens, reads, appends to, renames and fingerprints the files that users name.
 
-Every other module reads and writes users' files through these functions, so that a path that is
-not local needs support in this module only. What is written appears whole or not at all: it is
-written under a temporary name beside its target, and renamed at the end.
+Every other module reads and writes users' files through these functions and `to_path`, so that a
+path may be local or in a bucket (`gs://`, `s3://`; see `buckets`). What is written appears whole or
+not at all. Locally it is written under a temporary name beside its target, and renamed at the end.
+In a bucket an object appears when its last byte has arrived; a folder of several is being written
+as long as it has an object named `.incomplete`.
 """
 
 import contextlib
@@ -16,12 +18,16 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
-from stepaudio_jax.errors import OutputError
+from stepaudio_jax.errors import LockHeldError, OutputError, StorageError
+from stepaudio_jax.storage import buckets
+from stepaudio_jax.storage.bucket_locks import lock_object
+from stepaudio_jax.storage.paths import BucketPath, Path, PathLike, to_path
+from stepaudio_jax.storage.uris import is_bucket_path
 
-PathLike = str | os.PathLike[str]
-
+# Of a folder in a bucket that is being written: the lock of its writer.
+INCOMPLETE = ".incomplete"
 _HOST = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
 # Bytes at the beginning and at the end of each file that make a folder's fingerprint: the edges of
 # weights that were trained anew differ.
@@ -29,26 +35,17 @@ _FINGERPRINT_BYTES = 1 << 16
 _MAX_HASHED_BYTES = 1 << 26  # of a file whose whole content is hashed
 
 
-def expand_home(path: str) -> str:
-    """Returns a path with `~` or `~user` at its start replaced by that home folder."""
-    return os.path.expanduser(path)
-
-
-def user_path(text: str) -> pathlib.Path:
-    """Parses a path of the command line (argparse's `type`).
-
-    No shell expands the `~` of `--output=~/x`.
-    """
-    return pathlib.Path(expand_home(text))
-
-
 def open_read(path: PathLike) -> io.BufferedReader:
-    """Opens a file for reading its bytes."""
+    """Opens a file for reading its bytes; of one in a bucket only what is read is fetched."""
+    if is_bucket_path(path):
+        return buckets.reader(os.fspath(path))
     return open(path, "rb")
 
 
 def read_bytes(path: PathLike) -> bytes:
     """Returns the content of a file."""
+    if is_bucket_path(path):
+        return buckets.read(os.fspath(path))
     with open_read(path) as file:
         return file.read()
 
@@ -65,6 +62,8 @@ def read_text(path: PathLike) -> str:
 
 def read_range(path: PathLike, start: int, stop: int) -> bytes:
     """Returns the bytes `start` to `stop` of a file, fewer where it ends before `stop`."""
+    if is_bucket_path(path):
+        return buckets.read(os.fspath(path), start, stop)
     with open_read(path) as file:
         file.seek(start)
         return file.read(stop - start)
@@ -72,11 +71,36 @@ def read_range(path: PathLike, start: int, stop: int) -> bytes:
 
 def file_size(path: PathLike) -> int:
     """Returns the number of bytes of a file."""
+    if is_bucket_path(path):
+        return buckets.find_object(os.fspath(path)).size
     return os.stat(path).st_size
 
 
+def file_version(path: PathLike) -> tuple[int, str]:
+    """Returns the size of a file, and what changes when it is written anew."""
+    if is_bucket_path(path):
+        entry = buckets.find_object(os.fspath(path))
+        return entry.size, entry.version
+    status = os.stat(path)
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def list_sizes(folder: PathLike) -> dict[str, int]:
+    """Returns the sizes of the files directly in a folder, by name; empty where there is none."""
+    if is_bucket_path(folder):
+        entries = buckets.list_folder(os.fspath(folder))
+        return {BucketPath(entry.path).name: entry.size for entry in entries if not entry.is_folder}
+    try:
+        with os.scandir(folder) as files:
+            return {file.name: file.stat().st_size for file in files if file.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
 def open_append(path: PathLike, *, truncate_at: int | None = None) -> io.BufferedRandom:
-    """Opens a file for appending bytes; it is created where it does not exist.
+    """Opens a local file for appending bytes; it is created where it does not exist.
+
+    What is appended to in buckets too is a `JsonLinesFile` or a `StepLog`.
 
     Args:
         path: of the file.
@@ -90,8 +114,62 @@ def open_append(path: PathLike, *, truncate_at: int | None = None) -> io.Buffere
 
 
 def rename(source: PathLike, target: PathLike) -> None:
-    """Renames a file or folder; replaces a file, or an empty folder, of that name at once."""
-    os.replace(source, target)
+    """Renames a file or folder; replaces a file, or an empty folder, of that name at once.
+
+    In a bucket the objects are copied there one by one, by the service, before those here are
+    removed.
+    """
+    if not is_bucket_path(source):
+        os.replace(source, target)
+        return
+    old, new = BucketPath(source), BucketPath(target)
+    entry = buckets.find(str(old))
+    if entry is None or not entry.is_folder:
+        buckets.copy(str(old), str(new))
+        buckets.remove(str(old))
+        return
+    for inner in buckets.list_objects(str(old)):
+        buckets.copy(inner.path, str(new / str(BucketPath(inner.path).relative_to(old))))
+    buckets.remove_folder(str(old))
+
+
+def copy_file(source: PathLike, target: PathLike) -> None:
+    """Copies a file, from and to wherever they lie, a MiB at a time."""
+    with open_read(source) as file, atomic_binary_writer(target) as copied:
+        shutil.copyfileobj(file, copied, 1 << 20)
+
+
+def remove_folder(path: PathLike) -> None:
+    """Removes a folder and what is in it; nothing happens where there is none."""
+    if is_bucket_path(path):
+        buckets.remove_folder(os.fspath(path))
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_write(path: PathLike) -> Iterator[BinaryIO]:
+    """Yields a new file of bytes in a folder that is still being written.
+
+    In a bucket the bytes are sent as they are written, and no local copy is made.
+    """
+    if is_bucket_path(path):
+        with buckets.writer(os.fspath(path)) as upload:
+            yield cast(BinaryIO, upload)
+        return
+    with open(path, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_binary_writer(output: PathLike) -> Iterator[BinaryIO]:
+    """Yields a file of bytes that becomes `output` at the end; see `atomic_text_writer`."""
+    if is_bucket_path(output):
+        with open_write(output) as file:
+            yield file
+        return
+    with _local_writer(output) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -102,18 +180,36 @@ def atomic_text_writer(output: PathLike) -> Iterator[TextIO]:
     symbolic link is replaced, not the link. Folders above the output are created. After an
     exception nothing is left behind.
     """
+    if is_bucket_path(output):
+        with buckets.writer(os.fspath(output)) as upload:
+            text = io.TextIOWrapper(cast(BinaryIO, upload), encoding="utf-8", newline="\n")
+            try:
+                yield text
+                text.flush()
+            finally:
+                text.detach()
+        return
+    with (
+        _local_writer(output) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _local_writer(output: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path that is renamed to `output` at the end."""
     final = pathlib.Path(os.path.realpath(output))
     remove_stale_temporaries(final)
     created = [folder for folder in final.parents if not folder.exists()]
     temporary = temporary_path(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
+        yield temporary
         rename(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        remove_empty_folders(created)
+        remove_empty_folders([*created])
         raise
 
 
@@ -124,19 +220,28 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(output: PathLike, needed_bytes: int = 0) -> Iterator[pathlib.Path]:
+def atomic_directory(output: PathLike, needed_bytes: int = 0) -> Iterator[Path]:
     """Yields a temporary folder beside `output` that is renamed to it at the end.
 
     An empty folder may exist there already; the target of a symbolic link is written, and the link
     stays. Folders above the output are created. After an exception nothing is left behind.
+
+    In a bucket, where folders cannot be renamed, it yields `output` itself, in which `.incomplete`
+    is the first object to appear and the last to go (see `is_finished_folder`). What a writer that
+    was killed has left is removed first.
 
     Args:
         output: the folder to create.
         needed_bytes: how much will be written, to find out before the work that a disk is too full.
 
     Raises:
-        OutputError: the disk has less space left.
+        OutputError: the disk has less space left, or another process is writing to the bucket's
+            folder.
     """
+    if is_bucket_path(output):
+        with _bucket_directory(BucketPath(output)) as folder:
+            yield folder
+        return
     target = pathlib.Path(os.path.realpath(output))
     remove_stale_temporaries(target)
     created = [parent for parent in target.parents if not parent.exists()]
@@ -149,11 +254,49 @@ def atomic_directory(output: PathLike, needed_bytes: int = 0) -> Iterator[pathli
         rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        remove_empty_folders(created)
+        remove_empty_folders([*created])
         raise
 
 
-def remove_empty_folders(folders: list[pathlib.Path]) -> None:
+@contextlib.contextmanager
+def _bucket_directory(folder: BucketPath) -> Iterator[BucketPath]:
+    try:
+        lock = lock_object(folder / INCOMPLETE)
+    except LockHeldError:
+        raise OutputError(f"{folder}: another process is writing it; choose another") from None
+    with contextlib.closing(lock):
+        _remove_all_but(folder / INCOMPLETE)
+        try:
+            yield folder
+        except BaseException:
+            _remove_all_but(folder / INCOMPLETE)
+            raise
+
+
+def _remove_all_but(kept: BucketPath) -> None:
+    """Removes what else is in the folder of an object."""
+    for entry in buckets.list_objects(str(kept.parent)):
+        if entry.path != str(kept):
+            buckets.remove(entry.path)
+
+
+def folder_is_here(path: PathLike) -> bool:
+    """Returns whether a folder can be read from here; without credentials it cannot."""
+    try:
+        return to_path(path).is_dir()
+    except StorageError:
+        return False
+
+
+def is_finished_folder(path: PathLike) -> bool:
+    """Returns whether a folder is there, and not one in a bucket that is still being written."""
+    folder = to_path(path)
+    if isinstance(folder, BucketPath) and (folder / INCOMPLETE).is_file():
+        return False
+    return folder.exists()
+
+
+def remove_empty_folders(folders: list[Path]) -> None:
     """Removes folders, innermost first; those that another program has filled meanwhile stay."""
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -181,7 +324,7 @@ def remove_stale_temporaries(target: pathlib.Path) -> None:
         if match is None:
             continue
         thread, process = int(match[1]), int(match[2])
-        if _is_running(process) and (process, thread) != (os.getpid(), threading.get_native_id()):
+        if is_running(process) and (process, thread) != (os.getpid(), threading.get_native_id()):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -211,9 +354,9 @@ def fingerprint_folder(folder: PathLike) -> str:
     A copy of a folder has the same fingerprint; a model that was trained anew into the same folder
     has another. Empty where there is no such folder, or no file in it.
     """
-    root = pathlib.Path(folder)
+    root = to_path(folder)
     digest = hashlib.sha256()
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = sorted(_all_files(root), key=lambda path: path.relative_to(root).parts)
     for path in files:
         size = file_size(path)
         digest.update(f"{path.relative_to(root)}\0{size}\0".encode())
@@ -222,6 +365,12 @@ def fingerprint_folder(folder: PathLike) -> str:
             file.seek(max(size - _FINGERPRINT_BYTES, 0))
             digest.update(file.read(_FINGERPRINT_BYTES))
     return digest.hexdigest() if files else ""
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    if isinstance(folder, BucketPath):
+        return folder.rglob("*")
+    return (path for path in folder.rglob("*") if path.is_file())
 
 
 def _check_disk_space(target: pathlib.Path, needed_bytes: int, shown: str) -> None:
@@ -233,7 +382,8 @@ def _check_disk_space(target: pathlib.Path, needed_bytes: int, shown: str) -> No
         )
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Returns whether a process of this machine is running."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -3,22 +3,35 @@
 A process that is killed while it appends leaves a last line without its line end. Such a line is
 never read, and is cut off before the next one is appended. What a damaged line in the middle means
 is the reader's decision: its value is None.
+
+In a bucket such a file is a series of numbered objects (see `parts`).
 """
 
+import io
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from stepaudio_jax.storage.files import (
-    PathLike,
-    atomic_text_writer,
-    open_append,
-    open_read,
-)
+from stepaudio_jax.errors import StorageError
+from stepaudio_jax.storage.bucket_locks import lock_object
+from stepaudio_jax.storage.files import PathLike, atomic_text_writer, open_append
 from stepaudio_jax.storage.json_files import parse_json
 from stepaudio_jax.storage.locks import lock_file
+from stepaudio_jax.storage.parts import (
+    PartsWriter,
+    appended_exists,
+    read_appended,
+    remove_appended,
+    remove_parts,
+)
+from stepaudio_jax.storage.uris import is_bucket_path
+
+# In a bucket lines are gathered this long before they are sent, since each sending is an object.
+_SEND_EVERY_SECONDS = 2.0
+_SEND_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -52,35 +65,163 @@ class JsonLinesFile:
     """
 
     def __init__(self, path: PathLike, *, lock: bool = False):
-        self._lock = lock_file(path) if lock else None
-        self._file = open_append(path) if self._lock is None else self._lock.file
-        self._file.seek(0)
-        self.lines, self.unfinished = _read_lines(self._file)
+        kind = _BucketAppender if is_bucket_path(path) else _LocalAppender
+        self._appender: _Appender = kind(path, lock)
+        self.lines, self.unfinished = _read_lines(self._appender.open())
         self._end = sum(len(line.content) for line in self.lines)
-        self._is_at_end = False
+        self._is_cut = False
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Appends a line, which is flushed when this returns."""
-        if not self._is_at_end:
-            self._file.seek(self._end)
-            self._file.truncate()
-            self._is_at_end = True
-        self._file.write(format_json_line(value).encode())
-        self._file.flush()
+        """Appends a line.
+
+        It is flushed when this returns; in a bucket it is sent within two seconds, so that those
+        of the last two are lost if the process is killed.
+        """
+        if not self._is_cut:
+            self._appender.cut(self._end)
+            self._is_cut = True
+        self._appender.append(format_json_line(value).encode())
 
     def close(self) -> None:
         """Closes the file, and releases its lock; calling it again does nothing."""
+        self._appender.close()
+
+    def remove(self) -> None:
+        """Removes the file, and then releases its lock."""
+        self._appender.remove()
+        self._appender.close()
+
+
+class _Appender(Protocol):
+    """Where a `JsonLinesFile` lies."""
+
+    def __init__(self, path: PathLike, lock: bool): ...
+
+    def open(self) -> BinaryIO:
+        """Opens the file, and returns what it holds."""
+
+    def cut(self, size: int) -> None:
+        """Cuts off what is after this size, once, before the first `append`."""
+
+    def append(self, content: bytes) -> None: ...
+
+    def remove(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _LocalAppender:
+    def __init__(self, path: PathLike, lock: bool):
+        self._path = path
+        self._lock = lock_file(path) if lock else None
+        self._file: BinaryIO = open_append(path) if self._lock is None else self._lock.file
+
+    def open(self) -> BinaryIO:
+        self._file.seek(0)
+        return self._file
+
+    def cut(self, size: int) -> None:
+        self._file.seek(size)
+        self._file.truncate()
+
+    def append(self, content: bytes) -> None:
+        self._file.write(content)
+        self._file.flush()
+
+    def remove(self) -> None:
+        os.unlink(self._path)
+
+    def close(self) -> None:
         if self._lock is None:
             self._file.close()
         else:
             self._lock.close()
 
 
+class _BucketAppender:
+    """Gathers lines and sends them as parts, from a thread so that the caller need not wait."""
+
+    def __init__(self, path: PathLike, lock: bool):
+        self._path = path
+        self._lock = lock_object(f"{os.fspath(path)}.lock") if lock else None
+        self._content = b""
+        self._gathered: list[bytes] = []
+        self._problem: OSError | ValueError | None = None
+        self._mutex = threading.Condition()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._parts: PartsWriter | None = None
+
+    def open(self) -> BinaryIO:
+        self._content = read_appended(self._path) if appended_exists(self._path) else b""
+        self._parts = PartsWriter(self._path)
+        return io.BytesIO(self._content)
+
+    def cut(self, size: int) -> None:
+        if size < len(self._content) and self._parts is not None:
+            self._parts.replace(self._content[:size])
+        self._content = b""
+        self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
+        self._thread.start()
+
+    def append(self, content: bytes) -> None:
+        with self._mutex:
+            self._raise_problem()
+            self._gathered.append(content)
+            if sum(map(len, self._gathered)) >= _SEND_BYTES:
+                self._mutex.notify()
+
+    def remove(self) -> None:
+        with self._mutex:
+            self._gathered.clear()
+        self._stop()
+        remove_appended(self._path)
+
+    def close(self) -> None:
+        try:
+            self._stop()
+            with self._mutex:
+                self._raise_problem()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def _stop(self) -> None:
+        with self._mutex:
+            self._is_closed = True
+            self._mutex.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+
+    def _send_until_closed(self) -> None:
+        while True:
+            with self._mutex:
+                if not self._is_closed:
+                    self._mutex.wait(_SEND_EVERY_SECONDS)
+                content, is_closed = b"".join(self._gathered), self._is_closed
+                self._gathered.clear()
+            try:
+                if content and self._parts is not None:
+                    self._parts.append(content)
+            except (StorageError, OSError) as error:  # raised where the next line is appended
+                with self._mutex:
+                    self._problem = error
+                return
+            if is_closed:
+                return
+
+
 class StepLog:
     """A file in which a run logs JSON lines step by step, each with its stage and step.
 
     A run that resumes from a step drops what was logged after it, so that the lines stay in order.
-    The file is opened for each write, since mounted buckets store a file when it is closed.
+    The file is opened for each write, since mounted buckets store a file when it is closed; in a
+    bucket each write is there when it returns.
 
     Args:
         path: of the file; its folder must exist.
@@ -90,18 +231,28 @@ class StepLog:
 
     def __init__(self, path: PathLike, stage: str, resume_step: int):
         self._path, self._stage = path, stage
-        if os.path.exists(path):
+        self._parts = PartsWriter(path) if is_bucket_path(path) else None
+        if appended_exists(path):
             self.drop_after(resume_step)
 
     def append(self, step: int, *lines: Mapping[str, Any]) -> None:
-        """Appends lines of a step."""
+        """Appends lines of a step.
+
+        Raises:
+            LockHeldError: another job is writing to the same bucket.
+        """
         keys = {"stage": self._stage, "step": step}
+        content = "".join(format_json_line({**keys, **line}) for line in lines).encode()
+        if self._parts is not None:
+            if content:
+                self._parts.append(content)
+            return
         with open_append(self._path) as file:
-            file.writelines(format_json_line({**keys, **line}).encode() for line in lines)
+            file.write(content)
 
     def find(self, step: int, key: str = "step") -> dict[str, Any] | None:
         """Returns the first line of a step that has a key; None where there is none."""
-        if os.path.exists(self._path):
+        if appended_exists(self._path):
             for line in read_step_lines(self._path):
                 if (line["stage"], line["step"]) == (self._stage, step) and key in line:
                     return line
@@ -114,7 +265,12 @@ class StepLog:
             for line in read_step_lines(self._path)
             if line["stage"] != self._stage or line["step"] <= step
         ]
-        write_json_lines(self._path, kept)
+        if self._parts is not None:
+            self._parts.replace("".join(map(format_json_line, kept)).encode())
+        else:
+            write_json_lines(self._path, kept)
+            # The parts of a run folder that was copied out of a bucket are in the file now.
+            remove_parts(self._path)
 
 
 def read_step_lines(path: PathLike) -> list[dict[str, Any]]:
@@ -123,8 +279,7 @@ def read_step_lines(path: PathLike) -> list[dict[str, Any]]:
     A last line without its line end is kept if it is JSON. Damaged lines are left out, with a
     warning.
     """
-    with open_read(path) as file:
-        lines, unfinished = _read_lines(file)
+    lines, unfinished = _read_lines(io.BytesIO(read_appended(path)))
     if parse_json(unfinished) is not None:
         lines.append(JsonLine(len(lines) + 1, unfinished))
     values = []
@@ -142,9 +297,8 @@ def read_step_lines(path: PathLike) -> list[dict[str, Any]]:
 
 
 def read_json_lines(path: PathLike) -> list[JsonLine]:
-    """Reads the complete lines of a file of JSON lines."""
-    with open_read(path) as file:
-        return _read_lines(file)[0]
+    """Reads the complete lines of a file of JSON lines, in a bucket also of its parts."""
+    return _read_lines(io.BytesIO(read_appended(path)))[0]
 
 
 def write_json_lines(path: PathLike, values: Iterable[Mapping[str, Any]]) -> None:

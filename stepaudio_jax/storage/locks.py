@@ -1,13 +1,21 @@
-"""Locks files for one process at a time; the end of the process releases them, also `kill -9`."""
+"""Locks files for one process at a time; the end of the process releases them, also `kill -9`.
 
+In a bucket the lock is an object; see `bucket_locks` for what the end of its process means there.
+"""
+
+import contextlib
 import errno
+import json
 import logging
 import os
 import threading
-from typing import BinaryIO
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Protocol
 
 from stepaudio_jax.errors import LockHeldError
-from stepaudio_jax.storage.files import PathLike
+from stepaudio_jax.storage.bucket_locks import lock_object
+from stepaudio_jax.storage.paths import PathLike
+from stepaudio_jax.storage.uris import is_bucket_path
 
 try:
     import fcntl
@@ -24,6 +32,19 @@ _locked_paths: set[str] = set()
 _locked_paths_mutex = threading.Lock()
 
 
+class Lock(Protocol):
+    """A lock that this process holds until it is closed."""
+
+    def describe(self, holder: Mapping[str, Any]) -> None:
+        """Writes who holds the lock, as JSON, for the messages of others."""
+
+    def close(self) -> None:
+        """Releases the lock; calling it again does nothing."""
+
+    def remove(self) -> None:
+        """Releases the lock, and removes its file or object."""
+
+
 class LockedFile:
     """A file that is open for reading and writing, and locked until `close`.
 
@@ -36,6 +57,17 @@ class LockedFile:
     def __init__(self, path: str, file: BinaryIO):
         self.path, self.file = path, file
 
+    def describe(self, holder: Mapping[str, Any]) -> None:
+        """Replaces the file's content by who holds it, as JSON."""
+        os.ftruncate(self.file.fileno(), 0)
+        os.write(self.file.fileno(), json.dumps(dict(holder)).encode() + b"\n")
+
+    def remove(self) -> None:
+        """Removes the file, and releases it."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self.close()
+
     def close(self) -> None:
         """Releases the file; calling it again does nothing."""
         if not self.file.closed:
@@ -44,6 +76,16 @@ class LockedFile:
             finally:  # also if the disk is full
                 with _locked_paths_mutex:
                     _locked_paths.discard(self.path)
+
+
+def take_lock(path: PathLike) -> Lock:
+    """Takes the lock that is a file, or an object in a bucket.
+
+    Raises:
+        LockHeldError: another process, or this one, holds it.
+        OSError: it cannot be made.
+    """
+    return lock_object(path) if is_bucket_path(path) else lock_file(path)
 
 
 def lock_file(path: PathLike) -> LockedFile:

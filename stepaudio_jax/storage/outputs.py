@@ -6,12 +6,15 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TextIO
 
 from stepaudio_jax.errors import OutputError
-from stepaudio_jax.storage.files import PathLike, read_bytes
+from stepaudio_jax.storage import buckets
+from stepaudio_jax.storage.files import INCOMPLETE, atomic_text_writer, read_bytes
 from stepaudio_jax.storage.messages import truncate
+from stepaudio_jax.storage.paths import BucketPath, Path, PathLike, to_path
+from stepaudio_jax.storage.uris import is_bucket_path
 
 _JOB_ATTRIBUTE = "user.stepaudio_jax.job"
 
@@ -20,7 +23,7 @@ def check_output_file(
     output: PathLike,
     inputs: Iterable[PathLike] = (),
     *,
-    may_replace: Callable[[pathlib.Path], bool] = lambda path: False,
+    may_replace: Callable[[Path], bool] = lambda path: False,
     option: str = "--output",
 ) -> None:
     """Checks that a file can be written and replaces nothing of the user's, without touching it.
@@ -40,13 +43,16 @@ def check_output_file(
     shown = f"{option}={truncate(text)!r}"
     if not text or text.endswith(os.sep):
         raise OutputError(f"{shown} names no file: give the file to write")
-    path = pathlib.Path(text)
     for input_path in inputs:
         check_not_same_file(text, input_path, option=option)
+    path = to_path(text)
+    if isinstance(path, BucketPath):
+        _check_bucket_output(path, shown, may_replace)
+        return
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+        check_parent_writable(path, shown)
         return
     except NotADirectoryError:
         raise OutputError(
@@ -63,7 +69,7 @@ def check_output_file(
         raise OutputError(
             f"{shown} exists already, and would be replaced: name another file, or remove it first"
         )
-    check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+    check_parent_writable(path, shown)
 
 
 def check_output_directory(output: PathLike) -> None:
@@ -72,8 +78,13 @@ def check_output_directory(output: PathLike) -> None:
     Raises:
         OutputError: it exists and is not an empty folder, or the folder above it cannot be written.
     """
-    path = pathlib.Path(output)
+    path = to_path(output)
     shown = truncate(os.fspath(output))
+    if isinstance(path, BucketPath):
+        # One that is incomplete is of a writer that was killed, or `atomic_directory` refuses it.
+        if path.exists() and any(path.iterdir()) and not (path / INCOMPLETE).is_file():
+            raise OutputError(f"{shown} already exists; choose another output or remove it first")
+        return
     try:
         is_empty_folder = path.is_dir() and not any(path.iterdir())
         is_absent = not (path.exists() or path.is_symlink())
@@ -83,7 +94,7 @@ def check_output_directory(output: PathLike) -> None:
         ) from None
     if not (is_empty_folder or is_absent):
         raise OutputError(f"{shown} already exists; choose another output or remove it first")
-    check_parent_writable(pathlib.Path(os.path.realpath(path)), shown)
+    check_parent_writable(path, shown)
 
 
 def check_not_same_file(
@@ -95,7 +106,10 @@ def check_not_same_file(
         OutputError: it is, by the same path or by another that leads to it.
     """
     try:
-        same = os.path.samefile(output, input_path)
+        if is_bucket_path(output) and is_bucket_path(input_path):
+            same = BucketPath(output) == BucketPath(input_path)
+        else:
+            same = os.path.samefile(output, input_path)
     except (OSError, ValueError):  # one of them does not exist, so they are not the same
         return
     if same:
@@ -106,17 +120,23 @@ def check_not_same_file(
         )
 
 
-def check_parent_writable(path: pathlib.Path, shown: str) -> None:
+def check_parent_writable(path: PathLike, shown: str) -> None:
     """Checks that the folder of an output can be created and written.
 
+    Of one in a bucket it checks that the bucket is there and may be read.
+
     Args:
-        path: the output, links resolved.
+        path: the output.
         shown: how messages name it.
 
     Raises:
         OutputError: it cannot.
     """
-    folder = next(parent for parent in path.parents if parent.exists())
+    if is_bucket_path(path):
+        buckets.find(os.fspath(path))
+        return
+    resolved = pathlib.Path(os.path.realpath(path))
+    folder = next(parent for parent in resolved.parents if parent.exists())
     if not folder.is_dir():
         raise OutputError(
             f"{shown}: {str(folder)!r} is a file, and no folder can be made in it;"
@@ -128,9 +148,35 @@ def check_parent_writable(path: pathlib.Path, shown: str) -> None:
         )
 
 
+def _check_bucket_output(path: BucketPath, shown: str, may_replace: Callable[[Path], bool]) -> None:
+    """Checks an output in a bucket, which shows only when it is written whether it may be."""
+    entry = buckets.find(str(path))
+    if entry is not None and entry.is_folder:
+        raise OutputError(f"{shown} is a folder: name a file, such as one in it")
+    if entry is not None and not may_replace(path):
+        raise OutputError(
+            f"{shown} exists already, and would be replaced: name another file, or remove it first"
+        )
+
+
+@contextlib.contextmanager
+def finished_output(output: PathLike, job: Mapping[str, Any]) -> Iterator[TextIO]:
+    """Yields a text file that becomes `output`, marked as the finished output of a job."""
+    is_in_bucket = is_bucket_path(output)
+    with atomic_text_writer(output) as file:
+        yield file
+        if not is_in_bucket:
+            file.flush()
+            set_job_mark(file.name, job)
+    if is_in_bucket:
+        set_job_mark(output, job)
+
+
 def set_job_mark(path: PathLike, job: Mapping[str, Any]) -> None:
     """Marks a file as the finished output of a job, where the file system keeps attributes."""
-    if hasattr(os, "setxattr"):
+    if is_bucket_path(path):
+        buckets.set_mark(os.fspath(path), _job_mark(path, job).decode())
+    elif hasattr(os, "setxattr"):
         with contextlib.suppress(OSError):  # the file system keeps none
             os.setxattr(path, _JOB_ATTRIBUTE, _job_mark(path, job))
 
@@ -146,7 +192,7 @@ def is_finished_output_of(path: PathLike, job: Mapping[str, Any]) -> bool:
     Raises:
         OutputError: it exists, and is something else.
     """
-    if not pathlib.Path(path).exists():
+    if not to_path(path).exists():
         return False
     if _read_mark(path) == _job_mark(path, job):
         return True
@@ -158,6 +204,8 @@ def is_finished_output_of(path: PathLike, job: Mapping[str, Any]) -> bool:
 
 
 def _read_mark(path: PathLike) -> bytes:
+    if is_bucket_path(path):
+        return buckets.read_mark(os.fspath(path)).encode()
     if hasattr(os, "getxattr"):
         with contextlib.suppress(OSError):  # the file has none
             return os.getxattr(path, _JOB_ATTRIBUTE)

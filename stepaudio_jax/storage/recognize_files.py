@@ -14,8 +14,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from stepaudio_jax.storage.files import PathLike, open_read
+from stepaudio_jax.storage.files import file_size, open_read
 from stepaudio_jax.storage.messages import truncate
+from stepaudio_jax.storage.paths import PathLike, to_path
+from stepaudio_jax.storage.uris import is_bucket_path
 
 Purpose = Literal["weights", "tokenizer", "sound"]
 
@@ -143,12 +145,12 @@ def recognize_file(path: PathLike, purpose: Purpose, *, is_text: bool = False) -
         is_text: whether it should be a text, so that plain text is no finding.
     """
     path = os.fspath(path)
-    if not os.path.exists(path):
+    if not to_path(path).exists():
         return _missing(path)
     try:
         with open_read(path) as file:
             content = file.read(HEAD_BYTES)
-            size = os.fstat(file.fileno()).st_size
+        size = file_size(path)
     except (OSError, ValueError):
         return None
     return recognize(content, size, purpose, is_text=is_text)
@@ -201,6 +203,8 @@ def _missing(path: str) -> Finding | None:
         if "annex/objects/" in target:
             return Finding(what, "run `git annex get` in its repository")
         return Finding(what, "correct the link, or copy the files themselves with `cp -rL`")
+    if is_bucket_path(path):
+        return None
     beside = [ending for ending in UNFINISHED_SUFFIXES if os.path.exists(path + ending)]
     if beside:
         return Finding(

@@ -1,13 +1,13 @@
 """Recognises what a folder is in which no model or no tokenizer could be found."""
 
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable
 
-from stepaudio_jax.storage.files import PathLike
+from stepaudio_jax.storage.files import INCOMPLETE
 from stepaudio_jax.storage.json_files import read_json_or_none
 from stepaudio_jax.storage.messages import first_few
+from stepaudio_jax.storage.paths import BucketPath, Path, PathLike, to_path
 from stepaudio_jax.storage.recognize_files import (
     COPY_AGAIN,
     UNFINISHED_SUFFIXES,
@@ -61,10 +61,15 @@ def recognize_folder(path: PathLike, purpose: Purpose) -> Finding | None:
         path: where no model or no tokenizer could be found.
         purpose: "weights" or "tokenizer".
     """
-    folder = pathlib.Path(path)
+    folder = to_path(path)
     if not folder.is_dir():
         return _not_a_folder(folder, purpose)
-    checks: tuple[Callable[[pathlib.Path, Purpose], Finding | None], ...] = (
+    if isinstance(folder, BucketPath) and (folder / INCOMPLETE).is_file():
+        return Finding(
+            "is still being written, or its writer was killed",
+            "wait for it, or start that program again",
+        )
+    checks: tuple[Callable[[Path, Purpose], Finding | None], ...] = (
         _hub_cache,
         recognize_run,
         _inside_checkpoint,
@@ -88,7 +93,7 @@ def unfinished_download(folder: PathLike) -> Finding | None:
     and as `blobs/*.incomplete` in its cache; browsers and other programs write them beside the
     other files.
     """
-    folder = pathlib.Path(folder)
+    folder = to_path(folder)
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.parent.name == "snapshots":
         places.append(folder.parent.parent / "blobs")
@@ -106,8 +111,10 @@ def unfinished_download(folder: PathLike) -> Finding | None:
     )
 
 
-def _not_a_folder(path: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _not_a_folder(path: Path, purpose: Purpose) -> Finding | None:
     text = os.fspath(path)
+    if isinstance(path, BucketPath) and not path.exists():
+        return Finding("is not in its bucket", "correct the path")
     if path.is_symlink() and not path.exists():
         return Finding(
             f"is a link to {os.readlink(path)}, which does not exist",
@@ -122,7 +129,7 @@ def _not_a_folder(path: pathlib.Path, purpose: Purpose) -> Finding | None:
             "is a file and not a folder", f"name the folder that holds it, {path.parent}"
         )
     if re.match(r"(gs|s3|gcs|hdfs|az|abfss?):/", text):
-        return Finding("is in a bucket", "copy it to this machine first, and name the copy")
+        return Finding("has lost slashes of its address", "write it with two, as in gs://BUCKET/..")
     address = re.match(
         r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)([\w.-]+/[\w.-]+)", text
     )
@@ -141,7 +148,7 @@ def _not_a_folder(path: pathlib.Path, purpose: Purpose) -> Finding | None:
     return None
 
 
-def _hub_cache(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _hub_cache(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises the Hub's cache, a repository in it, or a folder in a repository."""
     if folder.name in ("snapshots", "blobs", "refs") and (folder.parent / "snapshots").is_dir():
         folder = folder.parent
@@ -174,14 +181,14 @@ def _hub_cache(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     return None
 
 
-def _is_repository(folder: pathlib.Path) -> bool:
+def _is_repository(folder: Path) -> bool:
     return (folder / "snapshots").is_dir() and (
         re.match(r"(models|datasets|spaces)--", folder.name) is not None
         or (folder / "blobs").is_dir()
     )
 
 
-def _snapshot(repository: pathlib.Path) -> pathlib.Path | None:
+def _snapshot(repository: Path) -> Path | None:
     """Returns the snapshot to which `main` refers, or the newest."""
     snapshots = [entry for entry in _entries(repository / "snapshots") if entry.is_dir()]
     try:
@@ -193,12 +200,12 @@ def _snapshot(repository: pathlib.Path) -> pathlib.Path | None:
     return max(snapshots, key=lambda snapshot: snapshot.stat().st_mtime, default=None)
 
 
-def recognize_run(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def recognize_run(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises the folder of a run of this project, or a folder among its checkpoints.
 
     A run has `config.json`, `metrics.jsonl`, `checkpoints/` and, once it is finished, `model/`.
     """
-    for run in (folder, *list(folder.absolute().parents)[:4]):
+    for run in (folder, *[*folder.absolute().parents][:4]):
         is_inside = run != folder
         if is_inside and "checkpoints" not in folder.absolute().relative_to(run).parts:
             continue
@@ -231,7 +238,7 @@ def recognize_run(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     return None
 
 
-def _is_run(folder: pathlib.Path) -> bool:
+def _is_run(folder: Path) -> bool:
     """Returns whether a folder is a run, by its `config.json`, or else by its other files."""
     values = read_json_or_none(folder / _CONFIG)
     if isinstance(values, dict):
@@ -244,11 +251,11 @@ def _is_run(folder: pathlib.Path) -> bool:
     return False
 
 
-def _inside_checkpoint(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _inside_checkpoint(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises a part of this project's checkpoints, or of any Orbax checkpoint."""
     if purpose == "tokenizer" and _has_tokenizer(folder / "tokenizer"):
         return Finding("is a model", f"name its tokenizer, {folder / 'tokenizer'}")
-    for parent in list(folder.absolute().parents)[:2]:
+    for parent in [*folder.absolute().parents][:2]:
         if isinstance(
             values := read_json_or_none(parent / _CONFIG), dict
         ) and "stepaudio_jax" in str(values.get("format")):
@@ -261,7 +268,7 @@ def _inside_checkpoint(folder: pathlib.Path, purpose: Purpose) -> Finding | None
     return None
 
 
-def _broken_links(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _broken_links(folder: Path, purpose: Purpose) -> Finding | None:
     broken = [
         entry
         for entry in _entries(folder)
@@ -275,7 +282,7 @@ def _broken_links(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     )
 
 
-def _adapter(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _adapter(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises a PEFT adapter without a model."""
     config = read_json_or_none(folder / "adapter_config.json")
     if not (folder / "adapter_config.json").is_file() and not list(folder.glob("adapter_model.*")):
@@ -294,11 +301,11 @@ def _adapter(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     )
 
 
-def _unfinished(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _unfinished(folder: Path, purpose: Purpose) -> Finding | None:
     return unfinished_download(folder)
 
 
-def _trainer_output(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _trainer_output(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises the output folder of transformers' Trainer, or of a program built on it."""
     numbered = {
         int(match[1]): entry
@@ -314,7 +321,7 @@ def _trainer_output(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     )
 
 
-def _unsupported_weights(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _unsupported_weights(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises weights in a format that this project does not read."""
     if purpose != "weights":
         return None
@@ -333,7 +340,7 @@ def _match_unsupported_weights(names: Iterable[str]) -> tuple[str, list[str], st
     return None
 
 
-def _archive(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _archive(folder: Path, purpose: Purpose) -> Finding | None:
     archives = [
         entry for entry in _entries(folder) if entry.is_file() and entry.name.endswith(_ARCHIVES)
     ]
@@ -345,7 +352,7 @@ def _archive(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     )
 
 
-def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _subfolders(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises a folder that has the model or tokenizer in a subfolder."""
     if (folder / _CONFIG).is_file() and purpose == "weights":
         return None
@@ -358,7 +365,7 @@ def _subfolders(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     return Finding(what, f"name the subfolder that is meant: {first_few(names, ' or ')}")
 
 
-def _incomplete_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _incomplete_model(folder: Path, purpose: Purpose) -> Finding | None:
     """Recognises an incomplete model, and says what is missing."""
     names = {entry.name for entry in _entries(folder)}
     has_weights = any(name.endswith(".safetensors") for name in names)
@@ -396,7 +403,7 @@ def _incomplete_model(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
     return None
 
 
-def _empty(folder: pathlib.Path, purpose: Purpose) -> Finding | None:
+def _empty(folder: Path, purpose: Purpose) -> Finding | None:
     return (
         None
         if _entries(folder)
@@ -411,14 +418,14 @@ def _is_model_file(name: str) -> bool:
     return name.endswith((".json", ".safetensors", ".txt", ".jinja"))
 
 
-def _has_tokenizer(folder: pathlib.Path) -> bool:
+def _has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )
 
 
-def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError:
         return []

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from stepaudio_jax.errors import TextError
-from stepaudio_jax.storage import read_json, read_text, write_text
+from stepaudio_jax.storage import Path, read_json, read_text, to_path, write_text
 
 CHAT_TEMPLATE = pathlib.Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 _TEMPLATE_PREFIX = CHAT_TEMPLATE.partition(":")[0]  # common to all versions of our template
@@ -31,11 +31,12 @@ def read_original_templates(folder: str) -> NamedTemplates:
     """
     templates = _config_templates(folder)
     path = os.path.join(folder, _FILE)
-    if os.path.isfile(path):  # precedes the configuration's, as in transformers
+    if to_path(path).is_file():  # precedes the configuration's, as in transformers
         templates[_DEFAULT] = _read_text(path)
-    additional = pathlib.Path(folder, _FOLDER)
+    additional: list[Path] = [*(to_path(folder) / _FOLDER).glob("*.jinja")]
     templates |= {
-        file.stem: _read_text(os.fspath(file)) for file in sorted(additional.glob("*.jinja"))
+        file.stem: _read_text(os.fspath(file))
+        for file in sorted(additional, key=lambda file: file.name)
     }
     kept: dict[str, str] = {}
     for name, text in templates.items():
@@ -59,11 +60,12 @@ def write_chat_templates(
         control_tokens: added tokens that are not special; `apply_chat_template(..,
             sanitize_control_tokens=True)` then keeps texts from spelling them.
     """
-    write_text(pathlib.Path(folder, _FILE), CHAT_TEMPLATE)
+    target = to_path(folder)
+    write_text(target / _FILE, CHAT_TEMPLATE)
     for name, text in originals.items():
-        write_text(pathlib.Path(folder, _FOLDER, f"{name}.jinja"), text)
-    pathlib.Path(folder, _LEGACY).unlink(missing_ok=True)
-    config = pathlib.Path(folder, _CONFIG)
+        write_text(target / _FOLDER / f"{name}.jinja", text)
+    (target / _LEGACY).unlink(missing_ok=True)
+    config = target / _CONFIG
     if config.is_file():
         before = read_json(os.fspath(config), TextError, "tokenizer")
         values = {key: value for key, value in before.items() if key != _KEY}
@@ -87,7 +89,7 @@ def _config_templates(folder: str) -> dict[str, str]:
     """
     for name in (_LEGACY, _CONFIG):
         path = os.path.join(folder, name)
-        if not os.path.isfile(path) or not (
+        if not to_path(path).is_file() or not (
             value := read_json(path, TextError, "tokenizer").get(_KEY)
         ):
             continue

@@ -1,8 +1,10 @@
 """Tokenizer folders: read with every assumption checked, written as AutoTokenizer reads them."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tokenizers
@@ -10,10 +12,14 @@ from tokenizers import AddedToken, models
 
 from stepaudio_jax.errors import TextError
 from stepaudio_jax.storage import (
+    copy_file,
+    is_bucket_path,
+    list_sizes,
     read_json,
     read_text,
     recognize_file,
     recognize_folder,
+    to_path,
     truncate,
     write_text,
 )
@@ -40,6 +46,7 @@ _QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _FOREIGN_FILES = ("tokenizer.model", "tiktoken.model", "tekken.json")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _MAX_SHOWN = 8
+_MAX_TOKENIZER_BYTES = 1 << 26  # of one file of a tokenizer
 _MAX_ID = (1 << 20) - 1
 # Qwen2.5's tokens of tools and code infilling, which transformers does not skip as special.
 _NON_SPECIAL_TOKENS = frozenset(QWEN25_TOKENS[QWEN25_TOKENS.index("<tool_call>") :])
@@ -53,13 +60,13 @@ def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     Raises:
         TextError: see `Tokenizer.from_folder`.
     """
-    if not os.path.isdir(folder):
+    if not to_path(folder).is_dir():
         reason = recognize_folder(folder, "tokenizer") or (
             f"does not exist; name a folder with {_TOKENIZER_JSON} or {_VOCABULARY} and {_MERGES}"
         )
         raise TextError(f"tokenizer folder {folder} {reason}")
     path = os.path.join(folder, _TOKENIZER_JSON)
-    if os.path.isfile(path):
+    if to_path(path).is_file():
         bpe, added = _parse_tokenizer_json(read_json(path, TextError, "tokenizer"), path)
     elif _needs_transformers(folder):
         path = folder
@@ -70,7 +77,7 @@ def read_tokenizer(folder: str) -> tuple[tokenizers.Tokenizer, AddedTokens]:
     _check_bytes(bpe, path)
     for name, key in ((_CONFIG, "added_tokens_decoder"), (_ADDED_TOKENS, None)):
         extra = os.path.join(folder, name)
-        if os.path.isfile(extra):
+        if to_path(extra).is_file():
             _merge_added_tokens(added, _read_added(extra, key), extra)
     added = _add_missing_tokens(bpe, added, path)
     _check_not_spellable(bpe, added, path)
@@ -84,7 +91,7 @@ def write_tokenizer(
     special: SpecialTokens,
 ) -> None:
     """Writes a tokenizer folder; see `Tokenizer.save`."""
-    os.makedirs(folder, exist_ok=True)
+    to_path(folder).mkdir(parents=True, exist_ok=True)
     content = json.loads(bpe.to_str())
     content["added_tokens"] = [
         {"id": index, "content": token.content, **_flags(token)} for index, token in added.items()
@@ -112,7 +119,10 @@ def write_tokenizer(
         indent = None if name == _TOKENIZER_JSON else 2
         text = json.dumps(value, ensure_ascii=False, indent=indent)
         write_text(os.path.join(folder, name), text)
-    bpe.model.save(folder)
+    with tempfile.TemporaryDirectory() as local:
+        bpe.model.save(local)
+        for name in (_VOCABULARY, _MERGES):
+            copy_file(os.path.join(local, name), os.path.join(folder, name))
 
 
 def _needs_transformers(folder: str) -> bool:
@@ -120,11 +130,11 @@ def _needs_transformers(folder: str) -> bool:
     config = os.path.join(folder, _CONFIG)
     name = (
         read_json(config, TextError, "tokenizer").get("tokenizer_class")
-        if os.path.isfile(config)
+        if to_path(config).is_file()
         else None
     )
     return name not in (None, *_QWEN2_CLASSES) or any(
-        os.path.isfile(os.path.join(folder, file)) for file in _FOREIGN_FILES
+        to_path(os.path.join(folder, file)).is_file() for file in _FOREIGN_FILES
     )
 
 
@@ -133,16 +143,30 @@ def _convert_with_transformers(folder: str) -> dict[str, Any]:
     from transformers import AutoTokenizer  # seconds to import, and few folders need it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        return json.loads(tokenizer.backend_tokenizer.to_str())
+        with _local_tokenizer_files(folder) as local:
+            tokenizer = AutoTokenizer.from_pretrained(
+                local, local_files_only=True, trust_remote_code=False
+            )
+            return json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # whatever the class of tokenizer raises
         reason = truncate(" ".join(str(error).split()))
         raise TextError(
             f"tokenizer folder {folder} has no {_TOKENIZER_JSON}, and transformers cannot make one"
             f" ({reason}); save the tokenizer by AutoTokenizer where it can be read"
         ) from None
+
+
+@contextlib.contextmanager
+def _local_tokenizer_files(folder: str) -> Iterator[str]:
+    """Yields a local folder with a tokenizer's files, for libraries that read no other."""
+    if not is_bucket_path(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name, size in list_sizes(folder).items():
+            if size <= _MAX_TOKENIZER_BYTES and not name.endswith(".safetensors"):
+                copy_file(os.path.join(folder, name), os.path.join(local, name))
+        yield local
 
 
 def _parse_tokenizer_json(
@@ -173,7 +197,7 @@ def _parse_tokenizer_json(
 
 def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     for path in (vocabulary, merges):
-        if not os.path.isfile(path):
+        if not to_path(path).is_file():
             folder = os.path.dirname(path)
             if finding := recognize_folder(folder, "tokenizer"):
                 raise TextError(f"tokenizer folder {folder} {finding}")
@@ -192,7 +216,9 @@ def _read_vocabulary(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             " the ids from 0 to the number of tokens - 1"
         )
     try:
-        bpe = models.BPE.from_file(vocabulary, merges)
+        with _local_tokenizer_files(os.path.dirname(vocabulary)) as local:
+            files = [os.path.join(local, name) for name in (_VOCABULARY, _MERGES)]
+            bpe = models.BPE.from_file(*files)
     except Exception as error:  # all that the library raises
         reason = (
             recognize_file(merges, "tokenizer", is_text=True)

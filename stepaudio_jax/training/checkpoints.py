@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import pathlib
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,15 @@ from jax.sharding import Mesh
 from stepaudio_jax import hub
 from stepaudio_jax.config import CheckpointConfig, Config, LoRAConfig, ModelConfig, build
 from stepaudio_jax.errors import CheckpointError
-from stepaudio_jax.storage import check_output_directory, read_bytes, rename
+from stepaudio_jax.storage import (
+    BucketPath,
+    Path,
+    check_output_directory,
+    client_errors,
+    read_bytes,
+    remove_folder,
+    rename,
+)
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import (
     INITIAL_ADAPTER,
@@ -32,6 +39,7 @@ from stepaudio_jax.training.monitoring import EVALUATION_LOSS
 from stepaudio_jax.training.run_folder import (
     CHECKPOINTS,
     MODEL,
+    check_orbax_can_keep,
     read_initial_adapter,
     read_model_spec,
     read_run_config,
@@ -50,6 +58,7 @@ _FROZEN_FIELDS = [
 # What Orbax and TensorStore raise for a checkpoint that is damaged or missing.
 _READ_ERRORS = (ValueError, OSError, KeyError)
 _MAX_REASON_CHARS = 400
+_COMMITTED = "commit_success.txt"  # Orbax's name of the last file of a checkpoint in a bucket
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +76,7 @@ class StageCheckpoints:
         config: which checkpoints are kept.
     """
 
-    def __init__(self, run_dir: pathlib.Path, index: int, stage: str, config: CheckpointConfig):
+    def __init__(self, run_dir: Path, index: int, stage: str, config: CheckpointConfig):
         self._folder = _stage_folder(run_dir, index, stage).absolute()
         self._frozen_folder = _frozen_folder(self._folder)
         self._policy = _preservation_policy(config)
@@ -163,7 +172,7 @@ class StageCheckpoints:
             self._drop_unreadable_metrics()
             unfinished = f"{self._frozen_folder.name}.orbax-checkpoint-tmp*"
             for folder in self._folder.parent.glob(unfinished):
-                shutil.rmtree(folder)
+                remove_folder(folder)
         multihost_utils.sync_global_devices("checkpoints cleaned")
         checkpointer = ocp.training.Checkpointer(
             self._folder,
@@ -222,10 +231,12 @@ class StageCheckpoints:
 
         A thread of Orbax reports that as a ValueError of TensorStore, which has an os_error_code.
         """
+        errors: tuple[type[Exception], ...] = (ValueError, OSError, *client_errors(self._folder))
         try:
             yield
-        except (ValueError, OSError) as error:
-            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+        except errors as error:
+            is_local = not isinstance(self._folder, BucketPath)
+            if is_local and isinstance(error, ValueError) and "os_error_code" not in str(error):
                 raise
             raise CheckpointError(
                 f"{self._folder}: a checkpoint could not be written, those before it are whole: "
@@ -233,16 +244,26 @@ class StageCheckpoints:
             ) from None
 
 
-def saved_steps(run_dir: pathlib.Path, index: int, stage: str) -> list[int]:
+def saved_steps(run_dir: Path, index: int, stage: str) -> list[int]:
     """Returns the saved steps of a stage in order, without opening or creating anything."""
     folder = _stage_folder(run_dir, index, stage)
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    entries = [entry for entry in folder.iterdir() if entry.name.isdigit()]
+    return sorted(int(entry.name) for entry in entries if _is_committed(entry))
+
+
+def _is_committed(checkpoint: Path) -> bool:
+    """Returns whether a checkpoint is complete.
+
+    Locally it gets its name when it is. In a bucket Orbax writes it under its name, and this file
+    last.
+    """
+    return not isinstance(checkpoint, BucketPath) or (checkpoint / _COMMITTED).is_file()
 
 
 def load_parameters(
-    run_dir: pathlib.Path, index: int, stage: str, step: int, abstract: TrainState
+    run_dir: Path, index: int, stage: str, step: int, abstract: TrainState
 ) -> TrainState:
     """Reads the model's parameters of a saved step, without heads, reference and optimizer.
 
@@ -282,8 +303,8 @@ def load_parameters(
 
 
 def export_checkpoint(
-    run_dir: pathlib.Path,
-    target: pathlib.Path,
+    run_dir: Path,
+    target: Path,
     mesh: Mesh,
     *,
     stage: str | None = None,
@@ -306,6 +327,7 @@ def export_checkpoint(
         ConfigError: the folder holds no run, or the model cannot be sharded over the mesh.
         OutputError: the target exists.
     """
+    check_orbax_can_keep(run_dir)
     config = build(Config, read_run_config(run_dir))
     index, step = _find_checkpoint(config, run_dir, stage, step)
     name = config.stages[index].name
@@ -323,7 +345,7 @@ def export_checkpoint(
 
 
 def export_model(
-    target: pathlib.Path,
+    target: Path,
     params: ModelParams,
     adapters: Mapping[str, LoRAConfig],
     config: Config,
@@ -362,7 +384,7 @@ def export_model(
 
 
 def _find_checkpoint(
-    config: Config, run_dir: pathlib.Path, stage: str | None, step: int | None
+    config: Config, run_dir: Path, stage: str | None, step: int | None
 ) -> tuple[int, int]:
     """Returns stage index and step of a checkpoint; None: of the last one.
 
@@ -389,13 +411,16 @@ def _find_checkpoint(
     return list(saved).index(stage), saved[stage][-1] if step is None else step
 
 
-def _check_target(target: pathlib.Path, run_dir: pathlib.Path) -> None:
+def _check_target(target: Path, run_dir: Path) -> None:
     """Checks that a run would not take a model there for its own checkpoint or finished model.
 
     Raises:
         CheckpointError: it would.
     """
-    resolved, run = pathlib.Path(os.path.realpath(target)), pathlib.Path(os.path.realpath(run_dir))
+    resolved, run = (
+        path if isinstance(path, BucketPath) else pathlib.Path(os.path.realpath(path))
+        for path in (target, run_dir)
+    )
     if resolved == run / MODEL or (run / CHECKPOINTS) in (resolved, *resolved.parents):
         raise CheckpointError(
             f"{target}: the run writes there itself, and would take what is there for its own; "
@@ -416,7 +441,7 @@ def _changing_fields(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
 
 
-def _load_frozen(stage_folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+def _load_frozen(stage_folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Reads the frozen fields that `abstract` has."""
     folder = _frozen_folder(stage_folder)
     if not abstract:
@@ -459,9 +484,9 @@ def _preservation_policy(config: CheckpointConfig) -> Any:
     return policies.AnyPreservationPolicy(kept)
 
 
-def _stage_folder(run_dir: pathlib.Path, index: int, stage: str) -> pathlib.Path:
+def _stage_folder(run_dir: Path, index: int, stage: str) -> Path:
     return run_dir / CHECKPOINTS / f"{index}_{stage}"
 
 
-def _frozen_folder(stage_folder: pathlib.Path) -> pathlib.Path:
+def _frozen_folder(stage_folder: Path) -> Path:
     return stage_folder.with_name(f"{stage_folder.name}.frozen")

@@ -1,7 +1,6 @@
 """The model a run starts from: its shape, tokenizer and weights, and the adapters beside them."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from stepaudio_jax.models import (
     merge_lora,
 )
 from stepaudio_jax.parallel import parameter_shardings
+from stepaudio_jax.storage import Path
 from stepaudio_jax.text import Tokenizer
 
 # Names, among adapters, the one that came with the initial weights; no stage can have this name.
@@ -211,7 +211,7 @@ def read_stage_adapter(config: Config, index: int, model: ModelConfig) -> hub.Ad
     return adapter
 
 
-def _sources(config: Config) -> dict[Part, pathlib.Path]:
+def _sources(config: Config) -> dict[Part, Path]:
     initial = config.initial
     return hub.weight_sources(initial.model, encoder=initial.encoder, decoder=initial.decoder)
 

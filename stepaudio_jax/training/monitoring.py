@@ -1,9 +1,11 @@
 """What a run reports of itself: metrics, throughput, progress, profiles, and why it diverged."""
 
 import contextlib
+import io
 import json
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +17,9 @@ import tqdm
 
 from stepaudio_jax.data import Batch
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.storage import StepLog
+from stepaudio_jax.storage import BucketPath, Path, StepLog, copy_file, open_write, write_text
 from stepaudio_jax.training.run_folder import METRICS
+from stepaudio_jax.training.tensorboard import TensorBoardWriter
 
 EVALUATION_LOSS = "evaluation/loss"  # name of the metric
 PROFILE, DIAGNOSIS = "profile", "diagnosis"  # folders of a run
@@ -39,17 +42,12 @@ class MetricsWriter:
         resume_step: the steps of the stage that are done.
     """
 
-    def __init__(self, run_dir: pathlib.Path, *, stage: str, resume_step: int):
+    def __init__(self, run_dir: Path, *, stage: str, resume_step: int):
         self._is_writer = jax.process_index() == 0
         if not self._is_writer:
             return
         self._log = StepLog(run_dir / METRICS, stage, resume_step)
-        # Imported here: it is slow where torch is installed, which it imports.
-        from tensorboardX import SummaryWriter
-
-        self._tensorboard = SummaryWriter(
-            str(run_dir / "tensorboard" / stage), purge_step=resume_step + 1
-        )
+        self._tensorboard = TensorBoardWriter(run_dir, stage, resume_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of a step of this stage."""
@@ -57,8 +55,7 @@ class MetricsWriter:
             return
         values = {name: float(value) for name, value in metrics.items()}
         self._log.append(step, values)
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.write(step, values)
 
     def is_missing(self, step: int, metric: str) -> bool:
         """Returns whether no line of this step has the metric; the same in every process."""
@@ -234,15 +231,18 @@ class StepProfile:
         steps: first and last step, counted over all stages; None: none.
     """
 
-    def __init__(self, run_dir: pathlib.Path, steps: tuple[int, int] | None):
+    def __init__(self, run_dir: Path, steps: tuple[int, int] | None):
         self._folder = run_dir / PROFILE
+        self._local: tempfile.TemporaryDirectory[str] | None = None  # for a folder in a bucket
         self._steps = steps
         self._is_running = False
 
     def before(self, step: int) -> None:
         """Starts the profile if this is its first step."""
         if self._steps is not None and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
+            if isinstance(self._folder, BucketPath):
+                self._local = tempfile.TemporaryDirectory(prefix="stepaudio-profile-")
+            jax.profiler.start_trace(str(self._folder) if self._local is None else self._local.name)
             self._is_running = True
 
     def after(self, step: int, outputs: Any) -> None:
@@ -256,16 +256,23 @@ class StepProfile:
         if self._is_running:
             jax.profiler.stop_trace()
             self._is_running = False
+        if self._local is not None:
+            for file in pathlib.Path(self._local.name).rglob("*"):
+                if file.is_file():
+                    place = file.relative_to(self._local.name).as_posix()
+                    copy_file(file, self._folder / place)
+            self._local.cleanup()
+            self._local = None
 
 
 def write_diagnosis(
-    run_dir: pathlib.Path,
+    run_dir: Path,
     stage: str,
     step: int,
     history: list[dict[str, float]],
     batch: Batch,
     data_state: dict[str, Any],
-) -> pathlib.Path:
+) -> Path:
     """Writes what helps to find out why a run diverged.
 
     Every process calls this; the first writes the metrics and the data state, each its own rows of
@@ -284,13 +291,14 @@ def write_diagnosis(
     folder = run_dir / DIAGNOSIS / f"{stage}_{step}"
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        (folder / "steps.json").write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-        (folder / "data_state.json").write_text(
-            json.dumps(data_state, indent=2) + "\n", encoding="utf-8"
-        )
+        write_text(folder / "steps.json", json.dumps(history, indent=2) + "\n")
+        write_text(folder / "data_state.json", json.dumps(data_state, indent=2) + "\n")
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     arrays = {jax.tree_util.keystr(path).strip("."): _local_rows(leaf) for path, leaf in leaves}
-    np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", allow_pickle=False, **arrays)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    with open_write(folder / f"batch_{jax.process_index()}.npz") as file:
+        file.write(content.getvalue())
     return folder
 
 

@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import pathlib
 import re
 import socket
 from typing import Any
@@ -16,11 +15,15 @@ from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, to_dict
 from stepaudio_jax.errors import CheckpointError, ConfigError, LockHeldError, OutputError
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import (
-    LockedFile,
+    BucketPath,
+    Lock,
+    Path,
+    appended_exists,
     check_parent_writable,
-    lock_file,
     read_bytes,
     read_text,
+    take_lock,
+    to_path,
     truncate,
     write_json,
 )
@@ -69,8 +72,9 @@ def check_same_run(config: Config) -> None:
         ConfigError: it holds another run (the message names the keys that differ), or no run.
         CheckpointError: it holds a run of an older layout.
     """
-    run_dir = pathlib.Path(config.run_dir)
+    run_dir = to_path(config.run_dir)
     path = run_dir / CONFIG
+    check_orbax_can_keep(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(
             f"run_dir={truncate(config.run_dir)!r} is a file: name the folder that the run is to "
@@ -78,12 +82,11 @@ def check_same_run(config: Config) -> None:
         )
     if not path.exists():
         try:
-            check_parent_writable(
-                pathlib.Path(os.path.realpath(path)), f"run_dir={truncate(config.run_dir)!r}"
-            )
+            check_parent_writable(path, f"run_dir={truncate(config.run_dir)!r}")
         except OutputError as error:
             raise ConfigError(str(error)) from None
-        leftovers = [name for name in (CHECKPOINTS, MODEL, METRICS) if (run_dir / name).exists()]
+        leftovers = [name for name in (CHECKPOINTS, MODEL) if (run_dir / name).exists()]
+        leftovers += [METRICS] if appended_exists(run_dir / METRICS) else []
         if leftovers:
             raise ConfigError(
                 f"run_dir={config.run_dir!r} holds {', '.join(leftovers)} and no {CONFIG} that "
@@ -105,6 +108,19 @@ def check_same_run(config: Config) -> None:
         )
 
 
+def check_orbax_can_keep(run_dir: Path) -> None:
+    """Checks that a run folder is where Orbax can keep checkpoints.
+
+    Raises:
+        ConfigError: it is in `s3://`.
+    """
+    if isinstance(run_dir, BucketPath) and run_dir.address[0] != "gs":
+        raise ConfigError(
+            f"run_dir={str(run_dir)!r}: Orbax cannot keep checkpoints in s3:// yet; name a folder "
+            "in gs:// or a local one (data, clips and models may be in s3://)"
+        )
+
+
 def prepare_run_folder(
     config: Config,
     model: ModelConfig,
@@ -112,7 +128,7 @@ def prepare_run_folder(
     *,
     begins: bool,
     adapter: LoRAConfig | None = None,
-) -> pathlib.Path:
+) -> Path:
     """Creates `config.run_dir`, and writes config.json and the model's shape and tokenizer into it.
 
     Process 0 writes. The model's shape may have come from a folder that changes or moves later:
@@ -127,7 +143,7 @@ def prepare_run_folder(
     Returns:
         The folder.
     """
-    run_dir = pathlib.Path(config.run_dir)
+    run_dir = to_path(config.run_dir)
     if jax.process_index() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / CONFIG, {"layout": LAYOUT, **to_dict(config)})
@@ -138,7 +154,7 @@ def prepare_run_folder(
     return run_dir
 
 
-def read_run_config(run_dir: pathlib.Path) -> dict[str, Any]:
+def read_run_config(run_dir: Path) -> dict[str, Any]:
     """Returns the configuration of a run, as plain values.
 
     Raises:
@@ -155,7 +171,7 @@ def read_run_config(run_dir: pathlib.Path) -> dict[str, Any]:
     return _without_layout(saved, run_dir)
 
 
-def read_model_spec(run_dir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
+def read_model_spec(run_dir: Path) -> tuple[ModelConfig, Tokenizer]:
     """Returns the shape and the tokenizer of a run's model.
 
     Raises:
@@ -165,7 +181,7 @@ def read_model_spec(run_dir: pathlib.Path) -> tuple[ModelConfig, Tokenizer]:
     return hub.read_model_config(folder), hub.load_tokenizer(folder)
 
 
-def read_initial_adapter(run_dir: pathlib.Path) -> LoRAConfig | None:
+def read_initial_adapter(run_dir: Path) -> LoRAConfig | None:
     """Returns rank, alpha and targets of the adapter beside a run's initial weights, if any.
 
     Raises:
@@ -174,7 +190,7 @@ def read_initial_adapter(run_dir: pathlib.Path) -> LoRAConfig | None:
     return hub.checkpoint_lora_config(run_dir / CHECKPOINTS / _MODEL_SPEC)
 
 
-def _without_layout(saved: Any, run_dir: pathlib.Path) -> Any:
+def _without_layout(saved: Any, run_dir: Path) -> Any:
     """Returns the values of a config.json without the layout's number, once that is checked.
 
     Raises:
@@ -228,7 +244,7 @@ class RunLock:
 
     def __init__(self, run_dir: str):
         self._run_dir = run_dir
-        self._held: LockedFile | None = None
+        self._held: Lock | None = None
 
     def acquire_if_exists(self) -> None:
         """Takes the lock if the folder holds a run already.
@@ -237,7 +253,7 @@ class RunLock:
             ConfigError: another job holds it.
         """
         problem = None
-        if jax.process_index() == 0 and (pathlib.Path(self._run_dir) / CONFIG).exists():
+        if jax.process_index() == 0 and (to_path(self._run_dir) / CONFIG).exists():
             problem = self._take()
         _raise_on_all_processes(problem)
 
@@ -250,7 +266,7 @@ class RunLock:
         problem = None
         if jax.process_index() == 0 and self._held is None:
             problem = self._take()
-            if problem is None and (pathlib.Path(self._run_dir) / CONFIG).exists():
+            if problem is None and (to_path(self._run_dir) / CONFIG).exists():
                 problem = (
                     f"run_dir={self._run_dir!r}: another job has begun there meanwhile; "
                     "start the same command again"
@@ -260,20 +276,18 @@ class RunLock:
     def close(self) -> None:
         """Releases the lock and removes its file; a file that a killed run leaves is not locked."""
         if self._held is not None:
-            pathlib.Path(self._held.path).unlink(missing_ok=True)
-            self._held.close()
+            self._held.remove()
             self._held = None
 
     def _take(self) -> str | None:
         """Takes the lock; returns why it cannot, or None."""
-        path = pathlib.Path(self._run_dir) / LOCK
+        path = to_path(self._run_dir) / LOCK
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._held = lock_file(path)
-            os.ftruncate(self._held.file.fileno(), 0)
-            os.write(self._held.file.fileno(), json.dumps(holder).encode() + b"\n")
+            self._held = take_lock(path)
+            self._held.describe(holder)
         except LockHeldError as error:
             holder_name = " in this process" if error.by_this_process else _read_holder(path)
             return (
@@ -285,7 +299,7 @@ class RunLock:
         return None
 
 
-def _read_holder(path: pathlib.Path) -> str:
+def _read_holder(path: Path) -> str:
     """Returns who holds the lock, as its file says, for a message; "" if that cannot be read."""
     try:
         holder = json.loads(read_bytes(path))

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from stepaudio_jax.parallel import (
     peak_flops,
     replicated,
 )
+from stepaudio_jax.storage import Path, is_finished_folder, to_path
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
 from stepaudio_jax.training.flops import step_flops
@@ -92,7 +92,7 @@ class StageTrainer(Protocol):
         """
 
 
-def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) -> pathlib.Path:
+def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) -> Path:
     """Runs every stage of `config`, resuming from the newest checkpoint in the run folder, if any.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
@@ -115,14 +115,14 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
         InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
         DivergedError: too many steps in a row were not finite; the diagnosis is saved.
     """
-    run_dir = pathlib.Path(config.run_dir)
+    run_dir = to_path(config.run_dir)
     with contextlib.closing(RunLock(config.run_dir)) as lock:
         check_same_run(config)
-        if (run_dir / MODEL).exists():
+        if is_finished_folder(run_dir / MODEL):
             return run_dir / MODEL
         lock.acquire_if_exists()
         check_same_run(config)  # again: another job may have written since
-        if (run_dir / MODEL).exists():
+        if is_finished_folder(run_dir / MODEL):
             return run_dir / MODEL
 
         model, tokenizer = initial_model(config)
@@ -188,9 +188,9 @@ class StageContext:
         return self.config.stages[self.index]
 
     @property
-    def run_dir(self) -> pathlib.Path:
+    def run_dir(self) -> Path:
         """Returns the folder of the run."""
-        return pathlib.Path(self.config.run_dir)
+        return to_path(self.config.run_dir)
 
     @property
     def steps_before_stage(self) -> int:

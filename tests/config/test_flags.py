@@ -110,9 +110,10 @@ def test_overrides_may_need_each_other(config):
         ("run_dir", "", "run_dir is empty"),
         (
             "run_dir",
-            "gs://bucket/runs/one",
-            "run_dir='gs://bucket/runs/one' is an address: mount the bucket",
+            "gcs://bucket/runs/one",
+            "run_dir: gcs://bucket/runs/one: gcs:// is not read",
         ),
+        ("run_dir", "https://host/run", "run_dir='https://host/run' is an address of the web"),
         ("compute.loss_chunks", "0", "loss_chunks=0 must be positive"),
         ("compute.unroll", "-1", "unroll=-1 must not be negative"),
         (
