@@ -27,10 +27,9 @@ def find_split_points(
 ) -> list[tuple[float, float]]:
     """Finds where to cut a recording into parts of at most `max_s` seconds.
 
-    A cut lies in the middle of the longest silence that leaves both sides long enough: a part has
-    at least half of `max_s`, and the last two at least a quarter of what they share. Where no
-    silence lasts `min_silence_s`, the cut is at the quietest point. The result depends on nothing
-    but the samples.
+    A cut lies in the middle of the longest silence that it may have: a part lasts at least half of
+    `max_s`, and the last one at least a quarter. Where no silence lasts `min_silence_s`, the cut is
+    at the quietest point. The result depends on nothing but the samples.
 
     Args:
         waveform: [samples] at 16 kHz, or its pieces in order, as `iter_audio` yields them: of a
@@ -99,12 +98,8 @@ def _whole_frames(pieces: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.
 
 
 def _allowed(remaining: int, max_frames: int) -> tuple[int, int]:
-    """Returns the first and the last frame at which the next part may end."""
-    if remaining > 2 * max_frames:
-        return max_frames // 2, max_frames
-    # Two parts share what remains, and neither may be tiny or too long.
-    first = max(remaining - max_frames, remaining // 4, 1)
-    return first, max(min(max_frames, remaining - remaining // 4), first)
+    """Returns the first and the last frame at which the next part may end; no part is tiny."""
+    return max_frames // 2, min(max_frames, remaining - max_frames // 4)
 
 
 def _longest_silence(

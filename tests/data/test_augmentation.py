@@ -9,7 +9,12 @@ from stepaudio_jax import audio
 from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
 from stepaudio_jax.config import AugmentationConfig
 from stepaudio_jax.data import batches, evaluation_batches
-from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
+from stepaudio_jax.data.augmentation import (
+    augment_waveform,
+    can_lengthen,
+    mask_log_mel,
+    without_lengthening,
+)
 from stepaudio_jax.errors import ConfigError
 from tests.data.corpus import (
     MODEL,
@@ -70,6 +75,84 @@ def test_noise_has_the_configured_power(snr_db):
     measured = 10 * np.log10(np.mean(CLIP.astype(np.float64) ** 2) / np.mean(noise**2))
     assert abs(measured - snr_db) < 0.15
     assert abs(np.mean(noise[1:] * noise[:-1])) < 0.05 * np.mean(noise**2)
+
+
+def pitch(waveform: np.ndarray) -> float:
+    """Returns the frequency of a tone, in Hz."""
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(waveform.size)))
+    return float(np.argmax(spectrum)) * 16_000 / waveform.size
+
+
+def changed_tone(seed: int = 0, max_shift_samples: int = 1 << 30, **changes) -> np.ndarray:
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)).astype(np.float32)
+    return augment_waveform(
+        tone,
+        AugmentationConfig(**changes),
+        np.random.default_rng(seed),
+        max_shift_samples=max_shift_samples,
+        rate=16_000,
+    )
+
+
+@pytest.mark.parametrize("speed", [0.8, 1.25, 2.0])
+def test_speed_changes_the_length_and_keeps_the_pitch(speed):
+    tone = changed_tone(speed_probability=1, speed_range=(speed, speed))
+    assert tone.dtype == np.float32
+    assert tone.size == round(32_000 / speed)
+    assert pitch(tone) == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize("semitones", [-3.0, 2.0])
+def test_pitch_changes_by_semitones_and_keeps_the_length(semitones):
+    tone = changed_tone(pitch_probability=1, pitch_semitones=(semitones, semitones))
+    assert tone.dtype == np.float32
+    assert tone.size == 32_000
+    assert pitch(tone) == pytest.approx(440 * 2 ** (semitones / 12), rel=0.01)
+
+
+def test_speed_and_pitch_are_uniform_in_their_ranges_and_repeatable():
+    lengths = [
+        changed_tone(seed, speed_probability=0.5, speed_range=(0.9, 1.1)).size for seed in range(80)
+    ]
+    assert 20 < lengths.count(32_000) < 60
+    assert 32_000 / 1.1 - 1 <= min(lengths) < 30_000
+    assert 34_500 < max(lengths) <= 32_000 / 0.9 + 1
+    both = {"speed_probability": 1, "pitch_probability": 1}
+    np.testing.assert_array_equal(changed_tone(3, **both), changed_tone(3, **both))
+    assert not np.array_equal(changed_tone(3, **both), changed_tone(4, **both))
+
+
+def test_a_slower_clip_and_its_shift_stay_within_the_room():
+    slow = {"speed_probability": 1, "speed_range": (0.5, 0.9), "max_shift_s": 1.0}
+    for seed in range(10):
+        assert changed_tone(seed, max_shift_samples=0, **slow).size == 32_000
+        assert 32_000 < changed_tone(seed, max_shift_samples=1000, **slow).size <= 33_000
+    longest = max(changed_tone(seed, max_shift_samples=40_000, **slow).size for seed in range(10))
+    assert 50_000 < longest <= 72_000
+
+
+def test_short_clips_keep_a_token():
+    for size in (321, 500, 1700):
+        config = AugmentationConfig(speed_probability=1, speed_range=(2, 2), pitch_probability=1)
+        faster = augment_waveform(
+            CLIP[:size], config, np.random.default_rng(0), max_shift_samples=0, rate=16_000
+        )
+        assert audio.audio_token_count(faster.size) > 0
+        assert np.isfinite(faster).all()
+
+
+def test_what_lengthens_a_clip_can_be_left_out():
+    slower = AugmentationConfig(speed_probability=1, speed_range=(0.8, 1.2), max_shift_s=1)
+    for config in (
+        AugmentationConfig(max_shift_s=0.1),
+        AugmentationConfig(speed_probability=0.5),
+        slower,
+    ):
+        assert can_lengthen(config)
+        assert not can_lengthen(without_lengthening(config))
+    assert without_lengthening(slower).speed_range == (1.0, 1.2)
+    assert not can_lengthen(AugmentationConfig(speed_range=(0.8, 1), pitch_probability=1))
+    assert not can_lengthen(AugmentationConfig(speed_probability=1, speed_range=(1, 1.2)))
 
 
 def test_noise_has_the_configured_probability():
@@ -244,6 +327,13 @@ def test_a_shift_never_makes_a_dialogue_too_long(tmp_path):
         {"noise_probability": 1.5},
         {"noise_snr_db": (20.0, 10.0)},
         {"gain_db": (3.0, -3.0)},
+        {"speed_probability": -0.1},
+        {"speed_range": (1.1, 0.9)},
+        {"speed_range": (0.4, 1.0)},
+        {"speed_range": (1.0, 2.5)},
+        {"pitch_probability": 2.0},
+        {"pitch_semitones": (1.0, -1.0)},
+        {"pitch_semitones": (-13.0, 0.0)},
         {"time_masks": -1},
     ],
 )
