@@ -1,6 +1,8 @@
 """What lies in a folder: all questions to the file system that are not about a file's content."""
 
+import contextlib
 import os
+from collections.abc import Container
 
 
 def exists(path: str) -> bool:
@@ -48,6 +50,35 @@ def file_signature(path: str) -> tuple[int, int]:
     """
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+def signature(path: str, ignored: Container[str] = ()) -> tuple[int, ...]:
+    """Returns what changes when a file or anything in a folder does.
+
+    Args:
+        path: of a file, or of a folder, of which all files below count.
+        ignored: endings of files in a folder that count by their names only, without the dot.
+
+    Raises:
+        OSError: there is no such file or folder.
+    """
+    return (_hash_folder(path, ignored),) if is_folder(path) else file_signature(path)
+
+
+def _hash_folder(folder: str, ignored: Container[str]) -> int:
+    seen: list[object] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            seen.append(entry.name)
+            if entry.is_dir():
+                seen.append(_hash_folder(entry.path, ignored))
+            elif entry.name.rpartition(".")[2].lower() not in ignored:
+                with contextlib.suppress(FileNotFoundError):  # a link to nothing
+                    status = entry.stat()
+                    seen.append((status.st_size, status.st_mtime_ns))
+    return hash(tuple(sorted(map(str, seen))))
 
 
 def _collect(folder: str, prefix: str, files: list[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from stepaudio_jax.data.containers.base import Row
-from stepaudio_jax.data.containers.jsonl import parse_json
+from stepaudio_jax.data.containers.jsonl import JsonlRows, parse_json
 from stepaudio_jax.data.containers.places import file_stem, no_clip_inside
 from stepaudio_jax.data.containers.text_files import TextFile, reading
 from stepaudio_jax.errors import DataError
@@ -20,6 +20,7 @@ from stepaudio_jax.storage import COPY_AGAIN, PathLike, expand_home, format_path
 _KIND = "a JSON file"
 _BLOCK_BYTES = 1 << 20
 _MAX_SHOWN = 40
+_HEAD_BYTES = 1 << 12
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Strings that end in the same block are skipped whole; a lone quote begins a longer one.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)
@@ -79,6 +80,18 @@ class JsonArray:
 
     def block_lengths(self) -> None:
         """Returns None: every row is read alone."""
+
+
+def open_json(path: PathLike) -> JsonArray | JsonlRows:
+    """Opens a file of JSON, an array or JSON Lines, whichever it is by its first character.
+
+    Raises:
+        DataError: the file cannot be read, or is a damaged array.
+    """
+    text = TextFile(expand_home(os.fspath(path)), _KIND)
+    with reading(text.path, _KIND):
+        head = text.read(0, _HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    return JsonArray(path) if head.startswith(b"[") else JsonlRows(path)
 
 
 class _Scanner:

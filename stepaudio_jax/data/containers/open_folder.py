@@ -1,0 +1,110 @@
+"""Opens a folder of rows: by the files that only one kind of folder has, or as numbered files."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from stepaudio_jax.data.containers.audio_folder import METADATA_NAMES, SPLIT_NAMES, AudioFolder
+from stepaudio_jax.data.containers.base import Container
+from stepaudio_jax.data.containers.folders import is_folder, list_files_below, list_folder
+from stepaudio_jax.data.containers.kaldi import RECORDINGS_FILE, KaldiFolder
+from stepaudio_jax.data.containers.lhotse import open_lhotse_folder
+from stepaudio_jax.data.containers.open_file import (
+    UNDERSTOOD,
+    binary_kind,
+    is_llama_factory_index,
+    open_file,
+    text_kind,
+)
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
+from stepaudio_jax.data.containers.sharded import ShardedRows
+from stepaudio_jax.data.containers.text_files import reading
+from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import first_few, format_path, read_json_or_none
+
+_KIND = "a folder of data"
+_DATASET_INFO = "dataset_info.json"
+_FEATURES = "features.json"
+# Files of JSON that say something of a dataset and hold none of its rows.
+_DESCRIPTIONS = (_DATASET_INFO, _FEATURES, "dataset_infos.json", "state.json", "metadata.json")
+# What a file or folder should be read as, where samples of formats are kept with it.
+_EXPECTED_ROWS = re.compile(r"(?:.*\.)?expected\.jsonl")
+
+
+def open_folder(path: str) -> Container:
+    """Opens a folder of rows.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        DataError: it cannot be read, holds several datasets, or is of no kind that is understood.
+    """
+    with reading(path, _KIND):
+        names = [name for name in list_folder(path) if not _EXPECTED_ROWS.fullmatch(name)]
+    if RECORDINGS_FILE in names:
+        return KaldiFolder(path)
+    info = read_json_or_none(os.path.join(path, _DATASET_INFO)) if _DATASET_INFO in names else None
+    _check_not_foreign(path, names, info)
+    if _FEATURES in names or (isinstance(info, dict) and {"splits", "version"} <= info.keys()):
+        from stepaudio_jax.data.containers.tfds import TfdsFolder
+
+        return TfdsFolder(path)
+    manifests = open_lhotse_folder(path, names)
+    if manifests is not None:
+        return manifests
+    files = [name for name in names if (binary_kind(name) or text_kind(name)) is not None]
+    files = [name for name in files if name not in (*_DESCRIPTIONS, *METADATA_NAMES)]
+    if files and not any(name in names for name in METADATA_NAMES):
+        return _open_shards(path, files)
+    return _open_by_what_lies_below(path, names)
+
+
+def _check_not_foreign(path: str, names: Sequence[str], info: Any) -> None:
+    """Checks that a folder is none of another library that is not read as a whole."""
+    shown = format_path(path)
+    if any(extension(name) == "arrow" for name in names):
+        raise DataError(
+            f"{shown}: holds Arrow files, as `save_to_disk` of `datasets` writes them; write them"
+            " as Parquet: `load_from_disk(DIR).to_parquet(FILE)`"
+        )
+    if isinstance(info, dict) and is_llama_factory_index(info):
+        files = [os.path.join(path, str(item["file_name"])) for item in info.values()]
+        raise DataError(
+            f"{shown}: holds datasets of LLaMA-Factory; name one of their files:"
+            f" {first_few([format_path(file) for file in files])}"
+        )
+
+
+def _open_shards(path: str, names: Sequence[str]) -> Container:
+    """Opens files whose names differ in a number only, such as train-00000-of-00002.parquet."""
+    series: dict[str, list[str]] = {}
+    for name in names:
+        series.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    if len(series) > 1:
+        raise DataError(
+            f"{format_path(path)}: holds several datasets ({first_few(sorted(series))});"
+            f" name one of them, as {format_path(os.path.join(path, min(series)))}"
+        )
+    shards = [open_file(os.path.join(path, name)) for name in names]
+    return shards[0] if len(shards) == 1 else ShardedRows(path, shards)
+
+
+def _open_by_what_lies_below(path: str, names: Sequence[str]) -> Container:
+    folders = [name for name in names if is_folder(os.path.join(path, name))]
+    with reading(path, _KIND):
+        files = list_files_below(path)
+    if any(extension(name) in AUDIO_EXTENSIONS for name in files):
+        return AudioFolder(path)
+    shown = format_path(path)
+    prepared = [os.path.dirname(name) for name in files if name.endswith(f"/{_FEATURES}")]
+    if prepared:
+        raise DataError(
+            f"{shown}: holds prepared datasets of TFDS; name the folder of one version:"
+            f" {first_few([format_path(os.path.join(path, name)) for name in prepared])}"
+        )
+    if len(folders) == 1 and folders[0] in ("data", *SPLIT_NAMES):
+        return open_folder(os.path.join(path, folders[0]))
+    found = f"it holds {first_few(names)}" if names else "it is empty"
+    raise DataError(f"{shown}: is no folder of data that is understood; {found}; there are {UNDERSTOOD}")
