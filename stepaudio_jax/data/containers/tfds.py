@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from stepaudio_jax.data.containers.array_record import ArrayRecordFile
 from stepaudio_jax.data.containers.base import Row, Samples
 from stepaudio_jax.data.containers.record_file import RecordFile
-from stepaudio_jax.data.containers.tfds_features import FEATURES_FILE, TfdsFeatures
+from stepaudio_jax.data.containers.tfds_features import TfdsFeatures
 from stepaudio_jax.data.containers.tfds_splits import parse_split
+from stepaudio_jax.data.containers.tfds_values import FEATURES_FILE
 from stepaudio_jax.data.containers.tfrecord import TFRecordFile
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import (
@@ -52,12 +53,12 @@ _PREPARE = (
 
 
 class _Shard(NamedTuple):
-    """A shard of a split, and the rows `start` to `start + count` of it that are read."""
+    """A shard of `length` rows, of which those from `start` to `stop` (excluded) are read."""
 
     path: str
     length: int
     start: int
-    count: int
+    stop: int
 
 
 class TfdsFolder:
@@ -89,7 +90,7 @@ class TfdsFolder:
         self._shards = _find_shards(self.path, info, split)
         self._starts = array.array("q", [0])
         for shard in self._shards:
-            self._starts.append(self._starts[-1] + shard.count)
+            self._starts.append(self._starts[-1] + shard.stop - shard.start)
         _check_shards([shard.path for shard in self._shards])
         self._lock = threading.Lock()
         self._files: dict[str, RecordFile] = {}
@@ -242,7 +243,7 @@ def _find_shards(path: str, info: Mapping[str, Any], split: str | None) -> list[
             first += length
             if start < stop:
                 file = _file_name(path, template, info, rows.split, number, len(lengths))
-                shards.append(_Shard(os.path.join(path, file), length, start, stop - start))
+                shards.append(_Shard(os.path.join(path, file), length, start, stop))
     return shards
 
 

@@ -171,7 +171,7 @@ def test_a_file_without_a_part_of_it(sample):
     with pytest.raises(DataError, match="index is"):
         ArrayRecordFile(sample)
     sample.write_bytes(content[:BLOCK] + bytes(BLOCK) + content[2 * BLOCK :])
-    with pytest.raises(DataError, match="cannot be read .*copy it again"):
+    with pytest.raises(DataError, match=r"cannot be read .*copy it again"):
         ArrayRecordFile(sample)
     sample.write_bytes(content[BLOCK:])
     with pytest.raises(DataError, match="does not begin as one"):

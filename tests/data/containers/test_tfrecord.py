@@ -79,10 +79,10 @@ def test_a_damaged_record_is_named_and_the_others_are_read(sample):
 
 def test_what_is_no_tfrecord_file(tmp_path, sample):
     (tmp_path / "x.tfrecord").write_bytes(b"hello, world\n" * 9)
-    with pytest.raises(DataError, match="x.tfrecord: is not a TFRecord file"):
+    with pytest.raises(DataError, match=r"x.tfrecord: is not a TFRecord file"):
         TFRecordFile(tmp_path / "x.tfrecord")
     sample.write_bytes(gzip.compress(sample.read_bytes()))
-    with pytest.raises(DataError, match="compressed with gzip, .*gunzip"):
+    with pytest.raises(DataError, match=r"compressed with gzip, .*gunzip"):
         TFRecordFile(sample)
     with pytest.raises(DataError, match=r"none: cannot be read \(No such file"):
         TFRecordFile(tmp_path / "none")
