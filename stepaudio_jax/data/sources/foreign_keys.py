@@ -350,6 +350,11 @@ def check_tagged_files(numbered: Iterable[tuple[int, Message]], origin: str) -> 
                     )
 
 
+def is_refused_key(key: str, item: Any) -> bool:
+    """Returns whether a key beside a dialogue has content that `check_record_keys` refuses."""
+    return _hint(key, item, has_dialogue=True) is not None
+
+
 def is_audio_key(key: str) -> bool:
     """Returns whether a key is named after sound: `audio`, `audios`, `wav_path`, `audioUrl`."""
     return _AUDIO_KEY.fullmatch("_".join(_words(key))) is not None

@@ -31,7 +31,7 @@ from stepaudio_jax.data.sources.foreign_keys import (
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import clip_columns, count_placeholders
-from stepaudio_jax.data.sources.turns import AUDIO_TYPES
+from stepaudio_jax.data.sources.turns import AUDIO_TYPES, REASONING_KEYS, ROLES
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
@@ -77,6 +77,8 @@ _MS_SWIFT_KEYS = (
     *("audios", "rejected_response", "rejected_messages", "solution", "system"),
     *("system_prompt", "label"),
 )
+# Roles that the project's own form reads.
+_OWN_ROLES = ("system", "user", "human", "assistant", "input", "tool", "tools", "tool_json_schemas")
 _OPENAI_MESSAGE_KEYS = ("refusal", "function_call", "tool_call_id")
 
 
@@ -110,7 +112,9 @@ def to_project_form(row: Row, options: FormOptions = FormOptions()) -> dict[str,
 
     Raises:
         DataError: begins with the row's origin; its form is not known, or forbids what it holds.
+        ConfigError: as of `check_options`.
     """
+    check_options(options)
     value = _rename(_as_object(row.value, row.origin), options.columns, row.origin)
     name = options.format
     if name == AUTO:
@@ -156,6 +160,8 @@ def _rename(value: Mapping[str, Any], columns: Mapping[str, str], origin: str) -
                 f"{origin}: has no column {column!r}, which 'columns' names"
                 f" (columns: {', '.join(map(repr, value))})"
             )
+    if value.get("audios", ()) is None:  # a table's row without clips, whose turns may have tags
+        value = {**value, "audios": []}
     moved = {*columns, *columns.values()}
     renamed = {key: item for key, item in value.items() if key not in moved}
     renamed |= {key: value[column] for key, column in columns.items() if column}
@@ -226,7 +232,7 @@ def _is_ms_swift(value: Mapping[str, Any], given: set[str]) -> bool:
     if "conversations" in given:
         turns = parse_literal(value["conversations"])
         return is_list_of_objects(turns) and "role" in turns[0]
-    if "messages" not in given:
+    if "messages" not in given or not given.isdisjoint(("chosen", "rejected")):
         return False
     if not given.isdisjoint(_MS_SWIFT_KEYS) or bool(clip_columns(value)):
         return True
@@ -253,38 +259,38 @@ def _is_recognition(value: Mapping[str, Any], given: set[str]) -> bool:
 
 
 def _is_trl(value: Mapping[str, Any], given: set[str]) -> bool:
-    if "messages" in given:
-        return "tools" in given or _any_turn(value, _is_tool_turn)
+    if "messages" in given and given.isdisjoint(("chosen", "rejected")):
+        return "tools" in given or _any_turn(value, _is_trl_turn)
     if not {"chosen", "rejected"}.isdisjoint(given):
-        return _needs_reading(value)
+        return _has_more_than_replies(value)
     return "prompt" in given or isinstance(value.get("text"), str)
 
 
-def _is_tool_turn(turn: Mapping[str, Any]) -> bool:
-    return (
-        "tool_calls" in turn
-        or any(key in turn for key in ("thinking", "loss_scale"))
-        or any(
-            isinstance(part, Mapping) and part.get("type") == "audio" and "audio" not in part
-            for part in _parts(turn)
-        )
+def _is_trl_turn(turn: Mapping[str, Any]) -> bool:
+    """Returns whether a turn has more than the project's own form reads."""
+    role = turn.get("role")
+    if any(key in turn for key in ("tool_calls", "loss_scale", *REASONING_KEYS)):
+        return True
+    if role in ROLES and (role not in _OWN_ROLES or (ROLES[role] == "input" and "name" in turn)):
+        return True
+    return any(
+        isinstance(part, Mapping) and part.get("type") == "audio" and "audio" not in part
+        for part in _parts(turn)
     )
 
 
-def _needs_reading(value: Mapping[str, Any]) -> bool:
+def _has_more_than_replies(value: Mapping[str, Any]) -> bool:
     """Returns whether a preference has more than the project's own form reads."""
     return (
         any(key in value for key in ("tools", "system"))
         or bool(clip_columns(value))
-        or _any_turn(value, lambda turn: _is_tool_turn(turn) or turn.get("role") not in _OWN_ROLES)
+        or _any_turn(value, _is_trl_turn)
         or any(
-            isinstance(value.get(key), str) and parse_literal(value[key]) is not value[key]
+            isinstance(value[key], Mapping) or parse_literal(value[key]) is not value[key]
             for key in ("messages", "prompt", "chosen", "rejected")
+            if key in value
         )
     )
-
-
-_OWN_ROLES = ("system", "user", "human", "assistant", "input", "tool", "tools", "tool_json_schemas")
 
 
 def _is_project(value: Mapping[str, Any], given: set[str]) -> bool:

@@ -6,7 +6,7 @@
 `start` and `duration` become `start_s` and `end_s`, unless they are the whole recording. The texts
 of several supervisions are joined in the order of their time. `speaker`, `gender`, `language` and
 the scalars of `custom` become attributes; where supervisions differ in one, its values are joined
-by a comma.
+by a comma. Times and alignments of supervisions are not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ _CUT_KEYS = (
     "features",
 )
 _ATTRIBUTES = ("speaker", "gender", "language")
+_OVERHANG = 0.1  # seconds by which a supervision may reach beyond its cut: times are rounded
 _JOIN_ADVICE = "join the manifests: lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS"
 
 
@@ -52,6 +53,7 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             " read; write the result as a file"
         )
     supervisions = _supervisions(value, origin)
+    _check_inside(supervisions, value, origin)
     text = _text(supervisions, origin)
     part: dict[str, Any] = {"type": "audio", "audio": _source(value, recording, origin)}
     part |= _times(value, recording, origin)
@@ -66,6 +68,9 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         system=text_of(value, "system", origin),
     )
     rest = without(value, *_CUT_KEYS, "reply", "prompt", "system")
+    custom = parse_literal(value.get("custom"))
+    if isinstance(custom, Mapping) and any(isinstance(x, list | Mapping) for x in custom.values()):
+        rest["custom"] = custom
     return {**rest, "messages": messages}
 
 
@@ -105,7 +110,7 @@ def _source(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str)
         if kind not in ("file", "url") or not isinstance(place, str) or not place:
             raise DataError(
                 f"{origin}: the recording's source is of the type {format_json(kind)}, not a file"
-                " or an address; save it as a file (recording.move_to_memory does not help)"
+                " or an address; save it as a file"
             )
         return place
     raise DataError(
@@ -137,10 +142,27 @@ def _supervisions(value: Mapping[str, Any], origin: str) -> list[Mapping[str, An
         raise DataError(
             f"{origin}: 'supervisions' must be a list of objects, got {format_json(supervisions)}"
         )
-    starts = [item.get("start", 0.0) for item in supervisions]
-    if not all(isinstance(start, int | float) for start in starts):
-        raise DataError(f"{origin}: a supervision's 'start' must be a number of seconds")
+    times = [item.get(key, 0.0) for item in supervisions for key in ("start", "duration")]
+    if not all(isinstance(time, int | float) for time in times):
+        raise DataError(
+            f"{origin}: 'start' and 'duration' of a supervision must be numbers of seconds"
+        )
     return sorted(supervisions, key=lambda item: item.get("start", 0.0))
+
+
+def _check_inside(
+    supervisions: Sequence[Mapping[str, Any]], value: Mapping[str, Any], origin: str
+) -> None:
+    """Checks that every supervision lies in the cut: windows of a recording keep the whole text."""
+    for number, item in enumerate(supervisions, 1):
+        start, length = item.get("start", 0.0), item.get("duration", 0.0)
+        cut_length = value.get("duration", 0.0)
+        if start < -_OVERHANG or start + length > cut_length + _OVERHANG:
+            raise DataError(
+                f"{origin}: supervision {number} is from {start:g} s to {start + length:g} s of a"
+                f" cut of {cut_length:g} s: its text says more than is heard; trim the cuts to"
+                " their supervisions"
+            )
 
 
 def _text(supervisions: Sequence[Mapping[str, Any]], origin: str) -> str:

@@ -10,8 +10,9 @@ turn with the text, which is the clip's transcript too. Without a text, `label` 
 
 Which columns become `attributes` of the clip: every other column of one string, number, true or
 false (speaker, language, label, ..), as a string. Not those that measure the file and not the
-speech (`duration`, `sampling_rate`, ..), nor names of files. Lists and objects stay in the row,
-which nothing reads.
+speech (numbers as `duration`, `sampling_rate`, ..), nor names of sound files. Lists and objects
+stay in the row, where `parse_record` refuses those of pictures, tools and replies by name; nothing
+reads the others.
 """
 
 import json
@@ -20,17 +21,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.data.containers.base import EmbeddedClip
-from stepaudio_jax.data.sources.base import FormOptions, parse_literal, text_of, without
+from stepaudio_jax.data.sources.base import FormOptions, text_of, without
 from stepaudio_jax.data.sources.foreign_keys import (
     format_json,
     is_audio,
     is_audio_key,
     is_audio_word,
     is_empty,
-    is_json_list,
+    is_refused_key,
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
-from stepaudio_jax.data.sources.placeholders import as_clip
+from stepaudio_jax.data.sources.placeholders import read_clips
 from stepaudio_jax.data.sources.rows import Messages
 from stepaudio_jax.errors import DataError
 
@@ -43,7 +44,7 @@ _MEASURES = frozenset(
     (
         *("duration", "offset", "duration_s", "duration_ms", "length", "audio_length"),
         *("sampling_rate", "sample_rate", "orig_sr", "sr", "num_samples", "num_frames"),
-        *("n_frames", "num_channels", "channels", "channel", "bits_per_sample", "encoding"),
+        *("n_frames", "num_channels", "channels", "bits_per_sample", "size"),
         *("start_s", "end_s"),
     )
 )
@@ -80,9 +81,9 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         DataError: the row has no clip, or several; no text, or several; or its times are no part
             of a file. Names the columns, and how to say which are meant.
     """
-    audio_key = _audio_column(value, origin)
+    audio_key = _audio_column(value, "audio" in options.columns, origin)
     text_key = _text_column(value, origin)
-    clip = as_clip(parse_literal(value[audio_key]), f"{origin}: {audio_key!r}")
+    clip = _clip(value[audio_key], audio_key, origin)
     part: dict[str, Any] = {"type": "audio", "audio": clip}
     part |= _times(value, isinstance(value[audio_key], EmbeddedClip), origin)
     text = text_of(value, text_key, origin) if text_key else None
@@ -95,7 +96,8 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     own_keys = {*RECORD_KEYS} - {"label"}
     others = without(value, audio_key, text_key or "", *_TURN_COLUMNS)
     others = {key: item for key, item in others.items() if key not in own_keys}
-    attributes = _attributes(others)
+    kept = {key: item for key, item in others.items() if _stays(key, item)}
+    attributes = _attributes({key: item for key, item in others.items() if key not in kept})
     if attributes:
         part["attributes"] = attributes
     messages = clip_dialogue(
@@ -105,8 +107,7 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         system=text_of(value, "system", origin),
     )
     rest = {key: item for key, item in value.items() if key in own_keys}
-    rest |= {key: item for key, item in others.items() if isinstance(item, list | Mapping)}
-    return {**rest, "messages": messages}
+    return {**rest, **kept, "messages": messages}
 
 
 def clip_dialogue(
@@ -149,9 +150,8 @@ def part_of_file(start: float, end: float | None) -> dict[str, float]:
     return times if end is None else {**times, "end_s": round(float(end), 9)}
 
 
-def _audio_column(value: Mapping[str, Any], origin: str) -> str:
-    columns = ["audio"] if "audio" in value and not is_empty(value["audio"]) else []
-    columns = columns or find_clip_columns(value)
+def _audio_column(value: Mapping[str, Any], is_named: bool, origin: str) -> str:
+    columns = ["audio"] if is_named else find_clip_columns(value)
     if not columns:
         raise DataError(
             f"{origin}: no column names or holds a clip (columns: {_names(value)});"
@@ -162,13 +162,16 @@ def _audio_column(value: Mapping[str, Any], origin: str) -> str:
             f"{origin}: has clips in {', '.join(map(repr, columns))};"
             " name the one to be heard: columns={'audio': 'COLUMN'}"
         )
-    item = parse_literal(value[columns[0]])
-    if is_json_list(item) and len(item) != 1:
-        raise DataError(
-            f"{origin}: {columns[0]!r} names {len(item)} files for one row; mix their channels into"
-            " one file"
-        )
     return columns[0]
+
+
+def _clip(value: Any, key: str, origin: str) -> str:
+    clips = read_clips(value, f"{origin}: {key!r}")
+    if len(clips) != 1:
+        raise DataError(
+            f"{origin}: {key!r} names {len(clips)} files for one row; join them into one file"
+        )
+    return clips[0]
 
 
 def _text_column(value: Mapping[str, Any], origin: str) -> str | None:
@@ -216,6 +219,9 @@ def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str
     Those are `start_s` and `end_s`, or NeMo's `offset` with its `duration`. A `duration` alone is
     the length of the file.
     """
+    times = [value[key] for key in ("start_s", "end_s") if key in value]
+    if times and all(map(is_empty, times)):
+        return {}
     if not is_empty(value.get("start_s")) or not is_empty(value.get("end_s")):
         start = _seconds(value.get("start_s", 0.0), "start_s", origin)
         end = value.get("end_s")
@@ -226,20 +232,31 @@ def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str
             return _checked(start, None, origin)
         length = _seconds(value["duration"], "duration", origin)
         return _checked(start, start + length, origin)
-    if not is_embedded:
-        _check_other_times(value, origin)
+    _check_other_times(value, is_embedded, origin)
     return {}
 
 
-def _check_other_times(value: Mapping[str, Any], origin: str) -> None:
-    """Checks that no column may mean a part or a channel of the file, which would be ignored."""
+def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> None:
+    """Checks that no column may mean a part or a channel of the file, which would be ignored.
+
+    A clip inside a container has been cut already, and other columns say where it came from; but
+    for NeMo's `offset`, since its tars hold whole files too.
+    """
+    if is_embedded:
+        offset = value.get("offset")
+        if _is_number(offset) and float(offset) != 0 and _is_number(value.get("duration")):
+            raise DataError(
+                f"{origin}: has 'offset' and 'duration' beside a clip in the container; where the"
+                " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
+            )
+        return
     pairs = [
         (start, end)
         for start in _STARTS
         for end in _ENDS
         if _is_number(value.get(start)) and _is_number(value.get(end))
     ]
-    if pairs and not {"start_s", "end_s"} & value.keys():
+    if pairs:
         start, end = pairs[0]
         raise DataError(
             f"{origin}: has {start!r} and {end!r}, which may be a part of the file; say so:"
@@ -279,11 +296,19 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _stays(key: str, item: Any) -> bool:
+    """Returns whether a column stays in the row: no scalar, or one that `parse_record` refuses."""
+    if isinstance(item, list | Mapping):
+        return True
+    return is_refused_key(key, item) and not is_audio_key(key)
+
+
 def _attributes(others: Mapping[str, Any]) -> dict[str, str]:
     attributes = {}
     for key, item in others.items():
         text = attribute_text(item)
-        if text is None or key in _MEASURES or isinstance(item, EmbeddedClip) or is_audio(item):
+        is_measure = key in _MEASURES and _is_number(item)
+        if text is None or is_measure or isinstance(item, EmbeddedClip) or is_audio(item):
             continue
         attributes[key] = text
     return attributes

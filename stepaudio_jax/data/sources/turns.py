@@ -50,7 +50,7 @@ _IMAGE_TYPES = (
     *("input_video", "file", "input_file"),
 )
 CLIP_KEYS = ("audio", "audio_url", "input_audio", "url", "path", "audio_path", "bytes")
-_REASONING_KEYS = ("reasoning", "thinking", "thought", "reasoning_text")
+REASONING_KEYS = ("reasoning", "thinking", "thought", "reasoning_text")
 
 
 def read_turns(value: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def _read_turn(turn: Mapping[str, Any], where: str, clips: Clips) -> tuple[str, 
         )
     role = ROLES[name]
     where = f"{where} ({name})"
-    message = without(turn, role_key, content_key, *_REASONING_KEYS)
+    message = without(turn, role_key, content_key, *REASONING_KEYS)
     message["role"] = "assistant" if role == _CALL else role
     _read_reasoning(turn, message, where)
     _read_loss(message, where)
@@ -153,7 +153,7 @@ def _read_turn(turn: Mapping[str, Any], where: str, clips: Clips) -> tuple[str, 
 
 
 def _read_reasoning(turn: Mapping[str, Any], message: dict[str, Any], where: str) -> None:
-    for key in _REASONING_KEYS:
+    for key in REASONING_KEYS:
         if is_empty(turn.get(key)):
             continue
         if not is_empty(message.get("reasoning_content")):
@@ -261,6 +261,8 @@ def _read_clip(part: Mapping[str, Any], where: str, clips: Clips) -> dict[str, A
     """Returns an audio part; one that names no clip takes the next of the row's."""
     key = next((key for key in CLIP_KEYS if not is_empty(part.get(key))), None)
     rest = without(part, "type", *CLIP_KEYS)
+    if key is None and any(name in part for name in CLIP_KEYS):
+        raise DataError(f"{where} names no clip, got {format_json(part)}")
     if key is None:
         clip = clips.take(f'{{"type": "{part.get("type", "audio")}"}}', where)
     else:
