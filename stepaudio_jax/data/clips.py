@@ -117,7 +117,7 @@ def _open_source(path: str, allow_urls: bool) -> str | bytes | Samples:
     if _URL.match(path):
         _check_url(path, allow_urls)
         return _read(path)
-    if split_clip_name(path) is None:
+    if split_clip_name(path)[1] is None:
         return path
     try:
         return read_embedded_clip(path)
