@@ -45,7 +45,7 @@ def load_clip(
     Raises:
         AudioError: the clip cannot be read or decoded; names it and the reason.
     """
-    source = _open_source(part.path, allow_urls)
+    source = open_clip(part.path, allow_urls=allow_urls)
     name = format_path(part.path)
     try:
         if isinstance(source, Samples):
@@ -98,7 +98,7 @@ def probe_clip(
     if _URL.match(part.path):
         _check_url(part.path, allow_urls)
         return None
-    source = _open_source(part.path, allow_urls)
+    source = open_clip(part.path, allow_urls=allow_urls)
     name = format_path(part.path)
     if isinstance(source, Samples):
         return resampled_length(len(_cut(source, part, name)), source.rate, SAMPLE_RATE)
@@ -110,8 +110,18 @@ def probe_clip(
         raise AudioError(name, error.reason) from None
 
 
-def _open_source(path: str, allow_urls: bool) -> str | bytes | Samples:
-    """Returns the path of a file, or the content of a clip that lies elsewhere."""
+def open_clip(
+    path: str, *, allow_urls: bool = DataConfig.allow_urls
+) -> str | bytes | Samples:
+    """Returns where or what a clip is: the path of a file, or its content if it lies elsewhere.
+
+    Args:
+        path: of an audio part.
+        allow_urls: whether a clip may be a URL.
+
+    Raises:
+        AudioError: the clip cannot be read; names it and the reason.
+    """
     if _DATA_URI.match(path):
         return _decode_data_uri(path)
     if _URL.match(path):

@@ -17,7 +17,7 @@ from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.containers.base import Row
 from stepaudio_jax.data.containers.opening import list_containers, open_container
 from stepaudio_jax.data.record import Record
-from stepaudio_jax.data.sources.forms import FormOptions, to_project_form
+from stepaudio_jax.data.sources.forms import FormOptions, row_form, to_project_form
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
@@ -99,6 +99,15 @@ class Source:
         """Returns the row at `index` as its container holds it."""
         which, index = self._locate(index)
         return self.containers[which].row(index)
+
+    def form(self, index: int) -> str:
+        """Returns the name of the form of the row at `index`.
+
+        Raises:
+            DataError: the row cannot be read, or its form is not known.
+        """
+        which, index = self._locate(index)
+        return row_form(self.containers[which].row(index), self._options[which])
 
     def origin(self, index: int) -> str:
         """Returns `file:line` or `file#place` of the record at `index`."""

@@ -35,7 +35,7 @@ from stepaudio_jax.data.sources.turns import AUDIO_TYPES, REASONING_KEYS, ROLES
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
-__all__ = ["FORMS", "Form", "FormOptions", "check_options", "detect_form", "to_project_form"]
+__all__ = ["FORMS", "Form", "FormOptions", "check_options", "detect_form", "row_form", "to_project_form"]
 
 PROJECT = "project"
 _NULL_LEVELS = 6  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
@@ -116,12 +116,20 @@ def to_project_form(row: Row, options: FormOptions = FormOptions()) -> dict[str,
     """
     check_options(options)
     value = _rename(_as_object(row.value, row.origin), options.columns, row.origin)
-    name = options.format
-    if name == AUTO:
-        name = "llama_factory" if options.dataset_info else _detect(value, row.origin)
+    name = _form_name(value, row.origin, options)
     if name == PROJECT:
         return _spelled_out(value)
     return FORMS[name].adapt(value, row.origin, options)
+
+
+def row_form(row: Row, options: FormOptions = FormOptions()) -> str:  # noqa: B008
+    """Returns the name of the form in which `to_project_form` reads a row.
+
+    Raises:
+        DataError: begins with the row's origin; its form is not known.
+    """
+    value = _rename(_as_object(row.value, row.origin), options.columns, row.origin)
+    return _form_name(value, row.origin, options)
 
 
 def detect_form(value: Any, origin: str = "the row") -> str:
@@ -141,6 +149,12 @@ def count_tags(value: Any) -> int:
     """Returns the number of placeholders of clips in a row; 0 in the project's own form."""
     value = _as_object(value, "the row")
     return 0 if detect_form(value) == PROJECT else count_placeholders(value)
+
+
+def _form_name(value: Mapping[str, Any], origin: str, options: FormOptions) -> str:
+    if options.format != AUTO:
+        return options.format
+    return "llama_factory" if options.dataset_info else _detect(value, origin)
 
 
 def _as_object(value: Any, origin: str) -> Mapping[str, Any]:
