@@ -1,17 +1,35 @@
 """Sound that a program holds as an array, as a notebook or a microphone gives it."""
 
 import numbers
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio.decoding import SAMPLE_RATE_RANGE, ChannelReducer, check_and_resample
+from stepaudio_jax.audio.waveform import SAMPLE_RATE_RANGE, WaveformBuilder, check_part
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.errors import AudioError
 
+_BLOCK_FRAMES = 1 << 16
 # Full scale and zero of the integer formats, as in a WAV file of the same width.
 _INTEGER_SCALES = {"int16": (2.0**15, 0), "int32": (2.0**31, 0), "uint8": (2.0**7, 128)}
+
+
+@runtime_checkable
+class SampledSound(Protocol):
+    """Describes a clip that is stored as samples, and not as the bytes of a sound file.
+
+    Attributes:
+        values: [samples] or [samples, channels]; floats of full scale -1 to 1, or integers of
+            16 bits in any dtype.
+        rate: in Hz.
+    """
+
+    @property
+    def values(self) -> NDArray[Any]: ...
+
+    @property
+    def rate(self) -> int: ...
 
 
 def waveform_from_array(
@@ -19,6 +37,8 @@ def waveform_from_array(
     rate: Any,
     *,
     name: str = "<array>",
+    start_s: float | None = None,
+    end_s: float | None = None,
     length_convention: LengthConvention = "hf",
     channel: AudioChannel = DataConfig.channel,
 ) -> NDArray[np.float32]:
@@ -29,7 +49,7 @@ def waveform_from_array(
             uint8 as a WAV file holds them.
         rate: of the samples, in Hz.
         name: what error messages call them.
-        length_convention, channel: as in `load_audio`.
+        start_s, end_s, length_convention, channel: as in `load_audio`.
 
     Returns:
         [samples] f32 at 16 kHz, full scale -1..1: the same as of a WAV file with these samples.
@@ -44,18 +64,57 @@ def waveform_from_array(
     hertz = int(float(rate))
     if not lowest <= hertz <= highest:
         raise AudioError(name, f"has the sample rate {hertz} Hz; {lowest} to {highest} are allowed")
-    columns = _to_float(np.asarray(samples), name)
+    columns = _to_columns(np.asarray(samples), name)
     if not len(columns):
         raise AudioError(name, "has no samples; remove it")
-    reducer = ChannelReducer(channel)
-    reducer.add(columns)
-    if (reason := reducer.find_silence()) is not None:
-        raise AudioError(name, reason)
-    return check_and_resample(name, reducer.samples(), hertz, length_convention)
+    part = check_part(name, start_s, end_s)
+    if not part.is_all:
+        part.within(name, len(columns), hertz)
+    builder = WaveformBuilder(
+        name, hertz, part=part, channel=channel, length_convention=length_convention
+    )
+    for start in range(builder.first_frame, len(columns), _BLOCK_FRAMES):
+        builder.add(_to_float(columns[start : start + _BLOCK_FRAMES]))
+        if builder.is_complete:
+            break
+    return builder.finish()
 
 
-def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Returns samples of any allowed dtype and shape as [samples, channels] f32."""
+def waveform_from_samples(
+    source: SampledSound,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+) -> NDArray[np.float32]:
+    """Returns the waveform of samples that a container stores as numbers; see `load_audio`.
+
+    Raises:
+        AudioError: integers exceed 16 bits, or one of the reasons of `waveform_from_array`.
+    """
+    values = np.asarray(source.values)
+    if values.dtype.kind in "iu" and values.dtype != np.int16:
+        # A data set may have widened the 16 bits of its sound to more.
+        low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if not -(1 << 15) <= low <= high < 1 << 15:
+            raise AudioError(
+                "<samples>", f"has integers from {low} to {high}, which exceed 16 bits"
+            )
+        values = values.astype(np.int16)
+    return waveform_from_array(
+        values,
+        source.rate,
+        name="<samples>",
+        start_s=start_s,
+        end_s=end_s,
+        length_convention=length_convention,
+        channel=channel,
+    )
+
+
+def _to_columns(samples: NDArray[Any], name: str) -> NDArray[Any]:
+    """Returns samples of any allowed dtype and shape as [samples, channels]."""
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not samples.shape[1]):
         raise AudioError(
             name, f"has the shape {samples.shape}; give [samples] or [samples, channels]"
@@ -66,14 +125,18 @@ def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
             f"has {samples.shape[0]} samples of {samples.shape[1]} channels; it is laid out as "
             "[channels, samples]: transpose it",
         )
-    columns = samples[:, None] if samples.ndim == 1 else samples
+    if not np.issubdtype(samples.dtype, np.floating) and samples.dtype.name not in _INTEGER_SCALES:
+        raise AudioError(
+            name,
+            f"has the dtype {samples.dtype}; give floats, {', '.join(_INTEGER_SCALES)}",
+        )
+    return samples[:, None] if samples.ndim == 1 else samples
+
+
+def _to_float(columns: NDArray[Any]) -> NDArray[np.float32]:
+    """Returns samples of any allowed dtype as f32 of full scale -1 to 1."""
     if np.issubdtype(columns.dtype, np.floating):
         with np.errstate(over="ignore"):  # what becomes infinite is refused afterwards
             return columns.astype(np.float32)
-    if columns.dtype.name not in _INTEGER_SCALES:
-        raise AudioError(
-            name,
-            f"has the dtype {columns.dtype}; give floats, {', '.join(_INTEGER_SCALES)}",
-        )
     scale, zero = _INTEGER_SCALES[columns.dtype.name]
     return ((columns.astype(np.float64) - zero) / scale).astype(np.float32)

@@ -4,6 +4,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from stepaudio_jax.audio.input_file import Content
+
 # kbit/s by (version, layer) and the header's four bits, from 1 to 14; 0 is "free format", 15 is
 # invalid.
 _BITRATES = {
@@ -56,7 +58,7 @@ class Mp3Frames(NamedTuple):
     constant_bit_rate: bool
 
 
-def scan_frames(content: bytes) -> Mp3Frames | None:
+def scan_frames(content: Content) -> Mp3Frames | None:
     """Scans all frames of a file; returns None if it has none."""
     if not (content[:3] == b"ID3" or content[:1] == b"\xff"):
         return None  # libsndfile recognises MP3 only by these bytes
@@ -72,13 +74,26 @@ def scan_frames(content: bytes) -> Mp3Frames | None:
     if first is None:
         return None
     count_offset = _find_frame_count(content, first)
-    declared = 0 if count_offset is None else struct.unpack_from(">I", content, count_offset)[0]
+    declared = 0 if count_offset is None else _header_at(content, count_offset)
     return Mp3Frames(first, frames, end, count_offset, declared, len(bit_rates) == 1)
 
 
-def find_truncation(content: bytes, stream: Mp3Frames) -> str | None:
+def skip_id3(content: Content) -> int:
+    """Returns where the sound begins, behind ID3v2 tags (their sizes have seven bits a byte)."""
+    position = 0
+    while content[position : position + 3] == b"ID3" and position + 10 <= len(content):
+        size = 0
+        for byte in content[position + 6 : position + 10]:
+            size = size << 7 | byte & 0x7F
+        position += 10 + size
+    return position
+
+
+def find_truncation(content: Content, stream: Mp3Frames) -> str | None:
     """Returns why the file would be decoded only in part, or None if no reason is known."""
-    if stream.end > len(content) or _is_part_of_header(content[stream.end :], stream.first):
+    if stream.end > len(content) or _is_part_of_header(
+        content[stream.end : stream.end + _HEADER_BYTES], stream.first
+    ):
         return "is cut short: its last MP3 frame is incomplete"
     if stream.frames < stream.declared:
         return (
@@ -88,8 +103,16 @@ def find_truncation(content: bytes, stream: Mp3Frames) -> str | None:
     return None
 
 
-def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
-    """Returns the file with a header frame whose count of frames is right.
+class Patch(NamedTuple):
+    """Describes a change to a file: the bytes from `start` to `stop` become `insert`."""
+
+    start: int
+    stop: int
+    insert: bytes
+
+
+def find_frame_count_patch(content: Content, stream: Mp3Frames) -> Patch | None:
+    """Returns the change that gives a file a header frame with the right count of frames, or None.
 
     libsndfile reads as many frames as the header says, and without a header as many as it guesses
     from the first bit rate: it would drop the end of a file of variable bit rate, and all but the
@@ -99,15 +122,12 @@ def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
     audio_frames = stream.frames - (stream.count_offset is not None)
     if stream.count_offset is not None:
         if stream.declared >= audio_frames:
-            return content
-        return (
-            content[: stream.count_offset]
-            + struct.pack(">I", audio_frames)
-            + content[stream.count_offset + 4 :]
-        )
-    (header,) = struct.unpack_from(">I", content, stream.first.start)
+            return None
+        count = struct.pack(">I", audio_frames)
+        return Patch(stream.count_offset, stream.count_offset + len(count), count)
+    header = _header_at(content, stream.first.start)
     if stream.constant_bit_rate or header >> 17 & 3 != _LAYER_3:
-        return content  # the guess is right, or decoders do not look for a count
+        return None  # the guess is right, or decoders do not look for a count
     header = header & ~_BITRATE_AND_PADDING | _NO_CHECKSUM | _HEADER_BITRATE
     offset = stream.first.start
     frame = _frame_at(struct.pack(">I", header), 0, None)
@@ -117,12 +137,12 @@ def insert_frame_count(content: bytes, stream: Mp3Frames) -> bytes:
         + bytes(_side_info_bytes(header))
         + struct.pack(">4sII", b"Info", _XING_HAS_FRAMES, audio_frames)
     )
-    return content[:offset] + info.ljust(frame.length, b"\0") + content[offset:]
+    return Patch(offset, offset, info.ljust(frame.length, b"\0"))
 
 
-def _iter_frames(content: bytes) -> Iterator[_Frame]:
+def _iter_frames(content: Content) -> Iterator[_Frame]:
     """Yields the frames, the last perhaps incomplete; skips bytes between them, as decoders do."""
-    position, kind = _skip_id3(content), None
+    position, kind = skip_id3(content), None
     while position + _HEADER_BYTES <= len(content):
         frame = _frame_at(content, position, kind)
         if frame is None:
@@ -133,7 +153,7 @@ def _iter_frames(content: bytes) -> Iterator[_Frame]:
         kind, position = frame.kind, frame.start + frame.length
 
 
-def _resync(content: bytes, position: int, kind: int | None) -> _Frame | None:
+def _resync(content: Content, position: int, kind: int | None) -> _Frame | None:
     """Returns the next frame that is followed by another: any tag can contain a lone sync word."""
     while (position := content.find(b"\xff", position)) >= 0:
         frame = _frame_at(content, position, kind)
@@ -146,11 +166,11 @@ def _resync(content: bytes, position: int, kind: int | None) -> _Frame | None:
     return None
 
 
-def _frame_at(content: bytes, position: int, kind: int | None) -> _Frame | None:
+def _frame_at(content: Content, position: int, kind: int | None) -> _Frame | None:
     """Returns the frame with a header at `position`; None without one of this `kind`."""
     if position + _HEADER_BYTES > len(content):
         return None
-    (header,) = struct.unpack_from(">I", content, position)
+    header = _header_at(content, position)
     if header >> 21 != 0x7FF or (kind is not None and header & _SAME_IN_ALL_FRAMES != kind):
         return None
     version, layer, bitrate_bits, rate_bits = (
@@ -172,6 +192,11 @@ def _frame_at(content: bytes, position: int, kind: int | None) -> _Frame | None:
     return _Frame(position, length, header & _SAME_IN_ALL_FRAMES, bits_per_s)
 
 
+def _header_at(content: Content, position: int) -> int:
+    """Returns the four bytes at `position` as an integer."""
+    return int.from_bytes(content[position : position + _HEADER_BYTES], "big")
+
+
 def _is_part_of_header(rest: bytes, frame: _Frame) -> bool:
     """Returns whether the last bytes are the beginning of a frame header."""
     missing_bits = 8 * (_HEADER_BYTES - len(rest))
@@ -182,15 +207,15 @@ def _is_part_of_header(rest: bytes, frame: _Frame) -> bool:
     ) & _SAME_IN_ALL_FRAMES >> missing_bits << missing_bits == 0
 
 
-def _find_frame_count(content: bytes, frame: _Frame) -> int | None:
+def _find_frame_count(content: Content, frame: _Frame) -> int | None:
     """Returns the offset of the frame count in this frame's Xing or Info header, or None."""
-    (header,) = struct.unpack_from(">I", content, frame.start)
+    header = _header_at(content, frame.start)
     offset = frame.start + _HEADER_BYTES + _side_info_bytes(header)
     if offset + 12 > min(frame.start + frame.length, len(content)) or content[
         offset : offset + 4
     ] not in (b"Xing", b"Info"):
         return None
-    (flags,) = struct.unpack_from(">I", content, offset + 4)
+    flags = _header_at(content, offset + 4)
     return offset + 8 if flags & _XING_HAS_FRAMES else None
 
 
@@ -198,14 +223,3 @@ def _side_info_bytes(header: int) -> int:
     """Returns the bytes of a layer III frame between its header and the place of a Xing header."""
     mono, version_1 = header >> 6 & 3 == 3, header >> 19 & 3 == 3
     return (17 if mono else 32) if version_1 else (9 if mono else 17)
-
-
-def _skip_id3(content: bytes) -> int:
-    """Returns where the sound begins, behind ID3v2 tags (their sizes have seven bits a byte)."""
-    position = 0
-    while content[position : position + 3] == b"ID3" and position + 10 <= len(content):
-        size = 0
-        for byte in content[position + 6 : position + 10]:
-            size = size << 7 | byte & 0x7F
-        position += 10 + size
-    return position

@@ -55,6 +55,7 @@ from stepaudio_jax.storage.outputs import (
 from stepaudio_jax.storage.recognize_files import (
     CONVERT_SOUND,
     COPY_AGAIN,
+    DECODE_MEDIA,
     Finding,
     Purpose,
     recognize,
@@ -70,6 +71,7 @@ from stepaudio_jax.storage.recognize_folders import (
 __all__ = [
     "CONVERT_SOUND",
     "COPY_AGAIN",
+    "DECODE_MEDIA",
     "Finding",
     "JsonLine",
     "JsonLinesFile",

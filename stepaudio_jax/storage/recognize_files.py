@@ -38,6 +38,9 @@ class Finding:
 
 HEAD_BYTES = 1 << 16  # enough for every signature, and for the title of a web page
 CONVERT_SOUND = "convert it to WAV, FLAC, MP3 or OGG, for example with `ffmpeg -i OLD NEW.wav`"
+DECODE_MEDIA = (
+    f"install the extra that decodes it, pip install 'stepaudio-jax[audio]', or {CONVERT_SOUND}"
+)
 COPY_AGAIN = "download or copy it again"
 # Suffixes of files that browsers, the Hub's client and other programs have not yet completed.
 UNFINISHED_SUFFIXES = (".incomplete", ".crdownload", ".part", ".partial", ".aria2", ".download")
@@ -52,14 +55,20 @@ _ARCHIVES = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!\x1a\x07": "RAR",
 }
-_MEDIA = {
+# Sound and video that the extra `audio` decodes.
+_DECODABLE_MEDIA = {
     b"\x1a\x45\xdf\xa3": "a WebM or Matroska file",
     b"#!AMR": "an AMR recording",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "a Windows Media file (WMA, WMV)",
+    b"\xff\xf0": "an AAC stream",
+    b"\xff\xf1": "an AAC stream",
+    b"\xff\xf8": "an AAC stream",
+    b"\xff\xf9": "an AAC stream",
+    b"\x0b\x77": "an AC-3 stream",
+}
+_MEDIA = {
     b"#!SILK_V3": "a SILK recording",
     b"\x02#!SILK_V3": "a SILK recording",
-    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "a Windows Media file (WMA, WMV)",
-    b"\xff\xf1": "an AAC stream",
-    b"\xff\xf9": "an AAC stream",
     b"ADIF": "an AAC file",
     b"caff": "a Core Audio file (CAF)",
     b".snd": "a Sun audio file (AU)",
@@ -310,18 +319,24 @@ def _binary(content: bytes, purpose: Purpose) -> Finding | None:
         return Finding(f"is {table}", files)
     if document := begins(_DOCUMENTS):
         return Finding(f"is {document}", name_right)
+    if media := begins(_DECODABLE_MEDIA) or _mpeg_4(content):
+        return Finding(f"is {media}", DECODE_MEDIA if purpose == "sound" else name_right)
     if media := begins(_MEDIA) or _container(content):
         return Finding(f"is {media}", CONVERT_SOUND if purpose == "sound" else name_right)
     return None
 
 
-def _container(content: bytes) -> str | None:
-    """Recognises containers of sound or video whose signature is not at the beginning."""
+def _mpeg_4(content: bytes) -> str | None:
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("latin-1").strip()
         return f"an MPEG-4 file (M4A, MP4, MOV or 3GP; brand {brand!r})"
     if content[4:8] in (b"moov", b"mdat", b"wide") and content[:4] != b"RIFF":
         return "a QuickTime file"
+    return None
+
+
+def _container(content: bytes) -> str | None:
+    """Recognises containers of sound or video whose signature is not at the beginning."""
     if content[:4] == b"RIFF" and content[8:12] in (b"AVI ", b"WEBP", b"RMID"):
         return {b"AVI ": "an AVI video", b"WEBP": "a WebP image", b"RMID": "a MIDI file"}[
             content[8:12]

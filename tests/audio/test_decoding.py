@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio_jax.audio import load_audio, resample
-from stepaudio_jax.audio.decoding import suppress_decoder_messages
+from stepaudio_jax.audio.decoder_messages import suppress_decoder_messages
 from stepaudio_jax.errors import AudioError
 
 FORMATS = [

@@ -139,7 +139,7 @@ def test_good_files_are_not_examined(tmp_path, monkeypatch, model):
     monkeypatch.setattr(storage.json_files, "recognize_file", None)
     path = tmp_path / "clip.wav"
     soundfile.write(path, [0.1, -0.1] * 4000, 16_000)
-    monkeypatch.setattr("stepaudio_jax.audio.decoding.recognize", None)
+    monkeypatch.setattr("stepaudio_jax.audio.sndfile.recognize", None)
     assert len(load_audio(path)) == 8000
     assert hub.read_model_config(model).decoder.vocab_size == 300
 
