@@ -46,6 +46,24 @@ def load_clip(
         AudioError: the clip cannot be read or decoded; names it and the reason.
     """
     source = open_clip(part.path, allow_urls=allow_urls)
+    return decode_clip(source, part, length_convention=length_convention, channel=channel)
+
+
+def decode_clip(
+    source: str | bytes | Samples,
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+) -> NDArray[np.float32]:
+    """Decodes a clip that `open_clip` has opened; see `load_clip`.
+
+    Args:
+        source: the clip.
+        part: by which errors name it, and which part of it is decoded.
+        length_convention, channel: see `audio.load_audio`.
+    """
     name = format_path(part.path)
     try:
         if isinstance(source, Samples):

@@ -74,7 +74,17 @@ class Source:
     @property
     def files(self) -> list[str]:
         """Returns the files that it is read from, in order."""
-        return [path for container in self.containers for path in container.files()]
+        return [
+            path
+            for container in self.containers
+            for path in (
+                container.files()
+                if hasattr(container, "files")
+                else [container.path]
+                if os.path.isfile(container.path)
+                else [str(p) for p in sorted(pathlib.Path(container.path).rglob("*")) if p.is_file()]
+            )
+        ]
 
     def __repr__(self) -> str:
         return f"Source({self.path!r}, records={len(self)})"

@@ -30,6 +30,8 @@ _FEATURES = "features.json"
 _DESCRIPTIONS = (_DATASET_INFO, _FEATURES, "dataset_infos.json", "state.json", "metadata.json")
 # What a file or folder should be read as, where samples of formats are kept with it.
 _EXPECTED_ROWS = re.compile(r"(?:.*\.)?expected\.jsonl")
+# What a conversion of this project lists beside its shards: the rows that it could not read.
+_SKIPPED_ROWS = "skipped.jsonl"
 
 
 def open_folder(path: str) -> Container:
@@ -55,7 +57,7 @@ def open_folder(path: str) -> Container:
     if manifests is not None:
         return manifests
     files = [name for name in names if (binary_kind(name) or text_kind(name)) is not None]
-    files = [name for name in files if name not in (*_DESCRIPTIONS, *METADATA_NAMES)]
+    files = [name for name in files if name not in (*_DESCRIPTIONS, *METADATA_NAMES, _SKIPPED_ROWS)]
     if files and not any(name in names for name in METADATA_NAMES):
         return _open_shards(path, files)
     return _open_by_what_lies_below(path, names)

@@ -22,6 +22,8 @@ from stepaudio_jax.text.dialogue import (
 # Returns the keys that say where a clip lies: `audio`, and `start_s` and `end_s` of a part of it.
 ClipKeys = Callable[[AudioPart], Mapping[str, Any]]
 
+_WRITTEN = "as it would be written"
+
 
 def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
     """Returns a record in the form that `parse_record` reads as the same record.
@@ -68,15 +70,16 @@ def check_reads_back(record: Record) -> None:
     Raises:
         DataError: it is not; names the first field that differs.
     """
-    expected = dataclasses.replace(record, messages=tuple(map(_without_places, record.messages)))
+    messages = tuple(map(_without_places, record.messages))
+    expected = dataclasses.replace(record, messages=messages, origin=_WRITTEN)
     row = serialize_record(expected, lambda part: {"audio": part.path, **part_times(part)})
     try:
         # Half of a surrogate pair, which some containers let through, is no character of UTF-8.
         value = json.loads(json.dumps(row, ensure_ascii=False).encode())
     except (UnicodeEncodeError, TypeError) as error:
         raise DataError(f"cannot be written as JSON ({error})") from None
-    project_row = to_project_form(Row(value, record.origin, "", ""))
-    found = parse_record(project_row, origin=record.origin, folder="", source="", default_id="")
+    project_row = to_project_form(Row(value, _WRITTEN, "", ""))
+    found = parse_record(project_row, origin=_WRITTEN, folder="", source="", default_id="")
     for field in dataclasses.fields(Record):
         if getattr(found, field.name) != getattr(expected, field.name):
             raise DataError(f"would not be read back as it is: its {field.name} would change")
