@@ -149,17 +149,21 @@ class AudioFolder:
                 f"{self._shown}: has metadata files of several kinds ({first_few(metadata)});"
                 " keep those of one"
             )
-        unnamed, origins = set(files), dict[str, str]()
+        unnamed, origins, num_unread = set(files), dict[str, str](), 0
         for name in metadata:
             table = _open_table(os.path.join(self.path, name))
             prefix = posixpath.dirname(name)
             self._tables.append((prefix, table))
             for number in range(len(table)):
-                problem = self._check_row(table, number, prefix, unnamed, origins)
+                try:
+                    problem = self._check_row(table, number, prefix, unnamed, origins)
+                except DataError:  # reading the row says the same
+                    num_unread += 1
+                    continue
                 if problem is not None:
                     self._errors[self._starts[-1] + number] = problem
             self._starts.append(self._starts[-1] + len(table))
-        if unnamed:
+        if len(unnamed) > num_unread:
             raise DataError(
                 f"{self._shown}: {len(unnamed)} sound files are not named in"
                 f" {first_few(metadata)}: {first_few(sorted(unnamed))}; name each in the column"
@@ -175,10 +179,7 @@ class AudioFolder:
         origins: dict[str, str],
     ) -> str | None:
         """Returns what is wrong with the files that a row names; None if nothing is."""
-        try:
-            _, names = _rename(table.row(number), prefix)
-        except DataError:
-            return None  # reading the row says the same
+        _, names = _rename(table.row(number), prefix)
         for name in names:
             if name in origins:
                 return (

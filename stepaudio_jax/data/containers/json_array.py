@@ -203,7 +203,7 @@ class _Scanner:
         return DataError(
             f"{self._path}#{len(self.ends)}: has {shown} {where}, in line"
             f" {self._line_number(offset)}; a JSON file must be one array of objects, as"
-            ' [{..}, {..}], or have an object in each line'
+            " [{..}, {..}], or have an object in each line"
         )
 
     def _line_number(self, offset: int) -> int:

@@ -135,7 +135,7 @@ class KaldiFolder:
     ) -> None:
         """Checks that no text and no recording would be left out."""
         utterances = recordings if segments is None else segments
-        used = recordings.keys()
+        used = set(recordings)
         if segments is not None:
             used = {line.partition(" ")[0] for _, line in segments.values()}
         for name, unused, reason in (

@@ -201,5 +201,7 @@ def _text(rows: JsonlRows | JsonArray, index: int, key: str) -> str:
     row = rows.row(index)
     value = row.value.get(key) if isinstance(row.value, Mapping) else None
     if not isinstance(value, str):
-        raise DataError(f"{row.origin}: a Lhotse manifest must have a string as {key!r} in each row")
+        raise DataError(
+            f"{row.origin}: a Lhotse manifest must have a string as {key!r} in each row"
+        )
     return value

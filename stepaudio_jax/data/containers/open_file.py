@@ -28,7 +28,8 @@ from stepaudio_jax.storage import (
 
 UNDERSTOOD = (
     "files of JSON Lines, JSON arrays, CSV and TSV (all these also in .gz), Parquet, WebDataset"
-    " (.tar), ArrayRecord and TFRecord; folders of these, and of Kaldi, Lhotse, TFDS and audiofolder"
+    " (.tar), ArrayRecord and TFRecord; folders of these, and of Kaldi, Lhotse, TFDS and"
+    " audiofolder"
 )
 _KIND = "a file of data"
 _HEAD_BYTES = 1 << 16

@@ -89,8 +89,24 @@ def _open_shards(path: str, names: Sequence[str]) -> Container:
             f"{format_path(path)}: holds several datasets ({first_few(sorted(series))});"
             f" name one of them, as {format_path(os.path.join(path, min(series)))}"
         )
+    _check_complete(path, names)
     shards = [open_file(os.path.join(path, name)) for name in names]
     return shards[0] if len(shards) == 1 else ShardedRows(path, shards)
+
+
+def _check_complete(path: str, names: Sequence[str]) -> None:
+    """Checks that of files named NUMBER-of-COUNT, none is missing."""
+    numbers = [match for name in names if (match := re.search(r"(\d+)-of-(\d+)", name))]
+    missing = sorted(
+        set(range(max((int(match[2]) for match in numbers), default=0)))
+        - {int(match[1]) for match in numbers}
+    )
+    if missing:
+        raise DataError(
+            f"{format_path(path)}: files are missing: of {names[0]} and so on there are"
+            f" {len(names)}, without number {first_few([str(number) for number in missing])};"
+            " copy them too, or name those that are there by a pattern"
+        )
 
 
 def _open_by_what_lies_below(path: str, names: Sequence[str]) -> Container:
@@ -109,4 +125,6 @@ def _open_by_what_lies_below(path: str, names: Sequence[str]) -> Container:
     if len(folders) == 1 and folders[0] in ("data", *SPLIT_NAMES):
         return open_folder(os.path.join(path, folders[0]))
     found = f"it holds {first_few(names)}" if names else "it is empty"
-    raise DataError(f"{shown}: is no folder of data that is understood; {found}; there are {UNDERSTOOD}")
+    raise DataError(
+        f"{shown}: is no folder of data that is understood; {found}; there are {UNDERSTOOD}"
+    )

@@ -17,7 +17,6 @@ from stepaudio_jax.data.containers.base import Row, Samples
 from stepaudio_jax.data.containers.decoded_cache import DecodedCache
 from stepaudio_jax.data.containers.folders import file_signature
 from stepaudio_jax.data.containers.parquet_columns import (
-    Column,
     column_step,
     find_clip,
     read_columns,

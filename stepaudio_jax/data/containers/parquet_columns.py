@@ -52,7 +52,6 @@ class Column:
         """Returns whether sound lies in the column."""
         return bool(self.data_leaves)
 
-
     @property
     def shows_clips(self) -> bool:
         """Returns whether leaves without sound tell where the clips of the column are."""
@@ -199,9 +198,7 @@ def _column(
         data = tuple(number for field in fields.values() for number in field.data_leaves)
         return Column("struct", leaves, data, fields)
     if _is_list(kind):
-        element = _column(
-            kind.value_type, _feature_of_element(feature), name, leaf, first_value
-        )
+        element = _column(kind.value_type, _feature_of_element(feature), name, leaf, first_value)
         return Column("list", element.leaves, element.data_leaves, element=element)
     if pa.types.is_map(kind):
         key = _column(kind.key_type, None, "", leaf, _no_value)

@@ -164,7 +164,8 @@ class TarShard:
     def _files(self, archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
         places: dict[str, tuple[int, int]] = {}
         while (member := archive.next()) is not None:
-            archive.members.clear()  # else each would be kept, with all its attributes
+            # Else each would be kept, with all its attributes.
+            archive.members.clear()  # type: ignore[attr-defined]
             name = member.name.removeprefix("./")
             if member.isdir() or os.path.basename(name).startswith("."):
                 continue

@@ -125,6 +125,14 @@ class _SpoolReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origins = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._spool.size}
+        self._position = origins[whence] + offset
+        return self._position
+
     def readinto(self, buffer: Any) -> int:
         content = self._spool.read(self._position, self._position + len(buffer))
         buffer[: len(content)] = content
