@@ -49,7 +49,9 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
         if value is not None:
             row[key] = value
     if record.rubric:
-        row["rubric"] = [dataclasses.asdict(criterion) for criterion in record.rubric]
+        row["rubric"] = [
+            {"criterion": criterion.text, "weight": criterion.weight} for criterion in record.rubric
+        ]
     for key in ("reference_meets", "rejected_meets"):
         if getattr(record, key):
             row[key] = list(getattr(record, key))
