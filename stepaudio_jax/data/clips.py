@@ -12,6 +12,7 @@ from stepaudio_jax.audio import SAMPLE_RATE, load_audio, probe_audio, waveform_f
 from stepaudio_jax.audio.resampling import resampled_length
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.data.containers.base import Samples
+from stepaudio_jax.data.containers.folders import exists
 from stepaudio_jax.data.containers.opening import read_embedded_clip, split_clip_name
 from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.storage import format_path, read_bytes
@@ -128,9 +129,14 @@ def probe_clip(
         raise AudioError(name, error.reason) from None
 
 
-def open_clip(
-    path: str, *, allow_urls: bool = DataConfig.allow_urls
-) -> str | bytes | Samples:
+def is_missing_file(path: str) -> bool:
+    """Returns whether an audio part's path names a file of its own, and there is none."""
+    if _DATA_URI.match(path) or _URL.match(path) or split_clip_name(path)[1] is not None:
+        return False
+    return not exists(path)
+
+
+def open_clip(path: str, *, allow_urls: bool = DataConfig.allow_urls) -> str | bytes | Samples:
     """Returns where or what a clip is: the path of a file, or its content if it lies elsewhere.
 
     Args:

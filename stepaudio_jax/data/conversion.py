@@ -51,6 +51,7 @@ DEFAULT_SHARD_MB = 256
 
 _VERSION = 1  # raise it when the same source gives other files
 _SAMPLED_ROWS = 64  # from which the size of all is estimated
+_MIN_PARALLEL_ROWS = 1000  # a process takes seconds to start
 _POLL_S = 0.2
 _SHARD_NUMBER = re.compile(r"-(\d+|\*)-of-(\d+|\*)$")
 _PROGRESS_BAR_DELAY_S = 1.0
@@ -108,7 +109,8 @@ def convert_source(
             of files stay parts of one copied file in "jsonl", and are cut out in "array_record".
         shards: the number of files; None for as many as `shard_mb` asks for.
         shard_mb: about how many megabytes a file has with its clips; None for 256.
-        workers: processes that work side by side; None for one for each core.
+        workers: processes that work side by side; None for one for each core,
+            or one alone for few rows.
         channel: of clips with several channels, which is heard where a part is cut out.
         allow_urls: whether clips that are URLs are downloaded.
         show_progress: whether a bar is shown.
@@ -165,7 +167,7 @@ def convert_source(
             disable=not show_progress,
         )
         with bar:
-            count = min(workers or os.cpu_count() or 1, len(left))
+            count = min(workers or _choose_workers(source), len(left))
             write = _write_here if count <= 1 else _write_in_processes
             for shard in write(plan, left, count, source, bar):
                 journal.add(shard)
@@ -267,7 +269,8 @@ def _write_in_processes(
             done, pending = concurrent.futures.wait(
                 pending, _POLL_S, concurrent.futures.FIRST_COMPLETED
             )
-            bar.update(rows_done.value - bar.n)
+            if rows_done.value != bar.n:
+                bar.update(rows_done.value - bar.n)
             for future in done:
                 yield future.result()
     except concurrent.futures.process.BrokenProcessPool:
@@ -341,6 +344,10 @@ def _choose_shards(source: Source, shard_mb: float, allow_urls: bool) -> int:
     indices = [len(source) * number // count for number in range(count)]
     sampled = sum(row_bytes(source, index, allow_urls=allow_urls) for index in indices)
     return max(1, math.ceil(sampled / count * len(source) / (shard_mb * 1e6)))
+
+
+def _choose_workers(source: Source) -> int:
+    return 1 if len(source) < _MIN_PARALLEL_ROWS else os.cpu_count() or 1
 
 
 def _fingerprint(source: Source) -> str:

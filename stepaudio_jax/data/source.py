@@ -9,12 +9,14 @@ import bisect
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.containers.base import Row
+from stepaudio_jax.data.containers.folders import exists
 from stepaudio_jax.data.containers.opening import list_containers, open_container
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import FormOptions, row_form, to_project_form
@@ -22,6 +24,12 @@ from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
+
+# A dataset's name on the Hugging Face Hub, or its address.
+_HUB_NAME = re.compile(
+    r"(?P<address>https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|hf://(?:datasets/)?)?"
+    r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?(address)(?:/.*)?)"
+)
 
 
 class Source:
@@ -48,10 +56,7 @@ class Source:
         self.path = config.path
         paths = list_containers(config.path)
         if not paths:
-            raise DataError(
-                f"{truncate(config.path)}: no such file, and no file matches it;"
-                " check the path in data.sources"
-            )
+            raise DataError(_no_such_file(config.path))
         self.containers = tuple(open_container(path, split=config.split) for path in paths)
         self.name = config.name or names.get(config.path) or _stem(config.path)
         self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
@@ -82,7 +87,9 @@ class Source:
                 if hasattr(container, "files")
                 else [container.path]
                 if os.path.isfile(container.path)
-                else [str(p) for p in sorted(pathlib.Path(container.path).rglob("*")) if p.is_file()]
+                else [
+                    str(p) for p in sorted(pathlib.Path(container.path).rglob("*")) if p.is_file()
+                ]
             )
         ]
 
@@ -221,6 +228,20 @@ def _dataset_info(path: str) -> Mapping[str, Any] | None:
     """Returns what LLaMA-Factory's `dataset_info.json` beside a file says of it; None if nothing."""
     info = read_json_or_none(os.path.join(os.path.dirname(path), "dataset_info.json"))
     return dataset_entry(info, path) if isinstance(info, Mapping) else None
+
+
+def _no_such_file(path: str) -> str:
+    """Returns what is wrong with a path that names nothing here; perhaps it is one of the Hub's."""
+    match = _HUB_NAME.fullmatch(path)
+    # `runs/data` beside an existing `runs/` is a path with a mistake in it.
+    if match and (match["address"] or not exists(os.path.dirname(path))):
+        name = match["name"]
+        return (
+            f"{truncate(path)}: no such file; if it is a dataset of the Hugging Face Hub, download"
+            f" it, since machines in pods do not reach the Hub: `hf download {name} --repo-type"
+            f" dataset --local-dir {name.split('/')[1]}`, and name that folder"
+        )
+    return f"{truncate(path)}: no such file, and no file matches it; check the path in data.sources"
 
 
 def _stem(path: str) -> str:

@@ -35,7 +35,15 @@ from stepaudio_jax.data.sources.turns import AUDIO_TYPES, REASONING_KEYS, ROLES
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
-__all__ = ["FORMS", "Form", "FormOptions", "check_options", "detect_form", "row_form", "to_project_form"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "FormOptions",
+    "check_options",
+    "detect_form",
+    "row_form",
+    "to_project_form",
+]
 
 PROJECT = "project"
 _NULL_LEVELS = 6  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
