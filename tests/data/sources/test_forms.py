@@ -6,9 +6,9 @@ import json
 import pytest
 
 from stepaudio_jax.data.containers.base import EmbeddedClip, Row
-from stepaudio_jax.data.sources.forms import FORMS, FormOptions, detect_form, to_project_form
+from stepaudio_jax.data.sources.forms import FormOptions, detect_form, to_project_form
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.errors import ConfigError, DataError
+from stepaudio_jax.errors import DataError
 
 # The samples in text -> the form that is found out.
 SAMPLES = {
