@@ -1,7 +1,7 @@
 """Sound: file -> waveform -> log-mel spectrogram, and the number of audio tokens of a clip."""
 
 from stepaudio_jax.audio.arrays import waveform_from_array
-from stepaudio_jax.audio.decoding import load_audio, probe_audio
+from stepaudio_jax.audio.decoding import iter_audio, load_audio, probe_audio
 from stepaudio_jax.audio.lengths import (
     CHUNK_SAMPLES,
     MAX_CHUNK_SAMPLES,
@@ -14,6 +14,7 @@ from stepaudio_jax.audio.lengths import (
 )
 from stepaudio_jax.audio.log_mel import MEL_BINS, log_mel
 from stepaudio_jax.audio.resampling import resample
+from stepaudio_jax.audio.splitting import find_split_points
 
 __all__ = [
     "CHUNK_SAMPLES",
@@ -23,6 +24,8 @@ __all__ = [
     "audio_token_count",
     "chunk_token_count",
     "clip_chunks",
+    "find_split_points",
+    "iter_audio",
     "load_audio",
     "log_mel",
     "mel_frame_count",

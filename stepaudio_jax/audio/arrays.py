@@ -1,12 +1,13 @@
 """Sound that a program holds as an array, as a notebook or a microphone gives it."""
 
 import numbers
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio.waveform import SAMPLE_RATE_RANGE, WaveformBuilder, check_part
+from stepaudio_jax.audio.waveform import SAMPLE_RATE_RANGE, WaveformStream, check_part, join
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.errors import AudioError
 
@@ -70,14 +71,10 @@ def waveform_from_array(
     part = check_part(name, start_s, end_s)
     if not part.is_all:
         part.within(name, len(columns), hertz)
-    builder = WaveformBuilder(
+    stream = WaveformStream(
         name, hertz, part=part, channel=channel, length_convention=length_convention
     )
-    for start in range(builder.first_frame, len(columns), _BLOCK_FRAMES):
-        builder.add(_to_float(columns[start : start + _BLOCK_FRAMES]))
-        if builder.is_complete:
-            break
-    return builder.finish()
+    return join(_pieces(columns, stream))
 
 
 def waveform_from_samples(
@@ -111,6 +108,14 @@ def waveform_from_samples(
         length_convention=length_convention,
         channel=channel,
     )
+
+
+def _pieces(columns: NDArray[Any], stream: WaveformStream) -> Iterator[NDArray[np.float32]]:
+    for start in range(stream.first_frame, len(columns), _BLOCK_FRAMES):
+        yield stream.add(_to_float(columns[start : start + _BLOCK_FRAMES]))
+        if stream.is_complete:
+            break
+    yield stream.finish()
 
 
 def _to_columns(samples: NDArray[Any], name: str) -> NDArray[Any]:

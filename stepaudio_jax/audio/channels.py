@@ -40,7 +40,7 @@ class ChannelReducer:
         if self._channel == "first":
             reduced = block[:, 0]
         else:
-            with np.errstate(invalid="ignore", over="ignore"):  # `WaveformBuilder` reports them
+            with np.errstate(invalid="ignore", over="ignore"):  # `WaveformStream` reports them
                 reduced = block.mean(axis=1, dtype=np.float32)
         if len(block):
             # A channel at a time: NumPy is slow along the first of two dimensions.

@@ -11,7 +11,7 @@ from stepaudio_jax.audio.arrays import SampledSound, waveform_from_samples
 from stepaudio_jax.audio.input_file import InputFile, open_input
 from stepaudio_jax.audio.media import MediaDecoder, find_demuxer, probe_media
 from stepaudio_jax.audio.sndfile import SndfileDecoder, probe_sound
-from stepaudio_jax.audio.waveform import Part, WaveformBuilder, check_not_too_short, check_part
+from stepaudio_jax.audio.waveform import Part, WaveformStream, check_not_too_short, check_part, join
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.storage import PathLike
 
@@ -57,31 +57,59 @@ def load_audio(
             has no audio track, or several; the part is not within it; or it has sound and the model
             would hear silence (in its first channel, or in a mix that cancels).
     """
-    if not isinstance(source, bytes) and isinstance(source, SampledSound):
-        return waveform_from_samples(
+    return join(
+        iter_audio(
             source,
             start_s=start_s,
             end_s=end_s,
             length_convention=length_convention,
             channel=channel,
         )
+    )
+
+
+def iter_audio(
+    source: PathLike | bytes | SampledSound,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the samples of `load_audio` piece by piece, and holds only one piece.
+
+    Arguments and errors are those of `load_audio`; what only the end of a recording shows (that it
+    is damaged, cut short, silent or too short) is raised there.
+
+    Yields:
+        [samples] f32 at 16 kHz, of any length, also 0.
+    """
+    if not isinstance(source, bytes) and isinstance(source, SampledSound):
+        yield waveform_from_samples(
+            source,
+            start_s=start_s,
+            end_s=end_s,
+            length_convention=length_convention,
+            channel=channel,
+        )
+        return
     with open_input(source) as file:
         part = check_part(file.name, start_s, end_s)
         with _open_decoder(file, part) as decoder:
             if decoder.frames is not None and not part.is_all:
                 part.within(file.name, decoder.frames, decoder.rate)
-            builder = WaveformBuilder(
+            stream = WaveformStream(
                 file.name,
                 decoder.rate,
                 part=part,
                 channel=channel,
                 length_convention=length_convention,
             )
-            for block in decoder.blocks(builder.first_frame):
-                builder.add(block)
-                if builder.is_complete:
+            for block in decoder.blocks(stream.first_frame):
+                yield stream.add(block)
+                if stream.is_complete:
                     break
-            return builder.finish(decoder.frames)
+            yield stream.finish(decoder.frames)
 
 
 def probe_audio(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +102,8 @@ def check_part(name: str, start_s: float | None, end_s: float | None) -> Part:
     return part
 
 
-class WaveformBuilder:
-    """Makes a waveform at 16 kHz of decoded blocks, and holds nothing but that waveform.
+class WaveformStream:
+    """Makes a waveform at 16 kHz of decoded blocks, piece by piece.
 
     Args:
         name: of the recording, for error messages.
@@ -139,28 +140,28 @@ class WaveformBuilder:
         self._end_frame = None if part.last is None else self._resampler.inputs_needed(part.last)
         self._bad = 0
         self._peak = 0.0
-        self._samples = _GrowingArray()
+        self._count = 0
 
     @property
     def is_complete(self) -> bool:
         """Returns whether the part needs no further block."""
         return self._end_frame is not None and self._frames >= self._end_frame
 
-    def add(self, block: NDArray[np.float32]) -> None:
-        """Adds the next decoded samples [samples, channels]."""
+    def add(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the samples at 16 kHz that the next block [samples, channels] completes."""
         if self._end_frame is not None:
             block = block[: self._end_frame - self._frames]
         self._frames += len(block)
         samples = self._reducer.reduce(block)
-        if not len(samples):
-            return
-        self._bad += int(np.count_nonzero(~np.isfinite(samples)))
-        if not self._bad:
-            self._peak = max(self._peak, float(np.abs(samples).max()))
-            self._samples.append(self._resampler.push(samples))
+        if len(samples):
+            self._bad += int(np.count_nonzero(~np.isfinite(samples)))
+        if self._bad or not len(samples):
+            return np.zeros(0, np.float32)
+        self._peak = max(self._peak, float(np.abs(samples).max()))
+        return self._limit(self._resampler.push(samples))
 
     def finish(self, frames: int | None = None) -> NDArray[np.float32]:
-        """Returns the waveform [samples] f32 at 16 kHz, after the last block.
+        """Returns the samples that remain after the last block, and checks all of them.
 
         Args:
             frames: of the whole recording, where that is known although its last block may not
@@ -190,13 +191,18 @@ class WaveformBuilder:
                 f"has samples up to {self._peak:g}, full scale is 1; divide by the range of its"
                 " integers",
             )
-        self._samples.append(self._resampler.finish())
-        limit = None if self._part.last is None else self._part.last - self._part.first
-        waveform = self._samples.take(limit)
+        rest = self._limit(self._resampler.finish())
         check_not_too_short(
-            self._name, len(waveform), used, self._rate, self._part, self._length_convention
+            self._name, self._count, used, self._rate, self._part, self._length_convention
         )
-        return waveform
+        return rest
+
+    def _limit(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns what lies within the part of the next samples at 16 kHz."""
+        if self._part.last is not None:
+            samples = samples[: self._part.last - self._part.first - self._count]
+        self._count += len(samples)
+        return samples
 
 
 def check_rate(name: str, rate: int) -> None:
@@ -236,24 +242,17 @@ def check_not_too_short(
     raise AudioError(name, f"is too short: {what} give no audio token; remove it")
 
 
-class _GrowingArray:
-    """Collects blocks of samples in one array, which needs no copy of all of them at the end."""
-
-    def __init__(self) -> None:
-        self._values = np.empty(0, np.float32)
-        self._count = 0
-
-    def append(self, block: NDArray[np.float32]) -> None:
-        end = self._count + len(block)
-        if end > len(self._values):
-            growth = max(len(self._values) // 8, _MIN_GROWTH_SAMPLES)
+def join(pieces: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Returns all pieces [samples] in one array, which holds no piece twice while it grows."""
+    values = np.empty(0, np.float32)
+    count = 0
+    for piece in pieces:
+        end = count + len(piece)
+        if end > len(values):
+            growth = max(len(values) // 8, _MIN_GROWTH_SAMPLES)
             # No other array shares this memory, so it may move.
-            self._values.resize(max(end, len(self._values) + growth), refcheck=False)
-        self._values[self._count : end] = block
-        self._count = end
-
-    def take(self, limit: int | None) -> NDArray[np.float32]:
-        """Returns the samples, at most `limit`; this object is of no use afterwards."""
-        count = self._count if limit is None else min(limit, self._count)
-        self._values.resize(count, refcheck=False)
-        return self._values
+            values.resize(max(end, len(values) + growth), refcheck=False)
+        values[count:end] = piece
+        count = end
+    values.resize(count, refcheck=False)
+    return values

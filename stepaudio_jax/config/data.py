@@ -17,6 +17,10 @@ from stepaudio_jax.errors import ConfigError
 AudioChannel = Literal["first", "mix"]
 OnBadRecord = Literal["error", "skip"]
 
+# Beyond them speech is no longer understood.
+SPEED_LIMITS = (0.5, 2.0)
+MAX_PITCH_SEMITONES = 12
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -51,6 +55,10 @@ class AugmentationConfig:
 
     # Of a dialogue: all its clips are silent, so that the model learns to say what it cannot hear.
     silence_probability: float = 0.0
+    speed_probability: float = 0.0  # of a clip: it is faster or slower, at the same pitch
+    speed_range: tuple[float, float] = (0.9, 1.1)  # of its speed; 1.1 is a tenth faster
+    pitch_probability: float = 0.0  # of a clip: it is higher or lower, of the same length
+    pitch_semitones: tuple[float, float] = (-2.0, 2.0)  # range of the change of its pitch
     max_shift_s: float = 0.0  # longest silence put in front of a clip, in seconds
     noise_probability: float = 0.0  # of a clip: white noise is added
     noise_snr_db: tuple[float, float] = (10.0, 40.0)  # range of its signal-to-noise ratio, in dB
@@ -65,10 +73,21 @@ class AugmentationConfig:
         check_not_negative(self, "max_shift_s", "frequency_masks", "frequency_mask_bins")
         check_not_negative(self, "time_masks", "time_mask_frames")
         check_fractions(self, "silence_probability", "noise_probability")
-        for name in ("noise_snr_db", "gain_db"):
+        check_fractions(self, "speed_probability", "pitch_probability")
+        for name in ("noise_snr_db", "gain_db", "speed_range", "pitch_semitones"):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ConfigError(f"{name}=({low}, {high}) must be (least, greatest)")
+        slowest, fastest = SPEED_LIMITS
+        if not slowest <= self.speed_range[0] <= self.speed_range[1] <= fastest:
+            raise ConfigError(
+                f"speed_range={self.speed_range} must lie within {slowest} and {fastest}"
+            )
+        if max(map(abs, self.pitch_semitones)) > MAX_PITCH_SEMITONES:
+            raise ConfigError(
+                f"pitch_semitones={self.pitch_semitones} must lie within"
+                f" -{MAX_PITCH_SEMITONES} and {MAX_PITCH_SEMITONES}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -101,5 +101,6 @@ SOUNDS = {
     "silk": (b"\x02#!SILK_V3" + bytes(40), "SILK recording"),
     "aac": (b"\xff\xf1\x50\x80\x2e\x7f\xfc" + bytes(range(256)) * 4, "AAC stream"),
     "wma": (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(30), r"Windows Media file \(WMA"),
+    "ac3": (b"\x0b\x77\0\0\x50\x40" + bytes(40), "AC-3 stream"),
     "avi": (b"RIFF\x24\0\0\0AVI LIST" + bytes(30), "AVI video"),
 }

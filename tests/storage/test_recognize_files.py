@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import pytest
 import soundfile
@@ -15,6 +16,7 @@ from tests.hub.folders import random_folder
 from tests.storage.contents import CONTENTS, FFMPEG, LFS, SOUNDS
 
 BOTH = {**CONTENTS, **SOUNDS}
+UNDECODABLE = ("silk", "avi")
 SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
 
 
@@ -33,8 +35,12 @@ def copy_with(model, folder, name, content):
     return folder
 
 
+EXTRA = "install the extra that decodes it, pip install 'stepaudio-jax[audio]', or " + FFMPEG
+
+
 @pytest.mark.parametrize("kind", BOTH)
-def test_other_content_in_place_of_sound(tmp_path, kind):
+def test_other_content_in_place_of_sound(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "av", None)  # as where the extra is not installed
     content, what = BOTH[kind]
     path = tmp_path / "clip.wav"
     path.write_bytes(content)
@@ -43,6 +49,7 @@ def test_other_content_in_place_of_sound(tmp_path, kind):
             load_audio(source)
         assert "\n" not in str(error.value)
         assert str(error.value).endswith(FFMPEG) == (kind in SOUNDS)
+        assert str(error.value).endswith(EXTRA) == (kind in SOUNDS and kind not in UNDECODABLE)
         assert error.value.source == (str(path) if source is path else "<bytes>")
 
 

@@ -1,8 +1,8 @@
 """ArrayRecord files, through Google's library: random access to compressed or plain records.
 
-The library opens files by itself. It needs a local path, or `gs://`, for which it has a client of
-its own that finds the machine's credentials; `s3://` it cannot read. Everything else about a path
-is here.
+The library opens files by itself, and not through `storage`. It reads local paths and `gs://`, with
+a client of its own that finds the machine's credentials (or the emulator that the environment
+variable CLOUD_STORAGE_EMULATOR_ENDPOINT names); `s3://` it cannot read. It writes local paths only.
 """
 
 import collections
@@ -127,6 +127,7 @@ def _open_reader(path: str) -> Any:
         )
         if not reader.ok():
             reader.close()  # raises what is wrong
+            raise RuntimeError("its index is damaged")
     except (RuntimeError, ValueError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read ({_one_line(error)}); {COPY_AGAIN}") from None
     return reader
@@ -141,7 +142,7 @@ def write_array_record(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> int
     makes 10 s of speech as WAV 14 % smaller and its reading 4 times slower, and FLAC no smaller.
 
     Args:
-        path: of the file, local: the library writes to local disks only.
+        path: of the file; the library writes to local disks only.
         rows: with the bytes of a sound file in the place of each clip's name.
 
     Returns:
@@ -150,6 +151,12 @@ def write_array_record(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> int
     Raises:
         OutputError: the file cannot be written.
     """
+    shown = os.fspath(path)
+    if "://" in shown:
+        raise OutputError(
+            f"{shown}: ArrayRecord files are written to local disks only; write to a local folder,"
+            " and copy it: gcloud storage cp -r"
+        )
     final = pathlib.Path(os.path.realpath(path))
     remove_stale_temporaries(final)
     temporary = temporary_path(final)
@@ -163,7 +170,7 @@ def write_array_record(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> int
         rename(temporary, final)
     except RuntimeError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"{os.fspath(path)}: cannot be written ({_one_line(error)})") from None
+        raise OutputError(f"{shown}: cannot be written ({_one_line(error)})") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -13,7 +13,7 @@ from typing import NoReturn
 from stepaudio_jax.data.containers.base import Row
 from stepaudio_jax.data.containers.jsonl import JsonlRows, parse_json
 from stepaudio_jax.data.containers.places import file_stem, no_clip_inside
-from stepaudio_jax.data.containers.text_files import TextFile, reading
+from stepaudio_jax.data.containers.text_files import TextFile, read_head, reading
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import COPY_AGAIN, PathLike, expand_home, format_path
 
@@ -88,10 +88,10 @@ def open_json(path: PathLike) -> JsonArray | JsonlRows:
     Raises:
         DataError: the file cannot be read, or is a damaged array.
     """
-    text = TextFile(expand_home(os.fspath(path)), _KIND)
-    with reading(text.path, _KIND):
-        head = text.read(0, _HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
-    return JsonArray(path) if head.startswith(b"[") else JsonlRows(path)
+    name = expand_home(os.fspath(path))
+    with reading(name, _KIND):
+        head = read_head(name, _HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    return JsonArray(name) if head.startswith(b"[") else JsonlRows(name)
 
 
 class _Scanner:

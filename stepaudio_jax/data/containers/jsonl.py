@@ -123,7 +123,7 @@ def parse_json(
     return value
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _index_lines(
     path: str, signature: tuple[int, int]
 ) -> tuple[TextFile, Sequence[int], Sequence[int]]:

@@ -156,14 +156,14 @@ def open_lhotse_folder(folder: str, names: Sequence[str]) -> Container | None:
     return open_json(paths[0]) if len(paths) == 1 else LhotsePair(*paths)
 
 
-def open_lhotse_file(rows: JsonlRows | JsonArray) -> LhotsePair | None:
+def open_lhotse_file(rows: JsonlRows | JsonArray) -> Container:
     """Opens a manifest of recordings or supervisions with the other one, beside it.
 
     Args:
         rows: of a file of JSON.
 
     Returns:
-        None where the file is no such manifest, by its first row.
+        The rows themselves where the file is no such manifest, by its first row.
 
     Raises:
         DataError: there is no other one, by its name.
@@ -173,7 +173,7 @@ def open_lhotse_file(rows: JsonlRows | JsonArray) -> LhotsePair | None:
     except DataError:  # reading the row says why
         kind = None
     if kind is None:
-        return None
+        return rows
     folder, name = os.path.split(rows.path)
     other: ManifestKind = "supervisions" if kind == "recordings" else "recordings"
     ending = next((each for each in reversed(_ENDINGS) if name.lower().endswith(each)), "")

@@ -3,7 +3,6 @@
 import codecs
 import os
 import re
-import zlib
 from typing import Any
 
 from stepaudio_jax.data.containers.base import Container
@@ -14,7 +13,7 @@ from stepaudio_jax.data.containers.lhotse import open_lhotse_file
 from stepaudio_jax.data.containers.parquet import ParquetTable
 from stepaudio_jax.data.containers.places import extension, looks_like_sound
 from stepaudio_jax.data.containers.tar import TarShard
-from stepaudio_jax.data.containers.text_files import GZIP_SIGNATURE, reading
+from stepaudio_jax.data.containers.text_files import TextFile, read_head, reading
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import (
     CONVERT_SOUND,
@@ -22,7 +21,6 @@ from stepaudio_jax.storage import (
     first_few,
     format_path,
     parse_json,
-    read_range,
     recognize,
 )
 
@@ -57,13 +55,10 @@ def open_file(path: str) -> Container:
         DataError: the file cannot be read, is damaged, or is of no kind that is understood.
     """
     with reading(path, _KIND):
-        head, size = read_range(path, 0, _HEAD_BYTES), file_size(path)
-    name = os.path.basename(path).lower()
-    if head.startswith(GZIP_SIGNATURE):
-        name = name.removesuffix(".gz")
-        head = _decompress(head)
-        if head[_TAR_SIGNATURE_PLACE] == b"ustar" or name.endswith((".tar", ".tgz")):
-            return TarShard(path)  # which says that it must not be compressed
+        head, size = read_head(path, _HEAD_BYTES), file_size(path)
+    name = os.path.basename(path).lower().removesuffix(".gz")
+    if name.endswith(".tgz"):
+        return TarShard(path)  # which says that it must not be compressed
     container = _open_binary(path, head, name)
     return _open_text(path, head, name, size) if container is None else container
 
@@ -85,7 +80,10 @@ def text_kind(name: str) -> str | None:
 
 
 def _open_binary(path: str, head: bytes, name: str) -> Container | None:
-    """Opens a file that is no text, by how it begins, or else by its name."""
+    """Opens a file that is no text, by how it begins, or else by its name.
+
+    A compressed file of this kind is opened too, to be refused by its container.
+    """
     kind = binary_kind(name) if head and not _is_text(head) else None
     if head.startswith(b"PAR1"):
         kind = "parquet"
@@ -113,14 +111,16 @@ def _open_text(path: str, head: bytes, name: str, size: int) -> Container:
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     if not text and ending in _JSON_LINES_ENDINGS:
         return JsonlRows(path)  # without rows
+    if not head and size:
+        TextFile(path, _KIND)  # which says that its compressed content is cut off
     _check_not_foreign(path, head, size)
     if text.startswith(b"[") and not (ending in _JSON_LINES_ENDINGS and _has_lines(text)):
         array = JsonArray(path)
-        return open_lhotse_file(array) or array
+        return open_lhotse_file(array)
     if text.startswith((b"{", b"[")) or ending in _JSON_LINES_ENDINGS:
         _check_not_one_object(path, text, ending)
         lines = JsonlRows(path)
-        return open_lhotse_file(lines) or lines
+        return open_lhotse_file(lines)
     if ending in _CSV_ENDINGS:
         return CsvTable(path)
     raise DataError(
@@ -182,11 +182,3 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return b"\0" not in head
-
-
-def _decompress(head: bytes) -> bytes:
-    """Returns what the beginning of a gzip file holds, as far as it can be read."""
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES)
-    except zlib.error:  # the container that reads all of it says what is wrong
-        return b""

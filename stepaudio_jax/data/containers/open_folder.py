@@ -28,6 +28,8 @@ _DATASET_INFO = "dataset_info.json"
 _FEATURES = "features.json"
 # Files of JSON that say something of a dataset and hold none of its rows.
 _DESCRIPTIONS = (_DATASET_INFO, _FEATURES, "dataset_infos.json", "state.json", "metadata.json")
+# A hash after the number of a file, as `datasets` has written it for a time.
+_HASH = r"(-of-\d+)-[0-9a-f]{16}\b"
 # What a file or folder should be read as, where samples of formats are kept with it.
 _EXPECTED_ROWS = re.compile(r"(?:.*\.)?expected\.jsonl")
 # What a conversion of this project lists beside its shards: the rows that it could not read.
@@ -85,7 +87,8 @@ def _open_shards(path: str, names: Sequence[str]) -> Container:
     """Opens files whose names differ in a number only, such as train-00000-of-00002.parquet."""
     series: dict[str, list[str]] = {}
     for name in names:
-        series.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+        name_of_all = re.sub(r"\d+", "*", re.sub(_HASH, r"\1", name))
+        series.setdefault(name_of_all, []).append(name)
     if len(series) > 1:
         raise DataError(
             f"{format_path(path)}: holds several datasets ({first_few(sorted(series))});"

@@ -40,6 +40,7 @@ def open_container(path: PathLike, *, split: str | None = None) -> Container:
         DataError: there is no such file, it is damaged, or it is of no kind that is understood.
     """
     name = expand_home(os.fspath(path))
+    name = name.rstrip("/") or name
     with reading(name, "a file or folder of data"):
         key = signature(name, AUDIO_EXTENSIONS)
     opened = open_folder if is_folder(name) else open_file
@@ -60,8 +61,8 @@ def read_embedded_clip(name: str) -> bytes | Samples:
         raise DataError(
             f"{format_path(name)}: names no clip inside a file; write FILE#PLACE, as in x.tar#a.wav"
         )
-    container = _open.find(absolute_path(file)) or open_container(file)
-    return container.read_clip(place)
+    container = _open.find(absolute_path(file))
+    return (open_container(file) if container is None else container).read_clip(place)
 
 
 def split_clip_name(name: str) -> tuple[str, str | None]:
@@ -104,9 +105,11 @@ class _OpenContainers:
             opening = self._opening.setdefault(path, threading.Lock())
         with opening:
             with self._lock:
-                if self._signatures.get(path) == key and path in self._by_path:
-                    return self._by_path[path]
-            container: Container = opened()
+                container = self._by_path.get(path)
+                if container is not None and self._signatures[path] == key:
+                    self._keep(path, container)
+                    return container
+            container = opened()
             with self._lock:
                 self._by_path[path] = container
                 self._signatures[path] = key

@@ -19,8 +19,10 @@ AUDIO_EXTENSIONS = frozenset(
 )
 # How sound files begin.
 _SOUND = re.compile(
-    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|ID3|\xff[\xe2\xe3\xf0-\xf5\xf8-\xfd]|....ftyp|\x1a\x45\xdf\xa3|#!AMR|caff|\.snd"
-    rb"|FORM....AIF[FC]|\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|#!AMR|caff|\.snd|FORM....AIF[FC]"
+    rb"|ID3|\xff[\xe2\xe3\xf0-\xf5\xf8-\xfd]"  # MP3 and AAC
+    rb"|....ftyp|\x1a\x45\xdf\xa3"  # MPEG-4, and Matroska or WebM
+    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # Windows Media
     re.DOTALL,
 )
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)

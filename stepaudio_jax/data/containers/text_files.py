@@ -22,6 +22,7 @@ from stepaudio_jax.storage import (
 
 GZIP_SIGNATURE = b"\x1f\x8b"
 _BLOCK_BYTES = 1 << 20
+_GZIP_FORMAT = 31  # of zlib: gzip's header, with any size of window
 
 
 class TextFile:
@@ -63,6 +64,21 @@ class TextFile:
         return self._spool.read(start, stop)
 
 
+def read_head(path: str, num_bytes: int) -> bytes:
+    """Returns the beginning of a file, decompressed as far as that can be read.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    head = read_range(path, 0, num_bytes)
+    if not head.startswith(GZIP_SIGNATURE):
+        return head
+    try:
+        return zlib.decompressobj(wbits=_GZIP_FORMAT).decompress(head, num_bytes)
+    except zlib.error:  # the container that reads all of it says what is wrong
+        return b""
+
+
 class Spool:
     """Keeps bytes in a temporary file without a name, which is gone when the object is.
 
@@ -76,12 +92,14 @@ class Spool:
 
     def write(self, content: bytes) -> None:
         """Appends bytes; `flush` must follow before they are read."""
-        self._file.write(content)
+        with _writing():
+            self._file.write(content)
         self.size += len(content)
 
     def flush(self) -> None:
         """Makes what was written readable."""
-        self._file.flush()
+        with _writing():
+            self._file.flush()
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes `start` to `stop`; safe from any thread."""
@@ -113,6 +131,17 @@ def reading(path: str, kind: str) -> Iterator[None]:
         finding = recognize_file(path, "sound") if isinstance(error, FileNotFoundError) else None
         reason = finding or f"{error.strerror or error}; give the path of {kind}"
         raise DataError(f"{shown}: cannot be read: {reason}") from None
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: text cannot be written to this folder of temporary files:"
+            f" {error.strerror}; make room, or name another folder in TMPDIR"
+        ) from None
 
 
 class _SpoolReader(io.RawIOBase):

@@ -212,16 +212,27 @@ def _read_info(path: str) -> dict[str, Any]:
 
 def _find_shards(path: str, info: Mapping[str, Any], split: str | None) -> list[_Shard]:
     """Returns the shards that hold rows of a split, in order."""
-    descriptions = {description["name"]: description for description in info.get("splits", [])}
-    shard_lengths = {
-        name: [int(length) for length in description.get("shardLengths", [])]
-        for name, description in descriptions.items()
-    }
+    try:
+        templates = {
+            description["name"]: description.get("filepathTemplate") or _DEFAULT_TEMPLATE
+            for description in info["splits"]
+        }
+        shard_lengths = {
+            description["name"]: [int(length) for length in description.get("shardLengths", [])]
+            for description in info["splits"]
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: {INFO_FILE} does not describe splits as TFDS does ({type(error).__name__}:"
+            f" {error}); copy the folder again"
+        ) from None
     if split is None:
         if len(shard_lengths) != 1:
+            names = ", ".join(shard_lengths)
             raise DataError(
-                f"{path}: has {len(shard_lengths)} splits; name one, or all:"
-                f" {', '.join(shard_lengths)}"
+                f"{path}: has {len(shard_lengths)} splits; name one, or all: {names}"
+                if names
+                else f"{path}: has no split; prepare it again"
             )
         split = next(iter(shard_lengths))
     try:
@@ -236,13 +247,14 @@ def _find_shards(path: str, info: Mapping[str, Any], split: str | None) -> list[
                 f"{path}: {INFO_FILE} says no shardLengths of the split {rows.split!r}; prepare it"
                 " again with tensorflow_datasets 4.9"
             )
-        template = descriptions[rows.split].get("filepathTemplate") or _DEFAULT_TEMPLATE
         first = 0
         for number, length in enumerate(lengths):
             start, stop = max(rows.start - first, 0), min(rows.stop - first, length)
             first += length
             if start < stop:
-                file = _file_name(path, template, info, rows.split, number, len(lengths))
+                file = _file_name(
+                    path, templates[rows.split], info, rows.split, number, len(lengths)
+                )
                 shards.append(_Shard(os.path.join(path, file), length, start, stop))
     return shards
 

@@ -198,14 +198,18 @@ class TfdsFeatures:
 
 
 def find_features(folder: str) -> TfdsFeatures | None:
-    """Returns the features of a prepared TFDS folder; None for any other folder.
+    """Returns the features of the prepared TFDS folder that a file's folder is or lies in.
+
+    None for any other folder.
 
     Raises:
         DataError: as of `TfdsFeatures`.
     """
-    description = read_json_or_none(os.path.join(folder, FEATURES_FILE))
-    is_tfds = isinstance(description, dict) and "pythonClassName" in description
-    return TfdsFeatures(folder) if is_tfds else None
+    for candidate in (folder, os.path.dirname(folder)):
+        description = read_json_or_none(os.path.join(candidate, FEATURES_FILE))
+        if isinstance(description, dict) and "pythonClassName" in description:
+            return TfdsFeatures(candidate)
+    return None
 
 
 def _array(leaf: Leaf, value: Mapping[str, Any]) -> Leaf:

@@ -5,13 +5,17 @@ An adapter turns one raw row of a container into a row in the project's own JSON
 refuses those by which other libraries name sound, turns or answers, and ignores the others.
 """
 
-import ast
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty, is_json_list
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_json_list,
+    is_list_of_objects,
+    parse_literal,
+)
 from stepaudio_jax.errors import DataError
 
 AUTO = "auto"
@@ -59,28 +63,6 @@ class Form:
     adapt: Adapter
 
 
-def is_list_of_objects(value: Any) -> bool:
-    """Returns whether a value is a list of at least one object, and of nothing else."""
-    return is_json_list(value) and bool(value) and all(isinstance(item, Mapping) for item in value)
-
-
-def parse_literal(value: Any) -> Any:
-    """Returns what a string spells as JSON or as Python writes lists; any other value as it is.
-
-    Tables of strings (CSV, tf.train.Example) hold dialogues and lists of clips in that way.
-    """
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
-
-
 def without(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     """Returns a row without some keys: those that its adapter has read."""
     return {key: item for key, item in value.items() if key not in keys}
@@ -104,8 +86,10 @@ def answer_of(value: Any, what: str) -> str | int | float | None:
     """Returns what a verifier compares with; None where it is missing or empty.
 
     Raises:
-        DataError: it is neither a string nor a number.
+        DataError: it is neither a string nor a number, nor a list of one.
     """
+    if is_json_list(value) and len(value) == 1:  # as verl's own examples write it
+        value = value[0]
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -148,3 +132,23 @@ def history_turns(value: Any, origin: str) -> Sequence[Mapping[str, Any]]:
             )
         turns += [user_turn(pair[0]), assistant_turn(pair[1])]
     return turns
+
+
+def alpaca_turns(
+    row: Mapping[str, Any], origin: str, *, with_reply: bool = True
+) -> list[Mapping[str, Any]]:
+    """Returns the turns of a row with `instruction`, `input`, `output` and `history`.
+
+    Raises:
+        DataError: it has neither an instruction nor an input.
+    """
+    instruction, question = text_of(row, "instruction", origin), text_of(row, "input", origin)
+    if instruction is None and question is None:
+        raise DataError(
+            f"{origin}: has no dialogue and no 'instruction'"
+            f" (keys given: {format_json(list(row))}); name its columns"
+        )
+    asked = "\n".join(text for text in (instruction, question) if text is not None)
+    turns = [*history_turns(row.get("history"), origin), user_turn(asked)]
+    reply = text_of(row, "output", origin) if with_reply else None
+    return [*turns, assistant_turn(reply)] if reply is not None else turns

@@ -7,98 +7,13 @@ the model is trained on. The adapters of `forms.py` read those that have a meani
 """
 
 import functools
-import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import did_you_mean
 from stepaudio_jax.text.dialogue import Message, TextPart
-
-# Helpers for JSON values, which all readers of records share.
-
-_MAX_VALUE_CHARACTERS = 60
-_NO_ADVICE: Mapping[str, str] = {}
-
-
-def without_nulls(value: Any, *, levels: int) -> Any:
-    """Returns a JSON value without keys whose value is null, down to `levels` levels of nesting.
-
-    `datasets` gives every row the keys of all rows and fills them with null: such a key was not
-    given.
-    """
-    if levels == 0 or not isinstance(value, dict | list):
-        return value
-    if isinstance(value, list):
-        return [without_nulls(item, levels=levels - 1) for item in value]
-    return {
-        key: without_nulls(item, levels=levels - 1) if isinstance(item, dict | list) else item
-        for key, item in value.items()
-        if item is not None
-    }
-
-
-def is_empty(value: Any, *, levels: int = 3) -> bool:
-    """Returns whether a JSON value says nothing.
-
-    That is null, false, white space, or a list or an object of nothing else, also one written as
-    text.
-    """
-    if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}")
-    if isinstance(value, list | dict) and levels:
-        items = value.values() if isinstance(value, dict) else value
-        return all(is_empty(item, levels=levels - 1) for item in items)
-    return value is None or value is False
-
-
-def is_json_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    """Returns whether a value is a JSON list."""
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def check_keys(
-    value: Mapping[str, Any],
-    allowed: Sequence[str],
-    where: str,
-    advice: Mapping[str, str] = _NO_ADVICE,
-) -> None:
-    """Checks that an object has allowed keys only; a key of another format may be there if empty.
-
-    Args:
-        value: the object.
-        allowed: its keys.
-        where: the object's place, the start of the message.
-        advice: keys of other formats -> what to write instead.
-
-    Raises:
-        DataError: names the place, the key, and what is allowed or what to write instead.
-    """
-    for key in value:
-        if key in allowed:
-            continue
-        if key in advice and is_empty(value[key]):
-            continue
-        if key in advice:
-            raise DataError(f"{where} has the unknown key {format_json(key)}; {advice[key]}")
-        raise DataError(
-            f"{where} has the unknown key {format_json(key)}{did_you_mean(key, allowed)}"
-            f" (allowed: {', '.join(allowed)})"
-        )
-
-
-def format_json(value: Any) -> str:
-    """Returns a value on one line of a readable length."""
-    if isinstance(value, str):
-        value = value[: _MAX_VALUE_CHARACTERS + 1]
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-        text = text if text.isprintable() else json.dumps(value)
-    except RecursionError:
-        return "a value that is nested too deeply to be shown"
-    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}.."
-
 
 _AUDIO_PART_HINT = (
     'put {"type": "audio", "audio": PATH} into the \'content\' of its turn, at its place'
@@ -149,7 +64,7 @@ _REFUSED_RECORD_KEYS: Mapping[str, str] = {
         ("system", "system_prompt"),
         'write it as the first message, {"role": "system", "content": TEXT}',
     ),
-    **dict.fromkeys(("tools", "functions"), _TOOLS_HINT),
+    **dict.fromkeys(("tools", "functions", "rejected_tools"), _TOOLS_HINT),
     **dict.fromkeys(
         ("rejected_response", "rejected_messages", "negative_messages"), _REJECTED_HINT
     ),

@@ -16,22 +16,19 @@ from stepaudio_jax.data.sources import (
     verl,
     webdataset,
 )
-from stepaudio_jax.data.sources.base import (
-    AUTO,
-    Form,
-    FormOptions,
-    is_list_of_objects,
-    parse_literal,
-)
-from stepaudio_jax.data.sources.foreign_keys import (
+from stepaudio_jax.data.sources.base import AUTO, Form, FormOptions
+from stepaudio_jax.data.sources.json_values import (
     format_json,
     is_empty,
     is_json_list,
+    is_list_of_objects,
+    parse_literal,
     without_nulls,
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import clip_columns, count_placeholders
-from stepaudio_jax.data.sources.turns import AUDIO_TYPES, REASONING_KEYS, ROLES
+from stepaudio_jax.data.sources.turn_parts import AUDIO_TYPES, FOREIGN_TYPES
+from stepaudio_jax.data.sources.turns import REASONING_KEYS, ROLES
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
@@ -83,7 +80,7 @@ COLUMN_KEYS = (
 _DIALOGUES = ("messages", "conversations", "conversation", "query", "instruction")
 _MS_SWIFT_KEYS = (
     *("audios", "rejected_response", "rejected_messages", "solution", "system"),
-    *("system_prompt", "label"),
+    *("system_prompt", "label", "ground_truth"),
 )
 # Roles that the project's own form reads.
 _OWN_ROLES = ("system", "user", "human", "assistant", "input", "tool", "tools", "tool_json_schemas")
@@ -187,6 +184,8 @@ def _rename(value: Mapping[str, Any], columns: Mapping[str, str], origin: str) -
     moved = {*columns, *columns.values()}
     renamed = {key: item for key, item in value.items() if key not in moved}
     renamed |= {key: value[column] for key, column in columns.items() if column}
+    if columns.get("messages"):  # the dialogue is named: no other is looked for
+        renamed = {key: item for key, item in renamed.items() if key not in _DIALOGUES[1:]}
     # An empty name says that there is no such column: other names are then not asked about.
     dismissed = {key: None for key, column in columns.items() if not column}
     return {**without_nulls(renamed, levels=_NULL_LEVELS), **dismissed}
@@ -249,11 +248,13 @@ def _is_qwen_turn(turn: Mapping[str, Any]) -> bool:
 
 
 def _is_ms_swift(value: Mapping[str, Any], given: set[str]) -> bool:
-    if "query" in given or "conversation" in given:
+    if not {"query", "conversation"}.isdisjoint(given):
         return True
     if "conversations" in given:
         turns = parse_literal(value["conversations"])
         return is_list_of_objects(turns) and "role" in turns[0]
+    if "messages" not in given and "problem" in given:
+        return True
     if "messages" not in given or not given.isdisjoint(("chosen", "rejected")):
         return False
     if not given.isdisjoint(_MS_SWIFT_KEYS) or bool(clip_columns(value)):
@@ -263,7 +264,7 @@ def _is_ms_swift(value: Mapping[str, Any], given: set[str]) -> bool:
 
 
 def _is_llama_factory(value: Mapping[str, Any], given: set[str]) -> bool:
-    if "conversations" in given or "kto_tag" in value:
+    if not {"conversations", "chosen_messages"}.isdisjoint(given) or "kto_tag" in value:
         return True
     if "instruction" in given and not {"output", "chosen"}.isdisjoint(value):
         return True
@@ -275,7 +276,7 @@ def _is_lhotse(value: Mapping[str, Any], given: set[str]) -> bool:
 
 
 def _is_recognition(value: Mapping[str, Any], given: set[str]) -> bool:
-    if not given.isdisjoint((*_DIALOGUES, "completion", "chosen")):
+    if not given.isdisjoint((*_DIALOGUES, "problem", "completion", "chosen", "chosen_messages")):
         return False
     return bool(recognition.find_clip_columns(value)) and not is_json_list(value.get("prompt"))
 
@@ -291,12 +292,17 @@ def _is_trl(value: Mapping[str, Any], given: set[str]) -> bool:
 def _is_trl_turn(turn: Mapping[str, Any]) -> bool:
     """Returns whether a turn has more than the project's own form reads."""
     role = turn.get("role")
-    if any(key in turn for key in ("tool_calls", "loss_scale", *REASONING_KEYS)):
+    if any(key in turn for key in ("tool_calls", "loss_scale", "loss_weight", *REASONING_KEYS)):
         return True
     if role in ROLES and (role not in _OWN_ROLES or (ROLES[role] == "input" and "name" in turn)):
         return True
     return any(
-        isinstance(part, Mapping) and part.get("type") == "audio" and "audio" not in part
+        isinstance(part, Mapping)
+        and (
+            part.get("type") in FOREIGN_TYPES
+            or (part.get("type") == "audio" and "audio" not in part)
+            or (part.get("type") == "text" and "text" not in part and "value" in part)
+        )
         for part in _parts(turn)
     )
 

@@ -12,8 +12,8 @@ by a comma. Times and alignments of supervisions are not read.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.base import FormOptions, parse_literal, text_of, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.base import FormOptions, text_of, without
+from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
 from stepaudio_jax.data.sources.recognition import attribute_text, clip_dialogue, part_of_file
 from stepaudio_jax.errors import DataError
 
@@ -53,10 +53,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             " read; write the result as a file"
         )
     supervisions = _supervisions(value, origin)
-    _check_inside(supervisions, value, origin)
-    text = _text(supervisions, origin)
     part: dict[str, Any] = {"type": "audio", "audio": _source(value, recording, origin)}
     part |= _times(value, recording, origin)
+    _check_inside(supervisions, value["duration"], origin)
+    text = _text(supervisions, origin)
     part["transcript"] = text
     attributes = _attributes([*supervisions, value])
     if attributes:
@@ -120,7 +120,8 @@ def _source(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str)
 
 
 def _times(value: Mapping[str, Any], recording: Mapping[str, Any], origin: str) -> dict[str, float]:
-    start, duration = value.get("start", 0.0), value.get("duration")
+    start: Any = value.get("start", 0.0)
+    duration: Any = value.get("duration")
     for key, item in (("start", start), ("duration", duration)):
         if isinstance(item, bool) or not isinstance(item, int | float):
             raise DataError(f"{origin}: {key!r} must be a number of seconds, got {item!r}")
@@ -151,12 +152,11 @@ def _supervisions(value: Mapping[str, Any], origin: str) -> list[Mapping[str, An
 
 
 def _check_inside(
-    supervisions: Sequence[Mapping[str, Any]], value: Mapping[str, Any], origin: str
+    supervisions: Sequence[Mapping[str, Any]], cut_length: float, origin: str
 ) -> None:
     """Checks that every supervision lies in the cut: windows of a recording keep the whole text."""
     for number, item in enumerate(supervisions, 1):
         start, length = item.get("start", 0.0), item.get("duration", 0.0)
-        cut_length = value.get("duration", 0.0)
         if start < -_OVERHANG or start + length > cut_length + _OVERHANG:
             raise DataError(
                 f"{origin}: supervision {number} is from {start:g} s to {start + length:g} s of a"

@@ -2,6 +2,8 @@
 
 {"conversations": [{"from": "human", "value": "<audio>When?"}, ..], "system": "..", "audios": [..]}
 {"instruction": "<audio>Write it down.", "input": "", "output": "..", "audios": [..]}
+{"messages": [{"role": "user", "content": [{"type": "audio_url", "value": "a.wav"}, ..]}, ..]}
+{"chosen_messages": [..], "rejected_messages": [..]}
 {"conversations": [..], "chosen": {"from": "gpt", "value": ".."}, "rejected": {..}, "audios": [..]}
 
 An entry of `dataset_info.json` renames the columns, and the keys and roles of the turns; without
@@ -14,17 +16,19 @@ from typing import Any
 
 from stepaudio_jax.data.sources.base import (
     FormOptions,
-    assistant_turn,
-    history_turns,
-    is_list_of_objects,
-    parse_literal,
+    alpaca_turns,
     text_of,
-    user_turn,
     without,
 )
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_list_of_objects,
+    parse_literal,
+)
 from stepaudio_jax.data.sources.placeholders import Clips, take_clips
-from stepaudio_jax.data.sources.rows import finish_dialogue, finish_preference, read_label
+from stepaudio_jax.data.sources.rows import finish_preference, read_label
+from stepaudio_jax.data.sources.tools import insert_schemas
 from stepaudio_jax.data.sources.turns import read_replies, read_turns
 from stepaudio_jax.errors import DataError
 
@@ -82,46 +86,38 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     row = _rename(value, options.dataset_info or {}, origin)
     found, row = take_clips(row, origin)
     clips = Clips(found, origin)
+    if not is_empty(row.get("chosen_messages")):
+        return _whole_dialogues(row, found, origin)
     ranking = not is_empty(row.get("chosen")) or not is_empty(row.get("rejected"))
     if is_empty(row.get("conversations")):
-        what, turns = "'instruction'", _alpaca_turns(row, origin, with_reply=not ranking)
+        what, turns = "'instruction'", alpaca_turns(row, origin, with_reply=not ranking)
     else:
         what, turns = "'conversations'", row["conversations"]
-    messages = read_turns(turns, f"{origin}: {what}", clips)
+    system = text_of(row, "system", origin)
+    messages = read_turns(turns, f"{origin}: {what}", clips, system=system)
     rest: dict[str, Any] = without(row, *_COLUMNS.values())
     rest |= {key: row[key] for key in ("images", "videos") if key in row}  # refused by name
     rest |= read_label(row, ("kto_tag",), origin)
-    result = finish_dialogue(
-        rest,
-        messages,
-        origin,
-        clips,
-        system=text_of(row, "system", origin),
-        tools=row.get("tools"),
-    )
+    result = {**rest, "messages": insert_schemas(messages, row.get("tools"), origin)}
     clips.check_all_taken(_ADVICE)
     if not ranking:
         return result
-    replies = [
+    chosen, rejected = (
         read_replies(row.get(key), f"{origin}: {key!r}", clips) for key in ("chosen", "rejected")
-    ]
-    return finish_preference(result, *replies, origin)
+    )
+    return finish_preference(result, chosen, rejected, origin)
 
 
-def _alpaca_turns(
-    row: Mapping[str, Any], origin: str, *, with_reply: bool
-) -> list[Mapping[str, Any]]:
-    instruction = text_of(row, "instruction", origin)
-    question = text_of(row, "input", origin)
-    if instruction is None and question is None:
-        raise DataError(
-            f"{origin}: has no 'conversations' and no 'instruction'"
-            f" (keys given: {format_json(list(row))}); name the columns in dataset_info.json"
-        )
-    asked = "\n".join(text for text in (instruction, question) if text is not None)
-    turns = [*history_turns(row.get("history"), origin), user_turn(asked)]
-    reply = text_of(row, "output", origin) if with_reply else None
-    return [*turns, assistant_turn(reply)] if reply is not None else turns
+def _whole_dialogues(row: Mapping[str, Any], found: tuple[str, ...], origin: str) -> dict[str, Any]:
+    """Returns the row of two dialogues that differ in their last turn."""
+    dialogues = []
+    for key in ("chosen_messages", "rejected_messages"):
+        clips = Clips(found, origin)
+        messages = read_turns(row.get(key), f"{origin}: {key!r}", clips)
+        clips.check_all_taken(_ADVICE)
+        dialogues.append(insert_schemas(messages, row.get("tools"), origin))
+    rest = without(row, "chosen_messages", "rejected_messages", "tools")
+    return finish_preference(rest, dialogues[0], dialogues[1], origin)
 
 
 def _rename(value: Mapping[str, Any], info: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.data.sources import trl
-from stepaudio_jax.data.sources.base import FormOptions, parse_literal, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.base import FormOptions, without
+from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
 from stepaudio_jax.errors import DataError
 
 _OUTPUTS = {"preferred_output": "chosen", "non_preferred_output": "rejected"}

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.data.containers.base import EmbeddedClip
-from stepaudio_jax.data.sources.base import parse_literal
-from stepaudio_jax.data.sources.foreign_keys import (
-    NO_IMAGES_HINT,
+from stepaudio_jax.data.sources.foreign_keys import NO_IMAGES_HINT, is_audio, is_audio_key
+from stepaudio_jax.data.sources.json_values import (
     format_json,
-    is_audio,
-    is_audio_key,
     is_empty,
     is_json_list,
+    parse_literal,
 )
 from stepaudio_jax.errors import DataError
 

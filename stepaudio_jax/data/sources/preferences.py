@@ -12,12 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.data.record import Record
-from stepaudio_jax.data.sources.foreign_keys import (
-    FOREIGN_MESSAGE_KEYS,
-    check_keys,
-    format_json,
-    is_json_list,
-)
+from stepaudio_jax.data.sources.foreign_keys import FOREIGN_MESSAGE_KEYS
+from stepaudio_jax.data.sources.json_values import check_keys, format_json, is_json_list
 from stepaudio_jax.errors import DataError
 
 PREFERENCE_KEYS = ("prompt", "chosen", "rejected")

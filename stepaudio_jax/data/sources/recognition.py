@@ -23,13 +23,12 @@ from typing import Any
 from stepaudio_jax.data.containers.base import EmbeddedClip
 from stepaudio_jax.data.sources.base import FormOptions, text_of, without
 from stepaudio_jax.data.sources.foreign_keys import (
-    format_json,
     is_audio,
     is_audio_key,
     is_audio_word,
-    is_empty,
     is_refused_key,
 )
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import read_clips
 from stepaudio_jax.data.sources.rows import Messages
@@ -85,7 +84,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     text_key = _text_column(value, origin)
     clip = _clip(value[audio_key], audio_key, origin)
     part: dict[str, Any] = {"type": "audio", "audio": clip}
-    part |= _times(value, isinstance(value[audio_key], EmbeddedClip), origin)
+    is_embedded = isinstance(value[audio_key], EmbeddedClip)
+    if not is_embedded:
+        _check_channel(value, origin)
+    part |= _times(value, is_embedded, origin)
     text = text_of(value, text_key, origin) if text_key else None
     if text is not None:
         part["transcript"] = text
@@ -237,33 +239,31 @@ def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str
 
 
 def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> None:
-    """Checks that no column may mean a part or a channel of the file, which would be ignored.
+    """Checks that no column may mean a part of the file, which would be ignored.
 
     A clip inside a container has been cut already, and other columns say where it came from; but
     for NeMo's `offset`, since its tars hold whole files too.
     """
     if is_embedded:
-        offset = value.get("offset")
+        offset: Any = value.get("offset")
         if _is_number(offset) and float(offset) != 0 and _is_number(value.get("duration")):
             raise DataError(
                 f"{origin}: has 'offset' and 'duration' beside a clip in the container; where the"
                 " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
             )
         return
-    pairs = [
-        (start, end)
-        for start in _STARTS
-        for end in _ENDS
-        if _is_number(value.get(start)) and _is_number(value.get(end))
-    ]
-    if pairs:
-        start, end = pairs[0]
+    start = next((key for key in _STARTS if _is_number(value.get(key))), None)
+    end = next((key for key in _ENDS if _is_number(value.get(key))), None)
+    if start is not None and end is not None:
         raise DataError(
             f"{origin}: has {start!r} and {end!r}, which may be a part of the file; say so:"
             f" columns={{'start_s': '{start}', 'end_s': '{end}'}}, or, where they are not,"
             " columns={'start_s': '', 'end_s': ''}"
         )
-    channel = value.get("channel")
+
+
+def _check_channel(value: Mapping[str, Any], origin: str) -> None:
+    channel: Any = value.get("channel")
     if _is_number(channel) and float(channel) != 0:
         raise DataError(
             f"{origin}: names channel {channel} of the file, and data.channel says for all files"

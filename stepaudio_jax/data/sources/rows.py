@@ -3,41 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
-from stepaudio_jax.data.sources.placeholders import Clips
+from stepaudio_jax.data.sources.base import answer_of
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.preferences import preference_to_dialogue
-from stepaudio_jax.data.sources.tools import insert_schemas, schemas_text
-from stepaudio_jax.data.sources.turns import prepend_system, read_replies
 from stepaudio_jax.errors import DataError
 
+ANSWER_KEYS = ("solution", "ground_truth")
 Messages = Sequence[dict[str, Any]]
-
-
-def finish_dialogue(
-    rest: Mapping[str, Any],
-    messages: Messages,
-    origin: str,
-    clips: Clips,
-    *,
-    system: str | None = None,
-    tools: Any = None,
-) -> dict[str, Any]:
-    """Returns the row of a dialogue, with its system turn and its tools.
-
-    Args:
-        rest: the keys of the row that stay.
-        messages: its turns.
-        origin: the start of an error.
-        clips: of the row.
-        system: the text of its system turn.
-        tools: their schemas.
-
-    Raises:
-        DataError: there are two system turns, or the tools are no schemas.
-    """
-    messages = prepend_system(messages, system, origin, clips)
-    messages = insert_schemas(messages, schemas_text(tools, f"{origin}: 'tools'"))
-    return {**rest, "messages": messages}
 
 
 def finish_preference(
@@ -58,27 +30,18 @@ def finish_preference(
     return preference_to_dialogue({**row, "chosen": chosen, "rejected": rejected}, origin)
 
 
-def split_reply(
-    messages: Messages, other: Any, key: str, origin: str, clips: Clips
-) -> tuple[list[dict[str, Any]], Messages, Messages]:
-    """Returns a dialogue without its last reply, that reply, and the reply that is worse than it.
-
-    Args:
-        messages: a dialogue that ends in an assistant's turn.
-        other: the worse reply, a text or a turn.
-        key: the key that has it, for errors.
-        origin: the start of an error.
-        clips: of the row.
+def read_answer(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Returns `{"answer": ..}`, what a verifier compares with; {} where the row has none.
 
     Raises:
-        DataError: the dialogue does not end in an assistant's turn.
+        DataError: it is neither a string nor a number, or several keys have one.
     """
-    if not messages or messages[-1].get("role") != "assistant":
-        raise DataError(
-            f"{origin}: has {key!r} and no better reply: its turns must end in the assistant's"
-        )
-    rejected = read_replies(other, f"{origin}: {key!r}", clips)
-    return list(messages[:-1]), messages[-1:], rejected
+    given = {key: answer_of(value.get(key), f"{origin}: {key!r}") for key in ANSWER_KEYS}
+    given = {key: answer for key, answer in given.items() if answer is not None}
+    if len(given) > 1 or (given and not is_empty(value.get("answer"))):
+        keys = [*given, *(["answer"] if not is_empty(value.get("answer")) else [])]
+        raise DataError(f"{origin}: has {' and '.join(map(repr, keys))}; keep one as 'answer'")
+    return {"answer": next(iter(given.values()))} if given else {}
 
 
 def read_label(value: Mapping[str, Any], keys: Sequence[str], origin: str) -> dict[str, bool]:

@@ -13,8 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.base import parse_literal
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty, is_json_list
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_json_list,
+    parse_literal,
+)
 from stepaudio_jax.errors import DataError
 
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.S)
@@ -41,8 +45,15 @@ def schemas_text(tools: Any, where: str) -> str | None:
     return _as_json(value)
 
 
-def insert_schemas(messages: Sequence[dict[str, Any]], text: str | None) -> list[dict[str, Any]]:
-    """Returns the messages with a turn of schemas after the system turn."""
+def insert_schemas(
+    messages: Sequence[dict[str, Any]], tools: Any, origin: str
+) -> list[dict[str, Any]]:
+    """Returns the messages with a turn of the row's `tools`, if it has any, after the system turn.
+
+    Raises:
+        DataError: as of `schemas_text`.
+    """
+    text = schemas_text(tools, f"{origin}: 'tools'")
     if text is None:
         return list(messages)
     start = next(
@@ -145,7 +156,7 @@ def _call_text(call: Any, where: str) -> str:
         name = function.get("name", function.get("function"))
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: a call must be {_CALL_FORM}, got {format_json(call)}")
-    given = next(
+    given: Any = next(
         (function[key] for key in ("arguments", "parameters", "input") if key in function), {}
     )
     arguments = parse_literal(given) if given != "" else {}

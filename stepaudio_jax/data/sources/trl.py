@@ -9,20 +9,25 @@ A string is a turn of the user's or the assistant's. A row of `text` alone, whic
 goes on with, is no dialogue and refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data.sources.base import FormOptions, answer_of, text_of, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.base import FormOptions, text_of, without
+from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.placeholders import Clips, take_clips
-from stepaudio_jax.data.sources.rows import finish_dialogue, finish_preference, read_label
+from stepaudio_jax.data.sources.rows import (
+    ANSWER_KEYS,
+    finish_preference,
+    read_answer,
+    read_label,
+)
+from stepaudio_jax.data.sources.tools import insert_schemas
 from stepaudio_jax.data.sources.turns import read_replies, read_turns
 from stepaudio_jax.errors import DataError
 
-_ANSWER_KEYS = ("solution", "ground_truth")
 _READ_KEYS = (
     *("messages", "prompt", "completion", "chosen", "rejected", "label", "tools", "system"),
-    *_ANSWER_KEYS,
+    *ANSWER_KEYS,
 )
 _ADVICE = 'write a part {"type": "audio"} or one <audio> where each clip is heard'
 
@@ -38,41 +43,61 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     _check_dialogue(value, origin)
     found, row = take_clips(value, origin)
     rest: dict[str, Any] = without(row, *_READ_KEYS)
-    rest |= read_label(row, ("label",), origin) | _answer(row, origin)
-    system, tools = text_of(row, "system", origin), row.get("tools")
-
-    def read(key: str, clips: Clips) -> list[dict[str, Any]]:
-        read_as = read_turns if key in ("messages", "prompt") else read_replies
-        return read_as(row[key], f"{origin}: {key!r}", clips)
-
-    def finish(messages: list[dict[str, Any]], clips: Clips, *, is_last: bool) -> dict[str, Any]:
-        if is_last:
-            clips.check_all_taken(_ADVICE)
-        return finish_dialogue(rest, messages, origin, clips, system=system, tools=tools)
-
-    clips = Clips(found, origin, forbids_images=False)
-    has_preference = "chosen" in row or "rejected" in row
+    rest |= read_label(row, ("label",), origin) | read_answer(row, origin)
     first = next((key for key in ("messages", "prompt") if not is_empty(row.get(key))), None)
-    if not has_preference:
-        if first is None:
-            raise DataError(
-                f"{origin}: has no 'messages' and no 'prompt' (keys given:"
-                f" {format_json(list(value))})"
-            )
-        messages = read(first, clips)
-        if not is_empty(row.get("completion")):
-            messages += read("completion", clips)
-        return finish(messages, clips, is_last=True)
+    if not is_empty(row.get("chosen")) or not is_empty(row.get("rejected")):
+        return _preference(row, rest, first, found, origin)
+    if first is None:
+        raise DataError(
+            f"{origin}: has no 'messages' and no 'prompt' (keys given: {format_json(list(value))})"
+        )
+    clips = _clips(found, origin)
+    messages = _dialogue(row, first, clips, origin)
+    if not is_empty(row.get("completion")):
+        messages += read_replies(row["completion"], f"{origin}: 'completion'", clips)
+    clips.check_all_taken(_ADVICE)
+    return {**rest, "messages": messages}
+
+
+def _preference(
+    row: Mapping[str, Any],
+    rest: Mapping[str, Any],
+    first: str | None,
+    found: Sequence[str],
+    origin: str,
+) -> dict[str, Any]:
+    """Returns the row of two replies; without a `first` key, both hold the whole dialogue."""
     for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if is_empty(row.get(key)):
             raise DataError(f"{origin}: has {other!r} and no {key!r}")
+    clips = _clips(found, origin)
     if first is not None:
-        result = finish(read(first, clips), clips, is_last=True)
-        return finish_preference(result, read("chosen", clips), read("rejected", clips), origin)
-    again = Clips(found, origin, forbids_images=False)  # both replies hold the whole dialogue
-    chosen = finish(read("chosen", clips), clips, is_last=True)["messages"]
-    rejected = finish(read("rejected", again), again, is_last=True)["messages"]
+        messages = _dialogue(row, first, clips, origin)
+        clips.check_all_taken(_ADVICE)
+        chosen, rejected = (
+            read_replies(row[key], f"{origin}: {key!r}", clips) for key in ("chosen", "rejected")
+        )
+        return finish_preference({**rest, "messages": messages}, chosen, rejected, origin)
+    again = _clips(found, origin)  # each of the two dialogues has all clips
+    chosen, rejected = (
+        _dialogue(row, key, own, origin) for key, own in (("chosen", clips), ("rejected", again))
+    )
+    for own in (clips, again):
+        own.check_all_taken(_ADVICE)
     return finish_preference(rest, chosen, rejected, origin)
+
+
+def _dialogue(row: Mapping[str, Any], key: str, clips: Clips, origin: str) -> list[dict[str, Any]]:
+    """Returns the turns of a key, with the row's system turn and tools."""
+    read = read_turns if key in ("messages", "prompt") else read_replies
+    system = text_of(row, "system", origin)
+    messages = read(row[key], f"{origin}: {key!r}", clips, system=system)
+    return insert_schemas(messages, row.get("tools"), origin)
+
+
+def _clips(found: Sequence[str], origin: str) -> Clips:
+    # `<video>` is a word in a text here: this form names pictures in parts.
+    return Clips(found, origin, forbids_images=False)
 
 
 def _check_dialogue(value: Mapping[str, Any], origin: str) -> None:
@@ -92,12 +117,3 @@ def _check_dialogue(value: Mapping[str, Any], origin: str) -> None:
             f"{origin}: has 'completions', steps that are rated one by one, which no objective"
             " here reads; write one reply as 'completion'"
         )
-
-
-def _answer(row: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    given = {key: answer_of(row.get(key), f"{origin}: {key!r}") for key in _ANSWER_KEYS}
-    given = {key: answer for key, answer in given.items() if answer is not None}
-    if len(given) > 1 or (given and not is_empty(row.get("answer"))):
-        keys = [*given, *(["answer"] if not is_empty(row.get("answer")) else [])]
-        raise DataError(f"{origin}: has {' and '.join(map(repr, keys))}; keep one as 'answer'")
-    return {"answer": next(iter(given.values()))} if given else {}

@@ -10,10 +10,10 @@ in the row, which nothing reads. Every clip needs its `<audio>`.
 from collections.abc import Mapping
 from typing import Any
 
-from stepaudio_jax.data.sources.base import FormOptions, answer_of, parse_literal, text_of, without
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_empty
+from stepaudio_jax.data.sources.base import FormOptions, answer_of, text_of, without
+from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
 from stepaudio_jax.data.sources.placeholders import Clips, take_clips
-from stepaudio_jax.data.sources.rows import finish_dialogue
+from stepaudio_jax.data.sources.tools import insert_schemas
 from stepaudio_jax.data.sources.turns import read_turns
 from stepaudio_jax.errors import DataError
 
@@ -30,23 +30,16 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         raise DataError(f"{origin}: has no 'prompt' (keys given: {format_json(list(value))})")
     found, row = take_clips(value, origin)
     clips = Clips(found, origin)
-    messages = read_turns(row["prompt"], f"{origin}: 'prompt'", clips)
+    system = text_of(row, "system", origin)
+    messages = read_turns(row["prompt"], f"{origin}: 'prompt'", clips, system=system)
     rest: dict[str, Any] = without(row, "prompt", "data_source", "reward_model", "system", "tools")
     if not is_empty(row.get("data_source")):
         rest.setdefault("source", row["data_source"])
     answer = _ground_truth(row, origin)
     if answer is not None:
         rest["answer"] = answer
-    result = finish_dialogue(
-        rest,
-        messages,
-        origin,
-        clips,
-        system=text_of(row, "system", origin),
-        tools=row.get("tools"),
-    )
     clips.check_all_taken("write one <audio> where each clip is heard")
-    return result
+    return {**rest, "messages": insert_schemas(messages, row.get("tools"), origin)}
 
 
 def _ground_truth(row: Mapping[str, Any], origin: str) -> str | int | float | None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.data.containers.base import EmbeddedClip
-from stepaudio_jax.data.sources.foreign_keys import format_json, is_audio_key
+from stepaudio_jax.data.sources.foreign_keys import is_audio_key
+from stepaudio_jax.data.sources.json_values import format_json
 from stepaudio_jax.errors import DataError
 
 _NAMES = {"txt": "text", "cls": "label"}

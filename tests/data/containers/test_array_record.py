@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import resource
 import shutil
 import threading
 
@@ -54,6 +55,14 @@ def test_json_objects_are_rows(formats):
     expected = (path.parent / f"{path.name}.expected.jsonl").read_text().splitlines()
     file = ArrayRecordFile(path)
     assert [file.row(index).value for index in range(2)] == [json.loads(line) for line in expected]
+
+
+def test_an_example_that_begins_like_json(tmp_path):
+    example = serialize_example({"text": [b"x" * 109]})
+    assert example.startswith(b"\n{")
+    rows = [example, b' {"text": "y"}']
+    file = ArrayRecordFile(records.write_array_record(tmp_path / "x.array_record", rows))
+    assert [file.row(index).value["text"] for index in range(2)] == ["x" * 109, "y"]
 
 
 def test_values_of_all_kinds(tmp_path, formats):
@@ -284,6 +293,11 @@ def test_written_rows_are_read_as_they_were(tmp_path, formats):
     assert value == rows[0]
 
 
+def test_a_file_without_rows(tmp_path):
+    assert write_array_record(tmp_path / "x.array_record", []) == 0
+    assert len(ArrayRecordFile(tmp_path / "x.array_record")) == 0
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     def rows():
         yield {"id": "1"}
@@ -294,3 +308,17 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(OutputError, match=r"none/x.array_record: cannot be written \(.*No such"):
         write_array_record(tmp_path / "none" / "x.array_record", [{"id": "1"}])
+    with pytest.raises(OutputError, match="local disks only"):
+        write_array_record("gs://bucket/x.array_record", [{"id": "1"}])
+
+
+def test_a_disk_that_is_full(tmp_path):
+    rows = [{"id": str(index), "messages": [{"audio": bytes(100_000)}]} for index in range(30)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"x.array_record: cannot be written \(.*too large"):
+            write_array_record(tmp_path / "x.array_record", rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

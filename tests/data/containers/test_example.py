@@ -82,9 +82,9 @@ def read_with_oracle(content: bytes) -> dict[str, tuple[str, list[Any]]]:
 
 
 def write_with_oracle(features: dict[str, Any]) -> bytes:
-    example = message_class()()
+    written = message_class()()
     for name, values in features.items():
-        feature = example.features.feature[name]
+        feature = written.features.feature[name]
         if isinstance(values, list):
             feature.bytes_list.value.extend(values)
             feature.bytes_list.SetInParent()
@@ -92,7 +92,7 @@ def write_with_oracle(features: dict[str, Any]) -> bytes:
             feature.int64_list.value.extend(values.tolist())
         else:
             feature.float_list.value.extend(values.tolist())
-    return example.SerializeToString()
+    return written.SerializeToString()
 
 
 def read(content: bytes) -> dict[str, tuple[str, list[Any]]]:
@@ -161,9 +161,9 @@ def test_unpacked_numbers_are_read():
     entry = b"\x0a\x01i" + b"\x12" + bytes([len(content) + 1]) + b"\x1a" + content
     other = b"\x0a\x01f" + b"\x12" + bytes([len(floats) + 2, 0x12, len(floats)]) + floats
     features = b"\x0a" + bytes([len(entry)]) + entry + b"\x0a" + bytes([len(other)]) + other
-    example = b"\x0a" + bytes([len(features)]) + features
-    assert read(example) == read_with_oracle(example)
-    assert read(example) == {"i": ("int64", [5, -1]), "f": ("float", [1.0, -2.0])}
+    content = b"\x0a" + bytes([len(features)]) + features
+    assert read(content) == read_with_oracle(content)
+    assert read(content) == {"i": ("int64", [5, -1]), "f": ("float", [1.0, -2.0])}
 
 
 def test_bytes_are_views_of_the_record():

@@ -4,6 +4,8 @@ import concurrent.futures
 import gzip
 import json
 import pathlib
+import resource
+import signal
 import tracemalloc
 
 import pytest
@@ -121,3 +123,18 @@ def test_what_cannot_be_opened_is_named(tmp_path: pathlib.Path):
         with pytest.raises(DataError, match=complaint) as error:
             JsonlRows(path)
         assert str(error.value).startswith(f"{path}: cannot be read: ")
+
+
+def test_a_full_disk_of_temporary_files_is_named(tmp_path):
+    path = tmp_path / "d.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(DataError, match=r"temporary files: File too large; .*TMPDIR"):
+            JsonlRows(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(JsonlRows(path)) == 100_000

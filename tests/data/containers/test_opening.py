@@ -127,6 +127,11 @@ REFUSED = {
     "text": ("d.txt", b"hello\n", "of no kind that is understood; there are files of JSON Lines"),
     "text in .json": ("d.json", b"hello\n", "of no kind that is understood"),
     "one object": ("d.json", b'{\n "rows": []\n}', r"one JSON object .* with the keys rows"),
+    "a table cut in its compressed header": (
+        "d.csv.gz",
+        gzip.compress(ROWS)[:9],
+        "its compressed content has no end",
+    ),
     "a cut object": ("d.json", b'{\n "rows": [', "is one JSON object over several lines;"),
 }
 
@@ -204,13 +209,14 @@ def test_the_layout_of_a_dataset_of_the_hub(formats, tmp_path):
     for number in range(2):
         shutil.copy(
             formats / "hf_parquet" / "train-00000-of-00001.parquet",
-            tmp_path / "data" / f"train-0000{number}-of-00002.parquet",
+            tmp_path / "data" / f"train-0000{number}-of-00002-6619a40b3b1f0a{number}e.parquet",
         )
-    rows = open_container(tmp_path)
+    rows = open_container(f"{tmp_path}/")
+    assert open_container(tmp_path) is rows
     assert len(rows) == 6
     assert list(rows.block_lengths() or []) == [3, 3]
     clip = rows.row(5).value["audio"]
-    assert clip == f"{tmp_path}/data/train-00001-of-00002.parquet#2/audio"
+    assert clip == f"{tmp_path}/data/train-00001-of-00002-6619a40b3b1f0a1e.parquet#2/audio"
     assert read_embedded_clip(clip) == (formats / "clips" / "c.wav").read_bytes()
 
 
@@ -226,6 +232,16 @@ def test_a_container_is_opened_once_and_again_after_a_change(tmp_path):
     assert open_container(tmp_path / "k") is folder
     (tmp_path / "k" / "text").write_text("a longer\n")
     assert open_container(tmp_path / "k").row(0).value["text"] == "longer"
+
+
+def test_a_container_without_rows_is_not_opened_anew(tmp_path):
+    with tarfile.open(tmp_path / "t.tar", "w"):
+        pass
+    container = open_container(tmp_path / "t.tar")
+    assert len(container) == 0
+    (tmp_path / "t.tar").unlink()
+    with pytest.raises(DataError, match="no such member"):
+        read_embedded_clip(EmbeddedClip(f"{tmp_path}/t.tar#a.wav"))
 
 
 def test_open_containers_are_bounded_and_those_in_use_stay(tmp_path, monkeypatch):

@@ -298,6 +298,7 @@ def test_shards_and_slices(tmp_path):
     assert read("all") == "abcdefg"
     container = TfdsFolder(folder, "train[3:]")
     assert container.origin(0) == f"{folder}/train/00003-00002#0"
+    assert TFRecordFile(folder / "train/00003-00002").row(1).value == {"t": "e"}
     with pytest.raises(DataError, match=r"has 2 splits; name one, or all: train, test"):
         TfdsFolder(folder)
     with pytest.raises(DataError, match=r"has no split 'tran'; it has train, test; did you mean"):
@@ -376,6 +377,22 @@ def test_the_folder_above_is_no_version(talks):
 def test_other_file_formats_are_refused(talks):
     edit(talks / "dataset_info.json", lambda info: info.update(fileFormat="riegeli"))
     with pytest.raises(DataError, match="have the format 'riegeli', and array_record and tfrecord"):
+        TfdsFolder(talks)
+
+
+@pytest.mark.parametrize(
+    ("splits", "reason"),
+    [
+        ("train", "does not describe splits as TFDS does"),
+        ([{"name": "train", "shardLengths": ["x"]}], "does not describe splits"),
+        ([{"name": "train"}], "says no shardLengths of the split 'train'"),
+        ([{"name": "train", "shardLengths": ["3"], "filepathTemplate": "{X}"}], "'{X}', which is"),
+        ([], "has no split"),
+    ],
+)
+def test_splits_that_are_damaged(talks, splits, reason):
+    edit(talks / "dataset_info.json", lambda info: info.update(splits=splits))
+    with pytest.raises(DataError, match=rf"1.0.0: .*{reason}"):
         TfdsFolder(talks)
 
 

@@ -404,7 +404,8 @@ def test_a_bad_reply_is_not_trained_on(tmp_path):
     assert "'messages' do not end in one" in refused(tmp_path, {"messages": [USER], "label": False})
     for label in (0, 1, "happy", [1]):
         said = refused(tmp_path, {**talk, "label": label})
-        assert "true or false" in said and "as 'answer'" in said
+        assert "true or false" in said
+        assert "as 'answer'" in said
 
 
 def test_a_file_named_between_tags_is_refused(tmp_path):

@@ -6,9 +6,15 @@ import json
 import pytest
 
 from stepaudio_jax.data.containers.base import EmbeddedClip, Row
-from stepaudio_jax.data.sources.forms import FormOptions, detect_form, to_project_form
+from stepaudio_jax.data.sources.forms import (
+    FORMS,
+    FormOptions,
+    count_tags,
+    detect_form,
+    to_project_form,
+)
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.errors import DataError
+from stepaudio_jax.errors import ConfigError, DataError
 
 # The samples in text -> the form that is found out.
 SAMPLES = {
@@ -276,3 +282,66 @@ def test_the_metadata_of_an_audiofolder_is_read(formats, name):
         assert meaning(adapted(row)) == meaning(wanted)  # by the key `file_name`
         named = {"audio" if key == "file_name" else key: item for key, item in row.items()}
         assert meaning(adapted(named)) == meaning(wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "ms-swift"}, "format: unknown form .*did you mean 'ms_swift'"),
+        ({"columns": {"txt": "sentence"}}, "columns: unknown key .*did you mean 'text'"),
+    ],
+)
+def test_settings_that_name_nothing_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        adapted({"audio": "a.wav", "sentence": "x"}, **options)
+
+
+def test_columns_rename_those_of_the_row():
+    row = {"utt": "u1", "sound": "a.wav", "said": "x", "text": "other"}
+    columns = {"id": "utt", "audio": "sound", "text": "said"}
+    got = parsed(adapted(row, columns=columns))
+    assert (got.id, got.messages[1].text) == ("u1", "x")
+    with pytest.raises(DataError, match=r"d\.jsonl:1: has no column 'say', which 'columns' names"):
+        adapted(row, columns={**columns, "text": "say"})
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    talk = {"conversations": [{"from": "human", "value": "x"}], "talk": turns}
+    assert len(parsed(adapted(talk, columns={"messages": "talk"})).messages) == 2
+
+
+def test_a_row_of_two_dialogues_or_of_none_says_what_to_do():
+    turns = [{"role": "user", "content": "Hi"}]
+    for row, message in (
+        ({"messages": turns, "conversations": turns}, "has 'messages' and 'conversations'"),
+        ({"a": 1, "b": "x"}, "is in no form that is known \\(keys: 'a', 'b'\\); name the columns"),
+        ({}, "is in no form that is known"),
+        (["x"], "a row must be a JSON object"),
+    ):
+        with pytest.raises(DataError, match=rf"^d\.jsonl:1: {message}"):
+            adapted(row)
+
+
+def test_a_named_form_is_not_looked_for():
+    row = {
+        "conversations": [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "7"}],
+        "audios": ["a.wav"],
+    }
+    with pytest.raises(DataError, match="would not be heard"):
+        adapted(row)
+    assert parsed(adapted(row, format="ms_swift")).messages[0].audio[0].path == "/data/a.wav"
+    with pytest.raises(DataError, match='has "audios", which is not read'):
+        parsed(
+            adapted(
+                {"messages": [{"role": "user", "content": "x"}], "audios": ["a.wav"]},
+                format="project",
+            )
+        )
+
+
+def test_every_form_has_a_summary():
+    assert all(form.name == name and form.summary for name, form in FORMS.items())
+
+
+def test_placeholders_are_counted():
+    turns = [{"role": "user", "content": "<audio>1 <|AUDIO|>2"}]
+    assert count_tags({"messages": turns, "audios": ["a.wav", "b.wav"]}) == 2
+    assert count_tags({"messages": turns}) == 0
