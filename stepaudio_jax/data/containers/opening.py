@@ -15,7 +15,7 @@ from stepaudio_jax.data.containers.base import Container, EmbeddedClip, Samples
 from stepaudio_jax.data.containers.folders import exists, is_folder, signature
 from stepaudio_jax.data.containers.open_file import open_file
 from stepaudio_jax.data.containers.open_folder import open_folder
-from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, absolute_path
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, absolute_path, is_address
 from stepaudio_jax.data.containers.text_files import reading
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import PathLike, expand_home, format_path
@@ -68,16 +68,20 @@ def read_embedded_clip(name: str) -> bytes | Samples:
 def split_clip_name(name: str) -> tuple[str, str | None]:
     """Returns the file and the place of a clip's name; no place where the name is a file's.
 
-    An existing file whose name has a `#` is a file. Where no file before a `#` exists either, the
-    name is a file's as well, so that the error names all of it.
+    An existing file whose name has a `#` is a file; in a bucket, this is not asked again once the
+    file before the `#` is open. Where no file before a `#` exists either, the name is a file's as
+    well, so that the error names all of it.
     """
     file, separator, place = name.rpartition("#")
     if isinstance(name, EmbeddedClip):
         return file, place
     if not separator or name.startswith("data:"):
         return name, None
-    if _open.find(absolute_path(file)) is None and not exists(file):
-        return name, None
+    if _open.find(absolute_path(file)) is None:
+        if not exists(file):
+            return name, None
+    elif is_address(file):  # where asking for a file of the whole name takes as long as reading
+        return file, place
     return (name, None) if exists(name) else (file, place)
 
 
