@@ -19,7 +19,7 @@ from stepaudio_jax.data.containers.base import Row
 from stepaudio_jax.data.containers.folders import exists
 from stepaudio_jax.data.containers.opening import list_containers, open_container
 from stepaudio_jax.data.record import Record
-from stepaudio_jax.data.sources.forms import FormOptions, row_form, to_project_form
+from stepaudio_jax.data.sources.forms import FormOptions, check_options, row_form, to_project_form
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
@@ -50,6 +50,7 @@ class Source:
 
     Raises:
         DataError: no file matches, a file cannot be read, or none has a record.
+        ConfigError: the form is unknown, or `columns` names a key that no row has.
     """
 
     def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
@@ -61,6 +62,7 @@ class Source:
         self.name = config.name or names.get(config.path) or _stem(config.path)
         self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
         self._options = [_form_options(config, path) for path in paths]
+        check_options(self._options[0])
         self.settings = {
             "format": config.format,
             "columns": dict(config.columns),

@@ -81,7 +81,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             of a file. Names the columns, and how to say which are meant.
     """
     audio_key = _audio_column(value, "audio" in options.columns, origin)
-    text_key = _text_column(value, origin)
+    if "text" in options.columns:
+        text_key = "text" if "text" in value and value["text"] is not None else None
+    else:
+        text_key = _text_column(value, origin)
     clip = _clip(value[audio_key], audio_key, origin)
     part: dict[str, Any] = {"type": "audio", "audio": clip}
     is_embedded = isinstance(value[audio_key], EmbeddedClip)

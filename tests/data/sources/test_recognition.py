@@ -82,6 +82,14 @@ def test_other_scalars_are_attributes():
     assert (got["id"], got["words"], got["rubric"]) == ("u1", row["words"], row["rubric"])
 
 
+def test_the_named_text_is_read_whatever_other_texts_there_are():
+    row = {"audio": "a.wav", "sentence": "At 7.", "transcript": "At seven.", "label": "time"}
+    assert dialogue(row, columns={"text": "transcript"}) == SAID
+    assert clip_of(row, columns={"text": "transcript"}).attributes["sentence"] == "At 7."
+    assert dialogue(row, columns={"text": "", "reply": "label"})[1] == ("assistant", "time")
+    assert clip_of(row, columns={"text": "", "reply": "label"}).transcript is None
+
+
 def test_a_label_is_the_reply_where_there_is_no_text():
     got = record({"audio": "question/c.wav", "label": "question"}, prompt="Which kind?")
     assert got.messages[1].text == "question"
