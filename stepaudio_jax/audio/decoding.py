@@ -31,10 +31,10 @@ def load_audio(
     Media and AC-3.
 
     A file of any length is decoded in blocks, so that no more than the result is held in memory. A
-    part is cut at the samples `round(start_s * 16000)` and `round(end_s * 16000)`, and its samples
-    are the same as those of the whole recording. Where a format allows it nothing else is read or
-    decoded; of an MPEG-4 file with AAC more than 10 minutes are skipped, and then noise that the
-    decoder itself makes differs.
+    part is cut at the samples `round(start_s * 16000)` and `round(end_s * 16000)`; where a format
+    allows it, nothing else is decoded. Its samples are those of the whole recording, except far
+    inside a file: behind 30 s of an MP3 file last bits differ, and behind 10 minutes of an MPEG-4
+    file with AAC the noise that its decoder makes up.
 
     Args:
         source: a path, a file's content, or samples and their rate.

@@ -225,7 +225,7 @@ class MediaDecoder:
                 start = max(stream.start_time or 0, 0)
                 self._container.seek(start + target, stream=stream, backward=True)
                 position = None
-        skipped = 0
+        skipped = 0  # samples of the packets before the first that is decoded
         layout: tuple[int, int] | None = None
         for packet in self._container.demux(stream):
             if skip_packets_before > 0 and packet.size:
@@ -248,6 +248,8 @@ class MediaDecoder:
                 samples = _to_float(frame)
                 yield position, samples
                 position += len(samples)
+        if layout is None:  # the recording ends before what is wanted
+            yield max(skipped - _opus_delay(stream.codec_context), 0), np.zeros((0, 1), np.float32)
 
     def _opus_context(self) -> Any:
         """Returns libopus as a decoder: FFmpeg's own differs audibly from the reference."""
@@ -281,6 +283,12 @@ def _to_float(frame: Any) -> NDArray[np.float32]:
         return values.astype(np.float32)
     zero = scale if values.dtype.name == "uint8" else 0
     return ((values.astype(np.float64) - zero) / scale).astype(np.float32)
+
+
+def _opus_delay(context: Any) -> int:
+    """Returns the samples that an Opus stream's header says to leave out (RFC 7845, 5.1)."""
+    header = bytes(context.extradata or b"")
+    return int.from_bytes(header[10:12], "little") if header[:8] == b"OpusHead" else 0
 
 
 def _opus_samples(packet: bytes) -> int:

@@ -22,6 +22,10 @@ _MP3_HEAD_BYTES = 1 << 14
 # An Opus decoder that begins anywhere agrees in every bit with one that began at the start only
 # after a while: 10 s were too few for 4 of 100 parts of speech and music, 20 s for none.
 OPUS_PREROLL_S = 20
+# libmpg123 adds in another order where it begins at another frame, so that last bits differ: it
+# begins at the start unless that takes long. A second fills its bit reservoir.
+_MP3_SEEK_BEHIND_S = 30
+_MP3_PREROLL_S = 1
 
 
 class SndfileDecoder:
@@ -79,8 +83,7 @@ class SndfileDecoder:
         try:
             with suppress_decoder_messages():
                 if first_frame:
-                    if sound.subtype == "OPUS":
-                        drop = min(first_frame, OPUS_PREROLL_S * sound.samplerate)
+                    drop = self._preroll(first_frame)
                     sound.seek(first_frame - drop)
             while True:
                 # In blocks, since a damaged header can promise any number of samples.
@@ -96,14 +99,24 @@ class SndfileDecoder:
             raise self._file.error(
                 f"is cut short or damaged ({_one_line(error)}); {COPY_AGAIN_HINT}"
             ) from None
-        if sound.format == "FLAC" and declared > 0:
-            raise self._file.error(
+        if declared > 0 and (sound.format == "FLAC" or not self._is_scanned):
+            reason = self.find_truncation() or (
                 f"is cut short: its header says {sound.frames} samples and"
-                f" {sound.frames - declared} are there; {COPY_AGAIN_HINT}"
+                f" {sound.frames - declared} are there"
             )
+            raise self._file.error(f"{reason}; {COPY_AGAIN_HINT}")
 
     def close(self) -> None:
         self._sound.close()
+
+    def _preroll(self, first_frame: int) -> int:
+        """Returns how many samples before a part the decoder must begin to agree with the whole."""
+        if self._sound.subtype == "OPUS":
+            return min(first_frame, OPUS_PREROLL_S * self.rate)
+        if self._sound.format == "MP3":
+            is_far = first_frame > _MP3_SEEK_BEHIND_S * self.rate
+            return _MP3_PREROLL_S * self.rate if is_far else first_frame
+        return 0
 
     def _open_without_scan(self) -> BinaryIO | None:
         """Returns the file as a stream if libsndfile is right about its length without a scan."""
@@ -128,6 +141,18 @@ class SndfileDecoder:
         return io.BufferedReader(_PatchedFile(self._file.content, patch), _BLOCK_FRAMES)
 
 
+class SequentialSoundFile(soundfile.SoundFile):
+    """Reads on from where the last block has ended, without seeking there.
+
+    soundfile seeks to that place after each block of a file that is seekable. libmpg123 then
+    begins anew: it lacks the bits that an MP3 frame takes from those before it, and the first
+    milliseconds of a block are wrong.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def probe_sound(file: InputFile) -> tuple[int, int] | None:
     """Returns a file's samples and its rate in Hz from its header; None if it does not say them.
 
@@ -146,7 +171,7 @@ def probe_sound(file: InputFile) -> tuple[int, int] | None:
         return (sound.frames, sound.samplerate) if sound.frames else None
 
 
-def open_sound(file: InputFile, stream: BinaryIO) -> soundfile.SoundFile:
+def open_sound(file: InputFile, stream: BinaryIO) -> SequentialSoundFile:
     """Opens a file that libsndfile can decode, and checks its header.
 
     Args:
@@ -154,7 +179,7 @@ def open_sound(file: InputFile, stream: BinaryIO) -> soundfile.SoundFile:
         stream: what libsndfile reads of it.
     """
     try:
-        sound = soundfile.SoundFile(stream)
+        sound = SequentialSoundFile(stream)
     except (soundfile.SoundFileError, TypeError, ValueError):
         finding = recognize(file.content[:_HEAD_BYTES], file.size, "sound")
         why = f"({file.size} bytes); {CONVERT_SOUND}" if finding is None else f"- it {finding}"

@@ -7,7 +7,7 @@ import pytest
 from scipy.signal import upfirdn
 
 from stepaudio_jax.audio import resample
-from stepaudio_jax.audio.resampling import _sinc_filter, resampled_length
+from stepaudio_jax.audio.resampling import BlockResampler, _sinc_filter, resampled_length
 
 MINIMUM_SNR_DB = 60
 
@@ -96,3 +96,32 @@ def test_a_tone_passes_and_what_would_alias_does_not():
 def test_the_same_rate_changes_nothing():
     waveform = np.random.default_rng(0).normal(size=100).astype(np.float32)
     np.testing.assert_array_equal(resample(waveform, 16_000, 16_000), waveform)
+
+
+@every_kind_of_rate
+def test_blocks_give_the_same_bits_as_the_whole(rate, samples):
+    waveform = np.random.default_rng(rate).normal(0, 0.1, samples).astype(np.float32)
+    whole = resample(waveform, rate, 16_000)
+    rng = np.random.default_rng(samples)
+    for size in (1, 100, 5000):
+        for first in (0, len(whole) // 2):
+            resampler = BlockResampler(rate, 16_000, first)
+            position, pieces = resampler.first_input, []
+            while position < samples and len(pieces) < 300:
+                end = position + int(rng.integers(1, size + 1))
+                pieces.append(resampler.push(waveform[position:end]))
+                position = end
+            pieces.append(resampler.push(waveform[position:]))
+            pieces.append(resampler.finish())
+            np.testing.assert_array_equal(np.concatenate(pieces), whole[first:])
+            assert resampler.inputs_needed(first + 1) <= samples + rate
+
+
+def test_the_inputs_that_a_resampler_asks_for_are_enough():
+    waveform = np.random.default_rng(0).normal(0, 0.1, 44_100).astype(np.float32)
+    whole = resample(waveform, 44_100, 16_000)
+    resampler = BlockResampler(44_100, 16_000, 3000)
+    needed = resampler.inputs_needed(5000)
+    assert 0 < resampler.first_input < needed < 44_100 * 5100 // 16_000
+    outputs = resampler.push(waveform[resampler.first_input : needed])
+    np.testing.assert_array_equal(outputs[:2000], whole[3000:5000])
