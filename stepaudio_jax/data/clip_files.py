@@ -5,6 +5,7 @@ import hashlib
 import io
 import pathlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from stepaudio_jax.data.clips import decode_clip
 from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
 from stepaudio_jax.errors import AudioError
-from stepaudio_jax.storage import format_path, open_append, open_read, rename
+from stepaudio_jax.storage import format_path, open_append, open_read, read_range, rename
 from stepaudio_jax.storage.files import remove_stale_temporaries, temporary_path
 from stepaudio_jax.text import AudioPart
 
 _BLOCK_BYTES = 1 << 20
 _NAME_CHARACTERS = 32  # 128 bits of a SHA-256
 _CACHED_FILES = 4096
+_START_BYTES = 16
 _INT16_SCALE = 32768.0
 _FLAC_MAX_CHANNELS, _FLAC_MAX_RATE = 8, 655_350
 # How sound files begin -> the ending that people give them. Readers go by the content.
@@ -70,49 +72,37 @@ class ClipFolder:
         """
         if isinstance(clip, str):
             return self._add_file(clip)
-        digest = hashlib.sha256(clip).hexdigest()
-        path = self._path(digest, _ending(name, clip[:16]))
-        if not (self._folder / path).exists():
-            temporary = self._temporary()
-            with open_append(temporary, truncate_at=0) as file:
-                file.write(clip)
-            self._publish(temporary, path)
+        path = _path(hashlib.sha256(clip), _ending(name, clip[:_START_BYTES]))
+        self._write(path, [clip])
         return path
 
     def remove_stale(self) -> None:
-        """Removes unfinished copies that dead processes left."""
+        """Removes unfinished files that dead processes left."""
         if self._clips.exists():
             remove_stale_temporaries(self._clips / "copy")
 
     def _copy(self, source: str) -> str:
-        """Copies a file block by block: a recording may be larger than memory."""
         digest = hashlib.sha256()
-        temporary = self._temporary()
-        try:
-            with open_read(source) as file, open_append(temporary, truncate_at=0) as copy:
-                start = file.read(_BLOCK_BYTES)
-                block = start
-                while block:
-                    digest.update(block)
-                    copy.write(block)
-                    block = file.read(_BLOCK_BYTES)
-            path = self._path(digest.hexdigest(), _ending(source, start[:16]))
-            self._publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        for block in _blocks(source):
+            digest.update(block)
+        path = _path(digest, _ending(source, read_range(source, 0, _START_BYTES)))
+        self._write(path, _blocks(source))
         return path
 
-    def _path(self, digest: str, ending: str) -> str:
-        return f"clips/{digest[:2]}/{digest[:_NAME_CHARACTERS]}.{ending}"
-
-    def _temporary(self) -> pathlib.Path:
-        self._clips.mkdir(parents=True, exist_ok=True)
-        return temporary_path(self._clips / "copy")
-
-    def _publish(self, temporary: pathlib.Path, path: str) -> None:
+    def _write(self, path: str, blocks: Iterable[bytes]) -> None:
+        """Writes a file that is not there yet; its name says what is in it."""
         final = self._folder / path
+        if final.exists():
+            return
         final.parent.mkdir(parents=True, exist_ok=True)
-        rename(temporary, final)
+        temporary = temporary_path(self._clips / "copy")
+        try:
+            with open_append(temporary, truncate_at=0) as file:
+                file.writelines(blocks)
+            rename(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def whole_clip(
@@ -184,6 +174,18 @@ def _checked(
             format_path(part.name), "cannot be written without loss; write it as a sound file"
         )
     return content
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    """Yields the content of a file, which may be larger than memory."""
+    with open_read(path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
+
+
+def _path(digest: "hashlib._Hash", ending: str) -> str:
+    name = digest.hexdigest()[:_NAME_CHARACTERS]
+    return f"clips/{name[:2]}/{name}.{ending}"
 
 
 def _ending(name: str, start: bytes) -> str:

@@ -122,7 +122,7 @@ def convert_source(
     """
     source = Source(config)
     folder = pathlib.Path(output)
-    check_not_same_file(folder, config.path)
+    _check_apart(folder, source)
     job = {
         "program": "data.convert",
         "version": _VERSION,
@@ -328,6 +328,18 @@ def _summarize(plan: ShardedOutput, journal: _Journal, *, is_new: bool) -> Conve
         skipped=[row for shard in finished for row in shard.skipped],
         is_new=is_new,
     )
+
+
+def _check_apart(folder: pathlib.Path, source: Source) -> None:
+    """Checks that an output is not the source, nor in a folder that it is read from."""
+    check_not_same_file(folder, source.path)
+    inside = pathlib.Path(os.path.realpath(folder)).parents
+    for container in source.containers:
+        if pathlib.Path(os.path.realpath(container.path)) in inside:
+            raise OutputError(
+                f"--output={os.fspath(folder)!r} lies in {container.path}, which is read; name a"
+                " folder outside of it"
+            )
 
 
 def _write_skipped(path: pathlib.Path, skipped: Sequence[SkippedRow]) -> None:

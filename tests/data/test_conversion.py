@@ -311,6 +311,15 @@ def test_other_outputs_are_refused(written, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_an_output_in_the_folder_that_is_read_is_refused(tmp_path):
+    folder = tmp_path / "sounds"
+    write_clip(folder / "a.wav", 0.5, seed=0)
+    for output in (folder, folder / "out" / "here"):
+        with pytest.raises(OutputError, match=r"is the input|lies in"):
+            convert(folder, output)
+    assert [path.name for path in folder.iterdir()] == ["a.wav"]
+
+
 def test_a_source_that_cannot_be_opened_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         convert(tmp_path / "none.jsonl", tmp_path / "out")
