@@ -8,8 +8,7 @@ import urllib.parse
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import SAMPLE_RATE, load_audio, probe_audio, waveform_from_array
-from stepaudio_jax.audio.resampling import resampled_length
+from stepaudio_jax.audio import load_audio, probe_audio
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.folders import exists
@@ -65,25 +64,16 @@ def decode_clip(
         part: by which errors name it, and which part of it is decoded.
         length_convention, channel: see `audio.load_audio`.
     """
-    name = format_path(part.path)
     try:
-        if isinstance(source, Samples):
-            return waveform_from_array(
-                _cut(source, part, name),
-                source.rate,
-                name=name,
-                length_convention=length_convention,
-                channel=channel,
-            )
         return load_audio(
             source,
-            start_s=part.start_s,
+            start_s=part.start_s or None,
             end_s=part.end_s,
             length_convention=length_convention,
             channel=channel,
         )
     except AudioError as error:
-        raise AudioError(name, error.reason) from None
+        raise AudioError(format_path(part.path), error.reason) from None
 
 
 def load_silence(
@@ -118,15 +108,17 @@ def probe_clip(
         _check_url(part.path, allow_urls)
         return None
     source = open_clip(part.path, allow_urls=allow_urls)
-    name = format_path(part.path)
     if isinstance(source, Samples):
-        return resampled_length(len(_cut(source, part, name)), source.rate, SAMPLE_RATE)
+        return len(load_clip(part, length_convention=length_convention))
     try:
         return probe_audio(
-            source, start_s=part.start_s, end_s=part.end_s, length_convention=length_convention
+            source,
+            start_s=part.start_s or None,
+            end_s=part.end_s,
+            length_convention=length_convention,
         )
     except AudioError as error:
-        raise AudioError(name, error.reason) from None
+        raise AudioError(format_path(part.path), error.reason) from None
 
 
 def is_missing_file(path: str) -> bool:
@@ -161,16 +153,13 @@ def open_clip(path: str, *, allow_urls: bool = DataConfig.allow_urls) -> str | b
 
 def _decode_data_uri(uri: str) -> bytes:
     """Returns the bytes of a `data:` URI (RFC 2397)."""
-    match = _DATA_URI.match(uri)
-    assert match is not None
-    body = uri[match.end() :]
-    name = f"data:{match['header']},.."
-    if match["header"].lower().endswith(";base64"):
-        try:
-            return base64.b64decode(urllib.parse.unquote(body), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise AudioError(name, f"is not base64 ({error}); write its bytes again") from None
-    return urllib.parse.unquote_to_bytes(body)
+    header, _, body = uri.partition(",")
+    if not header.lower().endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(body)
+    try:
+        return base64.b64decode(urllib.parse.unquote(body), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise AudioError(f"{header},..", f"is not base64 ({error}); write it again") from None
 
 
 def _check_url(path: str, allow_urls: bool) -> None:
@@ -189,15 +178,3 @@ def _read(path: str) -> bytes:
         return read_bytes(path)
     except OSError as error:
         raise AudioError(format_path(path), f"cannot be read ({error})") from None
-
-
-def _cut(clip: Samples, part: AudioPart, name: str) -> NDArray[np.generic]:
-    """Returns the samples from `start_s` to `end_s`; raises an AudioError if they lie outside."""
-    length_s = len(clip.values) / clip.rate
-    end_s = length_s if part.end_s is None else part.end_s
-    if not 0 <= part.start_s < end_s <= length_s:
-        raise AudioError(
-            name,
-            f"lasts {length_s:.3f} s, and start_s={part.start_s:g}, end_s={end_s:g} lie outside",
-        )
-    return clip.values[round(part.start_s * clip.rate) : round(end_s * clip.rate)]

@@ -6,6 +6,7 @@ project's own (`sources.forms`), and `sources.messages` checks it.
 
 import array
 import bisect
+import glob
 import json
 import os
 import pathlib
@@ -15,16 +16,19 @@ from types import MappingProxyType
 from typing import Any
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data.containers.base import Row
-from stepaudio_jax.data.containers.folders import exists
-from stepaudio_jax.data.containers.opening import list_containers, open_container
+from stepaudio_jax.data.containers.base import Container, Row
+from stepaudio_jax.data.containers.folders import exists, is_folder, list_files_below
+from stepaudio_jax.data.containers.opening import open_container
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
+from stepaudio_jax.data.containers.tfds import TfdsFolder, resolve_name
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import FormOptions, check_options, row_form, to_project_form
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.errors import DataError
+from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
 
+_TFDS = "tfds:"
 # A dataset's name on the Hugging Face Hub, or its address.
 _HUB_NAME = re.compile(
     r"(?P<address>https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|hf://(?:datasets/)?)?"
@@ -55,10 +59,10 @@ class Source:
 
     def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
         self.path = config.path
-        paths = list_containers(config.path)
+        paths = _find_paths(config)
         if not paths:
             raise DataError(_no_such_file(config.path))
-        self.containers = tuple(open_container(path, split=config.split) for path in paths)
+        self.containers = tuple(_open(path, config) for path in paths)
         self.name = config.name or names.get(config.path) or _stem(config.path)
         self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
         self._options = [_form_options(config, path) for path in paths]
@@ -80,20 +84,19 @@ class Source:
 
     @property
     def files(self) -> list[str]:
-        """Returns the files that it is read from, in order."""
-        return [
-            path
-            for container in self.containers
-            for path in (
-                container.files()
-                if hasattr(container, "files")
-                else [container.path]
-                if os.path.isfile(container.path)
-                else [
-                    str(p) for p in sorted(pathlib.Path(container.path).rglob("*")) if p.is_file()
-                ]
-            )
-        ]
+        """Returns the files whose content decides its rows, in order: all but sound files."""
+        files: list[str] = []
+        for container in self.containers:
+            if not is_folder(container.path):
+                files.append(container.path)
+                continue
+            below = list_files_below(container.path)
+            files += [
+                os.path.join(container.path, name)
+                for name in below
+                if extension(name) not in AUDIO_EXTENSIONS
+            ]
+        return files
 
     def __repr__(self) -> str:
         return f"Source({self.path!r}, records={len(self)})"
@@ -138,7 +141,8 @@ class Source:
         try:
             row = self.raw_row(index)
         except DataError:
-            return self.origin(index)
+            path, separator, place = self.origin(index).rpartition(":")
+            return f"{_stem(path)}{separator}{place}"
         record_id = row.value.get("id") if isinstance(row.value, Mapping) else None
         if isinstance(record_id, str) and record_id:
             return record_id
@@ -198,9 +202,7 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     """
     named = {config.name for config in configs if config.name}
     paths = {
-        config.path: {config.path, *list_containers(config.path)}
-        for config in configs
-        if not config.name
+        config.path: {config.path, *_find_paths(config)} for config in configs if not config.name
     }
     names: dict[str, str] = {}
     for source, of_source in paths.items():
@@ -217,19 +219,11 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     return names
 
 
-def _form_options(config: SourceConfig, path: str) -> FormOptions:
-    return FormOptions(
-        format=config.format,
-        columns=config.columns,
-        prompt=config.prompt,
-        dataset_info=_dataset_info(path),
-    )
-
-
-def _dataset_info(path: str) -> Mapping[str, Any] | None:
-    """Returns what LLaMA-Factory's `dataset_info.json` beside a file says of it; None if nothing."""
-    info = read_json_or_none(os.path.join(os.path.dirname(path), "dataset_info.json"))
-    return dataset_entry(info, path) if isinstance(info, Mapping) else None
+def _find_paths(config: SourceConfig) -> list[str]:
+    """Returns the files and folders of a source: its path, or what matches it."""
+    if config.path.startswith(_TFDS) or exists(config.path):
+        return [config.path]
+    return sorted(glob.glob(config.path, recursive=True))
 
 
 def _no_such_file(path: str) -> str:
@@ -244,6 +238,39 @@ def _no_such_file(path: str) -> str:
             f" dataset --local-dir {name.split('/')[1]}`, and name that folder"
         )
     return f"{truncate(path)}: no such file, and no file matches it; check the path in data.sources"
+
+
+def _open(path: str, config: SourceConfig) -> Container:
+    """Opens a container; `split` is for data sets of TFDS."""
+    split = config.split
+    if path.startswith(_TFDS):
+        path, named = resolve_name(path)
+        if split is not None and named is not None:
+            raise ConfigError(f"split={split!r}, and {config.path} names one too: keep one of them")
+        return TfdsFolder(path, split or named)
+    if split is None:
+        return open_container(path)
+    if not exists(os.path.join(path, "features.json")):
+        raise ConfigError(
+            f"split={split!r} of source {path}: only data sets of TFDS have splits that are named"
+            " so; name the files or the folder of the split as its path"
+        )
+    return TfdsFolder(path, split)
+
+
+def _form_options(config: SourceConfig, path: str) -> FormOptions:
+    return FormOptions(
+        format=config.format,
+        columns=config.columns,
+        prompt=config.prompt,
+        dataset_info=_dataset_info(path),
+    )
+
+
+def _dataset_info(path: str) -> Mapping[str, Any] | None:
+    """Returns what a `dataset_info.json` of LLaMA-Factory beside a file says of it, or None."""
+    info = read_json_or_none(os.path.join(os.path.dirname(path), "dataset_info.json"))
+    return dataset_entry(info, path) if isinstance(info, Mapping) else None
 
 
 def _stem(path: str) -> str:

@@ -60,10 +60,6 @@ class Container(Protocol):
 
     def __len__(self) -> int: ...
 
-    def files(self) -> Sequence[str]:
-        """Returns the files whose content decides the rows, in order."""
-        ...
-
     def origin(self, index: int) -> str:
         """Returns where the row at `index` lies: `file:line` or `file#place`."""
         ...

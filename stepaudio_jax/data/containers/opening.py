@@ -5,7 +5,6 @@ clip named `FILE#PLACE` is read without reading the index of its file again.
 """
 
 import collections
-import glob
 import os
 import threading
 import weakref
@@ -23,18 +22,11 @@ from stepaudio_jax.storage import PathLike, expand_home, format_path
 _MAX_UNUSED = 64
 
 
-def list_containers(path: PathLike) -> list[str]:
-    """Returns the files and folders that a path names: itself, or what a glob matches, sorted."""
-    name = expand_home(os.fspath(path))
-    return [name] if exists(name) else sorted(glob.glob(name, recursive=True))
-
-
-def open_container(path: PathLike, *, split: str | None = None) -> Container:
+def open_container(path: PathLike) -> Container:
     """Opens a file or folder of rows; one that is open and has not changed is not read again.
 
     Args:
         path: of the file or folder.
-        split: of a dataset with several.
 
     Raises:
         DataError: there is no such file, it is damaged, or it is of no kind that is understood.

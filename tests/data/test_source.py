@@ -1,4 +1,4 @@
-"""The reader: what a line means, and what is said of a line that means nothing."""
+"""Sources: what a line means, and the error of a line that means nothing."""
 
 import json
 import pathlib
