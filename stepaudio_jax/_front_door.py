@@ -1,12 +1,15 @@
 """The functions of `import stepaudio_jax as sa` that join rooms which may not import each other."""
 
 import os
+import pathlib
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
+from stepaudio_jax.data.checking import CheckedData
 from stepaudio_jax.rl import PolicyTrainer
 from stepaudio_jax.storage import Path, PathLike, expand_home, to_path
 from stepaudio_jax.training import trainer
@@ -28,6 +31,18 @@ def train(config: Config) -> Path:
         JudgeError: the judge abstained too often.
     """
     return trainer.run(config, _stage_trainer)
+
+
+def check_data(config: Config) -> Iterator[CheckedData]:
+    """Checks what a run would read, as `train` does before it begins, and writes nothing.
+
+    Yields:
+        What was found in each stage's data, and in that of its evaluation.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the run could not begin; names the key or the file.
+    """
+    return trainer.check_data(config, _stage_trainer)
 
 
 def _stage_trainer(context: trainer.StageContext) -> trainer.StageTrainer:

@@ -92,6 +92,23 @@ class CheckResult:
     contents: list[Content]
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckedData:
+    """Holds what a check of some sources has found.
+
+    Attributes:
+        title: of what was checked: the stage, or its evaluation.
+        sources: of `config`.
+        config: of the data.
+        result: of the check.
+    """
+
+    title: str
+    sources: tuple[Source, ...]
+    config: DataConfig
+    result: CheckResult
+
+
 class DataChecker:
     """Checks data for a run, and keeps in the run folder what has been checked.
 
@@ -99,18 +116,24 @@ class DataChecker:
     no run folder behind.
 
     Args:
-        run_dir: of the run; it need not exist.
+        run_dir: of the run; it need not exist. None checks everything, and writes nothing.
         model, tokenizer: of the run.
+
+    Attributes:
+        checked: what this object has checked, in order.
     """
 
-    def __init__(self, run_dir: pathlib.Path, model: ModelConfig, tokenizer: Tokenizer):
+    def __init__(self, run_dir: pathlib.Path | None, model: ModelConfig, tokenizer: Tokenizer):
+        self.checked: list[CheckedData] = []
         self._run_dir, self._tokenizer = run_dir, tokenizer
         self._model_settings = [
             model.length_convention,
             model.decoder.max_positions,
             model.encoder.positions,
         ]
-        self._checked: dict[str, Any] = broadcast_json(_read_checked(run_dir / CHECKED))
+        self._checked: dict[str, Any] = (
+            {} if run_dir is None else broadcast_json(_read_checked(run_dir / CHECKED))
+        )
         self._skipped: dict[str, list[BadRecord]] = {}
 
     def __call__(
@@ -153,6 +176,7 @@ class DataChecker:
             return False
         result = _check_on_all_processes(title, sources, config, check)
         bad = result.bad
+        self.checked.append(CheckedData(title, tuple(sources), config, result))
         raise_for_bad_records(bad, sources, config)
         contents = {
             f"{source.name} ({source.path})": dataclasses.asdict(content)
@@ -160,6 +184,8 @@ class DataChecker:
         }
         self._checked[title] = {"key": key, "contents": contents}
         self._skipped[title] = bad
+        if self._run_dir is None:
+            return True
         _log_contents(title, contents)
         if bad and jax.process_index() == 0:
             logger.warning(
@@ -167,7 +193,7 @@ class DataChecker:
                 title,
                 len(bad),
                 sum(num_records_to_check(source, config) for source in sources),
-                _counts(bad),
+                count_reasons(bad),
                 self._run_dir / SKIPPED_RECORDS,
                 bad[0].message,
             )
@@ -175,7 +201,7 @@ class DataChecker:
 
     def write(self) -> None:
         """Writes what was checked, and the records that will be skipped; process 0 does."""
-        if jax.process_index() != 0 or not self._skipped:
+        if jax.process_index() != 0 or not self._skipped or self._run_dir is None:
             return
         new_lines = [
             {
@@ -370,7 +396,8 @@ def _run_on_all_processes(work: Callable[[], Any]) -> list[Any]:
     return [result for result, _, _ in reports]
 
 
-def _counts(bad: Sequence[BadRecord]) -> str:
+def count_reasons(bad: Sequence[BadRecord]) -> str:
+    """Returns why records will be skipped, and how many for each reason."""
     reasons = sorted({record.skipped or "" for record in bad})
     return ", ".join(
         f"{reason}: {sum(record.skipped == reason for record in bad)}" for reason in reasons

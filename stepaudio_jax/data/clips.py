@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import load_audio, probe_audio
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.data.containers.base import Samples
+from stepaudio_jax.data.containers.folders import exists
 from stepaudio_jax.data.containers.opening import read_embedded_clip, split_clip_name
 from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.storage import format_path, read_bytes
@@ -44,7 +45,25 @@ def load_clip(
     Raises:
         AudioError: the clip cannot be read or decoded; names it and the reason.
     """
-    source = _open_source(part.path, allow_urls)
+    source = open_clip(part.path, allow_urls=allow_urls)
+    return decode_clip(source, part, length_convention=length_convention, channel=channel)
+
+
+def decode_clip(
+    source: str | bytes | Samples,
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+) -> NDArray[np.float32]:
+    """Decodes a clip that `open_clip` has opened; see `load_clip`.
+
+    Args:
+        source: the clip.
+        part: by which errors name it, and which part of it is decoded.
+        length_convention, channel: see `audio.load_audio`.
+    """
     try:
         return load_audio(
             source,
@@ -88,7 +107,7 @@ def probe_clip(
     if _URL.match(part.path):
         _check_url(part.path, allow_urls)
         return None
-    source = _open_source(part.path, allow_urls)
+    source = open_clip(part.path, allow_urls=allow_urls)
     if isinstance(source, Samples):
         return len(load_clip(part, length_convention=length_convention))
     try:
@@ -102,8 +121,23 @@ def probe_clip(
         raise AudioError(format_path(part.path), error.reason) from None
 
 
-def _open_source(path: str, allow_urls: bool) -> str | bytes | Samples:
-    """Returns the path of a file, or the content of a clip that lies elsewhere."""
+def is_missing_file(path: str) -> bool:
+    """Returns whether an audio part's path names a file of its own, and there is none."""
+    if _DATA_URI.match(path) or _URL.match(path) or split_clip_name(path)[1] is not None:
+        return False
+    return not exists(path)
+
+
+def open_clip(path: str, *, allow_urls: bool = DataConfig.allow_urls) -> str | bytes | Samples:
+    """Returns where or what a clip is: the path of a file, or its content if it lies elsewhere.
+
+    Args:
+        path: of an audio part.
+        allow_urls: whether a clip may be a URL.
+
+    Raises:
+        AudioError: the clip cannot be read; names it and the reason.
+    """
     if _DATA_URI.match(path):
         return _decode_data_uri(path)
     if _URL.match(path):

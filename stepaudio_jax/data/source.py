@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -21,13 +22,18 @@ from stepaudio_jax.data.containers.opening import open_container
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
 from stepaudio_jax.data.containers.tfds import TfdsFolder, resolve_name
 from stepaudio_jax.data.record import Record
-from stepaudio_jax.data.sources.forms import FormOptions, to_project_form
+from stepaudio_jax.data.sources.forms import FormOptions, check_options, row_form, to_project_form
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
 
 _TFDS = "tfds:"
+# A dataset's name on the Hugging Face Hub, or its address.
+_HUB_NAME = re.compile(
+    r"(?P<address>https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|hf://(?:datasets/)?)?"
+    r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?(address)(?:/.*)?)"
+)
 
 
 class Source:
@@ -48,20 +54,19 @@ class Source:
 
     Raises:
         DataError: no file matches, a file cannot be read, or none has a record.
+        ConfigError: the form is unknown, or `columns` names a key that no row has.
     """
 
     def __init__(self, config: SourceConfig, names: Mapping[str, str] = MappingProxyType({})):
         self.path = config.path
         paths = _find_paths(config)
         if not paths:
-            raise DataError(
-                f"{truncate(config.path)}: no such file, and no file matches it;"
-                " check the path in data.sources"
-            )
+            raise DataError(_no_such_file(config.path))
         self.containers = tuple(_open(path, config) for path in paths)
         self.name = config.name or names.get(config.path) or _stem(config.path)
         self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
         self._options = [_form_options(config, path) for path in paths]
+        check_options(self._options[0])
         self.settings = {
             "format": config.format,
             "columns": dict(config.columns),
@@ -116,6 +121,15 @@ class Source:
         """Returns the row at `index` as its container holds it."""
         which, index = self._locate(index)
         return self.containers[which].row(index)
+
+    def form(self, index: int) -> str:
+        """Returns the name of the form of the row at `index`.
+
+        Raises:
+            DataError: the row cannot be read, or its form is not known.
+        """
+        which, index = self._locate(index)
+        return row_form(self.containers[which].row(index), self._options[which])
 
     def origin(self, index: int) -> str:
         """Returns `file:line` or `file#place` of the record at `index`."""
@@ -188,9 +202,7 @@ def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     """
     named = {config.name for config in configs if config.name}
     paths = {
-        config.path: {config.path, *_find_paths(config)}
-        for config in configs
-        if not config.name
+        config.path: {config.path, *_find_paths(config)} for config in configs if not config.name
     }
     names: dict[str, str] = {}
     for source, of_source in paths.items():
@@ -212,6 +224,20 @@ def _find_paths(config: SourceConfig) -> list[str]:
     if config.path.startswith(_TFDS) or exists(config.path):
         return [config.path]
     return sorted(glob.glob(config.path, recursive=True))
+
+
+def _no_such_file(path: str) -> str:
+    """Returns what is wrong with a path that names nothing here; perhaps it is one of the Hub's."""
+    match = _HUB_NAME.fullmatch(path)
+    # `runs/data` beside an existing `runs/` is a path with a mistake in it.
+    if match and (match["address"] or not exists(os.path.dirname(path))):
+        name = match["name"]
+        return (
+            f"{truncate(path)}: no such file; if it is a dataset of the Hugging Face Hub, download"
+            f" it, since machines in pods do not reach the Hub: `hf download {name} --repo-type"
+            f" dataset --local-dir {name.split('/')[1]}`, and name that folder"
+        )
+    return f"{truncate(path)}: no such file, and no file matches it; check the path in data.sources"
 
 
 def _open(path: str, config: SourceConfig) -> Container:

@@ -5,7 +5,8 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -15,12 +16,13 @@ from stepaudio_jax.config import (
     AuxiliaryConfig,
     Config,
     LoRAConfig,
+    MeshConfig,
     ModelConfig,
     StageConfig,
     to_dict,
 )
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
-from stepaudio_jax.data.checking import DataChecker
+from stepaudio_jax.data.checking import CheckedData, DataChecker
 from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
@@ -159,6 +161,39 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
             source = f"trained in {run_dir}"
             export_model(run_dir / MODEL, params, adapters, config, model, tokenizer, source=source)
     return run_dir / MODEL
+
+
+def check_data(
+    config: Config, make_trainer: Callable[["StageContext"], StageTrainer]
+) -> Iterator[CheckedData]:
+    """Checks what every stage of `config` would read, as `run` does, and writes nothing.
+
+    The mesh is that of this machine's devices: which the run will have decides nothing here.
+
+    Args:
+        config: of the run.
+        make_trainer: returns the trainer of a stage.
+
+    Yields:
+        What was found in each stage's data, and in that of its evaluation; what shows an error too,
+        before it is raised.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the run could not begin.
+    """
+    model, tokenizer = initial_model(config)
+    adapter, mesh, notice = initial_adapter(config), make_mesh(MeshConfig()), PreemptionNotice()
+    checker = DataChecker(None, model, tokenizer)
+    for index in range(len(config.stages)):
+        context = StageContext(config, index, model, tokenizer, mesh, notice, adapter)
+        before, error = len(checker.checked), None
+        try:
+            make_trainer(context).check_data(checker)
+        except DataError as raised:
+            error = raised
+        yield from checker.checked[before:]
+        if error is not None:
+            raise error
 
 
 @dataclasses.dataclass(frozen=True)

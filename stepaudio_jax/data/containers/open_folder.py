@@ -32,6 +32,9 @@ _DESCRIPTIONS = (_DATASET_INFO, _FEATURES, "dataset_infos.json", "state.json", "
 _HASH = r"(-of-\d+)-[0-9a-f]{16}\b"
 # What a file or folder should be read as, where samples of formats are kept with it.
 _EXPECTED_ROWS = re.compile(r"(?:.*\.)?expected\.jsonl")
+# What a conversion of this project lists beside its shards: the rows that it could not read.
+_SKIPPED_ROWS = "skipped.jsonl"
+_NUMBERED = re.compile(r"-\d+-of-\d+\.")
 
 
 def open_folder(path: str) -> Container:
@@ -53,11 +56,12 @@ def open_folder(path: str) -> Container:
         from stepaudio_jax.data.containers.tfds import TfdsFolder
 
         return TfdsFolder(path)
-    manifests = open_lhotse_folder(path, names)
+    # Numbered files are of other formats, whatever their names: Lhotse separates numbers by a dot.
+    manifests = open_lhotse_folder(path, [name for name in names if not _NUMBERED.search(name)])
     if manifests is not None:
         return manifests
     files = [name for name in names if (binary_kind(name) or text_kind(name)) is not None]
-    files = [name for name in files if name not in (*_DESCRIPTIONS, *METADATA_NAMES)]
+    files = [name for name in files if name not in (*_DESCRIPTIONS, *METADATA_NAMES, _SKIPPED_ROWS)]
     if files and not any(name in names for name in METADATA_NAMES):
         return _open_shards(path, files)
     return _open_by_what_lies_below(path, names)

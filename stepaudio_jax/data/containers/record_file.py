@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from stepaudio_jax.data.containers.base import EmbeddedClip, Row, Samples
 from stepaudio_jax.data.containers.example_rows import ExampleOrJson, RecordDecoder
+from stepaudio_jax.data.containers.places import clip_name
 from stepaudio_jax.data.containers.tfds_features import find_features
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import PathLike, expand_home, truncate
@@ -89,8 +90,7 @@ class RecordFile(abc.ABC):
         return None
 
     def _name_clip(self, index: int, feature: str) -> EmbeddedClip:
-        quoted = feature.replace("%", "%25").replace("#", "%23")  # a place has no #
-        return EmbeddedClip(f"{self.path}#{index}/{quoted}")
+        return clip_name(self.path, f"{index}/{feature}")
 
     def _read(self, index: int) -> bytes:
         if getattr(_last_read, "key", None) == (id(self), index):

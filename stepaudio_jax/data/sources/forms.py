@@ -29,7 +29,15 @@ from stepaudio_jax.data.sources.placeholders import count_placeholders
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
-__all__ = ["FORMS", "Form", "FormOptions", "check_options", "detect_form", "to_project_form"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "FormOptions",
+    "check_options",
+    "detect_form",
+    "row_form",
+    "to_project_form",
+]
 
 _NULL_LEVELS = 6  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
 
@@ -99,14 +107,20 @@ def to_project_form(row: Row, options: FormOptions = FormOptions()) -> dict[str,
         DataError: begins with the row's origin; its form is not known, or forbids what it holds.
         ConfigError: as of `check_options`.
     """
-    check_options(options)
-    value = _rename(_as_object(row.value, row.origin), options.columns, row.origin)
-    name = options.format
-    if name == AUTO:
-        name = "llama_factory" if options.dataset_info else detect(value, row.origin)
+    value, name = _named(row, options)
     if name == PROJECT:
         return _spelled_out(value)
     return FORMS[name].adapt(value, row.origin, options)
+
+
+def row_form(row: Row, options: FormOptions = FormOptions()) -> str:  # noqa: B008
+    """Returns the name of the form in which `to_project_form` reads a row.
+
+    Raises:
+        DataError: begins with the row's origin; its form is not known.
+        ConfigError: as of `check_options`.
+    """
+    return _named(row, options)[1]
 
 
 def detect_form(value: Any, origin: str = "the row") -> str:
@@ -126,6 +140,15 @@ def count_tags(value: Any) -> int:
     """Returns the number of placeholders of clips in a row; 0 in the project's own form."""
     value = _as_object(value, "the row")
     return 0 if detect_form(value) == PROJECT else count_placeholders(value)
+
+
+def _named(row: Row, options: FormOptions) -> tuple[dict[str, Any], str]:
+    """Returns a row under the project's keys, and the name of its form."""
+    check_options(options)
+    value = _rename(_as_object(row.value, row.origin), options.columns, row.origin)
+    if options.format != AUTO:
+        return value, options.format
+    return value, "llama_factory" if options.dataset_info else detect(value, row.origin)
 
 
 def _as_object(value: Any, origin: str) -> Mapping[str, Any]:

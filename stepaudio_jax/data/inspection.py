@@ -1,0 +1,235 @@
+"""Reads all rows of a source and the headers of its clips, and counts what there is to know."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import tqdm
+
+from stepaudio_jax.audio import CHUNK_SAMPLES, clip_chunks
+from stepaudio_jax.data.clips import is_missing_file, probe_clip
+from stepaudio_jax.data.record import Content, Record, count_content, record_error_context
+from stepaudio_jax.data.source import Source
+from stepaudio_jax.errors import DataError
+from stepaudio_jax.text import (
+    AudioPart,
+    Segment,
+    Tokenizer,
+    render_prompt,
+    render_training,
+    tokenize_dialogue,
+    training_views,
+)
+
+_THREADS = 16  # a network file system answers slowly, but many requests at a time
+_BLOCK_ROWS = 128
+_PROGRESS_BAR_DELAY_S = 2.0
+_SCRIPT_NAMES = {"CJK": "Han", "FULLWIDTH": "Latin", "MATHEMATICAL": "symbols"}
+
+
+class Refusal(NamedTuple):
+    """A row that cannot be read: where it lies, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclasses.dataclass
+class Inspection:
+    """Holds what the rows of a source hold; those of several blocks of rows can be added.
+
+    Attributes:
+        content: of the rows that can be read.
+        forms: rows by the name of their form.
+        clip_samples: (shortest, longest) clip, in samples at 16 kHz, as far as headers say it.
+        long_clips: how many are longer than one chunk of 25 s.
+        scripts: for each field of text, its letters by script.
+        languages: clips by their attribute `language`.
+        missing: sound files that are named and do not exist.
+        refused: rows that cannot be read, in order.
+        longest: tokens of the longest dialogue, as far as the lengths of its clips are known.
+        too_long: dialogues of more tokens than `seq_len`.
+        example: the index of the first row that can be read; None if there is none.
+    """
+
+    content: Content = Content()
+    forms: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    clip_samples: tuple[int, int] | None = None
+    long_clips: int = 0
+    scripts: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
+    languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    refused: list[Refusal] = dataclasses.field(default_factory=list)
+    longest: int = 0
+    too_long: int = 0
+    example: int | None = None
+
+    def add(self, other: "Inspection") -> None:
+        """Adds what later rows hold."""
+        self.content += other.content
+        self.forms += other.forms
+        for samples in other.clip_samples or ():
+            self._add_length(samples)
+        self.long_clips += other.long_clips
+        for field, letters in other.scripts.items():
+            self.scripts.setdefault(field, collections.Counter()).update(letters)
+        self.languages += other.languages
+        self.missing += other.missing
+        self.refused += other.refused
+        self.longest = max(self.longest, other.longest)
+        self.too_long += other.too_long
+        self.example = other.example if self.example is None else self.example
+
+    def add_record(self, record: Record, samples: Mapping[str, int | None], tokens: int) -> None:
+        """Adds a record that can be read.
+
+        Args:
+            record: whose texts are counted.
+            samples: of its clips by their names, at 16 kHz; None where headers do not say it.
+            tokens: of its dialogue.
+        """
+        self.content += count_content(record, list(samples.values()))
+        for count in samples.values():
+            if count is not None:
+                self._add_length(count)
+                self.long_clips += count > CHUNK_SAMPLES
+        for field, text in _texts(record):
+            self.scripts.setdefault(field, collections.Counter()).update(_scripts(text))
+        for part in (part for message in record.messages for part in message.audio):
+            if "language" in part.attributes:
+                self.languages[part.attributes["language"]] += 1
+        self.longest = max(self.longest, tokens)
+
+    def _add_length(self, samples: int) -> None:
+        shortest, longest = self.clip_samples or (samples, samples)
+        self.clip_samples = min(shortest, samples), max(longest, samples)
+
+
+def inspect_source(
+    source: Source,
+    *,
+    limit: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    seq_len: int | None = None,
+    allow_urls: bool = False,
+    show_progress: bool = True,
+) -> Inspection:
+    """Reads rows of a source, and the headers of their clips.
+
+    Args:
+        source: any.
+        limit: how many rows are read, from the first; None for all.
+        tokenizer: by which dialogues are measured; None for one that has a token for each byte.
+        seq_len: dialogues of more tokens are counted; None counts none.
+        allow_urls: whether clips may be URLs, which are not read.
+        show_progress: whether a bar is shown where it takes long.
+    """
+    tokenizer = tokenizer or Tokenizer.byte_level()
+    rows = len(source) if limit is None else min(limit, len(source))
+    blocks = [range(start, min(start + _BLOCK_ROWS, rows)) for start in range(0, rows, _BLOCK_ROWS)]
+
+    def inspect_block(block: range) -> Inspection:
+        inspection = Inspection()
+        for index in block:
+            try:
+                inspection.forms[source.form(index)] += 1
+                record = source[index]
+                samples = _probe(record, inspection, allow_urls)
+                with record_error_context(record):
+                    tokens = _count_tokens(record, samples, tokenizer)
+            except DataError as error:
+                origin = source.origin(index)
+                reason = str(error).removeprefix(f"{origin}: ")
+                inspection.refused.append(Refusal(origin, reason))
+                continue
+            inspection.add_record(record, samples, tokens)
+            inspection.too_long += seq_len is not None and tokens > seq_len
+            if inspection.example is None:
+                inspection.example = index
+        return inspection
+
+    total = Inspection()
+    bar = tqdm.tqdm(
+        total=rows,
+        desc="reading",
+        unit="row",
+        delay=_PROGRESS_BAR_DELAY_S,
+        leave=False,
+        disable=not show_progress,
+    )
+    with bar, concurrent.futures.ThreadPoolExecutor(_THREADS, "stepaudio-inspect") as pool:
+        try:
+            for block, found in zip(blocks, pool.map(inspect_block, blocks), strict=True):
+                total.add(found)
+                bar.update(len(block))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return total
+
+
+def render_dialogue(record: Record, tokenizer: Tokenizer) -> list[list[Segment]]:
+    """Returns the views of a dialogue that training has, or else the prompt that is answered.
+
+    Raises:
+        TextError: the dialogue has no user turn, or another that no program can use.
+    """
+    messages = record.messages
+    if any(message.role == "assistant" and message.in_loss for message in messages):
+        return [render_training(view, tokenizer) for view in training_views(messages)]
+    while len(messages) > 1 and messages[-1].role == "assistant":
+        messages = messages[:-1]  # a reply that nothing is learnt from
+    return [render_prompt(messages, tokenizer)]
+
+
+def _probe(record: Record, inspection: Inspection, allow_urls: bool) -> dict[str, int | None]:
+    """Returns the samples of each clip of a record; notes files that do not exist."""
+    samples: dict[str, int | None] = {}
+    for part in (part for message in record.messages for part in message.audio):
+        if is_missing_file(part.path):
+            inspection.missing.append(part.path)
+        if part.name not in samples:
+            with record_error_context(record):
+                samples[part.name] = probe_clip(part, allow_urls=allow_urls)
+    return samples
+
+
+def _count_tokens(record: Record, samples: Mapping[str, int | None], tokenizer: Tokenizer) -> int:
+    """Returns the tokens of the longest of a record's views."""
+
+    def chunk_tokens(part: AudioPart) -> list[int]:
+        return [chunk.tokens for chunk in clip_chunks(samples[part.name] or 0)]
+
+    return max(
+        tokenize_dialogue(view, chunk_tokens, tokenizer).tokens.size
+        for view in render_dialogue(record, tokenizer)
+    )
+
+
+def _texts(record: Record) -> Iterator[tuple[str, str]]:
+    """Yields the texts of a record, each with its field."""
+    for message in record.messages:
+        if message.text:
+            yield message.role, message.text
+        if message.reasoning:
+            yield "reasoning", message.reasoning
+        for part in message.audio:
+            if part.transcript:
+                yield "transcript", part.transcript
+    for field in ("reference_reply", "rejected_reply", "answer"):
+        if value := getattr(record, field):
+            yield field, value
+    for criterion in record.rubric:
+        yield "rubric", criterion.text
+
+
+def _scripts(text: str) -> collections.Counter[str]:
+    """Counts the letters of a text by their scripts."""
+    letters: collections.Counter[str] = collections.Counter()
+    for character, count in collections.Counter(text).items():
+        if character.isalpha():
+            script = unicodedata.name(character, "other").partition(" ")[0]
+            letters[_SCRIPT_NAMES.get(script, script.capitalize())] += count
+    return letters
