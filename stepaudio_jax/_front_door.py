@@ -1,7 +1,6 @@
 """The functions of `import stepaudio_jax as sa` that join rooms which may not import each other."""
 
 import os
-import pathlib
 from collections.abc import Iterator
 
 import ml_dtypes

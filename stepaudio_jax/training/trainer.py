@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 

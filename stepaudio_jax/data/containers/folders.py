@@ -4,15 +4,18 @@ import contextlib
 import os
 from collections.abc import Container
 
+from stepaudio_jax.storage import buckets, to_path
+from stepaudio_jax.storage.uris import is_bucket_path
+
 
 def exists(path: str) -> bool:
     """Returns whether there is a file or folder of that name."""
-    return os.path.exists(path)
+    return to_path(path).exists()
 
 
 def is_folder(path: str) -> bool:
     """Returns whether a path is a folder."""
-    return os.path.isdir(path)
+    return to_path(path).is_dir()
 
 
 def list_folder(folder: str) -> list[str]:
@@ -21,7 +24,7 @@ def list_folder(folder: str) -> list[str]:
     Raises:
         OSError: there is no such folder, or it cannot be read.
     """
-    return sorted(name for name in os.listdir(folder) if not is_hidden(name))
+    return sorted(entry.name for entry in to_path(folder).iterdir() if not is_hidden(entry.name))
 
 
 def list_files_below(folder: str) -> list[str]:
@@ -32,6 +35,8 @@ def list_files_below(folder: str) -> list[str]:
     Raises:
         OSError: there is no such folder, or it cannot be read.
     """
+    if is_bucket_path(folder):
+        return [name for name, _ in _list_objects(folder)]
     files: list[str] = []
     _collect(folder, "", files)
     return sorted(files)
@@ -42,17 +47,20 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def file_signature(path: str) -> tuple[int, int]:
-    """Returns what changes when a file does: its size, and its time of change in nanoseconds.
+def file_signature(path: str) -> tuple[int | str, ...]:
+    """Returns what changes when a file does: its size, and its time or version.
 
     Raises:
         OSError: there is no such file.
     """
+    if is_bucket_path(path):
+        entry = buckets.find_object(path)
+        return entry.size, entry.version
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
-def signature(path: str, ignored: Container[str] = ()) -> tuple[int, ...]:
+def signature(path: str, ignored: Container[str] = ()) -> tuple[int | str, ...]:
     """Returns what changes when a file or anything in a folder does.
 
     Args:
@@ -62,7 +70,19 @@ def signature(path: str, ignored: Container[str] = ()) -> tuple[int, ...]:
     Raises:
         OSError: there is no such file or folder.
     """
-    return (_hash_folder(path, ignored),) if is_folder(path) else file_signature(path)
+    if not is_folder(path):
+        return file_signature(path)
+    if is_bucket_path(path):
+        return (hash(tuple(_list_objects(path))),)
+    return (_hash_folder(path, ignored),)
+
+
+def _list_objects(folder: str) -> list[tuple[str, str]]:
+    """Returns the name and the version of each object below a folder in a bucket."""
+    entries = buckets.list_objects(folder)
+    prefix = len(folder.rstrip("/")) + 1
+    named = [(entry.path[prefix:], entry.version) for entry in entries]
+    return [each for each in named if not any(map(is_hidden, each[0].split("/")))]
 
 
 def _hash_folder(folder: str, ignored: Container[str]) -> int:
