@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -342,9 +342,10 @@ def _check_shapes(
 def _dtype_of(
     dtype: DTypeLike | Mapping[Part, DTypeLike] | None, path: ParamPath
 ) -> np.dtype[Any] | None:
+    asked: Any = dtype
     if isinstance(dtype, Mapping):
-        dtype = dtype.get(cast(Part, path[0]))
-    return None if dtype is None else np.dtype(dtype)
+        asked = dtype.get(path[0])  # type: ignore[call-overload]
+    return None if asked is None else np.dtype(asked)
 
 
 def _sharding_of(placed: Mapping[ParamPath, Sharding] | None, path: ParamPath) -> Sharding:

@@ -20,6 +20,7 @@ def run_example(name, *arguments):
     importlib.import_module(f"examples.{name}").main(*map(str, arguments))
 
 
+@pytest.mark.slow  # test_front_door runs the README's first lines of it
 def test_chat(capsys):
     run_example("chat")
     assert capsys.readouterr().out.splitlines() == [

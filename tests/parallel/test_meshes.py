@@ -11,8 +11,8 @@ from tests.parallel.eight_devices import CASES
 
 pytestmark = pytest.mark.first
 
-# Kernels in interpret mode, and a case that is much like another.
-LONG = [name for name in CASES if "splash" in name or "two key heads" in name]
+SHORT = ["2 x 2 x 2", "sequence 4 x fsdp 2"]  # together they cut along every axis
+LONG = [name for name in CASES if name not in SHORT]
 
 
 def run_cases(names):
@@ -25,7 +25,7 @@ def run_cases(names):
 
 @pytest.fixture(scope="module")
 def report():
-    return run_cases([name for name in CASES if name not in LONG])
+    return run_cases(SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def long_report():
     return run_cases(LONG)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
+@pytest.mark.parametrize("name", SHORT)
 def test_loss_and_gradients_equal_those_of_one_device(report, name):
     assert report[name]["loss"] < 1e-5
     assert report[name]["gradient"] < 1e-5, report[name]["where"]
@@ -41,6 +41,6 @@ def test_loss_and_gradients_equal_those_of_one_device(report, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
-def test_loss_and_gradients_of_other_kernels_and_shapes(long_report, name):
+def test_loss_and_gradients_of_other_meshes_kernels_and_shapes(long_report, name):
     assert long_report[name]["loss"] < 1e-5
     assert long_report[name]["gradient"] < 1e-5, long_report[name]["where"]

@@ -9,7 +9,7 @@ from stepaudio_jax.planning import parse_topology, plan_rl
 from tests.end_to_end.runs import ROOT
 
 pytestmark = [
-    pytest.mark.first,
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is for Linux on x86-64"
     ),

@@ -76,6 +76,7 @@ def rewarded_by(config, verifier, **optimizer):
     return dataclasses.replace(config, stages=(stage,))
 
 
+@pytest.mark.slow
 def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
     """The policy still is the reference in the second step: rounding must not count as a KL.
 
