@@ -113,7 +113,7 @@ def iter_audio(
 
 
 def probe_audio(
-    path: PathLike,
+    source: PathLike | bytes,
     *,
     start_s: float | None = None,
     end_s: float | None = None,
@@ -122,7 +122,7 @@ def probe_audio(
     """Returns a clip's length from its header: a quick check of many clips.
 
     Args:
-        path: of the file. Only headers are read.
+        source: a path, of whose file only headers are read; or its content.
         start_s, end_s, length_convention: as in `load_audio`.
 
     Returns:
@@ -135,7 +135,7 @@ def probe_audio(
             missing, a folder, empty, not sound, in another format, a WAV file cut short, too short,
             or shorter than its part. Damage further in is found only by decoding.
     """
-    with open_input(path, in_memory=False) as file:
+    with open_input(source, in_memory=False) as file:
         part = check_part(file.name, start_s, end_s)
         demuxer = find_demuxer(file)
         length = probe_sound(file) if demuxer is None else probe_media(file, demuxer)

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from stepaudio_jax.data.source import Source
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
 from stepaudio_jax.storage import (
+    Path,
     fingerprint_file,
     read_json_lines,
     read_json_or_none,
@@ -123,7 +123,7 @@ class DataChecker:
         checked: what this object has checked, in order.
     """
 
-    def __init__(self, run_dir: pathlib.Path | None, model: ModelConfig, tokenizer: Tokenizer):
+    def __init__(self, run_dir: Path | None, model: ModelConfig, tokenizer: Tokenizer):
         self.checked: list[CheckedData] = []
         self._run_dir, self._tokenizer = run_dir, tokenizer
         self._model_settings = [
@@ -404,7 +404,7 @@ def count_reasons(bad: Sequence[BadRecord]) -> str:
     )
 
 
-def _read_checked(path: pathlib.Path) -> dict[str, Any]:
+def _read_checked(path: Path) -> dict[str, Any]:
     """Returns what was checked before: nothing if the file is missing or damaged."""
     checked = read_json_or_none(path)
     if not isinstance(checked, dict):
@@ -412,7 +412,7 @@ def _read_checked(path: pathlib.Path) -> dict[str, Any]:
     return {title: value for title, value in checked.items() if isinstance(value, dict)}
 
 
-def _read_skipped(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_skipped(path: Path) -> list[dict[str, Any]]:
     """Returns what was listed before: nothing if the file is missing or damaged."""
     try:
         lines = [line.value for line in read_json_lines(path)]
