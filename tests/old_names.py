@@ -91,7 +91,7 @@ DOTTED = _words(
 # Of `stepaudio_jax`.
 MODULES = _words(
     """
-    audio.channels audio.completeness audio.mpeg audio.quiet audio.spectrogram config.command_line
+    audio.completeness audio.mpeg audio.quiet audio.spectrogram config.command_line
     config.parallel config.repetition config.resolve config.rl corpus data.assembly data.check
     data.foreign_forms data.pipeline data.preparation data.schema evaluation.markup
     evaluation.report generation.answering generation.jobs generation.layout generation.listening
@@ -100,7 +100,7 @@ MODULES = _words(
     models.stack models.unstacked parallel.blocks planning.effort planning.page planning.policy
     planning.program planning.serving quickstart recognition rl.aggregation rl.comparison
     rl.endpoint rl.fence rl.hearing rl.iteration rl.layout rl.learning rl.loop rl.objective
-    rl.passes rl.update rl.watch storage.marks storage.paths text.laying_out training.auxiliary
+    rl.passes rl.update rl.watch storage.marks text.laying_out training.auxiliary
     training.held_out training.loop training.meter training.saved_model training.stage_kind
     training.start training.step training.stopping
     """
