@@ -283,10 +283,6 @@ def _write_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-class _StoppedError(Exception):
-    """Ends the work of a process that is told to stop."""
-
-
 _worker: ShardWriter
 
 
@@ -297,7 +293,7 @@ def _start_worker(plan: ShardedOutput, rows_done: Any, stop: Any) -> None:
 
     def advance() -> None:
         if stop.is_set():
-            raise _StoppedError
+            raise concurrent.futures.CancelledError
         with rows_done.get_lock():
             rows_done.value += 1
 
