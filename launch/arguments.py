@@ -22,7 +22,7 @@ def add_file_arguments(
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --dtype, --tensor, --history-reasoning and --channel."""
+    """Adds --dtype, --tensor, --history-reasoning, --channel and --allow-urls."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32"
     )
@@ -43,4 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=DataConfig.channel,
         help="what is used of a clip with several channels: the first, or their mean"
         f" (default {DataConfig.channel})",
+    )
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="clips may be https:// URLs, which are then read"
     )

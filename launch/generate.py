@@ -50,7 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if done is not None:
             return _print_summary(done, options.output, "already answered")
         mesh = folder_decode_mesh(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, for_generation=True, **settings)
+        model = load_model(
+            options.model,
+            options.dtype,
+            mesh=mesh,
+            for_generation=True,
+            allow_urls=options.allow_urls,
+            **settings,
+        )
         summary = answer_file(
             model, options.input, options.output, sampling, slots=options.slots, **job
         )

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{count} dialogues already scored in {options.output}")
             return
         mesh = folder_decode_mesh(options.model, options.tensor)
-        model = load_model(options.model, options.dtype, mesh=mesh, **settings)
+        model = load_model(
+            options.model, options.dtype, mesh=mesh, allow_urls=options.allow_urls, **settings
+        )
         count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")
 

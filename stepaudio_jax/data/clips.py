@@ -13,8 +13,9 @@ from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.folders import exists
 from stepaudio_jax.data.containers.opening import read_embedded_clip, split_clip_name
+from stepaudio_jax.data.urls import read_url
 from stepaudio_jax.errors import AudioError, DataError
-from stepaudio_jax.storage import format_path, read_bytes
+from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import AudioPart
 
 # RFC 2397: data:[<mediatype>][;base64],<data>
@@ -142,7 +143,7 @@ def open_clip(path: str, *, allow_urls: bool = DataConfig.allow_urls) -> str | b
         return _decode_data_uri(path)
     if _URL.match(path):
         _check_url(path, allow_urls)
-        return _read(path)
+        return read_url(path)
     if split_clip_name(path)[1] is None:
         return path
     try:
@@ -169,12 +170,3 @@ def _check_url(path: str, allow_urls: bool) -> None:
             "is a URL, which is not read unless data.allow_urls=true (--allow-urls) allows it;"
             " download it, and name the file",
         )
-    if not path.lower().startswith("https://"):
-        raise AudioError(format_path(path), "is not encrypted; give it as https://")
-
-
-def _read(path: str) -> bytes:
-    try:
-        return read_bytes(path)
-    except OSError as error:
-        raise AudioError(format_path(path), f"cannot be read ({error})") from None

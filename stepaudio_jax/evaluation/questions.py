@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import tqdm
 
 from stepaudio_jax.data import Record, read_records
-from stepaudio_jax.data.clips import load_clip, load_silence
+from stepaudio_jax.data.clips import load_silence
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.grading import Answer
 from stepaudio_jax.generation import (
@@ -68,7 +68,7 @@ def answer_questions(
         questions = [
             record for record in questions if any(message.audio for message in record.messages)
         ]
-    read = load_silence if silenced else load_clip
+    read = load_silence if silenced else model.read_clip
     (answers,) = answer_at_temperatures(
         (0.0,),
         model,
@@ -86,7 +86,7 @@ def answer_at_temperatures(
     model: LoadedModel,
     questions: Sequence[Record],
     *,
-    read: AudioReader = load_clip,
+    read: AudioReader | None = None,
     max_new_tokens: int = 128,
     slots: int = 64,
     num_threads: int | None = None,
@@ -98,7 +98,7 @@ def answer_at_temperatures(
         model: the model.
         questions: records with an `answer`; earlier turns of a dialogue are given without their
             reasoning.
-        read: returns the samples of a clip.
+        read: returns the samples of a clip; None reads it as the model is set to.
         max_new_tokens: of reasoning and reply; a longer answer is cut, and so malformed.
         slots: the number of questions answered at a time.
         num_threads: threads that read clips and prepare prompts; None for one a processor.

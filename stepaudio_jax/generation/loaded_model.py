@@ -5,10 +5,19 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import AudioChannel, ComputeConfig, DataConfig, FloatDtype, ModelConfig
+from stepaudio_jax.config import (
+    AudioChannel,
+    ComputeConfig,
+    DataConfig,
+    FloatDtype,
+    LengthConvention,
+    ModelConfig,
+)
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
@@ -28,7 +37,7 @@ from stepaudio_jax.models import (
 )
 from stepaudio_jax.parallel import parameter_shardings
 from stepaudio_jax.storage import PathLike, expand_home
-from stepaudio_jax.text import Tokenizer, render_prompt
+from stepaudio_jax.text import AudioPart, Tokenizer, render_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,7 @@ class LoadedModel:
         history_reasoning, history_eot: how past turns of a dialogue are rendered; see
             `render_prompt`.
         channel: which channel of a multichannel clip is used; see `load_audio`.
+        allow_urls: whether clips may be URLs.
     """
 
     folder: str
@@ -58,6 +68,18 @@ class LoadedModel:
     history_reasoning: bool = False
     history_eot: bool = True
     channel: AudioChannel = DataConfig.channel
+    allow_urls: bool = DataConfig.allow_urls
+
+    def read_clip(
+        self, part: AudioPart, /, *, length_convention: LengthConvention, channel: AudioChannel
+    ) -> NDArray[np.float32]:
+        """Reads a clip as `data.clips.load_clip` does, URLs only if the model may."""
+        return load_clip(
+            part,
+            length_convention=length_convention,
+            channel=channel,
+            allow_urls=self.allow_urls,
+        )
 
 
 def load_model(
@@ -70,6 +92,7 @@ def load_model(
     history_reasoning: bool = False,
     history_eot: bool = True,
     channel: AudioChannel = DataConfig.channel,
+    allow_urls: bool = DataConfig.allow_urls,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
@@ -81,7 +104,7 @@ def load_model(
             its own part. None for one device.
         for_generation: lay out the decoder's layers as an engine has them, which then needs no
             second copy of the weights. Such a model cannot score.
-        history_reasoning, history_eot, channel: see `LoadedModel`.
+        history_reasoning, history_eot, channel, allow_urls: see `LoadedModel`.
 
     Raises:
         CheckpointError: the folder holds no model, or an incomplete one.
@@ -121,6 +144,7 @@ def load_model(
         history_reasoning,
         history_eot,
         channel,
+        allow_urls,
     )
 
 
@@ -177,7 +201,7 @@ def build_engine(
 
 
 def build_record_prompt(
-    model: LoadedModel, record: Record, *, read: AudioReader = load_clip
+    model: LoadedModel, record: Record, *, read: AudioReader | None = None
 ) -> Prompt:
     """Builds the prompt of a record's dialogue, reading its clips through `read`.
 
@@ -196,7 +220,7 @@ def build_record_prompt(
             model.tokenizer,
             model.config.length_convention,
             channel=model.channel,
-            read=read,
+            read=read or model.read_clip,
         )
     except (AudioError, TextError) as error:
         raise DataError(f"{record.origin}: {error}") from None

@@ -99,7 +99,7 @@ def score_file(model: LoadedModel, input_path: PathLike, output_path: PathLike) 
             if index in journal:
                 continue
             try:
-                turns = scorer.score(record.messages)
+                turns = scorer.score(record.messages, read=model.read_clip)
             except (AudioError, TextError, GenerationError) as error:
                 journal.discard()
                 raise DataError(f"{record.origin}: {error}") from None
