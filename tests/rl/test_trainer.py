@@ -303,9 +303,9 @@ def test_an_error_within_a_step_leaves_whole_steps_to_resume_from(
     calls = []
 
     def failing(method, *, late=False):
-        def call(*arguments):
+        def call(*arguments, **options):
             calls.append(None)
-            result = method(*arguments) if late or len(calls) != 2 else None
+            result = method(*arguments, **options) if late or len(calls) != 2 else None
             if len(calls) == 2:
                 raise RuntimeError("in the second step")
             return result
