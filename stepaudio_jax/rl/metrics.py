@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from stepaudio_jax.storage import StepLog
 from stepaudio_jax.text import Tokenizer
 
 _SAMPLES_PER_STEP = 4
+_COUNTS = ("audio_chunks_encoded", "skipped_records")  # metrics that are summed over steps
 _MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
 
 
@@ -168,6 +169,24 @@ def _part_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
         wins = [np.sign(value) / 2 + 0.5 for value in parts["preference"]]
         metrics["win_rate"] = float(np.mean(wins))
     return metrics
+
+
+def mean_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Computes the metrics of several steps: sums of counts, and means of the others.
+
+    A mean is over the steps that have the metric.
+
+    Args:
+        steps: metrics of each step, at least one.
+    """
+    values: dict[str, list[float]] = collections.defaultdict(list)
+    for step in steps:
+        for name, value in step.items():
+            values[name].append(value)
+    return {
+        name: sum(of_steps) if name in _COUNTS else sum(of_steps) / len(of_steps)
+        for name, of_steps in values.items()
+    }
 
 
 class PhaseTimer:

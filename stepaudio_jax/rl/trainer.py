@@ -34,7 +34,13 @@ from stepaudio_jax.rl.advantages import (
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
 from stepaudio_jax.rl.losses import KLController
-from stepaudio_jax.rl.metrics import PhaseTimer, SampleWriter, logprob_metrics, rollout_metrics
+from stepaudio_jax.rl.metrics import (
+    PhaseTimer,
+    SampleWriter,
+    logprob_metrics,
+    mean_of_steps,
+    rollout_metrics,
+)
 from stepaudio_jax.rl.packing import Minibatch, PackedRollouts
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
@@ -106,7 +112,15 @@ class PolicyTrainer:
             samples = SampleWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             stack.enter_context(contextlib.closing(iteration))
             stack.enter_context(contextlib.closing(writer))
+            profile = stack.enter_context(contextlib.closing(context.open_profile()))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
+            unlogged: list[dict[str, float]] = []  # metrics of each step since the last line
+
+            def write_metrics(step: int) -> None:
+                if unlogged:
+                    metrics = mean_of_steps(unlogged)
+                    unlogged.clear()
+                    writer.write(step, metrics)
 
             def save() -> None:
                 checkpoints.save(state, {"kl_coef": controller.coefficient}, {})
@@ -121,6 +135,7 @@ class PolicyTrainer:
                     if (jax.process_count() == 1 or raised_by_all) and not _is_donated(state):
                         save()
                         saved_step = int(state.step)
+                        write_metrics(saved_step)
                     if isinstance(error, DataError):
                         data = None if error.kind == "reward" else stage.data
                         raise data_error(error, stage.name, saved_step, data) from error
@@ -129,10 +144,18 @@ class PolicyTrainer:
             for step in range(steps_done + 1, stage.steps + 1):
                 with save_on_error():
                     check = functools.partial(self._raise_if_interrupted, step)
+                    profile.before(context.steps_before_stage + step)
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
+                unlogged.append(result.metrics)
+                stopping = context.should_stop(step)
+                skips = int(state.consecutive_skips)
+                diverged = skips > config.max_consecutive_skips
+                is_last = stopping or diverged or step == stage.steps
                 with save_on_error():
-                    writer.write(step, result.metrics)
+                    profile.after(context.steps_before_stage + step, state)
+                    if is_last or context.is_log_due(step):
+                        write_metrics(step)
                     samples.write(step, result.rollouts, result.rewards)
                 bar.update()
                 shown = {
@@ -140,11 +163,7 @@ class PolicyTrainer:
                 }
                 bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
-                stopping = context.should_stop(step)
-                skips = int(state.consecutive_skips)
-                diverged = skips > config.max_consecutive_skips
-                every = config.checkpoint.every_steps
-                if stopping or diverged or step == stage.steps or (every > 0 and step % every == 0):
+                if is_last or context.is_checkpoint_due(step):
                     save()
                 if diverged:
                     raise DivergedError(

@@ -209,6 +209,18 @@ class StageContext:
         """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
         return self.notice.should_stop(self.steps_before_stage + step, within_step=within_step)
 
+    def is_log_due(self, step: int) -> bool:
+        """Returns whether `log_every_steps` asks for a line of metrics after this step."""
+        return _is_due(step, self.config.steps_per_log_line(self.stage))
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Returns whether `checkpoint.every_steps` asks to save the state after this step."""
+        return _is_due(step, self.config.checkpoint.every_steps)
+
+    def open_profile(self) -> StepProfile:
+        """Returns the profile that `profile_steps` asks for; its steps count over all stages."""
+        return StepProfile(self.run_dir, self.config.profiled_steps())
+
     def warn_if_unchanged(self, state: TrainState) -> None:
         """Logs a warning if no step of the stage changed a parameter.
 
@@ -292,10 +304,9 @@ class SupervisedTrainer:
             )
             peak = peak_flops(jax.devices()[0].device_kind)
             meter = ThroughputMeter(step_flops(context.model, stage), peak)
-            profile = StepProfile(context.run_dir, config.profiled_steps())
+            profile = stack.enter_context(contextlib.closing(context.open_profile()))
             writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             stack.enter_context(contextlib.closing(writer))
-            stack.enter_context(contextlib.closing(profile))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
 
             resumed_before_evaluation = (
@@ -326,8 +337,8 @@ class SupervisedTrainer:
 
                 stopping = context.should_stop(step)
                 is_last = stopping or step == stage.steps
-                logs = is_last or _is_due(step, config.log_every_steps)
-                saves = is_last or _is_due(step, config.checkpoint.every_steps)
+                logs = is_last or context.is_log_due(step)
+                saves = is_last or context.is_checkpoint_due(step)
                 data_state = (
                     merge_states(all_gather_json(data.get_state())) if logs or saves else {}
                 )

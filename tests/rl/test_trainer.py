@@ -33,8 +33,8 @@ def plain(tmp_path_factory, prompts):
 
 @pytest.fixture(scope="module")
 def three_steps(tmp_path_factory, prompts):
-    """Parameters after three steps."""
-    return run_stage(stage_config(tmp_path_factory.mktemp("three"), prompts, steps=3))[0]
+    """Parameters and metrics after three steps."""
+    return run_stage(stage_config(tmp_path_factory.mktemp("three"), prompts, steps=3))
 
 
 def difference(ours, theirs):
@@ -215,6 +215,20 @@ def test_a_stage_resumes_exactly(tmp_path, prompts):
     ]
 
 
+@pytest.mark.slow
+def test_steps_are_logged_and_profiled_as_configured(tmp_path, prompts, three_steps):
+    config = stage_config(tmp_path, prompts, steps=3)
+    after, lines = run_stage(dataclasses.replace(config, log_every_steps=2, profile_steps="2:2"))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps[0])))
+    every_step = three_steps[1]
+    assert [line["step"] for line in every_step] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [2, 3]
+    for name in ("loss", "reward", "completion_tokens"):
+        assert lines[0][name] == np.mean([line[name] for line in every_step[:2]]), name
+        assert lines[1][name] == every_step[2][name], name
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+
+
 def test_a_row_that_loss_chunks_do_not_divide_is_rejected(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=1)
     with pytest.raises(
@@ -330,7 +344,7 @@ def test_an_error_within_a_step_leaves_whole_steps_to_resume_from(
     ]
     assert saved == ([] if steps_saved is None else [steps_saved])
     after, _ = run_stage(broken)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps[0])))
 
 
 def test_a_judge_without_its_key_is_rejected_before_anything_is_read(
