@@ -4,6 +4,7 @@ prompts -> audio features -> rollouts -> rewards -> packed rows -> log-probabili
 -> updates: `PolicyIteration` is one step of it, `PolicyTrainer` the loop with its checkpoints.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -41,13 +42,13 @@ from stepaudio_jax.rl.metrics import (
     mean_of_steps,
     rollout_metrics,
 )
-from stepaudio_jax.rl.packing import Minibatch, PackedRollouts
+from stepaudio_jax.rl.packing import Minibatch, PackedRollouts, RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.training.initial_weights import ModelParams
-from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
+from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
 from stepaudio_jax.training.preemption import data_error
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
@@ -84,7 +85,8 @@ class PolicyTrainer:
 
         Raises:
             InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
-            DivergedError: too many updates in a row were not finite; the last state is saved.
+            DivergedError: too many updates in a row were not finite; the last state and the
+                diagnosis are saved.
             DataError: a record cannot be used, or a verifier fails.
             ConfigError: no reward is for a record's source.
             JudgeError: the judge abstained too often.
@@ -115,6 +117,8 @@ class PolicyTrainer:
             profile = stack.enter_context(contextlib.closing(context.open_profile()))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
             unlogged: list[dict[str, float]] = []  # metrics of each step since the last line
+            # Of the steps in which the run may have begun to diverge.
+            recent = collections.deque[dict[str, float]](maxlen=config.max_consecutive_skips + 1)
 
             def write_metrics(step: int) -> None:
                 if unlogged:
@@ -148,6 +152,7 @@ class PolicyTrainer:
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
                 unlogged.append(result.metrics)
+                recent.append(result.metrics)
                 stopping = context.should_stop(step)
                 skips = int(state.consecutive_skips)
                 diverged = skips > config.max_consecutive_skips
@@ -166,12 +171,21 @@ class PolicyTrainer:
                 if is_last or context.is_checkpoint_due(step):
                     save()
                 if diverged:
+                    folder = write_diagnosis(
+                        context.run_dir,
+                        stage.name,
+                        step,
+                        list(recent),
+                        {"batches": result.batches, "targets": result.targets},
+                        {"kl_coef": controller.coefficient},
+                    )
                     raise DivergedError(
-                        f"stage {stage.name!r}, step {step}: the last {skips} updates were not "
-                        "finite"
+                        f"stage {stage.name!r}, step {step}: loss or gradient were not finite for "
+                        f"the last {skips} updates; see {folder}"
                     )
                 if stopping and step < stage.steps:
                     raise context.notice.interrupted_error(stage.name, step)
+                del result  # its batches would stay on the devices during the next rollouts
         context.warn_if_unchanged(state)
         return start.model_def.params_after_stage(state, stage.name)
 
@@ -188,12 +202,15 @@ class IterationResult:
         state: after the updates; its `step` is that before them, since updates are not steps.
         metrics: means over the step, and seconds of each phase.
         rollouts, rewards: of the step.
+        batches, targets: what the updates were computed from, on the mesh.
     """
 
     state: TrainState
     metrics: dict[str, float]
     rollouts: list[Rollout]
     rewards: list[Reward]
+    batches: list[RolloutBatch]
+    targets: list[PolicyTargets]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +348,14 @@ class PolicyIteration:
         }
         if "reply_kl" in metrics and update.changed:
             controller.update(metrics["reply_kl"], len(rollouts))
-        return IterationResult(update.state, metrics | timer.seconds, rollouts, rewards)
+        return IterationResult(
+            update.state,
+            metrics | timer.seconds,
+            rollouts,
+            rewards,
+            [batch for minibatch in minibatches for batch in minibatch.batches],
+            list(itertools.chain.from_iterable(targets)),
+        )
 
     def close(self) -> None:
         """Cancels the judge's waiting questions."""

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import tqdm
 
-from stepaudio_jax.data import Batch
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import StepLog
 from stepaudio_jax.training.run_folder import METRICS
@@ -263,7 +262,7 @@ def write_diagnosis(
     stage: str,
     step: int,
     history: list[dict[str, float]],
-    batch: Batch,
+    batch: Any,
     data_state: dict[str, Any],
 ) -> pathlib.Path:
     """Writes what helps to find out why a run diverged.
@@ -275,8 +274,8 @@ def write_diagnosis(
         run_dir, stage: of the run and its stage.
         step: the last one.
         history: the metrics of the last steps.
-        batch: of the last step.
-        data_state: of the data iterator after it.
+        batch: the arrays that the last step was computed from: a tree, sharded by rows.
+        data_state: the state of the data iterator after it, or what a checkpoint has in its place.
 
     Returns:
         The folder, `<run_dir>/diagnosis/<stage>_<step>`.
@@ -289,7 +288,10 @@ def write_diagnosis(
             json.dumps(data_state, indent=2) + "\n", encoding="utf-8"
         )
     leaves = jax.tree_util.tree_leaves_with_path(batch)
-    arrays = {jax.tree_util.keystr(path).strip("."): _local_rows(leaf) for path, leaf in leaves}
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="."): _local_rows(leaf)
+        for path, leaf in leaves
+    }
     np.savez_compressed(folder / f"batch_{jax.process_index()}.npz", allow_pickle=False, **arrays)
     return folder
 

@@ -1,14 +1,16 @@
 """A policy-gradient stage: exact first steps, and what must not change the result."""
 
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, Config, JudgeConfig, LoRAConfig, RewardConfig
 from stepaudio_jax.data.checking import DataChecker
-from stepaudio_jax.errors import ConfigError, InterruptedRunError
+from stepaudio_jax.errors import ConfigError, DivergedError, InterruptedRunError
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
@@ -303,6 +305,22 @@ def test_any_error_saves_the_run_first(tmp_path, prompts, monkeypatch, error):
     with pytest.raises(error, match="unexpected"):
         run_stage(dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=0)))
     assert (tmp_path / "run" / "checkpoints" / "0_rlvr" / "0").is_dir()
+
+
+def test_a_diverged_stage_writes_a_diagnosis(tmp_path, prompts, monkeypatch):
+    monkeypatch.setattr(
+        "stepaudio_jax.rl.policy_update.where_weighted", lambda x, weights: x * jnp.nan
+    )
+    config = dataclasses.replace(stage_config(tmp_path, prompts, steps=2), max_consecutive_skips=0)
+    with pytest.raises(DivergedError, match=r"step 1: .* last 1 updates; see .*/diagnosis/rlvr_1"):
+        run_stage(config)
+    folder = tmp_path / "run" / "diagnosis" / "rlvr_1"
+    (step,) = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
+    assert np.isnan(step["loss"])
+    assert json.loads((folder / "data_state.json").read_text(encoding="utf-8")) == {"kl_coef": 0.01}
+    with np.load(folder / "batch_0.npz") as arrays:
+        assert arrays["batches.0.tokens"].shape == (4, 160)
+        assert arrays["targets.0.advantages"].shape == (4, 160)
 
 
 @pytest.mark.slow
