@@ -48,7 +48,7 @@ def describe_partial_output(output: str) -> str:
     partial = pathlib.Path(f"{output}.partial")
     if not partial.exists():
         return "nothing was written yet; start the same command again"
-    return f"finished lines are kept in {partial}; the same command goes on from there"
+    return f"finished lines are kept in {partial}; the same command continues from there"
 
 
 def _exit(error: Exception, code: int) -> None:

@@ -230,7 +230,7 @@ class PolicyGradient:
             if not getattr(self, name) >= MIN_CLIP:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: "
-                    "a ratio that must stay 1 lets nothing be learnt"
+                    "the ratio would have to stay 1, and nothing would be trained"
                 )
         check_not_negative(self, "kl_coef", "value_coef")
         if self.dual_clip is not None and not self.dual_clip > 1:

@@ -115,9 +115,7 @@ def check_reward_map(
     if not all(0 <= low <= high <= 1 for low, high in steps):
         raise ConfigError(f"reward_map={reward_map} must rise from 0 to 1 at most")
     if reward_map and not reward_map[-1] > 0:
-        raise ConfigError(
-            f"reward_map={reward_map} makes every reward 0: nothing could be learnt from them"
-        )
+        raise ConfigError(f"reward_map={reward_map} makes every reward 0: nothing would be trained")
     if temperature is not None and not 0 < temperature < math.inf:
         raise ConfigError(
             f"{temperature_key}={temperature} must be positive and finite; None for no temperature"

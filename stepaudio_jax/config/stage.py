@@ -178,9 +178,9 @@ class StageConfig:
             raise ConfigError("trainable is empty: nothing would learn")
         if not self.data.audio_chunks_per_seq and not trains_decoder:
             raise ConfigError(
-                f"trainable={self.trainable} are parts that hear, and data.audio_chunks_per_seq=0 "
-                "leaves them nothing to hear: nothing would learn; raise audio_chunks_per_seq, or "
-                "train the decoder"
+                f"trainable={self.trainable} only has parts that process audio, and "
+                "data.audio_chunks_per_seq=0 leaves no audio: nothing would be trained; raise it, "
+                "or train the decoder"
             )
 
     def _check_policy_gradient(self, objective: PolicyGradient) -> None:

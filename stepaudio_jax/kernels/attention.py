@@ -65,14 +65,14 @@ def attention(
         The attention's output in value's dtype; scores and softmax are computed in fp32.
 
     Raises:
-        ConfigError: the kernel asked for does not exist on this platform or takes no prefixes, or
-            the mesh cuts heads unevenly.
+        ConfigError: the kernel asked for does not exist on this platform or does not support
+            prefixes, or the mesh shards heads unevenly.
     """
     kernel = choose_kernel(compute)
     if query_prefix_ids is not None and not supports_shared_prefix(compute):
         raise ConfigError(
-            f"compute.attention={kernel!r} takes no prefixes: a query there sees the keys of "
-            "one segment"
+            f"compute.attention={kernel!r} does not support shared prefixes: a query "
+            "attends to the keys of one segment only"
         )
     mask = AttentionMask(query_segment_ids, key_segment_ids, query_prefix_ids)
     mesh, query_spec = current_mesh(), activation_spec(query_axes, compute.rules)

@@ -98,7 +98,7 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
     }.items():
         assert [metrics[name] for metrics in steps] == [value, value], name
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after.params, base().parameters)))
-    assert "stage 'rlvr' has learnt nothing: none of its 2 steps changed a parameter" in caplog.text
+    assert "stage 'rlvr' trained nothing: none of its 2 steps changed a parameter" in caplog.text
 
 
 @pytest.mark.slow
