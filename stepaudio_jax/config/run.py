@@ -140,12 +140,12 @@ class Config:
                 "leave keep_best out"
             )
         for stage in self.stages:
-            rows_are_cut = isinstance(stage.objective, PolicyGradient)
-            if rows_are_cut and stage.data.seq_len % self.compute.loss_chunks:
+            splits_rows = isinstance(stage.objective, PolicyGradient)
+            if splits_rows and stage.data.seq_len % self.compute.loss_chunks:
                 raise ConfigError(
                     f"stage {stage.name!r}: data.seq_len={stage.data.seq_len} must be a multiple "
                     f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
-                    "policy_gradient cuts the tokens of a row"
+                    "policy_gradient splits the tokens of a row"
                 )
 
     def steps_per_log_line(self, stage: StageConfig) -> int:

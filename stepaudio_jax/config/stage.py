@@ -123,7 +123,7 @@ class StageConfig:
     optimizer: OptimizerConfig = OptimizerConfig()  # of the trained parameters
     trainable: tuple[Part, ...] = ("adaptor", "decoder")  # parts of the model that are trained
     lora: LoRAConfig = LoRAConfig()  # of the decoder, which `trainable` then leaves out
-    gradient_accumulation_steps: int = 1  # micro-batches a step, into which batch_size is cut
+    gradient_accumulation_steps: int = 1  # micro-batches a step, into which batch_size is split
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):

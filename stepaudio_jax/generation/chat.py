@@ -85,7 +85,7 @@ class Reply:
     Attributes:
         text: the reply, without the reasoning.
         reasoning: what the model thought before it.
-        finish_reason: "stop", "length" (cut at `max_new_tokens`) or "repetition".
+        finish_reason: "stop", "length" (truncated at `max_new_tokens`) or "repetition".
         problems: what is wrong with the form of the reply, "not_ended" for example; empty where
             nothing is.
         tokens: of reasoning and reply, as generated, without the stop token.

@@ -47,7 +47,7 @@ def decode_mesh(
 
 
 def max_tensor_parallel(config: ModelConfig, devices: int) -> int:
-    """Returns the most devices, a divisor of `devices`, over which every layer is cut evenly.
+    """Returns the most devices, a divisor of `devices`, over which every layer is sharded evenly.
 
     That is, their number divides heads, key heads, feed-forward and vocabulary.
     """

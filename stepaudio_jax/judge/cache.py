@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class JudgeAnswer:
-    """What a judge wrote, and whether it was cut at its limit of tokens."""
+    """What a judge wrote, and whether it was truncated at its limit of tokens."""
 
     text: str
     truncated: bool = False

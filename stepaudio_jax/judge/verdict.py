@@ -20,7 +20,7 @@ AbstentionReason = Literal[
     "quoted",  # another question's code; or none, although the material spells out the verdict
     "unknown_comparison",  # not a level of the scale
     "bad_criteria",  # not one {"a": true or false, "b": ..} for each criterion
-    "truncated",  # the answer was cut at the judge's limit of tokens
+    "truncated",  # the answer was truncated at the judge's limit of tokens
     "failed",  # the judge could not be asked
 ]
 
@@ -105,7 +105,7 @@ def parse_verdict(
         text: the answer.
         levels: of the scale.
         criteria: number of criteria in the rubric; 0 without a rubric.
-        truncated: whether the answer was cut at the judge's limit of tokens.
+        truncated: whether the answer was truncated at the judge's limit of tokens.
         code: of the question, which cannot occur in the material. A verdict with another code is
             not the judge's; a verdict without one counts, unless the material spells out the same
             comparison. None where the judge was not asked for a code.

@@ -149,10 +149,10 @@ class LoRAKernel:
         summed = "".join(letter for letter in kernel_dims if letter not in output_dims)
         batch = "".join(letter for letter in input_dims if letter not in summed)
         dtype = inputs.dtype
-        low_rank = dense(f"{input_dims},{summed}R->{batch}R", inputs, self.down.astype(dtype))
+        down = dense(f"{input_dims},{summed}R->{batch}R", inputs, self.down.astype(dtype))
         added = dense(
             f"{batch}R,R{kernel_dims.removeprefix(summed)}->{output_dims}",
-            low_rank,
+            down,
             self.up.astype(dtype),
         )
         return dense(einsum, inputs, self.kernel.astype(dtype)) + added

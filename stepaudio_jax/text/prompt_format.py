@@ -311,7 +311,7 @@ def tokenize_dialogue(
 
 
 Problem = Literal[
-    "not_ended",  # no <|EOT|> at the end: cut off at the maximum length
+    "not_ended",  # no <|EOT|> at the end: truncated at the maximum length
     "no_think_end",  # no </think>: all of it is reasoning
     "several_think_ends",  # another </think> within the reply
     "think_end_not_on_its_line",

@@ -71,16 +71,19 @@ def test_batches_that_are_cut_evenly_pass():
     [
         (
             {"rows": 6},
-            "data.batch_size=6 cannot be cut over data=1 x fsdp=4; make it a multiple of 4",
+            "data.batch_size=6 cannot be sharded over data=1 x fsdp=4; make it a multiple of 4",
         ),
         (
             {"parts": 4},
-            "data.batch_size=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; "
+            "data.batch_size=8 in 4 micro-batches cannot be sharded over data=1 x fsdp=4; "
             "make it a multiple of 16",
         ),
-        ({"held_out_rows": 6}, "evaluation.data.batch_size=6 cannot be cut"),
-        ({"tokens": 66}, "data.seq_len=66 cannot be cut over sequence=4; make it a multiple of 4"),
-        ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be cut over sequence=4"),
+        ({"held_out_rows": 6}, "evaluation.data.batch_size=6 cannot be sharded"),
+        (
+            {"tokens": 66},
+            "data.seq_len=66 cannot be sharded over sequence=4; make it a multiple of 4",
+        ),
+        ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be sharded over sequence=4"),
     ],
 )
 def test_batches_that_are_not_cut_evenly_are_errors(changes, message):

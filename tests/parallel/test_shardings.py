@@ -87,7 +87,7 @@ def test_a_size_that_cannot_be_cut_is_named():
 
 def test_two_axes_of_one_parameter_on_one_mesh_axis_are_named():
     rules = ShardingRules(ffn_embed=("fsdp",))
-    message = "mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both cut over .*'fsdp'"
+    message = "mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both sharded over .*'fsdp'"
     with pytest.raises(ConfigError, match=message):
         parameter_shardings(logical_axes(R1), abstract_parameters(R1), rules, mesh(fsdp=8))
 
