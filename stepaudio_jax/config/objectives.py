@@ -170,7 +170,7 @@ class PolicyGradient:
     max_importance_weight: float | None = None
     epochs: int = 1  # passes over the rollouts of a step
     minibatches: int = 1  # updates an epoch, each with an equal share of the prompts
-    # Of prompts with a verifier, use those with (least, most) correct replies only; None: all.
+    # Of prompts with a verifier, use those with (low, high) correct replies only; None: all.
     num_correct_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -273,15 +273,15 @@ class PolicyGradient:
                 )
         if self.num_correct_range is None:
             return
-        least, most = self.num_correct_range
-        if not 0 <= least <= most:
-            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (least, most)")
+        low, high = self.num_correct_range
+        if not 0 <= low <= high:
+            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (low, high)")
         if self.rewards and not any(reward.verifier_weight for reward in self.rewards):
             raise ConfigError(
                 f"num_correct_range={self.num_correct_range} counts correct replies, "
                 "and no reward has a verifier"
             )
-        if most > self.rollout.num_generations:
+        if high > self.rollout.num_generations:
             raise ConfigError(
                 f"num_correct_range={self.num_correct_range} exceeds "
                 f"rollout.num_generations={self.rollout.num_generations}"
@@ -310,11 +310,11 @@ class PolicyGradient:
             )
         if self.num_correct_range is None or (self.kl_placement == "reward" and self.kl_coef):
             return
-        least, most = self.num_correct_range
+        low, high = self.num_correct_range
         for index, reward in enumerate(self.rewards):
             # Correct replies are equal to a verifier. Wrong ones are too, but for a user's own
             # (module:function), which may give them different scores.
-            equal = least == rollout.num_generations or (most == 0 and ":" not in reward.verifier)
+            equal = low == rollout.num_generations or (high == 0 and ":" not in reward.verifier)
             others = reward.format_weight or reward.judge_weight or reward.overlong_weight
             if equal and reward.verifier_weight and not others:
                 raise ConfigError(

@@ -303,12 +303,12 @@ def _generation_bytes(config: Config, stage: StageConfig, devices: Sequence[Any]
         cache_dtype=rollout.cache_dtype or compute.dtype,
     )
     if "decoder" not in stage.trainable:
-        earlier = adapters_before_stage(
+        adapters = adapters_before_stage(
             config, config.stages.index(stage), find_initial_adapter(config)
         )
         weights += sum(
             _adapter_bytes(config.model, lora, compute, mesh)
-            for lora in (*earlier.values(), stage.lora)
+            for lora in (*adapters.values(), stage.lora)
             if lora.rank
         )
     judge_bytes = 0
