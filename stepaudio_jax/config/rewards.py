@@ -95,7 +95,7 @@ def check_reward_map(
     """Checks what maps a judge's levels to rewards (see `judge.verdict.RewardMap`).
 
     Args:
-        levels: of the judge's scale, odd.
+        levels: levels of the judge's scale, odd.
         reward_map: phi of the levels above 0; empty for a linear map.
         temperature: of the tanh behind it; None for none.
         temperature_key: the name of the caller's field for that temperature.

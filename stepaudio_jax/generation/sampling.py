@@ -189,7 +189,7 @@ def sample_tokens(
     Args:
         logits: fp32.
         count: tokens sampled before for the same request; with the seed, it determines the draw.
-        settings: of each row.
+        settings: sampling settings of each row.
         seen: tokens of the prompt and of the reply so far.
         token_counts: how often the reply so far has each token.
     """

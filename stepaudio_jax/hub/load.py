@@ -110,9 +110,9 @@ def read_parameters(
     Args:
         source: a folder (a checkpoint, or a Hugging Face folder), or the folder of each part (see
             `weight_sources`).
-        parts: that are read; all that the source has if None.
+        parts: parts of the model that are read; all that the source has if None.
         config: the shape that the parameters must have; not checked if None.
-        dtype: to which they are cast, for all or by part; None keeps their dtypes.
+        dtype: dtype to which they are cast, for all or by part; None keeps their dtypes.
         shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; None
             places them on the first device.
         merge_adapter: whether to add a checkpoint's adapter to the decoder's matrices. The sum is

@@ -250,11 +250,11 @@ class Tensor:
     """One tensor of a checkpoint, and how it becomes a parameter or one layer of one.
 
     Attributes:
-        name: in the checkpoint.
-        shape: in the checkpoint.
-        path: of the parameter.
+        name: the tensor's name in the checkpoint.
+        shape: the tensor's shape in the checkpoint.
+        path: the parameter's path.
         layer: its index on the parameter's L axis; None if the parameter is not stacked.
-        parameter_shape: of the parameter, without the L axis.
+        parameter_shape: the parameter's shape, without the L axis.
         order: the checkpoint's axes in the parameter's order.
         row_axis: the parameter's axis that the checkpoint's first axis became (the first of them
             if it was split).
@@ -320,7 +320,7 @@ def tensors(config: ModelConfig, naming: Naming, parts: Sequence[Part] = PARTS) 
     Args:
         config: the model's shape.
         naming: the family of the checkpoint.
-        parts: that are wanted.
+        parts: parts of the model that are wanted.
 
     Raises:
         KeyError: the naming lacks one of the parts.

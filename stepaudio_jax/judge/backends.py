@@ -83,7 +83,7 @@ class EndpointBackend:
     POST.
 
     Attributes:
-        url: of the API, up to and including /v1.
+        url: address of the API, up to and including /v1.
         model: its name at the server.
         api_key_env: the environment variable that holds the key; None where none is needed.
         temperature, max_tokens: of the answers.
@@ -161,7 +161,7 @@ class ModelBackend:
     Args:
         model: the judge.
         slots: questions answered side by side.
-        max_tokens: of an answer.
+        max_tokens: most tokens of an answer.
     """
 
     def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):

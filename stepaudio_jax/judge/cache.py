@@ -27,7 +27,7 @@ class AnswerCache:
     Of several processes only the first reads and writes the file.
 
     Args:
-        path: of the file; None keeps the answers in memory only.
+        path: the file's path; None keeps the answers in memory only.
         replicated: whether the first process sends what the file held to all others.
     """
 

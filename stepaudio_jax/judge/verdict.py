@@ -103,7 +103,7 @@ def parse_verdict(
 
     Args:
         text: the answer.
-        levels: of the scale.
+        levels: levels of the scale.
         criteria: number of criteria in the rubric; 0 without a rubric.
         truncated: whether the answer was truncated at the judge's limit of tokens.
         code: of the question, which cannot occur in the material. A verdict with another code is
@@ -136,7 +136,7 @@ class RewardMap:
     """Maps the value of a pair, from -levels // 2 to levels // 2, to [-1, 1]: phi (R1.5, eq. 3).
 
     Attributes:
-        levels: of the judge's scale, odd.
+        levels: levels of the judge's scale, odd.
         reward_map: phi of the levels above 0, in order, the last one at most 1; empty for a linear
             map. Values between two levels, such as the mean of two verdicts, are interpolated.
         temperature: tanh(x / temperature) / tanh(1 / temperature) is applied to the result: it

@@ -51,9 +51,9 @@ def attention(
 
     Args:
         query: N is a multiple of K; query head n reads key head n // (N // K).
-        key, value: of each position in the row.
+        key, value: keys and values of each position in the row.
         query_segment_ids: 0 for padding, whose queries return undefined values.
-        key_segment_ids: of each key.
+        key_segment_ids: the segment of each key.
         query_prefix_ids: the segment that several segments of a row share as their beginning, -1
             for none. Only kernels that take a mask allow it (see `supports_shared_prefix`).
         compute: which kernel, and the rules.

@@ -31,8 +31,8 @@ def cudnn_attention(
     of the padding attend to the document.
 
     Args:
-        query: of any length; odd lengths are padded.
-        key, value: of each position in the row.
+        query: queries of any length; odd lengths are padded.
+        key, value: keys and values of each position in the row.
         mask: the segments of queries and keys.
         causal: mask later keys.
         implementation: "xla" computes the same from the same operands on any platform, for tests.

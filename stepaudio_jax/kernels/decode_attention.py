@@ -38,7 +38,7 @@ def decode_attention(
 
     Args:
         query: query head n reads key head n // (N // K).
-        cache: of the layer; on a mesh, rows and key heads lie where the rules put them.
+        cache: the layer's cache; on a mesh, rows and key heads lie where the rules put them.
         last_position: the last cache position of each row to attend to.
         compute: which kernel, and the rules.
 
@@ -83,7 +83,7 @@ def dense_decode_attention(
 
     Args:
         query: scaled, the query heads of a key head side by side.
-        cache: of the layer.
+        cache: the layer's cache.
         last_position: the last cache position of each row to attend to.
 
     Returns:

@@ -81,7 +81,7 @@ class Decoder(nnx.Module):
 
         Args:
             embeddings: of the tokens, and of audio in their place.
-            positions: of each token in its dialogue.
+            positions: position of each token in its dialogue.
             segment_ids: the dialogue of each token; 0 is padding.
             prefix_ids: the segment, earlier in the row, that a token's own continues; -1 for none.
         """
@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
         Args:
             layers: of this decoder, unstacked (see `models.quantization`).
             embeddings: padding stands behind a row's tokens, which do not attend to it.
-            positions: of each token.
+            positions: position of each token.
             empty: says in which dtype the cache is kept.
 
         Returns:

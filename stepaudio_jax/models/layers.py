@@ -41,8 +41,8 @@ class Projection(nnx.Module):
             projection is applied after its layer's slice has been taken, so the einsum never
             mentions the layers.
         init_scale: multiplies the initial standard deviation, 1 / sqrt(fan in).
-        param_dtype: of kernel and bias.
-        rngs: for the initial values.
+        param_dtype: dtype of kernel and bias.
+        rngs: random numbers for the initial values.
     """
 
     def __init__(
@@ -166,8 +166,8 @@ class Conv(nnx.Module):
         outputs: channels of the outputs.
         stride: in frames.
         axes: the logical axis of the input and of the output channels.
-        param_dtype: of kernel and bias.
-        rngs: for the initial values.
+        param_dtype: dtype of kernel and bias.
+        rngs: random numbers for the initial values.
     """
 
     def __init__(
@@ -295,8 +295,8 @@ def parameter(
         contracting_dims: the dimensions that a matrix product with it sums over; none for biases,
             norms and tables.
         stack: number of layers, whose parameters are stacked along a first dimension (0: none).
-        dtype: of the parameter.
-        rngs: for the initial values.
+        dtype: the parameter's dtype.
+        rngs: random numbers for the initial values.
     """
     if stack:
         shape, axes = (stack, *shape), ("layers", *axes)

@@ -30,7 +30,7 @@ def chunked_logprobs(
         lm_head_kernel: cast to the dtype of `hidden`; the logits are fp32.
         targets: the token at each position.
         chunks: parts of a row.
-        temperature: of the distribution.
+        temperature: divides the logits.
         rules: shardings of the logits.
     """
     rows = hidden.shape[0]

@@ -90,7 +90,7 @@ def plan_rl(config: Config, index: int, topology: Topology, effort: Effort = "fu
     """Compiles the update of stage `index` for a topology; nothing is allocated.
 
     Args:
-        config: of the run; its mesh is for the topology.
+        config: the run's configuration; its mesh is for the topology.
         index: the stage's number.
         topology: the slice.
         effort: how hard the compiler optimizes; a "quick" plan that leaves little or no room is

@@ -54,7 +54,7 @@ class ServingPlan(PlanBase):
         program: "decode", or "prefill" of one prompt that fills a slot.
         slots: the most slots that were found to fit, or the number that does not fit.
         slot_tokens: the length of a slot.
-        cache_dtype: of keys and values.
+        cache_dtype: dtype of keys and values.
         peak_bytes_per_chip: for "decode", with a prompt that fills a slot beside the engine's
             slots: it is prefilled between the calls of `decode`, and its keys and values are kept
             while replies to it wait for a slot.

@@ -52,7 +52,7 @@ def write_report(
     Args:
         path: the HTML file. It appears when it is complete.
         run_dir: the run's folder, with config.json and metrics.jsonl.
-        title: of the page.
+        title: the page's title.
         results: of an evaluation; None leaves the table out.
         answers: of that evaluation. A few of each task (see `select_examples`) are shown with
             their clips.

@@ -29,9 +29,9 @@ class PolicyLogprobs:
     """What models say of the rollouts' tokens, by the trainer's arithmetic.
 
     Attributes:
-        old_logprobs: by the policy that generated them.
-        reference_logprobs: by the reference policy; None without one.
-        values: of the value head; 0 without one.
+        old_logprobs: log-probabilities by the policy that generated the rollouts.
+        reference_logprobs: log-probabilities by the reference policy; None without one.
+        values: the value head's output; 0 without one.
     """
 
     old_logprobs: TokenValues
@@ -51,7 +51,7 @@ class Advantages:
     """The advantages of a step.
 
     Attributes:
-        advantages, returns: of every token.
+        advantages, returns: advantage and return of every token.
         valid: [rollouts] bool, whether a rollout contributes to the update.
     """
 
@@ -75,10 +75,10 @@ def compute_advantages(
     (Step-Audio-R1, section 3.3).
 
     Args:
-        rollouts: of a step, those of a prompt together.
-        rewards: of each.
+        rollouts: all rollouts of a step, those of a prompt together.
+        rewards: the reward of each rollout.
         logprobs: and values, for "gae".
-        config: of the stage.
+        config: the stage's objective.
         kl_coef: beta; with `config.kl_placement` "reward", -beta k1 is added to the reward of each
             token.
     """

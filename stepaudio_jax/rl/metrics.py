@@ -101,7 +101,7 @@ def metrics_by_source(
     """Computes metrics of all rollouts and, of several sources, of each: "reward/SOURCE".
 
     Args:
-        rollouts: of a step.
+        rollouts: all rollouts of a step.
         metrics_of: computes the metrics of the rollouts with these indices.
     """
     metrics = metrics_of(range(len(rollouts)))

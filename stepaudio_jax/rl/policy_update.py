@@ -42,8 +42,8 @@ class PolicyTargets:
         advantages: of each token.
         old_logprobs: by the policy that generated the rollouts, in the trainer's arithmetic. None
             where the stage makes one update a step, which is on-policy.
-        sampler_logprobs: by the engine.
-        reference_logprobs: by the reference policy; None without one.
+        sampler_logprobs: log-probabilities by the engine.
+        reference_logprobs: log-probabilities by the reference policy; None without one.
         returns, old_values: of the value head, before the step; 0 without one.
     """
 
@@ -82,9 +82,9 @@ class PolicyUpdate:
 
     Args:
         model_def: the static side of the model.
-        config: of the stage.
-        optimizer: of the stage.
-        shardings: of the train state.
+        config: the stage's objective.
+        optimizer: the stage's optimizer.
+        shardings: the train state's shardings.
 
     Attributes:
         begin: (state, batch, targets, scalars) -> zeros of the gradients and sums.
@@ -127,8 +127,8 @@ class PolicyUpdate:
 
         Args:
             state: before the update.
-            batches: of one shape, on the mesh.
-            targets: of each batch.
+            batches: batches of one shape, on the mesh.
+            targets: the targets of each batch.
             kl_coef, is_on_policy, policy_is_reference: see `UpdateScalars`.
 
         Returns:
@@ -299,8 +299,8 @@ def make_targets(
 
     Args:
         minibatch: the rollouts of one update.
-        rollouts, logprobs, advantages: of the step.
-        config: of the stage.
+        rollouts, logprobs, advantages: the step's rollouts and what was computed of them.
+        config: the stage's objective.
     """
     indices, packed = minibatch.indices, minibatch.packed
     weights = compute_loss_weights(rollouts[indices], advantages.valid[indices], config)

@@ -37,7 +37,7 @@ class Reward:
     Attributes:
         value: the weighted sum of the parts; None where the judge abstained: the rollout is then
             left out of the update.
-        parts: by name, before their weights.
+        parts: the reward's parts by name, before their weights.
         is_correct: whether the verifier gave the full score; None without a verifier.
     """
 
@@ -63,7 +63,7 @@ class RewardFunction:
     """The rewards of a stage.
 
     Args:
-        config: of the stage.
+        config: the stage's objective.
         judge: needed where a reward has judge_weight.
 
     Raises:

@@ -65,7 +65,7 @@ class PolicyTrainer:
     """Trains a stage by policy gradients (a `StageTrainer`).
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
     """
 
     def __init__(self, context: StageContext):
@@ -201,7 +201,7 @@ class IterationResult:
     Attributes:
         state: after the updates; its `step` is that before them, since updates are not steps.
         metrics: means over the step, and seconds of each phase.
-        rollouts, rewards: of the step.
+        rollouts, rewards: the step's rollouts, and the reward of each.
         batches, targets: what the updates were computed from, on the mesh.
     """
 
@@ -236,7 +236,7 @@ class PolicyIteration:
     It keeps what lives from step to step: the engine, the compiled programs, the judge.
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
         start: its abstract train state.
         state: the policy that the engine is built for.
     """
@@ -291,9 +291,9 @@ class PolicyIteration:
         """Runs one iteration; donates the state once the updates begin.
 
         Args:
-            state: of the policy.
+            state: the policy's train state.
             step: from 1; the same step draws the same prompts and replies.
-            controller: of the KL coefficient, which is adapted.
+            controller: holds the KL coefficient, and adapts it.
             raise_if_interrupted: called after the rollouts, which a resumed run draws again.
 
         Raises:
@@ -373,9 +373,9 @@ class PolicyIteration:
         The judge begins with each as soon as it ends.
 
         Args:
-            params: of the policy.
-            examples: of the step.
-            features: of their prompts.
+            params: the policy's parameters.
+            examples: the step's prompts.
+            features: audio features of their prompts.
             step: decides the draws, together with the seed.
         """
         self._engine.set_parameters(params, lora_only=self._is_decoder_frozen)

@@ -24,7 +24,7 @@ class AudioPart:
     """References one clip.
 
     Attributes:
-        path: of the sound file.
+        path: the sound file's path.
         transcript: label for the auxiliary CTC loss; the model never reads it.
         attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
     """

@@ -33,7 +33,7 @@ class MetricsWriter:
     line, in order. Of several processes only the first writes.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run's folder.
         stage: its name.
         resume_step: the steps of the stage that are done.
     """
@@ -107,8 +107,8 @@ class ThroughputMeter:
     """Collects the metrics of steps without waiting for their computation; `summary` waits once.
 
     Args:
-        flops_per_step: of the whole job, by formula.
-        peak_flops: of one device; None: unknown, and no utilization is reported.
+        flops_per_step: floating-point operations of the whole job, by formula.
+        peak_flops: the peak of one device; None: unknown, and no utilization is reported.
 
     Attributes:
         history: the metrics of each step of the last `summary`.
@@ -229,7 +229,7 @@ class StepProfile:
     """Profiles the configured steps into `RUN_DIR/profile`, for TensorBoard and XProf.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run's folder.
         steps: first and last step, counted over all stages; None: none.
     """
 
@@ -271,7 +271,7 @@ def write_diagnosis(
     the batch.
 
     Args:
-        run_dir, stage: of the run and its stage.
+        run_dir, stage: the run's folder, and the name of its stage.
         step: the last one.
         history: the metrics of the last steps.
         batch: the arrays that the last step was computed from: a tree, sharded by rows.

@@ -100,7 +100,7 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
     in model/adapter/ beside the decoder.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         make_trainer: returns the trainer of a stage.
 
     Returns:
@@ -166,12 +166,12 @@ class StageContext:
     """One stage of a run, and what the run gives it.
 
     Attributes:
-        config: of the run.
-        index: of the stage.
-        model, tokenizer: of the run.
-        mesh: of the devices.
+        config: the run's configuration.
+        index: the stage's number in the run, from 0.
+        model, tokenizer: the run's model and tokenizer.
+        mesh: the mesh of the devices.
         notice: says when the run must stop.
-        adapter: of the adapter that the run's initial weights have beside the decoder, if any.
+        adapter: settings of the adapter beside the run's initial weights, if any.
     """
 
     config: Config
@@ -240,7 +240,7 @@ class SupervisedTrainer:
     """Trains a stage by next-token prediction.
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
     """
 
     def __init__(self, context: StageContext):
@@ -400,7 +400,7 @@ class Evaluator:
     """Evaluates a stage's model on its held-out data, if it has some.
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
         model_def: the static side of the model.
     """
 
