@@ -129,7 +129,7 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         default=2048,
-        help="of a reply with its reasoning (default 2048)",
+        help="most tokens of a reply with its reasoning (default 2048)",
     )
     parser.add_argument(
         "--max-reasoning-tokens", type=int, help="the reasoning is ended there (default: nowhere)"

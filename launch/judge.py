@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         required=True,
         help="a Hugging Face folder or a checkpoint of this project; a name at --url",
     )
-    report.add_argument("--url", help="of a server, up to and with /v1")
+    report.add_argument("--url", help="address of a server, up to and with /v1")
     report.add_argument(
         "--key-variable",
         default="OPENAI_API_KEY",
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument(
         "--slots", type=int, default=16, help="questions answered side by side (default 16)"
     )
-    report.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default 1024)")
+    report.add_argument(
+        "--max-tokens", type=int, default=1024, help="most tokens of an answer (default 1024)"
+    )
     options = parser.parse_args(arguments)
     if options.command == "data":
         consequence = "nothing was written"

@@ -34,9 +34,9 @@ class AuxiliaryConfig:
     part. The heads are never exported.
     """
 
-    ctc_weight: float = 0.0  # of the CTC loss; 0 switches it off
+    ctc_weight: float = 0.0  # weight of the CTC loss; 0 switches it off
     ctc_words: tuple[str, ...] = ()  # its vocabulary; any other word of a transcript is an error
-    attribute_weight: float = 0.0  # of the classifiers' loss; 0 switches it off
+    attribute_weight: float = 0.0  # weight of the classifiers' loss; 0 switches it off
     # Name of each attribute -> its values.
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
@@ -99,16 +99,16 @@ class RolloutConfig:
     num_prompts: int = 32  # prompts of a step
     # Replies to each prompt; at least 2, unless advantage_estimator is "gae".
     num_generations: int = 16
-    # Of sampling, and of the policy in every forward pass: its log-probabilities are those of the
-    # tempered distribution.
+    # Temperature of sampling, and of the policy in every forward pass: its log-probabilities are
+    # those of the tempered distribution.
     temperature: float = 1.0
-    max_new_tokens: int = 2048  # of a reply; a longer one is truncated
+    max_new_tokens: int = 2048  # most tokens of a reply; a longer one is truncated
     # Replies that repeat themselves end, and count as truncated; off by default.
     repetition_detection: RepetitionDetectionConfig = RepetitionDetectionConfig()
     slots: int = 64  # replies generated at the same time
     # Devices that share one copy of the policy for generation; the others hold further copies.
     tensor: int = 1
-    # Of the KV cache; None: that of the computation.
+    # Dtype of the KV cache; None: that of the computation.
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
 
     def __post_init__(self) -> None:
@@ -145,8 +145,8 @@ class PolicyGradient:
     name: ClassVar[str] = "policy_gradient"
 
     rollout: RolloutConfig = RolloutConfig()  # the replies that are generated in a step
-    rewards: tuple[RewardConfig, ...] = ()  # of replies, by source; at least one
-    judge: JudgeConfig = JudgeConfig()  # of rewards with a judge_weight
+    rewards: tuple[RewardConfig, ...] = ()  # what replies are worth, by source; at least one
+    judge: JudgeConfig = JudgeConfig()  # the judge of rewards with a judge_weight
     # "gae" trains a value head; the others compare the replies to one prompt.
     advantage_estimator: AdvantageEstimator = "rloo"
     gamma: float = 1.0  # discount of "gae"

@@ -58,11 +58,11 @@ class CheckpointConfig:
 class ComputeConfig:
     """How the model is computed, as opposed to what it is."""
 
-    # Of activations and matrix products; softmax, norms and losses are always in float32.
+    # Dtype of activations and matrix products; softmax, norms and losses are always in float32.
     dtype: FloatDtype = "bfloat16"
     param_dtype: FloatDtype = "float32"  # of trained parameters; frozen ones are kept in `dtype`
-    # Of the decoder's residual stream; None: `dtype`. In bfloat16 it is rounded twice a layer,
-    # which adds to the difference between the log-probabilities of sampling and of training.
+    # Dtype of the decoder's residual stream; None: `dtype`. In bfloat16 it is rounded twice a
+    # layer, which adds to the difference between the log-probabilities of sampling and of training.
     residual_dtype: FloatDtype | None = None
     # Activations of a layer kept for the backward pass: all ("none"), none ("full"), or those of
     # remat_names ("save": on the device, "offload": on the host).
@@ -90,7 +90,7 @@ class Config:
 
     run_dir: str  # the folder that the run makes
     stages: tuple[StageConfig, ...]  # in order; each starts from what the one before left
-    seed: int = 0  # of initial weights, data order, augmentation and sampling
+    seed: int = 0  # decides initial weights, data order, augmentation and sampling
     model: ModelConfig = ModelConfig()  # the model's shape, where no folder gives it
     initial: InitialWeights = InitialWeights()  # where the weights come from
     # A folder (tokenizer.json, or vocab.json and merges.txt), or "bytes"; None: initial.model's.
