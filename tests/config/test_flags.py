@@ -42,7 +42,7 @@ from tests.config.minimal import MINIMAL
         ),
     ],
 )
-def test_overrides(config, key, text, read):
+def test_overrides_replace_single_values(config, key, text, read):
     assert read(override(config, (key, text)))
 
 

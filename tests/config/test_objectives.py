@@ -89,7 +89,7 @@ def test_settings_whose_advantages_are_all_zero_are_errors(settings, message):
         policy_stage(**settings)
 
 
-def test_settings_close_to_them_that_can_learn_are_allowed():
+def test_settings_close_to_those_that_still_train_are_allowed():
     policy_stage(num_generations=2)
     policy_stage(num_generations=1, advantage_estimator="gae")
     policy_stage(num_generations=4, num_correct_range=(3, 4))

@@ -141,7 +141,7 @@ def test_numbers_that_python_does_not_convert_are_harmless(number):
     assert parse_verdict(criteria, levels=7, criteria=1) == Abstention("bad_criteria")
 
 
-def test_a_cut_answer_is_an_abstention_whatever_it_says():
+def test_a_truncated_answer_is_an_abstention_whatever_it_says():
     assert parse_verdict(said("a is better"), levels=7, truncated=True) == Abstention("truncated")
 
 
@@ -292,7 +292,7 @@ def test_a_senseless_reward_map_is_rejected(wrong):
         RewardMap(**wrong)
 
 
-def test_position_preference():
+def test_a_verdict_prefers_a_position_if_swapping_does_not_swap_it():
     assert prefers_position(Verdict(2), Verdict(1))
     assert prefers_position(Verdict(-1), Verdict(-1))
     assert not prefers_position(Verdict(2), Verdict(-2))

@@ -62,7 +62,7 @@ def job(*, rows=8, tokens=64, held_out_rows=8, held_out_tokens=64, parts=1):
 MESH = Mesh({"data": 1, "fsdp": 4, "sequence": 4, "tensor": 1})
 
 
-def test_batches_that_are_cut_evenly_pass():
+def test_batches_that_shard_evenly_pass():
     check_batch_divisible(job(parts=2), MESH)
 
 
@@ -86,6 +86,6 @@ def test_batches_that_are_cut_evenly_pass():
         ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be sharded over sequence=4"),
     ],
 )
-def test_batches_that_are_not_cut_evenly_are_errors(changes, message):
+def test_batches_that_do_not_shard_evenly_are_errors(changes, message):
     with pytest.raises(ConfigError, match=message):
         check_batch_divisible(job(**changes), MESH)
