@@ -206,10 +206,12 @@ def rubric_score(criteria: Sequence[Criterion], met: Sequence[bool]) -> float:
     return score / best
 
 
-def rubric_reward(criteria: Sequence[Criterion], original: Verdict, swapped: Verdict) -> float:
-    """Returns the policy's score less the reference's, clipped to [-1, 1].
+def rubric_reward(
+    criteria: Sequence[Criterion], original: Verdict, swapped: Verdict
+) -> tuple[float, float]:
+    """Returns the reward by a rubric, and the policy's own score; a score is a mean over orders.
 
-    Each score is the mean over both orders.
+    The reward is the policy's score less the reference's, clipped to [-1, 1].
     """
     policy = (
         rubric_score(criteria, original.first_met) + rubric_score(criteria, swapped.second_met)
@@ -217,7 +219,7 @@ def rubric_reward(criteria: Sequence[Criterion], original: Verdict, swapped: Ver
     reference = (
         rubric_score(criteria, original.second_met) + rubric_score(criteria, swapped.first_met)
     ) / 2
-    return min(max(policy - reference, -1.0), 1.0)
+    return min(max(policy - reference, -1.0), 1.0), policy
 
 
 def _has_code(verdict: Mapping[str, Any], code: str, *, optional: bool) -> bool:

@@ -16,7 +16,6 @@ from stepaudio_jax.judge.verdict import (
     preference,
     prefers_position,
     rubric_reward,
-    rubric_score,
 )
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.rl.verifiers import (
@@ -179,10 +178,7 @@ class RewardFunction:
         }
         rubric = rollout.record.rubric
         if rubric:
-            parts["rubric"] = rubric_reward(rubric, original, swapped)
-            parts["rubric_score"] = (
-                rubric_score(rubric, original.first_met) + rubric_score(rubric, swapped.second_met)
-            ) / 2
+            parts["rubric"], parts["rubric_score"] = rubric_reward(rubric, original, swapped)
         return parts
 
 
