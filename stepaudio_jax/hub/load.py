@@ -32,11 +32,11 @@ from stepaudio_jax.hub.tensor_map import (
     ParamPath,
     Tensor,
     flatten,
-    get_at,
     parameter_shapes,
     unflatten,
 )
 from stepaudio_jax.models import merge_lora
+from stepaudio_jax.models.trees import get_at
 from stepaudio_jax.storage import PathLike
 
 WeightSources = Mapping[Part, PathLike]
@@ -149,11 +149,11 @@ def read_parameters(
         }
         adapter = read_source_adapter(sources) if merge_adapter and "decoder" in of_folder else None
         if adapter is not None:
-            leaves |= _read_and_merge_lora(folder, of_folder, targets, adapter)
+            leaves |= _read_and_merge_lora(folder, targets, adapter)
+        elif is_checkpoint(folder):
+            leaves |= _read_checkpoint(folder, targets)
         else:
-            leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(
-                folder, of_folder, targets
-            )
+            leaves |= _read_hugging_face(folder, of_folder, targets)
     return unflatten(leaves)
 
 
@@ -200,7 +200,7 @@ class _Target:
 
 
 def _read_checkpoint(
-    folder: pathlib.Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+    folder: pathlib.Path, targets: Mapping[ParamPath, _Target]
 ) -> dict[ParamPath, jax.Array]:
     stored = OrbaxReader(parameters_directory(folder))
     abstract = {
@@ -219,15 +219,12 @@ def _read_checkpoint(
 
 
 def _read_and_merge_lora(
-    folder: pathlib.Path,
-    parts: Sequence[Part],
-    targets: Mapping[ParamPath, _Target],
-    adapter: Adapter,
+    folder: pathlib.Path, targets: Mapping[ParamPath, _Target], adapter: Adapter
 ) -> dict[ParamPath, jax.Array]:
     """Reads a checkpoint's parameters with its adapter added to them."""
     adapted = [path for path in targets if _is_adapted(path, adapter)]
     as_stored = {path: dataclasses.replace(targets[path], dtype=None) for path in adapted}
-    leaves = _read_checkpoint(folder, parts, {**targets, **as_stored})
+    leaves = _read_checkpoint(folder, {**targets, **as_stored})
     for path in adapted:
         pair = get_at(adapter.matrices, path[2:-1])
         decoder = {"layers": unflatten({path[2:]: leaves.pop(path)})}

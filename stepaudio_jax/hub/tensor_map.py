@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig, Part
 from stepaudio_jax.models import abstract_parameters
+from stepaudio_jax.models.trees import put_at
 
 PARTS: tuple[Part, ...] = ("encoder", "adaptor", "decoder")
 
@@ -359,16 +360,8 @@ def unflatten(leaves: Mapping[ParamPath, Any]) -> dict[str, Any]:
     """Returns nested dicts with these leaves: inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
+        put_at(tree, path, leaf)
     return tree
-
-
-def get_at(tree: Any, path: ParamPath) -> Any:
-    """Returns what nested dicts have at a path."""
-    return functools.reduce(lambda node, name: node[name], path, tree)
 
 
 def _tensor(rule: Rule, shape: tuple[int, ...], layer: int | None) -> Tensor:
