@@ -21,7 +21,8 @@ from stepaudio_jax.storage import StepLog
 from stepaudio_jax.text import Tokenizer
 
 _SAMPLES_PER_STEP = 4
-_COUNTS = ("audio_chunks_encoded", "skipped_records")  # metrics that are summed over steps
+# Metrics that are summed over steps.
+_COUNTS = ("audio_chunks_encoded", "skipped_records", "skipped_updates", "zero_gradient_updates")
 _MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
 
 

@@ -59,6 +59,12 @@ from stepaudio_jax.training.train_state import (
 from stepaudio_jax.training.trainer import StageContext
 
 _BAR_METRICS = ("reward", "reply_tokens")
+# Metrics that are 1 for an update that changed nothing -> the name of their sum over a step, which
+# may have several updates.
+_UPDATE_COUNTS = {
+    "skipped_steps": "skipped_updates",
+    "zero_gradient_steps": "zero_gradient_updates",
+}
 
 
 class PolicyTrainer:
@@ -219,7 +225,7 @@ class UpdateResult:
 
     Attributes:
         state: after them, with the same `step`.
-        metrics: means over the updates.
+        metrics: means over the updates, and how many of them changed nothing.
         changed: whether any of them changed a parameter.
         logprobs: [rows,T] fp32, of the last minibatch before its last update.
     """
@@ -448,8 +454,16 @@ class PolicyIteration:
             updates.append(metrics)
             if not (metrics["skipped_steps"] or metrics["zero_gradient_steps"]):
                 is_on_policy = policy_is_reference = False
-        means = {name: float(np.mean([metrics[name] for metrics in updates])) for name in metrics}
-        return UpdateResult(state, means, not is_on_policy, logprobs)
+        means = {
+            name: float(np.mean([metrics[name] for metrics in updates]))
+            for name in metrics
+            if name not in _UPDATE_COUNTS
+        }
+        counts = {
+            count: float(sum(metrics[name] for metrics in updates))
+            for name, count in _UPDATE_COUNTS.items()
+        }
+        return UpdateResult(state, means | counts, not is_on_policy, logprobs)
 
     def _on_mesh(self, rows: Any) -> list[Any]:
         """Cuts host arrays [rows, ..] into batches of `data.batch_size` rows on the mesh."""

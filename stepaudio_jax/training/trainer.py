@@ -230,7 +230,7 @@ class StageContext:
         if num_optimizer_updates(state) == 0 and jax.process_index() == 0:
             logger.warning(
                 "stage %r trained nothing: none of its %d steps changed a parameter; "
-                "zero_gradient_steps and skipped_steps in metrics.jsonl count why",
+                "skipped_* and zero_gradient_* in metrics.jsonl count why",
                 self.stage.name,
                 int(state.step),
             )

@@ -93,7 +93,7 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
         "gradient_norm": 0,
         "kl": 0,
         "reply_kl": 0,
-        "zero_gradient_steps": 1,
+        "zero_gradient_updates": 1,
         "kl_coef": 0.01,
     }.items():
         assert [metrics[name] for metrics in steps] == [value, value], name
@@ -119,7 +119,7 @@ def test_momentum_does_not_move_a_policy_without_gradients(tmp_path, prompts, na
         **settings,
     )
     first, (metrics,) = run_stage(config)
-    assert metrics["zero_gradient_steps"] == 0
+    assert metrics["zero_gradient_updates"] == 0
     assert not np.array_equal(
         first.params["decoder"]["embedding"], base().parameters["decoder"]["embedding"]
     )
@@ -129,7 +129,7 @@ def test_momentum_does_not_move_a_policy_without_gradients(tmp_path, prompts, na
         **settings,
     )
     second, lines = run_stage(config)
-    assert [line["zero_gradient_steps"] for line in lines] == [0, 1]
+    assert [line["zero_gradient_updates"] for line in lines] == [0, 1]
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, second, first)))
 
 
