@@ -52,6 +52,7 @@ def logprob_metrics(
 
     See `metrics_by_source`.
     """
+    assert logprobs.old_logprobs is not None  # known after the updates
     sampler_gap = [
         np.abs(old - rollout.sampler_logprobs)
         for old, rollout in zip(logprobs.old_logprobs, rollouts, strict=True)

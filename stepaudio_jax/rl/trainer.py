@@ -30,6 +30,7 @@ from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.advantages import (
     PolicyLogprobs,
+    TokenValues,
     compute_advantages,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
@@ -344,7 +345,9 @@ class PolicyIteration:
             )
             if not self._objective.recomputes_old_logprobs:  # the only update has computed them
                 old_logprobs = minibatches[0].packed.gather(update.logprobs)
-                logprobs = logprobs.with_old(old_logprobs, policy_is_reference)
+                logprobs = dataclasses.replace(logprobs, old_logprobs=old_logprobs)
+                if policy_is_reference and self._objective.needs_reference_params:
+                    logprobs = dataclasses.replace(logprobs, reference_logprobs=old_logprobs)
             metrics = update.metrics | metrics | logprob_metrics(rollouts, logprobs, advantages)
         metrics |= {
             "valid_rollouts": float(advantages.valid.mean()),
@@ -417,17 +420,16 @@ class PolicyIteration:
         self, state: TrainState, minibatches: Sequence[Minibatch], policy_is_reference: bool
     ) -> PolicyLogprobs:
         """Computes the log-probabilities that the advantages and the updates need beforehand."""
-        has_reference = self._objective.needs_reference_params
-        logprobs = PolicyLogprobs([], [] if has_reference else None, [])
+        of_rollouts: tuple[TokenValues, TokenValues, TokenValues] = [], [], []
         for minibatch in minibatches:
-            old, reference, values = self._update.evaluate(
+            evaluated = self._update.evaluate(
                 state, minibatch.batches, policy_is_reference=policy_is_reference
             )
-            logprobs.old_logprobs.extend(minibatch.packed.gather(old))
-            logprobs.values.extend(minibatch.packed.gather(values))
-            if logprobs.reference_logprobs is not None:
-                logprobs.reference_logprobs.extend(minibatch.packed.gather(reference))
-        return logprobs
+            for values, rows in zip(of_rollouts, evaluated, strict=True):
+                if rows is not None:
+                    values.extend(minibatch.packed.gather(rows))
+        old_logprobs, reference_logprobs, values = of_rollouts
+        return PolicyLogprobs(old_logprobs or None, reference_logprobs or None, values)
 
     def update(
         self,
