@@ -63,3 +63,5 @@ tiny-judge: setup
 
 clean:
 	rm -rf $(VENV) build *.egg-info
+	find stepaudio_jax -name __pycache__ -prune -exec rm -rf {} +
+	find stepaudio_jax -type d -empty -delete

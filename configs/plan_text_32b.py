@@ -44,5 +44,5 @@ def get_config() -> Config:
                 optimizer=OptimizerConfig(learning_rate=1e-5),
             ),
         ),
-        compute=ComputeConfig(remat="full", loss_chunks=8),
+        compute=ComputeConfig(loss_chunks=8),
     )

@@ -19,7 +19,6 @@ from stepaudio_jax.config import (
     Config,
     DataConfig,
     JudgeConfig,
-    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     PolicyGradient,
@@ -58,7 +57,6 @@ def get_config() -> Config:
                 ),
             ),
         ),
-        compute=ComputeConfig(residual_dtype="float32", remat="full", loss_chunks=8),
-        mesh=MeshConfig(fsdp=-1),
+        compute=ComputeConfig(residual_dtype="float32", loss_chunks=8),
         checkpoint=CheckpointConfig(every_steps=10),
     )

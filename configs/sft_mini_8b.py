@@ -13,7 +13,6 @@ from stepaudio_jax.config import (
     ComputeConfig,
     Config,
     DataConfig,
-    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     SourceConfig,
@@ -38,7 +37,6 @@ def get_config() -> Config:
                 optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100),
             ),
         ),
-        compute=ComputeConfig(remat="full", loss_chunks=8),
-        mesh=MeshConfig(fsdp=-1),
+        compute=ComputeConfig(loss_chunks=8),
         checkpoint=CheckpointConfig(every_steps=200),
     )

@@ -30,7 +30,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--tensor",
         type=int,
         default=0,
-        help="devices over which a layer is cut (default: as many as divide its heads)",
+        help="devices over which a layer is sharded (default: as many as divide its heads)",
     )
     parser.add_argument(
         "--history-reasoning",

@@ -47,7 +47,7 @@ def describe_partial_output(output: str) -> str:
     partial = f"{output}.partial"
     if not appended_exists(partial):
         return "nothing was written yet; start the same command again"
-    return f"finished lines are kept in {partial}; the same command goes on from there"
+    return f"finished lines are kept in {partial}; the same command continues from there"
 
 
 def _exit(error: Exception, code: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.arguments import add_file_arguments, add_model_arguments
 from launch.errors import describe_partial_output, exit_on_error
+from stepaudio_jax.config import RepetitionDetectionConfig
 from stepaudio_jax.errors import EXIT_USER_ERROR
 from stepaudio_jax.storage import check_output_file, has_job_mark
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses arguments and answers; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     with exit_on_error(lambda: describe_partial_output(options.output)):
         # At once, since what follows takes seconds.
         check_output_file(options.output, [options.input], may_replace=has_job_mark)
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load_model,
         )
 
-        sampling = _sampling(options)
+        sampling = sampling_of(options)
         open_source(options.input)  # whether it can be read is known before the model is loaded
         settings: Any = {
             "int8_weights": options.int8_weights,
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_summary(summary, options.output, "answered")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the program's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    # Defaults are those of `Sampling`, but for top_p; importing it would make --help slow.
     parser.add_argument(
         "--temperature",
         type=float,
@@ -136,7 +139,7 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         default=2048,
-        help="of a reply with its reasoning (default 2048)",
+        help="most tokens of a reply with its reasoning (default 2048)",
     )
     parser.add_argument(
         "--max-reasoning-tokens", type=int, help="the reasoning is ended there (default: nowhere)"
@@ -155,26 +158,26 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repetition-max-pattern-size",
         type=int,
-        default=0,
+        default=RepetitionDetectionConfig.max_pattern_size,
         help="end a reply that repeats a pattern of at most so many tokens (default 0: off)",
     )
     parser.add_argument(
         "--repetition-min-pattern-size",
         type=int,
-        default=1,
+        default=RepetitionDetectionConfig.min_pattern_size,
         help="tokens of a pattern, at least (default 1)",
     )
     parser.add_argument(
         "--repetition-min-count",
         type=int,
-        default=0,
+        default=RepetitionDetectionConfig.min_count,
         help="how often a pattern makes a loop, at least 2",
     )
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _sampling(options: argparse.Namespace) -> "Sampling":
-    from stepaudio_jax.config import RepetitionDetectionConfig
+def sampling_of(options: argparse.Namespace) -> "Sampling":
+    """Returns the sampling settings that the options give."""
     from stepaudio_jax.generation import Sampling
 
     return Sampling(

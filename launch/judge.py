@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 
 from launch.errors import exit_on_error
+from stepaudio_jax.config import JudgeConfig
 from stepaudio_jax.storage import check_output_file, expand_home
 
 
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--prompt", type=expand_home, help="a template of your own (default: the project's)"
         )
-        command.add_argument("--levels", type=int, default=7, choices=(3, 5, 7))
+        command.add_argument(
+            "--levels", type=int, default=JudgeConfig.preference_levels, choices=(3, 5, 7)
+        )
     data.add_argument("--output", type=expand_home, required=True, help="JSONL of dialogues")
     report.add_argument(
         "--model",
@@ -45,16 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         required=True,
         help="a Hugging Face folder or a checkpoint of this project; a name at --url",
     )
-    report.add_argument("--url", help="of a server, up to and with /v1")
+    report.add_argument("--url", help="address of a server, up to and with /v1")
     report.add_argument(
         "--key-variable",
-        default="OPENAI_API_KEY",
+        default=JudgeConfig.api_key_env,
         help="environment variable that holds the server's key; empty for none",
     )
     report.add_argument(
-        "--slots", type=int, default=16, help="questions answered side by side (default 16)"
+        "--slots",
+        type=int,
+        default=JudgeConfig.slots,
+        help="questions answered side by side (default %(default)s)",
     )
-    report.add_argument("--max-tokens", type=int, default=1024, help="of an answer (default 1024)")
+    report.add_argument(
+        "--max-tokens",
+        type=int,
+        default=JudgeConfig.max_tokens,
+        help="most tokens of an answer (default %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.command == "data":
         consequence = "nothing was written"

@@ -84,20 +84,23 @@ def main(arguments: list[str]) -> int:
         "--effort",
         choices=("quick", "full"),
         default="quick",
-        help="of training: full, as the job is compiled, or quick (the default), "
+        help="effort of a training plan: full, as the job is compiled, or quick (the default), "
         "which becomes full where it leaves little memory or none",
     )
     parser.add_argument(
         "--slot-tokens",
         type=int,
         default=16384,
-        help="of generating: prompt and reply (default 16384)",
+        help="tokens of a dialogue in generation: prompt and reply (default 16384)",
     )
     parser.add_argument(
-        "--cache-dtype", choices=("bfloat16", "int8"), default="bfloat16", help="of generating"
+        "--cache-dtype",
+        choices=("bfloat16", "int8"),
+        default="bfloat16",
+        help="KV cache of generation",
     )
     parser.add_argument(
-        "--int8-weights", action="store_true", help="of generating: the decoder's matrices in int8"
+        "--int8-weights", action="store_true", help="generate with the decoder's matrices in int8"
     )
     parser.add_argument("--json", type=user_path, help="write the plan to this file too")
     with exit_on_error("nothing was written; start the same command again"):

@@ -6,7 +6,9 @@
     print(model.chat(["question.wav", "Who is speaking?"]).text)
 
 A name below is imported when it is first used: importing the package starts neither JAX nor a
-device, so that environment variables and flags can still be set afterwards.
+device, so that environment variables and flags can still be set afterwards. On a
+machine without TPUs it sets TPU_ACCELERATOR_TYPE and TPU_WORKER_HOSTNAMES where they are not set,
+which keeps an installed TPU compiler silent.
 """
 
 import importlib

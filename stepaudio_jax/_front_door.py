@@ -66,7 +66,7 @@ def convert(
     Args:
         source: a Hugging Face folder, or a checkpoint of this project.
         output: the folder to create.
-        dtype: of the written weights; None leaves them as they are.
+        dtype: dtype of the written weights; None leaves them as they are.
 
     Returns:
         The created folder.

@@ -21,7 +21,7 @@ KITCHEN = ROOT / "examples" / "clips" / "kitchen.flac"
 GREEDY = {"temperature": 0, "max_new_tokens": 32}
 
 
-def test_the_import_is_lazy():
+def test_importing_the_package_is_fast_and_imports_no_jax():
     """Within 0.2 s by Python's own count, and without JAX, so that flags can still be set."""
     program = "import stepaudio_jax, sys; print({'jax', 'numpy', 'flax'} & set(sys.modules))"
     microseconds = []
@@ -109,7 +109,7 @@ def test_words_that_end_as_a_path_stay_words(model):
     model.chat("What is in a .wav", **GREEDY)  # white space, and no such file: words
 
 
-def test_a_dialogue_goes_on_with_the_reply(model):
+def test_a_dialogue_continues_after_the_reply(model):
     messages = [{"role": "user", "content": "Hello"}]
     reply = model.chat(messages, **GREEDY)
     messages += [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "And?"}]
@@ -182,7 +182,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_answered_is_refused(model, kind):
+def test_dialogues_that_cannot_be_answered_are_refused(model, kind):
     messages, settings, error, message = REFUSED[kind]
     with pytest.raises(error, match=message):
         model.chat(messages, **settings)

@@ -1,4 +1,4 @@
-"""Typed, frozen configuration. Every default of the project stands in this package, once."""
+"""Typed, frozen configuration. Every default of a run stands in this package, once."""
 
 from stepaudio_jax.config.build import build, to_dict
 from stepaudio_jax.config.checks import check_seed

@@ -85,21 +85,21 @@ def field_comments(cls: type) -> dict[str, str]:
         if token.type == tokenize.COMMENT:
             comments[token.start[0]] = token.string.lstrip("#").strip()
     lines = source.splitlines()
-    found = {}
+    by_field = {}
     definition = typing.cast(ast.ClassDef, ast.parse(source).body[0])
     for node in definition.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         assert node.end_lineno is not None
-        own = [comments[i] for i in range(node.lineno, node.end_lineno + 1) if i in comments]
+        beside = [comments[i] for i in range(node.lineno, node.end_lineno + 1) if i in comments]
         above: list[str] = []
         line = node.lineno - 1
         while line in comments and lines[line - 1].lstrip().startswith("#"):
             above.insert(0, comments[line])
             line -= 1
-        if own or above:
-            found[node.target.id] = " ".join(own or above)
-    return found
+        if beside or above:
+            by_field[node.target.id] = " ".join(beside or above)
+    return by_field
 
 
 def _type_name(hint: Any) -> str:

@@ -55,14 +55,14 @@ class Key:
         parts = (f"['{part}']" if isinstance(part, int) else f".{part}" for part in self.path)
         return "".join(parts).removeprefix(".")
 
-    def check_order(self, earlier: Iterable["Key"]) -> None:
+    def check_order(self, keys_before: Iterable["Key"]) -> None:
         """Checks that this key does not replace a section that an earlier key has changed.
 
         Raises:
             ConfigError: naming both keys.
         """
         replaced = self.path[:-1] if self.is_preset else self.path
-        for key in earlier:
+        for key in keys_before:
             changed = key.path[:-1] if key.is_preset else key.path
             if len(changed) > len(replaced) and changed[: len(replaced)] == replaced:
                 raise ConfigError(
@@ -197,7 +197,7 @@ def _with_defaults(hint: Any, value: Any, key: str, present: Any = None) -> Any:
 
     Args:
         hint: the annotation.
-        value: as it was given.
+        value: plain values, of a section those that differ from its defaults.
         key: its dotted name.
         present: the plain values that it replaces.
 
@@ -205,11 +205,11 @@ def _with_defaults(hint: Any, value: Any, key: str, present: Any = None) -> Any:
         ConfigError: a choice or a preset has an unknown name.
     """
     if classes := choices(hint):
-        given = dict(value) if isinstance(value, Mapping) else {"name": value}
-        name = given.pop("name", (present or {}).get("name"))
+        options = dict(value) if isinstance(value, Mapping) else {"name": value}
+        name = options.pop("name", (present or {}).get("name"))
         if name is None:
             raise ConfigError(f"{key} needs a name: {' or '.join(classes)}")
-        return {"name": name} | _with_defaults(read_choice(hint, name, key), given, key)
+        return {"name": name} | _with_defaults(read_choice(hint, name, key), options, key)
     if isinstance(value, tuple | list):
         value = list(value)
         items = item_hints(hint, value) or ()

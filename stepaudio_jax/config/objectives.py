@@ -34,9 +34,9 @@ class AuxiliaryConfig:
     part. The heads are never exported.
     """
 
-    ctc_weight: float = 0.0  # of the CTC loss; 0 switches it off
+    ctc_weight: float = 0.0  # weight of the CTC loss; 0 switches it off
     ctc_words: tuple[str, ...] = ()  # its vocabulary; any other word of a transcript is an error
-    attribute_weight: float = 0.0  # of the classifiers' loss; 0 switches it off
+    attribute_weight: float = 0.0  # weight of the classifiers' loss; 0 switches it off
     # Name of each attribute -> its values.
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
@@ -99,16 +99,16 @@ class RolloutConfig:
     num_prompts: int = 32  # prompts of a step
     # Replies to each prompt; at least 2, unless advantage_estimator is "gae".
     num_generations: int = 16
-    # Of sampling, and of the policy in every forward pass: its log-probabilities are those of the
-    # tempered distribution.
+    # Temperature of sampling, and of the policy in every forward pass: its log-probabilities are
+    # those of the tempered distribution.
     temperature: float = 1.0
-    max_new_tokens: int = 2048  # of a reply; a longer one is truncated
+    max_new_tokens: int = 2048  # most tokens of a reply; a longer one is truncated
     # Replies that repeat themselves end, and count as truncated; off by default.
     repetition_detection: RepetitionDetectionConfig = RepetitionDetectionConfig()
     slots: int = 64  # replies generated at the same time
     # Devices that share one copy of the policy for generation; the others hold further copies.
     tensor: int = 1
-    # Of the KV cache; None: that of the computation.
+    # Dtype of the KV cache; None: that of the computation.
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
 
     def __post_init__(self) -> None:
@@ -145,8 +145,8 @@ class PolicyGradient:
     name: ClassVar[str] = "policy_gradient"
 
     rollout: RolloutConfig = RolloutConfig()  # the replies that are generated in a step
-    rewards: tuple[RewardConfig, ...] = ()  # of replies, by source; at least one
-    judge: JudgeConfig = JudgeConfig()  # of rewards with a judge_weight
+    rewards: tuple[RewardConfig, ...] = ()  # what replies are worth, by source; at least one
+    judge: JudgeConfig = JudgeConfig()  # the judge of rewards with a judge_weight
     # "gae" trains a value head; the others compare the replies to one prompt.
     advantage_estimator: AdvantageEstimator = "rloo"
     gamma: float = 1.0  # discount of "gae"
@@ -170,7 +170,7 @@ class PolicyGradient:
     max_importance_weight: float | None = None
     epochs: int = 1  # passes over the rollouts of a step
     minibatches: int = 1  # updates an epoch, each with an equal share of the prompts
-    # Of prompts with a verifier, use those with (least, most) correct replies only; None: all.
+    # Of prompts with a verifier, use those with (low, high) correct replies only; None: all.
     num_correct_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -230,7 +230,7 @@ class PolicyGradient:
             if not getattr(self, name) >= MIN_CLIP:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: "
-                    "a ratio that must stay 1 lets nothing be learnt"
+                    "the ratio would have to stay 1, and nothing would be trained"
                 )
         check_not_negative(self, "kl_coef", "value_coef")
         if self.dual_clip is not None and not self.dual_clip > 1:
@@ -273,15 +273,15 @@ class PolicyGradient:
                 )
         if self.num_correct_range is None:
             return
-        least, most = self.num_correct_range
-        if not 0 <= least <= most:
-            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (least, most)")
+        low, high = self.num_correct_range
+        if not 0 <= low <= high:
+            raise ConfigError(f"num_correct_range={self.num_correct_range} must be (low, high)")
         if self.rewards and not any(reward.verifier_weight for reward in self.rewards):
             raise ConfigError(
                 f"num_correct_range={self.num_correct_range} counts correct replies, "
                 "and no reward has a verifier"
             )
-        if most > self.rollout.num_generations:
+        if high > self.rollout.num_generations:
             raise ConfigError(
                 f"num_correct_range={self.num_correct_range} exceeds "
                 f"rollout.num_generations={self.rollout.num_generations}"
@@ -310,11 +310,11 @@ class PolicyGradient:
             )
         if self.num_correct_range is None or (self.kl_placement == "reward" and self.kl_coef):
             return
-        least, most = self.num_correct_range
+        low, high = self.num_correct_range
         for index, reward in enumerate(self.rewards):
             # Correct replies are equal to a verifier. Wrong ones are too, but for a user's own
             # (module:function), which may give them different scores.
-            equal = least == rollout.num_generations or (most == 0 and ":" not in reward.verifier)
+            equal = low == rollout.num_generations or (high == 0 and ":" not in reward.verifier)
             others = reward.format_weight or reward.judge_weight or reward.overlong_weight
             if equal and reward.verifier_weight and not others:
                 raise ConfigError(

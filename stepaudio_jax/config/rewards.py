@@ -23,11 +23,12 @@ class RewardConfig:
     sources: tuple[str, ...] = ()
     # Checks a reply against the record's `answer`: one of rl.verifiers, or module:function.
     verifier: str = "exact_text"
-    verifier_weight: float = 0.0  # of the verifier's score
-    format_weight: float = 0.0  # of a well-formed reply, with reasoning
-    # Of the judge's preference over the reference reply, or of the record's rubric if it has one.
+    verifier_weight: float = 0.0  # weight of the verifier's score
+    format_weight: float = 0.0  # weight of a well-formed reply with reasoning
+    # Weight of the judge's preference over the reference reply, or of the record's rubric if it has
+    # one.
     judge_weight: float = 0.0
-    overlong_weight: float = 0.0  # of the penalty for long replies (DAPO: Yu et al. 2025, eq. 13)
+    overlong_weight: float = 0.0  # weight of the length penalty (DAPO: Yu et al. 2025, eq. 13)
     # Reply length in tokens from which the penalty grows, up to 1 at rollout.max_new_tokens.
     overlong_penalty_start: int = 0
 
@@ -46,18 +47,18 @@ class RewardConfig:
 class JudgeConfig:
     """The generative judge: an endpoint of OpenAI's protocol, or a model in this process."""
 
-    folder: str | None = None  # of the model that judges in this process
+    folder: str | None = None  # folder of a model that judges in this process
     slots: int = 16  # questions that this model answers at the same time
-    url: str | None = None  # of an endpoint, up to and including /v1
+    url: str | None = None  # address of an endpoint, up to and including /v1
     model: str | None = None  # the judge's name at the endpoint
     # The environment variable that holds the endpoint's key; None if it needs no key.
     api_key_env: str | None = "OPENAI_API_KEY"
     prompt: str | None = None  # a text file with a template of your own; None: the built-in one
-    preference_levels: Literal[3, 5, 7] = 7  # of the ordinal scale of a comparison
+    preference_levels: Literal[3, 5, 7] = 7  # levels of the ordinal scale of a comparison
     # phi of the levels above 0, in order (R1.5, eq. 3); empty: linear. See judge.verdict.RewardMap.
     reward_map: tuple[float, ...] = ()
     reward_map_temperature: float | None = None  # of the tanh behind phi; None: no tanh
-    max_tokens: int = 1024  # of an answer
+    max_tokens: int = 1024  # most tokens of an answer
     timeout_s: float = 60.0  # longest silence of the endpoint, in seconds
     retries: int = 4  # after a failed request to the endpoint
     concurrency: int = 8  # requests to the endpoint at the same time
@@ -95,7 +96,7 @@ def check_reward_map(
     """Checks what maps a judge's levels to rewards (see `judge.verdict.RewardMap`).
 
     Args:
-        levels: of the judge's scale, odd.
+        levels: levels of the judge's scale, odd.
         reward_map: phi of the levels above 0; empty for a linear map.
         temperature: of the tanh behind it; None for none.
         temperature_key: the name of the caller's field for that temperature.
@@ -115,9 +116,7 @@ def check_reward_map(
     if not all(0 <= low <= high <= 1 for low, high in steps):
         raise ConfigError(f"reward_map={reward_map} must rise from 0 to 1 at most")
     if reward_map and not reward_map[-1] > 0:
-        raise ConfigError(
-            f"reward_map={reward_map} makes every reward 0: nothing could be learnt from them"
-        )
+        raise ConfigError(f"reward_map={reward_map} makes every reward 0: nothing would be trained")
     if temperature is not None and not 0 < temperature < math.inf:
         raise ConfigError(
             f"{temperature_key}={temperature} must be positive and finite; None for no temperature"

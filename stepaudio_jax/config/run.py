@@ -46,7 +46,7 @@ class CheckpointConfig:
     every_steps: int = 500  # between two saves; 0: only at the end of each stage
     keep: int = 2  # newest saved states that are kept
     keep_every_steps: int = 0  # besides, those at multiples of so many steps; 0: none
-    # Besides, so many with the lowest held-out loss, of those where it was measured.
+    # Besides, so many with the lowest held-out loss; a stage without evaluation.data has none.
     keep_best: int = 0
 
     def __post_init__(self) -> None:
@@ -58,11 +58,11 @@ class CheckpointConfig:
 class ComputeConfig:
     """How the model is computed, as opposed to what it is."""
 
-    # Of activations and matrix products; softmax, norms and losses are always in float32.
+    # Dtype of activations and matrix products; softmax, norms and losses are always in float32.
     dtype: FloatDtype = "bfloat16"
     param_dtype: FloatDtype = "float32"  # of trained parameters; frozen ones are kept in `dtype`
-    # Of the decoder's residual stream; None: `dtype`. In bfloat16 it is rounded twice a layer,
-    # which adds to the difference between the log-probabilities of sampling and of training.
+    # Dtype of the decoder's residual stream; None: `dtype`. In bfloat16 it is rounded twice a
+    # layer, which adds to the difference between the log-probabilities of sampling and of training.
     residual_dtype: FloatDtype | None = None
     # Activations of a layer kept for the backward pass: all ("none"), none ("full"), or those of
     # remat_names ("save": on the device, "offload": on the host).
@@ -90,7 +90,7 @@ class Config:
 
     run_dir: str  # the folder that the run makes
     stages: tuple[StageConfig, ...]  # in order; each starts from what the one before left
-    seed: int = 0  # of initial weights, data order, augmentation and sampling
+    seed: int = 0  # decides initial weights, data order, augmentation and sampling
     model: ModelConfig = ModelConfig()  # the model's shape, where no folder gives it
     initial: InitialWeights = InitialWeights()  # where the weights come from
     # A folder (tokenizer.json, or vocab.json and merges.txt), or "bytes"; None: initial.model's.
@@ -98,7 +98,9 @@ class Config:
     compute: ComputeConfig = ComputeConfig()  # dtypes, rematerialisation, kernels
     mesh: MeshConfig = MeshConfig()  # devices along each axis
     checkpoint: CheckpointConfig = CheckpointConfig()  # when the state is saved
-    log_every_steps: int = 10  # between two lines of metrics.jsonl
+    # Between two lines of metrics.jsonl, of means over these steps; None: 1 in stages with
+    # policy_gradient, 10 in others.
+    log_every_steps: int | None = None
     # FIRST:LAST writes a profile of these steps to run_dir/profile; steps count over all stages.
     profile_steps: str | None = None
     # Steps in a row whose loss or gradient is not finite; one more ends the run.
@@ -120,7 +122,8 @@ class Config:
         if not self.stages:
             raise ConfigError("stages is empty: nothing to run")
         check_seed(self.seed)
-        check_positive(self, "log_every_steps")
+        if self.log_every_steps is not None:
+            check_positive(self, "log_every_steps")
         check_not_negative(self, "max_consecutive_skips")
         profiled = self.profiled_steps()
         if profiled is not None and not 1 <= profiled[0] <= profiled[1]:
@@ -128,14 +131,26 @@ class Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
+        if self.checkpoint.keep_best and not any(stage.evaluation.enabled for stage in self.stages):
+            raise ConfigError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best} keeps the saved states with the "
+                "lowest held-out loss, which no stage measures: set evaluation.data of a stage, or "
+                "leave keep_best out"
+            )
         for stage in self.stages:
-            rows_are_cut = isinstance(stage.objective, PolicyGradient)
-            if rows_are_cut and stage.data.seq_len % self.compute.loss_chunks:
+            splits_rows = isinstance(stage.objective, PolicyGradient)
+            if splits_rows and stage.data.seq_len % self.compute.loss_chunks:
                 raise ConfigError(
                     f"stage {stage.name!r}: data.seq_len={stage.data.seq_len} must be a multiple "
                     f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
-                    "policy_gradient cuts the tokens of a row"
+                    "policy_gradient splits the tokens of a row"
                 )
+
+    def steps_per_log_line(self, stage: StageConfig) -> int:
+        """Returns the number of steps of a stage between two lines of metrics.jsonl."""
+        if self.log_every_steps is not None:
+            return self.log_every_steps
+        return 1 if isinstance(stage.objective, PolicyGradient) else 10
 
     def profiled_steps(self) -> tuple[int, int] | None:
         """Returns the first and last step that `profile_steps` asks for; None without a profile."""

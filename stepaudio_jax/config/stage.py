@@ -27,17 +27,17 @@ class OptimizerConfig:
     name: Literal["adamw", "adafactor", "muon"] = "adamw"  # the algorithm
     learning_rate: float = 1e-5  # after warm-up; with muon, of what is not a matrix
     warmup_steps: int = 0  # update k of these has k / warmup_steps of the learning rate
-    decay: Literal["constant", "linear", "cosine"] = "cosine"  # of the learning rate
-    # Of the learning rate, reached at the end of the stage.
+    decay: Literal["constant", "linear", "cosine"] = "cosine"  # how the learning rate falls
+    # Share of the learning rate that is left at the end of the stage.
     final_learning_rate_fraction: float = 0.1
     b1: float = 0.9  # decay of the first moment of Adam
     b2: float = 0.95  # decay of the second moment of Adam
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # of matrices only, without biases, norms and position embeddings
     clip_norm: float = 1.0  # largest global norm of the gradients; 0: no clipping
-    muon_learning_rate: float = 0.02  # of matrices, where name is "muon"
-    muon_momentum: float = 0.95  # of matrices, where name is "muon"
-    moment_dtype: FloatDtype = "float32"  # of the first moment (momentum); Adafactor has none
+    muon_learning_rate: float = 0.02  # learning rate of matrices, where name is "muon"
+    muon_momentum: float = 0.95  # momentum of matrices, where name is "muon"
+    moment_dtype: FloatDtype = "float32"  # dtype of the first moment; Adafactor has none
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -63,7 +63,7 @@ class LoRAConfig:
     The finished `model/` keeps the adapter apart too: see docs/lora.md.
     """
 
-    rank: int = 0  # of the adapter's matrices; 0: no adapter
+    rank: int = 0  # rank of the adapter's matrices; 0: no adapter
     alpha: float = 32.0  # the product of the adapter's matrices is multiplied by alpha / rank
     # Matrices of the decoder that get an adapter.
     targets: tuple[LoRATarget, ...] = ("query", "key", "value", "output", "gate", "up", "down")
@@ -120,10 +120,10 @@ class StageConfig:
     objective: NextToken | PolicyGradient = NextToken()  # what is optimized
     data: DataConfig  # what is trained on
     evaluation: EvaluationConfig = EvaluationConfig()  # held-out loss
-    optimizer: OptimizerConfig = OptimizerConfig()  # of the trained parameters
+    optimizer: OptimizerConfig = OptimizerConfig()  # how the trained parameters are updated
     trainable: tuple[Part, ...] = ("adaptor", "decoder")  # parts of the model that are trained
-    lora: LoRAConfig = LoRAConfig()  # of the decoder, which `trainable` then leaves out
-    gradient_accumulation_steps: int = 1  # micro-batches a step, into which batch_size is cut
+    lora: LoRAConfig = LoRAConfig()  # adapter of the decoder, which `trainable` then leaves out
+    gradient_accumulation_steps: int = 1  # micro-batches a step, into which batch_size is split
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -178,9 +178,9 @@ class StageConfig:
             raise ConfigError("trainable is empty: nothing would learn")
         if not self.data.audio_chunks_per_seq and not trains_decoder:
             raise ConfigError(
-                f"trainable={self.trainable} are parts that hear, and data.audio_chunks_per_seq=0 "
-                "leaves them nothing to hear: nothing would learn; raise audio_chunks_per_seq, or "
-                "train the decoder"
+                f"trainable={self.trainable} only has parts that process audio, and "
+                "data.audio_chunks_per_seq=0 leaves no audio: nothing would be trained; raise it, "
+                "or train the decoder"
             )
 
     def _check_policy_gradient(self, objective: PolicyGradient) -> None:

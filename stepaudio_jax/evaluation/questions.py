@@ -99,7 +99,7 @@ def answer_at_temperatures(
         questions: records with an `answer`; earlier turns of a dialogue are given without their
             reasoning.
         read: returns the samples of a clip; None reads it as the model is set to.
-        max_new_tokens: of reasoning and reply; a longer answer is cut, and so malformed.
+        max_new_tokens: most tokens of reasoning and reply; a longer answer is malformed.
         slots: the number of questions answered at a time.
         num_threads: threads that read clips and prepare prompts; None for one a processor.
 

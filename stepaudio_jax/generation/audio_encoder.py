@@ -20,7 +20,7 @@ class ChunkGroup:
     Attributes:
         indices: of the chunks, at most `rows`.
         rows: of the batch; those without a chunk are zeros of length 0.
-        frames: to which each chunk is padded.
+        frames: length to which each chunk is padded.
     """
 
     indices: tuple[int, ...]
@@ -76,7 +76,7 @@ def bucketed_groups(lengths: Sequence[int], *, max_frames: int) -> list[ChunkGro
 
     Args:
         lengths: frames of each chunk, at most `max_frames`.
-        max_frames: that the encoder's positions hold.
+        max_frames: most frames that the encoder's positions hold.
     """
     buckets = [min(bucket(length), max_frames) for length in lengths]
     groups = []

@@ -49,7 +49,7 @@ class JobSummary:
     """The outcome of a job.
 
     Attributes:
-        dialogues: in the file.
+        dialogues: number of dialogues in the file.
         failed: how many of them could not be answered.
         first_failure: why the first of those could not; empty if there is none.
     """
@@ -83,14 +83,14 @@ def answer_file(
     output appears when it is complete, and replaces what was there.
 
     Args:
-        model: that answers.
+        model: the model that answers.
         input_path: JSONL of dialogues that end in a user's turn.
-        output_path: of the replies.
+        output_path: the file of the replies.
         sampling: how a dialogue is answered.
         slots: dialogues answered side by side.
         num_samples: replies to each dialogue.
-        cache_dtype: of the KV cache; None for that of the computation.
-        num_threads: that read clips and prepare prompts; None for as many as there are processors.
+        cache_dtype: dtype of the KV cache; None for that of the computation.
+        num_threads: threads that read clips and prepare prompts; None for one a processor.
 
     Raises:
         DataError: the file has no line, or none that can be answered (nothing is written then); or
@@ -192,7 +192,7 @@ class _PreparedRequests:
     """Requests in the order of the file, prepared ahead on other threads.
 
     Args:
-        pool: of the threads.
+        pool: the threads.
         prepare: makes the request of a line of the file.
         remaining: the lines to be answered.
         depth: requests that are prepared ahead.

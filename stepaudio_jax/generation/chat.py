@@ -55,10 +55,10 @@ def load(
 
     Args:
         folder: either kind, the finished `model` of a training run for example.
-        dtype: of weights and computation; None for bfloat16, on a CPU float32.
+        dtype: dtype of weights and computation; None for bfloat16, on a CPU float32.
         int8_weights: keep the decoder's matrices in int8, for generation only.
-        cache_dtype: of cached keys and values; None for `dtype`.
-        tensor: over how many devices each layer is sharded; 0 for as many as divide its heads.
+        cache_dtype: dtype of cached keys and values; None for `dtype`.
+        tensor: devices over which each layer is sharded; 0 for as many as divide its heads.
         for_generation: keep one copy of the weights instead of two; the model cannot score then.
         history_reasoning: past turns keep their reasoning, for a model trained so.
         channel: which channel of a multichannel clip is used: the "first", or the "mix" of all.
@@ -86,7 +86,7 @@ class Reply:
     Attributes:
         text: the reply, without the reasoning.
         reasoning: what the model thought before it.
-        finish_reason: "stop", "length" (cut at `max_new_tokens`) or "repetition".
+        finish_reason: "stop", "length" (truncated at `max_new_tokens`) or "repetition".
         problems: what is wrong with the form of the reply, "not_ended" for example; empty where
             nothing is.
         tokens: of reasoning and reply, as generated, without the stop token.
@@ -119,7 +119,7 @@ class ChatModel:
 
     Args:
         model: the loaded model.
-        cache_dtype: of cached keys and values; None for that of the computation.
+        cache_dtype: dtype of cached keys and values; None for that of the computation.
         can_score: whether the decoder's layers are stacked and in a float dtype.
 
     Attributes:

@@ -76,11 +76,11 @@ class Engine:
         config: the model's shape.
         parameters: its tree, or the result of `models.quantize_weights`; adapters may be beside the
             decoder's kernels (`models.attach_lora`), and stay there.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         compute: dtypes, kernels and sharding rules of the computation.
         slots: requests answered side by side.
-        slot_tokens: that a slot holds, prompt and reply; None for the model's positions.
-        cache_dtype: of keys and values; None for that of the computation.
+        slot_tokens: tokens that a slot holds, prompt and reply; None for the model's positions.
+        cache_dtype: dtype of keys and values; None for that of the computation.
         steps: tokens that a call of the device adds to each slot, at most: more make streaming
             coarser and the host's share smaller.
         mesh: the devices that hold weights and slots, by `compute.rules`; None for one device.

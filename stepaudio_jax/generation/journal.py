@@ -168,7 +168,7 @@ def describe_job(
     Args:
         program: its name.
         input_path: the file of dialogues; its content counts, not its name.
-        folder: of the model.
+        folder: the model's folder.
         config: the model's shape.
         settings: whatever else changes what is written.
     """

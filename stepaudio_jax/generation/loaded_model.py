@@ -98,7 +98,7 @@ def load_model(
 
     Args:
         folder: either kind.
-        dtype: of weights and computation; None chooses as `default_dtype` does.
+        dtype: dtype of weights and computation; None chooses as `default_dtype` does.
         int8_weights: keep the decoder's matrices in int8, for generation only.
         mesh: the devices that hold the weights, by the default sharding rules; each process reads
             its own part. None for one device.
@@ -157,8 +157,8 @@ def folder_decode_mesh(folder: PathLike, tensor: int = 0) -> Mesh | None:
     """Returns the mesh of all devices for the model of a folder; None where there is one device.
 
     Args:
-        folder: of the model.
-        tensor: over how many devices each layer's heads are sharded; 0 for as many as divide them.
+        folder: the model's folder.
+        tensor: devices over which each layer's heads are sharded; 0 for as many as divide them.
             The remaining devices hold replicas.
 
     Raises:
@@ -181,11 +181,11 @@ def build_engine(
     """Builds an engine just large enough for these prompts and up to `new_tokens` new tokens each.
 
     Args:
-        model: whose weights it uses.
-        prompts: at least one.
-        new_tokens: of the longest reply.
+        model: the model whose weights it uses.
+        prompts: one prompt or more.
+        new_tokens: tokens of the longest reply.
         slots: requests answered side by side; rounded up to a multiple of the mesh's replicas.
-        cache_dtype: of keys and values; None for that of the computation.
+        cache_dtype: dtype of keys and values; None for that of the computation.
     """
     longest = max(prompt.length for prompt in prompts) + new_tokens
     return Engine(

@@ -81,7 +81,7 @@ def build_prompt(
 
     Args:
         segments: of one dialogue.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         convention: how the audio tokens of a clip are counted.
         channel: which channel of a multichannel clip is used; see `load_audio`.
         read: reads a clip; another reader lets the model hear something else than the
@@ -114,7 +114,7 @@ def check_prompt_fits(
     Args:
         prompt: to be answered or scored.
         config: the model's shape.
-        new_tokens: of the reply, at most.
+        new_tokens: most tokens of the reply.
         slot_tokens: tokens of a slot; None for the model's positions.
 
     Raises:

@@ -27,9 +27,9 @@ class RequestState:
     """The reply to one request.
 
     Args:
-        number: of the request.
+        number: the request's number.
         sampling: how it is answered.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         in_reasoning: whether the prompt has opened a reasoning, with which the text then begins. A
             text that begins with `<think>` opens one itself.
 

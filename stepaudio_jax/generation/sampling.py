@@ -46,7 +46,7 @@ class Sampling:
         presence_penalty: lowers the logit of every token that the reply so far has; the prompt does
             not count.
         frequency_penalty: lowers it once for each time that the reply has the token.
-        max_new_tokens: the reply is cut there, with finish_reason "length".
+        max_new_tokens: the reply is truncated there, with finish_reason "length".
         max_reasoning_tokens: the reasoning is ended there by force; None leaves its length to the
             model.
         stop_tokens: end the turn, beside its own end, in the reasoning too; they are not part of
@@ -189,7 +189,7 @@ def sample_tokens(
     Args:
         logits: fp32.
         count: tokens sampled before for the same request; with the seed, it determines the draw.
-        settings: of each row.
+        settings: sampling settings of each row.
         seen: tokens of the prompt and of the reply so far.
         token_counts: how often the reply so far has each token.
     """

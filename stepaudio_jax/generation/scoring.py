@@ -144,7 +144,7 @@ class Scorer:
     Args:
         config: the model's shape.
         parameters: its tree, the decoder's layers stacked.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         compute: dtypes, kernels and sharding rules of the computation.
         mesh: the devices that hold the parameters; None for one device. Axes that shard the batch
             compute the same dialogue.

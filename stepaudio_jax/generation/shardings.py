@@ -34,7 +34,7 @@ def decode_mesh(
     Args:
         config: the model's shape.
         devices: all devices of the run if None; those of a TPU topology description work too.
-        tensor: over how many devices heads are sharded; 0 for as many of a slice as divide them.
+        tensor: devices over which heads are sharded; 0 for as many of a slice as divide them.
         slices: number of slices that the devices lie in.
 
     Raises:
@@ -47,7 +47,7 @@ def decode_mesh(
 
 
 def max_tensor_parallel(config: ModelConfig, devices: int) -> int:
-    """Returns the most devices, a divisor of `devices`, over which every layer is cut evenly.
+    """Returns the most devices, a divisor of `devices`, over which every layer is sharded evenly.
 
     That is, their number divides heads, key heads, feed-forward and vocabulary.
     """

@@ -106,7 +106,7 @@ class Prefix:
 
     Attributes:
         caches: keys and values of each layer, [1, K, T, D].
-        logits: of the token after the prompt.
+        logits: logits of the token after the prompt.
         seen: which tokens the prompt has.
         length: tokens of the prompt without padding.
     """
@@ -212,7 +212,7 @@ def prefill(
     Args:
         spec: which model.
         parameters: in decode layout.
-        tokens: of the prompt, padded.
+        tokens: the prompt's tokens, padded.
         length: tokens of the prompt without padding.
         audio: the adaptor's outputs, each at the position of its token (audio_len is T), or
             audio_len 0 for a prompt without sound.

@@ -94,9 +94,9 @@ def import_weights(
         encoder_source: the folder of the encoder, if not `source`.
         tokenizer: the folder of the tokenizer; `source` if None.
         adapter: a PEFT adapter for the decoder, which the checkpoint keeps beside it.
-        dtype: to which the weights are cast; None keeps their dtypes.
+        dtype: dtype to which the weights are cast; None keeps their dtypes.
         vocab_size: rows of the embedding, at least those of the source; None keeps them.
-        seed: of newly initialised weights.
+        seed: decides newly initialised weights.
         progress: called as bytes are written.
 
     Returns:
@@ -319,7 +319,7 @@ class LoRAMergingReader:
 
     Args:
         parameters: without the adapter.
-        adapter: that is added.
+        adapter: the adapter that is added.
     """
 
     def __init__(self, parameters: ParameterReader, adapter: Adapter):
@@ -367,7 +367,7 @@ def export_parameters(
         config: the shape of the model.
         tokenizer: the tokenizer, or a folder whose tokenizer files are copied unchanged.
         output: the folder to create.
-        dtype: to which the weights are cast; None keeps their dtypes.
+        dtype: dtype to which the weights are cast; None keeps their dtypes.
         max_shard_bytes: of the tensors in one shard; a larger tensor gets a shard of its own.
         form: of `config.json`, "nested" (Step-Audio-2) or "flat" (Step-Audio-R1).
         remote_code: a Hub repository with the modelling code, named in `config.json` for

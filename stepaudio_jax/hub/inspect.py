@@ -25,14 +25,14 @@ class FolderSummary:
     """The content of a folder of weights.
 
     Attributes:
-        kind: of the folder, in words.
-        parts: that it has.
+        kind: what the folder is, in words.
+        parts: parts of a model that it has.
         model: its shape, with default values for parts that the folder lacks.
         tensors: their number (in a checkpoint, the number of parameters arrays).
         parameters: the number of their values.
-        bytes: of the tensors.
+        bytes: size of the tensors.
         dtypes: the number of tensors of each dtype.
-        problems: in words; empty if the folder is complete.
+        problems: what is wrong, in words; empty if the folder is complete.
         skipped_tensors: names of tensors that are not read, since they follow from others.
     """
 

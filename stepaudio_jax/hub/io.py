@@ -32,7 +32,7 @@ def ordered_parallel_map(
     Args:
         function: called in threads.
         items: any number of them.
-        threads: that compute.
+        threads: number of threads that compute.
         max_pending: results that may be ready and not yet yielded, which bounds the memory.
     """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -58,8 +58,8 @@ class ShardBuffers:
     It holds the shards of this process's devices; one that several devices hold is stored once.
 
     Args:
-        shape: of the array.
-        dtype: of the array.
+        shape: the array's shape.
+        dtype: the array's dtype.
         sharding: where it is placed.
     """
 

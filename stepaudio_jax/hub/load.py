@@ -31,11 +31,11 @@ from stepaudio_jax.hub.tensor_map import (
     ParamPath,
     Tensor,
     flatten,
-    get_at,
     parameter_shapes,
     unflatten,
 )
 from stepaudio_jax.models import merge_lora
+from stepaudio_jax.models.trees import get_at
 from stepaudio_jax.storage import Path, PathLike, to_path
 
 WeightSources = Mapping[Part, PathLike]
@@ -109,9 +109,9 @@ def read_parameters(
     Args:
         source: a folder (a checkpoint, or a Hugging Face folder), or the folder of each part (see
             `weight_sources`).
-        parts: that are read; all that the source has if None.
+        parts: parts of the model that are read; all that the source has if None.
         config: the shape that the parameters must have; not checked if None.
-        dtype: to which they are cast, for all or by part; None keeps their dtypes.
+        dtype: dtype to which they are cast, for all or by part; None keeps their dtypes.
         shardings: a tree of `jax.sharding.Sharding` with a leaf for every parameter read; None
             places them on the first device.
         merge_adapter: whether to add a checkpoint's adapter to the decoder's matrices. The sum is
@@ -148,11 +148,11 @@ def read_parameters(
         }
         adapter = read_source_adapter(sources) if merge_adapter and "decoder" in of_folder else None
         if adapter is not None:
-            leaves |= _read_and_merge_lora(folder, of_folder, targets, adapter)
+            leaves |= _read_and_merge_lora(folder, targets, adapter)
+        elif is_checkpoint(folder):
+            leaves |= _read_checkpoint(folder, targets)
         else:
-            leaves |= (_read_checkpoint if is_checkpoint(folder) else _read_hugging_face)(
-                folder, of_folder, targets
-            )
+            leaves |= _read_hugging_face(folder, of_folder, targets)
     return unflatten(leaves)
 
 
@@ -199,7 +199,7 @@ class _Target:
 
 
 def _read_checkpoint(
-    folder: Path, parts: Sequence[Part], targets: Mapping[ParamPath, _Target]
+    folder: Path, targets: Mapping[ParamPath, _Target]
 ) -> dict[ParamPath, jax.Array]:
     stored = OrbaxReader(parameters_directory(folder))
     abstract = {
@@ -229,15 +229,12 @@ def _read_stored(stored: OrbaxReader, path: ParamPath, leaf: jax.ShapeDtypeStruc
 
 
 def _read_and_merge_lora(
-    folder: Path,
-    parts: Sequence[Part],
-    targets: Mapping[ParamPath, _Target],
-    adapter: Adapter,
+    folder: Path, targets: Mapping[ParamPath, _Target], adapter: Adapter
 ) -> dict[ParamPath, jax.Array]:
     """Reads a checkpoint's parameters with its adapter added to them."""
     adapted = [path for path in targets if _is_adapted(path, adapter)]
     as_stored = {path: dataclasses.replace(targets[path], dtype=None) for path in adapted}
-    leaves = _read_checkpoint(folder, parts, {**targets, **as_stored})
+    leaves = _read_checkpoint(folder, {**targets, **as_stored})
     for path in adapted:
         pair = get_at(adapter.matrices, path[2:-1])
         decoder = {"layers": unflatten({path[2:]: leaves.pop(path)})}

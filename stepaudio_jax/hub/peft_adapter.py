@@ -22,8 +22,9 @@ from safetensors.numpy import save
 from stepaudio_jax.config import DecoderConfig, LoRAConfig, ModelConfig
 from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.safetensors import SAFETENSORS_DTYPES, StoredTensor, read_header
-from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, get_at, unflatten
+from stepaudio_jax.hub.tensor_map import DECODER_RULES, ParamPath, unflatten
 from stepaudio_jax.models import Parameters, abstract_lora, lora_paths
+from stepaudio_jax.models.trees import get_at
 from stepaudio_jax.storage import (
     Path,
     PathLike,

@@ -44,8 +44,8 @@ def write_random_weights(
         config: the shape.
         output: the folder to create.
         tokenizer: whose files are written.
-        seed: of the weights.
-        dtype: of the weights; bfloat16 if None.
+        seed: decides the weights.
+        dtype: dtype of the weights; bfloat16 if None.
         max_shard_bytes: of the tensors in one shard.
         form: of `config.json`.
         progress: called as bytes are written.
@@ -88,7 +88,7 @@ def random_rows(
     """Draws rows of a tensor from a normal distribution, the same on every machine.
 
     Args:
-        seed: of the model.
+        seed: decides the model's weights.
         name: of the tensor.
         start: the first row.
         shape: of the rows.

@@ -99,12 +99,12 @@ class StoredTensor:
     """A tensor of a safetensors file, as the file's header describes it.
 
     Attributes:
-        file: that holds it.
-        name: in the file.
+        file: the file that holds it.
+        name: its name in the file.
         dtype_code: the format's name of the dtype, such as "BF16".
-        shape: of the tensor.
+        shape: the tensor's shape.
         offset: of its first byte in the file.
-        reader: that reads its rows.
+        reader: reads its rows.
     """
 
     file: Path

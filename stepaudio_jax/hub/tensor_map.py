@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig, Part
 from stepaudio_jax.models import abstract_parameters
+from stepaudio_jax.models.trees import put_at
 
 PARTS: tuple[Part, ...] = ("encoder", "adaptor", "decoder")
 
@@ -250,11 +251,11 @@ class Tensor:
     """One tensor of a checkpoint, and how it becomes a parameter or one layer of one.
 
     Attributes:
-        name: in the checkpoint.
-        shape: in the checkpoint.
-        path: of the parameter.
+        name: the tensor's name in the checkpoint.
+        shape: the tensor's shape in the checkpoint.
+        path: the parameter's path.
         layer: its index on the parameter's L axis; None if the parameter is not stacked.
-        parameter_shape: of the parameter, without the L axis.
+        parameter_shape: the parameter's shape, without the L axis.
         order: the checkpoint's axes in the parameter's order.
         row_axis: the parameter's axis that the checkpoint's first axis became (the first of them
             if it was split).
@@ -320,7 +321,7 @@ def tensors(config: ModelConfig, naming: Naming, parts: Sequence[Part] = PARTS) 
     Args:
         config: the model's shape.
         naming: the family of the checkpoint.
-        parts: that are wanted.
+        parts: parts of the model that are wanted.
 
     Raises:
         KeyError: the naming lacks one of the parts.
@@ -359,16 +360,8 @@ def unflatten(leaves: Mapping[ParamPath, Any]) -> dict[str, Any]:
     """Returns nested dicts with these leaves: inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
+        put_at(tree, path, leaf)
     return tree
-
-
-def get_at(tree: Any, path: ParamPath) -> Any:
-    """Returns what nested dicts have at a path."""
-    return functools.reduce(lambda node, name: node[name], path, tree)
 
 
 def _tensor(rule: Rule, shape: tuple[int, ...], layer: int | None) -> Tensor:

@@ -75,7 +75,7 @@ class BatchJudgeBackend(Protocol):
 class EndpointBackend:
     """A judge behind a server that speaks OpenAI's chat protocol: vLLM, SGLang, or a provider's.
 
-    The endpoint is asked with the standard library: a response is cut at 16 MiB, every malformed
+    The endpoint is asked with the standard library: a response is truncated at 16 MiB, a malformed
     body is an abstention, Retry-After is capped at 60 s, and only retryable codes are tried again.
     The openai client (3.57) has no limit on a response's size, lets the ValueError of a number of
     5,000 digits and the RecursionError of deep nesting escape, and returns a body of `null`
@@ -83,7 +83,7 @@ class EndpointBackend:
     POST.
 
     Attributes:
-        url: of the API, up to and including /v1.
+        url: address of the API, up to and including /v1.
         model: its name at the server.
         api_key_env: the environment variable that holds the key; None where none is needed.
         temperature, max_tokens: of the answers.
@@ -133,7 +133,7 @@ class EndpointBackend:
                 retry_after = error.headers.get("Retry-After", "")
                 if _SECONDS.fullmatch(retry_after):
                     wait_s = min(float(retry_after), MAX_BACKOFF_S)
-            # No server, a time-out, a cut or malformed response, a redirection to nowhere.
+            # No server, a time-out, a truncated or malformed response, a redirection to nowhere.
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
         raise JudgeError(
@@ -161,7 +161,7 @@ class ModelBackend:
     Args:
         model: the judge.
         slots: questions answered side by side.
-        max_tokens: of an answer.
+        max_tokens: most tokens of an answer.
     """
 
     def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class JudgeAnswer:
-    """What a judge wrote, and whether it was cut at its limit of tokens."""
+    """What a judge wrote, and whether it was truncated at its limit of tokens."""
 
     text: str
     truncated: bool = False
@@ -26,7 +26,7 @@ class AnswerCache:
     Of several processes only the first reads and writes the file.
 
     Args:
-        path: of the file; None keeps the answers in memory only.
+        path: the file's path; None keeps the answers in memory only.
         replicated: whether the first process sends what the file held to all others.
     """
 

@@ -36,7 +36,7 @@ class JudgeQuestion:
     Attributes:
         text: sent to the judge.
         criteria: number of criteria in the rubric.
-        code: that the verdict must carry; None where the template does not ask for one.
+        code: code that the verdict must carry; None where the template asks for none.
         in_material: comparisons that the material spells out: a verdict with one of these and no
             code may be a quotation.
     """
@@ -56,7 +56,7 @@ class JudgePrompt:
             neither); {fence} stands in every mark: before and after each reply and after the
             dialogue, with no other field between. Braces of the text itself are doubled. None for
             the project's template.
-        levels: of the scale that the judge may use.
+        levels: levels of the scale that the judge may use.
 
     Raises:
         ConfigError: a field is missing, unknown, repeated or lacks its fence; names the file.

@@ -123,7 +123,7 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
     judgements = judge.judge([_reply_pair(record) for record in records])
     agreement: list[float] = []
     biased: list[bool] = []
-    right_by_size: dict[float, list[float]] = collections.defaultdict(list)
+    agreement_by_size: dict[float, list[float]] = collections.defaultdict(list)
     criteria: list[bool] = []
     for record, judgement in zip(records, judgements, strict=True):
         if judgement.verdicts is None:
@@ -135,7 +135,7 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
         else:
             agreement.append(0.5 if value == 0 else float(value > 0))
             if value:
-                right_by_size[abs(value)].append(float(value > 0))
+                agreement_by_size[abs(value)].append(float(value > 0))
         biased.append(prefers_position(original, swapped))
         criteria += _criteria_agreement(record, original, swapped)
     return JudgeReport(
@@ -144,8 +144,8 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
         agreement=_mean(agreement),
         position_bias=_mean(biased),
         calibration={
-            size: (sum(right) / len(right), len(right))
-            for size, right in sorted(right_by_size.items())
+            size: (sum(agreed) / len(agreed), len(agreed))
+            for size, agreed in sorted(agreement_by_size.items())
         },
         criteria_agreement=_mean(criteria),
     )

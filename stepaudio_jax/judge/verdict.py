@@ -20,7 +20,7 @@ AbstentionReason = Literal[
     "quoted",  # another question's code; or none, although the material spells out the verdict
     "unknown_comparison",  # not a level of the scale
     "bad_criteria",  # not one {"a": true or false, "b": ..} for each criterion
-    "truncated",  # the answer was cut at the judge's limit of tokens
+    "truncated",  # the answer was truncated at the judge's limit of tokens
     "failed",  # the judge could not be asked
 ]
 
@@ -103,9 +103,9 @@ def parse_verdict(
 
     Args:
         text: the answer.
-        levels: of the scale.
+        levels: levels of the scale.
         criteria: number of criteria in the rubric; 0 without a rubric.
-        truncated: whether the answer was cut at the judge's limit of tokens.
+        truncated: whether the answer was truncated at the judge's limit of tokens.
         code: of the question, which cannot occur in the material. A verdict with another code is
             not the judge's; a verdict without one counts, unless the material spells out the same
             comparison. None where the judge was not asked for a code.
@@ -136,7 +136,7 @@ class RewardMap:
     """Maps the value of a pair, from -levels // 2 to levels // 2, to [-1, 1]: phi (R1.5, eq. 3).
 
     Attributes:
-        levels: of the judge's scale, odd.
+        levels: levels of the judge's scale, odd.
         reward_map: phi of the levels above 0, in order, the last one at most 1; empty for a linear
             map. Values between two levels, such as the mean of two verdicts, are interpolated.
         temperature: tanh(x / temperature) / tanh(1 / temperature) is applied to the result: it
@@ -206,10 +206,12 @@ def rubric_score(criteria: Sequence[Criterion], met: Sequence[bool]) -> float:
     return score / best
 
 
-def rubric_reward(criteria: Sequence[Criterion], original: Verdict, swapped: Verdict) -> float:
-    """Returns the policy's score less the reference's, clipped to [-1, 1].
+def rubric_reward(
+    criteria: Sequence[Criterion], original: Verdict, swapped: Verdict
+) -> tuple[float, float]:
+    """Returns the reward by a rubric, and the policy's own score; a score is a mean over orders.
 
-    Each score is the mean over both orders.
+    The reward is the policy's score less the reference's, clipped to [-1, 1].
     """
     policy = (
         rubric_score(criteria, original.first_met) + rubric_score(criteria, swapped.second_met)
@@ -217,7 +219,7 @@ def rubric_reward(criteria: Sequence[Criterion], original: Verdict, swapped: Ver
     reference = (
         rubric_score(criteria, original.second_met) + rubric_score(criteria, swapped.first_met)
     ) / 2
-    return min(max(policy - reference, -1.0), 1.0)
+    return min(max(policy - reference, -1.0), 1.0), policy
 
 
 def _has_code(verdict: Mapping[str, Any], code: str, *, optional: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Attention over packed rows: chooses the kernel for the platform, and cuts it over the mesh."""
+"""Attention over packed rows: chooses the kernel for the platform, and shards it over the mesh."""
 
 import dataclasses
 import math
@@ -43,36 +43,36 @@ def attention(
     """Computes grouped-query softmax attention within segments.
 
     A query attends to a key if both have the same segment id, or the key has that of the query's
-    prefix, and, where causal, if the key's slot is not later than its own. Queries that attend to
-    no key return finite but undefined values.
+    prefix, and, where causal, if the key's position in the row is not later than its own. Queries
+    that attend to no key return finite but undefined values.
 
-    On a mesh, rows and heads stay where the rules put them. Where tokens are cut, each device holds
-    its queries and gathers the keys and values of the whole row.
+    On a mesh, rows and heads stay where the rules put them. Where tokens are sharded, each device
+    holds its queries and gathers the keys and values of the whole row.
 
     Args:
         query: N is a multiple of K; query head n reads key head n // (N // K).
-        key: of each slot.
-        value: of each slot.
+        key, value: keys and values of each position in the row.
         query_segment_ids: 0 for padding, whose queries return undefined values.
-        key_segment_ids: of each slot.
+        key_segment_ids: the segment of each key.
         query_prefix_ids: the segment that several segments of a row share as their beginning, -1
             for none. Only kernels that take a mask allow it (see `supports_shared_prefix`).
         compute: which kernel, and the rules.
-        query_axes: logical axes of the query's dimensions. Keys have the same, their slots aside.
-        causal: mask later slots. Within a segment, slots are in the order of positions.
+        query_axes: logical axes of the query's dimensions. Keys have the same, but their
+            tokens are never sharded.
+        causal: mask later keys. Within a segment, keys are in the order of their positions.
 
     Returns:
         The attention's output in value's dtype; scores and softmax are computed in fp32.
 
     Raises:
-        ConfigError: the kernel asked for does not exist on this platform or takes no prefixes, or
-            the mesh cuts heads unevenly.
+        ConfigError: the kernel asked for does not exist on this platform or does not support
+            prefixes, or the mesh shards heads unevenly.
     """
     kernel = choose_kernel(compute)
     if query_prefix_ids is not None and not supports_shared_prefix(compute):
         raise ConfigError(
-            f"compute.attention={kernel!r} takes no prefixes: a query there sees the keys of "
-            "one segment"
+            f"compute.attention={kernel!r} does not support shared prefixes: a query "
+            "attends to the keys of one segment only"
         )
     mask = AttentionMask(query_segment_ids, key_segment_ids, query_prefix_ids)
     mesh, query_spec = current_mesh(), activation_spec(query_axes, compute.rules)
@@ -97,8 +97,8 @@ def attention(
         mask: AttentionMask,
     ) -> Float[Array, "B T N D"]:
         if tokens is not None and num_shards(mesh, tokens) > 1:
-            first_slot = jax.lax.axis_index(tokens) * query.shape[1]
-            mask = dataclasses.replace(mask, query_offset=jnp.full(query.shape[0], first_slot))
+            first_query = jax.lax.axis_index(tokens) * query.shape[1]
+            mask = dataclasses.replace(mask, query_offset=jnp.full(query.shape[0], first_query))
         return attend(query, key, value, mask, causal)
 
     key_spec = PartitionSpec(rows, None, heads, None)
@@ -157,7 +157,7 @@ def _repeat_heads(x: jax.Array, query_heads: int, shards: int) -> jax.Array:
     repeats = shards // math.gcd(kv_heads, shards)
     if query_heads % shards or query_heads % (kv_heads * repeats):
         raise ConfigError(
-            f"{query_heads} query heads over {kv_heads} key heads cannot be cut over {shards} "
+            f"{query_heads} query heads over {kv_heads} key heads cannot be sharded over {shards} "
             "devices; lower mesh.tensor, or leave rules.heads and rules.kv_heads empty"
         )
     return x if repeats == 1 else jnp.repeat(x, repeats, axis=2)

@@ -1,4 +1,4 @@
-"""Which keys a query attends to: its own segment, its prefix's, and no later slot where causal."""
+"""Which keys a query attends to: its own segment, its prefix's, and no later key where causal."""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ class AttentionMask:
         key_segment_ids: the document of each key.
         query_prefix_ids: a second segment whose keys a query attends to, -1 for none; None where no
             query has one.
-        query_offset: the slot of a row's first query, where the queries are a part of the row; None
-            for 0 in every row, which lets causal blocks skip the keys behind them.
+        query_offset: the key position of a row's first query, where the queries are a part of the
+            row; None for 0 in every row, which lets causal blocks skip the keys behind them.
     """
 
     query_segment_ids: Int[Array, "B T"]
@@ -35,14 +35,15 @@ class AttentionMask:
     ) -> Bool[Array, "B block num_keys"]:
         """Returns whether queries `start` to `stop` attend to each of the first `num_keys` keys."""
         prefixes = None if self.query_prefix_ids is None else self.query_prefix_ids[:, start:stop]
-        visible = AttentionMask(
+        mask = AttentionMask(
             self.query_segment_ids[:, start:stop], self.key_segment_ids[:, :num_keys], prefixes
         ).same_segment()
         if causal:
-            slot = jnp.arange(start, stop)[None, :]
-            slot = slot if self.query_offset is None else slot + self.query_offset[:, None]
-            visible &= slot[:, :, None] >= jnp.arange(num_keys)
-        return visible
+            query_index = jnp.arange(start, stop)[None, :]
+            if self.query_offset is not None:
+                query_index += self.query_offset[:, None]
+            mask &= query_index[:, :, None] >= jnp.arange(num_keys)
+        return mask
 
     def same_segment(self) -> Bool[Array, "B T kv_len"]:
         """Returns whether a key's segment is the query's own or its prefix."""
@@ -53,6 +54,6 @@ class AttentionMask:
         return same | (self.query_prefix_ids[:, :, None] == keys)
 
 
-def mask_bias(visible: Bool[Array, "B T kv_len"]) -> Float[Array, "B 1 1 T kv_len"]:
+def mask_bias(mask: Bool[Array, "B T kv_len"]) -> Float[Array, "B 1 1 T kv_len"]:
     """Returns what is added to scores: 0 where a query attends to a key, else `MASK_VALUE`."""
-    return jnp.where(visible, 0.0, MASK_VALUE)[:, None, None]
+    return jnp.where(mask, 0.0, MASK_VALUE)[:, None, None]

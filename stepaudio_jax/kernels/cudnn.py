@@ -1,6 +1,6 @@
 """Attention by cuDNN, on NVIDIA GPUs: no array of scores is kept.
 
-cuDNN knows lengths of padding, not documents side by side: it is given a mask over all slots, which
+cuDNN knows lengths of padding, not documents side by side: it is given a mask over all keys, which
 makes it slower. A batch with one long document a row needs no mask. Which of the two a batch is, is
 only known when the program runs, so both forms are compiled.
 """
@@ -31,18 +31,17 @@ def cudnn_attention(
     of the padding attend to the document.
 
     Args:
-        query: of any length; odd lengths are padded.
-        key: of each slot.
-        value: of each slot.
+        query: queries of any length; odd lengths are padded.
+        key, value: keys and values of each position in the row.
         mask: the segments of queries and keys.
-        causal: mask later slots.
+        causal: mask later keys.
         implementation: "xla" computes the same from the same operands on any platform, for tests.
     """
     tokens, kv_len = query.shape[1], key.shape[1]
     skip_later = causal and mask.query_offset is None and tokens == kv_len
     unpacked = _is_unpacked(mask) if skip_later and mask.query_prefix_ids is None else None
     # With a mask, cuDNN's backward pass takes even lengths only. No query attends to a padded key,
-    # and padded queries are cut off.
+    # and the outputs of padded queries are dropped.
     query, key, value = (_pad_to_even(x, 0) for x in (query, key, value))
     prefix_ids = mask.query_prefix_ids
     mask = dataclasses.replace(
@@ -61,8 +60,8 @@ def cudnn_attention(
         value: Float[Array, "B kv_len K D"],
         mask: AttentionMask,
     ) -> Float[Array, "B T N D"]:
-        visible = mask.block(causal, 0, query.shape[1], key.shape[1])
-        return attend(query, key, value, mask=visible[:, None])
+        blocks = mask.block(causal, 0, query.shape[1], key.shape[1])
+        return attend(query, key, value, mask=blocks[:, None])
 
     def unmasked(
         query: Float[Array, "B T N D"],

@@ -1,9 +1,9 @@
 """Attention of one new token a row over its layer's cache: chooses the kernel for the platform.
 
-Where a kernel allows it, slots behind a row's last token are not read: a decoding step then costs
-what the dialogues are long, not what the cache could hold. On TPU that is JAX's Pallas kernel for
-paged caches, on a CPU a loop over blocks. On a GPU, and for caches that the kernel does not take,
-all slots are read.
+Where a kernel allows it, cache positions behind a row's last token are not read: a decoding step
+then costs what the dialogues are long, not what the cache could hold. On TPU that is JAX's Pallas
+kernel for paged caches, on a CPU a loop over blocks. On a GPU, and for caches that the kernel does
+not take, all positions are read.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ def decode_attention(
     last_position: Int[Array, " B"],
     compute: ComputeConfig,
 ) -> Float[Array, "B 1 N D"]:
-    """Computes softmax attention of one token a row over its slots 0 to `last_position`.
+    """Computes softmax attention of one token a row over the cache, up to `last_position`.
 
     Args:
         query: query head n reads key head n // (N // K).
-        cache: of the layer; on a mesh, rows and key heads lie where the rules put them.
-        last_position: the last slot of each row to attend to.
+        cache: the layer's cache; on a mesh, rows and key heads lie where the rules put them.
+        last_position: the last cache position of each row to attend to.
         compute: which kernel, and the rules.
 
     Returns:
@@ -79,12 +79,12 @@ def decode_attention(
 def dense_decode_attention(
     query: Float[Array, "B K G D"], cache: LayerCache, last_position: Int[Array, " B"]
 ) -> Float[Array, "B K G D"]:
-    """Computes attention over all slots, with those behind `last_position` masked.
+    """Computes attention over all cache positions, with those behind `last_position` masked.
 
     Args:
         query: scaled, the query heads of a key head side by side.
-        cache: of the layer.
-        last_position: the last slot of each row to attend to.
+        cache: the layer's cache.
+        last_position: the last cache position of each row to attend to.
 
     Returns:
         The attention's output in fp32.
@@ -95,8 +95,8 @@ def dense_decode_attention(
     )
     if cache.key_scales is not None:
         scores *= cache.key_scales[:, :, None]
-    visible = jnp.arange(scores.shape[-1]) <= last_position[:, None]
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASK_VALUE), axis=-1)
+    mask = jnp.arange(scores.shape[-1]) <= last_position[:, None]
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASK_VALUE), axis=-1)
     if cache.value_scales is not None:
         weights *= cache.value_scales[:, :, None]
     values = cache.values.astype(dtype)
@@ -139,7 +139,7 @@ def paged_decode_attention(
 def supports_paged_attention(cache: LayerCache) -> bool:
     """Returns whether the kernel for paged caches takes a cache.
 
-    Its heads must fill whole lanes and its slots whole pages, and it must be in bf16: the kernel
+    Its heads must fill whole lanes and its rows whole pages, and it must be in bf16: the kernel
     rounds an fp32 cache to bf16, and would expand the scales of an int8 cache to fp32 arrays of the
     cache's own shape.
     """

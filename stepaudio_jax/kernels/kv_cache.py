@@ -20,10 +20,10 @@ _MAX_INT8 = 127.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """One layer's cache: the token at position p of row b stands in slot p.
+    """One layer's cache: the token at position p of row b stands at cache position p.
 
-    Slots behind a row's newest token hold anything: a query at position p attends to slots 0 to p,
-    and slot p is written before it is read.
+    Cache positions behind a row's newest token hold anything: a query at position p attends to 0 to
+    p, and p is written before it is read.
 
     Attributes:
         keys: in a float dtype or int8.
@@ -51,19 +51,19 @@ class LayerCache:
     def write(
         self, key: Float[Array, "B T K D"], value: Float[Array, "B T K D"], start: Int[Array, " B"]
     ) -> "LayerCache":
-        """Returns the cache with the tokens' keys and values in row b from slot start[b] on.
+        """Returns the cache with the tokens' keys and values in row b from position start[b] on.
 
         Where they do not fit behind `start`, it is moved back.
         """
         return jax.tree.map(
-            lambda slots, new: _write_rows(slots, new, start), self, self.cast_kv(key, value)
+            lambda cached, new: _write_rows(cached, new, start), self, self.cast_kv(key, value)
         )
 
     def insert_row(self, other: "LayerCache", row: Int[Array, ""]) -> "LayerCache":
         """Returns the cache with the first row of another one, no longer than it, in row `row`."""
 
-        def put(slots: jax.Array, new: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(slots, new[:1], (row, *(0,) * (slots.ndim - 1)))
+        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(cached, new[:1], (row, *(0,) * (cached.ndim - 1)))
 
         return jax.tree.map(put, self, other)
 
@@ -94,10 +94,10 @@ def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rounded.astype(jnp.int8), scale
 
 
-def _write_rows(slots: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B,K,T,..] into slots [B,K,cache_len,..], row b from slot start[b] on."""
+def _write_rows(cached: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """Writes new [B,K,T,..] into cached [B,K,cache_len,..], row b from position start[b] on."""
 
     def write_row(row: jax.Array, update: jax.Array, offset: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row, update, (0, offset, *(0,) * (row.ndim - 2)))
 
-    return jax.vmap(write_row)(slots, new, start)
+    return jax.vmap(write_row)(cached, new, start)

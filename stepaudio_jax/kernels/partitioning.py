@@ -9,7 +9,7 @@ from jaxtyping import Array, Shaped
 from stepaudio_jax.config import ShardingRules
 
 LogicalAxes = tuple[str | None, ...]
-"""The logical axis of each dimension of an array; None for one that no rule cuts."""
+"""The logical axis of each dimension of an array; None for one that no rule shards."""
 
 
 def constrain(

@@ -17,7 +17,7 @@ from stepaudio_jax.kernels.partitioning import current_mesh, num_shards
 
 _LANES = 128  # of the TPU's vector unit: lengths are padded to multiples of it
 _MAX_BLOCK = 512
-_PADDING_SEGMENT = -1  # of padded slots, which attend to each other alone
+_PADDING_SEGMENT = -1  # of padding, which attends to itself alone
 
 Kernel = splash_attention_kernel.SplashAttentionKernel
 
@@ -36,11 +36,11 @@ def splash_attention(
 
     Args:
         query: of any length; it is padded to whole blocks.
-        key: of each slot, its heads repeated so that the mesh cuts them as the query's.
-        value: of each slot.
+        key, value: of each position in the row; heads are repeated so that the mesh shards them as
+            the query's.
         mask: the segments of queries and keys.
-        causal: mask later slots.
-        query_spec: how the current mesh cuts the query's dimensions; not used without a mesh.
+        causal: mask later keys.
+        query_spec: how the current mesh shards the query's dimensions; not used without a mesh.
         interpret: run the kernel as plain JAX, on any platform.
     """
     mesh = current_mesh()
@@ -94,7 +94,7 @@ def _make_kernel(
     query_shards: int,
     interpret: bool,
 ) -> Kernel:
-    """Builds the kernel for the whole (padded) lengths, cut over shards of heads and of queries."""
+    """Builds the kernel for the whole (padded) lengths, by shards of heads and of queries."""
     shape = (query_len, kv_len)
     head_mask: splash_attention_mask.Mask = (
         splash_attention_mask.CausalMask(shape) if causal else splash_attention_mask.FullMask(shape)

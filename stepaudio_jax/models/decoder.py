@@ -81,7 +81,7 @@ class Decoder(nnx.Module):
 
         Args:
             embeddings: of the tokens, and of audio in their place.
-            positions: of each token in its dialogue.
+            positions: position of each token in its dialogue.
             segment_ids: the dialogue of each token; 0 is padding.
             prefix_ids: the segment, earlier in the row, that a token's own continues; -1 for none.
         """
@@ -115,11 +115,11 @@ class Decoder(nnx.Module):
         Args:
             layers: of this decoder, unstacked (see `models.quantization`).
             embeddings: padding stands behind a row's tokens, which do not attend to it.
-            positions: of each token.
+            positions: position of each token.
             empty: says in which dtype the cache is kept.
 
         Returns:
-            The hidden states, and a cache of T slots for each layer.
+            The hidden states, and a cache of T positions for each layer.
         """
         rope, one_dialogue = self._rope(positions), jnp.ones_like(positions)
         x, caches = self._to_residual(embeddings), []
@@ -139,7 +139,7 @@ class Decoder(nnx.Module):
         """Computes the hidden state of one more token a row, and the caches that hold it.
 
         Rows that are not `active` return undefined hidden states, and cost little: they attend to
-        one slot.
+        one cache position.
         """
         rope = self._rope(positions[:, None])
         last_position = positions if active is None else jnp.where(active, positions, 0)
@@ -277,9 +277,9 @@ class DecoderAttention(nnx.Module):
         rope: Rope,
         cache: LayerCache,
     ) -> tuple[Float[Array, "B 1 H"], LayerCache]:
-        """Writes one more token a row into the cache, and attends to slots 0 to `last_position`.
+        """Writes one more token a row into the cache, and attends up to `last_position`.
 
-        `positions` are the slots to write.
+        `positions` are the cache positions to write.
         """
         query, key, value = self._project(x, rope)
         cache = cache.write(key, value, positions).constrain_sharding(self.compute.rules)

@@ -88,12 +88,13 @@ class Encoder(nnx.Module):
         x = jnp.where(in_clip, gelu(self.conv1(x)), 0)
         x = gelu(self.conv2(x))
         x = x + self.positions[...][:frames].astype(x.dtype)
-        visible = encoder_frame_mask(mel_lengths, frames, self.length_convention).astype(jnp.int32)
+        frame_mask = encoder_frame_mask(mel_lengths, frames, self.length_convention)
+        key_segment_ids = frame_mask.astype(jnp.int32)
 
         def apply(
             layer: EncoderLayer, x: Float[Array, "clips enc_frames enc_hidden"], _: None
         ) -> tuple[jax.Array, None]:
-            return layer(x, visible), None
+            return layer(x, key_segment_ids), None
 
         x, _ = scan_layers(self.layers, apply, x, compute=self.compute)
         pooled = x[:, : frames // 2 * 2].reshape(x.shape[0], frames // 2, 2, -1).mean(axis=2)
@@ -170,7 +171,7 @@ class EncoderAttention(nnx.Module):
             query_segment_ids=jnp.ones_like(key_segment_ids),
             key_segment_ids=key_segment_ids,
             compute=self.compute,
-            # Frames are not cut over the mesh: a clip is short, and clips are many.
+            # Frames are not sharded over the mesh: a clip is short, and clips are many.
             query_axes=("batch", None, "encoder_heads", None),
         )
         return self.output(out)

@@ -41,8 +41,8 @@ class Projection(nnx.Module):
             projection is applied after its layer's slice has been taken, so the einsum never
             mentions the layers.
         init_scale: multiplies the initial standard deviation, 1 / sqrt(fan in).
-        param_dtype: of kernel and bias.
-        rngs: for the initial values.
+        param_dtype: dtype of kernel and bias.
+        rngs: random numbers for the initial values.
     """
 
     def __init__(
@@ -149,10 +149,10 @@ class LoRAKernel:
         summed = "".join(letter for letter in kernel_dims if letter not in output_dims)
         batch = "".join(letter for letter in input_dims if letter not in summed)
         dtype = inputs.dtype
-        low_rank = dense(f"{input_dims},{summed}R->{batch}R", inputs, self.down.astype(dtype))
+        down = dense(f"{input_dims},{summed}R->{batch}R", inputs, self.down.astype(dtype))
         added = dense(
             f"{batch}R,R{kernel_dims.removeprefix(summed)}->{output_dims}",
-            low_rank,
+            down,
             self.up.astype(dtype),
         )
         return dense(einsum, inputs, self.kernel.astype(dtype)) + added
@@ -166,8 +166,8 @@ class Conv(nnx.Module):
         outputs: channels of the outputs.
         stride: in frames.
         axes: the logical axis of the input and of the output channels.
-        param_dtype: of kernel and bias.
-        rngs: for the initial values.
+        param_dtype: dtype of kernel and bias.
+        rngs: random numbers for the initial values.
     """
 
     def __init__(
@@ -295,8 +295,8 @@ def parameter(
         contracting_dims: the dimensions that a matrix product with it sums over; none for biases,
             norms and tables.
         stack: number of layers, whose parameters are stacked along a first dimension (0: none).
-        dtype: of the parameter.
-        rngs: for the initial values.
+        dtype: the parameter's dtype.
+        rngs: random numbers for the initial values.
     """
     if stack:
         shape, axes = (stack, *shape), ("layers", *axes)

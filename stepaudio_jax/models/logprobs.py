@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, with the logits of one chunk of tokens in memory at a time.
 
-The training loss has an algorithm of its own, which cuts the vocabulary (`training.train_step`).
+The training loss has an algorithm of its own, which splits the vocabulary (`training.train_step`).
 """
 
 import jax
@@ -22,15 +22,15 @@ def chunked_logprobs(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Computes log p(target) and the entropy of softmax(logits / temperature), both fp32.
 
-    Each row is cut into `chunks` parts, which must divide T; a backward pass computes their logits
-    again.
+    Each row is split into `chunks` parts, which must divide T; a backward pass computes their
+    logits again.
 
     Args:
         hidden: states of the decoder's last layer.
         lm_head_kernel: cast to the dtype of `hidden`; the logits are fp32.
         targets: the token at each position.
         chunks: parts of a row.
-        temperature: of the distribution.
+        temperature: divides the logits.
         rules: shardings of the logits.
     """
     rows = hidden.shape[0]

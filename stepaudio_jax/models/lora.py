@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 from stepaudio_jax.config import LoRAConfig, ModelConfig
 from stepaudio_jax.models.layers import LoRAKernel
 from stepaudio_jax.models.step_audio import Parameters, abstract_model, parameter_metadata
+from stepaudio_jax.models.trees import get_at, put_at
 
 Path = tuple[str, ...]
 
@@ -57,8 +58,8 @@ def abstract_lora(config: ModelConfig, lora: LoRAConfig) -> AbstractLoRA:
         put_at(adapters.contracting_dims, path, tuple(summed))
 
     for path in _find_modules(kernels, lora.targets):
-        shape = tree_at(kernels, path)[_KERNEL].shape
-        names, summed = (tree_at(tree, path)[_KERNEL] for tree in (axes, contracting_dims))
+        shape = get_at(kernels, path)[_KERNEL].shape
+        names, summed = (get_at(tree, path)[_KERNEL] for tree in (axes, contracting_dims))
         # A stacked kernel's dimensions are the layers, those summed over, and the outputs.
         first_output = summed[-1] + 1
         add(
@@ -119,7 +120,7 @@ def combine_lora(adapters: Sequence[tuple[Parameters, float]]) -> tuple[Paramete
     pairs: dict[Path, list[tuple[jax.Array, jax.Array]]] = {}
     for tree, scale in adapters:
         for path in lora_paths(tree):
-            pair = tree_at(tree, path)
+            pair = get_at(tree, path)
             down, up = jnp.asarray(pair["down"]), scale * jnp.asarray(pair["up"])
             pairs.setdefault(path, []).append((down, up))
     combined: Parameters = {}
@@ -173,7 +174,7 @@ def replace_lora(layers: Parameters, lora: Parameters) -> Parameters:
     def replace(path: Path, leaf: Any) -> Any:
         if not is_lora_kernel(leaf):
             return leaf
-        return dataclasses.replace(leaf, **tree_at(lora, path[:-1]))
+        return dataclasses.replace(leaf, **get_at(lora, path[:-1]))
 
     return _map_with_path(layers, replace)
 
@@ -200,27 +201,13 @@ def lora_paths(tree: Parameters) -> list[Path]:
     return list(_find_pairs(tree))
 
 
-def tree_at(tree: Parameters, path: Sequence[str]) -> Any:
-    """Returns the branch or leaf of nested dicts at a path."""
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def put_at(tree: Parameters, path: Sequence[str], value: Any) -> None:
-    """Sets the entry of nested dicts at a path, and makes the dicts that lead to it."""
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
 def _replace_kernels(
     decoder: Parameters, lora_params: Parameters, make: Callable[..., Any]
 ) -> Parameters:
     """Returns the tree with make(kernel, down, up) in place of every adapted kernel."""
     layers = _map_with_path(decoder["layers"], lambda _, leaf: leaf)
     for path in lora_paths(lora_params):
-        pair, module = tree_at(lora_params, path), tree_at(layers, path)
+        pair, module = get_at(lora_params, path), get_at(layers, path)
         module[_KERNEL] = make(module[_KERNEL], pair["down"], pair["up"])
     return {**decoder, "layers": layers}
 

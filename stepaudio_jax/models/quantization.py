@@ -36,7 +36,7 @@ def unstack_layers(parameters: Parameters, *, donate: bool = False) -> Parameter
     Args:
         parameters: of the model, which may be quantized; a tree in the decode layout is returned as
             it is.
-        donate: delete each stacked array on a device once it is cut, so that there are never two
+        donate: delete each stacked array on a device once it is split, so that there are never two
             copies of all of them.
     """
     decoder = parameters["decoder"]
@@ -137,8 +137,8 @@ def barrier_dequantization(parameters: Parameters, step: Int[Array, ""]) -> Para
 def quantized_shardings(parameters: Parameters, shardings: Any) -> Any:
     """Returns shardings for a tree that may be quantized and have adapters attached.
 
-    A scale is replicated along dimensions of size 1. An adapter's matrices are cut as the kernel's
-    inputs and outputs, and replicated over the rank.
+    A scale is replicated along dimensions of size 1. An adapter's matrices are sharded as the
+    kernel's inputs and outputs, and replicated over the rank.
 
     Args:
         parameters: the tree.

@@ -121,7 +121,7 @@ def init_parameters(
         config: the model's shape.
         key: of the random numbers.
         compute: says the dtype of the parameters.
-        shardings: of all parameters; None for the first device.
+        shardings: the sharding of each parameter; None for the first device.
         parts: those to draw. They are the same arrays as in the whole model, and the others are
             not computed.
     """

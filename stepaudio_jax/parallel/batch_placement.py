@@ -17,7 +17,7 @@ class BatchPlacement:
 
     Args:
         data: its `batch_size` is that of the global batch.
-        rules: say over which mesh axes rows are cut.
+        rules: say over which mesh axes rows are sharded.
         mesh: the devices.
 
     Attributes:
@@ -55,7 +55,7 @@ class BatchPlacement:
 
 
 def check_batch_divisible(config: Config, mesh: Mesh) -> None:
-    """Checks that the mesh cuts the rows of every (micro-)batch evenly, and each row's tokens.
+    """Checks that the mesh shards the rows of each (micro-)batch evenly, and a row's tokens.
 
     Raises:
         ConfigError: with the stage and the numbers.
@@ -75,6 +75,6 @@ def check_batch_divisible(config: Config, mesh: Mesh) -> None:
                     over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
                     each = f" in {accumulation} micro-batches" if accumulation > 1 else ""
                     raise ConfigError(
-                        f"stage {stage.name!r}: {name}.{key}={size}{each} cannot be cut over "
+                        f"stage {stage.name!r}: {name}.{key}={size}{each} cannot be sharded over "
                         f"{over}; make it a multiple of {parts}"
                     )

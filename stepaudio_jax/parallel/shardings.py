@@ -44,13 +44,13 @@ def parameter_shardings(axes: Any, parameters: Any, rules: ShardingRules, mesh: 
 def batch_sharding(rules: ShardingRules, mesh: Mesh) -> NamedSharding:
     """Returns the sharding of batch arrays: rows sharded, other dimensions replicated.
 
-    Where a rule cuts tokens, the model does it itself.
+    Where a rule shards tokens, the model does it itself.
     """
     return NamedSharding(mesh, PartitionSpec(_spec_entry(rules, "batch")))
 
 
 def num_batch_shards(rules: ShardingRules, mesh: Mesh) -> int:
-    """Returns the number of parts into which a mesh cuts a batch's rows, or an engine's slots."""
+    """Returns the number of parts into which a mesh shards a batch's rows, or an engine's slots."""
     return math.prod(mesh.shape[axis] for axis in rules.batch)
 
 
@@ -75,17 +75,17 @@ def _find_problems(
             f"{len(names)} logical axes {names} for the {len(shape)} dimensions of shape {shape}"
         ]
     problems = []
-    taken: dict[str, str] = {}  # mesh axis -> the logical axis that is cut over it
+    taken: dict[str, str] = {}  # mesh axis -> the logical axis that is sharded over it
     for axis, size in zip(names, shape, strict=True):
         mesh_axes = rules.mesh_axes(axis)
         parts = math.prod(mesh_sizes[mesh_axis] for mesh_axis in mesh_axes)
         if size % parts:
             over = " x ".join(f"{mesh_axis}={mesh_sizes[mesh_axis]}" for mesh_axis in mesh_axes)
-            problems.append(f"axis {axis!r} of size {size} cannot be cut into {parts} ({over})")
+            problems.append(f"axis {axis!r} of size {size} cannot be sharded into {parts} ({over})")
         for mesh_axis in mesh_axes:
             if mesh_axis in taken and mesh_sizes[mesh_axis] > 1:
                 problems.append(
-                    f"axes {taken[mesh_axis]!r} and {axis!r} are both cut over the mesh axis "
+                    f"axes {taken[mesh_axis]!r} and {axis!r} are both sharded over the mesh axis "
                     f"{mesh_axis!r}"
                 )
             taken[mesh_axis] = axis

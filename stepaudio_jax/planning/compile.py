@@ -94,11 +94,11 @@ def compile_train_step(
     """Compiles the train step of a stage without allocating any array.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         index: the stage's number.
         devices: compile-only devices, see `compile_only_devices`.
         effort: how hard the compiler optimizes.
-        kind: of the chips, as in `Topology.kind`.
+        kind: kind of the chips, as in `Topology.kind`.
 
     Raises:
         ConfigError: the mesh does not fit the devices, the batch does not fit the mesh, or the
@@ -175,7 +175,7 @@ def compile_lowered(
         lowered: the program, lowered for TPUs.
         arguments: its arguments, as shapes with shardings.
         effort: how hard the compiler optimizes.
-        kind: of the chips, as in `Topology.kind`.
+        kind: kind of the chips, as in `Topology.kind`.
 
     Returns:
         The compiled program and the memory that it takes. The program is None where the compiler

@@ -20,7 +20,7 @@ class PlanBase:
 
     Attributes:
         topology: the slice's name, as "v5p:4x4x4".
-        chips: of all slices together.
+        chips: number of chips of all slices together.
         mesh: devices along each axis.
         fits: whether the programs compile and their peak lies within the chip's memory.
         memory_bytes_per_chip: what programs may use of it.

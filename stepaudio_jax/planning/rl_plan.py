@@ -90,7 +90,7 @@ def plan_rl(config: Config, index: int, topology: Topology, effort: Effort = "fu
     """Compiles the update of stage `index` for a topology; nothing is allocated.
 
     Args:
-        config: of the run; its mesh is for the topology.
+        config: the run's configuration; its mesh is for the topology.
         index: the stage's number.
         topology: the slice.
         effort: how hard the compiler optimizes; a "quick" plan that leaves little or no room is
@@ -303,12 +303,12 @@ def _generation_bytes(config: Config, stage: StageConfig, devices: Sequence[Any]
         cache_dtype=rollout.cache_dtype or compute.dtype,
     )
     if "decoder" not in stage.trainable:
-        earlier = adapters_before_stage(
+        adapters = adapters_before_stage(
             config, config.stages.index(stage), find_initial_adapter(config)
         )
         weights += sum(
             _adapter_bytes(config.model, lora, compute, mesh)
-            for lora in (*earlier.values(), stage.lora)
+            for lora in (*adapters.values(), stage.lora)
             if lora.rank
         )
     judge_bytes = 0

@@ -24,7 +24,7 @@ def plan_training(
     decoder evenly. If nothing fits, the plan with the smallest peak is returned.
 
     Args:
-        config: of the run; its mesh is for the topology.
+        config: the run's configuration; its mesh is for the topology.
         stage: a stage's name or number.
         topology: the slice.
         effort: how hard the compiler optimizes; a "quick" plan that leaves little or no room is

@@ -54,7 +54,7 @@ class ServingPlan(PlanBase):
         program: "decode", or "prefill" of one prompt that fills a slot.
         slots: the most slots that were found to fit, or the number that does not fit.
         slot_tokens: the length of a slot.
-        cache_dtype: of keys and values.
+        cache_dtype: dtype of keys and values.
         peak_bytes_per_chip: for "decode", with a prompt that fills a slot beside the engine's
             slots: it is prefilled between the calls of `decode`, and its keys and values are kept
             while replies to it wait for a slot.
@@ -94,11 +94,11 @@ def plan_serving(
     """Compiles one of the engine's programs for a topology, with as many slots as fit.
 
     Computation is in bf16, and so are the weights unless the decoder's matrices are asked for in
-    int8. Heads are cut over as many chips as divide them; the remaining mesh axes replicate the
+    int8. Heads are sharded over as many chips as divide them; the remaining mesh axes replicate the
     weights and share out the slots.
 
     Raises:
-        ConfigError: the model cannot be cut for the topology, or there is no compiler for it.
+        ConfigError: the model cannot be sharded for the topology, or there is no compiler for it.
     """
     compute = dataclasses.replace(compute, dtype="bfloat16", param_dtype="bfloat16", remat="none")
     mesh = decode_mesh(config, compile_only_devices(topology), slices=topology.slices)

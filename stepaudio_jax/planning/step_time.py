@@ -184,7 +184,7 @@ def read_step_work(module: HloModule, topology: Topology, devices: Sequence[Any]
     Args:
         module: the compiled step.
         topology: the slice that it is compiled for.
-        devices: of its mesh, in the mesh's order.
+        devices: its mesh's devices, in the mesh's order.
 
     Raises:
         PlanError: a loop of unknown length holds a product or a collective, or the text has an

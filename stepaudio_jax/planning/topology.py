@@ -43,7 +43,7 @@ class Topology:
     """A slice of a TPU pod, or several alike.
 
     Attributes:
-        kind: of the chips, as "v5p" or "v6e".
+        kind: kind of the chips, as "v5p" or "v6e".
         shape: chips along each axis of the torus.
         slices: the number of slices of that shape.
     """
@@ -141,7 +141,7 @@ def _shape_of_size(name: str, kind: str, count: int) -> tuple[int, ...]:
 
     Args:
         name: the user's name of the topology, for errors.
-        kind: of the chips.
+        kind: kind of the chips.
         count: of cores or chips, as Google counts them for that kind.
     """
     chip = CHIPS[kind]

@@ -22,7 +22,7 @@ def select_examples(
     """Selects some answers of each task, in order.
 
     Args:
-        answers: of an evaluation.
+        answers: an evaluation's answers.
         per_task: how many, spread evenly from first to last, right or wrong.
         wrong_per_task: how many of the first wrong answers besides.
     """
@@ -49,7 +49,7 @@ def example_card(
     """Returns a card with the dialogue, a player for each clip, and the expected and given answer.
 
     Args:
-        answer: of an evaluation.
+        answer: one of an evaluation's answers.
         number: of the example on the page, from 1.
         channel: which channel of a multichannel clip the model was given and the player plays.
 

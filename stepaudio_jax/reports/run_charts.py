@@ -141,23 +141,31 @@ CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec(
         "Data", "Waiting for data", "share of the time", "from zero", {"data_wait_fraction": "wait"}
     ),
-    ChartSpec("Data", "Records skipped", "a step", "from zero", {"skipped_records": "records"}),
+    ChartSpec("Data", "Records skipped", "a log line", "from zero", {"skipped_records": "records"}),
     ChartSpec(
-        "Data", "Audio chunks encoded", "a step", "from zero", {"audio_chunks_encoded": "chunks"}
+        "Data",
+        "Audio chunks encoded",
+        "a log line",
+        "from zero",
+        {"audio_chunks_encoded": "chunks"},
     ),
     # Health
     ChartSpec(
         "Health", "Gradient norm", "before clipping", "log", {"gradient_norm": "all parameters"}
     ),
     ChartSpec(
-        "Health", "Steps skipped", "not finite", "from zero", {"skipped_steps": "steps or updates"}
+        "Health",
+        "Steps skipped",
+        "not finite",
+        "from zero",
+        {"skipped_steps": "steps", "skipped_updates": "updates"},
     ),
     ChartSpec(
         "Health",
         "Steps with nothing to learn",
         "all gradients zero",
         "from zero",
-        {"zero_gradient_steps": "steps or updates"},
+        {"zero_gradient_steps": "steps", "zero_gradient_updates": "updates"},
     ),
     ChartSpec(
         "Health",

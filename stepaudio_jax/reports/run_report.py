@@ -54,7 +54,7 @@ def write_report(
     Args:
         path: the HTML file. It appears when it is complete.
         run_dir: the run's folder, with config.json and metrics.jsonl.
-        title: of the page.
+        title: the page's title.
         results: of an evaluation; None leaves the table out.
         answers: of that evaluation. A few of each task (see `select_examples`) are shown with
             their clips.
@@ -272,8 +272,10 @@ def _stage_facts(
         else _UNKNOWN,
         "records read": _last(run, name, "records"),
         "records skipped": _skipped(run, name),
-        "steps skipped": _sum(run, name, "skipped_steps"),
-        "steps with nothing to learn": _sum(run, name, "zero_gradient_steps"),
+        "steps or updates skipped": _sum(run, name, "skipped_steps", "skipped_updates"),
+        "steps or updates with nothing to learn": _sum(
+            run, name, "zero_gradient_steps", "zero_gradient_updates"
+        ),
         "last training loss": _last(
             run, name, "loss/next_token" if _values(run, name, "loss/next_token") else "loss"
         ),
@@ -326,8 +328,9 @@ def _skipped(run: LoggedRun, stage: str) -> str:
     )
 
 
-def _sum(run: LoggedRun, stage: str, metric: str) -> str:
-    values = _values(run, stage, metric)
+def _sum(run: LoggedRun, stage: str, *metrics: str) -> str:
+    """Returns the sum of what a stage logged under any of these names."""
+    values = [value for metric in metrics for value in _values(run, stage, metric)]
     return format_number(sum(values)) if values else "not logged"
 
 

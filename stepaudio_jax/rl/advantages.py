@@ -29,21 +29,16 @@ class PolicyLogprobs:
     """What models say of the rollouts' tokens, by the trainer's arithmetic.
 
     Attributes:
-        old_logprobs: by the policy that generated them.
-        reference_logprobs: by the reference policy; None without one.
-        values: of the value head; 0 without one.
+        old_logprobs: log-probabilities by the policy that generated the rollouts; None until they
+            are known, where the only update of a step computes them.
+        reference_logprobs: log-probabilities by the reference policy. None without one, and, as
+            long as the policy still is the reference policy, where `old_logprobs` is None.
+        values: the value head's output; 0 without one.
     """
 
-    old_logprobs: TokenValues
+    old_logprobs: TokenValues | None
     reference_logprobs: TokenValues | None
     values: TokenValues
-
-    def with_old(self, old_logprobs: TokenValues, policy_is_reference: bool) -> "PolicyLogprobs":
-        """Returns them with other old log-probabilities, by the reference policy too if it is."""
-        reference = self.reference_logprobs
-        if policy_is_reference and reference is not None:
-            reference = old_logprobs
-        return PolicyLogprobs(old_logprobs, reference, self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Advantages:
     """The advantages of a step.
 
     Attributes:
-        advantages, returns: of every token.
+        advantages, returns: advantage and return of every token.
         valid: [rollouts] bool, whether a rollout contributes to the update.
     """
 
@@ -75,10 +70,10 @@ def compute_advantages(
     (Step-Audio-R1, section 3.3).
 
     Args:
-        rollouts: of a step, those of a prompt together.
-        rewards: of each.
+        rollouts: all rollouts of a step, those of a prompt together.
+        rewards: the reward of each rollout.
         logprobs: and values, for "gae".
-        config: of the stage.
+        config: the stage's objective.
         kl_coef: beta; with `config.kl_placement` "reward", -beta k1 is added to the reward of each
             token.
     """
@@ -87,6 +82,7 @@ def compute_advantages(
     mask = jnp.asarray(_pad(_ones(rollouts)))
     penalty = np.zeros(mask.shape, np.float32)
     if config.kl_placement == "reward" and logprobs.reference_logprobs is not None:
+        assert logprobs.old_logprobs is not None  # a KL in the reward has them computed beforehand
         penalty = -kl_coef * (_pad(logprobs.old_logprobs) - _pad(logprobs.reference_logprobs))
     if config.advantage_estimator == "gae":
         advantages, returns = gae(

@@ -40,9 +40,9 @@ class AudioFeatureEncoder:
 
     Args:
         model: its shape.
-        compute: of the model.
+        compute: how the model is computed.
         data: `mel_frames_per_chunk` is the length that chunks are padded to.
-        mesh: of the devices; the few chunks of a group are replicated.
+        mesh: the mesh of the devices; the few chunks of a group are replicated.
     """
 
     def __init__(self, model: ModelConfig, compute: ComputeConfig, data: DataConfig, mesh: Mesh):

@@ -31,8 +31,8 @@ class PolicyLoss:
     """The policy loss of each token, and what it was made of; all arrays of one shape, fp32.
 
     Attributes:
-        loss: to be minimized.
-        ratio: of the probabilities, new / old.
+        loss: the loss, to be minimized.
+        ratio: ratio of the probabilities, new / old.
         clipped: 1 where the clip decided, else 0.
         clamped: 1 where the log-ratio was clamped to +-MAX_LOG_RATIO, else 0.
     """
@@ -57,8 +57,8 @@ def policy_loss(
     -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logprobs - old_logprobs).
 
     Args:
-        logprobs: by the policy that is trained; the only argument with a gradient.
-        old_logprobs: by the policy that generated the rollouts.
+        logprobs: log-probabilities by the policy that is trained, the only ones with a gradient.
+        old_logprobs: log-probabilities by the policy that generated the rollouts.
         advantages: A.
         clip_low, clip_high: epsilon below and above 1.
         dual_clip: above 1; where A < 0, limits the loss to -dual_clip A (Ye et al. 2020, eq. 5).
@@ -90,7 +90,7 @@ def kl_loss(
     no token pulls without bound.
 
     Args:
-        logprobs: by the policy that is trained; the only argument with a gradient.
+        logprobs: log-probabilities by the policy that is trained, the only ones with a gradient.
         reference: log-probabilities by the reference policy.
         old_logprobs: by the policy that generated the rollouts, where it is another one: tokens are
             then weighted by the ratio of the two.

@@ -7,7 +7,7 @@ import collections
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from stepaudio_jax.storage import Path, StepLog
 from stepaudio_jax.text import Tokenizer
 
 _SAMPLES_PER_STEP = 4
+# Metrics that are summed over steps.
+_COUNTS = ("audio_chunks_encoded", "skipped_records", "skipped_updates", "zero_gradient_updates")
 _MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
 
 
@@ -49,6 +51,7 @@ def logprob_metrics(
 
     See `metrics_by_source`.
     """
+    assert logprobs.old_logprobs is not None  # known after the updates
     sampler_gap = [
         np.abs(old - rollout.sampler_logprobs)
         for old, rollout in zip(logprobs.old_logprobs, rollouts, strict=True)
@@ -99,7 +102,7 @@ def metrics_by_source(
     """Computes metrics of all rollouts and, of several sources, of each: "reward/SOURCE".
 
     Args:
-        rollouts: of a step.
+        rollouts: all rollouts of a step.
         metrics_of: computes the metrics of the rollouts with these indices.
     """
     metrics = metrics_of(range(len(rollouts)))
@@ -167,6 +170,24 @@ def _part_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
         wins = [np.sign(value) / 2 + 0.5 for value in parts["preference"]]
         metrics["win_rate"] = float(np.mean(wins))
     return metrics
+
+
+def mean_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Computes the metrics of several steps: sums of counts, and means of the others.
+
+    A mean is over the steps that have the metric.
+
+    Args:
+        steps: metrics of each step, at least one.
+    """
+    values: dict[str, list[float]] = collections.defaultdict(list)
+    for step in steps:
+        for name, value in step.items():
+            values[name].append(value)
+    return {
+        name: sum(of_steps) if name in _COUNTS else sum(of_steps) / len(of_steps)
+        for name, of_steps in values.items()
+    }
 
 
 class PhaseTimer:

@@ -194,7 +194,7 @@ class Minibatch:
     """The rollouts of one update, packed.
 
     Attributes:
-        indices: of its rollouts among those of the step.
+        indices: where its rollouts are among those of the step.
         packed: their places in rows.
         batches: the rows, `data.batch_size` each, on the mesh.
     """

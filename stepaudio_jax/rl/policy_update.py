@@ -42,8 +42,9 @@ class PolicyTargets:
         advantages: of each token.
         old_logprobs: by the policy that generated the rollouts, in the trainer's arithmetic. None
             where the stage makes one update a step, which is on-policy.
-        sampler_logprobs: by the engine.
-        reference_logprobs: by the reference policy; None without one.
+        sampler_logprobs: log-probabilities by the engine.
+        reference_logprobs: log-probabilities by the reference policy; None without one, and not
+            used while the policy is the reference.
         returns, old_values: of the value head, before the step; 0 without one.
     """
 
@@ -82,9 +83,9 @@ class PolicyUpdate:
 
     Args:
         model_def: the static side of the model.
-        config: of the stage.
-        optimizer: of the stage.
-        shardings: of the train state.
+        config: the stage's objective.
+        optimizer: the stage's optimizer.
+        shardings: the train state's shardings.
 
     Attributes:
         begin: (state, batch, targets, scalars) -> zeros of the gradients and sums.
@@ -127,8 +128,8 @@ class PolicyUpdate:
 
         Args:
             state: before the update.
-            batches: of one shape, on the mesh.
-            targets: of each batch.
+            batches: batches of one shape, on the mesh.
+            targets: the targets of each batch.
             kl_coef, is_on_policy, policy_is_reference: see `UpdateScalars`.
 
         Returns:
@@ -151,26 +152,34 @@ class PolicyUpdate:
     def evaluate(
         self, state: TrainState, batches: Sequence[RolloutBatch], *, policy_is_reference: bool
     ) -> tuple[
-        Float32[np.ndarray, "rows T"], Float32[np.ndarray, "rows T"], Float32[np.ndarray, "rows T"]
+        Float32[np.ndarray, "rows T"] | None,
+        Float32[np.ndarray, "rows T"] | None,
+        Float32[np.ndarray, "rows T"],
     ]:
         """Computes what the advantages and the updates need beforehand, for all rows.
 
         Returns:
-            Log-probabilities by the policy, 0 unless the config `recomputes_old_logprobs`: else the
-            only update computes them; by the reference policy, the same as the former while the
-            policy is the reference; and values, 0 without a value head.
+            Log-probabilities by the policy, None unless the config `recomputes_old_logprobs`: else
+            the only update computes them; by the reference policy, None without one, and the same
+            as the former while the policy is the reference; and values, 0 without a value head.
         """
-        rows = []
+        old, reference, values = [], [], []
         for batch in batches:
-            old = values = np.zeros(batch.tokens.shape, np.float32)
+            batch_values: Any = np.zeros(batch.tokens.shape, np.float32)
             if self._config.recomputes_old_logprobs:
-                old, values = self.logprobs_and_values(state, batch)
-            reference = old
+                logprobs, batch_values = self.logprobs_and_values(state, batch)
+                old.append(np.asarray(logprobs))
+            values.append(np.asarray(batch_values))
             if self._config.needs_reference_params and not policy_is_reference:
-                reference, _ = self.logprobs_and_values(state.with_reference_policy(), batch)
-            rows.append([np.asarray(array) for array in (old, reference, values)])
-        old, reference, values = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-        return old, reference, values
+                logprobs, _ = self.logprobs_and_values(state.with_reference_policy(), batch)
+                reference.append(np.asarray(logprobs))
+        if self._config.needs_reference_params and policy_is_reference:
+            reference = old
+        return (
+            np.concatenate(old) if old else None,
+            np.concatenate(reference) if reference else None,
+            np.concatenate(values),
+        )
 
     def _loss(
         self,
@@ -299,18 +308,22 @@ def make_targets(
 
     Args:
         minibatch: the rollouts of one update.
-        rollouts, logprobs, advantages: of the step.
-        config: of the stage.
+        rollouts, logprobs, advantages: the step's rollouts and what was computed of them.
+        config: the stage's objective.
     """
     indices, packed = minibatch.indices, minibatch.packed
     weights = compute_loss_weights(rollouts[indices], advantages.valid[indices], config)
+    weights_of_rows = packed.scatter(weights)
     old_logprobs = reference_logprobs = None
     if config.updates_per_step > 1:
+        assert logprobs.old_logprobs is not None  # several updates have them computed beforehand
         old_logprobs = packed.scatter(logprobs.old_logprobs[indices])
     if logprobs.reference_logprobs is not None:
         reference_logprobs = packed.scatter(logprobs.reference_logprobs[indices])
+    elif config.needs_reference_params:  # the policy is the reference: the values are not used
+        reference_logprobs = np.zeros_like(weights_of_rows)
     return PolicyTargets(
-        weights=packed.scatter(weights),
+        weights=weights_of_rows,
         advantages=packed.scatter(advantages.advantages[indices]),
         old_logprobs=old_logprobs,
         sampler_logprobs=packed.scatter(

@@ -40,7 +40,7 @@ class PromptExample:
     """A record as a prompt.
 
     Attributes:
-        record: whose last turn is the user's.
+        record: the record, whose last turn is the user's.
         prompt: the dialogue as tokens and log-mel chunks.
         skipped: number of unusable records that it stands in for.
     """
@@ -56,10 +56,10 @@ class PromptStream:
     Args:
         data: sources and their weights; `augmentation.silence_probability` is the share of the
             prompts whose audio is replaced by silence.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         model: its shape.
-        seed: of the order.
-        new_tokens: that a reply may have.
+        seed: decides the order.
+        new_tokens: most tokens of a reply.
         validate: raises a DataError where a record lacks what its reward needs.
     """
 

@@ -16,7 +16,6 @@ from stepaudio_jax.judge.verdict import (
     preference,
     prefers_position,
     rubric_reward,
-    rubric_score,
 )
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.rl.verifiers import (
@@ -37,7 +36,7 @@ class Reward:
     Attributes:
         value: the weighted sum of the parts; None where the judge abstained: the rollout is then
             left out of the update.
-        parts: by name, before their weights.
+        parts: the reward's parts by name, before their weights.
         is_correct: whether the verifier gave the full score; None without a verifier.
     """
 
@@ -63,7 +62,7 @@ class RewardFunction:
     """The rewards of a stage.
 
     Args:
-        config: of the stage.
+        config: the stage's objective.
         judge: needed where a reward has judge_weight.
 
     Raises:
@@ -179,10 +178,7 @@ class RewardFunction:
         }
         rubric = rollout.record.rubric
         if rubric:
-            parts["rubric"] = rubric_reward(rubric, original, swapped)
-            parts["rubric_score"] = (
-                rubric_score(rubric, original.first_met) + rubric_score(rubric, swapped.second_met)
-            ) / 2
+            parts["rubric"], parts["rubric_score"] = rubric_reward(rubric, original, swapped)
         return parts
 
 

@@ -18,7 +18,7 @@ class Rollout:
 
     Attributes:
         group: index of the prompt in the step.
-        record: that the prompt comes from.
+        record: the record that the prompt comes from.
         prompt_tokens: [prompt_tokens] int32.
         is_audio: [prompt_tokens] bool, where an audio embedding replaces the token's.
         chunk_tokens: number of audio tokens of each of the prompt's chunks.
@@ -56,11 +56,11 @@ def generate_rollouts(
     other.
 
     Args:
-        engine: with the policy's weights, and idle.
+        engine: an idle engine with the policy's weights.
         prompts: with `Prompt.audio_embeddings`; the engine encodes the audio where they lack it.
-        records: of the prompts.
+        records: the record of each prompt.
         config: number of replies, and how they are sampled.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         seed: of the step; the draws of sample j of prompt p depend on (seed, p, j) alone.
 
     Raises:

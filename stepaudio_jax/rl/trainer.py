@@ -4,6 +4,7 @@ prompts -> audio features -> rollouts -> rewards -> packed rows -> log-probabili
 -> updates: `PolicyIteration` is one step of it, `PolicyTrainer` the loop with its checkpoints.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -29,19 +30,26 @@ from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement
 from stepaudio_jax.rl.advantages import (
     PolicyLogprobs,
+    TokenValues,
     compute_advantages,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
 from stepaudio_jax.rl.losses import KLController
-from stepaudio_jax.rl.metrics import PhaseTimer, SampleWriter, logprob_metrics, rollout_metrics
-from stepaudio_jax.rl.packing import Minibatch, PackedRollouts
+from stepaudio_jax.rl.metrics import (
+    PhaseTimer,
+    SampleWriter,
+    logprob_metrics,
+    mean_of_steps,
+    rollout_metrics,
+)
+from stepaudio_jax.rl.packing import Minibatch, PackedRollouts, RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.training.initial_weights import ModelParams
-from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar
+from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
 from stepaudio_jax.training.preemption import data_error
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
@@ -52,13 +60,19 @@ from stepaudio_jax.training.train_state import (
 from stepaudio_jax.training.trainer import StageContext
 
 _BAR_METRICS = ("reward", "reply_tokens")
+# Metrics that are 1 for an update that changed nothing -> the name of their sum over a step, which
+# may have several updates.
+_UPDATE_COUNTS = {
+    "skipped_steps": "skipped_updates",
+    "zero_gradient_steps": "zero_gradient_updates",
+}
 
 
 class PolicyTrainer:
     """Trains a stage by policy gradients (a `StageTrainer`).
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
     """
 
     def __init__(self, context: StageContext):
@@ -78,7 +92,8 @@ class PolicyTrainer:
 
         Raises:
             InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
-            DivergedError: too many updates in a row were not finite; the last state is saved.
+            DivergedError: too many updates in a row were not finite; the last state and the
+                diagnosis are saved.
             DataError: a record cannot be used, or a verifier fails.
             ConfigError: no reward is for a record's source.
             JudgeError: the judge abstained too often.
@@ -106,7 +121,17 @@ class PolicyTrainer:
             samples = SampleWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             stack.enter_context(contextlib.closing(iteration))
             stack.enter_context(contextlib.closing(writer))
+            profile = stack.enter_context(contextlib.closing(context.open_profile()))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
+            unlogged: list[dict[str, float]] = []  # metrics of each step since the last line
+            # Of the steps in which the run may have begun to diverge.
+            recent = collections.deque[dict[str, float]](maxlen=config.max_consecutive_skips + 1)
+
+            def write_metrics(step: int) -> None:
+                if unlogged:
+                    metrics = mean_of_steps(unlogged)
+                    unlogged.clear()
+                    writer.write(step, metrics)
 
             def save() -> None:
                 checkpoints.save(state, {"kl_coef": controller.coefficient}, {})
@@ -121,6 +146,7 @@ class PolicyTrainer:
                     if (jax.process_count() == 1 or raised_by_all) and not _is_donated(state):
                         save()
                         saved_step = int(state.step)
+                        write_metrics(saved_step)
                     if isinstance(error, DataError):
                         data = None if error.kind == "reward" else stage.data
                         raise data_error(error, stage.name, saved_step, data) from error
@@ -129,10 +155,19 @@ class PolicyTrainer:
             for step in range(steps_done + 1, stage.steps + 1):
                 with save_on_error():
                     check = functools.partial(self._raise_if_interrupted, step)
+                    profile.before(context.steps_before_stage + step)
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
+                unlogged.append(result.metrics)
+                recent.append(result.metrics)
+                stopping = context.should_stop(step)
+                skips = int(state.consecutive_skips)
+                diverged = skips > config.max_consecutive_skips
+                is_last = stopping or diverged or step == stage.steps
                 with save_on_error():
-                    writer.write(step, result.metrics)
+                    profile.after(context.steps_before_stage + step, state)
+                    if is_last or context.is_log_due(step):
+                        write_metrics(step)
                     samples.write(step, result.rollouts, result.rewards)
                 bar.update()
                 shown = {
@@ -140,19 +175,24 @@ class PolicyTrainer:
                 }
                 bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
-                stopping = context.should_stop(step)
-                skips = int(state.consecutive_skips)
-                diverged = skips > config.max_consecutive_skips
-                every = config.checkpoint.every_steps
-                if stopping or diverged or step == stage.steps or (every > 0 and step % every == 0):
+                if is_last or context.is_checkpoint_due(step):
                     save()
                 if diverged:
+                    folder = write_diagnosis(
+                        context.run_dir,
+                        stage.name,
+                        step,
+                        list(recent),
+                        {"batches": result.batches, "targets": result.targets},
+                        {"kl_coef": controller.coefficient},
+                    )
                     raise DivergedError(
-                        f"stage {stage.name!r}, step {step}: the last {skips} updates were not "
-                        "finite"
+                        f"stage {stage.name!r}, step {step}: loss or gradient were not finite for "
+                        f"the last {skips} updates; see {folder}"
                     )
                 if stopping and step < stage.steps:
                     raise context.notice.interrupted_error(stage.name, step)
+                del result  # its batches would stay on the devices during the next rollouts
         context.warn_if_unchanged(state)
         return start.model_def.params_after_stage(state, stage.name)
 
@@ -168,13 +208,16 @@ class IterationResult:
     Attributes:
         state: after the updates; its `step` is that before them, since updates are not steps.
         metrics: means over the step, and seconds of each phase.
-        rollouts, rewards: of the step.
+        rollouts, rewards: the step's rollouts, and the reward of each.
+        batches, targets: what the updates were computed from, on the mesh.
     """
 
     state: TrainState
     metrics: dict[str, float]
     rollouts: list[Rollout]
     rewards: list[Reward]
+    batches: list[RolloutBatch]
+    targets: list[PolicyTargets]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +226,7 @@ class UpdateResult:
 
     Attributes:
         state: after them, with the same `step`.
-        metrics: means over the updates.
+        metrics: means over the updates, and how many of them changed nothing.
         changed: whether any of them changed a parameter.
         logprobs: [rows,T] fp32, of the last minibatch before its last update.
     """
@@ -200,7 +243,7 @@ class PolicyIteration:
     It keeps what lives from step to step: the engine, the compiled programs, the judge.
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
         start: its abstract train state.
         state: the policy that the engine is built for.
     """
@@ -255,9 +298,9 @@ class PolicyIteration:
         """Runs one iteration; donates the state once the updates begin.
 
         Args:
-            state: of the policy.
+            state: the policy's train state.
             step: from 1; the same step draws the same prompts and replies.
-            controller: of the KL coefficient, which is adapted.
+            controller: holds the KL coefficient, and adapts it.
             raise_if_interrupted: called after the rollouts, which a resumed run draws again.
 
         Raises:
@@ -302,7 +345,9 @@ class PolicyIteration:
             )
             if not self._objective.recomputes_old_logprobs:  # the only update has computed them
                 old_logprobs = minibatches[0].packed.gather(update.logprobs)
-                logprobs = logprobs.with_old(old_logprobs, policy_is_reference)
+                logprobs = dataclasses.replace(logprobs, old_logprobs=old_logprobs)
+                if policy_is_reference and self._objective.needs_reference_params:
+                    logprobs = dataclasses.replace(logprobs, reference_logprobs=old_logprobs)
             metrics = update.metrics | metrics | logprob_metrics(rollouts, logprobs, advantages)
         metrics |= {
             "valid_rollouts": float(advantages.valid.mean()),
@@ -312,7 +357,14 @@ class PolicyIteration:
         }
         if "reply_kl" in metrics and update.changed:
             controller.update(metrics["reply_kl"], len(rollouts))
-        return IterationResult(update.state, metrics | timer.seconds, rollouts, rewards)
+        return IterationResult(
+            update.state,
+            metrics | timer.seconds,
+            rollouts,
+            rewards,
+            [batch for minibatch in minibatches for batch in minibatch.batches],
+            list(itertools.chain.from_iterable(targets)),
+        )
 
     def close(self) -> None:
         """Cancels the judge's waiting questions."""
@@ -330,9 +382,9 @@ class PolicyIteration:
         The judge begins with each as soon as it ends.
 
         Args:
-            params: of the policy.
-            examples: of the step.
-            features: of their prompts.
+            params: the policy's parameters.
+            examples: the step's prompts.
+            features: audio features of their prompts.
             step: decides the draws, together with the seed.
         """
         self._engine.set_parameters(params, lora_only=self._is_decoder_frozen)
@@ -368,17 +420,16 @@ class PolicyIteration:
         self, state: TrainState, minibatches: Sequence[Minibatch], policy_is_reference: bool
     ) -> PolicyLogprobs:
         """Computes the log-probabilities that the advantages and the updates need beforehand."""
-        has_reference = self._objective.needs_reference_params
-        logprobs = PolicyLogprobs([], [] if has_reference else None, [])
+        of_rollouts: tuple[TokenValues, TokenValues, TokenValues] = [], [], []
         for minibatch in minibatches:
-            old, reference, values = self._update.evaluate(
+            evaluated = self._update.evaluate(
                 state, minibatch.batches, policy_is_reference=policy_is_reference
             )
-            logprobs.old_logprobs.extend(minibatch.packed.gather(old))
-            logprobs.values.extend(minibatch.packed.gather(values))
-            if logprobs.reference_logprobs is not None:
-                logprobs.reference_logprobs.extend(minibatch.packed.gather(reference))
-        return logprobs
+            for values, rows in zip(of_rollouts, evaluated, strict=True):
+                if rows is not None:
+                    values.extend(minibatch.packed.gather(rows))
+        old_logprobs, reference_logprobs, values = of_rollouts
+        return PolicyLogprobs(old_logprobs or None, reference_logprobs or None, values)
 
     def update(
         self,
@@ -405,8 +456,16 @@ class PolicyIteration:
             updates.append(metrics)
             if not (metrics["skipped_steps"] or metrics["zero_gradient_steps"]):
                 is_on_policy = policy_is_reference = False
-        means = {name: float(np.mean([metrics[name] for metrics in updates])) for name in metrics}
-        return UpdateResult(state, means, not is_on_policy, logprobs)
+        means = {
+            name: float(np.mean([metrics[name] for metrics in updates]))
+            for name in metrics
+            if name not in _UPDATE_COUNTS
+        }
+        counts = {
+            count: float(sum(metrics[name] for metrics in updates))
+            for name, count in _UPDATE_COUNTS.items()
+        }
+        return UpdateResult(state, means | counts, not is_on_policy, logprobs)
 
     def _on_mesh(self, rows: Any) -> list[Any]:
         """Cuts host arrays [rows, ..] into batches of `data.batch_size` rows on the mesh."""

@@ -70,7 +70,7 @@ def render_prompt(
 
     Args:
         messages: ending in a user turn or a tool's result (`input`).
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         history_eot: whether past assistant turns end in `<|EOT|>`. False reproduces the template of
             the released server.
         history_reasoning: whether past assistant turns keep their reasoning; for a model trained on
@@ -163,7 +163,7 @@ def render_training(
 
     Args:
         messages: a view, see `training_views`.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         history_reasoning: as given to `training_views`. False: only the last message is in the
             loss, all others are history. True: every assistant turn is rendered with its reasoning,
             and those with `in_loss` count.
@@ -200,7 +200,7 @@ def audio_tokens(chunk_tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]
 
     Args:
         chunk_tokens: the number of audio tokens of each chunk (see `audio.clip_chunks`).
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
     """
     special = tokenizer.special
     tokens = []
@@ -293,7 +293,7 @@ def tokenize_dialogue(
         segments: of one dialogue.
         chunk_tokens: returns the number of audio tokens of each chunk of a clip; called once for
             every place of a clip, in order.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
     """
     tokens: list[int] = []
     loss_mask: list[bool] = []
@@ -311,7 +311,7 @@ def tokenize_dialogue(
 
 
 Problem = Literal[
-    "not_ended",  # no <|EOT|> at the end: cut off at the maximum length
+    "not_ended",  # no <|EOT|> at the end: truncated at the maximum length
     "no_think_end",  # no </think>: all of it is reasoning
     "several_think_ends",  # another </think> within the reply
     "think_end_not_on_its_line",
@@ -355,7 +355,7 @@ def parse_reply(
 
     Args:
         tokens: all that was generated after the prompt; may end in `<|EOT|>`.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         ended: whether the model ended its turn, for tokens whose `<|EOT|>` was removed; None: judge
             by the last token.
         stop_overlap_bytes: bytes at the end of the text that belong to a stop text instead, whose

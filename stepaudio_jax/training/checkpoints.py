@@ -71,7 +71,7 @@ class StageCheckpoints:
     `<index>_<stage>.frozen` beside them.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run's folder.
         index, stage: number and name of the stage.
         config: which checkpoints are kept.
     """
@@ -362,8 +362,8 @@ def export_model(
         target: the folder to write; must not exist, or be empty.
         params: as `ModelDef.params_after_stage` returns them.
         adapters: rank, alpha and targets of those in `params`, by stage.
-        config: of the run.
-        model, tokenizer: of the run.
+        config: the run's configuration.
+        model, tokenizer: the run's model and tokenizer.
         source: in words, where the weights came from.
 
     Raises:

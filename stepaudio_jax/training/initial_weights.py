@@ -120,9 +120,9 @@ def adapters_before_stage(
     A stage that trains the decoder itself begins by merging them into it, and leaves none.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         index: of the stage; the number of stages for what the run leaves.
-        initial: of the adapter that the initial weights have, if any.
+        initial: settings of the adapter beside the initial weights, if any.
     """
     adapters = {} if initial is None else {INITIAL_ADAPTER: initial}
     for stage in config.stages[:index]:

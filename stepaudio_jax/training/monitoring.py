@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import tqdm
 
-from stepaudio_jax.data import Batch
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import BucketPath, Path, StepLog, copy_file, open_write, write_text
 from stepaudio_jax.training.run_folder import METRICS
@@ -37,7 +36,7 @@ class MetricsWriter:
     line, in order. Of several processes only the first writes.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run's folder.
         stage: its name.
         resume_step: the steps of the stage that are done.
     """
@@ -105,8 +104,8 @@ class ThroughputMeter:
     """Collects the metrics of steps without waiting for their computation; `summary` waits once.
 
     Args:
-        flops_per_step: of the whole job, by formula.
-        peak_flops: of one device; None: unknown, and no utilization is reported.
+        flops_per_step: floating-point operations of the whole job, by formula.
+        peak_flops: the peak of one device; None: unknown, and no utilization is reported.
 
     Attributes:
         history: the metrics of each step of the last `summary`.
@@ -227,7 +226,7 @@ class StepProfile:
     """Profiles the configured steps into `RUN_DIR/profile`, for TensorBoard and XProf.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run's folder.
         steps: first and last step, counted over all stages; None: none.
     """
 
@@ -270,7 +269,7 @@ def write_diagnosis(
     stage: str,
     step: int,
     history: list[dict[str, float]],
-    batch: Batch,
+    batch: Any,
     data_state: dict[str, Any],
 ) -> Path:
     """Writes what helps to find out why a run diverged.
@@ -279,11 +278,11 @@ def write_diagnosis(
     the batch.
 
     Args:
-        run_dir, stage: of the run and its stage.
+        run_dir, stage: the run's folder, and the name of its stage.
         step: the last one.
         history: the metrics of the last steps.
-        batch: of the last step.
-        data_state: of the data iterator after it.
+        batch: the arrays that the last step was computed from: a tree, sharded by rows.
+        data_state: the state of the data iterator after it, or what a checkpoint has in its place.
 
     Returns:
         The folder, `<run_dir>/diagnosis/<stage>_<step>`.
@@ -294,7 +293,10 @@ def write_diagnosis(
         write_text(folder / "steps.json", json.dumps(history, indent=2) + "\n")
         write_text(folder / "data_state.json", json.dumps(data_state, indent=2) + "\n")
     leaves = jax.tree_util.tree_leaves_with_path(batch)
-    arrays = {jax.tree_util.keystr(path).strip("."): _local_rows(leaf) for path, leaf in leaves}
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="."): _local_rows(leaf)
+        for path, leaf in leaves
+    }
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
     with open_write(folder / f"batch_{jax.process_index()}.npz") as file:

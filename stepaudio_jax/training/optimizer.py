@@ -26,7 +26,7 @@ def make_optimizer(
         axes: a tree like the trainable parameters, each leaf the logical axes of its dimensions.
         contracting_dims: the same tree, each leaf the dimensions that its matrix product sums over,
             which precede the output dimensions; empty for what is no matrix.
-        num_updates: of the stage, for the schedule.
+        num_updates: the stage's optimizer updates, for the schedule.
     """
     is_matrix = jax.tree.map(bool, contracting_dims, is_leaf=_is_tuple)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
@@ -73,7 +73,7 @@ def learning_rate_schedule(
     Args:
         config: the lengths and the kind of decay.
         peak: the highest learning rate.
-        num_updates: of the stage.
+        num_updates: the stage's optimizer updates.
 
     Returns:
         A function of the number of updates before this one.

@@ -45,7 +45,9 @@ class PreemptionNotice:
 
     def interrupted_error(self, stage: str, step: int) -> InterruptedRunError:
         """Returns what a stage raises once it has saved its state after `step` steps."""
-        message = f"stopped at step {step} of stage {stage!r}, and saved; the same command goes on"
+        message = (
+            f"stopped at step {step} of stage {stage!r}, and saved; the same command continues it"
+        )
         return InterruptedRunError(message, by_keyboard=self._by_keyboard)
 
     @contextlib.contextmanager
@@ -114,7 +116,7 @@ class PreemptionNotice:
             else:
                 self._received = True
         elif not _is_interactive():
-            _print_below_bar("ended at once; the same command goes on from the last checkpoint")
+            _print_below_bar("ended at once; the same command continues from the last checkpoint")
             os._exit(EXIT_INTERRUPTED)
 
 
@@ -143,8 +145,8 @@ def data_error(
         "nothing of it is saved yet" if saved_step is None else f"step {saved_step} of it is saved"
     )
     return DataError(
-        f"{error}; this ended stage {stage!r}, and {saved}: once that is mended{skip}, "
-        "the same command goes on"
+        f"{error}; this ended stage {stage!r}, and {saved}: once that is fixed{skip}, "
+        "the same command continues the run"
     )
 
 

@@ -135,10 +135,10 @@ def prepare_run_folder(
     that of a run's checkpoints stays, once there are any.
 
     Args:
-        config: of the run.
-        model, tokenizer: of the run.
+        config: the run's configuration.
+        model, tokenizer: the run's model and tokenizer.
         begins: whether the run has no checkpoint yet.
-        adapter: of the adapter beside the initial decoder, if any.
+        adapter: settings of the adapter beside the initial decoder, if any.
 
     Returns:
         The folder.

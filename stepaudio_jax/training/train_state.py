@@ -156,7 +156,7 @@ class AbstractTrainState:
 
     Attributes:
         model_def: the static side of the model.
-        optimizer: of the stage.
+        optimizer: the stage's optimizer.
         abstract: the state before the first step, each leaf a shape, dtype and sharding.
         adapters_to_merge: name and scale of each adapter that the stage merges into the decoder
             when it begins: those that earlier stages left, where it trains the decoder itself.
@@ -185,10 +185,10 @@ def abstract_train_state(
     adapters and heads in fp32. Optimizer moments are sharded like their parameter.
 
     Args:
-        config, index: of the stage.
+        config, index: the run's configuration, and the stage's index in it.
         model: its shape.
-        mesh: of the devices.
-        initial: of the adapter that the initial weights have beside them, if any.
+        mesh: the mesh of the devices.
+        initial: settings of the adapter beside the initial weights, if any.
 
     Raises:
         ConfigError: the rules cannot place a parameter on the mesh.
@@ -288,7 +288,7 @@ def init_train_state(
     """Returns the state before the first step, from parameters that are placed as `start` says.
 
     Args:
-        config, index: of the stage.
+        config, index: the run's configuration, and the stage's index in it.
         model: its shape.
         start: of the stage.
         params: as `initial_weights` or the stage before returned them.
@@ -353,9 +353,9 @@ def apply_gradients(
 
     Args:
         state: before.
-        gradients: of the whole step, like `state.trainable`.
-        loss: of the whole step.
-        optimizer: of the stage.
+        gradients: the gradients of the whole step, like `state.trainable`.
+        loss: the loss of the whole step.
+        optimizer: the stage's optimizer.
 
     Returns:
         The new state, and scalar metrics: gradient_norm, skipped_steps (1 if something was not

@@ -2,7 +2,7 @@
 
 Each term of the loss is a sum over the batch, divided by a weight that depends on the data alone.
 The weights of the step's whole batch are known before its first micro-batch is computed, so each
-micro-batch adds its exact share of each mean: the loss does not depend on how the batch is cut into
+micro-batch adds its exact share of each mean: the loss does not depend on how the batch is split by
 micro-batches or over devices.
 """
 
@@ -42,7 +42,7 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the train step of a stage, not yet jitted.
 
-    The batch is cut by rows into `gradient_accumulation_steps` micro-batches, whose gradients add
+    The batch is split by rows into `gradient_accumulation_steps` micro-batches, whose gradients add
     up to those of the whole batch. A step whose loss or gradient is not finite, or that has nothing
     to learn, changes nothing but the counts of steps.
 
@@ -114,7 +114,7 @@ def make_eval_step(model_def: ModelDef, num_microbatches: int = 1) -> EvalStep:
 
     Args:
         model_def: of the model.
-        num_microbatches: into which the batch is cut by rows, so that it needs no more memory than
+        num_microbatches: parts into which rows are split, so that it needs no more memory than
             training.
     """
 
@@ -185,7 +185,7 @@ def _sum_over_microbatches(compute: Callable[[Batch], Any], batch: Batch, number
 def split_microbatches(batch: Batch, number: int) -> Batch:
     """Reshapes every leaf [B, ...] to [number, B / number, ...].
 
-    Micro-batch i has the rows i, i + number, ...: so each device cuts its own rows, and none moves.
+    Micro-batch i has the rows i, i + number, ...: each device splits its own rows, and none moves.
     """
     return jax.tree.map(
         lambda x: jnp.reshape(x, (x.shape[0] // number, number, *x.shape[1:])).swapaxes(0, 1),
@@ -194,7 +194,7 @@ def split_microbatches(batch: Batch, number: int) -> Batch:
 
 
 # Cross-entropy in chunks of the vocabulary. RL and scoring compute log-probabilities in chunks of
-# tokens instead (`models.logprobs`), since they need every token's; a sum alone can be cut this
+# tokens instead (`models.logprobs`), since they need every token's; a sum alone can be split this
 # way, which bounds the memory of long rows too.
 
 
@@ -225,7 +225,7 @@ def chunked_cross_entropy(
         Two fp32 scalars; the second has no gradient.
 
     Raises:
-        ConfigError: V cannot be cut into this many chunks.
+        ConfigError: V cannot be split into this many chunks.
     """
     shards, mesh = 1, current_mesh()
     if mesh is not None:
@@ -235,14 +235,14 @@ def chunked_cross_entropy(
     if vocab_size % (chunks * shards):
         on_devices = f" on each of {shards} devices" if shards > 1 else ""
         raise ConfigError(
-            f"vocab_size={vocab_size} cannot be cut into compute.loss_chunks={chunks}{on_devices}; "
-            "change one of them"
+            f"vocab_size={vocab_size} cannot be split into compute.loss_chunks={chunks}"
+            f"{on_devices}; change one of them"
         )
     return _cross_entropy(hidden, kernel, targets, weights, _VocabChunks(chunks, shards, rules))
 
 
 class _VocabChunks(NamedTuple):
-    """How the vocabulary is cut: each chunk has an equal part of what every shard holds."""
+    """How the vocabulary is split: each chunk has an equal part of what every shard holds."""
 
     chunks: int
     shards: int
@@ -289,9 +289,11 @@ def _cross_entropy(
     kernel: Float[Array, "H V"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
-    cut: _VocabChunks,
+    vocab_chunks: _VocabChunks,
 ) -> tuple[Scalar, Scalar]:
-    softmax = _scan_softmax(hidden, targets, _kernel_chunks(hidden, kernel, cut), cut.rules)
+    softmax = _scan_softmax(
+        hidden, targets, _kernel_chunks(hidden, kernel, vocab_chunks), vocab_chunks.rules
+    )
     return _loss_and_correct(softmax, weights)
 
 
@@ -300,10 +302,10 @@ def _cross_entropy_fwd(
     kernel: Float[Array, "H V"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
-    cut: _VocabChunks,
+    vocab_chunks: _VocabChunks,
 ) -> tuple[tuple[Scalar, Scalar], tuple[Float[Array, "B T H"], Float[Array, "H V"]]]:
     """Returns the result, and as residuals the gradients of the loss to `hidden` and `kernel`."""
-    chunks = _kernel_chunks(hidden, kernel, cut)
+    chunks = _kernel_chunks(hidden, kernel, vocab_chunks)
 
     def gradients(
         logits: Array, is_target: Array, softmax: _OnlineSoftmax, kernel_chunk: Array
@@ -315,31 +317,31 @@ def _cross_entropy_fwd(
             "BTV,HV->BTH", d_logits, kernel_chunk, preferred_element_type=jnp.float32
         )
         d_kernel = dense_kernel_grad("BTH,HV->BTV", hidden, d_logits, dtype=jnp.float32)
-        return constrain(d_hidden, ("batch", "tokens", None), cut.rules), d_kernel.astype(
+        return constrain(d_hidden, ("batch", "tokens", None), vocab_chunks.rules), d_kernel.astype(
             kernel.dtype
         )
 
-    if cut.chunks == 1:
+    if vocab_chunks.chunks == 1:
         chunk = jax.tree.map(lambda x: x[0], chunks)
-        logits, is_target = _logits(hidden, targets, chunk, cut.rules)
+        logits, is_target = _logits(hidden, targets, chunk, vocab_chunks.rules)
         softmax = _add_chunk(_empty_softmax(targets), logits, is_target)
         d_hidden, d_kernel = gradients(logits, is_target, softmax, chunk[0])
     else:
-        softmax = _scan_softmax(hidden, targets, chunks, cut.rules)
+        softmax = _scan_softmax(hidden, targets, chunks, vocab_chunks.rules)
 
         def add_chunk(d_hidden: Array, chunk: _Chunk) -> tuple[Array, Array]:
-            logits, is_target = _logits(hidden, targets, chunk, cut.rules)
+            logits, is_target = _logits(hidden, targets, chunk, vocab_chunks.rules)
             share, d_kernel = gradients(logits, is_target, softmax, chunk[0])
             return d_hidden + share, d_kernel
 
         zeros = jnp.zeros(hidden.shape, jnp.float32)
         d_hidden, d_kernels = jax.lax.scan(add_chunk, zeros, chunks)
-        d_kernel = cut.join(d_kernels)
+        d_kernel = vocab_chunks.join(d_kernels)
     return _loss_and_correct(softmax, weights), (d_hidden.astype(hidden.dtype), d_kernel)
 
 
 def _cross_entropy_bwd(
-    cut: _VocabChunks,
+    vocab_chunks: _VocabChunks,
     residuals: tuple[Float[Array, "B T H"], Float[Array, "H V"]],
     cotangents: tuple[Scalar, Scalar],
 ) -> tuple[Array | None, ...]:
@@ -351,10 +353,12 @@ _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def _kernel_chunks(
-    hidden: Float[Array, "B T H"], kernel: Float[Array, "H V"], cut: _VocabChunks
+    hidden: Float[Array, "B T H"], kernel: Float[Array, "H V"], vocab_chunks: _VocabChunks
 ) -> _Chunk:
     """Returns all chunks, stacked: of the kernel in the dtype of `hidden`, and of the token ids."""
-    return cut.split(kernel.astype(hidden.dtype)), cut.split(jnp.arange(kernel.shape[1]))
+    return vocab_chunks.split(kernel.astype(hidden.dtype)), vocab_chunks.split(
+        jnp.arange(kernel.shape[1])
+    )
 
 
 def _scan_softmax(

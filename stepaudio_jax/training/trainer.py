@@ -101,7 +101,7 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
     in model/adapter/ beside the decoder.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         make_trainer: returns the trainer of a stage.
 
     Returns:
@@ -200,12 +200,12 @@ class StageContext:
     """One stage of a run, and what the run gives it.
 
     Attributes:
-        config: of the run.
-        index: of the stage.
-        model, tokenizer: of the run.
-        mesh: of the devices.
+        config: the run's configuration.
+        index: the stage's number in the run, from 0.
+        model, tokenizer: the run's model and tokenizer.
+        mesh: the mesh of the devices.
         notice: says when the run must stop.
-        adapter: of the adapter that the run's initial weights have beside the decoder, if any.
+        adapter: settings of the adapter beside the run's initial weights, if any.
     """
 
     config: Config
@@ -243,6 +243,18 @@ class StageContext:
         """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
         return self.notice.should_stop(self.steps_before_stage + step, within_step=within_step)
 
+    def is_log_due(self, step: int) -> bool:
+        """Returns whether `log_every_steps` asks for a line of metrics after this step."""
+        return _is_due(step, self.config.steps_per_log_line(self.stage))
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Returns whether `checkpoint.every_steps` asks to save the state after this step."""
+        return _is_due(step, self.config.checkpoint.every_steps)
+
+    def open_profile(self) -> StepProfile:
+        """Returns the profile that `profile_steps` asks for; its steps count over all stages."""
+        return StepProfile(self.run_dir, self.config.profiled_steps())
+
     def warn_if_unchanged(self, state: TrainState) -> None:
         """Logs a warning if no step of the stage changed a parameter.
 
@@ -251,8 +263,8 @@ class StageContext:
         """
         if num_optimizer_updates(state) == 0 and jax.process_index() == 0:
             logger.warning(
-                "stage %r has learnt nothing: none of its %d steps changed a parameter; "
-                "zero_gradient_steps and skipped_steps in metrics.jsonl count why",
+                "stage %r trained nothing: none of its %d steps changed a parameter; "
+                "skipped_* and zero_gradient_* in metrics.jsonl count why",
                 self.stage.name,
                 int(state.step),
             )
@@ -262,7 +274,7 @@ class SupervisedTrainer:
     """Trains a stage by next-token prediction.
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
     """
 
     def __init__(self, context: StageContext):
@@ -326,10 +338,9 @@ class SupervisedTrainer:
             )
             peak = peak_flops(jax.devices()[0].device_kind)
             meter = ThroughputMeter(step_flops(context.model, stage), peak)
-            profile = StepProfile(context.run_dir, config.profiled_steps())
+            profile = stack.enter_context(contextlib.closing(context.open_profile()))
             writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             stack.enter_context(contextlib.closing(writer))
-            stack.enter_context(contextlib.closing(profile))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
 
             resumed_before_evaluation = (
@@ -360,8 +371,8 @@ class SupervisedTrainer:
 
                 stopping = context.should_stop(step)
                 is_last = stopping or step == stage.steps
-                logs = is_last or _is_due(step, config.log_every_steps)
-                saves = is_last or _is_due(step, config.checkpoint.every_steps)
+                logs = is_last or context.is_log_due(step)
+                saves = is_last or context.is_checkpoint_due(step)
                 data_state = (
                     merge_states(all_gather_json(data.get_state())) if logs or saves else {}
                 )
@@ -423,7 +434,7 @@ class Evaluator:
     """Evaluates a stage's model on its held-out data, if it has some.
 
     Args:
-        context: of the stage.
+        context: the stage, and what the run gives it.
         model_def: the static side of the model.
     """
 

@@ -57,18 +57,18 @@ def brute_force(samples, length_convention):
 
 
 @pytest.mark.parametrize(("seconds", "tokens"), [(1, 13), (5, 63), (10, 125), (25, 313)])
-def test_the_counts_of_the_released_model(seconds, tokens):
+def test_token_counts_equal_the_released_models(seconds, tokens):
     assert audio_token_count(seconds * SECOND) == tokens
 
 
-def test_the_longest_chunk():
+def test_the_longest_chunk_has_3000_frames_and_374_tokens():
     assert chunk_token_count(mel_frame_count(round(29.9 * SECOND))) == 374
     assert mel_frame_count(MAX_CHUNK_SAMPLES) == 3000
     assert mel_frame_count(MAX_CHUNK_SAMPLES + 1) == 3001
 
 
 @pytest.mark.parametrize("length_convention", ["hf", "vllm"])
-def test_every_length_from_0_to_60_s(length_convention):
+def test_token_counts_equal_brute_force_from_0_to_60_s(length_convention):
     for samples in range(0, 60 * SECOND + 1, 160):
         assert audio_token_count(samples, length_convention) == brute_force(
             samples, length_convention
@@ -132,7 +132,7 @@ def test_a_last_chunk_of_20_ms_is_kept_and_has_no_token():
     assert audio_token_count(CHUNK_SAMPLES + 1, "vllm") == 314
 
 
-def test_refuses():
+def test_negative_lengths_and_unknown_conventions_are_refused():
     with pytest.raises(ValueError, match="-1 samples"):
         audio_token_count(-1)
     with pytest.raises(ValueError, match="'hf', 'vllm'"):

@@ -33,7 +33,7 @@ def reference_log_mel(waveform, dtype=torch.float32):
     return ((log_spec + 4.0) / 4.0).numpy()
 
 
-def test_the_eight_clips(shared_audio):
+def test_log_mel_of_the_eight_clips_equals_the_reference(shared_audio):
     paths = sorted(shared_audio.glob("*.wav"))
     assert len(paths) == 8
     for path in paths:
@@ -52,7 +52,7 @@ def test_the_eight_clips(shared_audio):
     "samples",
     [1, 2, 160, 161, 199, 200, 201, 320, 321, 480, 481, 1599, 1600, 1601, 40_961, 400_000, 479_680],
 )
-def test_every_kind_of_length(samples):
+def test_log_mel_of_every_kind_of_length_equals_the_reference(samples):
     waveform = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     mel = log_mel(waveform)
     assert mel.shape == (128, mel_frame_count(samples))
@@ -65,7 +65,7 @@ def test_silence_is_the_floor():
     np.testing.assert_allclose(log_mel(np.zeros(1600, np.float32)), (-10 + 4) / 4, atol=1e-6)
 
 
-def test_does_not_change_its_input():
+def test_log_mel_does_not_change_its_input():
     waveform = np.random.default_rng(0).normal(0, 0.1, 5000).astype(np.float32)
     before = waveform.copy()
     log_mel(waveform)
@@ -108,6 +108,6 @@ def test_filters_are_those_of_the_released_front_end():
         (np.full(1600, 1e30, np.float32), "not finite"),
     ],
 )
-def test_refuses(waveform, reason):
+def test_unusable_waveforms_are_refused(waveform, reason):
     with pytest.raises(AudioError, match=reason):
         log_mel(waveform)

@@ -42,7 +42,7 @@ from tests.config.minimal import MINIMAL
         ),
     ],
 )
-def test_overrides(config, key, text, read):
+def test_overrides_replace_single_values(config, key, text, read):
     assert read(override(config, (key, text)))
 
 
@@ -365,6 +365,21 @@ def test_flags_are_no_global_ones_and_can_be_read_again(config):
     for seed in range(3):
         assert override(config, ("seed", str(seed))).seed == seed
     assert set(flags.FLAGS) == before
+
+
+def test_keep_best_without_a_held_out_loss_is_refused(config):
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep_best=2 .* which no stage measures"):
+        override(config, ("checkpoint.keep_best", "2"))
+    data = "{'sources': ({'path': 'held_out.jsonl'},)}"
+    measured = override(config, ("stages.sft.evaluation.data", data), ("checkpoint.keep_best", "2"))
+    assert measured.checkpoint.keep_best == 2
+
+
+def test_a_line_is_logged_after_each_rl_step_unless_configured(config):
+    sft, rl = config.stages
+    assert (config.steps_per_log_line(sft), config.steps_per_log_line(rl)) == (10, 1)
+    set_to_3 = override(config, ("log_every_steps", "3"))
+    assert (set_to_3.steps_per_log_line(sft), set_to_3.steps_per_log_line(rl)) == (3, 3)
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "initial.model", "profile_steps"])

@@ -1,4 +1,4 @@
-"""Objectives of reinforcement learning: settings with which nothing could be learnt are refused."""
+"""Objectives of reinforcement learning: settings that would train nothing are refused."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings)
         ({"clip_high": 1e-12}, "clip_high=1e-12 must be at least 1e-06"),
         (
             {"trainable": ("adaptor",)},
-            r"trainable=\('adaptor',\) are parts that hear, and data.audio_chunks_per_seq=0",
+            r"trainable=\('adaptor',\) only has parts that process audio, and data",
         ),
         ({"trainable": ()}, "trainable is empty"),
     ],
@@ -89,7 +89,7 @@ def test_settings_whose_advantages_are_all_zero_are_errors(settings, message):
         policy_stage(**settings)
 
 
-def test_settings_close_to_them_that_can_learn_are_allowed():
+def test_settings_close_to_those_that_still_train_are_allowed():
     policy_stage(num_generations=2)
     policy_stage(num_generations=1, advantage_estimator="gae")
     policy_stage(num_generations=4, num_correct_range=(3, 4))

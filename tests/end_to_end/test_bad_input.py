@@ -480,7 +480,7 @@ def test_ctrl_c_saves_a_second_job_is_refused_and_a_killed_one_resumes(work):
     assert "rror" not in errors
     assert "stopping: the step under way is finished and saved; Ctrl-C again ends at once" in errors
     (step,) = re.findall(
-        r"stopped at step (\d+) of stage 'mid', and saved; the same command goes on", errors
+        r"stopped at step (\d+) of stage 'mid', and saved; the same command continues it", errors
     )
     assert (run_dir / "checkpoints" / "0_mid" / step).is_dir()
     killed = start_until(2)

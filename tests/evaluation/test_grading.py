@@ -38,11 +38,11 @@ def test_case_white_space_and_a_final_full_stop_do_not_count(reply, expected):
         ("７", "7"),
     ],
 )
-def test_everything_else_does(reply, expected):
+def test_other_differences_make_a_reply_wrong(reply, expected):
     assert not answer(expected, reply).correct
 
 
-def test_only_one_full_stop_is_taken():
+def test_only_one_final_full_stop_is_ignored():
     assert normalize_answer(" A b.. ") == "a b."
 
 
@@ -90,5 +90,5 @@ def test_chance_within_the_interval():
     assert not score(answers("gender", n=200, correct=0))["gender"].interval_contains_chance
 
 
-def test_no_answer_is_no_score():
+def test_grading_no_answers_gives_no_scores():
     assert score([]) == {}

@@ -76,7 +76,7 @@ def test_a_constant_reply_is_right_as_often_as_chance(tokenizer, questions):
         assert (found.n, found.correct, found.well_formed, found.chance) == (n, n // 2, n, 0.5)
 
 
-def test_a_reply_without_end_is_cut_and_malformed(tokenizer, questions):
+def test_a_reply_without_end_is_truncated_and_malformed(tokenizer, questions):
     answers = answer_questions(
         replying(tokenizer, "So", "wide", ends=False), questions[:2], max_new_tokens=7
     )
@@ -99,7 +99,7 @@ def test_a_silenced_prompt_has_the_same_tokens_and_a_constant_spectrum(tokenizer
         assert all((chunk == -1.5).all() for chunk in silent.chunks)  # (log10(1e-10) + 4) / 4
 
 
-def test_a_model_that_hears_loses_the_difference_in_silence(tokenizer, questions):
+def test_a_model_that_uses_the_audio_scores_less_on_silence(tokenizer, questions):
     model = with_random_parameters(replying(tokenizer, "So", "wide"), seed=5)
     about_clips = [question for question in questions if question.source == "clip"]
     a, b, a_again, _ = (

@@ -17,7 +17,7 @@ def scores(**correct):
     )
 
 
-def test_the_columns_are_those_of_the_issue():
+def test_the_table_has_scores_silenced_scores_counts_and_intervals():
     results = Results(
         before=scores(gender=96, text_sum=0),
         after=scores(gender=197, text_sum=150),

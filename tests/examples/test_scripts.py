@@ -21,7 +21,7 @@ def run_example(name, *arguments):
 
 
 @pytest.mark.slow  # test_front_door runs the README's first lines of it
-def test_chat(capsys):
+def test_the_chat_example_answers(capsys):
     run_example("chat")
     assert capsys.readouterr().out.splitlines() == [
         HEARD,
@@ -32,7 +32,7 @@ def test_chat(capsys):
 
 
 @pytest.mark.slow
-def test_the_notebook_of_the_chat(capsys):
+def test_the_chat_notebook_runs(capsys):
     """Its cells in order, as a kernel runs them."""
     notebook = json.loads((ROOT / "examples" / "chat.ipynb").read_text(encoding="utf-8"))
     names = {}

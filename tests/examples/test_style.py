@@ -30,7 +30,7 @@ ALL_STYLES = [
 ]
 
 
-def test_style_scores():
+def test_style_scores_are_as_in_the_table():
     assert style_score("male") == 0
     assert style_score("It is male.") == 2
     assert style_score("Sure! It is male. More?") == 4

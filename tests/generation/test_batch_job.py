@@ -92,7 +92,7 @@ def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
     assert replies[0]["reasoning"] != replies[4]["reasoning"]
 
 
-def test_the_seed_decides(model, tmp_path):
+def test_equal_seeds_write_equal_files(model, tmp_path):
     given = write_lines(tmp_path / "d.jsonl", dialogue(text("1+1?")))
     outputs = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
@@ -231,7 +231,7 @@ def test_samples_of_a_dialogue_stand_together(model, tmp_path):
         assert len({sample["reasoning"] for sample in line["samples"]}) == 4
 
 
-def test_an_interrupted_job_goes_on_and_makes_the_same_file(
+def test_an_interrupted_job_continues_and_writes_the_same_file(
     model, dialogues, tmp_path, monkeypatch
 ):
     """Interrupted while the third reply is written: the first two are not answered again."""
@@ -269,7 +269,7 @@ def test_an_interrupted_job_goes_on_and_makes_the_same_file(
     assert not partial.exists()
 
 
-def test_a_finished_job_is_known_and_another_one_refused(tmp_path):
+def test_a_finished_job_is_recognised_and_another_one_refused(tmp_path):
     """By its output alone: the model is not loaded."""
     given = write_lines(tmp_path / "d.jsonl", dialogue(text("1+1?")), dialogue(text("2+2?")))
     output = tmp_path / "r.jsonl"

@@ -394,7 +394,9 @@ def test_programs_are_bounded_by_the_buckets(parameters):
     assert engine.programs == ("decode 4 x 16", "insert 32", "prefill 32")
 
 
-def test_what_cannot_be_answered_is_refused_before_anything_is_computed(engine, parameters):
+def test_requests_that_cannot_be_answered_are_refused_before_anything_is_computed(
+    engine, parameters
+):
     prompts = [text_prompt(length, seed=length) for length in (10, 380, 40)]
     with pytest.raises(
         GenerationError,

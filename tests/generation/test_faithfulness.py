@@ -69,17 +69,17 @@ def differences(dialogues, dtype, **settings):
     return found
 
 
-def test_in_fp32_they_are_the_same(dialogues):
+def test_engine_and_trainer_logprobs_agree_in_fp32(dialogues):
     assert differences(dialogues, "float32").max() <= 1e-4
 
 
 @pytest.mark.slow
-def test_in_bf16_a_ratio_is_off_by_less_than_two_percent_in_the_mean(dialogues):
+def test_engine_and_trainer_ratio_is_below_1_02_in_bf16(dialogues):
     off = differences(dialogues, "bfloat16")
     assert np.exp(off).mean() < 1.02
 
 
 @pytest.mark.slow
-def test_with_an_int8_cache_by_less_than_five_percent(dialogues):
+def test_engine_and_trainer_ratio_is_below_1_05_with_an_int8_cache(dialogues):
     off = differences(dialogues, "bfloat16", cache_dtype="int8")
     assert np.exp(off).mean() < 1.05

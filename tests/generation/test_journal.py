@@ -36,7 +36,7 @@ def partial(output):
     return output.with_name("out.jsonl.partial")
 
 
-def test_it_goes_on_and_becomes_the_output(output):
+def test_a_journal_continues_and_becomes_the_output(output):
     journal = Journal(output, JOB, COUNT)
     assert len(journal) == 2
     assert journal.errors() == ["d.jsonl:2: no"]
@@ -110,14 +110,14 @@ def test_a_damaged_line_is_named_and_nothing_is_touched(output, kind):
         (b'"text"\n', "does not say which job it is of"),
     ],
 )
-def test_what_is_no_journal_of_this_job_stays_as_it_is(output, content, message):
+def test_files_other_than_this_jobs_journal_stay_as_they_are(output, content, message):
     partial(output).write_bytes(content)
     with pytest.raises(DataError, match=message):
         Journal(output, JOB, COUNT)
     assert partial(output).read_bytes() == content
 
 
-def test_two_jobs_with_one_output_are_one_too_many(output):
+def test_a_second_job_with_the_same_output_is_refused(output):
     journal = Journal(output, JOB, COUNT)
     with pytest.raises(
         OutputError, match="another job is writing it; wait for that job or stop it"
@@ -133,7 +133,7 @@ def test_two_jobs_with_one_output_are_one_too_many(output):
     Journal(output, JOB, COUNT).close()
 
 
-def test_neither_the_output_nor_its_journal_is_the_input(tmp_path):
+def test_an_input_that_is_the_output_or_its_journal_is_refused(tmp_path):
     given = tmp_path / "a.jsonl.partial"
     given.write_text("{}\n")
     for output, message in (

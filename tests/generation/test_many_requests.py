@@ -48,7 +48,7 @@ def random_sampling(rng):
 
 
 @pytest.mark.slow
-def test_a_thousand_requests():
+def test_a_thousand_random_requests_each_end_as_asked():
     rng = np.random.default_rng(0)
     engine = Engine(CONFIG, peaked_parameters(), BYTES, compute=FLOAT32, slots=6, steps=8)
     refusals, numbers, ended, samplings = [], [], {}, {}

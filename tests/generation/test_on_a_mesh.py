@@ -34,17 +34,17 @@ def test_replies_equal_those_of_one_device(report, name):
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_caches_are_cut_and_nothing_compiles_twice(report, name):
+def test_caches_are_sharded_and_nothing_compiles_twice(report, name):
     """Slots over data and fsdp, key heads over tensor: each device has an eighth of the cache."""
     assert report[name]["cache_share"] == 1 / 8
     assert not report[name]["compiled_again"]
 
 
-def test_int8_weights_are_cut_like_others(report):
+def test_int8_weights_are_sharded_like_others(report):
     assert report["int8 weights"] == [True] * 4
 
 
-def test_an_adapter_is_cut_like_its_kernel_and_can_be_changed(report):
+def test_an_adapter_is_sharded_like_its_kernel_and_can_be_changed(report):
     assert report["no adapter yet"] == [True] * 4
     assert report["adapter"] == [True] * 4
 

@@ -74,7 +74,7 @@ def test_the_bucket_of_frames_never_exceeds_the_encoders_positions():
     assert stack_prompts([text_prompt(40, (75,))], with_positions(40), rows=1).mel.shape[-1] == 80
 
 
-def test_what_does_not_fit_is_said():
+def test_prompts_that_do_not_fit_are_errors():
     prompt = text_prompt(100, (75,))
     check_prompt_fits(prompt, CONFIG, new_tokens=300)
     with pytest.raises(

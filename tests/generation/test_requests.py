@@ -29,7 +29,7 @@ def reply_state(text, *, pieces=1, in_reasoning=False, **settings):
     return state, shown
 
 
-def test_characters_arrive_whole():
+def test_characters_of_several_tokens_are_streamed_whole():
     _, shown = reply_state("héllo 你好 🙂!")
     assert "".join(shown) == "héllo 你好 🙂!"
     assert "�" not in "".join(shown)
@@ -75,7 +75,7 @@ def test_a_token_that_spells_more_than_the_stop_string_keeps_its_part_of_the_rep
         )
 
 
-def test_what_may_become_a_stop_string_is_not_shown_yet():
+def test_text_that_may_become_a_stop_string_is_held_back():
     state, shown = reply_state("ab<end", stop_strings=("<end>",))
     assert "".join(shown) == "ab"
     assert not state.stopped
@@ -223,7 +223,7 @@ def test_a_loop_ends_a_text_and_a_stop_string_goes_first():
         ({"max_pattern_size": 4, "min_count": 2.0}, "min_count=2.0 must be a whole number"),
     ],
 )
-def test_a_detection_that_cannot_be_is_refused_by_name(settings, message):
+def test_invalid_repetition_detection_is_refused_by_name(settings, message):
     with pytest.raises(ConfigError, match=message):
         RepetitionDetectionConfig(**settings)
 

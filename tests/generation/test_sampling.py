@@ -111,7 +111,7 @@ def test_nucleus_keeps_at_least_the_most_probable_token():
     ],
     ids=str,
 )
-def test_what_may_be_drawn_equals_transformers(settings):
+def test_the_restricted_distribution_equals_transformers(settings):
     logits = np.random.default_rng(3).normal(scale=2, size=(200, 50)).astype(np.float32)
     found = kept(logits, **settings)
     scores = torch.tensor(logits)

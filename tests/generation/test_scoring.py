@@ -142,7 +142,7 @@ def test_a_long_dialogue_is_scored_in_parts():
     np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_dialogues_that_cannot_be_scored_are_refused():
     scorer = Scorer(CONFIG, peaked_parameters(), BYTES, compute=FLOAT32)
     with pytest.raises(TextError, match="no assistant turn"):
         scorer.score([user("2+2?")])
@@ -174,7 +174,7 @@ def test_scores_are_those_of_the_scorer(model, tmp_path):
         np.testing.assert_allclose(written["logprobs"], score.logprobs, rtol=1e-6)
 
 
-def test_scoring_goes_on_where_it_was_interrupted(model, tmp_path, monkeypatch):
+def test_interrupted_scoring_continues_where_it_stopped(model, tmp_path, monkeypatch):
     given = write_lines(
         tmp_path / "d.jsonl", scored("1+1?", "2"), scored("1+1?", "3"), scored("1+1?", "4")
     )
@@ -204,7 +204,7 @@ BAD_SCORE = {
 
 
 @pytest.mark.parametrize("kind", BAD_SCORE)
-def test_one_dialogue_that_cannot_be_scored_and_nothing_is_written(model, tmp_path, kind):
+def test_a_dialogue_that_cannot_be_scored_leaves_no_output(model, tmp_path, kind):
     """The first one was scored by then: neither its line nor the folders made for it stay."""
     line, message = BAD_SCORE[kind]
     given = write_lines(tmp_path / "d.jsonl", scored("1+1?", "2"), line)

@@ -86,7 +86,7 @@ def test_shard_namings(tmp_path, name, index):
     assert_same_tensors(source, tmp_path / "exported")
 
 
-def test_casting(tmp_path):
+def test_casting_rounds_to_bf16_as_torch_does_and_is_exact_to_fp32(tmp_path):
     """fp32 -> bf16 rounds to nearest even, as torch does; bf16 -> fp32 is exact."""
     source = random_folder(tmp_path / "source", dtype=FLOAT32)
     hub.import_weights(source, tmp_path / "checkpoint", dtype=BFLOAT16)

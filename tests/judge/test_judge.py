@@ -155,7 +155,7 @@ def test_answers_before_a_server_dies_are_kept(server, tmp_path):
     assert judge.num_generated == 20 - answered
 
 
-def test_abstentions_are_asked_again_of_a_mended_judge(server, tmp_path):
+def test_abstentions_are_asked_again_once_the_judge_is_fixed(server, tmp_path):
     cache = tmp_path / "judge.jsonl"
     empty = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
     server.trouble = lambda number, handler: number > 8 and (handler.reply(200, empty) or True)
@@ -221,7 +221,7 @@ def test_every_malformed_response_is_an_abstention_also_after_a_restart(
     assert judge.num_generated == (2 if reason == "failed" else 0)
 
 
-def test_a_response_without_end_is_cut(server, monkeypatch):
+def test_a_response_without_end_is_truncated(server, monkeypatch):
     monkeypatch.setattr("stepaudio_jax.judge.backends.MAX_RESPONSE_BYTES", 1000)
     server.trouble = lambda number, handler: handler.reply(200, b" " * 5000) or True
     with pytest.raises(JudgeError, match="a response of more than 1000 bytes"):
@@ -321,7 +321,7 @@ def test_a_judge_that_cannot_be_asked_is_a_judge_error_in_every_process(
         Judge(FunctionBackend("j", answer_on_a_full_disk), JudgePrompt()).judge(PAIRS)
 
 
-def test_cut_and_empty_answers_are_abstentions():
+def test_truncated_and_empty_answers_are_abstentions():
     answers = iter([JudgeAnswer('{"comparison": "a is better"}', truncated=True), JudgeAnswer("")])
     judge = Judge(
         FunctionBackend("j", lambda question: next(answers)),

@@ -126,7 +126,7 @@ def test_comparisons_in_the_material_are_found_in_any_spelling():
     assert not JudgePrompt().question((), "b is better", "in what?").in_material
 
 
-def test_a_custom_template(tmp_path):
+def test_a_custom_template_is_filled_in(tmp_path):
     good = tmp_path / "judge.txt"
     good.write_text(
         "{dialogue}|{fence}|{reply_a}|{fence}|{reply_b}|{fence}|{criteria}|{form}|{comparisons} "

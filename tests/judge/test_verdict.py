@@ -141,7 +141,7 @@ def test_numbers_that_python_does_not_convert_are_harmless(number):
     assert parse_verdict(criteria, levels=7, criteria=1) == Abstention("bad_criteria")
 
 
-def test_a_cut_answer_is_an_abstention_whatever_it_says():
+def test_a_truncated_answer_is_an_abstention_whatever_it_says():
     assert parse_verdict(said("a is better"), levels=7, truncated=True) == Abstention("truncated")
 
 
@@ -292,7 +292,7 @@ def test_a_senseless_reward_map_is_rejected(wrong):
         RewardMap(**wrong)
 
 
-def test_position_preference():
+def test_a_verdict_prefers_a_position_if_swapping_does_not_swap_it():
     assert prefers_position(Verdict(2), Verdict(1))
     assert prefers_position(Verdict(-1), Verdict(-1))
     assert not prefers_position(Verdict(2), Verdict(-2))
@@ -316,12 +316,13 @@ def test_both_met_of_plus_five_and_minus_three_is_two_fifths():
 def test_a_rubrics_reward_is_the_difference_to_the_reference():
     criteria = [Criterion("x", 1), Criterion("y", -1)]
     better, worse = (True, False), (False, True)
-    assert rubric_reward(criteria, Verdict(0, better, worse), Verdict(0, worse, better)) == 1.0, (
-        "2, clipped"
-    )
-    assert rubric_reward(criteria, Verdict(0, worse, better), Verdict(0, better, worse)) == -1.0
+    for level, verdicts in (
+        (1.0, (Verdict(0, better, worse), Verdict(0, worse, better))),
+        (-1.0, (Verdict(0, worse, better), Verdict(0, better, worse))),
+    ):
+        assert rubric_reward(criteria, *verdicts) == (level, level)  # 2 or -2, clipped
     half = Verdict(0, (True, True), (False, False)), Verdict(0, (False, False), (True, False))
-    assert rubric_reward(criteria, *half) == 0.5
+    assert rubric_reward(criteria, *half) == (0.5, 0.5)
     with pytest.raises(ValueError, match="no criterion of the rubric has a positive weight"):
         rubric_score([Criterion("x", -1)], [True])
     with pytest.raises(ValueError, match="1 answers for 2 criteria"):

@@ -317,7 +317,7 @@ def test_prefixes_are_an_error_for_splash() -> None:
         name: jnp.ones((ROWS, 4), jnp.int32)
         for name in ("query_segment_ids", "key_segment_ids", "query_prefix_ids")
     }
-    with pytest.raises(ConfigError, match="'splash_interpreted' takes no prefixes"):
+    with pytest.raises(ConfigError, match="'splash_interpreted' does not support shared prefixes"):
         attention(q, k, v, **ids, compute=SPLASH, causal=True)
 
 

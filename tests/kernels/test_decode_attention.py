@@ -58,7 +58,7 @@ def float64_attention(query, cache, last_positions):
     ],
 )
 @pytest.mark.parametrize("attention", [blockwise_decode_attention, dense_decode_attention])
-def test_equals_float64(attention, cache_len, last_positions):
+def test_decode_attention_equals_float64(attention, cache_len, last_positions):
     query, cache, lasts = random_inputs(cache_len, last_positions)
     np.testing.assert_allclose(
         jax.jit(attention)(query, cache, lasts), float64_attention(query, cache, lasts), atol=1e-5
@@ -128,5 +128,5 @@ def test_the_paged_kernel_gets_bf16_caches_of_whole_pages_only():
 @pytest.mark.parametrize(
     ("cache_len", "size"), [(1, 1), (20, 20), (640, 32), (1024, 64), (16384, 512), (40960, 512)]
 )
-def test_block_sizes(cache_len, size):
+def test_block_sizes_are_powers_of_two_or_the_whole_row(cache_len, size):
     assert decode_block_size(cache_len) == size

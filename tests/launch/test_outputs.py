@@ -63,7 +63,7 @@ def refusal(program, arguments, capsys):
     "output", ["given.jsonl", "folder/../given.jsonl", "link.jsonl", "hard.jsonl", "~/given.jsonl"]
 )
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_an_output_that_is_the_input(work, capsys, name, output):
+def test_an_output_that_is_the_input_is_refused(work, capsys, name, output):
     program, arguments = PROGRAMS[name]
     said = refusal(
         program,
@@ -82,7 +82,7 @@ def test_an_output_that_is_the_input(work, capsys, name, output):
     ],
 )
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_an_output_that_cannot_be_written(work, capsys, name, output, message):
+def test_an_output_that_cannot_be_written_is_refused(work, capsys, name, output, message):
     program, arguments = PROGRAMS[name]
     said = refusal(
         program,
@@ -93,7 +93,7 @@ def test_an_output_that_cannot_be_written(work, capsys, name, output, message):
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "plan"])
-def test_an_output_that_is_another_programs(work, capsys, name):
+def test_an_output_of_another_program_is_refused(work, capsys, name):
     program, arguments = PROGRAMS[name]
     said = refusal(
         program,

@@ -7,7 +7,7 @@ from stepaudio_jax.config import load_config
 from tests.end_to_end.runs import ROOT
 
 
-def test_the_model_is_that_of_the_weights_a_run_begins_with(capsys):
+def test_the_planned_model_is_that_of_the_initial_weights(capsys):
     base = load_config(
         ROOT / "configs" / "sft_mini_8b.py", [("initial.model", str(ROOT / "models" / "tiny_base"))]
     )
@@ -16,7 +16,7 @@ def test_the_model_is_that_of_the_weights_a_run_begins_with(capsys):
     assert not capsys.readouterr().err
 
 
-def test_where_they_are_not_here_it_is_said(capsys):
+def test_initial_weights_that_are_missing_here_are_reported(capsys):
     away = load_config(
         ROOT / "configs" / "sft_mini_8b.py", [("initial.model", "/nowhere/Step-Audio-2-mini")]
     )

@@ -62,7 +62,7 @@ def job(*, rows=8, tokens=64, held_out_rows=8, held_out_tokens=64, parts=1):
 MESH = Mesh({"data": 1, "fsdp": 4, "sequence": 4, "tensor": 1})
 
 
-def test_batches_that_are_cut_evenly_pass():
+def test_batches_that_shard_evenly_pass():
     check_batch_divisible(job(parts=2), MESH)
 
 
@@ -71,18 +71,21 @@ def test_batches_that_are_cut_evenly_pass():
     [
         (
             {"rows": 6},
-            "data.batch_size=6 cannot be cut over data=1 x fsdp=4; make it a multiple of 4",
+            "data.batch_size=6 cannot be sharded over data=1 x fsdp=4; make it a multiple of 4",
         ),
         (
             {"parts": 4},
-            "data.batch_size=8 in 4 micro-batches cannot be cut over data=1 x fsdp=4; "
+            "data.batch_size=8 in 4 micro-batches cannot be sharded over data=1 x fsdp=4; "
             "make it a multiple of 16",
         ),
-        ({"held_out_rows": 6}, "evaluation.data.batch_size=6 cannot be cut"),
-        ({"tokens": 66}, "data.seq_len=66 cannot be cut over sequence=4; make it a multiple of 4"),
-        ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be cut over sequence=4"),
+        ({"held_out_rows": 6}, "evaluation.data.batch_size=6 cannot be sharded"),
+        (
+            {"tokens": 66},
+            "data.seq_len=66 cannot be sharded over sequence=4; make it a multiple of 4",
+        ),
+        ({"held_out_tokens": 66}, "evaluation.data.seq_len=66 cannot be sharded over sequence=4"),
     ],
 )
-def test_batches_that_are_not_cut_evenly_are_errors(changes, message):
+def test_batches_that_do_not_shard_evenly_are_errors(changes, message):
     with pytest.raises(ConfigError, match=message):
         check_batch_divisible(job(**changes), MESH)

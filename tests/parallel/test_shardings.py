@@ -48,7 +48,7 @@ def test_shardings_of_the_32b_model_equal_the_golden_file():
     assert snapshot() == golden
 
 
-def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
+def test_every_large_parameter_of_the_32b_model_is_sharded_over_fsdp():
     shapes = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_parameters(R1))
@@ -58,7 +58,7 @@ def test_every_large_parameter_of_the_32b_model_is_cut_over_fsdp():
             assert any("fsdp" in (axes or ()) for axes in spec), name
 
 
-def test_the_decoders_widths_are_cut_over_tensor():
+def test_the_decoders_widths_are_sharded_over_tensor():
     by_path = specs(R1, fsdp=8, tensor=8)
     layers = "['decoder']['layers']"
     assert by_path[f"{layers}['attention']['query']['kernel']"] == PartitionSpec(
@@ -77,7 +77,7 @@ def test_the_decoders_widths_are_cut_over_tensor():
     assert by_path["['decoder']['lm_head']['kernel']"] == PartitionSpec("fsdp", "tensor")
 
 
-def test_a_size_that_cannot_be_cut_is_named():
+def test_a_size_that_cannot_be_sharded_is_named():
     with pytest.raises(
         ConfigError,
         match=r"decoder/layers/attention/key/kernel: axis 'kv_heads' of size 8 .* 16 \(tensor=16\)",
@@ -87,7 +87,7 @@ def test_a_size_that_cannot_be_cut_is_named():
 
 def test_two_axes_of_one_parameter_on_one_mesh_axis_are_named():
     rules = ShardingRules(ffn_embed=("fsdp",))
-    message = "mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both cut over .*'fsdp'"
+    message = "mlp/up/kernel: axes 'ffn_embed' and 'ffn_kernel' are both sharded over .*'fsdp'"
     with pytest.raises(ConfigError, match=message):
         parameter_shardings(logical_axes(R1), abstract_parameters(R1), rules, mesh(fsdp=8))
 

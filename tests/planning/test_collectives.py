@@ -215,5 +215,5 @@ def test_collectives_of_shard_map_share_a_channel_and_count_each():
         ("source_target_pairs={{0,1},{1,0}}", [0, 1]),
     ],
 )
-def test_first_group(groups, members):
+def test_first_group_of_devices_is_parsed_in_every_notation(groups, members):
     assert first_group(f"  %g = f32[8]{{0}} all-gather(%x), {groups}, dimensions={{0}}") == members

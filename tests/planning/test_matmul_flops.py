@@ -80,7 +80,7 @@ def test_product_as_the_tpu_compiler_writes_it():
     assert matmul_flops(module) == 2 * 8192 * 5120 * 40 * 128
 
 
-def test_attention_kernels():
+def test_flops_of_attention_kernels_follow_their_masks():
     """The forward kernel has two products, halved by the mask; dq has three, unmasked."""
     causal, full = attention_kernels(HloModule(PRODUCT))
     assert causal.flops * causal.rows == 2 * (2 * 40 * 8192 * 4096 * 128) / 2

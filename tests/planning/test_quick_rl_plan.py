@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-def test_rl_job_on_v5p() -> None:
+def test_rl_job_fits_v5p_in_a_quick_plan() -> None:
     settings = [("trainable", '("adaptor",)'), ("lora.rank", "32"), ("data.batch_size", "32")]
     overrides = [(f"stages.rlhf.{key}", value) for key, value in settings]
     config = load_config(ROOT / "configs" / "rlhf_32b.py", overrides)

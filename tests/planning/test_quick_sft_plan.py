@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_sft_job_on_v5e(capfd: pytest.CaptureFixture[str]) -> None:
+def test_sft_job_fits_v5e_in_a_quick_plan(capfd: pytest.CaptureFixture[str]) -> None:
     config = load_config(ROOT / "configs" / "sft_mini_8b.py")
     topology = parse_topology("v5litepod-64")
     plan = plan_training(config, "sft", topology, "quick")

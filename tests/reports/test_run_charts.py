@@ -19,7 +19,7 @@ SFT = (
 )
 RL = (
     *("loss", "policy_loss", "value_loss", "kl", "ratio", "entropy", "clip_fraction"),
-    *("clamped_fraction", "gradient_norm", "skipped_steps", "zero_gradient_steps", "abstained"),
+    *("clamped_fraction", "gradient_norm", "skipped_updates", "zero_gradient_updates", "abstained"),
     *("abstained/talk", "reply_tokens", "reasoning_tokens", "completion_tokens", "well_formed"),
     *("truncated", "distinct_2", "reward", "reward/talk", "reward_std", "reward_std/talk"),
     *("reward_std_rubric", "reward_std_pairwise", "abstained_rubric", "abstained_pairwise"),

@@ -123,7 +123,7 @@ def test_a_run_alone_is_a_report(run_dir, tmp_path):
     )
 
 
-def test_results_and_examples(run_dir, tmp_path, clip):
+def test_results_and_examples_are_shown(run_dir, tmp_path, clip):
     given = [answer("low", "low", clip=clip), answer("low", "high", clip=clip, number=1)]
     results = Results(after=score(given), before=score(given), silenced=score(given))
     page = Page(write_report(tmp_path / "report.html", run_dir, "A run", results, given))
@@ -182,7 +182,7 @@ def test_replies_of_a_policy_are_shown_escaped(run_dir, tmp_path):
         assert said in text or said in [attributes["href"] for attributes in page.named("a")]
 
 
-def test_the_page_needs_nothing_else(run_dir, tmp_path, clip):
+def test_the_page_loads_no_other_file(run_dir, tmp_path, clip):
     path = write_report(
         tmp_path / "report.html", run_dir, "A run", None, [answer("low", "low", clip=clip)]
     )
@@ -309,7 +309,7 @@ def test_examples_are_spread_over_each_task_and_show_a_mistake():
     assert select_examples([]) == []
 
 
-def test_a_run_that_has_not_logged_yet(run_dir, tmp_path):
+def test_a_run_without_metrics_has_a_report(run_dir, tmp_path):
     (run_dir / "metrics.jsonl").write_text("", encoding="utf-8")
     page = Page(write_report(tmp_path / "report.html", run_dir, "A run"))
     assert "Nothing has been logged yet." in page.text
@@ -354,7 +354,7 @@ def test_a_missing_folder_is_named(tmp_path):
         write_report(tmp_path / "report.html", tmp_path / "gone", "A run")
 
 
-def test_the_program(run_dir, tmp_path):
+def test_launch_report_writes_a_page_or_exits_with_code_2(run_dir, tmp_path):
     command = [sys.executable, "-m", "launch.report", str(run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{run_dir / 'report.html'}\n"

@@ -167,7 +167,7 @@ def test_a_digit_that_the_voice_tells_is_learnt(voices):
     assert np.mean(curve[-5:]) >= 0.9
 
 
-def test_and_not_without_audio(voices):
+def test_a_digit_is_not_learnt_from_silenced_audio(voices):
     run = config(voices, steps=60, silenced=True)
     train(run)
     assert 0.35 < np.mean(rewards(run)[-20:]) < 0.65

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs
-from stepaudio_jax.rl.metrics import explained_variance, logprob_metrics
+from stepaudio_jax.rl.metrics import explained_variance, logprob_metrics, mean_of_steps
 from tests.rl.test_rewards import rollout
 
 
@@ -27,6 +27,15 @@ def metrics(rollouts, values, returns, valid):
     return logprob_metrics(
         rollouts, PolicyLogprobs(zeros, zeros, values), Advantages(zeros, returns, np.array(valid))
     )
+
+
+def test_metrics_of_several_steps_are_means_and_counts_are_sums():
+    steps = [
+        {"loss": 1.0, "skipped_records": 2.0},
+        {"loss": 2.0, "reward": 0.5, "skipped_records": 1.0},
+    ]
+    assert mean_of_steps(steps) == {"loss": 1.5, "reward": 0.5, "skipped_records": 3.0}
+    assert mean_of_steps(steps[:1]) == steps[0]
 
 
 def test_explained_variance_is_of_all_tokens_of_the_valid_rollouts():

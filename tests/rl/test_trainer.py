@@ -1,14 +1,16 @@
 """A policy-gradient stage: exact first steps, and what must not change the result."""
 
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stepaudio_jax.config import CheckpointConfig, Config, JudgeConfig, LoRAConfig, RewardConfig
 from stepaudio_jax.data.checking import DataChecker
-from stepaudio_jax.errors import ConfigError, InterruptedRunError
+from stepaudio_jax.errors import ConfigError, DivergedError, InterruptedRunError
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
@@ -33,8 +35,8 @@ def plain(tmp_path_factory, prompts):
 
 @pytest.fixture(scope="module")
 def three_steps(tmp_path_factory, prompts):
-    """Parameters after three steps."""
-    return run_stage(stage_config(tmp_path_factory.mktemp("three"), prompts, steps=3))[0]
+    """Parameters and metrics after three steps."""
+    return run_stage(stage_config(tmp_path_factory.mktemp("three"), prompts, steps=3))
 
 
 def difference(ours, theirs):
@@ -91,12 +93,12 @@ def test_equal_rewards_change_nothing(tmp_path, prompts, caplog):
         "gradient_norm": 0,
         "kl": 0,
         "reply_kl": 0,
-        "zero_gradient_steps": 1,
+        "zero_gradient_updates": 1,
         "kl_coef": 0.01,
     }.items():
         assert [metrics[name] for metrics in steps] == [value, value], name
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after.params, base().parameters)))
-    assert "stage 'rlvr' has learnt nothing: none of its 2 steps changed a parameter" in caplog.text
+    assert "stage 'rlvr' trained nothing: none of its 2 steps changed a parameter" in caplog.text
 
 
 @pytest.mark.slow
@@ -117,7 +119,7 @@ def test_momentum_does_not_move_a_policy_without_gradients(tmp_path, prompts, na
         **settings,
     )
     first, (metrics,) = run_stage(config)
-    assert metrics["zero_gradient_steps"] == 0
+    assert metrics["zero_gradient_updates"] == 0
     assert not np.array_equal(
         first.params["decoder"]["embedding"], base().parameters["decoder"]["embedding"]
     )
@@ -127,7 +129,7 @@ def test_momentum_does_not_move_a_policy_without_gradients(tmp_path, prompts, na
         **settings,
     )
     second, lines = run_stage(config)
-    assert [line["zero_gradient_steps"] for line in lines] == [0, 1]
+    assert [line["zero_gradient_updates"] for line in lines] == [0, 1]
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, second, first)))
 
 
@@ -215,6 +217,20 @@ def test_a_stage_resumes_exactly(tmp_path, prompts):
     ]
 
 
+@pytest.mark.slow
+def test_steps_are_logged_and_profiled_as_configured(tmp_path, prompts, three_steps):
+    config = stage_config(tmp_path, prompts, steps=3)
+    after, lines = run_stage(dataclasses.replace(config, log_every_steps=2, profile_steps="2:2"))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps[0])))
+    every_step = three_steps[1]
+    assert [line["step"] for line in every_step] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [2, 3]
+    for name in ("loss", "reward", "completion_tokens"):
+        assert lines[0][name] == np.mean([line[name] for line in every_step[:2]]), name
+        assert lines[1][name] == every_step[2][name], name
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+
+
 def test_a_row_that_loss_chunks_do_not_divide_is_rejected(tmp_path, prompts):
     config = stage_config(tmp_path, prompts, steps=1)
     with pytest.raises(
@@ -291,6 +307,22 @@ def test_any_error_saves_the_run_first(tmp_path, prompts, monkeypatch, error):
     assert (tmp_path / "run" / "checkpoints" / "0_rlvr" / "0").is_dir()
 
 
+def test_a_diverged_stage_writes_a_diagnosis(tmp_path, prompts, monkeypatch):
+    monkeypatch.setattr(
+        "stepaudio_jax.rl.policy_update.where_weighted", lambda x, weights: x * jnp.nan
+    )
+    config = dataclasses.replace(stage_config(tmp_path, prompts, steps=2), max_consecutive_skips=0)
+    with pytest.raises(DivergedError, match=r"step 1: .* last 1 updates; see .*/diagnosis/rlvr_1"):
+        run_stage(config)
+    folder = tmp_path / "run" / "diagnosis" / "rlvr_1"
+    (step,) = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
+    assert np.isnan(step["loss"])
+    assert json.loads((folder / "data_state.json").read_text(encoding="utf-8")) == {"kl_coef": 0.01}
+    with np.load(folder / "batch_0.npz") as arrays:
+        assert arrays["batches.0.tokens"].shape == (4, 160)
+        assert arrays["targets.0.advantages"].shape == (4, 160)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "steps_saved"),
@@ -303,9 +335,9 @@ def test_an_error_within_a_step_leaves_whole_steps_to_resume_from(
     calls = []
 
     def failing(method, *, late=False):
-        def call(*arguments):
+        def call(*arguments, **options):
             calls.append(None)
-            result = method(*arguments) if late or len(calls) != 2 else None
+            result = method(*arguments, **options) if late or len(calls) != 2 else None
             if len(calls) == 2:
                 raise RuntimeError("in the second step")
             return result
@@ -330,7 +362,7 @@ def test_an_error_within_a_step_leaves_whole_steps_to_resume_from(
     ]
     assert saved == ([] if steps_saved is None else [steps_saved])
     after, _ = run_stage(broken)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after, three_steps[0])))
 
 
 def test_a_judge_without_its_key_is_rejected_before_anything_is_read(

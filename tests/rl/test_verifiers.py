@@ -56,7 +56,7 @@ from stepaudio_jax.text import ParsedReply
         ("pattern", "a cat 12", r"cat \d+", False),
     ],
 )
-def test_verifiers(verifier, reply, answer, right):
+def test_verifiers_accept_right_replies_and_reject_wrong_ones(verifier, reply, answer, right):
     assert find_verifier(verifier)(reply, answer) is right
 
 

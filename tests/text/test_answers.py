@@ -24,7 +24,7 @@ def test_the_tables_have_at_least_sixty_pairs_each():
     assert min(map(len, (CHOICES, NUMBERS, YES_OR_NO))) >= 60
 
 
-def test_choices():
+def test_answer_letters_are_read_as_in_the_table():
     assert [(reply, read_choice(reply)) for reply, _ in CHOICES] == CHOICES
 
 
@@ -56,7 +56,7 @@ def quantity(text):
     return answers.NumberRange(*numbers) if dash else numbers[0]
 
 
-def test_numbers():
+def test_answer_numbers_are_read_as_in_the_table():
     assert [(reply, read_number(reply)) for reply, _ in NUMBERS] == [
         (reply, quantity(text)) for reply, text in NUMBERS
     ]
@@ -77,7 +77,7 @@ def test_a_number_is_right_for_itself_and_for_no_neighbour():
             assert not any(verifiers.number(reply, end) for end in ends), reply
 
 
-def test_yes_and_no():
+def test_yes_and_no_are_read_as_in_the_table():
     assert [(reply, read_yes_or_no(reply)) for reply, _ in YES_OR_NO] == YES_OR_NO
     for reply, says in YES_OR_NO:
         for answer, meaning in (
@@ -118,7 +118,7 @@ def test_exact_text_is_the_same_however_its_characters_are_written():
         assert not verifiers.exact_text(reply, answer), (reply, answer)
 
 
-def test_choices_that_are_known():
+def test_replies_that_name_an_option_give_its_letter():
     options = ["dog", "A cat", "bird song", "", None, "A cat "]
     for reply, letter in [
         ("a cat", "B"),
@@ -180,7 +180,7 @@ def test_benchmark_outputs_are_read_as_by_a_careful_human(shared_benchmarks, kno
     assert agree / total >= (0.97 if known else 0.94)
 
 
-def test_numbers_of_benchmark_outputs(shared_benchmarks):
+def test_numbers_of_benchmark_outputs_are_read(shared_benchmarks):
     """No wrong output is right; number words, converted units and the like are not read."""
     agree = total = 0
     for line in lines_of({"Spoken-MQA"}, shared_benchmarks):

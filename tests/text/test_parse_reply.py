@@ -26,7 +26,7 @@ from stepaudio_jax.text import parse_reply, parse_reply_text
         ("a\n</think>", "a", "", ("think_end_not_on_its_line", "empty_reply")),
     ],
 )
-def test_text(byte_level, text, reasoning, reply, problems):
+def test_a_reply_is_parsed_into_reasoning_and_reply(byte_level, text, reasoning, reply, problems):
     parsed = parse_reply_text(text, ended=True)
     assert (parsed.reasoning, parsed.reply, parsed.problems) == (reasoning, reply, problems)
     assert parsed.well_formed == (not problems)
@@ -37,7 +37,7 @@ def test_text(byte_level, text, reasoning, reply, problems):
     assert parse_reply(byte_level.encode(text), byte_level).problems == ("not_ended", *problems)
 
 
-def test_no_tokens(byte_level):
+def test_no_tokens_are_an_empty_malformed_reply(byte_level):
     assert parse_reply([], byte_level).problems == ("not_ended", "no_think_end")
 
 
@@ -86,7 +86,7 @@ def test_written_names_are_text(byte_level):
     assert (parsed.reasoning, parsed.reply) == ("<|EOT|>", "<tts_start>y")
 
 
-def test_half_a_character(byte_level):
+def test_an_incomplete_character_is_reported(byte_level):
     tokens = [*byte_level.encode("x\n</think>\ny"), 0xE4, 0xBD]
     assert parse_reply([*tokens, byte_level.special.eot], byte_level).problems == ("invalid_utf8",)
     assert parse_reply([*tokens, 0xA0, byte_level.special.eot], byte_level).reply == "y你"

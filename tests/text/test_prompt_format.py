@@ -97,7 +97,7 @@ def test_history_in_a_prompt(byte_level, options, history):
     assert not any(segment.in_loss for segment in segments)
 
 
-def test_tools(byte_level):
+def test_tools_and_their_outputs_are_rendered_as_turns(byte_level):
     messages = [
         tool("tool_json_schemas", '[{"name": "weather"}]'),
         user("Weather?"),
@@ -321,7 +321,7 @@ def test_no_text_adds_a_special_token(byte_level, parts):
         ([Message("user", (TextPart("x"),), reasoning="y")], r"message 1 \(user\) has reasoning"),
     ],
 )
-def test_refuses(messages, reason):
+def test_invalid_dialogues_are_refused(messages, reason):
     with pytest.raises(TextError, match=reason):
         validate_dialogue(messages)
 
@@ -346,13 +346,13 @@ def test_refuses(messages, reason):
     ],
 )
 @pytest.mark.parametrize("history_reasoning", [False, True])
-def test_refuses_to_train_on(messages, reason, history_reasoning):
+def test_dialogues_without_a_trainable_turn_are_refused(messages, reason, history_reasoning):
     with pytest.raises(TextError, match=reason):
         training_views(messages, history_reasoning=history_reasoning)
 
 
 @pytest.mark.parametrize("last", [assistant("y"), system("z")])
-def test_refuses_to_answer_to(byte_level, last):
+def test_dialogues_that_do_not_end_in_a_question_are_refused(byte_level, last):
     with pytest.raises(TextError, match=f"message 2 \\({last.role}\\) is the last one"):
         render_prompt([user("x"), last], byte_level)
 

@@ -55,7 +55,7 @@ def test_text_has_the_tokens_of_transformers(qwen2, peer, text):
     assert qwen2.decode(tokens) == unicodedata.normalize("NFC", text)
 
 
-def test_think_is_text(qwen2):
+def test_an_incomplete_think_tag_is_text(qwen2):
     assert qwen2.encode("</think") == [522, 26865]
 
 
@@ -120,7 +120,7 @@ def test_decode_shows_what_is_not_text(qwen2, byte_level):
         byte_level.decode([-1])
 
 
-def test_is_special(qwen2):
+def test_is_special_is_true_for_special_ids_only(qwen2):
     assert [
         qwen2.is_special(token) for token in (0, 151_642, 151_643, 151_665, 158_257, 158_258)
     ] == [False] * 2 + [True] * 4
@@ -132,7 +132,7 @@ def test_refuses_half_a_surrogate_pair(byte_level, text):
         byte_level.encode(text)
 
 
-def test_survives_pickling(byte_level):
+def test_a_tokenizer_survives_pickling(byte_level):
     copy = pickle.loads(pickle.dumps(byte_level))
     assert copy.encode("a<|EOT|>") == byte_level.encode("a<|EOT|>")
     assert copy.special == byte_level.special

@@ -79,7 +79,7 @@ def test_what_is_saved_is_read_again(byte_level, folder, removed):
     assert all(again.encode(text) == byte_level.encode(text) for text in TEXTS)
 
 
-def test_a_trained_tokenizer(tmp_path, byte_level):
+def test_a_trained_tokenizer_is_saved_and_read_again(tmp_path, byte_level):
     texts = [
         "The speaker is a man.",
         "The speaker is a woman.",
@@ -96,7 +96,7 @@ def test_a_trained_tokenizer(tmp_path, byte_level):
     assert ids_by_name(Tokenizer.from_folder(tmp_path)) == ids_by_name(learnt)
 
 
-def test_merges_that_make_the_same_token():
+def test_a_token_made_by_two_merges_counts_once():
     """Counting such a token twice would shift the ids of the special tokens."""
     merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
     bpe = qwen2_tokenizer(byte_bpe(merges))
@@ -348,7 +348,7 @@ def test_lists_missing_special_tokens(folder):
         Tokenizer.from_folder(folder)
 
 
-def test_a_config_that_contradicts(folder):
+def test_a_config_that_contradicts_the_vocabulary_is_refused(folder):
     rewrite(
         folder / "tokenizer_config.json",
         lambda content: content["added_tokens_decoder"]["259"].update(content="<|BOT|>"),
@@ -399,7 +399,7 @@ def test_refuses_a_vocabulary(folder, name, content, reason):
     assert str(folder / name) in str(error.value)
 
 
-def test_refuses_what_is_not_there(tmp_path, folder):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, folder):
     with pytest.raises(TextError, match="nowhere does not exist"):
         Tokenizer.from_folder(tmp_path / "nowhere")
     (folder / "tokenizer.json").unlink()

@@ -75,6 +75,6 @@ def test_logits_of_one_chunk_exist_at_a_time(inputs):
 def test_chunks_that_do_not_divide_the_vocabulary_are_an_error(inputs):
     hidden, kernel, targets, weights = (jnp.asarray(x) for x in inputs)
     with pytest.raises(
-        ConfigError, match=r"vocab_size=120 cannot be cut into compute\.loss_chunks=7"
+        ConfigError, match=r"vocab_size=120 cannot be split into compute\.loss_chunks=7"
     ):
         chunked_cross_entropy(hidden, kernel, targets, weights, chunks=7, rules=ShardingRules())

@@ -10,13 +10,14 @@ def test_a_run_that_ends_at_a_record_says_what_is_saved_and_how_to_continue(tmp_
     bad = DataError("d.jsonl:4: audio a.wav: is empty", kind="bad_audio")
     ended = (
         "d.jsonl:4: audio a.wav: is empty; this ended stage 'sft', and step 12 of it is saved:"
-        " once that is mended"
+        " once that is fixed"
     )
+    fixed = "the same command continues the run"
     said = str(data_error(bad, "sft", 12, settings(path)))
-    assert said == f"{ended}, or skipped by data.on_bad_audio='skip', the same command goes on"
+    assert said == f"{ended}, or skipped by data.on_bad_audio='skip', {fixed}"
     for data in (None, settings(path, on_bad_audio="skip")):
-        assert str(data_error(bad, "sft", 12, data)) == f"{ended}, the same command goes on"
+        assert str(data_error(bad, "sft", 12, data)) == f"{ended}, {fixed}"
     said = str(data_error(OSError(5, "Input/output error", "d.jsonl"), "sft", None, settings(path)))
     assert said.endswith(
-        "nothing of it is saved yet: once that is mended, the same command goes on"
+        "nothing of it is saved yet: once that is fixed, the same command continues the run"
     )

@@ -38,7 +38,9 @@ def test_a_notice_is_seen_and_its_origin_known(interruptible, capsys, number, by
         os.kill(os.getpid(), number)
         wait_until(lambda: notice.should_stop(2))
         error = notice.interrupted_error("sft", 2)
-    assert str(error) == "stopped at step 2 of stage 'sft', and saved; the same command goes on"
+    assert (
+        str(error) == "stopped at step 2 of stage 'sft', and saved; the same command continues it"
+    )
     assert error.by_keyboard == by_keyboard
     assert ("Ctrl-C again ends at once" in capsys.readouterr().err) == by_keyboard
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -76,7 +78,7 @@ def test_a_second_ctrl_c_ends_the_process_even_in_native_code():
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert (
-            "ended at once; the same command goes on from the last checkpoint"
+            "ended at once; the same command continues from the last checkpoint"
             in process.stderr.read()
         )
     assert process.returncode == 130

@@ -263,7 +263,10 @@ def _parser() -> argparse.ArgumentParser:
         help="rows of the embedding; 158720 as released; by default those of --source",
     )
     command.add_argument(
-        "--seed", type=int, default=0, help="of what is newly initialised (adaptor, added rows)"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of what is newly initialised (adaptor, added rows)",
     )
 
     command = commands.add_parser("export", help="a checkpoint -> a Hugging Face folder")
@@ -303,7 +306,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder with the tokenizer; a byte tokenizer by default",
     )
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--layers", type=int, help="of the decoder, in place of the preset's")
+    command.add_argument(
+        "--layers", type=int, help="layers of the decoder, in place of the preset's"
+    )
     command.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
     _add_output_options(command)
 
@@ -321,7 +326,7 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
         help="such as 5GB or 500MB",
     )
     command.add_argument(
-        "--config-form", choices=("nested", "flat"), default="nested", help="of config.json"
+        "--config-form", choices=("nested", "flat"), default="nested", help="form of config.json"
     )
 
 

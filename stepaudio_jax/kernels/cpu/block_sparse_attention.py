@@ -63,7 +63,7 @@ def _forward(
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     q, k, v = (_to_blocks(x, kv_heads) for x in (scaled, key, value))
     key_segment_ids = _split_ids(mask.key_segment_ids)
-    blocks = _find_visible_blocks(mask, key_segment_ids)
+    blocks = _find_attended_blocks(mask, key_segment_ids)
 
     def attend(
         _: None, inputs: tuple[jax.Array, _QueryBlocks]
@@ -146,7 +146,7 @@ def _backward(residuals: Residuals, gradient: jax.Array) -> tuple[jax.Array | No
 block_sparse_attention.defvjp(_forward, _backward)
 
 
-def _find_visible_blocks(mask: AttentionMask, key_segment_ids: jax.Array) -> _QueryBlocks:
+def _find_attended_blocks(mask: AttentionMask, key_segment_ids: jax.Array) -> _QueryBlocks:
     """Finds the blocks of keys that each block of queries may attend to in any row.
 
     They are those that are not later and whose range of segment ids overlaps the queries' own, or
@@ -160,22 +160,22 @@ def _find_visible_blocks(mask: AttentionMask, key_segment_ids: jax.Array) -> _Qu
         """Compares ranges [Q,B] with those of the keys -> [Q,J] bool."""
         return jnp.any((query_min[:, None] <= key_max) & (query_max[:, None] >= key_min), axis=-1)
 
-    visible, prefixes = overlaps(jnp.min(segments, axis=-1), jnp.max(segments, axis=-1)), None
+    is_attended, prefixes = overlaps(jnp.min(segments, axis=-1), jnp.max(segments, axis=-1)), None
     if mask.query_prefix_ids is not None:
         prefixes = _split_ids(mask.query_prefix_ids)
         no_prefix = jnp.iinfo(prefixes.dtype).max
-        visible |= overlaps(
+        is_attended |= overlaps(
             jnp.min(jnp.where(prefixes < 0, no_prefix, prefixes), axis=-1),
             jnp.max(prefixes, axis=-1),
         )
-    index = jnp.arange(visible.shape[0])
-    visible &= index <= index[:, None]
+    index = jnp.arange(is_attended.shape[0])
+    is_attended &= index <= index[:, None]
     return _QueryBlocks(
         index,
         segments,
         prefixes,
-        jnp.argsort(~visible, axis=1, stable=True),
-        jnp.sum(visible, axis=1),
+        jnp.argsort(~is_attended, axis=1, stable=True),
+        jnp.sum(is_attended, axis=1),
     )
 
 

@@ -31,18 +31,18 @@ def blockwise_decode_attention(
         step: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         max_score, total, summed = state
-        # W = B entries of the list, and the row and the first slot of each.
+        # W = B entries of the list, and the row and first cache position of each.
         entry = step * rows + jnp.arange(rows)
         row = jnp.minimum(jnp.sum(entry[:, None] >= ends, axis=1), rows - 1)
         first = (entry - (ends - blocks_needed)[row]) * size
         start = jnp.minimum(first, cache_len - size)  # the last block overlaps the one before it
-        slot = start[:, None] + jnp.arange(size)
-        visible = (
-            (slot >= first[:, None])
-            & (slot <= last_position[row][:, None])
+        position = start[:, None] + jnp.arange(size)
+        mask = (
+            (position >= first[:, None])
+            & (position <= last_position[row][:, None])
             & (entry < ends[-1])[:, None]
         )
-        visible = visible[:, None, None]
+        mask = mask[:, None, None]
         block = jax.tree.map(lambda x: _slice_blocks(x, row, start, size), cache)
         scores = jnp.einsum(
             "WKGD,WKSD->WKGS",
@@ -52,13 +52,13 @@ def blockwise_decode_attention(
         )
         if block.key_scales is not None:
             scores *= block.key_scales[:, :, None]
-        scores = jnp.where(visible, scores, MASK_VALUE)
+        scores = jnp.where(mask, scores, MASK_VALUE)
         is_row = row[:, None] == jnp.arange(rows)  # [W,B]
         max_of_rows = jnp.where(
             is_row[:, :, None, None], jnp.max(scores, axis=-1)[:, None], MASK_VALUE
         )
         new_max = jnp.maximum(max_score, jnp.max(max_of_rows, axis=0))
-        weights = jnp.where(visible, jnp.exp(scores - new_max[row][..., None]), 0)
+        weights = jnp.where(mask, jnp.exp(scores - new_max[row][..., None]), 0)
         weight_sum = jnp.sum(weights, axis=-1)
         if block.value_scales is not None:
             weights *= block.value_scales[:, :, None]
@@ -83,13 +83,13 @@ def blockwise_decode_attention(
 
 
 def decode_block_size(cache_len: int) -> int:
-    """Returns the slots that are read at once: a power of two, or all of a shorter row."""
+    """Returns how many positions are read at once: a power of two, or all of a shorter row."""
     power = 1 << max(0, (cache_len // _MIN_BLOCKS_PER_ROW).bit_length() - 1)
     return min(cache_len, max(_MIN_BLOCK, min(_MAX_BLOCK, power)))
 
 
 def _slice_blocks(x: jax.Array, row: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """Takes from x [B,K,cache_len,..] `size` slots from start [W] on of rows [W]: [W,K,size,..]."""
+    """Takes `size` positions from start [W] of rows [W] of x [B,K,cache_len,..]: [W,K,size,..]."""
 
     def slice_block(row: jax.Array, start: jax.Array) -> jax.Array:
         rest = x.ndim - 3
