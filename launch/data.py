@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from launch.errors import exit_on_error
 from stepaudio_jax.config import AudioChannel, DataConfig, SourceConfig
 from stepaudio_jax.errors import EXIT_USER_ERROR, ConfigError
-from stepaudio_jax.storage import expand_home, truncate_words
+from stepaudio_jax.storage import PathLike, expand_home, truncate_words, user_path
 
 if TYPE_CHECKING:
     from stepaudio_jax.data.conversion import ConversionSummary
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="writes a source in the project's own form",
     )
     _add_source_arguments(convert)
-    convert.add_argument("--output", type=expand_home, required=True, help="the folder to create")
+    convert.add_argument("--output", type=user_path, required=True, help="the folder to create")
     convert.add_argument(
         "--container",
         choices=("jsonl", "array_record"),
@@ -189,7 +189,7 @@ def _convert(options: argparse.Namespace) -> int:
         return _print_summary(summary, options.output)
 
 
-def _print_summary(summary: "ConversionSummary", output: str) -> int:
+def _print_summary(summary: "ConversionSummary", output: PathLike) -> int:
     print(summary if summary.is_new else f"already converted: {summary}")
     for row in summary.skipped[:_SHOWN_ROWS]:
         print(truncate_words(f"skipped: {row.place}: {row.reason}"), file=sys.stderr)

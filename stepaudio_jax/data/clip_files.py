@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import io
-import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,12 +17,12 @@ from stepaudio_jax.data.clips import decode_clip
 from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
 from stepaudio_jax.errors import AudioError
-from stepaudio_jax.storage import format_path, open_append, open_read, read_range, rename
-from stepaudio_jax.storage.files import remove_stale_temporaries, temporary_path
+from stepaudio_jax.storage import Path, atomic_binary_writer, format_path, open_read, read_range
 from stepaudio_jax.text import AudioPart
 
 _BLOCK_BYTES = 1 << 20
 _NAME_CHARACTERS = 32  # 128 bits of a SHA-256
+_FOLDER_CHARACTERS = 3  # 4096 folders: of a million clips each has about 250
 _CACHED_FILES = 4096
 _START_BYTES = 16
 _INT16_SCALE = 32768.0
@@ -55,9 +54,8 @@ class ClipFolder:
         folder: the files lie in `clips/` below it.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: Path):
         self._folder = folder
-        self._clips = folder / "clips"
         self._add_file = functools.lru_cache(_CACHED_FILES)(self._copy)
 
     def add(self, clip: str | bytes, name: str) -> str:
@@ -76,11 +74,6 @@ class ClipFolder:
         self._write(path, [clip])
         return path
 
-    def remove_stale(self) -> None:
-        """Removes unfinished files that dead processes left."""
-        if self._clips.exists():
-            remove_stale_temporaries(self._clips / "copy")
-
     def _copy(self, source: str) -> str:
         digest = hashlib.sha256()
         for block in _blocks(source):
@@ -92,17 +85,9 @@ class ClipFolder:
     def _write(self, path: str, blocks: Iterable[bytes]) -> None:
         """Writes a file that is not there yet; its name says what is in it."""
         final = self._folder / path
-        if final.exists():
-            return
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(self._clips / "copy")
-        try:
-            with open_append(temporary, truncate_at=0) as file:
+        if not final.exists():
+            with atomic_binary_writer(final) as file:
                 file.writelines(blocks)
-            rename(temporary, final)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def whole_clip(
@@ -185,7 +170,7 @@ def _blocks(path: str) -> Iterator[bytes]:
 
 def _path(digest: "hashlib._Hash", ending: str) -> str:
     name = digest.hexdigest()[:_NAME_CHARACTERS]
-    return f"clips/{name[:2]}/{name}.{ending}"
+    return f"clips/{name[:_FOLDER_CHARACTERS]}/{name}.{ending}"
 
 
 def _ending(name: str, start: bytes) -> str:

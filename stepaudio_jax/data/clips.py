@@ -14,7 +14,7 @@ from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.folders import exists
 from stepaudio_jax.data.containers.opening import read_embedded_clip, split_clip_name
 from stepaudio_jax.data.urls import read_url
-from stepaudio_jax.errors import AudioError, DataError
+from stepaudio_jax.errors import AudioError, DataError, StorageError
 from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import AudioPart
 
@@ -126,7 +126,10 @@ def is_missing_file(path: str) -> bool:
     """Returns whether an audio part's path names a file of its own, and there is none."""
     if _DATA_URI.match(path) or _URL.match(path) or split_clip_name(path)[1] is not None:
         return False
-    return not exists(path)
+    try:
+        return not exists(path)
+    except StorageError:  # a bucket that cannot be used, or an address of another kind
+        return False
 
 
 def open_clip(path: str, *, allow_urls: bool = DataConfig.allow_urls) -> str | bytes | Samples:

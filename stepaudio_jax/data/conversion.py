@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import pathlib
 import re
 import signal
 import threading
@@ -25,7 +24,7 @@ import tqdm
 
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import AudioChannel, DataConfig, SourceConfig
-from stepaudio_jax.data.clip_files import ClipFolder
+from stepaudio_jax.data.containers.places import absolute_path
 from stepaudio_jax.data.conversion_shards import (
     OutputContainer,
     Shard,
@@ -38,10 +37,13 @@ from stepaudio_jax.data.source import Source
 from stepaudio_jax.errors import LockHeldError, OutputError
 from stepaudio_jax.storage import (
     JsonLinesFile,
+    Path,
     PathLike,
+    appended_exists,
     check_not_same_file,
     check_output_directory,
     fingerprint_file,
+    to_path,
     write_json_lines,
 )
 
@@ -121,12 +123,12 @@ def convert_source(
             used by another process, or cannot be written.
     """
     source = Source(config)
-    folder = pathlib.Path(output)
+    folder = to_path(output)
     _check_apart(folder, source)
     job = {
         "program": "data.convert",
         "version": _VERSION,
-        "path": os.path.abspath(config.path),
+        "path": absolute_path(config.path),
         "files": _fingerprint(source),
         "source": [source.name, source.settings],
         "container": container,
@@ -134,7 +136,7 @@ def convert_source(
         "channel": channel,
         "allow_urls": allow_urls,
     }
-    if not (folder / JOURNAL).exists():
+    if not appended_exists(folder / JOURNAL):
         check_output_directory(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -158,7 +160,6 @@ def convert_source(
             for number in range(plan.shards)
             if number not in journal.finished or not plan.path(number).exists()
         ]
-        ClipFolder(folder).remove_stale()
         bar = tqdm.tqdm(
             total=len(source),
             desc=f"converting {source.name}",
@@ -192,7 +193,7 @@ class _Journal:
         OutputError: the journal is that of another conversion, damaged, or held by another process.
     """
 
-    def __init__(self, folder: pathlib.Path, job: dict[str, Any], choose_shards: Callable[[], int]):
+    def __init__(self, folder: Path, job: dict[str, Any], choose_shards: Callable[[], int]):
         self._folder = folder
         try:
             self._file = JsonLinesFile(folder / JOURNAL, lock=True)
@@ -326,19 +327,19 @@ def _summarize(plan: ShardedOutput, journal: _Journal, *, is_new: bool) -> Conve
     )
 
 
-def _check_apart(folder: pathlib.Path, source: Source) -> None:
+def _check_apart(folder: Path, source: Source) -> None:
     """Checks that an output is not the source, nor in a folder that it is read from."""
     check_not_same_file(folder, source.path)
-    inside = pathlib.Path(os.path.realpath(folder)).parents
+    parents = to_path(folder).resolve().parents
     for container in source.containers:
-        if pathlib.Path(os.path.realpath(container.path)) in inside:
+        if to_path(container.path).resolve() in parents:
             raise OutputError(
                 f"--output={os.fspath(folder)!r} lies in {container.path}, which is read; name a"
                 " folder outside of it"
             )
 
 
-def _write_skipped(path: pathlib.Path, skipped: Sequence[SkippedRow]) -> None:
+def _write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
     """Writes the list of the rows that could not be read; none if there are none."""
     if skipped:
         write_json_lines(path, (row._asdict() for row in skipped))

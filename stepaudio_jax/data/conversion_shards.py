@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-import pathlib
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,16 @@ from stepaudio_jax.data.record import Record, record_error_context
 from stepaudio_jax.data.source import Source
 from stepaudio_jax.data.sources.serialization import check_reads_back, part_times, serialize_record
 from stepaudio_jax.errors import AudioError, DataError
-from stepaudio_jax.storage import atomic_text_writer, file_size, format_json_line, read_bytes
+from stepaudio_jax.storage import (
+    Path,
+    atomic_text_writer,
+    copy_file,
+    file_size,
+    format_json_line,
+    is_bucket_path,
+    read_bytes,
+    to_path,
+)
 from stepaudio_jax.text import AudioPart
 
 _BYTES_PER_SAMPLE = 2
@@ -45,9 +54,9 @@ class ShardedOutput:
     channel: AudioChannel
     allow_urls: bool
 
-    def path(self, shard: int) -> pathlib.Path:
+    def path(self, shard: int) -> Path:
         """Returns the file of a shard."""
-        return pathlib.Path(self._path(f"{shard:05d}"))
+        return to_path(self._path(f"{shard:05d}"))
 
     @property
     def pattern(self) -> str:
@@ -113,7 +122,7 @@ class ShardWriter:
         self._output = output
         self._advance = advance
         self._source = Source(output.source) if source is None else source
-        self._clips = ClipFolder(pathlib.Path(output.folder))
+        self._clips = ClipFolder(to_path(output.folder))
 
     def write(self, shard: int) -> Shard:
         """Writes the file of a shard.
@@ -128,9 +137,7 @@ class ShardWriter:
             with atomic_text_writer(path) as file:
                 file.writelines(map(format_json_line, rows))
         else:
-            from stepaudio_jax.data.containers.array_record import write_array_record
-
-            write_array_record(path, rows)
+            _write_array_record(path, rows)
         return Shard(shard, counts.records, counts.clips, counts.samples, counts.skipped)
 
     def _rows(self, shard: int, counts: "_Counts") -> Iterator[dict[str, Any]]:
@@ -187,6 +194,18 @@ class ShardWriter:
 def shard_range(rows: int, shards: int, shard: int) -> range:
     """Returns the rows of a shard: neighbours, in shards whose sizes differ by one at most."""
     return range(rows * shard // shards, rows * (shard + 1) // shards)
+
+
+def _write_array_record(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    from stepaudio_jax.data.containers.array_record import write_array_record
+
+    if not is_bucket_path(path):
+        write_array_record(path, rows)
+        return
+    with tempfile.TemporaryDirectory(prefix="stepaudio-") as folder:
+        local = os.path.join(folder, path.name)  # the library writes to local disks only
+        write_array_record(local, rows)
+        copy_file(local, path)
 
 
 def row_bytes(source: Source, index: int, *, allow_urls: bool = False) -> int:

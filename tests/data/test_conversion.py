@@ -24,7 +24,7 @@ from stepaudio_jax.data.sources.serialization import (
     serialize_record,
 )
 from stepaudio_jax.errors import DataError, OutputError
-from stepaudio_jax.storage import lock_file
+from stepaudio_jax.storage import lock_file, to_path
 from stepaudio_jax.text import AudioPart, Message, TextPart
 from tests.data.corpus import text_record, write_clip, write_records
 
@@ -324,6 +324,21 @@ def test_a_source_that_cannot_be_opened_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         convert(tmp_path / "none.jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("container", ["jsonl", "array_record"])
+def test_a_conversion_into_a_bucket(formats, tmp_path, bucket, container):
+    path = formats / "ms_swift" / "sft.jsonl"
+    for _ in range(2):
+        summary = convert(path, f"{bucket}/out", container=container)
+    assert not summary.is_new
+    convert(path, tmp_path / "out", container=container)
+    for local in (tmp_path / "out").rglob("*"):
+        if local.is_file() and local.name != JOURNAL:
+            remote = to_path(f"{bucket}/out") / str(local.relative_to(tmp_path / "out"))
+            assert remote.read_bytes() == local.read_bytes()
+    if container == "jsonl":  # the library reads ArrayRecord files of Google's servers only
+        assert_same_records(open_source(path), open_source(f"{bucket}/out"))
 
 
 def test_the_size_of_files_decides_their_number(formats, tmp_path):

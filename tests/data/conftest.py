@@ -1,0 +1,1 @@
+from tests.storage.bucket_fixtures import bucket, gcs, s3  # noqa: F401  used by name
