@@ -24,7 +24,7 @@ from stepaudio_jax.evaluation import (
 )
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.reports import write_report
-from stepaudio_jax.storage import expand_home, user_path
+from stepaudio_jax.storage import Path, expand_home, user_path
 
 _ROUND_TRIP_QUESTIONS = 50  # asked of the model after its export and import
 
@@ -70,7 +70,7 @@ def run_quickstart(config: Config, corpus: pathlib.Path, folder: pathlib.Path) -
     return as_text(results)
 
 
-def _check_round_trip(trained: pathlib.Path, folder: pathlib.Path, answers: list[Answer]) -> None:
+def _check_round_trip(trained: Path, folder: pathlib.Path, answers: list[Answer]) -> None:
     """Exports the model to Hugging Face's format, imports it, and compares its answers."""
     exported, imported = folder / "hugging_face", folder / "imported"
     for target in (exported, imported):

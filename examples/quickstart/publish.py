@@ -9,7 +9,7 @@ import numpy as np
 
 from stepaudio_jax import hub
 from stepaudio_jax.errors import OutputError
-from stepaudio_jax.storage import check_not_same_file, check_output_directory
+from stepaudio_jax.storage import Path, check_not_same_file, check_output_directory
 
 
 def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str | None] = ()) -> None:
@@ -38,7 +38,7 @@ def check_replaceable_model(output: pathlib.Path, inputs: Iterable[str | None] =
 
 
 @contextlib.contextmanager
-def publish_model(trained: pathlib.Path, output: pathlib.Path) -> Iterator[pathlib.Path]:
+def publish_model(trained: Path, output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Exports a checkpoint in bfloat16 and replaces `output` by it when the block ends.
 
     Yields:

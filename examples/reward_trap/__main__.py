@@ -10,7 +10,7 @@ import pathlib
 
 from examples import ON_INTERRUPT
 from launch.errors import exit_on_error
-from stepaudio_jax.storage import atomic_text_writer, check_output_file, user_path
+from stepaudio_jax.storage import Path, atomic_text_writer, check_output_file, user_path
 
 _ARMS = ("rlvr", "joint", "sequential")
 
@@ -67,7 +67,7 @@ def _run(arms: list[str], seeds: int, output: pathlib.Path | None) -> None:
             file.write(page(markdown, sentences, judge))
 
 
-def _is_report(path: pathlib.Path) -> bool:
+def _is_report(path: Path) -> bool:
     """Returns whether a file is an earlier report of this program."""
     return path.read_bytes().startswith(b"# The verifiable reward trap")
 

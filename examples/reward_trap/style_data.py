@@ -35,7 +35,7 @@ from examples.spoken_corpus import TASKS
 from examples.spoken_corpus.dialogues import QUESTIONS, Topic
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import write_judge_data
-from stepaudio_jax.storage import atomic_directory
+from stepaudio_jax.storage import Path, atomic_directory
 
 Json = dict[str, Any]
 TOPICS: tuple[Topic, ...] = ("gender", "rate", "pitch", "language", "keyword", "sum")
@@ -295,7 +295,7 @@ def _read_jsonl(path: pathlib.Path) -> list[Json]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _write_jsonl(path: pathlib.Path, records: Iterable[Json]) -> None:
+def _write_jsonl(path: Path, records: Iterable[Json]) -> None:
     """Writes records, each with an id made of the file's name and its number."""
     lines = (
         json.dumps({"id": f"{path.stem}-{number:05d}", **record}, ensure_ascii=False)

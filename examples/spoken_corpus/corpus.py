@@ -133,7 +133,7 @@ def ensure_corpus(folder: pathlib.Path, recipe: Recipe) -> None:
 
 
 def _write(
-    folder: pathlib.Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int
+    folder: Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int
 ) -> dict[str, Any]:
     """Writes a corpus into a folder; returns the content of `corpus.json`."""
     rng = np.random.default_rng((seed, 4))
