@@ -33,7 +33,7 @@ from examples.spoken_corpus.sessions import (
     record,
     training_sessions,
 )
-from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
+from stepaudio_jax.storage import Path, PathLike, atomic_directory, check_output_directory
 
 Recipe = Literal["base", "quickstart"]
 
