@@ -117,7 +117,7 @@ def write_corpus(
         return _write(folder, recipe, clips, per_task, seed, threads)
 
 
-def ensure_corpus(folder: pathlib.Path, recipe: Recipe) -> None:
+def ensure_corpus(folder: Path, recipe: Recipe) -> None:
     """Writes a corpus with the default arguments, unless the folder exists already.
 
     Raises:
@@ -184,7 +184,7 @@ def _write(
 
 
 def _record_all(
-    training: Sequence[Session], evaluation: Sequence[Session], folder: pathlib.Path, threads: int
+    training: Sequence[Session], evaluation: Sequence[Session], folder: Path, threads: int
 ) -> tuple[list[list[Clip]], list[list[Clip]]]:
     """Records all sessions on threads, the longest first.
 
@@ -304,7 +304,7 @@ def _statistics(sessions: Iterable[Sequence[Clip]]) -> dict[str, Any]:
     }
 
 
-def _write_jsonl(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+def _write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for line in records:
