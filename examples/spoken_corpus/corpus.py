@@ -33,7 +33,7 @@ from examples.spoken_corpus.sessions import (
     record,
     training_sessions,
 )
-from stepaudio_jax.storage import Path, PathLike, atomic_directory, check_output_directory
+from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory
 
 Recipe = Literal["base", "quickstart"]
 
@@ -114,10 +114,10 @@ def write_corpus(
             raise CorpusError(f"{name}={value} must be at least {minimum}")
     check_output_directory(pathlib.Path(output))
     with atomic_directory(pathlib.Path(output)) as folder:
-        return _write(folder, recipe, clips, per_task, seed, threads)
+        return _write(pathlib.Path(folder), recipe, clips, per_task, seed, threads)
 
 
-def ensure_corpus(folder: Path, recipe: Recipe) -> None:
+def ensure_corpus(folder: pathlib.Path, recipe: Recipe) -> None:
     """Writes a corpus with the default arguments, unless the folder exists already.
 
     Raises:
@@ -133,7 +133,7 @@ def ensure_corpus(folder: Path, recipe: Recipe) -> None:
 
 
 def _write(
-    folder: Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int
+    folder: pathlib.Path, recipe: Recipe, clips: int, per_task: int, seed: int, threads: int
 ) -> dict[str, Any]:
     """Writes a corpus into a folder; returns the content of `corpus.json`."""
     rng = np.random.default_rng((seed, 4))
@@ -184,7 +184,7 @@ def _write(
 
 
 def _record_all(
-    training: Sequence[Session], evaluation: Sequence[Session], folder: Path, threads: int
+    training: Sequence[Session], evaluation: Sequence[Session], folder: pathlib.Path, threads: int
 ) -> tuple[list[list[Clip]], list[list[Clip]]]:
     """Records all sessions on threads, the longest first.
 
@@ -304,7 +304,7 @@ def _statistics(sessions: Iterable[Sequence[Clip]]) -> dict[str, Any]:
     }
 
 
-def _write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def _write_jsonl(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for line in records:
