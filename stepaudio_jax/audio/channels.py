@@ -37,16 +37,16 @@ class ChannelReducer:
         """Returns one channel [samples] f32 of decoded samples [samples, channels]."""
         if block.shape[1] == 1:
             return block[:, 0]
+        # Copied, since NumPy is slow along the first of two dimensions.
+        channels = np.ascontiguousarray(block.T)
         if self._channel == "first":
-            reduced = block[:, 0]
+            reduced = channels[0]
         else:
             with np.errstate(invalid="ignore", over="ignore"):  # `WaveformStream` reports them
                 reduced = block.mean(axis=1, dtype=np.float32)
         if len(block):
-            # A channel at a time: NumPy is slow along the first of two dimensions.
-            columns = (*block.T, reduced)
-            low = np.array([column.min() for column in columns])
-            high = np.array([column.max() for column in columns])
+            low = np.append(channels.min(axis=1), reduced.min())
+            high = np.append(channels.max(axis=1), reduced.max())
             self._low = low if self._low is None else np.minimum(self._low, low)
             self._high = high if self._high is None else np.maximum(self._high, high)
         return reduced

@@ -153,11 +153,14 @@ class WaveformStream:
             block = block[: self._end_frame - self._frames]
         self._frames += len(block)
         samples = self._reducer.reduce(block)
-        if len(samples):
-            self._bad += int(np.count_nonzero(~np.isfinite(samples)))
-        if self._bad or not len(samples):
+        if not len(samples):
             return np.zeros(0, np.float32)
-        self._peak = max(self._peak, float(np.abs(samples).max()))
+        low, high = float(samples.min()), float(samples.max())  # NaN if one of them is
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self._bad += int(np.count_nonzero(~np.isfinite(samples)))
+        if self._bad:
+            return np.zeros(0, np.float32)
+        self._peak = max(self._peak, -low, high)
         return self._limit(self._resampler.push(samples))
 
     def finish(self, frames: int | None = None) -> NDArray[np.float32]:
