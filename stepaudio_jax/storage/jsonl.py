@@ -146,6 +146,7 @@ class _BucketAppender:
         self._lock = lock_object(f"{os.fspath(path)}.lock") if lock else None
         self._content = b""
         self._gathered: list[bytes] = []
+        self._num_gathered = 0  # bytes of these
         self._problem: OSError | ValueError | None = None
         self._mutex = threading.Condition()
         self._is_closed = False
@@ -154,7 +155,7 @@ class _BucketAppender:
 
     def open(self) -> BinaryIO:
         self._content = read_appended(self._path) if appended_exists(self._path) else b""
-        self._parts = PartsWriter(self._path)
+        self._parts = PartsWriter(self._path, shared=self._lock is None)
         return io.BytesIO(self._content)
 
     def cut(self, size: int) -> None:
@@ -168,7 +169,8 @@ class _BucketAppender:
         with self._mutex:
             self._raise_problem()
             self._gathered.append(content)
-            if sum(map(len, self._gathered)) >= _SEND_BYTES:
+            self._num_gathered += len(content)
+            if self._num_gathered >= _SEND_BYTES:
                 self._mutex.notify()
 
     def remove(self) -> None:
@@ -205,6 +207,7 @@ class _BucketAppender:
                     self._mutex.wait(_SEND_EVERY_SECONDS)
                 content, is_closed = b"".join(self._gathered), self._is_closed
                 self._gathered.clear()
+                self._num_gathered = 0
             try:
                 if content and self._parts is not None:
                     self._parts.append(content)

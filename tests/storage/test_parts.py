@@ -153,3 +153,12 @@ def test_an_unfinished_line_of_an_uploaded_file_is_cut_off(gcs):
     file.append({"a": 3})
     file.close()
     assert [line.value for line in read_json_lines("gs://bucket/a.jsonl")] == [{"a": 1}, {"a": 3}]
+
+
+def test_two_jobs_share_a_file_that_is_not_locked(gcs):
+    first, second = JsonLinesFile("gs://bucket/cache"), JsonLinesFile("gs://bucket/cache")
+    first.append({"a": 1})
+    second.append({"b": 1})
+    first.close()
+    second.close()
+    assert [line.value for line in read_json_lines("gs://bucket/cache")] == [{"a": 1}, {"b": 1}]
