@@ -179,6 +179,9 @@ def test_folders_are_incomplete_while_they_are_written(bucket):
     assert [entry.name for entry in target.iterdir()] == ["config.json"]
     with pytest.raises(OutputError, match="already exists"):
         storage.check_output_directory(target)
+    with pytest.raises(OutputError, match="already exists"):
+        storage.atomic_directory(target).__enter__()
+    assert [entry.name for entry in target.iterdir()] == ["config.json"]
 
     with contextlib.suppress(ZeroDivisionError), storage.atomic_directory(f"{bucket}/m2") as folder:
         storage.write_text(folder / "half.txt", "{}")
