@@ -25,7 +25,7 @@ from stepaudio_jax.hub.checkpoint import (
 )
 from stepaudio_jax.hub.hf_config import HFConfigForm, write_config_files
 from stepaudio_jax.hub.hf_folder import HFFolder
-from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
+from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map, read_ahead
 from stepaudio_jax.hub.load import read_source_adapter
 from stepaudio_jax.hub.orbax_io import (
     OrbaxBlockWriter,
@@ -228,7 +228,8 @@ def _write_parameters(
     with OrbaxBlockWriter(directory, layout) as writer:
         total = sum(parameter.bytes for parameter in layout.values())
         written = 0
-        for path, block, values in ordered_parallel_map(prepare, blocks):
+        ahead = read_ahead(plan.folders["decoder"].path)
+        for path, block, values in ordered_parallel_map(prepare, blocks, **ahead):
             writer.write(path, block.index, values)
             written += values.nbytes
             progress(written, total)

@@ -12,6 +12,9 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from stepaudio_jax.hub.tensor_map import BlockIndex
+from stepaudio_jax.storage import BucketPath, Path
+
+_BUCKET_THREADS = 16
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -47,6 +50,13 @@ def ordered_parallel_map(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def read_ahead(folder: Path) -> dict[str, int]:
+    """Returns how many blocks of a folder are read at a time: more where each read is a request."""
+    if isinstance(folder, BucketPath):
+        return {"threads": _BUCKET_THREADS, "max_pending": _BUCKET_THREADS}
+    return {}
 
 
 _Bounds = tuple[tuple[int, int], ...]

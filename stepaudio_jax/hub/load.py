@@ -22,7 +22,7 @@ from stepaudio_jax.hub.checkpoint import (
 )
 from stepaudio_jax.hub.hf_config import read_hf_config
 from stepaudio_jax.hub.hf_folder import HFFolder, raise_if_problems
-from stepaudio_jax.hub.io import ShardBuffers, ordered_parallel_map
+from stepaudio_jax.hub.io import ShardBuffers, ordered_parallel_map, read_ahead
 from stepaudio_jax.hub.orbax_io import OrbaxReader, is_s3
 from stepaudio_jax.hub.peft_adapter import ADAPTER, Adapter, read_adapter
 from stepaudio_jax.hub.tensor_map import (
@@ -291,7 +291,7 @@ def _read_hugging_face(
             tensor, block = item
             return block, opened.read(tensor, block).astype(dtype, copy=False)
 
-        for block, values in ordered_parallel_map(prepare, blocks):
+        for block, values in ordered_parallel_map(prepare, blocks, **read_ahead(folder)):
             shards.fill(block.index, values)
         leaves[path] = shards.array()
     return leaves

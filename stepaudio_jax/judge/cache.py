@@ -62,6 +62,11 @@ class AnswerCache:
             if self._answers.pop(key, None) is not None:
                 self._write({"key": key, "text": None})
 
+    def flush(self) -> None:
+        """Sends what is not yet in a bucket; a local file has all of it."""
+        if self._file is not None:
+            self._file.flush()
+
     def _open(self, path: Path) -> None:
         """Reads the file's answers and opens it for appending, without an unfinished last line.
 

@@ -230,6 +230,7 @@ class AnswerSource:
     def close(self) -> None:
         """Cancels the questions that are still waiting to be asked."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._cache.flush()
 
     def _generate_each(self, questions: Sequence[str], backend: JudgeBackend) -> dict[str, str]:
         """Asks in the first process, and sends the answers to all; returns {key: failure}."""

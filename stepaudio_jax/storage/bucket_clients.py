@@ -77,6 +77,8 @@ class GcsClient(Client):
         # Without this the client asks Google for the kind of each bucket over gRPC first. It is for
         # zonal buckets, which the user may turn on.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        # Orbax would go through tensorflow where that is installed, which the tests do not show.
+        os.environ.setdefault("EPATH_USE_TF", "false")
         import aiohttp
         import fsspec.config
         import gcsfs

@@ -347,4 +347,6 @@ def _matches(names: list[str], parts: list[str]) -> bool:
 
 
 def _is_past_end(error: Exception) -> bool:
-    return any(name in str(error) for name in ("not satisfiable", "InvalidRange", "416"))
+    return getattr(error, "code", None) in (416, "416") or (
+        re.search(r"range.{0,20} not satisfiable|InvalidRange", str(error)) is not None
+    )

@@ -260,6 +260,8 @@ def atomic_directory(output: PathLike, needed_bytes: int = 0) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _bucket_directory(folder: BucketPath) -> Iterator[BucketPath]:
+    if folder.exists() and any(folder.iterdir()) and not (folder / INCOMPLETE).is_file():
+        raise OutputError(f"{folder} already exists; choose another output or remove it first")
     try:
         lock = lock_object(folder / INCOMPLETE)
     except LockHeldError:

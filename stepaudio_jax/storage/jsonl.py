@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from stepaudio_jax.errors import StorageError
+from stepaudio_jax.errors import StepAudioError
 from stepaudio_jax.storage.bucket_locks import lock_object
 from stepaudio_jax.storage.files import PathLike, atomic_text_writer, open_append
 from stepaudio_jax.storage.json_files import parse_json
@@ -82,6 +82,10 @@ class JsonLinesFile:
             self._is_cut = True
         self._appender.append(format_json_line(value).encode())
 
+    def flush(self) -> None:
+        """Sends the lines that are gathered for a bucket."""
+        self._appender.flush()
+
     def close(self) -> None:
         """Closes the file, and releases its lock; calling it again does nothing."""
         self._appender.close()
@@ -104,6 +108,8 @@ class _Appender(Protocol):
         """Cuts off what is after this size, once, before the first `append`."""
 
     def append(self, content: bytes) -> None: ...
+
+    def flush(self) -> None: ...
 
     def remove(self) -> None: ...
 
@@ -128,6 +134,9 @@ class _LocalAppender:
         self._file.write(content)
         self._file.flush()
 
+    def flush(self) -> None:
+        """Does nothing: each line is flushed."""
+
     def remove(self) -> None:
         os.unlink(self._path)
 
@@ -146,73 +155,74 @@ class _BucketAppender:
         self._lock = lock_object(f"{os.fspath(path)}.lock") if lock else None
         self._content = b""
         self._gathered: list[bytes] = []
-        self._problem: OSError | ValueError | None = None
-        self._mutex = threading.Condition()
-        self._is_closed = False
+        self._num_gathered = 0  # bytes of these
+        self._problem: StepAudioError | OSError | None = None  # of the thread
+        self._was_raised = False
+        self._mutex, self._sending = threading.Lock(), threading.Lock()
+        self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._parts: PartsWriter | None = None
 
     def open(self) -> BinaryIO:
         self._content = read_appended(self._path) if appended_exists(self._path) else b""
-        self._parts = PartsWriter(self._path)
+        self._parts = PartsWriter(self._path, shared=self._lock is None)
         return io.BytesIO(self._content)
 
     def cut(self, size: int) -> None:
-        if size < len(self._content) and self._parts is not None:
+        if size < len(self._content):
             self._parts.replace(self._content[:size])
         self._content = b""
-        self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
+        self._thread = threading.Thread(target=self._send_until_stopped, daemon=True)
         self._thread.start()
 
     def append(self, content: bytes) -> None:
+        self._raise_problem()
         with self._mutex:
-            self._raise_problem()
             self._gathered.append(content)
-            if sum(map(len, self._gathered)) >= _SEND_BYTES:
-                self._mutex.notify()
+            self._num_gathered += len(content)
+            is_much = self._num_gathered >= _SEND_BYTES
+        if is_much:
+            self.flush()
+
+    def flush(self) -> None:
+        with self._sending:
+            with self._mutex:
+                content = b"".join(self._gathered)
+                self._gathered.clear()
+                self._num_gathered = 0
+            if content:
+                self._parts.append(content)
 
     def remove(self) -> None:
-        with self._mutex:
-            self._gathered.clear()
-        self._stop()
+        self._end_thread()
+        self._gathered.clear()
         remove_appended(self._path)
 
     def close(self) -> None:
         try:
-            self._stop()
-            with self._mutex:
+            self._end_thread()
+            if not self._was_raised:
                 self._raise_problem()
+                self.flush()
         finally:
             if self._lock is not None:
                 self._lock.close()
 
-    def _stop(self) -> None:
-        with self._mutex:
-            self._is_closed = True
-            self._mutex.notify()
+    def _end_thread(self) -> None:
+        self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
     def _raise_problem(self) -> None:
         if self._problem is not None:
-            problem, self._problem = self._problem, None
-            raise problem
+            self._was_raised = True
+            raise self._problem
 
-    def _send_until_closed(self) -> None:
-        while True:
-            with self._mutex:
-                if not self._is_closed:
-                    self._mutex.wait(_SEND_EVERY_SECONDS)
-                content, is_closed = b"".join(self._gathered), self._is_closed
-                self._gathered.clear()
+    def _send_until_stopped(self) -> None:
+        while not self._stop.wait(_SEND_EVERY_SECONDS):
             try:
-                if content and self._parts is not None:
-                    self._parts.append(content)
-            except (StorageError, OSError) as error:  # raised where the next line is appended
-                with self._mutex:
-                    self._problem = error
-                return
-            if is_closed:
+                self.flush()
+            except (StepAudioError, OSError) as error:  # raised where the next line is appended
+                self._problem = error
                 return
 
 

@@ -79,14 +79,16 @@ def remove_parts(path: PathLike) -> None:
 
 
 class PartsWriter:
-    """Appends to a file in a bucket; only one may be at work for a file.
+    """Appends to a file in a bucket.
 
     Args:
         path: of the file, in a bucket.
+        shared: whether others may append too. Their parts are interleaved, and none are merged;
+            otherwise this is the only writer, and another one is an error.
     """
 
-    def __init__(self, path: PathLike):
-        self._path, self._folder = os.fspath(path), parts_folder(path)
+    def __init__(self, path: PathLike, *, shared: bool = False):
+        self._path, self._folder, self._is_shared = os.fspath(path), parts_folder(path), shared
         self._mutex = threading.Lock()
         self._parts = _list_parts(path)
 
@@ -97,9 +99,15 @@ class PartsWriter:
             LockHeldError: another job is writing the file too.
         """
         with self._mutex:
-            number = self._next_number
-            self._write((number, number), content)
-            self._merge()
+            while True:
+                number = self._next_number
+                if self._try_write((number, number), content):
+                    break
+                if not self._is_shared:
+                    raise self._other_writer()
+                self._parts = _list_parts(self._path)
+            if not self._is_shared:
+                self._merge()
 
     def replace(self, content: bytes) -> None:
         """Replaces all of the file."""
@@ -117,12 +125,20 @@ class PartsWriter:
         return self._parts[-1][1] + 1 if self._parts else 1
 
     def _write(self, part: _Part, content: bytes) -> None:
+        if not self._try_write(part, content):
+            raise self._other_writer()
+
+    def _try_write(self, part: _Part, content: bytes) -> bool:
         if buckets.write_if(str(self._folder / _name(part)), content, None) is None:
-            raise LockHeldError(
-                f"{self._path}: another job is writing it; stop one of the two, and start the same "
-                "command again"
-            )
+            return False
         self._parts.append(part)
+        return True
+
+    def _other_writer(self) -> LockHeldError:
+        return LockHeldError(
+            f"{self._path}: another job is writing it; stop one of the two, and start the same "
+            "command again"
+        )
 
     def _remove(self, part: _Part) -> None:
         (self._folder / _name(part)).unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """Folders of weights in buckets: converted, inspected and loaded as local ones are."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from stepaudio_jax import hub, storage
-from stepaudio_jax.errors import CheckpointError, OutputError
-from stepaudio_jax.storage import to_path
+from stepaudio_jax.errors import CheckpointError, OutputError, TextError
+from stepaudio_jax.storage import bucket_locks, to_path
+from stepaudio_jax.text import Tokenizer
 from tests.hub.folders import random_folder
 from tools.convert_weights import __main__ as convert_weights
 
@@ -102,16 +105,28 @@ def test_orbax_does_not_write_to_s3(s3, local):
     assert not to_path("s3://bucket/model").exists()
 
 
+def test_tokenizers_in_either_form(bucket):
+    tokenizer = Tokenizer.byte_level()
+    tokenizer.save(f"{bucket}/tokenizer")
+    assert Tokenizer.from_folder(f"{bucket}/tokenizer").fingerprint() == tokenizer.fingerprint()
+    to_path(f"{bucket}/tokenizer/tokenizer.json").unlink()
+    assert Tokenizer.from_folder(f"{bucket}/tokenizer").encode("ab") == tokenizer.encode("ab")
+    with pytest.raises(TextError, match="is not in its bucket"):
+        Tokenizer.from_folder(f"{bucket}/none")
+
+
 def test_a_folder_that_a_killed_writer_left_is_refused_and_replaced(gcs, local):
-    folder = storage.atomic_directory("gs://bucket/checkpoint")
     for file in (local / "checkpoint").rglob("*"):
         if file.is_file() and "parameters" not in file.parts:
             place = file.relative_to(local / "checkpoint").as_posix()
             storage.copy_file(file, f"gs://bucket/checkpoint/{place}")
-    to_path("gs://bucket/checkpoint/.incomplete").write_text('{"process": 1}')
+    # As a process of this machine left it that has ended since.
+    holder = {"machine": bucket_locks._machine(), "process": 0, "started": "1"}
+    to_path("gs://bucket/checkpoint/.incomplete").write_text(json.dumps(holder))
     with pytest.raises(CheckpointError, match="still being written, or its writer was killed"):
         hub.read_model_config("gs://bucket/checkpoint")
-    del folder
+    with storage.atomic_directory("gs://bucket/checkpoint") as folder:
+        assert [path.name for path in folder.iterdir()] == [".incomplete"]
 
 
 def test_folders_that_are_not_there(gcs, capsys):

@@ -80,6 +80,19 @@ def test_what_is_in_a_folder(bucket):
     assert [entry.name for entry in root.iterdir()] == ["5.txt", "d2"]
 
 
+def test_names_that_addresses_would_escape(bucket):
+    for name in ("a b.wav", "ä#1.wav", "50%.wav", "q?.wav", "+[x].wav"):
+        path = f"{bucket}/d/{name}"
+        storage.write_text(path, name)
+        assert storage.read_text(path) == name
+        assert storage.read_range(path, 0, 1) == name.encode()[:1]
+        assert storage.file_size(path) == len(name.encode())
+        with storage.open_read(path) as file:
+            assert file.read() == name.encode()
+        assert [entry.name for entry in to_path(f"{bucket}/d").iterdir()] == [name]
+        to_path(path).unlink()
+
+
 def test_a_listing_of_many_pages(gcs):
     for number in range(1203):
         gcs.put("bucket", f"d/{number:04d}", b"x")
@@ -166,6 +179,9 @@ def test_folders_are_incomplete_while_they_are_written(bucket):
     assert [entry.name for entry in target.iterdir()] == ["config.json"]
     with pytest.raises(OutputError, match="already exists"):
         storage.check_output_directory(target)
+    with pytest.raises(OutputError, match="already exists"):
+        storage.atomic_directory(target).__enter__()
+    assert [entry.name for entry in target.iterdir()] == ["config.json"]
 
     with contextlib.suppress(ZeroDivisionError), storage.atomic_directory(f"{bucket}/m2") as folder:
         storage.write_text(folder / "half.txt", "{}")

@@ -140,9 +140,16 @@ def test_json_lines_are_sent_by_and_by(gcs, monkeypatch):
     gcs.forbidden.add("bucket")
     file.append({"a": 2})
     file._appender._thread.join(5)
-    with pytest.raises(OSError, match="access is refused"):
-        file.append({"a": 3})
+    for _ in range(2):
+        with pytest.raises(OSError, match="access is refused"):
+            file.append({"a": 3})
     file.close()
+    gcs.forbidden.clear()
+    again = JsonLinesFile("gs://bucket/cache.jsonl")
+    again.append({"a": 4})
+    gcs.forbidden.add("bucket")
+    with pytest.raises(OSError, match="access is refused"):
+        again.close()
 
 
 def test_an_unfinished_line_of_an_uploaded_file_is_cut_off(gcs):
@@ -153,3 +160,12 @@ def test_an_unfinished_line_of_an_uploaded_file_is_cut_off(gcs):
     file.append({"a": 3})
     file.close()
     assert [line.value for line in read_json_lines("gs://bucket/a.jsonl")] == [{"a": 1}, {"a": 3}]
+
+
+def test_two_jobs_share_a_file_that_is_not_locked(gcs):
+    first, second = JsonLinesFile("gs://bucket/cache"), JsonLinesFile("gs://bucket/cache")
+    first.append({"a": 1})
+    second.append({"b": 1})
+    first.close()
+    second.close()
+    assert [line.value for line in read_json_lines("gs://bucket/cache")] == [{"a": 1}, {"b": 1}]

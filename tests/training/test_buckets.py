@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from stepaudio_jax.config import CheckpointConfig, Config, DataConfig, SourceConfig, StageConfig
+from stepaudio_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    SourceConfig,
+    StageConfig,
+    load_config,
+)
 from stepaudio_jax.errors import CheckpointError, ConfigError, StorageError
 from stepaudio_jax.reports import write_report
 from stepaudio_jax.storage import bucket_locks, read_step_lines, to_path
@@ -172,3 +179,21 @@ def test_metrics_charts_and_report(gcs, config):
     assert "a title" in page.read_text()
     write_report(f"{RUN}/report.html", RUN, "another title")
     assert "another title" in page.read_text()
+
+
+def test_a_configuration_file_in_a_bucket(gcs):
+    text = "from stepaudio_jax.config import *\n\n\ndef get_config():\n    return Config({})\n"
+    values = 'run_dir="gs://bucket/run", stages=(StageConfig(name="sft", steps=1),)'
+    gcs.put("bucket", "config.py", text.format(values).encode())
+    with pytest.raises(ConfigError, match="sources"):
+        load_config("gs://bucket/config.py")
+    values = values.replace(
+        "steps=1", "steps=1, data=DataConfig(sources=(SourceConfig(path='gs://bucket/x.jsonl'),))"
+    )
+    gcs.put("bucket", "config.py", text.format(values).encode())
+    assert load_config("gs://bucket/config.py", [("seed", "3")]).seed == 3
+    gcs.put("bucket", "config.py", text.format("unknown=1").encode())
+    with pytest.raises(ConfigError, match=r"config file gs://bucket/config\.py, line 5"):
+        load_config("gs://bucket/config.py")
+    with pytest.raises(ConfigError, match=r"gs://bucket/none\.py does not exist"):
+        load_config("gs://bucket/none.py")
