@@ -20,7 +20,12 @@ from stepaudio_jax.audio.lengths import (
     max_chunk_samples,
 )
 from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, DataConfig, ModelConfig
-from stepaudio_jax.data.augmentation import augment_waveform, mask_log_mel
+from stepaudio_jax.data.augmentation import (
+    augment_waveform,
+    can_lengthen,
+    mask_log_mel,
+    without_lengthening,
+)
 from stepaudio_jax.data.batch import batch_shape, check_sizes
 from stepaudio_jax.data.clips import load_clip, probe_clip
 from stepaudio_jax.data.labels import LabelEncoder
@@ -135,8 +140,8 @@ class Preprocessor:
         """Returns the examples of a record.
 
         Training views that share audio are joined into one example as long as they fit one row. A
-        clip is decoded once, however often it occurs. A random shift that would make the dialogue
-        too long is left out.
+        clip is decoded once, however often it occurs. A random shift or speed that would make the
+        dialogue too long is left out.
 
         Raises:
             DataError: the record cannot be used; names its origin, and the clip.
@@ -146,10 +151,9 @@ class Preprocessor:
             try:
                 return self._examples(record, augmentation, rng)
             except DataError as error:
-                if error.kind != "too_long" or augmentation.max_shift_s == 0:
+                if error.kind != "too_long" or not can_lengthen(augmentation):
                     raise
-                without_shift = dataclasses.replace(augmentation, max_shift_s=0.0)
-                return self._examples(record, without_shift, rng)
+                return self._examples(record, without_lengthening(augmentation), rng)
 
     def check(self, record: Record, *, decode: bool) -> Content:
         """Checks that a record can be used, and returns what it holds.
