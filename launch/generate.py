@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "history_eot": not options.no_history_eot,
             "channel": options.channel,
         }
-        job: Any = {"num_samples": options.num_samples, "cache_dtype": options.cache_dtype}
+        job: Any = {
+            "num_samples": options.num_samples,
+            "cache_dtype": options.cache_dtype,
+            "on_too_long": options.on_too_long,
+        }
         done = finished_generation(
             options.model, options.input, options.output, sampling, options.dtype, **settings, **job
         )
@@ -82,6 +86,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--slots", type=int, default=16, help="dialogues answered side by side (default 16)"
+    )
+    parser.add_argument(
+        "--on-too-long",
+        choices=("error", "split"),
+        default="error",
+        help="a recording that does not fit the model: an error (default), or split at silences"
+        " and answered part by part",
     )
     parser.add_argument(
         "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"

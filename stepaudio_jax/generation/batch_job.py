@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tqdm
@@ -30,6 +30,7 @@ from stepaudio_jax.generation.loaded_model import (
     build_record_prompt,
     default_dtype,
 )
+from stepaudio_jax.generation.long_recordings import SplitDialogues
 from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
@@ -42,6 +43,8 @@ from stepaudio_jax.storage import (
     truncate_words,
 )
 from stepaudio_jax.text import parse_reply
+
+OnTooLong = Literal["error", "split"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,9 @@ def answer_file(
     num_samples: int = 1,
     cache_dtype: CacheDtype | None = None,
     num_threads: int | None = None,
+    on_too_long: OnTooLong = "error",
 ) -> JobSummary:
-    """Answers every dialogue of a JSONL file.
+    """Answers every dialogue of a source.
 
     A line of the output holds id, prompt_tokens and, for the reply, reasoning, reply, finish_reason
     ("stop", "length", "repetition"), well_formed, problems and completion_tokens; where several
@@ -84,13 +88,16 @@ def answer_file(
 
     Args:
         model: the model that answers.
-        input_path: JSONL of dialogues that end in a user's turn.
+        input_path: source of dialogues that end in a user's turn.
         output_path: the file of the replies.
         sampling: how a dialogue is answered.
         slots: dialogues answered side by side.
         num_samples: replies to each dialogue.
         cache_dtype: dtype of the KV cache; None for that of the computation.
         num_threads: threads that read clips and prepare prompts; None for one a processor.
+        on_too_long: what becomes of a dialogue whose recording does not fit the model: "error"
+            writes its `error`; "split" answers each part of it (see `SplitDialogues`), with a line
+            that has `start_s` and `end_s`.
 
     Raises:
         DataError: the file has no line, or none that can be answered (nothing is written then); or
@@ -102,7 +109,7 @@ def answer_file(
         raise GenerationError(f"slots={slots} and num_samples={num_samples} must be positive")
     input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
     check_output_paths(output_path, input_path)
-    file = open_source(input_path)
+    file: Source | SplitDialogues = open_source(input_path)
     if not len(file):
         raise DataError(f"{input_path}: has no records; give at least one dialogue")
     job = _job(
@@ -113,7 +120,14 @@ def answer_file(
         history_reasoning=model.history_reasoning,
         history_eot=model.history_eot,
         channel=model.channel,
+        on_too_long=on_too_long,
     )
+    if on_too_long == "split":
+
+        def new_tokens(record: Record) -> int:
+            return _record_sampling(record, sampling).max_new_tokens
+
+        file = SplitDialogues(model, file, new_tokens, num_threads)
     journal = Journal(output_path, job, len(file))
     remaining = collections.deque(index for index in range(len(file)) if index not in journal)
 
@@ -126,6 +140,8 @@ def answer_file(
             for index, line in _answer(model, requests, bar, slots=slots, cache_dtype=cache_dtype):
                 if "error" in line:
                     line = {"id": file.record_id(index), "error": truncate_words(line["error"])}
+                if isinstance(file, SplitDialogues) and (part := file.part(index)) is not None:
+                    line |= {"start_s": part.start_s, "end_s": part.end_s}
                 journal.write(index, line)
                 bar.update()
         failures = journal.errors()
@@ -149,6 +165,7 @@ def finished_generation(
     history_reasoning: bool = False,
     history_eot: bool = True,
     channel: AudioChannel = DataConfig.channel,
+    on_too_long: OnTooLong = "error",
 ) -> JobSummary | None:
     """Returns the outcome of a job whose output is there already; None if it is still to be done.
 
@@ -170,6 +187,7 @@ def finished_generation(
         history_reasoning=history_reasoning,
         history_eot=history_eot,
         channel=channel,
+        on_too_long=on_too_long,
     )
     if not is_finished_output_of(output_path, job):
         return None
@@ -292,7 +310,11 @@ def _engine_for(
 
 
 def _prepare(
-    model: LoadedModel, file: Source, index: int, sampling: Sampling, num_samples: int
+    model: LoadedModel,
+    file: Source | SplitDialogues,
+    index: int,
+    sampling: Sampling,
+    num_samples: int,
 ) -> _Request:
     """Reads a line of the file and builds its prompt; a mistake in it becomes a failure."""
     try:
@@ -372,6 +394,8 @@ def _job(
     **settings: Any,
 ) -> dict[str, Any]:
     """Returns what determines the output of a job: known before the model is loaded."""
+    if settings["on_too_long"] == "error":
+        del settings["on_too_long"]  # jobs from before there was a choice have none
     return describe_job(
         "generate", input_path, folder, config, dtype=dtype, sampling=repr(sampling), **settings
     )

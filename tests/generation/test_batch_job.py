@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
 
+import numpy as np
 import pytest
+import soundfile
 
 from stepaudio_jax import hub
 from stepaudio_jax.errors import DataError, OutputError
@@ -342,3 +345,57 @@ def test_a_file_without_dialogues_is_a_mistake(model, tmp_path, program):
     with pytest.raises(DataError, match=r"d\.jsonl: has no records"):
         program(model, given, tmp_path / "o")
     assert list_files(tmp_path) == ["d.jsonl"]
+
+
+@pytest.fixture
+def long_recording(tmp_path, model):
+    """A recording of four seconds more than the model holds: bursts of noise between silences."""
+    seconds = round(model.config.decoder.max_positions / 12.5) + 4
+    rng = np.random.default_rng(0)
+    samples = rng.uniform(-0.5, 0.5, seconds * 16_000).astype(np.float32)
+    samples[np.arange(len(samples)) % 32_000 > 24_000] *= 1e-3  # half a second of every two
+    soundfile.write(tmp_path / "long.wav", samples, 16_000, subtype="FLOAT")
+    return seconds
+
+
+def test_a_recording_that_does_not_fit_is_answered_in_parts(model, tmp_path, long_recording):
+    clip = {"type": "audio", "audio": "long.wav"}
+    path = write_lines(
+        tmp_path / "d.jsonl",
+        dialogue(text("1+1?"), id="short"),
+        dialogue(clip, text("What?"), id="long"),
+    )
+    summary = answer_file(model, path, tmp_path / "error.jsonl", SAMPLING, slots=2)
+    assert summary.failed == 1
+    assert re.search(r"d\.jsonl:2: .* more than", summary.first_failure)
+    answer_file(model, path, tmp_path / "split.jsonl", SAMPLING, slots=2, on_too_long="split")
+    first, *parts = read_lines(tmp_path / "split.jsonl")
+    assert first == read_lines(tmp_path / "error.jsonl")[0]
+    assert len(parts) >= 2
+    assert all(line["id"] == "long" and line["finish_reason"] for line in parts)
+    ends = [(line["start_s"], line["end_s"]) for line in parts]
+    assert ends[0][0] == 0
+    assert ends[-1][1] == long_recording
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(ends))
+    assert all(end % 2 > 1.5 for _, end in ends[:-1])  # within a silence
+    limit = model.config.decoder.max_positions - SAMPLING.max_new_tokens
+    assert all(line["prompt_tokens"] <= limit for line in parts)
+    # Each part is answered as the same part of the file is when it is named.
+    named = write_lines(
+        tmp_path / "named.jsonl",
+        dialogue(text("1+1?"), id="short"),
+        *[dialogue({**clip, "start_s": start, "end_s": end}, text("What?")) for start, end in ends],
+    )
+    answer_file(model, named, tmp_path / "named_replies.jsonl", SAMPLING, slots=2)
+    assert [line["reply"] for line in read_lines(tmp_path / "named_replies.jsonl")[1:]] == [
+        line["reply"] for line in parts
+    ]
+
+
+def test_two_long_clips_in_a_dialogue_are_not_split(model, tmp_path, long_recording):
+    clip = {"type": "audio", "audio": "long.wav"}
+    path = write_lines(
+        tmp_path / "d.jsonl", dialogue(clip, {**clip, "end_s": 1.0}), dialogue(text("1+1?"))
+    )
+    summary = answer_file(model, path, tmp_path / "o.jsonl", SAMPLING, on_too_long="split")
+    assert "d.jsonl:1: the dialogue is too long and has 2 clips" in summary.first_failure
