@@ -77,7 +77,7 @@ class Source:
         for container in self.containers:
             self._starts.append(self._starts[-1] + len(container))
         if not len(self):
-            raise DataError(f"{config.path}: has no records; give at least one")
+            raise DataError(f"{config.path}: has no records; give at least one dialogue")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -237,7 +237,7 @@ def _no_such_file(path: str) -> str:
             f" it, since machines in pods do not reach the Hub: `hf download {name} --repo-type"
             f" dataset --local-dir {name.split('/')[1]}`, and name that folder"
         )
-    return f"{truncate(path)}: no such file, and no file matches it; check the path in data.sources"
+    return f"{truncate(path)}: no such file, and no file matches it; check the path"
 
 
 def _open(path: str, config: SourceConfig) -> Container:

@@ -94,6 +94,7 @@ def changed_tone(seed: int = 0, max_shift_samples: int = 1 << 30, **changes) -> 
     )
 
 
+@pytest.mark.slow  # librosa compiles its filters
 @pytest.mark.parametrize("speed", [0.8, 1.25, 2.0])
 def test_speed_changes_the_length_and_keeps_the_pitch(speed):
     tone = changed_tone(speed_probability=1, speed_range=(speed, speed))
@@ -102,6 +103,7 @@ def test_speed_changes_the_length_and_keeps_the_pitch(speed):
     assert pitch(tone) == pytest.approx(440, abs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("semitones", [-3.0, 2.0])
 def test_pitch_changes_by_semitones_and_keeps_the_length(semitones):
     tone = changed_tone(pitch_probability=1, pitch_semitones=(semitones, semitones))
@@ -110,6 +112,7 @@ def test_pitch_changes_by_semitones_and_keeps_the_length(semitones):
     assert pitch(tone) == pytest.approx(440 * 2 ** (semitones / 12), rel=0.01)
 
 
+@pytest.mark.slow
 def test_speed_and_pitch_are_uniform_in_their_ranges_and_repeatable():
     lengths = [
         changed_tone(seed, speed_probability=0.5, speed_range=(0.9, 1.1)).size for seed in range(80)

@@ -351,6 +351,7 @@ def test_the_size_of_files_decides_their_number(formats, tmp_path):
     assert convert(path, tmp_path / "all", shards=None).shards == 1
 
 
+@pytest.mark.slow  # each process imports the project
 def test_several_processes_write_the_same_files(formats, tmp_path):
     source = formats / "webdataset"
     convert(source, tmp_path / "one", shards=3)

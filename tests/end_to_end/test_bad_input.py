@@ -127,10 +127,9 @@ BAD_LINES = {
     ),
     "sound beside the messages": (
         lambda folder: json.dumps(
-            {"messages": [{**USER, "content": "<audio>Who?"}, REPLY], "audios": ["clip.wav"]}
+            {"messages": [{**USER, "content": "<audio>Who?"}, REPLY], "audios": ["a.wav", "b.wav"]}
         ),
-        'has "audios", which is not read: put {{"type": "audio", "audio": PATH}} '
-        "into the .content. of its turn",
+        "the row has 2 clips and its turns have 1 placeholder",
     ),
     "not JSON": (
         lambda folder: '{"messages": [}',
@@ -275,7 +274,7 @@ def test_channel_mix_averages_a_silent_and_a_loud_channel(work, checkpoint):
 @pytest.mark.parametrize("program", [generate, score])
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("\n", "has no records; give at least one dialogue")],
+    [(None, "no such file"), ("\n", "has no records; give at least one dialogue")],
 )
 def test_a_missing_or_empty_input_is_named(work, capsys, checkpoint, program, content, message):
     if content is not None:

@@ -69,6 +69,7 @@ def differences(dialogues, dtype, **settings):
     return found
 
 
+@pytest.mark.slow
 def test_engine_and_trainer_logprobs_agree_in_fp32(dialogues):
     assert differences(dialogues, "float32").max() <= 1e-4
 

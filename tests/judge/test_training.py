@@ -116,7 +116,7 @@ def test_unusable_records_are_named(tmp_path, keys, message):
             "'chosen' and 'rejected' are the same reply",
         ),
         ({"chosen": [{"role": "assistant", "content": ""}]}, "'chosen' is an empty reply"),
-        ({"audios": ["clip.wav"]}, 'has "audios", which is not read'),
+        ({"audios": ["clip.wav"]}, "the row has 1 clip"),
     ],
 )
 def test_records_that_are_no_preference_are_rejected_by_both_commands(

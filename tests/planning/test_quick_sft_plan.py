@@ -11,7 +11,7 @@ from stepaudio_jax.training.flops import decoder_flops
 from tests.end_to_end.runs import ROOT
 
 pytestmark = [
-    pytest.mark.first,
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is for Linux on x86-64"
     ),
