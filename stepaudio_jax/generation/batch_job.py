@@ -109,7 +109,8 @@ def answer_file(
         raise GenerationError(f"slots={slots} and num_samples={num_samples} must be positive")
     input_path, output_path = (expand_home(os.fspath(path)) for path in (input_path, output_path))
     check_output_paths(output_path, input_path)
-    file: Source | SplitDialogues = open_source(input_path)
+    source = open_source(input_path)
+    file: Source | SplitDialogues = source
     if not len(file):
         raise DataError(f"{input_path}: has no records; give at least one dialogue")
     job = _job(
@@ -127,7 +128,7 @@ def answer_file(
         def new_tokens(record: Record) -> int:
             return _record_sampling(record, sampling).max_new_tokens
 
-        file = SplitDialogues(model, file, new_tokens, num_threads)
+        file = SplitDialogues(model, source, new_tokens, num_threads)
     journal = Journal(output_path, job, len(file))
     remaining = collections.deque(index for index in range(len(file)) if index not in journal)
 

@@ -45,7 +45,8 @@ class SplitDialogues:
         self._failures: dict[int, GenerationError] = {}
         with ThreadPoolExecutor(num_threads) as pool:
             for index, parts in enumerate(pool.map(self._find_parts, range(len(source)))):
-                self._dialogues += [(index, part) for part in parts or [None]]
+                of_record: list[AudioPart | None] = [*parts] or [None]
+                self._dialogues += [(index, part) for part in of_record]
 
     def __len__(self) -> int:
         return len(self._dialogues)

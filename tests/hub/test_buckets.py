@@ -47,6 +47,7 @@ def assert_same_parameters(left, right):
         np.testing.assert_array_equal(first.view(np.uint8), second.view(np.uint8))
 
 
+@pytest.mark.slow
 def test_import_export_and_inspection(bucket, local, capsys):
     upload(local / "source", f"{bucket}/source")
     source, checkpoint = f"{bucket}/source", f"{bucket}/checkpoint"
