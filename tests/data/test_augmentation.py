@@ -125,6 +125,7 @@ def test_speed_and_pitch_are_uniform_in_their_ranges_and_repeatable():
     assert not np.array_equal(changed_tone(3, **both), changed_tone(4, **both))
 
 
+@pytest.mark.slow
 def test_a_slower_clip_and_its_shift_stay_within_the_room():
     slow = {"speed_probability": 1, "speed_range": (0.5, 0.9), "max_shift_s": 1.0}
     for seed in range(10):

@@ -307,6 +307,7 @@ def test_any_error_saves_the_run_first(tmp_path, prompts, monkeypatch, error):
     assert (tmp_path / "run" / "checkpoints" / "0_rlvr" / "0").is_dir()
 
 
+@pytest.mark.slow
 def test_a_diverged_stage_writes_a_diagnosis(tmp_path, prompts, monkeypatch):
     monkeypatch.setattr(
         "stepaudio_jax.rl.policy_update.where_weighted", lambda x, weights: x * jnp.nan
