@@ -135,6 +135,7 @@ def test_a_slower_clip_and_its_shift_stay_within_the_room():
     assert 50_000 < longest <= 72_000
 
 
+@pytest.mark.slow
 def test_short_clips_keep_a_token():
     for size in (321, 500, 1700):
         config = AugmentationConfig(speed_probability=1, speed_range=(2, 2), pitch_probability=1)
