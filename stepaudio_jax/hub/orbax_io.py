@@ -169,10 +169,14 @@ def key_value_store(folder: Path) -> dict[str, Any]:
     if not isinstance(folder, BucketPath):
         return {"driver": "file", "path": f"{folder}/"}
     scheme, bucket, key = folder.address
-    store = {"driver": {"gs": "gcs", "s3": "s3"}[scheme], "bucket": bucket, "path": f"{key}/"}
+    driver = {"gs": "gcs", "s3": "s3"}[scheme]
+    store: dict[str, Any] = {"driver": driver, "bucket": bucket, "path": f"{key}/"}
     if scheme == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
         region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
         store |= {"endpoint": endpoint, "aws_region": region}
+    if scheme == "s3" and "AWS_ACCESS_KEY_ID" in os.environ:
+        # Otherwise it looks for files and for Amazon's metadata server first, for each array.
+        store["aws_credentials"] = {"type": "environment"}
     return store
 
 
