@@ -208,6 +208,8 @@ def client_of(scheme: str) -> Client:
             # They log tracebacks of the errors that they also raise.
             logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
             logging.getLogger("s3fs").setLevel(logging.CRITICAL)
+            # It warns where there is no metadata server, before other credentials are looked for.
+            logging.getLogger("google.auth").setLevel(logging.ERROR)
             try:
                 _clients[key] = GcsClient() if scheme == "gs" else S3Client()
             except ModuleNotFoundError as error:
