@@ -185,7 +185,7 @@ def test_a_configuration_file_in_a_bucket(gcs):
     text = "from stepaudio_jax.config import *\n\n\ndef get_config():\n    return Config({})\n"
     values = 'run_dir="gs://bucket/run", stages=(StageConfig(name="sft", steps=1),)'
     gcs.put("bucket", "config.py", text.format(values).encode())
-    with pytest.raises(ConfigError, match="line 5: .*missing"):
+    with pytest.raises(ConfigError, match=r"line 5: .*missing"):
         load_config("gs://bucket/config.py")
     values = values.replace(
         "steps=1", "steps=1, data=DataConfig(sources=(SourceConfig(path='gs://bucket/x.jsonl'),))"
