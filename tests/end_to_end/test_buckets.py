@@ -144,7 +144,7 @@ def test_programs_read_and_write_the_bucket(server, uninterrupted, folder):
     local.write_text(text)
     server.put("bucket", "questions.jsonl", text.encode())
 
-    answers = ["--temperature", "0", "--max-tokens", "8", "--slots", "2"]
+    answers = ["--temperature", "0", "--max-new-tokens", "8", "--slots", "2"]
     for model_folder, root in ((uninterrupted / "model", folder), (model, "gs://bucket")):
         ended = run(
             *("-m", "launch.generate", f"--model={model_folder}"),
@@ -163,7 +163,7 @@ def test_programs_read_and_write_the_bucket(server, uninterrupted, folder):
 
     ended = run("-m", "launch.report", "gs://bucket/runs/one")
     assert ended.returncode == 0, ended.stderr
-    assert server.buckets["bucket"]["runs/one/report.html"].content.startswith(b"<!doctype html>")
+    assert server.buckets["bucket"]["runs/one/report.html"].content.startswith(b"<!DOCTYPE html>")
 
     ended = run("-m", "launch.checkpoint", "gs://bucket/runs/one", "--output=gs://bucket/taken")
     assert ended.returncode == 0, ended.stderr
@@ -176,18 +176,14 @@ def test_programs_read_and_write_the_bucket(server, uninterrupted, folder):
     assert_same_model("gs://bucket/exported", uninterrupted / "model")
 
     # Fine-tuning from the exported model, whose data are clips of a bucket too.
-    tuned = [
-        "--config.stages.mid.steps=2",
-        "--config.stages.sft.steps=2",
-        "--config.initial.model=",
-    ]
+    steps = ["--config.stages.mid.steps=2", "--config.stages.sft.steps=2"]
     for config, model_folder, run_dir in (
         (folder / "config.py", uninterrupted / "model", folder / "tuned"),
         ("gs://bucket/config.py", "gs://bucket/exported", "gs://bucket/runs/tuned"),
     ):
         ended = run(
             *("-m", "launch.train", f"--config={config}", f"--config.run_dir={run_dir}"),
-            *tuned[:2],
+            *steps,
             f"--config.initial.model={model_folder}",
             "--config.tokenizer=None",
         )
