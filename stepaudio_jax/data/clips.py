@@ -110,7 +110,7 @@ def probe_clip(
         return None
     source = open_clip(part.path, allow_urls=allow_urls)
     if isinstance(source, Samples):
-        return len(load_clip(part, length_convention=length_convention))
+        return len(decode_clip(source, part, length_convention=length_convention))
     try:
         return probe_audio(
             source,
