@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from stepaudio_jax.errors import AudioError
+from stepaudio_jax.errors import AudioError, StorageError
 from stepaudio_jax.storage import PathLike, format_path, open_read, recognize_file
 
 # Files up to this size are read in one piece: a clip of 2 minutes at 16 kHz and 16 bits.
@@ -105,6 +105,7 @@ def open_input(source: PathLike | bytes, *, in_memory: bool = True) -> Iterator[
 
     Raises:
         AudioError: it is missing, a folder, no regular file, empty, or cannot be read.
+        StorageError: its bucket cannot be used.
     """
     if isinstance(source, bytes):
         yield _not_empty(InputFile("<bytes>", source, None))
@@ -116,6 +117,8 @@ def open_input(source: PathLike | bytes, *, in_memory: bool = True) -> Iterator[
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             content = file.read() if in_memory and size <= MAX_BYTES_IN_MEMORY else None
+        except StorageError:  # not of this clip alone: it must not be skipped as bad sound
+            raise
         except OSError as error:
             raise AudioError(name, f"cannot be read ({error.strerror or error})") from None
         if content is not None:
@@ -144,6 +147,8 @@ def _open(path: str) -> BinaryIO:
         raise AudioError(
             format_path(path), str(finding or "does not exist; correct the path")
         ) from None
+    except StorageError:  # not of this clip alone: it must not be skipped as bad sound
+        raise
     except OSError as error:
         raise AudioError(format_path(path), f"cannot be read ({error.strerror or error})") from None
     except ValueError as error:

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from stepaudio_jax.data.clips import load_clip, load_silence, probe_clip
-from stepaudio_jax.errors import AudioError
+from stepaudio_jax.errors import AudioError, StorageError
 from stepaudio_jax.text.dialogue import AudioPart
 
 
@@ -67,3 +67,11 @@ def test_names_of_no_clip_are_errors(formats, name, message):
         with pytest.raises(AudioError, match=message) as error:
             read(AudioPart(name.format(formats=formats)))
         assert "\n" not in str(error.value)
+
+
+def test_refused_bucket_is_no_bad_clip(gcs):
+    """`data.on_bad_audio="skip"` would leave out every clip of it."""
+    gcs.put("bucket", "a.wav", b"RIFF")
+    gcs.forbidden.add("bucket")
+    with pytest.raises(StorageError, match="403"):
+        load_clip(AudioPart("gs://bucket/a.wav"))
