@@ -282,9 +282,10 @@ def _stem(path: str) -> str:
 
 def _name_candidates(path: str) -> list[str]:
     """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`."""
-    parts = pathlib.PurePath(os.path.normpath(path)).parts
-    stems = [*parts[:-1], _stem(path)]
+    scheme, separator, rest = path.rpartition("://")
+    normal = os.path.normpath(rest)
+    stems = [*pathlib.PurePath(normal).parts[:-1], _stem(path)]
     return [
         *("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))),
-        os.path.normpath(path),
+        f"{scheme}{separator}{normal}",
     ]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from stepaudio_jax.data.containers.array_record import ArrayRecordFile
 from stepaudio_jax.data.containers.base import Row, Samples
+from stepaudio_jax.data.containers.folders import list_folder
 from stepaudio_jax.data.containers.record_file import RecordFile
 from stepaudio_jax.data.containers.tfds_features import TfdsFeatures
 from stepaudio_jax.data.containers.tfds_splits import parse_split
@@ -170,7 +171,7 @@ def resolve_name(name: str) -> tuple[str, str | None]:
     dataset, config = match["dataset"], match["config"]
     folder = os.path.join(data_dir, dataset)
     if not _list_folder(folder):
-        others = [entry for entry in _list_folder(data_dir) if not entry.startswith(".")]
+        others = _list_folder(data_dir)
         raise DataError(
             f"{name}: {folder} does not exist{did_you_mean(dataset, others)};"
             f" {_explain(dataset)}{_PREPARE.format(name=dataset)}, or set TFDS_DATA_DIR"
@@ -299,9 +300,9 @@ def _check_shards(paths: Sequence[str]) -> None:
 
 
 def _list_folder(path: str) -> list[str]:
-    """Returns the names in a folder; none where there is no such folder."""
+    """Returns the names in a folder, hidden ones left out; none where there is no such folder."""
     try:
-        return sorted(os.listdir(path))
+        return list_folder(path)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
