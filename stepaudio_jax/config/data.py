@@ -102,6 +102,10 @@ class DataConfig:
     # Of a clip with several channels: "first", as the released front end takes it, or their mean.
     channel: AudioChannel = "first"
     allow_urls: bool = False  # clips may be https:// URLs, which are read whenever they are needed
+    # A folder on each host's disk for clips that were read from gs://, s3:// and https://, so that
+    # later epochs and runs need not fetch them. None: nothing is kept.
+    clip_cache_dir: str | None = None
+    clip_cache_gb: float = 50.0  # most that is kept there by all processes of a host, in 10^9 bytes
     augmentation: AugmentationConfig = AugmentationConfig()  # of the sound, in training only
     loss_on_reasoning: bool = True  # the loss counts reasoning tokens as well as replies
     # Later turns see the reasoning of earlier ones (see text.training_views).
@@ -118,6 +122,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_positive(self, "batch_size", "seq_len", "mel_frames_per_chunk")
         check_positive(self, "packing_bins_per_seq", "threads", "prefetch_batches")
+        check_not_empty(self, "clip_cache_dir")
+        expand_paths(self, "clip_cache_dir")
+        check_floats(self)
+        check_positive(self, "clip_cache_gb")
+        if "://" in (self.clip_cache_dir or ""):
+            raise ConfigError(
+                f"clip_cache_dir={self.clip_cache_dir!r} must be a folder on the host's own disk"
+            )
         check_not_negative(self, "audio_chunks_per_seq")
         if self.check != "all" and self.check < 0:
             raise ConfigError(f"check={self.check} must be 'all' or a number of records")

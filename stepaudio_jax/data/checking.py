@@ -45,6 +45,8 @@ _IRRELEVANT_SETTINGS = (
     "packing_bins_per_seq",
     "threads",
     "prefetch_batches",
+    "clip_cache_dir",
+    "clip_cache_gb",
     "augmentation",
     "sources",
 )

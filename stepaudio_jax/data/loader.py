@@ -262,6 +262,8 @@ def _data_signature(config: DataConfig, sources: Sequence[Source], seed: int) ->
     # text of a record that was corrected: the order depends on the number of records only.
     for name in (
         "sources",
+        "clip_cache_dir",
+        "clip_cache_gb",
         "threads",
         "prefetch_batches",
         "check",

@@ -27,7 +27,7 @@ from stepaudio_jax.data.augmentation import (
     without_lengthening,
 )
 from stepaudio_jax.data.batch import batch_shape, check_sizes
-from stepaudio_jax.data.clips import load_clip, probe_clip
+from stepaudio_jax.data.clips import load_clip, open_clip_cache, probe_clip
 from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.data.record import (
     AudioChunk,
@@ -91,7 +91,7 @@ class Preprocessor:
         seed: of the augmentation.
 
     Raises:
-        ConfigError: the sizes contradict the model.
+        ConfigError: the sizes contradict the model, or the cache of clips cannot be used.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Preprocessor:
     ):
         check_sizes(config, tokenizer, model)
         self._config = config
+        self._clip_cache = open_clip_cache(config)
         self._tokenizer = tokenizer
         self._convention = model.length_convention
         self._max_view_tokens = min(config.seq_len, model.decoder.max_positions)
@@ -207,6 +208,7 @@ class Preprocessor:
             length_convention=self._convention,
             channel=self._config.channel,
             allow_urls=self._config.allow_urls,
+            cache=self._clip_cache,
         )
         # A shift may fill the last chunk, and begins no other.
         longest_chunk = min(CHUNK_SAMPLES, max_chunk_samples(self._config.mel_frames_per_chunk))
@@ -224,7 +226,10 @@ class Preprocessor:
     def _probe(self, part: AudioPart) -> Clip:
         """Returns a clip without samples; without tokens if its header does not say its length."""
         samples = probe_clip(
-            part, length_convention=self._convention, allow_urls=self._config.allow_urls
+            part,
+            length_convention=self._convention,
+            allow_urls=self._config.allow_urls,
+            cache=self._clip_cache,
         )
         return Clip(part, (), self._chunk_tokens(part, samples or 0), samples)
 

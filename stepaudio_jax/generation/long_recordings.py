@@ -136,13 +136,14 @@ class SplitDialogues:
             clip,
             length_convention=self._model.config.length_convention,
             allow_urls=self._model.allow_urls,
+            cache=self._model.clip_cache,
         )
         return sum(map(len, self._iter_clip(clip))) if samples is None else samples
 
     def _iter_clip(self, clip: AudioPart) -> Iterator[NDArray[np.float32]]:
         """Yields the samples of a clip in pieces, so that none is held whole."""
         return iter_audio(
-            open_clip(clip.path, allow_urls=self._model.allow_urls),
+            open_clip(clip.path, allow_urls=self._model.allow_urls, cache=self._model.clip_cache),
             start_s=clip.start_s or None,
             end_s=clip.end_s,
             length_convention=self._model.config.length_convention,
