@@ -10,7 +10,7 @@ import pytest
 
 from stepaudio_jax.storage import to_path
 from tests.end_to_end import bucket_runs
-from tests.end_to_end.runs import ROOT, num_logged_lines, run
+from tests.end_to_end.runs import ROOT, free_port, num_logged_lines, read_errors, run, start
 
 pytestmark = pytest.mark.slow  # starts many programs
 
@@ -138,6 +138,17 @@ def test_everything_but_the_run_folder_in_s3(s3, inputs, local, tmp_path):
     assert bucket_runs.untimed(run_dir) == bucket_runs.untimed(local)
     bucket_runs.assert_same_model(run_dir / "model", local / "model")
     assert_exports_to(bucket, run_dir / "model", local)
-    ended = run("-m", "launch.checkpoint", run_dir, f"--output={bucket}/taken")
-    assert ended.returncode == 0, ended.stderr
-    bucket_runs.assert_same_model(f"{bucket}/taken", local / "model")
+    # A model of a checkpoint, on one device, on several, and of several processes.
+    take = ("-m", "launch.checkpoint", str(run_dir))
+    for devices in (1, 2):
+        ended = run(*take, f"--output={bucket}/taken{devices}", devices=devices)
+        assert ended.returncode == 0, ended.stderr
+        bucket_runs.assert_same_model(f"{bucket}/taken{devices}", local / "model")
+    address = f"127.0.0.1:{free_port()}"
+    started = [
+        start(*take, f"--output={bucket}/together", f"--distributed={address},2,{index}")
+        for index in range(2)
+    ]
+    errors = read_errors(started)
+    assert [process.returncode for process in started] == [0, 0], errors
+    bucket_runs.assert_same_model(f"{bucket}/together", local / "model")
