@@ -46,6 +46,7 @@ class _CachedReader(buckets.ObjectReader):
     def __init__(self, entry: buckets.Entry, cache: DiskCache, *, keeps: bool):
         super().__init__(entry)
         self._cache, self._keeps = cache, keeps
+        self._last: tuple[str, bytes] | None = None  # the block that was read last
 
     def read_range(self, start: int, stop: int) -> bytes:
         first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
@@ -57,14 +58,19 @@ class _CachedReader(buckets.ObjectReader):
         block_start = number * BLOCK_BYTES
         block_stop = min(block_start + BLOCK_BYTES, self.entry.size)
         start, stop = max(start, block_start), min(stop, block_stop)
-        address = f"{self.entry.path}#{number}"
-        kept = self._cache.get(address)
-        if kept is not None and kept[0] == self.entry.version:
-            block = kept[1]
-        elif self._keeps:
+        address = f"{self.entry.path}#{block_start}-{block_stop}"
+        block = self._kept_block(address)
+        if block is None and not self._keeps:
+            return super().read_range(start, stop)
+        if block is None:
             block = super().read_range(block_start, block_stop)
             if buckets.is_still(self.entry):
                 self._cache.put(address, self.entry.version, block)
-        else:
-            return super().read_range(start, stop)
+        self._last = address, block
         return block[start - block_start : stop - block_start]
+
+    def _kept_block(self, address: str) -> bytes | None:
+        if self._last is not None and self._last[0] == address:
+            return self._last[1]
+        kept = self._cache.get(address)
+        return kept[1] if kept is not None and kept[0] == self.entry.version else None

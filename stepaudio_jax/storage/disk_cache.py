@@ -40,7 +40,9 @@ except ImportError:  # Windows has none
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = "stepaudio-clips"
 _USED = "used"
+_NAME = re.compile(r"[0-9a-f]{64}|[0-9a-f]{32}\.incomplete")
 _MIN_FREE_BYTES = 1 << 30  # of the disk, which are left to others
 _FREED_FRACTION = 0.1  # of the bound, freed at once, since counting 100 GB of clips takes a second
 _COUNTED_EVERY_S = 3600.0
@@ -59,15 +61,16 @@ class DiskCache:
     logs one warning.
 
     Args:
-        folder: a local folder, created where it does not exist.
-        max_bytes: that its files may take together.
+        folder: a local folder, created where it does not exist; the entries are in
+            `stepaudio-clips/` below it, and nothing else in it is touched.
+        max_bytes: that they may take together.
 
     Raises:
         StorageError: the folder cannot be used.
     """
 
     def __init__(self, folder: PathLike, max_bytes: int):
-        self.folder, self.max_bytes = pathlib.Path(folder), max_bytes
+        self.folder, self.max_bytes = pathlib.Path(folder) / _FOLDER, max_bytes
         self._opened = time.time()
         self._paused_until = 0.0
         try:
@@ -79,7 +82,7 @@ class DiskCache:
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(
-                f"{self.folder}: cannot keep clips there ({reason}); name a folder on a local disk"
+                f"{folder}: cannot keep clips there ({reason}); name a folder on a local disk"
             ) from None
 
     def get(self, address: str) -> tuple[str, bytes] | None:
@@ -132,9 +135,9 @@ class DiskCache:
         needed = _disk_bytes(size)
         if needed > self.max_bytes:
             return False
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if shutil.disk_usage(self.folder).free < needed + _MIN_FREE_BYTES:
             raise OSError(errno.ENOSPC, f"the disk has less than {_MIN_FREE_BYTES >> 30} GiB free")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked() as count:
             with contextlib.suppress(FileNotFoundError):
                 replaced = path.stat().st_size
@@ -224,6 +227,8 @@ def _scan(folder: pathlib.Path) -> Iterator[_File]:
     for part in folder.glob("[0-9a-f][0-9a-f]"):
         with os.scandir(part) as files:
             for file in files:
+                if _NAME.fullmatch(file.name) is None:
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     status = file.stat()
                     yield _File(status.st_mtime, file.path, _disk_bytes(status.st_size))

@@ -136,7 +136,7 @@ def test_clip_is_kept_as_long_as_its_server_says_that_it_is_the_same(
         other = load_clip(part, allow_urls=True, cache=cache)
         assert len(other) != len(first)
     assert clip.statuses == [200, 304, 304, 200, 304]
-    assert len(list(tmp_path.glob("??/*"))) == 1
+    assert len(list(tmp_path.rglob("??/*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_clip_is_not_kept_where_a_change_could_not_be_seen(clip, tmp_path, heade
     for _ in range(2):
         load_clip(AudioPart(f"{clip.address}/a.wav"), allow_urls=True, cache=cache)
     assert clip.statuses == [200, 200]
-    assert not list(tmp_path.glob("??/*"))
+    assert not list(tmp_path.rglob("??/*"))
 
 
 def test_clip_that_is_kept_is_not_heard_without_its_server(clip, tmp_path):

@@ -109,7 +109,7 @@ def test_everything_in_gs(gcs, inputs, local, tmp_path):
     kept = tmp_path / "clips"
     command.append(f"--config.stages.sft.data.clip_cache_dir={kept}")
     assert bucket_runs.finish(bucket_runs.train(command)) == f"{run_dir}/model\n"
-    assert len(list(kept.glob("??/*"))) == 15
+    assert len(list(kept.rglob("??/*"))) == 15
 
     assert bucket_runs.untimed(run_dir) == bucket_runs.untimed(local)
     bucket_runs.assert_same_model(f"{run_dir}/model", local / "model")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def read(path, cache, **settings):
 def files(folder):
     """Returns the sizes of the entries of a cache, which may change meanwhile."""
     sizes = {}
-    for path in folder.glob("??/*"):
+    for path in folder.rglob("??/*"):
         try:
             sizes[path] = path.stat().st_size
         except FileNotFoundError:
@@ -58,7 +59,8 @@ def files(folder):
 
 
 def counted(folder):
-    return int((folder / "used").read_text().split()[0])
+    (used,) = folder.rglob("used")
+    return int(used.read_text().split()[0])
 
 
 def start_writer(folder, seed, count, bound):
@@ -78,10 +80,10 @@ def test_a_file_is_fetched_once(bucket, tmp_path, request):
     cache = DiskCache(tmp_path / "new" / "cache", MIB)
     for _ in range(3):
         assert read(f"{bucket}/a", cache) == b"content"
-    assert read(f"{bucket}/a", DiskCache(cache.folder, MIB)) == b"content"
+    assert read(f"{bucket}/a", DiskCache(tmp_path / "new" / "cache", MIB)) == b"content"
     if bucket.startswith("gs"):
         assert num_reads(request.getfixturevalue("gcs")) == 1
-    assert len(files(cache.folder)) == 1
+    assert len(files(tmp_path)) == 1
     with pytest.raises(FileNotFoundError):
         read(f"{bucket}/none", cache)
 
@@ -166,7 +168,7 @@ def test_processes_share_a_cache_and_its_bound(tmp_path):
         assert writer.wait() == 0, writer.stderr.read()
     assert bound // 2 < largest <= bound
     assert sum(files(tmp_path).values()) <= counted(tmp_path) <= bound
-    assert not list(tmp_path.glob("??/*.incomplete"))
+    assert not list(tmp_path.rglob("*.incomplete"))
 
 
 def test_processes_that_are_killed_leave_no_damaged_entry(tmp_path):
@@ -187,19 +189,37 @@ def test_processes_that_are_killed_leave_no_damaged_entry(tmp_path):
 
 
 def test_what_a_killed_process_was_writing_is_counted_and_later_removed(tmp_path):
-    DiskCache(tmp_path, MIB).put("a", "1", b"x")
-    left = tmp_path / "aa" / "0123.incomplete"
+    cache = DiskCache(tmp_path, MIB)
+    cache.put("a", "1", b"x")
+    left = cache.folder / "aa" / f"{0:032x}.incomplete"
     left.parent.mkdir(exist_ok=True)
     left.write_bytes(bytes(5000))
-    (tmp_path / "used").unlink()
+    used = cache.folder / "used"
+    used.unlink()
     DiskCache(tmp_path, MIB)
     assert counted(tmp_path) == 4096 + 8192
     os.utime(left, (1, 1))
-    used = tmp_path / "used"
     used.write_text(f"{12288:020d} {1:020d}\n")  # counted long ago
     DiskCache(tmp_path, MIB)
     assert counted(tmp_path) == 4096
     assert not left.exists()
+
+
+def test_other_files_of_the_folder_are_not_touched(tmp_path):
+    """A user may name a folder that holds data."""
+    cache = DiskCache(tmp_path, 8192)
+    cache.put("a", "1", bytes(5000))
+    others = [tmp_path / "ab" / f"{0:064x}", cache.folder / "ab" / "notes", tmp_path / "used"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(9000))
+        os.utime(path, (1, 1))
+    os.utime(cache._path("a"), (1, 1))
+    other = DiskCache(tmp_path, 8192)
+    other.put("b", "1", bytes(5000))
+    assert other.get("a") is None
+    assert other.get("b") is not None
+    assert all(path.read_bytes() == bytes(9000) for path in others)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}\n", b"xyz\n", None])
@@ -240,10 +260,10 @@ def test_a_full_disk_does_not_stop_reading(gcs, tmp_path, caplog, monkeypatch):
 def test_a_folder_that_disappears_is_no_error(gcs, tmp_path):
     gcs.put("bucket", "a", b"content")
     cache = DiskCache(tmp_path / "cache", MIB)
-    (cache.folder / "used").unlink()
-    cache.folder.rmdir()
+    shutil.rmtree(tmp_path / "cache")
     for _ in range(2):
         assert read("gs://bucket/a", cache) == b"content"
+    assert num_reads(gcs) == 1
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
