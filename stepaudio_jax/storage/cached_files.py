@@ -58,7 +58,7 @@ class _CachedReader(buckets.ObjectReader):
         block_start = number * BLOCK_BYTES
         block_stop = min(block_start + BLOCK_BYTES, self.entry.size)
         start, stop = max(start, block_start), min(stop, block_stop)
-        address = f"{self.entry.path}#{block_start}-{block_stop}"
+        address = f"{self.entry.path}#{block_start}+{BLOCK_BYTES}"
         block = self._kept_block(address)
         if block is None and not self._keeps:
             return super().read_range(start, stop)
