@@ -285,23 +285,20 @@ class OrbaxBlockWriter:
             self._arrays[path][index].write(values, can_reference_source_data_indefinitely=True)
         )
 
-    def write_all(self, path: ParamPath, start: Sequence[int], values: Any) -> None:
+    def write_all(self, path: ParamPath, start: Sequence[int], values: NDArray[Any]) -> None:
         """Writes a large part of a parameter, some chunks of it at a time.
 
         Args:
             path: of the parameter.
-            start: where the part begins, in each dimension.
-            values: a numpy or jax array, which is copied to the host piece by piece.
+            start: where the part begins, in each dimension, of which there is one at least.
+            values: of the part, which must not change afterwards.
         """
-        if not values.ndim:
-            self.write(path, (), np.asarray(values))
-            return
         rows = self._parameters[path].chunks[0]
         for first in range(0, values.shape[0], rows):
-            block = np.asarray(values[first : first + rows])
+            block = values[first : first + rows]
             starts = (start[0] + first, *start[1:])
-            index = zip(starts, block.shape, strict=True)
-            self.write(path, tuple(slice(at, at + size) for at, size in index), block)
+            bounds = zip(starts, block.shape, strict=True)
+            self.write(path, tuple(slice(at, at + size) for at, size in bounds), block)
 
     def _wait(self, max_pending: int) -> None:
         while len(self._writes) > max_pending:
@@ -388,7 +385,7 @@ def _chunks_of_shards(leaf: Any) -> tuple[int, ...]:
     return tuple(chunk)
 
 
-def _owned_shards(leaf: Any) -> Iterator[tuple[tuple[int, ...], Any]]:
+def _owned_shards(leaf: Any) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
     """Yields the shards of an array that this process writes: where each begins, and its values."""
     if not isinstance(leaf, jax.Array):
         if jax.process_index() == 0:
@@ -396,7 +393,7 @@ def _owned_shards(leaf: Any) -> Iterator[tuple[tuple[int, ...], Any]]:
         return
     for shard in leaf.addressable_shards:
         if shard.replica_id == 0:
-            yield tuple(part.start or 0 for part in shard.index), shard.data
+            yield tuple(part.start or 0 for part in shard.index), np.asarray(shard.data)
 
 
 def _uncompressed_zarr(max_chunk_bytes: int | None = None) -> ocp.Context:

@@ -148,9 +148,10 @@ class DiskCache:
             if count.bytes + needed > self.max_bytes:
                 self._paused_until = time.monotonic() + _PAUSE_S
                 return False
+            count.bytes += needed
+            count.save()  # before there is a file, since this process may be killed
             with temporary.open("xb") as file:
                 file.truncate(size)
-            count.bytes += needed
             return True
 
     def _make_room(self, needed: int) -> int:
@@ -174,7 +175,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator["_Count"]:
-        """Locks the folder and yields how many bytes it holds; what that is at the end is written.
+        """Locks the folder and yields how many bytes it holds; what that is at the end is saved.
 
         Raises:
             OSError: the folder cannot be used; a BlockingIOError, another process has it for long.
@@ -184,16 +185,12 @@ class DiskCache:
             _lock(file)
             now = time.time()
             match = re.fullmatch(rb"(\d{20}) (\d{20})\n", os.read(file, 100))
-            counted = (int(match[1]), int(match[2])) if match else None
+            count = _Count(file, *map(int, match.groups()) if match else (0, 0))
             # What was counted is wrong where files were removed by hand, or the power was lost.
-            if counted is None or not now - _COUNTED_EVERY_S < counted[1] <= now:
-                count = _Count(_count_bytes(self.folder), now)
-            else:
-                count = _Count(*counted)
+            if not now - _COUNTED_EVERY_S < count.time <= now:
+                count.bytes, count.time = _count_bytes(self.folder), now
             yield count
-            if counted != (count.bytes, int(count.time)):
-                # Always of one length: a writer that is killed leaves the old numbers or the new.
-                os.pwrite(file, b"%020d %020d\n" % (count.bytes, count.time), 0)
+            count.save()
         finally:
             os.close(file)  # releases the lock
 
@@ -206,10 +203,20 @@ class DiskCache:
 
 
 class _Count:
-    """How many bytes a folder's files take, and when they were counted, in seconds since 1970."""
+    """How many bytes a folder's files take, and when they were counted, in seconds since 1970.
 
-    def __init__(self, count: int, counted_at: float):
-        self.bytes, self.time = count, counted_at
+    Args:
+        file: where that is kept.
+        count: of bytes.
+        time: of the count.
+    """
+
+    def __init__(self, file: int, count: int, time: float):
+        self._file, self.bytes, self.time = file, count, time
+
+    def save(self) -> None:
+        # Always of one length: a writer that is killed leaves the old numbers or the new.
+        os.pwrite(self._file, b"%020d %020d\n" % (self.bytes, self.time), 0)
 
 
 class _File(NamedTuple):

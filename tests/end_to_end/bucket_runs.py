@@ -36,8 +36,9 @@ def num_logged(server: GcsServer, run_dir: str) -> int:
 def is_saving(server: GcsServer, names_before: set[str]) -> bool:
     """Returns whether a checkpoint is being written that was not there before."""
     names = set(server.buckets["bucket"])
-    steps = {name.rpartition("/state/")[0] for name in names - names_before if "/state/" in name}
-    return any(step and f"{step}/commit_success.txt" not in names for step in steps)
+    new = [name for name in names - names_before if "/checkpoints/" in name and "/state/" in name]
+    steps = {name.rpartition("/state/")[0] for name in new}
+    return any(f"{step}/commit_success.txt" not in names for step in steps)
 
 
 def kill_when(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:

