@@ -178,10 +178,9 @@ class DataChecker:
         bad = result.bad
         self.checked.append(CheckedData(title, tuple(sources), config, result))
         raise_for_bad_records(bad, sources, config)
-        if jax.process_index() == 0:
-            for source in sources:
-                if (parts := describe_parts(source)) is not None:
-                    logger.info("%s: %s: %s", title, source.path, parts)
+        for source in sources:
+            if isinstance(source, SplitSource) and source.num_split and jax.process_index() == 0:
+                logger.info("%s: %s: %s", title, source.path, source.describe_parts())
         contents = {
             f"{source.name} ({source.path})": dataclasses.asdict(content)
             for source, content in zip(sources, result.contents, strict=True)
@@ -289,15 +288,6 @@ def check_records(
         finally:
             pool.shutdown(cancel_futures=True)
     return CheckResult(bad, contents)
-
-
-def describe_parts(source: AnySource) -> str | None:
-    """Returns how many records of a source are read in how many parts; None if none is."""
-    if not isinstance(source, SplitSource) or not source.num_split:
-        return None
-    count = source.num_split
-    what = "1 dialogue is too long and" if count == 1 else f"{count} dialogues are too long and"
-    return f"{what} read in {source.num_parts} parts"
 
 
 def num_records_to_check(source: AnySource, config: DataConfig) -> int:

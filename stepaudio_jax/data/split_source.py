@@ -76,6 +76,11 @@ class SplitSource:
         """Returns how many parts these have together."""
         return sum(map(len, self._index.parts))
 
+    def describe_parts(self) -> str:
+        """Returns how many records are read in how many parts, in words."""
+        count = "1 dialogue is" if self.num_split == 1 else f"{self.num_split} dialogues are"
+        return f"{count} too long and read in {self.num_parts} parts"
+
     @property
     def files(self) -> list[str]:
         """Returns the files whose content decides its rows; see `Source.files`."""

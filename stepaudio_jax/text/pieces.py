@@ -44,6 +44,19 @@ def find_piece_ends(text: str, pieces: Sequence[str]) -> list[int] | None:
     return None
 
 
+def cut_pieces(text: str, ends: Sequence[int], first: int, last: int) -> str:
+    """Returns pieces `first` to `last` - 1 of a text, with all that stands between them.
+
+    Args:
+        text: all of it.
+        ends: as `find_piece_ends` returns them.
+        first, last: of the pieces.
+    """
+    start = ends[first - 1] if first else 0
+    end = ends[last - 1] if last < len(ends) else len(text)
+    return text[start:end].strip()
+
+
 def find_difference(text: str, pieces: Sequence[str], characters: int = 20) -> tuple[str, str]:
     """Returns the places, white space aside, where a text and its pieces begin to differ."""
     mine, theirs = ("".join(value.split()) for value in (text, "".join(pieces)))

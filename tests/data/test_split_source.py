@@ -184,7 +184,7 @@ def test_the_check_says_what_is_split(path):
     (source,) = found.sources
     assert (
         f"    2 dialogues are too long and read in {source.num_parts} parts"
-        " (data.on_too_long='split'), which count as records here" in describe_check(found)
+        ", which count as records (on_too_long='split')" in describe_check(found)
     )
     unsplit = checked(split_settings(path, on_too_long="skip"))
     assert [record.skipped for record in unsplit.result.bad] == ["too_long", "too_long"]
