@@ -61,8 +61,10 @@ class SegmentPlan:
 
     def parts(self) -> list[tuple[tuple[int, int], float, float | None]]:
         """Returns segments, start and end of each part."""
-        for number, atom in enumerate(self._atoms):
-            self._check_fits_alone(number, atom)
+        for number in range(len(self._atoms)):
+            self._check_fits_alone(number)
+        for number in range(len(self._atoms) + 1):
+            self._check_silence(number)
         parts = []
         first, start = 0, self._first
         while first < len(self._atoms):
@@ -129,13 +131,13 @@ class SegmentPlan:
                 return last, self._last
             gap = sorted((self._atoms[last - 1].end, self._atoms[last].start))
             # The next part must hold its first atom, too.
-            most = self._max_samples(self._other_tokens + self._counts[last])
-            earliest = max(gap[0], self._needed_end(last) - most)
+            earliest = max(gap[0], self._needed_end(last) - self._room(last))
             latest = min(gap[1], latest)
             if earliest <= latest:
                 middle = round(sum(gap) / 2 / _GRID_SAMPLES) * _GRID_SAMPLES
                 return last, min(max(middle, earliest), latest)
-        raise self._silence_too_long(first, start)
+        after = self._last if first == count - 1 else self._atoms[first + 1].start
+        raise self._silence_too_long(start, after, first, "on both sides of")
 
     def _needed_end(self, atom: int) -> int:
         """Returns where a part ends at the earliest, whose last atom this is."""
@@ -144,34 +146,45 @@ class SegmentPlan:
     def _reply_tokens(self, segments: tuple[int, int]) -> int:
         return len(self._encode(cut_pieces(self._reply, self._ends, *segments)))
 
-    def _check_fits_alone(self, number: int, atom: "_Atom") -> None:
-        tokens = self._other_tokens + self._counts[number]
-        if atom.end - atom.start <= self._max_samples(tokens):
+    def _room(self, number: int) -> int:
+        """Returns the longest clip, in samples, with which the text of an atom fits a row."""
+        return self._max_samples(self._other_tokens + self._counts[number])
+
+    def _check_fits_alone(self, number: int) -> None:
+        atom, room = self._atoms[number], self._room(number)
+        if atom.end - atom.start <= room:
             return
         first, last = atom.segments[0] + 1, atom.segments[1]
-        what = f"number {first}" if first == last else f"numbers {first} to {last} together"
-        sound = (atom.end - atom.start) / SAMPLE_RATE
-        room = self._max_samples(tokens) / SAMPLE_RATE
+        what = f"number {first} is" if first == last else f"numbers {first} to {last} together are"
         raise DataError(
-            f"{self._error}; of its segments, {what}"
-            f" ({atom.start / SAMPLE_RATE:.2f} s to {atom.end / SAMPLE_RATE:.2f} s) is too long for"
-            f" a part: {sound:.2f} s of sound, and a row holds {room:.2f} s beside {tokens} tokens"
-            " of text; divide it",
+            f"{self._error}; of its segments, {what} too long for a part, from"
+            f" {atom.start / SAMPLE_RATE:.2f} s to {atom.end / SAMPLE_RATE:.2f} s: a row holds"
+            f" {room / SAMPLE_RATE:.2f} s of sound beside"
+            f" {self._other_tokens + self._counts[number]} tokens of text; divide it",
             kind="too_long",
         )
 
-    def _silence_too_long(self, first: int, start: int) -> DataError:
-        """Returns the error where no cut leaves the sound around `first` short enough."""
-        atom = self._atoms[first]
-        is_last = first == len(self._atoms) - 1
-        after = self._last if is_last else self._atoms[first + 1].start
-        before, behind = (atom.start - start, after - atom.end)
-        begin, end = (start, atom.start) if before > behind else (atom.end, after)
+    def _check_silence(self, number: int) -> None:
+        """Checks that the sound before an atom, or behind the last one, fits with its neighbours.
+
+        It may be cut anywhere, and one side of it is in the part before.
+        """
+        start = self._atoms[number - 1].end if number else self._first
+        end = self._atoms[number].start if number < len(self._atoms) else self._last
+        neighbours = [each for each in (number - 1, number) if 0 <= each < len(self._atoms)]
+        room = sum(
+            self._room(each) - (self._atoms[each].end - self._atoms[each].start)
+            for each in neighbours
+        )
+        if end - start > room:
+            raise self._silence_too_long(start, end, neighbours[0], "beside")
+
+    def _silence_too_long(self, start: int, end: int, atom: int, where: str) -> DataError:
         return DataError(
-            f"{self._error}; no segment lies between {begin / SAMPLE_RATE:.2f} s and"
-            f" {end / SAMPLE_RATE:.2f} s, which is too long beside segment {atom.segments[0] + 1};"
-            " write what is heard there as a segment, or give a row for each side ('start_s' and"
-            " 'end_s')",
+            f"{self._error}; what is heard from {start / SAMPLE_RATE:.2f} s to"
+            f" {end / SAMPLE_RATE:.2f} s in no segment is too long for a part, {where} segment"
+            f" {self._atoms[atom].segments[0] + 1}; write it as a segment, or give a row for each"
+            " side ('start_s' and 'end_s')",
             kind="too_long",
         )
 

@@ -67,8 +67,8 @@ def test_every_character_is_in_exactly_one_piece():
 def test_the_difference_is_shown_where_it_begins():
     text = "the quick brown fox jumps over the lazy dog"
     mine, theirs = find_difference(text, ["the quick brown fox ", "leaps over the lazy dog"])
-    assert mine == "kbrownfoxjumpsoverth"
-    assert theirs == "kbrownfoxleapsoverth"
+    assert mine == "ckbrownfoxjumpsovert"
+    assert theirs == "ckbrownfoxleapsovert"
 
 
 def test_labels_of_several_pieces_are_joined_once_each():
