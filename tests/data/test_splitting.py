@@ -168,12 +168,12 @@ def test_segments_that_overlap_stay_together():
 def test_a_cut_moves_within_a_long_silence_where_one_side_has_less_room():
     # 46 s fit with a text of one word, 34 s with the long one.
     long = "long " * 30
-    turns = [(0.0, 20.0, long), (60.0, 82.0, "b")]
+    turns = [(0.0, 20.0, long), (54.0, 76.0, "b")]
     limits = dataclasses.replace(LIMITS, tokens=650, chunks=2)
-    parts = parts_of(transcribed(turns), limits=limits, seconds=82.0)
-    check_parts(transcribed(turns), parts, seconds=82.0, limits=limits)
+    parts = parts_of(transcribed(turns), limits=limits, seconds=76.0)
+    check_parts(transcribed(turns), parts, seconds=76.0, limits=limits)
     assert len(parts) == 2
-    assert clip_of(parts[0]).end_s < 39.0
+    assert clip_of(parts[0]).end_s < 36.0
 
 
 def test_labels_of_segments_are_those_of_the_part_that_has_them():
