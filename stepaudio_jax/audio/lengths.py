@@ -15,6 +15,7 @@ frames)` of them stand for its audio tokens.
 The functions of frames take and return Python ints, NumPy arrays and (traced) JAX arrays alike.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
 
@@ -70,6 +71,28 @@ def audio_token_count(samples: int, length_convention: LengthConvention = "hf") 
     errors are those of `clip_chunks`.
     """
     return sum(chunk.tokens for chunk in clip_chunks(samples, length_convention))
+
+
+def max_clip_samples(
+    tokens: int, chunks: int, mel_frames: int, length_convention: LengthConvention = "hf"
+) -> int:
+    """Returns the longest clip, in samples, that a row has room for; 0 if it has none.
+
+    Args:
+        tokens: that the clip may take, with `<audio_start>` and `<audio_end>` of each chunk.
+        chunks: that it may have.
+        mel_frames: that each of them may have.
+        length_convention: as of `clip_chunks`.
+    """
+    longest_chunk = max_chunk_samples(mel_frames)
+    # Only the last chunk of a clip is shorter than 25 s.
+    is_full = longest_chunk >= CHUNK_SAMPLES
+    longest = chunks * CHUNK_SAMPLES if is_full else min(chunks, 1) * longest_chunk
+
+    def count_tokens(samples: int) -> int:
+        return sum(size.tokens + 2 for size in clip_chunks(samples, length_convention))
+
+    return max(bisect.bisect_right(range(longest + 1), tokens, key=count_tokens) - 1, 0)
 
 
 def split_chunks(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -16,6 +16,7 @@ from stepaudio_jax.errors import ConfigError
 
 AudioChannel = Literal["first", "mix"]
 OnBadRecord = Literal["error", "skip"]
+OnTooLong = Literal["error", "skip", "split"]
 
 # Beyond them speech is no longer understood.
 SPEED_LIMITS = (0.5, 2.0)
@@ -112,7 +113,9 @@ class DataConfig:
     history_reasoning: bool = False
     check: Literal["all"] | int = "all"  # records of each source checked before a run begins
     on_bad_audio: OnBadRecord = "error"  # a clip cannot be decoded; "skip" drops and counts it
-    on_too_long: OnBadRecord = "error"  # a dialogue does not fit an empty sequence
+    # A dialogue does not fit an empty sequence; "split" makes several of it where its turns or
+    # segments carry times, for objective=next_token.
+    on_too_long: OnTooLong = "error"
     on_bad_record: OnBadRecord = "error"  # a record cannot be read or rendered
     # Sequences kept open for each one of the batch: more pack a little tighter and cost memory.
     packing_bins_per_seq: int = 4

@@ -2,13 +2,16 @@
 
 import base64
 import binascii
+import dataclasses
 import re
 import urllib.parse
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import load_audio, probe_audio
+from stepaudio_jax.audio import SAMPLE_RATE, iter_audio, load_audio, probe_audio
+from stepaudio_jax.audio.waveform import join
 from stepaudio_jax.config import AudioChannel, DataConfig, LengthConvention
 from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.folders import exists
@@ -21,6 +24,7 @@ from stepaudio_jax.text import AudioPart
 # RFC 2397: data:[<mediatype>][;base64],<data>
 _DATA_URI = re.compile(r"data:(?P<header>[^,]{0,200}),", re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_MEASURED_BEFORE_S = 1.0  # a last segment may be too short for a clip
 
 
 def open_clip_cache(config: DataConfig) -> DiskCache | None:
@@ -91,6 +95,112 @@ def decode_clip(
         )
     except AudioError as error:
         raise AudioError(format_path(part.path), error.reason) from None
+
+
+def iter_clip(
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+    allow_urls: bool = DataConfig.allow_urls,
+    cache: DiskCache | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the samples of `load_clip` piece by piece, and holds only one piece.
+
+    Raises:
+        AudioError: as of `load_clip`.
+    """
+    source = open_clip(part.path, allow_urls=allow_urls, cache=cache)
+    try:
+        yield from iter_audio(
+            source,
+            start_s=part.start_s or None,
+            end_s=part.end_s,
+            length_convention=length_convention,
+            channel=channel,
+        )
+    except AudioError as error:
+        raise AudioError(format_path(part.path), error.reason) from None
+
+
+def load_clip_within(
+    part: AudioPart,
+    max_samples: int,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+    allow_urls: bool = DataConfig.allow_urls,
+    cache: DiskCache | None = None,
+) -> tuple[NDArray[np.float32], int]:
+    """Decodes a clip as `load_clip` does, and keeps nothing of one that is longer than a limit.
+
+    Returns:
+        [samples] f32, none of them where there are more than `max_samples`; and their number.
+
+    Raises:
+        AudioError: as of `load_clip`.
+    """
+    count = 0
+
+    def pieces() -> Iterator[NDArray[np.float32]]:
+        nonlocal count
+        for piece in iter_clip(
+            part,
+            length_convention=length_convention,
+            channel=channel,
+            allow_urls=allow_urls,
+            cache=cache,
+        ):
+            count += len(piece)
+            if count <= max_samples:
+                yield piece
+
+    waveform = join(pieces())
+    return (waveform if count <= max_samples else waveform[:0].copy()), count
+
+
+def measure_clip(
+    part: AudioPart,
+    /,
+    *,
+    length_convention: LengthConvention = "hf",
+    channel: AudioChannel = DataConfig.channel,
+    allow_urls: bool = DataConfig.allow_urls,
+    cache: DiskCache | None = None,
+) -> int:
+    """Returns a clip's number of samples at 16 kHz; decodes it where its header does not say it.
+
+    Of a clip with segments, only what lies behind the beginning of the last one is decoded then.
+
+    Raises:
+        AudioError: as of `load_clip`.
+    """
+
+    def count_from(start_s: float) -> int:
+        pieces = iter_clip(
+            dataclasses.replace(part, start_s=start_s),
+            length_convention=length_convention,
+            channel=channel,
+            allow_urls=allow_urls,
+            cache=cache,
+        )
+        before = round(start_s * SAMPLE_RATE) - round(part.start_s * SAMPLE_RATE)
+        return before + sum(map(len, pieces))
+
+    samples = probe_clip(
+        part, length_convention=length_convention, allow_urls=allow_urls, cache=cache
+    )
+    if samples is not None:
+        return samples
+    last_s = part.segments[-1].start_s - _MEASURED_BEFORE_S if part.segments else 0.0
+    if last_s > part.start_s:
+        try:
+            return count_from(last_s)
+        except AudioError:  # perhaps the clip ends before its last segment
+            pass
+    return count_from(part.start_s)
 
 
 def load_silence(

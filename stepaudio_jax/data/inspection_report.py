@@ -130,6 +130,9 @@ def _clips(inspection: Inspection) -> str:
     if inspection.clip_samples is not None:
         shortest, longest = (samples / SAMPLE_RATE for samples in inspection.clip_samples)
         parts.append(f"the shortest {shortest:.2f} s, the longest {longest:.2f} s")
+    if inspection.timed_clips:
+        segments = _count(inspection.segments, "segment")
+        parts.append(f"{segments} with times in {inspection.timed_clips} of them")
     if content.unmeasured_clips:
         parts.append(f"{content.unmeasured_clips} whose headers do not say how long they are")
     if inspection.long_clips:
@@ -143,7 +146,13 @@ def _lengths(inspection: Inspection, measure: str, seq_len: int | None) -> str:
         longest += ", one for each byte of text (--tokenizer DIR counts a model's)"
     if seq_len is None:
         return longest
-    return f"{_count(inspection.too_long, 'dialogue')} longer than --seq-len {seq_len}; {longest}"
+    too_long = f"{_count(inspection.too_long, 'dialogue')} longer than --seq-len {seq_len}"
+    if inspection.split:
+        too_long += (
+            f", {inspection.split} of which data.on_too_long='split' reads in"
+            f" {inspection.parts} parts"
+        )
+    return f"{too_long}; {longest}"
 
 
 def _missing(missing: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from stepaudio_jax.data.batch import Batch, collate
 from stepaudio_jax.data.packing import Lookahead, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import PreparedRecord, Visit
-from stepaudio_jax.data.source import Source, open_sources
+from stepaudio_jax.data.split_source import AnySource, open_stage_sources
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import Tokenizer
@@ -65,7 +65,7 @@ def batches(
             used.
         ConfigError: settings contradict each other.
     """
-    sources = open_sources(config.sources)
+    sources = open_stage_sources(config, tokenizer, model)
     streams = training_streams(
         [len(source) for source in sources],
         [source.weight for source in config.sources],
@@ -88,6 +88,7 @@ def evaluation_batches(
     auxiliary: AuxiliaryConfig | None = None,
     rows: Sequence[int] | None = None,
     count: int | None = None,
+    sources: Sequence[AnySource] | None = None,
 ) -> "BatchIterator":
     """Returns batches with every record once, in a fixed order, not augmented.
 
@@ -97,6 +98,7 @@ def evaluation_batches(
         config, tokenizer, model, auxiliary, rows: as for `batches`. Sources' weights do not apply.
         count: the number of batches, empty ones once the records are used up, so that several
             processes agree on it. None: as many as this process's records fill.
+        sources: of `config`, if they are open already, by `open_stage_sources`.
 
     Raises:
         DataError, ConfigError: as for `batches`; and a ConfigError if `config` augments.
@@ -105,7 +107,8 @@ def evaluation_batches(
         raise ConfigError(
             "augmentation changes the sound in training only; leave it out of evaluation.data"
         )
-    sources = open_sources(config.sources)
+    if sources is None:
+        sources = open_stage_sources(config, tokenizer, model)
     streams = evaluation_streams([len(source) for source in sources], rows=config.batch_size)
     prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=0)
     iterator = _PackedBatchIterator(
@@ -158,7 +161,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     def __init__(
         self,
         config: DataConfig,
-        sources: Sequence[Source],
+        sources: Sequence[AnySource],
         streams: Sequence[grain.MapDataset[Visit]],
         prepare: Preprocessor,
         *,
@@ -255,7 +258,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**states[0], "counts": dict(counts), "rows": rows}
 
 
-def _data_signature(config: DataConfig, sources: Sequence[Source], seed: int) -> dict[str, Any]:
+def _data_signature(config: DataConfig, sources: Sequence[AnySource], seed: int) -> dict[str, Any]:
     """Returns what must not change between saving a state and resuming from it, JSON-ready."""
     settings = to_dict(config)
     # Skipping may change: a run that stopped at a bad record can continue without it. So may the

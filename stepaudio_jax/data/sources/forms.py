@@ -39,7 +39,7 @@ __all__ = [
     "to_project_form",
 ]
 
-_NULL_LEVELS = 6  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
+_NULL_LEVELS = 8  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
 
 
 def _unchanged(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[str, Any]:
@@ -71,7 +71,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 COLUMN_KEYS = (
     *RECORD_KEYS,
     *("prompt", "chosen", "rejected", "audios", "system", "tools", "audio", "text", "reply"),
-    *("start_s", "end_s"),
+    *("start_s", "end_s", "segments"),
 )
 
 

@@ -10,9 +10,9 @@ turn with the text, which is the clip's transcript too. Without a text, `label` 
 
 Which columns become `attributes` of the clip: every other column of one string, number, true or
 false (speaker, language, label, ..), as a string. Not those that measure the file and not the
-speech (numbers as `duration`, `sampling_rate`, ..), nor names of sound files. Lists and objects
-stay in the row, where `parse_record` refuses those of pictures, tools and replies by name; nothing
-reads the others.
+speech (numbers as `duration`, `sampling_rate`, ..), nor names of sound files. Lists of what is said
+when (`segments`, `chunks`, ..) become the clip's segments. Other lists and objects stay in the row,
+where `parse_record` refuses those of pictures, tools and replies by name; nothing reads the others.
 """
 
 import json
@@ -32,7 +32,16 @@ from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import read_clips
 from stepaudio_jax.data.sources.rows import Messages
+from stepaudio_jax.data.sources.segments import (
+    ENDS,
+    STARTS,
+    check_texts,
+    join_texts,
+    parse_segments,
+    read_segments,
+)
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.text.pieces import join_attributes
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "txt")
 # Read where there is none of the above, and only one of these.
@@ -47,8 +56,6 @@ _MEASURES = frozenset(
         *("start_s", "end_s"),
     )
 )
-_STARTS = ("start", "start_time", "begin", "begin_time", "start_sec", "segment_start")
-_ENDS = ("end", "end_time", "stop", "end_sec", "segment_end")
 
 
 def find_clip_columns(value: Mapping[str, Any]) -> list[str]:
@@ -92,6 +99,11 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         _check_channel(value, origin)
     part |= _times(value, is_embedded, origin)
     text = text_of(value, text_key, origin) if text_key else None
+    segments_key, segments = _segments(value, part, text, text_key, options, origin)
+    if segments:
+        part["segments"] = segments
+        if text is None and "text" not in options.columns:
+            text = join_texts(segments)
     if text is not None:
         part["transcript"] = text
     reply = text_of(value, "reply", origin) or text
@@ -99,10 +111,11 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         reply = text_of(value, "label", origin)
     _check_reply(value, text_key, reply, origin)
     own_keys = {*RECORD_KEYS} - {"label"}
-    others = without(value, audio_key, text_key or "", *_TURN_COLUMNS)
+    others = without(value, audio_key, text_key or "", segments_key, *_TURN_COLUMNS)
     others = {key: item for key, item in others.items() if key not in own_keys}
     kept = {key: item for key, item in others.items() if _stays(key, item)}
-    attributes = _attributes({key: item for key, item in others.items() if key not in kept})
+    attributes = join_attributes(segment.get("attributes", {}) for segment in segments)
+    attributes |= _attributes({key: item for key, item in others.items() if key not in kept})
     if attributes:
         part["attributes"] = attributes
     messages = clip_dialogue(
@@ -241,6 +254,44 @@ def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str
     return {}
 
 
+def _segments(
+    value: Mapping[str, Any],
+    part: Mapping[str, Any],
+    text: str | None,
+    text_key: str | None,
+    options: FormOptions,
+    origin: str,
+) -> tuple[str, list[dict[str, Any]]]:
+    """Returns the column with segments of the clip, and these; ("", []) where there are none.
+
+    Args:
+        value: the row.
+        part: the audio part, with its times.
+        text, text_key: what is said, and its column.
+        options: of the source.
+        origin: the start of an error.
+    """
+    read = read_segments(value, "segments" in options.columns, origin)
+    if read is None:
+        return "", []
+    column, segments = read
+    where = f"{origin}: {column!r}"
+    remedy = "say that they are none: columns={'segments': ''}"
+    if part.get("start_s"):
+        raise DataError(
+            f"{where} has times beside a part of a file, and nothing says whether they count from"
+            f" its beginning; write the row in the form of docs/data.md, or {remedy}"
+        )
+    try:
+        parse_segments(segments, where, 0.0, part.get("end_s"))
+    except DataError as error:
+        raise DataError(f"{error}; or {remedy}") from None
+    if text is not None:
+        pieces = [segment["text"] for segment in segments]
+        check_texts(pieces, text, where, f"{text_key!r}", remedy)
+    return column, segments
+
+
 def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> None:
     """Checks that no column may mean a part of the file, which would be ignored.
 
@@ -255,8 +306,8 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
                 " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
             )
         return
-    start = next((key for key in _STARTS if _is_number(value.get(key))), None)
-    end = next((key for key in _ENDS if _is_number(value.get(key))), None)
+    start = next((key for key in STARTS if _is_number(value.get(key))), None)
+    end = next((key for key in ENDS if _is_number(value.get(key))), None)
     if start is not None and end is not None:
         raise DataError(
             f"{origin}: has {start!r} and {end!r}, which may be a part of the file; say so:"
