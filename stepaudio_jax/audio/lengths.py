@@ -159,6 +159,18 @@ def chunk_token_count(mel_frames: Count, length_convention: LengthConvention = "
     return audio_embeddings_per_chunk(mel_frames - 2 if length_convention == "hf" else mel_frames)
 
 
+def min_token_samples(tokens: int, length_convention: LengthConvention = "hf") -> int:
+    """Returns the fewest samples of one chunk that has at least `tokens` audio tokens.
+
+    The inverse of `chunk_token_count` behind `mel_frame_count`: n tokens need 8 n - 5 mel frames,
+    and under "hf" two more.
+    """
+    if tokens <= 0:
+        return 0
+    mel_frames = 8 * tokens - 5 + (2 if length_convention == "hf" else 0)
+    return max(HOP_SAMPLES * mel_frames - PAD_SAMPLES, 1)
+
+
 def max_mel_frames(encoder_positions: int) -> int:
     """Returns the longest chunk, in mel frames, that a positional table of that size holds."""
     return 2 * encoder_positions

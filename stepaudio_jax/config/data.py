@@ -57,7 +57,8 @@ class AugmentationConfig:
     # Of a dialogue: all its clips are silent, so that the model learns to say what it cannot hear.
     silence_probability: float = 0.0
     speed_probability: float = 0.0  # of a clip: it is faster or slower, at the same pitch
-    speed_range: tuple[float, float] = (0.9, 1.1)  # of its speed; 1.1 is a tenth faster
+    # Of its speed; 1.1 is a tenth faster. A clip stays long enough for CTC to align its transcript.
+    speed_range: tuple[float, float] = (0.9, 1.1)
     pitch_probability: float = 0.0  # of a clip: it is higher or lower, of the same length
     pitch_semitones: tuple[float, float] = (-2.0, 2.0)  # range of the change of its pitch
     max_shift_s: float = 0.0  # longest silence put in front of a clip, in seconds

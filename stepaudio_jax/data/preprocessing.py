@@ -17,6 +17,7 @@ from stepaudio_jax.audio.lengths import (
     audio_embeddings_per_chunk,
     audio_indices,
     max_chunk_samples,
+    min_token_samples,
 )
 from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.augmentation import (
@@ -208,11 +209,14 @@ class Preprocessor:
         # A shift may fill the last chunk, and begins no other.
         longest_chunk = min(CHUNK_SAMPLES, max_chunk_samples(self._config.mel_frames_per_chunk))
         free_samples = longest_chunk - len(split_chunks(waveform)[-1])
+        # A faster clip keeps the audio tokens with which CTC aligns its transcript.
+        min_tokens = self._label_encoder.min_tokens(part) if self._label_encoder else 0
         waveform = augment_waveform(
             waveform,
             augmentation,
             rng,
             max_shift_samples=max(free_samples, 0),
+            min_samples=min_token_samples(min_tokens, self._convention),
             rate=SAMPLE_RATE,
         )
         samples = len(waveform)

@@ -19,8 +19,8 @@ from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.containers.base import Container, Row
 from stepaudio_jax.data.containers.folders import exists, is_folder, list_files_below
 from stepaudio_jax.data.containers.opening import open_container
-from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
-from stepaudio_jax.data.containers.tfds import TfdsFolder, resolve_name
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension, file_stem
+from stepaudio_jax.data.containers.tfds import TfdsFolder, dataset_name_parts, resolve_name
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import FormOptions, check_options, row_form, to_project_form
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
@@ -63,8 +63,10 @@ class Source:
         if not paths:
             raise DataError(_no_such_file(config.path))
         self.containers = tuple(_open(path, config) for path in paths)
-        self.name = config.name or names.get(config.path) or _stem(config.path)
-        self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
+        self.name = config.name or names.get(config.path) or _shortest_name(config.path)
+        self._default_names = [
+            config.name or names.get(path) or _shortest_name(path) for path in paths
+        ]
         self._options = [_form_options(config, path) for path in paths]
         check_options(self._options[0])
         self.settings = {
@@ -142,7 +144,7 @@ class Source:
             row = self.raw_row(index)
         except DataError:
             path, separator, place = self.origin(index).rpartition(":")
-            return f"{_stem(path)}{separator}{place}"
+            return f"{file_stem(path)}{separator}{place}"
         record_id = row.value.get("id") if isinstance(row.value, Mapping) else None
         if isinstance(record_id, str) and record_id:
             return record_id
@@ -197,8 +199,9 @@ def read_records(path: PathLike) -> Iterator[Record]:
 def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     """Returns names for the sources without one: of each path, and of each file that it matches.
 
-    A name is the file's stem. If another source has that name, as many parent folders are added as
-    distinguish the two (`a/train` and `b/train`), and if that is not enough, the file's ending.
+    A name is the file's stem, or that of a TFDS data set. If another source has that name, as many
+    parent folders are added as distinguish the two (`a/train` and `b/train`), and if that is not
+    enough, the file's ending. Of a data set, its configuration, version and split are added first.
     """
     named = {config.name for config in configs if config.name}
     paths = {
@@ -276,16 +279,23 @@ def _dataset_info(path: str) -> Mapping[str, Any] | None:
     return dataset_entry(info, path) if isinstance(info, Mapping) else None
 
 
-def _stem(path: str) -> str:
-    return pathlib.PurePath(path).stem
+def _shortest_name(path: str) -> str:
+    return _name_candidates(path)[0]
 
 
 def _name_candidates(path: str) -> list[str]:
-    """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`."""
+    """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`.
+
+    Those of a TFDS data set begin with its own, as `talks`, `talks/plain`, `talks/plain/1.0.0`.
+    """
     scheme, separator, rest = path.rpartition("://")
     normal = os.path.normpath(rest)
-    stems = [*pathlib.PurePath(normal).parts[:-1], _stem(path)]
+    parts = [] if path.startswith(_TFDS) else list(pathlib.PurePath(normal).parts)
+    if parts and not is_folder(path):
+        parts[-1] = file_stem(normal)
+    of_dataset = dataset_name_parts(path)
     return [
-        *("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))),
+        *("/".join(of_dataset[:stop]) for stop in range(1, len(of_dataset) + 1)),
+        *("/".join(parts[start:]).replace("//", "/") for start in reversed(range(len(parts)))),
         f"{scheme}{separator}{normal}",
     ]

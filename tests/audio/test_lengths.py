@@ -18,7 +18,7 @@ from stepaudio_jax.audio import (
     mel_frame_count,
     split_chunks,
 )
-from stepaudio_jax.audio.lengths import audio_indices, max_chunk_samples
+from stepaudio_jax.audio.lengths import audio_indices, max_chunk_samples, min_token_samples
 
 SECOND = 16_000
 
@@ -162,3 +162,12 @@ def test_audio_indices_count_on_from_the_first_chunk():
     assert indices.tolist() == [1565, 1566, 1878]
     assert indices.dtype == np.int32
     assert audio_indices([], 313).tolist() == []
+
+
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+def test_the_fewest_samples_of_so_many_tokens(length_convention):
+    for tokens in (1, 2, 3, 50, 312):
+        samples = min_token_samples(tokens, length_convention)
+        for size, expected in ((samples, tokens), (samples - 1, tokens - 1)):
+            assert chunk_token_count(mel_frame_count(size), length_convention) == expected
+    assert min_token_samples(0, length_convention) == 0

@@ -7,7 +7,12 @@ from typing import Any
 
 from stepaudio_jax.data.containers.audio_folder import METADATA_NAMES, SPLIT_NAMES, AudioFolder
 from stepaudio_jax.data.containers.base import Container
-from stepaudio_jax.data.containers.folders import is_folder, list_files_below, list_folder
+from stepaudio_jax.data.containers.folders import (
+    exists,
+    is_folder,
+    list_files_below,
+    list_folder,
+)
 from stepaudio_jax.data.containers.kaldi import RECORDINGS_FILE, KaldiFolder
 from stepaudio_jax.data.containers.lhotse import open_lhotse_folder
 from stepaudio_jax.data.containers.open_file import (
@@ -34,6 +39,8 @@ _HASH = r"(-of-\d+)-[0-9a-f]{16}\b"
 _EXPECTED_ROWS = re.compile(r"(?:.*\.)?expected\.jsonl")
 # What a conversion of this project lists beside its shards: the rows that it could not read.
 _SKIPPED_ROWS = "skipped.jsonl"
+# Which a data folder of Kaldi may have beside `text`.
+_KALDI_FILES = ("segments", "utt2spk", "spk2utt", "utt2dur", "feats.scp", "reco2dur")
 _NUMBERED = re.compile(r"-\d+-of-\d+\.")
 
 
@@ -77,9 +84,20 @@ def _check_not_foreign(path: str, names: Sequence[str], info: Any) -> None:
         )
     if isinstance(info, dict) and is_llama_factory_index(info):
         files = [os.path.join(path, str(item["file_name"])) for item in info.values()]
+        there = [file for file in files if exists(file)]
+        if not there:
+            raise DataError(
+                f"{format_path(files[0])}: does not exist, and {_DATASET_INFO} names it; copy it"
+                " too, or correct its file_name"
+            )
         raise DataError(
             f"{shown}: holds datasets of LLaMA-Factory; name one of their files:"
-            f" {first_few([format_path(file) for file in files])}"
+            f" {first_few([format_path(file) for file in there])}"
+        )
+    if any(name in _KALDI_FILES for name in names) and "text" in names:
+        raise DataError(
+            f"{shown}: is a data folder of Kaldi without {RECORDINGS_FILE}, which names its sound;"
+            " copy it too"
         )
 
 

@@ -19,8 +19,9 @@ from stepaudio_jax.data.sources import (
 from stepaudio_jax.data.sources.base import AUTO, Form, FormOptions
 from stepaudio_jax.data.sources.detection import DIALOGUE_KEYS, PROJECT, detect
 from stepaudio_jax.data.sources.json_values import (
+    as_list_of_objects,
     format_json,
-    is_list_of_objects,
+    is_turns,
     parse_literal,
     without_nulls,
 )
@@ -65,6 +66,14 @@ FORMS: Mapping[str, Form] = MappingProxyType(
             Form("lhotse", "cuts of Lhotse", lhotse.adapt),
         )
     }
+)
+
+# Keys of a row that have turns, in any form.
+_TURN_KEYS = frozenset(
+    (
+        *("messages", "conversations", "conversation", "prompt", "completion"),
+        *("chosen", "rejected", "chosen_messages", "rejected_messages"),
+    )
 )
 
 # What `columns` may name, besides the keys of docs/data.md.
@@ -153,7 +162,7 @@ def _named(row: Row, options: FormOptions) -> tuple[dict[str, Any], str]:
 
 def _as_object(value: Any, origin: str) -> Mapping[str, Any]:
     """Returns a row as an object: a list of turns is a dialogue, a sample of a tar is one row."""
-    if is_list_of_objects(value) and all("role" in turn for turn in value):
+    if is_turns(value):
         return {"messages": value}
     if not isinstance(value, Mapping):
         raise DataError(f"{origin}: a row must be a JSON object, got {format_json(value)}")
@@ -170,6 +179,10 @@ def _rename(value: Mapping[str, Any], columns: Mapping[str, str], origin: str) -
             )
     if value.get("audios", ()) is None:  # a table's row without clips, whose turns may have tags
         value = {**value, "audios": []}
+    value = {
+        key: as_list_of_objects(item) if key in _TURN_KEYS or key in columns.values() else item
+        for key, item in value.items()
+    }
     moved = {*columns, *columns.values()}
     renamed = {key: item for key, item in value.items() if key not in moved}
     renamed |= {key: value[column] for key, column in columns.items() if column}

@@ -17,6 +17,7 @@ where `parse_record` refuses those of pictures, tools and replies by name; nothi
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,14 +28,13 @@ from stepaudio_jax.data.sources.foreign_keys import (
     is_audio_key,
     is_audio_word,
     is_refused_key,
+    key_name,
 )
 from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import read_clips
 from stepaudio_jax.data.sources.rows import Messages
 from stepaudio_jax.data.sources.segments import (
-    ENDS,
-    STARTS,
     check_texts,
     join_texts,
     parse_segments,
@@ -47,7 +47,7 @@ TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "txt")
 # Read where there is none of the above, and only one of these.
 _OTHER_TEXT_COLUMNS = ("normalized_text", "raw_text", "raw_transcription", "utterance", "words")
 _TURN_COLUMNS = ("reply", "prompt", "system")
-_QUESTION_COLUMNS = ("question", "instruction", "query", "input")
+_QUESTION_COLUMNS = ("question", "instruction", "query", "input", "context")
 _MEASURES = frozenset(
     (
         *("duration", "offset", "duration_s", "duration_ms", "length", "audio_length"),
@@ -55,6 +55,13 @@ _MEASURES = frozenset(
         *("n_frames", "num_channels", "channels", "bits_per_sample", "size"),
         *("start_s", "end_s"),
     )
+)
+# Columns that may say which part of its file a clip is, and in what unit.
+_TIME = re.compile(
+    r"(?:(?:segment|utterance|utt|clip|audio)_)?"
+    r"(?:(?P<start>start|begin|onset)|(?P<end>end|stop))"
+    r"(?:_?(?:times?|stamps?))*"
+    r"(?:_?(?:(?:in_)?(?:s|secs?|seconds?)|(?P<unit>ms|msecs?|millis|milliseconds?|samples?|frames?)))?"
 )
 
 
@@ -306,14 +313,28 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
                 " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
             )
         return
-    start = next((key for key in STARTS if _is_number(value.get(key))), None)
-    end = next((key for key in ENDS if _is_number(value.get(key))), None)
-    if start is not None and end is not None:
-        raise DataError(
-            f"{origin}: has {start!r} and {end!r}, which may be a part of the file; say so:"
-            f" columns={{'start_s': '{start}', 'end_s': '{end}'}}, or, where they are not,"
-            " columns={'start_s': '', 'end_s': ''}"
-        )
+    named: dict[str, str] = {}  # start_s and end_s -> the column that may say it
+    units = set()
+    for key, item in value.items():
+        match = _TIME.fullmatch(key_name(key)) if _is_number(item) else None
+        if match is not None:
+            named.setdefault("start_s" if match["start"] else "end_s", key)
+            units.add(match["unit"])
+    # A start of 0 alone says nothing: the clip begins where its file does.
+    if "end_s" not in named and not ("start_s" in named and float(value[named["start_s"]])):
+        return
+    columns = ", ".join(
+        f"'{name}': '{named[name]}'" for name in ("start_s", "end_s") if name in named
+    )
+    say = f"say so: columns={{{columns}}}"
+    if units != {None}:
+        say = "write it in seconds, as 'start_s' and 'end_s'"
+    elif "end_s" not in named and not is_empty(value.get("duration")):
+        say = f"write its end as 'end_s' too, or call {named['start_s']!r} 'offset', as NeMo does"
+    raise DataError(
+        f"{origin}: has {' and '.join(map(repr, named.values()))}, which may be a part of the file;"
+        f" {say}, or, where it is none, columns={{'start_s': '', 'end_s': ''}}"
+    )
 
 
 def _check_channel(value: Mapping[str, Any], origin: str) -> None:

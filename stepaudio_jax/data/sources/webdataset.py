@@ -9,7 +9,7 @@ from typing import Any
 
 from stepaudio_jax.data.containers.base import EmbeddedClip
 from stepaudio_jax.data.sources.foreign_keys import is_audio_key
-from stepaudio_jax.data.sources.json_values import format_json
+from stepaudio_jax.data.sources.json_values import format_json, is_turns
 from stepaudio_jax.errors import DataError
 
 _NAMES = {"txt": "text", "cls": "label"}
@@ -31,6 +31,8 @@ def flatten_sample(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for ending, item in files.items():
         is_object = ending.split(".")[-1] == "json" and isinstance(item, Mapping)
+        if is_turns(item):
+            ending = "messages"
         for key, field in (item if is_object else {_NAMES.get(ending, ending): item}).items():
             # The path that a JSON file gives for the clip which lies beside it.
             if is_object and clips and is_audio_key(key) and isinstance(field, str):
