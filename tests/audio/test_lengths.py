@@ -18,7 +18,12 @@ from stepaudio_jax.audio import (
     mel_frame_count,
     split_chunks,
 )
-from stepaudio_jax.audio.lengths import audio_indices, max_chunk_samples, min_token_samples
+from stepaudio_jax.audio.lengths import (
+    audio_indices,
+    max_chunk_samples,
+    max_clip_samples,
+    min_token_samples,
+)
 
 SECOND = 16_000
 
@@ -154,6 +159,23 @@ def test_the_longest_chunk_of_so_many_frames():
     for frames in range(2, 3001):
         samples = max_chunk_samples(frames)
         assert mel_frame_count(samples) == frames < mel_frame_count(samples + 1)
+
+
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+def test_the_longest_clip_of_so_many_tokens(length_convention):
+    def tokens(samples):
+        sizes = clip_chunks(samples, length_convention)
+        return sum(size.tokens + 2 for size in sizes)
+
+    for room in (-5, 0, 1, 2, 3, 50, 313, 316, 317, 400, 628, 5000):
+        for chunks in (0, 1, 2, 5):
+            samples = max_clip_samples(room, chunks, 2504, length_convention)
+            assert samples == 0 or tokens(samples) <= room
+            assert samples == chunks * CHUNK_SAMPLES or tokens(samples + 1) > room
+    # Chunks of fewer frames than 25 s have: a clip is one of them at most.
+    assert max_clip_samples(5000, 3, 160, length_convention) == max_chunk_samples(160)
+    assert max_clip_samples(5000, 0, 160, length_convention) == 0
+    assert max_clip_samples(5000, 3, 2502, length_convention) == 3 * CHUNK_SAMPLES
 
 
 def test_audio_indices_count_on_from_the_first_chunk():

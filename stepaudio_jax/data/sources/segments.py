@@ -174,12 +174,12 @@ def _parse_segment(value: Any, where: str) -> TimedText:
     times = []
     for key in ("start_s", "end_s"):
         item = value.get(key)
-        is_number = isinstance(item, int | float) and not isinstance(item, bool)
-        if not is_number or not math.isfinite(item) or item < 0:
+        seconds = item if isinstance(item, int | float) and not isinstance(item, bool) else math.nan
+        if not 0 <= seconds < math.inf:
             raise DataError(
                 f"{where}: {key!r} must be a number of seconds, 0 or more, got {format_json(item)}"
             )
-        times.append(float(item))
+        times.append(float(seconds))
     if times[1] < times[0]:
         raise DataError(f"{where} ends at {times[1]:g} s, before it begins at {times[0]:g} s")
     text, attributes = value.get("text"), value.get("attributes") or {}
@@ -191,7 +191,8 @@ def _parse_segment(value: Any, where: str) -> TimedText:
         raise DataError(
             f"{where}: 'attributes' must be an object of strings, got {format_json(attributes)}"
         )
-    return TimedText(*times, text, dict(attributes))
+    start_s, end_s = times
+    return TimedText(start_s, end_s, text, dict(attributes))
 
 
 def _as_items(value: Any) -> list[Mapping[str, Any]]:
