@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import unicodedata
@@ -48,6 +49,9 @@ class Inspection:
     Attributes:
         content: of the rows that can be read.
         forms: rows by the name of their form.
+        kinds: rows by what they are for (`dialogue_kind`).
+        attributes: the names of the clips' attributes, with how many clips have them.
+        unread: keys of rows that nothing reads, with how many rows have them.
         clip_samples: (shortest, longest) clip, in samples at 16 kHz, as far as headers say it.
         long_clips: how many are longer than one chunk of 25 s.
         scripts: for each field of text, its letters by script.
@@ -63,6 +67,9 @@ class Inspection:
 
     content: Content = Content()
     forms: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    kinds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    attributes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    unread: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     clip_samples: tuple[int, int] | None = None
     long_clips: int = 0
     scripts: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
@@ -81,6 +88,9 @@ class Inspection:
         """Adds what later rows hold."""
         self.content += other.content
         self.forms += other.forms
+        self.kinds += other.kinds
+        self.attributes += other.attributes
+        self.unread += other.unread
         for samples in other.clip_samples or ():
             self._add_length(samples)
         self.long_clips += other.long_clips
@@ -106,6 +116,7 @@ class Inspection:
             tokens: of its dialogue.
         """
         self.content += count_content(record, list(samples.values()))
+        self.kinds[dialogue_kind(record)] += 1
         for count in samples.values():
             if count is not None:
                 self._add_length(count)
@@ -113,6 +124,7 @@ class Inspection:
         for field, text in _texts(record):
             self.scripts.setdefault(field, collections.Counter()).update(_scripts(text))
         for part in (part for message in record.messages for part in message.audio):
+            self.attributes.update(part.attributes.keys())
             if "language" in part.attributes:
                 self.languages[part.attributes["language"]] += 1
             self.timed_clips += bool(part.segments)
@@ -154,16 +166,19 @@ def inspect_source(
         inspection = Inspection()
         for index in block:
             try:
-                inspection.forms[source.form(index)] += 1
-                record = source[index]
+                record, form, unread = source.examine(index)
                 samples = _probe(record, inspection, allow_urls)
                 with record_error_context(record):
                     tokens = _count_tokens(record, samples, tokenizer)
             except DataError as error:
+                with contextlib.suppress(DataError):
+                    inspection.forms[source.form(index)] += 1
                 origin = source.origin(index)
                 reason = str(error).removeprefix(f"{origin}: ")
                 inspection.refused.append(Refusal(origin, reason))
                 continue
+            inspection.forms[form] += 1
+            inspection.unread.update(unread)
             inspection.add_record(record, samples, tokens)
             if splitter is not None and seq_len is not None and tokens > seq_len:
                 parts = _count_parts(record, splitter)
@@ -191,6 +206,20 @@ def inspect_source(
         finally:
             pool.shutdown(cancel_futures=True)
     return total
+
+
+def dialogue_kind(record: Record) -> str:
+    """Returns what a dialogue is for, in the plural: that is, which objectives can use it."""
+    if record.rejected_reply is not None:
+        return "preferences"
+    if record.messages[-1].role == "assistant":
+        in_loss = any(
+            message.role == "assistant" and message.in_loss for message in record.messages
+        )
+        return "with replies" if in_loss else "with bad replies only"
+    if record.answer is not None or record.reference_reply is not None or record.rubric:
+        return "prompts with what a reply is compared with"
+    return "prompts"
 
 
 def render_dialogue(record: Record, tokenizer: Tokenizer) -> list[list[Segment]]:

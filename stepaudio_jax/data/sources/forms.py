@@ -21,12 +21,14 @@ from stepaudio_jax.data.sources.detection import DIALOGUE_KEYS, PROJECT, detect
 from stepaudio_jax.data.sources.json_values import (
     as_list_of_objects,
     format_json,
+    is_empty,
     is_turns,
     parse_literal,
     without_nulls,
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import count_placeholders
+from stepaudio_jax.data.sources.preferences import PREFERENCE_KEYS
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
@@ -38,6 +40,7 @@ __all__ = [
     "detect_form",
     "row_form",
     "to_project_form",
+    "unread_keys",
 ]
 
 _NULL_LEVELS = 8  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
@@ -120,6 +123,12 @@ def to_project_form(row: Row, options: FormOptions = FormOptions()) -> dict[str,
     if name == PROJECT:
         return _spelled_out(value)
     return FORMS[name].adapt(value, row.origin, options)
+
+
+def unread_keys(value: Mapping[str, Any]) -> list[str]:
+    """Returns the keys of a row in the project's form that nothing reads, in its order."""
+    read = (*RECORD_KEYS, *PREFERENCE_KEYS)
+    return [key for key, item in value.items() if key not in read and not is_empty(item)]
 
 
 def row_form(row: Row, options: FormOptions = FormOptions()) -> str:  # noqa: B008

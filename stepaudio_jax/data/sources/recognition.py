@@ -383,7 +383,13 @@ def _attributes(others: Mapping[str, Any]) -> dict[str, str]:
     for key, item in others.items():
         text = attribute_text(item)
         is_measure = key in _MEASURES and _is_number(item)
-        if text is None or is_measure or isinstance(item, EmbeddedClip) or is_audio(item):
+        if (
+            not key.strip()
+            or text is None
+            or is_measure
+            or isinstance(item, EmbeddedClip)
+            or is_audio(item)
+        ):
             continue
         attributes[key] = text
     return attributes

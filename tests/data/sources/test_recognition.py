@@ -116,6 +116,7 @@ def test_parts_of_a_file():
     assert (whole.start_s, whole.end_s) == (0.0, None)
     assert whole.attributes == {"begin": "1", "end": "2.5"}
     assert clip_of({**ROW, "start": 0.0, "duration": 2.0}).end_s is None
+    assert clip_of({**ROW, "": "0"}).attributes == {}  # the index of a table of pandas
     cut_already = clip_of({"audio": CLIP, "begin_time": 7.0, "end_time": 9.0, "text": "x"})
     assert (cut_already.start_s, cut_already.end_s) == (0.0, None)
 
@@ -183,6 +184,12 @@ def test_samples_of_a_tar():
     for ending in ("json", "messages.json"):
         turns = [user("<audio>When?"), reply("x")]
         heard = dialogue({"__key__": "a", "wav": wav, ending: turns})
+        assert heard == [("user", "<t.tar#a.wav>When?"), ("assistant", "x")]
+    part = {"type": "audio", "audio": "./a.wav"}
+    turns = [{"role": "user", "content": [part, {"type": "text", "text": "When?"}]}, reply("x")]
+    talk = {"messages": turns, "note": [{"audio": "b.wav"}]}
+    for key in ("a", "d/a"):
+        heard = dialogue({"__key__": key, "wav": wav, "json": talk, "txt": "x"})
         assert heard == [("user", "<t.tar#a.wav>When?"), ("assistant", "x")]
     talk = [user("<audio><audio>"), reply("x")]
     two = {"__key__": "a", "2.wav": EmbeddedClip("t.tar#a.2.wav"), "10.wav": wav}
