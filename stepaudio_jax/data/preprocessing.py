@@ -1,7 +1,8 @@
 """Preprocessing: a record -> examples, with clips decoded once and views rendered to tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -41,7 +42,7 @@ from stepaudio_jax.data.record import (
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.source import Source
+from stepaudio_jax.data.source import Source, open_sources
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import (
@@ -107,6 +108,8 @@ class Preprocessor:
         check_sizes(config, tokenizer, model)
         self._config = config
         self._tokenizer = tokenizer
+        self._model = model
+        self._auxiliary = auxiliary
         self._convention = model.length_convention
         self._max_view_tokens = min(config.seq_len, model.decoder.max_positions)
         self._embeddings_per_chunk = audio_embeddings_per_chunk(config.mel_frames_per_chunk)
@@ -135,6 +138,14 @@ class Preprocessor:
             if reason is None:
                 raise
             return PreparedRecord(visit, (), skipped=reason, message=str(error))
+
+    def opener(self) -> Callable[[], "Preprocessor"]:
+        """Returns a function, for another process, that opens the sources and makes an equal one.
+
+        It can be pickled, and raises a DataError if a source can no longer be read.
+        """
+        settings = (self._config, self._tokenizer, self._model, self._auxiliary, self._seed)
+        return functools.partial(_open_preprocessor, *settings)
 
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
         """Returns the examples of a record.
@@ -344,6 +355,17 @@ class Preprocessor:
                 counts, self._embeddings_per_chunk, first_chunk[name]
             )
         return index
+
+
+def _open_preprocessor(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    auxiliary: AuxiliaryConfig | None,
+    seed: int,
+) -> Preprocessor:
+    sources = open_sources(config.sources)
+    return Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
 
 
 def _shift_left(values: np.ndarray, last: np.generic) -> np.ndarray:
