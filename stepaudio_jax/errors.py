@@ -83,6 +83,13 @@ class StorageError(StepAudioError, OSError):
         self.strerror = message
 
 
+class WorkerError(StepAudioError, ChildProcessError):
+    """A process that prepares data has ended before its work was done, as for want of memory.
+
+    It is an OSError too: what the run has learnt can be saved, and it can go on from there.
+    """
+
+
 class OutputError(StepAudioError):
     """An output cannot be written, or would replace what another program wrote."""
 

@@ -120,7 +120,11 @@ class DataConfig:
     on_bad_record: OnBadRecord = "error"  # a record cannot be read or rendered
     # Sequences kept open for each one of the batch: more pack a little tighter and cost memory.
     packing_bins_per_seq: int = 4
-    threads: int = 2  # threads that read and prepare records
+    threads: int = 2  # threads that read and prepare records; of each worker, if there are some
+    # Processes that read and prepare records, where the threads of one process do not keep up with
+    # the step. They start with the stage (each evaluation starts its own), and each of them keeps
+    # the index of the sources in memory. 0: the training process does it itself.
+    workers: int = 0
     prefetch_batches: int = 2  # batches prepared ahead of the step
 
     def __post_init__(self) -> None:
@@ -134,6 +138,6 @@ class DataConfig:
             raise ConfigError(
                 f"clip_cache_dir={self.clip_cache_dir!r} must be a folder on the host's own disk"
             )
-        check_not_negative(self, "audio_chunks_per_seq")
+        check_not_negative(self, "audio_chunks_per_seq", "workers")
         if self.check != "all" and self.check < 0:
             raise ConfigError(f"check={self.check} must be 'all' or a number of records")

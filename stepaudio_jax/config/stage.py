@@ -205,6 +205,11 @@ class StageConfig:
                 "objective=next_token; say 'error' or 'skip' with policy_gradient, and give a row "
                 "for each part of a recording"
             )
+        if self.data.workers:
+            raise ConfigError(
+                f"data.workers={self.data.workers} is for objective=next_token; prompts are read by"
+                " data.threads, since reading them takes little of a step of policy_gradient"
+            )
         augmentation = dataclasses.replace(self.data.augmentation, silence_probability=0.0)
         if augmentation != AugmentationConfig():
             raise ConfigError(

@@ -44,6 +44,7 @@ _IRRELEVANT_SETTINGS = (
     "batch_size",
     "packing_bins_per_seq",
     "threads",
+    "workers",
     "prefetch_batches",
     "clip_cache_dir",
     "clip_cache_gb",

@@ -7,7 +7,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -26,6 +26,7 @@ from stepaudio_jax.data.packing import Lookahead, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import PreparedRecord, Visit
 from stepaudio_jax.data.split_source import AnySource, open_stage_sources
+from stepaudio_jax.data.workers import WorkerPool
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import Tokenizer
@@ -63,6 +64,7 @@ def batches(
     Raises:
         DataError: a source has no file or no record; later, from the iterator, a record cannot be
             used.
+        WorkerError: from the iterator: a worker process has ended.
         ConfigError: settings contradict each other.
     """
     sources = open_stage_sources(config, tokenizer, model)
@@ -118,11 +120,11 @@ def evaluation_batches(
 
 
 class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
-    """Iterates over the batches of one process, which threads make ahead.
+    """Iterates over the batches of one process, which threads or worker processes make ahead.
 
     `get_state()` returns JSON-ready data that says which batch comes next. `set_state` lets any
     iterator over the same data continue from there, bit for bit, or raises a DataError if the data
-    or its settings differ. `close()` ends the threads.
+    or its settings differ. `close()` ends threads and processes.
     """
 
     def __init__(self, rows: "_PackedBatchIterator", prefetch: int):
@@ -150,7 +152,10 @@ _open_iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
 
 @atexit.register
 def _close_open_iterators() -> None:
-    """Ends all threads: one in native code at the interpreter's end would abort the process."""
+    """Ends all threads and processes.
+
+    A thread in native code at the interpreter's end would abort the process.
+    """
     for iterator in tuple(_open_iterators):
         iterator.close()
 
@@ -170,7 +175,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         count: int | None = None,
     ):
         super().__init__()
-        self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
+        submit, self._stop_preparing = _start_preparing(config, prepare)
         rows = range(config.batch_size) if rows is None else rows
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
@@ -179,10 +184,11 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         self._num_batches = 0
         self._counts: collections.Counter[str] = collections.Counter()
         # Enough records ahead that no thread is idle.
-        depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // len(rows)))
+        threads = config.threads * max(config.workers, 1)
+        depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * threads // len(rows)))
         self._packers = {
             row: RowPacker(
-                Lookahead(streams[row], prepare, self._executor, depth=depth),
+                Lookahead(streams[row], submit, depth=depth),
                 tokens=config.seq_len,
                 chunks=config.audio_chunks_per_seq,
                 open_rows=config.packing_bins_per_seq,
@@ -235,7 +241,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
 
     def close(self) -> None:
         super().close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._stop_preparing()
 
     def _count_record(self, record: PreparedRecord) -> None:
         if record.skipped:
@@ -244,6 +250,26 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         else:
             self._counts["records"] += 1
             self._counts[f"records/{self._names[record.visit.source]}"] += 1
+
+
+def _start_preparing(
+    config: DataConfig, prepare: Preprocessor
+) -> tuple[Callable[[Visit], Future[PreparedRecord]], Callable[[], None]]:
+    """Starts the threads or processes that prepare records.
+
+    Returns:
+        What begins to prepare a record, and what ends them all.
+    """
+    if config.workers:
+        pool: WorkerPool[Visit, PreparedRecord] = WorkerPool(
+            prepare.opener(), processes=config.workers, threads=config.threads
+        )
+        return pool.submit, pool.close
+    executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
+    return (
+        lambda visit: executor.submit(prepare, visit),
+        functools.partial(executor.shutdown, wait=False, cancel_futures=True),
+    )
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -268,6 +294,7 @@ def _data_signature(config: DataConfig, sources: Sequence[AnySource], seed: int)
         "clip_cache_dir",
         "clip_cache_gb",
         "threads",
+        "workers",
         "prefetch_batches",
         "check",
         "on_bad_audio",

@@ -1,7 +1,8 @@
 """Preprocessing: a record -> examples, with clips decoded once and views rendered to tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -41,7 +42,7 @@ from stepaudio_jax.data.record import (
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.split_source import AnySource
+from stepaudio_jax.data.split_source import AnySource, open_stage_sources
 from stepaudio_jax.data.views import RowLimits, ViewRenderer
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
@@ -101,6 +102,8 @@ class Preprocessor:
         self._config = config
         self._clip_cache = open_clip_cache(config)
         self._tokenizer = tokenizer
+        self._model = model
+        self._auxiliary = auxiliary
         self._convention = model.length_convention
         self._views = ViewRenderer(tokenizer, config.history_reasoning, config.loss_on_reasoning)
         self._limits = RowLimits.of(config, model)
@@ -132,6 +135,14 @@ class Preprocessor:
             if reason is None:
                 raise
             return PreparedRecord(visit, (), skipped=reason, message=str(error))
+
+    def opener(self) -> Callable[[], "Preprocessor"]:
+        """Returns a function, for another process, that opens the sources and makes an equal one.
+
+        It can be pickled, and raises a DataError if a source can no longer be read.
+        """
+        settings = (self._config, self._tokenizer, self._model, self._auxiliary, self._seed)
+        return functools.partial(_open_preprocessor, *settings)
 
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
         """Returns the examples of a record.
@@ -316,6 +327,17 @@ class Preprocessor:
                 counts, self._embeddings_per_chunk, first_chunk[name]
             )
         return index
+
+
+def _open_preprocessor(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    auxiliary: AuxiliaryConfig | None,
+    seed: int,
+) -> Preprocessor:
+    sources = open_stage_sources(config, tokenizer, model)
+    return Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
 
 
 def _shift_left(values: np.ndarray, last: np.generic) -> np.ndarray:

@@ -53,6 +53,7 @@ from stepaudio_jax.training.initial_weights import (
 )
 from stepaudio_jax.training.monitoring import (
     EVALUATION_LOSS,
+    DataWaitWarning,
     MetricsWriter,
     StepProfile,
     ThroughputMeter,
@@ -345,6 +346,7 @@ class SupervisedTrainer:
             )
             peak = peak_flops(jax.devices()[0].device_kind)
             meter = ThroughputMeter(step_flops(context.model, stage), peak)
+            data_wait = DataWaitWarning(stage.name, stage.data)
             profile = stack.enter_context(contextlib.closing(context.open_profile()))
             writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             stack.enter_context(contextlib.closing(writer))
@@ -386,6 +388,7 @@ class SupervisedTrainer:
                 logged: dict[str, float] = {}
                 if logs:
                     logged |= meter.summary() | data_state["counts"]
+                    data_wait.update(meter)
                     bar.set_postfix(progress_bar_metrics(logged))
                     skips = int(state.consecutive_skips)
                     if skips > config.max_consecutive_skips:
