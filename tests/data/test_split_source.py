@@ -200,7 +200,7 @@ def test_what_is_too_long_says_by_how_much_and_what_to_do(path):
 
     rows = [
         long_row(segments=None),
-        long_row(segments=[{**SAID[0], "text": TEXT}]),
+        long_row(segments=[{**SAID[0], "end": 30.0, "text": TEXT}]),
         long_row(segments=[*SAID[:-1], {**SAID[-1], "end": 40.0}]),
         text_record(0, 200),
         {**long_row(), "answer": "7"},
@@ -215,7 +215,7 @@ def test_what_is_too_long_says_by_how_much_and_what_to_do(path):
     )
     assert messages[1].startswith(
         f"{bad}:2: the dialogue takes 624 tokens, more than seq_len=300; raise it; of its"
-        " segments, number 1 is too long for a part, from 0.00 s to 1.00 s: a row holds 1.01 s"
+        " segments, number 1 is too long for a part, from 0.00 s to 30.00 s: a row holds 4.42 s"
     )
     assert messages[1].endswith("tokens of text; divide it, or set on_too_long='skip'")
     assert messages[2] == (
