@@ -16,10 +16,11 @@ from types import MappingProxyType
 from typing import Any
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data.containers.base import Container, Row
+from stepaudio_jax.data.containers.base import Block, Container, Row
 from stepaudio_jax.data.containers.folders import exists, is_folder, list_files_below
 from stepaudio_jax.data.containers.opening import open_container
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
+from stepaudio_jax.data.containers.sharded import join_blocks
 from stepaudio_jax.data.containers.tfds import TfdsFolder, resolve_name
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import FormOptions, check_options, row_form, to_project_form
@@ -149,15 +150,9 @@ class Source:
         is_number = isinstance(record_id, int | float) and not isinstance(record_id, bool)
         return json.dumps(record_id) if is_number else row.default_id
 
-    def block_lengths(self) -> list[int] | None:
-        """Returns the lengths of the blocks of rows that are stored together; None if none are."""
-        blocks = [container.block_lengths() for container in self.containers]
-        if all(lengths is None for lengths in blocks):
-            return None
-        lengths: list[int] = []
-        for container, of_container in zip(self.containers, blocks, strict=True):
-            lengths.extend(of_container if of_container is not None else [len(container)])
-        return lengths
+    def blocks(self) -> list[Block] | None:
+        """Returns the blocks of rows that are stored together; None if none are."""
+        return join_blocks(self.containers)
 
     def _locate(self, index: int) -> tuple[int, int]:
         which = bisect.bisect_right(self._starts, index) - 1
