@@ -177,7 +177,6 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         count: int | None = None,
     ):
         super().__init__()
-        submit, self._stop_preparing = _start_preparing(config, prepare)
         rows = range(config.batch_size) if rows is None else rows
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
@@ -185,6 +184,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         self._count = count
         self._num_batches = 0
         self._counts: collections.Counter[str] = collections.Counter()
+        submit, self._stop_preparing = _start_preparing(config, prepare)
         # Enough records ahead that no thread is idle.
         threads = config.threads * max(config.workers, 1)
         depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * threads // len(rows)))
