@@ -144,4 +144,10 @@ def _to_float(columns: NDArray[Any]) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):  # what becomes infinite is refused afterwards
             return columns.astype(np.float32)
     scale, zero = _INTEGER_SCALES[columns.dtype.name]
-    return ((columns.astype(np.float64) - zero) / scale).astype(np.float32)
+    if columns.dtype.itemsize > 2:
+        return ((columns.astype(np.float64) - zero) / scale).astype(np.float32)
+    # 16 bits fit into a float, and the scale is a power of two: nothing is rounded.
+    samples = columns.astype(np.float32)
+    samples -= zero
+    samples /= scale
+    return samples

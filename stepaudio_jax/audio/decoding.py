@@ -106,7 +106,7 @@ def iter_audio(
                 length_convention=length_convention,
             )
             for block in decoder.blocks(stream.first_frame):
-                yield stream.add(block)
+                yield stream.add(block, is_bounded=decoder.is_bounded)
                 if stream.is_complete:
                     break
             yield stream.finish(decoder.frames)
@@ -153,10 +153,12 @@ class _Decoder(Protocol):
     Attributes:
         rate: Hz.
         frames: the samples of each channel; None if that is not known before decoding.
+        is_bounded: whether samples cannot exceed full scale, since they are stored as integers.
     """
 
     rate: int
     frames: int | None
+    is_bounded: bool
 
     def blocks(self, first_frame: int) -> Iterator[NDArray[np.float32]]:
         """Yields the samples from `first_frame` on: [samples, channels] f32 each."""

@@ -92,11 +92,14 @@ class MediaDecoder:
         rate: Hz.
         frames: the samples of each channel; None if the container does not say exactly, until the
             end has been decoded.
+        is_bounded: whether samples are known to lie within full scale: they are not.
 
     Raises:
         AudioError: PyAV is not installed; or the file is cut short, damaged, has no audio track or
             several, or one in an encoding that cannot be decoded.
     """
+
+    is_bounded = False
 
     def __init__(self, file: InputFile, demuxer: str, *, is_scanned: bool = True):
         try:

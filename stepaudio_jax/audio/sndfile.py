@@ -1,7 +1,10 @@
 """Decoding by libsndfile: WAV, FLAC, MP3, Ogg, AIFF, Core Audio and Sun audio files."""
 
+import contextlib
 import io
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -10,7 +13,12 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.audio import mp3, truncation
 from stepaudio_jax.audio.decoder_messages import suppress_decoder_messages
-from stepaudio_jax.audio.input_file import COPY_AGAIN_HINT, FileBytes, InputFile
+from stepaudio_jax.audio.input_file import (
+    COPY_AGAIN_HINT,
+    MAX_BYTES_IN_MEMORY,
+    FileBytes,
+    InputFile,
+)
 from stepaudio_jax.audio.waveform import check_rate
 from stepaudio_jax.errors import AudioError
 from stepaudio_jax.storage import CONVERT_SOUND, recognize
@@ -18,6 +26,8 @@ from stepaudio_jax.storage import CONVERT_SOUND, recognize
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG", "AIFF", "CAF", "AU")
 _UNKNOWN_LENGTH = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX
 _BLOCK_FRAMES = 1 << 16
+_MAX_WHOLE_SAMPLES = 1 << 18  # of all channels of a file that is one block: 16 s at 16 kHz
+_MIN_BLOCK_FRAMES = 1 << 10
 _HEAD_BYTES = 1 << 16
 _MP3_HEAD_BYTES = 1 << 14
 # An Opus decoder that begins anywhere agrees in every bit with one that began at the start only
@@ -45,6 +55,7 @@ class SndfileDecoder:
         rate: Hz.
         frames: the samples of each channel, as the header says; None if it says only about how
             many they are (MP3 in a WAV file), until the end has been decoded.
+        is_bounded: whether samples cannot exceed full scale, since they are stored as integers.
 
     Raises:
         AudioError: it is no such file, or cut short.
@@ -53,6 +64,7 @@ class SndfileDecoder:
     def __init__(self, file: InputFile, *, is_part: bool):
         self._file = file
         self._is_scanned = False
+        self._messages = _decoder_messages(file)
         self._mp3: mp3.Mp3Frames | None = None
         stream = None
         if is_part:
@@ -61,10 +73,14 @@ class SndfileDecoder:
             if (reason := self.find_truncation()) is not None:
                 raise file.error(f"{reason}; {COPY_AGAIN_HINT}")
             stream = self._open_scanned()
-        with suppress_decoder_messages():
+        with self._messages():
             self._sound = open_sound(file, stream)
         self.rate: int = self._sound.samplerate
-        self.frames: int | None = None if _is_mp3_in_wav(self._sound) else self._sound.frames
+        is_mp3_in_wav = _is_mp3_in_wav(self._sound)
+        if is_mp3_in_wav:
+            self._messages = suppress_decoder_messages
+        self.frames: int | None = None if is_mp3_in_wav else self._sound.frames
+        self.is_bounded = self._sound.subtype.startswith("PCM_")
 
     def find_truncation(self) -> str | None:
         """Returns why the file would be decoded only in part, or None; reads all of it."""
@@ -85,15 +101,21 @@ class SndfileDecoder:
         """
         sound = self._sound
         declared = sound.frames - first_frame
-        drop = self._preroll(first_frame)
+        drop = 0
+        is_short = sound.frames * sound.channels <= _MAX_WHOLE_SAMPLES
+        most = sound.frames if is_short else _BLOCK_FRAMES
         try:
-            with suppress_decoder_messages():
+            with self._messages():
+                if first_frame:
+                    drop = self._preroll(first_frame)
                 if first_frame > drop:
                     sound.seek(first_frame - drop)
             while True:
-                # In blocks, since a damaged header can promise any number of samples.
-                with suppress_decoder_messages():
-                    block = sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+                # In blocks, since a damaged header can promise any number of samples; and not more
+                # than there are, since libsndfile fills the rest with zeros.
+                frames = max(min(declared + drop, most), _MIN_BLOCK_FRAMES)
+                with self._messages():
+                    block = sound.read(frames, dtype="float32", always_2d=True)
                 if not len(block):
                     break
                 kept, drop = block[drop:], max(drop - len(block), 0)
@@ -159,10 +181,43 @@ class SequentialSoundFile(soundfile.SoundFile):
     soundfile seeks to that place after each block of a file that is seekable. libmpg123 then
     begins anew: it lacks the bits that an MP3 frame takes from those before it, and the first
     milliseconds of a block are wrong.
+
+    Args:
+        stream: the file; one in memory is copied to where libsndfile reads it by itself.
     """
+
+    def __init__(self, stream: BinaryIO):
+        self._memory = _memory_file(stream) if isinstance(stream, io.BytesIO) else None
+        try:
+            super().__init__(stream if self._memory is None else self._memory, closefd=False)
+        except BaseException:
+            self.close()
+            raise
 
     def seekable(self) -> bool:
         return False
+
+    def close(self) -> None:
+        super().close()
+        if self._memory is not None:
+            os.close(self._memory)
+            self._memory = None
+
+
+def _memory_file(stream: io.BytesIO) -> int | None:
+    """Returns a descriptor of a copy of a small file that lies in memory; None if there is none.
+
+    libsndfile asks for each 8 KiB of a stream in Python by a call there, and threads that decode
+    take turns in these calls: two of them are then hardly faster than one.
+    """
+    content = stream.getvalue()  # which does not copy it
+    if sys.platform != "linux" or len(content) > MAX_BYTES_IN_MEMORY:
+        return None
+    descriptor = os.memfd_create("stepaudio-clip")
+    view, written = memoryview(content), 0
+    while written < len(view):
+        written += os.pwrite(descriptor, view[written:], written)
+    return descriptor
 
 
 def probe_sound(file: InputFile) -> tuple[int, int] | None:
@@ -177,7 +232,7 @@ def probe_sound(file: InputFile) -> tuple[int, int] | None:
     # All pages of an Ogg file would have to be read.
     if head[:4] != b"OggS" and (reason := truncation.find_truncation(file.content)) is not None:
         raise file.error(f"{reason}; {COPY_AGAIN_HINT}")
-    with suppress_decoder_messages(), open_sound(file, file.stream()) as sound:
+    with open_sound(file, file.stream()) as sound:
         check_rate(file.name, sound.samplerate)
         # A FLAC header may leave its length open.
         is_exact = sound.frames > 0 and not _is_mp3_in_wav(sound)
@@ -191,6 +246,12 @@ def can_open_sound(file: InputFile) -> bool:
     except AudioError:
         return False
     return True
+
+
+def _decoder_messages(file: InputFile) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns what suppresses the messages of a file's decoder: only libmpg123 has some."""
+    is_mp3 = file.content[:3] == b"ID3" or file.content[:1] == b"\xff"
+    return suppress_decoder_messages if is_mp3 else contextlib.nullcontext
 
 
 def open_sound(file: InputFile, stream: BinaryIO) -> SequentialSoundFile:

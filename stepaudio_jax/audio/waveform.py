@@ -1,6 +1,7 @@
 """From decoded blocks to the waveform that a model hears, without the whole file in memory."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -147,20 +148,28 @@ class WaveformStream:
         """Returns whether the part needs no further block."""
         return self._end_frame is not None and self._frames >= self._end_frame
 
-    def add(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the samples at 16 kHz that the next block [samples, channels] completes."""
+    def add(
+        self, block: NDArray[np.float32], *, is_bounded: bool = False
+    ) -> NDArray[np.float32]:
+        """Returns the samples at 16 kHz that the next block completes.
+
+        Args:
+            block: [samples, channels].
+            is_bounded: whether its samples are known to lie within full scale.
+        """
         if self._end_frame is not None:
             block = block[: self._end_frame - self._frames]
         self._frames += len(block)
         samples = self._reducer.reduce(block)
         if not len(samples):
             return np.zeros(0, np.float32)
-        low, high = float(samples.min()), float(samples.max())  # NaN if one of them is
-        if not (math.isfinite(low) and math.isfinite(high)):
-            self._bad += int(np.count_nonzero(~np.isfinite(samples)))
-        if self._bad:
-            return np.zeros(0, np.float32)
-        self._peak = max(self._peak, -low, high)
+        if not is_bounded:
+            low, high = float(samples.min()), float(samples.max())  # NaN if one of them is
+            if not (math.isfinite(low) and math.isfinite(high)):
+                self._bad += int(np.count_nonzero(~np.isfinite(samples)))
+            if self._bad:
+                return np.zeros(0, np.float32)
+            self._peak = max(self._peak, -low, high)
         return self._limit(self._resampler.push(samples))
 
     def finish(self, frames: int | None = None) -> NDArray[np.float32]:
@@ -247,9 +256,13 @@ def check_not_too_short(
 
 def join(pieces: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Returns all pieces [samples] in one array, which holds no piece twice while it grows."""
+    filled = (piece for piece in pieces if len(piece))
+    first = list(itertools.islice(filled, 2))
+    if len(first) == 1:
+        return np.ascontiguousarray(first[0])  # most clips: nothing needs to be copied
     values = np.empty(0, np.float32)
     count = 0
-    for piece in pieces:
+    for piece in itertools.chain(first, filled):
         end = count + len(piece)
         if end > len(values):
             growth = max(len(values) // 8, _MIN_GROWTH_SAMPLES)

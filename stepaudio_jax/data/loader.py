@@ -22,6 +22,8 @@ from stepaudio_jax.config import (
     to_dict,
 )
 from stepaudio_jax.data.batch import Batch, collate
+from stepaudio_jax.data.containers.base import Block
+from stepaudio_jax.data.containers.decoded_cache import MAX_CACHED_BYTES
 from stepaudio_jax.data.packing import Lookahead, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import PreparedRecord, Visit
@@ -35,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 _LOOKAHEAD_PER_ROW = 2
 _STATE_VERSION = 2
-_SHUFFLE_WINDOW_RECORDS = 4096  # of a source that is stored in blocks, shuffled together
+# How much of a source that is stored in blocks is shuffled together: so many records, or as many
+# as have half the bytes that are kept, since the next ones are read before the last are used.
+_SHUFFLE_WINDOW_RECORDS = 4096
+_SHUFFLE_WINDOW_BYTES = MAX_CACHED_BYTES // 2
 
 
 def batches(
@@ -73,7 +78,7 @@ def batches(
         [source.weight for source in config.sources],
         seed=seed,
         rows=config.batch_size,
-        blocks=[source.block_lengths() for source in sources],
+        blocks=[source.blocks() for source in sources],
     )
     prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
     return BatchIterator(
@@ -175,7 +180,6 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         count: int | None = None,
     ):
         super().__init__()
-        submit, self._stop_preparing = _start_preparing(config, prepare)
         rows = range(config.batch_size) if rows is None else rows
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
@@ -183,6 +187,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         self._count = count
         self._num_batches = 0
         self._counts: collections.Counter[str] = collections.Counter()
+        submit, self._stop_preparing = _start_preparing(config, prepare)
         # Enough records ahead that no thread is idle.
         threads = config.threads * max(config.workers, 1)
         depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * threads // len(rows)))
@@ -316,7 +321,7 @@ def training_streams(
     *,
     seed: int,
     rows: int,
-    blocks: Sequence[Sequence[int] | None] | None = None,
+    blocks: Sequence[Sequence[Block] | None] | None = None,
 ) -> list[grain.MapDataset[Visit]]:
     """Returns the endless stream of each row of a batch.
 
@@ -330,8 +335,8 @@ def training_streams(
         weights: of each source, counted in records; rounded to a hundredth of the smallest.
         seed: of the shuffles.
         rows: of the global batch.
-        blocks: of each source, the lengths of the blocks of records that are stored together; None
-            where every record is read alone. Records of a block stay near each other.
+        blocks: of each source, the records that are stored together; None where every record is
+            read alone. Records of a block stay near each other.
     """
     sources = []
     for source, length in enumerate(lengths):
@@ -361,23 +366,27 @@ def evaluation_streams(lengths: Sequence[int], *, rows: int) -> list[grain.MapDa
     return [all_visits[row::rows] for row in range(rows)]
 
 
-def _visits_of_blocks(source: int, blocks: Sequence[int], seed: int) -> grain.MapDataset[Visit]:
+def _visits_of_blocks(source: int, blocks: Sequence[Block], seed: int) -> grain.MapDataset[Visit]:
     """Returns the endless visits of a source whose records are stored in blocks.
 
     Each epoch takes the blocks in a random order, and shuffles the records of so many blocks
-    together that they have at least `_SHUFFLE_WINDOW_RECORDS`: reading them touches few blocks.
+    together that they fill the window: each block is decoded once.
     """
-    starts = np.concatenate([[0], np.cumsum(blocks)])
+    starts = np.concatenate([[0], np.cumsum([block.rows for block in blocks])])
     length = int(starts[-1])
 
     @functools.lru_cache(maxsize=2)  # the epoch that is read, and one that is read ahead
     def order(epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng((seed, epoch))
         windows: list[list[NDArray[np.int64]]] = [[]]
-        for block in rng.permutation(len(blocks)):
-            windows[-1].append(np.arange(starts[block], starts[block + 1]))
-            if sum(map(len, windows[-1])) >= _SHUFFLE_WINDOW_RECORDS:
+        records = kept_bytes = 0
+        for number in rng.permutation(len(blocks)):
+            windows[-1].append(np.arange(starts[number], starts[number + 1]))
+            records += blocks[number].rows
+            kept_bytes += blocks[number].kept_bytes
+            if records >= _SHUFFLE_WINDOW_RECORDS or kept_bytes >= _SHUFFLE_WINDOW_BYTES:
                 windows.append([])
+                records = kept_bytes = 0
         return np.concatenate([rng.permutation(np.concatenate(part)) for part in windows if part])
 
     def visit(position: int, _: int) -> Visit:

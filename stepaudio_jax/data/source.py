@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from stepaudio_jax.config import SourceConfig
-from stepaudio_jax.data.containers.base import Container, Row
+from stepaudio_jax.data.containers.base import Block, Container, Row
 from stepaudio_jax.data.containers.folders import exists, is_folder, list_files_below
 from stepaudio_jax.data.containers.opening import open_container
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension, file_stem
-from stepaudio_jax.data.containers.sharded import ShardedRows
+from stepaudio_jax.data.containers.sharded import ShardedRows, join_blocks
 from stepaudio_jax.data.containers.tfds import TfdsFolder, dataset_name_parts, resolve_name
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import (
@@ -168,15 +168,9 @@ class Source:
         is_number = isinstance(record_id, int | float) and not isinstance(record_id, bool)
         return json.dumps(record_id) if is_number else row.default_id
 
-    def block_lengths(self) -> list[int] | None:
-        """Returns the lengths of the blocks of rows that are stored together; None if none are."""
-        blocks = [container.block_lengths() for container in self.containers]
-        if all(lengths is None for lengths in blocks):
-            return None
-        lengths: list[int] = []
-        for container, of_container in zip(self.containers, blocks, strict=True):
-            lengths.extend(of_container if of_container is not None else [len(container)])
-        return lengths
+    def blocks(self) -> list[Block] | None:
+        """Returns the blocks of rows that are stored together; None if none are."""
+        return join_blocks(self.containers)
 
     def form(self, index: int) -> str:
         """Returns the name of the form of the row at `index`, even if it cannot be used otherwise.

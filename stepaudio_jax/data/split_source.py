@@ -10,6 +10,7 @@ import tqdm
 
 from stepaudio_jax.config import DataConfig, ModelConfig
 from stepaudio_jax.data.clips import measure_clip, open_clip_cache
+from stepaudio_jax.data.containers.base import Block
 from stepaudio_jax.data.record import Record, record_error_context
 from stepaudio_jax.data.source import Source, open_sources
 from stepaudio_jax.data.splitting import DialoguePart, Splitter, part_of_record
@@ -93,15 +94,16 @@ class SplitSource:
         """Returns `file:line` or `file#place` of the record at `index`."""
         return self._source.origin(self._locate(index)[0])
 
-    def block_lengths(self) -> list[int] | None:
-        """Returns how many records are stored together; see `Source.block_lengths`."""
-        lengths = self._source.block_lengths()
-        if lengths is None:
+    def blocks(self) -> list[Block] | None:
+        """Returns the blocks of records that are stored together; see `Source.blocks`."""
+        of_source = self._source.blocks()
+        if of_source is None:
             return None
         blocks, first = [], 0
-        for length in lengths:
-            blocks.append(self.index.start(first + length) - self.index.start(first))
-            first += length
+        for block in of_source:
+            count = self.index.start(first + block.rows) - self.index.start(first)
+            blocks.append(Block(count, block.kept_bytes))
+            first += block.rows
         return blocks
 
     def _locate(self, index: int) -> tuple[int, int | None]:

@@ -56,9 +56,13 @@ class WorkerPool(Generic[Item, Result]):
         processes: int,
         threads: int,
     ):
-        self._workers: list[_Worker[Item, Result]] = [
-            _Worker(open_function, threads) for _ in range(processes)
-        ]
+        self._workers: list[_Worker[Item, Result]] = []
+        try:
+            for _ in range(processes):
+                self._workers.append(_Worker(open_function, threads))
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, item: Item) -> Future[Result]:
         """Lets the process with the least to do compute the result of an item.

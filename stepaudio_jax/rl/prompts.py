@@ -91,7 +91,7 @@ class PromptStream:
             [len(source) for source in self._sources],
             [source.weight for source in data.sources],
         )
-        blocks = [source.block_lengths() for source in self._sources]
+        blocks = [source.blocks() for source in self._sources]
         (self._visits,) = training_streams(lengths, weights, seed=seed, rows=1, blocks=blocks)
 
     @property

@@ -21,13 +21,14 @@ BY_A_FUNCTION = RewardConfig(verifier="mine:score", verifier_weight=1.0)
 BY_FORM_TOO = RewardConfig(verifier="number", verifier_weight=1.0, format_weight=0.1)
 
 
-def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings):
+def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, workers=0, **settings):
     rollout = {
         name: settings.pop(name)
         for name in ("num_prompts", "num_generations", "max_new_tokens", "temperature")
         if name in settings
     }
-    data = DataConfig(sources=(SourceConfig(path="a.jsonl"),), audio_chunks_per_seq=chunks)
+    source = SourceConfig(path="a.jsonl")
+    data = DataConfig(sources=(source,), audio_chunks_per_seq=chunks, workers=workers)
     objective = PolicyGradient(
         rollout=RolloutConfig(**rollout), rewards=rewards or (VERIFIED,), **settings
     )
@@ -51,6 +52,7 @@ def policy_stage(*rewards, trainable=("decoder",), chunks=0, lora=0, **settings)
             )
             for name in GROUPS
         ),
+        ({"workers": 2}, r"data\.workers=2 is for objective=next_token; .* data\.threads"),
         (
             {"num_generations": 1, "kl_placement": "reward", "kl_coef": 0.1},
             "rollout.num_generations=1",

@@ -15,6 +15,7 @@ import pytest
 
 from stepaudio_jax.config import AugmentationConfig, SourceConfig
 from stepaudio_jax.data import Batch, batches, evaluation_batches, merge_states
+from stepaudio_jax.data.containers.base import Block
 from stepaudio_jax.data.loader import evaluation_streams, training_streams
 from stepaudio_jax.data.record import Visit
 from stepaudio_jax.errors import ConfigError, DataError
@@ -311,6 +312,33 @@ def test_the_order_depends_on_the_seed():
 
     assert order(3, 0) == order(3, 0)
     assert len({tuple(order(seed, source)) for seed in (3, 4) for source in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("block", "number", "blocks_together"),
+    [
+        (Block(200, 0), 25, 21),
+        (Block(20, 100 << 20), 25, 3),
+        (Block(4100, 0), 2, 1),
+        (Block(7, 1 << 30), 25, 1),
+    ],
+)
+def test_records_are_shuffled_with_those_of_as_many_blocks_as_are_kept(
+    block, number, blocks_together
+):
+    """Each block is read once an epoch: no more blocks are in use than the cache keeps."""
+    length = number * block.rows
+    (stream,) = training_streams([length], [1.0], seed=3, rows=1, blocks=[[block] * number])
+    first, second = (records(stream, epoch, length) for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(length))
+    assert first != second
+    window = blocks_together * block.rows
+    used = [
+        {record // block.rows for record in first[start : start + window]}
+        for start in range(0, length, window)
+    ]
+    assert max(map(len, used)) == blocks_together
+    assert sum(map(len, used)) == number
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 8, 64])

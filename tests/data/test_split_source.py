@@ -101,7 +101,7 @@ def test_parts_are_records_of_the_source(path):
         2: len(ids) // 2 - 1,
         4: len(ids) // 2 - 1,
     }
-    assert source.block_lengths() is None
+    assert source.blocks() is None
 
 
 def test_no_sound_is_lost_or_doubled(path):
@@ -285,7 +285,10 @@ def test_blocks_of_a_table_grow_with_the_parts_in_them(path):
     config = split_settings(path.parent / "t.parquet", seq_len=600, audio_chunks_per_seq=2)
     (source,) = open_stage_sources(config, TOKENIZER, MODEL)
     assert source.num_split == 1
-    assert source.block_lengths() == [2, 1 + source.num_parts, 1]
+    blocks = source.blocks()
+    assert blocks is not None
+    assert [block.rows for block in blocks] == [2, 1 + source.num_parts, 1]
+    assert all(block.kept_bytes > 0 for block in blocks)
     assert len(source) == 4 + source.num_parts
     texts = [source[index].messages[1].text for index in range(len(source))]
     assert numbers_said(texts) == {0: 5, **dict.fromkeys(range(1, 27), 1)}

@@ -13,6 +13,7 @@ from stepaudio_jax.config import Config, DataConfig, SourceConfig, StageConfig
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.parallel import peak_flops
 from stepaudio_jax.training.monitoring import (
+    DataWaitWarning,
     MetricsWriter,
     StepProfile,
     ThroughputMeter,
@@ -173,6 +174,28 @@ def test_waiting_for_data_while_a_step_is_computed_does_not_count(monkeypatch):
     in_second, metrics = time.perf_counter() - started, meter.summary()
     waited = metrics["data_wait_fraction"] / metrics["steps_per_second"]  # seconds, of one step
     assert 0.1 <= waited <= in_second - 0.2
+
+
+def test_the_seconds_waited_for_data_are_those_since_the_start():
+    meter = ThroughputMeter(1e12, None)
+    waited = []
+    for _ in range(2):
+        with meter.waiting_for_data():
+            time.sleep(0.05)
+        meter.add(step_metrics(1.0))
+        waited.append(meter.summary()["data_wait_seconds"])
+    assert 0.05 <= waited[0] <= waited[1] - 0.05 <= meter.seconds
+    assert meter.data_wait_seconds == waited[1]
+
+
+def test_a_run_that_waits_for_its_data_says_once_what_helps(caplog):
+    meter, warning = ThroughputMeter(1e12, None), DataWaitWarning("sft", DataConfig(threads=3))
+    for waited, seconds, warnings in ((9, 20, 0), (11, 300, 0), (20, 350, 1), (40, 400, 1)):
+        meter.data_wait_seconds, meter.seconds = waited, seconds
+        warning.update(meter)
+        assert len(caplog.messages) == warnings
+    assert "stage 'sft' has waited 20 s for its data, 6 % of the time" in caplog.messages[0]
+    assert "data.threads (now 3) or data.workers (now 0)" in caplog.messages[0]
 
 
 def test_utilization_is_the_share_of_the_devices_peak_flops():

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from stepaudio_jax.data.containers.base import Block
 from stepaudio_jax.data.containers.example_rows import RecordDecoder, serialize_row
 from stepaudio_jax.data.containers.record_file import RecordFile
 from stepaudio_jax.errors import DataError, OutputError
@@ -81,12 +82,12 @@ class ArrayRecordFile(RecordFile):
             ) from None
         return record
 
-    def block_lengths(self) -> Sequence[int] | None:
-        """Returns the sizes of the groups that are compressed together; None if each has one."""
+    def blocks(self) -> Sequence[Block] | None:
+        """Returns the groups that are compressed together; None if each has one."""
         if self._group_size == 1:
             return None
         groups, rest = divmod(self._length, self._group_size)
-        return [self._group_size] * groups + [rest] * (rest > 0)
+        return [Block(self._group_size, 0)] * groups + [Block(rest, 0)] * (rest > 0)
 
 
 class _Readers:

@@ -106,7 +106,7 @@ class AudioFolder:
         """Raises a DataError: the clips are files of their own."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every row is read alone."""
 
     def _check_splits(self, files: Sequence[str], metadata: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,6 +46,18 @@ class Row:
     default_id: str
 
 
+class Block(NamedTuple):
+    """Describes rows that are stored together.
+
+    Attributes:
+        rows: how many.
+        kept_bytes: that reading one of them decodes, and keeps for the others; 0 if it keeps none.
+    """
+
+    rows: int
+    kept_bytes: int
+
+
 class Container(Protocol):
     """Gives random access to the rows of a file or folder.
 
@@ -83,8 +95,8 @@ class Container(Protocol):
         """
         ...
 
-    def block_lengths(self) -> Sequence[int] | None:
-        """Returns how many rows are stored together, in order, if reading one reads the others.
+    def blocks(self) -> Sequence[Block] | None:
+        """Returns the rows that are stored together, in order, if reading one reads the others.
 
         None where every row is read alone. A shuffle keeps the rows of a block near each other.
         """

@@ -1,8 +1,9 @@
-"""Computes CRC-32C (Castagnoli), by which TFRecord files tell damaged records, with NumPy.
+"""Computes CRC-32C (Castagnoli), by which TFRecord files tell damaged records.
 
-No package that is installed has it. A loop over bytes in Python takes 60 ms for 10 s of sound. Here
-the message is folded in halves, in as many steps as its length has binary digits, each of them two
-table look-ups for all words at once: 1 ms.
+Where Google's package for it is installed (the extra `gcs` brings it), it takes 0.05 ms for 10 s of
+sound. Without it the message is folded in halves by NumPy, in as many steps as its length has binary
+digits, each of them two table look-ups for all words at once: 1 ms. A loop over bytes in Python
+takes 60 ms.
 
 The CRC of a message is the remainder of a polynomial over GF(2), whose highest coefficient is the
 first bit. For two pieces A and B of a message, its remainder is the sum (exclusive or) of the
@@ -11,6 +12,7 @@ two tables, one for each half of a remainder, do it.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,24 @@ _SHORT_BYTES = 256  # up to here a loop over bytes is faster
 
 def crc32c(content: bytes | memoryview) -> int:
     """Returns the CRC-32C of a message."""
+    native = _native_crc32c()
+    return _folded_crc32c(content) if native is None else native(bytes(content))
+
+
+@functools.cache
+def _native_crc32c() -> Callable[[bytes], int] | None:
+    """Returns the function of Google's package; None where it is missing, or in Python itself."""
+    try:
+        import google_crc32c
+    except ImportError:
+        return None
+    if google_crc32c.implementation != "c":
+        return None
+    compute: Callable[[bytes], int] = google_crc32c.value
+    return compute
+
+
+def _folded_crc32c(content: bytes | memoryview) -> int:
     if len(content) <= _SHORT_BYTES:
         return _update(0xFFFF_FFFF, content) ^ 0xFFFF_FFFF
     # Zeros in front of a message do not change its remainder; the initial value of the register

@@ -93,7 +93,7 @@ class CsvTable:
         """Raises a DataError: the file has no clips inside."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every row is read alone."""
 
     def _index(self, quoting: int) -> "_Index":

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
+MAX_CACHED_BYTES = 1 << 29  # of the blocks of a process
+
 
 class DecodedCache:
     """Keeps the blocks that were used last; a block is decoded by one thread, others wait for it.

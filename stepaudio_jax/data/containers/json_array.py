@@ -78,7 +78,7 @@ class JsonArray:
         """Raises a DataError: the file has no clips inside."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every row is read alone."""
 
 

@@ -76,7 +76,7 @@ class JsonlRows:
         """Raises a DataError: the file has no clips inside."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every row is read alone."""
 
 

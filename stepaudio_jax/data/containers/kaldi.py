@@ -110,7 +110,7 @@ class KaldiFolder:
         """Raises a DataError: the clips are files of their own."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every row is read alone."""
 
     def _read_file(self, name: str) -> dict[str, tuple[int, str]] | None:

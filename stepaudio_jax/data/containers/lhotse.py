@@ -109,7 +109,7 @@ class LhotsePair:
         """Raises a DataError: the clips are files of their own."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every row is read alone."""
 
 

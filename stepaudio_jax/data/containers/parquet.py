@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from stepaudio_jax.data.containers.base import Row, Samples
-from stepaudio_jax.data.containers.decoded_cache import DecodedCache
+from stepaudio_jax.data.containers.base import Block, Row, Samples
+from stepaudio_jax.data.containers.decoded_cache import MAX_CACHED_BYTES, DecodedCache
 from stepaudio_jax.data.containers.folders import file_signature
 from stepaudio_jax.data.containers.parquet_columns import (
     column_step,
@@ -28,8 +28,7 @@ from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import COPY_AGAIN, PathLike, expand_home, format_path, open_read
 
 _KIND = "a Parquet file"
-_MAX_CACHED_BYTES = 1 << 29  # of decoded row groups, of all files together
-_cache = DecodedCache(_MAX_CACHED_BYTES)
+_cache = DecodedCache(MAX_CACHED_BYTES)  # of decoded row groups, of all files together
 
 
 class ParquetTable:
@@ -119,9 +118,10 @@ class ParquetTable:
             raise DataError(f"{shown}: there is no sound in this place of the table")
         return clip
 
-    def block_lengths(self) -> Sequence[int]:
-        """Returns the number of rows of each row group."""
-        return self._lengths
+    def blocks(self) -> Sequence[Block]:
+        """Returns the row groups; all columns of one that is read are kept."""
+        groups = (self._metadata.row_group(number) for number in self._groups())
+        return [Block(group.num_rows, group.total_byte_size) for group in groups]
 
     def _groups(self) -> range:
         return range(self._metadata.num_row_groups)

@@ -6,7 +6,7 @@ import threading
 import urllib.parse
 from collections.abc import Sequence
 
-from stepaudio_jax.data.containers.base import EmbeddedClip, Row, Samples
+from stepaudio_jax.data.containers.base import Block, EmbeddedClip, Row, Samples
 from stepaudio_jax.data.containers.example_rows import ExampleOrJson, RecordDecoder
 from stepaudio_jax.data.containers.places import clip_name
 from stepaudio_jax.data.containers.tfds_features import find_features
@@ -85,7 +85,7 @@ class RecordFile(abc.ABC):
         except DataError as error:
             raise DataError(f"{self.origin(index)}: {error}") from None
 
-    def block_lengths(self) -> Sequence[int] | None:
+    def blocks(self) -> Sequence[Block] | None:
         """Returns None: every record is read alone."""
         return None
 

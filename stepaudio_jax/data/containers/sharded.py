@@ -4,8 +4,19 @@ import array
 import bisect
 from collections.abc import Sequence
 
-from stepaudio_jax.data.containers.base import Container, Row
+from stepaudio_jax.data.containers.base import Block, Container, Row
 from stepaudio_jax.data.containers.places import no_clip_inside
+
+
+def join_blocks(containers: Sequence[Container]) -> list[Block] | None:
+    """Returns the blocks of containers one after the other; None if none of them has blocks."""
+    of_each = [container.blocks() for container in containers]
+    if all(blocks is None for blocks in of_each):
+        return None
+    joined: list[Block] = []
+    for container, blocks in zip(containers, of_each, strict=True):
+        joined += blocks if blocks is not None else [Block(1, 0)] * len(container)
+    return joined
 
 
 class ShardedRows:
@@ -43,16 +54,9 @@ class ShardedRows:
         """Raises a DataError: clips lie in the shards, and are named by these."""
         raise no_clip_inside(self.path, place)
 
-    def block_lengths(self) -> Sequence[int] | None:
+    def blocks(self) -> Sequence[Block] | None:
         """Returns the blocks of all shards; None if none of them has blocks."""
-        lengths = [shard.block_lengths() for shard in self.shards]
-        if all(blocks is None for blocks in lengths):
-            return None
-        return [
-            length
-            for shard, blocks in zip(self.shards, lengths, strict=True)
-            for length in (blocks if blocks is not None else [1] * len(shard))
-        ]
+        return join_blocks(self.shards)
 
     def _locate(self, index: int) -> tuple[Container, int]:
         shard = bisect.bisect_right(self._starts, index) - 1

@@ -122,7 +122,7 @@ class TarShard:
             )
         return self._read(name, member)
 
-    def block_lengths(self) -> None:
+    def blocks(self) -> None:
         """Returns None: every member is read alone."""
 
     def _members(self) -> Iterator[tuple[str, int, int]]:

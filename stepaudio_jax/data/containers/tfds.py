@@ -16,7 +16,7 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 from stepaudio_jax.data.containers.array_record import ArrayRecordFile
-from stepaudio_jax.data.containers.base import Row, Samples
+from stepaudio_jax.data.containers.base import Block, Row, Samples
 from stepaudio_jax.data.containers.folders import list_folder
 from stepaudio_jax.data.containers.record_file import RecordFile
 from stepaudio_jax.data.containers.tfds_features import TfdsFeatures
@@ -123,7 +123,7 @@ class TfdsFolder:
         shard, index_in_shard = self._locate(int(number))
         return self._open(shard).read_clip(f"{index_in_shard}{separator}{feature}")
 
-    def block_lengths(self) -> Sequence[int] | None:
+    def blocks(self) -> Sequence[Block] | None:
         """Returns None: every record is read alone."""
         return None
 

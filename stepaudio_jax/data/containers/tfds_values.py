@@ -174,7 +174,7 @@ def _split_flat(leaf: Leaf, values: Any) -> list[Any]:
 
 def _restore_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     # An Example has 64 bits with a sign, into which TFDS writes the bits of uint64.
-    return values.view(np.uint64) if dtype == np.uint64 else values.astype(dtype)
+    return values.view(np.uint64) if dtype == np.uint64 else values.astype(dtype, copy=False)
 
 
 def _decode_array(leaf: Leaf, content: bytes, shape: tuple[int | None, ...]) -> NDArray[Any]:

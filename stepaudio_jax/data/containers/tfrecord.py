@@ -51,12 +51,12 @@ class TFRecordFile(RecordFile):
             raise DataError(
                 f"{self.origin(index)}: cannot be read ({error.strerror or error})"
             ) from None
-        record, crc = memoryview(content)[:-_CRC_BYTES], content[-_CRC_BYTES:]
+        record, crc = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
         if len(content) != stop - start or masked_crc32c(record) != int.from_bytes(crc, "little"):
             raise DataError(
                 f"{self.origin(index)}: is damaged: its bytes do not match its CRC; {COPY_AGAIN}"
             )
-        return bytes(record)
+        return record
 
 
 def _index_records(path: str) -> "array.array[int]":

@@ -47,7 +47,7 @@ def test_examples_are_rows_with_names_of_clips(formats):
     for index, name in enumerate("abc"):
         wav = (formats / "clips" / f"{name}.wav").read_bytes()
         assert file.read_clip(f"{index}/audio") == wav
-    assert file.block_lengths() is None
+    assert file.blocks() is None
 
 
 def test_json_objects_are_rows(formats):
@@ -221,7 +221,7 @@ def test_groups_are_blocks(tmp_path):
     rows = [json.dumps({"id": str(index)}).encode() for index in range(7)]
     path = records.write_array_record(tmp_path / "x.array_record", rows, "group_size:3")
     file = ArrayRecordFile(path)
-    assert file.block_lengths() == [3, 3, 1]
+    assert file.blocks() == [(3, 0), (3, 0), (1, 0)]
     assert [file.row(index).value["id"] for index in range(7)] == list("0123456")
 
 
@@ -280,7 +280,7 @@ def test_written_rows_are_read_as_they_were(tmp_path, formats):
     assert write_array_record(path, iter(rows)) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     file = ArrayRecordFile(path)
-    assert file.block_lengths() is None
+    assert file.blocks() is None
     assert file.row(1).value == rows[1]
     value = file.row(0).value
     parts = value["messages"][0]["content"]

@@ -35,7 +35,7 @@ def test_rows_are_read_in_any_order_with_their_line_numbers(tmp_path, compress):
     assert [rows.origin(index) for index in range(4)] == [f"{path}:{n}" for n in (1, 4, 5, 7)]
     row = rows.row(1)
     assert (row.origin, row.folder, row.default_id) == (f"{path}:4", str(tmp_path), "d:4")
-    assert rows.block_lengths() is None
+    assert rows.blocks() is None
     with pytest.raises(DataError, match="no clips inside"):
         rows.read_clip("0")
 

@@ -204,7 +204,7 @@ def test_numbered_files_are_one_container(tmp_path):
         f"{tmp_path}/part-2.jsonl:1",
         f"{tmp_path}/part-2.jsonl:2",
     ]
-    assert rows.block_lengths() is None
+    assert rows.blocks() is None
 
 
 def test_the_layout_of_a_dataset_of_the_hub(formats, tmp_path):
@@ -218,7 +218,7 @@ def test_the_layout_of_a_dataset_of_the_hub(formats, tmp_path):
     rows = open_container(f"{tmp_path}/")
     assert open_container(tmp_path) is rows
     assert len(rows) == 6
-    assert list(rows.block_lengths() or []) == [3, 3]
+    assert [block.rows for block in rows.blocks() or []] == [3, 3]
     clip = rows.row(5).value["audio"]
     assert clip == f"{tmp_path}/data/train-00001-of-00002-6619a40b3b1f0a1e.parquet#2/audio"
     assert read_embedded_clip(clip) == (formats / "clips" / "c.wav").read_bytes()

@@ -40,7 +40,7 @@ def test_the_samples(formats):
     assert isinstance(row.value["wav"], EmbeddedClip)
     assert row.value["wav"] == f"{path}#b.wav"
     assert shard.read_clip("b.wav") == (formats / "clips" / "b.wav").read_bytes()
-    assert shard.block_lengths() is None
+    assert shard.blocks() is None
 
 
 LONG = "x" * 120 + "/" + "y" * 130

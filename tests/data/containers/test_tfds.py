@@ -74,7 +74,7 @@ def test_both_file_formats(formats, file_format):
         for read in (samples, container.read_clip(f"{index}/speech")):
             assert (read.rate, read.values.dtype) == (rate, np.int16)
             np.testing.assert_array_equal(read.values, wav)
-    assert container.block_lengths() is None
+    assert container.blocks() is None
 
 
 def test_features_that_tfds_has_encoded():
