@@ -68,9 +68,7 @@ Clip = tuple[str, NDArray[np.float32]]
 def our_side(path: str, threads: int, batch: int) -> Step:
     """Returns a step that reads `batch` clips of a source, in the order of training."""
     source = open_source(path)
-    (visits,) = training_streams(
-        [len(source)], [1.0], seed=0, rows=1, blocks=[source.blocks()]
-    )
+    (visits,) = training_streams([len(source)], [1.0], seed=0, rows=1, blocks=[source.blocks()])
 
     def read(position: int) -> Clip:
         record = source[visits[position].record]

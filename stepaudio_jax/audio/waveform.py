@@ -148,9 +148,7 @@ class WaveformStream:
         """Returns whether the part needs no further block."""
         return self._end_frame is not None and self._frames >= self._end_frame
 
-    def add(
-        self, block: NDArray[np.float32], *, is_bounded: bool = False
-    ) -> NDArray[np.float32]:
+    def add(self, block: NDArray[np.float32], *, is_bounded: bool = False) -> NDArray[np.float32]:
         """Returns the samples at 16 kHz that the next block completes.
 
         Args:

@@ -335,7 +335,7 @@ def test_another_process_prepares_the_same_parts_and_need_not_find_them(path, mo
                 for each in (prepare, again)
             ),
         )
-    with pytest.raises(DataError, match="number 1 is too long") as error:
+    with pytest.raises(DataError, match="in no segment is too long for a part") as error:
         again(Visit(1, 0, 0))
     assert error.value.kind == "too_long"
 

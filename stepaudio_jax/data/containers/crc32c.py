@@ -1,9 +1,9 @@
 """Computes CRC-32C (Castagnoli), by which TFRecord files tell damaged records.
 
-Where Google's package for it is installed (the extra `gcs` brings it), it takes 0.05 ms for 10 s of
-sound. Without it the message is folded in halves by NumPy, in as many steps as its length has binary
-digits, each of them two table look-ups for all words at once: 1 ms. A loop over bytes in Python
-takes 60 ms.
+Where Google's package for it is installed (the extra `gcs` brings it), it takes 0.05 ms for 10 s
+of sound. Without it the message is folded in halves by NumPy, in as many steps as its length has
+binary digits, each of them two table look-ups for all words at once: 1 ms. A loop over bytes in
+Python takes 60 ms.
 
 The CRC of a message is the remainder of a polynomial over GF(2), whose highest coefficient is the
 first bit. For two pieces A and B of a message, its remainder is the sum (exclusive or) of the
