@@ -1,7 +1,6 @@
 """Starts, kills and compares runs whose folders are in a bucket."""
 
 import pathlib
-import re
 import signal
 import subprocess
 import time
@@ -12,18 +11,14 @@ import numpy as np
 
 from stepaudio_jax import hub
 from stepaudio_jax.storage import PathLike, read_step_lines, to_path
-from tests.end_to_end.runs import start
+from tests.end_to_end.runs import start, without_times
 from tests.storage.gcs_server import GcsServer
-
-_TIMES = re.compile("per_second|wait_fraction|compile_seconds|goodput")
 
 
 def untimed(run_dir: PathLike) -> list[dict]:
     """Reads the metrics of a run, wherever it lies, without those that depend on time."""
-    return [
-        {name: value for name, value in line.items() if not _TIMES.search(name)}
-        for line in read_step_lines(to_path(run_dir) / "metrics.jsonl")
-    ]
+    lines = read_step_lines(to_path(run_dir) / "metrics.jsonl")
+    return [without_times(line) for line in lines]
 
 
 def num_logged(server: GcsServer, run_dir: str) -> int:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = [*(("mid", step) for step in range(1, 46)), *(("sft", step) for step in range(1, 36))]
+_TIMES = re.compile("per_second|wait_(fraction|seconds)|compile_seconds|goodput|^seconds/")
 
 
 def run(*command: str, devices: int = 1) -> "subprocess.CompletedProcess[str]":
@@ -104,8 +105,9 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
 
 def untimed_metrics(run_dir: pathlib.Path) -> list[dict]:
     """Reads the metrics of a run without those that depend on time."""
-    timing = re.compile("per_second|wait_(fraction|seconds)|compile_seconds|goodput")
-    return [
-        {name: value for name, value in line.items() if not timing.search(name)}
-        for line in metrics(run_dir)
-    ]
+    return [without_times(line) for line in metrics(run_dir)]
+
+
+def without_times(line: dict) -> dict:
+    """Returns the metrics of a step without those that depend on time."""
+    return {name: value for name, value in line.items() if not _TIMES.search(name)}

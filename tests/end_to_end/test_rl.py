@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.end_to_end.runs import metrics, num_logged_lines, run, start
+from tests.end_to_end.runs import num_logged_lines, run, start, untimed_metrics
 from tests.judge.judge_server import JudgeServer
 from tests.rl.small_stage import write_prompts
 
@@ -69,13 +69,6 @@ def arguments(folder, name):
         "launch.train",
         f"--config={folder / 'config.py'}",
         f"--config.run_dir={folder / name}",
-    ]
-
-
-def untimed_metrics(run_dir):
-    return [
-        {name: value for name, value in line.items() if not name.startswith("seconds/")}
-        for line in metrics(run_dir)
     ]
 
 
