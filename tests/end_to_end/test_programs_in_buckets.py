@@ -75,9 +75,9 @@ def put_inputs(inputs):
 
 
 def outputs(folder):
-    """Returns what a program has written; journals and Orbax's notes hold paths and times."""
+    """Returns what a program has written but for times; journals and Orbax's notes hold paths."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): re.sub(rb'"compile_seconds": .*', b"", path.read_bytes())
         for path in folder.rglob("*")
         if path.is_file() and not re.search(r"/parameters/|\.conversion\.jsonl", str(path))
     }
@@ -119,7 +119,11 @@ def get_config():
     stage = config.stages[0]
     objective = dataclasses.replace(
         stage.policy_gradient,
-        rewards=(RewardConfig(judge_weight=1.0, verifier_weight=0.5),),
+        rewards=(
+            RewardConfig(
+                judge_weight=1.0, verifier="tests.rl.small_stage:even", verifier_weight=0.5
+            ),
+        ),
         judge=JudgeConfig(
             url={url!r}, model="judge", api_key_env=None, prompt="{root}/prompt.txt"
         ),
