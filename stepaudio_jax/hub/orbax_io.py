@@ -23,6 +23,13 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
+from orbax.checkpoint import (
+    Checkpointer,
+    CompositeCheckpointHandler,
+    PyTreeCheckpointHandler,
+    args,
+)
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from stepaudio_jax.config import ModelConfig
 from stepaudio_jax.errors import CheckpointError, OutputError
@@ -338,13 +345,23 @@ def _write_tree_structure(directory: Path, parameters: Mapping[ParamPath, Parame
         with _uncompressed_zarr():
             ocp.save(directory, tree)
         return
+    # `ocp.save` compares the paths of all processes, even where one of them saves by itself.
+    only = MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="tree",
+    )
+    handler = CompositeCheckpointHandler(
+        **{
+            ORBAX_ITEM: PyTreeCheckpointHandler(
+                use_ocdbt=False, use_zarr3=False, use_compression=False
+            )
+        }
+    )
     with tempfile.TemporaryDirectory() as local:
         written = pathlib.Path(local) / "tree"
-        context = _uncompressed_zarr()
-        context.multiprocessing_options.active_processes = {jax.process_index()}
-        context.multiprocessing_options.primary_host = jax.process_index()
-        with context:
-            ocp.save(written, tree)
+        with Checkpointer(handler, multiprocessing_options=only) as checkpointer:
+            checkpointer.save(written, args.Composite(**{ORBAX_ITEM: args.PyTreeSave(tree)}))
         for file in written.rglob("*"):
             if file.is_file():
                 copy_file(file, directory / file.relative_to(written).as_posix())
