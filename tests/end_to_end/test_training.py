@@ -151,17 +151,23 @@ def test_a_changed_setting_of_an_existing_run_is_an_error_that_names_it(
     assert (uninterrupted / "config.json").read_bytes() == before
 
 
-def test_a_killed_run_resumes_bit_exactly(uninterrupted, folder):
-    """Killed between two checkpoints, in each stage."""
-    for stage, step in (("mid", 13), ("sft", 17)):
-        ended = run("-c", KILLED, stage, str(step), *arguments(folder, "killed"))
+@pytest.mark.parametrize(
+    "kills",
+    [[("sft", 17)], pytest.param([("mid", 13), ("sft", 17)], marks=pytest.mark.slow)],
+    ids=["once", "in each stage"],
+)
+def test_a_killed_run_resumes_bit_exactly(uninterrupted, folder, kills):
+    """Killed between two checkpoints."""
+    killed = f"killed_{len(kills)}"
+    for stage, step in kills:
+        ended = run("-c", KILLED, stage, str(step), *arguments(folder, killed))
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-        assert [(line["stage"], line["step"]) for line in metrics(folder / "killed")] == STEPS[
+        assert [(line["stage"], line["step"]) for line in metrics(folder / killed)] == STEPS[
             : STEPS.index((stage, step)) + 1
         ]
-    ended = run("-m", "launch.train", *arguments(folder, "killed"))
+    ended = run("-m", "launch.train", *arguments(folder, killed))
     assert ended.returncode == 0, ended.stderr
-    assert untimed_metrics(folder / "killed") == untimed_metrics(uninterrupted)
+    assert untimed_metrics(folder / killed) == untimed_metrics(uninterrupted)
 
 
 def test_a_stage_killed_before_its_first_checkpoint_restarts_from_the_previous_stage(

@@ -44,6 +44,7 @@ CASES: dict[str, tuple[ModelConfig, MeshConfig, ComputeConfig]] = {
         dataclasses.replace(FLOAT32, rules=REPLICATED_KEYS),
     ),
     "2 x 2 x 2": (MODEL, MeshConfig(data=2, fsdp=2, tensor=2), FLOAT32),
+    "fsdp 2 x tensor 2 x sequence 2": (MODEL, MeshConfig(fsdp=2, tensor=2, sequence=2), FLOAT32),
     "sequence 4 x fsdp 2": (MODEL, MeshConfig(fsdp=2, sequence=4), FLOAT32),
     "sequence 4 x fsdp 2, splash": (
         MODEL,

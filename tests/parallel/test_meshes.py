@@ -11,7 +11,7 @@ from tests.parallel.eight_devices import CASES
 
 pytestmark = pytest.mark.first
 
-SHORT = ["2 x 2 x 2", "sequence 4 x fsdp 2"]  # together they cut along every axis
+SHORT = ["fsdp 2 x tensor 2 x sequence 2"]  # the axes along which a model is cut
 LONG = [name for name in CASES if name not in SHORT]
 
 
