@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from orbax.checkpoint import (
     Checkpointer,
     CompositeCheckpointHandler,
+    CompositeOptions,
     PyTreeCheckpointHandler,
     args,
 )
@@ -351,12 +352,12 @@ def _write_tree_structure(directory: Path, parameters: Mapping[ParamPath, Parame
         active_processes={jax.process_index()},
         barrier_sync_key_prefix="tree",
     )
+    tree_handler = PyTreeCheckpointHandler(
+        use_ocdbt=False, use_zarr3=False, use_compression=False, multiprocessing_options=only
+    )
     handler = CompositeCheckpointHandler(
-        **{
-            ORBAX_ITEM: PyTreeCheckpointHandler(
-                use_ocdbt=False, use_zarr3=False, use_compression=False
-            )
-        }
+        composite_options=CompositeOptions(multiprocessing_options=only),
+        **{ORBAX_ITEM: tree_handler},
     )
     with tempfile.TemporaryDirectory() as local:
         written = pathlib.Path(local) / "tree"
