@@ -6,7 +6,6 @@ project's own (`sources.forms`), and `sources.messages` checks it.
 
 import array
 import bisect
-import glob
 import json
 import os
 import pathlib
@@ -33,7 +32,7 @@ from stepaudio_jax.data.sources.forms import (
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import ConfigError, DataError
-from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
+from stepaudio_jax.storage import PathLike, glob_paths, read_json_or_none, truncate
 
 _TFDS = "tfds:"
 # A dataset's name on the Hugging Face Hub, or its address.
@@ -261,7 +260,7 @@ def _find_paths(config: SourceConfig) -> list[str]:
     """Returns the files and folders of a source: its path, or what matches it."""
     if config.path.startswith(_TFDS) or exists(config.path):
         return [config.path]
-    return sorted(glob.glob(config.path, recursive=True))
+    return glob_paths(config.path)
 
 
 def _no_such_file(path: str) -> str:
