@@ -27,11 +27,13 @@ from stepaudio_jax.data.sources.base import (
 from stepaudio_jax.data.sources.json_values import (
     format_json,
     is_empty,
+    is_json_list,
     is_list_of_objects,
     parse_literal,
 )
 from stepaudio_jax.data.sources.placeholders import (
     Clips,
+    check_no_other_placeholder,
     count_placeholders,
     read_clips,
     take_clips,
@@ -92,7 +94,7 @@ def _messages(
     clips = Clips(found, origin)
     system = text_of(row, "system", origin) or text_of(row, "system_prompt", origin)
     if not count_placeholders(system):
-        turns = _place_untagged(turns, len(found))
+        turns = _place_untagged(turns, len(found), f"{origin}: {key!r}")
     messages = read_turns(turns, f"{origin}: {key!r}", clips, system=system, joins_replies=True)
     clips.check_all_taken(_ADVICE)
     return insert_schemas(messages, row.get("tools"), origin)
@@ -178,8 +180,12 @@ def _split_pair(turn: Mapping[str, Any], origin: str, key: str) -> list[Mapping[
     return [{"role": name, "content": turn[name]} for name in names]
 
 
-def _place_untagged(turns: Any, clips: int) -> Any:
-    """Returns the turns with a placeholder for each clip in the first, if no turn has any."""
+def _place_untagged(turns: Any, clips: int, where: str) -> Any:
+    """Returns the turns with a placeholder for each clip in the first, if no turn has any.
+
+    Raises:
+        DataError: a turn has another library's placeholder, which would be read as letters.
+    """
     if not clips or not is_list_of_objects(turns):
         return turns
     contents = [turn.get("content", turn.get("value")) for turn in turns]
@@ -189,6 +195,10 @@ def _place_untagged(turns: Any, clips: int) -> Any:
     first = next((index for index, role in enumerate(roles) if role != "system"), None)
     if first is None or roles[first] != "user":
         return turns
+    for number, (role, content) in enumerate(zip(roles, contents, strict=True), 1):
+        if role in ("system", "user"):
+            for text in _texts(content):
+                check_no_other_placeholder(text, f"{where}: turn {number} ({role})")
     turn = turns[first]
     key = "content" if "content" in turn else "value"
     tags = "<audio>" * clips
@@ -197,3 +207,10 @@ def _place_untagged(turns: Any, clips: int) -> Any:
         return turns  # no content of a turn, as reading it says
     placed = f"{tags}{content}" if isinstance(content, str) else [tags, *(content or [])]
     return [*turns[:first], {**turn, key: placed}, *turns[first + 1 :]]
+
+
+def _texts(content: Any) -> list[str]:
+    """Returns the texts of a turn's content: itself, or those of its parts."""
+    parts = content if is_json_list(content) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
