@@ -218,7 +218,7 @@ class ParquetTable:
             ) from None
 
     def _first(self, file: Any, leaf: int) -> bytes | None:
-        """Returns the first value of a leaf column that is not null."""
+        """Returns the first bytes of a leaf column, of those that are not null or empty."""
         path = file.metadata.schema.column(leaf).path
         if not file.metadata.num_row_groups:
             return None
@@ -226,6 +226,6 @@ class ParquetTable:
         for scalar in (scalar for batch in batches for scalar in batch.column(0)):
             while scalar.is_valid and hasattr(scalar, "values") and len(scalar):
                 scalar = scalar[0]  # of a list, or of an object that has this leaf only
-            if scalar.is_valid and isinstance(value := scalar.as_py(), bytes):
+            if scalar.is_valid and isinstance(value := scalar.as_py(), bytes) and value:
                 return value
         return None
