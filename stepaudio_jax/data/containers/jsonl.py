@@ -17,7 +17,7 @@ from stepaudio_jax.data.containers.folders import file_signature
 from stepaudio_jax.data.containers.places import file_stem, no_clip_inside
 from stepaudio_jax.data.containers.text_files import TextFile, reading
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import PathLike, expand_home
+from stepaudio_jax.storage import PathLike, expand_home, truncate
 
 _KIND = "a JSONL file"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -95,7 +95,7 @@ def parse_json(
     """
     try:
         text = content.decode("utf-8-sig").rstrip()
-        value = json.loads(text)
+        value = _decoder.decode(text)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -112,6 +112,11 @@ def parse_json(
         raise DataError(
             f"{origin}: is not JSON ({error.msg} at {line}column {error.colno}); {advice}"
         ) from None
+    except _RepeatedKeyError as error:
+        raise DataError(
+            f"{origin}: has the key {truncate(error.args[0])!r} twice in one object, of which JSON"
+            " keeps the last; keep one"
+        ) from None
     except RecursionError:
         raise DataError(
             f"{origin}: is nested too deeply to be a dialogue; correct the line"
@@ -121,6 +126,22 @@ def parse_json(
             f"{origin}: has a number of more than 4300 digits; correct the line"
         ) from None
     return value
+
+
+class _RepeatedKeyError(Exception):
+    """Says that an object has a key twice; its argument is the key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object, of which every key is there once."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return value
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
 
 
 @functools.lru_cache(maxsize=64)
