@@ -228,6 +228,11 @@ def check_audio_path(path: str, where: str) -> None:
             f"{where}: 'audio' is the address {format_json(path)};"
             f" write the path alone, without '{address[1]}:'"
         )
+    if scheme == "https" and "#" in path:
+        raise DataError(
+            f"{where}: 'audio' is the address {format_json(path)}, and what stands behind its '#'"
+            " is not read; write the part of the file as 'start_s' and 'end_s'"
+        )
     if address[2] == "//" and scheme not in _SCHEMES:
         raise DataError(
             f"{where}: 'audio' is the address {format_json(path)}; addresses begin with"

@@ -301,6 +301,10 @@ PARTS = {
         {"type": "audio", "audio": "hf://datasets/a.wav"},
         "addresses begin with gs://, s3://, https://",
     ),
+    "a part in the address": (
+        {"type": "audio", "audio": "https://example.org/a.wav#t=1,2"},
+        "write the part of the file as 'start_s' and 'end_s'",
+    ),
     "an address without encryption": (
         {"type": "audio", "audio": "http://example.org/a.wav"},
         "addresses begin with gs://, s3://, https://",
