@@ -65,19 +65,19 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             placeholder where others have one, or a key has the wrong type.
     """
     del options
-    found, row = take_clips(value, origin)
+    paths, row = take_clips(value, origin)
     keys, turns = _turns(row, origin)
-    messages = _messages(row, keys[0], turns, found, origin)
+    messages = _messages(row, keys[0], turns, paths, origin)
     rest: dict[str, Any] = without(row, *keys, *_READ_KEYS)
     rest |= read_answer(row, origin) | read_label(row, ("label",), origin)
     if not is_empty(row.get("channel")) and "source" not in rest:
         rest["source"] = row["channel"]
     if not is_empty(row.get("rejected_response")):
-        rest = _without_equal(rest, row, found, origin)
+        rest = _without_equal(rest, row, paths, origin)
         return _with_rejected_response(rest, messages, row["rejected_response"], origin)
     if is_empty(row.get("rejected_messages")):
         return {**rest, "messages": messages}
-    others = found
+    others = paths
     if not is_empty(row.get("rejected_audios")):
         others = tuple(read_clips(row["rejected_audios"], f"{origin}: 'rejected_audios'"))
     turns = parse_literal(row["rejected_messages"])
@@ -88,13 +88,13 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
 
 
 def _messages(
-    row: Mapping[str, Any], key: str, turns: Any, found: tuple[str, ...], origin: str
+    row: Mapping[str, Any], key: str, turns: Any, paths: tuple[str, ...], origin: str
 ) -> list[dict[str, Any]]:
     """Returns the messages of a dialogue, with all clips, the system turn and the tools."""
-    clips = Clips(found, origin)
+    clips = Clips(paths, origin)
     system = text_of(row, "system", origin) or text_of(row, "system_prompt", origin)
     if not count_placeholders(system):
-        turns = _place_untagged(turns, len(found), f"{origin}: {key!r}")
+        turns = _place_untagged(turns, len(paths), f"{origin}: {key!r}")
     messages = read_turns(turns, f"{origin}: {key!r}", clips, system=system, joins_replies=True)
     clips.check_all_taken(_ADVICE)
     return insert_schemas(messages, row.get("tools"), origin)
@@ -124,7 +124,7 @@ def _with_rejected_response(
 
 
 def _without_equal(
-    rest: dict[str, Any], row: Mapping[str, Any], found: tuple[str, ...], origin: str
+    rest: dict[str, Any], row: Mapping[str, Any], paths: tuple[str, ...], origin: str
 ) -> dict[str, Any]:
     """Returns the keys that stay, without clips and tools of the worse reply that are the same.
 
@@ -132,7 +132,7 @@ def _without_equal(
     """
     if not is_empty(row.get("rejected_audios")):
         where = f"{origin}: 'rejected_audios'"
-        if tuple(read_clips(row["rejected_audios"], where)) == found:
+        if tuple(read_clips(row["rejected_audios"], where)) == paths:
             rest = without(rest, "rejected_audios")
     if row.get("rejected_tools") == row.get("tools"):
         rest = without(rest, "rejected_tools")
