@@ -41,6 +41,8 @@ _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?(address)(?:/.*)?)"
 )
 
+_WEB_ADDRESS = re.compile(r"https?://", re.I)
+
 
 class ExaminedRow(NamedTuple):
     """Holds a record, and how its row was read.
@@ -274,6 +276,8 @@ def _no_such_file(path: str) -> str:
             f" it, since machines in pods do not reach the Hub: `hf download {name} --repo-type"
             f" dataset --local-dir {name.split('/')[1]}`, and name that folder"
         )
+    if _WEB_ADDRESS.match(path):
+        return f"{truncate(path)}: is an address of the web; download the file, and name it"
     return f"{truncate(path)}: no such file, and no file matches it; check the path"
 
 

@@ -185,6 +185,12 @@ def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
     )  # a file of that very name, not a pattern
 
 
+def test_an_address_of_the_web_is_no_source():
+    for path in ("https://example.org/talks.jsonl", "HTTP://example.org/talks.jsonl"):
+        with pytest.raises(DataError, match="is an address of the web; download the file"):
+            open_source(path)
+
+
 def test_a_pattern_in_a_bucket_matches_as_on_a_disk(tmp_path, bucket):
     for name in ("b", "a"):
         path = write(tmp_path, messages({"role": "user", "content": name}), name=f"{name}.jsonl")
