@@ -55,6 +55,15 @@ def test_help_needs_nothing_heavy():
     assert result.stdout.endswith("set()\n")
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_what_is_no_number_of_rows_is_named(text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "x.jsonl", "--limit", text])
+    assert ended.value.code == 2
+    said = f"argument --limit: {text!r} is not a whole number above 0"
+    assert said in capsys.readouterr().err
+
+
 def test_inspect(formats, capsys):
     assert main(["inspect", str(formats / "nemo_manifest" / "manifest.json")]) == 0
     assert "form         recognition" in capsys.readouterr().out
