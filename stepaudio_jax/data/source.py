@@ -278,7 +278,8 @@ def _no_such_file(path: str) -> str:
         )
     if _WEB_ADDRESS.match(path):
         return f"{truncate(path)}: is an address of the web; download the file, and name it"
-    return f"{truncate(path)}: no such file, and no file matches it; check the path"
+    braces = "; braces are not expanded: write * for what differs" if "{" in path else ""
+    return f"{truncate(path)}: no such file, and no file matches it; check the path{braces}"
 
 
 def _open(path: str, config: SourceConfig) -> Container:

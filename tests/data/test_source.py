@@ -207,6 +207,7 @@ def test_a_pattern_in_a_bucket_matches_as_on_a_disk(tmp_path, bucket):
     [
         ("missing.jsonl", "no such file"),
         ("none-*.jsonl", "no file matches"),
+        ("train-{000..009}.tar", r"no file matches .* braces are not expanded: write \* for"),
         (".", "no records"),
         ("empty.jsonl", "no records"),
     ],
