@@ -108,8 +108,8 @@ def webdataset_side(path: str, codec: str, threads: int, batch: int) -> Step:
         return sample["txt"].decode(), samples
 
     def stream(thread: int) -> Iterator[Clip]:
-        own = shards[thread::threads]
-        dataset = webdataset.WebDataset(own, shardshuffle=len(own), empty_check=False)
+        part = shards[thread::threads]
+        dataset = webdataset.WebDataset(part, shardshuffle=len(part), empty_check=False)
         return iter(dataset.shuffle(_SHUFFLE_BUFFER).map(decode).repeat())
 
     streams = [stream(thread) for thread in range(threads)]

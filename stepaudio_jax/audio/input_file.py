@@ -144,8 +144,9 @@ def _open(source: PathLike, path: str) -> BinaryIO:
             return open_read(path)
     except FileNotFoundError:
         finding = recognize_file(path, "sound")  # it may be a broken link
+        of_windows = ", and write / for \\" if "\\" in path else ""
         raise AudioError(
-            format_path(path), str(finding or "does not exist; correct the path")
+            format_path(path), str(finding or f"does not exist; correct the path{of_windows}")
         ) from None
     except StorageError:  # not of this clip alone: it must not be skipped as bad sound
         raise

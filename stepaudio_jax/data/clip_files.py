@@ -161,8 +161,8 @@ def _checked(
     content: bytes, part: AudioPart, waveform: NDArray[np.float32], channel: AudioChannel
 ) -> bytes:
     """Returns the content of a new sound file, of which the same waveform must be heard."""
-    whole = AudioPart(part.path)
-    if not np.array_equal(decode_clip(content, whole, channel=channel), waveform):
+    all_of_it = AudioPart(part.path)
+    if not np.array_equal(decode_clip(content, all_of_it, channel=channel), waveform):
         raise AudioError(
             format_path(part.name), "cannot be written without loss; write it as a sound file"
         )

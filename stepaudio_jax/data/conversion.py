@@ -178,7 +178,7 @@ def convert_source(
 
 
 class _Journal:
-    """The finished shards of a conversion, in a file that this process holds until it is closed.
+    """Keeps the finished shards of a conversion, in a file that is locked until it is closed.
 
     Args:
         folder: the output.

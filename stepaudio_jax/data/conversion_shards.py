@@ -71,7 +71,7 @@ class ShardedOutput:
 
 
 class SkippedRow(NamedTuple):
-    """A row that could not be converted: where it lies, and why."""
+    """Names a row that could not be converted, and says why."""
 
     place: str
     reason: str

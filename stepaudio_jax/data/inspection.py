@@ -36,7 +36,7 @@ _SCRIPT_NAMES = {"CJK": "Han", "FULLWIDTH": "Latin", "MATHEMATICAL": "symbols"}
 
 
 class Refusal(NamedTuple):
-    """A row that cannot be read: where it lies, and why."""
+    """Names a row that cannot be read, and says why."""
 
     place: str
     reason: str
@@ -200,8 +200,8 @@ def inspect_source(
     )
     with bar, concurrent.futures.ThreadPoolExecutor(_THREADS, "stepaudio-inspect") as pool:
         try:
-            for block, found in zip(blocks, pool.map(inspect_block, blocks), strict=True):
-                total.add(found)
+            for block, of_block in zip(blocks, pool.map(inspect_block, blocks), strict=True):
+                total.add(of_block)
                 bar.update(len(block))
         finally:
             pool.shutdown(cancel_futures=True)

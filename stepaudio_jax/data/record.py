@@ -35,7 +35,7 @@ class Record:
     """Holds a dialogue and what its file says about it.
 
     Attributes:
-        id: unique within its source.
+        id: that its row names, or else the place of the row; a file may have one twice.
         messages: the dialogue.
         source: the name of its source, for metrics.
         origin: the file and line it was read from (`file:line`), for error messages.

@@ -6,7 +6,6 @@ project's own (`sources.forms`), and `sources.messages` checks it.
 
 import array
 import bisect
-import glob
 import json
 import os
 import pathlib
@@ -33,7 +32,7 @@ from stepaudio_jax.data.sources.forms import (
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import ConfigError, DataError
-from stepaudio_jax.storage import PathLike, read_json_or_none, truncate
+from stepaudio_jax.storage import PathLike, glob_paths, read_json_or_none, truncate
 
 _TFDS = "tfds:"
 # A dataset's name on the Hugging Face Hub, or its address.
@@ -41,6 +40,8 @@ _HUB_NAME = re.compile(
     r"(?P<address>https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|hf://(?:datasets/)?)?"
     r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?(address)(?:/.*)?)"
 )
+
+_WEB_ADDRESS = re.compile(r"https?://", re.I)
 
 
 class ExaminedRow(NamedTuple):
@@ -261,7 +262,7 @@ def _find_paths(config: SourceConfig) -> list[str]:
     """Returns the files and folders of a source: its path, or what matches it."""
     if config.path.startswith(_TFDS) or exists(config.path):
         return [config.path]
-    return sorted(glob.glob(config.path, recursive=True))
+    return glob_paths(config.path)
 
 
 def _no_such_file(path: str) -> str:
@@ -275,7 +276,10 @@ def _no_such_file(path: str) -> str:
             f" it, since machines in pods do not reach the Hub: `hf download {name} --repo-type"
             f" dataset --local-dir {name.split('/')[1]}`, and name that folder"
         )
-    return f"{truncate(path)}: no such file, and no file matches it; check the path"
+    if _WEB_ADDRESS.match(path):
+        return f"{truncate(path)}: is an address of the web; download the file, and name it"
+    braces = "; braces are not expanded: write * for what differs" if "{" in path else ""
+    return f"{truncate(path)}: no such file, and no file matches it; check the path{braces}"
 
 
 def _open(path: str, config: SourceConfig) -> Container:

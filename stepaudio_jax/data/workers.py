@@ -81,7 +81,7 @@ class WorkerPool(Generic[Item, Result]):
 
 
 class _Worker(Generic[Item, Result]):
-    """One process: a pipe to it, and a thread that waits for its answers."""
+    """Holds a process, a pipe to it, and a thread that waits for its answers."""
 
     def __init__(self, open_function: Callable[[], Callable[[Item], Result]], threads: int):
         context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork

@@ -19,7 +19,7 @@ from stepaudio_jax.storage.uris import is_bucket_path, split
 
 
 class Client(abc.ABC):
-    """A service. It raises what its package raises; `storage_errors` translates that.
+    """Talks to a service; raises what its package raises, which `storage_errors` translates.
 
     Attributes:
         fs: its file system of fsspec.
@@ -65,7 +65,7 @@ class Client(abc.ABC):
 
 
 class GcsClient(Client):
-    """Google Cloud Storage."""
+    """Talks to Google Cloud Storage, with gcsfs."""
 
     advice = (
         "give this machine's service account (or the account of `gcloud auth application-default"
@@ -140,7 +140,7 @@ class GcsClient(Client):
 
 
 class S3Client(Client):
-    """Amazon S3, or a service with its interface."""
+    """Talks to Amazon S3, or a service with its interface, with s3fs."""
 
     advice = (
         "give this machine's role, or the user of AWS_ACCESS_KEY_ID, s3:GetObject, s3:PutObject,"

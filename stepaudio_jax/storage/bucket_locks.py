@@ -41,7 +41,7 @@ _held: set[str] = set()
 
 
 class BucketLock:
-    """A lock that is held until `close`; see `lock_object`.
+    """Holds a lock until `close`; see `lock_object`.
 
     Attributes:
         path: of its object.

@@ -41,7 +41,7 @@ _MARK = "stepaudiojob"  # the name of the objects' attribute that `set_mark` wri
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An object or a folder of a bucket.
+    """Describes an object or a folder of a bucket.
 
     Attributes:
         path: with its scheme.
@@ -255,7 +255,7 @@ def read_mark(path: str) -> str:
 
 
 class ObjectReader(io.RawIOBase):
-    """An object as a raw file; each read is one request.
+    """Reads an object as a raw file; each read is one request.
 
     Args:
         entry: of the object.
@@ -313,7 +313,7 @@ class ObjectReader(io.RawIOBase):
 
 
 class _Writer(io.RawIOBase):
-    """The file of an upload, whose errors are this module's."""
+    """Writes an upload, and raises this module's errors."""
 
     def __init__(self, file: Any, path: str):
         self._upload, self.name = file, path

@@ -11,7 +11,7 @@ BLOCK_BYTES = 1 << 22  # of a file, read and kept together
 
 
 class CachedFile(os.PathLike[str]):
-    """The path of a file in a bucket, which `open_read` reads through a cache.
+    """Names a file in a bucket, which `open_read` reads through a cache.
 
     The version of the file is asked for whenever it is opened, so that it is read again after it
     was changed.

@@ -55,7 +55,7 @@ _warned_of: set[pathlib.Path] = set()
 
 
 class DiskCache:
-    """A folder of entries. Any thread may use it, and a copy of it in any process.
+    """Keeps entries in a folder. Any thread may use it, and a copy of it in any process.
 
     Trouble with the disk never stops a reader: nothing more is kept for ten minutes, and a process
     logs one warning.
@@ -203,7 +203,7 @@ class DiskCache:
 
 
 class _Count:
-    """How many bytes a folder's files take, and when they were counted, in seconds since 1970.
+    """Holds how many bytes a folder's files take, and when that was counted (s since 1970).
 
     Args:
         file: where that is kept.

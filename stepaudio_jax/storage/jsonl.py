@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLine(NamedTuple):
-    """One complete line of a file: its number, from 1, and its bytes."""
+    """Holds a complete line of a file: its number, from 1, and its bytes."""
 
     number: int
     content: bytes
@@ -49,7 +49,7 @@ class JsonLine(NamedTuple):
 
 
 class JsonLinesFile:
-    """A file of JSON lines that is read once, when it is opened, and then appended to.
+    """Reads a file of JSON lines once, when it is opened, and then appends to it.
 
     Args:
         path: of the file; it is created where it does not exist. Its folder must exist.
@@ -97,7 +97,7 @@ class JsonLinesFile:
 
 
 class _Appender(Protocol):
-    """Where a `JsonLinesFile` lies."""
+    """Appends to a `JsonLinesFile`, wherever it lies."""
 
     def __init__(self, path: PathLike, lock: bool): ...
 
@@ -227,7 +227,7 @@ class _BucketAppender:
 
 
 class StepLog:
-    """A file in which a run logs JSON lines step by step, each with its stage and step.
+    """Logs JSON lines of a run step by step, each with its stage and step.
 
     A run that resumes from a step drops what was logged after it, so that the lines stay in order.
     The file is opened for each write, since mounted buckets store a file when it is closed; in a

@@ -33,7 +33,7 @@ _locked_paths_mutex = threading.Lock()
 
 
 class Lock(Protocol):
-    """A lock that this process holds until it is closed."""
+    """Holds a lock for this process until it is closed."""
 
     def describe(self, holder: Mapping[str, Any]) -> None:
         """Writes who holds the lock, as JSON, for the messages of others."""
@@ -46,7 +46,7 @@ class Lock(Protocol):
 
 
 class LockedFile:
-    """A file that is open for reading and writing, and locked until `close`.
+    """Holds a file open for reading and writing, and locked, until `close`.
 
     Attributes:
         path: of the file, links resolved.

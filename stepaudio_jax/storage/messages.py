@@ -36,8 +36,8 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
         known: the names that would have been right.
     """
     names = {name.casefold(): name for name in known}
-    given = str(word)[:MAX_SHOWN_CHARACTERS].casefold()
-    nearest = difflib.get_close_matches(given, names, n=1)
+    text = str(word)[:MAX_SHOWN_CHARACTERS].casefold()
+    nearest = difflib.get_close_matches(text, names, n=1)
     return f"; did you mean {names[nearest[0]]!r}?" if nearest else ""
 
 

@@ -60,7 +60,7 @@ def glob_paths(pattern: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class BucketStat:
-    """What `BucketPath.stat` knows, under the names of `os.stat_result`."""
+    """Holds what `BucketPath.stat` knows, under the names of `os.stat_result`."""
 
     st_size: int
     st_mtime: float
@@ -68,7 +68,7 @@ class BucketStat:
 
 @functools.total_ordering
 class BucketPath(os.PathLike[str]):
-    """A path in a bucket, `gs://BUCKET/KEY` or `s3://BUCKET/KEY`, with the methods of pathlib.
+    """Names a path in a bucket, `gs://BUCKET/KEY` or `s3://..`, with the methods of pathlib.
 
     Folders need not be made: `mkdir` does nothing, and a folder exists while it has objects.
     """

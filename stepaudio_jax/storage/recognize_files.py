@@ -24,7 +24,7 @@ Purpose = Literal["weights", "tokenizer", "sound"]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a file or folder is, and what to do about it.
+    """Says what a file or folder is, and what to do about it.
 
     Attributes:
         what: the rest of a sentence that begins with "it", such as "is a Git LFS pointer".

@@ -11,6 +11,7 @@ import pytest
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data import Criterion, Record, Source, open_source, open_sources, read_records
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.storage import to_path
 from stepaudio_jax.text.dialogue import AudioPart, Message, TextPart
 
 REPLY = {"role": "assistant", "content": "yes"}
@@ -184,11 +185,29 @@ def test_a_source_is_every_matching_file_in_order_of_name(tmp_path):
     )  # a file of that very name, not a pattern
 
 
+def test_an_address_of_the_web_is_no_source():
+    for path in ("https://example.org/talks.jsonl", "HTTP://example.org/talks.jsonl"):
+        with pytest.raises(DataError, match="is an address of the web; download the file"):
+            open_source(path)
+
+
+def test_a_pattern_in_a_bucket_matches_as_on_a_disk(tmp_path, bucket):
+    for name in ("b", "a"):
+        path = write(tmp_path, messages({"role": "user", "content": name}), name=f"{name}.jsonl")
+        (to_path(bucket) / "data" / path.name).write_bytes(path.read_bytes())
+    source = open_source(f"{bucket}/data/[ab]*.jsonl")
+    assert [source[index].messages[0].text for index in range(2)] == ["a", "b"]
+    assert len(source) == 2
+    with pytest.raises(DataError, match="no file matches it"):
+        open_source(f"{bucket}/data/none-*.jsonl")
+
+
 @pytest.mark.parametrize(
     ("path", "complaint"),
     [
         ("missing.jsonl", "no such file"),
         ("none-*.jsonl", "no file matches"),
+        ("train-{000..009}.tar", r"no file matches .* braces are not expanded: write \* for"),
         (".", "no records"),
         ("empty.jsonl", "no records"),
     ],

@@ -164,8 +164,9 @@ class AudioFolder:
                     self._errors[self._starts[-1] + number] = problem
             self._starts.append(self._starts[-1] + len(table))
         if len(unnamed) > num_unread:
+            count = "1 sound file is" if len(unnamed) == 1 else f"{len(unnamed)} sound files are"
             raise DataError(
-                f"{self._shown}: {len(unnamed)} sound files are not named in"
+                f"{self._shown}: {count} not named in"
                 f" {first_few(metadata)}: {first_few(sorted(unnamed))}; name each in the column"
                 " file_name, or move them away"
             )

@@ -136,7 +136,7 @@ class CsvTable:
 
 @dataclasses.dataclass
 class _Index:
-    """Where the rows of a table begin.
+    """Says where the rows of a table begin.
 
     Attributes:
         separator: of the fields.

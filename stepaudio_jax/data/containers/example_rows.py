@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.data.containers.base import EmbeddedClip, Samples
 from stepaudio_jax.data.containers.example import Feature, parse_example, serialize_example
+from stepaudio_jax.data.containers.places import looks_like_sound
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import did_you_mean, first_few, parse_json, truncate
 
@@ -36,22 +37,6 @@ _JSON_FEATURES = {
 }
 # More numbers than these are sound, or at least no part of a row.
 _MAX_ROW_NUMBERS = 1000
-_SOUND_STARTS = tuple(
-    bytes.fromhex(start)
-    for start in (
-        "52494646",  # RIFF: WAV
-        "52463634",  # RF64
-        "664c6143",  # fLaC
-        "4f676753",  # OggS
-        "494433",  # ID3: MP3
-        "464f524d",  # FORM: AIFF
-        "63616666",  # caff: CAF
-        "2e736e64",  # .snd: AU
-        "2321414d52",  # #!AMR
-        "1a45dfa3",  # EBML: webm, mkv
-    )
-)
-_MP4_BRAND = slice(4, 8)  # of an mp4 or m4a file, `ftyp`
 _ITEM = re.compile(r"(?P<feature>.+)\[(?P<item>\d+)\]", re.DOTALL)
 _RATE_FEATURES = (
     "{}/sample_rate",
@@ -142,18 +127,12 @@ def _take_clips(value: Any, names: dict[bytes, str]) -> Any:
 
 def text_or_clip(content: memoryview, feature: str, name_clip: ClipNamer) -> str:
     """Returns text, or the name of a clip if bytes are not text."""
-    if is_sound(content):
+    if looks_like_sound(content):
         return name_clip(feature)
     try:
         return str(content, "utf-8")
     except UnicodeDecodeError:
         return name_clip(feature)
-
-
-def is_sound(content: bytes | memoryview) -> bool:
-    """Returns whether bytes begin as a sound file does that might be taken for text."""
-    start = bytes(content[:12])
-    return start.startswith(_SOUND_STARTS) or start[_MP4_BRAND] == b"ftyp"
 
 
 def numbers_or_clip(

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Container
 
-from stepaudio_jax.storage import buckets, to_path
+from stepaudio_jax.storage import buckets, file_version, to_path
 from stepaudio_jax.storage.uris import is_bucket_path
 
 
@@ -47,19 +47,6 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def file_signature(path: str) -> tuple[int | str, ...]:
-    """Returns what changes when a file does: its size, and its time or version.
-
-    Raises:
-        OSError: there is no such file.
-    """
-    if is_bucket_path(path):
-        entry = buckets.find_object(path)
-        return entry.size, entry.version
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
 def signature(path: str, ignored: Container[str] = ()) -> tuple[int | str, ...]:
     """Returns what changes when a file or anything in a folder does.
 
@@ -71,7 +58,7 @@ def signature(path: str, ignored: Container[str] = ()) -> tuple[int | str, ...]:
         OSError: there is no such file or folder.
     """
     if not is_folder(path):
-        return file_signature(path)
+        return file_version(path)
     if is_bucket_path(path):
         return (hash(tuple(_list_objects(path))),)
     return (_hash_folder(path, ignored),)

@@ -173,11 +173,11 @@ class _Scanner:
 
     def _end_of_string(self, block: bytes, position: int) -> int:
         """Returns where the open string ends in a block, or the end of the block."""
-        while found := _IN_STRING.search(block, position):
-            if found[0] == b'"':
+        while special := _IN_STRING.search(block, position):
+            if special[0] == b'"':
                 self._in_string = False
-                return found.end()
-            position = found.end() + 1
+                return special.end()
+            position = special.end() + 1
         self._skip = max(position - len(block), 0)
         return len(block)
 

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from stepaudio_jax.data.containers.base import Row
-from stepaudio_jax.data.containers.folders import file_signature
 from stepaudio_jax.data.containers.places import file_stem, no_clip_inside
 from stepaudio_jax.data.containers.text_files import TextFile, reading
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import PathLike, expand_home
+from stepaudio_jax.storage import PathLike, expand_home, file_version, truncate
 
 _KIND = "a JSONL file"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -38,8 +37,8 @@ class JsonlRows:
     def __init__(self, path: PathLike):
         self.path = expand_home(os.fspath(path))
         with reading(self.path, _KIND):
-            signature = file_signature(self.path)
-        self._text, self._starts, self._line_numbers = _index_lines(self.path, signature)
+            version = file_version(self.path)
+        self._text, self._starts, self._line_numbers = _index_lines(self.path, version)
 
     def __len__(self) -> int:
         return len(self._line_numbers)
@@ -95,7 +94,7 @@ def parse_json(
     """
     try:
         text = content.decode("utf-8-sig").rstrip()
-        value = json.loads(text)
+        value = _decoder.decode(text)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -112,6 +111,11 @@ def parse_json(
         raise DataError(
             f"{origin}: is not JSON ({error.msg} at {line}column {error.colno}); {advice}"
         ) from None
+    except _RepeatedKeyError as error:
+        raise DataError(
+            f"{origin}: has the key {truncate(error.args[0])!r} twice in one object, of which JSON"
+            " keeps the last; keep one"
+        ) from None
     except RecursionError:
         raise DataError(
             f"{origin}: is nested too deeply to be a dialogue; correct the line"
@@ -123,13 +127,29 @@ def parse_json(
     return value
 
 
+class _RepeatedKeyError(Exception):
+    """Says that an object has a key twice; its argument is the key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object, of which every key is there once."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return value
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
 @functools.lru_cache(maxsize=64)
 def _index_lines(
-    path: str, signature: tuple[int, int]
+    path: str, version: tuple[int, str]
 ) -> tuple[TextFile, Sequence[int], Sequence[int]]:
     """Returns the text, the offsets of the lines that are not blank and of the end, their numbers.
 
-    Cached by the file's size and time of change, since every stage opens its files twice (to check
+    Cached by the file's size and version, since every stage opens its files twice (to check
     and to read them), and a large file takes long.
     """
     text = TextFile(path, _KIND)

@@ -137,7 +137,7 @@ class KaldiFolder:
         utterances = recordings if segments is None else segments
         used = set(recordings)
         if segments is not None:
-            used = {line.partition(" ")[0] for _, line in segments.values()}
+            used = {line.split()[0] for _, line in segments.values() if line}
         for name, unused, reason in (
             ("text", [key for key in texts if key not in utterances], "that have no sound"),
             (RECORDINGS_FILE, [key for key in recordings if key not in used], "in no segment"),

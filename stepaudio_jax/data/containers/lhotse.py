@@ -177,9 +177,9 @@ def open_lhotse_file(rows: JsonlRows | JsonArray) -> Container:
     folder, name = os.path.split(rows.path)
     other: ManifestKind = "supervisions" if kind == "recordings" else "recordings"
     ending = next((each for each in reversed(_ENDINGS) if name.lower().endswith(each)), "")
-    before, found, after = name.removesuffix(ending).rpartition(kind)
+    before, kind_in_name, after = name.removesuffix(ending).rpartition(kind)
     candidates = [os.path.join(folder, f"{before}{other}{after}{each}") for each in _ENDINGS]
-    path = next((each for each in candidates if found and exists(each)), None)
+    path = next((each for each in candidates if kind_in_name and exists(each)), None)
     if path is None:
         raise DataError(
             f"{format_path(rows.path)}: is a Lhotse manifest of {kind}, which needs the one of"

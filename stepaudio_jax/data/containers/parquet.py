@@ -15,7 +15,6 @@ from typing import Any
 
 from stepaudio_jax.data.containers.base import Block, Row, Samples
 from stepaudio_jax.data.containers.decoded_cache import MAX_CACHED_BYTES, DecodedCache
-from stepaudio_jax.data.containers.folders import file_signature
 from stepaudio_jax.data.containers.parquet_columns import (
     column_step,
     find_clip,
@@ -25,7 +24,14 @@ from stepaudio_jax.data.containers.parquet_columns import (
 from stepaudio_jax.data.containers.places import file_stem, is_address, unescape_place
 from stepaudio_jax.data.containers.text_files import reading
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.storage import COPY_AGAIN, PathLike, expand_home, format_path, open_read
+from stepaudio_jax.storage import (
+    COPY_AGAIN,
+    PathLike,
+    expand_home,
+    file_version,
+    format_path,
+    open_read,
+)
 
 _KIND = "a Parquet file"
 _cache = DecodedCache(MAX_CACHED_BYTES)  # of decoded row groups, of all files together
@@ -51,8 +57,8 @@ class ParquetTable:
         self.path = expand_home(os.fspath(path))
         self._shown = format_path(self.path)
         with reading(self.path, _KIND):
-            signature = file_signature(self.path)
-        self._key = (self.path, *signature)
+            version = file_version(self.path)
+        self._key = (self.path, *version)
         self._metadata: Any = None
         with self._open(self._shown) as file:
             self._metadata = file.metadata
@@ -218,7 +224,7 @@ class ParquetTable:
             ) from None
 
     def _first(self, file: Any, leaf: int) -> bytes | None:
-        """Returns the first value of a leaf column that is not null."""
+        """Returns the first bytes of a leaf column, of those that are not null or empty."""
         path = file.metadata.schema.column(leaf).path
         if not file.metadata.num_row_groups:
             return None
@@ -226,6 +232,6 @@ class ParquetTable:
         for scalar in (scalar for batch in batches for scalar in batch.column(0)):
             while scalar.is_valid and hasattr(scalar, "values") and len(scalar):
                 scalar = scalar[0]  # of a list, or of an object that has this leaf only
-            if scalar.is_valid and isinstance(value := scalar.as_py(), bytes):
+            if scalar.is_valid and isinstance(value := scalar.as_py(), bytes) and value:
                 return value
         return None

@@ -66,7 +66,7 @@ def read_columns(schema: Any, first_value: Callable[[int], bytes | None]) -> dic
 
     Args:
         schema: pyarrow's, with the file's metadata.
-        first_value: returns the first value of a leaf column that is not null.
+        first_value: returns the first value of a leaf column that is not null or empty.
     """
     leaf = iter(range(1 << 31))
     features = _features(schema)
@@ -223,14 +223,22 @@ def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
     )
 
 
 def _is_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    return kind is not None and bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind is not None and bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)  # of Polars
+    )
 
 
 def _features(schema: Any) -> Mapping[str, Any]:

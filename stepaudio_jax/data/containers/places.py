@@ -17,10 +17,10 @@ AUDIO_EXTENSIONS = frozenset(
         *("snd", "ac3", "eac3", "w64", "rf64", "mp2", "weba"),
     )
 )
-# How sound files begin.
+# How sound files begin, and no text does.
 _SOUND = re.compile(
-    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|#!AMR|caff|\.snd|FORM....AIF[FC]"
-    rb"|ID3|\xff[\xe2\xe3\xf0-\xf5\xf8-\xfd]"  # MP3 and AAC
+    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|#!AMR|caff\x00|\.snd\x00|FORM....AIF[FC]"
+    rb"|ID3[\x02-\x04]|\xff[\xe2\xe3\xf0-\xf5\xf8-\xfd]"  # MP3 and AAC
     rb"|....ftyp|\x1a\x45\xdf\xa3"  # MPEG-4, and Matroska or WebM
     rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # Windows Media
     re.DOTALL,
@@ -65,7 +65,7 @@ def extension(path: str) -> str:
     return os.path.splitext(path)[1][1:].lower()
 
 
-def looks_like_sound(content: bytes) -> bool:
+def looks_like_sound(content: bytes | memoryview) -> bool:
     """Returns whether a file that begins with these bytes is a sound file."""
     return _SOUND.match(content) is not None
 

@@ -54,7 +54,7 @@ _PREPARE = (
 
 
 class _Shard(NamedTuple):
-    """A shard of `length` rows, of which those from `start` to `stop` (excluded) are read."""
+    """Names a shard of `length` rows, of which those from `start` up to `stop` are read."""
 
     path: str
     length: int

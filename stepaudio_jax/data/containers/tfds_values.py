@@ -47,7 +47,7 @@ class Leaf:
 
     @property
     def has_stored_shape(self) -> bool:
-        """Whether its shape is stored beside it, since several dimensions vary."""
+        """Returns whether its shape is stored beside it, since several dimensions vary."""
         return self.shape.count(None) > 1
 
     @property

@@ -40,15 +40,15 @@ def detect(value: Mapping[str, Any], origin: str) -> str:
     Raises:
         DataError: the row is in no known form, or has several dialogues; names its keys.
     """
-    given = {key for key, item in value.items() if not is_empty(item)}
-    dialogues = [key for key in DIALOGUE_KEYS if key in given]
+    keys = {key for key, item in value.items() if not is_empty(item)}
+    dialogues = [key for key in DIALOGUE_KEYS if key in keys]
     if len(dialogues) > 1:
         raise DataError(
             f"{origin}: has {' and '.join(map(repr, dialogues))}, each a dialogue; name the one to"
             " be read: columns={'messages': 'COLUMN'}, or leave the other out"
         )
     for name, is_form in _RULES.items():
-        if is_form(value, given):
+        if is_form(value, keys):
             return name
     raise DataError(
         f"{origin}: is in no form that is known (keys: {', '.join(map(repr, value))});"
@@ -60,14 +60,14 @@ def detect(value: Mapping[str, Any], origin: str) -> str:
 Rule = Callable[[Mapping[str, Any], set[str]], bool]
 
 
-def _is_verl(value: Mapping[str, Any], given: set[str]) -> bool:
-    return "prompt" in given and not {"reward_model", "data_source"}.isdisjoint(given)
+def _is_verl(value: Mapping[str, Any], keys: set[str]) -> bool:
+    return "prompt" in keys and not {"reward_model", "data_source"}.isdisjoint(keys)
 
 
-def _is_openai(value: Mapping[str, Any], given: set[str]) -> bool:
+def _is_openai(value: Mapping[str, Any], keys: set[str]) -> bool:
     if not {"preferred_output", "non_preferred_output"}.isdisjoint(value):
         return True
-    return ("functions" in given and "messages" in given) or _any_turn(value, _is_openai_turn)
+    return ("functions" in keys and "messages" in keys) or _any_turn(value, _is_openai_turn)
 
 
 def _is_openai_turn(turn: Mapping[str, Any]) -> bool:
@@ -80,7 +80,7 @@ def _is_openai_turn(turn: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_qwen(value: Mapping[str, Any], given: set[str]) -> bool:
+def _is_qwen(value: Mapping[str, Any], keys: set[str]) -> bool:
     return _any_turn(value, _is_qwen_turn)
 
 
@@ -98,46 +98,46 @@ def _is_qwen_turn(turn: Mapping[str, Any]) -> bool:
     return False
 
 
-def _is_ms_swift(value: Mapping[str, Any], given: set[str]) -> bool:
-    if not {"query", "conversation"}.isdisjoint(given):
+def _is_ms_swift(value: Mapping[str, Any], keys: set[str]) -> bool:
+    if not {"query", "conversation"}.isdisjoint(keys):
         return True
-    if "conversations" in given:
+    if "conversations" in keys:
         turns = parse_literal(value["conversations"])
         return is_list_of_objects(turns) and "role" in turns[0]
-    if "messages" not in given and "problem" in given:
+    if "messages" not in keys and "problem" in keys:
         return True
-    if "messages" not in given or not given.isdisjoint(("chosen", "rejected")):
+    if "messages" not in keys or not keys.isdisjoint(("chosen", "rejected")):
         return False
-    if not given.isdisjoint(_MS_SWIFT_KEYS) or bool(clip_columns(value)):
+    if not keys.isdisjoint(_MS_SWIFT_KEYS) or bool(clip_columns(value)):
         return True
     # An empty list of clips beside a placeholder: a clip is missing, and not a word in a text.
     return "audios" in value and count_placeholders(parse_literal(value["messages"])) > 0
 
 
-def _is_llama_factory(value: Mapping[str, Any], given: set[str]) -> bool:
-    if not {"conversations", "chosen_messages"}.isdisjoint(given) or "kto_tag" in value:
+def _is_llama_factory(value: Mapping[str, Any], keys: set[str]) -> bool:
+    if not {"conversations", "chosen_messages"}.isdisjoint(keys) or "kto_tag" in value:
         return True
-    if "instruction" in given and not {"output", "chosen"}.isdisjoint(value):
+    if "instruction" in keys and not {"output", "chosen"}.isdisjoint(value):
         return True
     return _any_turn(value, lambda turn: "from" in turn)
 
 
-def _is_lhotse(value: Mapping[str, Any], given: set[str]) -> bool:
-    return "messages" not in given and lhotse.is_lhotse(value)
+def _is_lhotse(value: Mapping[str, Any], keys: set[str]) -> bool:
+    return "messages" not in keys and lhotse.is_lhotse(value)
 
 
-def _is_recognition(value: Mapping[str, Any], given: set[str]) -> bool:
-    if not given.isdisjoint((*DIALOGUE_KEYS, "problem", "completion", "chosen", "chosen_messages")):
+def _is_recognition(value: Mapping[str, Any], keys: set[str]) -> bool:
+    if not keys.isdisjoint((*DIALOGUE_KEYS, "problem", "completion", "chosen", "chosen_messages")):
         return False
     return bool(recognition.find_clip_columns(value)) and not is_json_list(value.get("prompt"))
 
 
-def _is_trl(value: Mapping[str, Any], given: set[str]) -> bool:
-    if "messages" in given and given.isdisjoint(("chosen", "rejected")):
-        return "tools" in given or _any_turn(value, _is_trl_turn)
-    if not {"chosen", "rejected"}.isdisjoint(given):
+def _is_trl(value: Mapping[str, Any], keys: set[str]) -> bool:
+    if "messages" in keys and keys.isdisjoint(("chosen", "rejected")):
+        return "tools" in keys or _any_turn(value, _is_trl_turn)
+    if not {"chosen", "rejected"}.isdisjoint(keys):
         return _has_more_than_replies(value)
-    return "prompt" in given or isinstance(value.get("text"), str)
+    return "prompt" in keys or isinstance(value.get("text"), str)
 
 
 def _is_trl_turn(turn: Mapping[str, Any]) -> bool:
@@ -172,7 +172,7 @@ def _has_more_than_replies(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_project(value: Mapping[str, Any], given: set[str]) -> bool:
+def _is_project(value: Mapping[str, Any], keys: set[str]) -> bool:
     return "messages" in value or not {"chosen", "rejected"}.isdisjoint(value)
 
 

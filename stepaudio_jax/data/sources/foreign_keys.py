@@ -12,7 +12,12 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS
-from stepaudio_jax.data.sources.json_values import format_json, is_empty
+from stepaudio_jax.data.sources.json_values import (
+    format_json,
+    is_empty,
+    is_list_of_objects,
+    parse_literal,
+)
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import Message, TextPart
 
@@ -228,6 +233,11 @@ def check_audio_path(path: str, where: str) -> None:
             f"{where}: 'audio' is the address {format_json(path)};"
             f" write the path alone, without '{address[1]}:'"
         )
+    if scheme == "https" and "#" in path:
+        raise DataError(
+            f"{where}: 'audio' is the address {format_json(path)}, and what stands behind its '#'"
+            " is not read; write the part of the file as 'start_s' and 'end_s'"
+        )
     if address[2] == "//" and scheme not in _SCHEMES:
         raise DataError(
             f"{where}: 'audio' is the address {format_json(path)}; addresses begin with"
@@ -268,6 +278,30 @@ def check_tagged_files(numbered: Iterable[tuple[int, Message]], origin: str) -> 
                     )
 
 
+def check_spelled_parts(numbered: Iterable[tuple[int, Message]], origin: str) -> None:
+    """Checks that no text spells the parts of a turn, as tables of strings hold them.
+
+    The results of tools may well be such texts.
+
+    Args:
+        numbered: the messages, with their numbers in the file.
+        origin: the record's file and line.
+
+    Raises:
+        DataError: names the message, the text and what to write instead.
+    """
+    for number, message in numbered:
+        if message.role not in ("system", "user", "assistant"):
+            continue
+        for text in (part.text for part in message.parts if isinstance(part, TextPart)):
+            parts = parse_literal(text)
+            if is_list_of_objects(parts) and all(map(_is_part, parts)):
+                raise DataError(
+                    f"{origin}: message {number} ({message.role}) has a text that spells a list of"
+                    f" parts, {format_json(text)}; write the list itself as 'content'"
+                )
+
+
 def is_refused_key(key: str, item: Any) -> bool:
     """Returns whether a key beside a dialogue has content that `check_record_keys` refuses."""
     return _hint(key, item, has_dialogue=True) is not None
@@ -286,6 +320,11 @@ def is_audio_key(key: str) -> bool:
 def is_audio_word(key: str) -> bool:
     """Returns whether a key may name sound, or something else: `file_name`, `speech`, `path`."""
     return not _AUDIO_WORDS.isdisjoint(_words(key))
+
+
+def _is_part(value: Mapping[str, Any]) -> bool:
+    kind = value.get("type")
+    return isinstance(kind, str) and (kind in ("text", "audio") or kind in PART_TYPES)
 
 
 def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:

@@ -27,7 +27,6 @@ from stepaudio_jax.data.sources.json_values import (
     without_nulls,
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
-from stepaudio_jax.data.sources.placeholders import count_placeholders
 from stepaudio_jax.data.sources.preferences import PREFERENCE_KEYS
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
@@ -37,7 +36,6 @@ __all__ = [
     "Form",
     "FormOptions",
     "check_options",
-    "detect_form",
     "row_form",
     "to_project_form",
     "unread_keys",
@@ -139,25 +137,6 @@ def row_form(row: Row, options: FormOptions = FormOptions()) -> str:  # noqa: B0
         ConfigError: as of `check_options`.
     """
     return _named(row, options)[1]
-
-
-def detect_form(value: Any, origin: str = "the row") -> str:
-    """Returns the name of a row's form, by its keys and the types of their values.
-
-    Args:
-        value: of a row.
-        origin: the start of an error.
-
-    Raises:
-        DataError: it is in no known form, or in several; names its keys and what to do.
-    """
-    return detect(without_nulls(_as_object(value, origin), levels=_NULL_LEVELS), origin)
-
-
-def count_tags(value: Any) -> int:
-    """Returns the number of placeholders of clips in a row; 0 in the project's own form."""
-    value = _as_object(value, "the row")
-    return 0 if detect_form(value) == PROJECT else count_placeholders(value)
 
 
 def _named(row: Row, options: FormOptions) -> tuple[dict[str, Any], str]:

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.data.sources.base import FormOptions, text_of, without
+from stepaudio_jax.data.sources.clip_times import part_of_file
 from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
-from stepaudio_jax.data.sources.recognition import attribute_text, clip_dialogue, part_of_file
+from stepaudio_jax.data.sources.recognition import attribute_text, clip_dialogue
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.pieces import join_attributes
 

@@ -84,10 +84,10 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             placeholder, or the row lacks a column that `dataset_info.json` names.
     """
     row = _rename(value, options.dataset_info or {}, origin)
-    found, row = take_clips(row, origin)
-    clips = Clips(found, origin)
+    paths, row = take_clips(row, origin)
+    clips = Clips(paths, origin)
     if not is_empty(row.get("chosen_messages")):
-        return _whole_dialogues(row, found, origin)
+        return _whole_dialogues(row, paths, origin)
     ranking = not is_empty(row.get("chosen")) or not is_empty(row.get("rejected"))
     if is_empty(row.get("conversations")):
         what, turns = "'instruction'", alpaca_turns(row, origin, with_reply=not ranking)
@@ -108,11 +108,11 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     return finish_preference(result, chosen, rejected, origin)
 
 
-def _whole_dialogues(row: Mapping[str, Any], found: tuple[str, ...], origin: str) -> dict[str, Any]:
+def _whole_dialogues(row: Mapping[str, Any], paths: tuple[str, ...], origin: str) -> dict[str, Any]:
     """Returns the row of two dialogues that differ in their last turn."""
     dialogues = []
     for key in ("chosen_messages", "rejected_messages"):
-        clips = Clips(found, origin)
+        clips = Clips(paths, origin)
         messages = read_turns(row.get(key), f"{origin}: {key!r}", clips)
         clips.check_all_taken(_ADVICE)
         dialogues.append(insert_schemas(messages, row.get("tools"), origin))

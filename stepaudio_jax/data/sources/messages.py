@@ -107,6 +107,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
             f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn"
         )
     foreign_keys.check_tagged_files(numbered, origin)
+    foreign_keys.check_spelled_parts(numbered, origin)
     check_segment_texts(numbered, origin)
     if not any(message.audio for _, message in numbered):
         foreign_keys.check_unread_audio(value, known, origin)

@@ -27,11 +27,13 @@ from stepaudio_jax.data.sources.base import (
 from stepaudio_jax.data.sources.json_values import (
     format_json,
     is_empty,
+    is_json_list,
     is_list_of_objects,
     parse_literal,
 )
 from stepaudio_jax.data.sources.placeholders import (
     Clips,
+    check_no_other_placeholder,
     count_placeholders,
     read_clips,
     take_clips,
@@ -63,19 +65,19 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
             placeholder where others have one, or a key has the wrong type.
     """
     del options
-    found, row = take_clips(value, origin)
+    paths, row = take_clips(value, origin)
     keys, turns = _turns(row, origin)
-    messages = _messages(row, keys[0], turns, found, origin)
+    messages = _messages(row, keys[0], turns, paths, origin)
     rest: dict[str, Any] = without(row, *keys, *_READ_KEYS)
     rest |= read_answer(row, origin) | read_label(row, ("label",), origin)
     if not is_empty(row.get("channel")) and "source" not in rest:
         rest["source"] = row["channel"]
     if not is_empty(row.get("rejected_response")):
-        rest = _without_equal(rest, row, found, origin)
+        rest = _without_equal(rest, row, paths, origin)
         return _with_rejected_response(rest, messages, row["rejected_response"], origin)
     if is_empty(row.get("rejected_messages")):
         return {**rest, "messages": messages}
-    others = found
+    others = paths
     if not is_empty(row.get("rejected_audios")):
         others = tuple(read_clips(row["rejected_audios"], f"{origin}: 'rejected_audios'"))
     turns = parse_literal(row["rejected_messages"])
@@ -86,13 +88,13 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
 
 
 def _messages(
-    row: Mapping[str, Any], key: str, turns: Any, found: tuple[str, ...], origin: str
+    row: Mapping[str, Any], key: str, turns: Any, paths: tuple[str, ...], origin: str
 ) -> list[dict[str, Any]]:
     """Returns the messages of a dialogue, with all clips, the system turn and the tools."""
-    clips = Clips(found, origin)
+    clips = Clips(paths, origin)
     system = text_of(row, "system", origin) or text_of(row, "system_prompt", origin)
     if not count_placeholders(system):
-        turns = _place_untagged(turns, len(found))
+        turns = _place_untagged(turns, len(paths), f"{origin}: {key!r}")
     messages = read_turns(turns, f"{origin}: {key!r}", clips, system=system, joins_replies=True)
     clips.check_all_taken(_ADVICE)
     return insert_schemas(messages, row.get("tools"), origin)
@@ -122,7 +124,7 @@ def _with_rejected_response(
 
 
 def _without_equal(
-    rest: dict[str, Any], row: Mapping[str, Any], found: tuple[str, ...], origin: str
+    rest: dict[str, Any], row: Mapping[str, Any], paths: tuple[str, ...], origin: str
 ) -> dict[str, Any]:
     """Returns the keys that stay, without clips and tools of the worse reply that are the same.
 
@@ -130,7 +132,7 @@ def _without_equal(
     """
     if not is_empty(row.get("rejected_audios")):
         where = f"{origin}: 'rejected_audios'"
-        if tuple(read_clips(row["rejected_audios"], where)) == found:
+        if tuple(read_clips(row["rejected_audios"], where)) == paths:
             rest = without(rest, "rejected_audios")
     if row.get("rejected_tools") == row.get("tools"):
         rest = without(rest, "rejected_tools")
@@ -178,8 +180,12 @@ def _split_pair(turn: Mapping[str, Any], origin: str, key: str) -> list[Mapping[
     return [{"role": name, "content": turn[name]} for name in names]
 
 
-def _place_untagged(turns: Any, clips: int) -> Any:
-    """Returns the turns with a placeholder for each clip in the first, if no turn has any."""
+def _place_untagged(turns: Any, clips: int, where: str) -> Any:
+    """Returns the turns with a placeholder for each clip in the first, if no turn has any.
+
+    Raises:
+        DataError: a turn has another library's placeholder, which would be read as letters.
+    """
     if not clips or not is_list_of_objects(turns):
         return turns
     contents = [turn.get("content", turn.get("value")) for turn in turns]
@@ -189,6 +195,10 @@ def _place_untagged(turns: Any, clips: int) -> Any:
     first = next((index for index, role in enumerate(roles) if role != "system"), None)
     if first is None or roles[first] != "user":
         return turns
+    for number, (role, content) in enumerate(zip(roles, contents, strict=True), 1):
+        if role in ("system", "user"):
+            for text in _texts(content):
+                check_no_other_placeholder(text, f"{where}: turn {number} ({role})")
     turn = turns[first]
     key = "content" if "content" in turn else "value"
     tags = "<audio>" * clips
@@ -197,3 +207,10 @@ def _place_untagged(turns: Any, clips: int) -> Any:
         return turns  # no content of a turn, as reading it says
     placed = f"{tags}{content}" if isinstance(content, str) else [tags, *(content or [])]
     return [*turns[:first], {**turn, key: placed}, *turns[first + 1 :]]
+
+
+def _texts(content: Any) -> list[str]:
+    """Returns the texts of a turn's content: itself, or those of its parts."""
+    parts = content if is_json_list(content) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]

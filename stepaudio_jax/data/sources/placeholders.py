@@ -32,6 +32,12 @@ _PLACEHOLDER = re.compile(
     re.I,
 )
 _IMAGE_PLACEHOLDER = re.compile(r"<(?:image|video)>|<\|(?:image|video)(?:_\d+)?\|>", re.I)
+# What other libraries write for a clip and is not read here; a closing tag is HTML around text.
+_OTHER_PLACEHOLDER = re.compile(
+    r"<\|?\s*\w*(?:audio|sound|speech)\w*(?:\s[^<>\n]{0,200})?\s*/?\|?>"
+    r"|[\[{](?:audio|sound|speech)s?[_ ]?\d*[\]}]|&lt;(?:audio|sound|speech)&gt;",
+    re.I,
+)
 
 # base64 of the first bytes of a sound file -> its type.
 _BASE64_TYPES = {"UklGR": "wav", "SUQz": "mpeg", "T2dnU": "ogg", "ZkxhQ": "flac"}
@@ -134,6 +140,20 @@ def check_no_placeholder(text: str, where: str, clips: Clips) -> None:
         raise DataError(
             f"{where} has the placeholder {format_json(match[0])}, and the model writes text only;"
             f" take it out ({_OWN_FORM_HINT})"
+        )
+
+
+def check_no_other_placeholder(text: str, where: str) -> None:
+    """Checks a text whose clips are heard elsewhere for what may mark their places.
+
+    Raises:
+        DataError: names the place and what stands there.
+    """
+    match = _OTHER_PLACEHOLDER.search(text)
+    if match is not None:
+        raise DataError(
+            f"{where} has {format_json(match[0])}, which would be read as letters, and no <audio>"
+            " says where the row's clips are heard; write <audio> for each, or take it out"
         )
 
 

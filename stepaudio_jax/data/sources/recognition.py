@@ -17,18 +17,17 @@ where `parse_record` refuses those of pictures, tools and replies by name; nothi
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.data.containers.base import EmbeddedClip
 from stepaudio_jax.data.sources.base import FormOptions, text_of, without
+from stepaudio_jax.data.sources.clip_times import is_number, read_times
 from stepaudio_jax.data.sources.foreign_keys import (
     is_audio,
     is_audio_key,
     is_audio_word,
     is_refused_key,
-    key_name,
 )
 from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
@@ -55,13 +54,6 @@ _MEASURES = frozenset(
         *("n_frames", "num_channels", "channels", "bits_per_sample", "size"),
         *("start_s", "end_s"),
     )
-)
-# Columns that may say which part of its file a clip is, and in what unit.
-_TIME = re.compile(
-    r"(?:(?:segment|utterance|utt|clip|audio)_)?"
-    r"(?:(?P<start>start|begin|onset)|(?P<end>end|stop))"
-    r"(?:_?(?:times?|stamps?))*"
-    r"(?:_?(?:(?:in_)?(?:s|secs?|seconds?)|(?P<unit>ms|msecs?|millis|milliseconds?|samples?|frames?)))?"
 )
 
 
@@ -104,7 +96,7 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     is_embedded = isinstance(value[audio_key], EmbeddedClip)
     if not is_embedded:
         _check_channel(value, origin)
-    part |= _times(value, is_embedded, origin)
+    part |= read_times(value, is_embedded, origin)
     text = text_of(value, text_key, origin) if text_key else None
     segments_key, segments = _segments(value, part, text, text_key, options, origin)
     if segments:
@@ -166,13 +158,6 @@ def attribute_text(value: Any) -> str | None:
     if isinstance(value, int | float) and math.isfinite(value):
         return json.dumps(value)
     return None
-
-
-def part_of_file(start: float, end: float | None) -> dict[str, float]:
-    """Returns the keys of an audio part that is a part of its file, in seconds."""
-    # Sums of decimal fractions are off by a rounding error that nobody wrote.
-    times = {"start_s": round(float(start), 9)}
-    return times if end is None else {**times, "end_s": round(float(end), 9)}
 
 
 def _audio_column(value: Mapping[str, Any], is_named: bool, origin: str) -> str:
@@ -238,29 +223,6 @@ def _check_reply(
     )
 
 
-def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str, float]:
-    """Returns the part of the file that a row means, if it is not the whole.
-
-    Those are `start_s` and `end_s`, or NeMo's `offset` with its `duration`. A `duration` alone is
-    the length of the file.
-    """
-    times = [value[key] for key in ("start_s", "end_s") if key in value]
-    if times and all(map(is_empty, times)):
-        return {}
-    if not is_empty(value.get("start_s")) or not is_empty(value.get("end_s")):
-        start = _seconds(value.get("start_s", 0.0), "start_s", origin)
-        end = value.get("end_s")
-        return _checked(start, None if end is None else _seconds(end, "end_s", origin), origin)
-    if not is_embedded and not is_empty(value.get("offset")):
-        start = _seconds(value["offset"], "offset", origin)
-        if is_empty(value.get("duration")):
-            return _checked(start, None, origin)
-        length = _seconds(value["duration"], "duration", origin)
-        return _checked(start, start + length, origin)
-    _check_other_times(value, is_embedded, origin)
-    return {}
-
-
 def _segments(
     value: Mapping[str, Any],
     part: Mapping[str, Any],
@@ -299,76 +261,13 @@ def _segments(
     return column, segments
 
 
-def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> None:
-    """Checks that no column may mean a part of the file, which would be ignored.
-
-    A clip inside a container has been cut already, and other columns say where it came from; but
-    for NeMo's `offset`, since its tars hold whole files too.
-    """
-    if is_embedded:
-        offset: Any = value.get("offset")
-        if _is_number(offset) and float(offset) != 0 and _is_number(value.get("duration")):
-            raise DataError(
-                f"{origin}: has 'offset' and 'duration' beside a clip in the container; where the"
-                " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
-            )
-        return
-    named: dict[str, str] = {}  # start_s and end_s -> the column that may say it
-    units = set()
-    for key, item in value.items():
-        match = _TIME.fullmatch(key_name(key)) if _is_number(item) else None
-        if match is not None:
-            named.setdefault("start_s" if match["start"] else "end_s", key)
-            units.add(match["unit"])
-    # A start of 0 alone says nothing: the clip begins where its file does.
-    if "end_s" not in named and not ("start_s" in named and float(value[named["start_s"]])):
-        return
-    columns = ", ".join(
-        f"'{name}': '{named[name]}'" for name in ("start_s", "end_s") if name in named
-    )
-    say = f"say so: columns={{{columns}}}"
-    if units != {None}:
-        say = "write it in seconds, as 'start_s' and 'end_s'"
-    elif "end_s" not in named and not is_empty(value.get("duration")):
-        say = f"write its end as 'end_s' too, or call {named['start_s']!r} 'offset', as NeMo does"
-    raise DataError(
-        f"{origin}: has {' and '.join(map(repr, named.values()))}, which may be a part of the file;"
-        f" {say}, or, where it is none, columns={{'start_s': '', 'end_s': ''}}"
-    )
-
-
 def _check_channel(value: Mapping[str, Any], origin: str) -> None:
     channel: Any = value.get("channel")
-    if _is_number(channel) and float(channel) != 0:
+    if is_number(channel) and float(channel) != 0:
         raise DataError(
             f"{origin}: names channel {channel} of the file, and data.channel says for all files"
             " which is read; write that channel as a file of its own"
         )
-
-
-def _seconds(value: Any, key: str, origin: str) -> float:
-    if not _is_number(value):
-        raise DataError(f"{origin}: {key!r} must be a number of seconds, got {format_json(value)}")
-    return float(value)
-
-
-def _checked(start: float, end: float | None, origin: str) -> dict[str, float]:
-    if start < 0 or (end is not None and end <= start):
-        raise DataError(
-            f"{origin}: the part of the file from {start:g} s to"
-            f" {'its end' if end is None else f'{end:g} s'} is empty or begins before the file"
-        )
-    return part_of_file(start, end)
-
-
-def _is_number(value: Any) -> bool:
-    """Returns whether a value is a finite number, or the text of one (CSV has strings only)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def _stays(key: str, item: Any) -> bool:
@@ -382,7 +281,7 @@ def _attributes(others: Mapping[str, Any]) -> dict[str, str]:
     attributes = {}
     for key, item in others.items():
         text = attribute_text(item)
-        is_measure = key in _MEASURES and _is_number(item)
+        is_measure = key in _MEASURES and is_number(item)
         if (
             not key.strip()
             or text is None

@@ -36,12 +36,12 @@ def read_answer(value: Mapping[str, Any], origin: str) -> dict[str, Any]:
     Raises:
         DataError: it is neither a string nor a number, or several keys have one.
     """
-    given = {key: answer_of(value.get(key), f"{origin}: {key!r}") for key in ANSWER_KEYS}
-    given = {key: answer for key, answer in given.items() if answer is not None}
-    if len(given) > 1 or (given and not is_empty(value.get("answer"))):
-        keys = [*given, *(["answer"] if not is_empty(value.get("answer")) else [])]
+    answers = {key: answer_of(value.get(key), f"{origin}: {key!r}") for key in ANSWER_KEYS}
+    answers = {key: answer for key, answer in answers.items() if answer is not None}
+    if len(answers) > 1 or (answers and not is_empty(value.get("answer"))):
+        keys = [*answers, *(["answer"] if not is_empty(value.get("answer")) else [])]
         raise DataError(f"{origin}: has {' and '.join(map(repr, keys))}; keep one as 'answer'")
-    return {"answer": next(iter(given.values()))} if given else {}
+    return {"answer": next(iter(answers.values()))} if answers else {}
 
 
 def read_label(value: Mapping[str, Any], keys: Sequence[str], origin: str) -> dict[str, bool]:

@@ -82,9 +82,9 @@ def check_reads_back(record: Record) -> None:
     except (UnicodeEncodeError, TypeError) as error:
         raise DataError(f"cannot be written as JSON ({error})") from None
     project_row = to_project_form(Row(value, _WRITTEN, "", ""))
-    found = parse_record(project_row, origin=_WRITTEN, folder="", source="", default_id="")
+    read_back = parse_record(project_row, origin=_WRITTEN, folder="", source="", default_id="")
     for field in dataclasses.fields(Record):
-        if getattr(found, field.name) != getattr(expected, field.name):
+        if getattr(read_back, field.name) != getattr(expected, field.name):
             raise DataError(f"would not be read back as it is: its {field.name} would change")
 
 

@@ -133,12 +133,12 @@ def order_results(
     Raises:
         DataError: a result names a call that the turn before it does not have.
     """
-    given = [result.get("tool_call_id") for result in results]
-    if ids and results and all(given):
-        for result in given:
-            if result not in ids:
+    named_ids = [result.get("tool_call_id") for result in results]
+    if ids and results and all(named_ids):
+        for named_id in named_ids:
+            if named_id not in ids:
                 raise DataError(
-                    f"{origin}: a tool's result has the 'tool_call_id' {format_json(result)}, and"
+                    f"{origin}: a tool's result has the 'tool_call_id' {format_json(named_id)}, and"
                     f" the turn before it calls {', '.join(map(format_json, ids))}"
                 )
         results = sorted(results, key=lambda result: ids.index(result["tool_call_id"]))
@@ -156,13 +156,13 @@ def _call_text(call: Any, where: str) -> str:
         name = function.get("name", function.get("function"))
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: a call must be {_CALL_FORM}, got {format_json(call)}")
-    given: Any = next(
+    value: Any = next(
         (function[key] for key in ("arguments", "parameters", "input") if key in function), {}
     )
-    arguments = parse_literal(given) if given != "" else {}
+    arguments = parse_literal(value) if value != "" else {}
     if not isinstance(arguments, Mapping):
         raise DataError(
-            f"{where}: the arguments of {name!r} must be a JSON object, got {format_json(given)}"
+            f"{where}: the arguments of {name!r} must be a JSON object, got {format_json(value)}"
         )
     return f"<tool_call>function\n{name}\n{_as_json(arguments)}</tool_call>"
 

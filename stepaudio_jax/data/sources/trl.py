@@ -41,17 +41,17 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     """
     del options
     _check_dialogue(value, origin)
-    found, row = take_clips(value, origin)
+    paths, row = take_clips(value, origin)
     rest: dict[str, Any] = without(row, *_READ_KEYS)
     rest |= read_label(row, ("label",), origin) | read_answer(row, origin)
     first = next((key for key in ("messages", "prompt") if not is_empty(row.get(key))), None)
     if not is_empty(row.get("chosen")) or not is_empty(row.get("rejected")):
-        return _preference(row, rest, first, found, origin)
+        return _preference(row, rest, first, paths, origin)
     if first is None:
         raise DataError(
             f"{origin}: has no 'messages' and no 'prompt' (keys given: {format_json(list(value))})"
         )
-    clips = _clips(found, origin)
+    clips = _clips(paths, origin)
     messages = _dialogue(row, first, clips, origin)
     if not is_empty(row.get("completion")):
         messages += read_replies(row["completion"], f"{origin}: 'completion'", clips)
@@ -63,14 +63,14 @@ def _preference(
     row: Mapping[str, Any],
     rest: Mapping[str, Any],
     first: str | None,
-    found: Sequence[str],
+    paths: Sequence[str],
     origin: str,
 ) -> dict[str, Any]:
     """Returns the row of two replies; without a `first` key, both hold the whole dialogue."""
     for key, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if is_empty(row.get(key)):
             raise DataError(f"{origin}: has {other!r} and no {key!r}")
-    clips = _clips(found, origin)
+    clips = _clips(paths, origin)
     if first is not None:
         messages = _dialogue(row, first, clips, origin)
         clips.check_all_taken(_ADVICE)
@@ -78,12 +78,13 @@ def _preference(
             read_replies(row[key], f"{origin}: {key!r}", clips) for key in ("chosen", "rejected")
         )
         return finish_preference({**rest, "messages": messages}, chosen, rejected, origin)
-    again = _clips(found, origin)  # each of the two dialogues has all clips
+    again = _clips(paths, origin)  # each of the two dialogues has all clips
     chosen, rejected = (
-        _dialogue(row, key, own, origin) for key, own in (("chosen", clips), ("rejected", again))
+        _dialogue(row, key, its_clips, origin)
+        for key, its_clips in (("chosen", clips), ("rejected", again))
     )
-    for own in (clips, again):
-        own.check_all_taken(_ADVICE)
+    for its_clips in (clips, again):
+        its_clips.check_all_taken(_ADVICE)
     return finish_preference(rest, chosen, rejected, origin)
 
 
@@ -95,9 +96,9 @@ def _dialogue(row: Mapping[str, Any], key: str, clips: Clips, origin: str) -> li
     return insert_schemas(messages, row.get("tools"), origin)
 
 
-def _clips(found: Sequence[str], origin: str) -> Clips:
+def _clips(paths: Sequence[str], origin: str) -> Clips:
     # `<video>` is a word in a text here: this form names pictures in parts.
-    return Clips(found, origin, forbids_images=False)
+    return Clips(paths, origin, forbids_images=False)
 
 
 def _check_dialogue(value: Mapping[str, Any], origin: str) -> None:

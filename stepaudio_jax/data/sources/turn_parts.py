@@ -5,7 +5,7 @@ from typing import Any
 
 from stepaudio_jax.data.sources import tools
 from stepaudio_jax.data.sources.base import without
-from stepaudio_jax.data.sources.foreign_keys import NO_IMAGES_HINT
+from stepaudio_jax.data.sources.foreign_keys import NO_IMAGES_HINT, is_audio
 from stepaudio_jax.data.sources.json_values import (
     format_json,
     is_empty,
@@ -116,6 +116,11 @@ def _as_content(parts: Sequence[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 def _read_part(part: Any, where: str, clips: Clips) -> list[dict[str, Any]]:
     if isinstance(part, str):
+        if is_audio(part) and len(part.split()) == 1:
+            raise DataError(
+                f"{where} is the text {format_json(part)}, which names a sound file; write"
+                ' {"type": "audio", "audio": PATH}'
+            )
         return split_text(part, where, clips)
     if not isinstance(part, Mapping):
         raise DataError(f"{where} must be an object or a text, got {format_json(part)}")

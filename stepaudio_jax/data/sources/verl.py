@@ -28,8 +28,8 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     del options
     if is_empty(value.get("prompt")):
         raise DataError(f"{origin}: has no 'prompt' (keys given: {format_json(list(value))})")
-    found, row = take_clips(value, origin)
-    clips = Clips(found, origin)
+    paths, row = take_clips(value, origin)
+    clips = Clips(paths, origin)
     system = text_of(row, "system", origin)
     messages = read_turns(row["prompt"], f"{origin}: 'prompt'", clips, system=system)
     rest: dict[str, Any] = without(row, "prompt", "data_source", "reward_model", "system", "tools")

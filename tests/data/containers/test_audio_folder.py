@@ -113,7 +113,7 @@ BAD_FOLDERS = {
     "no sound": ({"a.txt": ""}, "has no sound files"),
     "a file without metadata": (
         {"a.wav": "", "b.wav": "", "metadata.csv": f"{HEAD}a.wav,x\n"},
-        r"1 sound files are not named in metadata\.csv: b\.wav",
+        r"1 sound file is not named in metadata\.csv: b\.wav",
     ),
     "metadata of two kinds": (
         {"a.wav": "", "metadata.csv": f"{HEAD}a.wav,x\n", "metadata.jsonl": "{}"},

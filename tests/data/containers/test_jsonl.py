@@ -71,6 +71,7 @@ BAD_LINES = {
     "half a surrogate pair": (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
     "nested without end": (b"[" * 100_000, "nested too deeply"),
     "a number without end": (b"1" * 5_000, "4300 digits"),
+    "a key twice": (b'{"a": {"clip": 1, "b": 2, "clip": 3}}', "has the key 'clip' twice in one"),
 }
 
 

@@ -62,6 +62,13 @@ def test_segments_and_all_files(tmp_path):
     ]
 
 
+def test_fields_may_be_separated_by_tabs(tmp_path):
+    files = {"wav_scp": "r\ta.wav\n", "segments": "u\tr\t0.5\t1\n", "text": "u\tHi there.\n"}
+    row = KaldiFolder(write(tmp_path, **files)).row(0)
+    clip = {"audio": "a.wav", "start_s": 0.5, "end_s": 1.0}
+    assert row.value == {"id": "u", **clip, "text": "Hi there."}
+
+
 def test_recordings_that_are_no_files_are_refused_by_line(tmp_path):
     lines = ["a flac -c -d -s x.flac |", "b x.ark:123", "c -", "d", "e | cat", "f f.wav"]
     texts = "".join(f"{key} x\n" for key in "abcde")

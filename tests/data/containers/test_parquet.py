@@ -91,6 +91,18 @@ AUDIO = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 PLACES = {
     "bytes only": ({"audio": [{"bytes": A}, None]}, [("0/audio", A)]),
     "a column of bytes": ({"wav": [None, A]}, [("1/wav", A)]),
+    "a column of bytes that begins with none": ({"wav": [b"", A]}, [("0/wav", b""), ("1/wav", A)]),
+    "views, as Polars writes them": (
+        {
+            "wav": pa.array([A], pa.binary_view()),
+            "audio": pa.array(
+                [{"bytes": B, "path": "b"}],
+                pa.struct({"bytes": pa.binary_view(), "path": pa.string_view()}),
+            ),
+            "text": pa.array(["x"], pa.string_view()),
+        },
+        [("0/wav", A), ("0/audio", B)],
+    ),
     "bytes in lists": ({"audios": [[], [A, B]]}, [("1/audios/0", A), ("1/audios/1", B)]),
     "empty lists": ({"audios": pa.array([[], None], pa.list_(AUDIO))}, []),
     "parts of messages": (

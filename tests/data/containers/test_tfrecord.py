@@ -47,6 +47,17 @@ def test_records_of_any_length(tmp_path):
     assert len(TFRecordFile(records.write_tfrecord(tmp_path / "empty.tfrecord", []))) == 0
 
 
+def test_a_text_that_begins_like_a_sound_file_is_a_text(tmp_path):
+    texts = ["caffeine", "FORMULA one", "RIFFRAFF, WAVERING", "ID3 tags", ".snd is Sun's"]
+    path = records.write_tfrecord(
+        tmp_path / "x.tfrecord", [serialize_example({"t": [text.encode()]}) for text in texts]
+    )
+    file = TFRecordFile(path)
+    values = [file.row(index).value["t"] for index in range(len(texts))]
+    assert values == texts
+    assert {type(value) for value in values} == {str}
+
+
 @pytest.mark.parametrize("missing", [1, 4, 5, 27_000, 27_930, 27_934, 27_936])
 def test_a_file_that_is_cut_short(sample, missing):
     content = sample.read_bytes()

@@ -301,6 +301,10 @@ PARTS = {
         {"type": "audio", "audio": "hf://datasets/a.wav"},
         "addresses begin with gs://, s3://, https://",
     ),
+    "a part in the address": (
+        {"type": "audio", "audio": "https://example.org/a.wav#t=1,2"},
+        "write the part of the file as 'start_s' and 'end_s'",
+    ),
     "an address without encryption": (
         {"type": "audio", "audio": "http://example.org/a.wav"},
         "addresses begin with gs://, s3://, https://",
@@ -414,6 +418,19 @@ def test_a_file_named_between_tags_is_refused(tmp_path):
         'message 1 (user) names sound in its text, "<audio>clip.wav</audio>"; put'
     )
     read(tmp_path, user("<audio>Your browser has no sound.</audio>"))
+
+
+def test_a_text_that_spells_parts_is_refused(tmp_path):
+    spelled = json.dumps([{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": "Who?"}])
+    said = refused(tmp_path, user(spelled))
+    assert said.startswith("message 1 (user) has a text that spells a list of parts, ")
+    reply = {"role": "assistant", "content": '[{"type": "text", "text": "A man."}]'}
+    said = refused(tmp_path, {"messages": [USER, reply]})
+    assert said.startswith("message 2 (assistant) has a text that spells a list of parts, ")
+    for text in ("[{", "[]", '[{"name": "f"}]', '[{"type": "object"}]', "[text]"):
+        assert read(tmp_path, user(text)).messages[0].text == text
+    result = {"role": "tool", "content": '[{"type": "text", "text": "r"}]'}
+    read(tmp_path, {"messages": [USER, result]})
 
 
 def test_nulls_at_every_level_count_as_not_given(tmp_path):

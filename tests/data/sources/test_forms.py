@@ -9,8 +9,7 @@ from stepaudio_jax.data.containers.base import EmbeddedClip, Row
 from stepaudio_jax.data.sources.forms import (
     FORMS,
     FormOptions,
-    count_tags,
-    detect_form,
+    row_form,
     to_project_form,
 )
 from stepaudio_jax.data.sources.messages import parse_record
@@ -117,7 +116,7 @@ def test_a_sample_becomes_what_its_expected_file_says(formats, name):
     expected = rows_of(expected_path) if expected_path.exists() else rows
     assert len(rows) == len(expected)
     for index, (row, wanted) in enumerate(zip(rows, expected, strict=True)):
-        assert detect_form(row) == SAMPLES[name]
+        assert row_form(Row(row, "d.jsonl:1", "", "")) == SAMPLES[name]
         wanted = RICHER.get((name, index), wanted)
         if "error" in wanted:
             with pytest.raises(DataError, match=r"^d\.jsonl:1: "):
@@ -339,9 +338,3 @@ def test_a_named_form_is_not_looked_for():
 
 def test_every_form_has_a_summary():
     assert all(form.name == name and form.summary for name, form in FORMS.items())
-
-
-def test_placeholders_are_counted():
-    turns = [{"role": "user", "content": "<audio>1 <|AUDIO|>2"}]
-    assert count_tags({"messages": turns, "audios": ["a.wav", "b.wav"]}) == 2
-    assert count_tags({"messages": turns}) == 0

@@ -29,6 +29,11 @@ def asked(text, clips, **keys):
         (asked("(<audio>./</audio>)When?", ["a.wav"]), "<a.wav>When?"),
         (asked("<|audio_1|> or <|audio_2|>?", ["a.wav", "b.wav"]), "<a.wav> or <b.wav>?"),
         (asked("When?", ["a.wav"]), "<a.wav>When?"),
+        (
+            asked("<b>Audio</b> [noise] <a@sound.org>?", ["a.wav"]),
+            "<a.wav><b>Audio</b> [noise] <a@sound.org>?",
+        ),
+        (asked("<audio>Is <sound> a tag?", ["a.wav"]), "<a.wav>Is <sound> a tag?"),
         (asked("When?", ["a.wav", "b.wav"]), "<a.wav><b.wav>When?"),
         (asked([{"type": "text", "text": "When?"}], ["a.wav"]), "<a.wav>When?"),
         (
@@ -79,6 +84,12 @@ def test_clips_without_placeholders_are_heard_first_after_the_system_turn():
         (asked({"text": "When?"}, ["a.wav"]), '"a.wav" would not be heard'),
         ({"messages": [{"role": "usr", "content": "x"}], "audios": ["a.wav"]}, 'the role "usr"'),
         (asked([{"type": "audio", "audio": "a.wav"}], ["a.wav"]), '"a.wav" would not be heard'),
+        *(
+            (asked(f"{tag}When?", ["a.wav"]), f'turn 1 (user) has "{tag}", which would be read as')
+            for tag in ("<sound>", "<audio_1>", "<|audio_pad|>", "[AUDIO]", "<AudioHere>")
+        ),
+        (asked("<audio src='a.wav'/>When?", ["a.wav"]), "and no <audio> says where the row's"),
+        (asked([{"type": "text", "text": "<speech>"}], ["a.wav"]), '"<speech>", which would be'),
     ],
 )
 def test_a_row_that_would_lose_something_is_refused(row, said):

@@ -151,6 +151,13 @@ def test_clips_named_between_tags_in_a_text():
     assert dialogue({"messages": [user(html), REPLY]})[0] == ("user", html)
 
 
+def test_a_text_among_parts_that_names_a_file_is_no_text():
+    said = refused({"messages": [user(["a.wav", "When?"]), REPLY]})
+    assert 'part 1 is the text "a.wav", which names a sound file; write {"type": "audio"' in said
+    texts = {"messages": [user(["In a.wav", ", when?"]), REPLY]}
+    assert dialogue(texts)[0] == ("user", "In a.wav, when?")
+
+
 def test_the_answer_of_reinforcement_fine_tuning_is_not_lost():
     row = {"messages": [user("1 + 1?")], "reference_answer": "2"}
     assert "'answer'" in refused(row)

@@ -115,7 +115,14 @@ def test_parts_of_a_file():
     whole = clip_of(named, columns={"start_s": "", "end_s": ""})
     assert (whole.start_s, whole.end_s) == (0.0, None)
     assert whole.attributes == {"begin": "1", "end": "2.5"}
+    events = {"audio": "a.wav", "onset": 1.0, "offset": 2.5, "event": "dog"}
+    columns = {"start_s": "onset", "end_s": "offset", "reply": "event"}
+    clip = clip_of(events, columns=columns)
+    assert (clip.start_s, clip.end_s) == (1.0, 2.5)
     assert clip_of({**ROW, "start": 0.0, "duration": 2.0}).end_s is None
+    for no_time in ({"from": "en", "to": "de"}, {"from": 3}, {"timestamp": "2021-03-04"}):
+        assert clip_of({**ROW, **no_time}).start_s == 0.0
+    assert clip_of({**ROW, "timestamp": [1, 2]}, columns={"start_s": ""}).end_s is None
     assert clip_of({**ROW, "": "0"}).attributes == {}  # the index of a table of pandas
     cut_already = clip_of({"audio": CLIP, "begin_time": 7.0, "end_time": 9.0, "text": "x"})
     assert (cut_already.start_s, cut_already.end_s) == (0.0, None)
@@ -140,6 +147,17 @@ def test_parts_of_a_file():
         ({**ROW, "segment_end": 2}, "columns={'end_s': 'segment_end'}, or"),
         ({**ROW, "begin_ms": 900, "end_ms": 1800}, "'begin_ms' and 'end_ms', which may be"),
         ({**ROW, "start_sample": 900}, "write it in seconds, as 'start_s' and 'end_s'"),
+        ({**ROW, "start": "0:01", "end": "00:00:03.500"}, "write it in seconds, as 'start_s'"),
+        ({**ROW, "start": "1.5s", "end": "3s"}, "'start' and 'end', which may be a part"),
+        ({**ROW, "seg_start": 1, "seg_end": 2}, "{'start_s': 'seg_start', 'end_s': 'seg_end'}"),
+        ({**ROW, "start_offset": 1, "end_offset": 2}, "{'start_s': 'start_offset', 'end_s'"),
+        ({**ROW, "onset": 1.0, "offset": 2.5}, "{'start_s': 'onset', 'end_s': 'offset'}"),
+        ({**ROW, "start": 1.0, "end": 2.0, "offset": 0.5}, "'start' and 'end', which may be"),
+        ({**ROW, "tmin": 1.0, "tmax": 2.0}, "{'start_s': 'tmin', 'end_s': 'tmax'}"),
+        ({**ROW, "from": 1.0, "to": 2.0}, "{'start_s': 'from', 'end_s': 'to'}"),
+        ({**ROW, "timestamp": [1.0, 2.0]}, "has 'timestamp' [1.0, 2.0], which may be a part"),
+        ({**ROW, "segment": "[1.0, 2.0]"}, "has 'segment' \"[1.0, 2.0]\", which may be a part"),
+        ({**ROW, "interval": "1.0-2.0"}, "has 'interval' \"1.0-2.0\", which may be a part"),
         ({**ROW, "channel": 1}, "names channel 1 of the file"),
         ({**ROW, "png": "x.png"}, 'has "png"'),
         ({"audio": "a.wav", "context": "Count.", "answer": "7"}, "{'prompt': 'context', 'reply'"),
