@@ -8,9 +8,9 @@ from launch.judge import main as launch
 from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import DataError, JudgeError
 from stepaudio_jax.judge.backends import ModelBackend
-from stepaudio_jax.judge.cache import JudgeAnswer
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.query import JudgeAnswer
 from stepaudio_jax.judge.training import evaluate_judge, judge_dialogues, write_judge_data
 from stepaudio_jax.judge.verdict import Verdict, parse_verdict
 from tests.judge.fakes import FunctionBackend
