@@ -5,8 +5,8 @@ becomes an abstention. Of several processes the first asks, and sends the answer
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -175,6 +175,11 @@ class AnswerSource:
         self._pending: dict[str, Future[str]] = {}
         self.num_generated = 0
 
+    @property
+    def name(self) -> str:
+        """Returns the name of the judge: everything that its answers depend on."""
+        return self._backend.name
+
     def prefetch(self, questions: Sequence[Query]) -> None:
         """Begins to ask questions that `answers` will be called with; returns at once.
 
@@ -185,17 +190,24 @@ class AnswerSource:
         for question in questions:
             self._submit(question, self._backend)
 
-    def answers(self, questions: Sequence[Query]) -> list[JudgeAnswer | JudgeError]:
+    def answers(
+        self, questions: Sequence[Query], *, on_answer: Callable[[], object] = lambda: None
+    ) -> list[JudgeAnswer | JudgeError]:
         """Returns the answer to each question, or why there is none.
+
+        Args:
+            questions: equal ones are asked once.
+            on_answer: is called in the first process whenever a question is done that the cache
+                could not answer.
 
         Raises:
             JudgeError: nothing can be asked, or the cache cannot be written; in every process,
                 since all wait for the first one.
         """
         if isinstance(self._backend, BatchJudgeBackend):
-            failures = self._generate_batch(questions, self._backend)
+            failures = self._generate_batch(questions, self._backend, on_answer)
         else:
-            failures = self._generate_each(questions, self._backend)
+            failures = self._generate_each(questions, self._backend, on_answer)
         keys = [self._key(question) for question in questions]
         return [JudgeError(failures[key]) if key in failures else self._cache[key] for key in keys]
 
@@ -206,6 +218,7 @@ class AnswerSource:
         abstained: int,
         total: int,
         cause: JudgeError | None = None,
+        unit: str = "pairs",
     ) -> None:
         """Checks that not too many items have no verdict.
 
@@ -214,6 +227,7 @@ class AnswerSource:
             abstained: number of items, such as pairs, without a verdict.
             total: number of items.
             cause: an error of the backend, to be shown.
+            unit: what the items are, in the plural.
 
         Raises:
             JudgeError: more than allowed; these questions' answers are removed from the cache.
@@ -223,7 +237,7 @@ class AnswerSource:
         for question in reasons:
             self._cache.discard(self._key(question))
         raise JudgeError(
-            f"the judge {self._backend.name} gave no verdict on {abstained} of {total} pairs "
+            f"the judge {self._backend.name} gave no verdict on {abstained} of {total} {unit} "
             f"({', '.join(sorted(set(reasons.values())))}), more than "
             f"{self._max_abstention_rate:.0%} of them{f'; {cause}' if cause else ''}"
         )
@@ -233,12 +247,14 @@ class AnswerSource:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._cache.flush()
 
-    def _generate_each(self, questions: Sequence[Query], backend: JudgeBackend) -> dict[str, str]:
+    def _generate_each(
+        self, questions: Sequence[Query], backend: JudgeBackend, on_answer: Callable[[], object]
+    ) -> dict[str, str]:
         """Asks in the first process, and sends the answers to all; returns {key: failure}."""
         result: tuple[str, dict[str, str], dict[str, Any]] | None = None
         if jax.process_index() == 0:
             try:
-                result = "", *self._collect(questions, backend)
+                result = "", *self._collect(questions, backend, on_answer)
             except (OSError, ConfigError) as error:
                 result = str(error), {}, {}
         problem, failures, answers = broadcast_json(result)
@@ -250,14 +266,17 @@ class AnswerSource:
         return failures
 
     def _collect(
-        self, questions: Sequence[Query], backend: JudgeBackend
+        self, questions: Sequence[Query], backend: JudgeBackend, on_answer: Callable[[], object]
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """Waits for all answers; returns {key: failure} and {key: answer}, both JSON-ready."""
         for question in questions:
             self._submit(question, backend)
-        failures = {
-            key: problem for key, future in self._pending.items() if (problem := future.result())
-        }
+        failures = {}
+        key_of = {future: key for key, future in self._pending.items()}
+        for future in as_completed(key_of):
+            if problem := future.result():
+                failures[key_of[future]] = problem
+            on_answer()
         self._pending.clear()
         keys = {self._key(question) for question in questions} - failures.keys()
         return failures, {key: dataclasses.asdict(self._cache[key]) for key in keys}
@@ -277,7 +296,10 @@ class AnswerSource:
         return ""
 
     def _generate_batch(
-        self, questions: Sequence[Query], backend: BatchJudgeBackend
+        self,
+        questions: Sequence[Query],
+        backend: BatchJudgeBackend,
+        on_answer: Callable[[], object],
     ) -> dict[str, str]:
         """Asks all questions that the cache cannot answer; returns {key: failure}."""
         by_key = {self._key(question): question for question in questions}
@@ -289,6 +311,7 @@ class AnswerSource:
                 failures[keys[index]] = str(answer)
             else:
                 self._cache.add(keys[index], answer)
+            on_answer()
         return failures
 
     def _key(self, question: Query) -> str:

@@ -1,0 +1,201 @@
+"""Evaluates a model on tasks: answers, verdicts, figures, and the folder of results."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import inspect
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from stepaudio_jax.errors import ConfigError, DataError
+from stepaudio_jax.evaluation.model_under_test import FolderModel, ModelReply, ModelUnderTest
+from stepaudio_jax.evaluation.runner import AnsweredTask, RunSettings, answer_task
+from stepaudio_jax.evaluation.scoring import TaskRun, check_judge, judge_queries, score_task
+from stepaudio_jax.evaluation.task import Item, Task
+from stepaudio_jax.evaluation.tasks import make_task
+from stepaudio_jax.generation import folder_decode_mesh, load_model
+from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
+from stepaudio_jax.judge.judge import AnswerSource
+from stepaudio_jax.storage import PathLike, read_json_lines, to_path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """The judge of an evaluation: an endpoint of OpenAI's protocol, or a model in this process.
+
+    Attributes:
+        folder: of a model in this process.
+        url, model: the address of an endpoint, up to and including /v1, and the judge's name there.
+        api_key_env: the environment variable with its key; None where it needs none.
+        temperature: of its answers; None sends none.
+        max_tokens, concurrency, timeout_s, retries: see `JudgeConfig`.
+        max_abstention_rate: share of the replies that may stay without a verdict.
+        slots: questions that a model in this process answers side by side.
+    """
+
+    folder: str | None = None
+    url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"
+    temperature: float | None = 0.0
+    max_tokens: int = 2048
+    concurrency: int = 8
+    timeout_s: float = 60.0
+    retries: int = 4
+    max_abstention_rate: float = 0.2
+    slots: int = 16
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.url is None):
+            raise ConfigError("a judge is a folder or an endpoint: give one of them")
+        if (self.url is None) != (self.model is None):
+            raise ConfigError("a judge's url and model belong together: give both")
+
+
+def load_task(name: str) -> Task:
+    """Returns a task by its name, or the one that a Python file defines.
+
+    Raises:
+        ConfigError: there is no such task or file, or the file defines none, or several.
+    """
+    if not name.endswith(".py"):
+        return make_task(name)
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise ConfigError(f"--task={name!r}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Task)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    ]
+    if len(classes) != 1:
+        raise ConfigError(
+            f"--task={name!r}: defines {len(classes)} tasks; a file defines one class that derives"
+            " from stepaudio_jax.evaluation.Task"
+        )
+    task: Task = classes[0]()
+    return task
+
+
+def run_tasks(
+    model: ModelUnderTest,
+    tasks: Mapping[str, PathLike],
+    output: PathLike,
+    settings: RunSettings,
+    *,
+    judge: JudgeSettings | None = None,
+    prompts: Mapping[str, PathLike] = {},
+) -> list[TaskRun]:
+    """Evaluates a model on tasks; the same call goes on from an interrupted one.
+
+    All tasks are answered first, then scored, so that a model and a judge in this process need not
+    be in memory together. A judge behind an endpoint is asked while the model still answers.
+
+    Args:
+        model: what is evaluated.
+        tasks: {name of a task, or a Python file that defines one: its folder of data}.
+        output: the folder of the results; replies and the judge's answers are kept in it.
+        settings: how the tasks are run.
+        judge: of tasks that a judge scores.
+        prompts: {task as in `tasks`: folder of its official prompts}.
+
+    Returns:
+        The outcome of each task, in order.
+
+    Raises:
+        ConfigError: a task is unknown, or needs a judge and has none; a setting is out of range.
+        DataError: a folder is not the benchmark's; names the file and place.
+        OutputError: the folder holds replies of another model or other settings.
+        JudgeError, EndpointError: see `score_task` and `answer_task`; what is done is kept.
+    """
+    for name in prompts:
+        if name not in tasks:
+            raise ConfigError(f"--prompts={name}=..: there is no --task={name}=..")
+    loaded: dict[str, Task] = {}
+    for name in tasks:
+        loaded[name] = load_task(name)
+        loaded[name].use_prompts(prompts.get(name))
+        check_judge(loaded[name], has_judge=judge is not None)
+    folder = to_path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = folder / "judge_answers.jsonl"
+    with contextlib.ExitStack() as stack:
+        source: AnswerSource | None = None
+        if judge is not None and judge.url is not None:
+            source = stack.enter_context(contextlib.closing(_endpoint_judge(judge, cache)))
+        answered: list[AnsweredTask] = []
+        for name, task in loaded.items():
+            log = folder / "replies" / f"{task.name}.jsonl"
+
+            def prefetch(item: Item, replies: Sequence[ModelReply], task: Task = task) -> None:
+                if source is not None and task.judge != "none":
+                    of_replies = judge_queries(task, item, replies)
+                    source.prefetch([query for of_reply in of_replies for query in of_reply])
+
+            answered.append(
+                answer_task(task, tasks[name], model, log, settings, on_replies=prefetch)
+            )
+        if isinstance(model, FolderModel):
+            model.close()
+        if judge is not None and judge.folder is not None and _needs_judge(loaded.values()):
+            source = stack.enter_context(contextlib.closing(_model_judge(judge, cache)))
+        return [score_task(each, source) for each in answered]
+
+
+def read_transcripts(path: PathLike) -> dict[str, list[str]]:
+    """Reads {id of an item: transcripts of its clips, in order} from a JSONL file.
+
+    Raises:
+        DataError: a line is not `{"id": text, "transcripts": [texts]}`; names it.
+    """
+    transcripts: dict[str, list[str]] = {}
+    for line in read_json_lines(path):
+        match line.value:
+            case {"id": str(item_id), "transcripts": [*texts]} if all(
+                isinstance(text, str) for text in texts
+            ):
+                transcripts[item_id] = list(texts)
+            case _:
+                raise DataError(
+                    f"{os.fspath(path)}:{line.number}: must have `id`, a text, and `transcripts`, a"
+                    " list of texts"
+                )
+    return transcripts
+
+
+def _needs_judge(tasks: Iterator[Task] | Sequence[Task]) -> bool:
+    return any(task.judge != "none" for task in tasks)
+
+
+def _endpoint_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
+    assert judge.url is not None and judge.model is not None
+    backend = EndpointBackend(
+        url=judge.url.rstrip("/"),
+        model=judge.model,
+        api_key_env=judge.api_key_env,
+        temperature=judge.temperature,
+        max_tokens=judge.max_tokens,
+        timeout_s=judge.timeout_s,
+        retries=judge.retries,
+    )
+    return AnswerSource(
+        backend,
+        cache=cache,
+        concurrency=judge.concurrency,
+        max_abstention_rate=judge.max_abstention_rate,
+    )
+
+
+def _model_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
+    assert judge.folder is not None
+    model = load_model(judge.folder, mesh=folder_decode_mesh(judge.folder), for_generation=True)
+    backend = ModelBackend(model, slots=judge.slots, max_tokens=judge.max_tokens)
+    return AnswerSource(backend, cache=cache, max_abstention_rate=judge.max_abstention_rate)
