@@ -65,7 +65,8 @@ def load_task(name: str) -> Task:
     if not path.is_file():
         raise ConfigError(f"--task={name!r}: there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     classes = [
@@ -176,7 +177,8 @@ def _needs_judge(tasks: Iterator[Task] | Sequence[Task]) -> bool:
 
 
 def _endpoint_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
-    assert judge.url is not None and judge.model is not None
+    assert judge.url is not None
+    assert judge.model is not None
     backend = EndpointBackend(
         url=judge.url.rstrip("/"),
         model=judge.model,
