@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.evaluation.model_under_test import FolderModel, ModelReply, ModelUnderTest
@@ -172,7 +172,7 @@ def read_transcripts(path: PathLike) -> dict[str, list[str]]:
     return transcripts
 
 
-def _needs_judge(tasks: Iterator[Task] | Sequence[Task]) -> bool:
+def _needs_judge(tasks: Iterable[Task]) -> bool:
     return any(task.judge != "none" for task in tasks)
 
 
