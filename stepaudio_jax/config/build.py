@@ -24,9 +24,10 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
 
     Args:
         cls: a dataclass whose fields are annotated with plain types, `Literal`, `X | None`,
-            `tuple[X, ...]`, `Mapping[str, X]`, other such dataclasses, or a union of dataclasses
-            (see `choices`). Where the class has a `presets` static method (name -> instance), the
-            mapping may hold the extra key `preset`; the other keys then replace fields of it.
+            `tuple[X, ...]`, `Mapping[str, X]`, other such dataclasses, a union of dataclasses
+            (see `choices`), or `Any`, which takes every value as it is. Where the class has a
+            `presets` static method (name -> instance), the mapping may hold the extra key `preset`;
+            the other keys then replace fields of it.
         values: absent fields take the default of the dataclass or of the preset.
         key: the dotted name of this mapping, for messages.
 
@@ -160,6 +161,8 @@ def convert(hint: Any, value: Any, key: str, default: Any = None) -> Any:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
+    if hint is Any:
+        return value
     origin = typing.get_origin(hint)
     if classes := choices(hint):
         return _convert_choice(hint, classes, value, key)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from stepaudio_jax.data import Record
-from stepaudio_jax.evaluation.metrics import Metric, default_metrics
+from stepaudio_jax.evaluation.metrics import Metric, Scoring, default_metrics, reply_value
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.judge.query import Query
 from stepaudio_jax.storage import PathLike
@@ -129,7 +129,7 @@ class Task(abc.ABC):
     table_column: ClassVar[str | None] = None
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
     judge: ClassVar[JudgeUse] = "none"
-    headline: ClassVar[tuple[str, str]] = ("strict", "accuracy")
+    headline: ClassVar[tuple[Scoring, str]] = ("strict", "accuracy")
 
     @abc.abstractmethod
     def items(self, folder: PathLike) -> list[Item]:
@@ -177,7 +177,27 @@ class Task(abc.ABC):
 
     def metrics(self, items: Sequence[ScoredItem]) -> list[Metric]:
         """Returns the task's figures, of all items and by group; see `metrics.default_metrics`."""
-        return default_metrics(items)
+        return default_metrics(items, scoring=self.headline[0])
+
+    def headline_part(
+        self, reply: ReplyScore | None, data: Mapping[str, Any]
+    ) -> tuple[float, float] | None:
+        """Returns what one reply adds to numerator and denominator of the headline figure.
+
+        Two models are compared by it, item by item. The default is the reply's value by the
+        headline's scoring, and 1. A task whose headline is another figure, such as all criteria met
+        or errors and words, defines its own.
+
+        Args:
+            reply: None where the item has none.
+            data: of the item.
+
+        Returns:
+            Numerator and denominator; None where the reply leaves the denominator.
+        """
+        del data
+        value = reply_value(self.headline[0], reply)
+        return None if value is None else (value, 1.0)
 
     def use_prompts(self, folder: PathLike | None) -> None:
         """Reads prompt files (of the model or the judge) from a folder that the user names.
