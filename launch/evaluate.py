@@ -24,7 +24,8 @@ from stepaudio_jax.storage import check_output_file, expand_home
 
 if TYPE_CHECKING:
     from stepaudio_jax.evaluation.evaluate import JudgeSettings
-    from stepaudio_jax.evaluation.model_under_test import HearingMode, ModelUnderTest
+    from stepaudio_jax.evaluation.model_under_test import ModelUnderTest
+    from stepaudio_jax.evaluation.results import Mode
 
 # Settings of Sampling that the command line replaces; None leaves them to the task.
 _SAMPLING_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -61,7 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="compare two results on the same items")
     compare.add_argument("results_a", type=expand_home)
     compare.add_argument("results_b", type=expand_home)
-    compare.add_argument("--output", type=expand_home, help="also write an HTML page there")
+    compare.add_argument("--output", type=expand_home, help="an HTML page of the comparison")
+    compare.add_argument("--json", type=expand_home, help="a JSON file of the comparison")
     compare.set_defaults(run=_compare)
     tasks = commands.add_parser("tasks", help="list the tasks")
     tasks.set_defaults(run=_list_tasks)
@@ -123,6 +125,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=expand_home,
         help="JSONL with `id` and `transcripts` (a list), for tasks without transcripts",
     )
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        type=expand_home,
+        metavar="RESULTS",
+        help="results of the same model with --silence or --transcripts-only, to show beside these",
+    )
     parser.add_argument("--slots", type=int, default=16, help="replies side by side (default 16)")
     parser.add_argument("--cache-dtype", choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--int8-weights", action="store_true")
@@ -174,23 +184,24 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from stepaudio_jax.evaluation.evaluate import evaluate, read_transcripts
+    from stepaudio_jax._front_door import evaluate
+    from stepaudio_jax.evaluation.evaluate import read_transcripts
     from stepaudio_jax.evaluation.runner import RunSettings
 
     tasks = dict(_split_pair(pair, "--task") for pair in options.task)
     if len(tasks) < len(options.task):
         raise ConfigError("--task: a task is given twice; give each once")
-    mode: HearingMode = "sound"
+    mode: Mode = "sound"
     if options.silence or options.transcripts_only:
         mode = "silence" if options.silence else "transcripts"
     sampling = {
         name: value for name in _SAMPLING_OPTIONS if (value := getattr(options, name)) is not None
     }
-    outcome = evaluate(
+    evaluation = evaluate(
         _model(options),
         tasks,
         options.output,
-        RunSettings(
+        settings=RunSettings(
             sampling=sampling,
             num_samples=options.samples,
             limit=options.limit,
@@ -199,14 +210,16 @@ def _run(options: argparse.Namespace) -> int:
         ),
         judge=_judge_settings(options),
         prompts=dict(_split_pair(pair, "--prompts") for pair in options.prompts),
+        controls=options.control,
     )
-    print(outcome.table, end="")
-    print(f"results: {outcome.folder}")
-    if outcome.errors:
-        task, (item_id, reason) = next(iter(outcome.errors.items()))
+    print(evaluation, end="")
+    print(f"results: {evaluation.folder}")
+    errors = evaluation.errors
+    if errors:
+        item, reason = next(iter(errors.items()))
+        asked = sum(task.items for task in evaluation.results.tasks)
         print(
-            f"error: {outcome.num_errors} of {outcome.num_items} items have no reply; the first:"
-            f" {task} {item_id}: {reason}",
+            f"error: {len(errors)} of {asked} items have no reply; the first: {item}: {reason}",
             file=sys.stderr,
         )
         return EXIT_USER_ERROR
@@ -293,10 +306,14 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from stepaudio_jax.evaluation.comparison import compare
+    from stepaudio_jax.evaluation.comparison import tabulate_comparison
+    from stepaudio_jax.evaluation.grading import as_text
+    from stepaudio_jax.reports.comparison_page import write_comparison
 
-    comparison = compare(options.results_a, options.results_b)
-    print(comparison)
+    compared = write_comparison(
+        options.results_a, options.results_b, page=options.output, json_file=options.json
+    )
+    print(as_text(tabulate_comparison(compared)), end="")
     return 0
 
 

@@ -2,14 +2,27 @@
 
 import contextlib
 import dataclasses
+import datetime
+import importlib.metadata
 import importlib.util
 import inspect
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from stepaudio_jax.config import to_dict
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.evaluation.model_under_test import FolderModel, ModelReply, ModelUnderTest
+from stepaudio_jax.evaluation.results import (
+    BenchmarkResults,
+    ItemError,
+    ModelIdentity,
+    Sample,
+    TaskResults,
+    make_samples,
+)
+from stepaudio_jax.evaluation.results import Reply as SampleReply
+from stepaudio_jax.evaluation.results_files import write_results, write_tensorboard
 from stepaudio_jax.evaluation.runner import AnsweredTask, RunSettings, answer_task
 from stepaudio_jax.evaluation.scoring import TaskRun, check_judge, judge_queries, score_task
 from stepaudio_jax.evaluation.task import Item, Task
@@ -17,7 +30,7 @@ from stepaudio_jax.evaluation.tasks import make_task
 from stepaudio_jax.generation import folder_decode_mesh, load_model
 from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
 from stepaudio_jax.judge.judge import AnswerSource
-from stepaudio_jax.storage import PathLike, read_json_lines, to_path
+from stepaudio_jax.storage import PathLike, hash_json, read_json_lines, to_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +161,7 @@ def run_tasks(
             model.close()
         if judge is not None and judge.folder is not None and _needs_judge(loaded.values()):
             source = stack.enter_context(contextlib.closing(_model_judge(judge, cache)))
-        return [score_task(each, source) for each in answered]
+        return [score_task(each, source, _judge_identity(judge, source)) for each in answered]
 
 
 def read_transcripts(path: PathLike) -> dict[str, list[str]]:
@@ -170,6 +183,16 @@ def read_transcripts(path: PathLike) -> dict[str, list[str]]:
                     " list of texts"
                 )
     return transcripts
+
+
+def _judge_identity(
+    judge: JudgeSettings | None, source: AnswerSource | None
+) -> ModelIdentity | None:
+    if judge is None or source is None:
+        return None
+    name = judge.model or judge.folder or ""
+    settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
+    return ModelIdentity(name, "endpoint" if judge.url else "folder", source.name, settings)
 
 
 def _needs_judge(tasks: Iterable[Task]) -> bool:
@@ -201,3 +224,67 @@ def _model_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
     model = load_model(judge.folder, mesh=folder_decode_mesh(judge.folder), for_generation=True)
     backend = ModelBackend(model, slots=judge.slots, max_tokens=judge.max_tokens)
     return AnswerSource(backend, cache=cache, max_abstention_rate=judge.max_abstention_rate)
+
+
+def save_results(
+    folder: PathLike, model: ModelIdentity, runs: Sequence[TaskRun], folders: Sequence[PathLike]
+) -> BenchmarkResults:
+    """Writes what came of an evaluation into a folder: results, samples and TensorBoard events.
+
+    Args:
+        folder: of the results.
+        model: which model it was.
+        runs: the outcome of each task, all in one mode.
+        folders: the data of each.
+    """
+    results = BenchmarkResults(
+        model=model,
+        mode=runs[0].settings.mode,
+        tasks=tuple(_task_results(run, data) for run, data in zip(runs, folders, strict=True)),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        program=f"stepaudio_jax {importlib.metadata.version('stepaudio-jax')}",
+    )
+    results = write_results(folder, results, _samples(runs))
+    write_tensorboard(folder, results)
+    return results
+
+
+def _task_results(run: TaskRun, data: PathLike) -> TaskResults:
+    task = run.task
+    return TaskResults(
+        name=task.name,
+        version=task.version,
+        title=task.title,
+        table_column=task.table_column,
+        headline=task.headline,
+        sampling=to_dict(run.sampling),
+        data_folder=os.fspath(data),
+        data_hash=run.data_hash,
+        prompt_hashes={
+            "model": run.prompt_hash,
+            **{name: hash_json(text) for name, text in task.prompt_sources.items()},
+        },
+        items=len(run.items),
+        items_total=run.total_items,
+        limit=run.settings.limit,
+        samples=run.settings.num_samples,
+        errors=tuple(ItemError(item_id, reason) for item_id, reason in run.errors.items()),
+        metrics=run.metrics,
+        judge=run.judge,
+    )
+
+
+def _samples(runs: Sequence[TaskRun]) -> Iterator[Sample]:
+    for run in runs:
+        for answered in run.items:
+            item = dataclasses.replace(answered.item, record=answered.record)
+            replies = [
+                SampleReply(
+                    reply=reply.reply,
+                    reasoning=reply.reasoning,
+                    finish_reason=reply.finish_reason,
+                    judge=exchanges,
+                )
+                for reply, exchanges in zip(answered.replies, answered.exchanges, strict=True)
+            ]
+            yield from make_samples(run.task, item, answered.scored, replies)

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -23,6 +23,7 @@ from stepaudio_jax.errors import (
     EndpointError,
     GenerationError,
 )
+from stepaudio_jax.evaluation.results import ModelIdentity
 from stepaudio_jax.generation import (
     LoadedModel,
     Sampling,
@@ -46,8 +47,6 @@ from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-HearingMode = Literal["sound", "silence", "transcripts"]
-"""What of an item's sound the model is given: "silence" is zeros of each clip's length."""
 
 _ENDPOINT_ROLES = {"input": "tool", "tool_json_schemas": "system"}
 _MAX_FAILURES_IN_A_ROW = 20
@@ -86,12 +85,10 @@ class ModelUnderTest(Protocol):
     """A model that answers the items of a task.
 
     Attributes:
-        name: for people.
-        identity: what its replies depend on, JSON-ready.
+        identity: which model it is, and all that its replies depend on.
     """
 
-    name: str
-    identity: Mapping[str, Any]
+    identity: ModelIdentity
 
     def answer(
         self,
@@ -121,7 +118,7 @@ class LoadedModelUnderTest:
         model: the loaded model.
         slots: replies written side by side.
         cache_dtype: dtype of the KV cache; None for that of the computation.
-        identity: what its replies depend on, JSON-ready.
+        identity: which model it is, and all that its replies depend on.
     """
 
     def __init__(
@@ -130,10 +127,10 @@ class LoadedModelUnderTest:
         *,
         slots: int,
         cache_dtype: CacheDtype | None = None,
-        identity: Mapping[str, Any],
+        identity: ModelIdentity,
     ):
         self._model, self._slots, self._cache_dtype = model, slots, cache_dtype
-        self.name, self.identity = model.folder, identity
+        self.identity = identity
 
     def answer(
         self,
@@ -200,7 +197,7 @@ class FolderModel:
         channel: AudioChannel = DataConfig.channel,
         allow_urls: bool = DataConfig.allow_urls,
     ):
-        self.name = expand_home(os.fspath(folder))
+        self._folder = expand_home(os.fspath(folder))
         self._tensor, self._slots, self._cache_dtype = tensor, slots, cache_dtype
         self._load_settings: dict[str, Any] = {
             "dtype": default_dtype(dtype),
@@ -210,12 +207,12 @@ class FolderModel:
             "channel": channel,
             "allow_urls": allow_urls,
         }
-        self.identity: Mapping[str, Any] = {
-            "folder": self.name,
-            "fingerprint": fingerprint_folder(self.name),
-            **self._load_settings,
-            "cache_dtype": cache_dtype,
-        }
+        self.identity = ModelIdentity(
+            name=self._folder,
+            kind="folder",
+            identity=fingerprint_folder(self._folder),
+            settings={**self._load_settings, "cache_dtype": cache_dtype},
+        )
         self._loaded: LoadedModelUnderTest | None = None
 
     def answer(
@@ -231,8 +228,8 @@ class FolderModel:
         if not indices:
             return
         if self._loaded is None:
-            mesh = folder_decode_mesh(self.name, self._tensor)
-            model = load_model(self.name, mesh=mesh, for_generation=True, **self._load_settings)
+            mesh = folder_decode_mesh(self._folder, self._tensor)
+            model = load_model(self._folder, mesh=mesh, for_generation=True, **self._load_settings)
             self._loaded = LoadedModelUnderTest(
                 model, slots=self._slots, cache_dtype=self._cache_dtype, identity=self.identity
             )
@@ -273,14 +270,12 @@ class EndpointModel:
         self._endpoint, self._concurrency = endpoint, concurrency
         self._channel, self._allow_urls = channel, allow_urls
         self._token_limit_key, self._omit = token_limit_key, tuple(omit)
-        self.name = endpoint.model
-        self.identity: Mapping[str, Any] = {
-            "url": endpoint.url,
-            "model": endpoint.model,
-            "channel": channel,
-            "token_limit_key": token_limit_key,
-            "omit": list(omit),
-        }
+        self.identity = ModelIdentity(
+            name=endpoint.model,
+            kind="endpoint",
+            identity=endpoint.url,
+            settings={"channel": channel, "token_limit_key": token_limit_key, "omit": list(omit)},
+        )
 
     def answer(
         self,

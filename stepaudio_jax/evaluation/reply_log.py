@@ -1,6 +1,7 @@
 """Keeps the replies of a model on disk as they come, so that an interrupted evaluation goes on."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ class ReplyLog:
     """
 
     def __init__(self, path: PathLike, job: Mapping[str, Any]):
-        self._path, self._job = to_path(path), dict(job)
+        self._path = to_path(path)
+        self._job: dict[str, Any] = json.loads(json.dumps(job))  # as it is read again
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._replies: dict[str, tuple[ModelReply, ...]] = {}
         try:

@@ -12,13 +12,13 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.evaluation.model_under_test import (
     Failure,
-    HearingMode,
     ModelReply,
     ModelUnderTest,
     Replies,
     hide_sound,
 )
 from stepaudio_jax.evaluation.reply_log import ReplyLog
+from stepaudio_jax.evaluation.results import Mode
 from stepaudio_jax.evaluation.selection import check_unique_ids, choose_items
 from stepaudio_jax.evaluation.task import Item, Task
 from stepaudio_jax.generation import Sampling
@@ -41,7 +41,7 @@ class RunSettings:
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_samples: int = 1
     limit: int | None = None
-    mode: HearingMode = "sound"
+    mode: Mode = "sound"
     transcripts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def answer_task(
         "task_version": task.version,
         "data": data_hash,
         "prompts": prompt_hash,
-        "model": dict(model.identity),
+        "model": dataclasses.asdict(model.identity),
         "sampling": dataclasses.asdict(sampling),
         "samples": settings.num_samples,
         "mode": settings.mode,

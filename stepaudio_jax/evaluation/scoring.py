@@ -9,6 +9,7 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.evaluation.metrics import Metric
 from stepaudio_jax.evaluation.model_under_test import Failure, ModelReply
+from stepaudio_jax.evaluation.results import JudgeExchange, ModelIdentity
 from stepaudio_jax.evaluation.runner import AnsweredTask, RunSettings
 from stepaudio_jax.evaluation.task import Item, ReplyScore, ScoredItem, Task
 from stepaudio_jax.generation import Sampling
@@ -24,14 +25,14 @@ class AnsweredItem:
         item: the item.
         record: the prompt as it was asked, with the sound or its transcript.
         replies: of the model; empty where there are none.
-        answers: for each reply, what the judge wrote; None where it had no answer.
+        exchanges: for each reply, what the judge was asked and wrote.
         scored: the verdicts.
     """
 
     item: Item
     record: Record
     replies: tuple[ModelReply, ...]
-    answers: tuple[tuple[str | None, ...], ...]
+    exchanges: tuple[tuple[JudgeExchange, ...], ...]
     scored: ScoredItem
 
 
@@ -47,7 +48,7 @@ class TaskRun:
         items: what became of each, in the task's order.
         metrics: the figures.
         data_hash, prompt_hash: of the rows, and of the texts that the model was given.
-        judge: the name of the judge; None where none was asked.
+        judge: which judge was asked; None where none was.
     """
 
     task: Task
@@ -58,7 +59,7 @@ class TaskRun:
     metrics: tuple[Metric, ...]
     data_hash: str
     prompt_hash: str
-    judge: str | None
+    judge: ModelIdentity | None
 
     @property
     def errors(self) -> dict[str, str]:
@@ -88,12 +89,17 @@ def check_judge(task: Task, *, has_judge: bool) -> None:
         )
 
 
-def score_task(answered: AnsweredTask, judge: AnswerSource | None) -> TaskRun:
+def score_task(
+    answered: AnsweredTask,
+    judge: AnswerSource | None,
+    judge_identity: ModelIdentity | None = None,
+) -> TaskRun:
     """Scores the replies to a task's items, and computes its figures.
 
     Args:
         answered: the replies.
         judge: answers the questions of tasks that a judge scores; None for no judge.
+        judge_identity: which judge that is.
 
     Raises:
         ConfigError: the task needs a judge, and there is none.
@@ -108,7 +114,7 @@ def score_task(answered: AnsweredTask, judge: AnswerSource | None) -> TaskRun:
     ]
     answers = _ask_judge(task, queries, judge) if uses_judge and judge is not None else None
     items = tuple(
-        _score_item(answered, index, None if answers is None else answers[index])
+        _score_item(answered, index, queries[index], None if answers is None else answers[index])
         for index in range(len(answered.items))
     )
     if judge is not None and uses_judge:
@@ -122,7 +128,7 @@ def score_task(answered: AnsweredTask, judge: AnswerSource | None) -> TaskRun:
         metrics=tuple(task.metrics([item.scored for item in items])),
         data_hash=answered.data_hash,
         prompt_hash=answered.prompt_hash,
-        judge=judge.name if judge is not None and uses_judge else None,
+        judge=judge_identity if uses_judge else None,
     )
 
 
@@ -197,7 +203,10 @@ def _check_abstentions(
 
 
 def _score_item(
-    answered: AnsweredTask, index: int, answers: list[list[str | None]] | None
+    answered: AnsweredTask,
+    index: int,
+    queries: Sequence[Sequence[Query]],
+    answers: Sequence[Sequence[str | None]] | None,
 ) -> AnsweredItem:
     item, replies = answered.items[index], answered.replies[index]
     error = replies.reason if isinstance(replies, Failure) else ""
@@ -214,5 +223,15 @@ def _score_item(
         error=error,
         data=item.data,
     )
-    texts = tuple(map(tuple, answers or ()))
-    return AnsweredItem(item, answered.records[index], of_item, texts, scored)
+    exchanges = (
+        tuple(
+            tuple(
+                JudgeExchange(query.text, answer, query.system)
+                for query, answer in zip(of_reply, texts, strict=True)
+            )
+            for of_reply, texts in zip(queries, answers, strict=True)
+        )
+        if answers is not None
+        else ((),) * len(of_item)
+    )
+    return AnsweredItem(item, answered.records[index], of_item, exchanges, scored)
