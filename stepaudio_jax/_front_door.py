@@ -12,6 +12,7 @@ from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
 from stepaudio_jax.data.checking import CheckedData
 from stepaudio_jax.evaluation.evaluate import JudgeSettings, run_tasks, save_results
 from stepaudio_jax.evaluation.grading import as_text
+from stepaudio_jax.evaluation.in_training import StageTaskEvaluator
 from stepaudio_jax.evaluation.model_under_test import FolderModel, ModelUnderTest
 from stepaudio_jax.evaluation.results import BenchmarkResults
 from stepaudio_jax.evaluation.results_table import tabulate_results
@@ -37,7 +38,7 @@ def train(config: Config) -> Path:
         DivergedError: too many steps in a row were not finite.
         JudgeError: the judge abstained too often.
     """
-    return trainer.run(config, _stage_trainer)
+    return trainer.run(config, _stage_trainer, StageTaskEvaluator)
 
 
 def check_data(config: Config) -> Iterator[CheckedData]:

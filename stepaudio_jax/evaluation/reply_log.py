@@ -17,7 +17,7 @@ class ReplyLog:
     they are asked again. How many items are asked may change from run to run.
 
     Args:
-        path: of the file.
+        path: of the file; None keeps the replies in memory.
         job: what the replies depend on, JSON-ready.
 
     Raises:
@@ -25,11 +25,14 @@ class ReplyLog:
         OutputError: another process is writing it.
     """
 
-    def __init__(self, path: PathLike, job: Mapping[str, Any]):
-        self._path = to_path(path)
+    def __init__(self, path: PathLike | None, job: Mapping[str, Any]):
+        self._path = to_path(path or "")
         self._job: dict[str, Any] = json.loads(json.dumps(job))  # as it is read again
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._replies: dict[str, tuple[ModelReply, ...]] = {}
+        self._file: JsonLinesFile | None = None
+        if path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._file = JsonLinesFile(self._path, lock=True)
         except LockHeldError:
@@ -38,7 +41,7 @@ class ReplyLog:
                 " another --output"
             ) from None
         try:
-            self._read()
+            self._read(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -55,32 +58,30 @@ class ReplyLog:
     def add(self, item_id: str, replies: tuple[ModelReply, ...]) -> None:
         """Keeps the replies to an item."""
         self._replies[item_id] = replies
-        self._file.append(
-            {"id": item_id, "replies": [dataclasses.asdict(reply) for reply in replies]}
-        )
+        if self._file is not None:
+            self._file.append(
+                {"id": item_id, "replies": [dataclasses.asdict(reply) for reply in replies]}
+            )
 
     def close(self) -> None:
         """Releases the file, which stays on disk."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-    def _read(self) -> None:
-        if not self._file.lines:
-            if self._file.unfinished.strip(b"\0"):
-                self._check_unfinished()
-            self._file.append({"job": self._job})
+    def _read(self, file: JsonLinesFile) -> None:
+        if not file.lines:
+            # What a killed run began to write is the beginning of such a log.
+            if not b'{"job"'.startswith(file.unfinished[:6]):
+                raise OutputError(f"{self._path} is another program's file; name another --output")
+            file.append({"job": self._job})
             return
-        header, *lines = self._file.lines
+        header, *lines = file.lines
         if not isinstance(header.value, dict) or header.value.keys() != {"job"}:
             raise self._damaged(header)
         self._check_job(header.value["job"])
         for line in lines:
             item_id, replies = self._parse(line)
             self._replies[item_id] = replies
-
-    def _check_unfinished(self) -> None:
-        """Checks that a first line without its end is the beginning of such a log."""
-        if not b'{"job"'.startswith(self._file.unfinished[:6]):
-            raise OutputError(f"{self._path} is another program's file; name another --output")
 
     def _check_job(self, job: Any) -> None:
         if job == self._job:

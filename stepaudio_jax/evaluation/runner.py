@@ -81,7 +81,7 @@ def answer_task(
     task: Task,
     folder: PathLike,
     model: ModelUnderTest,
-    log_path: PathLike,
+    log_path: PathLike | None,
     settings: RunSettings,
     *,
     on_replies: Callable[[Item, tuple[ModelReply, ...]], None] = lambda item, replies: None,
@@ -92,7 +92,8 @@ def answer_task(
         task: the task.
         folder: the benchmark as it was downloaded.
         model: what is evaluated.
-        log_path: the file of the replies, which a later call reads again.
+        log_path: the file of the replies, which a later call reads again; None keeps them in
+            memory.
         settings: how the task is run.
         on_replies: is told the replies to each item as they come.
 

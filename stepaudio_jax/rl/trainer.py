@@ -134,7 +134,8 @@ class PolicyTrainer:
                     writer.write(step, metrics)
 
             def save() -> None:
-                checkpoints.save(state, {"kl_coef": controller.coefficient}, {})
+                metrics = recent[-1] if recent else {}
+                checkpoints.save(state, {"kl_coef": controller.coefficient}, metrics)
 
             @contextlib.contextmanager
             def save_on_error() -> Iterator[None]:
@@ -158,9 +159,14 @@ class PolicyTrainer:
                     profile.before(context.steps_before_stage + step)
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
+                stopping = context.should_stop(step)
+                preempted = stopping and step < stage.steps
+                tasks = context.task_evaluator
+                if tasks is not None and context.is_task_evaluation_due(step) and not preempted:
+                    with save_on_error():
+                        result.metrics.update(tasks.evaluate(state, start.model_def))
                 unlogged.append(result.metrics)
                 recent.append(result.metrics)
-                stopping = context.should_stop(step)
                 skips = int(state.consecutive_skips)
                 diverged = skips > config.max_consecutive_skips
                 is_last = stopping or diverged or step == stage.steps
@@ -190,7 +196,7 @@ class PolicyTrainer:
                         f"stage {stage.name!r}, step {step}: loss or gradient were not finite for "
                         f"the last {skips} updates; see {folder}"
                     )
-                if stopping and step < stage.steps:
+                if preempted:
                     raise context.notice.interrupted_error(stage.name, step)
                 del result  # its batches would stay on the devices during the next rollouts
         context.warn_if_unchanged(state)

@@ -61,6 +61,7 @@ from stepaudio_jax.training.run_folder import (
     prepare_run_folder,
     read_initial_adapter,
 )
+from stepaudio_jax.training.task_metrics import TaskEvaluator, task_metric, task_name
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     ModelDef,
@@ -93,7 +94,11 @@ class StageTrainer(Protocol):
         """
 
 
-def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) -> Path:
+def run(
+    config: Config,
+    make_trainer: Callable[["StageContext"], StageTrainer],
+    make_task_evaluator: Callable[["StageContext"], TaskEvaluator],
+) -> Path:
     """Runs every stage of `config`, resuming from the newest checkpoint in the run folder, if any.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
@@ -103,6 +108,7 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
     Args:
         config: the run's configuration.
         make_trainer: returns the trainer of a stage.
+        make_task_evaluator: returns what evaluates a stage's model on benchmarks.
 
     Returns:
         The folder of the finished model.
@@ -139,10 +145,14 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
         notice = PreemptionNotice()
         # Stages before the last one with a checkpoint are finished: it has all that they left.
         first = max((index for index, saved in enumerate(has_checkpoint) if saved), default=0)
-        trainers = [
-            make_trainer(StageContext(config, index, model, tokenizer, mesh, notice, adapter))
-            for index in range(first, len(config.stages))
-        ]
+        trainers = []
+        for index in range(first, len(config.stages)):
+            context = StageContext(config, index, model, tokenizer, mesh, notice, adapter)
+            if context.stage.evaluation.tasks:
+                evaluator = make_task_evaluator(context)
+                evaluator.check()
+                context = dataclasses.replace(context, task_evaluator=evaluator)
+            trainers.append(make_trainer(context))
         checker = DataChecker(run_dir, model, tokenizer)
         for index, trainer in enumerate(trainers, start=first):
             trainer.check_data(checker)
@@ -206,6 +216,7 @@ class StageContext:
         mesh: the mesh of the devices.
         notice: says when the run must stop.
         adapter: settings of the adapter beside the run's initial weights, if any.
+        task_evaluator: evaluates the stage's model on benchmarks; None where it names none.
     """
 
     config: Config
@@ -215,6 +226,7 @@ class StageContext:
     mesh: Mesh
     notice: PreemptionNotice
     adapter: LoRAConfig | None = None
+    task_evaluator: TaskEvaluator | None = None
 
     @property
     def stage(self) -> StageConfig:
@@ -250,6 +262,12 @@ class StageContext:
     def is_checkpoint_due(self, step: int) -> bool:
         """Returns whether `checkpoint.every_steps` asks to save the state after this step."""
         return _is_due(step, self.config.checkpoint.every_steps)
+
+    def is_task_evaluation_due(self, step: int) -> bool:
+        """Returns whether the model is evaluated on benchmarks after this step of the stage."""
+        return self.task_evaluator is not None and (
+            step == self.stage.steps or _is_due(step, self.stage.evaluation.task_every_steps)
+        )
 
     def open_profile(self) -> StepProfile:
         """Returns the profile that `profile_steps` asks for; its steps count over all stages."""
@@ -343,14 +361,12 @@ class SupervisedTrainer:
             stack.enter_context(contextlib.closing(writer))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
 
-            resumed_before_evaluation = (
-                steps_done > 0
-                and evaluator.is_due(steps_done)
-                and writer.is_missing(steps_done, EVALUATION_LOSS)
+            resumed_before_evaluation = steps_done > 0 and any(
+                writer.is_missing(steps_done, metric) for metric in evaluator.metrics(steps_done)
             )
             if resumed_before_evaluation:
                 with meter.paused():
-                    writer.add_to_step(steps_done, evaluator.evaluate(state))
+                    writer.add_to_step(steps_done, evaluator.evaluate(state, steps_done))
 
             for step in range(steps_done + 1, stage.steps + 1):
                 try:
@@ -393,10 +409,10 @@ class SupervisedTrainer:
                 # A preempted run skips the evaluation, which may take longer than the grace period;
                 # it is made up for when the run resumes.
                 preempted = stopping and step < stage.steps
-                if evaluator.is_due(step) and not preempted:
+                if evaluator.metrics(step) and not preempted:
                     try:
                         with meter.paused():
-                            logged |= evaluator.evaluate(state)
+                            logged |= evaluator.evaluate(state, step)
                     except (DataError, OSError) as error:
                         if logged:
                             writer.write(step, logged)
@@ -431,7 +447,7 @@ class SupervisedTrainer:
 
 
 class Evaluator:
-    """Evaluates a stage's model on its held-out data, if it has some.
+    """Evaluates a stage's model on its held-out data and on benchmarks, where it has some.
 
     Args:
         context: the stage, and what the run gives it.
@@ -441,17 +457,34 @@ class Evaluator:
     def __init__(self, context: StageContext, model_def: ModelDef):
         self._context, self._model_def = context, model_def
 
-    def is_due(self, step: int) -> bool:
-        """Returns whether the model is evaluated after this step of the stage."""
-        evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
-        return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
+    def metrics(self, step: int) -> list[str]:
+        """Returns the metrics that are measured after this step of the stage; none on most."""
+        metrics = [EVALUATION_LOSS] if self._is_loss_due(step) else []
+        if self._context.is_task_evaluation_due(step):
+            metrics += [
+                f"{task_metric(task_name(entry))}_failed"
+                for entry in self._context.stage.evaluation.tasks
+            ]
+        return metrics
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Computes mean loss and token accuracy over the first `evaluation.batches` batches.
+    def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        """Computes what is due after this step: held-out loss and accuracy, figures of benchmarks.
 
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
+        metrics = self._evaluate_loss(state) if self._is_loss_due(step) else {}
+        tasks = self._context.task_evaluator
+        if tasks is not None and self._context.is_task_evaluation_due(step):
+            metrics |= tasks.evaluate(state, self._model_def)
+        return metrics
+
+    def _is_loss_due(self, step: int) -> bool:
+        evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
+        return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
+
+    def _evaluate_loss(self, state: TrainState) -> dict[str, float]:
+        """Computes mean loss and token accuracy over the first `evaluation.batches` batches."""
         context, evaluation = self._context, self._context.stage.evaluation
         place_batch, eval_step = self._place_batch, self._eval_step
         totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}

@@ -175,7 +175,7 @@ def test_a_server_that_dies_ends_the_evaluation_which_goes_on_later(
     server.trouble = lambda number, handler: (
         number > 5 and (handler.reply(503, {"error": "gone"}) or True)
     )
-    with pytest.raises(EndpointError, match="3 items in a row had no answer; the last one: .*503"):
+    with pytest.raises(EndpointError, match=r"3 items in a row had no answer; the last one: .*503"):
         run_tasks(model_at(server), {task(): data}, tmp_path / "out", RunSettings())
     server.trouble = lambda number, handler: False
     asked = len(server.requests)
@@ -270,9 +270,7 @@ def test_a_judge_that_cannot_be_reached_ends_the_run(data, task, serve, tmp_path
         )
 
 
-def test_a_task_that_needs_a_judge_is_refused_before_anything_is_asked(
-    data, task, serve, tmp_path
-):
+def test_a_task_that_needs_a_judge_is_refused_before_anything_is_asked(data, task, serve, tmp_path):
     server = serve(hear)
     with pytest.raises(ConfigError, match="the task pitch is scored by a judge: give --judge-url"):
         run_tasks(model_at(server), {task("required"): data}, tmp_path / "out", RunSettings())
@@ -309,7 +307,7 @@ def test_clips_without_transcripts_cannot_be_replaced(data, task, serve, tmp_pat
 def test_items_of_the_same_id_are_an_error(data, task, serve, tmp_path):
     path = data / "high.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("high1", "low1"), encoding="utf-8")
-    with pytest.raises(DataError, match="the id 'low1' is that of .*low.jsonl:2 too"):
+    with pytest.raises(DataError, match=r"the id 'low1' is that of .*low.jsonl:2 too"):
         run_tasks(model_at(serve(hear)), {task(): data}, tmp_path / "o", RunSettings())
 
 
@@ -337,4 +335,3 @@ def test_a_file_defines_one_task(tmp_path):
         load_task(str(path))
     with pytest.raises(ConfigError, match="did you mean 'mmau_mini'"):
         load_task("mmau_mino")
-
