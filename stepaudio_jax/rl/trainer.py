@@ -153,6 +153,12 @@ class PolicyTrainer:
                         raise data_error(error, stage.name, saved_step, data) from error
                     raise
 
+            # A run that was told to stop skipped the benchmarks of its last step.
+            due = context.task_metrics(steps_done) if steps_done else []
+            if any(writer.is_missing(steps_done, metric) for metric in due):
+                scores = context.evaluate_tasks(state, start.model_def, steps_done)
+                writer.add_to_step(steps_done, scores)
+
             for step in range(steps_done + 1, stage.steps + 1):
                 with save_on_error():
                     check = functools.partial(self._raise_if_interrupted, step)
@@ -161,10 +167,10 @@ class PolicyTrainer:
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
                 stopping = context.should_stop(step)
                 preempted = stopping and step < stage.steps
-                tasks = context.task_evaluator
-                if tasks is not None and context.is_task_evaluation_due(step) and not preempted:
+                if not preempted:
                     with save_on_error():
-                        result.metrics.update(tasks.evaluate(state, start.model_def))
+                        scores = context.evaluate_tasks(state, start.model_def, step)
+                        result.metrics.update(scores)
                 unlogged.append(result.metrics)
                 recent.append(result.metrics)
                 skips = int(state.consecutive_skips)

@@ -263,11 +263,22 @@ class StageContext:
         """Returns whether `checkpoint.every_steps` asks to save the state after this step."""
         return _is_due(step, self.config.checkpoint.every_steps)
 
-    def is_task_evaluation_due(self, step: int) -> bool:
-        """Returns whether the model is evaluated on benchmarks after this step of the stage."""
-        return self.task_evaluator is not None and (
-            step == self.stage.steps or _is_due(step, self.stage.evaluation.task_every_steps)
-        )
+    def task_metrics(self, step: int) -> list[str]:
+        """Returns metrics that benchmarks have after this step of the stage; none on most."""
+        evaluation = self.stage.evaluation
+        if step != self.stage.steps and not _is_due(step, evaluation.task_every_steps):
+            return []
+        return [f"{task_metric(task_name(entry))}_failed" for entry in evaluation.tasks]
+
+    def evaluate_tasks(self, state: TrainState, model_def: ModelDef, step: int) -> dict[str, float]:
+        """Evaluates the model on benchmarks, if they are due after this step of the stage.
+
+        Raises:
+            DataError: a benchmark's files cannot be read any more.
+        """
+        if self.task_evaluator is None or not self.task_metrics(step):
+            return {}
+        return self.task_evaluator.evaluate(state, model_def)
 
     def open_profile(self) -> StepProfile:
         """Returns the profile that `profile_steps` asks for; its steps count over all stages."""
@@ -460,12 +471,7 @@ class Evaluator:
     def metrics(self, step: int) -> list[str]:
         """Returns the metrics that are measured after this step of the stage; none on most."""
         metrics = [EVALUATION_LOSS] if self._is_loss_due(step) else []
-        if self._context.is_task_evaluation_due(step):
-            metrics += [
-                f"{task_metric(task_name(entry))}_failed"
-                for entry in self._context.stage.evaluation.tasks
-            ]
-        return metrics
+        return metrics + self._context.task_metrics(step)
 
     def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         """Computes what is due after this step: held-out loss and accuracy, figures of benchmarks.
@@ -474,10 +480,7 @@ class Evaluator:
             DataError: no record can be used, or a clip is damaged.
         """
         metrics = self._evaluate_loss(state) if self._is_loss_due(step) else {}
-        tasks = self._context.task_evaluator
-        if tasks is not None and self._context.is_task_evaluation_due(step):
-            metrics |= tasks.evaluate(state, self._model_def)
-        return metrics
+        return metrics | self._context.evaluate_tasks(state, self._model_def, step)
 
     def _is_loss_due(self, step: int) -> bool:
         evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
