@@ -21,6 +21,7 @@ from stepaudio_jax.reports.benchmark_page import write_benchmark_page
 from stepaudio_jax.rl import PolicyTrainer
 from stepaudio_jax.storage import Path, PathLike, expand_home, to_path
 from stepaudio_jax.training import trainer
+from stepaudio_jax.training.stage_context import StageContext
 
 
 def train(config: Config) -> Path:
@@ -53,7 +54,7 @@ def check_data(config: Config) -> Iterator[CheckedData]:
     return trainer.check_data(config, _stage_trainer)
 
 
-def _stage_trainer(context: trainer.StageContext) -> trainer.StageTrainer:
+def _stage_trainer(context: StageContext) -> trainer.StageTrainer:
     """Returns the trainer that a stage's objective asks for."""
     match context.stage.objective:
         case NextToken():

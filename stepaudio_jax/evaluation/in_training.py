@@ -12,9 +12,9 @@ from stepaudio_jax.evaluation.scoring import score_task
 from stepaudio_jax.evaluation.task import Task
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.generation.shardings import decode_mesh
+from stepaudio_jax.training.stage_context import StageContext
 from stepaudio_jax.training.task_metrics import task_metric, task_name
 from stepaudio_jax.training.train_state import ModelDef, TrainState
-from stepaudio_jax.training.trainer import StageContext
 
 
 class StageTaskEvaluator:

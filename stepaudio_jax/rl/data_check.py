@@ -13,7 +13,7 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.parallel import all_gather_json
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.training.trainer import StageContext
+from stepaudio_jax.training.stage_context import StageContext
 
 
 def check_policy_data(context: StageContext, checker: DataChecker) -> None:

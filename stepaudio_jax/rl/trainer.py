@@ -51,13 +51,13 @@ from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
 from stepaudio_jax.training.preemption import data_error
+from stepaudio_jax.training.stage_context import StageContext
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     TrainState,
     init_train_state,
     num_optimizer_updates,
 )
-from stepaudio_jax.training.trainer import StageContext
 
 _BAR_METRICS = ("reward", "reply_tokens")
 # Metrics that are 1 for an update that changed nothing -> the name of their sum over a step, which

@@ -9,15 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Mesh
 
 from stepaudio_jax.config import (
     AuxiliaryConfig,
     Config,
-    LoRAConfig,
     MeshConfig,
-    ModelConfig,
-    StageConfig,
     to_dict,
 )
 from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
@@ -33,7 +29,6 @@ from stepaudio_jax.parallel import (
     replicated,
 )
 from stepaudio_jax.storage import Path, is_finished_folder, to_path
-from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial_weights import (
@@ -47,7 +42,6 @@ from stepaudio_jax.training.initial_weights import (
 from stepaudio_jax.training.monitoring import (
     EVALUATION_LOSS,
     MetricsWriter,
-    StepProfile,
     ThroughputMeter,
     progress_bar,
     progress_bar_metrics,
@@ -61,14 +55,12 @@ from stepaudio_jax.training.run_folder import (
     prepare_run_folder,
     read_initial_adapter,
 )
-from stepaudio_jax.training.task_metrics import TaskEvaluator, task_metric, task_name
+from stepaudio_jax.training.stage_context import StageContext, is_due
+from stepaudio_jax.training.task_metrics import TaskEvaluator
 from stepaudio_jax.training.train_state import (
-    AbstractTrainState,
     ModelDef,
     TrainState,
-    abstract_train_state,
     init_train_state,
-    num_optimizer_updates,
 )
 from stepaudio_jax.training.train_step import make_eval_step, make_train_step
 
@@ -96,8 +88,8 @@ class StageTrainer(Protocol):
 
 def run(
     config: Config,
-    make_trainer: Callable[["StageContext"], StageTrainer],
-    make_task_evaluator: Callable[["StageContext"], TaskEvaluator],
+    make_trainer: Callable[[StageContext], StageTrainer],
+    make_task_evaluator: Callable[[StageContext], TaskEvaluator],
 ) -> Path:
     """Runs every stage of `config`, resuming from the newest checkpoint in the run folder, if any.
 
@@ -173,7 +165,7 @@ def run(
 
 
 def check_data(
-    config: Config, make_trainer: Callable[["StageContext"], StageTrainer]
+    config: Config, make_trainer: Callable[[StageContext], StageTrainer]
 ) -> Iterator[CheckedData]:
     """Checks what every stage of `config` would read, as `run` does, and writes nothing.
 
@@ -203,100 +195,6 @@ def check_data(
         yield from checker.checked[before:]
         if error is not None:
             raise error
-
-
-@dataclasses.dataclass(frozen=True)
-class StageContext:
-    """One stage of a run, and what the run gives it.
-
-    Attributes:
-        config: the run's configuration.
-        index: the stage's number in the run, from 0.
-        model, tokenizer: the run's model and tokenizer.
-        mesh: the mesh of the devices.
-        notice: says when the run must stop.
-        adapter: settings of the adapter beside the run's initial weights, if any.
-        task_evaluator: evaluates the stage's model on benchmarks; None where it names none.
-    """
-
-    config: Config
-    index: int
-    model: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-    notice: PreemptionNotice
-    adapter: LoRAConfig | None = None
-    task_evaluator: TaskEvaluator | None = None
-
-    @property
-    def stage(self) -> StageConfig:
-        """Returns the stage's configuration."""
-        return self.config.stages[self.index]
-
-    @property
-    def run_dir(self) -> Path:
-        """Returns the folder of the run."""
-        return to_path(self.config.run_dir)
-
-    @property
-    def steps_before_stage(self) -> int:
-        """Returns the number of steps of all stages before this one."""
-        return sum(stage.steps for stage in self.config.stages[: self.index])
-
-    def abstract_train_state(self) -> AbstractTrainState:
-        """Builds the stage's abstract train state; see `train_state.abstract_train_state`."""
-        return abstract_train_state(self.config, self.index, self.model, self.mesh, self.adapter)
-
-    def open_checkpoints(self) -> StageCheckpoints:
-        """Opens the stage's checkpoints."""
-        return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
-
-    def should_stop(self, step: int, *, within_step: bool = False) -> bool:
-        """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
-        return self.notice.should_stop(self.steps_before_stage + step, within_step=within_step)
-
-    def is_log_due(self, step: int) -> bool:
-        """Returns whether `log_every_steps` asks for a line of metrics after this step."""
-        return _is_due(step, self.config.steps_per_log_line(self.stage))
-
-    def is_checkpoint_due(self, step: int) -> bool:
-        """Returns whether `checkpoint.every_steps` asks to save the state after this step."""
-        return _is_due(step, self.config.checkpoint.every_steps)
-
-    def task_metrics(self, step: int) -> list[str]:
-        """Returns metrics that benchmarks have after this step of the stage; none on most."""
-        evaluation = self.stage.evaluation
-        if step != self.stage.steps and not _is_due(step, evaluation.task_every_steps):
-            return []
-        return [f"{task_metric(task_name(entry))}_failed" for entry in evaluation.tasks]
-
-    def evaluate_tasks(self, state: TrainState, model_def: ModelDef, step: int) -> dict[str, float]:
-        """Evaluates the model on benchmarks, if they are due after this step of the stage.
-
-        Raises:
-            DataError: a benchmark's files cannot be read any more.
-        """
-        if self.task_evaluator is None or not self.task_metrics(step):
-            return {}
-        return self.task_evaluator.evaluate(state, model_def)
-
-    def open_profile(self) -> StepProfile:
-        """Returns the profile that `profile_steps` asks for; its steps count over all stages."""
-        return StepProfile(self.run_dir, self.config.profiled_steps())
-
-    def warn_if_unchanged(self, state: TrainState) -> None:
-        """Logs a warning if no step of the stage changed a parameter.
-
-        Args:
-            state: after the stage's last step.
-        """
-        if num_optimizer_updates(state) == 0 and jax.process_index() == 0:
-            logger.warning(
-                "stage %r trained nothing: none of its %d steps changed a parameter; "
-                "skipped_* and zero_gradient_* in metrics.jsonl count why",
-                self.stage.name,
-                int(state.step),
-            )
 
 
 class SupervisedTrainer:
@@ -484,7 +382,7 @@ class Evaluator:
 
     def _is_loss_due(self, step: int) -> bool:
         evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
-        return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
+        return evaluation.enabled and (step == last_step or is_due(step, evaluation.every_steps))
 
     def _evaluate_loss(self, state: TrainState) -> dict[str, float]:
         """Computes mean loss and token accuracy over the first `evaluation.batches` batches."""
@@ -532,7 +430,3 @@ class Evaluator:
             if rows_per_shard % number == 0
         )
         return jax.jit(make_eval_step(self._model_def, num_microbatches))
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
