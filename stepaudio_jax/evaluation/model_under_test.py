@@ -360,24 +360,26 @@ class EndpointModel:
 
 
 def hide_sound(record: Record) -> Record:
-    """Returns a record whose clips are replaced by their transcripts.
+    """Returns a record whose clips are replaced by their transcripts, each on lines of its own.
 
     Raises:
         DataError: a clip has no transcript; names the record's file and place.
     """
 
-    def hide(part: TextPart | AudioPart) -> TextPart:
+    def text(part: TextPart | AudioPart) -> str:
         if isinstance(part, TextPart):
-            return part
+            return part.text
         if part.transcript is None or not part.transcript.strip():
             raise DataError(f"{record.origin}: the clip {part.name} has no transcript")
-        return TextPart(part.transcript)
+        return part.transcript
 
-    messages = tuple(
-        dataclasses.replace(message, parts=tuple(map(hide, message.parts)))
-        for message in record.messages
-    )
-    return dataclasses.replace(record, messages=messages)
+    def hide(message: Message) -> Message:
+        if not message.audio:
+            return message
+        lines = "\n".join(text(part).strip("\n") for part in message.parts)
+        return dataclasses.replace(message, parts=(TextPart(lines),))
+
+    return dataclasses.replace(record, messages=tuple(map(hide, record.messages)))
 
 
 def split_reasoning(text: str) -> tuple[str, str, bool]:
