@@ -44,6 +44,7 @@ from stepaudio_jax.models import CacheDtype
 from stepaudio_jax.storage import PathLike, expand_home, fingerprint_folder
 from stepaudio_jax.text import AudioPart, Message, TextPart
 from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
+from stepaudio_jax.text.prompt_format import Problem
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -60,15 +61,20 @@ class ModelReply:
         reasoning: what it wrote before the reply.
         reply: what is scored; "" where the reasoning never ended.
         finish_reason: "stop", "length", "repetition", or what a server calls it.
-        well_formed: whether reasoning and reply are in the model's format.
+        problems: each way in which the output departs from the model's format.
         completion_tokens: of both; None where a server does not say.
     """
 
     reasoning: str
     reply: str
     finish_reason: str
-    well_formed: bool = True
+    problems: tuple[Problem, ...] = ()
     completion_tokens: int | None = None
+
+    @property
+    def well_formed(self) -> bool:
+        """Returns whether reasoning and reply are in the model's format."""
+        return not self.problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,7 +408,7 @@ def _reply_of_line(line: Mapping[str, Any]) -> ModelReply:
         reasoning=line["reasoning"],
         reply=line["reply"],
         finish_reason=line["finish_reason"],
-        well_formed=line["well_formed"],
+        problems=tuple(line["problems"]),
         completion_tokens=line["completion_tokens"],
     )
 
@@ -413,7 +419,7 @@ def _reply_of_completion(completion: ChatCompletion) -> ModelReply:
         reasoning="\n".join(filter(None, (completion.reasoning, reasoning))),
         reply=reply,
         finish_reason=completion.finish_reason or "unknown",
-        well_formed=well_formed,
+        problems=() if well_formed else ("no_think_end",),
         completion_tokens=completion.usage.get("completion_tokens"),
     )
 

@@ -102,8 +102,11 @@ class ReplyLog:
         match line.value:
             case {"id": str(item_id), "replies": list(replies)} if replies:
                 try:
-                    return item_id, tuple(ModelReply(**reply) for reply in replies)
-                except TypeError:
+                    return item_id, tuple(
+                        ModelReply(**{**reply, "problems": tuple(reply["problems"])})
+                        for reply in replies
+                    )
+                except (TypeError, KeyError):
                     pass
         raise self._damaged(line)
 
