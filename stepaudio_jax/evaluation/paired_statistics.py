@@ -86,6 +86,7 @@ def compare_paired(
     is_single = spread_.clusters == len(first)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     difference = float(change.sum() / weight.sum())
+    interval: Interval | None
     if is_binary and (is_single or spread_.degrees):
         interval = _binary_interval(better, worse, len(first), spread_, is_single, confidence)
     else:
@@ -225,10 +226,11 @@ def _sign_flips(change: NDArray[np.float64], clusters: Labels | None) -> float:
 
     The measured signs count as a flip, so that the test keeps its level.
     """
+    sums = change
     if clusters is not None:
         _, codes = np.unique(np.asarray(clusters), return_inverse=True)
-        change = np.bincount(codes, change)
-    sums = change[np.abs(change) > 1e-12]
+        sums = np.bincount(codes, change).astype(np.float64)
+    sums = sums[np.abs(sums) > 1e-12]
     if not len(sums):
         return 1.0
     limit = abs(sums.sum()) * (1 - 1e-9) - 1e-12
