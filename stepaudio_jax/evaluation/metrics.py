@@ -230,7 +230,8 @@ def ratio_metric(
     Args:
         name, scoring, items, group: see `mean_metric`.
         parts: numerator and denominator of an item; None where it is left out.
-        lower_is_better: whether it counts errors.
+        lower_is_better: whether it counts errors, which may exceed the denominator; else the
+            numerator is a part of the denominator.
     """
     counted = [(item, part) for item in items if (part := parts(item)) is not None]
     above = [numerator for _, (numerator, _) in counted]
@@ -249,7 +250,12 @@ def ratio_metric(
         metric = dataclasses.replace(
             metric,
             value=sum(above) / sum(below),
-            interval=ratio_interval(above, below, [item.cluster for item, _ in counted]),
+            interval=ratio_interval(
+                above,
+                below,
+                [item.cluster for item, _ in counted],
+                is_share=not lower_is_better,
+            ),
         )
     return _with_counts(metric, items)
 

@@ -238,10 +238,12 @@ def _sign_flips(change: NDArray[np.float64], clusters: Labels | None) -> float:
         bits = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
         return float((np.abs((2 * bits - 1) @ sums) >= limit).mean())
     rng = np.random.default_rng(_SEED)
+    total, width = float(sums.sum()), -(-len(sums) // 8)
     rows = max(_CHUNK // len(sums), 1)
     extreme = 0
     for start in range(0, _NUM_FLIPS, rows):
-        size = (min(rows, _NUM_FLIPS - start), len(sums))
-        signs = 2 * rng.integers(0, 2, size, dtype=np.int8) - 1
-        extreme += int((np.abs(signs @ sums) >= limit).sum())
+        count = min(rows, _NUM_FLIPS - start)
+        drawn = np.frombuffer(rng.bytes(count * width), np.uint8).reshape(count, width)
+        bits = np.unpackbits(drawn, axis=1, count=len(sums))
+        extreme += int((np.abs(2 * (bits @ sums) - total) >= limit).sum())
     return (1 + extreme) / (1 + _NUM_FLIPS)
