@@ -192,7 +192,9 @@ def _figures(results: BenchmarkResults) -> Html:
         " of n. Failed items have no reply, or no verdict of the judge.",
         *tabulate_results(results).notes,
     )
-    return joined(table(header, rows, "Figures of all tasks", words=4, class_="pictured"), muted(*notes))
+    return joined(
+        table(header, rows, "Figures of all tasks", words=4, class_="pictured"), muted(*notes)
+    )
 
 
 _METRIC_HEADER = (

@@ -59,7 +59,9 @@ def test_items_of_one_result_only_are_counted_and_named(tmp_path):
     assert task.headline.comparison.n == 3
     assert task.only_a == tuple(f"item-{i}" for i in range(3, 10))
     text = as_text(tabulate_comparison(compare(b, a)))
-    assert "tones: 7 items are only in B, and left out: item-3, item-4, item-5, item-6, item-7" in text
+    assert (
+        "tones: 7 items are only in B, and left out: item-3, item-4, item-5, item-6, item-7" in text
+    )
     assert "and 2 more" in text
 
 
@@ -95,13 +97,13 @@ def test_failed_items_count_as_wrong_and_samples_are_averaged(tmp_path):
     assert [(f.id, f.a) for f in figure.flips] == [("item-0", 0.5), ("item-1", 0)]
 
 
-def task_of(task, scores, texts=Reply("x")):
+def task_of(task, scores):
     items, samples = [], []
     for number, score in enumerate(scores):
         question = item(number, task=task.name)
         scored_item = ScoredItem(question.id, {}, f"clip-{number // 2}", (score,), "", {"words": 4})
         items.append(scored_item)
-        samples += make_samples(task, question, scored_item, [texts])
+        samples += make_samples(task, question, scored_item, [Reply("x")])
     return task_results(task, items), samples
 
 

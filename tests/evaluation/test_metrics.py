@@ -2,6 +2,7 @@
 
 import pytest
 
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.metrics import (
     default_metrics,
     groups_of,
@@ -103,7 +104,9 @@ def test_items_with_the_same_sound_are_a_cluster():
 
 
 def test_strata_narrow_the_interval():
-    items = [scored(i, CORRECT if i < 90 else WRONG, level="a" if i < 90 else "b") for i in range(100)]
+    items = [
+        scored(i, CORRECT if i < 90 else WRONG, level="a" if i < 90 else "b") for i in range(100)
+    ]
     plain, stratified = (
         default_metrics(items, stratify_by=key)[0].interval for key in (None, "level")
     )
@@ -130,6 +133,13 @@ def test_a_ratio_divides_sums():
     assert metric.lower_is_better
     nothing = ratio_metric("WER", "strict", items, lambda item: None)
     assert (nothing.value, nothing.interval, nothing.denominator) == (None, None, 0)
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, float("nan")])
+def test_a_score_that_is_no_share_names_its_item(score):
+    items = [scored(0, judged(1.0)), scored(1, judged(score))]
+    with pytest.raises(DataError, match=r"metric accuracy, item 'item-1'.*not between 0 and 1"):
+        default_metrics(items)
 
 
 def test_a_task_whose_items_all_failed_has_a_figure_of_0():

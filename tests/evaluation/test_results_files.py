@@ -151,7 +151,7 @@ def test_a_damaged_line_of_an_edited_file_is_named(folder):
     path = folder / SAMPLES
     for old, new, complaint in (
         (b'"sample": 1', b'"sample": 1.5', r"samples\.jsonl:5: sample\.sample=1\.5 is not of type"),
-        (b'"item-2"', b'item-2', r"samples\.jsonl:3: is not JSON"),
+        (b'"item-2"', b"item-2", r"samples\.jsonl:3: is not JSON"),
         (b'"outcome": "wrong"', b'"outcome": "bad"', r"samples\.jsonl:2.*sample\.scores\.strict"),
     ):
         content = path.read_bytes()
@@ -176,7 +176,11 @@ def test_scalars_have_figures_intervals_and_counts(folder):
     scalars = metric_scalars(read_results(folder))
     assert scalars["tones/strict/accuracy"] == pytest.approx(1.5 / 5)
     assert scalars["tones/strict/accuracy_low"] < 0.3 < scalars["tones/strict/accuracy_high"]
-    assert (scalars["tones/unparsed"], scalars["tones/dropped"], scalars["tones/failed"]) == (1, 1, 1)
+    assert (scalars["tones/unparsed"], scalars["tones/dropped"], scalars["tones/failed"]) == (
+        1,
+        1,
+        1,
+    )
     assert "tones/strict/pass@2" in scalars
 
 

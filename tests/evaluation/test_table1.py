@@ -72,7 +72,9 @@ def test_the_papers_figures_are_those_of_the_table(shared_benchmarks):
         assert row_cells(row)[-1] == f"{model['avg']:.2f}"
     for column, facts in table["benchmarks"].items():
         items = facts["denominator"]
-        assert PAPER_ITEMS[column] == (tuple(items.values()) if isinstance(items, dict) else (items,))
+        assert PAPER_ITEMS[column] == (
+            tuple(items.values()) if isinstance(items, dict) else (items,)
+        )
 
 
 def test_the_counts_behind_a_row_give_the_row_and_its_average():
