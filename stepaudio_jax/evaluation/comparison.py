@@ -6,7 +6,7 @@ from typing import Any
 
 from stepaudio_jax.config.build import to_dict
 from stepaudio_jax.evaluation.grading import Table, printable_name
-from stepaudio_jax.evaluation.metrics import SCORINGS, item_value, scorings_of
+from stepaudio_jax.evaluation.metrics import SCORINGS, Scoring, item_value, scorings_of
 from stepaudio_jax.evaluation.paired_statistics import (
     Comparison,
     adjusted_p_values,
@@ -18,7 +18,6 @@ from stepaudio_jax.evaluation.table1 import row_name
 from stepaudio_jax.storage import PathLike, first_few
 
 _MAX_NAMED = 5  # items in a message
-HEADLINE = "headline"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +39,17 @@ class FigureComparison:
     """Compares one figure of a task.
 
     Attributes:
-        scoring: "headline", or whose verdicts.
+        scoring: whose verdicts.
         metric: name of the figure.
+        is_headline: whether it stands for the task.
         comparison: on the items that count in both.
         left_out: items of both that leave the denominator in one of them.
         flips: items whose score differs, in order.
     """
 
-    scoring: str
+    scoring: Scoring
     metric: str
+    is_headline: bool
     comparison: Comparison
     left_out: int
     flips: tuple[Flip, ...]
@@ -76,7 +77,7 @@ class TaskComparison:
     @property
     def headline(self) -> FigureComparison | None:
         """Returns the comparison of the figure that stands for the task."""
-        return next((f for f in self.figures if f.scoring == HEADLINE), None)
+        return next((figure for figure in self.figures if figure.is_headline), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +190,7 @@ def _compare_task(
     clusters = {sample.id: sample.cluster for sample in samples_a}
     figures = []
     if both:
-        figures.append(
-            _figure(HEADLINE, a.headline[1], {i: parts_a[i] for i in both}, parts_b, clusters)
-        )
+        figures.append(_figure(a.headline, {i: parts_a[i] for i in both}, parts_b, clusters, True))
     items_a = {item.id: item for item in scored_items(samples_a).get(a.name, [])}
     items_b = {item.id: item for item in scored_items(samples_b).get(b.name, [])}
     shared = set(scorings_of([*items_a.values()])) & set(scorings_of([*items_b.values()]))
@@ -201,7 +200,7 @@ def _compare_task(
                 {i: _part(item_value(scoring, items[i])) for i in both}
                 for items in (items_a, items_b)
             )
-            figures.append(_figure(scoring, "accuracy", values_a, values_b, clusters))
+            figures.append(_figure((scoring, "accuracy"), values_a, values_b, clusters, False))
     return TaskComparison(
         task=a.name,
         figures=tuple(figure for figure in figures if figure is not None),
@@ -234,11 +233,11 @@ def _headline_parts(samples: Iterable[Sample]) -> dict[str, Part]:
 
 
 def _figure(
-    scoring: str,
-    metric: str,
+    figure: tuple[Scoring, str],
     parts_a: Mapping[str, Part],
     parts_b: Mapping[str, Part],
     clusters: Mapping[str, str],
+    is_headline: bool,
 ) -> FigureComparison | None:
     pairs = {item: (part, parts_b[item]) for item, part in parts_a.items()}
     counted = {item: (x, y) for item, (x, y) in pairs.items() if x is not None and y is not None}
@@ -257,7 +256,7 @@ def _figure(
         weights=None if is_mean else weights,
     )
     flips = tuple(Flip(item, x[0], y[0]) for item, (x, y) in counted.items() if x[0] != y[0])
-    return FigureComparison(scoring, metric, comparison, len(pairs) - len(counted), flips)
+    return FigureComparison(*figure, is_headline, comparison, len(pairs) - len(counted), flips)
 
 
 def _differences(a: TaskResults, b: TaskResults) -> Iterable[str]:
@@ -271,10 +270,8 @@ def _differences(a: TaskResults, b: TaskResults) -> Iterable[str]:
             yield f"the prompt {name} differs"
     if a.headline != b.headline:
         yield f"the headline is {a.headline[1]} in A, {b.headline[1]} in B"
-    judges = [None if j is None else (j.name, j.identity, to_dict(j.settings)) for j in
-              (a.judge, b.judge)]  # fmt: skip
-    if judges[0] != judges[1]:
-        names = ["none" if j is None else j.name for j in (a.judge, b.judge)]
+    if a.judge != b.judge:
+        names = ["none" if judge is None else judge.name for judge in (a.judge, b.judge)]
         yield f"another judge, or another setting of it: {names[0]} in A, {names[1]} in B"
     keys = dict.fromkeys((*a.sampling, *b.sampling))
     settings = [

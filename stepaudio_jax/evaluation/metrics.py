@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.statistics import (
     Interval,
     macro_interval,
@@ -17,6 +18,7 @@ from stepaudio_jax.evaluation.statistics import (
     pass_at_k,
     ratio_interval,
 )
+from stepaudio_jax.storage import truncate
 
 if TYPE_CHECKING:
     from stepaudio_jax.evaluation.task import ReplyScore, ScoredItem
@@ -160,12 +162,11 @@ def mean_metric(
         value: of an item, None where it leaves the denominator. A task of its own kind gives it.
         group: what the items have in common, as "difficulty=easy".
         failures, stratify_by: see `default_metrics`.
+
+    Raises:
+        DataError: a value is not between 0 and 1; names metric and item.
     """
-    values = [
-        item_value(scoring, item, failures=failures) if value is None else value(item)
-        for item in items
-    ]
-    counted = [(item, v) for item, v in zip(items, values, strict=True) if v is not None]
+    counted = _counted(name, scoring, items, value, failures)
     if not counted:
         return _with_counts(Metric(name, scoring, None, None, 0.0, 0, group), items)
     array = np.array([v for _, v in counted])
@@ -194,12 +195,11 @@ def macro_metric(
     Args:
         name, scoring, items, value, failures: see `mean_metric`.
         key: of the items' groups.
+
+    Raises:
+        DataError: as `mean_metric`.
     """
-    values = [
-        item_value(scoring, item, failures=failures) if value is None else value(item)
-        for item in items
-    ]
-    counted = [(item, v) for item, v in zip(items, values, strict=True) if v is not None]
+    counted = _counted(name, scoring, items, value, failures)
     if not counted:
         return _with_counts(Metric(name, scoring, None, None, 0.0, 0), items)
     by_group: dict[str, list[float]] = {}
@@ -230,7 +230,8 @@ def ratio_metric(
     Args:
         name, scoring, items, group: see `mean_metric`.
         parts: numerator and denominator of an item; None where it is left out.
-        lower_is_better: whether it counts errors.
+        lower_is_better: whether it counts errors, which may exceed the denominator; else the
+            numerator is a part of the denominator.
     """
     counted = [(item, part) for item in items if (part := parts(item)) is not None]
     above = [numerator for _, (numerator, _) in counted]
@@ -249,7 +250,12 @@ def ratio_metric(
         metric = dataclasses.replace(
             metric,
             value=sum(above) / sum(below),
-            interval=ratio_interval(above, below, [item.cluster for item, _ in counted]),
+            interval=ratio_interval(
+                above,
+                below,
+                [item.cluster for item, _ in counted],
+                is_share=not lower_is_better,
+            ),
         )
     return _with_counts(metric, items)
 
@@ -293,6 +299,28 @@ def groups_of(
             if key in item.groups:
                 by_value.setdefault(item.groups[key], []).append(item)
         yield from ((f"{key}={value}", part) for value, part in by_value.items())
+
+
+def _counted(
+    name: str,
+    scoring: Scoring,
+    items: Sequence["ScoredItem"],
+    value: Callable[["ScoredItem"], float | None] | None,
+    failures: Failures,
+) -> list[tuple["ScoredItem", float]]:
+    """Returns the items in the denominator with their values."""
+    counted = []
+    for item in items:
+        v = item_value(scoring, item, failures=failures) if value is None else value(item)
+        if v is None:
+            continue
+        if not 0 <= v <= 1:
+            raise DataError(
+                f"metric {name}, item {truncate(item.id)!r}: its value {v!r} is not between 0 and"
+                " 1; mend the task's scoring"
+            )
+        counted.append((item, float(v)))
+    return counted
 
 
 def _with_counts(metric: Metric, items: Sequence["ScoredItem"]) -> Metric:

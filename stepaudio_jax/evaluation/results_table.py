@@ -86,7 +86,8 @@ def _notes(task: TaskResults) -> Iterable[str]:
             f"{printable_name(truncate(error.id))} ({printable_name(truncate(error.message))})"
             for error in task.errors
         ]
-        yield f"{name}: {len(shown)} items have no reply: {first_few(shown, limit=_MAX_ERRORS)}."
+        count = "1 item has" if len(shown) == 1 else f"{len(shown)} items have"
+        yield f"{name}: {count} no reply: {first_few(shown, limit=_MAX_ERRORS)}."
     if task.judge_runs is not None:
         runs = task.judge_runs
         yield (

@@ -119,18 +119,21 @@ def ratio_interval(
     denominators: Values,
     clusters: Labels | None = None,
     *,
+    is_share: bool = False,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Returns the interval of a ratio of sums that may exceed 1, such as a word error rate.
+    """Returns the interval of a ratio of sums, such as a word error rate.
 
     The variance is that of the ratio estimator (Cochran, Sampling Techniques, 1977, chapter 6),
-    summed over clusters. The interval is symmetric on the logarithm of the ratio, as counts of
-    errors are skewed; where nothing was counted, its upper end is that of a Poisson count of 0.
+    summed over clusters. A share gets the score interval of `mean_interval`. That of a ratio which
+    may exceed 1 is symmetric on its logarithm, as counts of errors are skewed; where nothing was
+    counted, its upper end is that of a Poisson count of 0.
 
     Args:
         numerators: of each item, such as its number of errors; not negative.
         denominators: of each item, such as its number of words; not negative.
         clusters: see `mean_interval`.
+        is_share: whether the numerator is a part of the denominator.
         confidence: within (0, 1).
 
     Returns:
@@ -150,6 +153,9 @@ def ratio_interval(
             " denominator above 0"
         )
     ratio = float(above.sum() / below.sum())
+    if is_share:
+        spread_ = spread(above, weights=below, clusters=clusters)
+        return bounded_interval(min(ratio, 1.0), spread_, confidence)
     if ratio == 0:
         return Interval(0.0, -math.log((1 - confidence) / 2) / float(below.sum()))
     spread_ = spread(above, weights=below, clusters=clusters)

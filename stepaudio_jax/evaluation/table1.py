@@ -97,7 +97,7 @@ def benchmark_row(results: BenchmarkResults) -> TableRow:
     parts, failures, counts, repeated = [], [], [], []
     for task in results.tasks:
         metric, column = task.headline_metric, task.table_column
-        if column not in PAPER_ITEMS or metric is None or metric.value is None:
+        if column is None or column not in COLUMNS or metric is None or metric.value is None:
             continue
         if column in cells:
             repeated.append(f"{task.name} ({column})")

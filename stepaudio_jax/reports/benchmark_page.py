@@ -7,6 +7,7 @@ The page needs no other file and stays small: what is too much is counted, and l
 import dataclasses
 import json
 import os
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,6 @@ def write_benchmark_page(
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
     source = _link(folder / SAMPLES, final)
-    player = ClipPlayer(channel, max_bytes=_MAX_CLIP_BYTES, excerpts=True)
     sections = {
         "Table 1": _table1(of_model),
         "Figures": _figures(of_model),
@@ -114,7 +114,7 @@ def write_benchmark_page(
         "Breakdown": _breakdown(of_model),
         "Unparsed": _unparsed(by_task, source),
         "Errors": _errors(of_model, source),
-        "Examples": _examples(of_model, by_task, player, source),
+        "Examples": _examples(of_model, by_task, channel, source),
         "Settings": _settings(of_model),
     }
     page = render_page(title or of_model.model.name, _subtitle(of_model), sections)
@@ -141,7 +141,7 @@ def _link(target: Path, page: Path) -> Html:
     if is_bucket_path(target) or is_bucket_path(page):
         return element("span", str(target))
     href = os.path.relpath(os.path.abspath(target), os.path.abspath(page.parent))
-    return element("a", SAMPLES, href=href.replace(os.sep, "/"))
+    return element("a", SAMPLES, href=urllib.parse.quote(href.replace(os.sep, "/")))
 
 
 def _table1(results: BenchmarkResults) -> Html | None:
@@ -150,7 +150,7 @@ def _table1(results: BenchmarkResults) -> Html | None:
     if not row.cells:
         return None
     printed = tabulate_table1([results])
-    content = table(printed.header, printed.rows, "Table 1", class_="table1")
+    content = table(printed.header, printed.rows, "Table 1 of the report", class_="table1")
     rows = []
     for column in COLUMNS:
         if column not in row.cells:
@@ -192,7 +192,9 @@ def _figures(results: BenchmarkResults) -> Html:
         " of n. Failed items have no reply, or no verdict of the judge.",
         *tabulate_results(results).notes,
     )
-    return joined(table(header, rows, "Figures", words=4, class_="pictured"), muted(*notes))
+    return joined(
+        table(header, rows, "Figures of all tasks", words=4, class_="pictured"), muted(*notes)
+    )
 
 
 _METRIC_HEADER = (
@@ -293,19 +295,22 @@ def _shown_of(shown: int, total: int, source: Html) -> Html | None:
 def _examples(
     results: BenchmarkResults,
     by_task: Mapping[str, Sequence[Sample]],
-    player: ClipPlayer,
+    channel: AudioChannel,
     source: Html,
 ) -> Html | None:
     parts: list[Html] = []
-    number = 0
+    number = num_skipped = 0
     for task in results.tasks:
         answered = [s for s in by_task.get(task.name, ()) if not s.is_failed]
         if not answered:
             continue
+        budget = _MAX_CLIP_BYTES // len(results.tasks)
+        player = ClipPlayer(channel, max_bytes=budget, excerpts=True)
         cards = []
         for sample in _select(answered):
             number += 1
             cards.append(sample_card(sample, number, player, silenced=results.mode == "silence"))
+        num_skipped += player.num_skipped
         parts.append(element("h3", f"{task.name}: {task.title}", class_="group"))
         parts.append(element("div", *cards, class_="examples"))
     if not parts:

@@ -90,7 +90,9 @@ def _sections(
     has_columns = any(
         task.table_column is not None for of_model in results for task in of_model.tasks
     )
-    table1 = joined(table(printed.header, printed.rows, "Table 1"), muted(*printed.notes))
+    table1 = joined(
+        table(printed.header, printed.rows, "Table 1 of the report"), muted(*printed.notes)
+    )
     return {
         "Differences": _differences(compared),
         "Table 1": table1 if has_columns else None,
@@ -104,7 +106,13 @@ def _differences(compared: ResultsComparison) -> Html:
     rows = [(*cells, _picture(figure)) for cells, figure in zip(printed.rows, figures, strict=True)]
     note = "In the picture the tick is no difference, and the line goes from -100 to 100 points."
     return joined(
-        table((*printed.header, "B less A"), rows, "Differences", words=3, class_="pictured"),
+        table(
+            (*printed.header, "B less A"),
+            rows,
+            "Differences of all figures",
+            words=3,
+            class_="pictured",
+        ),
         muted(*printed.notes, note),
     )
 

@@ -54,10 +54,19 @@ def sample_card(sample: Sample, number: int, player: ClipPlayer, *, silenced: bo
         muted("The model was given silence of this length.") if silenced else None,
         *_dialogue(sample, number, player),
         facts(values),
+        _row(sample),
         *(_exchange(e, index) for index, e in enumerate(sample.judge, 1)),
         class_="example" if is_full else "example wrong",
         aria_labelledby=heading,
     )
+
+
+def _row(sample: Sample) -> Html | None:
+    """Returns the benchmark's own row, which holds the right answer, folded."""
+    if not sample.data:
+        return None
+    row = json.dumps(sample.data, indent=1, ensure_ascii=False)
+    return folded("The benchmark's row", element("pre", truncate(row, MAX_CHARS)))
 
 
 def _verdicts(sample: Sample) -> dict[str, str | Html]:
