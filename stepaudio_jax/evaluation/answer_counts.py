@@ -1,40 +1,19 @@
 """Reads how many things a reply counts: the total, and not the numbers that it is made of."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 
 from stepaudio_jax.text.answer_markup import boxed_answers, strip_markup, strip_reasoning
+from stepaudio_jax.text.chinese_numerals import spell_chinese_digits
+from stepaudio_jax.text.number_words import spell_digits
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-_UNITS += " fifteen sixteen seventeen eighteen nineteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_VALUES = {
-    **{word: value for value, word in enumerate(_UNITS.split())},
-    **{word: 10 * tens for tens, word in enumerate(_TENS.split(), 2)},
-}
-_SMALL = rf"(?:(?:{_TENS.replace(' ', '|')})(?:[\s-](?:{_UNITS.replace(' ', '|')}))?"
-_SMALL += rf"|{_UNITS.replace(' ', '|')})"
-_SPELLED = re.compile(
-    rf"\b(?:(?P<hundreds>{_SMALL}|an?)\s+hundred(?:\s+(?:and\s+)?(?P<rest>{_SMALL}))?"
-    rf"|(?P<small>{_SMALL})"
-    r"|(?P<dozen>(?:half\s+)?a\s+dozen))\b"
-)
-# "one" as a pronoun: no one, this one, one of them, one could say.
-_PRONOUN_BEFORE = re.compile(
-    r"\b(?:no|this|that|which|each|every|any|some|other|another|next|last|first|second|third|the"
-    r"|correct|right|wrong|same)\s*$"
-)
-_PRONOUN_AFTER = re.compile(
-    r"\s+(?:of|by|another|thing|person|who|that|which|could|can|must|might|should|would|may|at)\b"
-)
-_HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-_HAN = re.compile(
-    r"(?<![第每某这那])(?P<number>[零〇一二两三四五六七八九十百]+)(?![共起些样般下直切定旦同方些半分])"
-)
 _LIST_MARK = re.compile(r"^[ \t]*(\d{1,2})[.)、][ \t]*(?=\S)", re.MULTILINE)
 
-_NUMBER = re.compile(r"(?<![a-z0-9_.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d%]|,\d|\.\d|[a-z]*\d)")
+_NUMBER = re.compile(
+    r"(?<![a-z0-9_.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d%]|,\d|\.\d|[a-z]*\d)"
+)
 _DENIED = re.compile(
     r"(?:\b(?:not|never|rather than|instead of|nor)\b|n't\b|不是|并非|而非)\s*(?:[a-z]+\s+){0,2}$"
 )
@@ -48,7 +27,9 @@ _JOINS = re.compile(r"\s*(?:\bor\b|\bto\b|[-–~/]|或者|或|到|至)\s*")
 
 _LINK = r"(?:is|are|was|were|be|equals|=|:|comes to|makes?|为|是|有)"
 _SURELY = r"(?:\W|\b(?:therefore|thus|then|now|exactly|only|just|indeed|actually|a|an)\b){0,12}?"
-_FINAL_BEFORE = re.compile(rf"(?:\bfinal (?:answer|count|total)\b|最终答案)[^.\n\d]{{0,24}}?{_SURELY}$")
+_FINAL_BEFORE = re.compile(
+    rf"(?:\bfinal (?:answer|count|total)\b|最终答案)[^.\n\d]{{0,24}}?{_SURELY}$"
+)
 _ANSWER_BEFORE = re.compile(
     rf"(?:\banswer\b[^.;\n\d]{{0,40}}?{_LINK}{_SURELY}|答案{_SURELY}(?:应该|应)?[是为:]?\s*)$"
 )
@@ -71,7 +52,8 @@ _AT_START = re.compile(r"[\W_]*$")
 _ENDS = re.compile(r"\s*(?:[a-z]+\s*){0,3}(?:$|[.!?,;:。，；：(（\n]|\s-|\b(?:because|since|as)\b)")
 _HAS = re.compile(
     r"(?:\b(?:have|has|had|are|got|get|gets|makes?|making|gives?|giving|count|counted|counting"
-    r"|leaves?|so|therefore|thus|hence|is|equals)\b|'s\b)\s+(?:(?:you|me|us|exactly|only|just|a total of)\s+)*$"
+    r"|leaves?|so|therefore|thus|hence|is|equals)\b|'s\b)\s+"
+    r"(?:(?:you|me|us|exactly|only|just|a total of)\s+)*$"
     r"|[有是]\s*$"
 )
 _SENTENCE_END = re.compile(r"[.!?。！？]+(?=\s|$)|\n+")
@@ -127,47 +109,17 @@ def _only_number(text: str) -> float | None:
 
 def _prepared(text: str) -> str:
     """Returns a text in small letters with its numbers as digits, without marks of a list."""
-    plain = _HAN.sub(_han_digits, strip_markup(text).casefold())
-    plain = _SPELLED.sub(_digits, plain)
+    plain = spell_chinese_digits(spell_digits(strip_markup(text).casefold()))
     marks = [int(mark) for mark in _LIST_MARK.findall(plain)]
     is_list = len(marks) > 1 and marks == list(range(1, len(marks) + 1))
     return _LIST_MARK.sub("", plain) if is_list else plain
-
-
-def _digits(match: re.Match[str]) -> str:
-    if match["dozen"]:
-        return "6" if match["dozen"].startswith("half") else "12"
-    if match["hundreds"]:
-        hundreds = 1 if match["hundreds"] in ("a", "an") else _small_value(match["hundreds"])
-        return str(100 * hundreds + _small_value(match["rest"] or "zero"))
-    if match["small"] == "one":
-        before, after = match.string[: match.start()][-16:], match.string[match.end() :]
-        if _PRONOUN_BEFORE.search(before) or _PRONOUN_AFTER.match(after):
-            return match[0]
-    return str(_small_value(match["small"]))
-
-
-def _small_value(words: str) -> int:
-    return sum(_VALUES[word] for word in re.split(r"[\s-]+", words))
-
-
-def _han_digits(match: re.Match[str]) -> str:
-    text = match["number"]
-    hundreds, has_hundreds, rest = text.rpartition("百")
-    tens, has_tens, ones = rest.rpartition("十")
-    ones = ones.lstrip("零〇") or "零"
-    parts = (hundreds or "一" if has_hundreds else "零", tens or "一" if has_tens else "零", ones)
-    digits = [_HAN_DIGITS.get(part.lstrip("零〇") or "零") for part in parts]
-    if any(digit is None for digit in digits):
-        return match[0]
-    return str(sum(digit * unit for digit, unit in zip(digits, (100, 10, 1), strict=True) if digit))
 
 
 def _stated(text: str) -> Iterator[_Number]:
     """Yields the numbers that a text neither denies nor leaves open."""
     matches = list(_NUMBER.finditer(text))
     joined = set[int]()
-    for index, (first, second) in enumerate(zip(matches, matches[1:], strict=False)):
+    for index, (first, second) in enumerate(itertools.pairwise(matches)):
         between = text[first.end() : second.start()]
         is_range = between.strip() == "and" and _BETWEEN.search(
             text[max(0, first.start() - 12) : first.start()]

@@ -22,7 +22,9 @@ _ANSWER_IS = re.compile(
 )
 _STARTS = re.compile(r"[\W_]*$")
 
-_VALIDITY = re.compile(r"(?<![a-z-])(?P<no>in-?|un-?)?valid(?:ly)?(?![a-z])|(?P<not>无|無)效|有效|(?P<un>不)?成立")
+_VALIDITY = re.compile(
+    r"(?<![a-z-])(?P<no>in-?|un-?)?valid(?:ly)?(?![a-z])|(?P<not>无|無)效|有效|(?P<un>不)?成立"
+)
 _BOTH = re.compile(
     r"(?<![a-z])(?:in)?valid\W{0,3}(?:\s*(?:or|and|nor|versus|vs|还是|或)\b|/)\W{0,3}"
     r"(?:deductively\s+)?(?:in)?valid(?![a-z])|有效(?:还是|或者?|与|和)无效|成立(?:还是|与|或)不成立"
@@ -33,8 +35,8 @@ _NOT = re.compile(
     rf"|(?:不是|并非|并不|不能算|不算|不具|不|没有){_CLAUSE}{{0,4}}$"
 )
 _DOUBT = re.compile(
-    rf"\b(?:if|whether|would|could|might|may|(?<!fails )to be|know|sure|decide|determine|question|unclear"
-    rf"|when|considered)\b{_CLAUSE}{{0,60}}$|(?:是否|如果|假如|不知道|不确定){_CLAUSE}{{0,20}}$"
+    r"\b(?:if|whether|would|could|might|may|(?<!fails )to be|know|sure|decide|determine|question"
+    rf"|unclear|when|considered)\b{_CLAUSE}{{0,60}}$|(?:是否|如果|假如|不知道|不确定){_CLAUSE}{{0,20}}$"
 )
 _DOUBT_AFTER = re.compile(
     r"\s*(?:arguments\b|argument\s+(?:would|must|needs?|requires?|is one|has to)\b)"
@@ -67,8 +69,8 @@ _START = (
     r"|back\b|beginning)"
 )
 _RETURNS = re.compile(
-    rf"\breturn(?:s|ed|ing)?\b|\b(?:brings?|leads?|end(?:s|ed)?(?: up)?|finish(?:es|ed)?|come|comes|get|gets|arrive"
-    rf"|arrives|are|is|am|'re|be|land|wind up|stand)\b{_CLAUSE}{{0,40}}?{_START}"
+    r"\breturn(?:s|ed|ing)?\b|\b(?:brings?|leads?|end(?:s|ed)?(?: up)?|finish(?:es|ed)?|comes?"
+    rf"|gets?|arrives?|are|is|am|'re|be|land|wind up|stand)\b{_CLAUSE}{{0,40}}?{_START}"
     r"|(?:回到|返回)\S{0,4}(?:起点|原点|原处|原地|出发点|原来的?位置)"
 )
 _AWAY = re.compile(

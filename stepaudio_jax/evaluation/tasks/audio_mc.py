@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.sources.json_values import format_json, parse_literal
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.evaluation.benchmark_rows import BenchmarkRow, check_unique, find_tables, read_rows
+from stepaudio_jax.evaluation.benchmark_rows import BenchmarkRow
 from stepaudio_jax.evaluation.judge_replies import read_object, read_truth, remove_reasoning
+from stepaudio_jax.evaluation.judged_task import JudgedTask, row_id
 from stepaudio_jax.evaluation.metrics import (
     Metric,
     Scoring,
@@ -16,10 +17,10 @@ from stepaudio_jax.evaluation.metrics import (
     mean_metric,
     ratio_metric,
 )
-from stepaudio_jax.evaluation.prompt_files import Prompt, PromptFile, PromptSet
-from stepaudio_jax.evaluation.task import Item, Judged, JudgeUse, ReplyScore, ScoredItem, Task
+from stepaudio_jax.evaluation.prompt_files import Prompt, PromptFile
+from stepaudio_jax.evaluation.task import Item, Judged, JudgeUse, ReplyScore, ScoredItem
 from stepaudio_jax.judge.query import Query
-from stepaudio_jax.storage import PathLike, format_path, read_text, to_path
+from stepaudio_jax.storage import PathLike, read_text, to_path
 from stepaudio_jax.text import Message, TextPart
 
 _JUDGE_PROMPT = "judge_prompt.txt"
@@ -29,7 +30,7 @@ _FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<info>[^`\n]*)")
 _TURN = re.compile(r"(user|assistant)_turn_(\d{1,3})_transcript")
 
 
-class AudioMultiChallenge(Task):
+class AudioMultiChallenge(JudgedTask):
     """Conversations whose last turn is answered, with one judge call for each rubric item.
 
     The context is fixed: no system prompt, the user's turns as sound alone, and the dataset's
@@ -56,23 +57,11 @@ class AudioMultiChallenge(Task):
         "The dataset has a wrong transcript in conversation klvkcs0dggmesj0i, turn 5.",
     )
 
-    def __init__(self) -> None:
-        files = [PromptFile(_JUDGE_PROMPT, "audio_mc_judge.txt", (_HISTORY, _CRITERION))]
-        self._prompts = PromptSet(files, self.title)
-
-    def items(self, folder: PathLike) -> list[Item]:
-        """Reads the conversations; see `Task.items`."""
-        items, origins = [], dict[str, str]()
-        tables = find_tables(
-            folder, names=("*.jsonl",), what="data/test-00000-of-00001.parquet of ScaleAI/audiomc"
-        )
-        for row in read_rows(tables):
-            item = self._item(BenchmarkRow(_lower_keys(row.value), row.origin, row.folder))
-            check_unique(origins, item.id, row.origin)
-            origins[item.id] = row.origin
-            items.append(item)
-        self._find_card(folder)
-        return items
+    tables: ClassVar[Sequence[str]] = ("*.jsonl",)
+    files: ClassVar[str] = "data/test-00000-of-00001.parquet of ScaleAI/audiomc"
+    prompt_files: ClassVar[Sequence[PromptFile]] = (
+        PromptFile(_JUDGE_PROMPT, "audio_mc_judge.txt", (_HISTORY, _CRITERION)),
+    )
 
     def queries(self, item: Item, reasoning: str, reply: str) -> list[Query]:
         """Asks about each criterion; a reply that is empty meets none, and is not asked about."""
@@ -125,23 +114,12 @@ class AudioMultiChallenge(Task):
         """Returns whether every criterion is met, and 1; a missing reply counts as failed."""
         return float(reply is not None and all(_met(reply))), 1.0
 
-    def use_prompts(self, folder: PathLike | None) -> None:
-        """Reads the judge's prompt from `judge_prompt.txt` of a folder, or from that file.
-
-        Raises:
-            DataError: there is no such file, or it lacks a placeholder.
-        """
-        self._prompts.use(folder)
-
-    @property
-    def prompt_sources(self) -> Mapping[str, str]:
-        """Returns the judge's prompt."""
-        return self._prompts.sources
-
-    def _item(self, row: BenchmarkRow) -> Item:
+    def item_of(self, row: BenchmarkRow) -> Item:
+        """Returns the conversation of a row, without the model's own turns."""
+        row = BenchmarkRow(_lower_keys(row.value), row.origin, row.folder)
         last = last_user_turn(row.value)
         if not last:
-            raise row.error("has no user turn with a transcript that is not blank")
+            raise DataError("has no user turn with a transcript that is not blank")
         messages: list[Message] = []
         for number in range(1, last + 1):
             said = transcript_of(row.value, "user", number)
@@ -153,20 +131,15 @@ class AudioMultiChallenge(Task):
             if answered and number < last:
                 messages.append(Message("assistant", (TextPart(answered),)))
         data = {key: value for key, value in row.value.items() if not key.endswith("_audio")}
-        rubric = parse_literal(row.value.get("rubric"))
-        if not is_rubric(rubric):
-            raise row.error(
-                f"'rubric' must be a list of texts, or one written as JSON, got"
-                f" {format_json(row.value.get('rubric'))}"
-            )
+        item_id = row_id(row, "id")
         return Item(
-            id=row.text("id"),
-            record=Record(row.text("id"), tuple(messages), self.name, row.origin),
-            data={**data, "rubric": list(rubric)},
+            id=item_id,
+            record=Record(item_id, tuple(messages), self.name, row.origin),
+            data={**data, "rubric": rubric_of(row.value)},
             groups=row.groups({"axis": ("axis",)}),
         )
 
-    def _find_card(self, folder: PathLike) -> None:
+    def find_prompts(self, folder: PathLike) -> None:
         """Reads the judge's prompt from the dataset's card, if the folder has it."""
         card = to_path(folder) / _CARD
         if not card.is_file():
@@ -177,7 +150,9 @@ class AudioMultiChallenge(Task):
             return
         for block in fenced_blocks(text):
             if _HISTORY in block and _CRITERION in block:
-                self._prompts.set_official(_JUDGE_PROMPT, Prompt(f"of the benchmark's {_CARD}", block))
+                self._prompts.set_official(
+                    _JUDGE_PROMPT, Prompt(f"of the benchmark's {_CARD}", block)
+                )
                 return
 
 
@@ -217,18 +192,16 @@ def rubric_of(data: Mapping[str, Any]) -> list[str]:
         DataError: there are none.
     """
     rubric = parse_literal(data.get("rubric"))
-    if not is_rubric(rubric):
-        raise DataError(f"'rubric' must be a list of texts, got {format_json(data.get('rubric'))}")
+    if (
+        not isinstance(rubric, list)
+        or not rubric
+        or not all(isinstance(each, str) and each.strip() for each in rubric)
+    ):
+        raise DataError(
+            f"'rubric' must be a list of texts, or one written as JSON, got"
+            f" {format_json(data.get('rubric'))}"
+        )
     return list(rubric)
-
-
-def is_rubric(value: Any) -> bool:
-    """Returns whether a value is a list of texts, at least one."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(each, str) and each.strip() for each in value)
-    )
 
 
 def fenced_blocks(markdown: str) -> list[str]:

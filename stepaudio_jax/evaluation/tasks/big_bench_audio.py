@@ -8,21 +8,19 @@ from stepaudio_jax.data.sources.json_values import format_json
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.answer_counts import read_count
 from stepaudio_jax.evaluation.answer_polarity import Question, read_polarity, read_validity
-from stepaudio_jax.evaluation.benchmark_rows import BenchmarkRow, check_unique, find_tables, read_rows
+from stepaudio_jax.evaluation.benchmark_rows import BenchmarkRow
 from stepaudio_jax.evaluation.judge_replies import read_word, remove_reasoning
-from stepaudio_jax.evaluation.metrics import Metric, Scoring, default_metrics, reply_value
-from stepaudio_jax.evaluation.prompt_files import PromptFile, PromptSet
-from stepaudio_jax.evaluation.task import (
-    Item,
-    Judged,
-    JudgeUse,
-    ReplyScore,
-    ScoredItem,
-    Strict,
-    Task,
+from stepaudio_jax.evaluation.judged_task import JudgedTask, row_id
+from stepaudio_jax.evaluation.metrics import (
+    Metric,
+    Scoring,
+    default_metrics,
+    mean_metric,
+    scorings_of,
 )
+from stepaudio_jax.evaluation.prompt_files import PromptFile
+from stepaudio_jax.evaluation.task import Item, Judged, JudgeUse, ScoredItem, Strict
 from stepaudio_jax.judge.query import Query
-from stepaudio_jax.storage import PathLike
 from stepaudio_jax.text import Message, TextPart
 
 Answer = Literal["valid", "invalid", "yes", "no"]
@@ -33,13 +31,16 @@ _QUESTION, _OFFICIAL, _CANDIDATE = "{question}", "{official_answer}", "{candidat
 _QUESTIONS: Mapping[str, Question] = {"navigate": "return", "web_of_lies": "truth"}
 
 
-class BigBenchAudio(Task):
-    """A thousand spoken questions with closed answers: valid or invalid, yes or no, a count.
+class BigBenchAudio(JudgedTask):
+    r"""A thousand spoken questions with closed answers: valid or invalid, yes or no, a count.
 
     The sound comes first, then one line of text, as StepFun asks; the line is in words of this
-    project. An empty `model_prompt.txt` asks with the sound alone, as Artificial Analysis does. A
-    judge that does not reply CORRECT or INCORRECT has failed: the item leaves the denominator, as
-    failed items have in the paper's figures.
+    project. An empty `model_prompt.txt` asks with the sound alone, as Artificial Analysis does. The
+    published judge's prompt has a written-out `\n` (two characters) twice: a user's file is sent as
+    it is.
+
+    A judge that does not reply CORRECT or INCORRECT has failed: the item leaves the denominator, as
+    failed items have in the paper's figures, and the figure with such items as wrong stands beside.
     """
 
     name: ClassVar[str] = "big_bench_audio"
@@ -56,27 +57,11 @@ class BigBenchAudio(Task):
         " a column `transcript` gives it.",
     )
 
-    def __init__(self) -> None:
-        self._prompts = PromptSet(
-            [
-                PromptFile(_MODEL_PROMPT, "big_bench_audio_model.txt"),
-                PromptFile(_JUDGE_PROMPT, "big_bench_audio_judge.txt", (_OFFICIAL, _CANDIDATE)),
-            ],
-            self.title,
-        )
-
-    def items(self, folder: PathLike) -> list[Item]:
-        """Reads the questions; see `Task.items`. Ids are those of the rows, and may have gaps."""
-        items, origins = [], dict[str, str]()
-        tables = find_tables(
-            folder, names=("metadata.jsonl",), what="metadata.jsonl with the clips of Big Bench Audio"
-        )
-        for row in read_rows(tables):
-            item = self._item(row)
-            check_unique(origins, item.id, row.origin)
-            origins[item.id] = row.origin
-            items.append(item)
-        return items
+    files: ClassVar[str] = "metadata.jsonl with the clips of Big Bench Audio"
+    prompt_files: ClassVar[Sequence[PromptFile]] = (
+        PromptFile(_MODEL_PROMPT, "big_bench_audio_model.txt"),
+        PromptFile(_JUDGE_PROMPT, "big_bench_audio_judge.txt", (_OFFICIAL, _CANDIDATE)),
+    )
 
     def strict(self, data: Mapping[str, Any], output: str | None) -> Strict:
         """Reads the closed answer of a reply, by the kind of the official one."""
@@ -119,48 +104,22 @@ class BigBenchAudio(Task):
 
     def metrics(self, items: Sequence[ScoredItem]) -> list[Metric]:
         """Returns accuracy by rule and by judge, of all items and by category."""
-        return default_metrics(items, failures="left_out", stratify_by="category")
+        metrics = default_metrics(items, failures="left_out", stratify_by="category")
+        if "judge" in scorings_of(items):
+            metrics.append(mean_metric("accuracy_failures_0", "judge", items))
+        return metrics
 
-    def headline_part(
-        self, reply: ReplyScore | None, data: Mapping[str, Any]
-    ) -> tuple[float, float] | None:
-        """Returns the judge's verdict and 1; None where it has failed."""
-        value = reply_value("judge", reply, failures="left_out")
-        return None if value is None else (value, 1.0)
-
-    def use_prompts(self, folder: PathLike | None) -> None:
-        """Reads `model_prompt.txt` and `judge_prompt.txt` from a folder that has either or both.
-
-        The published judge's prompt has a written-out `\\n` (two characters) twice; they stay as
-        the file has them.
-
-        Raises:
-            DataError: the folder has neither, or a placeholder is missing.
-        """
-        self._prompts.use(folder)
-
-    @property
-    def prompt_sources(self) -> Mapping[str, str]:
-        """Returns the line of text that the model is asked, and the judge's prompt."""
-        return self._prompts.sources
-
-    def _item(self, row: BenchmarkRow) -> Item:
-        row_id = row.value.get("id")
-        if isinstance(row_id, bool) or not isinstance(row_id, int | str) or row_id == "":
-            raise row.error(f"'id' must be a whole number or a text, got {format_json(row_id)}")
-        transcript = row.optional_text("transcript")
+    def item_of(self, row: BenchmarkRow) -> Item:
+        """Returns the question of a row; its id is the row's, and says nothing of its place."""
+        item_id = row_id(row, "id")
+        answer_of(row.value)
         line = self._prompts[_MODEL_PROMPT].line
-        clip = row.clip("file_name", "audio", transcript=transcript)
+        clip = row.clip("file_name", "audio", transcript=row.optional_text("transcript"))
         parts = (clip, TextPart(line)) if line else (clip,)
-        data = row.without_sound("audio")
-        try:
-            answer_of(data)
-        except DataError as error:
-            raise row.error(str(error)) from None
         return Item(
-            id=str(row_id),
-            record=Record(str(row_id), (Message("user", parts),), self.name, row.origin),
-            data=data,
+            id=item_id,
+            record=Record(item_id, (Message("user", parts),), self.name, row.origin),
+            data=row.without_sound("audio"),
             groups=row.groups({"category": ("category",)}),
         )
 
