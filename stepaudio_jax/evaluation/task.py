@@ -120,7 +120,10 @@ class Task(abc.ABC):
         sampling: decoding settings of the protocol; the user may override each.
         judge: whether scoring needs a judge: "required", "optional" (a rule scores without it) or
             "none".
-        headline: (scoring, metric name) of the figure that stands for the task.
+        headline: (scoring, metric name) of the figure that stands for the task; where a judge is
+            optional and there is none, the strict figure of the same name does.
+        notes: what is not published about the protocol or the paper's figure, and what this task
+            does instead; for the reader of its results.
     """
 
     name: ClassVar[str]
@@ -130,6 +133,7 @@ class Task(abc.ABC):
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
     judge: ClassVar[JudgeUse] = "none"
     headline: ClassVar[tuple[Scoring, str]] = ("strict", "accuracy")
+    notes: ClassVar[Sequence[str]] = ()
 
     @abc.abstractmethod
     def items(self, folder: PathLike) -> list[Item]:
@@ -164,13 +168,27 @@ class Task(abc.ABC):
         del item, reasoning, reply
         return []
 
+    def retry_queries(
+        self, item: Item, reasoning: str, reply: str, answers: Sequence[str | None]
+    ) -> list[Query]:
+        """Returns what to ask next where a protocol asks again about answers it cannot read.
+
+        It is called again with the new answers behind the others, until it returns none.
+
+        Args:
+            answers: to `queries`, and to what this method has returned so far.
+        """
+        del item, reasoning, reply, answers
+        return []
+
     def judged(
         self, item: Item, reasoning: str, reply: str, answers: Sequence[str | None]
     ) -> Judged | None:
-        """Reads the judge's answers to `queries`, in order; None without a judge in the protocol.
+        """Reads the judge's answers, in order; None without a judge in the protocol.
 
         Args:
-            answers: the judge's texts; None for a query that got no answer.
+            answers: the judge's texts to `queries` and `retry_queries`; None for a query that got
+                no answer.
         """
         del item, reasoning, reply, answers
         return None
