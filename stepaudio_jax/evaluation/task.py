@@ -109,6 +109,19 @@ class ScoredItem:
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """Holds the file that a benchmark's leaderboard reads.
+
+    Attributes:
+        name: of the file.
+        rows: its content, a JSON list.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+
+
 class Task(abc.ABC):
     """An evaluation task.
 
@@ -120,10 +133,16 @@ class Task(abc.ABC):
         sampling: decoding settings of the protocol; the user may override each.
         judge: whether scoring needs a judge: "required", "optional" (a rule scores without it) or
             "none".
+<<<<<<< HEAD
         headline: (scoring, metric name) of the figure that stands for the task; where a judge is
             optional and there is none, the strict figure of the same name does.
         notes: what is not published about the protocol or the paper's figure, and what this task
             does instead; for the reader of its results.
+=======
+        headline: (scoring, metric name) of the figure that stands for the task; None for a task
+            whose answers are withheld, which nothing here scores (see `submission`).
+        benchmark: by which a line of outputs may name the benchmark, beside `name` and `title`.
+>>>>>>> e_rules
     """
 
     name: ClassVar[str]
@@ -132,8 +151,13 @@ class Task(abc.ABC):
     table_column: ClassVar[str | None] = None
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
     judge: ClassVar[JudgeUse] = "none"
+<<<<<<< HEAD
     headline: ClassVar[tuple[Scoring, str]] = ("strict", "accuracy")
     notes: ClassVar[Sequence[str]] = ()
+=======
+    headline: ClassVar[tuple[str, str] | None] = ("strict", "accuracy")
+    benchmark: ClassVar[str | None] = None
+>>>>>>> e_rules
 
     @abc.abstractmethod
     def items(self, folder: PathLike) -> list[Item]:
@@ -151,14 +175,20 @@ class Task(abc.ABC):
         Args:
             data: of the item.
             output: the model's text; it may contain reasoning. None where there is none.
+
+        Raises:
+            DataError: the data lacks what the rule needs. Its place is the caller's to name.
         """
         del data, output
         return None
 
     def official(self, data: Mapping[str, Any], output: str | None) -> OfficialOutcome | None:
-        """Scores a reply by the published program; None where there is none.
+        """Scores a reply by the published program; None where there is none, or no answer.
 
         "dropped" means that the program leaves the item out of the denominator.
+
+        Raises:
+            DataError: see `strict`.
         """
         del data, output
         return None
@@ -216,6 +246,16 @@ class Task(abc.ABC):
         del data
         value = reply_value(self.headline[0], reply)
         return None if value is None else (value, 1.0)
+
+    def submission(self, replies: Sequence[tuple[Item, str | None]]) -> Submission | None:
+        """Returns the file that the benchmark's leaderboard reads; None where there is none.
+
+        Args:
+            replies: every item in order with the model's text, which may contain reasoning; None
+                where there is none.
+        """
+        del replies
+        return None
 
     def use_prompts(self, folder: PathLike | None) -> None:
         """Reads prompt files (of the model or the judge) from a folder that the user names.
