@@ -133,16 +133,9 @@ class Task(abc.ABC):
         sampling: decoding settings of the protocol; the user may override each.
         judge: whether scoring needs a judge: "required", "optional" (a rule scores without it) or
             "none".
-<<<<<<< HEAD
-        headline: (scoring, metric name) of the figure that stands for the task; where a judge is
-            optional and there is none, the strict figure of the same name does.
-        notes: what is not published about the protocol or the paper's figure, and what this task
-            does instead; for the reader of its results.
-=======
-        headline: (scoring, metric name) of the figure that stands for the task; None for a task
-            whose answers are withheld, which nothing here scores (see `submission`).
-        benchmark: by which a line of outputs may name the benchmark, beside `name` and `title`.
->>>>>>> e_rules
+    headline: ClassVar[tuple[Scoring, str] | None] = ("strict", "accuracy")
+    benchmark: ClassVar[str | None] = None
+    notes: ClassVar[Sequence[str]] = ()
     """
 
     name: ClassVar[str]
@@ -151,13 +144,9 @@ class Task(abc.ABC):
     table_column: ClassVar[str | None] = None
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
     judge: ClassVar[JudgeUse] = "none"
-<<<<<<< HEAD
-    headline: ClassVar[tuple[Scoring, str]] = ("strict", "accuracy")
-    notes: ClassVar[Sequence[str]] = ()
-=======
-    headline: ClassVar[tuple[str, str] | None] = ("strict", "accuracy")
+    headline: ClassVar[tuple[Scoring, str] | None] = ("strict", "accuracy")
     benchmark: ClassVar[str | None] = None
->>>>>>> e_rules
+    notes: ClassVar[Sequence[str]] = ()
 
     @abc.abstractmethod
     def items(self, folder: PathLike) -> list[Item]:
