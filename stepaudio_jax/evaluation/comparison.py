@@ -189,7 +189,7 @@ def _compare_task(
     both = [item for item in parts_a if item in parts_b]
     clusters = {sample.id: sample.cluster for sample in samples_a}
     figures = []
-    if both:
+    if both and a.headline is not None:
         figures.append(_figure(a.headline, {i: parts_a[i] for i in both}, parts_b, clusters, True))
     items_a = {item.id: item for item in scored_items(samples_a).get(a.name, [])}
     items_b = {item.id: item for item in scored_items(samples_b).get(b.name, [])}
@@ -269,7 +269,8 @@ def _differences(a: TaskResults, b: TaskResults) -> Iterable[str]:
         if a.prompt_hashes.get(name) != b.prompt_hashes.get(name):
             yield f"the prompt {name} differs"
     if a.headline != b.headline:
-        yield f"the headline is {a.headline[1]} in A, {b.headline[1]} in B"
+        names = [each.headline[1] if each.headline else "none" for each in (a, b)]
+        yield f"the headline is {names[0]} in A, {names[1]} in B"
     if a.judge != b.judge:
         names = ["none" if judge is None else judge.name for judge in (a.judge, b.judge)]
         yield f"another judge, or another setting of it: {names[0]} in A, {names[1]} in B"

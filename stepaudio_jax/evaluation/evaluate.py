@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from stepaudio_jax.evaluation.tasks import make_task
 from stepaudio_jax.generation import folder_decode_mesh, load_model
 from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
 from stepaudio_jax.judge.judge import AnswerSource
-from stepaudio_jax.storage import PathLike, hash_json, read_json_lines, to_path
+from stepaudio_jax.storage import PathLike, hash_json, read_json_lines, to_path, write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,6 +245,14 @@ def save_results(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         program=f"stepaudio_jax {importlib.metadata.version('stepaudio-jax')}",
     )
+    for run in runs:
+        first_replies = [
+            (answered.item, answered.replies[0].reply if answered.replies else None)
+            for answered in run.items
+        ]
+        if (submission := run.task.submission(first_replies)) is not None:
+            text = json.dumps(list(submission.rows), indent=2, ensure_ascii=False)
+            write_text(to_path(folder) / submission.name, text + "\n")
     results = write_results(folder, results, _samples(runs))
     write_tensorboard(folder, results)
     return results

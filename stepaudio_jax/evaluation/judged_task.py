@@ -12,7 +12,7 @@ from stepaudio_jax.evaluation.benchmark_rows import (
     find_tables,
     read_rows,
 )
-from stepaudio_jax.evaluation.metrics import reply_value
+from stepaudio_jax.evaluation.metrics import Scoring, reply_value
 from stepaudio_jax.evaluation.prompt_files import PromptFile, PromptSet
 from stepaudio_jax.evaluation.task import Item, ReplyScore, Task
 from stepaudio_jax.storage import PathLike, format_path
@@ -90,7 +90,7 @@ class JudgedTask(Task):
 
 def judge_part(reply: ReplyScore | None) -> tuple[float, float] | None:
     """Returns a judge's score and 1; without a judge the strict score, None for a failed one."""
-    scoring = "strict" if reply is not None and reply.judged is None else "judge"
+    scoring: Scoring = "strict" if reply is not None and reply.judged is None else "judge"
     value = reply_value(scoring, reply, failures="left_out")
     return None if value is None else (value, 1.0)
 

@@ -250,8 +250,8 @@ def _sign_flips(change: NDArray[np.float64], clusters: Labels | None) -> float:
     for start in range(0, _NUM_FLIPS, rows):
         count = min(rows, _NUM_FLIPS - start)
         drawn = np.frombuffer(rng.bytes(count * width), np.uint8).reshape(count, width)
-        bits = np.unpackbits(drawn, axis=1, count=len(sums))
-        extreme += int((np.abs(2 * (bits @ sums) - total) >= limit).sum())
+        flips = np.unpackbits(drawn, axis=1, count=len(sums))
+        extreme += int((np.abs(2 * (flips @ sums) - total) >= limit).sum())
     return (1 + extreme) / (1 + _NUM_FLIPS)
 
 

@@ -66,7 +66,7 @@ class TaskResults:
     version: str
     title: str
     table_column: str | None
-    headline: tuple[Scoring, str]
+    headline: tuple[Scoring, str] | None
     sampling: Mapping[str, Any]
     data_folder: str
     data_hash: str
@@ -88,6 +88,8 @@ class TaskResults:
     @property
     def headline_metric(self) -> Metric | None:
         """Returns the figure that stands for the task; None where it could not be computed."""
+        if self.headline is None:
+            return None
         scoring, name = self.headline
         return next(
             (m for m in self.metrics if (m.scoring, m.name, m.group) == (scoring, name, "")), None

@@ -112,7 +112,9 @@ def score_task(
         [] if isinstance(replies, Failure) else judge_queries(task, item, replies)
         for item, replies in zip(answered.items, answered.replies, strict=True)
     ]
-    answers = _ask_judge(task, queries, judge) if uses_judge and judge is not None else None
+    answers = None
+    if judge is not None and uses_judge:
+        queries, answers = _ask_judge(answered, queries, judge)
     items = tuple(
         _score_item(answered, index, queries[index], None if answers is None else answers[index])
         for index in range(len(answered.items))
@@ -155,26 +157,48 @@ def score_reply(
 
 
 def _ask_judge(
-    task: Task, queries: Sequence[Sequence[Sequence[Query]]], judge: AnswerSource
-) -> list[list[list[str | None]]]:
-    """Returns the judge's text for each query of each reply to each item.
+    answered: AnsweredTask, queries: list[list[list[Query]]], judge: AnswerSource
+) -> tuple[list[list[list[Query]]], list[list[list[str | None]]]]:
+    """Asks the judge, and again where the protocol asks again about what it cannot read.
 
-    Where all questions fail, the error of the first says why: a server that cannot be reached.
+    Args:
+        answered: the replies.
+        queries: to begin with, for each item and reply.
+        judge: answers them.
+
+    Returns:
+        All queries of each item and reply, and the judge's text for each; None for no answer.
 
     Raises:
-        JudgeError: no question has an answer.
+        JudgeError: no question has an answer; the error of the first says why, such as a server
+            that cannot be reached.
     """
-    flat = [query for of_item in queries for of_reply in of_item for query in of_reply]
-    with tqdm.tqdm(
-        total=len(flat), desc=f"{task.name}, judge", unit="question", disable=None
-    ) as bar:
-        given = judge.answers(flat, on_answer=bar.update)
-    if given and all(isinstance(answer, JudgeError) for answer in given):
-        raise JudgeError(f"{task.name}: the judge has no answer to any question: {given[0]}")
-    answers = iter(given)
-    return [
-        [[_text(next(answers)) for _ in of_reply] for of_reply in of_item] for of_item in queries
-    ]
+    task = answered.task
+    all_queries: list[list[list[Query]]] = [[[] for _ in of_item] for of_item in queries]
+    all_texts: list[list[list[str | None]]] = [[[] for _ in of_item] for of_item in queries]
+    while flat := [query for of_item in queries for of_reply in of_item for query in of_reply]:
+        with tqdm.tqdm(
+            total=len(flat), desc=f"{task.name}, judge", unit="question", disable=None
+        ) as bar:
+            given = judge.answers(flat, on_answer=bar.update)
+        if isinstance(given[0], JudgeError) and all(
+            isinstance(answer, JudgeError) for answer in given
+        ):
+            raise JudgeError(f"{task.name}: the judge has no answer to any question: {given[0]}")
+        answers = iter(given)
+        for index, of_item in enumerate(queries):
+            replies = answered.replies[index]
+            for number, of_reply in enumerate(of_item):
+                all_queries[index][number] += of_reply
+                all_texts[index][number] += [_text(next(answers)) for _ in of_reply]
+                if of_reply and not isinstance(replies, Failure):
+                    of_item[number] = task.retry_queries(
+                        answered.items[index],
+                        replies[number].reasoning,
+                        replies[number].reply,
+                        all_texts[index][number],
+                    )
+    return all_queries, all_texts
 
 
 def _text(answer: JudgeAnswer | JudgeError) -> str | None:

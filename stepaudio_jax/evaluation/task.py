@@ -133,9 +133,11 @@ class Task(abc.ABC):
         sampling: decoding settings of the protocol; the user may override each.
         judge: whether scoring needs a judge: "required", "optional" (a rule scores without it) or
             "none".
-    headline: ClassVar[tuple[Scoring, str] | None] = ("strict", "accuracy")
-    benchmark: ClassVar[str | None] = None
-    notes: ClassVar[Sequence[str]] = ()
+        headline: (scoring, metric name) of the figure that stands for the task; None for a task
+            whose answers are withheld, which nothing here scores (see `submission`).
+        benchmark: by which a line of outputs may name the benchmark, beside `name` and `title`.
+        notes: what is not published about the protocol or the paper's figure, and what this task
+            does there.
     """
 
     name: ClassVar[str]
@@ -214,7 +216,7 @@ class Task(abc.ABC):
 
     def metrics(self, items: Sequence[ScoredItem]) -> list[Metric]:
         """Returns the task's figures, of all items and by group; see `metrics.default_metrics`."""
-        return default_metrics(items, scoring=self.headline[0])
+        return default_metrics(items, scoring=self.headline[0] if self.headline else "strict")
 
     def headline_part(
         self, reply: ReplyScore | None, data: Mapping[str, Any]
@@ -233,7 +235,7 @@ class Task(abc.ABC):
             Numerator and denominator; None where the reply leaves the denominator.
         """
         del data
-        value = reply_value(self.headline[0], reply)
+        value = reply_value(self.headline[0], reply) if self.headline else None
         return None if value is None else (value, 1.0)
 
     def submission(self, replies: Sequence[tuple[Item, str | None]]) -> Submission | None:

@@ -362,7 +362,7 @@ def _settings(results: BenchmarkResults) -> Html:
             if task.samples != 1
             else f"{task.items} of {task.items_total}",
             "Decoding": _json(task.sampling),
-            "Headline": " ".join(task.headline),
+            "Headline": " ".join(task.headline or ("none, the answers are withheld",)),
             "Judge": "none" if task.judge is None else _identity(task.judge),
         }
         values |= {f"Prompt {name}": digest for name, digest in task.prompt_hashes.items()}

@@ -143,7 +143,7 @@ class Mmau(_MmauTask):
 
     name: ClassVar[str] = "mmau"
     title: ClassVar[str] = "MMAU (test)"
-    headline: ClassVar[tuple[str, str] | None] = None
+    headline = None
 
     def metrics(self, items: Sequence[ScoredItem]) -> list[Metric]:
         """Returns nothing: nobody but the leaderboard knows what is right."""
