@@ -14,6 +14,7 @@ from stepaudio_jax.evaluation.task import Strict, Task
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.storage import PathLike
 from stepaudio_jax.text import AudioPart, Message, TextPart
+from stepaudio_jax.text.answer_markup import strip_question, strip_reasoning
 from stepaudio_jax.text.answers import normalize_answer, read_choice
 
 MAX_CHOICES = len(string.ascii_uppercase)
@@ -62,7 +63,13 @@ class ChoiceTask(Task):
         answer = self.answer(data)
         if answer is None:
             return None
-        return strict_choice(output, self.choices(data), answer)
+        question = data.get("question")
+        return strict_choice(
+            output,
+            self.choices(data),
+            answer,
+            question=question if isinstance(question, str) else "",
+        )
 
     def use_prompts(self, folder: PathLike | None) -> None:
         """Reads the prompt from `multiple_choice.txt` of a folder, or from that file.
@@ -122,22 +129,31 @@ def without_letters(choices: Choices) -> Choices:
     ]
 
 
-def strict_choice(output: str | None, choices: Choices, answer: str) -> Strict:
+def strict_choice(
+    output: str | None, choices: Choices, answer: str, *, question: str = ""
+) -> Strict:
     """Returns what a reply chooses, and whether that is right; see `text.read_choice`.
 
     Args:
         output: the model's text, with its reasoning; None for none.
         choices: as the benchmark ships them.
         answer: the right option's text, or its letter.
+        question: which a reply may repeat before it answers.
 
     Raises:
         DataError: the answer is none of the choices.
     """
     right = right_letters(answer, choices)
-    letter = read_choice(output or "", choices)
+    letter = chosen_letter(output or "", choices, question)
     if letter is None:
         return Strict("unparsed")
     return Strict("correct" if letter in right else "wrong", letter)
+
+
+def chosen_letter(output: str, choices: Choices, question: str = "") -> str | None:
+    """Returns the letter that a reply chooses after the question, if it repeats that; or None."""
+    reply = strip_reasoning(output)
+    return None if reply is None else read_choice(strip_question(reply, question), choices)
 
 
 def right_letters(answer: str, choices: Choices) -> frozenset[str]:

@@ -33,8 +33,8 @@ def spell_chinese_digits(text: str) -> str:
     """Returns a text in which Chinese numerals are digits.
 
     Ordinals (第一) and words that only have a numeral in them (一起, 万一) stay. A numeral of one
-    character is a number where it ends the text or a clause, stands before a measure word (三个),
-    or after 是 and the like.
+    character is a number where it ends the text or a clause, before a measure word (三个), or after
+    是 and the like.
     """
     return _NUMBER.sub(_digits, text)
 

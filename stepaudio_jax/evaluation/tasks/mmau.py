@@ -19,12 +19,16 @@ from stepaudio_jax.evaluation.benchmark_rows import (
     read_rows,
 )
 from stepaudio_jax.evaluation.metrics import Metric
-from stepaudio_jax.evaluation.multiple_choice import ChoiceTask, right_letters, without_letters
+from stepaudio_jax.evaluation.multiple_choice import (
+    ChoiceTask,
+    chosen_letter,
+    right_letters,
+    without_letters,
+)
 from stepaudio_jax.evaluation.task import Item, OfficialOutcome, ScoredItem, Submission
 from stepaudio_jax.evaluation.word_sets import matches_by_words
 from stepaudio_jax.storage import PathLike, format_path, parse_json
 from stepaudio_jax.text.answer_markup import strip_reasoning
-from stepaudio_jax.text.answers import read_choice
 
 _MINI = re.compile(r"mini", re.IGNORECASE)
 _GROUPS = {
@@ -166,7 +170,7 @@ class Mmau(_MmauTask):
 
     def _prediction(self, item: Item, output: str) -> dict[str, str]:
         choices = self.choices(item.data)
-        letter = read_choice(output, choices)
+        letter = chosen_letter(output, choices, item.data["question"])
         text = strip_reasoning(output) or "" if letter is None else choices[ord(letter) - ord("A")]
         return dict.fromkeys(("model_output", "model_prediction"), (text or "").strip())
 
