@@ -5,7 +5,6 @@ raise, however long or deep a reply is.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -81,7 +80,7 @@ def read_share(value: Any) -> float | None:
     """Returns a JSON number between 0 and 1; None for any other value, true and false included."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and 0 <= value <= 1 else None
+    return float(value) if 0 <= value <= 1 else None
 
 
 def read_rubric_scores(text: str | None, rubric: Sequence[Mapping[str, Any]]) -> list[float] | None:

@@ -5,8 +5,10 @@ import re
 
 from stepaudio_jax.evaluation.voice_terms import find_terms, is_denied
 from stepaudio_jax.text.answer_markup import unify_characters
+from stepaudio_jax.text.chinese_numerals import spell_chinese_digits
 
 MAX_AGE = 120
+MAX_BARE_CHARACTERS = 12  # of a text whose number without a unit is an age
 # Years that the names of ages stand for; neighbours overlap, as their borders are no sharp ones.
 YEARS = {
     "child": (0, 12),
@@ -21,10 +23,11 @@ _OPEN_ENDED = 20  # years that "50 and above" reaches up
 
 _DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"两": 2}
 _ONES = "一二两三四五六七八九"
-_HAN_RANGE = re.compile(rf"(?P<first>[{_ONES}])(?P<second>[{_ONES}])(?P<ten>十)?(?=多?[几]?岁)")
-_HAN = re.compile(
-    rf"(?P<tens>[{_ONES}])?(?P<ten>十)(?P<ones>[{_ONES}])?|(?P<single>[{_ONES}])(?=岁)"
+# 七八岁, 四五十岁, 四十五六岁, 十几岁
+_HAN_RANGE = re.compile(
+    rf"(?P<before>[{_ONES}]?十)?(?P<first>[{_ONES}])(?P<second>[{_ONES}])(?P<ten>十)?(?=多?几?岁)"
 )
+_TEENS = re.compile(rf"(?<![{_ONES}])十[几多](?=岁)")
 _DECADES = {
     word: 10 * tens
     for tens, word in enumerate(
@@ -43,7 +46,7 @@ _DECADES = {
 }
 _AGE = re.compile(
     r"(?<![\d.])(?P<low>\d{1,3})\s*岁?\s*(?:-|~|〜|到|至|\bto\b|\band\b|、)\s*(?P<high>\d{1,3})(?!\d)"
-    r"|(?P<decade>early|mid|late)?[-\s]*(?:"
+    r"|(?:(?P<decade>early|mid|late)[-\s]{0,3})?(?:"
     r"(?<![\d.])(?P<tens>[2-9]0)['’]?s\b|\b(?P<word>" + "|".join(_DECADES) + r")\b)"
     r"|(?<![\d.])(?P<several>\d{1,2})(?:多|几)\s*岁"
     r"|(?<![\d.])(?P<age>\d{1,3})\s*(?:(?P<unit>周?岁|[-\s]?years?|[-\s]?yrs?)\s*)?"
@@ -69,10 +72,11 @@ def find_ages(text: str, *, bare: bool) -> list[AgeRange]:
 
     Args:
         text: Chinese or English; numbers may be written in words, as 四五十岁.
-        bare: whether numbers without a unit are ages too.
+        bare: whether numbers without a unit are ages too, in a text that has little else.
     """
     plain = _HAN_RANGE.sub(_range_digits, unify_characters(text).casefold())
-    plain = _HAN.sub(_number_digits, plain)
+    plain = spell_chinese_digits(_TEENS.sub("10-19", plain))
+    bare = bare and len(plain.strip()) <= MAX_BARE_CHARACTERS
     ages = []
     for match in _AGE.finditer(plain):
         if is_denied(plain, match.start()):
@@ -133,14 +137,12 @@ def _as_range(match: re.Match[str]) -> AgeRange | None:
 
 
 def _range_digits(match: re.Match[str]) -> str:
-    """Returns 七八 as 7-8, and 四五十 as 40-50."""
+    """Returns 七八 as 7-8, 四五十 as 40-50, and 四十五六 as 45-46."""
     scale = 10 if match["ten"] else 1
     first, second = (_DIGITS[match[name]] * scale for name in ("first", "second"))
-    return f"{first}-{second}" if first < second else match[0]
-
-
-def _number_digits(match: re.Match[str]) -> str:
-    if match["single"]:
-        return str(_DIGITS[match["single"]])
-    tens = _DIGITS[match["tens"]] if match["tens"] else 1
-    return str(10 * tens + (_DIGITS[match["ones"]] if match["ones"] else 0))
+    if first >= second or (match["before"] and match["ten"]):
+        return match[0]
+    tens = 0
+    if match["before"]:
+        tens = 10 * _DIGITS[match["before"].removesuffix("十") or "一"]
+    return f"{tens + first}-{tens + second}"

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from stepaudio_jax.data.sources.json_values import format_json
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.evaluation.benchmark_rows import find_tables
 from stepaudio_jax.evaluation.judge_replies import read_rubric_scores, remove_reasoning
 from stepaudio_jax.evaluation.judged_task import judge_part
 from stepaudio_jax.evaluation.metrics import (
@@ -25,6 +26,8 @@ from stepaudio_jax.storage import PathLike
 NUM_CALLS = 5
 MAX_ATTEMPTS = 20  # of each call
 _TRIMMED = 1  # of the scores, at either end
+_TABLES = ("MMAR-meta.jsonl*", "MMAR-meta.json*", "sample.jsonl", "*.json*")
+_FILES = "MMAR-meta.jsonl of the GitHub repository, and the folder of clips beside it"
 _SYSTEM, _USER = "judge_system_prompt.txt", "judge_user_prompt_template.txt"
 _QUESTION, _ANSWER, _THINKING, _CRITERIA, _FORM = (
     "{question}",
@@ -77,7 +80,8 @@ class MmarRubrics(Mmar):
         Raises:
             DataError: a row has no rubric, as those of the Hub's copy; names it.
         """
-        items = super().items(folder)
+        tables = find_tables(folder, names=_TABLES, what=_FILES)
+        items = super().items(tables[0] if len(tables) == 1 else folder)
         for item in items:
             try:
                 rubric_of(item.data)
