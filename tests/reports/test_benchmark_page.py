@@ -43,10 +43,11 @@ OUTCOMES = [CORRECT] * 12 + [WRONG] * 5 + [UNPARSED] * 2 + ["the clip is missing
 
 @pytest.fixture
 def clips(tmp_path):
-    """Two real clips, one of half a second and one of 24 seconds."""
+    """Three real clips, of half a second, 24 seconds and a quarter of a second."""
     return [
         write_tone(tmp_path / "short.wav"),
         write_tone(tmp_path / "long.wav", hertz=330, seconds=24),
+        write_tone(tmp_path / "shorter.wav", hertz=660, seconds=0.25),
     ]
 
 
@@ -110,7 +111,7 @@ def test_clips_are_played_as_the_model_gets_them(results, clips):
         sound, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="float32")
         assert rate == SAMPLE_RATE
         heard[len(sound)] = sound
-    for path, length in zip(clips, (8_000, 20 * SAMPLE_RATE), strict=True):
+    for path, length in zip(clips, (8_000, 20 * SAMPLE_RATE, 4_000), strict=True):
         original = soundfile.read(path, dtype="float32")[0][:length]
         np.testing.assert_allclose(heard[length], original, atol=1 / 32768)
     text = " ".join(Page(results / "report.html").text)
@@ -271,6 +272,6 @@ def test_a_browser_shows_the_page_and_plays_its_clips(results, width):
             }"""
         )
         browser.close()
-    assert sorted({tuple(clip) for clip in played}) == [(0.5, None), (20, None)]
+    assert sorted({tuple(clip) for clip in played}) == [(0.25, None), (0.5, None), (20, None)]
     assert problems == []
     assert [a for a in addresses if not a.startswith("data:")] == [path.as_uri()]
