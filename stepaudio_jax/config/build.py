@@ -41,7 +41,7 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     preset = None
     if "preset" in settings and hasattr(cls, "presets"):
         preset = read_preset(cls, settings.pop("preset"), key)
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     all_fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in all_fields if field.init}
     for name in settings:

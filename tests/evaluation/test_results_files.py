@@ -181,7 +181,7 @@ def test_scalars_have_figures_intervals_and_counts(folder):
         1,
         1,
     )
-    assert "tones/strict/pass@2" in scalars
+    assert "tones/strict/pass_at_2" in scalars
 
 
 def test_tensorboard_has_the_scalars(folder, tmp_path):
