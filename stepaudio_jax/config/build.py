@@ -6,6 +6,7 @@ offending value and the nearest valid key when something is wrong. Nothing unkno
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     preset = None
     if "preset" in settings and hasattr(cls, "presets"):
         preset = read_preset(cls, settings.pop("preset"), key)
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     all_fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in all_fields if field.init}
     for name in settings:
@@ -64,6 +65,11 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
         return dataclasses.replace(preset, **arguments) if preset is not None else cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
+
+
+@functools.cache
+def _type_hints(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def to_dict(config: Any) -> Any:

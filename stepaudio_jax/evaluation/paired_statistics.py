@@ -241,8 +241,8 @@ def _sign_flips(change: NDArray[np.float64], clusters: Labels | None) -> float:
         return _exact_sign_flips(np.rint(scale * sums).astype(int))
     limit = abs(sums.sum()) * (1 - 1e-9) - 1e-12
     if len(sums) <= _MAX_ENUMERATED:
-        bits = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
-        return float((np.abs((2 * bits - 1) @ sums) >= limit).mean())
+        signs = 2 * (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1) - 1
+        return float((np.abs(signs @ sums) >= limit).mean())
     rng = np.random.default_rng(_SEED)
     total, width = float(sums.sum()), -(-len(sums) // 8)
     rows = max(_CHUNK // len(sums), 1)

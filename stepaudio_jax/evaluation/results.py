@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -251,7 +252,7 @@ def metric_scalars(results: BenchmarkResults) -> dict[str, float]:
         for metric in metrics:
             if metric.value is None:
                 continue
-            name = f"{task.name}/{metric.scoring}/{metric.name}"
+            name = f"{task.name}/{metric.scoring}/{_scalar_name(metric.name)}"
             scalars[name] = metric.value
             if metric.interval is not None:
                 scalars[f"{name}_low"] = metric.interval.low
@@ -259,6 +260,11 @@ def metric_scalars(results: BenchmarkResults) -> dict[str, float]:
         for count in ("unparsed", "dropped", "failed"):
             scalars[f"{task.name}/{count}"] = max((getattr(m, count) for m in metrics), default=0)
     return scalars
+
+
+def _scalar_name(metric: str) -> str:
+    """Returns a name that TensorBoard takes as it is: "pass_at_4" for "pass@4"."""
+    return re.sub(r"[^-.\w]+", "_", metric.replace("@", "_at_"))
 
 
 def _clip_keys(part: AudioPart) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def bounded_interval(mean: float, spread_: Spread, confidence: float = 0.95) -> 
 
     quantile = (1 + confidence) / 2
     t = float(stdtrit(spread_.degrees, quantile) if spread_.degrees else ndtri(quantile))
-    if spread_.variance > 0:
+    if spread_.variance > 0 and 0 < mean < 1:
         trials = mean * (1 - mean) / spread_.variance
     else:
         trials = float(spread_.clusters)

@@ -174,7 +174,7 @@ def _table1(results: BenchmarkResults) -> Html | None:
             )
         )
     header = ("column", "this model", "95 % interval", "the paper's six", "Step-Audio-R1.5")
-    pictures = table((*header, "0 to 100"), rows, "Scores among the paper's", class_="pictured")
+    pictures = table((*header, "0 to 100"), rows, "Scores among the paper's")
     note = "The dot is this model, the bar its 95 % interval, each tick one of the paper's models."
     return joined(content, muted(*printed.notes), pictures, muted(note))
 
@@ -192,9 +192,7 @@ def _figures(results: BenchmarkResults) -> Html:
         " of n. Failed items have no reply, or no verdict of the judge.",
         *tabulate_results(results).notes,
     )
-    return joined(
-        table(header, rows, "Figures of all tasks", words=4, class_="pictured"), muted(*notes)
-    )
+    return joined(table(header, rows, "Figures of all tasks", words=4), muted(*notes))
 
 
 _METRIC_HEADER = (
@@ -224,11 +222,7 @@ def _breakdown(results: BenchmarkResults) -> Html | None:
         shown = metrics[:_MAX_GROUPS]
         rows = [(m.group.replace("=", ": ", 1), m.scoring, *_metric_cells(m)) for m in shown]
         content = table(
-            ("group", "scoring", *_METRIC_HEADER),
-            rows,
-            f"Groups of {task.name}",
-            words=3,
-            class_="pictured",
+            ("group", "scoring", *_METRIC_HEADER), rows, f"Groups of {task.name}", words=3
         )
         more = [f"{len(metrics) - len(shown)} more are in {RESULTS}."] * (len(metrics) > len(shown))
         parts.append(
@@ -311,8 +305,8 @@ def _examples(
             number += 1
             cards.append(sample_card(sample, number, player, silenced=results.mode == "silence"))
         num_skipped += player.num_skipped
-        parts.append(element("h3", f"{task.name}: {task.title}", class_="group"))
-        parts.append(element("div", *cards, class_="examples"))
+        content = element("div", *cards, class_="examples")
+        parts.append(folded(f"{task.name}: {task.title}", content))
     if not parts:
         return None
     note: list[str | Html] = [

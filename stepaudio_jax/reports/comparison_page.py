@@ -103,16 +103,15 @@ def _sections(
 def _differences(compared: ResultsComparison) -> Html:
     printed = tabulate_comparison(compared)
     figures = [figure for task in compared.tasks for figure in task.figures]
-    rows = [(*cells, _picture(figure)) for cells, figure in zip(printed.rows, figures, strict=True)]
+    place = printed.header.index("95 % interval") + 1
+    rows = [
+        (*cells[:place], _picture(figure), *cells[place:])
+        for cells, figure in zip(printed.rows, figures, strict=True)
+    ]
+    header = (*printed.header[:place], "B less A", *printed.header[place:])
     note = "In the picture the tick is no difference, and the line goes from -100 to 100 points."
     return joined(
-        table(
-            (*printed.header, "B less A"),
-            rows,
-            "Differences of all figures",
-            words=3,
-            class_="pictured",
-        ),
+        table(header, rows, "Differences of all figures", words=3),
         muted(*printed.notes, note),
     )
 

@@ -43,13 +43,7 @@ def _control(results: BenchmarkResults, compared: ResultsComparison) -> Html:
     ] * bool(compared.only_b)
     return joined(
         *(muted(sentence) for sentence in sentences),
-        table(
-            header,
-            rows,
-            f"With {given} in place of the sound",
-            words=2,
-            class_="pictured",
-        ),
+        table(header, rows, f"With {given} in place of the sound", words=2),
         muted(
             f"The dot is with the sound, the ring with {given} only. What needs hearing is their"
             " difference in points, on the items that both have.",

@@ -78,7 +78,7 @@ def table(
         rows: as many cells each.
         label: what the table shows, for screen readers.
         words: the number of columns, from the first, that hold words; the others hold numbers.
-        class_: of the table.
+        class_: of the table, beside "listed".
     """
 
     def word(column: int) -> str | None:
@@ -103,7 +103,12 @@ def table(
         )
         for row in rows
     ]
-    content = element("table", element("thead", head), element("tbody", *body), class_=class_)
+    content = element(
+        "table",
+        element("thead", head),
+        element("tbody", *body),
+        class_=" ".join(filter(None, ("listed", class_))),
+    )
     return scrolling(content, label)
 
 

@@ -68,7 +68,7 @@ def model(name="our-model"):
     return ModelIdentity(name, "folder", "f" * 64, {"dtype": "bfloat16"})
 
 
-def task_results(task, items, metrics=None, **changes):
+def task_results(task, all_scored, metrics=None, **changes):
     fields = {
         "name": task.name,
         "version": task.version,
@@ -79,12 +79,12 @@ def task_results(task, items, metrics=None, **changes):
         "data_folder": "/data/tones",
         "data_hash": "d" * 64,
         "prompt_hashes": {"user": "a" * 64},
-        "items": len(items),
-        "items_total": len(items),
+        "items": len(all_scored),
+        "items_total": len(all_scored),
         "limit": None,
-        "samples": max((len(i.replies) for i in items), default=1) or 1,
-        "errors": tuple(ItemError(i.id, i.error) for i in items if i.error),
-        "metrics": tuple(metrics or default_metrics(items, scoring=task.headline[0])),
+        "samples": max((len(i.replies) for i in all_scored), default=1) or 1,
+        "errors": tuple(ItemError(i.id, i.error) for i in all_scored if i.error),
+        "metrics": tuple(metrics or default_metrics(all_scored, scoring=task.headline[0])),
     }
     return TaskResults(**{**fields, **changes})
 

@@ -99,7 +99,7 @@ def test_equal_verdicts_differ_by_at_most_what_n_can_show():
     assert compared.interval.low == pytest.approx(-z2 / (200 + z2))
     everything = compare_paired([0] * 30, [1] * 30)
     assert everything.difference == everything.interval.high == 1
-    assert 0.8 < everything.interval.low < 1
+    assert 0.75 < everything.interval.low < 1
 
 
 def test_few_clusters_are_tested_by_every_flip_of_their_signs():
@@ -186,13 +186,12 @@ def test_the_exact_test_has_at_most_its_level():
     rng = np.random.default_rng(6)
     shares = np.broadcast_to(outcome_shares(0.7, 0, agreement=0.5), (DRAWS, 300, 4))
     a, b = drawn_pairs(rng, shares)
-    discordant = np.stack([(b > a).sum(1), (a > b).sum(1)])
-    p_values = [stats.binomtest(int(x), int(x + y), 0.5).pvalue for x, y in discordant.T[:200]]
-    assert [compare_paired(x, y).p_value for x, y in zip(a[:200], b[:200], strict=True)] == (
-        pytest.approx(p_values)
-    )
-    rejected = [stats.binomtest(int(x), int(x + y), 0.5).pvalue < 0.05 for x, y in discordant.T]
-    assert np.mean(rejected) <= 0.05
+    better, worse = (b > a).sum(1), (a > b).sum(1)
+    tail = stats.binom.cdf(np.minimum(better, worse), better + worse, 0.5)
+    p_values = np.minimum(1, 2 * tail)
+    measured = [compare_paired(x, y).p_value for x, y in zip(a[:50], b[:50], strict=True)]
+    assert measured == pytest.approx(p_values[:50])
+    assert np.mean(p_values < 0.05) <= 0.05
 
 
 @pytest.mark.parametrize(
