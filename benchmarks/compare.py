@@ -5,6 +5,7 @@ timed. The machine must be idle otherwise.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -23,7 +24,19 @@ def compare_speed(
     steps: int,
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, float]:
-    """Returns the median seconds of a step of each side.
+    """Returns the median seconds of a step of each side; see `take_turns`."""
+    turns = take_turns(sides, rounds=rounds, steps=steps, environments=environments)
+    return {name: statistics.median(itertools.chain(*times)) for name, times in turns.items()}
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], Step]],
+    *,
+    rounds: int,
+    steps: int,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, list[list[float]]]:
+    """Returns the seconds of each step of each side, turn by turn.
 
     Args:
         sides: by name, module-level functions that prepare the work. They are called in the process
@@ -45,17 +58,17 @@ def compare_speed(
             process.start()
         worker_end.close()
         processes.append(process)
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    turns: dict[str, list[list[float]]] = {name: [] for name in sides}
     try:
         for name in sides:
             _run_turn(name, connections[name], 2)
         for number in range(rounds):
             for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-                times[name] += _run_turn(name, connections[name], steps)
+                turns[name].append(_run_turn(name, connections[name], steps))
     finally:
         for process in processes:
             process.terminate()
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return turns
 
 
 @contextlib.contextmanager

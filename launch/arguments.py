@@ -4,7 +4,7 @@ import argparse
 from typing import get_args
 
 from stepaudio_jax.config import AudioChannel, DataConfig
-from stepaudio_jax.storage import expand_home
+from stepaudio_jax.storage import DiskCache, expand_home
 
 
 def add_file_arguments(
@@ -22,7 +22,7 @@ def add_file_arguments(
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --dtype, --tensor, --history-reasoning, --channel and --allow-urls."""
+    """Adds --dtype, --tensor, --history-reasoning and what is said of the clips."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32"
     )
@@ -46,4 +46,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-urls", action="store_true", help="clips may be https:// URLs, which are then read"
+    )
+    parser.add_argument(
+        "--clip-cache-dir",
+        metavar="DIR",
+        help="keep clips from gs://, s3:// and https:// on this disk, for later runs",
+    )
+    parser.add_argument(
+        "--clip-cache-gb",
+        type=float,
+        default=DataConfig.clip_cache_gb,
+        metavar="GB",
+        help=f"most that is kept there (default {DataConfig.clip_cache_gb:g})",
+    )
+
+
+def clip_cache_of(options: argparse.Namespace) -> DiskCache | None:
+    """Opens the cache of clips that the options ask for; None if they ask for none.
+
+    Raises:
+        ConfigError: its folder or size cannot be used.
+    """
+    from stepaudio_jax.data.clips import open_clip_cache
+
+    return open_clip_cache(
+        DataConfig(clip_cache_dir=options.clip_cache_dir, clip_cache_gb=options.clip_cache_gb)
     )

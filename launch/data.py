@@ -151,7 +151,13 @@ def _inspect(options: argparse.Namespace) -> int:
         inspection = inspect_source(source, allow_urls=options.allow_urls, **settings)
         for line in describe(source, inspection, **settings):
             print(truncate_words(line))
-        return EXIT_USER_ERROR if inspection.refused else 0
+        if not inspection.refused:
+            return 0
+        place, reason = inspection.refused[0]
+        rows = inspection.content.records + len(inspection.refused)
+        problem = f"{len(inspection.refused)} of {rows} rows cannot be read; the first: "
+        print(f"error: {truncate_words(f'{problem}{place}: {reason}')}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _check(arguments: list[str]) -> int:

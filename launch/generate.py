@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import add_file_arguments, add_model_arguments
+from launch.arguments import add_file_arguments, add_model_arguments, clip_cache_of
 from launch.errors import describe_partial_output, exit_on_error
 from stepaudio_jax.config import RepetitionDetectionConfig
 from stepaudio_jax.errors import EXIT_USER_ERROR
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sampling = sampling_of(options)
         open_source(options.input)  # whether it can be read is known before the model is loaded
+        clip_cache = clip_cache_of(options)
         settings: Any = {
             "int8_weights": options.int8_weights,
             "history_reasoning": options.history_reasoning,
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mesh=mesh,
             for_generation=True,
             allow_urls=options.allow_urls,
+            clip_cache=clip_cache,
             **settings,
         )
         summary = answer_file(

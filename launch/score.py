@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from launch.arguments import add_file_arguments, add_model_arguments
+from launch.arguments import add_file_arguments, add_model_arguments, clip_cache_of
 from launch.errors import describe_partial_output, exit_on_error
 from stepaudio_jax.storage import check_output_file, has_job_mark
 
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         # Whether the input can be read is known before the model is loaded.
         count = len(open_source(options.input))
+        clip_cache = clip_cache_of(options)
         settings: Any = {"history_reasoning": options.history_reasoning, "channel": options.channel}
         if is_scoring_finished(
             options.model, options.input, options.output, options.dtype, **settings
@@ -48,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         mesh = folder_decode_mesh(options.model, options.tensor)
         model = load_model(
-            options.model, options.dtype, mesh=mesh, allow_urls=options.allow_urls, **settings
+            options.model,
+            options.dtype,
+            mesh=mesh,
+            allow_urls=options.allow_urls,
+            clip_cache=clip_cache,
+            **settings,
         )
         count = score_file(model, options.input, options.output)
         print(f"{count} dialogues scored in {options.output}")

@@ -10,6 +10,7 @@ EXIT_USER_ERROR = 2
 EXIT_RUN_ERROR = 3
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: start the same command again
 EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+EXIT_BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
 
 DataErrorKind = Literal["bad_record", "bad_audio", "too_long", "reward"]
 
@@ -80,6 +81,13 @@ class StorageError(StepAudioError, OSError):
     def __init__(self, message: str):
         super().__init__(message)
         self.strerror = message
+
+
+class WorkerError(StepAudioError, ChildProcessError):
+    """A process that prepares data has ended before its work was done, as for want of memory.
+
+    It is an OSError too: what the run has learnt can be saved, and it can go on from there.
+    """
 
 
 class OutputError(StepAudioError):

@@ -58,6 +58,8 @@ def test_other_errors_keep_their_traceback():
         errors.AudioError("a.wav", "is empty"),
         errors.DataError("a:1: bad", kind="bad_audio"),
         errors.InterruptedRunError("stopped", by_keyboard=True),
+        errors.StorageError("gs://b: refused"),
+        errors.WorkerError("a process ended"),
     ],
 )
 def test_errors_survive_pickling(error):

@@ -10,7 +10,8 @@
 # LIBTPU_INIT_ARGS  compiler flags, the same as for the plan; docs/tpu.md has those that overlap collectives
 set -euo pipefail
 : "${CLUSTER:?}" "${TYPE:?}" "${IMAGE:?}" "${NAME:?}"
-case " $* " in
+FLAGS=" $* "
+case "${FLAGS//--config.run_dir /--config.run_dir=}" in
   *" --config.run_dir=gs://"*) ;;
   *" --config.run_dir=/"*) [ "${VOLUME:-}" = 1 ] || {
     echo "error: that run_dir would go with its pod: give --config.run_dir=gs://.., or VOLUME=1 if it is on a volume" >&2; exit 2; } ;;

@@ -16,7 +16,8 @@ SLICES=${SLICES:-1}
 RETRIES=${RETRIES:-5}
 HERE=$(cd "$(dirname "$0")/../.." && pwd)
 RUN="$HERE/launch/tpu/on_every_host.sh"
-case " $* " in
+FLAGS=" $* "
+case "${FLAGS//--config.run_dir /--config.run_dir=}" in
   *" --config.run_dir=gs://"* | *" --config.run_dir=/"*) ;;
   *) echo "error: give --config.run_dir=gs://.., or a path on a file system that every machine sees" >&2; exit 2 ;;
 esac

@@ -112,7 +112,7 @@ def open_input(source: PathLike | bytes, *, in_memory: bool = True) -> Iterator[
         return
     path = os.fspath(source)
     name = format_path(path)
-    with _open(path) as file:
+    with _open(source, path) as file:
         try:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
@@ -134,11 +134,11 @@ def _not_empty(file: InputFile) -> InputFile:
     return file
 
 
-def _open(path: str) -> BinaryIO:
+def _open(source: PathLike, path: str) -> BinaryIO:
     """Opens a regular file, or raises an AudioError that says why it cannot be opened."""
     try:
         if "://" in path:  # of a bucket, which holds no folders and no other kinds of files
-            return open_read(path)
+            return open_read(source)
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             return open_read(path)

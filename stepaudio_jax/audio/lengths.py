@@ -15,6 +15,7 @@ frames)` of them stand for its audio tokens.
 The functions of frames take and return Python ints, NumPy arrays and (traced) JAX arrays alike.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
 
@@ -70,6 +71,28 @@ def audio_token_count(samples: int, length_convention: LengthConvention = "hf") 
     errors are those of `clip_chunks`.
     """
     return sum(chunk.tokens for chunk in clip_chunks(samples, length_convention))
+
+
+def max_clip_samples(
+    tokens: int, chunks: int, mel_frames: int, length_convention: LengthConvention = "hf"
+) -> int:
+    """Returns the longest clip, in samples, that a row has room for; 0 if it has none.
+
+    Args:
+        tokens: that the clip may take, with `<audio_start>` and `<audio_end>` of each chunk.
+        chunks: that it may have.
+        mel_frames: that each of them may have.
+        length_convention: as of `clip_chunks`.
+    """
+    longest_chunk = max_chunk_samples(mel_frames)
+    # Only the last chunk of a clip is shorter than 25 s.
+    is_full = longest_chunk >= CHUNK_SAMPLES
+    longest = chunks * CHUNK_SAMPLES if is_full else min(chunks, 1) * longest_chunk
+
+    def count_tokens(samples: int) -> int:
+        return sum(size.tokens + 2 for size in clip_chunks(samples, length_convention))
+
+    return max(bisect.bisect_right(range(longest + 1), tokens, key=count_tokens) - 1, 0)
 
 
 def split_chunks(waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -134,6 +157,18 @@ def chunk_token_count(mel_frames: Count, length_convention: LengthConvention = "
         raise ValueError(f"length_convention={length_convention!r} is not one of 'hf', 'vllm'")
     # Floor division makes 0 of 0 and of 1 frame under "hf" too: (-2 + 1) // 2 // 2 = -1.
     return audio_embeddings_per_chunk(mel_frames - 2 if length_convention == "hf" else mel_frames)
+
+
+def min_token_samples(tokens: int, length_convention: LengthConvention = "hf") -> int:
+    """Returns the fewest samples of one chunk that has at least `tokens` audio tokens.
+
+    The inverse of `chunk_token_count` behind `mel_frame_count`: n tokens need 8 n - 5 mel frames,
+    and under "hf" two more.
+    """
+    if tokens <= 0:
+        return 0
+    mel_frames = 8 * tokens - 5 + (2 if length_convention == "hf" else 0)
+    return max(HOP_SAMPLES * mel_frames - PAD_SAMPLES, 1)
 
 
 def max_mel_frames(encoder_positions: int) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio.input_file import COPY_AGAIN_HINT, InputFile
 from stepaudio_jax.audio.media_truncation import find_media_truncation, is_fragmented
 from stepaudio_jax.audio.mp3 import skip_id3
-from stepaudio_jax.audio.sndfile import OPUS_PREROLL_S
+from stepaudio_jax.audio.sndfile import OPUS_PREROLL_S, can_open_sound
 from stepaudio_jax.audio.waveform import check_rate
 from stepaudio_jax.storage import DECODE_MEDIA, recognize
 
@@ -50,8 +50,11 @@ def find_demuxer(file: InputFile) -> str | None:
     for signature, demuxer in signatures.items():
         if head.startswith(signature):
             return demuxer
-    if head[:4] == b"caff" and file.content[28:32] not in _SNDFILE_CAF_CODECS:
-        return "caf"
+    if head[:4] == b"caff":
+        codec = file.content[28:32]
+        # libsndfile does not understand the cookie that some programs write of ALAC.
+        is_readable = codec in _SNDFILE_CAF_CODECS and (codec != b"alac" or can_open_sound(file))
+        return None if is_readable else "caf"
     if head[:2] == b"\x0b\x77":
         return "eac3" if head[5:6] > b"\x57" else "ac3"
     frame = head

@@ -12,6 +12,7 @@ from stepaudio_jax.audio import mp3, truncation
 from stepaudio_jax.audio.decoder_messages import suppress_decoder_messages
 from stepaudio_jax.audio.input_file import COPY_AGAIN_HINT, FileBytes, InputFile
 from stepaudio_jax.audio.waveform import check_rate
+from stepaudio_jax.errors import AudioError
 from stepaudio_jax.storage import CONVERT_SOUND, recognize
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG", "AIFF", "CAF", "AU")
@@ -22,6 +23,10 @@ _MP3_HEAD_BYTES = 1 << 14
 # An Opus decoder that begins anywhere agrees in every bit with one that began at the start only
 # after a while: 10 s were too few for 4 of 100 parts of speech and music, 20 s for none.
 OPUS_PREROLL_S = 20
+# libsndfile is wrong about where it is after it has sought into the last page of an Ogg Vorbis
+# file, of whose last packet only a part counts. A page has at most 255 packets: of 2048 samples at
+# 44.1 kHz, 12 s.
+_VORBIS_LAST_PAGE_S = 20
 # libmpg123 adds in another order where it begins at another frame, so that last bits differ: it
 # begins at the start unless that takes long. A second fills its bit reservoir.
 _MP3_SEEK_BEHIND_S = 30
@@ -38,7 +43,8 @@ class SndfileDecoder:
 
     Attributes:
         rate: Hz.
-        frames: the samples of each channel, as the header says.
+        frames: the samples of each channel, as the header says; None if it says only about how
+            many they are (MP3 in a WAV file), until the end has been decoded.
 
     Raises:
         AudioError: it is no such file, or cut short.
@@ -58,7 +64,7 @@ class SndfileDecoder:
         with suppress_decoder_messages():
             self._sound = open_sound(file, stream)
         self.rate: int = self._sound.samplerate
-        self.frames: int | None = self._sound.frames
+        self.frames: int | None = None if _is_mp3_in_wav(self._sound) else self._sound.frames
 
     def find_truncation(self) -> str | None:
         """Returns why the file would be decoded only in part, or None; reads all of it."""
@@ -79,11 +85,10 @@ class SndfileDecoder:
         """
         sound = self._sound
         declared = sound.frames - first_frame
-        drop = 0
+        drop = self._preroll(first_frame)
         try:
             with suppress_decoder_messages():
-                if first_frame:
-                    drop = self._preroll(first_frame)
+                if first_frame > drop:
                     sound.seek(first_frame - drop)
             while True:
                 # In blocks, since a damaged header can promise any number of samples.
@@ -99,7 +104,9 @@ class SndfileDecoder:
             raise self._file.error(
                 f"is cut short or damaged ({_one_line(error)}); {COPY_AGAIN_HINT}"
             ) from None
-        if declared > 0 and (sound.format == "FLAC" or not self._is_scanned):
+        if self.frames is None:
+            self.frames = sound.frames - declared
+        elif declared > 0 and (sound.format == "FLAC" or not self._is_scanned):
             reason = self.find_truncation() or (
                 f"is cut short: its header says {sound.frames} samples and"
                 f" {sound.frames - declared} are there"
@@ -111,8 +118,13 @@ class SndfileDecoder:
 
     def _preroll(self, first_frame: int) -> int:
         """Returns how many samples before a part the decoder must begin to agree with the whole."""
+        if not soundfile.SoundFile.seekable(self._sound):  # as GSM in a WAV file
+            return first_frame
         if self._sound.subtype == "OPUS":
             return min(first_frame, OPUS_PREROLL_S * self.rate)
+        if self._sound.subtype == "VORBIS":
+            before_last_page = self._sound.frames - _VORBIS_LAST_PAGE_S * self.rate
+            return max(first_frame - max(before_last_page, 0), 0)
         if self._sound.format == "MP3":
             is_far = first_frame > _MP3_SEEK_BEHIND_S * self.rate
             return _MP3_PREROLL_S * self.rate if is_far else first_frame
@@ -168,7 +180,17 @@ def probe_sound(file: InputFile) -> tuple[int, int] | None:
     with suppress_decoder_messages(), open_sound(file, file.stream()) as sound:
         check_rate(file.name, sound.samplerate)
         # A FLAC header may leave its length open.
-        return (sound.frames, sound.samplerate) if sound.frames else None
+        is_exact = sound.frames > 0 and not _is_mp3_in_wav(sound)
+        return (sound.frames, sound.samplerate) if is_exact else None
+
+
+def can_open_sound(file: InputFile) -> bool:
+    """Returns whether libsndfile can decode a file."""
+    try:
+        open_sound(file, file.stream()).close()
+    except AudioError:
+        return False
+    return True
 
 
 def open_sound(file: InputFile, stream: BinaryIO) -> SequentialSoundFile:
@@ -233,6 +255,10 @@ class _PatchedFile(io.RawIOBase):
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
+
+
+def _is_mp3_in_wav(sound: soundfile.SoundFile) -> bool:
+    return bool(sound.format.startswith("WAV") and sound.subtype.startswith("MPEG"))
 
 
 def _one_line(error: Exception) -> str:

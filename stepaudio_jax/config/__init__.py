@@ -2,7 +2,13 @@
 
 from stepaudio_jax.config.build import build, to_dict
 from stepaudio_jax.config.checks import check_seed
-from stepaudio_jax.config.data import AudioChannel, AugmentationConfig, DataConfig, SourceConfig
+from stepaudio_jax.config.data import (
+    AudioChannel,
+    AugmentationConfig,
+    DataConfig,
+    OnTooLong,
+    SourceConfig,
+)
 from stepaudio_jax.config.flags import load_config, override, split_flags
 from stepaudio_jax.config.model import (
     AdaptorConfig,
@@ -64,6 +70,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "NextToken",
+    "OnTooLong",
     "OptimizerConfig",
     "Part",
     "PolicyGradient",

@@ -16,6 +16,7 @@ from stepaudio_jax.errors import ConfigError
 
 AudioChannel = Literal["first", "mix"]
 OnBadRecord = Literal["error", "skip"]
+OnTooLong = Literal["error", "skip", "split"]
 
 # Beyond them speech is no longer understood.
 SPEED_LIMITS = (0.5, 2.0)
@@ -56,7 +57,8 @@ class AugmentationConfig:
     # Of a dialogue: all its clips are silent, so that the model learns to say what it cannot hear.
     silence_probability: float = 0.0
     speed_probability: float = 0.0  # of a clip: it is faster or slower, at the same pitch
-    speed_range: tuple[float, float] = (0.9, 1.1)  # of its speed; 1.1 is a tenth faster
+    # Of its speed; 1.1 is a tenth faster. A clip stays long enough for CTC to align its transcript.
+    speed_range: tuple[float, float] = (0.9, 1.1)
     pitch_probability: float = 0.0  # of a clip: it is higher or lower, of the same length
     pitch_semitones: tuple[float, float] = (-2.0, 2.0)  # range of the change of its pitch
     max_shift_s: float = 0.0  # longest silence put in front of a clip, in seconds
@@ -102,22 +104,40 @@ class DataConfig:
     # Of a clip with several channels: "first", as the released front end takes it, or their mean.
     channel: AudioChannel = "first"
     allow_urls: bool = False  # clips may be https:// URLs, which are read whenever they are needed
+    # A folder on each host's disk for clips that were read from gs://, s3:// and https://, so that
+    # later epochs and runs need not fetch them. None: nothing is kept.
+    clip_cache_dir: str | None = None
+    clip_cache_gb: float = 50.0  # most that is kept there by all processes of a host, in 10^9 bytes
     augmentation: AugmentationConfig = AugmentationConfig()  # of the sound, in training only
     loss_on_reasoning: bool = True  # the loss counts reasoning tokens as well as replies
     # Later turns see the reasoning of earlier ones (see text.training_views).
     history_reasoning: bool = False
     check: Literal["all"] | int = "all"  # records of each source checked before a run begins
     on_bad_audio: OnBadRecord = "error"  # a clip cannot be decoded; "skip" drops and counts it
-    on_too_long: OnBadRecord = "error"  # a dialogue does not fit an empty sequence
+    # A dialogue does not fit an empty sequence; "split" makes several of it where its turns or
+    # segments carry times, for objective=next_token.
+    on_too_long: OnTooLong = "error"
     on_bad_record: OnBadRecord = "error"  # a record cannot be read or rendered
     # Sequences kept open for each one of the batch: more pack a little tighter and cost memory.
     packing_bins_per_seq: int = 4
-    threads: int = 2  # threads that read and prepare records
+    threads: int = 2  # threads that read and prepare records; of each worker, if there are some
+    # Processes that read and prepare records, where the threads of one process do not keep up with
+    # the step. They start with the stage (each evaluation starts its own), and each of them keeps
+    # the index of the sources in memory. 0: the training process does it itself.
+    workers: int = 0
     prefetch_batches: int = 2  # batches prepared ahead of the step
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size", "seq_len", "mel_frames_per_chunk")
         check_positive(self, "packing_bins_per_seq", "threads", "prefetch_batches")
-        check_not_negative(self, "audio_chunks_per_seq")
+        check_not_empty(self, "clip_cache_dir")
+        expand_paths(self, "clip_cache_dir")
+        check_floats(self)
+        check_positive(self, "clip_cache_gb")
+        if "://" in (self.clip_cache_dir or ""):
+            raise ConfigError(
+                f"clip_cache_dir={self.clip_cache_dir!r} must be a folder on the host's own disk"
+            )
+        check_not_negative(self, "audio_chunks_per_seq", "workers")
         if self.check != "all" and self.check < 0:
             raise ConfigError(f"check={self.check} must be 'all' or a number of records")

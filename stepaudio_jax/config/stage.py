@@ -209,6 +209,17 @@ class StageConfig:
                 "evaluation.data and gradient_accumulation_steps are for objective=next_token; "
                 "leave them out with policy_gradient"
             )
+        if self.data.on_too_long == "split":
+            raise ConfigError(
+                "data.on_too_long='split' cuts replies with their recordings, which is for "
+                "objective=next_token; say 'error' or 'skip' with policy_gradient, and give a row "
+                "for each part of a recording"
+            )
+        if self.data.workers:
+            raise ConfigError(
+                f"data.workers={self.data.workers} is for objective=next_token; prompts are read by"
+                " data.threads, since reading them takes little of a step of policy_gradient"
+            )
         augmentation = dataclasses.replace(self.data.augmentation, silence_probability=0.0)
         if augmentation != AugmentationConfig():
             raise ConfigError(

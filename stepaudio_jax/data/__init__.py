@@ -36,6 +36,7 @@ from stepaudio_jax.data.source import (
     read_records,
     source_names,
 )
+from stepaudio_jax.data.split_source import open_stage_sources
 
 __all__ = [
     "Array",
@@ -61,6 +62,7 @@ __all__ = [
     "num_records_to_check",
     "open_source",
     "open_sources",
+    "open_stage_sources",
     "raise_for_bad_records",
     "read_records",
     "record_error_context",

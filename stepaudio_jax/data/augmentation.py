@@ -24,15 +24,16 @@ def augment_waveform(
     *,
     max_shift_samples: int,
     rate: int,
+    min_samples: int = 0,
 ) -> Array:
     """Applies a random speed, pitch, gain, shift and background noise to a clip.
 
     The speed is a factor, uniform in `speed_range`, and keeps the pitch; a slower clip is at most
-    `max_shift_samples` longer. The pitch changes by a number of semitones, uniform in
-    `pitch_semitones`, and keeps the length. Both are librosa's phase vocoder. The gain is uniform
-    in dB. The shift is silence in front, uniform from 0 to `max_shift_s`, and at most what the
-    speed has left of `max_shift_samples`. White noise is added at a signal-to-noise ratio, uniform
-    in dB, relative to the clip's mean power after the gain.
+    `max_shift_samples` longer, and a faster one has `min_samples` left. The pitch changes by a
+    number of semitones, uniform in `pitch_semitones`, and keeps the length. Both are librosa's
+    phase vocoder. The gain is uniform in dB. The shift is silence in front, uniform from 0 to
+    `max_shift_s`, and at most what the speed has left of `max_shift_samples`. White noise is added
+    at a signal-to-noise ratio, uniform in dB, relative to the clip's mean power after the gain.
 
     Args:
         waveform: [samples] f32.
@@ -40,12 +41,13 @@ def augment_waveform(
         rng: the source of all draws.
         max_shift_samples: by how much the clip may become longer: for so much the caller has room.
         rate: samples a second.
+        min_samples: how many the clip keeps of those that it has, however fast it becomes.
 
     Returns:
         [samples / speed + shift] f32.
     """
     max_samples = waveform.size + max_shift_samples
-    waveform = _change_speed(waveform, config, rng, max_samples)
+    waveform = _change_speed(waveform, config, rng, max(min_samples, _MIN_SAMPLES), max_samples)
     waveform = _change_pitch(waveform, config, rng, rate)
     low, high = config.gain_db
     if low or high:
@@ -98,14 +100,21 @@ def without_lengthening(config: AugmentationConfig) -> AugmentationConfig:
 
 
 def _change_speed(
-    waveform: Array, config: AugmentationConfig, rng: np.random.Generator, max_samples: int
+    waveform: Array,
+    config: AugmentationConfig,
+    rng: np.random.Generator,
+    min_samples: int,
+    max_samples: int,
 ) -> Array:
-    """Returns a clip with a random speed, at most `max_samples` long."""
+    """Returns a clip with a random speed, at most `max_samples` long.
+
+    Where it becomes shorter, it keeps `min_samples`.
+    """
     if not (config.speed_probability > 0 and rng.random() < config.speed_probability):
         return waveform
     speed = rng.uniform(*config.speed_range)
     samples = min(round(waveform.size / speed), max_samples)
-    samples = max(samples, min(waveform.size, _MIN_SAMPLES))
+    samples = max(samples, min(waveform.size, min_samples))
     if samples == waveform.size:
         return waveform
     from librosa.effects import time_stretch  # slow to import, and few runs need it

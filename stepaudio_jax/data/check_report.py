@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from stepaudio_jax.data.checking import BadRecord, CheckedData, count_reasons
+from stepaudio_jax.data.split_source import SplitSource
 
 _SHOWN_RECORDS = 5
 
@@ -16,6 +17,8 @@ def describe_check(checked: CheckedData) -> Iterator[str]:
         share = f", {100 * config.weight / weights:.0f} % of the mixture"
         yield f"  {source.path} (source {source.name}{share if len(checked.sources) > 1 else ''})"
         yield f"    {content}"
+        if isinstance(source, SplitSource) and source.num_split:
+            yield f"    {source.describe_parts()}, which count as records (on_too_long='split')"
         bad = [record for record in checked.result.bad if record.source == number]
         skipped = [record for record in bad if record.skipped is not None]
         if skipped:

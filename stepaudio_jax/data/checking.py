@@ -16,7 +16,7 @@ import tqdm
 
 from stepaudio_jax.config import DataConfig, ModelConfig, to_dict
 from stepaudio_jax.data.record import Content, Record, skip_reason
-from stepaudio_jax.data.source import Source
+from stepaudio_jax.data.split_source import AnySource, SplitSource
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.parallel import all_gather_json, broadcast_json
 from stepaudio_jax.storage import (
@@ -38,13 +38,16 @@ _BLOCK_RECORDS = 128  # what a thread checks at a time
 _DECODED_RECORDS = 64  # of each source, whose clips are decoded, at some milliseconds each
 _MAX_ERRORS = 20  # after which a check ends
 _PROGRESS_BAR_DELAY_S = 2.0
-_CHECK_VERSION = 2  # raise it when more is checked, so that runs check their data again
+_CHECK_VERSION = 3  # raise it when more is checked, so that runs check their data again
 # These settings do not decide which records can be used.
 _IRRELEVANT_SETTINGS = (
     "batch_size",
     "packing_bins_per_seq",
     "threads",
+    "workers",
     "prefetch_batches",
+    "clip_cache_dir",
+    "clip_cache_gb",
     "augmentation",
     "sources",
 )
@@ -104,7 +107,7 @@ class CheckedData:
     """
 
     title: str
-    sources: tuple[Source, ...]
+    sources: tuple[AnySource, ...]
     config: DataConfig
     result: CheckResult
 
@@ -139,7 +142,7 @@ class DataChecker:
     def __call__(
         self,
         title: str,
-        sources: Sequence[Source],
+        sources: Sequence[AnySource],
         config: DataConfig,
         check: RecordChecker,
         settings: Mapping[str, Any],
@@ -178,6 +181,9 @@ class DataChecker:
         bad = result.bad
         self.checked.append(CheckedData(title, tuple(sources), config, result))
         raise_for_bad_records(bad, sources, config)
+        for source in sources:
+            if isinstance(source, SplitSource) and source.num_split and jax.process_index() == 0:
+                logger.info("%s: %s: %s", title, source.path, source.describe_parts())
         contents = {
             f"{source.name} ({source.path})": dataclasses.asdict(content)
             for source, content in zip(sources, result.contents, strict=True)
@@ -222,7 +228,7 @@ class DataChecker:
 
 
 def check_records(
-    sources: Sequence[Source],
+    sources: Sequence[AnySource],
     config: DataConfig,
     check: RecordChecker,
     *,
@@ -287,13 +293,13 @@ def check_records(
     return CheckResult(bad, contents)
 
 
-def num_records_to_check(source: Source, config: DataConfig) -> int:
+def num_records_to_check(source: AnySource, config: DataConfig) -> int:
     """Returns how many records of a source are checked."""
     return len(source) if config.check == "all" else min(config.check, len(source))
 
 
 def raise_for_bad_records(
-    bad: Sequence[BadRecord], sources: Sequence[Source], config: DataConfig
+    bad: Sequence[BadRecord], sources: Sequence[AnySource], config: DataConfig
 ) -> None:
     """Raises the first of the errors that end a run, if there are any, and says how many.
 
@@ -314,7 +320,7 @@ def raise_for_bad_records(
 
 
 def data_fingerprint(
-    sources: Sequence[Source], config: DataConfig, settings: Mapping[str, Any]
+    sources: Sequence[AnySource], config: DataConfig, settings: Mapping[str, Any]
 ) -> str:
     """Returns a hash of all that decides the result of a check, except the clips themselves.
 
@@ -335,7 +341,7 @@ def data_fingerprint(
     return digest.hexdigest()
 
 
-def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[Source]) -> str:
+def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[AnySource]) -> str:
     first, *others = fatal
     if not others:
         return first.message
@@ -347,7 +353,7 @@ def _format_errors(fatal: Sequence[BadRecord], sources: Sequence[Source]) -> str
 
 
 def _check_on_all_processes(
-    title: str, sources: Sequence[Source], config: DataConfig, check: RecordChecker
+    title: str, sources: Sequence[AnySource], config: DataConfig, check: RecordChecker
 ) -> CheckResult:
     """Checks this process's shard, and returns what all have found."""
     shard = jax.process_index(), jax.process_count()

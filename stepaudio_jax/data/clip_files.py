@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +18,14 @@ from stepaudio_jax.data.clips import decode_clip
 from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
 from stepaudio_jax.errors import AudioError
-from stepaudio_jax.storage import Path, atomic_binary_writer, format_path, open_read, read_range
+from stepaudio_jax.storage import (
+    Path,
+    PathLike,
+    atomic_binary_writer,
+    format_path,
+    open_read,
+    read_range,
+)
 from stepaudio_jax.text import AudioPart
 
 _BLOCK_BYTES = 1 << 20
@@ -58,7 +66,7 @@ class ClipFolder:
         self._folder = folder
         self._add_file = functools.lru_cache(_CACHED_FILES)(self._copy)
 
-    def add(self, clip: str | bytes, name: str) -> str:
+    def add(self, clip: PathLike | bytes, name: str) -> str:
         """Stores a clip.
 
         Args:
@@ -68,8 +76,8 @@ class ClipFolder:
         Returns:
             The file's path relative to the folder.
         """
-        if isinstance(clip, str):
-            return self._add_file(clip)
+        if not isinstance(clip, bytes):
+            return self._add_file(os.fspath(clip))
         path = _path(hashlib.sha256(clip), _ending(name, clip[:_START_BYTES]))
         self._write(path, [clip])
         return path
@@ -91,11 +99,11 @@ class ClipFolder:
 
 
 def whole_clip(
-    clip: str | bytes | Samples,
+    clip: PathLike | bytes | Samples,
     part: AudioPart,
     waveform: NDArray[np.float32],
     channel: AudioChannel,
-) -> str | bytes:
+) -> PathLike | bytes:
     """Returns a clip as a file or the content of one: samples as FLAC or WAV, all channels.
 
     Args:

@@ -11,12 +11,14 @@ from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import AudioChannel, SourceConfig
 from stepaudio_jax.data.clip_files import ClipFolder, cut_clip, whole_clip
 from stepaudio_jax.data.clips import decode_clip, open_clip
+from stepaudio_jax.data.containers.base import Samples
 from stepaudio_jax.data.record import Record, record_error_context
 from stepaudio_jax.data.source import Source
 from stepaudio_jax.data.sources.serialization import check_reads_back, part_times, serialize_record
 from stepaudio_jax.errors import AudioError, DataError
 from stepaudio_jax.storage import (
     Path,
+    PathLike,
     atomic_text_writer,
     copy_file,
     file_size,
@@ -180,13 +182,13 @@ class ShardWriter:
         waveform = decode_clip(clip, part, channel=output.channel)
         times = part_times(part)
         inside = output.container == "array_record"
-        if times and (inside or not isinstance(clip, str | bytes)):
-            stored: str | bytes = cut_clip(part, waveform, output.channel)
+        if times and (inside or isinstance(clip, Samples)):
+            stored: PathLike | bytes = cut_clip(part, waveform, output.channel)
             times = {}
         else:
             stored = whole_clip(clip, part, waveform, output.channel)
         if inside:
-            content = read_bytes(stored) if isinstance(stored, str) else stored
+            content = stored if isinstance(stored, bytes) else read_bytes(stored)
             return {"audio": content}, len(waveform)
         return {"audio": self._clips.add(stored, part.path), **times}, len(waveform)
 
@@ -224,6 +226,6 @@ def _clip_bytes(part: AudioPart, allow_urls: bool) -> int:
     if part.end_s is not None:
         return round((part.end_s - part.start_s) * SAMPLE_RATE) * _BYTES_PER_SAMPLE
     clip = open_clip(part.path, allow_urls=allow_urls)
-    if isinstance(clip, str):
-        return file_size(clip)
-    return len(clip) if isinstance(clip, bytes) else clip.values.size * _BYTES_PER_SAMPLE
+    if isinstance(clip, Samples):
+        return clip.values.size * _BYTES_PER_SAMPLE
+    return len(clip) if isinstance(clip, bytes) else file_size(clip)

@@ -2,7 +2,9 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -10,10 +12,13 @@ from typing import NamedTuple
 import tqdm
 
 from stepaudio_jax.audio import CHUNK_SAMPLES, clip_chunks
-from stepaudio_jax.data.clips import is_missing_file, probe_clip
+from stepaudio_jax.config import DataConfig
+from stepaudio_jax.data.clips import is_missing_file, measure_clip, probe_clip
 from stepaudio_jax.data.record import Content, Record, count_content, record_error_context
 from stepaudio_jax.data.source import Source
-from stepaudio_jax.errors import DataError
+from stepaudio_jax.data.splitting import Splitter
+from stepaudio_jax.data.views import RowLimits, ViewRenderer
+from stepaudio_jax.errors import AudioError, DataError, TextError
 from stepaudio_jax.text import (
     AudioPart,
     Segment,
@@ -44,6 +49,9 @@ class Inspection:
     Attributes:
         content: of the rows that can be read.
         forms: rows by the name of their form.
+        kinds: rows by what they are for (`dialogue_kind`).
+        attributes: the names of the clips' attributes, with how many clips have them.
+        unread: keys of rows that nothing reads, with how many rows have them.
         clip_samples: (shortest, longest) clip, in samples at 16 kHz, as far as headers say it.
         long_clips: how many are longer than one chunk of 25 s.
         scripts: for each field of text, its letters by script.
@@ -51,12 +59,17 @@ class Inspection:
         missing: sound files that are named and do not exist.
         refused: rows that cannot be read, in order.
         longest: tokens of the longest dialogue, as far as the lengths of its clips are known.
+        timed_clips, segments: clips with segments, and how many these have.
         too_long: dialogues of more tokens than `seq_len`.
+        split, parts: of these, how many can be split at times, and into how many parts.
         example: the index of the first row that can be read; None if there is none.
     """
 
     content: Content = Content()
     forms: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    kinds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    attributes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    unread: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     clip_samples: tuple[int, int] | None = None
     long_clips: int = 0
     scripts: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
@@ -64,13 +77,20 @@ class Inspection:
     missing: list[str] = dataclasses.field(default_factory=list)
     refused: list[Refusal] = dataclasses.field(default_factory=list)
     longest: int = 0
+    timed_clips: int = 0
+    segments: int = 0
     too_long: int = 0
+    split: int = 0
+    parts: int = 0
     example: int | None = None
 
     def add(self, other: "Inspection") -> None:
         """Adds what later rows hold."""
         self.content += other.content
         self.forms += other.forms
+        self.kinds += other.kinds
+        self.attributes += other.attributes
+        self.unread += other.unread
         for samples in other.clip_samples or ():
             self._add_length(samples)
         self.long_clips += other.long_clips
@@ -80,7 +100,11 @@ class Inspection:
         self.missing += other.missing
         self.refused += other.refused
         self.longest = max(self.longest, other.longest)
+        self.timed_clips += other.timed_clips
+        self.segments += other.segments
         self.too_long += other.too_long
+        self.split += other.split
+        self.parts += other.parts
         self.example = other.example if self.example is None else self.example
 
     def add_record(self, record: Record, samples: Mapping[str, int | None], tokens: int) -> None:
@@ -92,6 +116,7 @@ class Inspection:
             tokens: of its dialogue.
         """
         self.content += count_content(record, list(samples.values()))
+        self.kinds[dialogue_kind(record)] += 1
         for count in samples.values():
             if count is not None:
                 self._add_length(count)
@@ -99,8 +124,11 @@ class Inspection:
         for field, text in _texts(record):
             self.scripts.setdefault(field, collections.Counter()).update(_scripts(text))
         for part in (part for message in record.messages for part in message.audio):
+            self.attributes.update(part.attributes.keys())
             if "language" in part.attributes:
                 self.languages[part.attributes["language"]] += 1
+            self.timed_clips += bool(part.segments)
+            self.segments += len(part.segments)
         self.longest = max(self.longest, tokens)
 
     def _add_length(self, samples: int) -> None:
@@ -123,7 +151,8 @@ def inspect_source(
         source: any.
         limit: how many rows are read, from the first; None for all.
         tokenizer: by which dialogues are measured; None for one that has a token for each byte.
-        seq_len: dialogues of more tokens are counted; None counts none.
+        seq_len: dialogues of more tokens are counted, and the parts that data.on_too_long="split"
+            makes of them; None counts none.
         allow_urls: whether clips may be URLs, which are not read.
         show_progress: whether a bar is shown where it takes long.
     """
@@ -131,22 +160,31 @@ def inspect_source(
     rows = len(source) if limit is None else min(limit, len(source))
     blocks = [range(start, min(start + _BLOCK_ROWS, rows)) for start in range(0, rows, _BLOCK_ROWS)]
 
+    splitter = None if seq_len is None else _splitter(seq_len, tokenizer, allow_urls)
+
     def inspect_block(block: range) -> Inspection:
         inspection = Inspection()
         for index in block:
             try:
-                inspection.forms[source.form(index)] += 1
-                record = source[index]
+                record, form, unread = source.examine(index)
                 samples = _probe(record, inspection, allow_urls)
                 with record_error_context(record):
                     tokens = _count_tokens(record, samples, tokenizer)
             except DataError as error:
+                with contextlib.suppress(DataError):
+                    inspection.forms[source.form(index)] += 1
                 origin = source.origin(index)
                 reason = str(error).removeprefix(f"{origin}: ")
                 inspection.refused.append(Refusal(origin, reason))
                 continue
+            inspection.forms[form] += 1
+            inspection.unread.update(unread)
             inspection.add_record(record, samples, tokens)
-            inspection.too_long += seq_len is not None and tokens > seq_len
+            if splitter is not None and seq_len is not None and tokens > seq_len:
+                parts = _count_parts(record, splitter)
+                inspection.too_long += 1
+                inspection.split += bool(parts)
+                inspection.parts += parts
             if inspection.example is None:
                 inspection.example = index
         return inspection
@@ -168,6 +206,20 @@ def inspect_source(
         finally:
             pool.shutdown(cancel_futures=True)
     return total
+
+
+def dialogue_kind(record: Record) -> str:
+    """Returns what a dialogue is for, in the plural: that is, which objectives can use it."""
+    if record.rejected_reply is not None:
+        return "preferences"
+    if record.messages[-1].role == "assistant":
+        in_loss = any(
+            message.role == "assistant" and message.in_loss for message in record.messages
+        )
+        return "with replies" if in_loss else "with bad replies only"
+    if record.answer is not None or record.reference_reply is not None or record.rubric:
+        return "prompts with what a reply is compared with"
+    return "prompts"
 
 
 def render_dialogue(record: Record, tokenizer: Tokenizer) -> list[list[Segment]]:
@@ -206,6 +258,27 @@ def _count_tokens(record: Record, samples: Mapping[str, int | None], tokenizer: 
         tokenize_dialogue(view, chunk_tokens, tokenizer).tokens.size
         for view in render_dialogue(record, tokenizer)
     )
+
+
+def _splitter(seq_len: int, tokenizer: Tokenizer, allow_urls: bool) -> Splitter:
+    """Returns what splits dialogues for rows of `seq_len` tokens, with room for their sound."""
+    limits = RowLimits(
+        tokens=seq_len,
+        tokens_name="--seq-len",
+        chunks=seq_len // clip_chunks(CHUNK_SAMPLES)[0].tokens + 1,
+        mel_frames=DataConfig.mel_frames_per_chunk,
+        length_convention="hf",
+    )
+    measure = functools.partial(measure_clip, allow_urls=allow_urls)
+    return Splitter(ViewRenderer(tokenizer), limits, measure)
+
+
+def _count_parts(record: Record, splitter: Splitter) -> int:
+    """Returns into how many parts a dialogue that is too long can be split; 0 if it cannot."""
+    try:
+        return len(splitter.split(record))
+    except (DataError, AudioError, TextError):
+        return 0
 
 
 def _texts(record: Record) -> Iterator[tuple[str, str]]:

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.data.clips import probe_clip
 from stepaudio_jax.data.containers.opening import split_clip_name
+from stepaudio_jax.data.containers.sharded import ShardedRows
 from stepaudio_jax.data.inspection import Inspection, render_dialogue
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.source import Source
 from stepaudio_jax.errors import AudioError
-from stepaudio_jax.storage import format_path, truncate
+from stepaudio_jax.storage import first_few, format_path, truncate
 from stepaudio_jax.text import AudioPart, Tokenizer
 
 _SHOWN_REFUSALS = 3
 _SHOWN_FILES = 3
+_SHOWN_KEYS = 12
 _MAX_EXAMPLE_CHARACTERS = 2000
 _MIN_SHARE = 0.005  # of a field's letters that a script must have to be named
 _CONTAINER_NAMES = {
@@ -30,7 +32,6 @@ _CONTAINER_NAMES = {
     "AudioFolder": "audiofolder",
     "KaldiFolder": "Kaldi folder",
     "LhotsePair": "Lhotse recordings and supervisions",
-    "ShardedRows": "folder of numbered files",
 }
 
 
@@ -51,11 +52,18 @@ def describe(
     yield source.path
     yield _line("container", f"{_containers(source)}; {rows}")
     yield _line("form", _counted(inspection.forms) or "none that is known")
+    if inspection.kinds:
+        yield _line("dialogues", _counted(inspection.kinds))
     yield _line("clips", _clips(inspection))
     for number, (field, letters) in enumerate(inspection.scripts.items()):
         yield _line("" if number else "texts", f"{field}: {_shares(letters)}")
     if inspection.languages:
         yield _line("language", _counted(inspection.languages))
+    if inspection.attributes:
+        yield _line("attributes", first_few(list(inspection.attributes), limit=_SHOWN_KEYS))
+    if inspection.unread:
+        keys = first_few(list(map(repr, inspection.unread)), limit=_SHOWN_KEYS)
+        yield _line("not read", f"key{'s' * (len(inspection.unread) > 1)} {keys}")
     if inspection.content.tags:
         tags = f"{inspection.content.tags} placeholders of clips stand in the texts as letters"
         yield _line("placeholders", tags)
@@ -72,13 +80,13 @@ def describe(
         yield _line("example", f"{record.origin}, as the model reads it:")
         for line in render_example(record, tokenizer).splitlines():
             yield f"    {line}"
+        for field in ("reference_reply", "rejected_reply", "answer"):
+            if (value := getattr(record, field)) is not None:
+                yield _line(field.partition("_")[0], truncate(" ".join(value.split())))
 
 
 def render_example(record: Record, tokenizer: Tokenizer) -> str:
-    """Returns a record as the model reads it, with special tokens by name and clips described.
-
-    The replies to a preference follow, and what a verifier compares a reply with.
-    """
+    """Returns a record as the model reads it, with special tokens by name and clips described."""
     pieces = []
     for segment in render_dialogue(record, tokenizer)[-1]:
         pieces.append(
@@ -86,12 +94,7 @@ def render_example(record: Record, tokenizer: Tokenizer) -> str:
             if segment.audio is None
             else f"<audio {_describe_clip(segment.audio)}>"
         )
-    lines = [truncate("".join(pieces), _MAX_EXAMPLE_CHARACTERS)]
-    for field in ("reference_reply", "rejected_reply", "answer"):
-        value = getattr(record, field)
-        if value is not None:
-            lines.append(f"{field}: {truncate(value)}")
-    return "\n".join(lines)
+    return truncate("".join(pieces), _MAX_EXAMPLE_CHARACTERS)
 
 
 def _shares(letters: Mapping[str, int]) -> str:
@@ -107,9 +110,14 @@ def _shares(letters: Mapping[str, int]) -> str:
 
 
 def _containers(source: Source) -> str:
-    names = collections.Counter(type(container).__name__ for container in source.containers)
-    kinds = _counted({_CONTAINER_NAMES.get(name, name): count for name, count in names.items()})
-    return f"{kinds} ({_count(len(source.files), 'file')})"
+    """Returns the kinds of a source's files, with their number, and of its folders."""
+    files: collections.Counter[str] = collections.Counter()
+    for container in source.containers:
+        for part in container.shards if isinstance(container, ShardedRows) else [container]:
+            files[_CONTAINER_NAMES[type(part).__name__]] += 1
+    return ", ".join(
+        f"{name} ({count} files)" if count > 1 else name for name, count in files.items()
+    )
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -130,6 +138,9 @@ def _clips(inspection: Inspection) -> str:
     if inspection.clip_samples is not None:
         shortest, longest = (samples / SAMPLE_RATE for samples in inspection.clip_samples)
         parts.append(f"the shortest {shortest:.2f} s, the longest {longest:.2f} s")
+    if inspection.timed_clips:
+        segments = _count(inspection.segments, "segment")
+        parts.append(f"{segments} with times in {inspection.timed_clips} of them")
     if content.unmeasured_clips:
         parts.append(f"{content.unmeasured_clips} whose headers do not say how long they are")
     if inspection.long_clips:
@@ -143,7 +154,13 @@ def _lengths(inspection: Inspection, measure: str, seq_len: int | None) -> str:
         longest += ", one for each byte of text (--tokenizer DIR counts a model's)"
     if seq_len is None:
         return longest
-    return f"{_count(inspection.too_long, 'dialogue')} longer than --seq-len {seq_len}; {longest}"
+    too_long = f"{_count(inspection.too_long, 'dialogue')} longer than --seq-len {seq_len}"
+    if inspection.split:
+        too_long += (
+            f", {inspection.split} of which data.on_too_long='split' reads in"
+            f" {inspection.parts} parts"
+        )
+    return f"{too_long}; {longest}"
 
 
 def _missing(missing: Sequence[str]) -> str:

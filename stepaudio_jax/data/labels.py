@@ -1,6 +1,7 @@
 """Labels of audio chunks for the auxiliary losses: the words of a transcript (CTC), attributes."""
 
 import itertools
+from collections.abc import Sequence
 
 from stepaudio_jax.config import AuxiliaryConfig
 from stepaudio_jax.data.record import ChunkLabels
@@ -51,6 +52,12 @@ class LabelEncoder:
         attributes = tuple(self._encode_attribute(clip, name) for name in self._attributes)
         return (ChunkLabels(words, attributes),) * len(chunk_tokens)
 
+    def min_tokens(self, clip: AudioPart) -> int:
+        """Returns how many audio tokens CTC needs to align a clip's transcript; 0 without one."""
+        if self._words is None or clip.transcript is None:
+            return 0
+        return _ctc_outputs(clip.transcript.split())
+
     def _encode_transcript(
         self, clip: AudioPart, chunk_tokens: tuple[int, ...]
     ) -> tuple[int, ...] | None:
@@ -68,9 +75,7 @@ class LabelEncoder:
                 f"the transcript of {format_path(clip.name)} spans {len(chunk_tokens)} chunks;"
                 " the CTC loss needs clips of one (at most 25 s)"
             )
-        # CTC needs an output for each word, and a blank between two that are equal.
-        needed = len(words) + sum(first == second for first, second in itertools.pairwise(words))
-        if needed > chunk_tokens[0] or len(words) > self._max_words:
+        if _ctc_outputs(words) > chunk_tokens[0] or len(words) > self._max_words:
             raise DataError(
                 f"the transcript of {format_path(clip.name)} has {len(words)} words, too many"
                 f" for its {chunk_tokens[0]} audio tokens (at most {self._max_words} words a chunk)"
@@ -87,3 +92,8 @@ class LabelEncoder:
                 f" not list{did_you_mean(value, allowed)} (allowed: {', '.join(allowed)})"
             )
         return allowed.index(value)
+
+
+def _ctc_outputs(words: Sequence[str]) -> int:
+    """Returns how many outputs CTC needs: one for each word, and a blank between two equal ones."""
+    return len(words) + sum(first == second for first, second in itertools.pairwise(words))

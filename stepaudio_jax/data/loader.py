@@ -7,7 +7,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -25,7 +25,8 @@ from stepaudio_jax.data.batch import Batch, collate
 from stepaudio_jax.data.packing import Lookahead, RowPacker
 from stepaudio_jax.data.preprocessing import Preprocessor
 from stepaudio_jax.data.record import PreparedRecord, Visit
-from stepaudio_jax.data.source import Source, open_sources
+from stepaudio_jax.data.split_source import AnySource, open_stage_sources
+from stepaudio_jax.data.workers import WorkerPool
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import truncate_words
 from stepaudio_jax.text import Tokenizer
@@ -63,9 +64,10 @@ def batches(
     Raises:
         DataError: a source has no file or no record; later, from the iterator, a record cannot be
             used.
+        WorkerError: from the iterator: a worker process has ended.
         ConfigError: settings contradict each other.
     """
-    sources = open_sources(config.sources)
+    sources = open_stage_sources(config, tokenizer, model)
     streams = training_streams(
         [len(source) for source in sources],
         [source.weight for source in config.sources],
@@ -88,6 +90,7 @@ def evaluation_batches(
     auxiliary: AuxiliaryConfig | None = None,
     rows: Sequence[int] | None = None,
     count: int | None = None,
+    sources: Sequence[AnySource] | None = None,
 ) -> "BatchIterator":
     """Returns batches with every record once, in a fixed order, not augmented.
 
@@ -97,6 +100,7 @@ def evaluation_batches(
         config, tokenizer, model, auxiliary, rows: as for `batches`. Sources' weights do not apply.
         count: the number of batches, empty ones once the records are used up, so that several
             processes agree on it. None: as many as this process's records fill.
+        sources: of `config`, if they are open already, by `open_stage_sources`.
 
     Raises:
         DataError, ConfigError: as for `batches`; and a ConfigError if `config` augments.
@@ -105,7 +109,8 @@ def evaluation_batches(
         raise ConfigError(
             "augmentation changes the sound in training only; leave it out of evaluation.data"
         )
-    sources = open_sources(config.sources)
+    if sources is None:
+        sources = open_stage_sources(config, tokenizer, model)
     streams = evaluation_streams([len(source) for source in sources], rows=config.batch_size)
     prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=0)
     iterator = _PackedBatchIterator(
@@ -115,11 +120,11 @@ def evaluation_batches(
 
 
 class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
-    """Iterates over the batches of one process, which threads make ahead.
+    """Iterates over the batches of one process, which threads or worker processes make ahead.
 
     `get_state()` returns JSON-ready data that says which batch comes next. `set_state` lets any
     iterator over the same data continue from there, bit for bit, or raises a DataError if the data
-    or its settings differ. `close()` ends the threads.
+    or its settings differ. `close()` ends threads and processes.
     """
 
     def __init__(self, rows: "_PackedBatchIterator", prefetch: int):
@@ -147,7 +152,10 @@ _open_iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
 
 @atexit.register
 def _close_open_iterators() -> None:
-    """Ends all threads: one in native code at the interpreter's end would abort the process."""
+    """Ends all threads and processes.
+
+    A thread in native code at the interpreter's end would abort the process.
+    """
     for iterator in tuple(_open_iterators):
         iterator.close()
 
@@ -158,7 +166,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     def __init__(
         self,
         config: DataConfig,
-        sources: Sequence[Source],
+        sources: Sequence[AnySource],
         streams: Sequence[grain.MapDataset[Visit]],
         prepare: Preprocessor,
         *,
@@ -167,7 +175,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         count: int | None = None,
     ):
         super().__init__()
-        self._executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
+        submit, self._stop_preparing = _start_preparing(config, prepare)
         rows = range(config.batch_size) if rows is None else rows
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
@@ -176,10 +184,11 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         self._num_batches = 0
         self._counts: collections.Counter[str] = collections.Counter()
         # Enough records ahead that no thread is idle.
-        depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * config.threads // len(rows)))
+        threads = config.threads * max(config.workers, 1)
+        depth = max(_LOOKAHEAD_PER_ROW, -(-_LOOKAHEAD_PER_ROW * threads // len(rows)))
         self._packers = {
             row: RowPacker(
-                Lookahead(streams[row], prepare, self._executor, depth=depth),
+                Lookahead(streams[row], submit, depth=depth),
                 tokens=config.seq_len,
                 chunks=config.audio_chunks_per_seq,
                 open_rows=config.packing_bins_per_seq,
@@ -232,7 +241,7 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
 
     def close(self) -> None:
         super().close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._stop_preparing()
 
     def _count_record(self, record: PreparedRecord) -> None:
         if record.skipped:
@@ -241,6 +250,26 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         else:
             self._counts["records"] += 1
             self._counts[f"records/{self._names[record.visit.source]}"] += 1
+
+
+def _start_preparing(
+    config: DataConfig, prepare: Preprocessor
+) -> tuple[Callable[[Visit], Future[PreparedRecord]], Callable[[], None]]:
+    """Starts the threads or processes that prepare records.
+
+    Returns:
+        What begins to prepare a record, and what ends them all.
+    """
+    if config.workers:
+        pool: WorkerPool[Visit, PreparedRecord] = WorkerPool(
+            prepare.opener(), processes=config.workers, threads=config.threads
+        )
+        return pool.submit, pool.close
+    executor = ThreadPoolExecutor(config.threads, thread_name_prefix="stepaudio-data")
+    return (
+        lambda visit: executor.submit(prepare, visit),
+        functools.partial(executor.shutdown, wait=False, cancel_futures=True),
+    )
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -255,14 +284,17 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**states[0], "counts": dict(counts), "rows": rows}
 
 
-def _data_signature(config: DataConfig, sources: Sequence[Source], seed: int) -> dict[str, Any]:
+def _data_signature(config: DataConfig, sources: Sequence[AnySource], seed: int) -> dict[str, Any]:
     """Returns what must not change between saving a state and resuming from it, JSON-ready."""
     settings = to_dict(config)
     # Skipping may change: a run that stopped at a bad record can continue without it. So may the
     # text of a record that was corrected: the order depends on the number of records only.
     for name in (
         "sources",
+        "clip_cache_dir",
+        "clip_cache_gb",
         "threads",
+        "workers",
         "prefetch_batches",
         "check",
         "on_bad_audio",

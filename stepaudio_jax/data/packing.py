@@ -11,7 +11,7 @@ Restoring reads those again, so a resumed run continues with exactly the same ro
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any
 
 import grain
@@ -21,22 +21,25 @@ from stepaudio_jax.errors import DataError
 
 
 class Lookahead:
-    """Reads a stream in order, some records ahead, on an executor's threads.
+    """Reads a stream in order, some records ahead.
 
-    The result does not depend on the threads' speed.
+    The result does not depend on how fast each of them is prepared.
+
+    Args:
+        stream: the visits of one row of the batch.
+        prepare: begins to prepare a record, on another thread or in another process.
+        depth: the number of records ahead.
     """
 
     def __init__(
         self,
         stream: grain.MapDataset[Visit],
-        prepare: Callable[[Visit], PreparedRecord],
-        executor: Executor,
+        prepare: Callable[[Visit], Future[PreparedRecord]],
         *,
         depth: int,
     ):
         self._stream = stream
         self._prepare = prepare
-        self._executor = executor
         self._depth = depth
         self._ahead: collections.deque[Future[PreparedRecord]] = collections.deque()
         self.index = 0
@@ -60,7 +63,7 @@ class Lookahead:
 
     def submit(self, index: int) -> Future[PreparedRecord]:
         """Starts reading the record at any index of the stream."""
-        return self._executor.submit(self._prepare, self._stream[index])
+        return self._prepare(self._stream[index])
 
 
 @dataclasses.dataclass(eq=False)

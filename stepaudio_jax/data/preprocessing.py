@@ -1,7 +1,8 @@
 """Preprocessing: a record -> examples, with clips decoded once and views rendered to tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import (
     CHUNK_SAMPLES,
     SAMPLE_RATE,
-    clip_chunks,
     log_mel,
     split_chunks,
 )
@@ -18,6 +18,7 @@ from stepaudio_jax.audio.lengths import (
     audio_embeddings_per_chunk,
     audio_indices,
     max_chunk_samples,
+    min_token_samples,
 )
 from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.augmentation import (
@@ -27,7 +28,7 @@ from stepaudio_jax.data.augmentation import (
     without_lengthening,
 )
 from stepaudio_jax.data.batch import batch_shape, check_sizes
-from stepaudio_jax.data.clips import load_clip, probe_clip
+from stepaudio_jax.data.clips import load_clip_within, open_clip_cache, probe_clip
 from stepaudio_jax.data.labels import LabelEncoder
 from stepaudio_jax.data.record import (
     AudioChunk,
@@ -41,18 +42,11 @@ from stepaudio_jax.data.record import (
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.source import Source
+from stepaudio_jax.data.split_source import AnySource, open_stage_sources
+from stepaudio_jax.data.views import RowLimits, ViewRenderer
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
-from stepaudio_jax.text import (
-    AudioPart,
-    Message,
-    TokenizedDialogue,
-    Tokenizer,
-    render_training,
-    tokenize_dialogue,
-    training_views,
-)
+from stepaudio_jax.text import AudioPart, Message, TokenizedDialogue, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +81,11 @@ class Preprocessor:
         tokenizer: its vocabulary must lie within the model's.
         model: its encoder and decoder limit the sizes; its length convention counts audio tokens.
         auxiliary: which labels the chunks carry; None for none.
-        sources: the records, in the order of `config.sources`.
+        sources: the records, in the order of `config.sources`, as `open_stage_sources` opens them.
         seed: of the augmentation.
 
     Raises:
-        ConfigError: the sizes contradict the model.
+        ConfigError: the sizes contradict the model, or the cache of clips cannot be used.
     """
 
     def __init__(
@@ -100,15 +94,21 @@ class Preprocessor:
         tokenizer: Tokenizer,
         model: ModelConfig,
         auxiliary: AuxiliaryConfig | None,
-        sources: Sequence[Source],
+        sources: Sequence[AnySource],
         *,
         seed: int,
     ):
         check_sizes(config, tokenizer, model)
         self._config = config
+        self._clip_cache = open_clip_cache(config)
         self._tokenizer = tokenizer
+        self._model = model
+        self._auxiliary = auxiliary
         self._convention = model.length_convention
-        self._max_view_tokens = min(config.seq_len, model.decoder.max_positions)
+        self._views = ViewRenderer(tokenizer, config.history_reasoning, config.loss_on_reasoning)
+        self._limits = RowLimits.of(config, model)
+        # A row holds no clip with another chunk, whose last chunk may have no token.
+        self._max_clip_samples = (config.audio_chunks_per_seq + 1) * CHUNK_SAMPLES
         self._embeddings_per_chunk = audio_embeddings_per_chunk(config.mel_frames_per_chunk)
         self._label_encoder = (
             LabelEncoder(auxiliary, self._embeddings_per_chunk)
@@ -136,6 +136,14 @@ class Preprocessor:
                 raise
             return PreparedRecord(visit, (), skipped=reason, message=str(error))
 
+    def opener(self) -> Callable[[], "Preprocessor"]:
+        """Returns a function, for another process, that opens the sources and makes an equal one.
+
+        It can be pickled, and raises a DataError if a source can no longer be read.
+        """
+        settings = (self._config, self._tokenizer, self._model, self._auxiliary, self._seed)
+        return functools.partial(_open_preprocessor, *settings)
+
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
         """Returns the examples of a record.
 
@@ -147,7 +155,7 @@ class Preprocessor:
             DataError: the record cannot be used; names its origin, and the clip.
         """
         augmentation = self._config.augmentation
-        with record_error_context(record):
+        with record_error_context(record, self._config.on_too_long):
             try:
                 return self._examples(record, augmentation, rng)
             except DataError as error:
@@ -167,8 +175,8 @@ class Preprocessor:
         """
         if decode:
             self.examples(record, np.random.default_rng(self._seed))
-        with record_error_context(record):
-            dialogues = self._split(record)
+        with record_error_context(record, self._config.on_too_long):
+            dialogues = self._views.split(record.messages)
             clips = {name: self._probe(part) for name, part in _distinct_clips(dialogues).items()}
             for messages in dialogues:
                 self._check_fits(self._tokenize(messages, clips), clips)
@@ -181,7 +189,7 @@ class Preprocessor:
         self, record: Record, augmentation: AugmentationConfig, rng: np.random.Generator
     ) -> tuple[Example, ...]:
         # The order of the random draws decides the sound: clips, silence, then masks.
-        dialogues = self._split(record)
+        dialogues = self._views.split(record.messages)
         clips = {
             name: self._load(part, augmentation, rng)
             for name, part in _distinct_clips(dialogues).items()
@@ -196,78 +204,53 @@ class Preprocessor:
         chunks = {name: self._audio_chunks(clip, augmentation, rng) for name, clip in clips.items()}
         return tuple(self._join(group, clips, chunks) for group in self._group(views))
 
-    def _split(self, record: Record) -> list[tuple[Message, ...]]:
-        return training_views(record.messages, history_reasoning=self._config.history_reasoning)
-
     def _load(
         self, part: AudioPart, augmentation: AugmentationConfig, rng: np.random.Generator
     ) -> Clip:
-        waveform = load_clip(
+        waveform, samples = load_clip_within(
             part,
+            self._max_clip_samples,
             length_convention=self._convention,
             channel=self._config.channel,
             allow_urls=self._config.allow_urls,
+            cache=self._clip_cache,
         )
+        if samples > self._max_clip_samples:  # the dialogue is too long, as its tokens will show
+            return Clip(part, (), self._limits.chunk_tokens(part, samples), samples)
         # A shift may fill the last chunk, and begins no other.
         longest_chunk = min(CHUNK_SAMPLES, max_chunk_samples(self._config.mel_frames_per_chunk))
         free_samples = longest_chunk - len(split_chunks(waveform)[-1])
+        # A faster clip keeps the audio tokens with which CTC aligns its transcript.
+        min_tokens = self._label_encoder.min_tokens(part) if self._label_encoder else 0
         waveform = augment_waveform(
             waveform,
             augmentation,
             rng,
             max_shift_samples=max(free_samples, 0),
+            min_samples=min_token_samples(min_tokens, self._convention),
             rate=SAMPLE_RATE,
         )
         samples = len(waveform)
-        return Clip(part, split_chunks(waveform), self._chunk_tokens(part, samples), samples)
+        chunk_tokens = self._limits.chunk_tokens(part, samples)
+        return Clip(part, split_chunks(waveform), chunk_tokens, samples)
 
     def _probe(self, part: AudioPart) -> Clip:
         """Returns a clip without samples; without tokens if its header does not say its length."""
         samples = probe_clip(
-            part, length_convention=self._convention, allow_urls=self._config.allow_urls
+            part,
+            length_convention=self._convention,
+            allow_urls=self._config.allow_urls,
+            cache=self._clip_cache,
         )
-        return Clip(part, (), self._chunk_tokens(part, samples or 0), samples)
-
-    def _chunk_tokens(self, part: AudioPart, samples: int) -> tuple[int, ...]:
-        """Returns the audio tokens of each chunk; raises a DataError if a chunk is too long."""
-        sizes = clip_chunks(samples, self._convention)
-        longest = max((size.mel_frames for size in sizes), default=0)
-        if longest > self._config.mel_frames_per_chunk:
-            raise DataError(
-                f"audio {format_path(part.name)} has a chunk of {longest} mel frames, more than"
-                f" mel_frames_per_chunk={self._config.mel_frames_per_chunk}; raise it",
-                kind="too_long",
-            )
-        return tuple(size.tokens for size in sizes)
+        return Clip(part, (), self._limits.chunk_tokens(part, samples or 0), samples)
 
     def _tokenize(self, messages: Sequence[Message], clips: dict[str, Clip]) -> TokenizedDialogue:
-        segments = render_training(
-            messages,
-            self._tokenizer,
-            history_reasoning=self._config.history_reasoning,
-            loss_on_reasoning=self._config.loss_on_reasoning,
-        )
-        return tokenize_dialogue(
-            segments, lambda part: clips[part.name].chunk_tokens, self._tokenizer
-        )
+        return self._views.tokenize(messages, lambda part: clips[part.name].chunk_tokens)
 
     def _check_fits(self, view: TokenizedDialogue, clips: dict[str, Clip]) -> None:
         """Checks that a view fits an empty row."""
-        if view.tokens.size > self._max_view_tokens:
-            is_row = self._max_view_tokens == self._config.seq_len
-            limit = "seq_len" if is_row else "the decoder's max_positions"
-            raise DataError(
-                f"the dialogue takes {view.tokens.size} tokens, more than"
-                f" {limit}={self._max_view_tokens}; raise it",
-                kind="too_long",
-            )
         chunks = sum(clips[name].num_encoded_chunks for name in view.clip_names)
-        if chunks > self._config.audio_chunks_per_seq:
-            raise DataError(
-                f"the dialogue has {chunks} audio chunks, more than"
-                f" audio_chunks_per_seq={self._config.audio_chunks_per_seq}; raise it",
-                kind="too_long",
-            )
+        self._limits.check(view.tokens.size, chunks)
 
     def _audio_chunks(
         self, clip: Clip, augmentation: AugmentationConfig, rng: np.random.Generator
@@ -344,6 +327,17 @@ class Preprocessor:
                 counts, self._embeddings_per_chunk, first_chunk[name]
             )
         return index
+
+
+def _open_preprocessor(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    auxiliary: AuxiliaryConfig | None,
+    seed: int,
+) -> Preprocessor:
+    sources = open_stage_sources(config, tokenizer, model)
+    return Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
 
 
 def _shift_left(values: np.ndarray, last: np.generic) -> np.ndarray:

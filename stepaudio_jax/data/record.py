@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from stepaudio_jax.audio.lengths import SAMPLE_RATE
-from stepaudio_jax.config import DataConfig
+from stepaudio_jax.config import DataConfig, OnTooLong
+from stepaudio_jax.data.timed_turns import segments_obstacle, turn_groups
 from stepaudio_jax.errors import AudioError, DataError, TextError
 from stepaudio_jax.text.dialogue import Message
 
@@ -191,9 +192,27 @@ class PreparedRecord:
     message: str = ""
 
 
+def split_obstacle(record: Record) -> str | None:
+    """Returns why a dialogue that is too long cannot be split at times; None if it can."""
+    for key in ("reference_reply", "rejected_reply", "rubric", "answer"):
+        if getattr(record, key):
+            return f"it has {key!r}, which is about all of it"
+    messages = record.messages
+    if messages[-1].role != "assistant":
+        return "it does not end in a reply"
+    if len(turn_groups(messages)) > 1:
+        return None
+    return segments_obstacle(messages)
+
+
 @contextlib.contextmanager
-def record_error_context(record: Record) -> Iterator[None]:
-    """Turns any error about a record into a DataError that names its file and line."""
+def record_error_context(record: Record, on_too_long: OnTooLong = "error") -> Iterator[None]:
+    """Turns any error about a record into a DataError that names its file and line.
+
+    Args:
+        record: what is done inside is about it.
+        on_too_long: the setting, for the advice where the dialogue is too long.
+    """
     try:
         yield
     except AudioError as error:
@@ -203,8 +222,18 @@ def record_error_context(record: Record) -> Iterator[None]:
     except DataError as error:
         if error.kind != "too_long":
             raise DataError(f"{record.origin}: {error}") from None
-        advice = "or set on_too_long='skip'"
+        advice = _advice_on_length(record, on_too_long)
         raise DataError(f"{record.origin}: {error}, {advice}", kind="too_long") from None
+
+
+def _advice_on_length(record: Record, on_too_long: OnTooLong) -> str:
+    obstacle = split_obstacle(record)
+    if on_too_long == "split":
+        reason = "" if obstacle is None else f"; it cannot be split: {obstacle}"
+        return f"or set on_too_long='skip'{reason}"
+    if obstacle is None:
+        return "or set on_too_long='split', which splits it at its times, or 'skip'"
+    return "or set on_too_long='skip'"
 
 
 def skip_reason(error: DataError, config: DataConfig) -> str | None:

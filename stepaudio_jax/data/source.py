@@ -13,16 +13,23 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data.containers.base import Container, Row
 from stepaudio_jax.data.containers.folders import exists, is_folder, list_files_below
 from stepaudio_jax.data.containers.opening import open_container
-from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension
-from stepaudio_jax.data.containers.tfds import TfdsFolder, resolve_name
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS, extension, file_stem
+from stepaudio_jax.data.containers.sharded import ShardedRows
+from stepaudio_jax.data.containers.tfds import TfdsFolder, dataset_name_parts, resolve_name
 from stepaudio_jax.data.record import Record
-from stepaudio_jax.data.sources.forms import FormOptions, check_options, row_form, to_project_form
+from stepaudio_jax.data.sources.forms import (
+    FormOptions,
+    check_options,
+    row_form,
+    to_project_form,
+    unread_keys,
+)
 from stepaudio_jax.data.sources.llama_factory import dataset_entry
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import ConfigError, DataError
@@ -34,6 +41,20 @@ _HUB_NAME = re.compile(
     r"(?P<address>https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/|hf://(?:datasets/)?)?"
     r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?(address)(?:/.*)?)"
 )
+
+
+class ExaminedRow(NamedTuple):
+    """Holds a record, and how its row was read.
+
+    Attributes:
+        record: of the row.
+        form: the name of the row's form.
+        unread: its keys that nothing reads.
+    """
+
+    record: Record
+    form: str
+    unread: list[str]
 
 
 class Source:
@@ -63,8 +84,10 @@ class Source:
         if not paths:
             raise DataError(_no_such_file(config.path))
         self.containers = tuple(_open(path, config) for path in paths)
-        self.name = config.name or names.get(config.path) or _stem(config.path)
-        self._default_names = [config.name or names.get(path) or _stem(path) for path in paths]
+        self.name = config.name or names.get(config.path) or _shortest_name(config.path)
+        self._default_names = [
+            config.name or names.get(path) or _shortest_name(path) for path in paths
+        ]
         self._options = [_form_options(config, path) for path in paths]
         check_options(self._options[0])
         self.settings = {
@@ -87,6 +110,9 @@ class Source:
         """Returns the files whose content decides its rows, in order: all but sound files."""
         files: list[str] = []
         for container in self.containers:
+            if isinstance(container, ShardedRows):
+                files += [shard.path for shard in container.shards]
+                continue
             if not is_folder(container.path):
                 files.append(container.path)
                 continue
@@ -107,29 +133,22 @@ class Source:
         Raises:
             DataError: names `file:line` or `file#place`, and what is wrong with it.
         """
-        which, index = self._locate(index)
-        row = self.containers[which].row(index)
-        return parse_record(
-            to_project_form(row, self._options[which]),
-            origin=row.origin,
-            folder=row.folder,
-            source=self._default_names[which],
-            default_id=row.default_id,
-        )
+        return self._record(*self._project_row(index))
+
+    def examine(self, index: int) -> ExaminedRow:
+        """Reads the record at `index`, and tells how its row was read.
+
+        Raises:
+            DataError: as of `source[index]`.
+        """
+        which, row, value = self._project_row(index)
+        record = self._record(which, row, value)
+        return ExaminedRow(record, row_form(row, self._options[which]), unread_keys(value))
 
     def raw_row(self, index: int) -> Row:
         """Returns the row at `index` as its container holds it."""
         which, index = self._locate(index)
         return self.containers[which].row(index)
-
-    def form(self, index: int) -> str:
-        """Returns the name of the form of the row at `index`.
-
-        Raises:
-            DataError: the row cannot be read, or its form is not known.
-        """
-        which, index = self._locate(index)
-        return row_form(self.containers[which].row(index), self._options[which])
 
     def origin(self, index: int) -> str:
         """Returns `file:line` or `file#place` of the record at `index`."""
@@ -142,7 +161,7 @@ class Source:
             row = self.raw_row(index)
         except DataError:
             path, separator, place = self.origin(index).rpartition(":")
-            return f"{_stem(path)}{separator}{place}"
+            return f"{file_stem(path)}{separator}{place}"
         record_id = row.value.get("id") if isinstance(row.value, Mapping) else None
         if isinstance(record_id, str) and record_id:
             return record_id
@@ -158,6 +177,30 @@ class Source:
         for container, of_container in zip(self.containers, blocks, strict=True):
             lengths.extend(of_container if of_container is not None else [len(container)])
         return lengths
+
+    def form(self, index: int) -> str:
+        """Returns the name of the form of the row at `index`, even if it cannot be used otherwise.
+
+        Raises:
+            DataError: the row cannot be read, or its form is not known.
+        """
+        which, index = self._locate(index)
+        return row_form(self.containers[which].row(index), self._options[which])
+
+    def _project_row(self, index: int) -> tuple[int, Row, dict[str, Any]]:
+        """Returns the number of a row's container, the row, and its value in our own form."""
+        which, index = self._locate(index)
+        row = self.containers[which].row(index)
+        return which, row, to_project_form(row, self._options[which])
+
+    def _record(self, which: int, row: Row, value: Mapping[str, Any]) -> Record:
+        return parse_record(
+            value,
+            origin=row.origin,
+            folder=row.folder,
+            source=self._default_names[which],
+            default_id=row.default_id,
+        )
 
     def _locate(self, index: int) -> tuple[int, int]:
         which = bisect.bisect_right(self._starts, index) - 1
@@ -197,8 +240,9 @@ def read_records(path: PathLike) -> Iterator[Record]:
 def source_names(configs: Sequence[SourceConfig]) -> dict[str, str]:
     """Returns names for the sources without one: of each path, and of each file that it matches.
 
-    A name is the file's stem. If another source has that name, as many parent folders are added as
-    distinguish the two (`a/train` and `b/train`), and if that is not enough, the file's ending.
+    A name is the file's stem, or that of a TFDS data set. If another source has that name, as many
+    parent folders are added as distinguish the two (`a/train` and `b/train`), and if that is not
+    enough, the file's ending. Of a data set, its configuration, version and split are added first.
     """
     named = {config.name for config in configs if config.name}
     paths = {
@@ -276,16 +320,23 @@ def _dataset_info(path: str) -> Mapping[str, Any] | None:
     return dataset_entry(info, path) if isinstance(info, Mapping) else None
 
 
-def _stem(path: str) -> str:
-    return pathlib.PurePath(path).stem
+def _shortest_name(path: str) -> str:
+    return _name_candidates(path)[0]
 
 
 def _name_candidates(path: str) -> list[str]:
-    """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`."""
+    """Returns the names that a path can have, shortest first: `c`, `b/c`, .., `a/b/c.jsonl`.
+
+    Those of a TFDS data set begin with its own, as `talks`, `talks/plain`, `talks/plain/1.0.0`.
+    """
     scheme, separator, rest = path.rpartition("://")
     normal = os.path.normpath(rest)
-    stems = [*pathlib.PurePath(normal).parts[:-1], _stem(path)]
+    parts = [] if path.startswith(_TFDS) else list(pathlib.PurePath(normal).parts)
+    if parts and not is_folder(path):
+        parts[-1] = file_stem(normal)
+    of_dataset = dataset_name_parts(path)
     return [
-        *("/".join(stems[start:]).replace("//", "/") for start in reversed(range(len(stems)))),
+        *("/".join(of_dataset[:stop]) for stop in range(1, len(of_dataset) + 1)),
+        *("/".join(parts[start:]).replace("//", "/") for start in reversed(range(len(parts)))),
         f"{scheme}{separator}{normal}",
     ]

@@ -36,7 +36,7 @@ from stepaudio_jax.models import (
     unstack_layers,
 )
 from stepaudio_jax.parallel import parameter_shardings
-from stepaudio_jax.storage import PathLike, expand_home
+from stepaudio_jax.storage import DiskCache, PathLike, expand_home
 from stepaudio_jax.text import AudioPart, Tokenizer, render_prompt
 
 
@@ -56,6 +56,7 @@ class LoadedModel:
             `render_prompt`.
         channel: which channel of a multichannel clip is used; see `load_audio`.
         allow_urls: whether clips may be URLs.
+        clip_cache: where clips are kept that do not lie on this machine; see `data.clips`.
     """
 
     folder: str
@@ -69,6 +70,7 @@ class LoadedModel:
     history_eot: bool = True
     channel: AudioChannel = DataConfig.channel
     allow_urls: bool = DataConfig.allow_urls
+    clip_cache: DiskCache | None = None
 
     def read_clip(
         self, part: AudioPart, /, *, length_convention: LengthConvention, channel: AudioChannel
@@ -79,6 +81,7 @@ class LoadedModel:
             length_convention=length_convention,
             channel=channel,
             allow_urls=self.allow_urls,
+            cache=self.clip_cache,
         )
 
 
@@ -93,6 +96,7 @@ def load_model(
     history_eot: bool = True,
     channel: AudioChannel = DataConfig.channel,
     allow_urls: bool = DataConfig.allow_urls,
+    clip_cache: DiskCache | None = None,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or a checkpoint of this project.
 
@@ -104,7 +108,7 @@ def load_model(
             its own part. None for one device.
         for_generation: lay out the decoder's layers as an engine has them, which then needs no
             second copy of the weights. Such a model cannot score.
-        history_reasoning, history_eot, channel, allow_urls: see `LoadedModel`.
+        history_reasoning, history_eot, channel, allow_urls, clip_cache: see `LoadedModel`.
 
     Raises:
         CheckpointError: the folder holds no model, or an incomplete one.
@@ -145,6 +149,7 @@ def load_model(
         history_eot,
         channel,
         allow_urls,
+        clip_cache,
     )
 
 

@@ -1,21 +1,28 @@
 """Splits dialogues whose recording is too long for a model into dialogues about its parts."""
 
-import bisect
 import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.audio import SAMPLE_RATE, clip_chunks, find_split_points, iter_audio
+from stepaudio_jax.audio import (
+    CHUNK_SAMPLES,
+    SAMPLE_RATE,
+    clip_chunks,
+    find_split_points,
+    mel_frame_count,
+)
+from stepaudio_jax.audio.lengths import max_clip_samples
 from stepaudio_jax.data import Record, Source
-from stepaudio_jax.data.clips import open_clip, probe_clip
+from stepaudio_jax.data.clips import iter_clip, measure_clip
 from stepaudio_jax.errors import AudioError, DataError, GenerationError, TextError
 from stepaudio_jax.generation.loaded_model import LoadedModel
 from stepaudio_jax.text import AudioPart, render_prompt, tokenize_dialogue
 
-_MAX_SAMPLES = 24 * 3600 * SAMPLE_RATE
+_MAX_CHUNKS = 24 * 3600 * SAMPLE_RATE // CHUNK_SAMPLES
 _MIN_PART_S = 1.0
 
 
@@ -102,10 +109,13 @@ class SplitDialogues:
                 f"the dialogue is too long and has {len(clips)} clips; only a dialogue with one can"
                 " be split"
             )
-        longest = bisect.bisect_right(
-            range(_MAX_SAMPLES), max(room, 0), key=self._count_audio_tokens
+        longest = max_clip_samples(
+            room,
+            _MAX_CHUNKS,
+            mel_frame_count(CHUNK_SAMPLES),
+            self._model.config.length_convention,
         )
-        max_s = (longest - 1) / SAMPLE_RATE
+        max_s = longest / SAMPLE_RATE
         if max_s < _MIN_PART_S:
             raise GenerationError(
                 "the dialogue and its reply leave no room for sound; lower max_new_tokens or"
@@ -132,22 +142,20 @@ class SplitDialogues:
         return sum(size.tokens + 2 for size in sizes)
 
     def _count_samples(self, clip: AudioPart) -> int:
-        samples = probe_clip(
-            clip,
-            length_convention=self._model.config.length_convention,
-            allow_urls=self._model.allow_urls,
-        )
-        return sum(map(len, self._iter_clip(clip))) if samples is None else samples
+        return measure_clip(clip, **self._reading())
 
     def _iter_clip(self, clip: AudioPart) -> Iterator[NDArray[np.float32]]:
         """Yields the samples of a clip in pieces, so that none is held whole."""
-        return iter_audio(
-            open_clip(clip.path, allow_urls=self._model.allow_urls),
-            start_s=clip.start_s or None,
-            end_s=clip.end_s,
-            length_convention=self._model.config.length_convention,
-            channel=self._model.channel,
-        )
+        return iter_clip(clip, **self._reading())
+
+    def _reading(self) -> dict[str, Any]:
+        """Returns how clips are read."""
+        return {
+            "length_convention": self._model.config.length_convention,
+            "channel": self._model.channel,
+            "allow_urls": self._model.allow_urls,
+            "cache": self._model.clip_cache,
+        }
 
 
 def _with_part(record: Record, part: AudioPart) -> Record:

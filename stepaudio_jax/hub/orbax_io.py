@@ -12,18 +12,20 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
+from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
-from stepaudio_jax.errors import CheckpointError
+from stepaudio_jax.errors import CheckpointError, OutputError
 from stepaudio_jax.hub.tensor_map import (
     BLOCK_ELEMENTS,
     BlockIndex,
@@ -32,7 +34,14 @@ from stepaudio_jax.hub.tensor_map import (
     parameter_shapes,
     unflatten,
 )
-from stepaudio_jax.storage import BucketPath, Path, copy_file, list_sizes, read_json
+from stepaudio_jax.storage import (
+    BucketPath,
+    Path,
+    copy_file,
+    list_sizes,
+    read_json,
+    truncate_words,
+)
 
 ORBAX_ITEM = "state"  # the name under which `ocp.save` keeps a tree
 _MAX_PENDING_WRITES = 3
@@ -202,19 +211,30 @@ def check_parameters(parameters: ParameterReader, config: ModelConfig) -> None:
 def write_parameters(directory: Path, parameters: Mapping[str, Any]) -> None:
     """Writes a tree of arrays as an Orbax checkpoint, each process the shards that it holds.
 
-    All processes of a run call it with the same tree; of replicated data one replica is written.
+    All processes of a run call it with the same tree; of replicated data one replica is written. To
+    `s3://`, to which Orbax cannot write, TensorStore writes the same files.
 
     Args:
         directory: the checkpoint to create.
         parameters: nested dicts of numpy or jax arrays, sharded in any way.
     """
-    if is_s3(directory):
-        raise CheckpointError(
-            f"{directory}: Orbax cannot write to s3:// yet; write it to gs:// or to a local folder,"
-            " and copy that"
-        )
-    with _uncompressed_zarr(max_chunk_bytes=_MAX_CHUNK_BYTES):
-        ocp.save(directory, dict(parameters))
+    if not is_s3(directory):
+        with _uncompressed_zarr(max_chunk_bytes=_MAX_CHUNK_BYTES):
+            ocp.save(directory, dict(parameters))
+        return
+    leaves = flatten(parameters)
+    specs = {
+        path: ParameterSpec(tuple(leaf.shape), np.dtype(leaf.dtype), _chunks_of_shards(leaf))
+        for path, leaf in leaves.items()
+    }
+    if jax.process_index() == 0:
+        with OrbaxBlockWriter(directory, specs):
+            pass
+    multihost_utils.sync_global_devices("arrays created")
+    with OrbaxBlockWriter(directory, specs, creates=False) as writer:
+        for path, leaf in leaves.items():
+            for index, values in _owned_shards(leaf):
+                writer.write_all(path, index, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,12 +259,21 @@ class OrbaxBlockWriter:
     Args:
         directory: the checkpoint to create.
         parameters: every parameter, by path.
+        creates: whether the checkpoint is created, without any block; otherwise it is there.
     """
 
-    def __init__(self, directory: Path, parameters: Mapping[ParamPath, ParameterSpec]):
-        _write_tree_structure(directory, parameters)
+    def __init__(
+        self,
+        directory: Path,
+        parameters: Mapping[ParamPath, ParameterSpec],
+        *,
+        creates: bool = True,
+    ):
+        if creates:
+            _write_tree_structure(directory, parameters)
+        self._directory, self._parameters = directory, parameters
         self._arrays = {
-            path: _create_array(directory, path, parameter)
+            path: _open_array(directory, path, parameter, creates=creates)
             for path, parameter in parameters.items()
         }
         self._writes: collections.deque[Any] = collections.deque()
@@ -256,9 +285,30 @@ class OrbaxBlockWriter:
             self._arrays[path][index].write(values, can_reference_source_data_indefinitely=True)
         )
 
+    def write_all(self, path: ParamPath, start: Sequence[int], values: NDArray[Any]) -> None:
+        """Writes a large part of a parameter, some chunks of it at a time.
+
+        Args:
+            path: of the parameter.
+            start: where the part begins, in each dimension, of which there is one at least.
+            values: of the part, which must not change afterwards.
+        """
+        rows = self._parameters[path].chunks[0]
+        for first in range(0, values.shape[0], rows):
+            block = values[first : first + rows]
+            starts = (start[0] + first, *start[1:])
+            bounds = zip(starts, block.shape, strict=True)
+            self.write(path, tuple(slice(at, at + size) for at, size in bounds), block)
+
     def _wait(self, max_pending: int) -> None:
         while len(self._writes) > max_pending:
-            self._writes.popleft().result()
+            try:
+                self._writes.popleft().result()
+            except ValueError as error:  # TensorStore's message quotes all its settings
+                reason = " ".join(str(error).split())
+                raise OutputError(
+                    f"{self._directory} cannot be written: {truncate_words(reason)}"
+                ) from None
 
     def __enter__(self) -> "OrbaxBlockWriter":
         return self
@@ -290,17 +340,20 @@ def _write_tree_structure(directory: Path, parameters: Mapping[ParamPath, Parame
         return
     with tempfile.TemporaryDirectory() as local:
         written = pathlib.Path(local) / "tree"
-        with _uncompressed_zarr():
+        context = _uncompressed_zarr()
+        context.multiprocessing_options.active_processes = {jax.process_index()}
+        context.multiprocessing_options.primary_host = jax.process_index()
+        with context:
             ocp.save(written, tree)
         for file in written.rglob("*"):
             if file.is_file():
                 copy_file(file, directory / file.relative_to(written).as_posix())
 
 
-def _create_array(
-    directory: Path, path: ParamPath, parameter: ParameterSpec
+def _open_array(
+    directory: Path, path: ParamPath, parameter: ParameterSpec, *, creates: bool
 ) -> tensorstore.TensorStore:
-    """Creates the empty array of a parameter in place of its scalar."""
+    """Opens the array of a parameter; creates an empty one in place of its scalar on request."""
     spec = {
         "driver": "zarr",
         "kvstore": key_value_store(directory / ORBAX_ITEM / ".".join(path)),
@@ -316,7 +369,31 @@ def _create_array(
         # writing it.
         "context": {"file_io_sync": False},
     }
+    if not creates:
+        return tensorstore.open(spec, open=True).result()
     return tensorstore.open(spec, create=True, delete_existing=True).result()
+
+
+def _chunks_of_shards(leaf: Any) -> tuple[int, ...]:
+    """Returns the shape of the chunks of an array: of a size to write, and each in one shard."""
+    is_sharded = isinstance(leaf, jax.Array)
+    chunk = list(leaf.sharding.shard_shape(leaf.shape) if is_sharded else leaf.shape)
+    for axis, size in enumerate(chunk):
+        excess = math.prod(chunk) * np.dtype(leaf.dtype).itemsize / _MAX_CHUNK_BYTES
+        parts = next((n for n in range(1, size) if size % n == 0 and n >= excess), max(size, 1))
+        chunk[axis] = size // parts
+    return tuple(chunk)
+
+
+def _owned_shards(leaf: Any) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+    """Yields the shards of an array that this process writes: where each begins, and its values."""
+    if not isinstance(leaf, jax.Array):
+        if jax.process_index() == 0:
+            yield (0,) * leaf.ndim, leaf
+        return
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            yield tuple(part.start or 0 for part in shard.index), np.asarray(shard.data)
 
 
 def _uncompressed_zarr(max_chunk_bytes: int | None = None) -> ocp.Context:

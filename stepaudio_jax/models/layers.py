@@ -236,12 +236,23 @@ class LayerNorm(nnx.Module):
 
 
 def rope_cos_sin(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
-    """Computes cosines and sines of position * theta^(-2i / D), i from 0 to D/2 - 1, in fp32."""
-    if target_platform() == "cpu":
-        return cpu_elementwise.rope_cos_sin(positions, head_dim, theta)
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    """Computes cosines and sines of position * theta^(-2i / D), i from 0 to D/2 - 1, in fp32.
+
+    The two halves of them are computed in a loop. XLA fuses what is outside of loops into all that
+    uses it: it would compute cosines and sines again in every layer for every head, which takes a
+    CPU longer than all rotations together. On a TPU the loop saves memory: a plan of the 32 B
+    decoder (4096 tokens a chip, libtpu 0.0.42.1) takes 10.15 GB a chip of v5e:16x16 with it, and
+    10.27 GB without.
+    """
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+
+    def cos_sin(exponents: Float[Array, " half"]) -> tuple[jax.Array, jax.Array]:
+        angles = positions.astype(jnp.float32)[:, :, None, None] * theta**-exponents
+        return jnp.cos(angles), jnp.sin(angles)
+
+    halves = jax.lax.map(cos_sin, exponents.reshape(math.gcd(2, exponents.size), -1))
+    cos, sin = (jnp.concatenate(list(half), axis=-1) for half in halves)
+    return cos, sin
 
 
 def apply_rope(x: Float[Array, "B T N D"], rope: Rope) -> Float[Array, "B T N D"]:

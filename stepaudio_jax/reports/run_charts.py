@@ -141,6 +141,9 @@ CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec(
         "Data", "Waiting for data", "share of the time", "from zero", {"data_wait_fraction": "wait"}
     ),
+    ChartSpec(
+        "Data", "Time waited for data", "seconds", "from zero", {"data_wait_seconds": "so far"}
+    ),
     ChartSpec("Data", "Records skipped", "a log line", "from zero", {"skipped_records": "records"}),
     ChartSpec(
         "Data",

@@ -119,7 +119,7 @@ def metrics_by_source(
 def _rollout_means(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer
 ) -> dict[str, float]:
-    replies = [tokenizer.encode(rollout.parsed.reply) for rollout in rollouts]
+    replies = [tokenizer.encode_written(rollout.parsed.reply) for rollout in rollouts]
     pairs = [pair for reply in replies for pair in itertools.pairwise(reply)]
     values = [reward.value for reward in rewards if reward.value is not None]
     metrics = {

@@ -23,7 +23,7 @@ from stepaudio_jax.data import (
     skip_reason,
     training_streams,
 )
-from stepaudio_jax.data.clips import load_clip, load_silence, probe_clip
+from stepaudio_jax.data.clips import load_clip, load_silence, open_clip_cache, probe_clip
 from stepaudio_jax.data.record import Content, count_content
 from stepaudio_jax.errors import DataError, GenerationError
 from stepaudio_jax.generation import Prompt, build_prompt, check_prompt_fits
@@ -61,6 +61,10 @@ class PromptStream:
         seed: decides the order.
         new_tokens: most tokens of a reply.
         validate: raises a DataError where a record lacks what its reward needs.
+
+    Raises:
+        DataError: a source has no file or no record.
+        ConfigError: the cache of clips cannot be used.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class PromptStream:
             new_tokens,
         )
         self._sources = open_sources(data.sources)
+        self._clip_cache = open_clip_cache(data)
         lengths, weights = (
             [len(source) for source in self._sources],
             [source.weight for source in data.sources],
@@ -150,7 +155,9 @@ class PromptStream:
         self._validate(record)
         with record_error_context(record):
             read = functools.partial(
-                load_silence if silent else load_clip, allow_urls=self._data.allow_urls
+                load_silence if silent else load_clip,
+                allow_urls=self._data.allow_urls,
+                cache=self._clip_cache,
             )
             prompt = build_prompt(
                 self._segments(record),
@@ -175,7 +182,10 @@ class PromptStream:
 
         def count_tokens(part: AudioPart) -> list[int]:
             samples = probe_clip(
-                part, length_convention=convention, allow_urls=self._data.allow_urls
+                part,
+                length_convention=convention,
+                allow_urls=self._data.allow_urls,
+                cache=self._clip_cache,
             )
             lengths[part.name] = samples
             sizes = clip_chunks(samples, convention) if samples is not None else []

@@ -1,6 +1,7 @@
 """Reads and writes users' files: paths, outputs, locks, JSON, and recognition of other files."""
 
 from stepaudio_jax.storage.bucket_clients import client_errors
+from stepaudio_jax.storage.cached_files import CachedFile
 from stepaudio_jax.storage.disk_cache import DiskCache
 from stepaudio_jax.storage.files import (
     atomic_binary_writer,
@@ -92,6 +93,7 @@ __all__ = [
     "COPY_AGAIN",
     "DECODE_MEDIA",
     "BucketPath",
+    "CachedFile",
     "DiskCache",
     "Finding",
     "JsonLine",

@@ -33,7 +33,7 @@ from stepaudio_jax.storage.bucket_clients import (
 )
 from stepaudio_jax.storage.uris import split
 
-_BUFFER_BYTES = 1 << 20  # that a reader asks for at once, where less is read at a time
+BUFFER_BYTES = 1 << 20  # that a reader asks for at once, where less is read at a time
 _WRITE_BLOCK_BYTES = 1 << 25  # of an upload in blocks, a multiple of what both services ask for
 _MAGIC = re.compile(r"[*?[]")
 _MARK = "stepaudiojob"  # the name of the objects' attribute that `set_mark` writes
@@ -102,6 +102,14 @@ def find_object(path: str) -> Entry:
     if entry.is_folder:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     return entry
+
+
+def is_still(entry: Entry) -> bool:
+    """Returns whether what was read under an entry's version is of that version.
+
+    A read of `gs://` names the version; after one of `s3://` it is asked for again.
+    """
+    return split(entry.path)[0] == "gs" or find_object(entry.path).version == entry.version
 
 
 def list_folder(path: str) -> list[Entry]:
@@ -198,7 +206,12 @@ def reader(path: str) -> io.BufferedReader:
     Raises:
         FileNotFoundError: there is none.
     """
-    return io.BufferedReader(_Reader(find_object(path)), _BUFFER_BYTES)
+    return buffered(ObjectReader(find_object(path)))
+
+
+def buffered(file: "ObjectReader") -> io.BufferedReader:
+    """Returns a file from which little can be read at a time."""
+    return io.BufferedReader(file, BUFFER_BYTES)
 
 
 def copy(source: str, target: str) -> None:
@@ -241,12 +254,16 @@ def read_mark(path: str) -> str:
         return client_of(scheme).attributes(f"{bucket}/{key}").get(_MARK, "")
 
 
-class _Reader(io.RawIOBase):
-    """An object as a raw file; each read is one request."""
+class ObjectReader(io.RawIOBase):
+    """An object as a raw file; each read is one request.
+
+    Args:
+        entry: of the object.
+    """
 
     def __init__(self, entry: Entry):
         self.name = entry.path
-        self._entry, self._position = entry, 0
+        self.entry, self._position = entry, 0
 
     def readable(self) -> bool:
         return True
@@ -258,7 +275,7 @@ class _Reader(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.entry.size}
         if start[whence] + offset < 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self.name)
         self._position = start[whence] + offset
@@ -270,18 +287,27 @@ class _Reader(io.RawIOBase):
         return len(content)
 
     def readall(self) -> bytes:
-        return self._read(self._entry.size - self._position)
+        return self._read(self.entry.size - self._position)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Returns the bytes `start` to `stop`, which the object has.
+
+        Raises:
+            StorageError: it has been changed since it was opened, or the bucket cannot be used.
+        """
+        scheme, bucket, key = split(self.entry.path)
+        with storage_errors(self.entry.path):
+            content = client_of(scheme).read_version(bucket, key, self.entry.version, start, stop)
+        if len(content) != stop - start:
+            raise StorageError(f"{self.name} was changed while it was being read")
+        return content
 
     def _read(self, count: int) -> bytes:
         start = self._position
-        stop = min(start + count, self._entry.size)
+        stop = min(start + count, self.entry.size)
         if stop <= start:
             return b""
-        scheme, bucket, key = split(self._entry.path)
-        with storage_errors(self._entry.path):
-            content = client_of(scheme).read_version(bucket, key, self._entry.version, start, stop)
-        if len(content) != stop - start:
-            raise StorageError(f"{self.name} was changed while it was being read")
+        content = self.read_range(start, stop)
         self._position += len(content)
         return content
 

@@ -23,6 +23,7 @@ from typing import BinaryIO, TextIO, cast
 from stepaudio_jax.errors import LockHeldError, OutputError, StorageError
 from stepaudio_jax.storage import buckets
 from stepaudio_jax.storage.bucket_locks import lock_object
+from stepaudio_jax.storage.cached_files import CachedFile
 from stepaudio_jax.storage.paths import BucketPath, Path, PathLike, to_path
 from stepaudio_jax.storage.uris import is_bucket_path
 
@@ -37,6 +38,8 @@ _MAX_HASHED_BYTES = 1 << 26  # of a file whose whole content is hashed
 
 def open_read(path: PathLike) -> io.BufferedReader:
     """Opens a file for reading its bytes; of one in a bucket only what is read is fetched."""
+    if isinstance(path, CachedFile):
+        return path.open()
     if is_bucket_path(path):
         return buckets.reader(os.fspath(path))
     return open(path, "rb")

@@ -1,7 +1,15 @@
 """Text: dialogues, their prompt format, tokenizers, and the reading of answers."""
 
 from stepaudio_jax.text.chat_templates import CHAT_TEMPLATE
-from stepaudio_jax.text.dialogue import AudioPart, Message, Part, Role, TextPart, validate_dialogue
+from stepaudio_jax.text.dialogue import (
+    AudioPart,
+    Message,
+    Part,
+    Role,
+    TextPart,
+    TimedText,
+    validate_dialogue,
+)
 from stepaudio_jax.text.prompt_format import (
     THINK_END,
     ParsedReply,
@@ -31,6 +39,7 @@ __all__ = [
     "Segment",
     "SpecialTokens",
     "TextPart",
+    "TimedText",
     "TokenizedDialogue",
     "Tokenizer",
     "audio_tokens",

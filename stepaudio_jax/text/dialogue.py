@@ -20,6 +20,22 @@ class TextPart:
 
 
 @dataclasses.dataclass(frozen=True)
+class TimedText:
+    """Says what a recording has between two times.
+
+    Attributes:
+        start_s, end_s: in seconds of the file, `start_s <= end_s`.
+        text: a piece of what is said, or of the reply about it.
+        attributes: labels of this piece, as of `AudioPart`.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class AudioPart:
     """References one clip, or a part of one.
 
@@ -30,6 +46,8 @@ class AudioPart:
         attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
         start_s: where the part begins in the file, in seconds.
         end_s: where it ends, greater than `start_s`; None for the end of the file.
+        segments: its transcript or the reply to it in pieces, in the order of their beginnings: by
+            them a dialogue that is too long is split. The model never reads them.
     """
 
     path: str
@@ -37,6 +55,7 @@ class AudioPart:
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     start_s: float = 0.0
     end_s: float | None = None
+    segments: tuple[TimedText, ...] = ()
 
     @property
     def name(self) -> str:

@@ -10,6 +10,8 @@ Text between two special tokens is encoded in one piece, as a tokenizer of the w
 The prompt's end, the reasoning with `\n</think>\n`, and the reply are encoded separately: the BPE
 must not merge across a boundary that exists in generation, or training and generation would see
 different tokens. So the prompt's tokens followed by the completion's are the tokens of training.
+In a reply, the tags around a call are tokens where the vocabulary has them
+(`Tokenizer.encode_written`).
 """
 
 import dataclasses
@@ -219,16 +221,17 @@ def _render_context(
     """Renders a message that the model reads; an assistant turn without its reasoning."""
     segments: list[Segment] = []
     tokens, text = [tokenizer.special.bot], f"{ROLE_NAMES[message.role]}\n"
+    encode = tokenizer.encode_written if message.role == "assistant" else tokenizer.encode
     for part in message.parts:
         if isinstance(part, AudioPart):
-            tokens += tokenizer.encode(text)
+            tokens += encode(text)
             if tokens:
                 segments.append(Segment(tuple(tokens), in_loss=False, audio=None, turn=turn))
             segments.append(Segment((), in_loss=False, audio=part, turn=turn))
             tokens, text = [], ""
         else:
             text += part.text
-    tokens += tokenizer.encode(text)
+    tokens += encode(text)
     if eot:
         tokens.append(tokenizer.special.eot)
     return [*segments, Segment(tuple(tokens), in_loss=False, audio=None, turn=turn)]
@@ -245,7 +248,7 @@ def _render_answer(
 ) -> list[Segment]:
     """Renders an assistant turn as the model generates it: reasoning, then reply."""
     reasoning = tokenizer.encode((message.reasoning or "") + THINK_END)
-    reply = tokenizer.encode(message.text) + [tokenizer.special.eot] * eot
+    reply = tokenizer.encode_written(message.text) + [tokenizer.special.eot] * eot
     return [
         _render_answer_start(turn, tokenizer),
         Segment(tuple(reasoning), in_loss=reasoning_in_loss, audio=None, turn=turn),

@@ -11,6 +11,10 @@ QWEN2_VOCAB_SIZE = 151_643  # entries of Qwen2's byte-level BPE; the special tok
 
 QWEN2_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
+# They enclose a call of a tool in a reply. Where a vocabulary has tokens of these names, as
+# Qwen2.5's and so the released models' has, a model writes those, and not their letters.
+CALL_TAGS = ("<tool_call>", "</tool_call>")
+
 # Qwen2.5's additions, which exactly fill the ids between Qwen2's and Step-Audio's.
 QWEN25_TOKENS = (
     "<|object_ref_start|>",
@@ -24,8 +28,7 @@ QWEN25_TOKENS = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
-    "<tool_call>",
-    "</tool_call>",
+    *CALL_TAGS,
     "<|fim_prefix|>",
     "<|fim_middle|>",
     "<|fim_suffix|>",

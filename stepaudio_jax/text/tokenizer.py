@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
@@ -17,6 +18,7 @@ from stepaudio_jax.text.chat_templates import (
     write_chat_templates,
 )
 from stepaudio_jax.text.special_tokens import (
+    CALL_TAGS,
     SYMBOL_TO_BYTE,
     SpecialTokens,
     byte_bpe,
@@ -58,6 +60,9 @@ class Tokenizer:
         self.special = SpecialTokens.from_ids(
             {token.content: index for index, token in added.items()}
         )
+        self._call_tags = {
+            token.content: index for index, token in added.items() if token.content in CALL_TAGS
+        }
         self.required_vocab_size = (
             max(bpe.get_vocab_size() - 1, *dataclasses.astuple(self.special)) + 1
         )
@@ -125,6 +130,26 @@ class Tokenizer:
                 " remove it"
             ) from None
 
+    def encode_written(self, text: str) -> list[int]:
+        """Returns the tokens of text that the model writes, or has written: of a reply.
+
+        They are those of `encode`, but that `<tool_call>` and `</tool_call>` around a call are the
+        tokens of these names where the vocabulary has them.
+
+        Raises:
+            TextError: as of `encode`.
+        """
+        if not self._call_tags or "tool_call>" not in text:
+            return self.encode(text)
+        pieces = re.split(f"({'|'.join(map(re.escape, self._call_tags))})", text)
+        return [
+            token
+            for piece in pieces
+            for token in (
+                [self._call_tags[piece]] if piece in self._call_tags else self.encode(piece)
+            )
+        ]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of tokens: special ones by name, bytes that are not UTF-8 as U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
@@ -152,7 +177,12 @@ class Tokenizer:
         return hash_json([self._bpe.to_str(), added])
 
     def is_special(self, token: int) -> bool:
-        """Returns whether a token is not text: a special token, or an id without a token."""
+        """Returns whether a token is not text: a special token, or an id without a token.
+
+        The tags around a call are text that the model writes.
+        """
+        if token in self._call_tags.values():
+            return False
         return token in self._added or token < 0 or self._bpe.id_to_token(token) is None
 
     def save(self, folder: PathLike) -> None:

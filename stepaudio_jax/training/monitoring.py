@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import logging
+import os
 import pathlib
 import sys
 import tempfile
@@ -15,16 +17,21 @@ import jax
 import numpy as np
 import tqdm
 
+from stepaudio_jax.config import DataConfig
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import BucketPath, Path, StepLog, copy_file, open_write, write_text
 from stepaudio_jax.training.run_folder import METRICS
 from stepaudio_jax.training.tensorboard import TensorBoardWriter
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_LOSS = "evaluation/loss"  # name of the metric
 PROFILE, DIAGNOSIS = "profile", "diagnosis"  # folders of a run
 
 # Metrics that are 1 for a step that changed nothing, and say why.
 _UNCHANGED = ("skipped_steps", "zero_gradient_steps")
+# Waiting for data is worth a warning from so much on.
+_MIN_WARNED_SECONDS, _MIN_WARNED_FRACTION = 10.0, 0.05
 # Metrics that are summed over steps, not averaged.
 _COUNTS = ("tokens", "loss_tokens", "audio_seconds", *_UNCHANGED)
 
@@ -96,7 +103,8 @@ def progress_bar_metrics(metrics: Mapping[str, float]) -> dict[str, str]:
         "loss": f"{metrics['loss']:.3f}",
         "tok/s": f"{metrics['tokens_per_second']:.0f}",
         "audio-s/s": f"{metrics['audio_seconds_per_second']:.1f}",
-        "data-wait": f"{100 * metrics['data_wait_fraction']:.0f}%",
+        "data-wait": f"{100 * metrics['data_wait_fraction']:.0f}%,"
+        f" {metrics['data_wait_seconds']:.0f}s in all",
     }
 
 
@@ -109,10 +117,15 @@ class ThroughputMeter:
 
     Attributes:
         history: the metrics of each step of the last `summary`.
+        data_wait_seconds: in which no step was computed for want of a batch, until the last
+            `summary`.
+        seconds: of all steps until then, and of what they waited for.
     """
 
     def __init__(self, flops_per_step: float, peak_flops: float | None) -> None:
         self.history: list[dict[str, float]] = []
+        self.data_wait_seconds = 0.0
+        self.seconds = 0.0
         self._flops_per_step, self._peak_flops = flops_per_step, peak_flops
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="stepaudio-meter")
         self._last_step_done_at: Future[float] | None = None
@@ -171,7 +184,8 @@ class ThroughputMeter:
 
         Metrics are averaged over the steps that changed something; skipped_steps and
         zero_gradient_steps count the others. Rates are per second, of the job and of a device;
-        data_wait_fraction and checkpoint_wait_fraction are shares of the time.
+        data_wait_fraction and checkpoint_wait_fraction are shares of the time; data_wait_seconds
+        is the sum since the process began the stage.
         model_flops_utilization is the share of the devices' peak. goodput is the share of the
         process's time since the stage began that went into steps that changed something: the rest
         is compilation, evaluation, checkpoints and waiting for data.
@@ -185,6 +199,8 @@ class ThroughputMeter:
         unchanged = {name: sum(step[name] for step in steps) for name in _UNCHANGED}
         changed = [step for step in steps if not any(step[name] for name in _UNCHANGED)]
         averaged = changed or steps
+        self.seconds += elapsed
+        self.data_wait_seconds += self._data_wait_seconds
         waited = self._data_wait_seconds + self._checkpoint_wait_seconds
         changed_fraction = 1 - sum(unchanged.values()) / len(steps)
         self._useful_seconds += (elapsed - waited) * changed_fraction
@@ -200,6 +216,7 @@ class ThroughputMeter:
             **unchanged,
             "steps_per_second": len(steps) / elapsed,
             "data_wait_fraction": self._data_wait_seconds / elapsed,
+            "data_wait_seconds": self.data_wait_seconds,
             "checkpoint_wait_fraction": self._checkpoint_wait_seconds / elapsed,
             "compile_seconds": self._compile_seconds,
             "goodput": self._useful_seconds / (now - self._created_at),
@@ -220,6 +237,38 @@ def _wait_for(metrics: Mapping[str, jax.Array]) -> float:
     """Waits until a step's metrics are computed; returns `time.perf_counter()` then."""
     jax.block_until_ready(metrics)
     return time.perf_counter()
+
+
+class DataWaitWarning:
+    """Warns, once a stage, where this process waits for its data for a notable part of the time.
+
+    Args:
+        stage: its name.
+        data: what it reads.
+    """
+
+    def __init__(self, stage: str, data: DataConfig):
+        self._stage, self._data = stage, data
+        self._has_warned = False
+
+    def update(self, meter: ThroughputMeter) -> None:
+        """Warns if it is time to; call it after each summary of the meter."""
+        waited, fraction = meter.data_wait_seconds, meter.data_wait_seconds / meter.seconds
+        if self._has_warned or waited < _MIN_WARNED_SECONDS or fraction < _MIN_WARNED_FRACTION:
+            return
+        self._has_warned = True
+        logger.warning(
+            "stage %r has waited %.0f s for its data, %.0f %% of the time. Raise data.threads (now"
+            " %d) or data.workers (now %d) while processors are idle (this host has %d), or store"
+            " the data in its fastest form: launch.data convert --container=array_record, on a"
+            " disk of this host",
+            self._stage,
+            waited,
+            100 * fraction,
+            self._data.threads,
+            self._data.workers,
+            os.cpu_count() or 1,
+        )
 
 
 class StepProfile:

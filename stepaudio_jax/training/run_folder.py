@@ -58,7 +58,8 @@ _MUTABLE_COMPUTE_KEYS = re.compile(
 _MUTABLE_STAGE_KEYS = re.compile(
     r"stages\.\d+\.("
     r"(evaluation\.)?data\."
-    r"(check|on_bad_audio|on_too_long|on_bad_record|threads|prefetch_batches)"
+    r"(check|on_bad_audio|on_too_long|on_bad_record|threads|workers|prefetch_batches"
+    r"|clip_cache_dir|clip_cache_gb)"
     r"|objective\.rollout\.(slots|tensor)"
     r"|objective\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots"
     r"|max_abstention_rate))"

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,8 +16,15 @@ from stepaudio_jax.config import (
     MeshConfig,
     to_dict,
 )
-from stepaudio_jax.data import Preprocessor, batches, evaluation_batches, merge_states, open_sources
+from stepaudio_jax.data import (
+    Preprocessor,
+    batches,
+    evaluation_batches,
+    merge_states,
+    open_stage_sources,
+)
 from stepaudio_jax.data.checking import CheckedData, DataChecker
+from stepaudio_jax.data.split_source import AnySource
 from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.parallel import (
     BatchPlacement,
@@ -41,6 +48,7 @@ from stepaudio_jax.training.initial_weights import (
 )
 from stepaudio_jax.training.monitoring import (
     EVALUATION_LOSS,
+    DataWaitWarning,
     MetricsWriter,
     ThroughputMeter,
     progress_bar,
@@ -215,7 +223,7 @@ class SupervisedTrainer:
             title = f"evaluation of stage {stage.name!r}"
             checks.append((title, stage.evaluation.data, AuxiliaryConfig()))
         for title, data, auxiliary in checks:
-            sources = open_sources(data.sources)
+            sources = open_stage_sources(data, context.tokenizer, context.model)
             preprocessor = Preprocessor(
                 data, context.tokenizer, context.model, auxiliary, sources, seed=0
             )
@@ -265,6 +273,7 @@ class SupervisedTrainer:
             )
             peak = peak_flops(jax.devices()[0].device_kind)
             meter = ThroughputMeter(step_flops(context.model, stage), peak)
+            data_wait = DataWaitWarning(stage.name, stage.data)
             profile = stack.enter_context(contextlib.closing(context.open_profile()))
             writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
             stack.enter_context(contextlib.closing(writer))
@@ -304,6 +313,7 @@ class SupervisedTrainer:
                 logged: dict[str, float] = {}
                 if logs:
                     logged |= meter.summary() | data_state["counts"]
+                    data_wait.update(meter)
                     bar.set_postfix(progress_bar_metrics(logged))
                     skips = int(state.consecutive_skips)
                     if skips > config.max_consecutive_skips:
@@ -395,6 +405,7 @@ class Evaluator:
             context.model,
             rows=place_batch.local_rows,
             count=evaluation.batches if place_batch.spans_processes else None,
+            sources=self._sources,
         )
         with contextlib.closing(data):
             for batch in itertools.islice(data, evaluation.batches):
@@ -417,6 +428,12 @@ class Evaluator:
     def _place_batch(self) -> BatchPlacement:
         data, rules = self._context.stage.evaluation.data, self._context.config.compute.rules
         return BatchPlacement(data, rules, self._context.mesh)
+
+    @functools.cached_property
+    def _sources(self) -> Sequence[AnySource]:
+        """Returns the held-out data, opened once."""
+        context, data = self._context, self._context.stage.evaluation.data
+        return open_stage_sources(data, context.tokenizer, context.model)
 
     @functools.cached_property
     def _eval_step(self) -> Any:

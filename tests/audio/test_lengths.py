@@ -18,7 +18,12 @@ from stepaudio_jax.audio import (
     mel_frame_count,
     split_chunks,
 )
-from stepaudio_jax.audio.lengths import audio_indices, max_chunk_samples
+from stepaudio_jax.audio.lengths import (
+    audio_indices,
+    max_chunk_samples,
+    max_clip_samples,
+    min_token_samples,
+)
 
 SECOND = 16_000
 
@@ -156,9 +161,35 @@ def test_the_longest_chunk_of_so_many_frames():
         assert mel_frame_count(samples) == frames < mel_frame_count(samples + 1)
 
 
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+def test_the_longest_clip_of_so_many_tokens(length_convention):
+    def tokens(samples):
+        sizes = clip_chunks(samples, length_convention)
+        return sum(size.tokens + 2 for size in sizes)
+
+    for room in (-5, 0, 1, 2, 3, 50, 313, 316, 317, 400, 628, 5000):
+        for chunks in (0, 1, 2, 5):
+            samples = max_clip_samples(room, chunks, 2504, length_convention)
+            assert samples == 0 or tokens(samples) <= room
+            assert samples == chunks * CHUNK_SAMPLES or tokens(samples + 1) > room
+    # Chunks of fewer frames than 25 s have: a clip is one of them at most.
+    assert max_clip_samples(5000, 3, 160, length_convention) == max_chunk_samples(160)
+    assert max_clip_samples(5000, 0, 160, length_convention) == 0
+    assert max_clip_samples(5000, 3, 2502, length_convention) == 3 * CHUNK_SAMPLES
+
+
 def test_audio_indices_count_on_from_the_first_chunk():
     assert audio_indices([3, 0, 2], 4).tolist() == [0, 1, 2, 8, 9]
     indices = audio_indices((2, 1), 313, first_chunk=5)
     assert indices.tolist() == [1565, 1566, 1878]
     assert indices.dtype == np.int32
     assert audio_indices([], 313).tolist() == []
+
+
+@pytest.mark.parametrize("length_convention", ["hf", "vllm"])
+def test_the_fewest_samples_of_so_many_tokens(length_convention):
+    for tokens in (1, 2, 3, 50, 312):
+        samples = min_token_samples(tokens, length_convention)
+        for size, expected in ((samples, tokens), (samples - 1, tokens - 1)):
+            assert chunk_token_count(mel_frame_count(size), length_convention) == expected
+    assert min_token_samples(0, length_convention) == 0

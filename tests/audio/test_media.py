@@ -214,3 +214,43 @@ def test_any_damage_gives_finite_sound_or_an_audio_error(media, name):
             assert "\n" not in str(error)  # noqa: PT017
         else:
             assert np.isfinite(waveform).all()
+
+
+def encoded_as(path, codec, samples, rate, form):
+    """Writes [samples] of integers as a file of a container and codec that soundfile lacks."""
+    import av
+
+    with av.open(str(path), "w", format=form) as container:
+        track = container.add_stream(codec, rate=rate, layout="mono")
+        resampler = av.AudioResampler(track.codec_context.format.name, "mono", rate)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate = rate
+        queue = av.AudioFifo()
+        for piece in resampler.resample(frame):
+            queue.write(piece)
+        size = track.codec_context.frame_size or 1024
+        pieces = [*queue.read_many(size), *([queue.read(partial=True)] if queue.samples else [])]
+        for piece in [*pieces, None]:
+            for packet in track.encode(piece):
+                container.mux(packet)
+    return path
+
+
+def test_lossless_core_audio_whose_cookie_libsndfile_does_not_know(media, tmp_path, monkeypatch):
+    """As FFmpeg writes it: left to PyAV."""
+    samples = (tone(1.3, 16_000) * 32_767).astype(np.int16)
+    path = encoded_as(tmp_path / "a.caf", "alac", samples, 16_000, "caf")
+    np.testing.assert_array_equal(load_audio(path), samples.astype(np.float32) / 32_768)
+    np.testing.assert_array_equal(load_audio(path, start_s=0.5), load_audio(path)[8000:])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError, match=r"'stepaudio-jax\[audio\]'"):
+        load_audio(path)
+
+
+def test_mp3_in_a_wav_file_says_only_about_how_long_it_is(media, tmp_path):
+    samples = (tone(3.5, 44_100) * 32_767).astype(np.int16)
+    path = encoded_as(tmp_path / "a.wav", "libmp3lame", samples, 44_100, "wav")
+    whole = load_audio(path)
+    assert len(whole) >= 3.5 * 16_000
+    assert probe_audio(path) is None
+    np.testing.assert_array_equal(load_audio(path, start_s=2), whole[32_000:])

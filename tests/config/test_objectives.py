@@ -104,3 +104,11 @@ def test_settings_close_to_those_that_still_train_are_allowed():
         policy_stage(BY_FORM_TOO, of_sums, num_generations=4, num_correct_range=(4, 4))
     with pytest.raises(ConfigError, match=r"num_correct_range=\(4, 4\)"):
         policy_stage(BY_A_FUNCTION, num_generations=4, num_correct_range=(4, 4))
+
+
+def test_policy_gradient_does_not_split_dialogues():
+    stage = policy_stage()
+    split = dataclasses.replace(stage.data, on_too_long="split")
+    with pytest.raises(ConfigError, match=r"data.on_too_long='split' .* objective=next_token; say"):
+        dataclasses.replace(stage, data=split)
+    assert dataclasses.replace(stage, data=dataclasses.replace(split, on_too_long="skip"))

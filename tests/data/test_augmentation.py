@@ -7,7 +7,7 @@ import pytest
 
 from stepaudio_jax import audio
 from stepaudio_jax.audio.lengths import audio_embeddings_per_chunk
-from stepaudio_jax.config import AugmentationConfig
+from stepaudio_jax.config import AugmentationConfig, AuxiliaryConfig
 from stepaudio_jax.data import batches, evaluation_batches
 from stepaudio_jax.data.augmentation import (
     augment_waveform,
@@ -133,6 +133,22 @@ def test_a_slower_clip_and_its_shift_stay_within_the_room():
         assert 32_000 < changed_tone(seed, max_shift_samples=1000, **slow).size <= 33_000
     longest = max(changed_tone(seed, max_shift_samples=40_000, **slow).size for seed in range(10))
     assert 50_000 < longest <= 72_000
+
+
+@pytest.mark.slow
+def test_a_faster_clip_can_still_be_aligned_with_its_transcript(tmp_path):
+    """CTC needs an output a word, and one between equal words, of the six that 0.5 s have."""
+    write_clip(tmp_path / "a.wav", 0.5, seed=0)
+    auxiliary = AuxiliaryConfig(ctc_weight=1.0, ctc_words=("one", "two"))
+    fast = AugmentationConfig(speed_probability=1, speed_range=(1.9, 2))
+    for transcript, tokens in (("one two", 3), ("one one two", 4), ("one two one two one two", 6)):
+        record = audio_record(0, "a.wav")
+        record["messages"][0]["content"][1]["transcript"] = transcript
+        path = write_records(tmp_path / f"{tokens}.jsonl", [record])
+        config = settings(path, batch_size=1, packing_bins_per_seq=1, augmentation=fast)
+        batch = next(batches(config, TOKENIZER, MODEL, seed=0, auxiliary=auxiliary))
+        first = batch.segment_ids[0] == 1
+        assert (batch.audio_index[0][first] >= 0).sum() == tokens
 
 
 @pytest.mark.slow

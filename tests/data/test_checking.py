@@ -64,8 +64,12 @@ def test_data_is_not_checked_again_until_it_changes(tmp_path, path, caplog):
     }
     assert not run_check(run_dir, config, check)
     assert not run_check(
-        run_dir, settings(path, on_bad_record="skip", threads=7, prefetch_batches=3), check
+        run_dir,
+        settings(path, on_bad_record="skip", threads=7, workers=1, prefetch_batches=3),
+        check,
     )
+    kept = {"clip_cache_dir": str(tmp_path / "kept"), "clip_cache_gb": 1.0}
+    assert not run_check(run_dir, settings(path, on_bad_record="skip", **kept), check)
     assert check.calls == 5
     assert run_check(run_dir, config, check, {"rewards": 1})
     assert run_check(run_dir, settings(path, on_bad_record="skip", seq_len=600), check)

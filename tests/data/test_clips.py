@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio_jax.data.clips import load_clip, load_silence, probe_clip
-from stepaudio_jax.errors import AudioError, StorageError
+from stepaudio_jax.config import DataConfig
+from stepaudio_jax.data.clips import load_clip, load_silence, open_clip_cache, probe_clip
+from stepaudio_jax.errors import AudioError, ConfigError, StorageError
 from stepaudio_jax.text.dialogue import AudioPart
 
 
@@ -75,3 +76,63 @@ def test_refused_bucket_is_no_bad_clip(gcs):
     gcs.forbidden.add("bucket")
     with pytest.raises(StorageError, match="403"):
         load_clip(AudioPart("gs://bucket/a.wav"))
+
+
+def test_clips_of_buckets_are_kept_on_the_disk(formats, expected, gcs, tmp_path):
+    names = {"a.wav": "clips/a.wav", "x.tar#a.wav": "webdataset/talks-000000.tar"}
+    cache = open_clip_cache(DataConfig(clip_cache_dir=str(tmp_path / "kept"), clip_cache_gb=1.0))
+    for name, file in names.items():
+        gcs.put("bucket", name.partition("#")[0], (formats / file).read_bytes())
+        part = AudioPart(f"gs://bucket/{name}")
+        assert probe_clip(part, cache=cache) == len(expected)
+        num_files = len(list(tmp_path.rglob("??/*")))
+        assert num_files == 1 + ("#" in name)
+        del gcs.requests[:]
+        for read in (load_clip, load_silence, probe_clip):
+            read(part, cache=cache)
+        np.testing.assert_array_equal(load_clip(part, cache=cache), expected)
+        some = AudioPart(part.path, start_s=0.25, end_s=0.5)
+        np.testing.assert_array_equal(load_clip(some, cache=cache), expected[4000:8000])
+        assert not [line for line in gcs.requests if "alt=media" in line]
+        assert len(list(tmp_path.rglob("??/*"))) == num_files
+    assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
+
+
+def test_clips_of_this_machine_are_not_kept(formats, tmp_path):
+    cache = open_clip_cache(DataConfig(clip_cache_dir=str(tmp_path)))
+    content = base64.b64encode((formats / "clips" / "a.wav").read_bytes()).decode()
+    for name in (
+        str(formats / "clips" / "a.wav"),
+        f"{formats}/webdataset/talks-000000.tar#a.wav",
+        f"data:audio/wav;base64,{content}",
+    ):
+        load_clip(AudioPart(name), cache=cache)
+        probe_clip(AudioPart(name), cache=cache)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["used"]
+
+
+def test_errors_name_a_clip_that_is_kept_by_its_address(gcs, tmp_path):
+    gcs.put("bucket", "a.wav", b"RIFF1234WAVE")
+    cache = open_clip_cache(DataConfig(clip_cache_dir=str(tmp_path)))
+    for _ in range(2):
+        for read in (load_clip, probe_clip):
+            with pytest.raises(AudioError, match=r"^audio gs://bucket/a\.wav: ") as error:
+                read(AudioPart("gs://bucket/a.wav"), cache=cache)
+            assert str(tmp_path) not in str(error.value)
+    with pytest.raises(AudioError, match=r"gone.wav: does not exist"):
+        load_clip(AudioPart("gs://bucket/gone.wav"), cache=cache)
+
+
+def test_cache_that_cannot_be_is_a_mistake_of_the_configuration(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert open_clip_cache(DataConfig()) is None
+    with pytest.raises(ConfigError, match=f"clip_cache_dir={tmp_path}/file: cannot keep clips"):
+        open_clip_cache(DataConfig(clip_cache_dir=str(tmp_path / "file")))
+    for settings, message in (
+        ({"clip_cache_dir": "gs://bucket/clips"}, "must be a folder on the host's own disk"),
+        ({"clip_cache_dir": ""}, "write None for none"),
+        ({"clip_cache_gb": 0.0}, "must be positive"),
+        ({"clip_cache_gb": float("nan")}, "must be finite"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            DataConfig(**settings)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import soundfile
 
 from stepaudio_jax.data import open_source
 from stepaudio_jax.data.clips import load_clip
+from stepaudio_jax.data.inspection import inspect_source
+from stepaudio_jax.data.inspection_report import describe
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError
 
@@ -90,6 +93,29 @@ def test_sample_becomes_the_dialogues_that_it_means(path):
                 continue
             np.testing.assert_array_equal(load_clip(mine), load_clip(other))
             assert is_a_sample_clip(load_clip(mine), mine.start_s, mine.end_s)
+
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+TABLE = re.findall(
+    r"^\| [^|]+ \| `([\w./-]+)` \| ([^|]+) \| `(\w+)` \|$", DOCS.read_text("utf-8"), re.M
+)
+
+
+@pytest.mark.parametrize(("name", "container", "form"), TABLE, ids=lambda value: str(value))
+def test_the_table_of_the_documentation_is_true(name, container, form):
+    """Each line of form and container, by its sample."""
+    source = open_source(FORMATS / name)
+    inspection = inspect_source(source, show_progress=False)
+    lines = [line.split(maxsplit=1) for line in describe(source, inspection)]
+    said = {line[0]: line[1] for line in lines if len(line) == 2}
+    assert said["container"].partition(";")[0] == container
+    assert said["form"] == form
+
+
+def test_the_table_has_every_kind_of_sample():
+    folders = {path.name for path in FORMATS.iterdir() if path.is_dir()}
+    without_rows = {"clips", "media", "audiofolder_jsonl"}
+    assert {name.partition("/")[0] for name, _, _ in TABLE} == folders - without_rows
 
 
 def is_a_sample_clip(samples, start_s, end_s):

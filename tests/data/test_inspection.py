@@ -23,7 +23,8 @@ def test_what_is_said_of_a_source(formats):
     assert inspection.content.clips == 3
     assert inspection.forms == {"ms_swift": 2}
     assert inspection.scripts["assistant"].keys() == {"Latin"}
-    assert "JSON Lines (1 file); 2 rows" in text
+    assert "container    JSON Lines; 2 rows" in text
+    assert "dialogues    with replies" in text
     assert "3, 3.73 s of sound, the shortest 1.16 s, the longest 1.41 s" in text
     assert "<|BOT|>human\n    <audio a.wav, 1.16 s>When is it?<|EOT|>" in text
     assert "refused      none" in text
@@ -32,6 +33,7 @@ def test_what_is_said_of_a_source(formats):
 def test_rows_of_several_forms_are_counted(formats):
     _, text = lines_of(open_source(formats / "webdataset"))
     assert "form         ms_swift 2, recognition 1" in text
+    assert "container    WebDataset tar (2 files); 3 rows" in text
     assert "<audio talks-000000.tar#a.wav, 1.16 s>" in text
 
 
@@ -80,9 +82,34 @@ def test_lengths(tmp_path):
 
 
 def test_a_dialogue_that_is_only_a_prompt_is_shown_as_one(formats):
-    record = open_source(formats / "trl" / "preference.jsonl")[0]
-    text = render_example(record, TOKENIZER)
-    assert text.endswith("<think>\n\nreference_reply: At seven.\nrejected_reply: At six.")
+    source = open_source(formats / "trl" / "preference.jsonl")
+    assert render_example(source[0], TOKENIZER).endswith("<|BOT|>assistant\n<think>\n")
+    _, text = lines_of(source)
+    assert text.endswith("<think>\n  reference    At seven.\n  rejected     At six.")
+    assert "dialogues    preferences" in text
+
+
+def test_what_a_dialogue_is_for_and_what_nothing_reads(tmp_path, formats):
+    clip = {"audio": str(formats / "clips" / "a.wav")}
+    asked = {"messages": [{"role": "user", "content": "1 + 1?"}]}
+    reply = {"role": "assistant", "content": "2"}
+    rows = [
+        {**clip, "text": "A", "speaker": "s1", "duration": 1.2, "words": [1]},
+        {**asked, "answer": "2", "topic": "sums", "empty": ""},
+        asked,
+        {"messages": [*asked["messages"], reply], "label": False},
+        {"messages": [*asked["messages"], reply], "topic": "sums"},
+    ]
+    inspection, text = lines_of(open_source(write_records(tmp_path / "r.jsonl", rows)))
+    assert inspection.kinds == {
+        "with replies": 2,
+        "prompts with what a reply is compared with": 1,
+        "prompts": 1,
+        "with bad replies only": 1,
+    }
+    assert "attributes   speaker\n" in text
+    assert inspection.unread == {"words": 1, "topic": 2}
+    assert "not read     keys 'words', 'topic'" in text
 
 
 @pytest.mark.parametrize("name", ["audiofolder", "kaldi", "tfds/talks/plain/1.0.0", "hf_parquet"])

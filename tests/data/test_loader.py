@@ -231,9 +231,9 @@ def test_a_state_of_other_data_is_refused(corpus, tmp_path):
     def resume(config, seed=0, **shard):
         batches(config, TOKENIZER, MODEL, seed=seed, **shard).set_state(state)
 
-    resume(
-        settings(spoken, written, threads=7, prefetch_batches=1)
-    )  # what changes no batch may change
+    # What changes no batch may change.
+    resume(settings(spoken, written, threads=7, prefetch_batches=1))
+    resume(settings(spoken, written, clip_cache_dir=str(tmp_path / "kept"), clip_cache_gb=2.0))
     shorter = write_records(tmp_path / "written.jsonl", [text_record(0, 3)])
     for config, seed, key in (
         (settings(spoken, shorter), 0, "sources"),

@@ -1,7 +1,9 @@
 """Sources: what a line means, and the error of a line that means nothing."""
 
+import gzip
 import json
 import pathlib
+import shutil
 
 import grain
 import pytest
@@ -379,6 +381,39 @@ def test_sources_of_one_stem_are_told_apart(tmp_path):
         ("train", "train"),
         ("train", "train"),
     ]
+
+
+def test_the_name_of_a_source_has_no_ending(tmp_path, formats, monkeypatch):
+    line = json.dumps(messages({"role": "user", "content": "x"}, REPLY)).encode()
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(line + b"\nno JSON\n"))
+    (tmp_path / "talks.v2").mkdir()
+    write(tmp_path / "talks.v2", messages({"role": "user", "content": "x"}, REPLY))
+    packed = open_source(tmp_path / "x.jsonl.gz")
+    assert (packed.name, packed[0].source, packed[0].id) == ("x", "x", "x:1")
+    assert packed.record_id(1) == "x:2"  # which cannot be read
+    assert open_source(tmp_path / "talks.v2").name == "talks.v2"
+    monkeypatch.chdir(tmp_path / "talks.v2")
+    assert open_source("d.jsonl").name == "d"
+
+
+def test_a_data_set_of_tfds_has_its_own_name(tmp_path, formats, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(formats / "tfds"))
+    plain = str(formats / "tfds" / "talks" / "plain" / "1.0.0")
+    assert open_source(f"{plain}/").name == "talks"
+    for name in ("tfds:talks", "tfds:talks/plain:train", "tfds:talks/plain:1.0.0:train[:2]"):
+        source = open_source(name)
+        assert (source.name, source[0].source) == ("talks", "talks")
+    loud = tmp_path / "talks" / "loud" / "1.0.0"
+    shutil.copytree(plain, loud)
+    info = json.loads((loud / "dataset_info.json").read_text())
+    (loud / "dataset_info.json").write_text(json.dumps(info | {"configName": "loud"}))
+    configs = [SourceConfig(path=plain), SourceConfig(path=str(loud))]
+    assert [source.name for source in open_sources(configs)] == ["talks/plain", "talks/loud"]
+    parts = [SourceConfig(path=f"tfds:talks/plain:train[{part}]") for part in (":2", "2:")]
+    first, second = (source.name for source in open_sources(parts))
+    assert first != second
+    shutil.copytree(plain, tmp_path / "renamed" / "1.0.0")
+    assert open_source(tmp_path / "renamed" / "1.0.0").name == "talks"
 
 
 def test_a_tilde_is_home_in_files_and_clips(tmp_path, monkeypatch):

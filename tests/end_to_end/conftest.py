@@ -4,6 +4,7 @@ import pytest
 
 from tests.end_to_end.runs import arguments, run
 from tests.end_to_end.tones import write_config, write_corpus
+from tests.storage.bucket_fixtures import gcs, s3  # noqa: F401  used by name
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
 
 def untimed_metrics(run_dir: pathlib.Path) -> list[dict]:
     """Reads the metrics of a run without those that depend on time."""
-    timing = re.compile("per_second|wait_fraction|compile_seconds|goodput")
+    timing = re.compile("per_second|wait_(fraction|seconds)|compile_seconds|goodput")
     return [
         {name: value for name, value in line.items() if not timing.search(name)}
         for line in metrics(run_dir)

@@ -4,25 +4,25 @@ The bucket is a server on loopback; docs/tpu.md says what that cannot show.
 """
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
-import numpy as np
 import pytest
 
-from stepaudio_jax import hub
-from stepaudio_jax.storage import bucket_clients, copy_file, read_step_lines, to_path
-from tests.end_to_end.runs import ROOT, STEPS, arguments, run, untimed_metrics
+from stepaudio_jax.storage import bucket_clients, copy_file, to_path
+from tests.end_to_end.bucket_runs import (
+    assert_same_model,
+    finish,
+    is_saving,
+    kill_when,
+    num_logged,
+    train,
+    untimed,
+)
+from tests.end_to_end.runs import STEPS, arguments, run
 from tests.end_to_end.tones import write_config
 from tests.storage.gcs_server import gcs_server
 
 pytestmark = pytest.mark.slow  # starts many runs
-
-TIMES = ("per_second", "wait_fraction", "compile_seconds", "goodput")
 
 
 @pytest.fixture(scope="module")
@@ -43,85 +43,24 @@ def server(folder):
     context.undo()
 
 
-def start(*command):
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ},
-    )
-
-
-def logged(server, run_dir):
-    """Returns the number of lines that a run in the bucket has logged."""
-    path = f"gs://bucket/{run_dir}/metrics.jsonl"
-    has_any = any(
-        name.startswith(f"{run_dir}/metrics.jsonl") for name in list(server.buckets["bucket"])
-    )
-    return len(read_step_lines(path)) if has_any else 0
-
-
-def untimed(lines):
-    return [
-        {name: value for name, value in line.items() if not any(time in name for time in TIMES)}
-        for line in lines
-    ]
-
-
-def assert_same_model(left, right):
-    for first, second in zip(hub_leaves(left), hub_leaves(right), strict=True):
-        np.testing.assert_array_equal(first.view(np.uint8), second.view(np.uint8))
-
-
-def hub_leaves(folder):
-    import jax
-
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(hub.read_parameters(folder))]
-
-
-def wait_for(process, happened):
-    while process.poll() is None and not happened():
-        time.sleep(0.05)
-
-
 def test_a_run_in_a_bucket_killed_and_resumed_equals_the_local_run(server, uninterrupted):
     run_arguments = ["--config=gs://bucket/config.py", "--config.run_dir=gs://bucket/runs/one"]
     rng = random.Random(1)
-    for moment in [*sorted(rng.sample(range(1, len(STEPS) - 1), 3)), None]:
-        process = start(*run_arguments)
-        if moment is None:  # while a checkpoint is being written
-            seen = set(server.buckets["bucket"])
+    for moment in sorted(rng.sample(range(1, len(STEPS) - 1), 3)):
+        kill_when(
+            train(run_arguments), lambda moment=moment: num_logged(server, "runs/one") >= moment
+        )
+    before = set(server.buckets["bucket"])
+    kill_when(train(run_arguments), lambda: is_saving(server, before))
+    assert finish(train(run_arguments)) == "gs://bucket/runs/one/model\n"
 
-            def writes_a_checkpoint(seen=seen):
-                new = set(server.buckets["bucket"]) - seen
-                steps = {name.rpartition("/state/")[0] for name in new if "/state/" in name}
-                return any(
-                    step and f"{step}/commit_success.txt" not in server.buckets["bucket"]
-                    for step in steps
-                )
-
-            wait_for(process, writes_a_checkpoint)
-        else:
-            wait_for(process, lambda moment=moment: logged(server, "runs/one") >= moment)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors
-    process = start(*run_arguments)
-    printed, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert printed == "gs://bucket/runs/one/model\n"
-
-    lines = read_step_lines("gs://bucket/runs/one/metrics.jsonl")
-    assert untimed(lines) == untimed_metrics(uninterrupted)
+    assert untimed("gs://bucket/runs/one") == untimed(uninterrupted)
     assert_same_model("gs://bucket/runs/one/model", uninterrupted / "model")
     assert any("/tensorboard/mid/events" in name for name in server.buckets["bucket"])
     assert "runs/one/.lock" not in server.buckets["bucket"]
 
     # The same command again finds the finished model.
-    process = start(*run_arguments)
-    assert process.communicate()[0] == "gs://bucket/runs/one/model\n"
+    assert finish(train(run_arguments)) == "gs://bucket/runs/one/model\n"
 
 
 def test_programs_read_and_write_the_bucket(server, uninterrupted, folder):
@@ -188,9 +127,7 @@ def test_programs_read_and_write_the_bucket(server, uninterrupted, folder):
             "--config.tokenizer=None",
         )
         assert ended.returncode == 0, ended.stderr
-    assert untimed(read_step_lines("gs://bucket/runs/tuned/metrics.jsonl")) == untimed_metrics(
-        folder / "tuned"
-    )
+    assert untimed("gs://bucket/runs/tuned") == untimed(folder / "tuned")
     assert_same_model("gs://bucket/runs/tuned/model", folder / "tuned" / "model")
 
 

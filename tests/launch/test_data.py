@@ -59,8 +59,23 @@ def test_inspect(formats, capsys):
     assert main(["inspect", str(formats / "nemo_manifest" / "manifest.json")]) == 0
     assert "form         recognition" in capsys.readouterr().out
     assert main(["inspect", str(formats / "openai" / "audio_url.jsonl"), "--limit", "1"]) == 0
-    assert main(["inspect", str(formats / "openai" / "audio_url.jsonl")]) == 2
-    assert "refused      1 row" in capsys.readouterr().out
+    path = formats / "openai" / "audio_url.jsonl"
+    capsys.readouterr()
+    assert main(["inspect", str(path)]) == 2
+    printed, errors = capsys.readouterr()
+    assert "refused      1 row" in printed
+    problem = f"error: 1 of 2 rows cannot be read; the first: {path}:2: audio https://"
+    assert errors.startswith(problem)
+    assert errors.count("\n") == 1
+
+
+def test_what_nobody_reads_any_more_is_no_error(formats):
+    """As behind `| head`: quietly, with the exit code of a program that SIGPIPE ends."""
+    command = [sys.executable, "-m", "launch.data", "inspect", formats / "kaldi"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait() == 141
+    assert process.stderr.read() == ""
 
 
 def test_inspect_takes_the_settings_of_a_source(tmp_path, formats, capsys):

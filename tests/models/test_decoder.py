@@ -11,6 +11,7 @@ import torch
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.models import LayerCache, abstract_model, merge_per_layer, unstack_layers
+from stepaudio_jax.models.layers import rope_cos_sin
 from tests.models import torch_reference
 from tests.models.random_model import FLOAT32, SMALL, model_with, random_parameters
 
@@ -190,3 +191,13 @@ def test_bfloat16_stays_close_and_keeps_fp32_logits(parameters):
     assert rounded.dtype == jnp.float32
     error = np.linalg.norm(np.asarray(rounded) - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 3e-2  # below: bf16 was not used; above: softmax or norms lost their fp32
+
+
+@pytest.mark.parametrize("head_dim", [2, 8, 128])
+def test_rope_cos_sin_equals_its_formula(head_dim):
+    positions = np.array([[0, 1, 2, 700], [5, 4, 31, 30_000]])
+    angles = positions[..., None, None] * 1e6 ** (-np.arange(0, head_dim, 2) / head_dim)
+    cos, sin = rope_cos_sin(jnp.asarray(positions), head_dim, 1e6)
+    # fp32 angles of up to 30 000 radians are exact to 2e-3.
+    np.testing.assert_allclose(cos, np.cos(angles), atol=4e-3)
+    np.testing.assert_allclose(sin, np.sin(angles), atol=4e-3)

@@ -13,7 +13,13 @@ SFT = (
     *("loss", "loss/next_token", "loss/ctc", "loss/attributes", "token_accuracy", "gradient_norm"),
     *("tokens_per_second", "tokens_per_second_per_device", "audio_seconds_per_second"),
     *("audio_seconds_per_second_per_device", "steps_per_second", "data_wait_fraction"),
-    *("learning_rate/adamw", "learning_rate/muon", "skipped_steps", "zero_gradient_steps"),
+    *(
+        "data_wait_seconds",
+        "learning_rate/adamw",
+        "learning_rate/muon",
+        "skipped_steps",
+        "zero_gradient_steps",
+    ),
     *("checkpoint_wait_fraction", "compile_seconds", "goodput", "evaluation/loss"),
     *("evaluation/token_accuracy", "model_flops_utilization", "device_memory_peak_bytes"),
 )

@@ -3,12 +3,15 @@
 import itertools
 import json
 import pathlib
+import re
 
 import jinja2
 import numpy as np
 import pytest
 import transformers
 
+from stepaudio_jax.data.containers.base import Row
+from stepaudio_jax.data.sources.forms import to_project_form
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.text import (
     CHAT_TEMPLATE,
@@ -213,6 +216,60 @@ def test_tools_go_after_the_system_s_turn(byte_level, automatic):
         assert by_argument["input_ids"] == by_message["input_ids"]
 
 
+def call(name, arguments, number):
+    function = {"name": name, "arguments": arguments}
+    return {"type": "function", "id": f"c{number}", "function": function}
+
+
+def test_calls_of_tools_are_rendered_as_they_are_trained_on(tokenizer, automatic):
+    """As rows with `tool_calls` become dialogues: schemas, calls behind the text, results."""
+    calls = [call("weather", {"place": "Köln", "days": [1, 2]}, 1), call("uhr", {}, 2)]
+    messages = [
+        *DIALOGUES["system"],
+        {"role": "assistant", "reasoning_content": "Ask.", "content": "Let me see.\n"}
+        | {"tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "Rain"},
+        {"role": "tool", "tool_call_id": "c2", "name": "uhr", "content": '{"h": 7}'},
+        {"role": "assistant", "reasoning_content": "Again.", "content": None}
+        | {"tool_calls": [{"name": "uhr", "arguments": {}}]},
+        {"role": "tool", "content": "8"},
+        {"role": "assistant", "content": "<think>Now.</think>", "tool_calls": calls[:1]},
+    ]
+    row = Row({"messages": messages, "tools": TOOLS}, "test:1", "", "")
+    dialogue = parse_record(
+        to_project_form(row), origin="test:1", folder="", source="", default_id=""
+    ).messages
+    auto, chunks = automatic(tokenizer), CHUNKS[:1]
+    for stop, history_reasoning in itertools.product((4, 6, 7, 8), (False, True)):
+        options = {"tools": TOOLS, "audio_chunks": chunks, "history_reasoning": history_reasoning}
+        view = dialogue[: stop + 1]  # with the turn of the schemas
+        asked = messages[stop - 1]["role"] != "assistant"
+        render = render_prompt if asked else render_training
+        if not asked and not history_reasoning:
+            view = training_views(view)[-1]
+        expected = ours(
+            render(view, tokenizer, history_reasoning=history_reasoning), tokenizer, chunks
+        )
+        encoding = auto.apply_chat_template(
+            messages[:stop],
+            add_generation_prompt=asked,
+            return_assistant_tokens_mask=True,
+            **options,
+        )
+        assert decoded(tokenizer, encoding["input_ids"]) == decoded(tokenizer, expected.tokens)
+        if not history_reasoning:  # else see the test of seams
+            assert encoding["input_ids"] == expected.tokens.tolist()
+            assert encoding["assistant_masks"] == expected.loss_mask.astype(int).tolist()
+    (named,) = re.findall(r"<tool_call>function\nweather\n(.*)</tool_call>", dialogue[-1].text)
+    assert named == '{"place": "Köln", "days": [1, 2]}'
+
+
+def test_arguments_that_are_a_string_are_written_as_they_are(byte_level, automatic):
+    messages = [*DIALOGUES["one turn"], {"role": "assistant", "tool_calls": [call("f", "{}", 1)]}]
+    string = automatic(byte_level).apply_chat_template(messages, tokenize=False)
+    assert string.endswith("\n</think>\n<tool_call>function\nf\n{}</tool_call><|EOT|>")
+
+
 def test_a_clip_is_one_patch_where_its_length_is_not_known(byte_level, automatic):
     """The released server's processor replaces it by <audio_start>, patches and <audio_end>."""
     for kind in ("audio", "input_audio", "audio_url"):
@@ -259,6 +316,7 @@ def test_tool_tokens_are_text_too(qwen2, automatic):
         "input_ids"
     ]
     assert sum(map(qwen2.is_special, sanitized)) == 2
+    assert 151_657 not in sanitized
 
 
 @pytest.mark.parametrize(
@@ -317,11 +375,29 @@ USER = {"role": "user", "content": "Hi"}
             {},
             r"message 2 \(assistant\) has audio",
         ),
-        ([{"role": "user", "content": [{"type": "image"}]}], {}, "part of type 'image'"),
         (
-            [USER, {"role": "assistant", "content": "", "tool_calls": [{}]}, USER],
+            [USER, {"role": "user", "content": [CLIP, {"type": "image"}]}],
             {},
-            "message 2 has tool_calls",
+            "message 2 has a part of type 'image'",
+        ),
+        (
+            [USER, {"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}, USER],
+            {},
+            "message 2 has a call without a name",
+        ),
+        (
+            [{**USER, "tool_calls": [call("f", {}, 1)]}],
+            {},
+            r"message 1 \(user\) has tool_calls, which only an assistant's",
+        ),
+        (
+            [
+                USER,
+                {"role": "assistant", "tool_calls": [call("f", {}, 1), call("g", {}, 2)]},
+                {"role": "tool", "tool_call_id": "c2", "content": "x"},
+            ],
+            {},
+            "message 3 is the result of the call 'c2'; .* in the order of the calls: c1, c2",
         ),
         (
             [USER, {"role": "assistant", "content": "<think>x"}],

@@ -102,3 +102,18 @@ def test_any_tokens_can_be_parsed(byte_level, tokens):
     if parsed.well_formed:
         written = f"{parsed.reasoning}\n</think>\n{parsed.reply}"
         assert tokens == [*written.encode(), byte_level.special.eot]
+
+
+def test_the_tags_of_a_call_are_text_that_the_model_writes(qwen2, byte_level):
+    """Of Qwen2.5's vocabulary they are tokens, of which released models' replies are made."""
+    reply = "Let me see.<tool_call>function\nclock\n{}</tool_call><tool_call> </tool_call>"
+    tokens = qwen2.encode_written(reply)
+    assert [token for token in tokens if token >= 151_643] == [151_657, 151_658] * 2
+    assert not any(map(qwen2.is_special, tokens))
+    assert qwen2.decode(tokens) == reply
+    parsed = parse_reply([*qwen2.encode("x\n</think>\n"), *tokens, qwen2.special.eot], qwen2)
+    assert parsed.well_formed
+    assert parsed.reply == reply
+    assert max(qwen2.encode(reply)) < 151_643  # as anybody else writes them
+    assert qwen2.encode_written("<tool_call") == qwen2.encode("<tool_call")
+    assert byte_level.encode_written(reply) == byte_level.encode(reply)

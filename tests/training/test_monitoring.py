@@ -216,12 +216,13 @@ def test_the_progress_bar_shows_loss_throughput_and_waiting():
         "tokens_per_second": 999.6,
         "audio_seconds_per_second": 12.34,
         "data_wait_fraction": 0.256,
+        "data_wait_seconds": 12.6,
     }
     assert progress_bar_metrics(metrics) == {
         "loss": "1.234",
         "tok/s": "1000",
         "audio-s/s": "12.3",
-        "data-wait": "26%",
+        "data-wait": "26%, 13s in all",
     }
 
 

@@ -125,7 +125,10 @@ def test_keys_about_bad_records_and_resources_may_change(config):
         ("on_bad_audio", "skip"),
         ("on_too_long", "skip"),
         ("threads", "1"),
+        ("workers", "2"),
         ("prefetch_batches", "1"),
+        ("clip_cache_dir", "/tmp/clips"),
+        ("clip_cache_gb", "1.5"),
     ):
         check_same_run(override(config, (f"stages.sft.data.{key}", value)))
         check_same_run(override(config, (f"stages.sft.evaluation.data.{key}", value)))

@@ -7,7 +7,12 @@ from typing import Any
 
 from stepaudio_jax.data.containers.audio_folder import METADATA_NAMES, SPLIT_NAMES, AudioFolder
 from stepaudio_jax.data.containers.base import Container
-from stepaudio_jax.data.containers.folders import is_folder, list_files_below, list_folder
+from stepaudio_jax.data.containers.folders import (
+    exists,
+    is_folder,
+    list_files_below,
+    list_folder,
+)
 from stepaudio_jax.data.containers.kaldi import RECORDINGS_FILE, KaldiFolder
 from stepaudio_jax.data.containers.lhotse import open_lhotse_folder
 from stepaudio_jax.data.containers.open_file import (
@@ -27,13 +32,18 @@ _KIND = "a folder of data"
 _DATASET_INFO = "dataset_info.json"
 _FEATURES = "features.json"
 # Files of JSON that say something of a dataset and hold none of its rows.
-_DESCRIPTIONS = (_DATASET_INFO, _FEATURES, "dataset_infos.json", "state.json", "metadata.json")
+_DESCRIPTIONS = (
+    *(_DATASET_INFO, _FEATURES, "dataset_infos.json", "state.json", "metadata.json"),
+    *("sizes.json", "index.json"),  # of WebDataset
+)
 # A hash after the number of a file, as `datasets` has written it for a time.
 _HASH = r"(-of-\d+)-[0-9a-f]{16}\b"
 # What a file or folder should be read as, where samples of formats are kept with it.
 _EXPECTED_ROWS = re.compile(r"(?:.*\.)?expected\.jsonl")
 # What a conversion of this project lists beside its shards: the rows that it could not read.
 _SKIPPED_ROWS = "skipped.jsonl"
+# Which a data folder of Kaldi may have beside `text`.
+_KALDI_FILES = ("segments", "utt2spk", "spk2utt", "utt2dur", "feats.scp", "reco2dur")
 _NUMBERED = re.compile(r"-\d+-of-\d+\.")
 
 
@@ -60,11 +70,16 @@ def open_folder(path: str) -> Container:
     manifests = open_lhotse_folder(path, [name for name in names if not _NUMBERED.search(name)])
     if manifests is not None:
         return manifests
-    files = [name for name in names if (binary_kind(name) or text_kind(name)) is not None]
-    files = [name for name in files if name not in (*_DESCRIPTIONS, *METADATA_NAMES, _SKIPPED_ROWS)]
+    files = [name for name in names if _is_data(name)]
     if files and not any(name in names for name in METADATA_NAMES):
         return _open_shards(path, files)
     return _open_by_what_lies_below(path, names)
+
+
+def _is_data(name: str) -> bool:
+    """Returns whether a file has rows, by its name; metadata of a folder of sound has none."""
+    no_rows = (*_DESCRIPTIONS, *METADATA_NAMES, _SKIPPED_ROWS)
+    return name not in no_rows and (binary_kind(name) or text_kind(name)) is not None
 
 
 def _check_not_foreign(path: str, names: Sequence[str], info: Any) -> None:
@@ -77,9 +92,20 @@ def _check_not_foreign(path: str, names: Sequence[str], info: Any) -> None:
         )
     if isinstance(info, dict) and is_llama_factory_index(info):
         files = [os.path.join(path, str(item["file_name"])) for item in info.values()]
+        there = [file for file in files if exists(file)]
+        if not there:
+            raise DataError(
+                f"{format_path(files[0])}: does not exist, and {_DATASET_INFO} names it; copy it"
+                " too, or correct its file_name"
+            )
         raise DataError(
             f"{shown}: holds datasets of LLaMA-Factory; name one of their files:"
-            f" {first_few([format_path(file) for file in files])}"
+            f" {first_few([format_path(file) for file in there])}"
+        )
+    if any(name in _KALDI_FILES for name in names) and "text" in names:
+        raise DataError(
+            f"{shown}: is a data folder of Kaldi without {RECORDINGS_FILE}, which names its sound;"
+            " copy it too"
         )
 
 
@@ -129,6 +155,12 @@ def _open_by_what_lies_below(path: str, names: Sequence[str]) -> Container:
         )
     if len(folders) == 1 and folders[0] in ("data", *SPLIT_NAMES):
         return open_folder(os.path.join(path, folders[0]))
+    below = sorted({os.path.dirname(name) for name in files if _is_data(os.path.basename(name))})
+    if below and below != [""]:
+        raise DataError(
+            f"{shown}: has its data in folders below it; name one of them:"
+            f" {first_few([format_path(os.path.join(path, name)) for name in below])}"
+        )
     found = f"it holds {first_few(names)}" if names else "it is empty"
     raise DataError(
         f"{shown}: is no folder of data that is understood; {found}; there are {UNDERSTOOD}"

@@ -197,6 +197,27 @@ def resolve_name(name: str) -> tuple[str, str | None]:
     return os.path.join(folder, versions[-1]), match["split"]
 
 
+def dataset_name_parts(path: str) -> list[str]:
+    """Returns what names a data set: itself, its configuration, version and split, as far as given.
+
+    Args:
+        path: of a source: `tfds:NAME..`, or the folder of a version.
+
+    Returns:
+        [] where the source is no data set of TFDS.
+    """
+    match = _NAME.fullmatch(path)
+    if match is not None:
+        parts = match.group("dataset", "config", "version", "split")
+    elif _VERSION.fullmatch(os.path.basename(path.rstrip("/"))):
+        info = read_json_or_none(os.path.join(path, INFO_FILE))
+        known = info if isinstance(info, dict) and info.get("name") else {}
+        parts = tuple(known.get(key) for key in ("name", "configName", "version"))
+    else:
+        return []
+    return [part for part in parts if isinstance(part, str) and part]
+
+
 def _read_info(path: str) -> dict[str, Any]:
     for file in (INFO_FILE, FEATURES_FILE):
         try:

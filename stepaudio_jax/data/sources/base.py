@@ -32,8 +32,8 @@ class FormOptions:
             dialogue: `messages`, `audios`, `system`, `tools`, `chosen`, `rejected`. Of a row with
             one clip: `audio`; `text`, what is said in it (the transcript and the reply); `reply`,
             a reply that is no transcript; `prompt`, the question behind the clip; `system`;
-            `start_s` and `end_s`, the part of the file in seconds. An empty column name says that
-            the row has no such column, whatever its names suggest.
+            `start_s` and `end_s`, the part of the file in seconds; `segments`, what is said when.
+            An empty column name says that the row has no such column, whatever its names suggest.
         prompt: the text behind the clip in rows of one clip without a `prompt` of their own.
         dataset_info: the entry of LLaMA-Factory's `dataset_info.json` that describes the source.
     """

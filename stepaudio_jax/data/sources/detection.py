@@ -10,7 +10,11 @@ from stepaudio_jax.data.sources.json_values import (
     is_list_of_objects,
     parse_literal,
 )
-from stepaudio_jax.data.sources.placeholders import clip_columns, count_placeholders
+from stepaudio_jax.data.sources.placeholders import (
+    clip_columns,
+    count_placeholders,
+    names_file,
+)
 from stepaudio_jax.data.sources.turn_parts import AUDIO_TYPES, FOREIGN_TYPES
 from stepaudio_jax.data.sources.turns import REASONING_KEYS, ROLES
 from stepaudio_jax.errors import DataError
@@ -81,6 +85,9 @@ def _is_qwen(value: Mapping[str, Any], given: set[str]) -> bool:
 
 
 def _is_qwen_turn(turn: Mapping[str, Any]) -> bool:
+    content = turn.get("content")
+    if isinstance(content, str) and turn.get("role") != "assistant" and names_file(content):
+        return True
     for part in _parts(turn):
         if not isinstance(part, Mapping):
             return True

@@ -11,6 +11,7 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+from stepaudio_jax.data.containers.places import AUDIO_EXTENSIONS
 from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import Message, TextPart
@@ -51,11 +52,12 @@ _AUDIO_VALUE = re.compile(
     r"data:audio/.*"
     # base64 of the first bytes of WAV, MP3, Ogg and FLAC
     r"|(?:UklGR|SUQz|T2dnU|ZkxhQ)[a-z0-9+/=\s]{20,}"
-    r"|.{1,4000}\.(?:wave?|flac|mp3|og[ga]|opus|m4a|aac|wma|amr|aiff?|webm|mp4|pcm)(?:[?#]\S*)?",
+    rf"|.{{1,4000}}\.(?:{'|'.join(sorted(AUDIO_EXTENSIONS))}|pcm)(?:[?#]\S*)?",
     re.I | re.S,
 )
 _IMAGE_KEY = re.compile(
     r"(?:rejected_)?(?:image|video)s?(?:_?(?:file)?_?(?:path|url|uri|byte|base64)s?)?"
+    r"|jpe?g|png|webp|gif|bmp|tiff?"  # members of a tar
 )
 
 # Keys of a record that are refused unless they are empty -> what to write instead.
@@ -71,7 +73,7 @@ _REFUSED_RECORD_KEYS: Mapping[str, str] = {
     **dict.fromkeys(("chosen_response", "positive_messages"), "write it as 'reference_reply'"),
     "preferred_output": "write it as 'chosen', and the dialogue before it as 'prompt'",
     "non_preferred_output": "write it as 'rejected', and the dialogue before it as 'prompt'",
-    **dict.fromkeys(("solution", "reward_model", "ground_truth"), _ANSWER_HINT),
+    **dict.fromkeys(("solution", "reward_model", "ground_truth", "reference_answer"), _ANSWER_HINT),
     "kto_tag": "write whether the last reply is a good one as 'label', true or false",
     **dict.fromkeys(
         ("conversations", "conversation", "dialog", "dialogue", "history"), MESSAGES_HINT
@@ -270,9 +272,14 @@ def is_refused_key(key: str, item: Any) -> bool:
     return _hint(key, item, has_dialogue=True) is not None
 
 
+def key_name(key: str) -> str:
+    """Returns a key as others may write it: `audioPath`, `audio-path`, `AUDIO_PATH`: audio_path."""
+    return "_".join(_words(key))
+
+
 def is_audio_key(key: str) -> bool:
     """Returns whether a key is named after sound: `audio`, `audios`, `wav_path`, `audioUrl`."""
-    return _AUDIO_KEY.fullmatch("_".join(_words(key))) is not None
+    return _AUDIO_KEY.fullmatch(key_name(key)) is not None
 
 
 def is_audio_word(key: str) -> bool:
@@ -292,7 +299,7 @@ def _hint(key: str, item: Any, has_dialogue: bool) -> str | None:
 @functools.lru_cache(maxsize=4096)  # a file's records have the same keys
 def _hint_for_key(key: str, has_dialogue: bool) -> tuple[str | None, bool]:
     """Returns what to write instead of a key, if anything, and whether a number is harmless."""
-    name = "_".join(_words(key))
+    name = key_name(key)
     if is_audio_key(key):
         return _AUDIO_PART_HINT, True
     if _IMAGE_KEY.fullmatch(name):

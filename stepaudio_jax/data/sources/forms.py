@@ -19,13 +19,16 @@ from stepaudio_jax.data.sources import (
 from stepaudio_jax.data.sources.base import AUTO, Form, FormOptions
 from stepaudio_jax.data.sources.detection import DIALOGUE_KEYS, PROJECT, detect
 from stepaudio_jax.data.sources.json_values import (
+    as_list_of_objects,
     format_json,
-    is_list_of_objects,
+    is_empty,
+    is_turns,
     parse_literal,
     without_nulls,
 )
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import count_placeholders
+from stepaudio_jax.data.sources.preferences import PREFERENCE_KEYS
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.storage import did_you_mean
 
@@ -37,9 +40,10 @@ __all__ = [
     "detect_form",
     "row_form",
     "to_project_form",
+    "unread_keys",
 ]
 
-_NULL_LEVELS = 6  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
+_NULL_LEVELS = 8  # as deep as `parse_record` looks: record, messages, message, parts, part, ..
 
 
 def _unchanged(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[str, Any]:
@@ -67,11 +71,19 @@ FORMS: Mapping[str, Form] = MappingProxyType(
     }
 )
 
+# Keys of a row that have turns, in any form.
+_TURN_KEYS = frozenset(
+    (
+        *("messages", "conversations", "conversation", "prompt", "completion"),
+        *("chosen", "rejected", "chosen_messages", "rejected_messages"),
+    )
+)
+
 # What `columns` may name, besides the keys of docs/data.md.
 COLUMN_KEYS = (
     *RECORD_KEYS,
     *("prompt", "chosen", "rejected", "audios", "system", "tools", "audio", "text", "reply"),
-    *("start_s", "end_s"),
+    *("start_s", "end_s", "segments"),
 )
 
 
@@ -111,6 +123,12 @@ def to_project_form(row: Row, options: FormOptions = FormOptions()) -> dict[str,
     if name == PROJECT:
         return _spelled_out(value)
     return FORMS[name].adapt(value, row.origin, options)
+
+
+def unread_keys(value: Mapping[str, Any]) -> list[str]:
+    """Returns the keys of a row in the project's form that nothing reads, in its order."""
+    read = (*RECORD_KEYS, *PREFERENCE_KEYS)
+    return [key for key, item in value.items() if key not in read and not is_empty(item)]
 
 
 def row_form(row: Row, options: FormOptions = FormOptions()) -> str:  # noqa: B008
@@ -153,7 +171,7 @@ def _named(row: Row, options: FormOptions) -> tuple[dict[str, Any], str]:
 
 def _as_object(value: Any, origin: str) -> Mapping[str, Any]:
     """Returns a row as an object: a list of turns is a dialogue, a sample of a tar is one row."""
-    if is_list_of_objects(value) and all("role" in turn for turn in value):
+    if is_turns(value):
         return {"messages": value}
     if not isinstance(value, Mapping):
         raise DataError(f"{origin}: a row must be a JSON object, got {format_json(value)}")
@@ -170,6 +188,10 @@ def _rename(value: Mapping[str, Any], columns: Mapping[str, str], origin: str) -
             )
     if value.get("audios", ()) is None:  # a table's row without clips, whose turns may have tags
         value = {**value, "audios": []}
+    value = {
+        key: as_list_of_objects(item) if key in _TURN_KEYS or key in columns.values() else item
+        for key, item in value.items()
+    }
     moved = {*columns, *columns.values()}
     renamed = {key: item for key, item in value.items() if key not in moved}
     renamed |= {key: value[column] for key, column in columns.items() if column}

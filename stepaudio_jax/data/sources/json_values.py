@@ -53,6 +53,24 @@ def is_list_of_objects(value: Any) -> bool:
     return is_json_list(value) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
+def is_turns(value: Any) -> bool:
+    """Returns whether a value is a list of turns, each with its role."""
+    return is_list_of_objects(value) and all("role" in turn for turn in value)
+
+
+def as_list_of_objects(value: Any) -> Any:
+    """Returns an object of equally long lists as a list of objects; any other value as it is.
+
+    So Arrow stores a `Sequence` of objects of the library `datasets`.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    lists = {key: items for key, items in value.items() if items is not None}
+    if not all(map(is_json_list, lists.values())) or len(set(map(len, lists.values()))) != 1:
+        return value
+    return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
+
+
 def parse_literal(value: Any) -> Any:
     """Returns what a string spells as JSON or as Python writes lists; any other value as it is.
 

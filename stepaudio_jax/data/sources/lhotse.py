@@ -4,9 +4,9 @@
 "supervisions": [{"text": "..", "speaker": "..", ..}], "recording": {"sources": [..], ..}}
 
 `start` and `duration` become `start_s` and `end_s`, unless they are the whole recording. The texts
-of several supervisions are joined in the order of their time. `speaker`, `gender`, `language` and
-the scalars of `custom` become attributes; where supervisions differ in one, its values are joined
-by a comma. Times and alignments of supervisions are not read.
+of several supervisions are joined in the order of their time, and become the segments of the clip.
+`speaker`, `gender`, `language` and the scalars of `custom` become attributes; where supervisions
+differ in one, its values are joined by a comma. Alignments of supervisions are not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from stepaudio_jax.data.sources.base import FormOptions, text_of, without
 from stepaudio_jax.data.sources.json_values import format_json, is_empty, parse_literal
 from stepaudio_jax.data.sources.recognition import attribute_text, clip_dialogue, part_of_file
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.text.pieces import join_attributes
 
 _CUT_KEYS = (
     *("type", "start", "duration", "channel", "supervisions", "recording", "custom"),
@@ -58,7 +59,9 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
     _check_inside(supervisions, value["duration"], origin)
     text = _text(supervisions, origin)
     part["transcript"] = text
-    attributes = _attributes([*supervisions, value])
+    if len(supervisions) > 1:
+        part["segments"] = _segments(supervisions, value)
+    attributes = join_attributes(map(_attributes, [*supervisions, value]))
     if attributes:
         part["attributes"] = attributes
     messages = clip_dialogue(
@@ -181,15 +184,30 @@ def _text(supervisions: Sequence[Mapping[str, Any]], origin: str) -> str:
     return " ".join(said)
 
 
-def _attributes(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the attributes of supervisions and of the cut, each value once."""
-    values: dict[str, list[str]] = {}
-    for item in items:
-        custom = parse_literal(item.get("custom"))
-        fields = {key: item.get(key) for key in _ATTRIBUTES}
-        fields |= dict(custom) if isinstance(custom, Mapping) else {}
-        for key, field in fields.items():
-            text = attribute_text(field)
-            if text is not None and text not in values.setdefault(key, []):
-                values[key].append(text)
-    return {key: ", ".join(texts) for key, texts in values.items() if texts}
+def _segments(
+    supervisions: Sequence[Mapping[str, Any]], value: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the segments of a cut's clip, with times of its file; none reaches beyond the cut."""
+    first = float(value.get("start", 0.0))
+    last = first + value["duration"]
+    segments = []
+    for item in supervisions:
+        start = max(first + item.get("start", 0.0), first)
+        end = max(min(start + item.get("duration", 0.0), last), start)
+        attributes = _attributes(item)
+        segments.append(
+            {
+                **{"start_s": round(start, 9), "end_s": round(end, 9), "text": item["text"]},
+                **({"attributes": attributes} if attributes else {}),
+            }
+        )
+    return segments
+
+
+def _attributes(item: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the attributes of a supervision or of the cut."""
+    custom = parse_literal(item.get("custom"))
+    fields = {key: item.get(key) for key in _ATTRIBUTES}
+    fields |= dict(custom) if isinstance(custom, Mapping) else {}
+    texts = {key: attribute_text(field) for key, field in fields.items()}
+    return {key: text for key, text in texts.items() if text is not None}

@@ -21,6 +21,7 @@ from stepaudio_jax.data.sources.preferences import (
     is_preference,
     preference_to_dialogue,
 )
+from stepaudio_jax.data.sources.segments import check_segment_texts
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import did_you_mean
 from stepaudio_jax.text.dialogue import (
@@ -53,7 +54,8 @@ RECORD_KEYS = (
     "sampling",
 )
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
-_NULL_LEVELS = 6  # record, messages, message, parts, part, attributes
+# record, messages, message, parts, part, segments, segment, attributes
+_NULL_LEVELS = 8
 
 
 def parse_record(value: Any, *, origin: str, folder: str, source: str, default_id: str) -> Record:
@@ -105,6 +107,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
             f"{origin}: 'messages' has an empty system turn and no other; give it the user's turn"
         )
     foreign_keys.check_tagged_files(numbered, origin)
+    check_segment_texts(numbered, origin)
     if not any(message.audio for _, message in numbered):
         foreign_keys.check_unread_audio(value, known, origin)
     if _parse_label(value.get("label"), numbered, origin) is False:

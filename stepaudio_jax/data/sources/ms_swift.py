@@ -162,7 +162,10 @@ def _turns(row: Mapping[str, Any], origin: str) -> tuple[tuple[str, ...], Any]:
 
 
 def _split_pair(turn: Mapping[str, Any], origin: str, key: str) -> list[Mapping[str, Any]]:
-    """Returns the turns of `{"human": .., "assistant": ..}`; any other turn as it is."""
+    """Returns the turns of `{"human": .., "assistant": ..}`; any other turn as it is.
+
+    The assistant answers, in whatever order a program has written the two keys.
+    """
     if "role" in turn or "from" in turn:
         return [turn]
     for name in turn:
@@ -171,7 +174,8 @@ def _split_pair(turn: Mapping[str, Any], origin: str, key: str) -> list[Mapping[
                 f"{origin}: {key!r} has the turn {format_json(turn)} with the unknown role"
                 f" {format_json(name)}; the roles are {', '.join(ROLES)}"
             )
-    return [{"role": name, "content": content} for name, content in turn.items()]
+    names = sorted(turn, key=lambda name: ROLES[name] == "assistant")
+    return [{"role": name, "content": turn[name]} for name in names]
 
 
 def _place_untagged(turns: Any, clips: int) -> Any:
@@ -188,6 +192,8 @@ def _place_untagged(turns: Any, clips: int) -> Any:
     turn = turns[first]
     key = "content" if "content" in turn else "value"
     tags = "<audio>" * clips
-    content = parse_literal(turn.get(key)) if not isinstance(turn.get(key), str) else turn[key]
+    content = turn.get(key)
+    if isinstance(content, Mapping):
+        return turns  # no content of a turn, as reading it says
     placed = f"{tags}{content}" if isinstance(content, str) else [tags, *(content or [])]
     return [*turns[:first], {**turn, key: placed}, *turns[first + 1 :]]

@@ -7,13 +7,14 @@ from typing import Any
 
 from stepaudio_jax.data.sources import foreign_keys
 from stepaudio_jax.data.sources.json_values import check_keys, format_json, is_json_list
+from stepaudio_jax.data.sources.segments import parse_segments
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import did_you_mean, expand_home
 from stepaudio_jax.text.dialogue import AudioPart, Part, TextPart
 
 _PART_KEYS = {
     "text": ("type", "text"),
-    "audio": ("type", "audio", "transcript", "attributes", "start_s", "end_s"),
+    "audio": ("type", "audio", "transcript", "attributes", "start_s", "end_s", "segments"),
 }
 
 
@@ -89,6 +90,7 @@ def _parse_part(value: Any, where: str, folder: str) -> Part:
         attributes=dict(attributes),
         start_s=start_s,
         end_s=end_s,
+        segments=parse_segments(value.get("segments"), where, start_s, end_s),
     )
 
 

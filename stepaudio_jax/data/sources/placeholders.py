@@ -20,14 +20,18 @@ from stepaudio_jax.data.sources.json_values import (
 )
 from stepaudio_jax.errors import DataError
 
-# Qwen's processors want the tokens around a placeholder written out; they belong to it.
+# Qwen's processors want the tokens around a placeholder written out, MiniCPM's what is around it;
+# they belong to it.
 _PLACEHOLDER = re.compile(
-    r"<audio>\s*(?P<file>[^<>\n]{1,500}?)\s*</audio>"
+    r"\(<audio>\./</audio>\)|<audio>\s*</audio>"
+    r"|<audio>\s*(?P<file>[^<>\n]{1,500}?)\s*</audio>"
     r"|<\|audio_bos\|><\|AUDIO\|><\|audio_eos\|>"
     r"|<\|audio_start\|><\|audio_pad\|><\|audio_end\|>"
-    r"|<\|AUDIO\|>|<\|audio\|>|<audio>"
+    r"|<\|audio_(?P<number>\d+)\|>"  # of Phi
+    r"|<\|audio\|>|<audio>",
+    re.I,
 )
-_IMAGE_PLACEHOLDER = re.compile(r"<(?:image|video)>|<\|(?:IMAGE|VIDEO)\|>")
+_IMAGE_PLACEHOLDER = re.compile(r"<(?:image|video)>|<\|(?:image|video)(?:_\d+)?\|>", re.I)
 
 # base64 of the first bytes of a sound file -> its type.
 _BASE64_TYPES = {"UklGR": "wav", "SUQz": "mpeg", "T2dnU": "ogg", "ZkxhQ": "flac"}
@@ -53,12 +57,23 @@ class Clips:
     def __len__(self) -> int:
         return len(self._clips)
 
-    def take(self, placeholder: str, where: str) -> str:
+    def take(self, placeholder: str, where: str, number: str | None = None) -> str:
         """Returns the next clip.
 
+        Args:
+            placeholder: for which it is.
+            where: the place, the start of an error.
+            number: that the placeholder has, if it has one.
+
         Raises:
-            DataError: all are taken; names the place and the number of clips.
+            DataError: all are taken, or the placeholders are not numbered in order; names the place
+                and the number of clips.
         """
+        if number is not None and int(number) != self._taken + 1:
+            raise DataError(
+                f"{where} has the placeholder {format_json(placeholder)} as number"
+                f" {self._taken + 1}; write <audio> for each clip, and the clips in that order"
+            )
         if self._taken == len(self._clips):
             count = "no clip" if not self._clips else f"only {_count(len(self._clips), 'clip')}"
             raise DataError(
@@ -101,7 +116,7 @@ def split_text(text: str, where: str, clips: Clips) -> list[dict[str, Any]]:
         else:
             if match["file"] is not None:  # HTML around text, whose tag is a placeholder alone
                 end, placeholder = match.start() + len("<audio>"), "<audio>"
-            clip = clips.take(placeholder, where)
+            clip = clips.take(placeholder, where, match["number"])
         parts += [*_text_part(text[start : match.start()]), {"type": "audio", "audio": clip}]
         start = end
     return [*parts, *_text_part(text[start:])]
@@ -131,6 +146,12 @@ def check_no_image(text: str, where: str, clips: Clips) -> None:
     match = _IMAGE_PLACEHOLDER.search(text) if clips.forbids_images else None
     if match is not None:
         raise DataError(f"{where} has the placeholder {match[0]!r}; {NO_IMAGES_HINT}")
+
+
+def names_file(text: str) -> bool:
+    """Returns whether a text names a clip: `<audio>a.wav</audio>`."""
+    files = (match["file"] for match in _PLACEHOLDER.finditer(text))
+    return any(file is not None and is_audio(file) for file in files)
 
 
 def count_placeholders(value: Any) -> int:

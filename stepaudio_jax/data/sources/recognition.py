@@ -10,13 +10,14 @@ turn with the text, which is the clip's transcript too. Without a text, `label` 
 
 Which columns become `attributes` of the clip: every other column of one string, number, true or
 false (speaker, language, label, ..), as a string. Not those that measure the file and not the
-speech (numbers as `duration`, `sampling_rate`, ..), nor names of sound files. Lists and objects
-stay in the row, where `parse_record` refuses those of pictures, tools and replies by name; nothing
-reads the others.
+speech (numbers as `duration`, `sampling_rate`, ..), nor names of sound files. Lists of what is said
+when (`segments`, `chunks`, ..) become the clip's segments. Other lists and objects stay in the row,
+where `parse_record` refuses those of pictures, tools and replies by name; nothing reads the others.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,18 +28,26 @@ from stepaudio_jax.data.sources.foreign_keys import (
     is_audio_key,
     is_audio_word,
     is_refused_key,
+    key_name,
 )
 from stepaudio_jax.data.sources.json_values import format_json, is_empty
 from stepaudio_jax.data.sources.messages import RECORD_KEYS
 from stepaudio_jax.data.sources.placeholders import read_clips
 from stepaudio_jax.data.sources.rows import Messages
+from stepaudio_jax.data.sources.segments import (
+    check_texts,
+    join_texts,
+    parse_segments,
+    read_segments,
+)
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.text.pieces import join_attributes
 
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "txt")
 # Read where there is none of the above, and only one of these.
 _OTHER_TEXT_COLUMNS = ("normalized_text", "raw_text", "raw_transcription", "utterance", "words")
 _TURN_COLUMNS = ("reply", "prompt", "system")
-_QUESTION_COLUMNS = ("question", "instruction", "query", "input")
+_QUESTION_COLUMNS = ("question", "instruction", "query", "input", "context")
 _MEASURES = frozenset(
     (
         *("duration", "offset", "duration_s", "duration_ms", "length", "audio_length"),
@@ -47,8 +56,13 @@ _MEASURES = frozenset(
         *("start_s", "end_s"),
     )
 )
-_STARTS = ("start", "start_time", "begin", "begin_time", "start_sec", "segment_start")
-_ENDS = ("end", "end_time", "stop", "end_sec", "segment_end")
+# Columns that may say which part of its file a clip is, and in what unit.
+_TIME = re.compile(
+    r"(?:(?:segment|utterance|utt|clip|audio)_)?"
+    r"(?:(?P<start>start|begin|onset)|(?P<end>end|stop))"
+    r"(?:_?(?:times?|stamps?))*"
+    r"(?:_?(?:(?:in_)?(?:s|secs?|seconds?)|(?P<unit>ms|msecs?|millis|milliseconds?|samples?|frames?)))?"
+)
 
 
 def find_clip_columns(value: Mapping[str, Any]) -> list[str]:
@@ -92,6 +106,11 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         _check_channel(value, origin)
     part |= _times(value, is_embedded, origin)
     text = text_of(value, text_key, origin) if text_key else None
+    segments_key, segments = _segments(value, part, text, text_key, options, origin)
+    if segments:
+        part["segments"] = segments
+        if text is None and "text" not in options.columns:
+            text = join_texts(segments)
     if text is not None:
         part["transcript"] = text
     reply = text_of(value, "reply", origin) or text
@@ -99,10 +118,11 @@ def adapt(value: Mapping[str, Any], origin: str, options: FormOptions) -> dict[s
         reply = text_of(value, "label", origin)
     _check_reply(value, text_key, reply, origin)
     own_keys = {*RECORD_KEYS} - {"label"}
-    others = without(value, audio_key, text_key or "", *_TURN_COLUMNS)
+    others = without(value, audio_key, text_key or "", segments_key, *_TURN_COLUMNS)
     others = {key: item for key, item in others.items() if key not in own_keys}
     kept = {key: item for key, item in others.items() if _stays(key, item)}
-    attributes = _attributes({key: item for key, item in others.items() if key not in kept})
+    attributes = join_attributes(segment.get("attributes", {}) for segment in segments)
+    attributes |= _attributes({key: item for key, item in others.items() if key not in kept})
     if attributes:
         part["attributes"] = attributes
     messages = clip_dialogue(
@@ -241,6 +261,44 @@ def _times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> dict[str
     return {}
 
 
+def _segments(
+    value: Mapping[str, Any],
+    part: Mapping[str, Any],
+    text: str | None,
+    text_key: str | None,
+    options: FormOptions,
+    origin: str,
+) -> tuple[str, list[dict[str, Any]]]:
+    """Returns the column with segments of the clip, and these; ("", []) where there are none.
+
+    Args:
+        value: the row.
+        part: the audio part, with its times.
+        text, text_key: what is said, and its column.
+        options: of the source.
+        origin: the start of an error.
+    """
+    read = read_segments(value, "segments" in options.columns, origin)
+    if read is None:
+        return "", []
+    column, segments = read
+    where = f"{origin}: {column!r}"
+    remedy = "say that they are none: columns={'segments': ''}"
+    if part.get("start_s"):
+        raise DataError(
+            f"{where} has times beside a part of a file, and nothing says whether they count from"
+            f" its beginning; write the row in the form of docs/data.md, or {remedy}"
+        )
+    try:
+        parse_segments(segments, where, 0.0, part.get("end_s"))
+    except DataError as error:
+        raise DataError(f"{error}; or {remedy}") from None
+    if text is not None:
+        pieces = [segment["text"] for segment in segments]
+        check_texts(pieces, text, where, f"{text_key!r}", remedy)
+    return column, segments
+
+
 def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str) -> None:
     """Checks that no column may mean a part of the file, which would be ignored.
 
@@ -255,14 +313,28 @@ def _check_other_times(value: Mapping[str, Any], is_embedded: bool, origin: str)
                 " clip is that part already, say so: columns={'start_s': '', 'end_s': ''}"
             )
         return
-    start = next((key for key in _STARTS if _is_number(value.get(key))), None)
-    end = next((key for key in _ENDS if _is_number(value.get(key))), None)
-    if start is not None and end is not None:
-        raise DataError(
-            f"{origin}: has {start!r} and {end!r}, which may be a part of the file; say so:"
-            f" columns={{'start_s': '{start}', 'end_s': '{end}'}}, or, where they are not,"
-            " columns={'start_s': '', 'end_s': ''}"
-        )
+    named: dict[str, str] = {}  # start_s and end_s -> the column that may say it
+    units = set()
+    for key, item in value.items():
+        match = _TIME.fullmatch(key_name(key)) if _is_number(item) else None
+        if match is not None:
+            named.setdefault("start_s" if match["start"] else "end_s", key)
+            units.add(match["unit"])
+    # A start of 0 alone says nothing: the clip begins where its file does.
+    if "end_s" not in named and not ("start_s" in named and float(value[named["start_s"]])):
+        return
+    columns = ", ".join(
+        f"'{name}': '{named[name]}'" for name in ("start_s", "end_s") if name in named
+    )
+    say = f"say so: columns={{{columns}}}"
+    if units != {None}:
+        say = "write it in seconds, as 'start_s' and 'end_s'"
+    elif "end_s" not in named and not is_empty(value.get("duration")):
+        say = f"write its end as 'end_s' too, or call {named['start_s']!r} 'offset', as NeMo does"
+    raise DataError(
+        f"{origin}: has {' and '.join(map(repr, named.values()))}, which may be a part of the file;"
+        f" {say}, or, where it is none, columns={{'start_s': '', 'end_s': ''}}"
+    )
 
 
 def _check_channel(value: Mapping[str, Any], origin: str) -> None:
@@ -311,7 +383,13 @@ def _attributes(others: Mapping[str, Any]) -> dict[str, str]:
     for key, item in others.items():
         text = attribute_text(item)
         is_measure = key in _MEASURES and _is_number(item)
-        if text is None or is_measure or isinstance(item, EmbeddedClip) or is_audio(item):
+        if (
+            not key.strip()
+            or text is None
+            or is_measure
+            or isinstance(item, EmbeddedClip)
+            or is_audio(item)
+        ):
             continue
         attributes[key] = text
     return attributes

@@ -9,6 +9,7 @@ from stepaudio_jax.data.containers.base import Row
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import to_project_form
 from stepaudio_jax.data.sources.messages import parse_record
+from stepaudio_jax.data.sources.segments import segment_key
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text.dialogue import (
     THINK_END_TAG,
@@ -135,4 +136,8 @@ def _part(part: Part, clip_keys: ClipKeys) -> dict[str, Any]:
         row["transcript"] = part.transcript
     if part.attributes:
         row["attributes"] = dict(part.attributes)
+    if part.segments:
+        # Of a part that is now a file of its own, times count from its beginning.
+        offset_s = part.start_s - row.get("start_s", 0.0)
+        row["segments"] = [segment_key(segment, offset_s) for segment in part.segments]
     return row

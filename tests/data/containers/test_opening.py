@@ -157,6 +157,10 @@ LINE = '{"a": 1}\n'
 REFUSED_FOLDERS = {
     "nothing": ({}, "it is empty"),
     "text": ({"README.md": "x"}, "it holds README.md; there are files of"),
+    "a configuration of a dataset of the Hub": (
+        {"plain/train-00000-of-00001.parquet": "PAR1", "README.md": "x"},
+        r"has its data in folders below it; name one of them: .*/plain$",
+    ),
     "several datasets": (
         {"train-00000-of-00001.jsonl": LINE, "test-00000-of-00001.jsonl": LINE},
         r"several datasets \(test-\*-of-\*.jsonl, train-\*-of-\*.jsonl\); name one",

@@ -24,6 +24,10 @@ def asked(text, clips, **keys):
         (asked("1 <audio> 2 <audio>\n", ["a.wav", "b.wav"]), "1 <a.wav> 2 <b.wav>\n"),
         (asked("<|audio_bos|><|AUDIO|><|audio_eos|>When?", ["a.wav"]), "<a.wav>When?"),
         (asked("Audio 1: <audio>a.wav</audio>\nWhen?", []), "Audio 1: <a.wav>\nWhen?"),
+        (asked("<AUDIO>When?", ["a.wav"]), "<a.wav>When?"),
+        (asked("<audio></audio>When?", ["a.wav"]), "<a.wav>When?"),
+        (asked("(<audio>./</audio>)When?", ["a.wav"]), "<a.wav>When?"),
+        (asked("<|audio_1|> or <|audio_2|>?", ["a.wav", "b.wav"]), "<a.wav> or <b.wav>?"),
         (asked("When?", ["a.wav"]), "<a.wav>When?"),
         (asked("When?", ["a.wav", "b.wav"]), "<a.wav><b.wav>When?"),
         (asked([{"type": "text", "text": "When?"}], ["a.wav"]), "<a.wav>When?"),
@@ -70,6 +74,9 @@ def test_clips_without_placeholders_are_heard_first_after_the_system_turn():
         (asked("<audio>When?", ["hf://x/a.wav"]), "addresses begin with gs://"),
         (asked("<audio>When?", ["a.wav"], audio="b.wav"), "has clips in 'audios', 'audio'"),
         ({**ROW, "messages": [3]}, "'messages' must be a list of turns"),
+        (asked("<|audio_2|><|audio_1|>?", ["a.wav", "b.wav"]), "as number 1; write <audio> for"),
+        (asked("<|image_1|><|audio_1|>?", ["a.wav"]), "placeholder '<|image_1|>'"),
+        (asked({"text": "When?"}, ["a.wav"]), '"a.wav" would not be heard'),
         ({"messages": [{"role": "usr", "content": "x"}], "audios": ["a.wav"]}, 'the role "usr"'),
         (asked([{"type": "audio", "audio": "a.wav"}], ["a.wav"]), '"a.wav" would not be heard'),
     ],
@@ -211,3 +218,22 @@ def test_tools_and_calls_that_are_turns_of_their_own():
     )
     row["messages"][3] = {"role": "tool_call", "content": "Action: aqi"}
     assert "must be a call" in refused(row)
+
+
+def test_the_assistant_answers_in_whatever_order_the_keys_stand():
+    """A program that sorts keys writes `assistant` before `human`."""
+    pair = {"assistant": "At seven.", "human": "<audio>When?"}
+    row = {"conversation": [pair, {"human": "Why?", "assistant": "So."}], "audios": ["a.wav"]}
+    expected = [HEARD, ("assistant", "At seven."), ("user", "Why?"), ("assistant", "So.")]
+    assert dialogue(row) == expected
+
+
+def test_turns_that_a_table_stores_as_an_object_of_lists():
+    """So Arrow has a `Sequence` of objects, with nulls where a turn has no such key."""
+    turns = {"role": ["user", "assistant"], "content": ["<audio>When?", "At seven."]}
+    row = {"messages": {**turns, "loss": [None, True], "name": None}, "audios": ["a.wav"]}
+    assert dialogue(row) == [HEARD, ("assistant", "At seven.")]
+    talk = {"from": ["human", "gpt"], "value": ["<audio>When?", "At seven."]}
+    assert dialogue({"conversations": talk, "audios": ["a.wav"]})[0] == HEARD
+    uneven = {"role": ["user"], "content": ["<audio>When?", "At seven."]}
+    assert "must be a list of turns" in refused({"messages": uneven, "audios": ["a.wav"]})

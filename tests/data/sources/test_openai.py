@@ -143,4 +143,14 @@ def test_clips_named_between_tags_in_a_text():
     heard = ("user", "Audio 1: <a.wav>\nAudio 2: <b.flac>\nWhich?")
     row = {"conversations": [{"from": "user", "value": text}, {"from": "assistant", "value": "x"}]}
     assert dialogue(row) == [heard, ("assistant", "x")]
-    assert dialogue({"messages": [user(text), REPLY]}, format="qwen")[0] == heard
+    for form in ("auto", "qwen"):
+        assert dialogue({"messages": [user(text), REPLY]}, format=form)[0] == heard
+    said = refused({"messages": [user(text), REPLY]}, format="project")
+    assert 'names sound in its text, "<audio>a.wav</audio>"' in said
+    html = "<audio>Your browser has no sound.</audio>"
+    assert dialogue({"messages": [user(html), REPLY]})[0] == ("user", html)
+
+
+def test_the_answer_of_reinforcement_fine_tuning_is_not_lost():
+    row = {"messages": [user("1 + 1?")], "reference_answer": "2"}
+    assert "'answer'" in refused(row)

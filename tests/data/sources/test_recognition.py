@@ -115,6 +115,8 @@ def test_parts_of_a_file():
     whole = clip_of(named, columns={"start_s": "", "end_s": ""})
     assert (whole.start_s, whole.end_s) == (0.0, None)
     assert whole.attributes == {"begin": "1", "end": "2.5"}
+    assert clip_of({**ROW, "start": 0.0, "duration": 2.0}).end_s is None
+    assert clip_of({**ROW, "": "0"}).attributes == {}  # the index of a table of pandas
     cut_already = clip_of({"audio": CLIP, "begin_time": 7.0, "end_time": 9.0, "text": "x"})
     assert (cut_already.start_s, cut_already.end_s) == (0.0, None)
 
@@ -133,7 +135,14 @@ def test_parts_of_a_file():
         ({"audio": {"array": [0.1]}, "text": "x"}, "'audio' must name a clip"),
         ({"audio": {"bytes": "abc"}, "text": "x"}, "no sound file as base64"),
         ({**ROW, "start": 1.0, "end": 2.0}, "{'start_s': 'start', 'end_s': 'end'}"),
+        ({**ROW, "start": 1.0, "duration": 2.0}, "or call 'start' 'offset', as NeMo does"),
+        ({**ROW, "startTime": "1.0"}, "columns={'start_s': 'startTime'}, or"),
+        ({**ROW, "segment_end": 2}, "columns={'end_s': 'segment_end'}, or"),
+        ({**ROW, "begin_ms": 900, "end_ms": 1800}, "'begin_ms' and 'end_ms', which may be"),
+        ({**ROW, "start_sample": 900}, "write it in seconds, as 'start_s' and 'end_s'"),
         ({**ROW, "channel": 1}, "names channel 1 of the file"),
+        ({**ROW, "png": "x.png"}, 'has "png"'),
+        ({"audio": "a.wav", "context": "Count.", "answer": "7"}, "{'prompt': 'context', 'reply'"),
         ({**ROW, "offset": 1.0, "duration": 0.0}, "from 1 s to 1 s is empty"),
         ({**ROW, "offset": -1.0, "duration": 5.0}, "begins before the file"),
         ({**ROW, "offset": "soon"}, "'offset' must be a number of seconds"),
@@ -172,6 +181,16 @@ def test_samples_of_a_tar():
     named = {"text": "x", "audio_filepath": "elsewhere/a.wav", "id": "u"}
     got = record({"__key__": "a", "wav": wav, "json": named})
     assert (got.id, got.messages[0].audio[0].path) == ("u", "/data/t.tar#a.wav")
+    for ending in ("json", "messages.json"):
+        turns = [user("<audio>When?"), reply("x")]
+        heard = dialogue({"__key__": "a", "wav": wav, ending: turns})
+        assert heard == [("user", "<t.tar#a.wav>When?"), ("assistant", "x")]
+    part = {"type": "audio", "audio": "./a.wav"}
+    turns = [{"role": "user", "content": [part, {"type": "text", "text": "When?"}]}, reply("x")]
+    talk = {"messages": turns, "note": [{"audio": "b.wav"}]}
+    for key in ("a", "d/a"):
+        heard = dialogue({"__key__": key, "wav": wav, "json": talk, "txt": "x"})
+        assert heard == [("user", "<t.tar#a.wav>When?"), ("assistant", "x")]
     talk = [user("<audio><audio>"), reply("x")]
     two = {"__key__": "a", "2.wav": EmbeddedClip("t.tar#a.2.wav"), "10.wav": wav}
     assert dialogue({**two, "json": {"messages": talk}})[0] == (
