@@ -1,4 +1,4 @@
-"""Finds the option that a short reply gives in nearly its words: "growling" for "A dog growling"."""
+"""Finds the option that a reply gives in nearly its words: "growling" for "A dog growling"."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -55,8 +55,8 @@ def test_lines_of_other_benchmarks_are_left_out_and_counted(tmp_path):
         ("correct", "7"),
         ("wrong", "8"),
     ]
+    write_lines(tmp_path / "in.jsonl", lines[:2])
     with pytest.raises(DataError, match="no outputs of MMAR"):
-        write_lines(tmp_path / "in.jsonl", lines[:2])
         score_outputs(make_task("mmar"), tmp_path / "in.jsonl", tmp_path / "new.jsonl")
     assert not (tmp_path / "new.jsonl").exists()
 

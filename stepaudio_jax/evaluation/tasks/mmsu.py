@@ -110,11 +110,7 @@ class Mmsu(ChoiceTask):
 
 
 def _text_of(answer: str, choices: Choices) -> str | None:
-<<<<<<< HEAD
-    """Returns the right option's text where the answer is its letter, as re-uploads have it."""
-=======
     """Returns the right option's text; re-uploads have its letter as the answer."""
->>>>>>> e_rules
     if answer in choices or answer.strip().upper() not in tuple(_LETTERS):
         return answer
     return choices[_LETTERS.index(min(right_letters(answer, choices)))]
