@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from stepaudio_jax.evaluation.comparison import ResultsComparison, TaskComparison
 from stepaudio_jax.evaluation.results import BenchmarkResults
-from stepaudio_jax.reports.html import Html, joined
+from stepaudio_jax.reports.html import Html, element, joined
 from stepaudio_jax.reports.interval_picture import interval_picture
 from stepaudio_jax.reports.page import muted, table
 
@@ -42,7 +42,8 @@ def _control(results: BenchmarkResults, compared: ResultsComparison) -> Html:
         f"Not measured with the {given}: {', '.join(compared.only_b)}."
     ] * bool(compared.only_b)
     return joined(
-        *(muted(sentence) for sentence in sentences),
+        element("h3", f"With {given} only", class_="group"),
+        *(element("p", sentence) for sentence in sentences),
         table(header, rows, f"With {given} in place of the sound", words=2),
         muted(
             f"The dot is with the sound, the ring with {given} only. What needs hearing is their"
