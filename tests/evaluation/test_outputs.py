@@ -55,8 +55,8 @@ def test_lines_of_other_benchmarks_are_left_out_and_counted(tmp_path):
         ("correct", "7"),
         ("wrong", "8"),
     ]
+    write_lines(tmp_path / "in.jsonl", lines[:2])
     with pytest.raises(DataError, match="no outputs of MMAR"):
-        write_lines(tmp_path / "in.jsonl", lines[:2])
         score_outputs(make_task("mmar"), tmp_path / "in.jsonl", tmp_path / "new.jsonl")
     assert not (tmp_path / "new.jsonl").exists()
 
@@ -87,7 +87,7 @@ def test_a_benchmark_is_known_by_its_name_however_it_is_spelled():
         ('{"item": {}, "output": "B", "benchmark": 3}', "'benchmark' must be a text"),
         ('{"item": {"choices": ["a"]}, "output": "B"}', "no answer to compare with"),
         ('{"item": {"answer": "a"}, "output": "B"}', "'choices' must be a list"),
-        ('{"item": {"answer": "a", "choices": ["b", "c"]}, "output": "B"}', "none of the choices"),
+        ('{"item": {"answer": "x", "choices": ["b", "c"]}, "output": "B"}', "none of the choices"),
     ],
 )
 def test_a_line_that_cannot_be_scored_is_named(tmp_path, line, message):
