@@ -135,6 +135,8 @@ class Task(abc.ABC):
             "none".
         headline: (scoring, metric name) of the figure that stands for the task; None for a task
             whose answers are withheld, which nothing here scores (see `submission`).
+        notes: what is not published about the protocol or the paper's figure, and what this task
+            does instead; for the reader of its results.
         benchmark: by which a line of outputs may name the benchmark, beside `name` and `title`.
     """
 
@@ -145,6 +147,7 @@ class Task(abc.ABC):
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
     judge: ClassVar[JudgeUse] = "none"
     headline: ClassVar[tuple[str, str] | None] = ("strict", "accuracy")
+    notes: ClassVar[Sequence[str]] = ()
     benchmark: ClassVar[str | None] = None
 
     @abc.abstractmethod
