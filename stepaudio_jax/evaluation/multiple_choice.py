@@ -35,6 +35,9 @@ class ChoiceTask(Task):
     stops there for every model, whatever the number of this token.
     """
 
+    notes: ClassVar[Sequence[str]] = (
+        "The prompt has the form of StepFun's in words of this project, unless prompts are given.",
+    )
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
 
     def __init__(self) -> None:
@@ -167,22 +170,17 @@ def right_letters(answer: str, choices: Choices) -> frozenset[str]:
     Raises:
         DataError: the answer is none of the choices.
     """
-    texts = [normalize_answer(choice or "") for choice in choices]
-    wanted = normalize_answer(answer)
-    letters = [
-        letter_of(index)
-        for index, (choice, text) in enumerate(zip(choices, texts, strict=True))
-        if choice and (choice == answer or (text and text == wanted))
-    ]
-    if not letters and len(wanted) == 1 and wanted.isascii() and wanted.isalpha():
-        index = ord(wanted) - ord("a")
-        if index < len(choices) and (choices[index] or "").strip():
-            return right_letters(str(choices[index]), choices)
+    letters = _letters_of(answer, choices)
     if not letters:
         raise DataError(
             f"the answer {format_json(answer)} is none of the choices {format_json(list(choices))}"
         )
-    return frozenset(letters)
+    return letters
+
+
+def is_answer(answer: str, choices: Choices) -> bool:
+    """Returns whether a text is one of the choices, or the letter of one."""
+    return bool(_letters_of(answer, choices))
 
 
 def choices_of(data: Mapping[str, Any]) -> Choices:
@@ -228,3 +226,18 @@ def answer_of(data: Mapping[str, Any], key: str = "answer") -> str | None:
     if not isinstance(answer, str):
         raise DataError(f"{key!r} must be a text, got {format_json(answer)}")
     return answer
+
+
+def _letters_of(answer: str, choices: Choices) -> frozenset[str]:
+    texts = [normalize_answer(choice or "") for choice in choices]
+    wanted = normalize_answer(answer)
+    letters = [
+        letter_of(index)
+        for index, (choice, text) in enumerate(zip(choices, texts, strict=True))
+        if choice and (choice == answer or (text and text == wanted))
+    ]
+    if not letters and len(wanted) == 1 and wanted.isascii() and wanted.isalpha():
+        index = ord(wanted) - ord("a")
+        if index < len(choices) and (choices[index] or "").strip():
+            return _letters_of(str(choices[index]), choices)
+    return frozenset(letters)

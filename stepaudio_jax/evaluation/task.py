@@ -135,9 +135,9 @@ class Task(abc.ABC):
             "none".
         headline: (scoring, metric name) of the figure that stands for the task; None for a task
             whose answers are withheld, which nothing here scores (see `submission`).
-        benchmark: by which a line of outputs may name the benchmark, beside `name` and `title`.
         notes: what is not published about the protocol or the paper's figure, and what this task
-            does there.
+            does instead; for the reader of its results.
+        benchmark: by which a line of outputs may name the benchmark, beside `name` and `title`.
     """
 
     name: ClassVar[str]

@@ -12,11 +12,11 @@ from stepaudio_jax.text.answer_markup import (
     unify_characters,
 )
 from stepaudio_jax.text.answer_options import (
+    around_option_list,
     letter_and_text,
     letter_by_ordinal,
     option_alone,
     option_within,
-    without_option_list,
 )
 
 # A letter that stands alone: no part of a word (B2, A's, A-flat, C++, F#), of an abbreviation
@@ -213,7 +213,11 @@ def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str |
         plain = _NUMBERED.sub("", plain)
     letter = _sole_letter(plain)
     if options is not None:
-        plain = without_option_list(plain, options)
+        around = around_option_list(plain, options)
+        if around is not None:
+            before, after = around
+            chosen = _read(after, options, alone=alone)
+            return _read(f"{before}\n\n{after}", options, alone=alone) if chosen is None else chosen
         letter = _sole_letter(plain) or letter_and_text(plain, options)
         by_text = option_alone(plain, options)
         if by_text is not None and letter in (None, by_text):
@@ -230,10 +234,12 @@ def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str |
         if options is None:
             return letter_by_ordinal(plain)
         return None if alone else option_within(plain, options)
-    if options is None or _has_option(options, letter):
+    if options is None:
         return letter
-    by_text = option_alone(letter, options)
-    return None if by_text is None or _may_be_meant(letter, plain, by_text, options) else by_text
+    text = option_alone(letter, options)
+    if text is not None and not _may_be_meant(letter, plain, text, options):
+        return text if alone else option_within(plain, options)
+    return letter if _has_option(options, letter) else None
 
 
 def _option_text(choice: str | None) -> str:
@@ -249,12 +255,13 @@ def _has_option(options: list[str], letter: str) -> bool:
 def _may_be_meant(letter: str, plain: str, by_text: str, options: list[str]) -> bool:
     """Returns whether a letter that is an option's text may stand for another option.
 
-    It may, unless it is written small as that text is, or no letter of a question is so high:
+    It may, unless it is written small only, as that text is, or no letter of a question is so high:
     MMSU's prompt prints four, also where there are two options.
     """
     text = options[ord(by_text) - ord("A")].strip()
-    is_small = text.islower() and plain.strip(" .") == text
-    return not is_small and ord(letter) - ord("A") < max(len(options), _MIN_PRINTED_LETTERS)
+    is_capital = re.search(rf"(?<!\w){letter}(?!\w)", plain) is not None
+    is_high = ord(letter) - ord("A") >= max(len(options), _MIN_PRINTED_LETTERS)
+    return not is_high and (is_capital or not text.islower())
 
 
 def _sole_letter(plain: str) -> str | None:

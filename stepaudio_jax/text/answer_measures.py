@@ -66,10 +66,13 @@ _BY_NAME = {
     for unit, (_, names) in units.items()
     for name in names.split()
 }
-_NAMES = "|".join(sorted(map(re.escape, _BY_NAME), key=len, reverse=True))
-_NOT_IN_WORD = r"(?![A-Za-z\d²³^'])"
-_UNIT_AFTER = re.compile(rf"\s?-?\s?({_NAMES}){_NOT_IN_WORD}", re.IGNORECASE)
-_UNIT_WORD = re.compile(rf"(?<![A-Za-z])({_NAMES}){_NOT_IN_WORD}", re.IGNORECASE)
+# Not in m2 or meter-long words; Chinese has no such ends.
+_NAMES = "|".join(
+    name + (r"(?![A-Za-z\d²³^'])" if name.isascii() else "")
+    for name in sorted(_BY_NAME, key=len, reverse=True)
+)
+_UNIT_AFTER = re.compile(rf"\s?-?\s?({_NAMES})", re.IGNORECASE)
+_UNIT_WORD = re.compile(rf"(?<![A-Za-z])({_NAMES})", re.IGNORECASE)
 _PERCENT_AFTER = re.compile(r"\s?(?:%|per\s?cent\b|个百分点)", re.IGNORECASE)
 _ASKS_PERCENT = re.compile(r"%|per\s?cent|百分", re.IGNORECASE)
 _BETWEEN_UNITS = re.compile(r"\s*,?\s*(?:and|又|零)?\s*", re.IGNORECASE)

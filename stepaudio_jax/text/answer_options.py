@@ -26,6 +26,7 @@ _CHINESE_DIGITS = {char: index % 8 for index, char in enumerate("一二三四五
 _ORDINAL = re.compile(
     rf"\b({'|'.join(_ORDINALS)})\s+(?:option|choice|answer)\b|第\s*([一二三四五六七八1-8])\s*(?:个|項|项)"
 )
+_NUMBER = re.compile(rf"(?<!{_IN_WORD})(?<!\.)\d[\d,]*(?:\.\d+)?(?!{_IN_WORD})")
 _LETTER_THEN_TEXT = re.compile(r"[\W_]*([A-Za-z])[\W_]+(.{1,400})", re.DOTALL)
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor|without|except|excluding|than|instead of"
@@ -92,17 +93,15 @@ def letter_and_text(plain: str, options: list[str]) -> str | None:
     return letter if option and normalize_answer(option) == normalize_answer(match[2]) else None
 
 
-def without_option_list(plain: str, options: list[str]) -> str:
-    """Returns what a reply says after it has repeated all options with their letters.
-
-    A reply that says nothing after them stays as it is.
-    """
-    if len(plain) < sum(map(len, options)):
-        return plain
-    pattern = _option_list(tuple(_by_letter(options).items()))
-    matches = list(pattern.finditer(unify_characters(plain))) if pattern is not None else []
-    rest = plain[matches[-1].end() :] if matches else ""
-    return rest if re.search(r"\w", rest) else plain
+def around_option_list(plain: str, options: list[str]) -> tuple[str, str] | None:
+    """Returns what a reply says before and after it repeats all options; None where it does not."""
+    text_by_letter = _by_letter(options)
+    repeated = _options_in(plain, text_by_letter)
+    if len(repeated) < max(len(text_by_letter), 2):
+        return None
+    pattern = _option_list(repeated)
+    matches = list(pattern.finditer(plain)) if pattern is not None else []
+    return (plain[: matches[0].start()], plain[matches[-1].end() :]) if matches else None
 
 
 def option_within(plain: str, options: list[str]) -> str | None:
@@ -137,7 +136,7 @@ def _by_letter(options: list[str]) -> dict[str, str]:
 def _option_within(plain: str, text_by_letter: dict[str, str]) -> str | None:
     """Returns the only option whose text is there, not denied; "" for several, None for none."""
     text = unify_characters(plain)
-    any_option = _any_option(tuple(text_by_letter.items()))
+    any_option = _any_option(_options_in(text, text_by_letter))
     spans = (
         [(*match.span(), str(match.lastgroup)) for match in any_option.finditer(text)]
         if any_option is not None
@@ -153,6 +152,19 @@ def _option_within(plain: str, text_by_letter: dict[str, str]) -> str | None:
         return ""
     return min(
         letter for letter, option in text_by_letter.items() if normalize_answer(option) == same
+    )
+
+
+def _options_in(text: str, text_by_letter: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Returns the letters and texts of the options that may be in a text: it has their words.
+
+    Looking for these alone is much faster than compiling what finds any option.
+    """
+    plain = re.sub(r"[\W_]+", "", text).casefold()
+    return tuple(
+        (letter, option)
+        for letter, option in text_by_letter.items()
+        if re.sub(r"[\W_]+", "", unify_characters(option)).casefold() in plain
     )
 
 
@@ -213,12 +225,7 @@ def _option_by_number(plain: str, text_by_letter: dict[str, str]) -> str | None:
 def _numbers(text: str) -> list[str]:
     """Returns the numbers of a text, digits or words: `$1,500` is 1500, and ten is 10."""
     spelled = spell_chinese_digits(spell_digits(unify_characters(text)))
-    return [
-        number.replace(",", "")
-        for number in re.findall(
-            rf"(?<!{_IN_WORD})(?<!\.)\d[\d,]*(?:\.\d+)?(?!{_IN_WORD})", spelled
-        )
-    ]
+    return [number.replace(",", "") for number in _NUMBER.findall(spelled)]
 
 
 def letter_by_ordinal(plain: str) -> str | None:

@@ -23,7 +23,7 @@ _WORD = re.compile(
 )
 # What a number of one character must stand before, if another Chinese character follows it.
 _MEASURES = frozenset(
-    "个個只元块角分米克斤吨升秒天日年月岁次人张本支枚条台辆件头匹颗棵名位种座公千厘毫平立度倍页"
+    "个個只小元块角分米克斤吨升秒天日年月岁次人张本支枚条台辆件头匹颗棵名位种座公千厘毫平立度倍页"
     "层步组排行列杯瓶箱袋盒包朵把双对套间站美英"
 )
 _BEFORE_ANSWER = ("是", "为", "：", ":", "得", "等于")

@@ -1,4 +1,4 @@
-"""Finds the option that a reply gives in nearly its words: "growling" for "A dog growling"."""
+"""Finds the option that a short reply gives in other words: "growling" for "A dog growling"."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,8 @@ def option_in_other_words(text: str, text_by_letter: Mapping[str, str]) -> str |
     if _TURNS.intersection(words):
         return None
     stems = _stems(words)
-    letter = _only_option(text_by_letter, lambda option: _is_part(stems, option))
+    letter = _only_option(text_by_letter, lambda option: stems == _stems(_words(option)))
+    letter = letter or _only_option(text_by_letter, lambda option: _is_part(stems, option))
     if letter is not None:
         return letter
     foreign = {word for option in text_by_letter.values() for word in _words(option)}

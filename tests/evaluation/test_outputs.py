@@ -87,7 +87,7 @@ def test_a_benchmark_is_known_by_its_name_however_it_is_spelled():
         ('{"item": {}, "output": "B", "benchmark": 3}', "'benchmark' must be a text"),
         ('{"item": {"choices": ["a"]}, "output": "B"}', "no answer to compare with"),
         ('{"item": {"answer": "a"}, "output": "B"}', "'choices' must be a list"),
-        ('{"item": {"answer": "a", "choices": ["b", "c"]}, "output": "B"}', "none of the choices"),
+        ('{"item": {"answer": "x", "choices": ["b", "c"]}, "output": "B"}', "none of the choices"),
     ],
 )
 def test_a_line_that_cannot_be_scored_is_named(tmp_path, line, message):

@@ -13,7 +13,9 @@ from stepaudio_jax.evaluation.word_sets import matches_by_words
 TASKS = {"MMAU": "mmau_mini", "MMSU": "mmsu", "MMAR": "mmar", "Spoken-MQA": "spoken_mqa"}
 LETTERS = "ABCDEFGH"
 MIN_AGREEMENT = 0.97
-MIN_STRICT = 997  # of 1,000 items, for every phrasing
+MIN_STRICT = 0.997  # of the items, for every phrasing
+# Options that are letters of other options: "D" is the text of one and the letter of another.
+AMBIGUOUS = (["G", "A#", "D", "E"], ["C", "D", "G", "A"])
 
 # What an answerer that is always right replies -> how many of the 1,000 items the published rule
 # calls right, with the options as on GitHub and as on the Hub; None for what is not published.
@@ -67,11 +69,15 @@ def test_the_strict_reading_agrees_with_a_careful_reader(lines):
 
 
 @pytest.fixture(scope="module")
-def oracle_verdicts(shared_benchmarks):
-    """For each phrasing: right by the strict reading, and by the published rule in both forms."""
+def mini_rows(shared_benchmarks):
     text = (shared_benchmarks / "MMAU" / "mmau-test-mini.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def oracle_verdicts(rows):
+    """For each phrasing: right by the strict reading, and by the published rule in both forms."""
     counts = {phrasing: [0, 0, 0] for phrasing in PHRASINGS}
-    for row in json.loads(text):
+    for row in rows:
         choices, answer = row["choices"], row["answer"]
         shipped = [f"({LETTERS[index]}) {choice}" for index, choice in enumerate(choices)]
         right = choices.index(answer)
@@ -99,8 +105,15 @@ def oracle_verdicts(shared_benchmarks):
     return counts
 
 
-@pytest.mark.parametrize("phrasing", PHRASINGS)
-def test_an_answerer_that_is_always_right_is_read_as_right(oracle_verdicts, phrasing):
-    strict, *official = oracle_verdicts[phrasing]
-    assert strict >= MIN_STRICT
-    assert PHRASINGS[phrasing] in (None, tuple(official))
+def test_an_answerer_that_is_always_right_is_read_as_right(mini_rows):
+    rows = [row for row in mini_rows[::20] if row["choices"] not in AMBIGUOUS]
+    for phrasing, (strict, *_) in oracle_verdicts(rows).items():
+        assert strict == len(rows), phrasing
+
+
+@pytest.mark.slow
+def test_an_answerer_that_is_always_right_has_the_published_figures(mini_rows):
+    assert sum(row["choices"] in AMBIGUOUS for row in mini_rows) == len(AMBIGUOUS)
+    for phrasing, (strict, *official) in oracle_verdicts(mini_rows).items():
+        assert strict >= MIN_STRICT * len(mini_rows), phrasing
+        assert PHRASINGS[phrasing] in (None, tuple(official)), phrasing

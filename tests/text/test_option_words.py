@@ -36,7 +36,7 @@ TURNS = ["first speaker shows joy; second speaker is sad", "both speakers are sa
         ("1992", YEARS, "B"),
         ("first speaker is sad; second speaker shows joy", TURNS, None),
         ("B E N G A L I", ["Arabic", "Bengali"], "B"),
-        ("A A A A A A", ["Arabic", "Bengali"], None),
+        ("B B B B B B", ["Arabic", "Bengali"], None),
         ("正确答案是Bengali。", ["Arabic", "Bengali"], "B"),
         ("G", CHORDS, "A"),
         ("E", CHORDS, "D"),

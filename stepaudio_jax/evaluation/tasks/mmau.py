@@ -22,6 +22,7 @@ from stepaudio_jax.evaluation.metrics import Metric
 from stepaudio_jax.evaluation.multiple_choice import (
     ChoiceTask,
     chosen_letter,
+    is_answer,
     right_letters,
     without_letters,
 )
@@ -125,6 +126,10 @@ class MmauMini(_MmauTask):
     benchmark: ClassVar[str] = "MMAU"
     title: ClassVar[str] = "MMAU (test-mini)"
     table_column: ClassVar[str | None] = "MMAU"
+    notes: ClassVar[Sequence[str]] = (
+        *ChoiceTask.notes,
+        "Which scorer gave the paper's figure is not published.",
+    )
 
     def _tables(self, folder: PathLike) -> list[str]:
         tables = find_tables(
@@ -149,6 +154,15 @@ class Mmau(_MmauTask):
     title: ClassVar[str] = "MMAU (test)"
     headline = None
 
+    def answer(self, data: Mapping[str, Any]) -> str | None:
+        """Returns the right option, where a row has it; what is none of the options stands for it.
+
+        See `ChoiceTask.answer`.
+        """
+        answer = super().answer(data)
+        is_option = answer is not None and is_answer(answer, self.choices(data))
+        return answer if is_option else None
+
     def metrics(self, items: Sequence[ScoredItem]) -> list[Metric]:
         """Returns nothing: nobody but the leaderboard knows what is right."""
         del items
@@ -171,8 +185,9 @@ class Mmau(_MmauTask):
     def _prediction(self, item: Item, output: str) -> dict[str, str]:
         choices = self.choices(item.data)
         letter = chosen_letter(output, choices, item.data["question"])
-        text = strip_reasoning(output) or "" if letter is None else choices[ord(letter) - ord("A")]
-        return dict.fromkeys(("model_output", "model_prediction"), (text or "").strip())
+        chosen = None if letter is None else choices[ord(letter) - ord("A")]
+        text = chosen or strip_reasoning(output) or ""
+        return dict.fromkeys(("model_output", "model_prediction"), text.strip())
 
     def _tables(self, folder: PathLike) -> list[str]:
         tables = find_tables(

@@ -4,7 +4,7 @@ Not the spoken MMLU that VoiceBench calls by the same name.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from stepaudio_jax.data.sources.json_values import format_json
@@ -42,6 +42,11 @@ class Mmsu(ChoiceTask):
     version: ClassVar[str] = "ddwang2000/MMSU, rule of 217d1d3"
     title: ClassVar[str] = "MMSU"
     table_column: ClassVar[str | None] = "MMSU"
+    notes: ClassVar[Sequence[str]] = (
+        *ChoiceTask.notes,
+        "The paper's figure of Step-Audio-R1.5, 79.03, is no number of 5,000 items: some left the"
+        " denominator.",
+    )
 
     def items(self, folder: PathLike) -> list[Item]:
         """Reads the questions of a folder or file; see `Task.items`."""

@@ -23,6 +23,7 @@ from stepaudio_jax.evaluation.task import Item, OfficialOutcome, ScoredItem, Str
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.storage import PathLike, did_you_mean, format_path
 from stepaudio_jax.text import Message, TextPart
+from stepaudio_jax.text.answer_markup import strip_question, strip_reasoning
 from stepaudio_jax.text.answers import matches_number
 
 SPLITS = ("short_digit", "long_digit", "single_step_reasoning", "multi_step_reasoning")
@@ -50,6 +51,10 @@ class SpokenMqa(Task):
     version: ClassVar[str] = "amao0o0/spoken-mqa, rule of AudioBench e991641"
     title: ClassVar[str] = "Spoken-MQA"
     table_column: ClassVar[str | None] = "Spoken MQA"
+    notes: ClassVar[Sequence[str]] = (
+        "The paper's figures fit the micro average over 2,269 items; how they were averaged is not"
+        " published.",
+    )
     sampling: ClassVar[Sampling] = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=32_000)
 
     def items(self, folder: PathLike) -> list[Item]:
@@ -80,12 +85,10 @@ class SpokenMqa(Task):
         if not references:
             return None
         question = data.get("question")
+        question = question if isinstance(question, str) else ""
+        reply = strip_question(strip_reasoning(output or "") or "", question)
         matches = [
-            matches_number(
-                output or "",
-                reference.rpartition("####")[2],
-                question=question if isinstance(question, str) else "",
-            )
+            matches_number(reply, reference.rpartition("####")[2], question=question)
             for reference in references
         ]
         read = matches[0].read
