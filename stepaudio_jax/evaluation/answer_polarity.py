@@ -137,11 +137,9 @@ def _read(
     visible = strip_reasoning(reply)
     if visible is None:
         return None
-    boxes = {
-        value
-        for content in boxed_answers(visible)
-        for value in {value for value, _, _ in mentions(strip_markup(content).casefold())} or {None}
-    }
+    boxes: set[bool | None] = set()
+    for content in boxed_answers(visible):
+        boxes |= {value for value, _, _ in mentions(strip_markup(content).casefold())} or {None}
     if boxes:
         return boxes.pop() if len(boxes) == 1 else None
     text = strip_markup(visible).casefold()

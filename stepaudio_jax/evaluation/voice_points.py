@@ -65,10 +65,10 @@ def _score_point(point: Point, answer: str) -> tuple[float, str] | None:
     if dimension is None:
         return _score_words(point, answer)
     if dimension == "age":
-        names, right = age_names(answer), age_names(" ".join(point))
+        names, ages = age_names(answer), age_names(" ".join(point))
         if not names:
             return None
-        score = 1.0 if names <= right else 0.5 if names & right else 0.0
+        score = 1.0 if names <= ages else 0.5 if names & ages else 0.0
         return score, ", ".join(sorted(names))
     right = _narrowest(_concepts(" ".join(point), dimension))
     mentions = find_terms(answer, dimension)
