@@ -138,11 +138,10 @@ class StepCaption(JudgedTask):
                 mean_metric("overall_score", "judge", part, group=group, failures="left_out"),
                 mean_metric("overall_score_failures_0", "judge", part, group=group),
             ]
-        for name, key in (
-            ("mean_of_speakers", "mean_of_speakers"),
-            ("mean_of_fields", "mean_of_fields"),
-        ):
-            metrics.append(mean_metric(name, "judge", items, value=_detail(key)))
+        metrics += [
+            mean_metric(name, "judge", items, value=_detail(name))
+            for name in ("mean_of_speakers", "mean_of_fields")
+        ]
         metrics.append(mean_metric("differs", "judge", items, value=_differs))
         metrics.append(
             mean_metric(
