@@ -1,6 +1,7 @@
 """What tasks that a judge scores have in common: their rows, their prompts, their headline."""
 
 import abc
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -38,16 +39,16 @@ class JudgedTask(Task):
 
     def items(self, folder: PathLike) -> list[Item]:
         """Reads the benchmark's own prompts and its rows; see `Task.items`."""
-        self.find_prompts(folder)
+        tables = find_tables(folder, names=self.tables, what=self.files)
+        self.find_prompts(os.path.dirname(tables[0]))
         items, origins = [], dict[str, str]()
-        for row in read_rows(find_tables(folder, names=self.tables, what=self.files)):
-            with row.error_context():
-                item = self.item_of(row)
+        for row in read_rows(tables):
+            item = self._checked_item(row)
             check_unique(origins, item.id, row.origin)
             origins[item.id] = row.origin
             items.append(item)
         if not items:
-            raise DataError(f"{format_path(str(folder))}: has no rows; download it again")
+            raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
         return items
 
     @abc.abstractmethod
@@ -59,7 +60,7 @@ class JudgedTask(Task):
         """
 
     def find_prompts(self, folder: PathLike) -> None:
-        """Reads the prompts that the benchmark ships in its folder.
+        """Reads the prompts that the benchmark ships in the folder of its table of rows.
 
         Raises:
             DataError: some of them are missing, or one lacks a placeholder.
@@ -86,6 +87,14 @@ class JudgedTask(Task):
     def prompt_sources(self) -> Mapping[str, str]:
         """Returns the prompts of the model and of the judge."""
         return self._prompts.sources
+
+    def _checked_item(self, row: BenchmarkRow) -> Item:
+        try:
+            return self.item_of(row)
+        except DataError as error:
+            if str(error).startswith(row.origin):
+                raise
+            raise row.error(str(error)) from None
 
 
 def judge_part(reply: ReplyScore | None) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ characters, all others by words. Errors are counted by jiwer.
 
 import dataclasses
 import functools
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -22,6 +23,7 @@ _BY_CHARACTER = frozenset(
         *("km", "khm", "khmer", "bo", "tibetan", "中文", "汉语", "普通话", "粤语", "日语", "泰语"),
     )
 )
+_FIRST_WORD = re.compile(r"[^\W\d_]+")  # of "en-US", "zh_CN", "Chinese (Mandarin)"
 _ENGLISH = frozenset(("en", "eng", "english", "英语"))
 # Of the names that Unicode gives to letters of scripts without spaces.
 _SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "MYANMAR", "KHMER", "TIBETAN", "BOPOMOFO")
@@ -81,8 +83,8 @@ def count_errors(
 
 def _kind(reference: str, language: str | None) -> tuple[Unit, bool]:
     """Returns the unit, and whether the text is English."""
-    if language is not None and language.strip():
-        code = language.strip().casefold().replace("_", "-").split("-")[0]
+    if language is not None and (first := _FIRST_WORD.search(language)):
+        code = first[0].casefold()
         return ("character" if code in _BY_CHARACTER else "word"), code in _ENGLISH
     letters = [char for char in reference if char.isalpha()]
     unspaced = sum(unicodedata.name(char, "").startswith(_SCRIPTS) for char in letters)

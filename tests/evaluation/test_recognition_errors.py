@@ -30,6 +30,8 @@ def edit_distance(first, second):
         ("the cat sat", "the bat sat down", "en-US", (2, 3, "word")),
         ("über alles", "uber alles", "de", (1, 2, "word")),
         ("今天天气很好。", "今天天气很好", "zh", (0, 6, "character")),
+        ("OK", "OK", "Chinese (Mandarin)", (0, 2, "character")),
+        ("ok", "ok", "zh_CN", (0, 2, "character")),
         ("今天天气很好。", "今天气真好", None, (2, 6, "character")),
         ("こんにちは", "こんばんは", "ja", (2, 5, "character")),
         ("สวัสดี", "สวัสดี", "Thai", (0, 4, "character")),

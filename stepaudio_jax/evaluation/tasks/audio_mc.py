@@ -140,20 +140,20 @@ class AudioMultiChallenge(JudgedTask):
         )
 
     def find_prompts(self, folder: PathLike) -> None:
-        """Reads the judge's prompt from the dataset's card, if the folder has it."""
-        card = to_path(folder) / _CARD
-        if not card.is_file():
-            return
-        try:
-            text = read_text(card)
-        except UnicodeDecodeError:
-            return
-        for block in fenced_blocks(text):
-            if _HISTORY in block and _CRITERION in block:
-                self._prompts.set_official(
-                    _JUDGE_PROMPT, Prompt(f"of the benchmark's {_CARD}", block)
-                )
-                return
+        """Reads the judge's prompt from the dataset's card, in the folder or the one above it."""
+        base = to_path(folder)
+        for card in (base / _CARD, base.parent / _CARD):
+            if not card.is_file():
+                continue
+            try:
+                blocks = fenced_blocks(read_text(card))
+            except UnicodeDecodeError:
+                continue
+            for block in blocks:
+                if _HISTORY in block and _CRITERION in block:
+                    prompt = Prompt(f"of the benchmark's {_CARD}", block)
+                    self._prompts.set_official(_JUDGE_PROMPT, prompt)
+                    return
 
 
 def last_user_turn(data: Mapping[str, Any]) -> int:

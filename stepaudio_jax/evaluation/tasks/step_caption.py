@@ -83,7 +83,7 @@ class StepCaption(JudgedTask):
             return []
         speakers = speakers_of(item.data)
         values = {
-            _TRUTH: "多人" if item.data["is_multi_speakers"] else "单人",
+            _TRUTH: "多人" if is_several(item.data) else "单人",
             _COUNT: str(len(speakers)),
             _OUTPUT: visible,
             _LABELS: render_labels(speakers),
@@ -138,11 +138,10 @@ class StepCaption(JudgedTask):
                 mean_metric("overall_score", "judge", part, group=group, failures="left_out"),
                 mean_metric("overall_score_failures_0", "judge", part, group=group),
             ]
-        for name, key in (
-            ("mean_of_speakers", "mean_of_speakers"),
-            ("mean_of_fields", "mean_of_fields"),
-        ):
-            metrics.append(mean_metric(name, "judge", items, value=_detail(key)))
+        metrics += [
+            mean_metric(name, "judge", items, value=_detail(name))
+            for name in ("mean_of_speakers", "mean_of_fields")
+        ]
         metrics.append(mean_metric("differs", "judge", items, value=_differs))
         metrics.append(
             mean_metric(
@@ -163,11 +162,6 @@ class StepCaption(JudgedTask):
 
     def item_of(self, row: BenchmarkRow) -> Item:
         """Returns the clip of a row, with the whole text of the model's prompt behind it."""
-        is_several = row.value.get("is_multi_speakers")
-        if not isinstance(is_several, bool):
-            raise DataError(
-                f"'is_multi_speakers' must be true or false, got {format_json(is_several)}"
-            )
         name, test_id = row.text("audio"), row_id(row, "test_id")
         path = name if "/" in name else f"{_AUDIO_FOLDER}/{name}"
         clip = BenchmarkRow({"audio": path}, row.origin, row.folder).clip("audio")
@@ -176,8 +170,20 @@ class StepCaption(JudgedTask):
             id=test_id,
             record=Record(test_id, (Message("user", parts),), self.name, row.origin),
             data={**row.value, "speakers": speakers_of(row.value)},
-            groups={"speakers": "several" if is_several else "one"},
+            groups={"speakers": "several" if is_several(row.value) else "one"},
         )
+
+
+def is_several(data: Mapping[str, Any]) -> bool:
+    """Returns whether several people speak in a clip.
+
+    Raises:
+        DataError: the row does not say it.
+    """
+    value = data.get("is_multi_speakers")
+    if not isinstance(value, bool):
+        raise DataError(f"'is_multi_speakers' must be true or false, got {format_json(value)}")
+    return value
 
 
 def speakers_of(data: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.sources.json_values import format_json
+from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.benchmark_rows import BenchmarkRow
 from stepaudio_jax.evaluation.judge_replies import read_object, read_share, remove_reasoning
 from stepaudio_jax.evaluation.judged_task import JudgedTask, row_id
@@ -133,9 +134,16 @@ class StepDialogueUnderstanding(JudgedTask):
 
 
 def reference_of(data: Mapping[str, Any]) -> str:
-    """Returns the reference of a row, without blanks around it; "" where there is none."""
-    texts = (data.get(key) for key in _REFERENCE_KEYS)
-    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
+    """Returns the reference of a row, without blanks around it.
+
+    Raises:
+        DataError: it has none.
+    """
+    for key in _REFERENCE_KEYS:
+        text = data.get(key)
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    raise DataError(f"has no reference: a text in {' or '.join(map(repr, _REFERENCE_KEYS))}")
 
 
 def question_of(data: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ _DEFAULT = "default"
 _MODEL = "model_user_prompt_template.txt"
 _JUDGE_FOLDER, _MAP = "judge_prompts", "prompt_map.json"
 _QUESTION, _REFERENCE, _ANSWER = "{question}", "{text1}", "{text2}"
+_REFERENCE_KEYS = ("reference_answer", "answer", "label")
 # Paths of the machines on which the data were made, which are no part of anybody's results.
 _INTERNAL = ("question_wav", "answer_wav", "input_wav", "original_audio_path")
 _NOT_COMPARED = re.compile(r"[\W_]+")
@@ -119,7 +120,7 @@ class StepParalinguistic(JudgedTask):
     def item_of(self, row: BenchmarkRow) -> Item:
         """Returns the question of a row, which is in its sound."""
         item_id = row_id(row, "id")
-        row.text("reference_answer", "label")
+        reference_of(row.value)
         values = {_QUESTION: row.optional_text("question") or ""}
         text = self._prompts[_MODEL].fill(values).strip()
         clip = row.clip("audio_path")
@@ -183,9 +184,15 @@ class StepParalinguistic(JudgedTask):
 
 
 def reference_of(data: Mapping[str, Any]) -> str:
-    """Returns the reference answer of a row, without blanks around it; the label if it has none."""
-    keys = ("reference_answer", "answer", "label")
-    return next((text for key in keys if (text := _text(data, key))), "")
+    """Returns the reference answer of a row, without blanks around it; the label if it has none.
+
+    Raises:
+        DataError: it has neither.
+    """
+    for key in _REFERENCE_KEYS:
+        if text := _text(data, key):
+            return text
+    raise DataError(f"has no reference: a text in {' or '.join(map(repr, _REFERENCE_KEYS))}")
 
 
 def is_exact_match(data: Mapping[str, Any], reply: str) -> bool:
