@@ -42,7 +42,12 @@ from stepaudio_jax.data.record import (
     record_error_context,
     skip_reason,
 )
-from stepaudio_jax.data.split_source import AnySource, open_stage_sources
+from stepaudio_jax.data.split_source import (
+    AnySource,
+    PartIndex,
+    open_stage_sources,
+    part_indices,
+)
 from stepaudio_jax.data.views import RowLimits, ViewRenderer
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
@@ -142,7 +147,7 @@ class Preprocessor:
         It can be pickled, and raises a DataError if a source can no longer be read.
         """
         settings = (self._config, self._tokenizer, self._model, self._auxiliary, self._seed)
-        return functools.partial(_open_preprocessor, *settings)
+        return functools.partial(_open_preprocessor, *settings, part_indices(self._sources))
 
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
         """Returns the examples of a record.
@@ -335,8 +340,9 @@ def _open_preprocessor(
     model: ModelConfig,
     auxiliary: AuxiliaryConfig | None,
     seed: int,
+    indices: Sequence[PartIndex | None],
 ) -> Preprocessor:
-    sources = open_stage_sources(config, tokenizer, model)
+    sources = open_stage_sources(config, tokenizer, model, indices)
     return Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
 
 

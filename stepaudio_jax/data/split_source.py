@@ -2,14 +2,14 @@
 
 import bisect
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tqdm
 
 from stepaudio_jax.config import DataConfig, ModelConfig
-from stepaudio_jax.data.clips import measure_clip
+from stepaudio_jax.data.clips import measure_clip, open_clip_cache
 from stepaudio_jax.data.record import Record, record_error_context
 from stepaudio_jax.data.source import Source, open_sources
 from stepaudio_jax.data.splitting import DialoguePart, Splitter, part_of_record
@@ -34,15 +34,18 @@ class SplitSource:
     Args:
         source: the records as they lie.
         splitter: finds the parts.
+        index: what was found, if it is known already; it can be pickled.
 
     Attributes:
         path, name, settings: of the source.
     """
 
-    def __init__(self, source: Source, splitter: Splitter):
+    def __init__(self, source: Source, splitter: Splitter, index: "PartIndex | None" = None):
         self.path, self.name = source.path, source.name
         self.settings: Mapping[str, Any] = source.settings
         self._source, self._splitter = source, splitter
+        if index is not None:
+            self.index = index
         self._read = functools.lru_cache(_CACHED_RECORDS)(source.__getitem__)
 
     def __len__(self) -> int:
@@ -58,23 +61,23 @@ class SplitSource:
             DataError: as of `Source`; or it is too long, and cannot be split.
         """
         number, place = self._locate(index)
-        if number in self._index.failures:
-            failure = self._index.failures[number]
+        if number in self.index.failures:
+            failure = self.index.failures[number]
             raise DataError(str(failure), kind=failure.kind)
         if place is None:
             return self._source[number]
-        part = self._index.parts_of(number)[place]
+        part = self.index.parts_of(number)[place]
         return part_of_record(self._read(number), part, place + 1)
 
     @property
     def num_split(self) -> int:
         """Returns how many records are read in parts."""
-        return len(self._index.records)
+        return len(self.index.records)
 
     @property
     def num_parts(self) -> int:
         """Returns how many parts these have together."""
-        return sum(map(len, self._index.parts))
+        return sum(map(len, self.index.parts))
 
     def describe_parts(self) -> str:
         """Returns how many records are read in how many parts, in words."""
@@ -97,26 +100,27 @@ class SplitSource:
             return None
         blocks, first = [], 0
         for length in lengths:
-            blocks.append(self._index.start(first + length) - self._index.start(first))
+            blocks.append(self.index.start(first + length) - self.index.start(first))
             first += length
         return blocks
 
     def _locate(self, index: int) -> tuple[int, int | None]:
         """Returns the record at an index, and which of its parts; None where it has none."""
-        split = bisect.bisect_right(self._index.starts, index) - 1
+        split = bisect.bisect_right(self.index.starts, index) - 1
         if split < 0:
             return index, None
-        number, place = self._index.records[split], index - self._index.starts[split]
-        count = len(self._index.parts[split])
+        number, place = self.index.records[split], index - self.index.starts[split]
+        count = len(self.index.parts[split])
         return (number, place) if place < count else (number + 1 + place - count, None)
 
     @functools.cached_property
-    def _index(self) -> "_Index":
+    def index(self) -> "PartIndex":
+        """Returns which records have parts; finds it out where `__init__` was not given it."""
         blocks = [
             range(start, min(start + _BLOCK_RECORDS, len(self._source)))
             for start in range(0, len(self._source), _BLOCK_RECORDS)
         ]
-        index = _Index()
+        index = PartIndex()
         bar = tqdm.tqdm(
             total=len(self._source),
             desc=f"splitting {self.name}",
@@ -148,7 +152,7 @@ class SplitSource:
             return error
 
 
-class _Index:
+class PartIndex:
     """Says which records are read in parts.
 
     Attributes:
@@ -190,16 +194,21 @@ AnySource = Source | SplitSource
 
 
 def open_stage_sources(
-    config: DataConfig, tokenizer: Tokenizer, model: ModelConfig
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    indices: Sequence[PartIndex | None] | None = None,
 ) -> tuple[AnySource, ...]:
     """Opens the sources of a stage of objective=next_token, split as its `on_too_long` says.
 
     Args:
         config: of the data.
         tokenizer, model: of the run, which decide what fits.
+        indices: of the same sources in another process, as `part_indices` returns them.
 
     Raises:
         DataError: as of `Source`.
+        ConfigError: the cache of clips cannot be used.
     """
     sources = open_sources(config.sources)
     if config.on_too_long != "split":
@@ -212,6 +221,15 @@ def open_stage_sources(
             length_convention=model.length_convention,
             channel=config.channel,
             allow_urls=config.allow_urls,
+            cache=open_clip_cache(config),
         ),
     )
-    return tuple(SplitSource(source, splitter) for source in sources)
+    return tuple(
+        SplitSource(source, splitter, index)
+        for source, index in zip(sources, indices or [None] * len(sources), strict=True)
+    )
+
+
+def part_indices(sources: Sequence[AnySource]) -> tuple[PartIndex | None, ...]:
+    """Returns what was found out about sources, so that another process need not read them all."""
+    return tuple(source.index if isinstance(source, SplitSource) else None for source in sources)

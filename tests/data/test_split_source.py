@@ -1,8 +1,10 @@
 """Sources whose long recordings are read in parts: batches, order, resume, checks and reports."""
 
 import collections
+import dataclasses
 import itertools
 import json
+import pickle
 import re
 
 import jax
@@ -25,6 +27,8 @@ from stepaudio_jax.data.checking import CheckedData
 from stepaudio_jax.data.clips import load_clip, load_clip_within, measure_clip
 from stepaudio_jax.data.inspection import inspect_source
 from stepaudio_jax.data.inspection_report import describe
+from stepaudio_jax.data.record import Visit
+from stepaudio_jax.data.splitting import Splitter
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.text import AudioPart
 from tests.data.corpus import MODEL, TOKENIZER, settings, text_record, write_records
@@ -200,7 +204,7 @@ def test_what_is_too_long_says_by_how_much_and_what_to_do(path):
 
     rows = [
         long_row(segments=None),
-        long_row(segments=[{**SAID[0], "text": TEXT}]),
+        long_row(segments=[{**SAID[0], "end": 30.0, "text": TEXT}]),
         long_row(segments=[*SAID[:-1], {**SAID[-1], "end": 40.0}]),
         text_record(0, 200),
         {**long_row(), "answer": "7"},
@@ -215,7 +219,7 @@ def test_what_is_too_long_says_by_how_much_and_what_to_do(path):
     )
     assert messages[1].startswith(
         f"{bad}:2: the dialogue takes 624 tokens, more than seq_len=300; raise it; of its"
-        " segments, number 1 is too long for a part, from 0.00 s to 1.00 s: a row holds 1.01 s"
+        " segments, number 1 is too long for a part, from 0.00 s to 30.00 s: a row holds 4.42 s"
     )
     assert messages[1].endswith("tokens of text; divide it, or set on_too_long='skip'")
     assert messages[2] == (
@@ -310,3 +314,31 @@ def test_parts_are_read_side_by_side_as_they_are_alone(path):
     (other,) = open_stage_sources(split_settings(path, threads=7), TOKENIZER, MODEL)
     for index in itertools.chain(range(len(source)), reversed(range(len(source)))):
         assert source[index] == other[index]
+
+
+def test_another_process_prepares_the_same_parts_and_need_not_find_them(path, monkeypatch):
+    config = split_settings(path, write_broken(path))
+    sources = open_stage_sources(config, TOKENIZER, MODEL)
+    prepare = Preprocessor(config, TOKENIZER, MODEL, None, sources, seed=0)
+    content = pickle.dumps(prepare.opener())
+    monkeypatch.delattr(Splitter, "split")
+    again = pickle.loads(content)()
+    for record in (0, 2, len(sources[0]) - 1):
+        visit = Visit(0, record, 0)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            *(
+                [dataclasses.astuple(example) for example in each(visit).examples]
+                for each in (prepare, again)
+            ),
+        )
+    with pytest.raises(DataError, match="number 1 is too long") as error:
+        again(Visit(1, 0, 0))
+    assert error.value.kind == "too_long"
+
+
+def write_broken(path):
+    """A recording with a segment that is too long by itself."""
+    return write_records(
+        path.parent / "broken.jsonl", [long_row(segments=[{**SAID[0], "text": TEXT}])]
+    )

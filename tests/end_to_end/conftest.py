@@ -2,9 +2,10 @@
 
 import pytest
 
+from tests.data.url_fixtures import web  # noqa: F401  used by name
 from tests.end_to_end.runs import arguments, run
 from tests.end_to_end.tones import write_config, write_corpus
-from tests.storage.bucket_fixtures import gcs, s3  # noqa: F401  used by name
+from tests.storage.bucket_fixtures import gcs, no_waiting, s3  # noqa: F401  used by name
 
 
 @pytest.fixture(scope="session")

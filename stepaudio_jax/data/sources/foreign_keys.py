@@ -52,7 +52,8 @@ _AUDIO_VALUE = re.compile(
     r"data:audio/.*"
     # base64 of the first bytes of WAV, MP3, Ogg and FLAC
     r"|(?:UklGR|SUQz|T2dnU|ZkxhQ)[a-z0-9+/=\s]{20,}"
-    rf"|.{{1,4000}}\.(?:{'|'.join(sorted(AUDIO_EXTENSIONS))}|pcm)(?:[?#]\S*)?",
+    # Not of Sun's `.au`, in which Australian addresses end.
+    rf"|.{{1,4000}}\.(?:{'|'.join(sorted(AUDIO_EXTENSIONS - {'au'}))}|pcm)(?:[?#]\S*)?",
     re.I | re.S,
 )
 _IMAGE_KEY = re.compile(

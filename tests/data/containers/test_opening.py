@@ -257,7 +257,7 @@ def test_open_containers_are_bounded_and_those_in_use_stay(tmp_path, monkeypatch
     for path in paths[1:]:
         open_container(path)
     gc.collect()
-    found = [opening._open.find(str(path)) for path in reversed(paths)]
+    found = [opening._open.find(str(path))[0] for path in reversed(paths)]
     assert found[-1] is used
     assert [each is not None for each in found] == [True, True, False, False, True]
 

@@ -497,3 +497,9 @@ def test_a_system_turn_that_is_not_empty_stays(tmp_path):
             == "system"
         )
     assert '"contnt"' in refused(tmp_path, {"messages": [{"role": "system", "contnt": "x"}, USER]})
+
+
+def test_files_of_every_ending_are_sound_and_australian_addresses_are_not(tmp_path):
+    for name in ("talk.caf", "talk.3gp", "talk.MKA", "talk.m4b?download=1"):
+        assert "and its dialogue has no sound" in refused(tmp_path, {**TALK, "file": name})
+    read(tmp_path, {**TALK, "url": "https://www.abc.net.au"})
