@@ -164,6 +164,13 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge-timeout-s", type=float, default=JudgeConfig.timeout_s)
     parser.add_argument("--judge-retries", type=int, default=JudgeConfig.retries)
     parser.add_argument(
+        "--judge-runs",
+        type=int,
+        default=1,
+        help="ask the judge everything so often, to see how far its verdicts vary (default 1; the"
+        " first run makes the figures)",
+    )
+    parser.add_argument(
         "--max-abstention-rate",
         type=float,
         default=JudgeConfig.max_abstention_rate,
@@ -289,19 +296,27 @@ def _judge_settings(options: argparse.Namespace) -> "JudgeSettings | None":
         timeout_s=options.judge_timeout_s,
         retries=options.judge_retries,
         max_abstention_rate=options.max_abstention_rate,
+        runs=options.judge_runs,
     )
 
 
 def _score(options: argparse.Namespace) -> int:
     check_output_file(options.output, [options.input])
+    from stepaudio_jax.evaluation.evaluate import load_task, open_judge
     from stepaudio_jax.evaluation.outputs import score_outputs
-
-    from stepaudio_jax.evaluation.evaluate import load_task
 
     task = load_task(options.task)
     task.use_prompts(options.prompts)
-    summary = score_outputs(task, options.input, options.output)
-    print(summary)
+    judge = _judge_settings(options)
+    if judge is None:
+        print(score_outputs(task, options.input, options.output))
+        return 0
+    if task.judge == "none":
+        raise ConfigError(f"the task {task.name} is scored by rule: leave out the judge")
+    if judge.runs > 1:
+        raise ConfigError("--judge-runs: `score` asks the judge once; use it with `run`")
+    with open_judge(judge, f"{options.output}.judge_answers.jsonl") as source:
+        print(score_outputs(task, options.input, options.output, source))
     return 0
 
 

@@ -46,6 +46,8 @@ class JudgeSettings:
         max_tokens, concurrency, timeout_s, retries: see `JudgeConfig`.
         max_abstention_rate: share of the replies that may stay without a verdict.
         slots: questions that a model in this process answers side by side.
+        runs: how often everything is judged: the first run makes the figures, and all of them say
+            how far the verdicts vary.
     """
 
     folder: str | None = None
@@ -59,8 +61,11 @@ class JudgeSettings:
     retries: int = 4
     max_abstention_rate: float = 0.2
     slots: int = 16
+    runs: int = 1
 
     def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise ConfigError(f"--judge-runs={self.runs} must be at least 1")
         if (self.folder is None) == (self.url is None):
             raise ConfigError("a judge is a folder or an endpoint: give one of them")
         if (self.url is None) != (self.model is None):
@@ -145,7 +150,7 @@ def run_tasks(
     with contextlib.ExitStack() as stack:
         source: AnswerSource | None = None
         if judge is not None and judge.url is not None:
-            source = stack.enter_context(contextlib.closing(_endpoint_judge(judge, cache)))
+            source = stack.enter_context(open_judge(judge, cache))
         answered: list[AnsweredTask] = []
         for name, task in loaded.items():
             log = folder / "replies" / f"{task.name}.jsonl"
@@ -161,8 +166,10 @@ def run_tasks(
         if isinstance(model, FolderModel):
             model.close()
         if judge is not None and judge.folder is not None and _needs_judge(loaded.values()):
-            source = stack.enter_context(contextlib.closing(_model_judge(judge, cache)))
-        return [score_task(each, source, _judge_identity(judge, source)) for each in answered]
+            source = stack.enter_context(open_judge(judge, cache))
+        num_runs = 1 if judge is None else judge.runs
+        identity = _judge_identity(judge, source)
+        return [score_task(each, source, identity, num_judge_runs=num_runs) for each in answered]
 
 
 def read_transcripts(path: PathLike) -> dict[str, list[str]]:
@@ -200,7 +207,21 @@ def _needs_judge(tasks: Iterable[Task]) -> bool:
     return any(task.judge != "none" for task in tasks)
 
 
-def _endpoint_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
+def open_judge(
+    judge: JudgeSettings, cache: PathLike | None
+) -> contextlib.AbstractContextManager[AnswerSource]:
+    """Returns the judge that settings name, which is closed at the end of a `with` block.
+
+    Args:
+        judge: which judge; a model in this process is loaded.
+        cache: the file that keeps its answers; None keeps them in memory.
+    """
+    return contextlib.closing(
+        _endpoint_judge(judge, cache) if judge.url is not None else _model_judge(judge, cache)
+    )
+
+
+def _endpoint_judge(judge: JudgeSettings, cache: PathLike | None) -> AnswerSource:
     assert judge.url is not None
     assert judge.model is not None
     backend = EndpointBackend(
@@ -220,7 +241,7 @@ def _endpoint_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
     )
 
 
-def _model_judge(judge: JudgeSettings, cache: PathLike) -> AnswerSource:
+def _model_judge(judge: JudgeSettings, cache: PathLike | None) -> AnswerSource:
     assert judge.folder is not None
     model = load_model(judge.folder, mesh=folder_decode_mesh(judge.folder), for_generation=True)
     backend = ModelBackend(model, slots=judge.slots, max_tokens=judge.max_tokens)
@@ -280,6 +301,7 @@ def _task_results(run: TaskRun, data: PathLike) -> TaskResults:
         errors=tuple(ItemError(item_id, reason) for item_id, reason in run.errors.items()),
         metrics=run.metrics,
         judge=run.judge,
+        judge_runs=run.judge_runs,
     )
 
 

@@ -44,7 +44,10 @@ class StageTaskEvaluator:
             task.items(folder)
 
     def evaluate(self, state: TrainState, model_def: ModelDef) -> dict[str, float]:
-        """Returns {"evaluation/TASK": share of right answers, "evaluation/TASK_unparsed": ..}.
+        """Returns the headline figure of each task, between 0 and 1, and counts of its items.
+
+        Their names are evaluation/TASK, evaluation_unparsed/TASK (replies without a clear answer)
+        and evaluation_failed/TASK (items without a reply).
 
         The replies are greedy, so that two evaluations differ by the weights alone. An item that
         cannot be answered counts as wrong.
@@ -83,8 +86,8 @@ class StageTaskEvaluator:
             )
             if headline is not None and headline.value is not None:
                 metrics[task_metric(name)] = headline.value
-                metrics[f"{task_metric(name)}_unparsed"] = headline.unparsed
-            metrics[f"{task_metric(name)}_failed"] = len(run.errors)
+                metrics[task_metric(name, "unparsed")] = headline.unparsed
+            metrics[task_metric(name, "failed")] = len(run.errors)
         return metrics
 
 

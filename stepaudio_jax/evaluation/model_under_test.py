@@ -279,7 +279,7 @@ class EndpointModel:
         self.identity = ModelIdentity(
             name=endpoint.model,
             kind="endpoint",
-            identity=endpoint.url,
+            identity=endpoint.shown_url,
             settings={"channel": channel, "token_limit_key": token_limit_key, "omit": list(omit)},
         )
 

@@ -84,9 +84,8 @@ class EndpointBackend:
     @property
     def name(self) -> str:
         """Returns the judge's name. Caches are keyed by it: do not reword it."""
-        return (
-            f"{self.model} at {self.url}, temperature {self.temperature}, {self.max_tokens} tokens"
-        )
+        url = self._endpoint.shown_url
+        return f"{self.model} at {url}, temperature {self.temperature}, {self.max_tokens} tokens"
 
     def generate(self, query: Query) -> JudgeAnswer:
         """Returns the answer to a question; may be called from many threads.

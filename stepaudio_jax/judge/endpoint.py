@@ -1,5 +1,6 @@
 """Asks a server that speaks OpenAI's chat protocol, with the standard library."""
 
+import base64
 import dataclasses
 import http.client
 import json
@@ -8,6 +9,7 @@ import random
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +52,8 @@ class ChatEndpoint:
     add httpx2, pydantic, anyio and jiter to every installation to replace one POST.
 
     Attributes:
-        url: address of the API, up to and including /v1.
+        url: address of the API, up to and including /v1. It may hold `USER:PASSWORD@` of HTTP's
+            basic authentication, which no message or result shows.
         model: its name at the server.
         api_key_env: the environment variable that holds the key; None where none is needed.
         timeout_s: seconds without a byte from the server.
@@ -65,6 +68,11 @@ class ChatEndpoint:
     timeout_s: float = JudgeConfig.timeout_s
     retries: int = JudgeConfig.retries
     initial_backoff_s: float = 1.0
+
+    @property
+    def shown_url(self) -> str:
+        """Returns the address without user and password, as it may be shown and kept."""
+        return split_credentials(self.url)[0]
 
     def complete(
         self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
@@ -92,7 +100,9 @@ class ChatEndpoint:
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}: {_error_excerpt(error)}"
                 if error.code not in _RETRYABLE_STATUS and error.code < 500:
-                    raise EndpointError(f"{self.url} refuses the question, {problem}") from None
+                    raise EndpointError(
+                        f"{self.shown_url} refuses the question, {problem}"
+                    ) from None
                 retry_after = error.headers.get("Retry-After", "")
                 if _SECONDS.fullmatch(retry_after):
                     wait_s = min(float(retry_after), MAX_BACKOFF_S)
@@ -100,16 +110,35 @@ class ChatEndpoint:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
         raise EndpointError(
-            f"{self.url} has no answer after {self.retries + 1} attempts; the last one: {problem}"
+            f"{self.shown_url} has no answer after {self.retries + 1} attempts; the last one:"
+            f" {problem}"
         )
 
     def _request(self, body: Mapping[str, Any]) -> urllib.request.Request:
         headers = {"Content-Type": "application/json"}
+        url, credentials = split_credentials(self.url)
+        if credentials and self.api_key_env:
+            raise ConfigError(
+                f"{url} is given with a user, and a key from {self.api_key_env}: a request can hold"
+                " but one of them; leave out the user, or let api_key_env be None"
+            )
+        if credentials:
+            headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         if self.api_key_env:
             headers["Authorization"] = f"Bearer {read_api_key(self.api_key_env)}"
         return urllib.request.Request(
-            f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
+            f"{url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
         )
+
+
+def split_credentials(url: str) -> tuple[str, str]:
+    """Returns an address without its `USER:PASSWORD@`, and these; "" where it has none."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, at, host = authority.rpartition("@")
+    if not (separator and at):
+        return url, ""
+    return f"{scheme}://{host}{slash}{path}", urllib.parse.unquote(credentials)
 
 
 def read_api_key(api_key_env: str) -> str:

@@ -18,7 +18,7 @@ from stepaudio_jax.reports.evaluation_report import example_card, results_table,
 from stepaudio_jax.reports.html import Html, element, joined
 from stepaudio_jax.reports.logged_run import LoggedRun, StageSpan, read_run
 from stepaudio_jax.reports.page import facts, is_page, render_page, scrolling
-from stepaudio_jax.reports.run_charts import chart_groups
+from stepaudio_jax.reports.run_charts import HELD_OUT_METRICS, chart_groups
 from stepaudio_jax.storage import (
     Path,
     PathLike,
@@ -29,6 +29,7 @@ from stepaudio_jax.storage import (
     to_path,
 )
 from stepaudio_jax.training.run_folder import CONFIG, METRICS, MODEL
+from stepaudio_jax.training.task_metrics import task_metric
 
 SAMPLES = "samples.jsonl"
 _MAX_STEPS_SHOWN = 6
@@ -245,6 +246,7 @@ def _stage_facts(
             run, name, "loss/next_token" if _values(run, name, "loss/next_token") else "loss"
         ),
         "last held-out loss": _last(run, name, "evaluation/loss"),
+        "last benchmarks": _benchmarks(run, name),
         "last reward": _last(run, name, "reward"),
         "median tokens a second": _median(run, name, "tokens_per_second"),
         "median audio seconds a second": _median(run, name, "audio_seconds_per_second"),
@@ -291,6 +293,18 @@ def _skipped(run: LoggedRun, stage: str) -> str:
     return (
         ", ".join(f"{count} ({name.replace('_', ' ')})" for name, count in skipped.items()) or "0"
     )
+
+
+def _benchmarks(run: LoggedRun, stage: str) -> str:
+    """Returns the last figure of each benchmark that a stage was evaluated on."""
+    prefix = task_metric("")
+    figures = {
+        name.removeprefix(prefix): _values(run, stage, name)
+        for name in run.metric_names
+        if name.startswith(prefix) and name not in HELD_OUT_METRICS
+    }
+    shown = [f"{name} {100 * values[-1]:.1f} %" for name, values in figures.items() if values]
+    return ", ".join(shown) or "not logged"
 
 
 def _sum(run: LoggedRun, stage: str, *metrics: str) -> str:

@@ -87,7 +87,7 @@ class StageContext:
         evaluation = self.stage.evaluation
         if step != self.stage.steps and not is_due(step, evaluation.task_every_steps):
             return []
-        return [f"{task_metric(task_name(entry))}_failed" for entry in evaluation.tasks]
+        return [task_metric(task_name(entry), "failed") for entry in evaluation.tasks]
 
     def evaluate_tasks(self, state: TrainState, model_def: ModelDef, step: int) -> dict[str, float]:
         """Evaluates the model on benchmarks, if they are due after this step of the stage.

@@ -1,7 +1,7 @@
 """The place of benchmarks in training: what evaluates them, and how metrics name their figures."""
 
 import pathlib
-from typing import Protocol
+from typing import Literal, Protocol
 
 from stepaudio_jax.training.train_state import ModelDef, TrainState
 
@@ -29,6 +29,11 @@ def task_name(entry: str) -> str:
     return pathlib.PurePath(entry.partition("=")[0]).stem
 
 
-def task_metric(name: str) -> str:
-    """Returns the name of the metric of a task: a share between 0 and 1."""
-    return f"evaluation/{name}"
+def task_metric(name: str, count: Literal["", "unparsed", "failed"] = "") -> str:
+    """Returns the name of the metric of a task: a share between 0 and 1, or a count of its items.
+
+    Args:
+        name: of the task.
+        count: "unparsed" for replies without a clear answer, "failed" for items without a reply.
+    """
+    return f"evaluation_{count}/{name}" if count else f"evaluation/{name}"

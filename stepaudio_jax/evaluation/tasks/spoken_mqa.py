@@ -1,7 +1,6 @@
 """Spoken-MQA: arithmetic and word problems that are read aloud (arXiv 2505.15000)."""
 
 import collections
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,12 @@ from stepaudio_jax.evaluation.benchmark_rows import (
     read_rows,
     split_name,
 )
-from stepaudio_jax.evaluation.metrics import Metric, default_metrics
-from stepaudio_jax.evaluation.statistics import Interval
+from stepaudio_jax.evaluation.metrics import (
+    Metric,
+    default_metrics,
+    macro_metric,
+    scorings_of,
+)
 from stepaudio_jax.evaluation.task import Item, OfficialOutcome, ScoredItem, Strict, Task
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.storage import PathLike, did_you_mean, format_path
@@ -123,8 +126,11 @@ class SpokenMqa(Task):
 
     def metrics(self, items: Sequence[ScoredItem]) -> list[Metric]:
         """Returns accuracies, of all items and by split, and the mean of the splits' accuracies."""
-        metrics = default_metrics(items)
-        return [*metrics, *macro_averages(metrics, "split")]
+        macros = [
+            macro_metric("macro accuracy", scoring, items, "split")
+            for scoring in scorings_of(items)
+        ]
+        return [*default_metrics(items), *macros]
 
     def _item(self, row: BenchmarkRow, item_id: str, split: str) -> Item:
         question = row.text("context_transcript", "question")
@@ -199,51 +205,6 @@ def references_of(data: Mapping[str, Any]) -> list[str]:
     if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
         raise DataError(f"'answer' must be a text or a list of texts, got {format_json(value)}")
     return [item for item in value if item.strip()]
-
-
-def macro_averages(metrics: Sequence[Metric], grouping: str) -> list[Metric]:
-    """Returns the unweighted mean of a grouping's accuracies, for each scoring.
-
-    Its interval combines those of the groups, which are independent of each other: the distance of
-    each bound from the mean is the root of the sum of the squared distances in the groups, over
-    their number (MOVER; Zou & Donner, Statistics in Medicine 27, 2008).
-
-    Args:
-        metrics: with accuracies by group.
-        grouping: the name of the grouping, as in "split=short_digit".
-    """
-    by_scoring: dict[str, list[Metric]] = {}
-    for metric in metrics:
-        is_of_group = metric.group.startswith(f"{grouping}=")
-        if is_of_group and metric.name == "accuracy" and metric.value is not None:
-            by_scoring.setdefault(metric.scoring, []).append(metric)
-    return [_macro_average(groups) for groups in by_scoring.values()]
-
-
-def _macro_average(groups: Sequence[Metric]) -> Metric:
-    values = [metric.value or 0.0 for metric in groups]
-    mean = sum(values) / len(groups)
-    intervals = [metric.interval for metric in groups]
-    interval = None
-    if all(each is not None for each in intervals):
-        pairs = [
-            (value - each.low, each.high - value)
-            for value, each in zip(values, intervals, strict=True)
-            if each is not None
-        ]
-        low, high = (math.hypot(*distances) / len(groups) for distances in zip(*pairs, strict=True))
-        interval = Interval(max(mean - low, 0.0), min(mean + high, 1.0))
-    return Metric(
-        name="macro accuracy",
-        scoring=groups[0].scoring,
-        value=mean,
-        interval=interval,
-        numerator=sum(values),
-        denominator=len(groups),
-        unparsed=sum(metric.unparsed for metric in groups),
-        dropped=sum(metric.dropped for metric in groups),
-        failed=sum(metric.failed for metric in groups),
-    )
 
 
 def _quotient(text: str) -> float | None:

@@ -1,20 +1,16 @@
 """Spoken-MQA's splits, its references, AudioBench's rule, and the mean of the splits."""
 
-import math
-
 import pyarrow as pa
 import pytest
 
 from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.evaluation.metrics import Metric
-from stepaudio_jax.evaluation.statistics import Interval, wilson_interval
+from stepaudio_jax.evaluation.task import ReplyScore, ScoredItem, Strict
 from stepaudio_jax.evaluation.tasks.spoken_mqa import (
     SPLITS,
     SpokenMqa,
     canonical_number,
     extract_number,
-    macro_averages,
 )
 from tests.evaluation.benchmark_tables import (
     CLIP,
@@ -127,28 +123,27 @@ def test_references_are_normalized_in_the_reasoning_splits_only():
     assert canonical_number("7.0") == "7"
 
 
-def metric(split, correct, total, scoring="strict"):
-    interval = wilson_interval(correct, total)
-    share = correct / total
-    return Metric("accuracy", scoring, share, interval, correct, total, group=f"split={split}")
+def scored(split, outcomes):
+    return [
+        ScoredItem(
+            f"{split}{number}",
+            {"split": split},
+            f"{split}{number}",
+            (ReplyScore(Strict(outcome), "dropped" if outcome == "unparsed" else outcome),),
+        )
+        for number, outcome in enumerate(outcomes)
+    ]
 
 
 def test_the_macro_average_is_the_mean_of_the_splits():
-    metrics = [
-        Metric("accuracy", "strict", 0.5, Interval(0.4, 0.6), 50, 100),
-        metric("short_digit", 9, 10),
-        metric("long_digit", 50, 100),
-        metric("short_digit", 1, 10, "official"),
-    ]
-    strict, official = macro_averages(metrics, "split")
-    assert (strict.name, strict.scoring, strict.denominator) == ("macro accuracy", "strict", 2)
-    assert strict.value == pytest.approx(0.7)
-    # Two independent groups: each bound's squared distances add up.
-    lows = [0.9 - metrics[1].interval.low, 0.5 - metrics[2].interval.low]
-    assert strict.interval.low == pytest.approx(0.7 - math.hypot(*lows) / 2)
-    assert strict.interval.contains(0.7)
-    assert official.interval == metrics[3].interval or official.interval.contains(0.1)
-    assert macro_averages([], "split") == []
+    items = scored("short_digit", ["correct"] * 9 + ["wrong"])
+    items += scored("long_digit", ["correct"] * 50 + ["unparsed"] * 50)
+    figures = {(m.scoring, m.name, m.group): m for m in SpokenMqa().metrics(items)}
+    assert figures["strict", "accuracy", ""].value == pytest.approx(59 / 110)
+    macro = figures["strict", "macro accuracy", ""]
+    assert (macro.value, macro.denominator, macro.unparsed) == (pytest.approx(0.7), 2, 50)
+    assert macro.interval.low < 0.7 < macro.interval.high
+    assert figures["official", "macro accuracy", ""].value == pytest.approx(0.95)
 
 
 def test_the_shared_samples_are_read(shared_benchmarks):
