@@ -1,17 +1,35 @@
 """Outputs from elsewhere: every line scored, other benchmarks left out, bad lines named."""
 
+import contextlib
 import gzip
 import json
 
 import pytest
 
-from stepaudio_jax.errors import DataError, OutputError
+from stepaudio_jax.errors import DataError, JudgeError, OutputError
 from stepaudio_jax.evaluation.outputs import is_of_benchmark, score_outputs
 from stepaudio_jax.evaluation.tasks import make_task
+from stepaudio_jax.judge.backends import EndpointBackend
+from stepaudio_jax.judge.judge import AnswerSource
 from tests.evaluation.benchmark_tables import write_lines
+from tests.judge.judge_server import JudgeServer
 
 ITEM = {"question": "Which?", "choices": ["Dog", "Cat"], "answer": "Cat"}
 NUMBER = {"split": "short_digit", "question": "Which?", "answer": ["7"]}
+
+
+@pytest.fixture
+def judging():
+    """Returns a function that starts a chat server; all are stopped at the end."""
+    servers = []
+
+    def start(write):
+        servers.append(JudgeServer(write))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
 
 
 def read(path):
@@ -38,6 +56,49 @@ def test_each_line_gets_its_verdicts_and_keeps_its_keys(tmp_path):
     assert scores.strict == {"correct": 1, "unparsed": 1, "wrong": 1}
     assert scores.official == {"wrong": 2, "dropped": 1}
     assert str(scores).startswith("3 outputs scored; strict: 1 correct")
+
+
+def test_a_judge_scores_what_no_rule_can(tmp_path, judging):
+    row = {
+        "user_turn_1_transcript": "Say two colours, in capitals.",
+        "rubric": json.dumps(["Two colours", "Capitals"]),
+    }
+    lines = [
+        {"item": row, "output": "<think>easy</think>\nRED, BLUE"},
+        {"item": row, "output": "Red, blue"},
+        {"item": row, "output": None},
+        {"item": row, "output": "lost"},
+    ]
+    write_lines(tmp_path / "in.jsonl", lines)
+    said = {"met": True}
+
+    def say(body):
+        text = body["messages"][0]["content"]
+        assert "easy" not in text
+        met = "RED" in text or "Two colours" in text.rpartition("Assistant:")[2]
+        return "?" if "lost" in text and said["met"] else json.dumps({"criteria_met": met})
+
+    server = judging(say)
+    backend = EndpointBackend(url=server.url, model="judge", api_key_env=None, retries=0)
+    arguments = (make_task("audio_mc"), tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=r"in\.jsonl:1: .*give --judge-url and --judge-model"):
+        score_outputs(*arguments)
+    strict_source = AnswerSource(backend, cache=tmp_path / "cache", max_abstention_rate=0.1)
+    with (
+        contextlib.closing(strict_source) as source,
+        pytest.raises(JudgeError, match="no verdict on 1 of 4 replies"),
+    ):
+        score_outputs(*arguments, source)
+    assert not (tmp_path / "out.jsonl").exists()
+    asked = len(server.requests)
+    said["met"] = False
+    with contextlib.closing(AnswerSource(backend, cache=tmp_path / "cache")) as source:
+        scores = score_outputs(*arguments, source)
+    assert len(server.requests) == asked + 2, "only what had no verdict is asked again"
+    verdicts = [line["judge"] for line in read(tmp_path / "out.jsonl")]
+    assert [verdict["score"] for verdict in verdicts] == [1.0, 0.5, 0.0, 0.5]
+    assert scores.judge == (2.0, 4, 0)
+    assert "judge: 2 points on 4 outputs" in str(scores)
 
 
 def test_lines_of_other_benchmarks_are_left_out_and_counted(tmp_path):

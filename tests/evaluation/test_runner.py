@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from stepaudio_jax import evaluate
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import ConfigError, DataError, EndpointError, JudgeError, OutputError
@@ -234,6 +235,48 @@ def test_the_judge_is_asked_once_and_its_abstentions_are_counted(
     assert run.judge.name == "judge"
     by_id = {item.item.id: item for item in run.items}
     assert by_id["high0"].exchanges[0][0].answer == "no"
+
+
+def test_a_judge_that_contradicts_itself_is_measured(data, task, serve, tmp_path):
+    server, times = serve(hear), collections.Counter()
+
+    def say(body):
+        question = body["messages"][1]["content"]
+        times[question] += 1
+        return "no" if "low0" in question and times[question] == 2 else "yes"
+
+    judging = serve(say)
+    settings = JudgeSettings(url=judging.url, model="judge", api_key_env=None, runs=3)
+    for _ in range(2):
+        (run,) = run_tasks(
+            *(model_at(server), {task("required"): data}, tmp_path / "out", RunSettings()),
+            judge=settings,
+        )
+    assert len(judging.requests) == 36, "each run asks everything, once"
+    assert figures(run)["judge", ""] == 1, "the first run makes the figures"
+    assert sorted(run.judge_runs.run_means) == pytest.approx([11 / 12, 1, 1])
+    assert run.judge_runs.agreement == pytest.approx(11 / 12)
+    assert run.judge_runs.standard_deviation == pytest.approx((1 / 3) ** 0.5 / 12)
+
+
+def test_a_password_in_an_address_is_used_and_kept_nowhere(data, task, serve, tmp_path):
+    servers = [serve(hear), serve(lambda body: "yes")]
+    urls = [server.url.replace("://", "://me:s3cret%21@") for server in servers]
+    model = EndpointModel(ChatEndpoint(url=urls[0], model="ear", api_key_env=None, retries=0))
+    settings = JudgeSettings(url=urls[1], model="judge", api_key_env=None, retries=0)
+    evaluation = evaluate(model, {task("required"): data}, tmp_path / "out", judge=settings)
+    expected = "Basic " + base64.b64encode(b"me:s3cret!").decode()
+    for server in servers:
+        assert {headers["Authorization"] for _, headers, _ in server.requests} == {expected}
+    assert evaluation.results.model.identity == servers[0].url
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or b"s3cret" not in path.read_bytes(), path
+    servers[0].trouble = lambda number, handler: handler.reply(400, {"error": "no"}) or True
+    with pytest.raises(EndpointError) as error:
+        ChatEndpoint(url=urls[0], model="ear", api_key_env=None).complete([], {})
+    assert "s3cret" not in str(error.value)
+    with pytest.raises(ConfigError, match="leave out the user"):
+        ChatEndpoint(url=urls[0], model="ear", api_key_env="KEY").complete([], {})
 
 
 def test_too_many_abstentions_stop_the_run_and_keep_what_is_done(data, task, serve, tmp_path):

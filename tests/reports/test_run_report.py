@@ -96,6 +96,18 @@ def test_a_run_alone_is_a_report(run_dir, tmp_path):
     )
 
 
+def test_benchmarks_in_training_are_shown(tmp_path):
+    figures = [
+        ("sft", step, {"evaluation/mmau_mini": share, "evaluation_failed/mmau_mini": 0.0})
+        for step, share in ((10, 0.25), (20, 0.512))
+    ]
+    page = Page(write_report(tmp_path / "report.html", write_run(tmp_path, figures), "A run"))
+    text = " ".join(page.text)
+    assert "Benchmarks" in text
+    assert "mmau mini: 0.512 at step 20, from 0.25 at step 10." in text
+    assert "mmau_mini 51.2 %" in text
+
+
 def test_results_and_examples_are_shown(run_dir, tmp_path, clip):
     given = [answer("low", "low", clip=clip), answer("low", "high", clip=clip, number=1)]
     results = Results(after=score(given), before=score(given), silenced=score(given))
