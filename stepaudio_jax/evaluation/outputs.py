@@ -217,9 +217,13 @@ def _score(task: Task, line: Mapping[str, Any], origin: str, has_judge: bool) ->
     except DataError as error:
         raise DataError(f"{origin}: 'item' cannot be scored: {error}") from None
     if official is None and strict is None and not has_judge:
+        if task.judge == "required":
+            raise DataError(
+                f"{origin}: {task.name} is scored by a judge alone; give --judge-url and"
+                " --judge-model, or --judge-folder"
+            )
         raise DataError(
-            f"{origin}: 'item' has no answer to compare with, or {task.name} is scored by a judge"
-            " alone; give --judge-url and --judge-model, or --judge-folder"
+            f"{origin}: 'item' has no answer to compare with, or one that is none of its choices"
         )
     return {
         "official": official,

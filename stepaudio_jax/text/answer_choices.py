@@ -445,6 +445,6 @@ def _contradicts(plain: str, statement: _Statement, letter: str, options: list[s
     same = [
         chr(ord("A") + index)
         for index, option in enumerate(options)
-        if option.strip() and normalize_answer(option) == text
+        if text and normalize_answer(option) == text
     ]
     return bool(same) and letter not in same

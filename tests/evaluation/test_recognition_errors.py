@@ -24,7 +24,7 @@ def edit_distance(first, second):
 @pytest.mark.parametrize(
     ("reference", "transcript", "language", "expected"),
     [
-        ("It's ten o'clock, Mr. Smith.", "it is 10 o'clock mister smith", "en", (0, 5, "word")),
+        ("It's ten o'clock, Mr. Smith.", "it is 10 o'clock mister smith", "en", (0, 6, "word")),
         ("I paid twenty-two dollars", "I paid $22", "English", (0, 3, "word")),
         ("um the uh cat", "the cat", None, (0, 2, "word")),
         ("the cat sat", "the bat sat down", "en-US", (2, 3, "word")),
@@ -40,7 +40,7 @@ def edit_distance(first, second):
         ("[noise]", "hello there", "en", (2, 0, "word")),
         ("one two three", "", "en", (1, 1, "word")),
         ("a b", "...", "en", (2, 2, "word")),
-        ("", "", None, (0, 0, "character")),
+        ("", "", None, (0, 0, "word")),
     ],
 )
 def test_errors_are_counted_in_the_unit_of_the_language(reference, transcript, language, expected):

@@ -68,7 +68,7 @@ def test_data_without_transcripts_are_refused(task, tmp_path):
 
 def test_rates_are_those_of_the_corpus(task):
     rows = [
-        ({"reference": "one two three four", "language": "en"}, "one two five four"),
+        ({"reference": "a red cat sleeps", "language": "en"}, "a red dog sleeps"),
         ({"reference": "yes", "language": "en"}, "<think>no</think>no indeed sir"),
         ({"reference": "今天好", "language": "zh"}, "今天很好"),
         ({"reference": "never answered here", "language": "en"}, None),
