@@ -1,4 +1,4 @@
-"""`launch.evaluate` on every benchmark's sample: a model, an endpoint, a judge, kills, bad clips."""
+"""`launch.evaluate` on each benchmark's sample: a model, a server, a judge, kills, bad clips."""
 
 import json
 import os
@@ -57,8 +57,11 @@ def judged(serve):
     return ["--judge-url", judge.url, "--judge-model", "judge", "--judge-key-variable", ""]
 
 
-def deaf(server):
-    return ["--url", server.url, "--model-name", "deaf", "--key-variable", ""]
+def run_deaf(serve, output, *options):
+    """Evaluates an endpoint that hears nothing; returns the exit code."""
+    server = serve(reply_without_hearing)
+    model = ["--url", server.url, "--model-name", "deaf", "--key-variable", ""]
+    return main(["run", *model, *options, f"--output={output}"])
 
 
 def tasks(shared, names=WITH_SOUND):
@@ -95,10 +98,7 @@ def check_results(folder, names):
 def test_an_endpoint_that_hears_nothing_on_every_sample(
     shared_benchmarks, serve, judged, tmp_path, capsys
 ):
-    code = main(
-        ["run", *deaf(serve(reply_without_hearing)), *judged]
-        + [*tasks(shared_benchmarks), f"--output={tmp_path / 'out'}"]
-    )
+    code = run_deaf(serve, tmp_path / "out", *judged, *tasks(shared_benchmarks))
     assert code == 0, capsys.readouterr().err
     samples = check_results(tmp_path / "out", WITH_SOUND)
     assert {sample.reply for sample in samples} <= {
@@ -142,10 +142,8 @@ def test_clips_that_are_not_there_are_counted(
     shared_benchmarks, serve, judged, tmp_path, capsys, name
 ):
     path, count = WITHOUT_SOUND[name]
-    code = main(
-        ["run", *deaf(serve(reply_without_hearing)), *judged]
-        + [f"--task={name}={shared_benchmarks / path}", f"--output={tmp_path / 'out'}"]
-    )
+    task_option = f"--task={name}={shared_benchmarks / path}"
+    code = run_deaf(serve, tmp_path / "out", *judged, task_option)
     assert code == 2
     assert f"error: {count} of {count} items have no reply" in capsys.readouterr().err
     (task,) = read_results(tmp_path / "out").tasks
@@ -171,10 +169,7 @@ def test_missing_and_damaged_clips_are_errors_with_their_ids(
     (audio / "10.wav").mkdir()
     soundfile.write(audio / "11.wav", np.zeros(0, np.float32), 16_000)
     soundfile.write(audio / "12.wav", np.full(800, np.nan, np.float32), 16_000, subtype="FLOAT")
-    code = main(
-        ["run", *deaf(serve(reply_without_hearing)), *judged]
-        + [f"--task=step_du={folder}", f"--output={tmp_path / 'out'}"]
-    )
+    code = run_deaf(serve, tmp_path / "out", *judged, f"--task=step_du={folder}")
     (task,) = read_results(tmp_path / "out").tasks
     rows = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     by_clip = {row["audio_path"]: str(row["id"]) for row in map(json.loads, rows)}

@@ -1,6 +1,6 @@
 """A model that hears nothing and a scripted judge, each behind a real HTTP server.
 
-    python -m tests.evaluation.chat_servers deaf|judge     # serves until it is stopped
+python -m tests.evaluation.chat_servers deaf|judge     # serves until it is stopped
 """
 
 import hashlib
