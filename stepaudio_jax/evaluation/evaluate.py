@@ -16,7 +16,7 @@ from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.evaluation.model_under_test import FolderModel, ModelReply, ModelUnderTest
 from stepaudio_jax.evaluation.results import (
     BenchmarkResults,
-    ItemError,
+    FailedItem,
     ModelIdentity,
     Sample,
     TaskResults,
@@ -298,7 +298,7 @@ def _task_results(run: TaskRun, data: PathLike) -> TaskResults:
         items_total=run.total_items,
         limit=run.settings.limit,
         samples=run.settings.num_samples,
-        errors=tuple(ItemError(item_id, reason) for item_id, reason in run.errors.items()),
+        errors=tuple(FailedItem(item_id, reason) for item_id, reason in run.errors.items()),
         metrics=run.metrics,
         judge=run.judge,
         judge_runs=run.judge_runs,

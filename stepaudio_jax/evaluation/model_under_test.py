@@ -32,7 +32,7 @@ from stepaudio_jax.generation import (
     folder_decode_mesh,
     load_model,
 )
-from stepaudio_jax.generation.answering import (
+from stepaudio_jax.generation.prepared_requests import (
     PreparedRequest,
     answer_requests,
     describe_reply,

@@ -191,8 +191,10 @@ def _judge(
         replies.append((ModelReply(reasoning, reply, "unknown"),))
     queries, texts = ask_judge(task, items, replies, judge)
     verdicts = []
-    for item, (reply,), (asked,), (answers,) in zip(items, replies, queries, texts, strict=True):
-        judged = task.judged(item, reply.reasoning, reply.reply, answers)
+    for item, (model_reply,), (asked,), (answers,) in zip(
+        items, replies, queries, texts, strict=True
+    ):
+        judged = task.judged(item, model_reply.reasoning, model_reply.reply, answers)
         has_verdict = judged is None or judged.score is not None
         verdicts.append(([] if has_verdict else asked, ReplyScore(judged=judged)))
     return verdicts
@@ -223,7 +225,7 @@ def _score(task: Task, line: Mapping[str, Any], origin: str, has_judge: bool) ->
                 " --judge-model, or --judge-folder"
             )
         raise DataError(
-            f"{origin}: 'item' has no answer to compare with, or one that is none of its choices"
+            f"{origin}: 'item' has no answer to compare with, or one that is none of the choices"
         )
     return {
         "official": official,

@@ -36,7 +36,7 @@ class ModelIdentity:
 
 
 @dataclasses.dataclass(frozen=True)
-class ItemError:
+class FailedItem:
     """Says why an item has no reply."""
 
     id: str
@@ -76,7 +76,7 @@ class TaskResults:
     items_total: int
     limit: int | None
     samples: int
-    errors: tuple[ItemError, ...]
+    errors: tuple[FailedItem, ...]
     metrics: tuple[Metric, ...]
     judge: ModelIdentity | None = None
     judge_runs: RepeatedRuns | None = None

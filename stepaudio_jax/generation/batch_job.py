@@ -18,7 +18,7 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import Record, Source, open_source
 from stepaudio_jax.errors import ConfigError, DataError, GenerationError
-from stepaudio_jax.generation.answering import (
+from stepaudio_jax.generation.prepared_requests import (
     AnsweredRequest,
     PreparedRequest,
     answer_requests,

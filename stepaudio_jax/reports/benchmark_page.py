@@ -110,7 +110,7 @@ def write_benchmark_page(
     sections = {
         "Table 1": _table1(of_model),
         "Figures": _figures(of_model),
-        "Hearing": hearing_section(compared),
+        "Silence": hearing_section(compared),
         "Breakdown": _breakdown(of_model),
         "Unparsed": _unparsed(by_task, source),
         "Errors": _errors(of_model, source),

@@ -236,9 +236,9 @@ def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str |
         return None if alone else option_within(plain, options)
     if options is None:
         return letter
-    text = option_alone(letter, options)
-    if text is not None and not _may_be_meant(letter, plain, text, options):
-        return text if alone else option_within(plain, options)
+    by_text = option_alone(letter, options)
+    if by_text is not None and not _may_be_meant(letter, plain, by_text, options):
+        return by_text if alone else option_within(plain, options)
     return letter if _has_option(options, letter) else None
 
 

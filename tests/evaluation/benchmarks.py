@@ -10,7 +10,7 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.evaluation.metrics import default_metrics
 from stepaudio_jax.evaluation.results import (
     BenchmarkResults,
-    ItemError,
+    FailedItem,
     JudgeExchange,
     ModelIdentity,
     Reply,
@@ -83,7 +83,7 @@ def task_results(task, all_scored, metrics=None, **changes):
         "items_total": len(all_scored),
         "limit": None,
         "samples": max((len(i.replies) for i in all_scored), default=1) or 1,
-        "errors": tuple(ItemError(i.id, i.error) for i in all_scored if i.error),
+        "errors": tuple(FailedItem(i.id, i.error) for i in all_scored if i.error),
         "metrics": tuple(metrics or default_metrics(all_scored, scoring=task.headline[0])),
     }
     return TaskResults(**{**fields, **changes})

@@ -150,7 +150,7 @@ def test_controls_say_how_much_needs_hearing(tmp_path, results):
     same = write_folder(tmp_path / "text", OUTCOMES, mode="transcripts")
     page = Page(write_benchmark_page(results, controls=[silence, same]))
     text = " ".join(page.text)
-    assert "#hearing" in [attributes["href"] for attributes in page.named("a")]
+    assert "#silence" in [attributes["href"] for attributes in page.named("a")]
     assert (
         "tones: 60.00 with the sound, 15.00 with silence only: 45.00 points need hearing." in text
     )
