@@ -30,6 +30,7 @@ from stepaudio_jax.evaluation.task import Item, Task
 from stepaudio_jax.evaluation.tasks import make_task
 from stepaudio_jax.generation import folder_decode_mesh, load_model
 from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
+from stepaudio_jax.judge.endpoint import check_url
 from stepaudio_jax.judge.judge import AnswerSource
 from stepaudio_jax.storage import PathLike, hash_json, read_json_lines, to_path, write_text
 
@@ -70,6 +71,8 @@ class JudgeSettings:
             raise ConfigError("a judge is a folder or an endpoint: give one of them")
         if (self.url is None) != (self.model is None):
             raise ConfigError("a judge's url and model belong together: give both")
+        if self.url is not None:
+            check_url(self.url)
 
 
 def load_task(name: str) -> Task:

@@ -69,6 +69,9 @@ class ChatEndpoint:
     retries: int = JudgeConfig.retries
     initial_backoff_s: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_url(self.url)
+
     @property
     def shown_url(self) -> str:
         """Returns the address without user and password, as it may be shown and kept."""
@@ -128,6 +131,19 @@ class ChatEndpoint:
             headers["Authorization"] = f"Bearer {read_api_key(self.api_key_env)}"
         return urllib.request.Request(
             f"{url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
+        )
+
+
+def check_url(url: str) -> None:
+    """Checks that an address is one of HTTP.
+
+    Raises:
+        ConfigError: it is none; shows it without a user and password.
+    """
+    if not re.match(r"https?://[^/]", url):
+        raise ConfigError(
+            f"the address {url.rpartition('@')[2]!r} must begin with http:// or https://, as in"
+            " http://localhost:8000/v1"
         )
 
 

@@ -275,6 +275,9 @@ def test_a_password_in_an_address_is_used_and_kept_nowhere(data, task, serve, tm
     with pytest.raises(EndpointError) as error:
         ChatEndpoint(url=urls[0], model="ear", api_key_env=None).complete([], {})
     assert "s3cret" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"'host/v1' must begin with http://") as bad:
+        JudgeSettings(url="me:s3cret@host/v1", model="judge")
+    assert "s3cret" not in str(bad.value)
     with pytest.raises(ConfigError, match="leave out the user"):
         ChatEndpoint(url=urls[0], model="ear", api_key_env="KEY").complete([], {})
 
