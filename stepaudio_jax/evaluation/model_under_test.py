@@ -32,13 +32,13 @@ from stepaudio_jax.generation import (
     folder_decode_mesh,
     load_model,
 )
+from stepaudio_jax.generation.loaded_model import default_dtype
 from stepaudio_jax.generation.prepared_requests import (
     PreparedRequest,
     answer_requests,
     describe_reply,
     sample_seed,
 )
-from stepaudio_jax.generation.loaded_model import default_dtype
 from stepaudio_jax.judge.endpoint import ChatCompletion, ChatEndpoint
 from stepaudio_jax.models import CacheDtype
 from stepaudio_jax.storage import PathLike, expand_home, fingerprint_folder

@@ -18,13 +18,6 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import Record, Source, open_source
 from stepaudio_jax.errors import ConfigError, DataError, GenerationError
-from stepaudio_jax.generation.prepared_requests import (
-    AnsweredRequest,
-    PreparedRequest,
-    answer_requests,
-    describe_reply,
-    sample_seed,
-)
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
@@ -32,6 +25,13 @@ from stepaudio_jax.generation.loaded_model import (
     default_dtype,
 )
 from stepaudio_jax.generation.long_recordings import SplitDialogues
+from stepaudio_jax.generation.prepared_requests import (
+    AnsweredRequest,
+    PreparedRequest,
+    answer_requests,
+    describe_reply,
+    sample_seed,
+)
 from stepaudio_jax.generation.prompts import check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
