@@ -52,8 +52,8 @@ from stepaudio_jax.rl.trainer import PolicyIteration
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
+from stepaudio_jax.training.stage_context import StageContext
 from stepaudio_jax.training.train_state import init_train_state
-from stepaudio_jax.training.trainer import StageContext
 
 OURS, PEER = "stepaudio_jax", "TRL"
 # Both sides use its tokenizer.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stepaudio_jax.tpu_compiler import set_tpu_environment
 
 if TYPE_CHECKING:
-    from stepaudio_jax._front_door import convert, train
+    from stepaudio_jax._front_door import Evaluation, convert, evaluate, train
     from stepaudio_jax.config import (
         AugmentationConfig,
         AuxiliaryConfig,
@@ -56,6 +56,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DataConfig",
+    "Evaluation",
     "EvaluationConfig",
     "InitialWeights",
     "JudgeConfig",
@@ -77,6 +78,7 @@ __all__ = [
     "StepAudioError",
     "TurnScore",
     "convert",
+    "evaluate",
     "load",
     "load_config",
     "override",
@@ -86,12 +88,14 @@ __all__ = [
 # Where each name comes from; all others are parts of the configuration.
 _MODULES = {
     "ChatModel": "stepaudio_jax.generation.chat",
+    "Evaluation": "stepaudio_jax._front_door",
     "Reply": "stepaudio_jax.generation.chat",
     "RunError": "stepaudio_jax.errors",
     "Sampling": "stepaudio_jax.generation.sampling",
     "StepAudioError": "stepaudio_jax.errors",
     "TurnScore": "stepaudio_jax.generation.scoring",
     "convert": "stepaudio_jax._front_door",
+    "evaluate": "stepaudio_jax._front_door",
     "load": "stepaudio_jax.generation.chat",
     "train": "stepaudio_jax._front_door",
 }

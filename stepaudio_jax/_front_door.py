@@ -1,7 +1,8 @@
 """The functions of `import stepaudio_jax as sa` that join rooms which may not import each other."""
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -9,9 +10,18 @@ import numpy as np
 from stepaudio_jax import hub
 from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
 from stepaudio_jax.data.checking import CheckedData
+from stepaudio_jax.evaluation.evaluate import JudgeSettings, run_tasks, save_results
+from stepaudio_jax.evaluation.grading import as_text
+from stepaudio_jax.evaluation.in_training import StageTaskEvaluator
+from stepaudio_jax.evaluation.model_under_test import FolderModel, ModelUnderTest
+from stepaudio_jax.evaluation.results import BenchmarkResults
+from stepaudio_jax.evaluation.results_table import tabulate_results
+from stepaudio_jax.evaluation.runner import RunSettings
+from stepaudio_jax.reports.benchmark_page import write_benchmark_page
 from stepaudio_jax.rl import PolicyTrainer
 from stepaudio_jax.storage import Path, PathLike, expand_home, to_path
 from stepaudio_jax.training import trainer
+from stepaudio_jax.training.stage_context import StageContext
 
 
 def train(config: Config) -> Path:
@@ -29,7 +39,7 @@ def train(config: Config) -> Path:
         DivergedError: too many steps in a row were not finite.
         JudgeError: the judge abstained too often.
     """
-    return trainer.run(config, _stage_trainer)
+    return trainer.run(config, _stage_trainer, StageTaskEvaluator)
 
 
 def check_data(config: Config) -> Iterator[CheckedData]:
@@ -44,13 +54,74 @@ def check_data(config: Config) -> Iterator[CheckedData]:
     return trainer.check_data(config, _stage_trainer)
 
 
-def _stage_trainer(context: trainer.StageContext) -> trainer.StageTrainer:
+def _stage_trainer(context: StageContext) -> trainer.StageTrainer:
     """Returns the trainer that a stage's objective asks for."""
     match context.stage.objective:
         case NextToken():
             return trainer.SupervisedTrainer(context)
         case PolicyGradient():
             return PolicyTrainer(context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Holds what `evaluate` found.
+
+    Attributes:
+        folder: with `results.json`, `samples.jsonl` and `report.html`.
+        results: every task's figures.
+    """
+
+    folder: str
+    results: BenchmarkResults
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Returns {"TASK ID": why the item has no reply}."""
+        return {
+            f"{task.name} {error.id}": error.message
+            for task in self.results.tasks
+            for error in task.errors
+        }
+
+    def __str__(self) -> str:
+        return as_text(tabulate_results(self.results))
+
+
+def evaluate(
+    model: PathLike | ModelUnderTest,
+    tasks: Mapping[str, PathLike],
+    output: PathLike,
+    *,
+    settings: RunSettings | None = None,
+    judge: JudgeSettings | None = None,
+    prompts: Mapping[str, PathLike] | None = None,
+    controls: Sequence[PathLike] = (),
+) -> Evaluation:
+    """Evaluates a model on benchmarks; the same call goes on from an interrupted one.
+
+    Args:
+        model: a folder of ours or of Hugging Face, or an `EndpointModel`.
+        tasks: {name of a task, or a Python file that defines one: its folder of data}.
+        output: the folder of the results.
+        settings: how the tasks are run; None for each task's own protocol.
+        judge: of tasks that a judge scores.
+        prompts: {task: folder of its official prompts}, where the data do not have them.
+        controls: results of the same model in silence or with transcripts, which the page shows
+            beside these.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, OutputError: it cannot begin; names the key or
+            file.
+        JudgeError, EndpointError: the judge or the model does not answer; what is done is kept.
+    """
+    under_test = FolderModel(model) if isinstance(model, str | os.PathLike) else model
+    runs = run_tasks(
+        under_test, tasks, output, settings or RunSettings(), judge=judge, prompts=prompts or {}
+    )
+    results = save_results(output, under_test.identity, runs, list(tasks.values()))
+    write_benchmark_page(output, controls=controls)
+    return Evaluation(os.fspath(output), results)
 
 
 def convert(

@@ -123,6 +123,10 @@ class RunError(RuntimeError):
         return EXIT_RUN_ERROR
 
 
+class EndpointError(RunError):
+    """A server refuses a question, or has no answer after all retries."""
+
+
 class JudgeError(RunError):
     """A judge could not be asked, after all retries; or too many of its answers are of no use."""
 

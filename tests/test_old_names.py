@@ -24,7 +24,10 @@ ALLOWED_FILES = frozenset(
     }
 )
 # Flags and JSON keys that stay, since others call them.
-ALLOWED_NAMES = {"launch/judge.py": {"key_variable"}}
+ALLOWED_NAMES = {
+    "launch/evaluate.py": {"key_variable", "judge_key_variable"},
+    "launch/judge.py": {"key_variable"},
+}
 
 _MODULE = re.compile(r"\bstepaudio_jax((?:[./]\w+)+)")
 

@@ -6,6 +6,7 @@ offending value and the nearest valid key when something is wrong. Nothing unkno
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,10 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
 
     Args:
         cls: a dataclass whose fields are annotated with plain types, `Literal`, `X | None`,
-            `tuple[X, ...]`, `Mapping[str, X]`, other such dataclasses, or a union of dataclasses
-            (see `choices`). Where the class has a `presets` static method (name -> instance), the
-            mapping may hold the extra key `preset`; the other keys then replace fields of it.
+            `tuple[X, ...]`, `Mapping[str, X]`, other such dataclasses, a union of dataclasses
+            (see `choices`), or `Any`, which takes every value as it is. Where the class has a
+            `presets` static method (name -> instance), the mapping may hold the extra key `preset`;
+            the other keys then replace fields of it.
         values: absent fields take the default of the dataclass or of the preset.
         key: the dotted name of this mapping, for messages.
 
@@ -39,7 +41,7 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
     preset = None
     if "preset" in settings and hasattr(cls, "presets"):
         preset = read_preset(cls, settings.pop("preset"), key)
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     all_fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in all_fields if field.init}
     for name in settings:
@@ -63,6 +65,11 @@ def build(cls: type[DataclassT], values: Mapping[str, Any], key: str = "config")
         return dataclasses.replace(preset, **arguments) if preset is not None else cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
+
+
+@functools.cache
+def _type_hints(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def to_dict(config: Any) -> Any:
@@ -160,6 +167,8 @@ def convert(hint: Any, value: Any, key: str, default: Any = None) -> Any:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
+    if hint is Any:
+        return value
     origin = typing.get_origin(hint)
     if classes := choices(hint):
         return _convert_choice(hint, classes, value, key)

@@ -1,6 +1,7 @@
 """A whole run: where its weights come from, its stages, and how it is computed and saved."""
 
 import dataclasses
+import pathlib
 import re
 from typing import Literal
 
@@ -46,11 +47,15 @@ class CheckpointConfig:
     every_steps: int = 500  # between two saves; 0: only at the end of each stage
     keep: int = 2  # newest saved states that are kept
     keep_every_steps: int = 0  # besides, those at multiples of so many steps; 0: none
-    # Besides, so many with the lowest held-out loss; a stage without evaluation.data has none.
+    # Besides, so many of the best by `best_metric`; a stage that does not measure it has none.
     keep_best: int = 0
+    # Which are the best: "loss", those of lowest held-out loss; or a task, of its highest figure.
+    best_metric: str = "loss"
 
     def __post_init__(self) -> None:
         check_not_negative(self, "every_steps", "keep_every_steps", "keep_best")
+        if not self.best_metric:
+            raise ConfigError("best_metric is empty; name a task, or 'loss'")
         check_positive(self, "keep")
 
 
@@ -131,12 +136,8 @@ class Config:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
-        if self.checkpoint.keep_best and not any(stage.evaluation.enabled for stage in self.stages):
-            raise ConfigError(
-                f"checkpoint.keep_best={self.checkpoint.keep_best} keeps the saved states with the "
-                "lowest held-out loss, which no stage measures: set evaluation.data of a stage, or "
-                "leave keep_best out"
-            )
+        if self.checkpoint.keep_best:
+            self._check_best_is_measured()
         for stage in self.stages:
             splits_rows = isinstance(stage.objective, PolicyGradient)
             if splits_rows and stage.data.seq_len % self.compute.loss_chunks:
@@ -145,6 +146,29 @@ class Config:
                     f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
                     "policy_gradient splits the tokens of a row"
                 )
+
+    def _check_best_is_measured(self) -> None:
+        """Checks that some stage measures what `checkpoint.keep_best` goes by."""
+        metric, kept = self.checkpoint.best_metric, self.checkpoint.keep_best
+        if metric == "loss":
+            if not any(stage.evaluation.enabled for stage in self.stages):
+                raise ConfigError(
+                    f"checkpoint.keep_best={kept} keeps the saved states with the lowest held-out "
+                    "loss, which no stage measures: set evaluation.data of a stage, or leave "
+                    "keep_best out"
+                )
+            return
+        tasks = {
+            pathlib.PurePath(entry.partition("=")[0]).stem
+            for stage in self.stages
+            for entry in stage.evaluation.tasks
+        }
+        if metric not in tasks:
+            raise ConfigError(
+                f"checkpoint.best_metric={metric!r} is no task that a stage measures (measured: "
+                f"{', '.join(sorted(tasks)) or 'none'}): add it to evaluation.tasks of a stage, or "
+                "name 'loss'"
+            )
 
     def steps_per_log_line(self, stage: StageConfig) -> int:
         """Returns the number of steps of a stage between two lines of metrics.jsonl."""

@@ -7,6 +7,7 @@ from typing import Literal
 from stepaudio_jax.config.checks import (
     check_floats,
     check_fractions,
+    check_not_empty,
     check_not_negative,
     check_positive,
     expand_paths,
@@ -91,15 +92,24 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Held-out loss during training; it is on where `data` has sources."""
+    """What is measured during training: the loss on held-out `data`, and benchmarks (`tasks`)."""
 
     data: DataConfig = DataConfig()  # held-out dialogues
     every_steps: int = 0  # between two evaluations; 0: only at the end of the stage
     batches: int = 8  # most batches of an evaluation
+    # Benchmarks (see docs/evaluation.md): NAME=FOLDER, or NAME alone for tasks_folder/NAME.
+    tasks: tuple[str, ...] = ()
+    tasks_folder: str | None = None  # a folder with a folder of each task's name
+    task_every_steps: int = 0  # between two evaluations by tasks; 0: only at the end of the stage
+    task_limit: int = 100  # items of each task, evenly by category; 0: all
+    task_max_new_tokens: int = 1024  # most tokens of a reply with its reasoning
+    task_slots: int = 16  # replies written side by side
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "every_steps")
-        check_positive(self, "batches")
+        check_not_negative(self, "every_steps", "task_every_steps", "task_limit")
+        check_positive(self, "batches", "task_max_new_tokens", "task_slots")
+        check_not_empty(self, "tasks_folder")
+        expand_paths(self, "tasks_folder")
         if self.data.augmentation != AugmentationConfig():
             raise ConfigError(
                 "augmentation changes the sound in training only; leave it out of evaluation.data"
@@ -107,7 +117,7 @@ class EvaluationConfig:
 
     @property
     def enabled(self) -> bool:
-        """Returns whether there is anything to evaluate on."""
+        """Returns whether there is a held-out loss."""
         return bool(self.data.sources)
 
 

@@ -139,11 +139,18 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The cells of a table as text, and notes below it; only the first column is words."""
+    """The cells of a table as text, and notes below it.
+
+    Attributes:
+        header, rows: the cells.
+        notes: sentences.
+        words: the number of columns, from the first, that hold words; the others hold numbers.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    words: int = 1
 
 
 def tabulate(results: Results) -> Table:
@@ -168,7 +175,8 @@ def as_text(table: Results | Table) -> str:
     widths = [max(_columns(line[column]) for line in lines) for column in range(len(table.header))]
     rule = ["-" * width for width in widths]
     padded = [
-        "  ".join(_padded(line, widths)).rstrip() for line in (table.header, rule, *table.rows)
+        "  ".join(_padded(line, widths, table.words)).rstrip()
+        for line in (table.header, rule, *table.rows)
     ]
     return "\n".join([*padded, *table.notes]) + "\n"
 
@@ -176,7 +184,7 @@ def as_text(table: Results | Table) -> str:
 def as_markdown(table: Results | Table) -> str:
     """Formats a table in Markdown."""
     table = tabulate(table) if isinstance(table, Results) else table
-    rule = ["---"] + ["---:"] * (len(table.header) - 1)
+    rule = ["---"] * table.words + ["---:"] * (len(table.header) - table.words)
     lines = [
         f"| {' | '.join(_markdown(cell) for cell in line)} |"
         for line in (table.header, rule, *table.rows)
@@ -254,11 +262,11 @@ def _columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+def _padded(line: Sequence[str], widths: Sequence[int], words: int) -> list[str]:
     spaces = [" " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
     return [
-        line[0] + spaces[0],
-        *(space + cell for space, cell in zip(spaces[1:], line[1:], strict=True)),
+        cell + space if column < words else space + cell
+        for column, (cell, space) in enumerate(zip(line, spaces, strict=True))
     ]
 
 

@@ -1,14 +1,10 @@
 """Answers a file of dialogues: one line of the output for each line of the input, in order."""
 
-import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
-import numpy as np
 import tqdm
 
 from stepaudio_jax import hub
@@ -22,16 +18,21 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import Record, Source, open_source
 from stepaudio_jax.errors import ConfigError, DataError, GenerationError
-from stepaudio_jax.generation.engine import Completion, Engine
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
-    build_engine,
     build_record_prompt,
     default_dtype,
 )
 from stepaudio_jax.generation.long_recordings import SplitDialogues
-from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
+from stepaudio_jax.generation.prepared_requests import (
+    AnsweredRequest,
+    PreparedRequest,
+    answer_requests,
+    describe_reply,
+    sample_seed,
+)
+from stepaudio_jax.generation.prompts import check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype
 from stepaudio_jax.storage import (
@@ -42,7 +43,7 @@ from stepaudio_jax.storage import (
     to_path,
     truncate_words,
 )
-from stepaudio_jax.text import parse_reply
+from stepaudio_jax.text import AudioPart
 
 OnTooLong = Literal["error", "split"]
 
@@ -130,20 +131,29 @@ def answer_file(
 
         file = SplitDialogues(model, source, new_tokens, num_threads)
     journal = Journal(output_path, job, len(file))
-    remaining = collections.deque(index for index in range(len(file)) if index not in journal)
 
-    def prepare(index: int) -> _Request:
+    def prepare(index: int) -> PreparedRequest:
         return _prepare(model, file, index, sampling, num_samples)
 
-    with contextlib.closing(journal), ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        requests = _PreparedRequests(pool, prepare, remaining, depth=2 * slots)
+    with contextlib.closing(journal):
         with tqdm.tqdm(total=len(file), initial=len(journal), unit="dialogue", disable=None) as bar:
-            for index, line in _answer(model, requests, bar, slots=slots, cache_dtype=cache_dtype):
+            for answered in answer_requests(
+                model,
+                prepare,
+                [index for index in range(len(file)) if index not in journal],
+                slots=slots,
+                cache_dtype=cache_dtype,
+                num_threads=num_threads,
+                on_tokens_per_second=lambda rate: bar.set_postfix_str(
+                    f"{rate:.0f} tokens/s", refresh=False
+                ),
+            ):
+                line = _output_line(model, answered)
                 if "error" in line:
-                    line = {"id": file.record_id(index), "error": truncate_words(line["error"])}
-                if isinstance(file, SplitDialogues) and (part := file.part(index)) is not None:
-                    line |= {"start_s": part.start_s, "end_s": part.end_s}
-                journal.write(index, line)
+                    line["id"] = file.record_id(answered.index)
+                if isinstance(file, SplitDialogues):
+                    line |= _part_times(file.part(answered.index))
+                journal.write(answered.index, line)
                 bar.update()
         failures = journal.errors()
         if len(failures) == len(file):
@@ -197,126 +207,13 @@ def finished_generation(
     return JobSummary(len(lines), len(failures), failures[0] if failures else "")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """A dialogue ready to be answered, or why it cannot be."""
-
-    record: Record | None = None
-    prompt: Prompt | None = None
-    samplings: tuple[Sampling, ...] = ()
-    failure: str = ""
-
-
-class _PreparedRequests:
-    """Requests in the order of the file, prepared ahead on other threads.
-
-    Args:
-        pool: the threads.
-        prepare: makes the request of a line of the file.
-        remaining: the lines to be answered.
-        depth: requests that are prepared ahead.
-    """
-
-    def __init__(
-        self,
-        pool: ThreadPoolExecutor,
-        prepare: Callable[[int], _Request],
-        remaining: "collections.deque[int]",
-        *,
-        depth: int,
-    ):
-        self._pool, self._prepare, self._remaining, self._depth = pool, prepare, remaining, depth
-        self._futures: collections.deque[tuple[int, Future[_Request]]] = collections.deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._remaining or self._futures)
-
-    def peek(self) -> tuple[int, _Request]:
-        """Waits for the next request; returns its line and it."""
-        self._fill()
-        index, future = self._futures[0]
-        return index, future.result()
-
-    def peek_all(self) -> list[_Request]:
-        """Waits for all requests that are being prepared, and returns them."""
-        self._fill()
-        return [future.result() for _, future in self._futures]
-
-    def advance(self) -> None:
-        """Drops the next request, so that `peek` returns the one after it."""
-        self._futures.popleft()
-
-    def _fill(self) -> None:
-        while self._remaining and len(self._futures) < self._depth:
-            index = self._remaining.popleft()
-            self._futures.append((index, self._pool.submit(self._prepare, index)))
-
-
-def _answer(
-    model: LoadedModel,
-    requests: _PreparedRequests,
-    bar: Any,
-    *,
-    slots: int,
-    cache_dtype: CacheDtype | None,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Answers requests; yields (line of the file, its line of the output), or an `error` line.
-
-    An engine whose slots are too short for the next request is drained and replaced.
-    """
-    engine: Engine | None = None
-    in_engine: dict[int, tuple[int, int]] = {}  # number of a request -> line, sample
-    answering: dict[int, _Request] = {}
-    completions: dict[int, dict[int, Completion]] = collections.defaultdict(dict)
-    while requests or (engine is not None and engine.busy):
-        while requests and (engine is None or engine.waiting < slots):
-            index, request = requests.peek()
-            if request.prompt is None:
-                yield index, {"error": request.failure}
-                requests.advance()
-                continue
-            if engine is None or not engine.fits_slot(request.prompt, request.samplings):
-                if engine is not None and engine.busy:
-                    break
-                engine = None  # its slots and its copy of the weights go before the next ones come
-                engine = _engine_for(model, requests.peek_all(), slots, cache_dtype)
-            for sample, number in enumerate(engine.submit(request.prompt, request.samplings)):
-                in_engine[number] = (index, sample)
-            answering[index] = request
-            requests.advance()
-        if engine is None:
-            continue
-        for output in engine.step():
-            if output.completion is None:
-                continue
-            index, sample = in_engine.pop(output.request)
-            completions[index][sample] = output.completion
-            if len(completions[index]) == len(answering[index].samplings):
-                by_sample = completions.pop(index)
-                in_order = [by_sample[sample] for sample in sorted(by_sample)]
-                yield index, _output_line(model, answering.pop(index), in_order)
-        bar.set_postfix_str(f"{engine.tokens_per_second:.0f} tokens/s", refresh=False)
-
-
-def _engine_for(
-    model: LoadedModel,
-    requests: Sequence[_Request],
-    slots: int,
-    cache_dtype: CacheDtype | None,
-) -> Engine:
-    """Builds an engine that is large enough for some requests."""
-    prompts = [request.prompt for request in requests if request.prompt is not None]
-    longest = max(sampling.max_new_tokens for request in requests for sampling in request.samplings)
-    return build_engine(model, prompts, longest, slots=slots, cache_dtype=cache_dtype)
-
-
 def _prepare(
     model: LoadedModel,
     file: Source | SplitDialogues,
     index: int,
     sampling: Sampling,
     num_samples: int,
-) -> _Request:
+) -> PreparedRequest:
     """Reads a line of the file and builds its prompt; a mistake in it becomes a failure."""
     try:
         record = file[index]
@@ -324,12 +221,12 @@ def _prepare(
         prompt = build_record_prompt(model, record)
         check_prompt_fits(prompt, model.config, new_tokens=record_sampling.max_new_tokens)
     except GenerationError as error:
-        return _Request(failure=f"{file.origin(index)}: {error}")
+        return PreparedRequest(failure=f"{file.origin(index)}: {error}")
     except DataError as error:
-        return _Request(failure=str(error))
-    seeds = (_seed(record_sampling.seed, index, sample) for sample in range(num_samples))
+        return PreparedRequest(failure=str(error))
+    seeds = (sample_seed(record_sampling.seed, index, sample) for sample in range(num_samples))
     samplings = tuple(dataclasses.replace(record_sampling, seed=seed) for seed in seeds)
-    return _Request(record, prompt, samplings)
+    return PreparedRequest(record, prompt, samplings)
 
 
 def _record_sampling(record: Record, sampling: Sampling) -> Sampling:
@@ -355,35 +252,17 @@ def _record_sampling(record: Record, sampling: Sampling) -> Sampling:
     return dataclasses.replace(sampling, **values)
 
 
-def _output_line(
-    model: LoadedModel, request: _Request, completions: list[Completion]
-) -> dict[str, Any]:
-    assert request.record is not None
-    assert request.prompt is not None
-    line = {"id": request.record.id, "prompt_tokens": request.prompt.length}
-    replies = [_reply(model, completion) for completion in completions]
+def _output_line(model: LoadedModel, answered: AnsweredRequest) -> dict[str, Any]:
+    record, prompt = answered.request.record, answered.request.prompt
+    if record is None or prompt is None:
+        return {"id": "", "error": truncate_words(answered.request.failure)}
+    line = {"id": record.id, "prompt_tokens": prompt.length}
+    replies = [describe_reply(model, completion) for completion in answered.completions]
     return line | (replies[0] if len(replies) == 1 else {"samples": replies})
 
 
-def _reply(model: LoadedModel, completion: Completion) -> dict[str, Any]:
-    parsed = parse_reply(
-        completion.tokens,
-        model.tokenizer,
-        ended=completion.finish_reason == "stop",
-        stop_overlap_bytes=completion.stop_overlap_bytes,
-    )
-    return {
-        "reasoning": parsed.reasoning,
-        "reply": parsed.reply,
-        "finish_reason": completion.finish_reason,
-        "well_formed": parsed.well_formed,
-        "problems": list(parsed.problems),
-        "completion_tokens": len(completion.tokens),
-    }
-
-
-def _seed(seed: int, index: int, sample: int) -> int:
-    return int(np.random.SeedSequence([seed, index, sample]).generate_state(1)[0])
+def _part_times(part: AudioPart | None) -> dict[str, Any]:
+    return {} if part is None else {"start_s": part.start_s, "end_s": part.end_s}
 
 
 def _job(

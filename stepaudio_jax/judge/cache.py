@@ -6,18 +6,11 @@ import threading
 
 import jax
 
+from stepaudio_jax.judge.query import JudgeAnswer
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import JsonLine, JsonLinesFile, Path, PathLike, to_path
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeAnswer:
-    """What a judge wrote, and whether it was truncated at its limit of tokens."""
-
-    text: str
-    truncated: bool = False
 
 
 class AnswerCache:

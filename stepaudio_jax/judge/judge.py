@@ -5,8 +5,8 @@ becomes an abstention. Of several processes the first asks, and sends the answer
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -23,8 +23,9 @@ from stepaudio_jax.judge.backends import (
     JudgeBackend,
     ModelBackend,
 )
-from stepaudio_jax.judge.cache import AnswerCache, JudgeAnswer
+from stepaudio_jax.judge.cache import AnswerCache
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
+from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import PathLike, hash_json
@@ -91,7 +92,7 @@ class Judge:
 
     def prefetch(self, pair: ReplyPair) -> None:
         """Begins to ask about a pair that `judge` will be called with; returns at once."""
-        self._source.prefetch([question.text for question in self._questions(pair)])
+        self._source.prefetch([question.query for question in self._questions(pair)])
 
     def judge(self, pairs: Sequence[ReplyPair]) -> list[Judgement]:
         """Returns the judgement of every pair, in order.
@@ -101,7 +102,7 @@ class Judge:
                 the cache, abstentions do not: a judge that has been mended is asked again.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
-        answers = self._source.answers([question.text for question in questions])
+        answers = self._source.answers([question.query for question in questions])
         verdicts = [
             self._verdict(question, answer)
             for question, answer in zip(questions, answers, strict=True)
@@ -109,7 +110,7 @@ class Judge:
         judgements = [Judgement(*pair) for pair in zip(verdicts[::2], verdicts[1::2], strict=True)]
         self._source.check_abstentions(
             {
-                question.text: verdict.reason
+                question.query: verdict.reason
                 for question, verdict in zip(questions, verdicts, strict=True)
                 if isinstance(verdict, Abstention)
             },
@@ -174,7 +175,12 @@ class AnswerSource:
         self._pending: dict[str, Future[str]] = {}
         self.num_generated = 0
 
-    def prefetch(self, questions: Sequence[str]) -> None:
+    @property
+    def name(self) -> str:
+        """Returns the name of the judge: everything that its answers depend on."""
+        return self._backend.name
+
+    def prefetch(self, questions: Sequence[Query]) -> None:
         """Begins to ask questions that `answers` will be called with; returns at once.
 
         Does nothing with a batch backend, nor in any process but the first.
@@ -184,27 +190,35 @@ class AnswerSource:
         for question in questions:
             self._submit(question, self._backend)
 
-    def answers(self, questions: Sequence[str]) -> list[JudgeAnswer | JudgeError]:
+    def answers(
+        self, questions: Sequence[Query], *, on_answer: Callable[[], object] = lambda: None
+    ) -> list[JudgeAnswer | JudgeError]:
         """Returns the answer to each question, or why there is none.
+
+        Args:
+            questions: equal ones are asked once.
+            on_answer: is called in the first process whenever a question is done that the cache
+                could not answer.
 
         Raises:
             JudgeError: nothing can be asked, or the cache cannot be written; in every process,
                 since all wait for the first one.
         """
         if isinstance(self._backend, BatchJudgeBackend):
-            failures = self._generate_batch(questions, self._backend)
+            failures = self._generate_batch(questions, self._backend, on_answer)
         else:
-            failures = self._generate_each(questions, self._backend)
+            failures = self._generate_each(questions, self._backend, on_answer)
         keys = [self._key(question) for question in questions]
         return [JudgeError(failures[key]) if key in failures else self._cache[key] for key in keys]
 
     def check_abstentions(
         self,
-        reasons: Mapping[str, str],
+        reasons: Mapping[Query, str],
         *,
         abstained: int,
         total: int,
         cause: JudgeError | None = None,
+        unit: str = "pairs",
     ) -> None:
         """Checks that not too many items have no verdict.
 
@@ -213,6 +227,7 @@ class AnswerSource:
             abstained: number of items, such as pairs, without a verdict.
             total: number of items.
             cause: an error of the backend, to be shown.
+            unit: what the items are, in the plural.
 
         Raises:
             JudgeError: more than allowed; these questions' answers are removed from the cache.
@@ -222,7 +237,7 @@ class AnswerSource:
         for question in reasons:
             self._cache.discard(self._key(question))
         raise JudgeError(
-            f"the judge {self._backend.name} gave no verdict on {abstained} of {total} pairs "
+            f"the judge {self._backend.name} gave no verdict on {abstained} of {total} {unit} "
             f"({', '.join(sorted(set(reasons.values())))}), more than "
             f"{self._max_abstention_rate:.0%} of them{f'; {cause}' if cause else ''}"
         )
@@ -232,12 +247,14 @@ class AnswerSource:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._cache.flush()
 
-    def _generate_each(self, questions: Sequence[str], backend: JudgeBackend) -> dict[str, str]:
+    def _generate_each(
+        self, questions: Sequence[Query], backend: JudgeBackend, on_answer: Callable[[], object]
+    ) -> dict[str, str]:
         """Asks in the first process, and sends the answers to all; returns {key: failure}."""
         result: tuple[str, dict[str, str], dict[str, Any]] | None = None
         if jax.process_index() == 0:
             try:
-                result = "", *self._collect(questions, backend)
+                result = "", *self._collect(questions, backend, on_answer)
             except (OSError, ConfigError) as error:
                 result = str(error), {}, {}
         problem, failures, answers = broadcast_json(result)
@@ -249,25 +266,28 @@ class AnswerSource:
         return failures
 
     def _collect(
-        self, questions: Sequence[str], backend: JudgeBackend
+        self, questions: Sequence[Query], backend: JudgeBackend, on_answer: Callable[[], object]
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """Waits for all answers; returns {key: failure} and {key: answer}, both JSON-ready."""
         for question in questions:
             self._submit(question, backend)
-        failures = {
-            key: problem for key, future in self._pending.items() if (problem := future.result())
-        }
+        failures = {}
+        key_of = {future: key for key, future in self._pending.items()}
+        for future in as_completed(key_of):
+            if problem := future.result():
+                failures[key_of[future]] = problem
+            on_answer()
         self._pending.clear()
         keys = {self._key(question) for question in questions} - failures.keys()
         return failures, {key: dataclasses.asdict(self._cache[key]) for key in keys}
 
-    def _submit(self, question: str, backend: JudgeBackend) -> None:
+    def _submit(self, question: Query, backend: JudgeBackend) -> None:
         key = self._key(question)
         if key not in self._cache and key not in self._pending:
             self.num_generated += 1
             self._pending[key] = self._pool.submit(self._generate, key, question, backend)
 
-    def _generate(self, key: str, question: str, backend: JudgeBackend) -> str:
+    def _generate(self, key: str, question: Query, backend: JudgeBackend) -> str:
         """Asks a question and caches the answer at once; returns what went wrong, or ""."""
         try:
             self._cache.add(key, backend.generate(question))
@@ -276,11 +296,14 @@ class AnswerSource:
         return ""
 
     def _generate_batch(
-        self, questions: Sequence[str], backend: BatchJudgeBackend
+        self,
+        questions: Sequence[Query],
+        backend: BatchJudgeBackend,
+        on_answer: Callable[[], object],
     ) -> dict[str, str]:
         """Asks all questions that the cache cannot answer; returns {key: failure}."""
         by_key = {self._key(question): question for question in questions}
-        missing = {key: text for key, text in by_key.items() if key not in self._cache}
+        missing = {key: query for key, query in by_key.items() if key not in self._cache}
         self.num_generated += len(missing)
         keys, failures = list(missing), {}
         for index, answer in backend.generate_batch(list(missing.values())):
@@ -288,10 +311,11 @@ class AnswerSource:
                 failures[keys[index]] = str(answer)
             else:
                 self._cache.add(keys[index], answer)
+            on_answer()
         return failures
 
-    def _key(self, question: str) -> str:
-        return hash_json([self._backend.name, question])
+    def _key(self, question: Query) -> str:
+        return hash_json([self._backend.name, question.key])
 
 
 def make_judge(

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.judge.query import Query
 from stepaudio_jax.judge.verdict import comparisons
 from stepaudio_jax.storage import PathLike, read_text, to_path
 from stepaudio_jax.text import Message, TextPart
@@ -45,6 +46,11 @@ class JudgeQuestion:
     criteria: int = 0
     code: str | None = None
     in_material: frozenset[str] = frozenset()
+
+    @property
+    def query(self) -> Query:
+        """Returns what is sent to the judge."""
+        return Query(self.text)
 
 
 class JudgePrompt:

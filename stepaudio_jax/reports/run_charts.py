@@ -13,6 +13,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 
 # Running totals of the records read and skipped: the stage table shows them.
 _RUNNING_TOTALS = ("records", "skipped_bad_audio", "skipped_too_long", "skipped_bad_record")
+HELD_OUT_METRICS = ("evaluation/loss", "evaluation/token_accuracy")  # all others are of benchmarks
 _FLAT_TOLERANCE = 1e-6  # relative difference of values that count as equal
 
 
@@ -63,6 +64,7 @@ CHARTS: tuple[ChartSpec, ...] = (
         "from zero",
         {"token_accuracy": "training", "evaluation/token_accuracy": "held out"},
     ),
+    ChartSpec("Learning", "Benchmarks", "headline figure", "from zero", {"evaluation/*": ""}),
     _of_rewards("Learning", "reward", "Reward", "mean", "around"),
     _of_rewards("Learning", "win_rate", "Win rate", "against the reference reply"),
     _of_rewards("Learning", "reward_preference", "Preference", "mean reward", "around"),
@@ -153,6 +155,20 @@ CHARTS: tuple[ChartSpec, ...] = (
         {"audio_chunks_encoded": "chunks"},
     ),
     # Health
+    ChartSpec(
+        "Health",
+        "Benchmark replies without a clear answer",
+        "an evaluation",
+        "from zero",
+        {"evaluation_unparsed/*": ""},
+    ),
+    ChartSpec(
+        "Health",
+        "Benchmark items without a reply",
+        "an evaluation",
+        "from zero",
+        {"evaluation_failed/*": ""},
+    ),
     ChartSpec(
         "Health", "Gradient norm", "before clipping", "log", {"gradient_norm": "all parameters"}
     ),

@@ -3,9 +3,7 @@
 import json
 import math
 import statistics
-import string
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import jax
@@ -17,25 +15,25 @@ from stepaudio_jax.models import abstract_parameters
 from stepaudio_jax.reports.axis import format_number
 from stepaudio_jax.reports.charts import Chart, draw
 from stepaudio_jax.reports.evaluation_report import example_card, results_table, select_examples
-from stepaudio_jax.reports.html import Html, element, escaped, joined
+from stepaudio_jax.reports.html import Html, element, joined
 from stepaudio_jax.reports.logged_run import LoggedRun, StageSpan, read_run
-from stepaudio_jax.reports.run_charts import chart_groups
+from stepaudio_jax.reports.page import facts, is_page, render_page, scrolling
+from stepaudio_jax.reports.run_charts import HELD_OUT_METRICS, chart_groups
 from stepaudio_jax.storage import (
     Path,
     PathLike,
     appended_exists,
     atomic_text_writer,
     check_output_file,
-    open_read,
     read_json_lines,
     to_path,
 )
 from stepaudio_jax.training.run_folder import CONFIG, METRICS, MODEL
+from stepaudio_jax.training.task_metrics import task_metric
 
 SAMPLES = "samples.jsonl"
 _MAX_STEPS_SHOWN = 6
 _UNKNOWN = "not recorded"
-_PAGE_PREFIX = b"<!doctype html>"
 
 
 def write_report(
@@ -68,7 +66,7 @@ def write_report(
         OutputError: the page would replace a file that is no page, or cannot be written.
         AudioError: a clip of an example cannot be read.
     """
-    check_output_file(path, _files_of(run_dir), may_replace=_is_page)
+    check_output_file(path, _files_of(run_dir), may_replace=is_page)
     run = read_run(run_dir)
     sections = {
         "Results": results_table(results) if results is not None else None,
@@ -77,16 +75,7 @@ def write_report(
         "Examples": _examples(select_examples(answers), channel) if answers else None,
         "Configuration": _configuration(run),
     }
-    present = {name: content for name, content in sections.items() if content is not None}
-    template = (
-        resources.files("stepaudio_jax.reports").joinpath("report.html").read_text(encoding="utf-8")
-    )
-    page = string.Template(template).substitute(
-        title=escaped(title),
-        subtitle=escaped(str(run.folder)),
-        navigation=joined(*(element("a", name, href=f"#{name.lower()}") for name in present)),
-        sections=joined(*(_section(name, content) for name, content in present.items())),
-    )
+    page = render_page(title, str(run.folder), sections)
     final = to_path(path)
     with atomic_text_writer(final) as file:
         file.write(page)
@@ -95,23 +84,6 @@ def write_report(
 
 def _files_of(run_dir: PathLike) -> list[Path]:
     return [to_path(run_dir) / name for name in (CONFIG, METRICS, SAMPLES)]
-
-
-def _is_page(path: Path) -> bool:
-    """Returns whether a file is an HTML page, which a newer report may replace."""
-    with open_read(path) as file:
-        return file.read(len(_PAGE_PREFIX)).lower() == _PAGE_PREFIX
-
-
-def _section(name: str, content: Html) -> Html:
-    heading = f"{name.lower()}-heading"
-    return element(
-        "section",
-        element("h2", name, id=heading),
-        content,
-        id=name.lower(),
-        aria_labelledby=heading,
-    )
 
 
 def _curves(run: LoggedRun) -> Html:
@@ -176,8 +148,7 @@ def replies_table(folder: Path) -> Html | None:
     header = element("tr", *(element("th", column, scope="col") for column in columns))
     table = element("table", element("thead", header), element("tbody", *rows), class_="replies")
     note = f"The first replies of {count} of {len(steps)} steps."
-    scroll = element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Replies")
-    return joined(element("p", note, class_="muted"), scroll)
+    return joined(element("p", note, class_="muted"), scrolling(table, "Replies"))
 
 
 def _row(sample: Mapping[str, Any]) -> Html:
@@ -205,19 +176,14 @@ def run_facts(run: LoggedRun) -> Html:
     )
     compute_dtype = _at(run.config, "compute", "dtype")
     param_dtype = _at(run.config, "compute", "param_dtype")
-    facts = {
+    values = {
         "Started from": ", ".join(sources) or "random weights",
         "Tokenizer": _at(run.config, "tokenizer") or "that of the weights",
         "Seed": _at(run.config, "seed"),
         "Computed in": f"{compute_dtype}, parameters in {param_dtype}",
         "Parameters": _parameter_counts(run),
     }
-    items = [
-        item
-        for name, value in facts.items()
-        for item in (element("dt", name), element("dd", str(value)))
-    ]
-    return element("dl", *items, class_="facts")
+    return facts({name: str(value) for name, value in values.items()})
 
 
 def stage_table(run: LoggedRun) -> Html:
@@ -245,7 +211,7 @@ def stage_table(run: LoggedRun) -> Html:
         for fact in (columns[0] if columns else ())
     ]
     table = element("table", element("thead", header), element("tbody", *rows), class_="stages")
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Stages")
+    return scrolling(table, "Stages")
 
 
 def _stage_facts(
@@ -280,6 +246,7 @@ def _stage_facts(
             run, name, "loss/next_token" if _values(run, name, "loss/next_token") else "loss"
         ),
         "last held-out loss": _last(run, name, "evaluation/loss"),
+        "last benchmarks": _benchmarks(run, name),
         "last reward": _last(run, name, "reward"),
         "median tokens a second": _median(run, name, "tokens_per_second"),
         "median audio seconds a second": _median(run, name, "audio_seconds_per_second"),
@@ -326,6 +293,18 @@ def _skipped(run: LoggedRun, stage: str) -> str:
     return (
         ", ".join(f"{count} ({name.replace('_', ' ')})" for name, count in skipped.items()) or "0"
     )
+
+
+def _benchmarks(run: LoggedRun, stage: str) -> str:
+    """Returns the last figure of each benchmark that a stage was evaluated on."""
+    prefix = task_metric("")
+    figures = {
+        name.removeprefix(prefix): _values(run, stage, name)
+        for name in run.metric_names
+        if name.startswith(prefix) and name not in HELD_OUT_METRICS
+    }
+    shown = [f"{name} {100 * values[-1]:.1f} %" for name, values in figures.items() if values]
+    return ", ".join(shown) or "not logged"
 
 
 def _sum(run: LoggedRun, stage: str, *metrics: str) -> str:

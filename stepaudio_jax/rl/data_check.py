@@ -8,12 +8,12 @@ from stepaudio_jax.data import Record, check_sizes
 from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.data.record import Content
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.judge.backends import read_api_key
+from stepaudio_jax.judge.endpoint import read_api_key
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.parallel import all_gather_json
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import RewardFunction
-from stepaudio_jax.training.trainer import StageContext
+from stepaudio_jax.training.stage_context import StageContext
 
 
 def check_policy_data(context: StageContext, checker: DataChecker) -> None:

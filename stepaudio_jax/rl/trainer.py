@@ -51,13 +51,13 @@ from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
 from stepaudio_jax.training.preemption import data_error
+from stepaudio_jax.training.stage_context import StageContext
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     TrainState,
     init_train_state,
     num_optimizer_updates,
 )
-from stepaudio_jax.training.trainer import StageContext
 
 _BAR_METRICS = ("reward", "reply_tokens")
 # Metrics that are 1 for an update that changed nothing -> the name of their sum over a step, which
@@ -134,7 +134,8 @@ class PolicyTrainer:
                     writer.write(step, metrics)
 
             def save() -> None:
-                checkpoints.save(state, {"kl_coef": controller.coefficient}, {})
+                metrics = recent[-1] if recent else {}
+                checkpoints.save(state, {"kl_coef": controller.coefficient}, metrics)
 
             @contextlib.contextmanager
             def save_on_error() -> Iterator[None]:
@@ -152,15 +153,26 @@ class PolicyTrainer:
                         raise data_error(error, stage.name, saved_step, data) from error
                     raise
 
+            # A run that was told to stop skipped the benchmarks of its last step.
+            due = context.task_metrics(steps_done) if steps_done else []
+            if any(writer.is_missing(steps_done, metric) for metric in due):
+                scores = context.evaluate_tasks(state, start.model_def, steps_done)
+                writer.add_to_step(steps_done, scores)
+
             for step in range(steps_done + 1, stage.steps + 1):
                 with save_on_error():
                     check = functools.partial(self._raise_if_interrupted, step)
                     profile.before(context.steps_before_stage + step)
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
+                stopping = context.should_stop(step)
+                preempted = stopping and step < stage.steps
+                if not preempted:
+                    with save_on_error():
+                        scores = context.evaluate_tasks(state, start.model_def, step)
+                        result.metrics.update(scores)
                 unlogged.append(result.metrics)
                 recent.append(result.metrics)
-                stopping = context.should_stop(step)
                 skips = int(state.consecutive_skips)
                 diverged = skips > config.max_consecutive_skips
                 is_last = stopping or diverged or step == stage.steps
@@ -190,7 +202,7 @@ class PolicyTrainer:
                         f"stage {stage.name!r}, step {step}: loss or gradient were not finite for "
                         f"the last {skips} updates; see {folder}"
                     )
-                if stopping and step < stage.steps:
+                if preempted:
                     raise context.notice.interrupted_error(stage.name, step)
                 del result  # its batches would stay on the devices during the next rollouts
         context.warn_if_unchanged(state)

@@ -11,7 +11,13 @@ from stepaudio_jax.text.answer_markup import (
     strip_reasoning,
     unify_characters,
 )
-from stepaudio_jax.text.answer_options import letter_by_ordinal, option_by_text
+from stepaudio_jax.text.answer_options import (
+    around_option_list,
+    letter_and_text,
+    letter_by_ordinal,
+    option_alone,
+    option_within,
+)
 
 # A letter that stands alone: no part of a word (B2, A's, A-flat, C++, F#), of an abbreviation
 # (U.S.A.) or of a chord (B:maj). Chinese and Japanese write no spaces around it: 答案是B。
@@ -142,6 +148,7 @@ _NUMBERED = re.compile(
     r"^\s*(?:Q(?:uestion)?\s?)?\d{1,3}\s*[.):]\s+(?=[(\[]?[A-Za-z](?:[)\].:,\s]|$))", re.MULTILINE
 )
 
+_MIN_PRINTED_LETTERS = 4
 MAX_CONTEXT = 120  # characters read before a letter
 # Ranks of a choice: at the start, alone on a line, "answer is B"; `(B)`, "option B", "it is B".
 ANSWERED, SUGGESTED = 2, 1
@@ -205,9 +212,18 @@ def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str |
     if len(_NUMBERED.findall(plain)) == 1:
         plain = _NUMBERED.sub("", plain)
     letter = _sole_letter(plain)
-    by_text = option_by_text(plain, options) if options is not None else None
-    if by_text is not None and by_text.exact:
-        return by_text.letter if letter in (None, by_text.letter) else None
+    if options is not None:
+        around = around_option_list(plain, options)
+        if around is not None:
+            before, after = around
+            chosen = _read(after, options, alone=alone)
+            return _read(f"{before}\n\n{after}", options, alone=alone) if chosen is None else chosen
+        letter = _sole_letter(plain) or letter_and_text(plain, options)
+        by_text = option_alone(plain, options)
+        if by_text is not None and letter in (None, by_text):
+            return by_text
+        if by_text is not None and letter is not None:
+            return None if _may_be_meant(letter, plain, by_text, options) else by_text
     if letter is None:
         statements = list(_statements(plain, options))
         chosen, is_clear = _decide(plain, statements, options)
@@ -217,8 +233,13 @@ def _read(text: str, options: list[str] | None, *, alone: bool = False) -> str |
     if letter is None:
         if options is None:
             return letter_by_ordinal(plain)
-        return by_text.letter if by_text is not None and not alone else None
-    return letter if options is None or _has_option(options, letter) else None
+        return None if alone else option_within(plain, options)
+    if options is None:
+        return letter
+    by_text = option_alone(letter, options)
+    if by_text is not None and not _may_be_meant(letter, plain, by_text, options):
+        return by_text if alone else option_within(plain, options)
+    return letter if _has_option(options, letter) else None
 
 
 def _option_text(choice: str | None) -> str:
@@ -229,6 +250,18 @@ def _option_text(choice: str | None) -> str:
 def _has_option(options: list[str], letter: str) -> bool:
     index = ord(letter) - ord("A")
     return index < len(options) and bool(options[index].strip())
+
+
+def _may_be_meant(letter: str, plain: str, by_text: str, options: list[str]) -> bool:
+    """Returns whether a letter that is an option's text may stand for another option.
+
+    It may, unless it is written small only, as that text is, or no letter of a question is so high:
+    MMSU's prompt prints four, also where there are two options.
+    """
+    text = options[ord(by_text) - ord("A")].strip()
+    is_capital = re.search(rf"(?<!\w){letter}(?!\w)", plain) is not None
+    is_high = ord(letter) - ord("A") >= max(len(options), _MIN_PRINTED_LETTERS)
+    return not is_high and (is_capital or not text.islower())
 
 
 def _sole_letter(plain: str) -> str | None:
@@ -412,6 +445,6 @@ def _contradicts(plain: str, statement: _Statement, letter: str, options: list[s
     same = [
         chr(ord("A") + index)
         for index, option in enumerate(options)
-        if option.strip() and normalize_answer(option) == text
+        if text and normalize_answer(option) == text
     ]
     return bool(same) and letter not in same

@@ -44,6 +44,7 @@ _LATEX_STYLE = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|operatorname)\s*\{([^{}]*)\}"
 )
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_ANY_WORD = re.compile(r"[^\W_]+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _MARKED = re.compile(r"<answer>(.{0,300}?)</answer>", re.DOTALL | re.IGNORECASE)
 
@@ -99,6 +100,23 @@ def strip_reasoning(reply: str) -> str | None:
     return after
 
 
+def strip_question(text: str, question: str) -> str:
+    """Returns a reply without the question that it repeats first, as "Question: .." too.
+
+    Args:
+        text: of the reply, without its reasoning.
+        question: as the model was asked; white space, punctuation and case do not matter. "" for
+            none.
+    """
+    asked = _words(question)
+    if not asked:
+        return text
+    said = list(_ANY_WORD.finditer(text, 0, 2 * len(question) + MAX_BOX_CHARACTERS))
+    first = 1 if said and said[0][0].casefold() in ("question", "q", "问题") else 0
+    repeated = [match[0].casefold() for match in said[first : first + len(asked)]]
+    return text[said[first + len(asked) - 1].end() :] if repeated == asked else text
+
+
 def boxed_answers(text: str) -> list[str]:
     r"""Returns the contents of every `\boxed{..}` and `<answer>..</answer>`, in order."""
     contents = [(match.start(), match[1]) for match in _MARKED.finditer(text)]
@@ -126,6 +144,10 @@ def strip_markup(text: str) -> str:
         flags=re.MULTILINE,
     )
     return _EMPHASIS.sub("", _TAG.sub(" ", text))
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _ANY_WORD.findall(text)]
 
 
 def _is_decoration(char: str) -> bool:

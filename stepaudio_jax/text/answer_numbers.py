@@ -94,13 +94,30 @@ Quantity = Fraction | NumberRange
 
 
 @dataclasses.dataclass(frozen=True)
-class _Item:
+class NumberItem:
     """Locates digits in a text; `value` is None for several numbers or none (7 or 8, 10:30)."""
 
     value: Quantity | None
     start: int
     end: int
     count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberReading:
+    """Holds the number that a reply gives, and where.
+
+    Attributes:
+        plain: the text in which it was read: of the reply, or of a box in it.
+        items: all numbers of that text that are not denied, in order.
+        item: the one that the reply gives.
+        is_stated: whether it is in a box or follows "answer is" and the like.
+    """
+
+    plain: str
+    items: tuple[NumberItem, ...]
+    item: NumberItem
+    is_stated: bool
 
 
 def read_number(reply: str) -> Quantity | None:
@@ -118,40 +135,31 @@ def read_number(reply: str) -> Quantity | None:
     no numbers. Unclear are 7 or 8, 10:30, 2024-05-06, and 3,5.
     """
     answer_text = strip_reasoning(reply)
-    if answer_text is None:
-        return None
-    marked = [
-        items[-1].value
-        for content in boxed_answers(answer_text)
-        if (items := _items(_prepared(content)))
-    ]
-    if marked:
-        return marked[0] if len(set(marked)) == 1 else None
-    plain = _prepared(answer_text)
+    reading = None if answer_text is None else read_number_item(answer_text)
+    return None if reading is None else reading.item.value
+
+
+def read_number_item(text: str) -> NumberReading | None:
+    """Returns which number a reply gives, see `read_number`; None if there is none.
+
+    Args:
+        text: of the reply, without its reasoning.
+    """
+    boxes = [(plain, items) for plain, items in map(_numbers, boxed_answers(text)) if items]
+    if boxes:
+        plain, items = boxes[0]
+        item = items[-1]
+        if len({items[-1].value for _, items in boxes}) > 1:
+            item = dataclasses.replace(item, value=None)
+        return NumberReading(plain, tuple(items), item, is_stated=True)
+    plain, items = _numbers(text)
     items = [
-        item
-        for item in _items(plain)
-        if not _DENIED.search(plain[max(0, item.start - 60) : item.start])
+        item for item in items if not _DENIED.search(plain[max(0, item.start - 60) : item.start])
     ]
     if not items:
         return None
-    stated = list(_ANSWER_IS.finditer(plain))
-    if stated and not _CHANGES.search(plain, stated[-1].end()):
-        following = [item for item in items if item.start >= stated[-1].end()]
-        if following:
-            return _result(plain, following, stated[-1].end())
-    # "7. I counted 3 and 4.": what a reply says first and then explains.
-    rest = (
-        _GOES_ON.match(plain, items[0].end)
-        if not re.search(r"\w", plain[: items[0].start])
-        else None
-    )
-    if rest and not _CHANGES.search(plain, rest.end()) and not _CONCLUDES.search(plain, rest.end()):
-        return items[0].value
-    line_start = plain.rfind("\n", 0, items[-1].start) + 1
-    return _result(
-        plain, [item for item in items if item.start >= line_start], line_start, last=True
-    )
+    item, is_stated = _choose(plain, items)
+    return NumberReading(plain, tuple(items), item, is_stated)
 
 
 def parse_answer_number(answer: str) -> Quantity:
@@ -167,7 +175,33 @@ def parse_answer_number(answer: str) -> Quantity:
     return items[0].value
 
 
-def _result(plain: str, items: list[_Item], start: int, *, last: bool = False) -> Quantity | None:
+def _numbers(text: str) -> tuple[str, list[NumberItem]]:
+    """Returns a text as the patterns read it, and its numbers."""
+    plain = _prepared(text)
+    return plain, _items(plain)
+
+
+def _choose(plain: str, items: list[NumberItem]) -> tuple[NumberItem, bool]:
+    """Returns the number that a reply without a box gives, and whether it states it as such."""
+    stated = list(_ANSWER_IS.finditer(plain))
+    if stated and not _CHANGES.search(plain, stated[-1].end()):
+        following = [item for item in items if item.start >= stated[-1].end()]
+        if following:
+            return _result(plain, following, stated[-1].end()), True
+    # "7. I counted 3 and 4.": what a reply says first and then explains.
+    rest = (
+        _GOES_ON.match(plain, items[0].end)
+        if not re.search(r"\w", plain[: items[0].start])
+        else None
+    )
+    if rest and not _CHANGES.search(plain, rest.end()) and not _CONCLUDES.search(plain, rest.end()):
+        return items[0], False
+    line_start = plain.rfind("\n", 0, items[-1].start) + 1
+    in_line = [item for item in items if item.start >= line_start]
+    return _result(plain, in_line, line_start, last=True), False
+
+
+def _result(plain: str, items: list[NumberItem], start: int, *, last: bool = False) -> NumberItem:
     """Returns the number in the sentence at `start`: first, last, or the result of an equation."""
     sentence_end = re.compile(r"\n|[.;!?](?:\s|$)|。").search(plain, items[0].end)
     end = len(plain) if last or not sentence_end else sentence_end.start()
@@ -176,10 +210,10 @@ def _result(plain: str, items: list[_Item], start: int, *, last: bool = False) -
         before = [item for item in items if item.start < start + signs[-1]]
         after = [item for item in items if start + signs[-1] < item.start < end]
         if len(signs) == 1 and len(before) == 1 and sum(item.count for item in after) > 1:
-            return before[0].value  # 7 = 3 + 4
+            return before[0]  # 7 = 3 + 4
         if after:
-            return after[-1].value
-    return items[-1 if last else 0].value
+            return after[-1]
+    return items[-1 if last else 0]
 
 
 def _prepared(text: str) -> str:
@@ -198,9 +232,9 @@ def _prepared(text: str) -> str:
     )
 
 
-def _items(plain: str) -> list[_Item]:
+def _items(plain: str) -> list[NumberItem]:
     """Returns the numbers of a text in order; those that belong together as one."""
-    items: list[_Item] = []
+    items: list[NumberItem] = []
     for match in _NUMBER.finditer(plain):
         start, end = match.span()
         if items and start < items[-1].end:  # the exponent of a power
@@ -211,7 +245,7 @@ def _items(plain: str) -> list[_Item]:
         if _WORD_AFTER.match(after) or _CODE_AFTER.match(after):
             continue
         power = _POWER_AFTER.match(after)
-        item = _Item(_value(match, after), start, end + (power.end() if power else 0))
+        item = NumberItem(_value(match, after), start, end + (power.end() if power else 0))
         if items and (joined := _joined(plain, items[-1], item)):
             items[-1] = joined
         else:
@@ -219,15 +253,15 @@ def _items(plain: str) -> list[_Item]:
     return items
 
 
-def _joined(plain: str, first: _Item, second: _Item) -> _Item | None:
+def _joined(plain: str, first: NumberItem, second: NumberItem) -> NumberItem | None:
     """Joins two neighbours that are a range, alternatives, or parts of a whole; else None."""
     gap = plain[first.end : second.start]
     if len(gap) > MAX_GAP:
         return None
     signed = plain[second.start : second.start + 1] == "-"
 
-    def unclear(count: int) -> _Item:
-        return _Item(None, first.start, second.end, count)
+    def unclear(count: int) -> NumberItem:
+        return NumberItem(None, first.start, second.end, count)
 
     if _CHAIN_GAP.fullmatch(gap) and not (gap == "-" and isinstance(first.value, Fraction)):
         return unclear(first.count + second.count)
@@ -248,10 +282,10 @@ def _joined(plain: str, first: _Item, second: _Item) -> _Item | None:
     return None
 
 
-def _range(first: _Item, second: _Item) -> _Item | None:
+def _range(first: NumberItem, second: NumberItem) -> NumberItem | None:
     if not isinstance(first.value, Fraction) or not isinstance(second.value, Fraction):
         return None
-    return _Item(NumberRange(first.value, abs(second.value)), first.start, second.end)
+    return NumberItem(NumberRange(first.value, abs(second.value)), first.start, second.end)
 
 
 def _value(match: re.Match[str], after: str) -> Quantity | None:

@@ -14,12 +14,15 @@ from stepaudio_jax.text.answer_markup import (
     strip_markup,
     strip_reasoning,
 )
+from stepaudio_jax.text.answer_measures import NumberMatch, matches_number
 from stepaudio_jax.text.answer_numbers import NumberRange, parse_answer_number, read_number
 from stepaudio_jax.text.answer_options import strip_lead_in, words_only
 
 __all__ = [
+    "NumberMatch",
     "NumberRange",
     "matches_choice",
+    "matches_number",
     "normalize_answer",
     "parse_answer_letter",
     "parse_answer_number",

@@ -2,9 +2,10 @@
 
 from stepaudio_jax.training.checkpoints import export_checkpoint
 from stepaudio_jax.training.flops import part_flops, step_flops
+from stepaudio_jax.training.stage_context import StageContext
 from stepaudio_jax.training.train_state import abstract_train_state
 from stepaudio_jax.training.train_step import make_train_step
-from stepaudio_jax.training.trainer import StageContext, StageTrainer, SupervisedTrainer, run
+from stepaudio_jax.training.trainer import StageTrainer, SupervisedTrainer, run
 
 __all__ = [
     "StageContext",

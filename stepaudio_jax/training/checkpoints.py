@@ -44,6 +44,7 @@ from stepaudio_jax.training.run_folder import (
     read_model_spec,
     read_run_config,
 )
+from stepaudio_jax.training.task_metrics import task_metric
 from stepaudio_jax.training.train_state import TrainState, abstract_train_state
 
 # Items of a checkpoint: fields of the train state, and the state of the data iterator.
@@ -80,6 +81,7 @@ class StageCheckpoints:
         self._folder = _stage_folder(run_dir, index, stage).absolute()
         self._frozen_folder = _frozen_folder(self._folder)
         self._policy = _preservation_policy(config)
+        self._best_by = _best_by(config)
         self._checkpointer = self._open()
         # Frozen fields without a checkpoint are of a run that was killed before its first
         # checkpoint was complete: they are written again.
@@ -102,7 +104,7 @@ class StageCheckpoints:
         Args:
             state: of the step.
             data_state: of the iterator, JSON-ready.
-            metrics: of the step; the evaluation loss among them decides which checkpoints are best.
+            metrics: of the step; one of them decides which checkpoints are best (`best_metric`).
 
         Raises:
             CheckpointError: this checkpoint, or the one before it, could not be written.
@@ -110,9 +112,10 @@ class StageCheckpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        loss = metrics.get(EVALUATION_LOSS, math.nan)
+        best_by = self._best_by
+        value = metrics.get(best_by, math.nan)
         # Left out if it is NaN, among which Orbax cannot find the best.
-        checkpoint_metrics = {EVALUATION_LOSS: loss} if math.isfinite(loss) else None
+        checkpoint_metrics = {best_by: value} if math.isfinite(value) else None
         with self._write_errors():
             frozen = _frozen_fields(state)
             if frozen and not self._has_frozen:
@@ -468,17 +471,23 @@ def _reason(error: Exception) -> str:
     return textwrap.shorten(str(error), _MAX_REASON_CHARS, placeholder=" ..")
 
 
+def _best_by(config: CheckpointConfig) -> str:
+    """Returns the metric that decides which checkpoints are best."""
+    return EVALUATION_LOSS if config.best_metric == "loss" else task_metric(config.best_metric)
+
+
 def _preservation_policy(config: CheckpointConfig) -> Any:
+    best_by = _best_by(config)
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(config.keep)]
     if config.keep_every_steps:
         kept.append(policies.EveryNSteps(config.keep_every_steps))
     if config.keep_best:
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[EVALUATION_LOSS],
+            get_metric_fn=lambda metrics: metrics[best_by],
             n=config.keep_best,
             keep_checkpoints_without_metrics=False,
-            reverse=True,
+            reverse=best_by == EVALUATION_LOSS,  # the lowest loss, and the highest score
         )
         kept.append(best)
     return policies.AnyPreservationPolicy(kept)

@@ -9,15 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Mesh
 
 from stepaudio_jax.config import (
     AuxiliaryConfig,
     Config,
-    LoRAConfig,
     MeshConfig,
-    ModelConfig,
-    StageConfig,
     to_dict,
 )
 from stepaudio_jax.data import (
@@ -40,7 +36,6 @@ from stepaudio_jax.parallel import (
     replicated,
 )
 from stepaudio_jax.storage import Path, is_finished_folder, to_path
-from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints, export_model, saved_steps
 from stepaudio_jax.training.flops import step_flops
 from stepaudio_jax.training.initial_weights import (
@@ -55,7 +50,6 @@ from stepaudio_jax.training.monitoring import (
     EVALUATION_LOSS,
     DataWaitWarning,
     MetricsWriter,
-    StepProfile,
     ThroughputMeter,
     progress_bar,
     progress_bar_metrics,
@@ -69,13 +63,12 @@ from stepaudio_jax.training.run_folder import (
     prepare_run_folder,
     read_initial_adapter,
 )
+from stepaudio_jax.training.stage_context import StageContext, is_due
+from stepaudio_jax.training.task_metrics import TaskEvaluator
 from stepaudio_jax.training.train_state import (
-    AbstractTrainState,
     ModelDef,
     TrainState,
-    abstract_train_state,
     init_train_state,
-    num_optimizer_updates,
 )
 from stepaudio_jax.training.train_step import make_eval_step, make_train_step
 
@@ -101,7 +94,11 @@ class StageTrainer(Protocol):
         """
 
 
-def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) -> Path:
+def run(
+    config: Config,
+    make_trainer: Callable[[StageContext], StageTrainer],
+    make_task_evaluator: Callable[[StageContext], TaskEvaluator],
+) -> Path:
     """Runs every stage of `config`, resuming from the newest checkpoint in the run folder, if any.
 
     Writes into `config.run_dir`: config.json (resolved), metrics.jsonl, tensorboard/, checkpoints/,
@@ -111,6 +108,7 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
     Args:
         config: the run's configuration.
         make_trainer: returns the trainer of a stage.
+        make_task_evaluator: returns what evaluates a stage's model on benchmarks.
 
     Returns:
         The folder of the finished model.
@@ -147,10 +145,14 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
         notice = PreemptionNotice()
         # Stages before the last one with a checkpoint are finished: it has all that they left.
         first = max((index for index, saved in enumerate(has_checkpoint) if saved), default=0)
-        trainers = [
-            make_trainer(StageContext(config, index, model, tokenizer, mesh, notice, adapter))
-            for index in range(first, len(config.stages))
-        ]
+        trainers = []
+        for index in range(first, len(config.stages)):
+            context = StageContext(config, index, model, tokenizer, mesh, notice, adapter)
+            if context.stage.evaluation.tasks:
+                evaluator = make_task_evaluator(context)
+                evaluator.check()
+                context = dataclasses.replace(context, task_evaluator=evaluator)
+            trainers.append(make_trainer(context))
         checker = DataChecker(run_dir, model, tokenizer)
         for index, trainer in enumerate(trainers, start=first):
             trainer.check_data(checker)
@@ -171,7 +173,7 @@ def run(config: Config, make_trainer: Callable[["StageContext"], StageTrainer]) 
 
 
 def check_data(
-    config: Config, make_trainer: Callable[["StageContext"], StageTrainer]
+    config: Config, make_trainer: Callable[[StageContext], StageTrainer]
 ) -> Iterator[CheckedData]:
     """Checks what every stage of `config` would read, as `run` does, and writes nothing.
 
@@ -201,81 +203,6 @@ def check_data(
         yield from checker.checked[before:]
         if error is not None:
             raise error
-
-
-@dataclasses.dataclass(frozen=True)
-class StageContext:
-    """One stage of a run, and what the run gives it.
-
-    Attributes:
-        config: the run's configuration.
-        index: the stage's number in the run, from 0.
-        model, tokenizer: the run's model and tokenizer.
-        mesh: the mesh of the devices.
-        notice: says when the run must stop.
-        adapter: settings of the adapter beside the run's initial weights, if any.
-    """
-
-    config: Config
-    index: int
-    model: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-    notice: PreemptionNotice
-    adapter: LoRAConfig | None = None
-
-    @property
-    def stage(self) -> StageConfig:
-        """Returns the stage's configuration."""
-        return self.config.stages[self.index]
-
-    @property
-    def run_dir(self) -> Path:
-        """Returns the folder of the run."""
-        return to_path(self.config.run_dir)
-
-    @property
-    def steps_before_stage(self) -> int:
-        """Returns the number of steps of all stages before this one."""
-        return sum(stage.steps for stage in self.config.stages[: self.index])
-
-    def abstract_train_state(self) -> AbstractTrainState:
-        """Builds the stage's abstract train state; see `train_state.abstract_train_state`."""
-        return abstract_train_state(self.config, self.index, self.model, self.mesh, self.adapter)
-
-    def open_checkpoints(self) -> StageCheckpoints:
-        """Opens the stage's checkpoints."""
-        return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
-
-    def should_stop(self, step: int, *, within_step: bool = False) -> bool:
-        """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
-        return self.notice.should_stop(self.steps_before_stage + step, within_step=within_step)
-
-    def is_log_due(self, step: int) -> bool:
-        """Returns whether `log_every_steps` asks for a line of metrics after this step."""
-        return _is_due(step, self.config.steps_per_log_line(self.stage))
-
-    def is_checkpoint_due(self, step: int) -> bool:
-        """Returns whether `checkpoint.every_steps` asks to save the state after this step."""
-        return _is_due(step, self.config.checkpoint.every_steps)
-
-    def open_profile(self) -> StepProfile:
-        """Returns the profile that `profile_steps` asks for; its steps count over all stages."""
-        return StepProfile(self.run_dir, self.config.profiled_steps())
-
-    def warn_if_unchanged(self, state: TrainState) -> None:
-        """Logs a warning if no step of the stage changed a parameter.
-
-        Args:
-            state: after the stage's last step.
-        """
-        if num_optimizer_updates(state) == 0 and jax.process_index() == 0:
-            logger.warning(
-                "stage %r trained nothing: none of its %d steps changed a parameter; "
-                "skipped_* and zero_gradient_* in metrics.jsonl count why",
-                self.stage.name,
-                int(state.step),
-            )
 
 
 class SupervisedTrainer:
@@ -352,14 +279,12 @@ class SupervisedTrainer:
             stack.enter_context(contextlib.closing(writer))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
 
-            resumed_before_evaluation = (
-                steps_done > 0
-                and evaluator.is_due(steps_done)
-                and writer.is_missing(steps_done, EVALUATION_LOSS)
+            resumed_before_evaluation = steps_done > 0 and any(
+                writer.is_missing(steps_done, metric) for metric in evaluator.metrics(steps_done)
             )
             if resumed_before_evaluation:
                 with meter.paused():
-                    writer.add_to_step(steps_done, evaluator.evaluate(state))
+                    writer.add_to_step(steps_done, evaluator.evaluate(state, steps_done))
 
             for step in range(steps_done + 1, stage.steps + 1):
                 try:
@@ -403,10 +328,10 @@ class SupervisedTrainer:
                 # A preempted run skips the evaluation, which may take longer than the grace period;
                 # it is made up for when the run resumes.
                 preempted = stopping and step < stage.steps
-                if evaluator.is_due(step) and not preempted:
+                if evaluator.metrics(step) and not preempted:
                     try:
                         with meter.paused():
-                            logged |= evaluator.evaluate(state)
+                            logged |= evaluator.evaluate(state, step)
                     except (DataError, OSError) as error:
                         if logged:
                             writer.write(step, logged)
@@ -441,7 +366,7 @@ class SupervisedTrainer:
 
 
 class Evaluator:
-    """Evaluates a stage's model on its held-out data, if it has some.
+    """Evaluates a stage's model on its held-out data and on benchmarks, where it has some.
 
     Args:
         context: the stage, and what the run gives it.
@@ -451,17 +376,26 @@ class Evaluator:
     def __init__(self, context: StageContext, model_def: ModelDef):
         self._context, self._model_def = context, model_def
 
-    def is_due(self, step: int) -> bool:
-        """Returns whether the model is evaluated after this step of the stage."""
-        evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
-        return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
+    def metrics(self, step: int) -> list[str]:
+        """Returns the metrics that are measured after this step of the stage; none on most."""
+        metrics = [EVALUATION_LOSS] if self._is_loss_due(step) else []
+        return metrics + self._context.task_metrics(step)
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Computes mean loss and token accuracy over the first `evaluation.batches` batches.
+    def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        """Computes what is due after this step: held-out loss and accuracy, figures of benchmarks.
 
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
+        metrics = self._evaluate_loss(state) if self._is_loss_due(step) else {}
+        return metrics | self._context.evaluate_tasks(state, self._model_def, step)
+
+    def _is_loss_due(self, step: int) -> bool:
+        evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
+        return evaluation.enabled and (step == last_step or is_due(step, evaluation.every_steps))
+
+    def _evaluate_loss(self, state: TrainState) -> dict[str, float]:
+        """Computes mean loss and token accuracy over the first `evaluation.batches` batches."""
         context, evaluation = self._context, self._context.stage.evaluation
         place_batch, eval_step = self._place_batch, self._eval_step
         totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}
@@ -513,7 +447,3 @@ class Evaluator:
             if rows_per_shard % number == 0
         )
         return jax.jit(make_eval_step(self._model_def, num_microbatches))
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from stepaudio_jax.judge.cache import JudgeAnswer
+from stepaudio_jax.judge.query import JudgeAnswer, Query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,5 +13,5 @@ class FunctionBackend:
     name: str
     function: Callable[[str], JudgeAnswer]
 
-    def generate(self, question: str) -> JudgeAnswer:
-        return self.function(question)
+    def generate(self, question: Query) -> JudgeAnswer:
+        return self.function(question.text)

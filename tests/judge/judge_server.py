@@ -7,9 +7,14 @@ import threading
 
 
 class JudgeServer:
-    """Prefers the longer reply; `trouble` may handle a request before it is answered."""
+    """Prefers the longer reply; `trouble` may handle a request before it is answered.
 
-    def __init__(self):
+    With another `write`, which makes the content of a reply from the body of a request, it is any
+    chat server.
+    """
+
+    def __init__(self, write=None):
+        write = write or answer
         self.requests, self.open, self.max_open = [], 0, 0
         self.trouble = lambda number, handler: False
         lock = threading.Lock()
@@ -33,7 +38,7 @@ class JudgeServer:
                         200,
                         {
                             "choices": [
-                                {"message": {"content": answer(body)}, "finish_reason": "stop"}
+                                {"message": {"content": write(body)}, "finish_reason": "stop"}
                             ]
                         },
                     )

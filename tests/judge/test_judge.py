@@ -8,9 +8,9 @@ import pytest
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.backends import EndpointBackend
-from stepaudio_jax.judge.cache import JudgeAnswer
 from stepaudio_jax.judge.judge import Judge, ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.judge.verdict import Abstention, Verdict
 from stepaudio_jax.text import AudioPart, Message, TextPart
 from tests.judge.fakes import FunctionBackend
@@ -55,7 +55,7 @@ def stall_in_an_error_page(handler):
     time.sleep(0.5)
 
 
-QUESTION = JudgePrompt().question((), "a", "b").text
+QUESTION = JudgePrompt().question((), "a", "b").query
 PAIRS = [pair("x" * length, "yyy") for length in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)]
 
 
@@ -222,10 +222,10 @@ def test_every_malformed_response_is_an_abstention_also_after_a_restart(
 
 
 def test_a_response_without_end_is_truncated(server, monkeypatch):
-    monkeypatch.setattr("stepaudio_jax.judge.backends.MAX_RESPONSE_BYTES", 1000)
+    monkeypatch.setattr("stepaudio_jax.judge.endpoint.MAX_RESPONSE_BYTES", 1000)
     server.trouble = lambda number, handler: handler.reply(200, b" " * 5000) or True
     with pytest.raises(JudgeError, match="a response of more than 1000 bytes"):
-        endpoint(server, retries=0).generate("?")
+        endpoint(server, retries=0).generate(Query("?"))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_damaged_line_of_the_cache_is_reported_and_asked_again(server, tmp_pat
 def test_permanent_errors_are_not_retried(server):
     server.trouble = lambda number, handler: handler.reply(401, b"wrong key") or True
     with pytest.raises(JudgeError, match="refuses the question, status 401: wrong key"):
-        endpoint(server).generate("?")
+        endpoint(server).generate(Query("?"))
     assert len(server.requests) == 1
 
 

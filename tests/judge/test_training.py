@@ -8,9 +8,9 @@ from launch.judge import main as launch
 from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import DataError, JudgeError
 from stepaudio_jax.judge.backends import ModelBackend
-from stepaudio_jax.judge.cache import JudgeAnswer
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.judge.training import evaluate_judge, judge_dialogues, write_judge_data
 from stepaudio_jax.judge.verdict import Verdict, parse_verdict
 from tests.judge.fakes import FunctionBackend
@@ -246,12 +246,14 @@ def test_one_of_our_models_as_the_judge(tmp_path):
     )
     assert report.abstained == 1
     assert judge.num_generated == 4
-    answers = dict(backend.generate_batch([f"What is {number} plus 4?" for number in range(1, 4)]))
+    answers = dict(
+        backend.generate_batch([Query(f"What is {number} plus 4?") for number in range(1, 4)])
+    )
     assert sorted(answers) == [0, 1, 2]
     assert any(answer.text for answer in answers.values())
-    ((_, longer),) = backend.generate_batch(["What is 1 plus 4? " * 20])
+    ((_, longer),) = backend.generate_batch([Query("What is 1 plus 4? " * 20)])
     assert isinstance(longer, JudgeAnswer)
-    ((_, not_encodable),) = backend.generate_batch(["half a pair: \ud800"])
+    ((_, not_encodable),) = backend.generate_batch([Query("half a pair: \ud800")])
     assert isinstance(not_encodable, JudgeError)
-    ((_, too_long),) = backend.generate_batch(["What is 1 plus 4? " * 1000])
+    ((_, too_long),) = backend.generate_batch([Query("What is 1 plus 4? " * 1000)])
     assert isinstance(too_long, JudgeError)

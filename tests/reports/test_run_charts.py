@@ -22,6 +22,7 @@ SFT = (
     ),
     *("checkpoint_wait_fraction", "compile_seconds", "goodput", "evaluation/loss"),
     *("evaluation/token_accuracy", "model_flops_utilization", "device_memory_peak_bytes"),
+    *("evaluation/mmau_mini", "evaluation_unparsed/mmau_mini", "evaluation_failed/mmau_mini"),
 )
 RL = (
     *("loss", "policy_loss", "value_loss", "kl", "ratio", "entropy", "clip_fraction"),

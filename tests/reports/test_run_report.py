@@ -1,7 +1,6 @@
 """The page of a report: complete, self-contained, escaped, well-formed."""
 
 import base64
-import html.parser
 import io
 import json
 import re
@@ -21,6 +20,7 @@ from stepaudio_jax.hub import write_checkpoint_config
 from stepaudio_jax.reports import select_examples, write_report
 from stepaudio_jax.reports.charts import COLOURS
 from tests.evaluation.answers import answer, answers
+from tests.reports.page_parser import Page
 from tests.reports.run_folder import write_run
 
 HOSTILE = """</title><script>alert(1)</script>"'&amp;<img src=x onerror=alert(1)>\x00\x1b"""
@@ -53,33 +53,6 @@ LINES = [
         },
     ),
 ]
-
-
-class Page(html.parser.HTMLParser):
-    """A page as its tags, attributes and text; checks that tags are closed in order."""
-
-    VOID = ("meta", "br", "hr", "img")
-
-    def __init__(self, path):
-        super().__init__()
-        self.open, self.elements, self.text = [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def named(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture
@@ -121,6 +94,18 @@ def test_a_run_alone_is_a_report(run_dir, tmp_path):
         json.loads(next(part for part in page.text if part.startswith('{\n  "run_dir"')))["seed"]
         == 0
     )
+
+
+def test_benchmarks_in_training_are_shown(tmp_path):
+    figures = [
+        ("sft", step, {"evaluation/mmau_mini": share, "evaluation_failed/mmau_mini": 0.0})
+        for step, share in ((10, 0.25), (20, 0.512))
+    ]
+    page = Page(write_report(tmp_path / "report.html", write_run(tmp_path, figures), "A run"))
+    text = " ".join(page.text)
+    assert "Benchmarks" in text
+    assert "mmau mini: 0.512 at step 20, from 0.25 at step 10." in text
+    assert "mmau_mini 51.2 %" in text
 
 
 def test_results_and_examples_are_shown(run_dir, tmp_path, clip):

@@ -26,7 +26,7 @@ from stepaudio_jax.parallel import make_mesh, replicated
 from stepaudio_jax.rl.trainer import PolicyTrainer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.preemption import PreemptionNotice
-from stepaudio_jax.training.trainer import StageContext
+from stepaudio_jax.training.stage_context import StageContext
 from tests.generation.small_model import write_clip
 
 BASE = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny_base"

@@ -13,9 +13,9 @@ from stepaudio_jax.data import Criterion, Record
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.generation import Completion, Prompt
 from stepaudio_jax.generation.requests import StopToken
-from stepaudio_jax.judge.cache import JudgeAnswer
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.query import JudgeAnswer
 from stepaudio_jax.rl.advantages import PolicyLogprobs, compute_advantages, compute_loss_weights
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, _make_rollout

@@ -16,7 +16,7 @@ from stepaudio_jax.rl.metrics import SampleWriter
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.trainer import PolicyIteration, PolicyTrainer
 from stepaudio_jax.training.preemption import PreemptionNotice
-from stepaudio_jax.training.trainer import StageContext
+from stepaudio_jax.training.stage_context import StageContext
 from tests.rl.small_stage import base, run_stage, stage_config, write_prompts
 
 

@@ -120,12 +120,12 @@ def _open_shards(path: str, names: Sequence[str]) -> Container:
             f"{format_path(path)}: holds several datasets ({first_few(sorted(series))});"
             f" name one of them, as {format_path(os.path.join(path, min(series)))}"
         )
-    _check_complete(path, names)
+    check_complete(path, names)
     shards = [open_file(os.path.join(path, name)) for name in names]
     return shards[0] if len(shards) == 1 else ShardedRows(path, shards)
 
 
-def _check_complete(path: str, names: Sequence[str]) -> None:
+def check_complete(path: str, names: Sequence[str]) -> None:
     """Checks that of files named NUMBER-of-COUNT, none is missing."""
     numbers = [match for name in names if (match := re.search(r"(\d+)-of-(\d+)", name))]
     missing = sorted(
