@@ -177,5 +177,6 @@ def test_missing_and_damaged_clips_are_errors_with_their_ids(
     assert [error.id for error in task.errors] == sorted((by_clip[clip] for clip in bad), key=int)
     assert code == 2
     assert "error: 7 of 87 items have no reply" in capsys.readouterr().err
-    assert task.headline_metric.denominator == 87
+    # They leave the judge's denominator, are counted, and are 0 in the figure beside it.
+    assert (task.headline_metric.denominator, task.headline_metric.failed) == (80, 7)
     assert len([s for s in read_samples(tmp_path / "out") if not s.error]) == 80
