@@ -278,6 +278,7 @@ def test_an_epoch_sounds_different_from_the_last_and_the_same_when_repeated(tmp_
     assert len({*sounds(0), *sounds(1)}) == 6
 
 
+@pytest.mark.slow
 def test_all_clips_of_a_dialogue_are_silenced_with_the_configured_probability(tmp_path):
     for clip in ("a.wav", "b.wav"):
         write_clip(tmp_path / clip, 0.5, seed=ord(clip[0]))

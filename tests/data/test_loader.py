@@ -81,7 +81,15 @@ def test_batches_depend_on_the_seed_and_not_on_threads(corpus):
     assert not any(same(one, two) for one, two in itertools.combinations(first, 2))
 
 
-@pytest.mark.parametrize("done", [0, 1, 5, 11])
+@pytest.mark.parametrize(
+    "done",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        pytest.param(1, marks=pytest.mark.slow),
+        5,
+        pytest.param(11, marks=pytest.mark.slow),
+    ],
+)
 def test_resuming_gives_the_same_batches_bit_for_bit(corpus, done):
     """In another iterator, through JSON, after prefetching; and again in the same iterator."""
     loud = AugmentationConfig(noise_probability=0.5, max_shift_s=0.05, gain_db=(-3, 3))

@@ -24,9 +24,16 @@ from tests.data.every_container import CONTAINERS, write_mixture, write_source
 MIXTURE = ("jsonl", "tar", "parquet", "array_record_of_groups", "tfds_tfrecord", "kaldi")
 NOISE = AugmentationConfig(noise_probability=0.5, gain_db=(-3, 3))
 BATCHES = 7
+FAST = ("jsonl", "parquet", "array_record", "mixture")
 
 
-@pytest.fixture(scope="module", params=[*CONTAINERS, "mixture"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*CONTAINERS, "mixture")
+    ],
+)
 def config(request, tmp_path_factory):
     """Four rows a batch, of each container and of several by weight."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -82,7 +89,7 @@ def test_a_reader_that_is_resumed_anywhere_gives_the_same_batches(config, straig
     assert all(batch.mel.any() for batch in straight)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_reads_the_same_global_batches(config, straight, processes):
     """From the beginning, and resumed from what two processes have saved."""
     done = random_place(config)

@@ -80,7 +80,10 @@ def test_no_random_reply_makes_a_rule_fail(name, output):
     score(name, f"<think>{output}</think>{output}")
 
 
-@pytest.mark.parametrize("kind", HUGE)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind == "thoughts" else pytest.param(kind, marks=pytest.mark.slow) for kind in HUGE],
+)
 def test_huge_replies_are_scored(kind):
     for name in ITEMS:
         score(name, HUGE[kind])

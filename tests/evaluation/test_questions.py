@@ -62,6 +62,7 @@ def questions(folder):
     return read_questions(folder / f"{task}.jsonl" for task in ("clip", "text", "turns"))
 
 
+@pytest.mark.slow
 def test_a_constant_reply_is_right_as_often_as_chance(tokenizer, questions):
     answers = answer_questions(
         replying(tokenizer, "So", "wide."), questions, max_new_tokens=12, slots=4

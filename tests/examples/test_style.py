@@ -147,6 +147,7 @@ def test_pairs_have_exploits_that_a_policy_may_try(folder):
     )
 
 
+@pytest.mark.slow
 def test_pairs_and_verdicts_follow_the_rule(folder):
     pairs = list(read_records(folder / "pairs.jsonl"))
     for record in pairs:

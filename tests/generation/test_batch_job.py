@@ -95,6 +95,7 @@ def test_one_line_out_for_each_dialogue_in_order(model, dialogues, tmp_path):
     assert replies[0]["reasoning"] != replies[4]["reasoning"]
 
 
+@pytest.mark.slow
 def test_equal_seeds_write_equal_files(model, tmp_path):
     given = write_lines(tmp_path / "d.jsonl", dialogue(text("1+1?")))
     outputs = []
@@ -104,6 +105,7 @@ def test_equal_seeds_write_equal_files(model, tmp_path):
     assert outputs[0] == outputs[1] != outputs[2]
 
 
+@pytest.mark.slow
 def test_past_turns_are_rendered_as_the_model_was_trained(model, tmp_path):
     past = {"role": "assistant", "reasoning_content": "One, two.", "content": "2"}
     turns = [
@@ -207,6 +209,7 @@ def test_where_no_dialogue_can_be_answered_nothing_is_written(model, tmp_path, o
     assert (tmp_path / "old.jsonl").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_a_dialogue_has_settings_of_its_own(model, tmp_path):
     own = [
         {},
@@ -330,6 +333,7 @@ def test_an_output_that_is_the_input_is_refused_in_python_too(model, tmp_path):
     assert given.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_slots_grow_with_the_dialogues(model, tmp_path):
     """The first ones are short; the engine that answers them has no room for the last."""
     given = write_lines(
@@ -358,6 +362,7 @@ def long_recording(tmp_path, model):
     return seconds
 
 
+@pytest.mark.slow
 def test_a_recording_that_does_not_fit_is_answered_in_parts(model, tmp_path, long_recording):
     clip = {"type": "audio", "audio": "long.wav"}
     path = write_lines(

@@ -40,7 +40,7 @@ def expected_scores(prompt, written):
     return ids, prompt.logprobs()[start - 1 : -1][np.arange(len(ids)), ids]
 
 
-@pytest.mark.parametrize("convention", ["hf", "vllm"])
+@pytest.mark.parametrize("convention", [pytest.param("hf", marks=pytest.mark.slow), "vllm"])
 def test_two_turns_with_audio_and_reasoning_equal_torch(tmp_path, convention):
     """The second turn is conditioned on the first one's reply, and not on its reasoning.
 

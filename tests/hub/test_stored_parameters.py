@@ -102,6 +102,7 @@ assert hub.inspect_folder(target + ".exported").problems == ()
 """
 
 
+@pytest.mark.slow
 def test_sharded_parameters_are_saved_by_orbax(tmp_path):
     """Eight devices write their shards, in chunks of a limited size; a lost one is noticed."""
     source, target = random_folder(tmp_path / "source"), tmp_path / "saved"

@@ -232,6 +232,7 @@ def test_agreement_on_equal_replies(tmp_path):
     assert not report.calibration
 
 
+@pytest.mark.slow
 def test_one_of_our_models_as_the_judge(tmp_path):
     model = base()
     template = tmp_path / "prompt.txt"

@@ -263,7 +263,7 @@ def test_gradients_with_shared_prefixes_equal_those_of_the_plain_formula(kernel:
 
 
 @CAUSAL
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_many_packed_documents_equal_the_plain_formula(kernel: Kernel, dtype: str) -> None:
     """Values and gradients; most blocks of a row have no document in common."""
     tokens = 700

@@ -37,7 +37,7 @@ def random_tokens(rows, length, seed=0):
     return np.random.default_rng(seed).integers(0, SMALL.decoder.vocab_size, size=(rows, length))
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_logits_equal_qwen2(tied):
     config = dataclasses.replace(
         SMALL, decoder=dataclasses.replace(SMALL.decoder, tied_embeddings=tied)
@@ -158,6 +158,7 @@ def test_cached_decoding_equals_a_single_forward_pass(parameters, dtype, toleran
         np.testing.assert_allclose(logits[:, 0], expected[[0, 1], position], atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_float32_residual_is_rounded_less():
     """Only the sum over layers is kept in fp32: hidden states and the KV cache are in bf16."""
     config = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, layers=12))

@@ -142,6 +142,7 @@ def test_encoder_and_adaptor_equal_the_torch_transcription(
 
 
 @pytest.mark.parametrize("convention", [pytest.param("hf", marks=pytest.mark.slow), "vllm"])
+@pytest.mark.slow
 def test_padding_and_other_clips_do_not_change_a_clip(parameters, convention):
     """For every length modulo 8, with junk beyond the clip."""
     config = dataclasses.replace(SMALL, length_convention=convention)

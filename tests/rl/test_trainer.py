@@ -176,6 +176,7 @@ def test_with_lora_the_reference_is_the_policy_without_it(tmp_path, prompts):
         ),
     ],
 )
+@pytest.mark.slow
 def test_micro_batches_do_not_matter(tmp_path, prompts, plain, data):
     after, (metrics,) = run_stage(stage_config(tmp_path, prompts, steps=1, data=data))
     assert metrics["reward"] == plain[1][0]["reward"]

@@ -129,6 +129,7 @@ print("on", jax.device_count())
 """
 
 
+@pytest.mark.slow
 def test_all_devices_of_a_mesh_decide_alike():
     ended = run("-c", ON_FOUR_DEVICES, devices=4)
     assert ended.stdout == "on 4\n", ended.stderr[-3000:]

@@ -93,7 +93,7 @@ def assert_equal(left, right):
         np.testing.assert_array_equal(one, other, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_restored_state_equals_the_saved_one_and_is_updated_alike(tmp_path, optimizer):
     fresh, advance = init_state(optimizer)
     state = advance(advance(fresh, seed=1), seed=2)

@@ -241,6 +241,7 @@ def test_a_batch_can_be_memorised(parameters, optimizer):
     assert losses[-1]["loss/attributes"] < 0.7 * losses[0]["loss/attributes"]
 
 
+@pytest.mark.slow
 def test_muon_updates_hidden_matrices_and_adamw_the_rest(parameters):
     config = run_config(
         optimizer={"name": "muon", "decay": "constant", "clip_norm": 0.0, "weight_decay": 0.0}
@@ -262,6 +263,7 @@ def test_muon_updates_hidden_matrices_and_adamw_the_rest(parameters):
     )  # Adam's first step is one size everywhere
 
 
+@pytest.mark.slow
 def test_weight_decay_touches_matrices_only(parameters):
     """With so large an epsilon Adam's own step is nothing beside it: what moves is decayed."""
     settings = {"learning_rate": 0.1, "weight_decay": 0.5, "decay": "constant", "eps": 1e9}

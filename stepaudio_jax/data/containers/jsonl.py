@@ -111,7 +111,7 @@ def parse_json(
         raise DataError(
             f"{origin}: is not JSON ({error.msg} at {line}column {error.colno}); {advice}"
         ) from None
-    except _RepeatedKeyError as error:
+    except KeyError as error:  # of `_object`
         raise DataError(
             f"{origin}: has the key {truncate(error.args[0])!r} twice in one object, of which JSON"
             " keeps the last; keep one"
@@ -127,16 +127,12 @@ def parse_json(
     return value
 
 
-class _RepeatedKeyError(Exception):
-    """Says that an object has a key twice; its argument is the key."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object, of which every key is there once."""
+    """Returns a JSON object; raises a KeyError with the key that is there twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+        raise KeyError(next(key for key in keys if keys.count(key) > 1))
     return value
 
 
