@@ -31,8 +31,8 @@ def random_matrices(seed):
     )
 
 
-@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
 def test_the_engine_computes_with_the_adapter_that_it_has_now(int8):
     parameters = peaked_parameters()
     held = quantize_weights(CONFIG, parameters) if int8 else parameters

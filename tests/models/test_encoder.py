@@ -141,8 +141,8 @@ def test_encoder_and_adaptor_equal_the_torch_transcription(
     assert relative_error(adapt(parameters, actual, config)[0], expected) <= 1e-4
 
 
-@pytest.mark.parametrize("convention", [pytest.param("hf", marks=pytest.mark.slow), "vllm"])
 @pytest.mark.slow
+@pytest.mark.parametrize("convention", ["hf", "vllm"])
 def test_padding_and_other_clips_do_not_change_a_clip(parameters, convention):
     """For every length modulo 8, with junk beyond the clip."""
     config = dataclasses.replace(SMALL, length_convention=convention)

@@ -165,6 +165,7 @@ def test_with_lora_the_reference_is_the_policy_without_it(tmp_path, prompts):
     )  # the engine has the adapter too: of the second step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -172,11 +173,9 @@ def test_with_lora_the_reference_is_the_policy_without_it(tmp_path, prompts):
         pytest.param(
             {"batch_size": 16, "seq_len": 400, "audio_chunks_per_seq": 3},
             id="packed",
-            marks=pytest.mark.slow,
         ),
     ],
 )
-@pytest.mark.slow
 def test_micro_batches_do_not_matter(tmp_path, prompts, plain, data):
     after, (metrics,) = run_stage(stage_config(tmp_path, prompts, steps=1, data=data))
     assert metrics["reward"] == plain[1][0]["reward"]
