@@ -1,0 +1,117 @@
+"""Who may ask, and how much: API keys, the size of bodies, other sites' pages."""
+
+import hashlib
+import hmac
+import os
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.serving.errors import ApiError
+from stepaudio_jax.serving.settings import ServingSettings
+from stepaudio_jax.storage import PathLike, read_text
+
+_OPEN_PATHS = ("/", "/health")
+_OPEN_FOLDER = "/page/"
+
+
+def install_access_rules(app: FastAPI, settings: ServingSettings) -> None:
+    """Adds the rules around all routes of an application."""
+    app.add_middleware(_BodyLimit, max_bytes=round(settings.max_body_mb * 1e6))
+    if settings.api_keys:
+        app.add_middleware(_ApiKeys, keys=settings.api_keys)
+    if settings.cors_origins:  # the outermost: an answer without its headers says nothing
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+
+
+def read_api_keys(path: PathLike) -> tuple[str, ...]:
+    """Returns the keys of a file, one a line; empty lines and those that begin with # are none.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no key.
+    """
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_key_file={os.fspath(path)!r} cannot be read ({error})") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"api_key_file={os.fspath(path)!r} has no key; write one a line")
+    return keys
+
+
+class _ApiKeys:
+    """Lets requests through that bring a key as `Authorization: Bearer KEY`."""
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...]):
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        is_open = scope["type"] != "http" or path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+        if is_open or self._is_known(Headers(scope=scope).get("authorization", "")):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            401,
+            "a key is needed: send the header 'Authorization: Bearer KEY' with a key of this"
+            " server",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await error.response()(scope, receive, send)
+
+    def _is_known(self, header: str) -> bool:
+        scheme, _, key = header.partition(" ")
+        digest = _digest(key.strip().encode("latin-1"))
+        # All are compared, each in constant time: how long it takes tells nothing of a key.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class _BodyLimit:
+    """Refuses bodies that are too large, by what they say of themselves and by what arrives."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int):
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > self._max_bytes:
+            await self._error().response()(scope, receive, send)
+            return
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._error()
+            return message
+
+        await self._app(scope, limited_receive, send)
+
+    def _error(self) -> ApiError:
+        return ApiError(
+            413,
+            f"the body is larger than this server's {self._max_bytes / 1e6:g} MB; send less sound,"
+            " or start the server with a larger --max-body-mb",
+            code="body_too_large",
+        )
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,44 @@
+"""The web application: access rules around everything, the API, and what is mounted beside it."""
+
+import pathlib
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from stepaudio_jax.serving.access import install_access_rules
+from stepaudio_jax.serving.errors import install_error_handlers
+from stepaudio_jax.serving.settings import ServingSettings
+
+PAGE_FOLDER = pathlib.Path(__file__).parent / "page"
+
+
+def create_app(settings: ServingSettings, *, routers: Sequence[APIRouter] = ()) -> FastAPI:
+    """Creates the application.
+
+    The page at `/` is the file `page/index.html` of the package; the other files of that folder are
+    at `/page/NAME`. Everything but the page and `/health` asks for an API key where there are any.
+
+    Args:
+        settings: what the server allows; routes find them as `request.app.state.settings`.
+        routers: further routes, such as those of preferences; their errors are `ApiError`s.
+    """
+    app = FastAPI(title="stepaudio_jax", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.settings = settings
+    install_error_handlers(app)
+    install_access_rules(app, settings)
+    for router in routers:
+        app.include_router(router)
+    _mount_page(app)
+    return app
+
+
+def _mount_page(app: FastAPI) -> None:
+    index = PAGE_FOLDER / "index.html"
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(index, headers={"Cache-Control": "no-cache"})
+
+    app.mount("/page", StaticFiles(directory=PAGE_FOLDER), name="page")
