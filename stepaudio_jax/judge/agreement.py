@@ -72,9 +72,7 @@ def weighted_kappa(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def share_of_first(first_is_preferred: Sequence[bool]) -> float | None:
     """Returns the share of verdicts that prefer what stood first; without a bias it is 0.5."""
-    return (
-        None if not first_is_preferred else sum(first_is_preferred) / len(first_is_preferred)
-    )
+    return None if not first_is_preferred else sum(first_is_preferred) / len(first_is_preferred)
 
 
 def _present(unit: Sequence[float | None]) -> list[float]:
@@ -90,7 +88,5 @@ def _ordinal_distance(totals: Mapping[float, int]) -> Callable[[float, float], f
     ordered = sorted(totals)
     # The number of values below each, and half of those that are the same.
     below = itertools.accumulate((totals[value] for value in ordered), initial=0)
-    ranks = {
-        value: start + totals[value] / 2 for value, start in zip(ordered, below, strict=False)
-    }
+    ranks = {value: start + totals[value] / 2 for value, start in zip(ordered, below, strict=False)}
     return lambda first, second: (ranks[first] - ranks[second]) ** 2

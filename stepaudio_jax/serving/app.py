@@ -1,17 +1,14 @@
 """The web application: access rules around everything, the API, and what is mounted beside it."""
 
-import pathlib
 from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 
 from stepaudio_jax.serving.access import install_access_rules
 from stepaudio_jax.serving.errors import install_error_handlers
+from stepaudio_jax.serving.page_files import mount_page
+from stepaudio_jax.serving.preferences.routes import mount_preferences
 from stepaudio_jax.serving.settings import ServingSettings
-
-PAGE_FOLDER = pathlib.Path(__file__).parent / "page"
 
 
 def create_app(settings: ServingSettings, *, routers: Sequence[APIRouter] = ()) -> FastAPI:
@@ -30,15 +27,6 @@ def create_app(settings: ServingSettings, *, routers: Sequence[APIRouter] = ()) 
     install_access_rules(app, settings)
     for router in routers:
         app.include_router(router)
-    _mount_page(app)
+    mount_preferences(app, settings)
+    mount_page(app)
     return app
-
-
-def _mount_page(app: FastAPI) -> None:
-    index = PAGE_FOLDER / "index.html"
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(index, headers={"Cache-Control": "no-cache"})
-
-    app.mount("/page", StaticFiles(directory=PAGE_FOLDER), name="page")

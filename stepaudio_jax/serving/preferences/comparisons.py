@@ -68,9 +68,9 @@ class Comparison:
 
     @property
     def clips(self) -> list[AudioPart]:
-        """All clips, in order; those of the continuations' turns after them, a's first."""
+        """All clips, each once, in order; the continuations' after the others, a's first."""
         turns = (*self.messages, *self.a.turns, *self.b.turns)
-        return [part for turn in turns for part in turn.audio]
+        return [*{part.name: part for turn in turns for part in turn.audio}.values()]
 
     @property
     def clips_to_hear(self) -> list[AudioPart]:

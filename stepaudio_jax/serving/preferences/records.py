@@ -169,9 +169,7 @@ def _row(
 def _gold_row(record: Record, annotations: Sequence[Annotation]) -> dict[str, Any]:
     """Returns the row of a pair whose better reply is known, whatever people say."""
     annotated = dataclasses.replace(record, annotations=tuple(annotations))
-    return serialize_record(
-        annotated, lambda part: {"audio": part.path, **part_times(part)}
-    )
+    return serialize_record(annotated, lambda part: {"audio": part.path, **part_times(part)})
 
 
 def _origin(side: Continuation) -> dict[str, Any]:

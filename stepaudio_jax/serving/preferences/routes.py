@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import soundfile
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.data.clips import load_clip
-from stepaudio_jax.errors import AudioError, DataError, OutputError
+from stepaudio_jax.errors import AudioError, ConfigError, DataError, OutputError
 from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.serving.preferences.journals import check_name
 from stepaudio_jax.serving.preferences.records import study_rows
@@ -35,6 +35,22 @@ from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.storage import format_json_line, parse_json
 
 _T = TypeVar("_T")
+
+
+def mount_preferences(app: FastAPI, settings: ServingSettings) -> None:
+    """Opens the study that the settings name, if any, and adds its routes.
+
+    Raises:
+        ConfigError: the folder, its settings or the pairs cannot be used.
+        DataError: a line of the study or of the pairs cannot be read.
+    """
+    if settings.preferences_folder is None:
+        if settings.pairs is not None:
+            raise ConfigError("pairs: needs preferences, the folder that keeps the verdicts")
+        return
+    store = PreferenceStore(settings.preferences_folder, settings.pairs)
+    app.state.preferences = store
+    app.include_router(preference_router(store, settings))
 
 
 def preference_router(store: PreferenceStore, settings: ServingSettings) -> APIRouter:
@@ -89,7 +105,12 @@ def preference_router(store: PreferenceStore, settings: ServingSettings) -> APIR
                 return store.add_clip(content, name)
 
             taken = take_comparison(body, add_clip)
-            assignment = store.compare(body.get("annotator"), taken, settings.max_audio_s)
+            assignment = store.compare(
+                body.get("annotator"),
+                taken,
+                settings.max_audio_s,
+                shown_first=body.get("shown_first"),
+            )
             return describe_assignment(store, assignment)
 
         return JSONResponse(await _call(keep))

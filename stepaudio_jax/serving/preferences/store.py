@@ -153,13 +153,22 @@ class PreferenceStore:
             sync_path((self.folder / path).parent)
             return path
 
-    def compare(self, annotator: Any, value: Mapping[str, Any], max_seconds: float) -> Assignment:
+    def compare(
+        self,
+        annotator: Any,
+        value: Mapping[str, Any],
+        max_seconds: float,
+        *,
+        shown_first: Any = None,
+    ) -> Assignment:
         """Keeps a comparison that somebody made, and draws its sides.
 
         Args:
             annotator: who made it, and judges it.
             value: as of `comparison_to_json`; clips are named as `add_clip` returns them.
             max_seconds: most sound that it may have.
+            shown_first: "a" or "b" where two dialogues were held side by side before, in an order
+                that the client drew; None where nothing was shown yet.
 
         Raises:
             DataError: a key is not allowed, or a clip cannot be decoded.
@@ -168,6 +177,12 @@ class PreferenceStore:
         name = check_name(annotator)
         self.check_consent(name)
         comparison = parse_comparison(value, folder=str(self.folder), origin="the comparison")
+        if shown_first is not None and (
+            shown_first not in ("a", "b") or not comparison.is_of_dialogues
+        ):
+            raise DataError(
+                '\'shown_first\' must be "a" or "b", and only of two dialogues; else it is drawn'
+            )
         seconds = {clip.name: _seconds(clip) for clip in comparison.clips}
         if sum(seconds.values()) > max_seconds:
             raise DataError(
@@ -178,6 +193,7 @@ class PreferenceStore:
             name,
             comparison=comparison,
             seconds=sum(seconds[clip.name] for clip in comparison.clips_to_hear),
+            shown_first=shown_first,
         )
 
     def next_pair(self, annotator: Any) -> Assignment | None:
@@ -302,12 +318,13 @@ class PreferenceStore:
         pair: str | None = None,
         comparison: Comparison | None = None,
         seconds: float,
+        shown_first: Side | None = None,
     ) -> Assignment:
         sides: tuple[Side, Side] = ("a", "b")
         assignment = Assignment(
             id=secrets.token_hex(16),
             annotator=annotator,
-            shown_first=sides[secrets.randbelow(2)],
+            shown_first=shown_first or sides[secrets.randbelow(2)],
             pair=pair,
             comparison=comparison,
             time=_now(),

@@ -76,12 +76,13 @@ def take_comparison(value: Mapping[str, Any], add_clip: AddClip) -> dict[str, An
     Raises:
         DataError: names the key and what is allowed.
     """
-    allowed = ("annotator", "messages", "a", "b", "rubric", "source")
+    allowed = ("annotator", "messages", "a", "b", "rubric", "source", "shown_first")
     for key in value:
         if key not in allowed:
             raise DataError(f"unknown key {format_json(key)} (allowed: {', '.join(allowed)})")
     taken = dict(value)
-    taken.pop("annotator", None)
+    for key in ("annotator", "shown_first"):
+        taken.pop(key, None)
     taken["messages"] = _take_turns(value.get("messages"), "messages", add_clip)
     for name in ("a", "b"):
         side = value.get(name)
@@ -132,6 +133,7 @@ def _take_part(part: Any, where: str, add_clip: AddClip) -> Any:
 def _clip_indices(comparison: Comparison) -> dict[tuple[str, int, int], int]:
     """Returns the index of each clip, by (where its turn is, the turn's number, the part's)."""
     indices: dict[tuple[str, int, int], int] = {}
+    firsts: dict[str, int] = {}
     groups = (
         ("messages", comparison.messages),
         ("a", comparison.a.turns),
@@ -141,7 +143,9 @@ def _clip_indices(comparison: Comparison) -> dict[tuple[str, int, int], int]:
         for number, turn in enumerate(turns):
             for position, part in enumerate(turn.parts):
                 if isinstance(part, AudioPart):
-                    indices[name, number, position] = len(indices)
+                    # A clip that both sides heard is one clip.
+                    index = firsts.setdefault(part.name, len(firsts))
+                    indices[name, number, position] = index
     return indices
 
 

@@ -1,0 +1,70 @@
+// Keeps the dialogue of this tab in the browser, sound included, so that a reload loses nothing.
+
+const DATABASE = "stepaudio_jax";
+const STORE = "dialogues";
+
+function open() {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open(DATABASE, 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE);
+    opening.onsuccess = () => resolve(opening.result);
+    opening.onerror = () => reject(opening.error);
+  });
+}
+
+async function withStore(mode, use) {
+  const database = await open();
+  try {
+    return await new Promise((resolve, reject) => {
+      const transaction = database.transaction(STORE, mode);
+      const asked = use(transaction.objectStore(STORE));
+      transaction.oncomplete = () => resolve(asked.result);
+      transaction.onerror = () => reject(transaction.error);
+      transaction.onabort = () => reject(transaction.error);
+    });
+  } finally {
+    database.close();
+  }
+}
+
+// A browser may refuse storage (private windows, full disks); the page then works without it.
+export async function load(name) {
+  try {
+    return await withStore("readonly", (store) => store.get(name));
+  } catch {
+    return undefined;
+  }
+}
+
+export async function keep(name, value) {
+  try {
+    await withStore("readwrite", (store) => store.put(value, name));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export async function drop(name) {
+  try {
+    await withStore("readwrite", (store) => store.delete(name));
+  } catch {
+    // There was nothing to drop.
+  }
+}
+
+export function setting(name, fallback) {
+  try {
+    return localStorage.getItem(`stepaudio_jax.${name}`) ?? fallback;
+  } catch {
+    return fallback;
+  }
+}
+
+export function setSetting(name, value) {
+  try {
+    localStorage.setItem(`stepaudio_jax.${name}`, value);
+  } catch {
+    // The setting lasts as long as the page.
+  }
+}
