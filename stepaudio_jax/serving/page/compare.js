@@ -2,7 +2,7 @@
 
 import { getBlob, getJson, postJson, streamReply } from "/page/api.js";
 import { announce, byId, element, show } from "/page/dom.js";
-import { setSetting, setting } from "/page/keeping.js";
+import { keep, load, setSetting, setting } from "/page/keeping.js";
 import { messagesOf } from "/page/messages.js";
 import { modelName, modelNames, sampling, systemPrompt } from "/page/settings.js";
 import { replyView, userTurnView } from "/page/views.js";
@@ -11,7 +11,6 @@ import { word } from "/page/words.js";
 
 const KINDS = ["two_replies", "two_dialogues", "prepared"];
 const SIDES = ["a", "b"];
-const KEPT = "stepaudio_jax.comparison";
 
 export class Compare {
   constructor(composer) {
@@ -32,7 +31,7 @@ export class Compare {
     if (!this.study) {
       try {
         this.study = await getJson("/preferences/study");
-        this.restore();
+        await this.restore();
       } catch (error) {
         announce(error.message, true);
         return;
@@ -41,39 +40,37 @@ export class Compare {
     this.show();
   }
 
-  // A comparison that is not judged yet survives a reload.
-  restore() {
-    try {
-      const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-      if (kept && KINDS.includes(kept.kind) && kept.comparison) {
-        this.kind = kept.kind;
-        this.comparison = kept.comparison;
-        this.agreed = true; // the server asks again where it must
-      }
-    } catch {
-      // Nothing was kept.
-    }
+  // What was said and written, and a comparison that is not judged yet, survive a reload.
+  async restore() {
+    const kept = await load(this.name);
+    if (!kept || !KINDS.includes(kept.kind)) return;
+    Object.assign(this, { kind: kept.kind, history: kept.history, dialogues: kept.dialogues, comparison: kept.comparison, fields: kept.fields });
+    this.agreed = true; // the server asks again where it must
+  }
+
+  async keep() {
+    const { kind, history, dialogues, comparison, fields } = this;
+    await keep(this.name, { kind, history, dialogues, comparison, fields });
+  }
+
+  get name() {
+    return `${sessionStorage.getItem("stepaudio_jax.dialogue")}.compare`;
   }
 
   setComparison(comparison) {
     this.comparison = comparison;
-    try {
-      if (comparison) sessionStorage.setItem(KEPT, JSON.stringify({ kind: this.kind, comparison }));
-      else sessionStorage.removeItem(KEPT);
-    } catch {
-      // It lasts as long as the page.
-    }
+    return this.keep();
   }
 
   get annotator() {
     return setting("annotator", "");
   }
 
-  clear() {
+  async clear() {
     this.stop();
     this.history = [];
     this.dialogues = null;
-    this.setComparison(null);
+    await this.setComparison(null);
     this.show();
   }
 
@@ -82,14 +79,12 @@ export class Compare {
   }
 
   show() {
-    if (!this.root || !this.study) return;
+    if (!this.root || this.root.hidden || !this.study) return;
     this.views.forEach((view) => view.release());
     this.views = [];
     const begun = this.annotator && (this.agreed || !this.study.consent);
     const writes = begun && this.kind !== "prepared" && !this.comparison;
-    show(byId("composer"), true);
-    show(byId("composer").querySelector(".compose"), writes);
-    show(byId("clips"), writes);
+    this.composer.show(writes);
     if (!begun) this.root.replaceChildren(this.welcome());
     else if (this.comparison) this.root.replaceChildren(this.kinds(), ...this.judged());
     else this.root.replaceChildren(this.kinds(), ...this.unjudged());
@@ -134,7 +129,7 @@ export class Compare {
   async setKind(kind) {
     if (this.composer.busy) return;
     this.kind = kind;
-    this.clear();
+    await this.clear();
     if (kind === "prepared") await this.next();
   }
 
@@ -235,6 +230,7 @@ export class Compare {
       else this.dialogues[name].pop();
     }
     if (!replies && !this.dialogues.a.length) this.dialogues = null;
+    await this.keep();
     if (!replies) {
       this.composer.setClips(turn.clips);
       byId("text").value = turn.text;
@@ -304,7 +300,7 @@ export class Compare {
     }
     for (const name of SIDES) delete body[name].sampling.chat_template_kwargs;
     try {
-      this.setComparison(await postJson("/preferences/comparisons", body));
+      await this.setComparison(await postJson("/preferences/comparisons", body));
       this.show();
     } catch (error) {
       this.refused(error, () => this.register());
@@ -314,7 +310,7 @@ export class Compare {
   async next() {
     try {
       const answer = await postJson("/preferences/next", { annotator: this.annotator });
-      this.setComparison(answer.comparison);
+      await this.setComparison(answer.comparison);
       announce(this.comparison ? word("pairs_left", answer.progress.pairs_left) : word("none_left"));
       this.show();
     } catch (error) {
@@ -386,11 +382,9 @@ export class Compare {
 
   kept(answer, form) {
     const shown = this.comparison;
-    try {
-      sessionStorage.removeItem(KEPT);
-    } catch {
-      // As above.
-    }
+    this.comparison = null;
+    this.keep();
+    this.comparison = shown; // it stays on the page until somebody goes on
     const name = (origin) => [origin.model, ...Object.entries(origin.sampling).map(([key, value]) => `${key} ${value}`)].filter(Boolean).join(", ");
     const buttons = [];
     const goOn = (side) => element("button", { type: "button", text: word(`go_on_${side === "first" ? "left" : "right"}`), onclick: () => {
@@ -401,9 +395,9 @@ export class Compare {
       byId("text").focus();
     } });
     if (this.kind === "two_replies") buttons.push(goOn("first"), goOn("second"));
-    const next = element("button", { type: "button", class: "primary", id: "next", text: word(this.kind === "prepared" ? "next" : "new_dialogue"), onclick: () => {
-      this.clear();
-      if (this.kind === "prepared") this.next();
+    const next = element("button", { type: "button", class: "primary", id: "next", text: word(this.kind === "prepared" ? "next" : "new_dialogue"), onclick: async () => {
+      await this.clear();
+      if (this.kind === "prepared") await this.next();
     } });
     buttons.push(next);
     const origins = name(answer.origins.first) || name(answer.origins.second)

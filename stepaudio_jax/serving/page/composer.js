@@ -29,6 +29,11 @@ export class Composer {
     });
   }
 
+  show(visible) {
+    show(byId("compose"), visible);
+    show(byId("clips"), visible);
+  }
+
   setBusy(busy) {
     this.busy = busy;
     show(byId("send"), !busy);

@@ -20,7 +20,7 @@ function setMode(name) {
   byId("mode-compare").setAttribute("aria-pressed", String(name === "compare"));
   announce("");
   if (name === "compare") compare.open();
-  else show(byId("composer"), true);
+  else composer.show(true);
 }
 
 byId("mode-talk").addEventListener("click", () => setMode("talk"));
