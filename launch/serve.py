@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch.arguments import add_compute_arguments
+from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.serving.settings import EngineSettings, ServingSettings
@@ -28,12 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_error():
         settings, engine_settings = settings_of(options), engine_settings_of(options)
         names = _names(options)
-        from stepaudio_jax.serving.server import Server, bind
+        from stepaudio_jax.serving.command_link import CommandLink
+        from stepaudio_jax.serving.server import Server, bind, follow
 
+        if options.distributed is not None:
+            initialize_distributed(options.distributed)
+        link = CommandLink() if options.distributed is not None else None
+        if link is not None and not link.is_leader:
+            return follow(_load_models(options, names, engine_settings), link)
         listener = bind(settings)  # whether it can be had is known before the model is loaded
         models = _load_models(options, names, engine_settings)
         print("compiling programs; /health says 503 until requests are answered", flush=True)
-        return Server(models, settings).run(listener)
+        return Server(models, settings, link=link).run(listener)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,10 +75,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8-weights", action="store_true", help="the decoder's matrices in int8"
     )
+    parser.add_argument(
+        DISTRIBUTED_FLAG,
+        nargs="?",
+        const=DISTRIBUTED_FLAG,
+        type=_distributed_argument,
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="on every host of a pod slice; the first one answers requests. The value is needed"
+        " where no cluster says who the hosts are",
+    )
     _add_engine_arguments(parser)
     _add_access_arguments(parser)
     _add_limit_arguments(parser)
     return parser
+
+
+def _distributed_argument(value: str) -> str:
+    """Returns the flag as `initialize_distributed` reads it; argparse passes the bare one too."""
+    return value if value == DISTRIBUTED_FLAG else f"{DISTRIBUTED_FLAG}={value}"
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,8 +29,9 @@ from stepaudio_jax.serving.disconnects import (
     run_while_connected,
 )
 from stepaudio_jax.serving.docs_page import body_schema
-from stepaudio_jax.serving.engine_thread import EngineThread, Job, Work
+from stepaudio_jax.serving.engine_thread import EngineThread
 from stepaudio_jax.serving.errors import ApiError, user_error
+from stepaudio_jax.serving.jobs import Job, Work
 from stepaudio_jax.serving.metrics import Metrics
 from stepaudio_jax.serving.models import ModelRegistry, ServedModel
 from stepaudio_jax.serving.reply_parts import ReplySplitter
@@ -313,7 +314,7 @@ class JobOutputs:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Outputs | ApiError] = asyncio.Queue()
         self._is_closed = False
-        self.job = Job(work, self._deliver, lambda: None, self._fail_from_thread)
+        self.job = Job(work, self._deliver, self._fail_from_thread)
 
     async def next(self) -> Outputs:
         """Returns what the next steps have added.

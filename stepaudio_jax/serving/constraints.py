@@ -27,6 +27,8 @@ from stepaudio_jax.text.dialogue import THINK_END_TAG
 from stepaudio_jax.text.special_tokens import CALL_TAGS
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+# Between the parts of a JSON value: without a limit, a small model may write nothing else.
+_JSON_OPTIONS = {"whitespace_pattern": r"[ \t\r\n]{0,16}"}
 _LOWEST_BIT = np.uint32(1)
 
 
@@ -58,7 +60,7 @@ def reply_grammar(request: ChatRequest, *, in_reasoning: bool) -> str | None:
     forms, rules = [], []
     if schema is not None and not must_call:
         forms.append("json")
-        rules.append(f"json: %json {json.dumps(schema)}")
+        rules.append(f"json: {_json_rule(schema)}")
     if must_call or (forms and called and choice != "none"):
         one_call = request.parallel_tool_calls is False or isinstance(choice, NamedTool)
         forms.append("call" if one_call else "call+")
@@ -88,6 +90,12 @@ def _reply_schema(request: ChatRequest) -> Any:
     return None
 
 
+def _json_rule(schema: Any) -> str:
+    if isinstance(schema, dict):
+        schema = {"x-guidance": _JSON_OPTIONS, **schema}
+    return f"%json {json.dumps(schema)}"
+
+
 def _call_rules(tools: Sequence[Tool]) -> list[str]:
     start, end = (json.dumps(tag) for tag in CALL_TAGS)
     rules = [
@@ -97,7 +105,7 @@ def _call_rules(tools: Sequence[Tool]) -> list[str]:
         schema = tool.function.parameters or _ANY_OBJECT
         name = json.dumps(f"{tool.function.name}\n")
         rules += [f"call_{index}: {name} arguments_{index}"]
-        rules += [f"arguments_{index}: %json {json.dumps(schema)}"]
+        rules += [f"arguments_{index}: {_json_rule(schema)}"]
     return rules
 
 

@@ -5,72 +5,34 @@ for. The rest of the server is asyncio; `EngineThread` is what it talks to, from
 """
 
 import dataclasses
-import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from stepaudio_jax.errors import GenerationError
-from stepaudio_jax.generation import Engine, Prompt, RequestOutput, Sampling
+from stepaudio_jax.generation import Engine, RequestOutput
+from stepaudio_jax.serving.command_link import CommandLink
 from stepaudio_jax.serving.constraints import ConstraintFactory
 from stepaudio_jax.serving.fair_queue import FairQueue
+from stepaudio_jax.serving.jobs import Command, Job
 
 _LOGGER = logging.getLogger(__name__)
+_HEARTBEAT_S = 1.0  # between two messages to the other processes, which wait for one
 State = Literal["starting", "ready", "stopped", "failed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """A prompt that is to be answered.
-
-    Attributes:
-        model: the name of the model that answers.
-        client: whose it is; clients take turns.
-        prompt: the prompt.
-        samplings: how each of the replies is sampled.
-        num_top_logprobs: alternatives of each token.
-        grammar: what every reply must follow; None for nothing.
-    """
-
-    model: str
-    client: str
-    prompt: Prompt
-    samplings: tuple[Sampling, ...]
-    num_top_logprobs: int = 0
-    grammar: str | None = None
-
-
-Deliver = Callable[[Sequence[tuple[int, RequestOutput]]], None]
-"""Takes what a step has added to a job: (which of its replies, output). Called in the thread."""
-
-
-@dataclasses.dataclass(eq=False)
-class Job:
-    """Work in the thread's hands.
-
-    Attributes:
-        work: what is to be done.
-        deliver: takes the outputs.
-        on_start: called in the thread once the last reply has its slot.
-        on_failure: called in the thread where the job will not be finished, with the reason; None
-            where the engine ends.
-        requests: the engine's numbers of the replies; empty until the engine has the job.
-        started: whether all replies have a slot.
-    """
-
-    work: Work
-    deliver: Deliver
-    on_start: Callable[[], None]
-    on_failure: Callable[[GenerationError | None], None]
-    requests: list[int] = dataclasses.field(default_factory=list)
-    started: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Lane:
-    """An engine and the jobs that wait for it."""
+    """An engine and the jobs that wait for it.
+
+    Attributes:
+        engine: the engine.
+        constraints: makes the constraints of its model.
+        waiting: jobs that the engine does not have yet.
+        jobs: by the engine's number of a reply: the job, and which of its replies it is.
+    """
 
     engine: Engine
     constraints: ConstraintFactory
@@ -83,6 +45,7 @@ class EngineThread(threading.Thread):
 
     Args:
         lanes: the engine of each model, by the model's name.
+        link: to the other processes that run the same engines; None for a single process.
 
     Attributes:
         state: "starting" while programs are compiled, "ready", "stopped", or "failed" where an
@@ -90,13 +53,12 @@ class EngineThread(threading.Thread):
         progress: what was compiled last.
     """
 
-    def __init__(self, lanes: Mapping[str, Lane]):
+    def __init__(self, lanes: Mapping[str, Lane], link: CommandLink | None = None):
         super().__init__(name="engine", daemon=True)
-        self._lanes = lanes
-        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._lanes, self._link = lanes, link
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._num_waiting = 0
-        self._on_ready: list[Callable[[], None]] = []
         self.state: State = "starting"
         self.progress = ""
 
@@ -121,16 +83,16 @@ class EngineThread(threading.Thread):
             if self._num_waiting + count > max_waiting + free:
                 return False
             self._num_waiting += count
-        self._inbox.put(("submit", job))
+        self._inbox.put(Command("submit", job))
         return True
 
     def cancel(self, job: Job) -> None:
         """Gives up a job; its slots are free after the step that is being computed."""
-        self._inbox.put(("cancel", job))
+        self._inbox.put(Command("cancel", job))
 
     def stop(self) -> None:
         """Ends the thread after the step that is being computed."""
-        self._inbox.put(("stop", None))
+        self._inbox.put(Command("stop"))
 
     def run(self) -> None:
         """Compiles all programs, then steps until told to stop."""
@@ -154,35 +116,43 @@ class EngineThread(threading.Thread):
                 _LOGGER.debug("compiled %s", self.progress)
 
     def _take_commands(self) -> bool:
-        """Carries out what was asked for since the last step; returns whether to go on.
-
-        Waits for something to do where no engine has anything.
-        """
-        while True:
-            try:
-                command, job = self._inbox.get(block=not self._busy)
-            except queue.Empty:
-                return True
-            if command == "stop":
+        """Carries out what was asked for since the last step; returns whether to go on."""
+        commands = self._read_inbox()
+        if self._link is not None:
+            commands = self._link.exchange(commands)
+        for command in commands:
+            if command.kind == "stop":
                 return False
-            lane = self._lanes[job.work.model]
-            if command == "submit":
-                lane.waiting.put(job.work.client, job)
+            if command.job is None:
+                continue
+            lane = self._lanes[command.job.work.model]
+            if command.kind == "submit":
+                lane.waiting.put(command.job.work.client, command.job)
             else:
-                self._cancel(lane, job)
+                self._cancel(lane, command.job)
+        return True
 
-    @property
-    def _busy(self) -> bool:
-        return any(lane.engine.busy or len(lane.waiting) for lane in self._lanes.values())
+    def _read_inbox(self) -> list[Command]:
+        """Returns the commands that wait; waits for one where no engine has anything to do."""
+        if self._link is not None and not self._link.is_leader:
+            return []
+        commands = []
+        is_idle = not any(lane.engine.busy or len(lane.waiting) for lane in self._lanes.values())
+        try:
+            if is_idle:
+                timeout = None if self._link is None else _HEARTBEAT_S
+                commands.append(self._inbox.get(timeout=timeout))
+            while True:
+                commands.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return commands
 
     def _cancel(self, lane: Lane, job: Job) -> None:
-        if lane.waiting.remove(job):
-            self._mark_started(job)
+        lane.waiting.remove(job)
         for request in job.requests:
             if lane.jobs.pop(request, None) is not None:
                 lane.engine.cancel(request)
-        if job.requests:
-            self._mark_started(job)
+        self._end(job)
 
     def _step(self, lane: Lane) -> None:
         # One prompt ahead of the slots, which is prefilled while they are busy: later ones wait
@@ -195,6 +165,7 @@ class EngineThread(threading.Thread):
         if not lane.engine.busy:
             return
         outputs: dict[Job, list[tuple[int, RequestOutput]]] = {}
+        running = {job: None for job, _ in lane.jobs.values()}
         for output in lane.engine.step():
             entry = lane.jobs.get(output.request)
             if entry is None:  # cancelled
@@ -203,9 +174,11 @@ class EngineThread(threading.Thread):
             outputs.setdefault(job, []).append((index, output))
             if output.completion is not None:
                 del lane.jobs[output.request]
-        for job in {job for job, _ in lane.jobs.values()} | outputs.keys():
+        for job in running:
             if not job.started and not any(map(lane.engine.is_waiting, job.requests)):
                 self._mark_started(job)
+            if not any(request in lane.jobs for request in job.requests):
+                self._end(job)
         for job, added in outputs.items():
             job.deliver(added)
 
@@ -222,32 +195,35 @@ class EngineThread(threading.Thread):
                 constraints=constraints,
             )
         except GenerationError as error:
-            self._mark_started(job)
+            self._end(job)
             job.on_failure(error)
             return
         lane.jobs.update({request: (job, index) for index, request in enumerate(job.requests)})
 
     def _mark_started(self, job: Job) -> None:
-        if job.started:
-            return
-        job.started = True
-        with self._lock:
-            self._num_waiting -= len(job.work.samplings)
-        job.on_start()
+        if not job.started:
+            job.started = True
+            with self._lock:
+                self._num_waiting -= len(job.work.samplings)
+
+    def _end(self, job: Job) -> None:
+        self._mark_started(job)
+        if self._link is not None:
+            self._link.forget(job)
 
     def _give_up_all(self) -> None:
         """Tells every job that it will not be finished."""
-        jobs: list[Job] = []
+        jobs: dict[Job, None] = {}
         for lane in self._lanes.values():
-            jobs += itertools.chain(dict.fromkeys(job for job, _ in lane.jobs.values()))
+            jobs |= {job: None for job, _ in lane.jobs.values()}
             while (job := lane.waiting.take()) is not None:
-                jobs.append(job)
-        while True:
-            try:
-                command, queued = self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            if command == "submit":
-                jobs.append(queued)
+                jobs[job] = None
+        try:
+            while True:
+                command = self._inbox.get_nowait()
+                if command.kind == "submit" and command.job is not None:
+                    jobs[command.job] = None
+        except queue.Empty:
+            pass
         for job in jobs:
             job.on_failure(None)

@@ -23,6 +23,7 @@ from stepaudio_jax.serving.app import create_app
 from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import MAX_TOP_LOGPROBS
 from stepaudio_jax.serving.clips import ClipReader
+from stepaudio_jax.serving.command_link import CommandLink
 from stepaudio_jax.serving.constraints import ConstraintFactory
 from stepaudio_jax.serving.engine_thread import EngineThread, Lane
 from stepaudio_jax.serving.metrics import Metrics
@@ -42,6 +43,7 @@ class Server:
     Args:
         models: which answer; the first where a request names none.
         settings: what it allows.
+        link: to the other processes that run the same engines (see `follow`); None for none.
         routers: further routes, such as those of preferences.
 
     Attributes:
@@ -54,10 +56,11 @@ class Server:
         models: Sequence[ServedModel],
         settings: ServingSettings,
         *,
+        link: CommandLink | None = None,
         routers: Sequence[APIRouter] = (),
     ):
         self._settings = settings
-        self._thread = EngineThread({model.name: model.lane for model in models})
+        self._thread = EngineThread({model.name: model.lane for model in models}, link)
         engines = {model.name: model.lane.engine for model in models}
         self.service = ChatService(
             settings,
@@ -119,6 +122,17 @@ class Server:
         if self._thread.state == "ready":
             names = ", ".join(model.name for model in self.service.models)
             print(f"ready: http://{shown}:{port} answers with {names}", flush=True)
+
+
+def follow(models: Sequence[ServedModel], link: CommandLink) -> int:
+    """Runs the engines as the first process says, until it stops; returns the exit code.
+
+    Signals are left to the first process: a pod sends them to all, and replies that run need all.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    EngineThread({model.name: model.lane for model in models}, link).run()
+    return 0
 
 
 def bind(settings: ServingSettings) -> socket.socket:

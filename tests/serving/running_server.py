@@ -12,6 +12,7 @@ import numpy as np
 import openai
 import soundfile
 
+from stepaudio_jax.errors import RunError
 from stepaudio_jax.generation import LoadedModel
 from stepaudio_jax.models import unstack_layers
 from stepaudio_jax.serving import EngineSettings, ServingSettings
@@ -52,19 +53,22 @@ class RunningServer:
     """
 
     def __init__(self, settings=None, models=None, routers=()):
-        settings = settings or ServingSettings(port=0, max_queue=8)
+        settings = settings or ServingSettings(port=0, max_queue=64)
         self.settings = dataclasses.replace(settings, port=0)
         self.models = models or [build_model(NAME, small_model(), ENGINE)]
         self.model = self.models[0]
         self.server = Server(self.models, self.settings, routers=routers)
         listener = bind(self.settings)
         self.address = listener.getsockname()[:2]
-        self.exit_code = None
+        self.exit_code = self.error = None
         self._thread = threading.Thread(target=self._run, args=(listener,))
         self._thread.start()
 
     def _run(self, listener):
-        self.exit_code = self.server.run(listener)
+        try:
+            self.exit_code = self.server.run(listener)
+        except RunError as error:
+            self.error = error
 
     def wait_until_ready(self):
         """Waits for the server; returns the answers of /health before it was ready."""
