@@ -7,23 +7,40 @@ and SIGTERM let running replies end first; a second one ends at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from launch.arguments import add_compute_arguments
+from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
-from stepaudio_jax.serving.settings import ServingSettings
+from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.serving.settings import EngineSettings, ServingSettings
 from stepaudio_jax.storage import expand_home
+
+if TYPE_CHECKING:
+    from stepaudio_jax.serving.models import ServedModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses arguments and serves; returns the exit code."""
     options = make_parser().parse_args(arguments)
     with exit_on_error():
-        settings = settings_of(options)
-        from stepaudio_jax.serving.server import serve
+        settings, engine_settings = settings_of(options), engine_settings_of(options)
+        names = _names(options)
+        from stepaudio_jax.serving.command_link import CommandLink
+        from stepaudio_jax.serving.server import Server, bind, follow
 
-        return serve(settings)
-    raise AssertionError("the program has ended")
+        if options.distributed is not None:
+            initialize_distributed(options.distributed)
+        link = CommandLink() if options.distributed is not None else None
+        if link is not None and not link.is_leader:
+            return follow(_load_models(options, names, engine_settings), link)
+        listener = bind(settings)  # whether it can be had is known before the model is loaded
+        models = _load_models(options, names, engine_settings)
+        print("compiling programs; /health says 503 until requests are answered", flush=True)
+        return Server(models, settings, link=link).run(listener)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,9 +54,67 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         help="a Hugging Face folder or a checkpoint of this project",
     )
+    parser.add_argument(
+        "--model-name", metavar="NAME", help="under which it answers (default: the folder's)"
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="another model in the same process, for comparisons",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a LoRA adapter on --model, as a model of its own that shares its weights",
+    )
+    add_compute_arguments(parser)
+    parser.add_argument(
+        "--int8-weights", action="store_true", help="the decoder's matrices in int8"
+    )
+    parser.add_argument(
+        DISTRIBUTED_FLAG,
+        nargs="?",
+        const=DISTRIBUTED_FLAG,
+        type=_distributed_argument,
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="on every host of a pod slice; the first one answers requests. The value is needed"
+        " where no cluster says who the hosts are",
+    )
+    _add_engine_arguments(parser)
     _add_access_arguments(parser)
     _add_limit_arguments(parser)
     return parser
+
+
+def _distributed_argument(value: str) -> str:
+    """Returns the flag as `initialize_distributed` reads it; argparse passes the bare one too."""
+    return value if value == DISTRIBUTED_FLAG else f"{DISTRIBUTED_FLAG}={value}"
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    default = EngineSettings
+    for flag, kind, help_text in (
+        ("--slots", int, "replies generated side by side"),
+        ("--slot-tokens", int, "most tokens of prompt and reply together"),
+        ("--prefill-chunk", int, "tokens of a prompt computed at once while others run"),
+        ("--steps", int, "tokens of each reply between two looks at the queue"),
+        ("--prefix-cache-gb", float, "keys and values of prompts' beginnings kept on the device"),
+        ("--audio-cache-gb", float, "encoded sound kept in memory"),
+    ):
+        name = flag[2:].replace("-", "_")
+        parser.add_argument(
+            flag,
+            type=kind,
+            default=getattr(default, name),
+            help=f"{help_text} (default %(default)s)",
+        )
+    parser.add_argument(
+        "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"
+    )
 
 
 def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +165,7 @@ def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     default = ServingSettings
     for flag, kind, help_text in (
         ("--max-body-mb", float, "largest body of a request"),
+        ("--max-bodies-mb", float, "most that bodies may take together while they are read"),
         ("--max-audio-s", float, "most seconds of sound in a request"),
         ("--max-clips", int, "most clips in a request"),
         ("--max-samples", int, "most replies to a request"),
@@ -126,6 +202,7 @@ def settings_of(options: argparse.Namespace) -> ServingSettings:
         audio_domains=tuple(options.audio_domain),
         audio_folder=options.audio_folder,
         max_body_mb=options.max_body_mb,
+        max_bodies_mb=options.max_bodies_mb,
         max_audio_s=options.max_audio_s,
         max_clips=options.max_clips,
         max_samples=options.max_samples,
@@ -136,6 +213,70 @@ def settings_of(options: argparse.Namespace) -> ServingSettings:
         preferences_folder=options.preferences,
         pairs=options.pairs,
     )
+
+
+def engine_settings_of(options: argparse.Namespace) -> EngineSettings:
+    """Returns how the options say that engines are made.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    return EngineSettings(
+        slots=options.slots,
+        slot_tokens=options.slot_tokens,
+        prefill_chunk=options.prefill_chunk,
+        steps=options.steps,
+        prefix_cache_gb=options.prefix_cache_gb,
+        audio_cache_gb=options.audio_cache_gb,
+        cache_dtype=options.cache_dtype,
+    )
+
+
+def _names(options: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """Returns what answers under each name: ("model" or "adapter", folder), the first one first.
+
+    Raises:
+        ConfigError: a name is missing, or given twice.
+    """
+    first = options.model_name or os.path.basename(os.path.normpath(options.model)) or "model"
+    names = {first: ("model", options.model)}
+    for flag, kind in (("also", "model"), ("adapter", "adapter")):
+        for argument in getattr(options, flag):
+            name, equals, folder = argument.partition("=")
+            if not (name and equals and folder):
+                raise ConfigError(f"--{flag}={argument!r} must be NAME=DIR")
+            if name in names:
+                raise ConfigError(f"--{flag}={argument!r}: the name {name!r} is taken")
+            names[name] = (kind, expand_home(folder))
+    return names
+
+
+def _load_models(
+    options: argparse.Namespace,
+    names: dict[str, tuple[str, str]],
+    engine_settings: EngineSettings,
+) -> "list[ServedModel]":
+    from stepaudio_jax.generation import folder_decode_mesh, load_model
+    from stepaudio_jax.generation.loaded_model import with_adapter
+    from stepaudio_jax.serving.server import build_model
+
+    models: list[ServedModel] = []
+    for name, (kind, folder) in names.items():
+        base = None
+        if kind == "adapter":
+            loaded, base = with_adapter(models[0].loaded, folder), models[0].name
+        else:
+            loaded = load_model(
+                folder,
+                options.dtype,
+                int8_weights=options.int8_weights,
+                mesh=folder_decode_mesh(folder, options.tensor),
+                for_generation=True,
+                history_reasoning=options.history_reasoning,
+                channel=options.channel,
+            )
+        models.append(build_model(name, loaded, engine_settings, base=base))
+    return models
 
 
 if __name__ == "__main__":

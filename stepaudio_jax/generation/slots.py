@@ -2,8 +2,10 @@
 
 All shapes are static. `prefill` computes the keys and values of one prompt, padded to a bucket;
 `insert` copies them into a free slot and samples the first token; `decode` adds a token to every
-active slot, several times over. On a mesh the slots are sharded over the batch axes and the heads
-of their caches over the axes of heads; a prompt is a single row, which all replicas compute.
+active slot, several times over. Where running requests must not wait for a long prompt,
+`prefill_chunk` computes it piece by piece instead. On a mesh the slots are sharded over the batch
+axes and the heads of their caches over the axes of heads; a prompt is a single row, which all
+replicas compute.
 
 In shapes, T is the tokens of a prompt's bucket, V the vocabulary, H the decoder's hidden size.
 """
@@ -15,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation.sampling import (
@@ -50,6 +52,13 @@ class EngineSpec:
     config: ModelConfig
     compute: ComputeConfig
     cache_dtype: CacheDtype
+    max_top_logprobs: int = 0  # most alternatives of a token that a request may ask for
+    has_masks: bool = False  # whether requests may restrict which tokens come next
+
+    @property
+    def mask_words(self) -> int:
+        """The 32-bit words that hold one bit for each token of the vocabulary."""
+        return -(-self.config.decoder.vocab_size // 32) if self.has_masks else 0
 
     @property
     def graphdef(self) -> Any:
@@ -83,6 +92,9 @@ class Slots:
         settings: how tokens are sampled.
         seen: tokens of prompt and reply, for the repetition penalty.
         token_counts: how often the reply has each token, for presence and frequency penalties.
+        num_top_logprobs: alternatives of each token that the request wants to know.
+        is_masked: whether `allowed` says which tokens may come next.
+        allowed: a bit for each token, the lowest first.
     """
 
     caches: tuple[LayerCache, ...]
@@ -97,6 +109,9 @@ class Slots:
     settings: SamplingArrays
     seen: Bool[Array, "slots V"]
     token_counts: Int[Array, "slots V"]
+    num_top_logprobs: Int[Array, " slots"]
+    is_masked: Bool[Array, " slots"]
+    allowed: UInt[Array, "slots words"]
 
 
 @jax.tree_util.register_dataclass
@@ -126,6 +141,23 @@ class RequestParams:
     pause_at: Int[Array | np.ndarray, "1"]
     stop_tokens: Int[Array | np.ndarray, "1 stops"]
     settings: SamplingArrays
+    num_top_logprobs: Int[Array | np.ndarray, "1"]
+    is_masked: Bool[Array | np.ndarray, "1"]
+    allowed: UInt[Array | np.ndarray, "1 words"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopLogprobs:
+    """The most probable tokens at some places, most probable first, as many as the spec allows.
+
+    Attributes:
+        tokens: their ids.
+        logprobs: their log-probabilities under the model's own distribution.
+    """
+
+    tokens: Int[Array, "*places top"]
+    logprobs: Float[Array, "*places top"]
 
 
 @jax.tree_util.register_dataclass
@@ -137,11 +169,13 @@ class Decoded:
         tokens, logprobs, sampling_logprobs: as in `Sampled`, one column a step.
         count: how many leading columns belong to each slot; 0 for an inactive one.
         active: which slots go on.
+        top: the alternatives at each step, undefined where no slot wants them.
     """
 
     tokens: Int[Array, "slots steps"]
     logprobs: Float[Array, "slots steps"]
     sampling_logprobs: Float[Array, "slots steps"]
+    top: TopLogprobs
     count: Int[Array, " slots"]
     active: Bool[Array, " slots"]
 
@@ -172,6 +206,9 @@ def empty_slots(spec: EngineSpec, slots: int, tokens: int) -> Slots:
         settings=SamplingArrays(top_k=zeros(jnp.int32), seed=zeros(jnp.uint32), **floats),
         seen=jnp.zeros((slots, decoder.vocab_size), bool),
         token_counts=jnp.zeros((slots, decoder.vocab_size), jnp.int32),
+        num_top_logprobs=zeros(jnp.int32),
+        is_masked=zeros(bool),
+        allowed=jnp.zeros((slots, spec.mask_words), jnp.uint32),
     )
     return _constrain_slots(empty, spec)
 
@@ -237,22 +274,103 @@ def prefill(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("spec", "tokens"))
+def empty_prefix_caches(spec: EngineSpec, tokens: int) -> tuple[LayerCache, ...]:
+    """Returns the caches into which one prompt of at most `tokens` tokens is prefilled."""
+    decoder, rules = spec.config.decoder, spec.with_replicated_rows.compute.rules
+    return tuple(
+        LayerCache.zeros(decoder, 1, tokens, spec.cache_dtype).constrain_sharding(rules)
+        for _ in range(decoder.layers)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="caches")
+def prefill_chunk(
+    spec: EngineSpec,
+    parameters: Parameters,
+    caches: tuple[LayerCache, ...],
+    tokens: Int[Array, " T"],
+    start: Int[Array, ""],
+    length: Int[Array, ""],
+    audio: Float[Array, "T H"],
+    is_audio: Bool[Array, " T"],
+) -> tuple[tuple[LayerCache, ...], Float[Array, "1 V"]]:
+    """Computes keys and values of a prompt's next tokens, which attend to those before them.
+
+    Args:
+        spec: which model.
+        parameters: in decode layout.
+        caches: of the prompt, [1, K, cache_len, D], up to `start`; donated. They must hold
+            `start` + T tokens.
+        tokens: the chunk's tokens, padded.
+        start: position of the first of them.
+        length: tokens of the chunk without padding.
+        audio: the adaptor's outputs, each at the place of its token.
+        is_audio: which tokens an adaptor's output stands for.
+
+    Returns:
+        The caches, and the logits of the token after the chunk.
+    """
+    spec = spec.with_replicated_rows
+    model, layers = merge_per_layer(spec.graphdef, parameters)
+    embeddings = model.decoder.embed(tokens[None])
+    embeddings = jnp.where(
+        is_audio[None, :, None], audio[None].astype(embeddings.dtype), embeddings
+    )
+    hidden, caches = model.decoder.prefill_chunk(layers, embeddings, start, caches)
+    last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
+    logits = constrain(model.logits(last)[:, 0], (), spec.compute.rules)
+    rules = spec.compute.rules
+    return tuple(cache.constrain_sharding(rules) for cache in caches), logits
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "size"))
+def read_prefix_block(
+    spec: EngineSpec, caches: tuple[LayerCache, ...], start: Int[Array, ""], size: int
+) -> tuple[LayerCache, ...]:
+    """Returns `size` positions of a prompt's caches from `start` on, as caches of that length."""
+    rules = spec.with_replicated_rows.compute.rules
+    return tuple(
+        jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2), cache
+        ).constrain_sharding(rules)
+        for cache in caches
+    )
+
+
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="caches")
+def write_prefix_block(
+    spec: EngineSpec,
+    caches: tuple[LayerCache, ...],
+    block: tuple[LayerCache, ...],
+    start: Int[Array, ""],
+) -> tuple[LayerCache, ...]:
+    """Returns a prompt's caches with a block of `read_prefix_block` from `start` on."""
+    rules = spec.with_replicated_rows.compute.rules
+    return tuple(
+        jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=2), cache, part
+        ).constrain_sharding(rules)
+        for cache, part in zip(caches, block, strict=True)
+    )
+
+
 def insert(
     spec: EngineSpec, slots: Slots, prefix: Prefix, params: RequestParams, slot: int
-) -> tuple[Slots, Sampled]:
+) -> tuple[Slots, Sampled, TopLogprobs]:
     """Puts a request into a free slot and samples its first token.
 
     These are two programs: only the one that copies the caches depends on the prompt's bucket, and
     that one compiles quickly.
 
     Returns:
-        The slots, and the first token, one row.
+        The slots, and the first token with its alternatives, one row.
     """
     slots_without_caches = dataclasses.replace(slots, caches=())
     prefix_without_caches = dataclasses.replace(prefix, caches=())
-    admitted, first = admit(spec, slots_without_caches, prefix_without_caches, params, slot)
+    admitted, first, top = admit(spec, slots_without_caches, prefix_without_caches, params, slot)
     caches = write_prefix_cache(spec, slots.caches, prefix.caches, slot)
-    return dataclasses.replace(admitted, caches=caches), first
+    return dataclasses.replace(admitted, caches=caches), first, top
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
@@ -262,11 +380,16 @@ def admit(
     prefix: Prefix,
     params: RequestParams,
     slot: Int[Array, ""],
-) -> tuple[Slots, Sampled]:
+) -> tuple[Slots, Sampled, TopLogprobs]:
     """Sets everything of a slot but its caches, which neither `slots` nor `prefix` have here."""
     no_tokens = jnp.zeros(prefix.seen.shape, jnp.int32)
     first = sample_tokens(
-        prefix.logits, jnp.zeros(1, jnp.int32), params.settings, prefix.seen, no_tokens
+        prefix.logits,
+        jnp.zeros(1, jnp.int32),
+        params.settings,
+        prefix.seen,
+        no_tokens,
+        _allowed_tokens(spec, params.is_masked, params.allowed),
     )
     num_sampled = jnp.ones(1, jnp.int32)
     new = Slots(
@@ -282,12 +405,16 @@ def admit(
         settings=params.settings,
         seen=prefix.seen.at[0, first.token[0]].set(True),
         token_counts=no_tokens.at[0, first.token[0]].set(1),
+        num_top_logprobs=jnp.asarray(params.num_top_logprobs),
+        is_masked=jnp.asarray(params.is_masked),
+        allowed=jnp.asarray(params.allowed),
     )
+    top = _top_logprobs(spec, prefix.logits, new.num_top_logprobs)
 
     def write_row(column: Array, row: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(column, row.astype(column.dtype), slot, axis=0)
 
-    return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first
+    return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first, top
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="caches")
@@ -313,6 +440,7 @@ def decode(
     forced_suffix: Int[Array, " suffix"],
     stop_when_slot_frees: Bool[Array, ""],
     steps: int,
+    max_steps: Int[Array, ""] | None = None,
 ) -> tuple[Slots, Decoded]:
     """Adds a token to every active slot, `steps` times, or until none is active.
 
@@ -323,7 +451,9 @@ def decode(
         forced_suffix: tokens that end a reasoning which has had its length.
         stop_when_slot_frees: end early when any slot becomes inactive, since requests wait for it.
         steps: at most.
+        max_steps: fewer than `steps`, without another program; None for `steps`.
     """
+    last_step = steps if max_steps is None else jnp.minimum(steps, max_steps)
     num_slots = slots.token.shape[0]
     active_at_start = slots.active
 
@@ -343,7 +473,15 @@ def decode(
             SamplingArrays.of([_IDLE_SAMPLING]),
         )
         logits = constrain(model.logits(hidden)[:, 0], ("batch",), spec.compute.rules)
-        sampled = sample_tokens(logits, slots.num_sampled, settings, slots.seen, slots.token_counts)
+        sampled = sample_tokens(
+            logits,
+            slots.num_sampled,
+            settings,
+            slots.seen,
+            slots.token_counts,
+            _allowed_tokens(spec, slots.is_masked & active, slots.allowed),
+        )
+        top = _top_logprobs(spec, logits, jnp.where(active, slots.num_top_logprobs, 0))
         sampled = jax.lax.cond(
             jnp.any(slots.forced_remaining > 0),
             lambda sampled: _apply_forced_suffix(
@@ -370,6 +508,7 @@ def decode(
             tokens=out.tokens.at[:, number].set(sampled.token),
             logprobs=out.logprobs.at[:, number].set(sampled.logprob),
             sampling_logprobs=out.sampling_logprobs.at[:, number].set(sampled.sampling_logprob),
+            top=jax.tree.map(lambda rows, row: rows.at[:, number].set(row), out.top, top),
             count=out.count + active,
             active=after.active,
         )
@@ -378,12 +517,16 @@ def decode(
     def goes_on(carry: tuple[Array, Slots, Decoded]) -> Array:
         number, slots, _ = carry
         freed = jnp.any(active_at_start & ~slots.active)
-        return (number < steps) & jnp.any(slots.active) & ~(stop_when_slot_frees & freed)
+        return (number < last_step) & jnp.any(slots.active) & ~(stop_when_slot_frees & freed)
 
     nothing = Decoded(
         tokens=jnp.zeros((num_slots, steps), jnp.int32),
         logprobs=jnp.zeros((num_slots, steps), jnp.float32),
         sampling_logprobs=jnp.zeros((num_slots, steps), jnp.float32),
+        top=TopLogprobs(
+            jnp.zeros((num_slots, steps, spec.max_top_logprobs), jnp.int32),
+            jnp.zeros((num_slots, steps, spec.max_top_logprobs), jnp.float32),
+        ),
         count=jnp.zeros(num_slots, jnp.int32),
         active=active_at_start,
     )
@@ -399,6 +542,12 @@ def release(spec: EngineSpec, slots: Slots, slot: Int[Array, ""]) -> Slots:
     return _constrain_slots(
         dataclasses.replace(slots, active=slots.active.at[slot].set(False)), spec
     )
+
+
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
+def set_allowed(spec: EngineSpec, slots: Slots, allowed: UInt[Array, "slots words"]) -> Slots:
+    """Replaces what `allowed` says of every slot; it counts where a slot `is_masked`."""
+    return _constrain_slots(dataclasses.replace(slots, allowed=jnp.asarray(allowed)), spec)
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
@@ -432,6 +581,43 @@ def _constrain_slots(slots: Slots, spec: EngineSpec) -> Slots:
         lambda leaf, axes: constrain(leaf, axes, rules), slots, slot_logical_axes(slots)
     )
     return sharded
+
+
+def _allowed_tokens(
+    spec: EngineSpec, is_masked: Bool[Array, " B"], allowed: UInt[Array, "B words"]
+) -> Bool[Array, "B V"] | None:
+    """Returns which tokens may come next; None where the spec has no masks."""
+    if not spec.has_masks:
+        return None
+    vocab_size = spec.config.decoder.vocab_size
+
+    def unpack() -> Array:
+        bits = (jnp.asarray(allowed)[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        tokens = bits.reshape(bits.shape[0], -1)[:, :vocab_size].astype(bool)
+        return tokens | ~jnp.asarray(is_masked)[:, None]
+
+    return jax.lax.cond(
+        jnp.any(is_masked), unpack, lambda: jnp.ones((is_masked.shape[0], vocab_size), bool)
+    )
+
+
+def _top_logprobs(
+    spec: EngineSpec, logits: Float[Array, "B V"], num_top: Int[Array, " B"]
+) -> TopLogprobs:
+    """Returns the most probable tokens of each row; zeros where no row wants them."""
+    size = spec.max_top_logprobs
+    shape = (logits.shape[0], size)
+
+    def sort() -> tuple[Array, Array]:
+        values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), size)
+        return tokens.astype(jnp.int32), values
+
+    def skip() -> tuple[Array, Array]:
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+
+    if not size:
+        return TopLogprobs(*skip())
+    return TopLogprobs(*jax.lax.cond(jnp.any(num_top > 0), sort, skip))
 
 
 def _stays_active(

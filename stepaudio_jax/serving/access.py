@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import os
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,7 +20,11 @@ _OPEN_FOLDER = "/page/"
 
 def install_access_rules(app: FastAPI, settings: ServingSettings) -> None:
     """Adds the rules around all routes of an application."""
-    app.add_middleware(_BodyLimit, max_bytes=round(settings.max_body_mb * 1e6))
+    app.add_middleware(
+        _BodyLimit,
+        max_bytes=round(settings.max_body_mb * 1e6),
+        max_total_bytes=round(settings.max_bodies_mb * 1e6),
+    )
     if settings.api_keys:
         app.add_middleware(_ApiKeys, keys=settings.api_keys)
     if settings.cors_origins:  # the outermost: an answer without its headers says nothing
@@ -30,6 +34,14 @@ def install_access_rules(app: FastAPI, settings: ServingSettings) -> None:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
         )
+
+
+def client_of(request: Request) -> str:
+    """Returns a name for whoever sends a request: of the key, or else of the address."""
+    header = request.headers.get("authorization", "")
+    if header:
+        return _digest(header.encode("latin-1", "replace")).hex()[:16]
+    return request.client.host if request.client is not None else ""
 
 
 def read_api_keys(path: PathLike) -> tuple[str, ...]:
@@ -79,10 +91,14 @@ class _ApiKeys:
 
 
 class _BodyLimit:
-    """Refuses bodies that are too large, by what they say of themselves and by what arrives."""
+    """Refuses bodies that are too large, by what they say of themselves and by what arrives.
 
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self._app, self._max_bytes = app, max_bytes
+    A body counts until its request has been answered.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_total_bytes: int):
+        self._app, self._max_bytes, self._max_total_bytes = app, max_bytes, max_total_bytes
+        self._total_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,12 +113,24 @@ class _BodyLimit:
         async def limited_receive() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._total_bytes += size
             if received > self._max_bytes:
                 raise self._error()
+            if self._total_bytes > self._max_total_bytes:
+                raise ApiError(
+                    503,
+                    "the server is reading too many large requests; try again",
+                    code="busy",
+                    headers={"Retry-After": "5"},
+                )
             return message
 
-        await self._app(scope, limited_receive, send)
+        try:
+            await self._app(scope, limited_receive, send)
+        finally:
+            self._total_bytes -= received
 
     def _error(self) -> ApiError:
         return ApiError(

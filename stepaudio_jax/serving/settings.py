@@ -3,8 +3,11 @@
 import dataclasses
 import ipaddress
 import re
+from typing import Literal
 
 from stepaudio_jax.errors import ConfigError
+
+CacheDtype = Literal["float32", "bfloat16", "int8"]  # as `models.CacheDtype`, which needs jax
 
 _DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?:\.(?!-)[a-z0-9-]{1,63})+")
 
@@ -20,6 +23,7 @@ class ServingSettings:
         audio_domains: hosts from which `audio_url` may be read over https, with those below them.
         audio_folder: the folder whose files `audio_url` may name as `file:`; None for none.
         max_body_mb: largest body of a request, in MB.
+        max_bodies_mb: most that all bodies may take together while they are read, in MB.
         max_audio_s: most seconds of sound in a request, all clips together.
         max_clips: most clips in a request.
         max_samples: most replies to a request (`n`).
@@ -38,6 +42,7 @@ class ServingSettings:
     audio_domains: tuple[str, ...] = ()
     audio_folder: str | None = None
     max_body_mb: float = 64.0
+    max_bodies_mb: float = 1024.0
     max_audio_s: float = 1800.0
     max_clips: int = 32
     max_samples: int = 16
@@ -49,7 +54,10 @@ class ServingSettings:
     pairs: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_body_mb", "max_audio_s", "request_timeout_s", "url_timeout_s"):
+        for name in (
+            *("max_body_mb", "max_bodies_mb", "max_audio_s"),
+            *("request_timeout_s", "url_timeout_s"),
+        ):
             self._check(name, 0 < getattr(self, name) < float("inf"), "be positive, and finite")
         for name in ("max_clips", "max_samples"):
             self._check(name, getattr(self, name) > 0, "be positive")
@@ -70,6 +78,38 @@ class ServingSettings:
     def _check(self, name: str, allowed: bool, rule: str) -> None:
         if not allowed:
             raise ConfigError(f"{name}={getattr(self, name)!r} must {rule}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How a server's engines are made.
+
+    Attributes:
+        slots: replies that are generated side by side.
+        slot_tokens: tokens of prompt and reply together, at most.
+        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`.
+        steps: tokens that a call of `decode` adds to each reply: fewer make streams smoother, more
+            make the host's share smaller.
+        prefix_cache_gb: of the keys and values of prompts' beginnings that are kept, on the device.
+        audio_cache_gb: of encoded sound that is kept, on the host.
+        cache_dtype: dtype of keys and values; None for that of the computation.
+    """
+
+    slots: int = 16
+    slot_tokens: int = 8192
+    prefill_chunk: int = 256
+    steps: int = 4
+    prefix_cache_gb: float = 1.0
+    audio_cache_gb: float = 0.5
+    cache_dtype: CacheDtype | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "slot_tokens", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        for name in ("prefix_cache_gb", "audio_cache_gb"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more, and finite")
 
 
 def _is_address(text: str) -> bool:
