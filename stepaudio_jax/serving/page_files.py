@@ -6,12 +6,14 @@ in no frame: what a model writes cannot reach further, whatever it writes.
 
 import hashlib
 import pathlib
-from typing import Any
+from collections.abc import Iterable
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from stepaudio_jax.hub import has_random_weights
 from stepaudio_jax.serving.errors import ApiError
+from stepaudio_jax.serving.models import ServedModel
 
 PAGE_FOLDER = pathlib.Path(__file__).parent / "page"
 _MEDIA_TYPES = {
@@ -43,12 +45,20 @@ HEADERS = {
 }
 
 
-def mount_page(app: FastAPI) -> None:
-    """Adds the page at `/`, its files at `/page/NAME`, and `/page/about.json`.
+def mount_page(app: FastAPI, models: Iterable[ServedModel] = ()) -> None:
+    """Adds the page at `/`, its files at `/page/NAME`, and `/about`, what it says of the server.
 
-    What the page says of the model is `app.state.about`, if the server sets it: `parameters`, their
-    number, and `is_random`.
+    Args:
+        app: the application.
+        models: of which the page says whether their weights are random, or few.
     """
+    known = {
+        model.name: {
+            "num_parameters": model.num_parameters,
+            "is_random": has_random_weights(model.loaded.folder),
+        }
+        for model in models
+    }
     # All are read now: a name that is none of theirs reaches no file.
     files = {
         path.name: (path.read_bytes(), _MEDIA_TYPES[path.suffix])
@@ -60,11 +70,10 @@ def mount_page(app: FastAPI) -> None:
     async def page(request: Request) -> Response:
         return _answer(request, *files["index.html"])
 
-    @app.get("/page/about.json", include_in_schema=False)
-    async def about(request: Request) -> JSONResponse:
-        known: dict[str, Any] = getattr(request.app.state, "about", {})
-        has_study = getattr(request.app.state, "preferences", None) is not None
-        return JSONResponse({**known, "preferences": has_study}, headers=HEADERS)
+    @app.get("/about", include_in_schema=False)
+    async def about() -> JSONResponse:
+        has_study = getattr(app.state, "preferences", None) is not None
+        return JSONResponse({"models": known, "preferences": has_study}, headers=HEADERS)
 
     @app.get("/page/{name}", include_in_schema=False)
     async def file(request: Request, name: str) -> Response:

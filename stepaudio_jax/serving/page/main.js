@@ -3,7 +3,7 @@
 import { announce, byId, show } from "/page/dom.js";
 import { Compare } from "/page/compare.js";
 import { Composer } from "/page/composer.js";
-import { initSettings, loadAbout, loadModels } from "/page/settings.js";
+import { initSettings, loadServer } from "/page/settings.js";
 import { Talk } from "/page/talk.js";
 
 let mode = "talk";
@@ -35,17 +35,23 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-initSettings(() => {
+async function askServer() {
+  try {
+    const about = await loadServer();
+    show(byId("mode-compare"), about.preferences);
+    announce("");
+  } catch (error) {
+    announce(error.message, true);
+  }
+}
+
+function changeLanguage() {
   composer.setClips(composer.clips);
   talk.show();
   compare.show();
-});
-await talk.restore();
-try {
-  const about = await loadAbout();
-  show(byId("mode-compare"), Boolean(about.preferences));
-  await loadModels();
-} catch (error) {
-  announce(error.message, true);
 }
+
+initSettings(changeLanguage, askServer);
+await talk.restore();
+await askServer();
 document.documentElement.dataset.ready = "true";

@@ -9,7 +9,7 @@ const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 const KEPT = [...NUMBERS, "system"];
 const TINY_PARAMETERS = 100e6;
 
-let about = {};
+let about = { models: {}, preferences: false };
 
 export function sampling() {
   const values = {};
@@ -24,9 +24,8 @@ export function sampling() {
 export const systemPrompt = () => byId("system").value.trim();
 export const modelName = () => byId("model").value;
 export const modelNames = () => [...byId("model").options].map((option) => option.value);
-export const hasPreferences = () => Boolean(about.preferences);
 
-export function initSettings(onLanguage) {
+export function initSettings(onLanguage, onServer) {
   for (const name of KEPT) {
     byId(name).value = setting(name, "");
     byId(name).addEventListener("change", () => setSetting(name, byId(name).value));
@@ -45,8 +44,9 @@ export function initSettings(onLanguage) {
     } catch {
       // As above.
     }
-    loadModels();
+    onServer();
   });
+  byId("model").addEventListener("change", showBanner);
   const language = byId("language");
   language.value = setting("language", navigator.language.startsWith("zh") ? "zh" : "en");
   const changeLanguage = () => {
@@ -74,25 +74,24 @@ export function initSettings(onLanguage) {
   });
 }
 
-export async function loadAbout() {
-  about = await getJson("/page/about.json");
-  showBanner();
-  return about;
-}
-
-export async function loadModels() {
+// Asks the server what it has; returns {models, preferences}.
+export async function loadServer() {
+  about = await getJson("/about");
   const models = (await getJson("/v1/models")).data ?? [];
   const select = byId("model");
   const chosen = select.value;
   select.replaceChildren(...models.map((model) => element("option", { value: model.id, text: model.id })));
   if (models.some((model) => model.id === chosen)) select.value = chosen;
+  showBanner();
+  return about;
 }
 
 function showBanner() {
   const banner = byId("banner");
+  const model = about.models[modelName()] ?? {};
   let text = "";
-  if (about.is_random) text = word("random_weights");
-  else if (about.parameters && about.parameters < TINY_PARAMETERS) text = word("tiny_model", about.parameters.toLocaleString());
+  if (model.is_random) text = word("random_weights");
+  else if (model.num_parameters < TINY_PARAMETERS) text = word("tiny_model", model.num_parameters.toLocaleString());
   banner.textContent = text;
   show(banner, Boolean(text));
 }

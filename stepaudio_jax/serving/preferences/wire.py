@@ -12,6 +12,7 @@ from stepaudio_jax.serving.preferences.comparisons import Comparison, Continuati
 from stepaudio_jax.serving.preferences.journals import Assignment
 from stepaudio_jax.serving.preferences.store import PreferenceStore
 from stepaudio_jax.text import AudioPart, Message, TextPart
+from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
 
 # Keeps the content of a clip, whose name says its kind; returns its path.
 AddClip = Callable[[bytes, str], str]
@@ -103,8 +104,24 @@ def _take_turns(value: Any, where: str, add_clip: AddClip) -> list[dict[str, Any
                 _take_part(part, f"{where!r}: turn {number}, part {index}", add_clip)
                 for index, part in enumerate(content, 1)
             ]
-        turns.append({**turn, "content": content})
+        turns.append(_with_inline_thought({**turn, "content": content}))
     return turns
+
+
+def _with_inline_thought(turn: dict[str, Any]) -> dict[str, Any]:
+    """Returns a turn whose reply begins with a tag of thoughts so that the tag stays a word of it.
+
+    The reader takes the first tag of a content for the reasoning, so that it is put before it.
+    """
+    content = turn["content"]
+    if (
+        turn.get("role") != "assistant"
+        or not isinstance(content, str)
+        or not content.lstrip().startswith(THINK_START_TAG)
+    ):
+        return turn
+    reasoning = turn.pop("reasoning_content", None) or ""
+    return {**turn, "content": f"{THINK_START_TAG}{reasoning}{THINK_END_TAG}{content}"}
 
 
 def _take_part(part: Any, where: str, add_clip: AddClip) -> Any:

@@ -32,8 +32,7 @@ def check(page):
 def test_no_serious_fault(tmp_path, open_page, width, theme):
     reply = "An answer. " * 20 + "x" * 300
     model = ScriptedModel(lambda number, body: ("Thinking. " * 200, reply + str(number)))
-    with serving(model, preferences_folder=str(tmp_path / "s")) as (address, app):
-        app.state.about = {"is_random": True}
+    with serving(model, preferences_folder=str(tmp_path / "s")) as (address, _):
         page = open_page(address, width=width, color_scheme=theme)
         check(page)
         page.click("#toggle-settings")
