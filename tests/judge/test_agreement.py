@@ -156,7 +156,8 @@ def test_the_report_of_a_random_table(write):
             level = -level
         return json.dumps({"comparison": words[int(level)]})
 
-    judge = Judge(FunctionBackend("j", lambda question: JudgeAnswer(answer(question))), JudgePrompt())
+    backend = FunctionBackend("j", lambda question: JudgeAnswer(answer(question)))
+    judge = Judge(backend, JudgePrompt())
     report = report_on_people(records, judge, name="j")
     given = ~np.isnan(table)
     assert report.all.verdicts == given.sum()
