@@ -138,6 +138,13 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
         help="a site whose pages may use the server (default: none)",
     )
     parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of a server that listens to its own machine, as behind a proxy",
+    )
+    parser.add_argument(
         "--audio-domain",
         action="append",
         default=[],
@@ -199,6 +206,7 @@ def settings_of(options: argparse.Namespace) -> ServingSettings:
         port=options.port,
         api_keys=keys,
         cors_origins=tuple(options.cors_origin),
+        allowed_hosts=tuple(options.allowed_host),
         audio_domains=tuple(options.audio_domain),
         audio_folder=options.audio_folder,
         max_body_mb=options.max_body_mb,

@@ -593,7 +593,8 @@ class Engine:
                 num_forced = 0 if request.reasoning_ended else len(self._forced_suffix)
                 self._slots = device.resume(self._spec, self._slots, slot, num_forced)
             text = request.take_new_text()
-            tokens = request.take_new_tokens()
+            # Only a server shows tokens as they come; a batch job has them in its completions.
+            tokens = () if self._chunked is None else request.take_new_tokens()
             return [RequestOutput(request.number, text, tokens=tokens)] if text or tokens else []
         self._free(slot)
         return [_final_output(request, reason)]

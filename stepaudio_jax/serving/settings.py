@@ -20,6 +20,8 @@ class ServingSettings:
         host, port: the address it listens to.
         api_keys: a request must name one of them; empty lets everybody in.
         cors_origins: origins whose pages may use the server from a browser; empty for none.
+        allowed_hosts: names under which a server that listens to its own machine may be asked,
+            beside those of the machine; a proxy passes its own on.
         audio_domains: hosts from which `audio_url` may be read over https, with those below them.
         audio_folder: the folder whose files `audio_url` may name as `file:`; None for none.
         max_body_mb: largest body of a request, in MB.
@@ -39,6 +41,7 @@ class ServingSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     audio_domains: tuple[str, ...] = ()
     audio_folder: str | None = None
     max_body_mb: float = 64.0
