@@ -46,7 +46,7 @@ MODEL = small_model(max_positions=8192)
 CLIENTS = (1, 8, 32)
 NEW_TOKENS, PROMPT_TOKENS = 128, 64
 LONG_PROMPT_TOKENS, STREAMS = 4096, 8
-CLIP_S = 10.0
+CLIPS_S = (10.0, 10.0, 2.0)  # of the turns of a dialogue
 _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 600
 
@@ -252,8 +252,9 @@ def third_turn(port: int, *, turns: int) -> float:
 
     async def dialogue(seed: int) -> float:
         messages: list[dict[str, Any]] = []
-        for turn in range(3):
-            part = {"type": "input_audio", "input_audio": {"data": clip(seed, turn)}}
+        for turn, seconds in enumerate(CLIPS_S):
+            data = clip((seed, turn), seconds)
+            part = {"type": "input_audio", "input_audio": {"data": data}}
             messages.append({"role": "user", "content": [part]})
             request = await stream(port, "model", messages, new_tokens=16)
             messages.append({"role": "assistant", "content": "word " * 8})
@@ -319,11 +320,11 @@ def prompt_text(seed: tuple[int, ...], tokens: int) -> str:
     return tokenizer().decode(ids)
 
 
-def clip(seed: int, turn: int) -> str:
+def clip(seed: tuple[int, int], seconds: float) -> str:
     """Returns a sound file in base64, another one for each dialogue and turn."""
-    rng = np.random.default_rng((seed, turn))
+    rng = np.random.default_rng(seed)
     buffer = io.BytesIO()
-    wave = 0.1 * rng.normal(size=int(CLIP_S * 16_000)).astype(np.float32)
+    wave = 0.1 * rng.normal(size=int(seconds * 16_000)).astype(np.float32)
     soundfile.write(buffer, wave, 16_000, format="WAV")
     return base64.b64encode(buffer.getvalue()).decode()
 

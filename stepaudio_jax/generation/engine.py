@@ -414,6 +414,8 @@ class Engine:
             admitted = self._add_first_tokens(jax.device_get(admitted))
             self._slots = device.set_allowed(self._spec, self._slots, self._allowed_tokens())
             max_steps = 1
+        elif self._chunked is not None and admitted:
+            max_steps = 1  # somebody waits for the first token
         else:
             max_steps = self._steps
         requests = {

@@ -90,7 +90,8 @@ class EngineSettings:
     Attributes:
         slots: replies that are generated side by side.
         slot_tokens: tokens of prompt and reply together, at most.
-        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`.
+        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`; None for
+            as many as take about as long as one: 128 on a CPU, 512 on an accelerator.
         steps: tokens that a call of `decode` adds to each reply: fewer make streams smoother, more
             make the host's share smaller.
         prefix_cache_gb: of the keys and values of prompts' beginnings that are kept, on the device.
@@ -100,7 +101,7 @@ class EngineSettings:
 
     slots: int = 16
     slot_tokens: int = 8192
-    prefill_chunk: int = 256
+    prefill_chunk: int | None = None
     steps: int = 4
     prefix_cache_gb: float = 1.0
     audio_cache_gb: float = 0.5
