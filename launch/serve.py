@@ -100,7 +100,6 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     for flag, kind, help_text in (
         ("--slots", int, "replies generated side by side"),
         ("--slot-tokens", int, "most tokens of prompt and reply together"),
-        ("--prefill-chunk", int, "tokens of a prompt computed at once while others run"),
         ("--steps", int, "tokens of each reply between two looks at the queue"),
         ("--prefix-cache-gb", float, "keys and values of prompts' beginnings kept on the device"),
         ("--audio-cache-gb", float, "encoded sound kept in memory"),
@@ -112,6 +111,11 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
             default=getattr(default, name),
             help=f"{help_text} (default %(default)s)",
         )
+    parser.add_argument(
+        "--prefill-chunk",
+        type=int,
+        help="tokens of a prompt computed at once while others run (default: 512, on a CPU 128)",
+    )
     parser.add_argument(
         "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"
     )
@@ -136,6 +140,13 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ORIGIN",
         help="a site whose pages may use the server (default: none)",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of a server that listens to its own machine, as behind a proxy",
     )
     parser.add_argument(
         "--audio-domain",
@@ -199,6 +210,7 @@ def settings_of(options: argparse.Namespace) -> ServingSettings:
         port=options.port,
         api_keys=keys,
         cors_origins=tuple(options.cors_origin),
+        allowed_hosts=tuple(options.allowed_host),
         audio_domains=tuple(options.audio_domain),
         audio_folder=options.audio_folder,
         max_body_mb=options.max_body_mb,

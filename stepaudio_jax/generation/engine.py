@@ -414,6 +414,8 @@ class Engine:
             admitted = self._add_first_tokens(jax.device_get(admitted))
             self._slots = device.set_allowed(self._spec, self._slots, self._allowed_tokens())
             max_steps = 1
+        elif self._chunked is not None and admitted:
+            max_steps = 1  # somebody waits for the first token
         else:
             max_steps = self._steps
         requests = {
@@ -593,7 +595,8 @@ class Engine:
                 num_forced = 0 if request.reasoning_ended else len(self._forced_suffix)
                 self._slots = device.resume(self._spec, self._slots, slot, num_forced)
             text = request.take_new_text()
-            tokens = request.take_new_tokens()
+            # Only a server shows tokens as they come; a batch job has them in its completions.
+            tokens = () if self._chunked is None else request.take_new_tokens()
             return [RequestOutput(request.number, text, tokens=tokens)] if text or tokens else []
         self._free(slot)
         return [_final_output(request, reason)]

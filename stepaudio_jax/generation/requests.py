@@ -187,8 +187,9 @@ class RequestState:
         """
         count = self._num_output_tokens
         if not last:
-            shown = int(np.searchsorted(self._ends, self._num_shown, side="right"))
-            count = max(min(count, shown), self._num_shown_tokens)
+            limit, count = count, self._num_shown_tokens
+            while count < limit and self._ends[count] <= self._num_shown:
+                count += 1
         indices = range(self._num_shown_tokens, count)
         self._num_shown_tokens = count
         reply_start = self._find_reply_start()

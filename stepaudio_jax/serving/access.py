@@ -2,7 +2,9 @@
 
 import hashlib
 import hmac
+import ipaddress
 import os
+import re
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -27,6 +29,8 @@ def install_access_rules(app: FastAPI, settings: ServingSettings) -> None:
     )
     if settings.api_keys:
         app.add_middleware(_ApiKeys, keys=settings.api_keys)
+    if is_loopback(settings.host):
+        app.add_middleware(_LoopbackHosts, allowed=settings.allowed_hosts)
     if settings.cors_origins:  # the outermost: an answer without its headers says nothing
         app.add_middleware(
             CORSMiddleware,
@@ -36,10 +40,18 @@ def install_access_rules(app: FastAPI, settings: ServingSettings) -> None:
         )
 
 
+def is_loopback(host: str) -> bool:
+    """Returns whether a host is a name or an address of this machine for itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def client_of(request: Request) -> str:
     """Returns a name for whoever sends a request: of the key, or else of the address."""
     header = request.headers.get("authorization", "")
-    if header:
+    if header and request.app.state.settings.api_keys:
         return _digest(header.encode("latin-1", "replace")).hex()[:16]
     return request.client.host if request.client is not None else ""
 
@@ -88,6 +100,32 @@ class _ApiKeys:
         # All are compared, each in constant time: how long it takes tells nothing of a key.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
+
+
+class _LoopbackHosts:
+    """Answers a server of this machine only under the names that lead to this machine.
+
+    A page from elsewhere can point a name of its own to this machine, and would then be a page of
+    this server to the browser.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: tuple[str, ...]):
+        self._app = app
+        self._allowed = {name.lower() for name in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        name = re.sub(r":\d+$", "", host).strip("[]").lower()
+        if not name or is_loopback(name) or name in self._allowed:
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            400,
+            "this server answers only under the names of its own machine; start it with"
+            " --allowed-host to let a proxy use another",
+            code="unknown_host",
+        )
+        await error.response()(scope, receive, send)
 
 
 class _BodyLimit:

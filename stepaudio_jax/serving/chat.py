@@ -40,6 +40,7 @@ from stepaudio_jax.serving.settings import ServingSettings
 _PROMPT_THREADS = 4  # that decode sound and tokenize
 _MAX_RETRY_S = 60
 _BODY_TIMEOUT_S = 60
+_SEND_TIMEOUT_S = 30  # behind the end of a request, for a client that reads slowly
 _DONE = "data: [DONE]\n\n"
 _JSON = "application/json"
 
@@ -157,7 +158,7 @@ class ChatService:
             if grammar is not None:
                 model.lane.constraints.check(grammar)
             return build_chat_prompt(
-                model.loaded,
+                model,
                 request.messages,
                 (request.tools or []) if settings.shows_tools else [],
                 enable_thinking=settings.enable_thinking,
@@ -371,7 +372,11 @@ def chat_router(service: ChatService) -> APIRouter:
             except ClientGoneError:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             job = service.submit(chat)
-            return EventStream(service.stream(chat, job), on_end=job.close)
+            return EventStream(
+                service.stream(chat, job),
+                on_end=job.close,
+                timeout_s=service.settings.request_timeout_s + _SEND_TIMEOUT_S,
+            )
 
     return router
 

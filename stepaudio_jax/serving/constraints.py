@@ -4,8 +4,11 @@ The grammar is of all that the model writes, its reasoning included: words up to
 the reply. A token may end the reasoning and begin the reply, and is allowed where both parts are.
 """
 
+import codecs
+import collections
 import functools
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +32,7 @@ from stepaudio_jax.text.special_tokens import CALL_TAGS
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 # Between the parts of a JSON value: without a limit, a small model may write nothing else.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \t\r\n]{0,16}"}
+_MAX_KEPT_GRAMMARS = 256
 _LOWEST_BIT = np.uint32(1)
 
 
@@ -120,6 +124,10 @@ class ConstraintFactory:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._matchers: collections.OrderedDict[str, llguidance.LLMatcher] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
 
     @functools.cached_property
     def _vocabulary(self) -> llguidance.LLTokenizer:
@@ -133,30 +141,46 @@ class ConstraintFactory:
         _ = self._vocabulary
 
     def check(self, grammar: str) -> None:
-        """Checks that a grammar can be followed.
+        """Checks that a grammar can be followed, and keeps it compiled: that may take long.
 
         Raises:
             ApiError: it cannot; says why.
         """
-        failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
-            llguidance.LLMatcher.grammar_from_lark(grammar), self._vocabulary
-        )
-        if failed:
+        try:
+            self._compiled(grammar)
+        except GenerationError as error:
             raise ApiError(
-                400,
-                f"the JSON schema of the reply or of a tool cannot be followed: {messages[0]}",
-                param="response_format",
-                code="invalid_json_schema",
-            )
+                400, str(error), param="response_format", code="invalid_json_schema"
+            ) from None
 
     def make(self, grammar: str) -> "GrammarConstraint":
-        """Returns a constraint to the texts of a grammar that was checked."""
+        """Returns a constraint to the texts of a grammar, quickly if it was checked before.
+
+        Raises:
+            GenerationError: it cannot be followed.
+        """
+        return GrammarConstraint(self._compiled(grammar).deep_copy(), self._tokenizer)
+
+    def _compiled(self, grammar: str) -> llguidance.LLMatcher:
+        """Returns a matcher at the beginning of a text, which nobody may move."""
+        with self._lock:
+            matcher = self._matchers.get(grammar)
+            if matcher is not None:
+                self._matchers.move_to_end(grammar)
+                return matcher
         matcher = llguidance.LLMatcher(
             self._vocabulary, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0
         )
         if matcher.is_error():
-            raise GenerationError(f"a grammar cannot be followed: {matcher.get_error()}")
-        return GrammarConstraint(matcher, self._tokenizer.special.eot)
+            raise GenerationError(
+                "the JSON schema of the reply or of a tool cannot be followed:"
+                f" {matcher.get_error()}"
+            )
+        with self._lock:
+            self._matchers[grammar] = matcher
+            if len(self._matchers) > _MAX_KEPT_GRAMMARS:
+                self._matchers.popitem(last=False)
+        return matcher
 
 
 class GrammarConstraint:
@@ -164,11 +188,14 @@ class GrammarConstraint:
 
     Args:
         matcher: at the beginning of the text.
-        eot: the token that ends the turn.
+        tokenizer: of the model.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, eot: int):
-        self._matcher, self._eot = matcher, eot
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: Tokenizer):
+        self._matcher, self._tokenizer = matcher, tokenizer
+        self._eot = tokenizer.special.eot
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_partial = 0  # the last tokens, which have not completed a character
 
     def write_allowed(self, words: NDArray[np.uint32]) -> None:
         """Sets a bit for each token that may come next; see `TokenConstraint`."""
@@ -179,8 +206,16 @@ class GrammarConstraint:
 
     def accept(self, token: int) -> None:
         """Takes notice of the token that came."""
-        if not self._matcher.is_stopped():
-            self._matcher.consume_token(token)
+        if self._matcher.is_stopped():
+            return
+        if self._num_partial and not self._matcher.validate_tokens([token]):
+            # A thinking budget has ended the reasoning within a character, which is dropped here.
+            self._matcher.rollback(self._num_partial)
+            self._characters.reset()
+        self._matcher.consume_token(token)
+        self._characters.decode(self._tokenizer.token_bytes(token))
+        is_whole = not self._characters.getstate()[0]
+        self._num_partial = 0 if is_whole else self._num_partial + 1
 
 
 class _Vocabulary:

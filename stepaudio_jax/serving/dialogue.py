@@ -9,7 +9,6 @@ import numpy as np
 
 from stepaudio_jax.data.sources.tools import calls_text, order_results, schemas_text
 from stepaudio_jax.errors import AudioError, DataError, TextError
-from stepaudio_jax.generation.loaded_model import LoadedModel
 from stepaudio_jax.generation.prompts import ClipFeatures, Prompt, build_prompt_of_features
 from stepaudio_jax.serving.chat_protocol import (
     AssistantMessage,
@@ -24,6 +23,7 @@ from stepaudio_jax.serving.chat_protocol import (
 )
 from stepaudio_jax.serving.clips import ClipReader, clip_error, decode_base64, seconds
 from stepaudio_jax.serving.errors import ApiError
+from stepaudio_jax.serving.models import ServedModel
 from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.text import (
     THINK_END,
@@ -67,7 +67,7 @@ class _ClipPlace:
 
 
 def build_chat_prompt(
-    model: LoadedModel,
+    served: ServedModel,
     messages: Sequence[ChatMessage],
     tools: Sequence[Tool],
     *,
@@ -78,7 +78,7 @@ def build_chat_prompt(
     """Builds the prompt of a dialogue: reads and decodes its clips, renders and tokenizes it.
 
     Args:
-        model: whose format and tokenizer are used.
+        served: whose format and tokenizer are used.
         messages: of the request.
         tools: functions that the model is told of.
         enable_thinking: False closes the reasoning before it begins.
@@ -88,12 +88,14 @@ def build_chat_prompt(
     Raises:
         ApiError: the dialogue is not one that the model can answer, or a clip cannot be used.
     """
+    model = served.loaded
     places: list[_ClipPlace] = []
     try:
         dialogue = [_to_message(item, number, places) for number, item in _ordered(messages)]
         if tools:
             dialogue.insert(_schemas_place(dialogue), _schemas_message(tools))
         _check_number(places, settings)
+        _check_text(dialogue, served)
         segments = render_prompt(
             [message for message in dialogue if not _is_empty_system(message)],
             model.tokenizer,
@@ -228,6 +230,19 @@ def _check_number(places: Sequence[_ClipPlace], settings: ServingSettings) -> No
             " send fewer, or start the server with a larger --max-clips",
             param="messages",
             code="too_many_clips",
+        )
+
+
+def _check_text(dialogue: Sequence[Message], served: ServedModel) -> None:
+    """Refuses a text that no slot can hold before it is tokenized, which would take long."""
+    size = sum(len(message.text.encode(errors="replace")) for message in dialogue)
+    if size > served.max_text_bytes:
+        raise ApiError(
+            400,
+            f"the messages have {size} bytes of text, more than this server's"
+            f" {served.lane.engine.slot_tokens} tokens can hold; shorten them",
+            param="messages",
+            code="context_length_exceeded",
         )
 
 

@@ -45,22 +45,26 @@ class EventStream(Response):
     Args:
         events: the text of each event.
         on_end: called in any case, also where no event was ever asked for.
+        timeout_s: after which the connection is given up, as of a client that reads nothing.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str], on_end: Callable[[], object]):
+    def __init__(
+        self, events: AsyncGenerator[str], *, on_end: Callable[[], object], timeout_s: float
+    ):
         super().__init__()
         del self.headers["content-length"]
         # Proxies pass each event on at once.
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
-        self._events, self._on_end = events, on_end
+        self._events, self._on_end, self._timeout_s = events, on_end, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await run_while_connected(receive, self._send(send))
-        except ClientGoneError:
+            async with asyncio.timeout(self._timeout_s):
+                await run_while_connected(receive, self._send(send))
+        except (ClientGoneError, TimeoutError):
             return
         finally:
             await self._events.aclose()

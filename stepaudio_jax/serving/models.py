@@ -1,6 +1,7 @@
 """The models that a server answers with."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from stepaudio_jax.generation.loaded_model import LoadedModel
@@ -27,6 +28,14 @@ class ServedModel:
     created: int
     num_parameters: int
     base: str | None = None
+
+    @functools.cached_property
+    def max_text_bytes(self) -> int:
+        """The longest text that a slot may hold: nothing but the vocabulary's longest token."""
+        tokenizer = self.loaded.tokenizer
+        tokens = range(tokenizer.vocab_size)
+        longest = max(len(tokenizer.token_bytes(token)) for token in tokens)
+        return longest * self.lane.engine.slot_tokens
 
     def card(self) -> dict[str, Any]:
         """Returns what `/v1/models` says of it."""

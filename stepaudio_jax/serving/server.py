@@ -35,6 +35,7 @@ _AFTER_DRAINING_S = 5.0  # to send what ends the last replies
 _THREAD_END_S = 30.0
 _CLIP_CACHE_BYTES = 256_000_000
 _POLL_S = 0.2
+_CPU_CHUNK, _ACCELERATOR_CHUNK = 128, 512
 
 
 class Server:
@@ -170,6 +171,9 @@ def build_model(
         GenerationError: the options do not fit the model.
     """
     positions = loaded.config.decoder.max_positions
+    chunk = options.prefill_chunk
+    if chunk is None:
+        chunk = _CPU_CHUNK if jax.default_backend() == "cpu" else _ACCELERATOR_CHUNK
     engine = Engine(
         loaded.config,
         loaded.parameters,
@@ -181,7 +185,7 @@ def build_model(
         steps=options.steps,
         mesh=loaded.mesh,
         chunked_prefill=ChunkedPrefillOptions(
-            options.prefill_chunk,
+            chunk,
             round(options.prefix_cache_gb * 1e9),
             round(options.audio_cache_gb * 1e9),
         ),

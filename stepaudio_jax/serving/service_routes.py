@@ -54,7 +54,7 @@ def service_router(service: ChatService) -> APIRouter:
             if body.messages is None:
                 return chosen.loaded.tokenizer.encode(body.prompt or "")
             built = build_chat_prompt(
-                chosen.loaded,
+                chosen,
                 body.messages,
                 body.tools or [],
                 enable_thinking=options is None or options.enable_thinking is not False,

@@ -20,6 +20,8 @@ class ServingSettings:
         host, port: the address it listens to.
         api_keys: a request must name one of them; empty lets everybody in.
         cors_origins: origins whose pages may use the server from a browser; empty for none.
+        allowed_hosts: names under which a server that listens to its own machine may be asked,
+            beside those of the machine; a proxy passes its own on.
         audio_domains: hosts from which `audio_url` may be read over https, with those below them.
         audio_folder: the folder whose files `audio_url` may name as `file:`; None for none.
         max_body_mb: largest body of a request, in MB.
@@ -39,6 +41,7 @@ class ServingSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     audio_domains: tuple[str, ...] = ()
     audio_folder: str | None = None
     max_body_mb: float = 64.0
@@ -87,7 +90,8 @@ class EngineSettings:
     Attributes:
         slots: replies that are generated side by side.
         slot_tokens: tokens of prompt and reply together, at most.
-        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`.
+        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`; None for
+            as many as take about as long as one: 128 on a CPU, 512 on an accelerator.
         steps: tokens that a call of `decode` adds to each reply: fewer make streams smoother, more
             make the host's share smaller.
         prefix_cache_gb: of the keys and values of prompts' beginnings that are kept, on the device.
@@ -97,7 +101,7 @@ class EngineSettings:
 
     slots: int = 16
     slot_tokens: int = 8192
-    prefill_chunk: int = 256
+    prefill_chunk: int | None = None
     steps: int = 4
     prefix_cache_gb: float = 1.0
     audio_cache_gb: float = 0.5

@@ -22,11 +22,19 @@ from tests.models.random_model import FLOAT32
 
 NAME = "small"
 # A shorter encoder has fewer shapes to compile; clips of up to 4 s are enough here.
+SLOT_TOKENS = 640
 SERVED_CONFIG = dataclasses.replace(
-    CONFIG, encoder=dataclasses.replace(CONFIG.encoder, positions=200)
+    CONFIG,
+    encoder=dataclasses.replace(CONFIG.encoder, positions=200),
+    decoder=dataclasses.replace(CONFIG.decoder, max_positions=SLOT_TOKENS),
 )
 ENGINE = EngineSettings(
-    slots=4, slot_tokens=400, prefill_chunk=32, steps=4, prefix_cache_gb=0.1, audio_cache_gb=0.1
+    slots=4,
+    slot_tokens=SLOT_TOKENS,
+    prefill_chunk=32,
+    steps=4,
+    prefix_cache_gb=0.1,
+    audio_cache_gb=0.1,
 )
 
 

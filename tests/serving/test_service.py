@@ -14,7 +14,7 @@ from stepaudio_jax.serving import ServingSettings
 from stepaudio_jax.serving.access import read_api_keys
 from stepaudio_jax.serving.app import create_app
 from stepaudio_jax.serving.server import bind
-from tests.serving.running_server import NAME, RunningServer, user
+from tests.serving.running_server import NAME, SLOT_TOKENS, RunningServer, user
 
 
 def test_health_is_503_until_all_programs_are_compiled(server):
@@ -36,7 +36,7 @@ def test_no_request_compiles_a_program(server, client):
 def test_models_are_listed_and_described(server, client):
     (model,) = client.models.list().data
     assert model.id == NAME
-    assert model.max_model_len == 400
+    assert model.max_model_len == SLOT_TOKENS
     assert client.models.retrieve(NAME).id == NAME
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
