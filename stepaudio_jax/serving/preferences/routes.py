@@ -93,24 +93,16 @@ def preference_router(store: PreferenceStore, settings: ServingSettings) -> APIR
         body = await _body(request)
 
         def keep() -> dict[str, Any]:
-            # Both before any sound is written: nothing of those who did not agree is kept.
+            # Before any sound is written: nothing of those who did not agree is kept.
             store.check_consent(check_name(body.get("annotator")))
-            clips = 0
-
-            def add_clip(content: bytes, name: str) -> str:
-                nonlocal clips
-                clips += 1
-                if clips > settings.max_clips:
-                    raise DataError(f"there are more than {settings.max_clips} clips; send fewer")
-                return store.add_clip(content, name)
-
-            taken = take_comparison(body, add_clip)
-            assignment = store.compare(
-                body.get("annotator"),
-                taken,
-                settings.max_audio_s,
-                shown_first=body.get("shown_first"),
-            )
+            with store.adding_clips() as add_clip:
+                taken = take_comparison(body, add_clip, max_clips=settings.max_clips)
+                assignment = store.compare(
+                    body.get("annotator"),
+                    taken,
+                    settings.max_audio_s,
+                    shown_first=body.get("shown_first"),
+                )
             return describe_assignment(store, assignment)
 
         return JSONResponse(await _call(keep))

@@ -11,7 +11,7 @@ import datetime
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.audio import SAMPLE_RATE
@@ -145,13 +145,39 @@ class PreferenceStore:
                 f"{annotator} has not agreed to this study's text; read it and agree to it first"
             )
 
-    def add_clip(self, content: bytes, name: str) -> str:
-        """Keeps a clip; returns its path relative to the folder."""
-        with self._mutex:
+    @contextlib.contextmanager
+    def adding_clips(self) -> Iterator[Callable[[bytes, str], str]]:
+        """Yields a function that keeps a clip, and returns its path relative to the folder.
+
+        What is done inside names the clips. After an error none of them stays: nobody could tell
+        whose voice it is.
+        """
+        added: list[str] = []
+
+        def add(content: bytes, name: str) -> str:
             path = self._clips.add(content, name)
+            added.append(path)
             sync_path(self.folder / path)
             sync_path((self.folder / path).parent)
             return path
+
+        with self._mutex:  # others may name the same clips, which are removed together or not
+            try:
+                yield add
+            except BaseException:
+                for path in {*added} - self._named_clips():
+                    (self.folder / path).unlink(missing_ok=True)
+                raise
+
+    def _named_clips(self) -> set[str]:
+        """Returns the paths of the clips that comparisons name, relative to the folder."""
+        prefix = os.path.join(self.folder, "")
+        return {
+            clip.path.removeprefix(prefix)
+            for assignment in self.study.assignments.values()
+            if assignment.comparison is not None
+            for clip in assignment.comparison.clips
+        }
 
     def compare(
         self,
@@ -165,7 +191,7 @@ class PreferenceStore:
 
         Args:
             annotator: who made it, and judges it.
-            value: as of `comparison_to_json`; clips are named as `add_clip` returns them.
+            value: as of `comparison_to_json`; clips are named as `adding_clips` returns them.
             max_seconds: most sound that it may have.
             shown_first: "a" or "b" where two dialogues were held side by side before, in an order
                 that the client drew; None where nothing was shown yet.

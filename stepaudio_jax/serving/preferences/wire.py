@@ -67,12 +67,15 @@ def reveal(store: PreferenceStore, assignment: Assignment) -> dict[str, Any]:
     return dict(zip(("first", "second"), map(_origin, sides), strict=True))
 
 
-def take_comparison(value: Mapping[str, Any], add_clip: AddClip) -> dict[str, Any]:
+def take_comparison(
+    value: Mapping[str, Any], add_clip: AddClip, *, max_clips: int
+) -> dict[str, Any]:
     """Returns a comparison that a client sent, its clips kept as files.
 
     Args:
         value: messages, a and b ({turns, model, sampling}), rubric, source; turns in OpenAI's form.
         add_clip: keeps a clip.
+        max_clips: that it may have.
 
     Raises:
         DataError: names the key and what is allowed.
@@ -81,15 +84,24 @@ def take_comparison(value: Mapping[str, Any], add_clip: AddClip) -> dict[str, An
     for key in value:
         if key not in allowed:
             raise DataError(f"unknown key {format_json(key)} (allowed: {', '.join(allowed)})")
+    count = 0
+
+    def add_counted(content: bytes, name: str) -> str:
+        nonlocal count
+        count += 1
+        if count > max_clips:
+            raise DataError(f"there are more than {max_clips} clips; send fewer")
+        return add_clip(content, name)
+
     taken = dict(value)
     for key in ("annotator", "shown_first"):
         taken.pop(key, None)
-    taken["messages"] = _take_turns(value.get("messages"), "messages", add_clip)
+    taken["messages"] = _take_turns(value.get("messages"), "messages", add_counted)
     for name in ("a", "b"):
         side = value.get(name)
         if not isinstance(side, Mapping) or not set(side) <= {"turns", "model", "sampling"}:
             raise DataError(f"{name!r} must be an object with 'turns', 'model' and 'sampling'")
-        taken[name] = {**side, "turns": _take_turns(side.get("turns"), name, add_clip)}
+        taken[name] = {**side, "turns": _take_turns(side.get("turns"), name, add_counted)}
     return taken
 
 

@@ -47,8 +47,9 @@ def comparison(a="Hello!", b="No.", content="Hi?", **keys):
 
 def compare(store, annotator="ann", **keys):
     """Keeps a comparison, as its route does; returns the assignment."""
-    taken = take_comparison(comparison(**keys), store.add_clip)
-    return store.compare(annotator, taken, 60.0)
+    with store.adding_clips() as add_clip:
+        taken = take_comparison(comparison(**keys), add_clip, max_clips=4)
+        return store.compare(annotator, taken, 60.0)
 
 
 def verdict(assignment, level=1, **keys):

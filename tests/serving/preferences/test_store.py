@@ -137,12 +137,15 @@ def test_bad_verdicts_are_refused_and_nothing_is_written(store, change, message)
         ({"rubric": ["x"] * 21}, "at most 20 criteria"),
         ({"content": [sound(61.0)]}, "more than 60"),
         ({"source": 3}, "'source' must be a name"),
+        ({"content": [sound(0.1)] * 5}, "more than 4 clips"),
+        ({"content": [sound(0.1), {"type": "video"}]}, "'text' or 'input_audio'"),
     ],
 )
 def test_bad_comparisons_are_refused(store, change, message):
     with pytest.raises(ValueError, match=message):
         compare(store, **change)
     assert read_study(store.folder).assignments == {}
+    assert not [path for path in (store.folder / "clips").rglob("*") if path.is_file()]
 
 
 def test_the_same_reply_twice_can_only_be_equal(store):
