@@ -155,8 +155,9 @@ export class Compare {
       const kept = this.fields[name] ?? { model: modelName(), temperature: "" };
       const model = element("select", {}, ...names.map((item) => element("option", { value: item, text: item })));
       model.value = names.includes(kept.model) ? kept.model : (names[0] ?? "");
-      const temperature = element("input", { type: "number", min: 0, max: 2, step: 0.1, value: kept.temperature });
+      const temperature = element("input", { type: "number", min: 0, max: 2, step: "any", value: kept.temperature });
       const keep = () => {
+        if (!temperature.validity.valid) announce(word("setting_wrong", word("temperature")), true);
         this.fields[name] = { model: model.value, temperature: temperature.value };
       };
       model.addEventListener("change", keep);
@@ -241,7 +242,7 @@ export class Compare {
   settingsOf(name) {
     const kept = this.fields[name] ?? {};
     const values = sampling();
-    if (kept.temperature !== undefined && kept.temperature !== "") values.temperature = Number(kept.temperature);
+    if (kept.temperature) values.temperature = Number(kept.temperature);
     // With one seed two equal settings would write the same reply twice.
     if (values.seed !== undefined && name === "b") values.seed += 1;
     return { model: kept.model || modelName(), sampling: values };
@@ -284,9 +285,29 @@ export class Compare {
   }
 
   async register() {
+    try {
+      await this.setComparison(await postJson("/preferences/comparisons", await this.registration()));
+      this.show();
+    } catch (error) {
+      this.refused(error, () => this.register());
+    }
+  }
+
+  // A line of the study's rubric keeps its weight; a new one has 1, or -1.
+  rubric() {
+    if (this.fields.rubric === undefined) return this.study.rubric;
+    const known = new Map(this.study.rubric.map((item) => [rubricLine(item), item]));
+    return this.fields.rubric
+      .split("\n")
+      .map((line) => line.trim())
+      .filter((line) => line && line !== "-")
+      .map((line) => known.get(line) ?? (line.startsWith("-") ? { criterion: line.slice(1).trim(), weight: -1 } : { criterion: line, weight: 1 }));
+  }
+
+  async registration() {
     const options = { withTranscripts: true, withReasoning: true };
     const system = systemPrompt();
-    const body = { annotator: this.annotator, rubric: parseRubric(this.fields.rubric ?? "") };
+    const body = { annotator: this.annotator, rubric: this.rubric() };
     if (this.dialogues) {
       const { a, b, first } = this.dialogues;
       body.messages = await messagesOf([a[0]], system, options);
@@ -299,12 +320,7 @@ export class Compare {
       for (const name of SIDES) body[name] = { turns: await messagesOf([this.replies[name]], "", options), ...this.settingsOf(name) };
     }
     for (const name of SIDES) delete body[name].sampling.chat_template_kwargs;
-    try {
-      await this.setComparison(await postJson("/preferences/comparisons", body));
-      this.show();
-    } catch (error) {
-      this.refused(error, () => this.register());
-    }
+    return body;
   }
 
   async next() {
@@ -348,6 +364,11 @@ export class Compare {
       annotator: this.annotator,
       players,
       onKept: (answer, node) => this.kept(answer, node),
+      onConflict: (node) => {
+        const next = this.nextButton();
+        node.replaceWith(next);
+        next.focus();
+      },
       onConsent: () => { this.agreed = false; this.show(); },
     });
     return [before, sides, form];
@@ -380,6 +401,14 @@ export class Compare {
     return view;
   }
 
+  nextButton() {
+    const text = word(this.kind === "prepared" ? "next" : "new_dialogue");
+    return element("button", { type: "button", class: "primary", id: "next", text, onclick: async () => {
+      await this.clear();
+      if (this.kind === "prepared") await this.next();
+    } });
+  }
+
   kept(answer, form) {
     const shown = this.comparison;
     this.comparison = null;
@@ -395,10 +424,7 @@ export class Compare {
       byId("text").focus();
     } });
     if (this.kind === "two_replies") buttons.push(goOn("first"), goOn("second"));
-    const next = element("button", { type: "button", class: "primary", id: "next", text: word(this.kind === "prepared" ? "next" : "new_dialogue"), onclick: async () => {
-      await this.clear();
-      if (this.kind === "prepared") await this.next();
-    } });
+    const next = this.nextButton();
     buttons.push(next);
     const origins = name(answer.origins.first) || name(answer.origins.second)
       ? element("p", { class: "hint", text: word("written_by", name(answer.origins.first) || "?", name(answer.origins.second) || "?") })
@@ -410,11 +436,3 @@ export class Compare {
 }
 
 const rubricLine = (item) => `${item.weight < 0 ? "- " : ""}${item.criterion}`;
-
-function parseRubric(text) {
-  return text
-    .split("\n")
-    .map((line) => line.trim())
-    .filter((line) => line && line !== "-")
-    .map((line) => (line.startsWith("-") ? { criterion: line.slice(1).trim(), weight: -1 } : { criterion: line, weight: 1 }));
-}

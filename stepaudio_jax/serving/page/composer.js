@@ -101,7 +101,9 @@ export class Composer {
     this.starting = true;
     try {
       this.recording = await Recording.start(
-        (seconds) => announce(word("recording", seconds.toFixed(1))),
+        (seconds) => {
+          byId("record-word").textContent = word("recording", seconds.toFixed(1));
+        },
         () => this.endRecording(),
       );
       this.showRecording(true);
@@ -129,8 +131,7 @@ export class Composer {
     const button = byId("record");
     button.setAttribute("aria-pressed", String(running));
     button.classList.toggle("recording", running);
-    byId("record-word").dataset.word = running ? "end_recording" : "record";
-    byId("record-word").textContent = word(running ? "end_recording" : "record");
+    byId("record-word").textContent = running ? word("recording", "0.0") : word("record");
   }
 
   async send() {

@@ -21,7 +21,7 @@ export function show(node, visible) {
 
 export function announce(text, bad = false) {
   const status = byId("status");
-  status.textContent = text;
+  if (status.textContent !== text) status.textContent = text; // the same words are not read out again
   status.classList.toggle("bad", bad);
 }
 

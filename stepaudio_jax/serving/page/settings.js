@@ -11,11 +11,13 @@ const TINY_PARAMETERS = 100e6;
 
 let about = { models: {}, preferences: false };
 
+// Throws an error that names the setting, where one has a value that is not allowed.
 export function sampling() {
   const values = {};
   for (const name of NUMBERS) {
     const field = byId(name);
-    if (field.value !== "" && field.validity.valid) values[name] = Number(field.value);
+    if (!field.validity.valid) throw new Error(word("setting_wrong", word(name)));
+    if (field.value !== "") values[name] = Number(field.value);
   }
   if (!byId("thinking").checked) values.chat_template_kwargs = { enable_thinking: false };
   return values;

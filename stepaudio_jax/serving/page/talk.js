@@ -144,7 +144,13 @@ export class Talk {
   }
 
   async copy(write) {
-    const text = write(await this.body(), byId("api_key").value !== "");
+    let text;
+    try {
+      text = write(await this.body(), byId("api_key").value !== "");
+    } catch (error) {
+      announce(error.message, true);
+      return;
+    }
     try {
       await navigator.clipboard.writeText(text);
       announce(word("copied"));

@@ -8,7 +8,7 @@ const REASON_WORDS = ["did_not_hear", "wrong", "tone", "length"];
 // Players end a little before a clip does.
 const UNHEARD_SECONDS = 0.3;
 
-export function verdictForm({ study, comparison, annotator, players, onKept, onConsent }) {
+export function verdictForm({ study, comparison, annotator, players, onKept, onConflict, onConsent }) {
   const id = idOf(comparison.assignment);
   const highest = Math.floor(study.levels / 2);
   const levels = [];
@@ -106,6 +106,7 @@ export function verdictForm({ study, comparison, annotator, players, onKept, onC
       announce(word("not_kept", error.message), true);
       keep.textContent = word("try_again");
       if (error.code === "consent_needed") onConsent();
+      if (error.code === "conflict") onConflict(form);
     } finally {
       delete keep.dataset.sending;
       skip.disabled = false;

@@ -203,12 +203,8 @@ class PreferenceStore:
         name = check_name(annotator)
         self.check_consent(name)
         comparison = parse_comparison(value, folder=str(self.folder), origin="the comparison")
-        if shown_first is not None and (
-            shown_first not in ("a", "b") or not comparison.is_of_dialogues
-        ):
-            raise DataError(
-                '\'shown_first\' must be "a" or "b", and only of two dialogues; else it is drawn'
-            )
+        if shown_first not in (None, "a", "b"):
+            raise DataError("'shown_first' must be \"a\" or \"b\"; left out, it is drawn")
         seconds = {clip.name: _seconds(clip) for clip in comparison.clips}
         if sum(seconds.values()) > max_seconds:
             raise DataError(

@@ -7,7 +7,6 @@ from typing import Any
 
 from stepaudio_jax.data.sources.json_values import format_json
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.judge.verdict import comparisons
 from stepaudio_jax.serving.preferences.comparisons import Comparison, Continuation, Side
 from stepaudio_jax.serving.preferences.journals import Assignment
 from stepaudio_jax.serving.preferences.store import PreferenceStore
@@ -23,7 +22,6 @@ def describe_study(store: PreferenceStore) -> dict[str, Any]:
     settings = store.settings
     return {
         "levels": settings.levels,
-        "scale": sorted(comparisons(settings.levels).values()),
         "reasons": list(settings.reasons),
         "rubric": settings.to_json()["rubric"],
         "consent": settings.consent,

@@ -139,6 +139,7 @@ def test_prepared_pairs_by_keyboard_only_in_two_tabs(tmp_path, open_page):
         other.check('input[name="verdict"][value="0"]')
         other.click("#keep")
         expect(other.locator("#status")).to_contain_text("judged already")
+        expect(other.locator("#next")).to_be_visible()
         assert page.evaluate("document.activeElement.id") == "next"
         page.keyboard.press("Enter")
         expect(page.locator("#skip")).to_be_visible()

@@ -111,7 +111,7 @@ def test_bad_bodies_get_one_clear_line(host, path, body, kind, status):
         {"a": {"turns": [{"role": "user", "content": "x"}]}},
         {"a": {"turns": [{"role": "assistant", "content": "x"}], "path": "/etc"}},
         {"a": {"turns": [{"role": "assistant", "content": "x"}], "sampling": {"t": [1]}}},
-        {"shown_first": "a"},
+        {"shown_first": "left"},
         {"rubric": "kind"},
         {"id": "mine"},
     ],
