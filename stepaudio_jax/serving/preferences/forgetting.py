@@ -23,12 +23,15 @@ from stepaudio_jax.storage import (
     Path,
     PathLike,
     appended_exists,
+    format_json_line,
+    is_bucket_path,
     read_json_lines,
     sync_path,
     take_lock,
     to_path,
     write_json_lines,
 )
+from stepaudio_jax.storage.parts import PartsWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,11 @@ def _filter(path: Path, keeps: Callable[[Mapping[str, Any]], bool]) -> int:
     values = [line.value for line in read_json_lines(path)]
     kept = [value for value in values if keeps(value)]
     if len(kept) < len(values):
-        write_json_lines(path, kept)
-        sync_path(path)
+        if is_bucket_path(path):  # there it is a series of objects
+            PartsWriter(path).replace("".join(map(format_json_line, kept)).encode())
+        else:
+            write_json_lines(path, kept)
+            sync_path(path)
     return len(values) - len(kept)
 
 

@@ -92,7 +92,8 @@ class PreferenceStore:
             take_pairs(self.folder, pairs, gold)
             self.study: Study = read_study(self.folder)
             self._assignments, self._verdicts, self._consents = (
-                JsonLinesFile(self.folder / name) for name in (ASSIGNMENTS, VERDICTS, CONSENTS)
+                JsonLinesFile(self.folder / name, lock=True)
+                for name in (ASSIGNMENTS, VERDICTS, CONSENTS)
             )
         except BaseException:
             self._lock.close()
@@ -204,7 +205,7 @@ class PreferenceStore:
         self.check_consent(name)
         comparison = parse_comparison(value, folder=str(self.folder), origin="the comparison")
         if shown_first not in (None, "a", "b"):
-            raise DataError("'shown_first' must be \"a\" or \"b\"; left out, it is drawn")
+            raise DataError('\'shown_first\' must be "a" or "b"; left out, it is drawn')
         seconds = {clip.name: _seconds(clip) for clip in comparison.clips}
         if sum(seconds.values()) > max_seconds:
             raise DataError(

@@ -12,8 +12,8 @@ import pytest
 from stepaudio_jax.data import read_records
 from stepaudio_jax.serving.preferences.records import write_records
 from tests.serving.page.conftest import CLIPS
-from tests.serving.page.test_talk import record, say
 from tests.serving.page.test_talk import done as replied
+from tests.serving.page.test_talk import record, say
 
 expect = pytest.importorskip("playwright.sync_api").expect
 ROOT = pathlib.Path(__file__).resolve().parents[3]
