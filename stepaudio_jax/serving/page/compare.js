@@ -2,7 +2,7 @@
 
 import { getBlob, getJson, postJson, streamReply } from "/page/api.js";
 import { announce, byId, element, show } from "/page/dom.js";
-import { keep, load, setSetting, setting } from "/page/keeping.js";
+import { keep, load, setSetting, setting, tabName } from "/page/keeping.js";
 import { messagesOf } from "/page/messages.js";
 import { modelName, modelNames, sampling, systemPrompt } from "/page/settings.js";
 import { replyView, userTurnView } from "/page/views.js";
@@ -54,7 +54,7 @@ export class Compare {
   }
 
   get name() {
-    return `${sessionStorage.getItem("stepaudio_jax.dialogue")}.compare`;
+    return tabName("compare");
   }
 
   setComparison(comparison) {
@@ -63,7 +63,22 @@ export class Compare {
   }
 
   get annotator() {
-    return setting("annotator", "");
+    this.written ??= setting("annotator", "");
+    return this.written;
+  }
+
+  set annotator(name) {
+    this.written = name;
+    setSetting("annotator", name);
+  }
+
+  // The next person at this browser says who they are; nothing of the last one's is shown to them.
+  async changeAnnotator() {
+    if (this.composer.busy) return;
+    this.agreed = false;
+    this.asksName = true;
+    await this.clear();
+    announce("");
   }
 
   async clear() {
@@ -82,7 +97,7 @@ export class Compare {
     if (!this.root || this.root.hidden || !this.study) return;
     this.views.forEach((view) => view.release());
     this.views = [];
-    const begun = this.annotator && (this.agreed || !this.study.consent);
+    const begun = this.annotator && !this.asksName && (this.agreed || !this.study.consent);
     const writes = begun && this.kind !== "prepared" && !this.comparison;
     this.composer.show(writes);
     if (!begun) this.root.replaceChildren(this.welcome());
@@ -97,8 +112,9 @@ export class Compare {
       if (!name.value.trim()) return name.focus();
       try {
         if (this.study.consent) await postJson("/preferences/consent", { annotator: name.value, consent: this.study.consent_hash });
-        setSetting("annotator", name.value.trim());
+        this.annotator = name.value.trim();
         this.agreed = true;
+        this.asksName = false;
         announce("");
         this.show();
         if (this.kind === "prepared") await this.next();
@@ -123,7 +139,8 @@ export class Compare {
       button.setAttribute("aria-pressed", String(kind === this.kind));
       return button;
     });
-    return element("div", { class: "row", role: "group", "aria-label": word("compare") }, ...buttons);
+    const person = element("button", { type: "button", id: "change-name", text: word("change_name", this.annotator), onclick: () => this.changeAnnotator() });
+    return element("div", { class: "row", role: "group", "aria-label": word("compare") }, ...buttons, element("div", { class: "grow" }), person);
   }
 
   async setKind(kind) {
@@ -226,6 +243,7 @@ export class Compare {
     for (const name of SIDES) this.dialogues[name].push({ ...turn });
     this.show();
     const replies = await this.writeBoth(this.dialogues);
+    if (!this.dialogues) return; // a new dialogue was begun meanwhile
     for (const name of SIDES) {
       if (replies) this.dialogues[name].push(replies[name]);
       else this.dialogues[name].pop();

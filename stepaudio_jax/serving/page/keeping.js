@@ -1,7 +1,10 @@
 // Keeps the dialogue of this tab in the browser, sound included, so that a reload loses nothing.
 
+import { randomId } from "/page/dom.js";
+
 const DATABASE = "stepaudio_jax";
 const STORE = "dialogues";
+const KEPT_MS = 24 * 3600 * 1000;
 
 function open() {
   return new Promise((resolve, reject) => {
@@ -30,7 +33,7 @@ async function withStore(mode, use) {
 // A browser may refuse storage (private windows, full disks); the page then works without it.
 export async function load(name) {
   try {
-    return await withStore("readonly", (store) => store.get(name));
+    return (await withStore("readonly", (store) => store.get(name)))?.value;
   } catch {
     return undefined;
   }
@@ -38,10 +41,48 @@ export async function load(name) {
 
 export async function keep(name, value) {
   try {
-    await withStore("readwrite", (store) => store.put(value, name));
+    await withStore("readwrite", (store) => store.put({ value, saved: Date.now() }, name));
     return true;
   } catch {
     return false;
+  }
+}
+
+// Drops what tabs left that were closed: nobody can get back to it, and it may hold a voice.
+export async function dropOld() {
+  try {
+    await withStore("readwrite", (store) => {
+      const asked = store.openCursor();
+      asked.onsuccess = () => {
+        const cursor = asked.result;
+        if (!cursor) return;
+        if (!(cursor.value?.saved > Date.now() - KEPT_MS)) cursor.delete();
+        cursor.continue();
+      };
+      return asked;
+    });
+  } catch {
+    // Nothing is stored.
+  }
+}
+
+// Returns a name that this tab has, and a reload of it, and no other.
+export function tabName(purpose) {
+  const key = `stepaudio_jax.${purpose}`;
+  try {
+    const name = sessionStorage.getItem(key) ?? `${purpose}.${randomId()}`;
+    sessionStorage.setItem(key, name);
+    return name;
+  } catch {
+    return purpose;
+  }
+}
+
+export function forgetTabName(purpose) {
+  try {
+    sessionStorage.removeItem(`stepaudio_jax.${purpose}`);
+  } catch {
+    // There was none.
   }
 }
 

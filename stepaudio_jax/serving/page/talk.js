@@ -1,8 +1,8 @@
 // Talking: a dialogue whose replies stream in; turns can be stopped, changed and written anew.
 
 import { streamReply } from "/page/api.js";
-import { announce, byId, element, randomId, show } from "/page/dom.js";
-import { drop, keep, load } from "/page/keeping.js";
+import { announce, byId, element, show } from "/page/dom.js";
+import { drop, dropOld, forgetTabName, keep, load, tabName } from "/page/keeping.js";
 import { asCurl, asPython, asRecord, download, messagesOf } from "/page/messages.js";
 import { modelName, sampling, systemPrompt } from "/page/settings.js";
 import { replyView, userTurnView } from "/page/views.js";
@@ -26,8 +26,8 @@ export class Talk {
 
   // Each tab has a dialogue of its own, which a reload brings back.
   async restore() {
-    this.name = sessionStorage.getItem("stepaudio_jax.dialogue") ?? randomId();
-    sessionStorage.setItem("stepaudio_jax.dialogue", this.name);
+    await dropOld();
+    this.name = tabName("dialogue");
     const kept = await load(this.name);
     if (Array.isArray(kept)) this.turns = kept;
     for (const turn of this.turns) if (turn.role === "assistant" && !turn.finish) turn.finish = "stopped";
@@ -137,8 +137,8 @@ export class Talk {
     this.composer.endEdit(true);
     await drop(this.name);
     this.turns = [];
-    this.name = randomId();
-    sessionStorage.setItem("stepaudio_jax.dialogue", this.name);
+    forgetTabName("dialogue");
+    this.name = tabName("dialogue");
     this.show();
     announce("");
   }
