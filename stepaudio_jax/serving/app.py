@@ -8,8 +8,9 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from stepaudio_jax.serving.access import install_access_rules
-from stepaudio_jax.serving.chat import ChatService, chat_router
+from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import ChatRequest, TokenizeRequest
+from stepaudio_jax.serving.chat_routes import chat_router
 from stepaudio_jax.serving.docs_page import docs_router
 from stepaudio_jax.serving.errors import install_error_handlers
 from stepaudio_jax.serving.service_routes import service_router

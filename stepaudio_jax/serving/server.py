@@ -16,7 +16,7 @@ from fastapi import APIRouter, FastAPI
 
 from stepaudio_jax.errors import EXIT_INTERRUPTED, ConfigError, RunError
 from stepaudio_jax.generation import Engine
-from stepaudio_jax.generation.engine import ChunkedPrefillOptions
+from stepaudio_jax.generation.chunked_prefill import ChunkedPrefillOptions
 from stepaudio_jax.generation.loaded_model import LoadedModel
 from stepaudio_jax.generation.shardings import round_up_slots
 from stepaudio_jax.serving.app import create_app

@@ -7,7 +7,7 @@ from jax import monitoring
 from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation import Engine, Sampling, build_prompt
 from stepaudio_jax.generation.bounded_cache import BoundedCache
-from stepaudio_jax.generation.engine import ChunkedPrefillOptions
+from stepaudio_jax.generation.chunked_prefill import ChunkedPrefillOptions
 from stepaudio_jax.generation.prefix_blocks import block_keys
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES, CONFIG, peaked_parameters, user, write_clip
