@@ -276,7 +276,7 @@ def test_a_tool_is_called_and_its_result_read(client):
         tools=[TOOL],
         tool_choice="required",
         extra_body=NO_THINKING,
-        max_tokens=90,
+        max_tokens=200,
         parallel_tool_calls=False,
     )
     choice = answer.choices[0]
@@ -291,7 +291,7 @@ def test_a_tool_is_called_and_its_result_read(client):
     assert after.choices[0].message.content
     named = {"type": "function", "function": {"name": "get_time"}}
     again = ask(
-        client, question, tools=[TOOL], tool_choice=named, extra_body=NO_THINKING, max_tokens=90
+        client, question, tools=[TOOL], tool_choice=named, extra_body=NO_THINKING, max_tokens=200
     )
     assert [c.function.name for c in again.choices[0].message.tool_calls] == ["get_time"]
 
