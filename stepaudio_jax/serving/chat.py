@@ -294,11 +294,11 @@ def _max_tokens(model: ServedModel, built: BuiltPrompt, settings: ChatSettings) 
     room = limit - length
     wanted = settings.max_tokens
     if room < 1 or (wanted is not None and wanted > room):
-        asked = f" and {wanted} for the reply" if wanted is not None else ""
+        reply_part = f" and {wanted} for the reply" if wanted is not None else ""
         raise ApiError(
             400,
             f"this server's {limit} tokens for prompt and reply do not hold {length} tokens of"
-            f" messages{asked}; shorten the messages{' or the reply' if wanted else ''}",
+            f" messages{reply_part}; shorten the messages{' or the reply' if wanted else ''}",
             param="messages",
             code="context_length_exceeded",
         )
