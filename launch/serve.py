@@ -44,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener = bind(settings)  # whether it can be had is known before the model is loaded
         models = _load_models(options, names, engine_settings)
         print("compiling programs; /health says 503 until requests are answered", flush=True)
-        return Server(models, settings, link=link).run(listener)
+        server = Server(models, settings, link=link)
+        code = server.run(listener)
+        if not server.has_ended:
+            # A compilation cannot be interrupted, and the interpreter must not end under it.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -468,19 +468,16 @@ class Engine:
         prompt = Prompt(
             np.zeros(length, np.int32), np.zeros(length, bool), np.zeros(length, bool), (), ()
         )
-        for name, sampling in (
-            ("decode", Sampling(temperature=0.0, max_new_tokens=2)),
-            ("resume", Sampling(temperature=0.0, max_new_tokens=2, max_reasoning_tokens=1)),
-        ):
-            (request,) = self.submit(prompt, [sampling])
-            while self.busy:
-                self.step()
-            self.cancel(request)
-            yield name
-        if self._spec.has_masks:
-            with on_mesh(self._mesh):
+        self.submit(prompt, [Sampling(temperature=0.0, max_new_tokens=2)])
+        while self.busy:
+            self.step()
+        yield "decode"
+        with on_mesh(self._mesh):
+            self._slots = device.resume(self._spec, self._slots, 0, 0)
+            self._slots = device.release(self._spec, self._slots, 0)
+            if self._spec.has_masks:
                 self._slots = device.set_allowed(self._spec, self._slots, self._allowed_tokens())
-            yield "set_allowed"
+        yield "resume"
         self._chunked.reset_counters()
         self._num_generated, self._seconds = 0, 0.0
 

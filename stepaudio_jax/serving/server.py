@@ -108,6 +108,11 @@ class Server:
             raise RunError("the engine has failed; its traceback is above. Start the server again")
         return EXIT_INTERRUPTED if web.was_interrupted else 0
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engines' thread has ended, and with it everything that computes."""
+        return not self._thread.is_alive()
+
     def stop(self) -> None:
         """Lets `run` end as SIGTERM does, from another thread."""
         self.service.drain()
