@@ -7,6 +7,7 @@ and SIGTERM let running replies end first; a second one ends at once.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from stepaudio_jax.storage import expand_home
 if TYPE_CHECKING:
     from stepaudio_jax.serving.models import ServedModel
 
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses arguments and serves; returns the exit code."""
@@ -29,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_error():
         settings, engine_settings = settings_of(options), engine_settings_of(options)
         names = _names(options)
+        _check_installed()
         from stepaudio_jax.serving.command_link import CommandLink
         from stepaudio_jax.serving.server import Server, bind, follow
 
@@ -40,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener = bind(settings)  # whether it can be had is known before the model is loaded
         models = _load_models(options, names, engine_settings)
         print("compiling programs; /health says 503 until requests are answered", flush=True)
-        return Server(models, settings, link=link).run(listener)
+        server = Server(models, settings, link=link)
+        code = server.run(listener)
+        if not server.has_ended:
+            # A compilation cannot be interrupted, and the interpreter must not end under it.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -242,6 +252,19 @@ def engine_settings_of(options: argparse.Namespace) -> EngineSettings:
         audio_cache_gb=options.audio_cache_gb,
         cache_dtype=options.cache_dtype,
     )
+
+
+def _check_installed() -> None:
+    """Checks that what only the server needs is installed.
+
+    Raises:
+        ConfigError: something is missing.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the server needs {', '.join(missing)}: pip install -c constraints.txt -e '.[serve]'"
+        )
 
 
 def _names(options: argparse.Namespace) -> dict[str, tuple[str, str]]:

@@ -22,7 +22,7 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import Record, Source, open_source
 from stepaudio_jax.errors import ConfigError, DataError, GenerationError
-from stepaudio_jax.generation.engine import Completion, Engine
+from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.journal import Journal, check_output_paths, describe_job
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
@@ -31,6 +31,7 @@ from stepaudio_jax.generation.loaded_model import (
     default_dtype,
 )
 from stepaudio_jax.generation.long_recordings import SplitDialogues
+from stepaudio_jax.generation.outputs import Completion
 from stepaudio_jax.generation.prompts import Prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype

@@ -13,15 +13,48 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.generation import slots as device
+from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation.audio_encoder import AudioEncoder
 from stepaudio_jax.generation.bounded_cache import BoundedCache
+from stepaudio_jax.generation.prefill_programs import (
+    EngineSpec,
+    Prefix,
+    empty_prefix_caches,
+    prefill_chunk,
+    read_prefix_block,
+    write_prefix_block,
+)
 from stepaudio_jax.generation.prefix_blocks import audio_chunk_starts, block_keys
 from stepaudio_jax.generation.prompts import Prompt
 from stepaudio_jax.models import LayerCache, Parameters
 
 MIN_CHUNK_TOKENS = 32
 PrefixBlock = tuple[LayerCache, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkedPrefillOptions:
+    """How prompts are prefilled while other requests run.
+
+    Attributes:
+        chunk_tokens: of a prompt, between two calls of `decode`: a power of two, 32 at least.
+        prefix_cache_bytes: of the keys and values of prompts' beginnings that are kept; 0 for none.
+        audio_cache_bytes: of encoded sound that is kept, on the host; 0 for none.
+    """
+
+    chunk_tokens: int = 256
+    prefix_cache_bytes: int = 0
+    audio_cache_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        size = self.chunk_tokens
+        if size < MIN_CHUNK_TOKENS or size & (size - 1):
+            raise GenerationError(
+                f"chunk_tokens={size} must be a power of two, {MIN_CHUNK_TOKENS} or more"
+            )
+        for name in ("prefix_cache_bytes", "audio_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise GenerationError(f"{name}={getattr(self, name)} must be 0 or more")
 
 
 @dataclasses.dataclass
@@ -64,7 +97,7 @@ class ChunkedPrefill:
 
     def __init__(
         self,
-        spec: device.EngineSpec,
+        spec: EngineSpec,
         encoder: AudioEncoder,
         *,
         chunk_tokens: int,
@@ -74,7 +107,7 @@ class ChunkedPrefill:
     ):
         self._spec, self._encoder = spec, encoder
         self.chunk_tokens, self._cache_len = chunk_tokens, cache_len
-        self._caches: tuple[LayerCache, ...] = device.empty_prefix_caches(spec, cache_len)
+        self._caches: tuple[LayerCache, ...] = empty_prefix_caches(spec, cache_len)
         self.blocks: BoundedCache[PrefixBlock] = BoundedCache(prefix_cache_bytes)
         self.features: BoundedCache[NDArray[np.float32]] = BoundedCache(audio_cache_bytes)
         self._work: _Work | None = None
@@ -100,9 +133,7 @@ class ChunkedPrefill:
             block = self.blocks.get(key)
             if block is None:
                 break
-            self._caches = device.write_prefix_block(
-                self._spec, self._caches, block, np.int32(position)
-            )
+            self._caches = write_prefix_block(self._spec, self._caches, block, np.int32(position))
             position += self.chunk_tokens
         # Used from the last to the first: the beginning of a prompt outlives what follows it.
         for key in reversed(keys[: position // self.chunk_tokens]):
@@ -119,7 +150,7 @@ class ChunkedPrefill:
         """Gives up the current prompt."""
         self._work = None
 
-    def advance(self, parameters: Parameters) -> tuple[int, device.Prefix | None]:
+    def advance(self, parameters: Parameters) -> tuple[int, Prefix | None]:
         """Encodes a chunk of sound or computes a chunk of tokens.
 
         Returns:
@@ -150,7 +181,7 @@ class ChunkedPrefill:
         seen = np.zeros((1, self._spec.config.decoder.vocab_size), bool)
         seen[0, prompt.tokens] = True
         length = np.array([prompt.length], np.int32)
-        return padded, device.Prefix(self._caches, logits, seen, length)
+        return padded, Prefix(self._caches, logits, seen, length)
 
     def forget(self) -> None:
         """Drops what is kept, as when the weights change."""
@@ -183,8 +214,8 @@ class ChunkedPrefill:
             self._compute_chunk(parameters, work, 0, size)
             yield f"prefill_chunk {size}"
             size *= 2
-        block = device.read_prefix_block(self._spec, self._caches, np.int32(0), self.chunk_tokens)
-        self._caches = device.write_prefix_block(self._spec, self._caches, block, np.int32(0))
+        block = read_prefix_block(self._spec, self._caches, np.int32(0), self.chunk_tokens)
+        self._caches = write_prefix_block(self._spec, self._caches, block, np.int32(0))
         yield f"prefix_block {self.chunk_tokens}"
 
     def _encode(
@@ -217,7 +248,7 @@ class ChunkedPrefill:
         audio = np.zeros((padded, self._spec.config.decoder.hidden), np.float32)
         if is_audio.any():
             audio[is_audio] = self._audio_between(work, start, start + size)
-        self._caches, logits = device.prefill_chunk(
+        self._caches, logits = prefill_chunk(
             self._spec,
             parameters,
             self._caches,
@@ -243,7 +274,5 @@ class ChunkedPrefill:
         return np.concatenate(pieces)
 
     def _keep(self, key: bytes, start: int) -> None:
-        block = device.read_prefix_block(
-            self._spec, self._caches, np.int32(start), self.chunk_tokens
-        )
+        block = read_prefix_block(self._spec, self._caches, np.int32(start), self.chunk_tokens)
         self.blocks.put(key, block, sum(leaf.nbytes for leaf in jax.tree.leaves(block)))

@@ -13,7 +13,7 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,14 +30,11 @@ from stepaudio_jax.generation.audio_encoder import (
     single_group_frames,
     single_groups,
 )
-from stepaudio_jax.generation.chunked_prefill import MIN_CHUNK_TOKENS, ChunkedPrefill
+from stepaudio_jax.generation.chunked_prefill import ChunkedPrefill, ChunkedPrefillOptions
+from stepaudio_jax.generation.outputs import Completion, FinishReason, RequestOutput
+from stepaudio_jax.generation.prefill_programs import EngineSpec, Prefix, encode_audio, prefill
 from stepaudio_jax.generation.prompts import Prompt, bucket, check_prompt_fits
-from stepaudio_jax.generation.requests import (
-    OutputToken,
-    RequestState,
-    StopToken,
-    TokenConstraint,
-)
+from stepaudio_jax.generation.requests import RequestState, TokenConstraint
 from stepaudio_jax.generation.sampling import MAX_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.shardings import decode_layout_params, on_mesh, replace_adapters
 from stepaudio_jax.models import CacheDtype, Parameters
@@ -46,78 +43,10 @@ from stepaudio_jax.text import THINK_END, Tokenizer
 from stepaudio_jax.text.dialogue import THINK_START_TAG
 
 STEPS_PER_CALL = 16  # tokens that every slot decodes before the host looks at them
-FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 # How a prompt of `render_prompt` ends; another template may leave out the line break.
 _THINK_START = f"{THINK_START_TAG}\n".encode()
 # The first token of each admitted request with its alternatives, by slot.
 _FirstTokens = dict[int, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one request.
-
-    Attributes:
-        tokens: without the stop token.
-        logprobs: of each token under the model's own distribution.
-        sampling_logprobs: of each token under the distribution that it was drawn from: tempered,
-            restricted and penalised.
-        finish_reason: "stop" (a stop token or a stop string), "length", "repetition" (the last
-            tokens repeat one pattern) or "cancelled".
-        stop_token: where one has ended the completion.
-        stop_overlap_bytes: bytes at the end of the last token that belong to a stop string.
-        cached_tokens: tokens of the prompt whose keys and values were kept from an earlier one.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    sampling_logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    stop_token: StopToken | None = None
-    stop_overlap_bytes: int = 0
-    cached_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class RequestOutput:
-    """What a step adds to a request: text (whole characters), and at the end its completion.
-
-    Attributes:
-        request: its number.
-        text: what can be shown since the last output.
-        completion: where the request has ended.
-        tokens: those of the text.
-    """
-
-    request: int
-    text: str
-    completion: Completion | None = None
-    tokens: tuple[OutputToken, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class ChunkedPrefillOptions:
-    """How prompts are prefilled while other requests run.
-
-    Attributes:
-        chunk_tokens: of a prompt, between two calls of `decode`: a power of two, 32 at least.
-        prefix_cache_bytes: of the keys and values of prompts' beginnings that are kept; 0 for none.
-        audio_cache_bytes: of encoded sound that is kept, on the host; 0 for none.
-    """
-
-    chunk_tokens: int = 256
-    prefix_cache_bytes: int = 0
-    audio_cache_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        size = self.chunk_tokens
-        if size < MIN_CHUNK_TOKENS or size & (size - 1):
-            raise GenerationError(
-                f"chunk_tokens={size} must be a power of two, {MIN_CHUNK_TOKENS} or more"
-            )
-        for name in ("prefix_cache_bytes", "audio_cache_bytes"):
-            if getattr(self, name) < 0:
-                raise GenerationError(f"{name}={getattr(self, name)} must be 0 or more")
 
 
 class Engine:
@@ -174,7 +103,7 @@ class Engine:
             raise GenerationError(
                 f"slot_tokens={slot_tokens} must lie between 1 and the model's {limit} positions"
             )
-        self._spec = device.EngineSpec(
+        self._spec = EngineSpec(
             config,
             dataclasses.replace(compute, remat="none"),
             cache_dtype or compute.dtype,
@@ -199,7 +128,7 @@ class Engine:
         max_frames = max_mel_frames(config.encoder.positions)
         group = bucketed_groups if chunked_prefill is None else single_groups
         self._audio_encoder = AudioEncoder(
-            functools.partial(device.encode_audio, self._spec),
+            functools.partial(encode_audio, self._spec),
             functools.partial(group, max_frames=max_frames),
         )
         self._chunked: ChunkedPrefill | None = None
@@ -362,13 +291,13 @@ class Engine:
         for slot, occupant in enumerate(self._slot_requests):
             if occupant is not None and occupant.number == request:
                 self._free(slot)
-                self._cancelled.append(_final_output(occupant, "cancelled"))
+                self._cancelled.append(occupant.final_output("cancelled"))
                 return
         for group in self._queue:
             for waiting in group.waiting:
                 if waiting.number == request:
                     group.waiting.remove(waiting)
-                    self._cancelled.append(_final_output(waiting, "cancelled"))
+                    self._cancelled.append(waiting.final_output("cancelled"))
                     return
 
     def generate(
@@ -539,23 +468,20 @@ class Engine:
         prompt = Prompt(
             np.zeros(length, np.int32), np.zeros(length, bool), np.zeros(length, bool), (), ()
         )
-        for name, sampling in (
-            ("decode", Sampling(temperature=0.0, max_new_tokens=2)),
-            ("resume", Sampling(temperature=0.0, max_new_tokens=2, max_reasoning_tokens=1)),
-        ):
-            (request,) = self.submit(prompt, [sampling])
-            while self.busy:
-                self.step()
-            self.cancel(request)
-            yield name
-        if self._spec.has_masks:
-            with on_mesh(self._mesh):
+        self.submit(prompt, [Sampling(temperature=0.0, max_new_tokens=2)])
+        while self.busy:
+            self.step()
+        yield "decode"
+        with on_mesh(self._mesh):
+            self._slots = device.resume(self._spec, self._slots, 0, 0)
+            self._slots = device.release(self._spec, self._slots, 0)
+            if self._spec.has_masks:
                 self._slots = device.set_allowed(self._spec, self._slots, self._allowed_tokens())
-            yield "set_allowed"
+        yield "resume"
         self._chunked.reset_counters()
         self._num_generated, self._seconds = 0, 0.0
 
-    def _prefill(self, prompt: Prompt) -> device.Prefix:
+    def _prefill(self, prompt: Prompt) -> Prefix:
         """Prefills a prompt, padded to its bucket."""
         size = min(bucket(prompt.length), self._slot_tokens)
         tokens, is_audio = np.zeros(size, np.int32), np.zeros(size, bool)
@@ -567,7 +493,7 @@ class Engine:
             audio[is_audio] = self._audio_embeddings(prompt)
         self._shapes.add(f"prefill {size}{' with sound' if prompt.chunks else ''}")
         self._shapes.add(f"insert {size}")
-        return device.prefill(
+        return prefill(
             self._spec, self._parameters, tokens, np.int32(prompt.length), audio, is_audio
         )
 
@@ -599,7 +525,7 @@ class Engine:
             tokens = () if self._chunked is None else request.take_new_tokens()
             return [RequestOutput(request.number, text, tokens=tokens)] if text or tokens else []
         self._free(slot)
-        return [_final_output(request, reason)]
+        return [request.final_output(reason)]
 
     def _free(self, slot: int) -> None:
         with on_mesh(self._mesh):
@@ -633,20 +559,5 @@ class _Group:
 
     prompt: Prompt
     waiting: "collections.deque[RequestState]"
-    prefix: device.Prefix | None = None
+    prefix: Prefix | None = None
     cached_tokens: int = 0
-
-
-def _final_output(request: RequestState, reason: FinishReason) -> RequestOutput:
-    tokens, logprobs, sampling_logprobs = request.output_tokens()
-    completion = Completion(
-        tokens,
-        logprobs,
-        sampling_logprobs,
-        reason,
-        request.stop_token,
-        request.stop_overlap_bytes,
-        request.cached_tokens,
-    )
-    text = request.take_new_text(last=True)
-    return RequestOutput(request.number, text, completion, request.take_new_tokens(last=True))

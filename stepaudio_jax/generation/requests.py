@@ -1,44 +1,24 @@
 """The reply to one request as it grows, on the host: its tokens, where it ends, its text."""
 
 import codecs
-import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import RepetitionDetectionConfig
+from stepaudio_jax.generation.outputs import (
+    Completion,
+    FinishReason,
+    OutputToken,
+    RequestOutput,
+    StopToken,
+)
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
 
 _THINK_START, _THINK_END = THINK_START_TAG.encode(), THINK_END_TAG.encode()
-
-
-@dataclasses.dataclass(frozen=True)
-class StopToken:
-    """The token that ended a reply, with its log-probabilities as in `sampling.Sampled`."""
-
-    token: int
-    logprob: float
-    sampling_logprob: float
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputToken:
-    """A token of a reply, as far as its text can be shown.
-
-    Attributes:
-        token: its id.
-        logprob: its log-probability under the model's own distribution.
-        in_reply: whether any of its text belongs to the reply, and not to the reasoning before it.
-        top: the most probable tokens in its place and their log-probabilities, where asked for.
-    """
-
-    token: int
-    logprob: float
-    in_reply: bool
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class TokenConstraint(Protocol):
@@ -221,6 +201,21 @@ class RequestState:
         num_before = int(np.searchsorted(self._ends, self._cut, side="right"))
         end = self._ends[num_before - 1] if num_before else 0
         return num_before + (end < self._cut)
+
+    def final_output(self, reason: FinishReason) -> RequestOutput:
+        """Returns the rest of the text with the completion; nothing may follow."""
+        tokens, logprobs, sampling_logprobs = self.output_tokens()
+        completion = Completion(
+            tokens,
+            logprobs,
+            sampling_logprobs,
+            reason,
+            self.stop_token,
+            self.stop_overlap_bytes,
+            self.cached_tokens,
+        )
+        text = self.take_new_text(last=True)
+        return RequestOutput(self.number, text, completion, self.take_new_tokens(last=True))
 
     def take_new_text(self, *, last: bool = False) -> str:
         """Returns the text that can be shown since the last call.

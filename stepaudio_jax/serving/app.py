@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from fastapi import APIRouter, FastAPI
 
 from stepaudio_jax.serving.access import install_access_rules
-from stepaudio_jax.serving.chat import ChatService, chat_router
+from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import ChatRequest, TokenizeRequest
+from stepaudio_jax.serving.chat_routes import chat_router
 from stepaudio_jax.serving.docs_page import docs_router
 from stepaudio_jax.serving.errors import install_error_handlers
 from stepaudio_jax.serving.page_files import mount_page

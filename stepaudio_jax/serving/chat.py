@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: from a body to a reply, whole or as a stream."""
+"""Answers chat completions: from a request to a reply, whole or as a stream."""
 
 import asyncio
 import concurrent.futures
@@ -7,31 +7,21 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-
 from stepaudio_jax.errors import GenerationError
-from stepaudio_jax.generation import RequestOutput, check_prompt_fits
-from stepaudio_jax.serving.access import client_of
-from stepaudio_jax.serving.chat_protocol import ChatRequest, parse_body
+from stepaudio_jax.generation import check_prompt_fits
+from stepaudio_jax.serving.chat_protocol import ChatRequest
 from stepaudio_jax.serving.chat_settings import ChatSettings, read_chat_settings
 from stepaudio_jax.serving.clips import ClipReader
 from stepaudio_jax.serving.completions import Choice, CompletionWriter, usage_of
 from stepaudio_jax.serving.constraints import reply_grammar
 from stepaudio_jax.serving.dialogue import BuiltPrompt, build_chat_prompt
-from stepaudio_jax.serving.disconnects import (
-    CLIENT_CLOSED_REQUEST,
-    ClientGoneError,
-    EventStream,
-    run_while_connected,
-)
-from stepaudio_jax.serving.docs_page import body_schema
 from stepaudio_jax.serving.engine_thread import EngineThread
 from stepaudio_jax.serving.errors import ApiError, user_error
-from stepaudio_jax.serving.jobs import Job, Work
+from stepaudio_jax.serving.job_outputs import JobOutputs, Outputs, stopping_error
+from stepaudio_jax.serving.jobs import Work
 from stepaudio_jax.serving.metrics import Metrics
 from stepaudio_jax.serving.models import ModelRegistry, ServedModel
 from stepaudio_jax.serving.reply_parts import ReplySplitter
@@ -39,12 +29,8 @@ from stepaudio_jax.serving.settings import ServingSettings
 
 _PROMPT_THREADS = 4  # that decode sound and tokenize
 _MAX_RETRY_S = 60
-_BODY_TIMEOUT_S = 60
-_SEND_TIMEOUT_S = 30  # behind the end of a request, for a client that reads slowly
 _DONE = "data: [DONE]\n\n"
-_JSON = "application/json"
 
-Outputs = Sequence[tuple[int, RequestOutput]]
 Result = TypeVar("Result")
 
 
@@ -116,7 +102,7 @@ class ChatService:
     def give_up(self) -> None:
         """Ends all requests, as where the time to drain is over."""
         for job in list(self._jobs):
-            job.fail(_stopping())
+            job.fail(stopping_error())
 
     def close(self) -> None:
         """Ends the threads that build prompts."""
@@ -298,110 +284,6 @@ class ChatService:
         )
 
 
-class JobOutputs:
-    """The outputs of a job, as they come, for the event loop in which it was made.
-
-    Args:
-        work: of the job.
-        thread: the engines' thread.
-        on_end: called once the job is over for the server.
-
-    Attributes:
-        job: for the thread.
-    """
-
-    def __init__(self, work: Work, thread: EngineThread, on_end: Callable[["JobOutputs"], object]):
-        self._thread, self._on_end = thread, on_end
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Outputs | ApiError] = asyncio.Queue()
-        self._is_closed = False
-        self.job = Job(work, self._deliver, self._fail_from_thread)
-
-    async def next(self) -> Outputs:
-        """Returns what the next steps have added.
-
-        Raises:
-            ApiError: the job will not be finished.
-        """
-        outputs = await self._queue.get()
-        if isinstance(outputs, ApiError):
-            raise outputs
-        return outputs
-
-    def fail(self, error: ApiError) -> None:
-        """Lets the next call of `next` raise an error."""
-        self._queue.put_nowait(error)
-
-    def close(self) -> None:
-        """Gives the job up, if it has not ended."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._thread.cancel(self.job)
-            self._on_end(self)
-
-    def _deliver(self, outputs: Outputs) -> None:
-        self._call(self._queue.put_nowait, outputs)
-
-    def _fail_from_thread(self, error: GenerationError | None) -> None:
-        self._call(self.fail, _stopping() if error is None else user_error(error))
-
-    def _call(self, function: Callable[..., object], argument: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(function, argument)
-
-
-def chat_router(service: ChatService) -> APIRouter:
-    """Returns the route of chat completions."""
-    router = APIRouter(tags=["chat"])
-
-    @router.post(
-        "/v1/chat/completions",
-        summary="Answers a dialogue",
-        openapi_extra=body_schema(ChatRequest),
-    )
-    async def chat_completions(request: Request) -> Response:
-        with _counted(service, request):
-            body: ChatRequest = parse_body(ChatRequest, await read_json_body(request))
-            client = client_of(request)
-            try:
-                chat = await run_while_connected(request.receive, service.prepare(body, client))
-                request.state.model_name = chat.model.name
-                if not chat.settings.stream:
-                    work = service.complete(chat)
-                    return JSONResponse(await run_while_connected(request.receive, work))
-            except ClientGoneError:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            job = service.submit(chat)
-            return EventStream(
-                service.stream(chat, job),
-                on_end=job.close,
-                timeout_s=service.settings.request_timeout_s + _SEND_TIMEOUT_S,
-            )
-
-    return router
-
-
-async def read_json_body(request: Request) -> bytes:
-    """Returns the body of a request that says that it is JSON.
-
-    A page of another site can send a form or plain text to a server on this machine, but no JSON
-    without being asked first, and this server answers no.
-
-    Raises:
-        ApiError: it says something else, or is too large.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != _JSON:
-        raise ApiError(
-            415, f"the body must be JSON: send the header 'Content-Type: {_JSON}'", code="not_json"
-        )
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            return await request.body()
-    except TimeoutError:
-        raise ApiError(408, "the body did not arrive in time; send it again") from None
-
-
 def _max_tokens(model: ServedModel, built: BuiltPrompt, settings: ChatSettings) -> int:
     """Returns the most tokens of a reply.
 
@@ -412,11 +294,11 @@ def _max_tokens(model: ServedModel, built: BuiltPrompt, settings: ChatSettings) 
     room = limit - length
     wanted = settings.max_tokens
     if room < 1 or (wanted is not None and wanted > room):
-        asked = f" and {wanted} for the reply" if wanted is not None else ""
+        reply_part = f" and {wanted} for the reply" if wanted is not None else ""
         raise ApiError(
             400,
             f"this server's {limit} tokens for prompt and reply do not hold {length} tokens of"
-            f" messages{asked}; shorten the messages{' or the reply' if wanted else ''}",
+            f" messages{reply_part}; shorten the messages{' or the reply' if wanted else ''}",
             param="messages",
             code="context_length_exceeded",
         )
@@ -427,24 +309,5 @@ def _max_tokens(model: ServedModel, built: BuiltPrompt, settings: ChatSettings) 
     return room if wanted is None else wanted
 
 
-@contextlib.contextmanager
-def _counted(service: ChatService, request: Request) -> Iterator[None]:
-    """Counts a request by its model and what became of it."""
-    status = 500
-    try:
-        yield
-        status = 200
-    except ApiError as error:
-        status = error.status
-        raise
-    finally:
-        name = getattr(request.state, "model_name", "")
-        service.metrics.requests.labels(name, str(status)).inc()
-
-
 def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _stopping() -> ApiError:
-    return ApiError(503, "the server stops and could not finish this reply", code="stopping")

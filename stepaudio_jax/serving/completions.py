@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from stepaudio_jax.generation import Completion, RequestOutput
-from stepaudio_jax.generation.requests import OutputToken
+from stepaudio_jax.generation.outputs import OutputToken
 from stepaudio_jax.serving.reply_parts import ParsedCall, ReplyPiece, ReplySplitter
 from stepaudio_jax.text import Tokenizer
 

@@ -110,10 +110,10 @@ def build_chat_prompt(
 
         def features(part: AudioPart) -> ClipFeatures:
             nonlocal samples, left
-            place = places[int(part.path)]
+            clip_place = places[int(part.path)]
             clip = clips.decode(
-                _content(place, clips),
-                place.where,
+                _content(clip_place, clips),
+                clip_place.where,
                 max_samples=left,
                 convention=model.config.length_convention,
                 channel=model.channel,
@@ -201,10 +201,10 @@ def _to_part(
     elif isinstance(part, AudioUrlPart):
         source = part.audio_url if isinstance(part.audio_url, str) else part.audio_url.url
     else:
-        given = [text for text in (part.audio, part.audio_url) if text is not None]
-        if len(given) != 1:
+        addresses = [text for text in (part.audio, part.audio_url) if text is not None]
+        if len(addresses) != 1:
             raise clip_error(where, "give the clip's address in 'audio' or in 'audio_url'")
-        source = given[0]
+        source = addresses[0]
     places.append(_ClipPlace(where, source))
     return AudioPart(str(len(places) - 1))
 

@@ -59,6 +59,7 @@ class EngineThread(threading.Thread):
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._num_waiting = 0
+        self._is_stopping = threading.Event()
         self.state: State = "starting"
         self.progress = ""
 
@@ -91,7 +92,8 @@ class EngineThread(threading.Thread):
         self._inbox.put(Command("cancel", job))
 
     def stop(self) -> None:
-        """Ends the thread after the step that is being computed."""
+        """Ends the thread after the step or the compilation that it is at."""
+        self._is_stopping.set()
         self._inbox.put(Command("stop"))
 
     def run(self) -> None:
@@ -99,7 +101,8 @@ class EngineThread(threading.Thread):
         stopped = False
         try:
             self._warm_up()
-            self.state = "ready"
+            if not self._is_stopping.is_set():
+                self.state = "ready"
             while self._take_commands():
                 for lane in self._lanes.values():
                     self._step(lane)
@@ -113,6 +116,8 @@ class EngineThread(threading.Thread):
             lane.constraints.prepare()
             for program in lane.engine.warm_up():
                 self.progress = f"{name}: {program}"
+                if self._is_stopping.is_set():
+                    return
                 _LOGGER.debug("compiled %s", self.progress)
 
     def _take_commands(self) -> bool:

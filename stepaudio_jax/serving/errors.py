@@ -1,6 +1,5 @@
 """Errors that a client sees, in OpenAI's form, and never a traceback."""
 
-import http
 import logging
 from typing import Any
 
@@ -108,16 +107,11 @@ def validation_error(error: RequestValidationError) -> ApiError:
     A body that is no JSON gets 400, and one of another form 422.
     """
     first = error.errors()[0]
-    place = [str(item) for item in first["loc"] if item != "body"]
+    keys = [str(item) for item in first["loc"] if item != "body"]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first['ctx']['error']}", code="invalid_json")
-    param = ".".join(place) or None
+    param = ".".join(keys) or None
     return ApiError(422, f"{param or 'the body'}: {first['msg']}", param=param)
-
-
-def status_phrase(status: int) -> str:
-    """Returns the name of an HTTP status."""
-    return http.HTTPStatus(status).phrase
 
 
 def _truncate(message: str) -> str:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, FastAPI
 
 from stepaudio_jax.errors import EXIT_INTERRUPTED, ConfigError, RunError
 from stepaudio_jax.generation import Engine
-from stepaudio_jax.generation.engine import ChunkedPrefillOptions
+from stepaudio_jax.generation.chunked_prefill import ChunkedPrefillOptions
 from stepaudio_jax.generation.loaded_model import LoadedModel
 from stepaudio_jax.generation.shardings import round_up_slots
 from stepaudio_jax.serving.app import create_app
@@ -107,6 +107,11 @@ class Server:
         if failed:
             raise RunError("the engine has failed; its traceback is above. Start the server again")
         return EXIT_INTERRUPTED if web.was_interrupted else 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engines' thread has ended, and with it everything that computes."""
+        return not self._thread.is_alive()
 
     def stop(self) -> None:
         """Lets `run` end as SIGTERM does, from another thread."""

@@ -7,7 +7,7 @@ from jax import monitoring
 from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation import Engine, Sampling, build_prompt
 from stepaudio_jax.generation.bounded_cache import BoundedCache
-from stepaudio_jax.generation.engine import ChunkedPrefillOptions
+from stepaudio_jax.generation.chunked_prefill import ChunkedPrefillOptions
 from stepaudio_jax.generation.prefix_blocks import block_keys
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES, CONFIG, peaked_parameters, user, write_clip
@@ -68,12 +68,12 @@ def test_replies_are_those_of_prompts_prefilled_at_once(parameters, engine, prom
     engine.prefill.forget()
     first = answer(engine, prompts)
     again = answer(engine, prompts)
-    for one, other, repeated, prompt in zip(expected, first, again, prompts, strict=True):
-        assert other.tokens == one.tokens
-        np.testing.assert_allclose(other.logprobs, one.logprobs, atol=1e-4)
-        assert other.cached_tokens == 0
+    for reply, chunked, repeated, prompt in zip(expected, first, again, prompts, strict=True):
+        assert chunked.tokens == reply.tokens
+        np.testing.assert_allclose(chunked.logprobs, reply.logprobs, atol=1e-4)
+        assert chunked.cached_tokens == 0
         # What is kept is bit for bit what computing it again would give.
-        assert (repeated.tokens, repeated.logprobs) == (other.tokens, other.logprobs)
+        assert (repeated.tokens, repeated.logprobs) == (chunked.tokens, chunked.logprobs)
         assert repeated.cached_tokens == (prompt.length - 1) // CHUNK * CHUNK
 
 
@@ -84,18 +84,18 @@ def test_int8_caches_are_prefilled_in_chunks_too(parameters, prompts):
 
 
 def test_keys_of_blocks_depend_on_all_before_and_nothing_behind(prompts):
-    one, other = prompts[1], prompts[2]
-    keys = block_keys(one, CHUNK)
-    assert len(keys) == (one.length - 1) // CHUNK
+    prompt, other = prompts[1], prompts[2]
+    keys = block_keys(prompt, CHUNK)
+    assert len(keys) == (prompt.length - 1) // CHUNK
     assert len(set(keys)) == len(keys)
     assert not set(keys) & set(block_keys(other, CHUNK))
-    changed = one.tokens.copy()
+    changed = prompt.tokens.copy()
     changed[-1] += 1
-    assert block_keys(_with(one, tokens=changed), CHUNK) == keys
+    assert block_keys(_with(prompt, tokens=changed), CHUNK) == keys
     changed[0] += 1
-    assert not set(block_keys(_with(one, tokens=changed), CHUNK)) & set(keys)
-    louder = block_keys(_with(one, chunks=(one.chunks[0] + 1,)), CHUNK)
-    before_sound = int(np.flatnonzero(one.is_audio)[0]) // CHUNK
+    assert not set(block_keys(_with(prompt, tokens=changed), CHUNK)) & set(keys)
+    louder = block_keys(_with(prompt, chunks=(prompt.chunks[0] + 1,)), CHUNK)
+    before_sound = int(np.flatnonzero(prompt.is_audio)[0]) // CHUNK
     assert louder[:before_sound] == keys[:before_sound]
     assert not set(louder[before_sound:]) & set(keys)
 

@@ -21,11 +21,11 @@ from tests.generation.small_model import BYTES, CONFIG, peaked_parameters
 from tests.models.random_model import FLOAT32
 
 NAME = "small"
-# A shorter encoder has fewer shapes to compile; clips of up to 4 s are enough here.
+# A short encoder has a single shape to compile; clips of up to 1.28 s are enough here.
 SLOT_TOKENS = 640
 SERVED_CONFIG = dataclasses.replace(
     CONFIG,
-    encoder=dataclasses.replace(CONFIG.encoder, positions=200),
+    encoder=dataclasses.replace(CONFIG.encoder, positions=64),
     decoder=dataclasses.replace(CONFIG.decoder, max_positions=SLOT_TOKENS),
 )
 ENGINE = EngineSettings(

@@ -169,27 +169,27 @@ def test_seeds_repeat_alone_and_beside_others(client):
 
 
 def test_sound_in_two_turns_finds_its_beginning_again(server, client):
-    first = user("Listen: ", audio_part(2.0, seed=11), " What is it?")
+    first = user("Listen: ", audio_part(1.0, seed=11), " What is it?")
     hits = server.metric("stepaudio_audio_cache_hits_total")
-    one = ask(client, first, extra_body=NO_THINKING)
-    details = one.usage.prompt_tokens_details
-    assert details.audio_tokens == 25
+    reply = ask(client, first, extra_body=NO_THINKING)
+    details = reply.usage.prompt_tokens_details
+    assert details.audio_tokens == 13
     assert details.cached_tokens == 0
-    reply = {"role": "assistant", "content": one.choices[0].message.content}
-    messages = (first, reply, user("And this? ", audio_part(1.0, seed=12)))
-    two = ask(client, *messages, extra_body=NO_THINKING)
-    assert two.usage.prompt_tokens_details.audio_tokens == 25 + 13
-    assert two.usage.prompt_tokens_details.cached_tokens >= 32
+    past = {"role": "assistant", "content": reply.choices[0].message.content}
+    messages = (first, past, user("And this? ", audio_part(0.5, seed=12)))
+    second = ask(client, *messages, extra_body=NO_THINKING)
+    assert second.usage.prompt_tokens_details.audio_tokens == 13 + 6
+    assert second.usage.prompt_tokens_details.cached_tokens >= 32
     # The same from a server that has seen none of it: nothing of an answer comes from what is kept.
     server.model.lane.engine.prefill.forget()
     again = ask(client, *messages, extra_body=NO_THINKING)
-    assert again.choices[0].message.content == two.choices[0].message.content
+    assert again.choices[0].message.content == second.choices[0].message.content
     assert again.usage.prompt_tokens_details.cached_tokens == 0
-    three = ask(client, *messages, extra_body=NO_THINKING)
-    assert three.choices[0].message.content == two.choices[0].message.content
+    third = ask(client, *messages, extra_body=NO_THINKING)
+    assert third.choices[0].message.content == second.choices[0].message.content
     assert server.metric("stepaudio_audio_cache_hits_total") >= hits
     # Other sound has the same tokens, and is not taken for it.
-    other = user("Listen: ", audio_part(2.0, seed=13), " What is it?")
+    other = user("Listen: ", audio_part(1.0, seed=13), " What is it?")
     logprobs = [
         ask(client, turn, logprobs=True, extra_body=NO_THINKING).choices[0].logprobs.content[0]
         for turn in (first, other)
@@ -276,7 +276,7 @@ def test_a_tool_is_called_and_its_result_read(client):
         tools=[TOOL],
         tool_choice="required",
         extra_body=NO_THINKING,
-        max_tokens=90,
+        max_tokens=200,
         parallel_tool_calls=False,
     )
     choice = answer.choices[0]
@@ -291,7 +291,7 @@ def test_a_tool_is_called_and_its_result_read(client):
     assert after.choices[0].message.content
     named = {"type": "function", "function": {"name": "get_time"}}
     again = ask(
-        client, question, tools=[TOOL], tool_choice=named, extra_body=NO_THINKING, max_tokens=90
+        client, question, tools=[TOOL], tool_choice=named, extra_body=NO_THINKING, max_tokens=200
     )
     assert [c.function.name for c in again.choices[0].message.tool_calls] == ["get_time"]
 

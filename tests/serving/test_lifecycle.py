@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from stepaudio_jax.config import LoRAConfig
-from stepaudio_jax.generation import Engine, Sampling, build_prompt
+from stepaudio_jax.generation import Sampling, build_prompt
 from stepaudio_jax.generation.loaded_model import with_adapter
 from stepaudio_jax.hub import Adapter
 from stepaudio_jax.hub.peft_adapter import write_adapter
@@ -22,7 +22,6 @@ from stepaudio_jax.storage import to_path
 from stepaudio_jax.text import render_prompt
 from tests.generation.small_model import BYTES
 from tests.generation.small_model import user as user_turn
-from tests.models.random_model import FLOAT32
 from tests.serving.running_server import (
     ENGINE,
     NAME,
@@ -134,15 +133,15 @@ def test_models_and_adapters_in_one_process_answer_as_alone(tmp_path):
         for model in (models[0], models[2])
     ]
     assert kernels[0] is kernels[1]  # shared, and not copied
-    plain = served_parameters()
-    adapted = {**plain, "decoder": attach_lora(plain["decoder"], matrices, lora.scale)}
     convention = SERVED_CONFIG.length_convention
     prompt = build_prompt(render_prompt([user_turn("Say it")], BYTES), BYTES, convention)
+    plain = served_parameters()
+    adapted = {**plain, "decoder": attach_lora(plain["decoder"], matrices, lora.scale)}
     expected = {}
     for name, parameters in ((NAME, plain), ("second", other), ("adapted", adapted)):
-        engine = Engine(SERVED_CONFIG, parameters, BYTES, compute=FLOAT32, slots=1)
+        alone = build_model(name, dataclasses.replace(base, parameters=parameters), ENGINE)
         sampling = Sampling(temperature=0.0, max_new_tokens=40)
-        ((_, completion),) = engine.generate([prompt], [sampling])
+        ((_, completion),) = alone.lane.engine.generate([prompt], [sampling])
         tokens = [token for token in completion.tokens if not BYTES.is_special(token)]
         expected[name] = BYTES.decode(tokens)
     assert len(set(expected.values())) == 3

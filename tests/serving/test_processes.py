@@ -96,7 +96,7 @@ def answers(port):
         )
         .choices[0]
         .message.content
-        for parts in (("Say it " * 12,), ("Listen: ", audio_part(1.5, seed=2)))
+        for parts in (("Say it " * 12,), ("Listen: ", audio_part(1.0, seed=2)))
         for options in ({"temperature": 0}, {"temperature": 1, "seed": 3})
     ]
 

@@ -36,7 +36,7 @@ def test_work_arrives_as_it_was_sent():
         stop_tokens=(3,),
         seed=2**32 - 1,
         max_reasoning_tokens=4,
-        repetition_detection=RepetitionDetectionConfig(max_pattern_size=3),
+        repetition_detection=RepetitionDetectionConfig(max_pattern_size=3, min_count=2),
     )
     work = Work("m", "c", prompt, (sampling, Sampling()), 2, "start: x")
     got = decode_work(encode_work(work))

@@ -100,20 +100,17 @@ def test_only_json_is_read(server):
         assert answer["error"]["code"] == "not_json"
 
 
-def test_a_full_queue_says_when_to_come_back(server):
-    service, limit = server.server.service, server.settings.max_queue
-    client = server.client()
-    # Four replies have slots, and as many as the queue holds wait behind them.
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+def test_a_full_queue_says_when_to_come_back():
+    running = RunningServer(ServingSettings(port=0, max_queue=2))
+    running.wait_until_ready()
+    client = running.client()
+    # Four replies have slots, two wait behind them, and there is no room for a seventh.
+    with concurrent.futures.ThreadPoolExecutor(7) as pool:
         jobs = [
             pool.submit(
-                client.chat.completions.create,
-                model=NAME,
-                messages=[user("x")],
-                max_tokens=150,
-                n=10,
+                client.chat.completions.create, model=NAME, messages=[user("x")], max_tokens=300
             )
-            for _ in range((limit + 4) // 10 + 1)
+            for _ in range(7)
         ]
         concurrent.futures.wait(jobs)
     refused = [job.exception() for job in jobs if job.exception() is not None]
@@ -121,8 +118,9 @@ def test_a_full_queue_says_when_to_come_back(server):
     assert isinstance(refused[0], openai.RateLimitError)
     assert 1 <= int(refused[0].response.headers["retry-after"]) <= 60
     assert refused[0].body["code"] == "queue_full"
-    assert service.thread.num_waiting == 0
-    assert server.model.lane.engine.free_slots == 4
+    assert running.server.service.thread.num_waiting == 0
+    assert running.model.lane.engine.free_slots == 4
+    running.stop()
 
 
 def test_a_client_that_goes_away_frees_its_slots(server):
