@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = _names(options)
         _check_installed()
         from stepaudio_jax.serving.command_link import CommandLink
+        from stepaudio_jax.serving.preferences.routes import check_preferences
         from stepaudio_jax.serving.server import Server, bind, follow
 
         if options.distributed is not None:
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         link = CommandLink() if options.distributed is not None else None
         if link is not None and not link.is_leader:
             return follow(_load_models(options, names, engine_settings), link)
-        listener = bind(settings)  # whether it can be had is known before the model is loaded
+        # Whether they can be had is known before the model is loaded.
+        listener = bind(settings)
+        check_preferences(settings)
         models = _load_models(options, names, engine_settings)
         print("compiling programs; /health says 503 until requests are answered", flush=True)
         server = Server(models, settings, link=link)

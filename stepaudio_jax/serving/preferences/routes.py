@@ -37,6 +37,17 @@ from stepaudio_jax.storage import format_json_line, parse_json
 _T = TypeVar("_T")
 
 
+def check_preferences(settings: ServingSettings) -> None:
+    """Opens the study that the settings name, if any, and closes it again.
+
+    Raises:
+        ConfigError, DataError: as of `mount_preferences`.
+    """
+    store = _open_study(settings)
+    if store is not None:
+        store.close()
+
+
 def mount_preferences(app: FastAPI, settings: ServingSettings) -> None:
     """Opens the study that the settings name, if any, and adds its routes.
 
@@ -44,13 +55,18 @@ def mount_preferences(app: FastAPI, settings: ServingSettings) -> None:
         ConfigError: the folder, its settings or the pairs cannot be used.
         DataError: a line of the study or of the pairs cannot be read.
     """
+    store = _open_study(settings)
+    if store is not None:
+        app.state.preferences = store
+        app.include_router(preference_router(store, settings))
+
+
+def _open_study(settings: ServingSettings) -> PreferenceStore | None:
     if settings.preferences_folder is None:
         if settings.pairs is not None:
             raise ConfigError("pairs: needs preferences, the folder that keeps the verdicts")
-        return
-    store = PreferenceStore(settings.preferences_folder, settings.pairs)
-    app.state.preferences = store
-    app.include_router(preference_router(store, settings))
+        return None
+    return PreferenceStore(settings.preferences_folder, settings.pairs)
 
 
 def preference_router(store: PreferenceStore, settings: ServingSettings) -> APIRouter:

@@ -28,7 +28,10 @@ def check(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [(1280, "light"), pytest.param(400, "dark", marks=pytest.mark.slow)],
+)
 def test_no_serious_fault(tmp_path, open_page, width, theme):
     reply = "An answer. " * 20 + "x" * 300
     model = ScriptedModel(lambda number, body: ("Thinking. " * 200, reply + str(number)))

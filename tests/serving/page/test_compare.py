@@ -80,6 +80,7 @@ def test_two_replies_to_a_spoken_turn(tmp_path, open_page):
     assert record.messages[0].audio[0].transcript == "river"
 
 
+@pytest.mark.slow
 def test_two_dialogues_side_by_side(tmp_path, open_page):
     model = ScriptedModel(lambda number, body: ("Hm.", f"Reply {number}."))
     folder = tmp_path / "study"
@@ -91,10 +92,10 @@ def test_two_dialogues_side_by_side(tmp_path, open_page):
             page.fill("#text", text)
             page.click("#send")
             expect(page.locator(".side .answer")).to_have_count(2 * number)
-        shown = [side.inner_text().split() for side in page.locator(".side").all()]
+        shown = [side.inner_text() for side in page.locator(".side .answer").all()]
         page.click("#judge-dialogues")
         expect(page.locator("#verdict-form")).to_be_visible()
-        judged = [side.inner_text().split() for side in page.locator(".side").all()]
+        judged = [side.inner_text() for side in page.locator(".side .answer").all()]
         assert judged == shown  # a side stays where it was
         page.check('input[name="verdict"][value="-2"]')
         page.click("#keep")
@@ -102,9 +103,10 @@ def test_two_dialogues_side_by_side(tmp_path, open_page):
     assert write_records(folder).dialogues == 1
     (row,) = map(json.loads, (folder / "dialogues.jsonl").read_text().splitlines())
     assert [turn["role"] for turn in row["chosen"]] == ["assistant", "user", "assistant"]
-    assert row["chosen"][-1]["content"].split() == judged[1][-2:]
+    assert row["chosen"][-1]["content"] == judged[-1].strip()
 
 
+@pytest.mark.slow
 def test_prepared_pairs_by_keyboard_only_in_two_tabs(tmp_path, open_page):
     folder = with_settings(tmp_path / "study", levels=5)
     pairs = pairs_file(tmp_path / "pairs.jsonl", 2)

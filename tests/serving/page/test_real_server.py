@@ -50,14 +50,14 @@ def test_a_recorded_question_is_answered(served, open_page):
     replied(page)
     assert page.inner_text(".answer").strip()
     assert page.inner_text(".reasoning .words").strip()
+    page.click("#new-dialogue")
     page.set_input_files("#file", CLIPS / "kitchen.flac")
     expect(page.locator("#clips li")).to_have_count(1)
     page.click("#toggle-settings")
     page.fill("#temperature", "0")
     say(page, "What do you hear?")
-    expect(page.locator(".answer")).to_have_count(2)
     replied(page)
-    assert "kitchen" in page.locator(".answer").nth(1).inner_text()
+    assert "kitchen" in page.inner_text(".answer")
 
 
 def test_two_samples_are_compared_and_kept(served, open_page):

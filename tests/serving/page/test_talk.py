@@ -82,6 +82,7 @@ def _likeness(recorded, played):
     return float(np.max(np.abs(products) / np.sqrt(energy * np.sum(piece**2) + 1e-9)))
 
 
+@pytest.mark.slow
 def test_stop_edit_and_regenerate(address, model, open_page):
     model.script = lambda number, body: ("Hm. " * 30, f"Reply to {body['messages'][-1]['content']}")
     model.delay_s = 0.2
@@ -159,6 +160,7 @@ def test_a_dialogue_leaves_as_commands_and_as_training_data(address, model, open
     assert reply.text.strip() == "It's \"quoted\" \\ 'END_OF_BODY'\n$HOME `ls`"
 
 
+@pytest.mark.slow
 def test_errors_are_said_and_nothing_is_lost(address, model, open_page, tmp_path):
     from stepaudio_jax.serving.errors import ApiError
 
@@ -180,6 +182,7 @@ def test_errors_are_said_and_nothing_is_lost(address, model, open_page, tmp_path
     expect(page.locator("#status")).to_contain_text("first")
 
 
+@pytest.mark.slow
 def test_a_reload_brings_the_dialogue_back_and_tabs_are_apart(address, model, open_page):
     model.script = lambda number, body: ("Long.", "word " * 200)
     model.delay_s = 0.05
@@ -202,6 +205,7 @@ def test_a_reload_brings_the_dialogue_back_and_tabs_are_apart(address, model, op
     expect(page.locator("#empty")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_an_api_key_is_asked_for(open_page):
     model = ScriptedModel()
     with serving(model, api_keys=("secret",)) as (address, _):
@@ -219,6 +223,7 @@ def test_an_api_key_is_asked_for(open_page):
         assert "$API_KEY" in copied
 
 
+@pytest.mark.slow
 def test_both_languages_have_all_words(address, open_page):
     page = open_page(address)
     counts = page.evaluate(
