@@ -35,7 +35,7 @@ export function replyView(turn, note = "", name = "li") {
       thoughts.textContent = current.reasoning;
       if (atEnd) thoughts.scrollTop = thoughts.scrollHeight;
     }
-    pane.hidden = !current.reasoning;
+    pane.hidden = !current.reasoning.trim();
     grid.classList.toggle("folded", pane.hidden || !pane.open);
     noteLine.textContent = currentNote;
     noteLine.hidden = !currentNote;
