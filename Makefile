@@ -21,16 +21,16 @@ endif
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-# Installs what the quickstarts need. The tests' own dependencies (torch, the TPU compiler, linters) are installed by `test`.
+# Installs what the quickstarts and the server need. The tests' own dependencies (torch, the TPU compiler, linters) are installed by `test`.
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable ".[quickstart]"
+	$(INSTALL) --editable ".[quickstart,serve]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed
-	$(INSTALL) --editable ".[quickstart,test]"
+	$(INSTALL) --editable ".[quickstart,serve,test]"
 	touch $@
 
 # Most programs of the tests run once, so compiling them without LLVM's optimization saves time. `test-all` compiles as users do.

@@ -23,6 +23,26 @@ def add_file_arguments(
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --dtype, --tensor, --history-reasoning and what is said of the clips."""
+    add_compute_arguments(parser)
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="clips may be https:// URLs, which are then read"
+    )
+    parser.add_argument(
+        "--clip-cache-dir",
+        metavar="DIR",
+        help="keep clips from gs://, s3:// and https:// on this disk, for later runs",
+    )
+    parser.add_argument(
+        "--clip-cache-gb",
+        type=float,
+        default=DataConfig.clip_cache_gb,
+        metavar="GB",
+        help=f"most that is kept there (default {DataConfig.clip_cache_gb:g})",
+    )
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --dtype, --tensor, --history-reasoning and --channel."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, on a CPU float32"
     )
@@ -43,21 +63,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=DataConfig.channel,
         help="what is used of a clip with several channels: the first, or their mean"
         f" (default {DataConfig.channel})",
-    )
-    parser.add_argument(
-        "--allow-urls", action="store_true", help="clips may be https:// URLs, which are then read"
-    )
-    parser.add_argument(
-        "--clip-cache-dir",
-        metavar="DIR",
-        help="keep clips from gs://, s3:// and https:// on this disk, for later runs",
-    )
-    parser.add_argument(
-        "--clip-cache-gb",
-        type=float,
-        default=DataConfig.clip_cache_gb,
-        metavar="GB",
-        help=f"most that is kept there (default {DataConfig.clip_cache_gb:g})",
     )
 
 

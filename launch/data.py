@@ -5,6 +5,9 @@
                                                        launch.train: --config.key=value
     python -m launch.data convert PATH --output DIR    the same records in the project's own form,
                                                        which pods read fast
+    python -m launch.data preferences FOLDER           records of what people preferred, from the
+                                                       folder of launch.serve --preferences
+    python -m launch.data forget FOLDER --annotator X  removes all of somebody's from that folder
 
 PATH is whatever a source of a configuration can be: a file, a pattern in quotes, a folder, or
 tfds:NAME/CONFIG:SPLIT. Interrupted (Ctrl-C) and started again, `convert` goes on; finished, it is
@@ -36,7 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == "check" and {"--help", "-h"}.isdisjoint(arguments):
         return _check(list(arguments[1:]))
     options = parser.parse_args(arguments)
-    return _inspect(options) if options.command == "inspect" else _convert(options)
+    commands = {
+        "inspect": _inspect,
+        "convert": _convert,
+        "preferences": _write_preferences,
+        "forget": _forget,
+    }
+    return commands[options.command](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +101,26 @@ def _parser() -> argparse.ArgumentParser:
         help="what is used of a clip with several channels: the first, or their mean"
         f" (default {DataConfig.channel})",
     )
+    preferences = commands.add_parser(
+        "preferences",
+        usage="%(prog)s FOLDER [--output FILE]",
+        help="writes records of what people preferred",
+        description="Writes what people said as records that launch.judge data and stages of RL"
+        " read. A server may be running meanwhile.",
+    )
+    preferences.add_argument("folder", metavar="FOLDER", type=expand_home)
+    preferences.add_argument(
+        "--output", type=expand_home, metavar="FILE", help="default: records.jsonl in FOLDER"
+    )
+    forget = commands.add_parser(
+        "forget",
+        usage="%(prog)s FOLDER --annotator NAME",
+        help="removes all of somebody's from a folder of preferences",
+        description="Removes somebody's verdicts, comparisons, consent and recordings. The server"
+        " must be stopped.",
+    )
+    forget.add_argument("folder", metavar="FOLDER", type=expand_home)
+    forget.add_argument("--annotator", metavar="NAME", required=True)
     return parser
 
 
@@ -192,6 +221,34 @@ def _convert(options: argparse.Namespace) -> int:
             allow_urls=options.allow_urls,
         )
         return _print_summary(summary, options.output)
+
+
+def _write_preferences(options: argparse.Namespace) -> int:
+    with exit_on_error("start the same command again"):
+        from stepaudio_jax.serving.preferences.records import write_records
+
+        written = write_records(options.folder, options.output)
+        target = options.output or os.path.join(options.folder, "records.jsonl")
+        print(f"{written.replies} records of two replies in {target}")
+        if written.dialogues:
+            print(f"{written.dialogues} records of two dialogues in dialogues.jsonl beside it")
+        print(f"{written.verdicts} verdicts; {written.skipped} comparisons without one, left out")
+        return 0
+    raise AssertionError("the program has ended")
+
+
+def _forget(options: argparse.Namespace) -> int:
+    with exit_on_error("start the same command again; it goes on"):
+        from stepaudio_jax.serving.preferences.forgetting import forget_annotator
+
+        removed = forget_annotator(options.folder, options.annotator)
+        print(
+            f"removed of {options.annotator}: {removed.verdicts} verdicts, {removed.assignments}"
+            f" comparisons, {removed.consents} consents, {removed.clips} recordings"
+        )
+        print("files that were made of the folder before, elsewhere, must be made again")
+        return 0
+    raise AssertionError("the program has ended")
 
 
 def _print_summary(summary: "ConversionSummary", output: PathLike) -> int:

@@ -3,22 +3,29 @@
 python -m launch.judge data   --input preferences.jsonl --output dialogues.jsonl
 python -m launch.judge report --input held_out.jsonl --model DIR
 python -m launch.judge report --input held_out.jsonl --url http://HOST:PORT/v1 --model NAME
+python -m launch.judge report --human records.jsonl [--model DIR | --url .. --model NAME]
 
 Each takes [--prompt FILE] [--levels 7].
 
 `data` writes the dialogues that a next_token stage of `launch.train` trains a judge on. `report`
 prints agreement, position bias and calibration of one of our own models, or of a model behind a
-server that speaks OpenAI's chat protocol.
+server that speaks OpenAI's chat protocol. With --human it prints how far people agree with each
+other and, where a judge is named, with it.
 """
 
 import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from launch.errors import exit_on_error
 from stepaudio_jax.config import JudgeConfig
 from stepaudio_jax.storage import check_output_file, expand_home
+
+if TYPE_CHECKING:
+    from stepaudio_jax.judge.judge import Judge
+    from stepaudio_jax.judge.prompt import JudgePrompt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,12 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     data, report = commands.add_parser("data"), commands.add_parser("report")
     for command in (data, report):
-        command.add_argument(
-            "--input",
-            type=expand_home,
-            required=True,
-            help="JSONL of preferences: prompt, chosen, rejected",
-        )
+        inputs_help = "JSONL of preferences: prompt, chosen, rejected"
+        inputs = command if command is data else report.add_mutually_exclusive_group(required=True)
+        inputs.add_argument("--input", type=expand_home, required=command is data, help=inputs_help)
+        if command is report:
+            inputs.add_argument(
+                "--human",
+                type=expand_home,
+                metavar="FILE",
+                help="JSONL of records with annotations, as of launch.data preferences",
+            )
         command.add_argument(
             "--prompt", type=expand_home, help="a template of your own (default: the project's)"
         )
@@ -45,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument(
         "--model",
         type=expand_home,
-        required=True,
-        help="a Hugging Face folder or a checkpoint of this project; a name at --url",
+        help="a Hugging Face folder or a checkpoint of this project; a name at --url; optional"
+        " with --human",
     )
     report.add_argument("--url", help="address of a server, up to and with /v1")
     report.add_argument(
@@ -67,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="most tokens of an answer (default %(default)s)",
     )
     options = parser.parse_args(arguments)
+    if options.command == "report" and options.model is None:
+        if options.input:
+            report.error("the following arguments are required: --model")
+        if options.url:
+            report.error("--url needs --model, the name of a model there")
     if options.command == "data":
         consequence = "nothing was written"
     else:
@@ -77,35 +93,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_output_file(options.output, inputs, may_replace=lambda path: True)
         from stepaudio_jax.data import read_records
         from stepaudio_jax.errors import DataError
-        from stepaudio_jax.generation import folder_decode_mesh, load_model
-        from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
-        from stepaudio_jax.judge.judge import Judge
+        from stepaudio_jax.judge.human_report import HumanReport, report_on_people
         from stepaudio_jax.judge.prompt import JudgePrompt
-        from stepaudio_jax.judge.training import evaluate_judge, write_judge_data
+        from stepaudio_jax.judge.training import JudgeReport, evaluate_judge, write_judge_data
 
         prompt = JudgePrompt(options.prompt, levels=options.levels)
         if options.command == "data":
             count = write_judge_data(options.input, options.output, prompt)
             print(f"{count} dialogues in {options.output}")
             return
-        records = list(read_records(options.input))  # before the model is loaded, to fail early
+        # Before the model is loaded, to fail early.
+        records = list(read_records(options.human or options.input))
         if not records:
-            raise DataError(f"{options.input}: has no records; give at least one preference")
-        if options.url:
-            endpoint = EndpointBackend(
-                url=options.url,
-                model=options.model,
-                api_key_env=options.key_variable or None,
-                max_tokens=options.max_tokens,
+            raise DataError(
+                f"{options.human or options.input}: has no records; give at least one preference"
             )
-            judge = Judge(endpoint, prompt, concurrency=options.slots, max_abstention_rate=0.9)
+        if options.human:
+            report_on_people(records, levels=options.levels)
+        judge = None if options.model is None else _open_judge(options, prompt)
+        result: HumanReport | JudgeReport
+        if options.human:
+            result = report_on_people(
+                records, judge, name=str(options.model or ""), levels=options.levels
+            )
         else:
-            loaded = load_model(
-                options.model, mesh=folder_decode_mesh(options.model), for_generation=True
-            )
-            model = ModelBackend(loaded, slots=options.slots, max_tokens=options.max_tokens)
-            judge = Judge(model, prompt, max_abstention_rate=1.0)
-        print(json.dumps(dataclasses.asdict(evaluate_judge(judge, records)), indent=2))
+            assert judge is not None
+            result = evaluate_judge(judge, records)
+        print(json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False))
+
+
+def _open_judge(options: argparse.Namespace, prompt: "JudgePrompt") -> "Judge":
+    """Opens the judge that the options name: at a server, or a model in this process."""
+    from stepaudio_jax.generation import folder_decode_mesh, load_model
+    from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
+    from stepaudio_jax.judge.judge import Judge
+
+    if options.url:
+        endpoint = EndpointBackend(
+            url=options.url,
+            model=options.model,
+            api_key_env=options.key_variable or None,
+            max_tokens=options.max_tokens,
+        )
+        return Judge(endpoint, prompt, concurrency=options.slots, max_abstention_rate=0.9)
+    loaded = load_model(options.model, mesh=folder_decode_mesh(options.model), for_generation=True)
+    model = ModelBackend(loaded, slots=options.slots, max_tokens=options.max_tokens)
+    return Judge(model, prompt, max_abstention_rate=1.0)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,10 @@ def main() -> None:
     parser.add_argument("--output", type=user_path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
     with exit_on_error(ON_INTERRUPT):
-        print(run_quickstart(load_config(arguments.config), arguments.corpus, arguments.output))
+        config = load_config(arguments.config)
+        print(run_quickstart(config, arguments.corpus, arguments.output))
         print(f"report: {arguments.output / 'report.html'}")
+        print(f"talk to it: python -m launch.serve --model {config.run_dir}/model")
 
 
 if __name__ == "__main__":

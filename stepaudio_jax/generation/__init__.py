@@ -2,7 +2,7 @@
 
 from stepaudio_jax.generation.batch_job import JobSummary, answer_file, finished_generation
 from stepaudio_jax.generation.chat import ChatModel, Reply
-from stepaudio_jax.generation.engine import Completion, Engine, RequestOutput
+from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
     build_engine,
@@ -11,6 +11,7 @@ from stepaudio_jax.generation.loaded_model import (
     folder_decode_mesh,
     load_model,
 )
+from stepaudio_jax.generation.outputs import Completion, RequestOutput
 from stepaudio_jax.generation.prompts import AudioReader, Prompt, build_prompt, check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore, is_scoring_finished, score_file

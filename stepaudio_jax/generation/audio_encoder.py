@@ -11,6 +11,7 @@ from stepaudio_jax.generation.prompts import bucket
 from stepaudio_jax.models import Parameters
 
 MAX_GROUP_CHUNKS = 8  # encoded together
+_MIN_SINGLE_FRAMES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,23 @@ def bucketed_groups(lengths: Sequence[int], *, max_frames: int) -> list[ChunkGro
             groups.append(ChunkGroup(tuple(indices[:rows]), rows, frames))
             indices = indices[rows:]
     return groups
+
+
+def single_groups(lengths: Sequence[int], *, max_frames: int) -> list[ChunkGroup]:
+    """Encodes each chunk by itself, padded to one of few lengths (see `single_group_frames`)."""
+    shapes = single_group_frames(max_frames)
+    return [
+        ChunkGroup((index,), 1, next(frames for frames in shapes if length <= frames))
+        for index, length in enumerate(lengths)
+    ]
+
+
+def single_group_frames(max_frames: int) -> list[int]:
+    """Returns the lengths to which `single_groups` pads: two a doubling, up to `max_frames`."""
+    sizes = [min(_MIN_SINGLE_FRAMES, max_frames)]
+    while sizes[-1] < max_frames:
+        sizes.append(min(bucket(sizes[-1] + 1), max_frames))
+    return sizes
 
 
 def fixed_groups(lengths: Sequence[int], *, rows: int, frames: int) -> list[ChunkGroup]:

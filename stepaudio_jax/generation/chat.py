@@ -14,7 +14,7 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.errors import DataError, GenerationError
-from stepaudio_jax.generation.engine import Completion, Engine, FinishReason
+from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.loaded_model import (
     LoadedModel,
     build_engine,
@@ -22,6 +22,7 @@ from stepaudio_jax.generation.loaded_model import (
     folder_decode_mesh,
     load_model,
 )
+from stepaudio_jax.generation.outputs import Completion, FinishReason
 from stepaudio_jax.generation.prompts import check_prompt_fits
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.generation.scoring import Scorer, TurnScore

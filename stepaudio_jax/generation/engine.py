@@ -2,7 +2,9 @@
 
 Requests wait in a queue. Whenever a slot is free, the next request's prompt is prefilled and put
 into it; all slots then decode together, a few tokens a call. Programs are compiled for buckets of
-prompt lengths and of audio chunks, so their number does not grow with the requests.
+prompt lengths and of audio chunks, so their number does not grow with the requests. Where requests
+come while others run, as in a server, prompts are prefilled in chunks between the calls of `decode`
+(`generation.chunked_prefill`).
 """
 
 import collections
@@ -11,19 +13,28 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from stepaudio_jax.audio.lengths import max_mel_frames
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation import slots as device
-from stepaudio_jax.generation.audio_encoder import AudioEncoder, bucketed_groups
+from stepaudio_jax.generation.audio_encoder import (
+    AudioEncoder,
+    bucketed_groups,
+    single_group_frames,
+    single_groups,
+)
+from stepaudio_jax.generation.chunked_prefill import ChunkedPrefill, ChunkedPrefillOptions
+from stepaudio_jax.generation.outputs import Completion, FinishReason, RequestOutput
+from stepaudio_jax.generation.prefill_programs import EngineSpec, Prefix, encode_audio, prefill
 from stepaudio_jax.generation.prompts import Prompt, bucket, check_prompt_fits
-from stepaudio_jax.generation.requests import RequestState, StopToken
+from stepaudio_jax.generation.requests import RequestState, TokenConstraint
 from stepaudio_jax.generation.sampling import MAX_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.shardings import decode_layout_params, on_mesh, replace_adapters
 from stepaudio_jax.models import CacheDtype, Parameters
@@ -32,41 +43,10 @@ from stepaudio_jax.text import THINK_END, Tokenizer
 from stepaudio_jax.text.dialogue import THINK_START_TAG
 
 STEPS_PER_CALL = 16  # tokens that every slot decodes before the host looks at them
-FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 # How a prompt of `render_prompt` ends; another template may leave out the line break.
 _THINK_START = f"{THINK_START_TAG}\n".encode()
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one request.
-
-    Attributes:
-        tokens: without the stop token.
-        logprobs: of each token under the model's own distribution.
-        sampling_logprobs: of each token under the distribution that it was drawn from: tempered,
-            restricted and penalised.
-        finish_reason: "stop" (a stop token or a stop string), "length", "repetition" (the last
-            tokens repeat one pattern) or "cancelled".
-        stop_token: where one has ended the completion.
-        stop_overlap_bytes: bytes at the end of the last token that belong to a stop string.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    sampling_logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    stop_token: StopToken | None = None
-    stop_overlap_bytes: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class RequestOutput:
-    """What a step adds to a request: text (whole characters), and at the end its completion."""
-
-    request: int
-    text: str
-    completion: Completion | None = None
+# The first token of each admitted request with its alternatives, by slot.
+_FirstTokens = dict[int, Any]
 
 
 class Engine:
@@ -87,6 +67,10 @@ class Engine:
             Weights that lie elsewhere, as a training state's do, are sent from device to device. In
             a run of several processes each makes the same calls.
         donate: give up the decoder's parameters as the engine's own copy is made, layer by layer.
+        chunked_prefill: prefill prompts in chunks, and keep their beginnings; None to prefill each
+            prompt at once.
+        max_top_logprobs: most alternatives of a token that a request may ask for.
+        has_masks: whether requests may have constraints.
 
     Raises:
         GenerationError: slots, slot_tokens or steps are out of range, or the slots are no multiple
@@ -107,6 +91,9 @@ class Engine:
         steps: int = STEPS_PER_CALL,
         mesh: Mesh | None = None,
         donate: bool = False,
+        chunked_prefill: ChunkedPrefillOptions | None = None,
+        max_top_logprobs: int = 0,
+        has_masks: bool = False,
     ):
         limit = config.decoder.max_positions
         self._slot_tokens = limit if slot_tokens is None else slot_tokens
@@ -116,8 +103,12 @@ class Engine:
             raise GenerationError(
                 f"slot_tokens={slot_tokens} must lie between 1 and the model's {limit} positions"
             )
-        self._spec = device.EngineSpec(
-            config, dataclasses.replace(compute, remat="none"), cache_dtype or compute.dtype
+        self._spec = EngineSpec(
+            config,
+            dataclasses.replace(compute, remat="none"),
+            cache_dtype or compute.dtype,
+            max_top_logprobs,
+            has_masks,
         )
         self._mesh = mesh
         if mesh is not None and slots % (parts := num_batch_shards(compute.rules, mesh)):
@@ -131,23 +122,50 @@ class Engine:
         self._tokenizer = tokenizer
         self._forced_suffix = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps
-        with on_mesh(self._mesh):
-            self._slots = device.empty_slots(self._spec, slots, self._slot_tokens)
+        cache_len = self._slot_tokens
+        if chunked_prefill is not None:  # the last chunk of a prompt must not end behind the cache
+            cache_len = -(-cache_len // chunked_prefill.chunk_tokens) * chunked_prefill.chunk_tokens
+        max_frames = max_mel_frames(config.encoder.positions)
+        group = bucketed_groups if chunked_prefill is None else single_groups
         self._audio_encoder = AudioEncoder(
-            functools.partial(device.encode_audio, self._spec),
-            functools.partial(bucketed_groups, max_frames=max_mel_frames(config.encoder.positions)),
+            functools.partial(encode_audio, self._spec),
+            functools.partial(group, max_frames=max_frames),
         )
+        self._chunked: ChunkedPrefill | None = None
+        with on_mesh(self._mesh):
+            self._slots = device.empty_slots(self._spec, slots, cache_len)
+            if chunked_prefill is not None:
+                self._chunked = ChunkedPrefill(
+                    self._spec,
+                    self._audio_encoder,
+                    chunk_tokens=chunked_prefill.chunk_tokens,
+                    cache_len=cache_len,
+                    prefix_cache_bytes=chunked_prefill.prefix_cache_bytes,
+                    audio_cache_bytes=chunked_prefill.audio_cache_bytes,
+                )
         self._slot_requests: list[RequestState | None] = [None] * slots
         self._queue: collections.deque[_Group] = collections.deque()
         self._cancelled: list[RequestOutput] = []  # told of by the next step
         self._numbers = itertools.count()
         self._shapes: set[str] = set()
+        self._prefill_budget = 0  # tokens of prompts that this step may still compute
         self._num_generated, self._seconds = 0, 0.0
 
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs that this engine has used: the name and bucket of each."""
-        return tuple(sorted(self._shapes | self._audio_encoder.shapes))
+        chunked = self._chunked.shapes if self._chunked is not None else set()
+        return tuple(sorted(self._shapes | self._audio_encoder.shapes | chunked))
+
+    @property
+    def prefill(self) -> ChunkedPrefill | None:
+        """What prefills in chunks, with its caches and counters; None where nothing does."""
+        return self._chunked
+
+    @property
+    def slot_tokens(self) -> int:
+        """Tokens that a slot holds, prompt and reply."""
+        return self._slot_tokens
 
     @property
     def waiting(self) -> int:
@@ -163,6 +181,15 @@ class Engine:
     def free_slots(self) -> int:
         """The number of slots without a request."""
         return self._slot_requests.count(None)
+
+    @property
+    def num_slots(self) -> int:
+        """The number of requests that are answered side by side."""
+        return len(self._slot_requests)
+
+    def is_waiting(self, request: int) -> bool:
+        """Returns whether a request has no slot yet."""
+        return any(item.number == request for group in self._queue for item in group.waiting)
 
     @property
     def busy(self) -> bool:
@@ -193,6 +220,8 @@ class Engine:
                 "the weights cannot change while requests are being answered; run them to their end"
                 " first"
             )
+        if self._chunked is not None:
+            self._chunked.forget()
         layers = self._parameters["decoder"]["layers"] if lora_only else ()
         self._parameters = {}  # the old ones go before the new ones come
         config, compute = self._spec.config, self._spec.compute
@@ -203,23 +232,53 @@ class Engine:
                 parameters, config, compute, self._mesh, donate=donate
             )
 
-    def submit(self, prompt: Prompt, samplings: Sequence[Sampling]) -> list[int]:
+    def submit(
+        self,
+        prompt: Prompt,
+        samplings: Sequence[Sampling],
+        *,
+        num_top_logprobs: int = 0,
+        constraints: Sequence[TokenConstraint | None] | None = None,
+    ) -> list[int]:
         """Queues a prompt, to be answered once for each of `samplings` and prefilled once for all.
+
+        Args:
+            prompt: the prompt.
+            samplings: how each reply is sampled.
+            num_top_logprobs: alternatives of each token, with their log-probabilities.
+            constraints: of each reply, which tokens may come; None for any.
 
         Returns:
             The number of each request.
 
         Raises:
-            GenerationError: the prompt is empty, or it and its new tokens do not fit a slot.
+            GenerationError: the prompt is empty, or it and its new tokens do not fit a slot; or
+                the engine was made for fewer alternatives, or without masks.
         """
+        if num_top_logprobs > self._spec.max_top_logprobs:
+            raise GenerationError(
+                f"num_top_logprobs={num_top_logprobs} is more than the engine's"
+                f" max_top_logprobs={self._spec.max_top_logprobs}"
+            )
+        if constraints is not None and not self._spec.has_masks:
+            raise GenerationError("constraints need an engine with has_masks=True")
         if not prompt.length:
             raise GenerationError("the prompt is empty; it needs at least one token")
         for sampling in samplings:
             self._check_fits(prompt, sampling)
         in_reasoning = self._opens_reasoning(prompt)
         requests = [
-            RequestState(next(self._numbers), sampling, self._tokenizer, in_reasoning=in_reasoning)
-            for sampling in samplings
+            RequestState(
+                next(self._numbers),
+                sampling,
+                self._tokenizer,
+                in_reasoning=in_reasoning,
+                num_top_logprobs=num_top_logprobs,
+                constraint=constraint,
+            )
+            for sampling, constraint in zip(
+                samplings, constraints or [None] * len(samplings), strict=True
+            )
         ]
         self._queue.append(_Group(prompt, collections.deque(requests)))
         return [request.number for request in requests]
@@ -232,13 +291,13 @@ class Engine:
         for slot, occupant in enumerate(self._slot_requests):
             if occupant is not None and occupant.number == request:
                 self._free(slot)
-                self._cancelled.append(_final_output(occupant, "cancelled"))
+                self._cancelled.append(occupant.final_output("cancelled"))
                 return
         for group in self._queue:
             for waiting in group.waiting:
                 if waiting.number == request:
                     group.waiting.remove(waiting)
-                    self._cancelled.append(_final_output(waiting, "cancelled"))
+                    self._cancelled.append(waiting.final_output("cancelled"))
                     return
 
     def generate(
@@ -275,8 +334,19 @@ class Engine:
 
     def _step(self) -> list[RequestOutput]:
         started = time.perf_counter()
+        self._prefill_budget = 0 if self._chunked is None else self._chunked.chunk_tokens
         outputs, self._cancelled = self._cancelled, []
         admitted = self._admit()
+        num_admitted = len(admitted)
+        if any(request and request.constraint for request in self._slot_requests):
+            # The next mask depends on the token before it, so the host looks at each.
+            admitted = self._add_first_tokens(jax.device_get(admitted))
+            self._slots = device.set_allowed(self._spec, self._slots, self._allowed_tokens())
+            max_steps = 1
+        elif self._chunked is not None and admitted:
+            max_steps = 1  # somebody waits for the first token
+        else:
+            max_steps = self._steps
         requests = {
             slot: request for slot, request in enumerate(self._slot_requests) if request is not None
         }
@@ -290,42 +360,73 @@ class Engine:
             self._forced_suffix,
             bool(self._queue),
             self._steps,
+            np.int32(max_steps),
         )
         first_tokens, decoded = jax.device_get((admitted, decoded))
+        self._add_first_tokens(first_tokens)
         for slot, request in requests.items():
-            if slot in first_tokens:
-                first = first_tokens[slot]
-                request.add(first.token, first.logprob, first.sampling_logprob)
             new = slice(0, int(decoded.count[slot]))
             request.add(
                 decoded.tokens[slot, new],
                 decoded.logprobs[slot, new],
                 decoded.sampling_logprobs[slot, new],
+                decoded.top.tokens[slot, new],
+                decoded.top.logprobs[slot, new],
             )
             outputs += self._update_slot(slot, request, active=bool(decoded.active[slot]))
-        self._num_generated += len(first_tokens) + int(decoded.count.sum())
+        self._num_generated += num_admitted + int(decoded.count.sum())
         self._seconds += time.perf_counter() - started
         return outputs
 
-    def _admit(self) -> dict[int, device.Sampled]:
+    def _add_first_tokens(self, first_tokens: "_FirstTokens") -> "_FirstTokens":
+        """Adds to each admitted request its first token; returns that none are left to add."""
+        for slot, (first, top) in first_tokens.items():
+            request = self._slot_requests[slot]
+            assert request is not None
+            request.add(
+                first.token, first.logprob, first.sampling_logprob, top.tokens, top.logprobs
+            )
+        return {}
+
+    def _allowed_tokens(self) -> NDArray[np.uint32]:
+        """Returns which tokens may come next in each slot, [slots, words]."""
+        allowed = np.zeros((len(self._slot_requests), self._spec.mask_words), np.uint32)
+        for slot, request in enumerate(self._slot_requests):
+            if request is not None and request.constraint is not None and not request.stopped:
+                request.constraint.write_allowed(allowed[slot])
+        return allowed
+
+    def _admit(self) -> "_FirstTokens":
         """Gives free slots to the first requests of the queue; returns each one's first token."""
         first_tokens = {}
-        while self._queue and None in self._slot_requests:
+        while self._queue:
             group = self._queue[0]
             if not group.waiting:
                 self._queue.popleft()
+                if self._chunked is not None:
+                    self._chunked.abandon()
                 continue
-            if group.prefix is None:
-                group.prefix = self._prefill(group.prompt)
+            if group.prefix is None and not self._prepare(group):
+                break
+            if None not in self._slot_requests:
+                break
+            assert group.prefix is not None
             request, slot = group.waiting.popleft(), self._slot_requests.index(None)
             sampling = request.sampling
+            request.cached_tokens = group.cached_tokens
+            allowed = np.zeros((1, self._spec.mask_words), np.uint32)
+            if request.constraint is not None:
+                request.constraint.write_allowed(allowed[0])
             params = device.RequestParams(
                 max_tokens=np.array([sampling.max_new_tokens], np.int32),
                 pause_at=np.array([sampling.max_reasoning_tokens or 0], np.int32),
                 stop_tokens=self._stop_tokens(sampling),
                 settings=SamplingArrays.of([sampling]),
+                num_top_logprobs=np.array([request.num_top_logprobs], np.int32),
+                is_masked=np.array([request.constraint is not None]),
+                allowed=allowed,
             )
-            self._slots, first_tokens[slot] = device.insert(
+            self._slots, *first_tokens[slot] = device.insert(
                 self._spec, self._slots, group.prefix, params, slot
             )
             self._slot_requests[slot] = request
@@ -333,7 +434,54 @@ class Engine:
             self._queue.popleft()
         return first_tokens
 
-    def _prefill(self, prompt: Prompt) -> device.Prefix:
+    def _prepare(self, group: "_Group") -> bool:
+        """Prefills a group's prompt, or a part of it; returns whether it is prefilled."""
+        if self._chunked is None:
+            if None in self._slot_requests:
+                group.prefix = self._prefill(group.prompt)
+            return group.prefix is not None
+        # Requests that run wait for a chunk at most, whether of one prompt or of several.
+        while group.prefix is None and self._prefill_budget > 0:
+            if not self._chunked.busy:
+                self._chunked.begin(group.prompt)
+                group.cached_tokens = self._chunked.reused
+            cost, group.prefix = self._chunked.advance(self._parameters)
+            self._prefill_budget -= cost
+        return group.prefix is not None
+
+    def warm_up(self) -> Iterator[str]:
+        """Compiles every program that a request can need, so that none waits for a compilation.
+
+        Yields:
+            What has been compiled, one program after the other.
+
+        Raises:
+            GenerationError: requests are being answered, or prompts are not prefilled in chunks:
+                the shapes of others are not known before.
+        """
+        if self.busy or self._chunked is None:
+            raise GenerationError("warming up needs an idle engine with chunked_prefill")
+        frames = single_group_frames(max_mel_frames(self._spec.config.encoder.positions))
+        with on_mesh(self._mesh):
+            yield from self._chunked.warm_up(self._parameters, frames)
+        length = min(self._slot_tokens - 2, 2)
+        prompt = Prompt(
+            np.zeros(length, np.int32), np.zeros(length, bool), np.zeros(length, bool), (), ()
+        )
+        self.submit(prompt, [Sampling(temperature=0.0, max_new_tokens=2)])
+        while self.busy:
+            self.step()
+        yield "decode"
+        with on_mesh(self._mesh):
+            self._slots = device.resume(self._spec, self._slots, 0, 0)
+            self._slots = device.release(self._spec, self._slots, 0)
+            if self._spec.has_masks:
+                self._slots = device.set_allowed(self._spec, self._slots, self._allowed_tokens())
+        yield "resume"
+        self._chunked.reset_counters()
+        self._num_generated, self._seconds = 0, 0.0
+
+    def _prefill(self, prompt: Prompt) -> Prefix:
         """Prefills a prompt, padded to its bucket."""
         size = min(bucket(prompt.length), self._slot_tokens)
         tokens, is_audio = np.zeros(size, np.int32), np.zeros(size, bool)
@@ -345,7 +493,7 @@ class Engine:
             audio[is_audio] = self._audio_embeddings(prompt)
         self._shapes.add(f"prefill {size}{' with sound' if prompt.chunks else ''}")
         self._shapes.add(f"insert {size}")
-        return device.prefill(
+        return prefill(
             self._spec, self._parameters, tokens, np.int32(prompt.length), audio, is_audio
         )
 
@@ -373,9 +521,11 @@ class Engine:
                 num_forced = 0 if request.reasoning_ended else len(self._forced_suffix)
                 self._slots = device.resume(self._spec, self._slots, slot, num_forced)
             text = request.take_new_text()
-            return [RequestOutput(request.number, text)] if text else []
+            # Only a server shows tokens as they come; a batch job has them in its completions.
+            tokens = () if self._chunked is None else request.take_new_tokens()
+            return [RequestOutput(request.number, text, tokens=tokens)] if text or tokens else []
         self._free(slot)
-        return [_final_output(request, reason)]
+        return [request.final_output(reason)]
 
     def _free(self, slot: int) -> None:
         with on_mesh(self._mesh):
@@ -409,12 +559,5 @@ class _Group:
 
     prompt: Prompt
     waiting: "collections.deque[RequestState]"
-    prefix: device.Prefix | None = None
-
-
-def _final_output(request: RequestState, reason: FinishReason) -> RequestOutput:
-    tokens, logprobs, sampling_logprobs = request.output_tokens()
-    completion = Completion(
-        tokens, logprobs, sampling_logprobs, reason, request.stop_token, request.stop_overlap_bytes
-    )
-    return RequestOutput(request.number, request.take_new_text(last=True), completion)
+    prefix: Prefix | None = None
+    cached_tokens: int = 0

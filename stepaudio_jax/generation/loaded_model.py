@@ -31,6 +31,7 @@ from stepaudio_jax.models import (
     abstract_lora,
     abstract_parameters,
     attach_lora,
+    extract_lora,
     logical_axes,
     quantize_weights,
     unstack_layers,
@@ -150,6 +151,39 @@ def load_model(
         channel,
         allow_urls,
         clip_cache,
+    )
+
+
+def with_adapter(model: LoadedModel, folder: PathLike) -> LoadedModel:
+    """Returns a model with a LoRA adapter beside its kernels, which the two share.
+
+    Args:
+        model: loaded `for_generation`, without an adapter.
+        folder: of the adapter, as PEFT writes it.
+
+    Raises:
+        CheckpointError: the folder holds no adapter for this model.
+        GenerationError: the model has an adapter beside its weights already.
+    """
+    layers = model.parameters["decoder"]["layers"]
+    if extract_lora(layers[0]):
+        raise GenerationError(
+            f"{model.folder} keeps an adapter beside its weights; merge it into them before another"
+            " is added"
+        )
+    adapter = hub.read_adapter(folder, model.config.decoder)
+    matrices = _place_lora_matrices(adapter, model.config, model.compute, model.mesh)
+    adapted = tuple(
+        attach_lora(
+            {"layers": layer},
+            jax.tree.map(lambda stack, index=index: stack[index], matrices),
+            adapter.lora.scale,
+        )["layers"]
+        for index, layer in enumerate(layers)
+    )
+    decoder = {**model.parameters["decoder"], "layers": adapted}
+    return dataclasses.replace(
+        model, folder=os.fspath(folder), parameters={**model.parameters, "decoder": decoder}
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stepaudio_jax.data import Record
-from stepaudio_jax.generation.engine import Completion, Engine
+from stepaudio_jax.generation.engine import Engine
 from stepaudio_jax.generation.loaded_model import LoadedModel, build_engine
+from stepaudio_jax.generation.outputs import Completion
 from stepaudio_jax.generation.prompts import Prompt
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.models import CacheDtype

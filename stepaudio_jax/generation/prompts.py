@@ -4,7 +4,9 @@ In shapes, B is the prompts of a batch, T tokens, C audio chunks.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -55,6 +57,13 @@ class Prompt:
         """The number of tokens, audio tokens included."""
         return len(self.tokens)
 
+    @functools.cached_property
+    def chunk_digests(self) -> tuple[bytes, ...]:
+        """A name for the sound of each chunk, equal where the sound is."""
+        return tuple(
+            hashlib.sha256(np.ascontiguousarray(chunk).tobytes()).digest() for chunk in self.chunks
+        )
+
     @property
     def longest_chunk(self) -> int:
         """The mel frames of the longest chunk; 0 without audio."""
@@ -90,16 +99,53 @@ def build_prompt(
     Raises:
         AudioError: a clip cannot be read.
     """
+
+    def features(part: AudioPart) -> ClipFeatures:
+        return clip_features(read(part, length_convention=convention, channel=channel), convention)
+
+    return build_prompt_of_features(segments, tokenizer, features)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFeatures:
+    """What a prompt has of a clip.
+
+    Attributes:
+        chunk_tokens: number of audio tokens of each chunk of the clip.
+        chunks: log-mel [128, mel frames] f32 of each chunk that has tokens, in order.
+    """
+
+    chunk_tokens: tuple[int, ...]
+    chunks: tuple[NDArray[np.float32], ...]
+
+
+def clip_features(waveform: NDArray[np.float32], convention: LengthConvention) -> ClipFeatures:
+    """Cuts a clip [samples] f32 at 16 kHz into chunks, and computes the log-mel of each."""
+    counts = tuple(size.tokens for size in clip_chunks(len(waveform), convention))
+    samples = zip(split_chunks(waveform), counts, strict=True)
+    return ClipFeatures(counts, tuple(log_mel(chunk) for chunk, count in samples if count))
+
+
+def build_prompt_of_features(
+    segments: Sequence[Segment],
+    tokenizer: Tokenizer,
+    features: Callable[[AudioPart], ClipFeatures],
+) -> Prompt:
+    """Builds a prompt as `build_prompt` does, from clips whose features are known.
+
+    Args:
+        segments: of one dialogue.
+        tokenizer: the model's tokenizer.
+        features: returns the features of a clip; called once for every place of it, in order.
+    """
     chunks: list[NDArray[np.float32]] = []
     chunk_tokens: list[int] = []
 
-    def add_clip(part: AudioPart) -> list[int]:
-        waveform = read(part, length_convention=convention, channel=channel)
-        counts = [size.tokens for size in clip_chunks(len(waveform), convention)]
-        samples = zip(split_chunks(waveform), counts, strict=True)
-        chunks.extend(log_mel(chunk) for chunk, count in samples if count)
-        chunk_tokens.extend(filter(None, counts))
-        return counts
+    def add_clip(part: AudioPart) -> Sequence[int]:
+        clip = features(part)
+        chunks.extend(clip.chunks)
+        chunk_tokens.extend(filter(None, clip.chunk_tokens))
+        return clip.chunk_tokens
 
     dialogue = tokenize_dialogue(segments, add_clip, tokenizer)
     is_audio = dialogue.tokens == tokenizer.special.audio_patch

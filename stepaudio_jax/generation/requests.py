@@ -1,12 +1,19 @@
 """The reply to one request as it grows, on the host: its tokens, where it ends, its text."""
 
 import codecs
-import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepaudio_jax.config import RepetitionDetectionConfig
+from stepaudio_jax.generation.outputs import (
+    Completion,
+    FinishReason,
+    OutputToken,
+    RequestOutput,
+    StopToken,
+)
 from stepaudio_jax.generation.sampling import Sampling
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
@@ -14,13 +21,14 @@ from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
 _THINK_START, _THINK_END = THINK_START_TAG.encode(), THINK_END_TAG.encode()
 
 
-@dataclasses.dataclass(frozen=True)
-class StopToken:
-    """The token that ended a reply, with its log-probabilities as in `sampling.Sampled`."""
+class TokenConstraint(Protocol):
+    """Says, token by token, which tokens of the vocabulary may come next."""
 
-    token: int
-    logprob: float
-    sampling_logprob: float
+    def write_allowed(self, words: NDArray[np.uint32]) -> None:
+        """Sets a bit for each token that may come next, the lowest bit first; at least one."""
+
+    def accept(self, token: int) -> None:
+        """Takes notice of the token that came."""
 
 
 class RequestState:
@@ -32,25 +40,40 @@ class RequestState:
         tokenizer: the model's tokenizer.
         in_reasoning: whether the prompt has opened a reasoning, with which the text then begins. A
             text that begins with `<think>` opens one itself.
+        num_top_logprobs: alternatives of each token that are kept.
+        constraint: what restricts the tokens; None for nothing.
 
     Attributes:
-        number, sampling: as above.
+        number, sampling, num_top_logprobs, constraint: as above.
+        cached_tokens: tokens of the prompt whose keys and values were kept from an earlier one.
         stopped: whether a stop token or a stop string has ended it.
         repeated: whether it has ended because its last tokens repeat one pattern.
         stop_token: where one has ended it.
     """
 
     def __init__(
-        self, number: int, sampling: Sampling, tokenizer: Tokenizer, *, in_reasoning: bool = False
+        self,
+        number: int,
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        *,
+        in_reasoning: bool = False,
+        num_top_logprobs: int = 0,
+        constraint: TokenConstraint | None = None,
     ):
         self.number = number
         self.sampling = sampling
+        self.num_top_logprobs = num_top_logprobs
+        self.constraint = constraint
+        self.cached_tokens = 0
         self._tokenizer = tokenizer
         self._stop_tokens = {tokenizer.special.eot, *sampling.stop_tokens}
         self._stop_strings = [text.encode() for text in sampling.stop_strings]
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._sampling_logprobs: list[float] = []
+        self._top: list[tuple[tuple[int, float], ...]] = []
+        self._num_shown_tokens = 0  # that `take_new_tokens` has returned
         self._text = b""
         self._ends: list[int] = []  # length of the text after each token
         self._num_shown = 0  # bytes of the text that `take_new_text` has returned
@@ -69,24 +92,50 @@ class RequestState:
         self.repeated = False
         self.stop_token: StopToken | None = None
 
-    def add(self, tokens: Any, logprobs: Any, sampling_logprobs: Any) -> None:
-        """Adds tokens [n] with their log-probabilities [n], up to the one that ends the reply."""
-        for token, logprob, sampling_logprob in zip(
-            tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True
+    def add(
+        self,
+        tokens: Any,
+        logprobs: Any,
+        sampling_logprobs: Any,
+        top_tokens: Any = None,
+        top_logprobs: Any = None,
+    ) -> None:
+        """Adds tokens [n] with their log-probabilities [n], up to the one that ends the reply.
+
+        Args:
+            tokens, logprobs, sampling_logprobs: as in `sampling.Sampled`.
+            top_tokens, top_logprobs: alternatives [n, top] of each; None where none were computed.
+        """
+        for index, (token, logprob, sampling_logprob) in enumerate(
+            zip(tokens.tolist(), logprobs.tolist(), sampling_logprobs.tolist(), strict=True)
         ):
             if self.stopped or self.repeated:
                 return
+            if self.constraint is not None:
+                self.constraint.accept(token)
             if token in self._stop_tokens:
                 self.stopped, self.stop_token = True, StopToken(token, logprob, sampling_logprob)
                 return
             self._tokens.append(token)
             self._logprobs.append(logprob)
             self._sampling_logprobs.append(sampling_logprob)
-            self._text += self._tokenizer.token_bytes(token)
+            top = slice(0, self.num_top_logprobs)
+            if self.num_top_logprobs and top_tokens is not None:
+                pairs = zip(
+                    top_tokens[index, top].tolist(), top_logprobs[index, top].tolist(), strict=True
+                )
+                self._top.append(tuple(pairs))
+            if not self._tokenizer.is_special(token):
+                self._text += self._tokenizer.token_bytes(token)
             self._ends.append(len(self._text))
             self._find_stop_string()
             if self._repetition is not None and not self.stopped:
                 self.repeated = self._repetition.add(token)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the reply so far, without the one that has stopped it."""
+        return len(self._tokens)
 
     @property
     def at_limit(self) -> bool:
@@ -110,6 +159,30 @@ class RequestState:
             tuple(self._sampling_logprobs[:count]),
         )
 
+    def take_new_tokens(self, *, last: bool = False) -> tuple[OutputToken, ...]:
+        """Returns the tokens whose text `take_new_text` has returned since the last call.
+
+        Args:
+            last: nothing follows; all tokens of the output are returned.
+        """
+        count = self._num_output_tokens
+        if not last:
+            limit, count = count, self._num_shown_tokens
+            while count < limit and self._ends[count] <= self._num_shown:
+                count += 1
+        indices = range(self._num_shown_tokens, count)
+        self._num_shown_tokens = count
+        reply_start = self._find_reply_start()
+        return tuple(
+            OutputToken(
+                self._tokens[index],
+                self._logprobs[index],
+                reply_start is not None and self._ends[index] > reply_start,
+                self._top[index] if self._top else (),
+            )
+            for index in indices
+        )
+
     @property
     def stop_overlap_bytes(self) -> int:
         """Bytes at the end of the last output token that belong to the stop string."""
@@ -128,6 +201,21 @@ class RequestState:
         num_before = int(np.searchsorted(self._ends, self._cut, side="right"))
         end = self._ends[num_before - 1] if num_before else 0
         return num_before + (end < self._cut)
+
+    def final_output(self, reason: FinishReason) -> RequestOutput:
+        """Returns the rest of the text with the completion; nothing may follow."""
+        tokens, logprobs, sampling_logprobs = self.output_tokens()
+        completion = Completion(
+            tokens,
+            logprobs,
+            sampling_logprobs,
+            reason,
+            self.stop_token,
+            self.stop_overlap_bytes,
+            self.cached_tokens,
+        )
+        text = self.take_new_text(last=True)
+        return RequestOutput(self.number, text, completion, self.take_new_tokens(last=True))
 
     def take_new_text(self, *, last: bool = False) -> str:
         """Returns the text that can be shown since the last call.
@@ -155,8 +243,10 @@ class RequestState:
 
     def _stop_search_start(self) -> int | None:
         """Returns the byte from which stop strings count; None while the reasoning goes on."""
-        if self.sampling.stop_in_reasoning:
-            return 0
+        return 0 if self.sampling.stop_in_reasoning else self._find_reply_start()
+
+    def _find_reply_start(self) -> int | None:
+        """Returns the byte at which the reply begins; None while the reasoning goes on."""
         if self._reply_start is None:
             if not self._in_reasoning and not self._text.startswith(_THINK_START):
                 return 0

@@ -181,6 +181,7 @@ def sample_tokens(
     settings: SamplingArrays,
     seen: Bool[Array, "B V"],
     token_counts: Int[Array, "B V"],
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> Sampled:
     """Samples one token a row.
 
@@ -192,6 +193,7 @@ def sample_tokens(
         settings: sampling settings of each row.
         seen: tokens of the prompt and of the reply so far.
         token_counts: how often the reply so far has each token.
+        allowed: which tokens may be sampled, at least one a row; None for all.
     """
     log_total = jax.nn.logsumexp(logits, axis=-1)
     penalised = jax.lax.cond(
@@ -209,6 +211,8 @@ def sample_tokens(
         ),
         lambda: penalised,
     )
+    if allowed is not None:
+        penalised = jnp.where(allowed, penalised, -jnp.inf)
     best = jnp.argmax(penalised, axis=-1).astype(jnp.int32)
 
     def draw() -> tuple[Array, Array]:

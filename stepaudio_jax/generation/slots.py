@@ -1,11 +1,10 @@
 """The device side of the engine: a fixed number of slots, each for one request, and its programs.
 
-All shapes are static. `prefill` computes the keys and values of one prompt, padded to a bucket;
-`insert` copies them into a free slot and samples the first token; `decode` adds a token to every
-active slot, several times over. On a mesh the slots are sharded over the batch axes and the heads
-of their caches over the axes of heads; a prompt is a single row, which all replicas compute.
+All shapes are static. `insert` copies a prefilled prompt (`prefill_programs`) into a free slot and
+samples the first token; `decode` adds a token to every active slot, several times over. On a mesh
+the slots are sharded over the batch axes and the heads of their caches over the axes of heads.
 
-In shapes, T is the tokens of a prompt's bucket, V the vocabulary, H the decoder's hidden size.
+In shapes, V is the vocabulary.
 """
 
 import dataclasses
@@ -15,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
-from stepaudio_jax.config import ComputeConfig, ModelConfig
+from stepaudio_jax.generation.prefill_programs import EngineSpec, Prefix
 from stepaudio_jax.generation.sampling import (
     FLOAT_SETTINGS,
     MAX_STOP_TOKENS,
@@ -29,10 +28,8 @@ from stepaudio_jax.generation.sampling import (
 from stepaudio_jax.kernels.partitioning import LogicalAxes
 from stepaudio_jax.models import (
     CACHE_AXES,
-    CacheDtype,
     LayerCache,
     Parameters,
-    abstract_model,
     barrier_dequantization,
     constrain,
     merge_per_layer,
@@ -41,26 +38,6 @@ from stepaudio_jax.models import (
 
 NO_TOKEN = -1
 _IDLE_SAMPLING = Sampling(temperature=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSpec:
-    """What a compiled program depends on beside the shapes of its arguments."""
-
-    config: ModelConfig
-    compute: ComputeConfig
-    cache_dtype: CacheDtype
-
-    @property
-    def graphdef(self) -> Any:
-        """The model's graph definition, for parameters in the layout of `models.unstack_layers`."""
-        return abstract_model(self.config, self.compute)[0]
-
-    @property
-    def with_replicated_rows(self) -> "EngineSpec":
-        """The same spec with the batch axis replicated: one row cannot be sharded."""
-        rules = dataclasses.replace(self.compute.rules, batch=())
-        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, rules=rules))
 
 
 @jax.tree_util.register_dataclass
@@ -83,6 +60,9 @@ class Slots:
         settings: how tokens are sampled.
         seen: tokens of prompt and reply, for the repetition penalty.
         token_counts: how often the reply has each token, for presence and frequency penalties.
+        num_top_logprobs: alternatives of each token that the request wants to know.
+        is_masked: whether `allowed` says which tokens may come next.
+        allowed: a bit for each token, the lowest first.
     """
 
     caches: tuple[LayerCache, ...]
@@ -97,24 +77,9 @@ class Slots:
     settings: SamplingArrays
     seen: Bool[Array, "slots V"]
     token_counts: Int[Array, "slots V"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-    """A prefilled prompt.
-
-    Attributes:
-        caches: keys and values of each layer, [1, K, T, D].
-        logits: logits of the token after the prompt.
-        seen: which tokens the prompt has.
-        length: tokens of the prompt without padding.
-    """
-
-    caches: tuple[LayerCache, ...]
-    logits: Float[Array, "1 V"]
-    seen: Bool[Array, "1 V"]
-    length: Int[Array, "1"]
+    num_top_logprobs: Int[Array, " slots"]
+    is_masked: Bool[Array, " slots"]
+    allowed: UInt[Array, "slots words"]
 
 
 @jax.tree_util.register_dataclass
@@ -126,6 +91,23 @@ class RequestParams:
     pause_at: Int[Array | np.ndarray, "1"]
     stop_tokens: Int[Array | np.ndarray, "1 stops"]
     settings: SamplingArrays
+    num_top_logprobs: Int[Array | np.ndarray, "1"]
+    is_masked: Bool[Array | np.ndarray, "1"]
+    allowed: UInt[Array | np.ndarray, "1 words"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopLogprobs:
+    """The most probable tokens at some places, most probable first, as many as the spec allows.
+
+    Attributes:
+        tokens: their ids.
+        logprobs: their log-probabilities under the model's own distribution.
+    """
+
+    tokens: Int[Array, "*places top"]
+    logprobs: Float[Array, "*places top"]
 
 
 @jax.tree_util.register_dataclass
@@ -137,11 +119,13 @@ class Decoded:
         tokens, logprobs, sampling_logprobs: as in `Sampled`, one column a step.
         count: how many leading columns belong to each slot; 0 for an inactive one.
         active: which slots go on.
+        top: the alternatives at each step, undefined where no slot wants them.
     """
 
     tokens: Int[Array, "slots steps"]
     logprobs: Float[Array, "slots steps"]
     sampling_logprobs: Float[Array, "slots steps"]
+    top: TopLogprobs
     count: Int[Array, " slots"]
     active: Bool[Array, " slots"]
 
@@ -172,87 +156,29 @@ def empty_slots(spec: EngineSpec, slots: int, tokens: int) -> Slots:
         settings=SamplingArrays(top_k=zeros(jnp.int32), seed=zeros(jnp.uint32), **floats),
         seen=jnp.zeros((slots, decoder.vocab_size), bool),
         token_counts=jnp.zeros((slots, decoder.vocab_size), jnp.int32),
+        num_top_logprobs=zeros(jnp.int32),
+        is_masked=zeros(bool),
+        allowed=jnp.zeros((slots, spec.mask_words), jnp.uint32),
     )
     return _constrain_slots(empty, spec)
 
 
-@functools.partial(jax.jit, static_argnames="spec")
-def encode_audio(
-    spec: EngineSpec,
-    parameters: Parameters,
-    mel: Float[Array, "C mel_bins mel_frames"],
-    mel_lengths: Int[Array, " C"],
-) -> Float[Array, "C audio_tokens H"]:
-    """Computes the adaptor's outputs of audio chunks, each by itself.
-
-    Args:
-        spec: which model.
-        parameters: in decode layout.
-        mel: log-mel of each chunk, padded to one length.
-        mel_lengths: frames of each chunk.
-    """
-    spec = spec.with_replicated_rows
-    model, _ = merge_per_layer(spec.graphdef, parameters)
-    return constrain(
-        model.encode_chunks(mel[None], mel_lengths[None])[1][0], (), spec.compute.rules
-    )
-
-
-@functools.partial(jax.jit, static_argnames="spec")
-def prefill(
-    spec: EngineSpec,
-    parameters: Parameters,
-    tokens: Int[Array, " T"],
-    length: Int[Array, ""],
-    audio: Float[Array, "audio_len H"],
-    is_audio: Bool[Array, " T"],
-) -> Prefix:
-    """Computes keys and values of one prompt, and the logits of the token after it.
-
-    Args:
-        spec: which model.
-        parameters: in decode layout.
-        tokens: the prompt's tokens, padded.
-        length: tokens of the prompt without padding.
-        audio: the adaptor's outputs, each at the position of its token (audio_len is T), or
-            audio_len 0 for a prompt without sound.
-        is_audio: which tokens an adaptor's output stands for.
-    """
-    spec = spec.with_replicated_rows
-    model, layers = merge_per_layer(spec.graphdef, parameters)
-    embeddings = model.decoder.embed(tokens[None])
-    if audio.shape[0]:
-        embeddings = jnp.where(
-            is_audio[None, :, None], audio[None].astype(embeddings.dtype), embeddings
-        )
-    empty = LayerCache.zeros(spec.config.decoder, 1, 1, spec.cache_dtype)
-    positions = jnp.arange(tokens.shape[0])[None]
-    hidden, caches = model.decoder.prefill(layers, embeddings, positions, empty)
-    last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
-    seen = jnp.zeros((1, spec.config.decoder.vocab_size), bool)
-    seen = seen.at[0, jnp.where(positions[0] < length, tokens, tokens[0])].set(True)
-    caches = tuple(cache.constrain_sharding(spec.compute.rules) for cache in caches)
-    return Prefix(
-        caches, constrain(model.logits(last)[:, 0], (), spec.compute.rules), seen, length[None]
-    )
-
-
 def insert(
     spec: EngineSpec, slots: Slots, prefix: Prefix, params: RequestParams, slot: int
-) -> tuple[Slots, Sampled]:
+) -> tuple[Slots, Sampled, TopLogprobs]:
     """Puts a request into a free slot and samples its first token.
 
     These are two programs: only the one that copies the caches depends on the prompt's bucket, and
     that one compiles quickly.
 
     Returns:
-        The slots, and the first token, one row.
+        The slots, and the first token with its alternatives, one row.
     """
     slots_without_caches = dataclasses.replace(slots, caches=())
     prefix_without_caches = dataclasses.replace(prefix, caches=())
-    admitted, first = admit(spec, slots_without_caches, prefix_without_caches, params, slot)
+    admitted, first, top = admit(spec, slots_without_caches, prefix_without_caches, params, slot)
     caches = write_prefix_cache(spec, slots.caches, prefix.caches, slot)
-    return dataclasses.replace(admitted, caches=caches), first
+    return dataclasses.replace(admitted, caches=caches), first, top
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
@@ -262,11 +188,16 @@ def admit(
     prefix: Prefix,
     params: RequestParams,
     slot: Int[Array, ""],
-) -> tuple[Slots, Sampled]:
+) -> tuple[Slots, Sampled, TopLogprobs]:
     """Sets everything of a slot but its caches, which neither `slots` nor `prefix` have here."""
     no_tokens = jnp.zeros(prefix.seen.shape, jnp.int32)
     first = sample_tokens(
-        prefix.logits, jnp.zeros(1, jnp.int32), params.settings, prefix.seen, no_tokens
+        prefix.logits,
+        jnp.zeros(1, jnp.int32),
+        params.settings,
+        prefix.seen,
+        no_tokens,
+        _allowed_tokens(spec, params.is_masked, params.allowed),
     )
     num_sampled = jnp.ones(1, jnp.int32)
     new = Slots(
@@ -282,12 +213,16 @@ def admit(
         settings=params.settings,
         seen=prefix.seen.at[0, first.token[0]].set(True),
         token_counts=no_tokens.at[0, first.token[0]].set(1),
+        num_top_logprobs=jnp.asarray(params.num_top_logprobs),
+        is_masked=jnp.asarray(params.is_masked),
+        allowed=jnp.asarray(params.allowed),
     )
+    top = _top_logprobs(spec, prefix.logits, new.num_top_logprobs)
 
     def write_row(column: Array, row: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(column, row.astype(column.dtype), slot, axis=0)
 
-    return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first
+    return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first, top
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="caches")
@@ -313,6 +248,7 @@ def decode(
     forced_suffix: Int[Array, " suffix"],
     stop_when_slot_frees: Bool[Array, ""],
     steps: int,
+    max_steps: Int[Array, ""] | None = None,
 ) -> tuple[Slots, Decoded]:
     """Adds a token to every active slot, `steps` times, or until none is active.
 
@@ -323,7 +259,9 @@ def decode(
         forced_suffix: tokens that end a reasoning which has had its length.
         stop_when_slot_frees: end early when any slot becomes inactive, since requests wait for it.
         steps: at most.
+        max_steps: fewer than `steps`, without another program; None for `steps`.
     """
+    last_step = steps if max_steps is None else jnp.minimum(steps, max_steps)
     num_slots = slots.token.shape[0]
     active_at_start = slots.active
 
@@ -343,7 +281,15 @@ def decode(
             SamplingArrays.of([_IDLE_SAMPLING]),
         )
         logits = constrain(model.logits(hidden)[:, 0], ("batch",), spec.compute.rules)
-        sampled = sample_tokens(logits, slots.num_sampled, settings, slots.seen, slots.token_counts)
+        sampled = sample_tokens(
+            logits,
+            slots.num_sampled,
+            settings,
+            slots.seen,
+            slots.token_counts,
+            _allowed_tokens(spec, slots.is_masked & active, slots.allowed),
+        )
+        top = _top_logprobs(spec, logits, jnp.where(active, slots.num_top_logprobs, 0))
         sampled = jax.lax.cond(
             jnp.any(slots.forced_remaining > 0),
             lambda sampled: _apply_forced_suffix(
@@ -370,6 +316,7 @@ def decode(
             tokens=out.tokens.at[:, number].set(sampled.token),
             logprobs=out.logprobs.at[:, number].set(sampled.logprob),
             sampling_logprobs=out.sampling_logprobs.at[:, number].set(sampled.sampling_logprob),
+            top=jax.tree.map(lambda rows, row: rows.at[:, number].set(row), out.top, top),
             count=out.count + active,
             active=after.active,
         )
@@ -378,12 +325,16 @@ def decode(
     def goes_on(carry: tuple[Array, Slots, Decoded]) -> Array:
         number, slots, _ = carry
         freed = jnp.any(active_at_start & ~slots.active)
-        return (number < steps) & jnp.any(slots.active) & ~(stop_when_slot_frees & freed)
+        return (number < last_step) & jnp.any(slots.active) & ~(stop_when_slot_frees & freed)
 
     nothing = Decoded(
         tokens=jnp.zeros((num_slots, steps), jnp.int32),
         logprobs=jnp.zeros((num_slots, steps), jnp.float32),
         sampling_logprobs=jnp.zeros((num_slots, steps), jnp.float32),
+        top=TopLogprobs(
+            jnp.zeros((num_slots, steps, spec.max_top_logprobs), jnp.int32),
+            jnp.zeros((num_slots, steps, spec.max_top_logprobs), jnp.float32),
+        ),
         count=jnp.zeros(num_slots, jnp.int32),
         active=active_at_start,
     )
@@ -399,6 +350,12 @@ def release(spec: EngineSpec, slots: Slots, slot: Int[Array, ""]) -> Slots:
     return _constrain_slots(
         dataclasses.replace(slots, active=slots.active.at[slot].set(False)), spec
     )
+
+
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
+def set_allowed(spec: EngineSpec, slots: Slots, allowed: UInt[Array, "slots words"]) -> Slots:
+    """Replaces what `allowed` says of every slot; it counts where a slot `is_masked`."""
+    return _constrain_slots(dataclasses.replace(slots, allowed=jnp.asarray(allowed)), spec)
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="slots")
@@ -432,6 +389,43 @@ def _constrain_slots(slots: Slots, spec: EngineSpec) -> Slots:
         lambda leaf, axes: constrain(leaf, axes, rules), slots, slot_logical_axes(slots)
     )
     return sharded
+
+
+def _allowed_tokens(
+    spec: EngineSpec, is_masked: Bool[Array, " B"], allowed: UInt[Array, "B words"]
+) -> Bool[Array, "B V"] | None:
+    """Returns which tokens may come next; None where the spec has no masks."""
+    if not spec.has_masks:
+        return None
+    vocab_size = spec.config.decoder.vocab_size
+
+    def unpack() -> Array:
+        bits = (jnp.asarray(allowed)[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        tokens = bits.reshape(bits.shape[0], -1)[:, :vocab_size].astype(bool)
+        return tokens | ~jnp.asarray(is_masked)[:, None]
+
+    return jax.lax.cond(
+        jnp.any(is_masked), unpack, lambda: jnp.ones((is_masked.shape[0], vocab_size), bool)
+    )
+
+
+def _top_logprobs(
+    spec: EngineSpec, logits: Float[Array, "B V"], num_top: Int[Array, " B"]
+) -> TopLogprobs:
+    """Returns the most probable tokens of each row; zeros where no row wants them."""
+    size = spec.max_top_logprobs
+    shape = (logits.shape[0], size)
+
+    def sort() -> tuple[Array, Array]:
+        values, tokens = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), size)
+        return tokens.astype(jnp.int32), values
+
+    def skip() -> tuple[Array, Array]:
+        return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+
+    if not size:
+        return TopLogprobs(*skip())
+    return TopLogprobs(*jax.lax.cond(jnp.any(num_top > 0), sort, skip))
 
 
 def _stays_active(

@@ -32,7 +32,7 @@ from stepaudio_jax.hub.peft_adapter import (
     combine_adapters,
     read_adapter,
 )
-from stepaudio_jax.hub.random_weights import write_random_weights
+from stepaudio_jax.hub.random_weights import has_random_weights, write_random_weights
 from stepaudio_jax.hub.safetensors import MAX_SHARD_BYTES
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "export_adapter",
     "export_parameters",
     "export_weights",
+    "has_random_weights",
     "import_weights",
     "inspect_folder",
     "is_checkpoint",

@@ -11,16 +11,36 @@ from flax import nnx
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import ModelConfig
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.hub.checkpoint import check_vocab_size
 from stepaudio_jax.hub.hf_config import HFConfigForm, write_config_files
 from stepaudio_jax.hub.io import ProgressCallback, ordered_parallel_map
 from stepaudio_jax.hub.safetensors import MAX_SHARD_BYTES, ShardWriter, TensorSpec
 from stepaudio_jax.hub.tensor_map import STEP_AUDIO, Block, Tensor, tensors
 from stepaudio_jax.models.encoder import Adaptor
-from stepaudio_jax.storage import PathLike, atomic_directory, check_output_directory, to_path
+from stepaudio_jax.storage import (
+    PathLike,
+    atomic_directory,
+    check_output_directory,
+    read_json,
+    read_json_or_none,
+    to_path,
+    write_json,
+)
 from stepaudio_jax.text import Tokenizer
 
 _STDDEV = 0.02  # Qwen2's initializer_range
+
+
+# The key of config.json that says so; other readers ignore it, and no trained model has it.
+_MARK = "stepaudio_jax_random_weights"
+_CONFIG = "config.json"
+
+
+def has_random_weights(folder: PathLike) -> bool:
+    """Returns whether `write_random_weights` wrote a folder, so that its model says nothing."""
+    config = read_json_or_none(to_path(folder) / _CONFIG)
+    return isinstance(config, dict) and config.get(_MARK) is True
 
 
 def write_random_weights(
@@ -73,6 +93,8 @@ def write_random_weights(
     with atomic_directory(to_path(output), total) as folder:
         tokenizer.save(folder)
         write_config_files(folder, config, tokenizer, dtype=str(dtype), form=form)
+        config_path = folder / _CONFIG
+        write_json(config_path, {**read_json(config_path, CheckpointError), _MARK: True})
         with ShardWriter(folder, planned, max_shard_bytes) as writer:
             for rows in ordered_parallel_map(
                 draw, ((tensor, block) for tensor in expected for block in tensor.blocks())

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stepaudio_jax.config import ComputeConfig, DecoderConfig
 from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.chunk_attention import chunk_attention
 from stepaudio_jax.kernels.decode_attention import decode_attention
 from stepaudio_jax.kernels.kv_cache import LayerCache
 from stepaudio_jax.kernels.partitioning import constrain
@@ -128,6 +129,28 @@ class Decoder(nnx.Module):
             caches.append(empty.cast_kv(*keys_values))
         return self.norm(x, self.compute.dtype), tuple(caches)
 
+    def prefill_chunk(
+        self,
+        layers: Sequence["DecoderLayer"],
+        embeddings: Float[Array, "1 T H"],
+        start: Int[Array, ""],
+        caches: Sequence[LayerCache],
+    ) -> tuple[Float[Array, "1 T H"], tuple[LayerCache, ...]]:
+        """Computes the hidden states of a dialogue's next T tokens, and the caches with them.
+
+        Args:
+            layers: of this decoder, unstacked.
+            embeddings: padding stands behind the tokens, which do not attend to it.
+            start: position of the first token; the caches hold those before it.
+            caches: of each layer, long enough for `start` + T tokens.
+        """
+        rope = self._rope(start + jnp.arange(embeddings.shape[1])[None])
+        x, new_caches = self._to_residual(embeddings), []
+        for layer, cache in zip(layers, caches, strict=True):
+            x, cache = layer.prefill_chunk(x, start, rope, cache)
+            new_caches.append(cache)
+        return self.norm(x, self.compute.dtype), tuple(new_caches)
+
     def decode_step(
         self,
         layers: Sequence["DecoderLayer"],
@@ -200,6 +223,15 @@ class DecoderLayer(nnx.Module):
         """Applies the block to one more token a row; see `DecoderAttention.decode_step`."""
         attn_out, cache = self.attention.decode_step(
             self.attention_norm(x, self.compute.dtype), positions, last_position, rope, cache
+        )
+        return self._apply_mlp(x + attn_out), cache
+
+    def prefill_chunk(
+        self, x: Float[Array, "1 T H"], start: Int[Array, ""], rope: Rope, cache: LayerCache
+    ) -> tuple[Float[Array, "1 T H"], LayerCache]:
+        """Applies the block to a dialogue's next tokens, which attend to those before them."""
+        attn_out, cache = self.attention.prefill_chunk(
+            self.attention_norm(x, self.compute.dtype), start, rope, cache
         )
         return self._apply_mlp(x + attn_out), cache
 
@@ -284,6 +316,14 @@ class DecoderAttention(nnx.Module):
         query, key, value = self._project(x, rope)
         cache = cache.write(key, value, positions).constrain_sharding(self.compute.rules)
         return self.output(decode_attention(query, cache, last_position, self.compute)), cache
+
+    def prefill_chunk(
+        self, x: Float[Array, "1 T H"], start: Int[Array, ""], rope: Rope, cache: LayerCache
+    ) -> tuple[Float[Array, "1 T H"], LayerCache]:
+        """Writes T tokens into a row's cache from `start` on, and attends to all up to each."""
+        query, key, value = self._project(x, rope)
+        cache = cache.write(key, value, start[None]).constrain_sharding(self.compute.rules)
+        return self.output(chunk_attention(query, cache, start, self.compute)), cache
 
     def _project(self, x: jax.Array, rope: Rope) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns query [B,T,N,D] and key [B,T,K,D], both rotated, and value [B,T,K,D]."""

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from stepaudio_jax.config import ComputeConfig, ModelConfig
 from stepaudio_jax.generation import slots as engine_programs
 from stepaudio_jax.generation.engine import STEPS_PER_CALL
+from stepaudio_jax.generation.prefill_programs import EngineSpec, prefill
 from stepaudio_jax.generation.shardings import decode_mesh, slot_shardings, weight_shardings
 from stepaudio_jax.models import (
     CacheDtype,
@@ -105,7 +106,7 @@ def plan_serving(
     tensor = mesh.shape["tensor"]
     parameters = abstract_engine_weights(config, compute, mesh, int8_weights=int8_weights)
     compiler = _EngineCompiler(
-        spec=engine_programs.EngineSpec(config, compute, cache_dtype),
+        spec=EngineSpec(config, compute, cache_dtype),
         parameters=parameters,
         topology=topology,
         mesh=mesh,
@@ -204,7 +205,7 @@ class _EngineCompiler:
         slot_tokens: the length of a slot.
     """
 
-    spec: engine_programs.EngineSpec
+    spec: EngineSpec
     parameters: Any
     topology: Topology
     mesh: Mesh
@@ -214,7 +215,7 @@ class _EngineCompiler:
         """Compiles the prefill of a prompt that fills a slot; returns its memory and its plan."""
         started, tokens = time.perf_counter(), self.slot_tokens
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            traced = engine_programs.prefill.trace(
+            traced = prefill.trace(
                 self.spec,
                 self.parameters,
                 self._replicated(jnp.int32, tokens),  # token ids

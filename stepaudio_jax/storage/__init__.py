@@ -25,6 +25,7 @@ from stepaudio_jax.storage.files import (
     remove_empty_folders,
     remove_folder,
     rename,
+    sync_path,
     write_text,
 )
 from stepaudio_jax.storage.json_files import (
@@ -155,6 +156,7 @@ __all__ = [
     "remove_folder",
     "rename",
     "set_job_mark",
+    "sync_path",
     "take_lock",
     "to_path",
     "truncate",

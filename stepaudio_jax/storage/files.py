@@ -123,6 +123,20 @@ def open_append(path: PathLike, *, truncate_at: int | None = None) -> io.Buffere
     return file
 
 
+def sync_path(path: PathLike) -> None:
+    """Waits until a local file, or the names in a local folder, are on the disk.
+
+    It does nothing in a bucket, where what was written is kept.
+    """
+    if is_bucket_path(path) or os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def rename(source: PathLike, target: PathLike) -> None:
     """Renames a file or folder; replaces a file, or an empty folder, of that name at once.
 

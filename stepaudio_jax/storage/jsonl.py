@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from stepaudio_jax.errors import StepAudioError
 from stepaudio_jax.storage.bucket_locks import lock_object
-from stepaudio_jax.storage.files import PathLike, atomic_text_writer, open_append
+from stepaudio_jax.storage.files import PathLike, atomic_text_writer, open_append, sync_path
 from stepaudio_jax.storage.json_files import parse_json
 from stepaudio_jax.storage.locks import lock_file
 from stepaudio_jax.storage.parts import (
@@ -86,6 +86,10 @@ class JsonLinesFile:
         """Sends the lines that are gathered for a bucket."""
         self._appender.flush()
 
+    def sync(self) -> None:
+        """Waits until the lines are on the disk, or in the bucket: no power failure takes them."""
+        self._appender.sync()
+
     def close(self) -> None:
         """Closes the file, and releases its lock; calling it again does nothing."""
         self._appender.close()
@@ -111,6 +115,8 @@ class _Appender(Protocol):
 
     def flush(self) -> None: ...
 
+    def sync(self) -> None: ...
+
     def remove(self) -> None: ...
 
     def close(self) -> None: ...
@@ -121,6 +127,7 @@ class _LocalAppender:
         self._path = path
         self._lock = lock_file(path) if lock else None
         self._file: BinaryIO = open_append(path) if self._lock is None else self._lock.file
+        self._is_synced = False
 
     def open(self) -> BinaryIO:
         self._file.seek(0)
@@ -136,6 +143,12 @@ class _LocalAppender:
 
     def flush(self) -> None:
         """Does nothing: each line is flushed."""
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+        if not self._is_synced:  # a new file is there only once its folder is on the disk too
+            sync_path(os.path.dirname(os.path.abspath(self._path)))
+            self._is_synced = True
 
     def remove(self) -> None:
         os.unlink(self._path)
@@ -191,6 +204,10 @@ class _BucketAppender:
                 self._num_gathered = 0
             if content:
                 self._parts.append(content)
+
+    def sync(self) -> None:
+        self._raise_problem()
+        self.flush()
 
     def remove(self) -> None:
         self._end_thread()

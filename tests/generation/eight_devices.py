@@ -15,6 +15,7 @@ from stepaudio_jax.config import LoRAConfig, MeshConfig, ShardingRules
 from stepaudio_jax.errors import GenerationError
 from stepaudio_jax.generation import Engine, Sampling, build_prompt
 from stepaudio_jax.generation import slots as device
+from stepaudio_jax.generation.prefill_programs import prefill
 from stepaudio_jax.models import (
     abstract_lora,
     abstract_parameters,
@@ -118,7 +119,7 @@ def main(folder: pathlib.Path) -> None:
         )
         got = replies(engine, prompts, samplings)
         programs = (
-            device.prefill,
+            prefill,
             device.admit,
             device.write_prefix_cache,
             device.decode,

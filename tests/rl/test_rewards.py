@@ -12,7 +12,7 @@ from stepaudio_jax.config import JudgeConfig, PolicyGradient, RewardConfig, Roll
 from stepaudio_jax.data import Criterion, Record
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.generation import Completion, Prompt
-from stepaudio_jax.generation.requests import StopToken
+from stepaudio_jax.generation.outputs import StopToken
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.query import JudgeAnswer
