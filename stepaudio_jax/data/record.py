@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int32
 
 from stepaudio_jax.audio.lengths import SAMPLE_RATE
 from stepaudio_jax.config import DataConfig, OnTooLong
+from stepaudio_jax.data.annotations import Annotation
 from stepaudio_jax.data.timed_turns import segments_obstacle, turn_groups
 from stepaudio_jax.errors import AudioError, DataError, TextError
 from stepaudio_jax.text.dialogue import Message
@@ -48,6 +49,7 @@ class Record:
             are compared.
         answer: what a verifier compares a reply with.
         sampling: its own sampling settings (see `generation.Sampling`).
+        annotations: what people said of the two replies, each with a verdict of their own.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Record:
     rejected_critique: str | None = None
     answer: str | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    annotations: tuple[Annotation, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from stepaudio_jax.data.annotations import parse_annotations
 from stepaudio_jax.data.record import Criterion, Record
 from stepaudio_jax.data.sources import foreign_keys
 from stepaudio_jax.data.sources.json_values import (
@@ -51,7 +52,7 @@ RECORD_KEYS = (
         "reference_meets",
     ),
     *("rejected_meets", "reference_critique", "rejected_critique", "answer", "label"),
-    "sampling",
+    *("sampling", "annotations"),
 )
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
 # record, messages, message, parts, part, segments, segment, attributes
@@ -112,6 +113,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         foreign_keys.check_unread_audio(value, known, origin)
     if _parse_label(value.get("label"), numbered, origin) is False:
         numbered[-1] = (numbered[-1][0], dataclasses.replace(numbered[-1][1], in_loss=False))
+    rubric = _parse_rubric(value.get("rubric"), origin)
     record = Record(
         id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
         messages=tuple(message for _, message in numbered),
@@ -120,7 +122,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         reference_reply=_parse_reply(value.get("reference_reply"), f"{origin}: {names[0]!r}"),
         rejected_reply=_parse_reply(value.get("rejected_reply"), f"{origin}: {names[1]!r}"),
         margin=_parse_margin(value.get("margin"), origin),
-        rubric=_parse_rubric(value.get("rubric"), origin),
+        rubric=rubric,
         reference_meets=_parse_criteria_met(
             value.get("reference_meets"), f"{origin}: 'reference_meets'"
         ),
@@ -135,6 +137,9 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
         ),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
         sampling=_parse_sampling(value.get("sampling"), origin),
+        annotations=parse_annotations(
+            value.get("annotations"), num_criteria=len(rubric), origin=origin
+        ),
     )
     check_preference_pair(record, names)
     return record

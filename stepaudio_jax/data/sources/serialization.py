@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stepaudio_jax.data.annotations import serialize_annotation
 from stepaudio_jax.data.containers.base import Row
 from stepaudio_jax.data.record import Record
 from stepaudio_jax.data.sources.forms import to_project_form
@@ -58,6 +59,8 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
             row[key] = list(getattr(record, key))
     if record.sampling:
         row["sampling"] = dict(record.sampling)
+    if record.annotations:
+        row["annotations"] = [*map(serialize_annotation, record.annotations)]
     return row
 
 
