@@ -27,6 +27,7 @@ from stepaudio_jax.config.objectives import (
     RepetitionDetectionConfig,
     RolloutConfig,
 )
+from stepaudio_jax.config.preference import Preference, PreferenceLoss
 from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, check_reward_map
 from stepaudio_jax.config.run import (
     AttentionKernel,
@@ -74,6 +75,8 @@ __all__ = [
     "OptimizerConfig",
     "Part",
     "PolicyGradient",
+    "Preference",
+    "PreferenceLoss",
     "RematName",
     "RepetitionDetectionConfig",
     "RewardConfig",

@@ -17,6 +17,7 @@ from typing import Any
 from stepaudio_jax.config.build import choice_name, choices
 from stepaudio_jax.config.data import DataConfig, SourceConfig
 from stepaudio_jax.config.objectives import PolicyGradient
+from stepaudio_jax.config.preference import Preference
 from stepaudio_jax.config.rewards import RewardConfig
 from stepaudio_jax.config.run import Config, StageConfig
 
@@ -41,6 +42,7 @@ def _default_config() -> Config:
         stages=(
             StageConfig(name="STAGE", steps=1, data=data),
             StageConfig(name="RL_STAGE", steps=1, data=data, objective=objective),
+            StageConfig(name="PREFERENCE_STAGE", steps=1, data=data, objective=Preference()),
         ),
     )
 

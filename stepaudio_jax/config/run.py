@@ -13,7 +13,7 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
-from stepaudio_jax.config.objectives import PolicyGradient
+from stepaudio_jax.config.objectives import NextToken, PolicyGradient
 from stepaudio_jax.config.sharding import MeshConfig, ShardingRules
 from stepaudio_jax.config.stage import StageConfig
 from stepaudio_jax.errors import ConfigError
@@ -73,8 +73,8 @@ class ComputeConfig:
     # slowly.
     attention: AttentionKernel = "auto"
     rules: ShardingRules = ShardingRules()  # which mesh axes shard each logical axis
-    # Parts of the vocabulary (with policy_gradient of a row's tokens) that the loss takes one after
-    # the other, so that fewer logits exist at a time.
+    # Parts of the vocabulary (with policy_gradient and preference of a row's tokens) that the loss
+    # takes one after the other, so that fewer logits exist at a time.
     loss_chunks: int = 1
     # Layers unrolled in the scan; 0: all of them, about twice as fast on a CPU, 6 % on an H200.
     unroll: int = 1
@@ -138,13 +138,15 @@ class Config:
                 "leave keep_best out"
             )
         for stage in self.stages:
-            splits_rows = isinstance(stage.objective, PolicyGradient)
-            if splits_rows and stage.data.seq_len % self.compute.loss_chunks:
-                raise ConfigError(
-                    f"stage {stage.name!r}: data.seq_len={stage.data.seq_len} must be a multiple "
-                    f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
-                    "policy_gradient splits the tokens of a row"
-                )
+            if isinstance(stage.objective, NextToken):
+                continue  # its loss splits the vocabulary
+            for key, data in (("data", stage.data), ("evaluation.data", stage.evaluation.data)):
+                if data.sources and data.seq_len % self.compute.loss_chunks:
+                    raise ConfigError(
+                        f"stage {stage.name!r}: {key}.seq_len={data.seq_len} must be a multiple "
+                        f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
+                        f"{stage.objective.name} splits the tokens of a row"
+                    )
 
     def steps_per_log_line(self, stage: StageConfig) -> int:
         """Returns the number of steps of a stage between two lines of metrics.jsonl."""

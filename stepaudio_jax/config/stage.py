@@ -14,6 +14,7 @@ from stepaudio_jax.config.checks import (
 from stepaudio_jax.config.data import AugmentationConfig, DataConfig
 from stepaudio_jax.config.model import FloatDtype
 from stepaudio_jax.config.objectives import AuxiliaryConfig, NextToken, PolicyGradient
+from stepaudio_jax.config.preference import Preference
 from stepaudio_jax.errors import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
@@ -117,7 +118,7 @@ class StageConfig:
 
     name: str  # names the stage's checkpoints, and its keys on the command line
     steps: int  # optimizer steps, or iterations of reinforcement learning
-    objective: NextToken | PolicyGradient = NextToken()  # what is optimized
+    objective: NextToken | PolicyGradient | Preference = NextToken()  # what is optimized
     data: DataConfig  # what is trained on
     evaluation: EvaluationConfig = EvaluationConfig()  # held-out loss
     optimizer: OptimizerConfig = OptimizerConfig()  # how the trained parameters are updated
@@ -142,6 +143,8 @@ class StageConfig:
         self._check_trainable()
         if isinstance(self.objective, PolicyGradient):
             self._check_policy_gradient(self.objective)
+        if isinstance(self.objective, Preference):
+            self._check_preference(self.objective)
 
     @property
     def num_updates(self) -> int:
@@ -163,6 +166,17 @@ class StageConfig:
             TypeError: the stage has another objective.
         """
         if not isinstance(self.objective, PolicyGradient):
+            raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
+        return self.objective
+
+    @property
+    def preference(self) -> Preference:
+        """Returns the objective of a stage with preferences.
+
+        Raises:
+            TypeError: the stage has another objective.
+        """
+        if not isinstance(self.objective, Preference):
             raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
         return self.objective
 
@@ -214,4 +228,18 @@ class StageConfig:
         if augmentation != AugmentationConfig():
             raise ConfigError(
                 "data.augmentation can only have silence_probability with policy_gradient"
+            )
+
+    def _check_preference(self, objective: Preference) -> None:
+        """Checks what learning from preferences does not support."""
+        for key, data in (("data", self.data), ("evaluation.data", self.evaluation.data)):
+            if data.on_too_long == "split":
+                raise ConfigError(
+                    f"{key}.on_too_long='split' cuts replies with their recordings, which is for "
+                    "objective=next_token; say 'error' or 'skip' with preference"
+                )
+        if objective.precompute_reference and self.data.augmentation != AugmentationConfig():
+            raise ConfigError(
+                "objective.precompute_reference=True computes the reference's log-probabilities of "
+                "each clip once, and data.augmentation changes the clips: leave one of them out"
             )

@@ -95,18 +95,22 @@ def make_train_step(
             )
             return gradients, metrics
 
-        gradients, metrics = _sum_over_microbatches(
+        gradients, metrics = sum_over_microbatches(
             microbatch_gradients, batch, stage.gradient_accumulation_steps
         )
         state, update_metrics = apply_gradients(state, gradients, metrics["loss"], optimizer)
-        batch_metrics = {
-            "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
-            "loss_tokens": weights[NEXT_TOKEN],
-            "audio_seconds": jnp.sum(batch.mel_lengths) / MEL_FRAMES_PER_SECOND,
-        }
-        return state, metrics | update_metrics | batch_metrics
+        return state, metrics | update_metrics | batch_metrics(batch)
 
     return train_step
+
+
+def batch_metrics(batch: Batch) -> Metrics:
+    """Returns what a step's batch holds: tokens, loss_tokens and audio_seconds, scalars."""
+    return {
+        "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
+        "loss_tokens": jnp.sum(batch.loss_weights),
+        "audio_seconds": jnp.sum(batch.mel_lengths) / MEL_FRAMES_PER_SECOND,
+    }
 
 
 def make_eval_step(model_def: ModelDef, num_microbatches: int = 1) -> EvalStep:
@@ -137,7 +141,7 @@ def make_eval_step(model_def: ModelDef, num_microbatches: int = 1) -> EvalStep:
                 "correct_tokens": correct_tokens,
             }
 
-        return _sum_over_microbatches(microbatch_sums, batch, num_microbatches)
+        return sum_over_microbatches(microbatch_sums, batch, num_microbatches)
 
     return eval_step
 
@@ -165,10 +169,11 @@ def forward(
             convention = model.config.length_convention
             aux_sums = aux_loss_sums(heads, features, outputs, batch, convention)
     embeddings = model.embed(batch.tokens, audio, batch.audio_index)
-    return model.decode(embeddings, batch.positions, batch.segment_ids), aux_sums
+    prefix_ids = None if batch.pairs is None else batch.pairs.prefix_ids
+    return model.decode(embeddings, batch.positions, batch.segment_ids, prefix_ids), aux_sums
 
 
-def _sum_over_microbatches(compute: Callable[[Batch], Any], batch: Batch, number: int) -> Any:
+def sum_over_microbatches(compute: Callable[[Batch], Any], batch: Batch, number: int) -> Any:
     """Returns the sum of the trees that `compute` returns for each of `number` micro-batches."""
     if number == 1:
         return compute(batch)

@@ -1,5 +1,6 @@
 """A run: its stages in order, each from its newest checkpoint or what the stage before left."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,19 +18,23 @@ from stepaudio_jax.config import (
     LoRAConfig,
     MeshConfig,
     ModelConfig,
+    Preference,
     StageConfig,
     to_dict,
 )
 from stepaudio_jax.data import (
     Preprocessor,
+    batch_shape,
     batches,
     evaluation_batches,
     merge_states,
     open_stage_sources,
 )
 from stepaudio_jax.data.checking import CheckedData, DataChecker
+from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.data.split_source import AnySource
-from stepaudio_jax.errors import DataError, DivergedError
+from stepaudio_jax.errors import CheckpointError, DataError, DivergedError
+from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.parallel import (
     BatchPlacement,
     all_gather_json,
@@ -62,12 +67,23 @@ from stepaudio_jax.training.monitoring import (
     write_diagnosis,
 )
 from stepaudio_jax.training.preemption import PreemptionNotice, data_error
+from stepaudio_jax.training.reference_logprobs import (
+    ReferenceLogprobs,
+    compute_reference_logprobs,
+    read_reference_logprobs,
+    write_reference_logprobs,
+)
 from stepaudio_jax.training.run_folder import (
     MODEL,
     RunLock,
     check_same_run,
     prepare_run_folder,
     read_initial_adapter,
+)
+from stepaudio_jax.training.stage_step import (
+    evaluation_means,
+    make_stage_eval_step,
+    make_stage_step,
 )
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
@@ -77,9 +93,11 @@ from stepaudio_jax.training.train_state import (
     init_train_state,
     num_optimizer_updates,
 )
-from stepaudio_jax.training.train_step import make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
+
+# The mixtures of a stage, as keys of its configuration.
+_DATA, _EVALUATION_DATA = "data", "evaluation.data"
 
 
 class StageTrainer(Protocol):
@@ -247,6 +265,19 @@ class StageContext:
         """Opens the stage's checkpoints."""
         return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
 
+    def pair_format(
+        self, reference_logprobs: ReferenceLogprobs | None = None
+    ) -> PairFormat | None:
+        """Returns how the stage's records of preferences become examples; None for dialogues.
+
+        Args:
+            reference_logprobs: of the records, if they are known beforehand.
+        """
+        if not isinstance(self.stage.objective, Preference):
+            return None
+        shares_prompt = supports_shared_prefix(self.config.compute)
+        return PairFormat(self.stage.objective, shares_prompt, reference_logprobs)
+
     def should_stop(self, step: int, *, within_step: bool = False) -> bool:
         """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
         return self.notice.should_stop(self.steps_before_stage + step, within_step=within_step)
@@ -279,7 +310,7 @@ class StageContext:
 
 
 class SupervisedTrainer:
-    """Trains a stage by next-token prediction.
+    """Trains a stage by next-token prediction, or by preferences between given replies.
 
     Args:
         context: the stage, and what the run gives it.
@@ -295,12 +326,24 @@ class SupervisedTrainer:
         if stage.evaluation.enabled:
             title = f"evaluation of stage {stage.name!r}"
             checks.append((title, stage.evaluation.data, AuxiliaryConfig()))
+        pair_format = context.pair_format()
         for title, data, auxiliary in checks:
             sources = open_stage_sources(data, context.tokenizer, context.model)
             preprocessor = Preprocessor(
-                data, context.tokenizer, context.model, auxiliary, sources, seed=0
+                data,
+                context.tokenizer,
+                context.model,
+                auxiliary,
+                sources,
+                seed=0,
+                pair_format=pair_format,
             )
             settings = {"auxiliary": to_dict(auxiliary)}
+            if pair_format is not None:
+                settings |= {
+                    "objective": to_dict(pair_format.objective),
+                    "shares_prompt": pair_format.shares_prompt,
+                }
             checker(title, sources, data, preprocessor.check, settings)
 
     def run(self, params: ModelParams) -> ModelParams:
@@ -315,32 +358,40 @@ class SupervisedTrainer:
         config, stage, mesh = context.config, context.stage, context.mesh
         start = context.abstract_train_state()
         place_batch = BatchPlacement(stage.data, config.compute.rules, mesh)
-        evaluator = Evaluator(context, start.model_def)
-        data = batches(
-            stage.data,
-            context.tokenizer,
-            context.model,
-            auxiliary=stage.auxiliary,
-            seed=config.seed + context.index,
-            rows=place_batch.local_rows,
-        )
         checkpoints = context.open_checkpoints()
         # Asked before the first step too, so that a notice until then counts for that step.
         context.should_stop(checkpoints.latest_step or 0)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.closing(data))
             stack.enter_context(contextlib.closing(checkpoints))
+            restored_data_state = None
             if checkpoints.latest_step is not None:
-                state, data_state = checkpoints.restore(start.abstract)
-                data.set_state(data_state)
+                state, restored_data_state = checkpoints.restore(start.abstract)
             else:
                 state = init_train_state(config, context.index, context.model, start, params)
+            reference = self._reference_logprobs(
+                start.model_def, state, is_resumed=restored_data_state is not None
+            )
+            evaluator = Evaluator(
+                context, start.model_def, context.pair_format(reference.get(_EVALUATION_DATA))
+            )
+            data = batches(
+                stage.data,
+                context.tokenizer,
+                context.model,
+                auxiliary=stage.auxiliary,
+                seed=config.seed + context.index,
+                rows=place_batch.local_rows,
+                pair_format=context.pair_format(reference.get(_DATA)),
+            )
+            stack.enter_context(contextlib.closing(data))
+            if restored_data_state is not None:
+                data.set_state(restored_data_state)
             params.clear()  # the state holds what it needs of them; the rest is freed
             steps_done = int(state.step)
             context.should_stop(steps_done)
 
             train_step = jax.jit(
-                make_train_step(start.model_def, stage, start.optimizer),
+                make_stage_step(start.model_def, stage, start.optimizer),
                 donate_argnums=0,
                 out_shardings=(start.shardings, replicated(mesh)),
             )
@@ -426,6 +477,56 @@ class SupervisedTrainer:
         context.warn_if_unchanged(state)
         return start.model_def.params_after_stage(state, stage.name)
 
+    def _reference_logprobs(
+        self, model_def: ModelDef, state: TrainState, *, is_resumed: bool
+    ) -> dict[str, ReferenceLogprobs]:
+        """Returns the reference policy's log-probabilities of training and held-out data.
+
+        They are computed before the first step, and read from the run folder afterwards. Without
+        `objective.precompute_reference` there are none.
+
+        Raises:
+            CheckpointError: the stage has made steps, and they are not in the run folder.
+        """
+        context, stage = self._context, self._context.stage
+        if not isinstance(stage.objective, Preference) or not stage.objective.precompute_reference:
+            return {}
+        name = f"reference_logprobs_{context.index}_{stage.name}.json"
+        path = context.run_dir / name
+        saved = read_reference_logprobs(path)
+        if saved is not None:
+            return saved
+        if is_resumed:
+            raise CheckpointError(
+                f"{path} is missing or damaged: the reference policy's log-probabilities were "
+                "computed before the first step; restore the file, or start a new run"
+            )
+        computed = {}
+        mixtures = {_DATA: stage.data}
+        if stage.evaluation.enabled:
+            mixtures[_EVALUATION_DATA] = stage.evaluation.data
+        for key, data in mixtures.items():
+            sources = open_stage_sources(data, context.tokenizer, context.model)
+            place_batch = BatchPlacement(data, context.config.compute.rules, context.mesh)
+            pair_format = context.pair_format()
+            iterator = evaluation_batches(
+                data,
+                context.tokenizer,
+                context.model,
+                rows=place_batch.local_rows,
+                sources=sources,
+                pair_format=pair_format,
+            )
+            special = context.tokenizer.special
+            shape = batch_shape(data, None, pad_token=special.pad, pair_format=pair_format)
+            lengths = [len(source) for source in sources]
+            with contextlib.closing(iterator):
+                computed[key] = compute_reference_logprobs(
+                    model_def, state, iterator, shape, lengths, place_batch, context.mesh
+                )
+        write_reference_logprobs(path, computed)
+        return computed
+
     @staticmethod
     def _save_if_alone(
         checkpoints: StageCheckpoints, state: TrainState, data_state: dict[str, Any]
@@ -446,10 +547,13 @@ class Evaluator:
     Args:
         context: the stage, and what the run gives it.
         model_def: the static side of the model.
+        pair_format: how records of preferences become examples; None for dialogues.
     """
 
-    def __init__(self, context: StageContext, model_def: ModelDef):
-        self._context, self._model_def = context, model_def
+    def __init__(
+        self, context: StageContext, model_def: ModelDef, pair_format: PairFormat | None = None
+    ):
+        self._context, self._model_def, self._pair_format = context, model_def, pair_format
 
     def is_due(self, step: int) -> bool:
         """Returns whether the model is evaluated after this step of the stage."""
@@ -457,14 +561,14 @@ class Evaluator:
         return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Computes mean loss and token accuracy over the first `evaluation.batches` batches.
+        """Computes the loss and other metrics over the first `evaluation.batches` batches.
 
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
         context, evaluation = self._context, self._context.stage.evaluation
         place_batch, eval_step = self._place_batch, self._eval_step
-        totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}
+        totals = collections.defaultdict[str, float](float)
         data = evaluation_batches(
             evaluation.data,
             context.tokenizer,
@@ -472,21 +576,20 @@ class Evaluator:
             rows=place_batch.local_rows,
             count=evaluation.batches if place_batch.spans_processes else None,
             sources=self._sources,
+            pair_format=self._pair_format,
         )
         with contextlib.closing(data):
             for batch in itertools.islice(data, evaluation.batches):
                 for name, value in eval_step(state, place_batch(batch)).items():
                     totals[name] += float(value)
-        if totals["loss_tokens"] == 0:
+        means = evaluation_means(totals, context.stage) if totals else None
+        if means is None:
             paths = ", ".join(source.path for source in evaluation.data.sources)
             raise DataError(
                 f"{paths}: no record of the evaluation data of stage {context.stage.name!r} can be "
                 "used; see the warnings"
             )
-        return {
-            EVALUATION_LOSS: totals["loss_sum"] / totals["loss_tokens"],
-            "evaluation/token_accuracy": totals["correct_tokens"] / totals["loss_tokens"],
-        }
+        return {f"evaluation/{name}": mean for name, mean in means.items()}
 
     # Cached, not made by the constructor: without held-out data its settings need not fit the mesh.
 
@@ -512,7 +615,7 @@ class Evaluator:
             for number in range(stage.gradient_accumulation_steps, 0, -1)
             if rows_per_shard % number == 0
         )
-        return jax.jit(make_eval_step(self._model_def, num_microbatches))
+        return jax.jit(make_stage_eval_step(self._model_def, stage, num_microbatches))
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -32,6 +32,12 @@ class Accelerator:
     gather_for_metrics = gather
 
 
+class PlainModel(torch.nn.Module):
+    """Stands for the model of a trainer where it asks about adapters and checkpointing."""
+
+    is_gradient_checkpointing = False
+
+
 def draw():
     """Returns log-probabilities [2 * PAIRS, TOKENS] of policy and reference, and the lengths."""
     rng = np.random.default_rng(0)
@@ -67,7 +73,7 @@ def batch_of(mask):
 
 def trainer(**settings):
     defaults = {
-        "model": types.SimpleNamespace(training=True),
+        "model": PlainModel(),
         "accelerator": Accelerator(),
         "args": types.SimpleNamespace(gradient_checkpointing_kwargs=None),
         "aux_loss_enabled": False,
