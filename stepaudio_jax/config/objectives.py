@@ -132,6 +132,7 @@ class NextToken:
     updates_per_step: ClassVar[int] = 1
     has_value_head: ClassVar[bool] = False
     needs_reference_params: ClassVar[bool] = False
+    refreshes_reference: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,23 +156,42 @@ class PolicyGradient:
     value_trunk: Literal["shared", "detached"] = "shared"
     value_coef: float = 0.5  # weight of the value head's loss
     value_clip: float | None = 0.2  # largest change of a value in an update; None: no limit
+    # What is clipped is the probability ratio of a token, or of a reply: the geometric mean of its
+    # tokens' ratios (GSPO).
+    ratio_level: Literal["token", "sequence"] = "token"
+    # "clip": PPO's, in which a clipped token has no gradient. "cispo": the ratio is clipped as a
+    # weight, and every token keeps its gradient.
+    policy_loss: Literal["clip", "cispo"] = "clip"
     clip_low: float = 0.2  # the probability ratio is clipped below at 1 - clip_low
     clip_high: float = 0.2  # and above at 1 + clip_high
     # Bounds the loss of tokens with negative advantages (dual-clip PPO); above 1.
     dual_clip: float | None = None
+    entropy_coef: float = 0.0  # weight of the entropy, which is added to what is maximized
+    # Leaves truncated replies out of the update; they stay in the baseline of their prompt.
+    mask_truncated: bool = False
     # How token losses are averaged: over tokens, over replies, or summed over a reply's tokens.
     aggregation: Aggregation = "token_mean"
     kl_coef: float = 0.01  # beta, weight of the KL to the reference policy; 0: no reference is kept
     kl_placement: Literal["loss", "reward"] = "loss"  # where the KL is added
     kl_target: float | None = None  # adapts beta towards this KL of a reply, in nats
     kl_horizon: int = 10_000  # replies over which beta adapts
-    # Truncates the importance weights that correct for the engine's arithmetic; None: no
+    # Steps after which the policy becomes the reference policy, again and again; 0: never.
+    reference_refresh_steps: int = 0
+    # Upper bound of the importance weights that correct for the engine's arithmetic; None: no
     # correction.
     max_importance_weight: float | None = None
+    min_importance_weight: float | None = None  # lower bound of these weights; None: no bound
+    # The weight is a token's ratio of probabilities, or the geometric mean of those of its reply.
+    importance_level: Literal["token", "sequence"] = "token"
+    # Beyond a bound a weight is set to the bound, or the token (the reply) is left out.
+    importance_outside: Literal["truncate", "mask"] = "truncate"
     epochs: int = 1  # passes over the rollouts of a step
     minibatches: int = 1  # updates an epoch, each with an equal share of the prompts
     # Of prompts with a verifier, use those with (low, high) correct replies only; None: all.
     num_correct_range: tuple[int, int] | None = None
+    # Times that further prompts are drawn in place of those outside num_correct_range, so that
+    # updates have as many prompts as asked for; 0: what is left out is not replaced.
+    max_refills: int = 0
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -193,6 +213,11 @@ class PolicyGradient:
     def needs_reference_params(self) -> bool:
         """Returns whether the policy at the start of the stage is kept, for the KL to it."""
         return self.kl_coef > 0
+
+    @property
+    def refreshes_reference(self) -> bool:
+        """Returns whether the policy becomes the reference policy again and again."""
+        return self.reference_refresh_steps > 0
 
     @property
     def recomputes_old_logprobs(self) -> bool:
@@ -232,7 +257,20 @@ class PolicyGradient:
                     f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: "
                     "the ratio would have to stay 1, and nothing would be trained"
                 )
-        check_not_negative(self, "kl_coef", "value_coef")
+        check_not_negative(self, "kl_coef", "value_coef", "entropy_coef")
+        check_not_negative(self, "reference_refresh_steps", "max_refills")
+        if self.policy_loss == "cispo":
+            for name, plain in (("ratio_level", "token"), ("dual_clip", None)):
+                if getattr(self, name) != plain:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} is for policy_loss='clip', and it is "
+                        "'cispo': leave it out"
+                    )
+        if self.reference_refresh_steps and not self.kl_coef:
+            raise ConfigError(
+                f"reference_refresh_steps={self.reference_refresh_steps} needs kl_coef above 0: "
+                "without it there is no reference policy"
+            )
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1")
         if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coef > 0):
@@ -241,6 +279,18 @@ class PolicyGradient:
             raise ConfigError(
                 f"max_importance_weight={self.max_importance_weight} must be at least 1"
             )
+        low = self.min_importance_weight
+        if low is not None and not (0 < low <= 1 and self.max_importance_weight is not None):
+            raise ConfigError(
+                f"min_importance_weight={low} must lie between 0 and 1, and needs "
+                "max_importance_weight"
+            )
+        for name, plain in (("importance_level", "token"), ("importance_outside", "truncate")):
+            if getattr(self, name) != plain and self.max_importance_weight is None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} needs max_importance_weight, without which "
+                    "there are no importance weights"
+                )
         check_positive(self, "epochs", "minibatches", "kl_horizon")
         if self.rollout.num_prompts % self.minibatches:
             raise ConfigError(
@@ -272,6 +322,11 @@ class PolicyGradient:
                     f"rollout.max_new_tokens={max_new_tokens}, where the penalty is whole"
                 )
         if self.num_correct_range is None:
+            if self.max_refills:
+                raise ConfigError(
+                    f"max_refills={self.max_refills} replaces prompts outside num_correct_range, "
+                    "which is None"
+                )
             return
         low, high = self.num_correct_range
         if not 0 <= low <= high:

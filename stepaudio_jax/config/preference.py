@@ -20,8 +20,8 @@ _MARGIN_LOSSES = ("dpo", "simpo")
 class Preference:
     """Learns from pairs of replies to a dialogue, without rewards and without rollouts.
 
-    The stage's `data` is of records with a preferred and a rejected reply; docs/preferences.md says
-    how each loss reads them.
+    The stage's `data` is of records with a preferred and a rejected reply;
+    docs/preference_objectives.md says how each loss reads them.
     """
 
     name: ClassVar[str] = "preference"
@@ -52,6 +52,7 @@ class Preference:
 
     updates_per_step: ClassVar[int] = 1
     has_value_head: ClassVar[bool] = False
+    refreshes_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_floats(self)

@@ -21,7 +21,8 @@ class RewardConfig:
 
     # Whose records it is for, by the name of the source; empty: all that no other reward names.
     sources: tuple[str, ...] = ()
-    # Checks a reply against the record's `answer`: one of rl.verifiers, or module:function.
+    # Checks a reply against the record's `answer`: one of rl.verifiers, or module:function, which
+    # may be async: then the replies of a step are scored concurrently.
     verifier: str = "exact_text"
     verifier_weight: float = 0.0  # weight of the verifier's score
     format_weight: float = 0.0  # weight of a well-formed reply with reasoning
@@ -31,11 +32,14 @@ class RewardConfig:
     overlong_weight: float = 0.0  # weight of the length penalty (DAPO: Yu et al. 2025, eq. 13)
     # Reply length in tokens from which the penalty grows, up to 1 at rollout.max_new_tokens.
     overlong_penalty_start: int = 0
+    # Multiplies the sum of the parts, to weigh the rewards of these sources against others'.
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_floats(self)
         check_not_negative(self, "verifier_weight", "format_weight", "judge_weight")
         check_not_negative(self, "overlong_weight")
+        check_positive(self, "scale")
         if not self.verifier_weight + self.format_weight + self.judge_weight > 0:
             raise ConfigError(
                 "no part of the reward has a weight: set verifier_weight, format_weight or "

@@ -20,14 +20,16 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import Config, LoRAConfig
+from stepaudio_jax.config import Config, LoRAConfig, Preference
 from stepaudio_jax.data import abstract_batch, batch_shape
+from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.parallel import batch_sharding, check_batch_divisible, make_mesh, replicated
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.storage import folder_is_here
 from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
-from stepaudio_jax.training import abstract_train_state, make_train_step
+from stepaudio_jax.training import abstract_train_state, make_stage_step
 from stepaudio_jax.training.initial_weights import initial_adapter
 
 Effort = Literal["quick", "full"]
@@ -115,13 +117,18 @@ def compile_train_step(
             config, index, config.model, mesh, find_initial_adapter(config)
         )
         state = start.abstract
-        shape = batch_shape(stage.data, stage.auxiliary, pad_token=0)
+        pair_format = None
+        if isinstance(stage.objective, Preference):
+            stored = [] if stage.objective.precompute_reference else None
+            shares_prompt = supports_shared_prefix(config.compute)
+            pair_format = PairFormat(stage.objective, shares_prompt, stored)
+        shape = batch_shape(stage.data, stage.auxiliary, pad_token=0, pair_format=pair_format)
         rows = batch_sharding(config.compute.rules, mesh)
         batch = jax.tree.map(
             lambda leaf: abstract_array(leaf, rows), abstract_batch(stage.data.batch_size, shape)
         )
         step = jax.jit(
-            make_train_step(start.model_def, stage, start.optimizer),
+            make_stage_step(start.model_def, stage, start.optimizer),
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
@@ -131,7 +138,10 @@ def compile_train_step(
         compiled,
         footprint,
         parameter_bytes=bytes_per_device(
-            (state.trainable, state.frozen_params, state.frozen_lora_params)
+            (
+                *(state.trainable, state.frozen_params, state.frozen_lora_params),
+                *(state.reference_params, state.reference_lora_params),
+            )
         ),
         optimizer_bytes=bytes_per_device(state.opt_state),
         compile_seconds=time.perf_counter() - started,

@@ -67,7 +67,8 @@ def compute_advantages(
 
     Rollouts are masked where the judge abstained, and where the number of correct replies to their
     prompt is outside `config.num_correct_range`: such a prompt teaches nothing yet, or nothing more
-    (Step-Audio-R1, section 3.3).
+    (Step-Audio-R1, section 3.3). With `config.mask_truncated`, truncated ones are masked too, but
+    their rewards stay in the baseline of their prompt.
 
     Args:
         rollouts: all rollouts of a step, those of a prompt together.
@@ -78,6 +79,9 @@ def compute_advantages(
             token.
     """
     valid = _valid_rollouts(rollouts, rewards, config)
+    trained = valid
+    if config.mask_truncated:
+        trained = valid & ~np.array([rollout.truncated for rollout in rollouts])
     scores = np.array([reward.value or 0.0 for reward in rewards], np.float32)
     mask = jnp.asarray(_pad(_ones(rollouts)))
     penalty = np.zeros(mask.shape, np.float32)
@@ -92,7 +96,7 @@ def compute_advantages(
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        advantages = whiten(advantages, mask * valid[:, None])
+        advantages = whiten(advantages, mask * trained[:, None])
     else:
         groups = jnp.asarray([rollout.group for rollout in rollouts], jnp.int32)
         arguments = jnp.asarray(scores + penalty.sum(axis=1)), groups, jnp.asarray(valid)
@@ -103,7 +107,7 @@ def compute_advantages(
         else:
             of_rollout = grpo(*arguments, scale_by_std=config.advantage_estimator == "grpo")
         advantages, returns = of_rollout[:, None] * mask, jnp.zeros(mask.shape)
-    return Advantages(_unpad(advantages, rollouts), _unpad(returns, rollouts), valid)
+    return Advantages(_unpad(advantages, rollouts), _unpad(returns, rollouts), trained)
 
 
 def compute_loss_weights(
@@ -270,18 +274,29 @@ def _subtract_group_mean(
     return jnp.where(known, shifted - mean, 0.0), jnp.where(known, count, 0)
 
 
+def prompts_in_range(
+    rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
+) -> NDArray[np.bool_]:
+    """Returns for each prompt, by `Rollout.group`, whether its rollouts are trained on.
+
+    Prompts without a verifier always are.
+    """
+    groups = np.array([rollout.group for rollout in rollouts])
+    if config.num_correct_range is None:
+        return np.ones(groups.max(initial=-1) + 1, bool)
+    low, high = config.num_correct_range
+    num_correct = np.bincount(groups, [float(reward.is_correct is True) for reward in rewards])
+    num_verified = np.bincount(groups, [float(reward.is_correct is not None) for reward in rewards])
+    return (num_verified == 0) | ((low <= num_correct) & (num_correct <= high))
+
+
 def _valid_rollouts(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
 ) -> NDArray[np.bool_]:
     """Returns for each rollout whether it has a reward, and its prompt is in the range."""
-    valid = np.array([reward.value is not None for reward in rewards])
-    if config.num_correct_range is not None:
-        low, high = config.num_correct_range
-        groups = np.array([rollout.group for rollout in rollouts])
-        num_correct = np.bincount(groups, [float(reward.is_correct is True) for reward in rewards])
-        unverified = np.array([reward.is_correct is None for reward in rewards])
-        valid &= unverified | ((low <= num_correct) & (num_correct <= high))[groups]
-    return valid
+    groups = np.array([rollout.group for rollout in rollouts])
+    has_reward = np.array([reward.value is not None for reward in rewards])
+    return has_reward & prompts_in_range(rollouts, rewards, config)[groups]
 
 
 def _ones(rollouts: Sequence[Rollout]) -> TokenValues:

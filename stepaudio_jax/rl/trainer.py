@@ -32,6 +32,7 @@ from stepaudio_jax.rl.advantages import (
     PolicyLogprobs,
     TokenValues,
     compute_advantages,
+    prompts_in_range,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
@@ -59,6 +60,7 @@ from stepaudio_jax.training.train_state import (
 )
 from stepaudio_jax.training.trainer import StageContext
 
+_REFILL_SEED = 0x5EED  # added to the seed for the order of prompts in place of others
 _BAR_METRICS = ("reward", "reply_tokens")
 # Metrics that are 1 for an update that changed nothing -> the name of their sum over a step, which
 # may have several updates.
@@ -123,6 +125,9 @@ class PolicyTrainer:
             stack.enter_context(contextlib.closing(writer))
             profile = stack.enter_context(contextlib.closing(context.open_profile()))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
+            refresh_reference = jax.jit(
+                TrainState.with_refreshed_reference, out_shardings=start.shardings
+            )
             unlogged: list[dict[str, float]] = []  # metrics of each step since the last line
             # Of the steps in which the run may have begun to diverge.
             recent = collections.deque[dict[str, float]](maxlen=config.max_consecutive_skips + 1)
@@ -158,6 +163,9 @@ class PolicyTrainer:
                     profile.before(context.steps_before_stage + step)
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
+                refresh_steps = objective.reference_refresh_steps
+                if refresh_steps and step % refresh_steps == 0:
+                    state = refresh_reference(state)
                 unlogged.append(result.metrics)
                 recent.append(result.metrics)
                 stopping = context.should_stop(step)
@@ -262,13 +270,17 @@ class PolicyIteration:
             cache=context.run_dir / f"judge_{stage.name}.jsonl",
         )
         self._compute_rewards = RewardFunction(self._objective, judge)
-        self._prompts = PromptStream(
-            self._data,
-            self._tokenizer,
-            model,
-            seed=self._seed,
-            new_tokens=rollout.max_new_tokens,
-            validate=self._compute_rewards.check_record,
+        # Prompts of the steps, and, in an order of their own, those in place of others.
+        self._prompts, self._refills = (
+            PromptStream(
+                self._data,
+                self._tokenizer,
+                model,
+                seed=seed,
+                new_tokens=rollout.max_new_tokens,
+                validate=self._compute_rewards.check_record,
+            )
+            for seed in (self._seed, self._seed + _REFILL_SEED)
         )
         self._encode_audio = AudioFeatureEncoder(model, config.compute, self._data, context.mesh)
         self._update = PolicyUpdate(
@@ -309,20 +321,30 @@ class PolicyIteration:
         """
         timer = PhaseTimer()
         num_encoded = self._encode_audio.num_encoded
-        with timer.phase("encode_audio"):
-            examples = self._prompts.examples_at(step - 1, self._objective.rollout.num_prompts)
-            params = self._model_def.params_with_lora(state)
-            features = self._encode_audio(params, [example.prompt for example in examples])
-        with timer.phase("rollout"):
-            rollouts = self.generate_rollouts(params, examples, features, step)
-            del params
-        with timer.phase("reward"):
-            rewards = self._compute_rewards(rollouts)
+        params = self._model_def.params_with_lora(state)
+        drawn = self._draw(params, self._prompts, step - 1, step, timer)
+        # Before the state is donated, so that a run can still be saved if this fails.
+        metrics = rollout_metrics(drawn.rollouts, drawn.rewards, self._tokenizer)
+        for refill in range(self._objective.max_refills):
+            outside = np.flatnonzero(
+                ~prompts_in_range(drawn.rollouts, drawn.rewards, self._objective)
+            )
+            if not outside.size:
+                break
+            index = (step - 1) * self._objective.max_refills + refill
+            others = self._draw(
+                params, self._refills, index, step, timer, refill=refill + 1, count=outside.size
+            )
+            drawn = _replace_prompts(drawn, outside, others)
+            metrics["refilled_prompts"] = metrics.get("refilled_prompts", 0.0) + outside.size
+        del params
+        examples, features = drawn.examples, drawn.features
+        rollouts, rewards = drawn.rollouts, drawn.rewards
         raise_if_interrupted()
 
-        # Before the state is donated, so that a run can still be saved if this fails.
-        metrics = rollout_metrics(rollouts, rewards, self._tokenizer)
-        policy_is_reference = num_optimizer_updates(state) == 0
+        refresh_steps = self._objective.reference_refresh_steps
+        is_refreshed = refresh_steps > 0 and (step - 1) % refresh_steps == 0
+        policy_is_reference = num_optimizer_updates(state) == 0 or is_refreshed
         with timer.phase("logprobs"):
             minibatches = self.pack(rollouts, features)
             logprobs = self.compute_logprobs(state, minibatches, policy_is_reference)
@@ -370,12 +392,45 @@ class PolicyIteration:
         """Cancels the judge's waiting questions."""
         self._compute_rewards.close()
 
+    def _draw(
+        self,
+        params: Parameters,
+        prompts: PromptStream,
+        index: int,
+        step: int,
+        timer: PhaseTimer,
+        *,
+        refill: int = 0,
+        count: int | None = None,
+    ) -> "_DrawnRollouts":
+        """Draws prompts, generates their rollouts and computes the rewards.
+
+        Args:
+            params: the policy's parameters.
+            prompts: where to draw from.
+            index: of a step's prompts in the stream.
+            step: of the stage; decides the draws, together with `refill`.
+            timer: of the step.
+            refill: number of the draw in place of other prompts; 0 for the step's own.
+            count: number of prompts; None for the step's.
+        """
+        with timer.phase("encode_audio"):
+            examples = prompts.examples_at(index, self._objective.rollout.num_prompts)[:count]
+            features = self._encode_audio(params, [example.prompt for example in examples])
+        with timer.phase("rollout"):
+            rollouts = self.generate_rollouts(params, examples, features, step, refill=refill)
+        with timer.phase("reward"):
+            rewards = self._compute_rewards(rollouts)
+        return _DrawnRollouts(examples, features, rollouts, rewards)
+
     def generate_rollouts(
         self,
         params: Parameters,
         examples: Sequence[PromptExample],
         features: AudioFeatures,
         step: int,
+        *,
+        refill: int = 0,
     ) -> list[Rollout]:
         """Generates the rollouts of a step, those of a prompt together.
 
@@ -385,10 +440,11 @@ class PolicyIteration:
             params: the policy's parameters.
             examples: the step's prompts.
             features: audio features of their prompts.
-            step: decides the draws, together with the seed.
+            step, refill: decide the draws, together with the seed.
         """
         self._engine.set_parameters(params, lora_only=self._is_decoder_frozen)
-        seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+        entropy = [self._seed, step, *([refill] if refill else [])]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         records = [example.record for example in examples]
         rollouts: dict[int, Rollout] = {}
         for index, rollout in generate_rollouts(
@@ -475,6 +531,41 @@ class PolicyIteration:
             self._place(jax.tree.map(lambda array, at=start + local_rows: array[at], rows))
             for start in range(0, num_rows, self._data.batch_size)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _DrawnRollouts:
+    """The prompts of a step, and what was generated for them.
+
+    Attributes:
+        examples, features: of each prompt.
+        rollouts, rewards: those of a prompt together.
+    """
+
+    examples: list[PromptExample]
+    features: AudioFeatures
+    rollouts: list[Rollout]
+    rewards: list[Reward]
+
+
+def _replace_prompts(
+    drawn: _DrawnRollouts, places: NDArray[np.int64], others: _DrawnRollouts
+) -> _DrawnRollouts:
+    """Returns the drawn rollouts with other prompts, and theirs, at some places."""
+    examples, prompts = list(drawn.examples), list(drawn.features.prompts)
+    by_prompt = list(drawn.features.by_prompt)
+    rollouts, rewards = list(drawn.rollouts), list(drawn.rewards)
+    size = len(rollouts) // len(examples)
+    for source, place in enumerate(places.tolist()):
+        examples[place] = others.examples[source]
+        prompts[place] = others.features.prompts[source]
+        by_prompt[place] = others.features.by_prompt[source]
+        here, there = slice(place * size, (place + 1) * size), slice(source * size, None)
+        rewards[here] = others.rewards[there][:size]
+        rollouts[here] = [
+            dataclasses.replace(rollout, group=place) for rollout in others.rollouts[there][:size]
+        ]
+    return _DrawnRollouts(examples, AudioFeatures(by_prompt, prompts), rollouts, rewards)
 
 
 def _is_donated(state: TrainState) -> bool:

@@ -265,9 +265,7 @@ class StageContext:
         """Opens the stage's checkpoints."""
         return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
 
-    def pair_format(
-        self, reference_logprobs: ReferenceLogprobs | None = None
-    ) -> PairFormat | None:
+    def pair_format(self, reference_logprobs: ReferenceLogprobs | None = None) -> PairFormat | None:
         """Returns how the stage's records of preferences become examples; None for dialogues.
 
         Args:
