@@ -41,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--levels", type=int, default=JudgeConfig.preference_levels, choices=(3, 5, 7)
         )
+        command.add_argument(
+            "--rubric",
+            default=JudgeConfig.rubric,
+            choices=("criteria", "ordinal", "both"),
+            help="what the judge says of records with a rubric (default %(default)s)",
+        )
     data.add_argument("--output", type=expand_home, required=True, help="JSONL of dialogues")
     report.add_argument(
         "--model",
@@ -83,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from stepaudio_jax.judge.prompt import JudgePrompt
         from stepaudio_jax.judge.training import evaluate_judge, write_judge_data
 
-        prompt = JudgePrompt(options.prompt, levels=options.levels)
+        prompt = JudgePrompt(options.prompt, levels=options.levels, rubric=options.rubric)
         if options.command == "data":
             count = write_judge_data(options.input, options.output, prompt)
             print(f"{count} dialogues in {options.output}")

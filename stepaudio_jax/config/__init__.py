@@ -28,7 +28,7 @@ from stepaudio_jax.config.objectives import (
     RolloutConfig,
 )
 from stepaudio_jax.config.preference import Preference, PreferenceLoss
-from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, check_reward_map
+from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, RubricUse, check_reward_map
 from stepaudio_jax.config.run import (
     AttentionKernel,
     CheckpointConfig,
@@ -81,6 +81,7 @@ __all__ = [
     "RepetitionDetectionConfig",
     "RewardConfig",
     "RolloutConfig",
+    "RubricUse",
     "ShardingRules",
     "SourceConfig",
     "StageConfig",

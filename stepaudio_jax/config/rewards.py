@@ -47,6 +47,9 @@ class RewardConfig:
             )
 
 
+RubricUse = Literal["criteria", "ordinal", "both"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
     """The generative judge: an endpoint of OpenAI's protocol, or a model in this process."""
@@ -59,6 +62,10 @@ class JudgeConfig:
     api_key_env: str | None = "OPENAI_API_KEY"
     prompt: str | None = None  # a text file with a template of your own; None: the built-in one
     preference_levels: Literal[3, 5, 7] = 7  # levels of the ordinal scale of a comparison
+    # What the judge says with a rubric, and what the reward is: "criteria", of each whether a reply
+    # meets it, and the difference of the weighted shares; "ordinal", one comparison in the light of
+    # the rubric (R1.5, eq. 2), and its level; "both", and the mean of the two.
+    rubric: RubricUse = "criteria"
     # phi of the levels above 0, in order (R1.5, eq. 3); empty: linear. See judge.verdict.RewardMap.
     reward_map: tuple[float, ...] = ()
     reward_map_temperature: float | None = None  # of the tanh behind phi; None: no tanh

@@ -28,7 +28,7 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
     check_sizes(stage.data, context.tokenizer, context.model)
     try:
         rewards = RewardFunction(objective, None)
-        JudgePrompt(judge.prompt, levels=judge.preference_levels)
+        JudgePrompt(judge.prompt, levels=judge.preference_levels, rubric=judge.rubric)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
     if judge.folder:

@@ -223,16 +223,22 @@ class RewardFunction:
         return Reward(value, parts, is_correct)
 
     def _judged_parts(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
-        """Returns the preference and, with a rubric, its reward and the policy's own score."""
+        """Returns the preference and, with a rubric, its reward and the policy's own score.
+
+        Where the judge compares in the light of the rubric, the preference is its reward.
+        """
         assert judgement.verdicts is not None
         original, swapped = judgement.verdicts
         parts = {
             "preference": preference(original, swapped, self._reward_map),
             "flips": float(prefers_position(original, swapped)),
         }
-        rubric = rollout.record.rubric
-        if rubric:
+        rubric, use = rollout.record.rubric, self._config.judge.rubric
+        if rubric and use != "ordinal":
             parts["rubric"], parts["rubric_score"] = rubric_reward(rubric, original, swapped)
+        if rubric and use == "both":
+            parts["rubric_criteria"] = parts["rubric"]
+            parts["rubric"] = (parts["rubric_criteria"] + parts["preference"]) / 2
         return parts
 
 
