@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient, Preference
+from stepaudio_jax.config import Config, FloatDtype
 from stepaudio_jax.data.checking import CheckedData
 from stepaudio_jax.rl import PolicyTrainer
 from stepaudio_jax.storage import Path, PathLike, expand_home, to_path
@@ -46,11 +46,9 @@ def check_data(config: Config) -> Iterator[CheckedData]:
 
 def _stage_trainer(context: trainer.StageContext) -> trainer.StageTrainer:
     """Returns the trainer that a stage's objective asks for."""
-    match context.stage.objective:
-        case NextToken() | Preference():
-            return trainer.SupervisedTrainer(context)
-        case PolicyGradient():
-            return PolicyTrainer(context)
+    if context.stage.has_rollouts:
+        return PolicyTrainer(context)
+    return trainer.SupervisedTrainer(context)
 
 
 def convert(

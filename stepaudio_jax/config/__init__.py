@@ -9,6 +9,7 @@ from stepaudio_jax.config.data import (
     OnTooLong,
     SourceConfig,
 )
+from stepaudio_jax.config.distillation import Distillation
 from stepaudio_jax.config.flags import load_config, override, split_flags
 from stepaudio_jax.config.model import (
     AdaptorConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DecoderConfig",
+    "Distillation",
     "EncoderConfig",
     "EvaluationConfig",
     "FloatDtype",

@@ -11,8 +11,10 @@ from typing import ClassVar, Literal
 from stepaudio_jax.config.checks import (
     check_floats,
     check_fractions,
+    check_not_empty,
     check_not_negative,
     check_positive,
+    expand_paths,
 )
 from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig
 from stepaudio_jax.errors import ConfigError
@@ -146,7 +148,8 @@ class PolicyGradient:
     name: ClassVar[str] = "policy_gradient"
 
     rollout: RolloutConfig = RolloutConfig()  # the replies that are generated in a step
-    rewards: tuple[RewardConfig, ...] = ()  # what replies are worth, by source; at least one
+    # What replies are worth, by source; at least one, unless there is a teacher.
+    rewards: tuple[RewardConfig, ...] = ()
     judge: JudgeConfig = JudgeConfig()  # the judge of rewards with a judge_weight
     # "gae" trains a value head; the others compare the replies to one prompt.
     advantage_estimator: AdvantageEstimator = "rloo"
@@ -173,6 +176,8 @@ class PolicyGradient:
     aggregation: Aggregation = "token_mean"
     kl_coef: float = 0.01  # beta, weight of the KL to the reference policy; 0: no reference is kept
     kl_placement: Literal["loss", "reward"] = "loss"  # where the KL is added
+    # Folder of a model of the same vocabulary that stands for the reference policy.
+    teacher: str | None = None
     kl_target: float | None = None  # adapts beta towards this KL of a reply, in nats
     kl_horizon: int = 10_000  # replies over which beta adapts
     # Steps after which the policy becomes the reference policy, again and again; 0: never.
@@ -212,6 +217,11 @@ class PolicyGradient:
     @property
     def needs_reference_params(self) -> bool:
         """Returns whether the policy at the start of the stage is kept, for the KL to it."""
+        return self.kl_coef > 0 and self.teacher is None
+
+    @property
+    def has_reference(self) -> bool:
+        """Returns whether there is a KL to a reference policy, or to a teacher."""
         return self.kl_coef > 0
 
     @property
@@ -266,6 +276,18 @@ class PolicyGradient:
                         f"{name}={getattr(self, name)!r} is for policy_loss='clip', and it is "
                         "'cispo': leave it out"
                     )
+        check_not_empty(self, "teacher")
+        expand_paths(self, "teacher")
+        if self.teacher is not None and not self.kl_coef:
+            raise ConfigError(
+                f"teacher={self.teacher!r} needs kl_coef above 0: without it nothing is learnt from"
+                " the teacher"
+            )
+        if self.teacher is not None and self.reference_refresh_steps:
+            raise ConfigError(
+                f"reference_refresh_steps={self.reference_refresh_steps} refreshes the reference "
+                f"policy, and teacher={self.teacher!r} stands for it: give one of them"
+            )
         if self.reference_refresh_steps and not self.kl_coef:
             raise ConfigError(
                 f"reference_refresh_steps={self.reference_refresh_steps} needs kl_coef above 0: "
@@ -349,6 +371,8 @@ class PolicyGradient:
             ConfigError: all advantages are 0, or all those of one reward.
         """
         rollout = self.rollout
+        if not self.rewards and self.teacher is not None:
+            return  # the KL to the teacher is all that is learnt from
         if self.advantage_estimator == "gae":
             if rollout.num_prompts * rollout.num_generations * rollout.max_new_tokens == 1:
                 raise ConfigError(

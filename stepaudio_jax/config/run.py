@@ -13,7 +13,7 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
-from stepaudio_jax.config.objectives import NextToken, PolicyGradient
+from stepaudio_jax.config.objectives import NextToken
 from stepaudio_jax.config.sharding import MeshConfig, ShardingRules
 from stepaudio_jax.config.stage import StageConfig
 from stepaudio_jax.errors import ConfigError
@@ -73,8 +73,8 @@ class ComputeConfig:
     # slowly.
     attention: AttentionKernel = "auto"
     rules: ShardingRules = ShardingRules()  # which mesh axes shard each logical axis
-    # Parts of the vocabulary (with policy_gradient and preference of a row's tokens) that the loss
-    # takes one after the other, so that fewer logits exist at a time.
+    # Parts of the vocabulary (with other objectives than next_token, of a row's tokens) that the
+    # loss takes one after the other, so that fewer logits exist at a time.
     loss_chunks: int = 1
     # Layers unrolled in the scan; 0: all of them, about twice as fast on a CPU, 6 % on an H200.
     unroll: int = 1
@@ -98,8 +98,8 @@ class Config:
     compute: ComputeConfig = ComputeConfig()  # dtypes, rematerialisation, kernels
     mesh: MeshConfig = MeshConfig()  # devices along each axis
     checkpoint: CheckpointConfig = CheckpointConfig()  # when the state is saved
-    # Between two lines of metrics.jsonl, of means over these steps; None: 1 in stages with
-    # policy_gradient, 10 in others.
+    # Between two lines of metrics.jsonl, of means over these steps; None: 1 in stages whose policy
+    # generates replies, 10 in others.
     log_every_steps: int | None = None
     # FIRST:LAST writes a profile of these steps to run_dir/profile; steps count over all stages.
     profile_steps: str | None = None
@@ -152,7 +152,7 @@ class Config:
         """Returns the number of steps of a stage between two lines of metrics.jsonl."""
         if self.log_every_steps is not None:
             return self.log_every_steps
-        return 1 if isinstance(stage.objective, PolicyGradient) else 10
+        return 1 if stage.has_rollouts else 10
 
     def profiled_steps(self) -> tuple[int, int] | None:
         """Returns the first and last step that `profile_steps` asks for; None without a profile."""

@@ -259,7 +259,7 @@ def _abstract_batch(
         advantages=values,
         old_logprobs=values if objective.updates_per_step > 1 else None,
         sampler_logprobs=values,
-        reference_logprobs=values if objective.needs_reference_params else None,
+        reference_logprobs=values if objective.has_reference else None,
         returns=values,
         old_values=values,
     )

@@ -24,6 +24,7 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
         CheckpointError: the judge's folder holds no model.
     """
     stage, objective = context.stage, context.stage.policy_gradient
+    context.define_teacher()  # raises where it cannot be learnt from
     judge = objective.judge
     check_sizes(stage.data, context.tokenizer, context.model)
     try:

@@ -342,7 +342,7 @@ def make_targets(
         old_logprobs = packed.scatter(logprobs.old_logprobs[indices])
     if logprobs.reference_logprobs is not None:
         reference_logprobs = packed.scatter(logprobs.reference_logprobs[indices])
-    elif config.needs_reference_params:  # the policy is the reference: the values are not used
+    elif config.has_reference:  # the policy is the reference: the values are not used
         reference_logprobs = np.zeros_like(weights_of_rows)
     return PolicyTargets(
         weights=weights_of_rows,

@@ -94,6 +94,8 @@ class RewardFunction:
         Raises:
             DataError: something is missing; names file and line.
         """
+        if not self._config.rewards:
+            return
         reward = self._config.reward_for_source(record.source)
         if reward.verifier_weight and record.answer is None:
             raise DataError(
@@ -131,6 +133,8 @@ class RewardFunction:
             JudgeError: the judge abstained too often.
             DataError: a verifier failed or returned no score, or a reward is not finite.
         """
+        if not self._config.rewards:  # a teacher is all that is learnt from
+            return [Reward(0.0, {}) for _ in rollouts]
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
         if judged and self._judge is not None:
@@ -148,6 +152,8 @@ class RewardFunction:
             self._judge.close()
 
     def _is_judged(self, rollout: Rollout) -> bool:
+        if not self._config.rewards:
+            return False
         return self._config.reward_for_source(rollout.record.source).judge_weight > 0
 
     def _async_scores(self, rollouts: Sequence[Rollout]) -> dict[int, float]:

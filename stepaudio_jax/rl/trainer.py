@@ -23,7 +23,7 @@ from stepaudio_jax.errors import (
     InterruptedRunError,
     JudgeError,
 )
-from stepaudio_jax.generation import Engine
+from stepaudio_jax.generation import Engine, Prompt
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
 from stepaudio_jax.judge.judge import make_judge
 from stepaudio_jax.models import Parameters, supports_shared_prefix
@@ -49,6 +49,7 @@ from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_tar
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
+from stepaudio_jax.rl.teacher import TeacherScorer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
 from stepaudio_jax.training.preemption import data_error
@@ -287,6 +288,12 @@ class PolicyIteration:
             start.model_def, self._objective, start.optimizer, start.shardings
         )
         self._place = BatchPlacement(self._data, config.compute.rules, context.mesh)
+        self._teacher: TeacherScorer | None = None
+        teacher = context.define_teacher()
+        if teacher is not None:
+            self._teacher = TeacherScorer(
+                config, teacher, self._data, rollout.temperature, context.mesh, self._on_mesh
+            )
         self._is_decoder_frozen = "decoder" in state.frozen_params
         mesh = decode_mesh(model, tensor=rollout.tensor, slices=config.mesh.slices)
         self._engine = Engine(
@@ -344,10 +351,14 @@ class PolicyIteration:
 
         refresh_steps = self._objective.reference_refresh_steps
         is_refreshed = refresh_steps > 0 and (step - 1) % refresh_steps == 0
-        policy_is_reference = num_optimizer_updates(state) == 0 or is_refreshed
+        is_reference = num_optimizer_updates(state) == 0 or is_refreshed
+        policy_is_reference = is_reference and self._teacher is None
         with timer.phase("logprobs"):
             minibatches = self.pack(rollouts, features)
             logprobs = self.compute_logprobs(state, minibatches, policy_is_reference)
+            if self._teacher is not None:
+                prompts = [example.prompt for example in examples]
+                logprobs = self._with_teacher(logprobs, minibatches, prompts)
             advantages = compute_advantages(
                 rollouts, rewards, logprobs, self._objective, kl_coef=controller.coefficient
             )
@@ -486,6 +497,22 @@ class PolicyIteration:
                     values.extend(minibatch.packed.gather(rows))
         old_logprobs, reference_logprobs, values = of_rollouts
         return PolicyLogprobs(old_logprobs or None, reference_logprobs or None, values)
+
+    def _with_teacher(
+        self,
+        logprobs: PolicyLogprobs,
+        minibatches: Sequence[Minibatch],
+        prompts: Sequence[Prompt],
+    ) -> PolicyLogprobs:
+        """Returns the log-probabilities with those by the teacher for the reference policy's."""
+        assert self._teacher is not None
+        features = self._teacher.encode(prompts)
+        by_teacher: TokenValues = []
+        for minibatch in minibatches:
+            packed = minibatch.packed
+            rows = self._teacher(packed, features, self._tokenizer.special.pad)
+            by_teacher.extend(packed.gather(rows))
+        return dataclasses.replace(logprobs, reference_logprobs=by_teacher)
 
     def update(
         self,

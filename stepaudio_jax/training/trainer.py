@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from stepaudio_jax.config import (
     AuxiliaryConfig,
     Config,
+    Distillation,
     LoRAConfig,
     MeshConfig,
     ModelConfig,
+    PolicyGradient,
     Preference,
     StageConfig,
     to_dict,
@@ -34,7 +36,7 @@ from stepaudio_jax.data.checking import CheckedData, DataChecker
 from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.data.split_source import AnySource
 from stepaudio_jax.errors import CheckpointError, DataError, DivergedError
-from stepaudio_jax.models import supports_shared_prefix
+from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import (
     BatchPlacement,
     all_gather_json,
@@ -85,6 +87,7 @@ from stepaudio_jax.training.stage_step import (
     make_stage_eval_step,
     make_stage_step,
 )
+from stepaudio_jax.training.teacher import TeacherDef, define_teacher, read_teacher
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     ModelDef,
@@ -265,6 +268,17 @@ class StageContext:
         """Opens the stage's checkpoints."""
         return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
 
+    def define_teacher(self) -> TeacherDef | None:
+        """Returns the static side of the stage's teacher; None where it has none.
+
+        Raises:
+            ConfigError, CheckpointError: see `teacher.define_teacher`.
+        """
+        objective = self.stage.objective
+        if not isinstance(objective, Distillation | PolicyGradient) or objective.teacher is None:
+            return None
+        return define_teacher(self.config, objective.teacher, self.model, self.tokenizer)
+
     def pair_format(self, reference_logprobs: ReferenceLogprobs | None = None) -> PairFormat | None:
         """Returns how the stage's records of preferences become examples; None for dialogues.
 
@@ -324,6 +338,7 @@ class SupervisedTrainer:
         if stage.evaluation.enabled:
             title = f"evaluation of stage {stage.name!r}"
             checks.append((title, stage.evaluation.data, AuxiliaryConfig()))
+        context.define_teacher()  # raises where it cannot be learnt from
         pair_format = context.pair_format()
         for title, data, auxiliary in checks:
             sources = open_stage_sources(data, context.tokenizer, context.model)
@@ -366,11 +381,17 @@ class SupervisedTrainer:
                 state, restored_data_state = checkpoints.restore(start.abstract)
             else:
                 state = init_train_state(config, context.index, context.model, start, params)
+            teacher_def = context.define_teacher()
+            # Of a stage with a teacher, the last argument of its steps.
+            teacher = () if teacher_def is None else (read_teacher(config, teacher_def, mesh),)
             reference = self._reference_logprobs(
                 start.model_def, state, is_resumed=restored_data_state is not None
             )
             evaluator = Evaluator(
-                context, start.model_def, context.pair_format(reference.get(_EVALUATION_DATA))
+                context,
+                start.model_def,
+                context.pair_format(reference.get(_EVALUATION_DATA)),
+                teacher_def,
             )
             data = batches(
                 stage.data,
@@ -389,7 +410,7 @@ class SupervisedTrainer:
             context.should_stop(steps_done)
 
             train_step = jax.jit(
-                make_stage_step(start.model_def, stage, start.optimizer),
+                make_stage_step(start.model_def, stage, start.optimizer, teacher_def),
                 donate_argnums=0,
                 out_shardings=(start.shardings, replicated(mesh)),
             )
@@ -408,7 +429,7 @@ class SupervisedTrainer:
             )
             if resumed_before_evaluation:
                 with meter.paused():
-                    writer.add_to_step(steps_done, evaluator.evaluate(state))
+                    writer.add_to_step(steps_done, evaluator.evaluate(state, *teacher))
 
             for step in range(steps_done + 1, stage.steps + 1):
                 try:
@@ -422,7 +443,7 @@ class SupervisedTrainer:
                 profile.before(run_step)
                 is_first = step == steps_done + 1
                 with meter.compiling() if is_first else contextlib.nullcontext():
-                    state, metrics = train_step(state, batch)
+                    state, metrics = train_step(state, batch, *teacher)
                 meter.add(metrics)
                 profile.after(run_step, metrics)
                 bar.update()
@@ -455,7 +476,7 @@ class SupervisedTrainer:
                 if evaluator.is_due(step) and not preempted:
                     try:
                         with meter.paused():
-                            logged |= evaluator.evaluate(state)
+                            logged |= evaluator.evaluate(state, *teacher)
                     except (DataError, OSError) as error:
                         if logged:
                             writer.write(step, logged)
@@ -546,20 +567,30 @@ class Evaluator:
         context: the stage, and what the run gives it.
         model_def: the static side of the model.
         pair_format: how records of preferences become examples; None for dialogues.
+        teacher: of the stage; None without one.
     """
 
     def __init__(
-        self, context: StageContext, model_def: ModelDef, pair_format: PairFormat | None = None
+        self,
+        context: StageContext,
+        model_def: ModelDef,
+        pair_format: PairFormat | None = None,
+        teacher: TeacherDef | None = None,
     ):
         self._context, self._model_def, self._pair_format = context, model_def, pair_format
+        self._teacher = teacher
 
     def is_due(self, step: int) -> bool:
         """Returns whether the model is evaluated after this step of the stage."""
         evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
         return evaluation.enabled and (step == last_step or _is_due(step, evaluation.every_steps))
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
+    def evaluate(self, state: TrainState, *teacher: Parameters) -> dict[str, float]:
         """Computes the loss and other metrics over the first `evaluation.batches` batches.
+
+        Args:
+            state: of the step.
+            teacher: its parameters, where the stage has a teacher.
 
         Raises:
             DataError: no record can be used, or a clip is damaged.
@@ -578,7 +609,7 @@ class Evaluator:
         )
         with contextlib.closing(data):
             for batch in itertools.islice(data, evaluation.batches):
-                for name, value in eval_step(state, place_batch(batch)).items():
+                for name, value in eval_step(state, place_batch(batch), *teacher).items():
                     totals[name] += float(value)
         means = evaluation_means(totals, context.stage) if totals else None
         if means is None:
@@ -613,7 +644,9 @@ class Evaluator:
             for number in range(stage.gradient_accumulation_steps, 0, -1)
             if rows_per_shard % number == 0
         )
-        return jax.jit(make_stage_eval_step(self._model_def, stage, num_microbatches))
+        return jax.jit(
+            make_stage_eval_step(self._model_def, stage, num_microbatches, self._teacher)
+        )
 
 
 def _is_due(step: int, every: int) -> bool:
