@@ -57,7 +57,7 @@ class Distillation:
                         " true: leave it out"
                     )
         elif self.rollout != RolloutConfig():
-            raise ConfigError("rollout is for on_policy=true, and on_policy is false: leave it out")
+            raise ConfigError("rollout is for on_policy=true, and it is false: leave it out")
 
     @property
     def updates_per_step(self) -> int:
@@ -66,7 +66,7 @@ class Distillation:
 
     @property
     def policy_gradient(self) -> PolicyGradient:
-        """Returns the objective of RL that `on_policy` is: the KL to the teacher, and no rewards."""
+        """Returns the objective of RL that `on_policy` is: a KL to the teacher, and no rewards."""
         return PolicyGradient(
             rollout=self.rollout,
             teacher=self.teacher,

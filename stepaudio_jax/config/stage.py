@@ -12,8 +12,8 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.data import AugmentationConfig, DataConfig
-from stepaudio_jax.config.model import FloatDtype
 from stepaudio_jax.config.distillation import Distillation
+from stepaudio_jax.config.model import FloatDtype
 from stepaudio_jax.config.objectives import AuxiliaryConfig, NextToken, PolicyGradient
 from stepaudio_jax.config.preference import Preference
 from stepaudio_jax.errors import ConfigError
