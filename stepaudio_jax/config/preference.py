@@ -97,6 +97,11 @@ class Preference:
         return self.has_reference and not self.precompute_reference
 
     @property
+    def replies_per_record(self) -> int:
+        """Returns the most replies that a record's row holds: with "kto" one to another prompt."""
+        return 3 if self.loss == "kto" else 2
+
+    @property
     def has_soft_labels(self) -> bool:
         """Returns whether a pair's label is the probability that its first reply is better."""
         return self.loss in _SOFT_LABEL_LOSSES

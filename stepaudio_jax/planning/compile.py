@@ -122,7 +122,9 @@ def compile_train_step(
         pair_format = None
         if isinstance(stage.objective, Preference):
             stored = [] if stage.objective.precompute_reference else None
-            shares_prompt = supports_shared_prefix(config.compute)
+            shares_prompt = supports_shared_prefix(
+                config.compute, stage.objective.replies_per_record
+            )
             pair_format = PairFormat(stage.objective, shares_prompt, stored)
         shape = batch_shape(stage.data, stage.auxiliary, pad_token=0, pair_format=pair_format)
         rows = batch_sharding(config.compute.rules, mesh)

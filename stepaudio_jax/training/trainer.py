@@ -287,8 +287,9 @@ class StageContext:
         """
         if not isinstance(self.stage.objective, Preference):
             return None
-        shares_prompt = supports_shared_prefix(self.config.compute)
-        return PairFormat(self.stage.objective, shares_prompt, reference_logprobs)
+        objective = self.stage.objective
+        shares_prompt = supports_shared_prefix(self.config.compute, objective.replies_per_record)
+        return PairFormat(objective, shares_prompt, reference_logprobs)
 
     def should_stop(self, step: int, *, within_step: bool = False) -> bool:
         """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""
