@@ -271,18 +271,19 @@ class PolicyIteration:
             cache=context.run_dir / f"judge_{stage.name}.jsonl",
         )
         self._compute_rewards = RewardFunction(self._objective, judge)
-        # Prompts of the steps, and, in an order of their own, those in place of others.
-        self._prompts, self._refills = (
-            PromptStream(
-                self._data,
-                self._tokenizer,
-                model,
-                seed=seed,
-                new_tokens=rollout.max_new_tokens,
-                validate=self._compute_rewards.check_record,
-            )
-            for seed in (self._seed, self._seed + _REFILL_SEED)
+        open_prompts = functools.partial(
+            PromptStream,
+            self._data,
+            self._tokenizer,
+            model,
+            new_tokens=rollout.max_new_tokens,
+            validate=self._compute_rewards.check_record,
         )
+        self._prompts = open_prompts(seed=self._seed)
+        # Those in place of others come in an order of their own.
+        self._refills = self._prompts
+        if self._objective.max_refills:
+            self._refills = open_prompts(seed=self._seed + _REFILL_SEED)
         self._encode_audio = AudioFeatureEncoder(model, config.compute, self._data, context.mesh)
         self._update = PolicyUpdate(
             start.model_def, self._objective, start.optimizer, start.shardings

@@ -187,8 +187,10 @@ def _pairs(batch: Batch) -> PairBatch:
     return batch.pairs
 
 
-def _token_logprobs(model: StepAudio, batch: Batch) -> Float[Array, "B T"]:
-    hidden, _ = forward(model, None, batch)
+def _token_logprobs(
+    model: StepAudio, batch: Batch, features: Array | None = None
+) -> Float[Array, "B T"]:
+    hidden, _ = forward(model, None, batch, features)
     logprobs, _ = chunked_logprobs(
         hidden,
         model.decoder.lm_head_kernel(),
@@ -197,6 +199,17 @@ def _token_logprobs(model: StepAudio, batch: Batch) -> Float[Array, "B T"]:
         rules=model.decoder.compute.rules,
     )
     return logprobs
+
+
+def _shared_features(model: StepAudio, state: TrainState, batch: Batch) -> Array | None:
+    """Returns the encoder's output, which policy and reference share while it is frozen.
+
+    Returns None without audio, and where the stage trains the encoder.
+    """
+    if "encoder" in state.params or batch.mel.shape[1] == 0:
+        return None
+    features, _ = model.encode_chunks(batch.mel, batch.mel_lengths)
+    return features
 
 
 def _reply_sums(
@@ -208,7 +221,9 @@ def _reply_sums(
 ) -> ReplySums:
     """Computes the sums of each reply, by the policy and the reference policy of `state`."""
     pairs = _pairs(batch)
-    logprobs = _token_logprobs(model_def.merge(policy)[0], batch)
+    model, _ = model_def.merge(policy)
+    features = _shared_features(model, state, batch)
+    logprobs = _token_logprobs(model, batch, features)
     tokens = sum_by_reply(jnp.ones_like(logprobs), pairs)
     of_replies = sum_by_reply(logprobs, pairs)
     log_ratios = None
@@ -217,7 +232,7 @@ def _reply_sums(
         log_ratios = of_replies - reference
     elif objective.has_reference:
         reference_model, _ = model_def.merge(state.with_reference_policy())
-        reference = jax.lax.stop_gradient(_token_logprobs(reference_model, batch))
+        reference = jax.lax.stop_gradient(_token_logprobs(reference_model, batch, features))
         # Subtracted token by token: a policy that is the reference has a ratio of exactly 0.
         log_ratios = sum_by_reply(logprobs - reference, pairs)
     return ReplySums(tokens, of_replies, log_ratios)
@@ -274,8 +289,9 @@ def _reference_kl(model_def: ModelDef, state: TrainState, batch: Batch) -> Scala
     """Returns the sum over the tokens of the replies of KL(policy || reference policy)."""
     policy, _ = model_def.merge(state)
     reference, _ = model_def.merge(state.with_reference_policy())
+    features = _shared_features(policy, state, batch)
     (hidden, _), (reference_hidden, _) = (
-        forward(model, None, batch) for model in (policy, reference)
+        forward(model, None, batch, features) for model in (policy, reference)
     )
     kl = chunked_divergence(
         hidden,

@@ -147,7 +147,10 @@ def make_eval_step(model_def: ModelDef, num_microbatches: int = 1) -> EvalStep:
 
 
 def forward(
-    model: StepAudio, heads: AuxiliaryHeads | None, batch: Batch
+    model: StepAudio,
+    heads: AuxiliaryHeads | None,
+    batch: Batch,
+    features: Float[Array, "B C audio_frames enc_hidden"] | None = None,
 ) -> tuple[Float[Array, "B T H"], dict[str, Scalar]]:
     """Runs the model over a batch.
 
@@ -155,6 +158,7 @@ def forward(
         model: whose weights are used.
         heads: None: no auxiliary losses.
         batch: of B rows of T tokens.
+        features: the encoder's output, if another model with the same encoder has computed it.
 
     Returns:
         The decoder's hidden states after its final norm, in the compute dtype; and the sum of each
@@ -163,7 +167,10 @@ def forward(
     audio = None
     aux_sums: dict[str, Scalar] = {}
     if batch.mel.shape[1] > 0:
-        features, outputs = model.encode_chunks(batch.mel, batch.mel_lengths)
+        if features is None:
+            features, outputs = model.encode_chunks(batch.mel, batch.mel_lengths)
+        else:
+            outputs = model.adapt_chunks(features)
         audio = outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])
         if heads is not None and batch.auxiliary is not None:
             convention = model.config.length_convention
